@@ -1,0 +1,285 @@
+//! The error that every API door speaks.
+//!
+//! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain [`DOMAIN`] and metadata;
+//! every value that the message interpolates is in the metadata too (AIP-193). Programs look at the reason, never at the
+//! text. Metadata keys with a fixed meaning: `vm`, `host`, `migration`, `slot`, `phase`, `side`, `vm_location`, `advice`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::v1;
+
+/// `ErrorInfo.domain` of every error made by Slat.
+pub const DOMAIN: &str = "slat.dev";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal => $code:ident,)*) => {
+        /// What failed, in bounded words. Each reason has exactly one gRPC code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The wire form, UPPER_SNAKE.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Reason::$variant => $text,)* }
+            }
+
+            /// The gRPC code it travels with.
+            #[must_use]
+            pub const fn code(self) -> Code {
+                match self { $(Reason::$variant => Code::$code,)* }
+            }
+
+            /// The reason whose wire form is `text`.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Reason> {
+                match text { $($text => Some(Reason::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A request field is missing or out of range; metadata `field`.
+    BadParameter = "BAD_PARAMETER" => InvalidArgument,
+    /// A slot overlaps, is unaligned, wraps, is too large or names no memory; metadata `slot`.
+    BadSlotTable = "BAD_SLOT_TABLE" => InvalidArgument,
+    /// The VM is not in the state the call needs; metadata `state`.
+    VmNotRunning = "VM_NOT_RUNNING" => FailedPrecondition,
+    /// The VM must be stopped for this.
+    VmRunning = "VM_RUNNING" => FailedPrecondition,
+    /// The VM's state forbids the call; metadata `state`.
+    VmState = "VM_STATE" => FailedPrecondition,
+    /// The VM cannot be migrated; metadata `blocked_reasons`.
+    MigrationBlocked = "MIGRATION_BLOCKED" => FailedPrecondition,
+    /// Source and destination CPUs differ.
+    CpuIncompatible = "CPU_INCOMPATIBLE" => FailedPrecondition,
+    /// Source and destination are of different architectures.
+    IsaMismatch = "ISA_MISMATCH" => FailedPrecondition,
+    /// The backend or host lacks what the call needs; metadata `capability`.
+    CapabilityMissing = "CAPABILITY_MISSING" => FailedPrecondition,
+    /// The VM is on that host already.
+    SameHost = "SAME_HOST" => FailedPrecondition,
+    /// The caller's or this process's epoch is not the VM's current one.
+    StaleEpoch = "STALE_EPOCH" => FailedPrecondition,
+    /// The agent's incarnation is not the registered one.
+    StaleIncarnation = "STALE_INCARNATION" => FailedPrecondition,
+    /// vCPU state of a version this side does not know.
+    StateVersionUnsupported = "STATE_VERSION_UNSUPPORTED" => FailedPrecondition,
+    /// The source has relinquished the VM; the migration will complete.
+    PastPointOfNoReturn = "PAST_POINT_OF_NO_RETURN" => FailedPrecondition,
+    /// The slot table changed since the caller looked.
+    StaleGeneration = "STALE_GENERATION" => Aborted,
+    /// The VM migrates already, or the call cannot be made while it does; metadata `migration`.
+    MigrationInProgress = "MIGRATION_IN_PROGRESS" => AlreadyExists,
+    /// A VM of that name exists.
+    VmExists = "VM_EXISTS" => AlreadyExists,
+    /// A migration of that name exists with other contents.
+    MigrationExists = "MIGRATION_EXISTS" => AlreadyExists,
+    /// No VM of that name here.
+    NoSuchVm = "NO_SUCH_VM" => NotFound,
+    /// No host of that name.
+    NoSuchHost = "NO_SUCH_HOST" => NotFound,
+    /// No migration of that name.
+    NoSuchMigration = "NO_SUCH_MIGRATION" => NotFound,
+    /// No slot of that number.
+    NoSuchSlot = "NO_SUCH_SLOT" => NotFound,
+    /// No dirty cursor of that name.
+    NoSuchCursor = "NO_SUCH_CURSOR" => NotFound,
+    /// The destination lacks memory; metadata `needed_bytes`, `free_bytes`.
+    DstNoMemory = "DST_NO_MEMORY" => ResourceExhausted,
+    /// This host lacks memory for a new VM; metadata `needed_bytes`, `free_bytes`.
+    NoMemory = "NO_MEMORY" => ResourceExhausted,
+    /// No ready host can take the VM.
+    NoHost = "NO_HOST" => ResourceExhausted,
+    /// A bounded resource (slots, cursors, connections) is used up.
+    LimitReached = "LIMIT_REACHED" => ResourceExhausted,
+    /// The other side does not answer.
+    PeerUnreachable = "PEER_UNREACHABLE" => Unavailable,
+    /// The other side restarted meanwhile.
+    PeerRestarted = "PEER_RESTARTED" => Unavailable,
+    /// The host's agent does not answer; metadata `host`.
+    HostUnreachable = "HOST_UNREACHABLE" => Unavailable,
+    /// The VM's process does not answer or is gone.
+    VmUnreachable = "VM_UNREACHABLE" => Unavailable,
+    /// A connection broke.
+    ConnectionLost = "CONNECTION_LOST" => Unavailable,
+    /// max_total_time passed.
+    CompletionTimeout = "COMPLETION_TIMEOUT" => DeadlineExceeded,
+    /// Nothing moved for the stall window.
+    ProgressStalled = "PROGRESS_STALLED" => DeadlineExceeded,
+    /// The guest dirties faster than pages can be sent; metadata has the rates.
+    NotConverging = "NOT_CONVERGING" => DeadlineExceeded,
+    /// The switchover took too long and was undone.
+    SwitchoverTimeout = "SWITCHOVER_TIMEOUT" => DeadlineExceeded,
+    /// The user cancelled.
+    CancelledByUser = "CANCELLED_BY_USER" => Aborted,
+    /// The VM was stopped or failed while it migrated.
+    VmStoppedDuringMigration = "VM_STOPPED_DURING_MIGRATION" => Aborted,
+    /// The VM's process died while it migrated; its memory is lost.
+    VmProcessDied = "VM_PROCESS_DIED" => Aborted,
+    /// Memory digests of source and destination differ; metadata `slot`.
+    DigestMismatch = "DIGEST_MISMATCH" => DataLoss,
+    /// A frame names pages outside the declared slots; metadata `slot`, `gfn`.
+    PageOutOfSlot = "PAGE_OUT_OF_SLOT" => DataLoss,
+    /// A frame has a wrong magic, version, length, checksum or order; metadata `field`.
+    StreamCorrupt = "STREAM_CORRUPT" => DataLoss,
+    /// The ticket shown is not this migration's.
+    GrantInvalid = "GRANT_INVALID" => PermissionDenied,
+    /// vCPUs could not be stopped.
+    SourcePause = "SOURCE_PAUSE" => Internal,
+    /// vCPU state could not be read.
+    StateSave = "STATE_SAVE" => Internal,
+    /// vCPU state could not be set.
+    StateLoad = "STATE_LOAD" => Internal,
+    /// A KVM ioctl failed; metadata `op`, `errno`.
+    KvmIoctl = "KVM_IOCTL" => Internal,
+    /// The journal could not be written; nothing was done.
+    Journal = "JOURNAL" => Internal,
+    /// The store could not be read or written.
+    Store = "STORE" => Internal,
+    /// A fault of Slat itself.
+    Internal = "INTERNAL" => Internal,
+    /// Not known whether the commit happened; a journal will tell.
+    InDoubt = "IN_DOUBT" => Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One failure as a caller of the API sees it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What failed.
+    pub reason: Reason,
+    /// For people: what and where.
+    pub message: String,
+    /// Details by name.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ApiError {
+    /// A failure with its sentence.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a detail.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl fmt::Display) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// A request field that is missing or out of range.
+    #[must_use]
+    pub fn bad_parameter(field: &str, message: impl fmt::Display) -> Self {
+        Self::new(Reason::BadParameter, format!("{field}: {message}")).with("field", field)
+    }
+
+    /// A VM that this door does not know.
+    #[must_use]
+    pub fn no_such_vm(name: impl fmt::Display) -> Self {
+        Self::new(Reason::NoSuchVm, format!("no VM {name} here")).with("vm", name)
+    }
+
+    /// The failure as a migration records it.
+    #[must_use]
+    pub fn to_migration_error(&self, phase: v1::MigrationPhase, side: &str) -> v1::MigrationError {
+        v1::MigrationError {
+            reason: self.reason.as_str().to_owned(),
+            message: self.message.clone(),
+            phase: phase.into(),
+            side: side.to_owned(),
+            advice: self.metadata.get("advice").cloned().unwrap_or_default(),
+            metadata: self.metadata.clone().into_iter().collect(),
+        }
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let mut details = ErrorDetails::new();
+        let metadata: HashMap<String, String> = error.metadata.into_iter().collect();
+        details.set_error_info(error.reason.as_str(), DOMAIN, metadata);
+        Status::with_error_details(error.reason.code(), error.message, details)
+    }
+}
+
+impl From<Status> for ApiError {
+    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes PEER_UNREACHABLE when its
+    /// code says the peer could not be asked, and INTERNAL otherwise, with the gRPC code kept in the metadata.
+    fn from(status: Status) -> Self {
+        if let Some(info) = status.get_details_error_info()
+            && info.domain == DOMAIN
+            && let Some(reason) = Reason::parse(&info.reason)
+        {
+            return Self {
+                reason,
+                message: status.message().to_owned(),
+                metadata: info.metadata.into_iter().collect(),
+            };
+        }
+        let reason = match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Reason::PeerUnreachable,
+            _ => Reason::Internal,
+        };
+        let message = if status.message().is_empty() {
+            format!("{}", status.code())
+        } else {
+            status.message().to_owned()
+        };
+        Self::new(reason, message).with("grpc_code", format!("{:?}", status.code()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_survives_the_wire() {
+        for &reason in Reason::ALL {
+            let error = ApiError::new(reason, "what happened").with("vm", "vms/a");
+            let status = Status::from(error.clone());
+            assert_eq!(status.code(), reason.code());
+            assert_eq!(ApiError::from(status), error);
+        }
+    }
+
+    #[test]
+    fn reasons_are_upper_snake_and_bounded() {
+        for reason in Reason::ALL {
+            let text = reason.as_str();
+            assert!(text.len() <= 63, "{text}");
+            assert!(text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+            assert_eq!(Reason::parse(text), Some(*reason));
+        }
+    }
+
+    #[test]
+    fn a_foreign_status_keeps_its_code() {
+        let error = ApiError::from(Status::unavailable("tcp connect error"));
+        assert_eq!(error.reason, Reason::PeerUnreachable);
+        assert_eq!(error.metadata["grpc_code"], "Unavailable");
+    }
+}

@@ -1,0 +1,118 @@
+//! Resource names (AIP-122): `vms/{vm}`, `hosts/{host}`, `migrations/{migration}`.
+//!
+//! The id is DNS-like: lower-case letters, digits, dashes, 1 to 63, beginning with a letter or digit and not ending with a
+//! dash. Nothing else reaches a file name, a metric label or a log line.
+
+use std::{fmt, str::FromStr};
+
+use crate::ApiError;
+
+fn check_id(field: &str, id: &str) -> Result<(), ApiError> {
+    let fits = (1..=63).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !id.starts_with('-')
+        && !id.ends_with('-');
+    if fits {
+        return Ok(());
+    }
+    let shown: String = id.chars().take(80).flat_map(char::escape_default).collect();
+    Err(ApiError::bad_parameter(
+        field,
+        format_args!(
+            "\"{shown}\" is no name: 1 to 63 lower-case letters, digits and dashes, with a letter or digit first and last"
+        ),
+    )
+    .with("value", shown))
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $type:ident, $prefix:literal, $field:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $type(String);
+
+        impl $type {
+            /// From the bare id.
+            ///
+            /// # Errors
+            /// BAD_PARAMETER when it is not DNS-like.
+            pub fn from_id(id: &str) -> Result<Self, ApiError> {
+                check_id($field, id)?;
+                Ok(Self(id.to_owned()))
+            }
+
+            /// From the full name, or from the bare id.
+            ///
+            /// # Errors
+            /// BAD_PARAMETER when it is neither.
+            pub fn parse(name: &str) -> Result<Self, ApiError> {
+                Self::from_id(name.strip_prefix($prefix).unwrap_or(name))
+            }
+
+            /// The bare id.
+            #[must_use]
+            pub fn id(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = ApiError;
+            fn from_str(text: &str) -> Result<Self, ApiError> {
+                Self::parse(text)
+            }
+        }
+    };
+}
+
+name_type!(
+    /// `vms/{vm}`.
+    VmName, "vms/", "vm"
+);
+name_type!(
+    /// `hosts/{host}`.
+    HostName, "hosts/", "host"
+);
+name_type!(
+    /// `migrations/{migration}`.
+    MigrationName, "migrations/", "migration"
+);
+name_type!(
+    /// A dirty-log reader's name within a VM.
+    CursorName, "cursors/", "cursor"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Reason;
+
+    #[test]
+    fn names_parse_with_and_without_their_collection() {
+        for text in ["web-1", "vms/web-1"] {
+            let name: VmName = text.parse().unwrap();
+            assert_eq!(name.id(), "web-1");
+            assert_eq!(name.to_string(), "vms/web-1");
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_a_name() {
+        let long = "a".repeat(64);
+        for text in [
+            "", "-a", "a-", "A", "a/b", "../x", "a.b", "ü", "a b", "vms/", "hosts/a", &long,
+        ] {
+            let error = VmName::parse(text).unwrap_err();
+            assert_eq!(error.reason, Reason::BadParameter, "{text}");
+            assert_eq!(error.metadata["field"], "vm");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! What a VM is made of, checked, with every default filled in.
+
+use std::{fmt, str::FromStr};
+
+use super::slot::PAGE_SIZE;
+use crate::{ApiError, v1};
+
+/// Least guest memory: the guest's own tables and code, and something to write.
+const MIN_MEMORY: u64 = 8 << 20;
+/// Guest memory comes in these steps.
+const MEMORY_STEP: u64 = 2 << 20;
+/// Most guest memory: two slots of 2^31 - 1 pages would hold more; no host tested here does.
+const MAX_MEMORY: u64 = 4 << 40;
+const MAX_VCPUS: u32 = 64;
+const MAX_IMAGE: usize = 1 << 20;
+
+/// How a VM's second stage is walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// The kernel walks.
+    Kvm,
+    /// The Common MMU is the page table.
+    Software,
+}
+
+impl BackendKind {
+    /// As a message.
+    #[must_use]
+    pub fn to_message(self) -> v1::Backend {
+        match self {
+            Self::Kvm => v1::Backend::Kvm,
+            Self::Software => v1::Backend::Software,
+        }
+    }
+
+    /// From a message's field; `None` for UNSPECIFIED.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER for a number that is no backend.
+    pub fn from_field(value: i32) -> Result<Option<Self>, ApiError> {
+        match v1::Backend::try_from(value) {
+            Ok(v1::Backend::Unspecified) => Ok(None),
+            Ok(v1::Backend::Kvm) => Ok(Some(Self::Kvm)),
+            Ok(v1::Backend::Software) => Ok(Some(Self::Software)),
+            Err(_) => Err(ApiError::bad_parameter(
+                "spec.backend",
+                format_args!("{value} is no backend"),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Software => "software",
+        })
+    }
+}
+
+/// Layout of second-stage entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Intel EPT, 4 levels.
+    Ept4,
+    /// RISC-V Sv39x4.
+    Sv39x4,
+    /// RISC-V Sv48x4.
+    Sv48x4,
+    /// RISC-V Sv57x4.
+    Sv57x4,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Format; 4] = [Self::Ept4, Self::Sv39x4, Self::Sv48x4, Self::Sv57x4];
+
+    /// As a message.
+    #[must_use]
+    pub fn to_message(self) -> v1::Format {
+        match self {
+            Self::Ept4 => v1::Format::Ept4,
+            Self::Sv39x4 => v1::Format::Sv39x4,
+            Self::Sv48x4 => v1::Format::Sv48x4,
+            Self::Sv57x4 => v1::Format::Sv57x4,
+        }
+    }
+
+    /// From a message's field; `None` for UNSPECIFIED.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER for a number that is no format.
+    pub fn from_field(value: i32) -> Result<Option<Self>, ApiError> {
+        match v1::Format::try_from(value) {
+            Ok(v1::Format::Unspecified) => Ok(None),
+            Ok(v1::Format::Ept4) => Ok(Some(Self::Ept4)),
+            Ok(v1::Format::Sv39x4) => Ok(Some(Self::Sv39x4)),
+            Ok(v1::Format::Sv48x4) => Ok(Some(Self::Sv48x4)),
+            Ok(v1::Format::Sv57x4) => Ok(Some(Self::Sv57x4)),
+            Err(_) => Err(ApiError::bad_parameter(
+                "spec.format",
+                format_args!("{value} is no format"),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ept4 => "ept4",
+            Self::Sv39x4 => "sv39x4",
+            Self::Sv48x4 => "sv48x4",
+            Self::Sv57x4 => "sv57x4",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = ApiError;
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.to_string() == text)
+            .ok_or_else(|| {
+                ApiError::bad_parameter("format", "is one of ept4, sv39x4, sv48x4, sv57x4")
+            })
+    }
+}
+
+/// Order in which memstress visits its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemstressPattern {
+    /// One after the other.
+    Sequential,
+    /// Uniformly at random.
+    Random,
+    /// `hot_percent` of the pages get `hot_visit_percent` of the visits.
+    HotCold {
+        /// Share of pages, 1 to 99.
+        hot_percent: u32,
+        /// Share of visits, 1 to 99.
+        hot_visit_percent: u32,
+    },
+}
+
+/// What memory holds before the first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemstressFill {
+    /// Zero, unpopulated.
+    Zero,
+    /// Random bytes.
+    Random,
+}
+
+/// The self-checking guest's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemstressSpec {
+    /// Order of visits.
+    pub pattern: MemstressPattern,
+    /// Share of visits that write, 0 to 100.
+    pub write_percent: u32,
+    /// Ceiling over all vCPUs, bytes a second; `None`: none; 0: idle.
+    pub dirty_rate: Option<u64>,
+    /// Contents at the start.
+    pub fill: MemstressFill,
+    /// Of the pattern and the fill, never 0.
+    pub seed: u64,
+}
+
+impl Default for MemstressSpec {
+    fn default() -> Self {
+        Self {
+            pattern: MemstressPattern::Sequential,
+            write_percent: 100,
+            dirty_rate: None,
+            fill: MemstressFill::Zero,
+            seed: 1,
+        }
+    }
+}
+
+impl MemstressSpec {
+    fn from_message(message: &v1::Memstress) -> Result<Self, ApiError> {
+        use v1::memstress::{Fill, Pattern};
+        let percent = |field: &str, value: u32, default: u32| match value {
+            0 => Ok(default),
+            1..=99 => Ok(value),
+            _ => Err(ApiError::bad_parameter(field, "is 1 to 99 percent")),
+        };
+        let pattern = match Pattern::try_from(message.pattern) {
+            Ok(Pattern::Unspecified | Pattern::Sequential) => MemstressPattern::Sequential,
+            Ok(Pattern::Random) => MemstressPattern::Random,
+            Ok(Pattern::HotCold) => MemstressPattern::HotCold {
+                hot_percent: percent("spec.memstress.hot_percent", message.hot_percent, 10)?,
+                hot_visit_percent: percent(
+                    "spec.memstress.hot_visit_percent",
+                    message.hot_visit_percent,
+                    90,
+                )?,
+            },
+            Err(_) => {
+                return Err(ApiError::bad_parameter(
+                    "spec.memstress.pattern",
+                    "is no pattern",
+                ));
+            }
+        };
+        let write_percent = message.write_percent.unwrap_or(100);
+        if write_percent > 100 {
+            return Err(ApiError::bad_parameter(
+                "spec.memstress.write_percent",
+                "is 0 to 100 percent",
+            ));
+        }
+        Ok(Self {
+            pattern,
+            write_percent,
+            dirty_rate: message.dirty_rate_bytes_per_second,
+            fill: match Fill::try_from(message.fill) {
+                Ok(Fill::Unspecified | Fill::Zero) => MemstressFill::Zero,
+                Ok(Fill::Random) => MemstressFill::Random,
+                Err(_) => return Err(ApiError::bad_parameter("spec.memstress.fill", "is no fill")),
+            },
+            seed: message.seed.max(1),
+        })
+    }
+
+    fn to_message(self) -> v1::Memstress {
+        use v1::memstress::{Fill, Pattern};
+        let (pattern, hot_percent, hot_visit_percent) = match self.pattern {
+            MemstressPattern::Sequential => (Pattern::Sequential, 0, 0),
+            MemstressPattern::Random => (Pattern::Random, 0, 0),
+            MemstressPattern::HotCold {
+                hot_percent,
+                hot_visit_percent,
+            } => (Pattern::HotCold, hot_percent, hot_visit_percent),
+        };
+        v1::Memstress {
+            pattern: pattern.into(),
+            write_percent: Some(self.write_percent),
+            dirty_rate_bytes_per_second: self.dirty_rate,
+            hot_percent,
+            hot_visit_percent,
+            fill: match self.fill {
+                MemstressFill::Zero => Fill::Zero,
+                MemstressFill::Random => Fill::Random,
+            }
+            .into(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// What runs inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestSpec {
+    /// The self-checking memory writer.
+    Memstress(MemstressSpec),
+    /// Flat code; its contract is in `vm.proto`.
+    RawImage(Vec<u8>),
+}
+
+/// A VM's immutable description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Guest memory, bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// 1 to 64.
+    pub vcpus: u32,
+    /// `None`: the agent chooses KVM where it can, software elsewhere.
+    pub backend: Option<BackendKind>,
+    /// Software backend: entry format. `None`: EPT4 on software, the kernel's on KVM.
+    pub format: Option<Format>,
+    /// What runs inside.
+    pub guest: GuestSpec,
+}
+
+impl VmSpec {
+    /// Checks a message and fills defaults in.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER with the field at fault.
+    pub fn from_message(message: &v1::VmSpec) -> Result<Self, ApiError> {
+        let memory = message.memory_bytes;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(MEMORY_STEP) {
+            return Err(ApiError::bad_parameter(
+                "spec.memory_bytes",
+                format_args!("{memory} is not a multiple of 2 MiB between 8 MiB and 4 TiB"),
+            )
+            .with("value", memory));
+        }
+        if !(1..=MAX_VCPUS).contains(&message.vcpus) {
+            return Err(ApiError::bad_parameter(
+                "spec.vcpus",
+                format_args!("{} is not between 1 and {MAX_VCPUS}", message.vcpus),
+            )
+            .with("value", message.vcpus));
+        }
+        let backend = BackendKind::from_field(message.backend)?;
+        let format = Format::from_field(message.format)?;
+        if backend == Some(BackendKind::Kvm) && format.is_some() {
+            return Err(ApiError::bad_parameter(
+                "spec.format",
+                "on KVM the kernel chooses the format; leave it out or take the software backend",
+            ));
+        }
+        let guest = match &message.guest {
+            None => GuestSpec::Memstress(MemstressSpec::default()),
+            Some(v1::vm_spec::Guest::Memstress(memstress)) => {
+                GuestSpec::Memstress(MemstressSpec::from_message(memstress)?)
+            }
+            Some(v1::vm_spec::Guest::RawImage(raw)) => {
+                if raw.image.is_empty() || raw.image.len() > MAX_IMAGE {
+                    return Err(ApiError::bad_parameter(
+                        "spec.raw_image.image",
+                        format_args!("{} bytes; 1 byte to 1 MiB", raw.image.len()),
+                    ));
+                }
+                GuestSpec::RawImage(raw.image.clone())
+            }
+        };
+        Ok(Self {
+            memory_bytes: memory,
+            vcpus: message.vcpus,
+            backend,
+            format,
+            guest,
+        })
+    }
+
+    /// As a message.
+    #[must_use]
+    pub fn to_message(&self) -> v1::VmSpec {
+        v1::VmSpec {
+            memory_bytes: self.memory_bytes,
+            vcpus: self.vcpus,
+            backend: self
+                .backend
+                .map_or(v1::Backend::Unspecified, BackendKind::to_message)
+                .into(),
+            format: self
+                .format
+                .map_or(v1::Format::Unspecified, Format::to_message)
+                .into(),
+            guest: Some(match &self.guest {
+                GuestSpec::Memstress(memstress) => {
+                    v1::vm_spec::Guest::Memstress(memstress.to_message())
+                }
+                GuestSpec::RawImage(image) => v1::vm_spec::Guest::RawImage(v1::RawImage {
+                    image: image.clone(),
+                }),
+            }),
+        }
+    }
+
+    /// Guest memory in pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.memory_bytes / PAGE_SIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> v1::VmSpec {
+        v1::VmSpec {
+            memory_bytes: 64 << 20,
+            vcpus: 2,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_and_survive_the_wire() {
+        let spec = VmSpec::from_message(&message()).unwrap();
+        assert_eq!(spec.guest, GuestSpec::Memstress(MemstressSpec::default()));
+        assert_eq!(VmSpec::from_message(&spec.to_message()).unwrap(), spec);
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        let field = |change: &dyn Fn(&mut v1::VmSpec)| {
+            let mut bad = message();
+            change(&mut bad);
+            VmSpec::from_message(&bad).unwrap_err().metadata["field"].clone()
+        };
+        assert_eq!(field(&|m| m.memory_bytes = 0), "spec.memory_bytes");
+        assert_eq!(
+            field(&|m| m.memory_bytes = (64 << 20) + 4096),
+            "spec.memory_bytes"
+        );
+        assert_eq!(field(&|m| m.memory_bytes = u64::MAX), "spec.memory_bytes");
+        assert_eq!(field(&|m| m.vcpus = 0), "spec.vcpus");
+        assert_eq!(field(&|m| m.vcpus = 65), "spec.vcpus");
+        assert_eq!(field(&|m| m.backend = 9), "spec.backend");
+        assert_eq!(field(&|m| m.format = -1), "spec.format");
+        let kvm_format = |m: &mut v1::VmSpec| {
+            m.backend = v1::Backend::Kvm.into();
+            m.format = v1::Format::Ept4.into();
+        };
+        assert_eq!(field(&kvm_format), "spec.format");
+    }
+}
