@@ -1,0 +1,1 @@
+//! KVM (not built yet).

@@ -1,0 +1,1 @@
+//! The Common MMU as the page table (not built yet).

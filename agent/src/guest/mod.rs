@@ -1,0 +1,1 @@
+//! Guests: memstress and the raw image.

@@ -1,0 +1,9 @@
+//! Guest memory: one memfd a slot, mapped shared for as long as anyone holds the slot.
+
+mod digest;
+mod mapping;
+mod slots;
+
+pub use digest::{MemoryDigest, SlotDigest, digest_page, digest_slot};
+pub use mapping::Mapping;
+pub use slots::{GuestMemory, SlotMemory, SlotTable};
