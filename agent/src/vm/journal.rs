@@ -172,6 +172,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     state: Option<JournalState>,
+    /// A write failed: what the file holds is not known until it is read again.
+    torn: bool,
 }
 
 impl Journal {
@@ -212,7 +214,21 @@ impl Journal {
             path: path.to_owned(),
             file,
             state,
+            torn: false,
         })
+    }
+
+    /// After an append that failed: reads the file again, so that [`Journal::state`] says what it holds, and drops a line
+    /// that was cut off. No effect otherwise. What forbade something must be obeyed whatever is found: an entry found
+    /// missing may have been read by others.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn recover(&mut self) -> Result<(), JournalError> {
+        if self.torn {
+            *self = Self::open(&self.path)?;
+        }
+        Ok(())
     }
 
     /// What the journal in `path` says, without opening it for writing. `None` when there is none or it is empty.
@@ -237,17 +253,19 @@ impl Journal {
     }
 
     /// Appends an entry and returns once it is durable. On an error the entry may or may not be durable: the caller must
-    /// not go on as if it were, and must not resume what the entry would have forbidden.
+    /// not go on as if it were, and must not resume what the entry would have forbidden. The next append recovers first.
     ///
     /// # Errors
-    /// `Order` (nothing written), `Io`.
+    /// `Order` (nothing written), `Io`, and those of [`Journal::recover`].
     pub fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        self.recover()?;
         let next = step(self.state.as_ref(), entry)?;
         let json = serde_json::to_string(entry).map_err(|error| JournalError::Io {
             path: self.path.clone(),
             source: io::Error::other(error),
         })?;
         let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        self.torn = true;
         self.file
             .write_all(line.as_bytes())
             .and_then(|()| self.file.sync_data())
@@ -255,8 +273,15 @@ impl Journal {
                 path: self.path.clone(),
                 source,
             })?;
+        self.torn = false;
         self.state = Some(next);
         Ok(())
+    }
+
+    /// Makes the next append fail in the kernel.
+    #[cfg(test)]
+    pub(in crate::vm) fn break_file(&mut self) {
+        self.file = File::open(&self.path).expect("the journal can be read");
     }
 }
 
@@ -483,6 +508,36 @@ mod tests {
         assert_eq!(
             journal.state().unwrap().ownership,
             Ownership::Owner { epoch: 5 }
+        );
+    }
+
+    #[test]
+    fn a_failed_append_is_looked_up_before_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append(&created()).unwrap();
+        journal.break_file();
+        assert!(matches!(
+            journal.append(&relinquished()),
+            Err(JournalError::Io { .. })
+        ));
+        // As if the line had reached the file although the call failed.
+        let json = serde_json::to_string(&relinquished()).unwrap();
+        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+        assert!(
+            matches!(
+                journal.append(&relinquished()),
+                Err(JournalError::Order { .. })
+            ),
+            "the entry is there already"
+        );
+        journal.append(&Entry::Ended).unwrap();
+        assert_eq!(
+            Journal::read(&path).unwrap().unwrap().ownership,
+            Ownership::Ended
         );
     }
 

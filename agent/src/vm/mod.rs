@@ -1,8 +1,14 @@
 //! The inside of one VM process (`slat vm`).
 //!
-//! [`memory`] holds guest memory, [`journal`] the durable ownership record, [`dir`] the files shared with the agent.
+//! [`machine`] is the VM itself: its life, its slots, its ownership; [`memory`] holds guest memory and the dirty log,
+//! [`journal`] the durable ownership record, [`dir`] the files shared with the agent, [`migration`] the two halves of a
+//! migration.
 
 pub mod dir;
 pub mod journal;
+pub mod machine;
 pub mod memory;
 pub mod migration;
+
+#[cfg(test)]
+pub(crate) mod fake;

@@ -1,0 +1,50 @@
+//! What a machine is built from, in one place: backends and guests. Tests put a fake backend here.
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{BackendKind, VmSpec},
+    v1,
+};
+
+use crate::{
+    backend::{self, Backend, BackendError, EventSink},
+    vm::memory::SlotTable,
+};
+
+/// Builds a stopped backend without slots.
+pub(crate) type CreateBackend =
+    Arc<dyn Fn(&VmSpec, EventSink) -> Result<Arc<dyn Backend>, BackendError> + Send + Sync>;
+
+/// Where backends and guests come from.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    /// Backends that work here, best first, and why KVM is not among them.
+    pub(crate) available: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Builds a backend.
+    pub(crate) create: CreateBackend,
+    /// Puts the guest into empty memory.
+    pub(crate) install: fn(&SlotTable, &VmSpec) -> Result<(), ApiError>,
+    /// Reads memstress' counters.
+    pub(crate) counters: fn(&SlotTable, u32) -> Option<v1::GuestCounters>,
+}
+
+impl Parts {
+    /// The real ones.
+    pub(crate) fn real() -> Self {
+        Self {
+            available: backend::available,
+            create: Arc::new(backend::create),
+            install: install_guest,
+            counters: |_, _| None,
+        }
+    }
+}
+
+fn install_guest(_: &SlotTable, _: &VmSpec) -> Result<(), ApiError> {
+    Err(ApiError::new(
+        Reason::CapabilityMissing,
+        "this build has no guest yet",
+    ))
+}
