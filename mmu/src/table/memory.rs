@@ -1,5 +1,6 @@
 //! The host's side of table memory.
 
+use alloc::sync::Arc;
 use core::{ptr::NonNull, sync::atomic::AtomicU64};
 
 use crate::addr::Pfn;
@@ -34,4 +35,20 @@ pub unsafe trait TableMemory: Send + Sync {
     /// The entries of a table whose first frame is `pfn`. May panic or return anything for a `pfn` that is not
     /// allocated.
     fn entries(&self, pfn: Pfn) -> NonNull<AtomicU64>;
+}
+
+// SAFETY: everything is the inner value's, which lives at least as long as the `Arc`.
+unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
+    fn allocate(&self, bytes: usize) -> Option<Pfn> {
+        (**self).allocate(bytes)
+    }
+
+    unsafe fn free(&self, pfn: Pfn, bytes: usize) {
+        // SAFETY: the caller's promise is the inner value's condition.
+        unsafe { (**self).free(pfn, bytes) }
+    }
+
+    fn entries(&self, pfn: Pfn) -> NonNull<AtomicU64> {
+        (**self).entries(pfn)
+    }
 }

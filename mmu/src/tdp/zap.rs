@@ -8,7 +8,7 @@
 
 use super::{State, TdpMmu, iter::TdpIter};
 use crate::{
-    addr::{Gfn, GfnRange, Level},
+    addr::{GfnRange, Level},
     flush::Flush,
     format::{Entry, Format},
     invalidate::Invalidation,
