@@ -36,7 +36,7 @@ fn any_leaf() -> impl Strategy<Value = Leaf> {
 
 fn fit<F: Format>(leaf: Leaf, level: Level) -> Leaf {
     Leaf {
-        pfn: Pfn(leaf.pfn.0 % F::MAX_PFN.0 & !(F::span(level) - 1)),
+        pfn: Pfn((leaf.pfn.0 % F::MAX_PFN.0) & !(F::span(level) - 1)),
         ..leaf
     }
 }

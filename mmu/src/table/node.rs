@@ -196,8 +196,8 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// # Safety
     ///
-    /// `pfn` is the first frame of a live table of `level`, and stays one for `'a`.
-    unsafe fn entries<'a>(&'a self, pfn: Pfn, level: Level) -> &'a [AtomicU64] {
+    /// `pfn` is the first frame of a live table of `level`, and stays one while the result is used.
+    unsafe fn entries(&self, pfn: Pfn, level: Level) -> &[AtomicU64] {
         let first = self.memory.entries(pfn);
         // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
         // the caller promises that it is.
