@@ -1,0 +1,269 @@
+//! The kernel's `dirty_log_test` in small: virtual CPUs with TLBs of their own write while their dirty log is harvested
+//! and, in the second test, while their tables are torn down under them.
+//!
+//! Oracle, for every round: a page that is clean in this harvest *and* in a look at the log taken after its memory was
+//! read holds what was last copied from it. At the end, with the CPUs stopped and one more harvest, the copy is the
+//! memory: no write was lost.
+//!
+//! A CPU obeys flushes between two instructions only, and whoever flushes waits until each has: the use of a TLB entry
+//! that outlived its flush is an error that the oracle sees.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+};
+
+use slat_arch::GuestStage;
+use slat_mmu::{
+    Access, Arena, DirtyLogStart, Fault, FaultOutcome, Flush, Gfn, GfnRange, Level, MmuConfig, Pfn,
+    SecondStage, SlotFlags, SlotSpec, Translation,
+};
+
+/// Not a multiple of 64, and more than one huge page.
+const PAGES: u64 = 1024 + 16;
+/// Aligned to 64 pages but not to a huge page's neighbours, so that words cross leaves.
+const BASE: u64 = 512 * 3;
+const HOST: u64 = 512 * 64;
+const CPUS: usize = 2;
+const ROUNDS: usize = 40;
+
+struct Machine {
+    mmu: Box<dyn SecondStage>,
+    /// One word stands for a page's contents; indexed by host frame.
+    memory: Vec<AtomicU64>,
+    flushes: Mutex<Vec<Flush>>,
+    requested: AtomicUsize,
+    obeyed: [AtomicUsize; CPUS],
+    /// Writes are logged, so nothing is promoted to a huge leaf any more.
+    logging: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// Marks a CPU that will never use its TLB again.
+const STOPPED: usize = usize::MAX;
+
+impl Machine {
+    fn new(stage: GuestStage, start: DirtyLogStart) -> Self {
+        let config = MmuConfig::default().with_dirty_log_start(start);
+        let mmu = stage.build(Arena::new(Pfn(0x1000), 4096), config);
+        mmu.create_slot(SlotSpec::new(0, Gfn(BASE), PAGES, Pfn(HOST)))
+            .unwrap();
+        Self {
+            mmu,
+            memory: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
+            flushes: Mutex::default(),
+            requested: AtomicUsize::new(0),
+            obeyed: Default::default(),
+            logging: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Carries out a flush: returns when every CPU has obeyed. Never called by a CPU.
+    fn flush(&self, flush: Flush) {
+        if flush.is_none() {
+            return;
+        }
+        let mut flushes = self.flushes.lock().unwrap();
+        flushes.push(flush);
+        let number = flushes.len();
+        self.requested.store(number, SeqCst);
+        drop(flushes);
+        while self
+            .obeyed
+            .iter()
+            .any(|obeyed| obeyed.load(SeqCst) < number)
+        {
+            thread::yield_now();
+        }
+    }
+
+    fn run_cpu(&self, cpu: usize, mut seed: u64) {
+        let mut tlb: HashMap<u64, Translation> = HashMap::new();
+        let mut done = 0;
+        let mut value = cpu as u64;
+        let mut random = || {
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            seed >> 33
+        };
+        while !self.stop.load(SeqCst) {
+            let gfn = Gfn(BASE + random() % PAGES);
+            let write = !random().is_multiple_of(4);
+            let access = if write { Access::Write } else { Access::Read };
+            value += CPUS as u64;
+            loop {
+                if self.requested.load(SeqCst) != done {
+                    let flushes = self.flushes.lock().unwrap();
+                    for flush in &flushes[done..] {
+                        tlb.retain(|&gfn, _| !flush.covers(Gfn(gfn)));
+                    }
+                    done = flushes.len();
+                    drop(flushes);
+                    self.obeyed[cpu].store(done, SeqCst);
+                }
+                if let Some(hit) = tlb.get(&gfn.0)
+                    && (hit.writable || !write)
+                {
+                    assert_eq!(
+                        hit.pfn.0,
+                        HOST + gfn.0 - BASE,
+                        "a translation to the wrong frame"
+                    );
+                    if write {
+                        self.memory[(hit.pfn.0 - HOST) as usize].store(value, SeqCst);
+                    }
+                    break;
+                }
+                tlb.remove(&gfn.0);
+                match self.mmu.access(gfn, access) {
+                    Ok(hit) => {
+                        tlb.insert(gfn.0, hit);
+                    }
+                    Err(_) => match self.mmu.fault(Fault::new(gfn, access)) {
+                        FaultOutcome::Fixed { flush, .. } => {
+                            assert!(flush.is_none(), "nothing is promoted here")
+                        }
+                        FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {}
+                        other => panic!("{other:?} at {gfn}"),
+                    },
+                }
+            }
+        }
+        self.obeyed[cpu].store(STOPPED, SeqCst);
+    }
+
+    /// One harvest, complete with its flush; `manual` gets first and clears what it got.
+    fn harvest(&self, manual: bool) -> Vec<u64> {
+        let mut dirty = vec![0; PAGES.div_ceil(64) as usize];
+        if manual {
+            self.mmu.get_dirty_log(0, &mut dirty).unwrap();
+            self.flush(self.mmu.clear_dirty_log(0, 0, PAGES, &dirty).unwrap());
+        } else {
+            self.flush(self.mmu.harvest_dirty_log(0, &mut dirty).unwrap());
+        }
+        dirty
+    }
+
+    /// Harvests, copies and checks until the rounds are over, then stops the CPUs and checks the copy.
+    fn migrate(&self, manual: bool) {
+        let is_set = |bitmap: &[u64], page: usize| bitmap[page / 64] >> (page % 64) & 1 == 1;
+        self.flush(self.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap());
+        self.logging.store(true, SeqCst);
+        // The first copy is of everything.
+        let mut copy: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
+        let mut seen_dirty = 0;
+        for _ in 0..ROUNDS {
+            thread::yield_now();
+            let dirty = self.harvest(manual);
+            let now: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
+            let mut later = vec![0; dirty.len()];
+            self.mmu.get_dirty_log(0, &mut later).unwrap();
+            for page in 0..PAGES as usize {
+                if is_set(&dirty, page) {
+                    copy[page] = now[page];
+                    seen_dirty += 1;
+                } else if !is_set(&later, page) {
+                    assert_eq!(
+                        copy[page], now[page],
+                        "page {page} was written and is clean"
+                    );
+                }
+            }
+        }
+        self.stop.store(true, SeqCst);
+        while self
+            .obeyed
+            .iter()
+            .any(|obeyed| obeyed.load(SeqCst) != STOPPED)
+        {
+            thread::yield_now();
+        }
+        let last = self.harvest(manual);
+        for (page, copied) in copy.iter_mut().enumerate() {
+            let now = self.memory[page].load(SeqCst);
+            if is_set(&last, page) {
+                *copied = now;
+            }
+            assert_eq!(*copied, now, "page {page} was written and never reported");
+        }
+        assert!(seen_dirty > 0, "the CPUs wrote nothing");
+    }
+
+    /// Unmaps, splits, ages and throws roots away.
+    fn churn(&self) {
+        let mut n = 0u64;
+        while !self.logging.load(SeqCst) && !self.stop.load(SeqCst) {
+            thread::yield_now();
+        }
+        while !self.stop.load(SeqCst) {
+            n += 1;
+            let range = GfnRange::new(Gfn(BASE + n * 37 % PAGES), n % 100 + 1);
+            match n % 5 {
+                0 => self.flush(self.mmu.zap_all()),
+                1 => {
+                    let guard = self.mmu.pin();
+                    self.flush(self.mmu.invalidate_roots());
+                    drop(guard);
+                    self.mmu.zap_invalidated_roots();
+                }
+                2 => {
+                    let (token, flush) = self.mmu.invalidate_begin(range);
+                    self.flush(flush);
+                    self.mmu.invalidate_end(token);
+                }
+                3 => assert!(self.mmu.split_huge_pages(range, Level::SIZE_4K)),
+                _ => {
+                    self.mmu.age(range);
+                    self.flush(self.mmu.zap_gfn_range(range));
+                }
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+fn run(stage: GuestStage, start: DirtyLogStart, manual: bool, churn: bool) {
+    let machine = Machine::new(stage, start);
+    thread::scope(|scope| {
+        for cpu in 0..CPUS {
+            let machine = &machine;
+            scope.spawn(move || machine.run_cpu(cpu, 0x5eed + cpu as u64));
+        }
+        if churn {
+            scope.spawn(|| machine.churn());
+        }
+        // A failed check must not leave the others running.
+        let result =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| machine.migrate(manual)));
+        machine.stop.store(true, SeqCst);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let _nobody_is_left = machine.mmu.zap_all();
+    let stats = machine.mmu.stats();
+    assert_eq!((stats.tables, stats.pages), (0, [0; 5]));
+}
+
+#[test]
+fn no_write_is_lost() {
+    for stage in GuestStage::ALL {
+        run(stage, DirtyLogStart::Protected, false, false);
+        run(stage, DirtyLogStart::Protected, true, false);
+        run(stage, DirtyLogStart::InitiallySet, true, false);
+    }
+}
+
+#[test]
+fn no_write_is_lost_while_tables_are_torn_down() {
+    for stage in GuestStage::ALL {
+        run(stage, DirtyLogStart::Protected, true, true);
+        run(stage, DirtyLogStart::InitiallySet, false, true);
+    }
+}

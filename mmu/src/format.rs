@@ -1,0 +1,290 @@
+//! What an architecture provides: the layout of one page-table entry.
+//!
+//! [`Format`] is the whole border between the Common MMU and an architecture, as the hooks of the kernel's common
+//! header are. A format is a zero-sized type; every function is pure and total, so any 64-bit value read from a table
+//! can be judged without a panic.
+//!
+//! # The neutral entry
+//!
+//! [`Format::decode`] turns a raw value into an [`Entry`]. What this MMU could not have written — reserved bits,
+//! permissions that a second stage of ours never uses — is [`Entry::Malformed`], so that encoding what was decoded
+//! always gives the same bits back.
+//!
+//! # Writable three times
+//!
+//! A leaf is writable on three grounds, each implied by the one before it (`common-mmu.md` §5.1): *host-writable*, the
+//! backing may be written; *MMU-writable*, the MMU allows it; *writable*, the hardware's W bit, which dirty logging
+//! takes away and a write fault gives back.
+
+use crate::addr::{Gfn, Level, Pfn};
+
+/// A decoded page-table entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Maps nothing.
+    NonPresent,
+    /// Maps nothing and belongs to another thread, which alone may change it.
+    Frozen,
+    /// Points to a table one level down.
+    Table {
+        /// First frame of the table.
+        pfn: Pfn,
+    },
+    /// Maps memory.
+    Leaf(Leaf),
+    /// Not a value this MMU writes; hardware may fault on it.
+    Malformed,
+}
+
+/// A mapping of `1 << shift(level)` pages. Every leaf is readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// First host frame, aligned to the level.
+    pub pfn: Pfn,
+    /// The hardware lets the guest write.
+    pub writable: bool,
+    /// The hardware lets the guest fetch instructions.
+    pub executable: bool,
+    /// The MMU may set `writable` without asking the host.
+    pub mmu_writable: bool,
+    /// The host's backing may be written.
+    pub host_writable: bool,
+    /// Used since the bit was last cleared.
+    pub accessed: bool,
+    /// Written since the bit was last cleared.
+    pub dirty: bool,
+    /// Cacheability.
+    pub memory: MemoryType,
+}
+
+/// Cacheability of a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryType {
+    /// Ordinary memory (EPT WB, RISC-V PMA).
+    #[default]
+    Normal,
+    /// Not cached, weakly ordered, without side effects (EPT WC, RISC-V NC).
+    NonCacheable,
+    /// Not cached, strongly ordered (EPT UC, RISC-V IO).
+    Device,
+}
+
+/// Who maintains Accessed and Dirty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdPolicy {
+    /// Hardware sets both.
+    Hardware,
+    /// Hardware may fault instead of setting them (RISC-V Svade), so leaves are made with both set, and a fault on a
+    /// leaf that allows the access sets what is missing.
+    SetAtInstall,
+}
+
+/// How a write to a page of a dirty-logged slot is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirtyLogPolicy {
+    /// The leaf loses its W bit and the write faults.
+    WriteProtect,
+    /// The leaf loses its D bit and hardware logs the address when it sets it (Intel PML).
+    DirtyBit,
+}
+
+/// The instruction that carries out a [`Flush`](crate::Flush) on this architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushPrimitive {
+    /// `INVEPT`, single-context: a ranged flush costs a full one (Intel SDM vol. 3, "INVEPT").
+    Invept,
+    /// `TLB_CONTROL` in the VMCB: by ASID (AMD APM vol. 2, "TLB Control").
+    TlbControl,
+    /// `HFENCE.GVMA` by address and VMID (RISC-V privileged spec, "Hypervisor Memory-Management Fence").
+    HfenceGvma,
+}
+
+/// A second-stage page-table format.
+///
+/// # Safety
+///
+/// The MMU follows pointers that it decodes, so a format must keep these laws (`arch` tests each on every format):
+///
+/// 1. *Round trip*: for a pfn below [`MAX_PFN`](Self::MAX_PFN) that is aligned to the level, `decode(make_leaf(l, n), n)`
+///    is `Leaf(l)` and `decode(make_table(p), n)` is `Table { p }` for every level above 4 KiB.
+/// 2. *Exactness*: if `decode(raw, n)` is a leaf or a table, making it again gives `raw`.
+/// 3. *Absence*: 0 and [`EMPTY`](Self::EMPTY) decode to `NonPresent` at each level; [`FROZEN`](Self::FROZEN), and no
+///    other value, to `Frozen`.
+/// 4. *No table at 4 KiB*: `decode(_, 4K)` is never a table; above [`MAX_LEAF_LEVEL`](Self::MAX_LEAF_LEVEL) never a leaf.
+/// 5. *Mutators* change the one property of a leaf that they name (`clear_mmu_writable` also the W bit); no mutator,
+///    and no bit that hardware sets by itself, turns a value that is not a table into one or changes a pfn.
+/// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size is a multiple
+///    of 4 KiB.
+#[expect(
+    unsafe_code,
+    reason = "the laws are what makes following a decoded pointer sound"
+)]
+pub unsafe trait Format: Copy + Send + Sync + 'static {
+    /// The name in configuration and statistics, for example `sv48x4`.
+    const NAME: &'static str;
+    /// Index bits of each level, finest first; its length is the number of levels.
+    const INDEX_BITS: &'static [u32];
+    /// The coarsest level that may hold a leaf.
+    const MAX_LEAF_LEVEL: Level;
+    /// First guest frame beyond what the format can translate.
+    const MAX_GFN: Gfn;
+    /// First host frame that does not fit into an entry.
+    const MAX_PFN: Pfn;
+    /// What a new table is filled with. Not always 0.
+    const EMPTY: u64;
+    /// The one value that means "owned by another thread".
+    const FROZEN: u64;
+    /// Who maintains Accessed and Dirty.
+    const AD_POLICY: AdPolicy;
+    /// How writes are logged.
+    const DIRTY_LOG: DirtyLogPolicy;
+    /// Whether hardware may remember that an entry was not present, so that the vCPU that faulted needs a fence after
+    /// the entry is installed. Other vCPUs tolerate one spurious fault.
+    const INSTALL_NEEDS_FENCE: bool;
+    /// Whether a present entry must be made non-present and flushed before it becomes a different present entry.
+    const BREAK_BEFORE_MAKE: bool;
+    /// The flush instruction.
+    const FLUSH: FlushPrimitive;
+
+    /// Judges a raw entry of a table at `level`.
+    fn decode(raw: u64, level: Level) -> Entry;
+    /// A leaf entry. Bits of the pfn that do not fit or are not aligned to the level are dropped.
+    fn make_leaf(leaf: &Leaf, level: Level) -> u64;
+    /// An entry that points to a table with every permission. Bits of the pfn that do not fit are dropped.
+    fn make_table(pfn: Pfn) -> u64;
+
+    /// Sets or clears a leaf's W bit.
+    fn with_writable(raw: u64, on: bool) -> u64;
+    /// Takes away the MMU's leave to write, and the W bit with it.
+    fn clear_mmu_writable(raw: u64) -> u64;
+    /// Sets or clears a leaf's Accessed bit.
+    fn with_accessed(raw: u64, on: bool) -> u64;
+    /// Sets or clears a leaf's Dirty bit.
+    fn with_dirty(raw: u64, on: bool) -> u64;
+
+    /// The level of the root.
+    const ROOT_LEVEL: Level = match Level::new(Self::INDEX_BITS.len() as u8) {
+        Some(level) => level,
+        None => panic!("a format has 1 to 5 levels"),
+    };
+
+    /// Index bits of `level`; 0 above the root.
+    fn index_bits(level: Level) -> u32 {
+        Self::INDEX_BITS.get(level.slot()).copied().unwrap_or(0)
+    }
+
+    /// Entries in a table at `level`.
+    fn entries(level: Level) -> usize {
+        1 << Self::index_bits(level)
+    }
+
+    /// Bytes of a table at `level`, which are also its alignment.
+    fn node_size(level: Level) -> usize {
+        Self::entries(level) * size_of::<u64>()
+    }
+
+    /// log2 of the pages that one entry at `level` spans.
+    fn shift(level: Level) -> u32 {
+        Self::INDEX_BITS.iter().take(level.slot()).sum()
+    }
+
+    /// Pages that one entry at `level` spans.
+    fn span(level: Level) -> u64 {
+        1 << Self::shift(level)
+    }
+
+    /// The first frame of the entry at `level` that covers `gfn`.
+    fn align_down(gfn: Gfn, level: Level) -> Gfn {
+        Gfn(gfn.0 & !(Self::span(level) - 1))
+    }
+
+    /// The position, in its table at `level`, of the entry that covers `gfn`.
+    fn index(gfn: Gfn, level: Level) -> usize {
+        (gfn.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
+    }
+
+    /// Whether a leaf's W bit is set. False for anything but a leaf.
+    fn is_writable(raw: u64, level: Level) -> bool {
+        matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.writable)
+    }
+
+    /// Whether the MMU may set a leaf's W bit. False for anything but a leaf.
+    fn is_mmu_writable(raw: u64, level: Level) -> bool {
+        matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.mmu_writable)
+    }
+
+    /// Whether a leaf was used. False for anything but a leaf.
+    fn is_accessed(raw: u64, level: Level) -> bool {
+        matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.accessed)
+    }
+
+    /// Whether a leaf was written. False for anything but a leaf.
+    fn is_dirty(raw: u64, level: Level) -> bool {
+        matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.dirty)
+    }
+
+    /// Whether an entry is a leaf or points to a table.
+    fn is_present(raw: u64, level: Level) -> bool {
+        matches!(
+            Self::decode(raw, level),
+            Entry::Leaf(_) | Entry::Table { .. }
+        )
+    }
+
+    /// Entry `index` of the table that replaces the huge leaf `raw` of `level`: the same memory with the same
+    /// permissions, one level finer. [`EMPTY`](Self::EMPTY) if `raw` is not a leaf above 4 KiB.
+    fn make_huge_page_split(raw: u64, level: Level, index: usize) -> u64 {
+        match (Self::decode(raw, level), level.child()) {
+            (Entry::Leaf(leaf), Some(child)) => {
+                let pfn = Pfn(leaf.pfn.0 + index as u64 * Self::span(child));
+                Self::make_leaf(&Leaf { pfn, ..leaf }, child)
+            }
+            _ => Self::EMPTY,
+        }
+    }
+
+    /// The constants as a value, for code that does not know the format.
+    fn info() -> FormatInfo {
+        FormatInfo {
+            name: Self::NAME,
+            root_level: Self::ROOT_LEVEL,
+            root_size: Self::node_size(Self::ROOT_LEVEL),
+            max_leaf_level: Self::MAX_LEAF_LEVEL,
+            max_gfn: Self::MAX_GFN,
+            max_pfn: Self::MAX_PFN,
+            ad_policy: Self::AD_POLICY,
+            dirty_log: Self::DIRTY_LOG,
+            install_needs_fence: Self::INSTALL_NEEDS_FENCE,
+            break_before_make: Self::BREAK_BEFORE_MAKE,
+            flush: Self::FLUSH,
+        }
+    }
+}
+
+/// A format's constants at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FormatInfo {
+    /// [`Format::NAME`].
+    pub name: &'static str,
+    /// [`Format::ROOT_LEVEL`].
+    pub root_level: Level,
+    /// Bytes of a root table, and its alignment.
+    pub root_size: usize,
+    /// [`Format::MAX_LEAF_LEVEL`].
+    pub max_leaf_level: Level,
+    /// [`Format::MAX_GFN`].
+    pub max_gfn: Gfn,
+    /// [`Format::MAX_PFN`].
+    pub max_pfn: Pfn,
+    /// [`Format::AD_POLICY`].
+    pub ad_policy: AdPolicy,
+    /// [`Format::DIRTY_LOG`].
+    pub dirty_log: DirtyLogPolicy,
+    /// [`Format::INSTALL_NEEDS_FENCE`].
+    pub install_needs_fence: bool,
+    /// [`Format::BREAK_BEFORE_MAKE`].
+    pub break_before_make: bool,
+    /// [`Format::FLUSH`].
+    pub flush: FlushPrimitive,
+}

@@ -1,0 +1,327 @@
+//! The slots of an address space, found by number and by guest frame.
+//!
+//! *Locking*: part of the MMU's locked state. *Invariants*: slots do not overlap; both maps hold the same slots.
+
+use alloc::{collections::BTreeMap, sync::Arc};
+
+use super::{DirtyBitmap, MAX_SLOT_PAGES, Slot, SlotError, SlotFlags, SlotId, SlotSpec};
+use crate::addr::{Gfn, Pfn};
+
+/// The numbers a slot has to stay below.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) slots: u16,
+    pub(crate) gfn: Gfn,
+    pub(crate) pfn: Pfn,
+}
+
+#[derive(Debug)]
+pub(crate) struct SlotSet {
+    limits: Limits,
+    /// Bitmaps start with all bits set.
+    initially_set: bool,
+    by_id: BTreeMap<SlotId, Arc<Slot>>,
+    by_gfn: BTreeMap<Gfn, SlotId>,
+}
+
+impl SlotSet {
+    pub(crate) fn new(limits: Limits, initially_set: bool) -> Self {
+        Self {
+            limits,
+            initially_set,
+            by_id: BTreeMap::new(),
+            by_gfn: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {
+        self.by_id.get(&id).ok_or(SlotError::UnknownId { id })
+    }
+
+    pub(crate) fn find(&self, gfn: Gfn) -> Option<&Arc<Slot>> {
+        let (_, id) = self.by_gfn.range(..=gfn).next_back()?;
+        self.by_id
+            .get(id)
+            .filter(|slot| slot.spec.range().contains(gfn))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.by_id.values()
+    }
+
+    pub(crate) fn create(&mut self, spec: SlotSpec) -> Result<Arc<Slot>, SlotError> {
+        self.check(&spec)?;
+        if self.by_id.contains_key(&spec.id) {
+            return Err(SlotError::Exists { id: spec.id });
+        }
+        self.check_overlap(&spec)?;
+        let dirty = self.bitmap(&spec)?;
+        Ok(self.insert(Slot { spec, dirty }))
+    }
+
+    pub(crate) fn remove(&mut self, id: SlotId) -> Result<Arc<Slot>, SlotError> {
+        let slot = self.by_id.remove(&id).ok_or(SlotError::UnknownId { id })?;
+        self.by_gfn.remove(&slot.spec.base_gfn);
+        Ok(slot)
+    }
+
+    /// Moves a slot; returns it as it was. Its dirty bitmap moves along.
+    pub(crate) fn relocate(&mut self, id: SlotId, base_gfn: Gfn) -> Result<Arc<Slot>, SlotError> {
+        let old = self.get(id)?.clone();
+        let spec = SlotSpec {
+            base_gfn,
+            ..old.spec
+        };
+        self.check(&spec)?;
+        self.check_overlap(&spec)?;
+        self.remove(id)?;
+        self.insert(Slot {
+            spec,
+            dirty: old.dirty.clone(),
+        });
+        Ok(old)
+    }
+
+    /// Changes a slot's flags; returns the slot before and after.
+    pub(crate) fn set_flags(
+        &mut self,
+        id: SlotId,
+        flags: SlotFlags,
+    ) -> Result<(Arc<Slot>, Arc<Slot>), SlotError> {
+        let old = self.get(id)?.clone();
+        let spec = SlotSpec { flags, ..old.spec };
+        self.check(&spec)?;
+        if (old.spec.flags ^ flags).contains(SlotFlags::READONLY) {
+            return Err(SlotError::ReadOnlyIsFixed { id });
+        }
+        let dirty = match &old.dirty {
+            Some(dirty) if flags.contains(SlotFlags::LOG_DIRTY) => Some(dirty.clone()),
+            _ => self.bitmap(&spec)?,
+        };
+        let new = self.insert(Slot { spec, dirty });
+        Ok((old, new))
+    }
+
+    fn insert(&mut self, slot: Slot) -> Arc<Slot> {
+        let slot = Arc::new(slot);
+        self.by_gfn.insert(slot.spec.base_gfn, slot.spec.id);
+        self.by_id.insert(slot.spec.id, slot.clone());
+        slot
+    }
+
+    fn bitmap(&self, spec: &SlotSpec) -> Result<Option<Arc<DirtyBitmap>>, SlotError> {
+        if !spec.flags.contains(SlotFlags::LOG_DIRTY) {
+            return Ok(None);
+        }
+        let bitmap = DirtyBitmap::new(spec.npages, self.initially_set)
+            .ok_or(SlotError::NoMemory { id: spec.id })?;
+        Ok(Some(Arc::new(bitmap)))
+    }
+
+    fn check(&self, spec: &SlotSpec) -> Result<(), SlotError> {
+        let &SlotSpec {
+            id, as_id, npages, ..
+        } = spec;
+        let unknown = spec.flags.difference(SlotFlags::all());
+        if !unknown.is_empty() {
+            return Err(SlotError::UnknownFlags {
+                bits: unknown.bits(),
+            });
+        }
+        if as_id != 0 {
+            return Err(SlotError::UnknownAddressSpace { as_id });
+        }
+        if id >= self.limits.slots {
+            return Err(SlotError::TooMany {
+                id,
+                limit: self.limits.slots,
+            });
+        }
+        if npages == 0 {
+            return Err(SlotError::Empty { id });
+        }
+        if npages > MAX_SLOT_PAGES {
+            return Err(SlotError::TooLarge { pages: npages });
+        }
+        let end = Gfn(spec
+            .base_gfn
+            .0
+            .checked_add(npages)
+            .ok_or(SlotError::Wraps { id })?);
+        if end > self.limits.gfn {
+            return Err(SlotError::BeyondFormat {
+                id,
+                end,
+                limit: self.limits.gfn,
+            });
+        }
+        let end = Pfn(spec
+            .host_base_pfn
+            .0
+            .checked_add(npages)
+            .ok_or(SlotError::Wraps { id })?);
+        if end > self.limits.pfn {
+            return Err(SlotError::BeyondHost {
+                id,
+                end,
+                limit: self.limits.pfn,
+            });
+        }
+        Ok(())
+    }
+
+    /// Slots other than `spec`'s own that share a frame with it.
+    fn check_overlap(&self, spec: &SlotSpec) -> Result<(), SlotError> {
+        let range = spec.range();
+        let others = || {
+            self.by_gfn
+                .range(..range.end)
+                .rev()
+                .filter(|&(_, &id)| id != spec.id)
+        };
+        // Slots are disjoint and sorted, so the last one that begins before our end is the only one to ask.
+        match others().next().and_then(|(_, id)| self.by_id.get(id)) {
+            Some(other) if other.spec.range().overlaps(range) => Err(SlotError::Overlaps {
+                id: spec.id,
+                other: other.spec.id,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set() -> SlotSet {
+        SlotSet::new(
+            Limits {
+                slots: 4,
+                gfn: Gfn(1 << 36),
+                pfn: Pfn(1 << 40),
+            },
+            false,
+        )
+    }
+
+    fn spec(id: SlotId, gfn: u64, npages: u64) -> SlotSpec {
+        SlotSpec::new(id, Gfn(gfn), npages, Pfn(0x1000))
+    }
+
+    #[test]
+    fn finds_by_frame() {
+        let mut set = set();
+        set.create(spec(0, 0, 16)).unwrap();
+        set.create(spec(1, 32, 16)).unwrap();
+        assert_eq!(set.find(Gfn(15)).unwrap().spec.id, 0);
+        assert!(set.find(Gfn(16)).is_none());
+        assert_eq!(set.find(Gfn(47)).unwrap().spec.id, 1);
+        assert!(set.find(Gfn(48)).is_none());
+    }
+
+    #[test]
+    fn each_rule_has_its_error() {
+        let mut set = set();
+        set.create(spec(0, 16, 16)).unwrap();
+        let mut refuse = |spec: SlotSpec| set.create(spec).unwrap_err();
+        assert_eq!(refuse(spec(0, 64, 1)), SlotError::Exists { id: 0 });
+        assert_eq!(
+            refuse(spec(1, 31, 1)),
+            SlotError::Overlaps { id: 1, other: 0 }
+        );
+        assert_eq!(
+            refuse(spec(1, 0, 17)),
+            SlotError::Overlaps { id: 1, other: 0 }
+        );
+        assert_eq!(
+            refuse(spec(1, 0, 100)),
+            SlotError::Overlaps { id: 1, other: 0 }
+        );
+        assert_eq!(
+            refuse(spec(4, 64, 1)),
+            SlotError::TooMany { id: 4, limit: 4 }
+        );
+        assert_eq!(refuse(spec(1, 64, 0)), SlotError::Empty { id: 1 });
+        assert_eq!(
+            refuse(spec(1, 64, 1 << 31)),
+            SlotError::TooLarge { pages: 1 << 31 }
+        );
+        assert_eq!(refuse(spec(1, u64::MAX - 1, 4)), SlotError::Wraps { id: 1 });
+        assert!(matches!(
+            refuse(spec(1, (1 << 36) - 1, 2)),
+            SlotError::BeyondFormat { .. }
+        ));
+        let host = SlotSpec {
+            host_base_pfn: Pfn(1 << 40),
+            ..spec(1, 64, 1)
+        };
+        assert!(matches!(refuse(host), SlotError::BeyondHost { .. }));
+        let space = SlotSpec {
+            as_id: 1,
+            ..spec(1, 64, 1)
+        };
+        assert_eq!(refuse(space), SlotError::UnknownAddressSpace { as_id: 1 });
+        let flags = spec(1, 64, 1).with_flags(SlotFlags::from_bits_retain(1 << 7));
+        assert_eq!(refuse(flags), SlotError::UnknownFlags { bits: 1 << 7 });
+        assert_eq!(
+            SlotSpec::from_bytes(1, 0, 4097, 0),
+            Err(SlotError::Unaligned { value: 4097 })
+        );
+        assert!(set.create(spec(1, 0, 16)).is_ok());
+    }
+
+    #[test]
+    fn a_slot_may_move_over_itself() {
+        let mut set = set();
+        set.create(spec(0, 16, 16)).unwrap();
+        set.create(spec(1, 64, 16)).unwrap();
+        assert_eq!(
+            set.relocate(0, Gfn(60)).unwrap_err(),
+            SlotError::Overlaps { id: 0, other: 1 }
+        );
+        set.relocate(0, Gfn(20)).unwrap();
+        assert!(set.find(Gfn(19)).is_none());
+        assert_eq!(set.find(Gfn(35)).unwrap().spec.id, 0);
+    }
+
+    #[test]
+    fn a_failed_move_hidden_behind_the_slot_itself_is_still_found() {
+        let mut set = set();
+        set.create(spec(0, 0, 16)).unwrap();
+        set.create(spec(1, 16, 4)).unwrap();
+        // Slot 1 begins last before the end of the new place, but it is the slot that moves.
+        assert_eq!(
+            set.relocate(1, Gfn(14)).unwrap_err(),
+            SlotError::Overlaps { id: 1, other: 0 }
+        );
+    }
+
+    #[test]
+    fn flags_keep_the_bitmap_and_never_change_readonly() {
+        let mut set = set();
+        set.create(spec(0, 0, 16).with_flags(SlotFlags::LOG_DIRTY))
+            .unwrap()
+            .dirty
+            .as_ref()
+            .unwrap()
+            .set(3);
+        let (_, same) = set.set_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        assert_eq!(same.dirty.as_ref().unwrap().count(), 1);
+        assert!(
+            set.set_flags(0, SlotFlags::empty())
+                .unwrap()
+                .1
+                .dirty
+                .is_none()
+        );
+        assert_eq!(
+            set.set_flags(0, SlotFlags::READONLY).unwrap_err(),
+            SlotError::ReadOnlyIsFixed { id: 0 }
+        );
+        assert_eq!(
+            set.set_flags(9, SlotFlags::empty()).unwrap_err(),
+            SlotError::UnknownId { id: 9 }
+        );
+    }
+}
