@@ -46,6 +46,18 @@ struct Machine {
 /// Marks a CPU that will never use its TLB again.
 const STOPPED: usize = usize::MAX;
 
+/// Tells the others that a CPU has ended, also if it ended with a failed check.
+struct Stopped<'a> {
+    machine: &'a Machine,
+    cpu: usize,
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.machine.obeyed[self.cpu].store(STOPPED, SeqCst);
+    }
+}
+
 impl Machine {
     fn new(stage: GuestStage, start: DirtyLogStart) -> Self {
         let config = MmuConfig::default().with_dirty_log_start(start);
@@ -83,6 +95,7 @@ impl Machine {
     }
 
     fn run_cpu(&self, cpu: usize, mut seed: u64) {
+        let _stopped = Stopped { machine: self, cpu };
         let mut tlb: HashMap<u64, Translation> = HashMap::new();
         let mut done = 0;
         let mut value = cpu as u64;
@@ -135,7 +148,6 @@ impl Machine {
                 }
             }
         }
-        self.obeyed[cpu].store(STOPPED, SeqCst);
     }
 
     /// One harvest, complete with its flush; `manual` gets first and clears what it got.

@@ -12,7 +12,7 @@
 //!
 //! # Writable three times
 //!
-//! A leaf is writable on three grounds, each implied by the one before it (`common-mmu.md` §5.1): *host-writable*, the
+//! A leaf is writable on three grounds, each implied by the one before it: *host-writable*, the
 //! backing may be written; *MMU-writable*, the MMU allows it; *writable*, the hardware's W bit, which dirty logging
 //! takes away and a write fault gives back.
 

@@ -1,7 +1,7 @@
 //! Ageing: has the guest used a page since we last asked?
 //!
 //! Clearing an Accessed bit owes no flush: a TLB that still holds the entry hides later uses, so a page may look idle
-//! that is not. Ageing is a hint and may be wrong in that direction (`common-mmu.md` §3.9).
+//! that is not. Ageing is a hint and may be wrong in that direction.
 //!
 //! *Locking*: the MMU lock. *Roots*: the valid one.
 

@@ -21,7 +21,7 @@ use crate::{
     addr::{Gfn, GfnRange, Level},
     flush::Flush,
     format::{Entry, Format},
-    slot::{DirtyBitmap, Slot, SlotError, SlotId},
+    slot::{DirtyBitmap, Slot, SlotId},
     table::{memory::TableMemory, node::Guard},
 };
 
@@ -71,10 +71,11 @@ pub enum DirtyLogError {
 
 impl State {
     fn logging(&self, id: SlotId) -> Result<(Arc<Slot>, Arc<DirtyBitmap>), DirtyLogError> {
-        let slot = match self.slots.get(id) {
-            Ok(slot) => slot.clone(),
-            Err(SlotError::UnknownId { .. } | _) => return Err(DirtyLogError::UnknownSlot { id }),
-        };
+        let slot = self
+            .slots
+            .get(id)
+            .map_err(|_| DirtyLogError::UnknownSlot { id })?
+            .clone();
         let dirty = slot.dirty.clone().ok_or(DirtyLogError::NotLogging { id })?;
         Ok((slot, dirty))
     }
