@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Connections that have not introduced themselves yet.
-const MAX_STRANGERS: usize = 32;
+const MAX_STRANGERS: usize = 64;
 
 /// A connection whose ticket is good.
 #[derive(Debug)]

@@ -45,6 +45,10 @@ use crate::vm::{
 
 /// Progress is published this often while a pass runs.
 const PUBLISH: Duration = Duration::from_millis(100);
+/// A connection that is lost before it was let in is tried again, so many times in all.
+const ATTEMPTS: u32 = 5;
+/// The pause before the second attempt; each later one is longer by as much.
+const RETRY: Duration = Duration::from_millis(50);
 /// After a stream broke, this long for the destination's own word on why.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
@@ -153,24 +157,22 @@ impl Source {
             )
             .with("address", self.address)
         };
-        let open = |role: Role| -> Result<(TcpStream, FrameWriter, FrameReader), ApiError> {
-            let mut stream =
-                TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT).map_err(unreachable)?;
-            configure(&stream, matches!(role, Role::Data(_))).map_err(unreachable)?;
-            let mut writer = FrameWriter::new(self.epoch);
-            let mut reader = FrameReader::new(self.epoch);
-            let hello = Hello {
-                ticket: self.ticket,
-                role,
-            };
-            writer.send(&mut stream, Kind::Hello, 0, &hello.encode())?;
-            let (header, _) = reader.frame(&mut stream)?;
-            if header.kind != Kind::HelloAck {
-                return Err(
-                    WireError::corrupt("kind", format!("{:?} to Hello", header.kind)).into(),
-                );
+        let open = |role: Role| {
+            // A crowd of strangers on the port may push a newcomer out before it was heard; nothing was sent yet, so trying
+            // again is free.
+            let mut attempt = 1;
+            loop {
+                match self.introduce(role) {
+                    Err(WireError::Io(error)) if attempt < ATTEMPTS && !is_refusal(&error) => {
+                        tracing::debug!(%error, ?role, attempt, "introduction to the destination failed");
+                        std::thread::sleep(RETRY * attempt);
+                        attempt += 1;
+                    }
+                    Err(WireError::Io(error)) => return Err(unreachable(error)),
+                    Err(error) => return Err(error.into()),
+                    Ok(connection) => return Ok(connection),
+                }
             }
-            Ok((stream, writer, reader))
         };
         let (control, writer, reader) = open(Role::Control)?;
         let shared = Arc::new(Shared {
@@ -220,6 +222,27 @@ impl Source {
             &super::handover::encode_slots(&self.machine.memory().table()),
         )?;
         Ok(link)
+    }
+
+    /// Connects and shows the ticket.
+    fn introduce(&self, role: Role) -> Result<(TcpStream, FrameWriter, FrameReader), WireError> {
+        let mut stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
+        configure(&stream, matches!(role, Role::Data(_)))?;
+        let mut writer = FrameWriter::new(self.epoch);
+        let mut reader = FrameReader::new(self.epoch);
+        let hello = Hello {
+            ticket: self.ticket,
+            role,
+        };
+        writer.send(&mut stream, Kind::Hello, 0, &hello.encode())?;
+        let (header, _) = reader.frame(&mut stream)?;
+        if header.kind != Kind::HelloAck {
+            return Err(WireError::corrupt(
+                "kind",
+                format!("{:?} to Hello", header.kind),
+            ));
+        }
+        Ok((stream, writer, reader))
     }
 
     fn pass_of(&self, iteration: u32, batch: DirtyBatch) -> Pass {
@@ -542,6 +565,11 @@ impl Source {
             .progress
             .map_or(0, |progress| progress.iteration)
     }
+}
+
+/// Nobody listens: trying again soon does not help.
+fn is_refusal(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionRefused
 }
 
 impl Link {
