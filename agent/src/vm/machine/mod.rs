@@ -193,6 +193,12 @@ impl Machine {
         &self.shared.vm
     }
 
+    /// The host it is on.
+    #[must_use]
+    pub fn host(&self) -> &HostName {
+        &self.shared.host
+    }
+
     /// Guest memory and the slot table.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
