@@ -27,7 +27,7 @@ use slat_proto::{
     model::{HostName, VmName},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader, unix::AsyncFd},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest, unix::AsyncFd},
     process::{Child, ChildStdout, Command},
 };
 
@@ -86,9 +86,12 @@ impl Process {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
         let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        // SAFETY: the registered descriptor must stay the one that the runtime was told of: an OwnedFd always names the
+        // same open file, and nothing takes it out of the AsyncFd before that is dropped.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         Ok(Self {
             pid,
-            pidfd: AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE)?,
+            pidfd,
             child: Mutex::new(child),
         })
     }

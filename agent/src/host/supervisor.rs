@@ -622,13 +622,18 @@ impl Supervisor {
     /// Starts a process in a new directory. On failure neither is left.
     async fn launch(&self, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
         let dir = self.dir(vm);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(dir.path())
-            .map_err(|error| {
-                ApiError::new(Reason::Store, format!("{}: {error}", dir.path().display()))
-                    .with("vm", vm)
-            })?;
+        let make = || std::fs::DirBuilder::new().mode(0o700).create(dir.path());
+        let made = match make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                clear_stray(vm, &dir).await;
+                make()
+            }
+            made => made,
+        };
+        made.map_err(|error| {
+            ApiError::new(Reason::Store, format!("{}: {error}", dir.path().display()))
+                .with("vm", vm)
+        })?;
         let launch = Launch {
             program: &self.program,
             vm,
@@ -977,6 +982,24 @@ fn remove(dir: &VmDir, lock: DirLock) {
         tracing::error!(dir = %dir.path().display(), %error, "cannot remove a VM's directory");
     }
     drop(lock);
+}
+
+/// Clears a directory that nobody holds and that has no journal: made by a process that began only after its agent had
+/// ended, or left by a removal that failed. One with a journal is left alone: it is looked at when the agent starts.
+async fn clear_stray(vm: &VmName, dir: &VmDir) {
+    match Journal::read(&dir.journal()) {
+        Ok(None) => {}
+        _ => return,
+    }
+    tracing::warn!(%vm, dir = %dir.path().display(), "clearing a directory that no VM was made in");
+    if let Ok(Found::Living(process)) = process::find(dir).await {
+        process.put_down().await;
+    }
+    if let Ok(Found::Dead(lock)) = process::find(dir).await
+        && matches!(Journal::read(&dir.journal()), Ok(None))
+    {
+        remove(dir, lock);
+    }
 }
 
 /// Removes the directory of a process that was put down.
