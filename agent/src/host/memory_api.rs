@@ -1,0 +1,135 @@
+//! MemoryService at the agent: forwarded to the VM's process. Only memory is the agent's business: slots that a change adds
+//! are reserved before it is made.
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{PAGE_SIZE, VmName},
+    v1::{self, memory_service_server::MemoryService, slot_change::Change},
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    living::{HEAVY, QUICK},
+    registry::Refusal,
+    supervisor::{Supervisor, no_memory, slot_bytes},
+};
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Memory(pub(super) Arc<Supervisor>);
+
+impl Memory {
+    async fn living(&self, vm: &str) -> Result<Arc<super::living::LiveVm>, ApiError> {
+        self.0.living(&VmName::parse(vm)?).await
+    }
+}
+
+/// Bytes that the slots a request adds would take. Lengths are checked by the VM; here they must only not wrap.
+fn added(request: &v1::UpdateSlotsRequest) -> u64 {
+    let pages = request.changes.iter().map(|change| match &change.change {
+        Some(Change::Create(create)) => create.slot.as_ref().map_or(0, |slot| slot.pages),
+        _ => 0,
+    });
+    pages
+        .fold(0_u64, u64::saturating_add)
+        .saturating_mul(PAGE_SIZE)
+}
+
+#[tonic::async_trait]
+impl MemoryService for Memory {
+    async fn list_slots(
+        &self,
+        request: Request<v1::ListSlotsRequest>,
+    ) -> Result<Response<v1::ListSlotsResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer(QUICK, client.list_slots(request)).await?,
+        ))
+    }
+
+    async fn update_slots(
+        &self,
+        request: Request<v1::UpdateSlotsRequest>,
+    ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let more = added(&request);
+        if let Err(refusal) = self.0.registry.grow(&live, more) {
+            let error = match refusal {
+                Refusal::NoMemory { needed, free } => {
+                    no_memory(live.name(), Reason::NoMemory, needed, free)
+                }
+                Refusal::Held(_) => ApiError::no_such_vm(live.name()),
+            };
+            return Err(error.into());
+        }
+        let registry = Arc::clone(&self.0.registry);
+        let work = async move {
+            let mut client = live.memory();
+            let answer = live.answer(HEAVY, client.update_slots(request)).await;
+            match &answer {
+                Ok(table) => registry.set_memory(&live, slot_bytes(&table.slots)),
+                // Not known whether it was done: the reservation stays until the next change or the VM's end.
+                Err(error) if error.reason == Reason::VmUnreachable => {}
+                Err(_) => registry.shrink(&live, more),
+            }
+            answer
+        };
+        Ok(Response::new(self.0.finish(work).await?))
+    }
+
+    async fn harvest_dirty_pages(
+        &self,
+        request: Request<v1::HarvestDirtyPagesRequest>,
+    ) -> Result<Response<v1::HarvestDirtyPagesResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer(HEAVY, client.harvest_dirty_pages(request))
+                .await?,
+        ))
+    }
+
+    async fn delete_dirty_cursor(
+        &self,
+        request: Request<v1::DeleteDirtyCursorRequest>,
+    ) -> Result<Response<v1::DeleteDirtyCursorResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer(HEAVY, client.delete_dirty_cursor(request))
+                .await?,
+        ))
+    }
+
+    async fn invalidate_memory(
+        &self,
+        request: Request<v1::InvalidateMemoryRequest>,
+    ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer(HEAVY, client.invalidate_memory(request))
+                .await?,
+        ))
+    }
+
+    async fn digest_memory(
+        &self,
+        request: Request<v1::DigestMemoryRequest>,
+    ) -> Result<Response<v1::DigestMemoryResponse>, Status> {
+        let request = request.into_inner();
+        let live = self.living(&request.vm).await?;
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer(HEAVY, client.digest_memory(request)).await?,
+        ))
+    }
+}

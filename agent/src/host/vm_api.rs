@@ -1,0 +1,226 @@
+//! VmService at the agent: a collection of this host's VMs. Names, memory and processes are the agent's business; what a
+//! VM does is its process's.
+
+use std::{sync::Arc, time::Duration};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{PageRequest, VmName, VmSpec, paginate},
+    v1::{self, vm_service_server::VmService},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{
+    living::{LiveVm, QUICK},
+    registry::Held,
+    supervisor::Supervisor,
+};
+
+/// How long one VM may hold a list up before its last snapshot is listed instead.
+const LIST: Duration = Duration::from_secs(2);
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Vms(pub(super) Arc<Supervisor>);
+
+#[tonic::async_trait]
+impl VmService for Vms {
+    async fn create_vm(
+        &self,
+        request: Request<v1::CreateVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let vm = VmName::from_id(&request.vm_id)?;
+        let wanted = request
+            .spec
+            .as_ref()
+            .ok_or_else(|| ApiError::bad_parameter("spec", "is missing"))?;
+        let spec = VmSpec::from_message(wanted)?;
+        if request.validate_only {
+            self.0
+                .check_new(&vm, spec.memory_bytes, spec.backend)
+                .await?;
+            return Ok(Response::new(v1::Vm {
+                name: vm.to_string(),
+                spec: Some(spec.to_message()),
+                host: self.0.host.to_string(),
+                ..Default::default()
+            }));
+        }
+        let work = Arc::clone(&self.0).create(vm, spec.memory_bytes, spec.backend, request);
+        Ok(Response::new(self.0.finish(work).await?))
+    }
+
+    async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let vm = VmName::parse(&request.name)?;
+        if let Some(Held::Dead(dead)) = self.0.settled(&vm).await
+            && let Some(lost) = dead.lost()
+        {
+            return Ok(Response::new(lost.clone()));
+        }
+        let live = self.0.living(&vm).await?;
+        let mut client = live.vms();
+        Ok(Response::new(
+            live.answer(QUICK, client.get_vm(request)).await?,
+        ))
+    }
+
+    async fn list_vms(
+        &self,
+        request: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        let request = request.into_inner();
+        let page = PageRequest::new(request.page_size, &request.page_token)?;
+        let shown = |held: &Held| match held {
+            Held::Live(_) => true,
+            Held::Dead(dead) => dead.lost().is_some(),
+            Held::Busy { .. } => false,
+        };
+        let all = self.0.registry.all();
+        let held: Vec<_> = all.into_iter().filter(|(_, held)| shown(held)).collect();
+        let (held, next_page_token) = paginate(held, &page, |(name, _)| name.to_string());
+        let mut asked = tokio::task::JoinSet::new();
+        for (_, held) in held {
+            asked.spawn(async move {
+                match held {
+                    Held::Live(live) => {
+                        let mut client = live.vms();
+                        let request = v1::GetVmRequest {
+                            name: live.name().to_string(),
+                        };
+                        live.answer(LIST, client.get_vm(request))
+                            .await
+                            .ok()
+                            .or_else(|| live.snapshot())
+                    }
+                    Held::Dead(dead) => dead.lost().cloned(),
+                    Held::Busy { .. } => None,
+                }
+            });
+        }
+        let mut vms: Vec<v1::Vm> = asked.join_all().await.into_iter().flatten().collect();
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(v1::ListVmsResponse {
+            vms,
+            next_page_token,
+            unreachable: Vec::new(),
+        }))
+    }
+
+    type WatchVmStream = ReceiverStream<Result<v1::Vm, Status>>;
+
+    async fn watch_vm(
+        &self,
+        request: Request<v1::WatchVmRequest>,
+    ) -> Result<Response<Self::WatchVmStream>, Status> {
+        let request = request.into_inner();
+        let vm = VmName::parse(&request.name)?;
+        let (sender, receiver) = mpsc::channel(4);
+        let stop = self.0.stop.clone();
+        match self.0.settled(&vm).await {
+            Some(Held::Dead(dead)) if dead.lost().is_some() => {
+                let supervisor = Arc::clone(&self.0);
+                self.0.tasks.spawn(async move {
+                    let mut changes = supervisor.registry.changes();
+                    if let Some(lost) = dead.lost() {
+                        drop(sender.send(Ok(lost.clone())).await);
+                    }
+                    // Ends when it is deleted; nothing else can happen to it.
+                    while matches!(supervisor.registry.get(dead.name()), Some(Held::Dead(now)) if Arc::ptr_eq(&now, &dead)) {
+                        tokio::select! {
+                            () = stop.cancelled() => return,
+                            () = sender.closed() => return,
+                            changed = changes.changed() => if changed.is_err() { return },
+                        }
+                    }
+                });
+            }
+            _ => {
+                let live = self.0.living(&vm).await?;
+                let mut client = live.vms();
+                let stream = live.answer(QUICK, client.watch_vm(request)).await?;
+                self.0.tasks.spawn(relay(live, stream, sender, stop));
+            }
+        }
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn start_vm(
+        &self,
+        request: Request<v1::StartVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut client = live.vms();
+        Ok(Response::new(
+            live.answer(QUICK, client.start_vm(request)).await?,
+        ))
+    }
+
+    async fn pause_vm(
+        &self,
+        request: Request<v1::PauseVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut client = live.vms();
+        Ok(Response::new(
+            live.answer(QUICK, client.pause_vm(request)).await?,
+        ))
+    }
+
+    async fn resume_vm(
+        &self,
+        request: Request<v1::ResumeVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut client = live.vms();
+        Ok(Response::new(
+            live.answer(QUICK, client.resume_vm(request)).await?,
+        ))
+    }
+
+    async fn delete_vm(
+        &self,
+        request: Request<v1::DeleteVmRequest>,
+    ) -> Result<Response<v1::DeleteVmResponse>, Status> {
+        let vm = VmName::parse(&request.into_inner().name)?;
+        self.0.finish(Arc::clone(&self.0).delete(vm)).await?;
+        Ok(Response::new(v1::DeleteVmResponse {}))
+    }
+}
+
+/// Passes a VM's stream on until either side or the agent ends.
+pub(super) async fn relay<T: Send + 'static>(
+    live: Arc<LiveVm>,
+    mut stream: tonic::Streaming<T>,
+    sender: mpsc::Sender<Result<T, Status>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let message = tokio::select! {
+            () = stop.cancelled() => {
+                let error = ApiError::new(Reason::HostUnreachable, "the agent is stopping; watch again");
+                drop(sender.try_send(Err(error.into())));
+                return;
+            }
+            () = sender.closed() => return,
+            message = stream.message() => message,
+        };
+        let (message, last) = match message {
+            Ok(Some(message)) => (Ok(message), false),
+            Ok(None) => return,
+            Err(status) => (Err(live.refusal(status).into()), true),
+        };
+        // A reader that is slow holds back the VM's stream, which drops old states; the stop is not held back by it.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            sent = sender.send(message) => if sent.is_err() || last { return },
+        }
+    }
+}
