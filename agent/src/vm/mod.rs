@@ -1,8 +1,8 @@
 //! The inside of one VM process (`slat vm`).
 //!
-//! [`process`] is `slat vm` itself and [`door`] what it serves; [`machine`] is the VM: its life, its slots, its ownership; [`memory`] holds guest memory and the dirty log,
-//! [`journal`] the durable ownership record, [`dir`] the files shared with the agent, [`migration`] the two halves of a
-//! migration.
+//! [`process`] is `slat vm` itself and [`door`] what it serves; [`machine`] is the VM: its life, its slots, its ownership;
+//! [`memory`] holds guest memory and the dirty log, [`journal`] the durable ownership record, [`dir`] the files shared with
+//! the agent, [`migration`] the two halves of a migration.
 
 pub mod dir;
 pub mod door;

@@ -39,12 +39,11 @@ impl VmService for VmDoor {
         let name = VmName::from_id(&request.vm_id)?;
         if name != *self.machine.name() {
             let vm = self.machine.name();
-            return Err(ApiError::bad_parameter(
-                "vm_id",
-                format_args!("this process is for {vm}"),
-            )
-            .with("vm", vm)
-            .into());
+            return Err(
+                ApiError::bad_parameter("vm_id", format_args!("this process is for {vm}"))
+                    .with("vm", vm)
+                    .into(),
+            );
         }
         let spec = request
             .spec

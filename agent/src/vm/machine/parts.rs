@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use slat_proto::{
-    ApiError, Reason,
+    ApiError,
     model::{BackendKind, VmSpec},
     v1,
 };
 
 use crate::{
     backend::{self, Backend, BackendError, EventSink},
+    guest,
     vm::memory::SlotTable,
 };
 
@@ -36,15 +37,8 @@ impl Parts {
         Self {
             available: backend::available,
             create: Arc::new(backend::create),
-            install: install_guest,
-            counters: |_, _| None,
+            install: |table, spec| guest::install(table, spec).map_err(ApiError::from),
+            counters: guest::memstress::counters,
         }
     }
-}
-
-fn install_guest(_: &SlotTable, _: &VmSpec) -> Result<(), ApiError> {
-    Err(ApiError::new(
-        Reason::CapabilityMissing,
-        "this build has no guest yet",
-    ))
 }

@@ -31,6 +31,7 @@ use slat_proto::{
     ApiError,
     model::{HostName, VmName},
     transport::Door,
+    v1::transfer_service_server::TransferServiceServer,
 };
 use tokio::{
     net::UnixListener,
@@ -41,6 +42,7 @@ use super::{
     dir::VmDir,
     door::{memory_service, vm_service},
     machine::{Exit, Machine},
+    migration::TransferDoor,
 };
 
 /// How often idle dirty cursors are looked for.
@@ -159,8 +161,10 @@ async fn serve(
 }
 
 /// What this process serves.
-fn door(_config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+fn door(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+    let transfers = TransferDoor::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
     Door::new()
+        .service(TransferServiceServer::new(transfers))
         .service(vm_service(Arc::clone(machine)))
         .service(memory_service(Arc::clone(machine)))
 }

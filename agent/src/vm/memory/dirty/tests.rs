@@ -157,9 +157,7 @@ fn callers_and_the_process_have_room_of_their_own() {
         log.read_api(&cursor(&format!("c{number}")), 0, usize::MAX)
             .unwrap();
     }
-    let error = log
-        .read_api(&cursor("more"), 0, usize::MAX)
-        .unwrap_err();
+    let error = log.read_api(&cursor("more"), 0, usize::MAX).unwrap_err();
     assert_eq!(error.reason, Reason::LimitReached);
     assert!(log.attach(&cursor("c0")).unwrap(), "a migration finds room");
     log.detach_api(&cursor("c0")).unwrap();
@@ -300,7 +298,11 @@ impl World {
         prop_assert_eq!(batch.pages, pages.len() as u64);
         if max_runs == usize::MAX {
             let expected: Vec<_> = owed.pages.keys().copied().collect();
-            prop_assert_eq!(&pages, &expected, "a harvest is what is owed, no more, no less");
+            prop_assert_eq!(
+                &pages,
+                &expected,
+                "a harvest is what is owed, no more, no less"
+            );
         } else {
             prop_assert!(pages.iter().all(|page| owed.pages.contains_key(page)));
             prop_assert!(!pages.is_empty() || owed.pages.is_empty(), "no progress");
@@ -341,7 +343,9 @@ impl World {
                 if let Some(owed) = self.owed.get_mut(&reader)
                     && let Some((batch, at, pages)) = owed.last.take()
                 {
-                    self.log.acknowledge(&cursor(READERS[reader]), batch).unwrap();
+                    self.log
+                        .acknowledge(&cursor(READERS[reader]), batch)
+                        .unwrap();
                     for page in pages {
                         if owed.pages.get(&page).is_some_and(|written| *written <= at) {
                             owed.pages.remove(&page);
