@@ -11,7 +11,7 @@
 //! A page written by a vCPU after a harvest returned is in the next harvest. A harvest returns only after every stale
 //! writable translation is flushed. What a backend cannot do it refuses with [`BackendError::Unsupported`].
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use slat_proto::{
     ApiError, Reason,
@@ -180,18 +180,32 @@ pub trait Backend: Send + Sync + fmt::Debug {
 /// Backends that work on this host, best first, and why KVM is not among them when it is not.
 #[must_use]
 pub fn available() -> (Vec<BackendKind>, Option<String>) {
-    (
-        vec![BackendKind::Software],
-        Some("no KVM backend yet".to_owned()),
-    )
+    #[cfg(target_arch = "x86_64")]
+    let why_no_kvm = kvm::probe().err().map(|error| error.to_string());
+    #[cfg(not(target_arch = "x86_64"))]
+    let why_no_kvm = Some("there is no KVM backend for this architecture".to_owned());
+    let mut kinds = vec![BackendKind::Software];
+    if why_no_kvm.is_none() {
+        kinds.insert(0, BackendKind::Kvm);
+    }
+    (kinds, why_no_kvm)
 }
 
-/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already resolved.
+/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already resolved. What a raw image
+/// prints is appended to the file `console`.
 ///
 /// # Errors
 /// `Unsupported` when the host lacks it; `Ioctl`.
-pub fn create(spec: &VmSpec, events: EventSink) -> Result<Arc<dyn Backend>, BackendError> {
-    drop(events);
+pub fn create(
+    spec: &VmSpec,
+    events: EventSink,
+    console: Option<&Path>,
+) -> Result<Arc<dyn Backend>, BackendError> {
+    #[cfg(target_arch = "x86_64")]
+    if spec.backend == Some(BackendKind::Kvm) {
+        return Ok(Arc::new(kvm::KvmBackend::new(spec, events, console)?));
+    }
+    drop((events, console));
     Err(BackendError::Unsupported {
         backend: spec.backend.unwrap_or(BackendKind::Software),
         what: "run a VM yet".to_owned(),

@@ -1,0 +1,199 @@
+//! Dirty log, slots and invalidation, held against what the guest says it did.
+
+use std::collections::BTreeSet;
+
+use slat_proto::model::{MemstressPattern, SlotSpec};
+
+use super::*;
+use crate::guest::memstress::{GuestAccess, NoMemory, run_batch};
+
+/// Portable memstress that notes which frames it writes.
+struct Noting<'a> {
+    memory: &'a SlotTable,
+    written: BTreeSet<u64>,
+}
+
+impl GuestAccess for Noting<'_> {
+    type Error = NoMemory;
+    fn read_u64(&mut self, gpa: u64) -> Result<u64, NoMemory> {
+        (&*self.memory).read_u64(gpa)
+    }
+    fn write_u64(&mut self, gpa: u64, value: u64) -> Result<(), NoMemory> {
+        self.written.insert(gpa / 4096);
+        (&*self.memory).write_u64(gpa, value)
+    }
+}
+
+fn harvest(vm: &Vm) -> BTreeSet<u64> {
+    let mut frames = BTreeSet::new();
+    for slot in vm.memory.table().slots() {
+        let spec = slot.spec();
+        let mut bitmap = vec![0; spec.pages.div_ceil(64) as usize];
+        let count = vm.backend.harvest_dirty(spec.slot, &mut bitmap).unwrap();
+        let before = frames.len() as u64;
+        for page in 0..spec.pages {
+            if bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1 {
+                frames.insert(spec.base_gfn + page);
+            }
+        }
+        assert_eq!(frames.len() as u64 - before, count);
+    }
+    frames
+}
+
+#[test]
+fn the_log_holds_exactly_what_was_written() {
+    need_kvm!();
+    for pattern in [MemstressPattern::Sequential, MemstressPattern::Random] {
+        let spec = MemstressSpec {
+            pattern,
+            ..Default::default()
+        };
+        let vm = Vm::new(memstress(32 << 20, 2, spec));
+        let batch = vm.word(0, offset::BATCH);
+        let model = copy(&vm.memory.table());
+        let table = model.table();
+        // Some writes before logging, which must not be in it.
+        vm.run_visits(2 * batch);
+        let step = |batches: u64| {
+            let mut noting = Noting {
+                memory: &table,
+                written: BTreeSet::new(),
+            };
+            for vcpu in 0..2 {
+                for _ in 0..batches {
+                    run_batch(&mut noting, vcpu).unwrap();
+                }
+            }
+            noting.written
+        };
+        step(2);
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        assert!(harvest(&vm).is_empty(), "the log starts empty");
+        let mut total = 0;
+        for round in 1..=3 {
+            vm.run_visits((2 + 2 * round) * batch);
+            let written = step(2);
+            assert_eq!(harvest(&vm), written, "round {round} of {pattern:?}");
+            assert!(harvest(&vm).is_empty(), "taken once");
+            total += written.len() as u64;
+        }
+        assert_eq!(vm.backend.stats().dirty_pages_harvested, Some(total));
+        // Off and on again: what was written in between is gone.
+        vm.backend.set_dirty_logging(0, false).unwrap();
+        vm.run_visits(12 * batch);
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        assert!(harvest(&vm).is_empty());
+        assert_eq!(vm.counters().errors, 0);
+    }
+}
+
+#[test]
+fn no_write_is_lost_between_harvests_of_a_running_guest() {
+    need_kvm!();
+    let spec = MemstressSpec {
+        pattern: MemstressPattern::Random,
+        ..Default::default()
+    };
+    let vm = Vm::new(memstress(32 << 20, 2, spec));
+    vm.backend.set_dirty_logging(0, true).unwrap();
+    let replica = copy(&vm.memory.table());
+    let (from, to) = (vm.memory.table(), replica.table());
+    let bring = |frames: BTreeSet<u64>| {
+        let mut page = [0; 4096];
+        for frame in frames {
+            assert!(from.read(frame * 4096, &mut page));
+            assert!(to.write(frame * 4096, &page));
+        }
+    };
+    vm.backend.run().unwrap();
+    for _ in 0..20 {
+        let before = vm.counters().pages_written;
+        bring(harvest(&vm));
+        vm.wait("more writes", || {
+            vm.counters().pages_written > before + 1000
+        });
+    }
+    vm.backend.pause().unwrap();
+    bring(harvest(&vm));
+    assert!(same(&from, &to), "the replica differs");
+    assert_eq!(vm.counters().errors, 0);
+}
+
+#[test]
+fn invalidated_memory_is_faulted_in_again_with_its_contents() {
+    need_kvm!();
+    let vm = Vm::new(memstress(32 << 20, 1, MemstressSpec::default()));
+    let visits = vm.counters().pages.next_multiple_of(512);
+    vm.run_visits(2 * visits);
+    let faults = || vm.backend.stats().faults_taken;
+    let warm = faults();
+    vm.run_visits(3 * visits);
+    let idle = faults();
+    vm.backend.invalidate(0, (32 << 20) / 4096).unwrap();
+    vm.run_visits(4 * visits);
+    assert_eq!(vm.counters().errors, 0);
+    if let (Some(warm), Some(idle), Some(after)) = (warm, idle, faults()) {
+        assert!(idle - warm < 100, "{} faults in a warm pass", idle - warm);
+        // With huge pages one fault brings 512 pages back.
+        assert!(after - idle >= 16, "{} faults after", after - idle);
+    }
+    // While it runs, too.
+    vm.limit_visits(u64::MAX);
+    vm.backend.run().unwrap();
+    for _ in 0..20 {
+        let passes = vm.counters().passes;
+        vm.backend.invalidate(100, 5000).unwrap();
+        vm.wait("a pass", || vm.counters().passes > passes);
+    }
+    vm.backend.pause().unwrap();
+    assert_eq!(vm.counters().errors, 0);
+}
+
+#[test]
+fn slots_are_checked() {
+    need_kvm!();
+    let vm = Vm::new(memstress(16 << 20, 1, MemstressSpec::default()));
+    let slot = |number, base, read_only| {
+        Arc::new(SlotMemory::new(SlotSpec::new(number, base, 64, read_only).unwrap()).unwrap())
+    };
+    let refused = |result: Result<(), BackendError>, slot: u32, says: &str| {
+        let Err(BackendError::BadSlot { slot: at, message }) = result else {
+            panic!("{result:?}, {says} expected");
+        };
+        assert!(at == slot && message.contains(says), "{message}");
+    };
+    refused(vm.backend.add_slot(&slot(1, 100, false)), 1, "overlaps");
+    refused(vm.backend.add_slot(&slot(0, 1 << 20, false)), 0, "taken");
+    refused(
+        vm.backend.add_slot(&slot(1, (1 << 40) - 64, false)),
+        1,
+        "ends at",
+    );
+    refused(
+        vm.backend.harvest_dirty(0, &mut [0; 64]).map(drop),
+        0,
+        "logging is off",
+    );
+    let none = |result: Result<(), BackendError>| {
+        assert!(matches!(result, Err(BackendError::NoSuchSlot { slot: 7 })));
+    };
+    none(vm.backend.remove_slot(7));
+    none(vm.backend.move_slot(7, 0));
+    none(vm.backend.set_dirty_logging(7, true));
+    none(vm.backend.harvest_dirty(7, &mut []).map(drop));
+
+    vm.backend.add_slot(&slot(3, 1 << 20, true)).unwrap();
+    refused(vm.backend.move_slot(3, 5), 3, "overlaps");
+    vm.backend.move_slot(3, 2 << 20).unwrap();
+    // Its old place is free again.
+    vm.backend.add_slot(&slot(4, 1 << 20, false)).unwrap();
+    vm.backend.set_dirty_logging(4, true).unwrap();
+    refused(vm.backend.harvest_dirty(4, &mut []).map(drop), 4, "bitmap");
+    vm.backend.move_slot(4, 3 << 20).unwrap();
+    assert_eq!(vm.backend.harvest_dirty(4, &mut [0]).unwrap(), 0);
+    vm.backend.remove_slot(4).unwrap();
+    none(vm.backend.remove_slot(7));
+    vm.run_visits(1024);
+    assert_eq!(vm.counters().errors, 0);
+}

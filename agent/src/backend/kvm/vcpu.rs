@@ -1,0 +1,469 @@
+//! vCPU threads.
+//!
+//! # Protocol
+//! One thread a vCPU, parked when it is made. A thread that is let go clears its exit flag, takes its vCPU's descriptor and
+//! runs the guest until KVM_RUN is interrupted while the wanted state is no longer "run"; then it gives the descriptor back
+//! and parks. Because every park follows an interrupted KVM_RUN with the exit flag set, I/O of the last exit has been
+//! completed by then and the registers are those after the instruction: state can be saved.
+//!
+//! Wanted state and exit flags change together under `control`, so a thread never clears a flag it should obey. A guest that
+//! ends or fails stops all vCPUs; the last one to park reports it, once.
+//!
+//! # Invariants
+//! `parked` counts threads that hold no descriptor and run no guest code. A thread's kick target is there exactly while the
+//! thread lives. Threads end when `control.wanted` is `Exit` and are joined by [`Threads::stop`].
+
+use std::{
+    io,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::{
+    super::{BackendError, EventSink, GuestEvent},
+    console::Console,
+    kick::{self, ExitFlag, Target},
+    slots::Slots,
+    x86_64,
+};
+use crate::guest::{
+    memstress::{DOORBELL_PORT, Pacer, Turn},
+    raw::{PORT_CONSOLE, PORT_END},
+};
+
+/// How long a vCPU may take to stop.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+/// An idle guest's control page is looked at again after this.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// What the ports mean.
+#[derive(Debug)]
+pub(super) enum Ports {
+    /// The doorbell.
+    Memstress,
+    /// Console and end.
+    Raw(Option<Console>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Pause,
+    Exit,
+}
+
+#[derive(Debug)]
+struct Control {
+    wanted: Wanted,
+    parked: usize,
+    /// Some vCPU ran: state can no longer be loaded.
+    ran: bool,
+    /// The guest ended, so the vCPUs never run again.
+    ended: bool,
+    /// That end, until it is reported.
+    report: Option<GuestEvent>,
+    targets: Vec<Option<Target>>,
+}
+
+#[derive(Debug)]
+struct Vcpu {
+    fd: Mutex<VcpuFd>,
+    exit: ExitFlag,
+}
+
+struct Shared {
+    vcpus: Vec<Vcpu>,
+    control: Mutex<Control>,
+    /// Wanted state changed: threads wake from parking or pacing.
+    told: Condvar,
+    /// A thread parked or ended: the owner wakes.
+    parked: Condvar,
+    /// Mirror of `wanted == Run` for the path that takes no lock.
+    go: AtomicBool,
+    slots: Arc<Slots>,
+    ports: Ports,
+    events: EventSink,
+}
+
+/// The vCPUs of a VM and their threads.
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Threads")
+            .field("control", &self.shared.control)
+            .finish_non_exhaustive()
+    }
+}
+
+fn gone(message: impl Into<String>) -> BackendError {
+    BackendError::Vcpu {
+        message: message.into(),
+    }
+}
+
+impl Threads {
+    /// Parked threads for `vcpus`; `run_size` is that of their shared pages.
+    pub(super) fn new(
+        vcpus: Vec<VcpuFd>,
+        run_size: usize,
+        slots: Arc<Slots>,
+        ports: Ports,
+        events: EventSink,
+    ) -> Result<Self, BackendError> {
+        let ioctl = |op| move |source: io::Error| BackendError::Ioctl { op, source };
+        kick::install_handler().map_err(ioctl("sigaction"))?;
+        let vcpus = vcpus
+            .into_iter()
+            .map(|fd| {
+                Ok(Vcpu {
+                    exit: ExitFlag::map(&fd, run_size).map_err(ioctl("mmap of a vCPU"))?,
+                    fd: Mutex::new(fd),
+                })
+            })
+            .collect::<Result<Vec<_>, BackendError>>()?;
+        let count = vcpus.len();
+        let shared = Arc::new(Shared {
+            vcpus,
+            control: Mutex::new(Control {
+                wanted: Wanted::Pause,
+                parked: 0,
+                ran: false,
+                ended: false,
+                report: None,
+                targets: vec![None; count],
+            }),
+            told: Condvar::new(),
+            parked: Condvar::new(),
+            go: AtomicBool::new(false),
+            slots,
+            ports,
+            events,
+        });
+        // Dropped on an error below, it ends the threads made so far.
+        let mut threads = Self {
+            shared,
+            handles: Vec::with_capacity(count),
+        };
+        for index in 0..count {
+            let shared = Arc::clone(&threads.shared);
+            let handle = thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || shared.thread(index))
+                .map_err(ioctl("starting a vCPU thread"))?;
+            threads.handles.push(handle);
+        }
+        threads.wait_parked()?;
+        Ok(threads)
+    }
+
+    pub(super) fn run(&self) -> Result<(), BackendError> {
+        let mut control = self.shared.lock();
+        if control.ended {
+            return Err(gone("the guest has ended; its vCPUs do not run again"));
+        }
+        if control.targets.iter().any(Option::is_none) {
+            return Err(gone("a vCPU thread is gone"));
+        }
+        control.ran = true;
+        self.shared.want(&mut control, Wanted::Run);
+        Ok(())
+    }
+
+    pub(super) fn pause(&self) -> Result<(), BackendError> {
+        let mut control = self.shared.lock();
+        if control.wanted == Wanted::Run {
+            self.shared.want(&mut control, Wanted::Pause);
+        }
+        drop(control);
+        self.wait_parked()
+    }
+
+    fn wait_parked(&self) -> Result<(), BackendError> {
+        let count = self.handles.len();
+        let (control, timeout) = self
+            .shared
+            .parked
+            .wait_timeout_while(self.shared.lock(), PAUSE_LIMIT, |control| {
+                control.parked < count
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            return Err(gone(format!(
+                "{} of {count} vCPUs did not stop within {} s",
+                count - control.parked,
+                PAUSE_LIMIT.as_secs()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every vCPU while all are parked; `fresh` demands that none ever ran.
+    pub(super) fn while_stopped(
+        &self,
+        fresh: bool,
+        mut each: impl FnMut(u32, &VcpuFd) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        {
+            let control = self.shared.lock();
+            if control.wanted == Wanted::Run || control.parked < self.handles.len() {
+                return Err(gone("the vCPUs run"));
+            }
+            if fresh && control.ran {
+                return Err(gone("the vCPUs have run; state can only be loaded before"));
+            }
+        }
+        for (index, vcpu) in self.shared.vcpus.iter().enumerate() {
+            let fd = vcpu.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            // At most 64 vCPUs.
+            each(index as u32, &fd)?;
+        }
+        Ok(())
+    }
+
+    /// Ends and joins the threads. One that does not stop is left behind, with an error in the log.
+    fn stop(&mut self) {
+        {
+            let mut control = self.shared.lock();
+            self.shared.want(&mut control, Wanted::Exit);
+        }
+        // The last owner may be a vCPU thread itself, through the event sink; it cannot wait for its own end.
+        let me = Target::current();
+        let alive = |control: &mut Control| {
+            let mut targets = control.targets.iter().flatten();
+            targets.any(|target| *target != me)
+        };
+        let (control, timeout) = self
+            .shared
+            .parked
+            .wait_timeout_while(self.shared.lock(), PAUSE_LIMIT, alive)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(control);
+        if timeout.timed_out() {
+            tracing::error!("a vCPU thread does not end; leaving it behind");
+            return;
+        }
+        for handle in self.handles.drain(..) {
+            if handle.thread().id() != thread::current().id() && handle.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the wanted state and makes every thread see it.
+    fn want(&self, control: &mut Control, wanted: Wanted) {
+        control.wanted = wanted;
+        self.go.store(wanted == Wanted::Run, Ordering::SeqCst);
+        if wanted != Wanted::Run {
+            for (vcpu, target) in self.vcpus.iter().zip(&control.targets) {
+                vcpu.exit.set(true);
+                if let Some(target) = target {
+                    // SAFETY: a thread takes its target away under `control`, which is held, before it ends.
+                    unsafe { target.kick() };
+                }
+            }
+        }
+        self.told.notify_all();
+    }
+
+    /// The guest ends: stops all vCPUs, keeps the first reason.
+    fn end(&self, event: GuestEvent) {
+        let mut control = self.lock();
+        if !control.ended {
+            control.ended = true;
+            control.report = Some(event);
+        }
+        if control.wanted == Wanted::Run {
+            self.want(&mut control, Wanted::Pause);
+        }
+    }
+
+    fn thread(&self, index: usize) {
+        kick::unblock();
+        self.lock().targets[index] = Some(Target::current());
+        let leave = Leave {
+            shared: self,
+            index,
+        };
+        let mut pacer = Pacer::new();
+        while self.park(index) {
+            self.run_guest(index, &mut pacer);
+        }
+        drop(leave);
+    }
+
+    /// Parks until told to run (true) or to end (false).
+    fn park(&self, index: usize) -> bool {
+        let mut control = self.lock();
+        control.parked += 1;
+        self.parked.notify_all();
+        if control.parked == self.vcpus.len()
+            && let Some(event) = control.report.take()
+        {
+            drop(control);
+            (self.events)(event);
+            control = self.lock();
+        }
+        let mut control = self
+            .told
+            .wait_while(control, |control| control.wanted == Wanted::Pause)
+            .unwrap_or_else(PoisonError::into_inner);
+        control.parked -= 1;
+        let run = control.wanted == Wanted::Run;
+        if run {
+            self.vcpus[index].exit.set(false);
+        }
+        run
+    }
+
+    /// Runs the guest until told otherwise.
+    fn run_guest(&self, index: usize, pacer: &mut Pacer) {
+        let mut fd = self.vcpus[index]
+            .fd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let failure = match fd.run() {
+                Ok(exit) => match self.exit(index, pacer, exit) {
+                    Ok(()) => continue,
+                    Err(failure) => failure,
+                },
+                Err(error) if error.errno() == libc::EINTR => {
+                    if self.go.load(Ordering::SeqCst) {
+                        continue;
+                    }
+                    return;
+                }
+                Err(error) => {
+                    let rip = x86_64::rip(&fd);
+                    self.end(GuestEvent::Failed(format!(
+                        "vCPU {index}: KVM_RUN failed at rip {rip}: {error}"
+                    )));
+                    return;
+                }
+            };
+            let rip = x86_64::rip(&fd);
+            let detail = if failure == INTERNAL_ERROR {
+                // SAFETY: the exit reason says that this member of the union was filled.
+                let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+                format!(" (suberror {})", internal.suberror)
+            } else {
+                String::new()
+            };
+            self.end(GuestEvent::Failed(format!(
+                "vCPU {index}: {failure}{detail} at rip {rip}"
+            )));
+        }
+    }
+
+    /// Serves an exit, or says what is wrong with it.
+    fn exit(&self, index: usize, pacer: &mut Pacer, exit: VcpuExit<'_>) -> Result<(), String> {
+        match (exit, &self.ports) {
+            (VcpuExit::IoIn(DOORBELL_PORT, data), Ports::Memstress) => {
+                data.fill(u8::from(!self.may_go(index, pacer)?));
+                Ok(())
+            }
+            (VcpuExit::IoOut(PORT_CONSOLE, data), Ports::Raw(console)) => {
+                if let Some(console) = console {
+                    console.print(data);
+                }
+                Ok(())
+            }
+            (VcpuExit::IoOut(PORT_END, _), Ports::Raw(_)) => {
+                self.end(GuestEvent::Stopped);
+                Ok(())
+            }
+            (VcpuExit::Intr, _) => Ok(()),
+            (VcpuExit::IoOut(port, data), _) => Err(format!(
+                "write of {} bytes to port {port:#x}, which does nothing here,",
+                data.len()
+            )),
+            (VcpuExit::IoIn(port, data), _) => {
+                data.fill(0xff);
+                Err(format!(
+                    "read from port {port:#x}, which does nothing here,"
+                ))
+            }
+            (VcpuExit::MmioRead(gpa, data), _) => {
+                data.fill(0xff);
+                Err(format!(
+                    "read of guest-physical {gpa:#x}, where no slot is,"
+                ))
+            }
+            (VcpuExit::MmioWrite(gpa, _), _) => Err(format!(
+                "write to guest-physical {gpa:#x}, where no writable slot is,"
+            )),
+            (VcpuExit::Shutdown, _) => {
+                Err("triple fault (an exception that the guest does not handle)".to_owned())
+            }
+            (VcpuExit::Hlt, _) => Err("halt without a source of interrupts".to_owned()),
+            (VcpuExit::InternalError, _) => Err(INTERNAL_ERROR.to_owned()),
+            (VcpuExit::FailEntry(reason, cpu), _) => Err(format!(
+                "the CPU refused to enter the guest (reason {reason:#x}, CPU {cpu})"
+            )),
+            (VcpuExit::MemoryFault { flags, gpa, size }, _) => Err(format!(
+                "the kernel cannot map guest-physical {gpa:#x}+{size:#x} (flags {flags:#x})"
+            )),
+            (other, _) => Err(format!("exit {other:?}")),
+        }
+    }
+
+    /// Waits until memstress may run a batch (true) or its vCPU shall stop (false).
+    fn may_go(&self, index: usize, pacer: &mut Pacer) -> Result<bool, String> {
+        loop {
+            if !self.go.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            let table = self.slots.memory().table();
+            let turn = pacer
+                .turn(&mut &*table, index as u32, Instant::now())
+                .map_err(|error| format!("memstress' control page: {error}"))?;
+            drop(table);
+            let wait = match turn {
+                Turn::Go => return Ok(true),
+                Turn::Wait(wait) => wait,
+                Turn::Idle => IDLE_LOOK,
+            };
+            let _told = self
+                .told
+                .wait_timeout_while(self.lock(), wait, |control| control.wanted == Wanted::Run)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+const INTERNAL_ERROR: &str = "internal error of KVM";
+
+/// Takes a thread's kick target away when it ends, even by a panic.
+struct Leave<'a> {
+    shared: &'a Shared,
+    index: usize,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().targets[self.index] = None;
+        self.shared.parked.notify_all();
+    }
+}

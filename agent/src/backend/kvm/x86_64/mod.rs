@@ -1,0 +1,164 @@
+//! All that is x86-64: what the host's CPU offers, how a vCPU starts, how its state is saved and loaded.
+//!
+//! There is no in-kernel interrupt controller, so a vCPU has no LAPIC state; its base register travels with the special
+//! registers.
+
+mod cpuid;
+mod msrs;
+mod vcpu_state;
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_xsave,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+pub(super) use self::vcpu_state::VcpuState;
+use super::{super::BackendError, failed};
+use crate::guest::Entry;
+
+/// In saved state.
+pub(super) const ARCH: u32 = 1;
+
+/// Real-mode helper pages that VMX wants to know about; in the hole below 4 GiB.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_MP: u64 = 1 << 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NE: u64 = 1 << 5;
+const CR0_WP: u64 = 1 << 16;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_NX: u64 = 1 << 11;
+/// Always set.
+const RFLAGS_FIXED: u64 = 1 << 1;
+/// I/O from CPL 3.
+const RFLAGS_IOPL_3: u64 = 3 << 12;
+
+/// What the host offers to every VM.
+#[derive(Debug)]
+pub(super) struct HostCpu {
+    supported: CpuId,
+    msrs: Vec<u32>,
+    xcrs: bool,
+    tsc_khz: bool,
+    tsc_control: bool,
+    /// Bytes of a vCPU's XSAVE area.
+    xsave_bytes: usize,
+}
+
+impl HostCpu {
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd) -> Result<Self, BackendError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let msrs = kvm
+            .get_msr_index_list()
+            .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?
+            .as_slice()
+            .to_vec();
+        let xsave = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
+        Ok(Self {
+            supported,
+            msrs,
+            xcrs: kvm.check_extension(Cap::Xcrs),
+            tsc_khz: kvm.check_extension(Cap::GetTscKhz),
+            tsc_control: kvm.check_extension(Cap::TscControl),
+            xsave_bytes: xsave.max(size_of::<kvm_xsave>()),
+        })
+    }
+
+    /// First guest frame that the CPU cannot address.
+    pub(super) fn end_gfn(&self) -> u64 {
+        1 << (cpuid::physical_bits(self.supported.as_slice()).clamp(32, 52) - 12)
+    }
+}
+
+/// What a new VM needs before it has slots.
+pub(super) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_tss_address(TSS_ADDRESS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+    }
+    Ok(())
+}
+
+/// Makes a new vCPU ready to enter the guest: CPUID, 64-bit mode at CPL 3 with IOPL 3, the entry's registers. CPUID comes
+/// first: the kernel checks the control registers by it.
+pub(super) fn prepare_vcpu(
+    host: &HostCpu,
+    vcpu: &VcpuFd,
+    index: u32,
+    entry: Entry,
+) -> Result<(), BackendError> {
+    vcpu.set_cpuid2(&cpuid::for_vcpu(&host.supported, index))
+        .map_err(failed("KVM_SET_CPUID2"))?;
+    let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        selector: 0x1b,
+        type_: 3, // data, writable, accessed
+        present: 1,
+        dpl: 3,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: 0x23,
+        type_: 11, // code, readable, accessed
+        db: 0,
+        l: 1,
+        ..data
+    };
+    for segment in [
+        &mut sregs.ss,
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+    ] {
+        *segment = data;
+    }
+    // VMX demands a busy 64-bit task segment, although nothing ever uses it.
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0x28,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    sregs.ldt = kvm_segment {
+        type_: 2,
+        unusable: 1,
+        ..Default::default()
+    };
+    sregs.gdt.limit = 0;
+    sregs.idt.limit = 0;
+    sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+    sregs.cr3 = entry.cr3;
+    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    sregs.efer = EFER_LME | EFER_LMA | EFER_NX;
+    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    let regs = kvm_regs {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rdi: entry.rdi,
+        rflags: RFLAGS_FIXED | RFLAGS_IOPL_3,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
+}
+
+/// Instruction pointer, for messages.
+pub(super) fn rip(vcpu: &VcpuFd) -> String {
+    vcpu.get_regs().map_or_else(
+        |error| format!("unknown ({error})"),
+        |regs| format!("{:#x}", regs.rip),
+    )
+}

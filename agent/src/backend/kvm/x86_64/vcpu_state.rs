@@ -1,0 +1,307 @@
+//! State of one vCPU: read from the kernel, written down, read back, set.
+//!
+//! # Sections, in this order
+//! | tag | what | when it is empty |
+//! |---|---|---|
+//! | `CPID` | CPUID as the vCPU was told, 40 bytes an entry | never |
+//! | `TSCK` | frequency of the time-stamp counter, kHz, 4 bytes | the host cannot say |
+//! | `SREG` | `kvm_sregs` | never |
+//! | `REGS` | `kvm_regs` | never |
+//! | `XCRS` | `kvm_xcrs` | the host has none |
+//! | `XSAV` | the XSAVE area, at least 4 KiB | never |
+//! | `DREG` | `kvm_debugregs` | never |
+//! | `MSRS` | `kvm_msr_entry`, 16 bytes each; the time-stamp counter is one of them | never |
+//! | `EVNT` | `kvm_vcpu_events` | never |
+//! | `MPST` | multiprocessing state, 4 bytes | never |
+//!
+//! # Order of loading
+//! That of the sections: CPUID decides which bits of the others are legal; special registers set the mode under which the
+//! general ones mean something; XCR0 before the area it masks; MSRs after the mode; pending events last but for whether the
+//! vCPU runs at all. Everything is decoded and checked before the first register is set.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+
+use super::{
+    super::{
+        BackendError, failed,
+        state::{Reader, Writer, bad},
+    },
+    HostCpu, cpuid, msrs,
+};
+
+/// Frequencies closer than this (1 in 4,000, as the kernel's own tolerance of 250 ppm) count as equal.
+const TSC_TOLERANCE: u32 = 4000;
+/// Largest XSAVE area that is decoded; today's are under 12 KiB.
+const MAX_XSAVE: usize = 64 << 10;
+
+/// Kernel structures that are plain bytes.
+///
+/// # Safety
+/// No padding, no pointers, every bit pattern valid.
+unsafe trait Plain: Copy + Default {}
+// SAFETY: integers and arrays of them, with padding spelt out as fields (the bindings' layout tests fix the sizes).
+unsafe impl Plain for kvm_regs {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_sregs {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_xcrs {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_debugregs {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_vcpu_events {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_msr_entry {}
+// SAFETY: as above.
+unsafe impl Plain for kvm_cpuid_entry2 {}
+
+fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: `T` is plain bytes without padding, so all of them are initialised.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn value_of<T: Plain>(what: &str, bytes: &[u8]) -> Result<T, BackendError> {
+    if bytes.len() != size_of::<T>() {
+        return Err(bad(format!(
+            "{what} of {} bytes; {} are needed",
+            bytes.len(),
+            size_of::<T>()
+        )));
+    }
+    let mut value = T::default();
+    // SAFETY: the lengths are equal, the ranges apart, and every bit pattern is a valid `T`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            (&raw mut value).cast::<u8>(),
+            size_of::<T>(),
+        );
+    }
+    Ok(value)
+}
+
+fn list_of<T: Plain>(what: &str, bytes: &[u8], most: usize) -> Result<Vec<T>, BackendError> {
+    if !bytes.len().is_multiple_of(size_of::<T>()) || bytes.len() > most * size_of::<T>() {
+        return Err(bad(format!(
+            "{what} of {} bytes; at most {most} entries of {} are possible",
+            bytes.len(),
+            size_of::<T>()
+        )));
+    }
+    bytes
+        .chunks_exact(size_of::<T>())
+        .map(|entry| value_of(what, entry))
+        .collect()
+}
+
+fn optional<T>(
+    bytes: &[u8],
+    read: impl FnOnce(&[u8]) -> Result<T, BackendError>,
+) -> Result<Option<T>, BackendError> {
+    (!bytes.is_empty()).then(|| read(bytes)).transpose()
+}
+
+fn u32_of(what: &str, bytes: &[u8]) -> Result<u32, BackendError> {
+    bytes
+        .try_into()
+        .map(u32::from_le_bytes)
+        .map_err(|_| bad(format!("{what} of {} bytes; 4 are needed", bytes.len())))
+}
+
+/// State of one vCPU.
+#[derive(Clone, Debug)]
+pub(in super::super) struct VcpuState {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc_khz: Option<u32>,
+    sregs: kvm_sregs,
+    regs: kvm_regs,
+    xcrs: Option<kvm_xcrs>,
+    xsave: Vec<u8>,
+    debug: kvm_debugregs,
+    msrs: Vec<kvm_msr_entry>,
+    events: kvm_vcpu_events,
+    mp_state: u32,
+}
+
+impl VcpuState {
+    /// Reads a vCPU that does not run and has no I/O to complete.
+    pub(in super::super) fn save(host: &HostCpu, vcpu: &VcpuFd) -> Result<Self, BackendError> {
+        Ok(Self {
+            cpuid: vcpu
+                .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+                .map_err(failed("KVM_GET_CPUID2"))?
+                .as_slice()
+                .to_vec(),
+            tsc_khz: if host.tsc_khz {
+                Some(vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?)
+            } else {
+                None
+            },
+            // Before the events: reading it may raise an interrupt that they then hold.
+            mp_state: vcpu
+                .get_mp_state()
+                .map_err(failed("KVM_GET_MP_STATE"))?
+                .mp_state,
+            sregs: vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
+            regs: vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
+            xcrs: if host.xcrs {
+                Some(vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?)
+            } else {
+                None
+            },
+            xsave: save_xsave(host, vcpu)?,
+            debug: vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
+            msrs: msrs::read(vcpu, &host.msrs)?,
+            events: vcpu
+                .get_vcpu_events()
+                .map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+        })
+    }
+
+    /// Writes it down.
+    pub(in super::super) fn write(&self, to: &mut Writer) {
+        to.section(*b"CPID", bytes_of(&self.cpuid));
+        let khz = self.tsc_khz.map(u32::to_le_bytes);
+        to.section(*b"TSCK", khz.as_ref().map_or(&[], |khz| khz));
+        to.section(*b"SREG", bytes_of(&[self.sregs]));
+        to.section(*b"REGS", bytes_of(&[self.regs]));
+        to.section(*b"XCRS", bytes_of(self.xcrs.as_slice()));
+        to.section(*b"XSAV", &self.xsave);
+        to.section(*b"DREG", bytes_of(&[self.debug]));
+        to.section(*b"MSRS", bytes_of(&self.msrs));
+        to.section(*b"EVNT", bytes_of(&[self.events]));
+        to.section(*b"MPST", &self.mp_state.to_le_bytes());
+    }
+
+    /// Reads it back and checks it against this host.
+    ///
+    /// # Errors
+    /// `State` when it is malformed or needs what this host lacks.
+    pub(in super::super) fn read(
+        from: &mut Reader<'_>,
+        host: &HostCpu,
+    ) -> Result<Self, BackendError> {
+        let state = Self {
+            cpuid: list_of("CPUID", from.section(*b"CPID")?, KVM_MAX_CPUID_ENTRIES)?,
+            tsc_khz: optional(from.section(*b"TSCK")?, |b| u32_of("TSC frequency", b))?,
+            sregs: value_of("special registers", from.section(*b"SREG")?)?,
+            regs: value_of("registers", from.section(*b"REGS")?)?,
+            xcrs: optional(from.section(*b"XCRS")?, |b| value_of("XCRs", b))?,
+            xsave: from.section(*b"XSAV")?.to_vec(),
+            debug: value_of("debug registers", from.section(*b"DREG")?)?,
+            msrs: list_of("MSRs", from.section(*b"MSRS")?, KVM_MAX_MSR_ENTRIES)?,
+            events: value_of("events", from.section(*b"EVNT")?)?,
+            mp_state: u32_of("MP state", from.section(*b"MPST")?)?,
+        };
+        cpuid::check(&state.cpuid, host.supported.as_slice())?;
+        let xsave = &state.xsave;
+        if !(size_of::<kvm_xsave>()..=MAX_XSAVE).contains(&xsave.len()) || xsave.len() % 4 != 0 {
+            return Err(bad(format!("an XSAVE area of {} bytes", xsave.len())));
+        }
+        if xsave.iter().skip(host.xsave_bytes).any(|byte| *byte != 0) {
+            return Err(bad(format!(
+                "an XSAVE area of {} bytes; this host's has {}",
+                xsave.len(),
+                host.xsave_bytes
+            )));
+        }
+        if state.xcrs.is_some() && !host.xcrs {
+            return Err(bad("XCRs; this host has none"));
+        }
+        Ok(state)
+    }
+
+    /// Sets a vCPU that never ran.
+    ///
+    /// # Errors
+    /// `State` naming what the kernel refuses.
+    pub(in super::super) fn load(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
+        let cpuid = CpuId::from_entries(&self.cpuid)
+            .map_err(|_| bad(format!("{} CPUID entries", self.cpuid.len())))?;
+        vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
+        self.load_tsc_khz(host, vcpu)?;
+        vcpu.set_sregs(&self.sregs)
+            .map_err(refused("special registers"))?;
+        vcpu.set_regs(&self.regs).map_err(refused("registers"))?;
+        if let Some(xcrs) = &self.xcrs {
+            vcpu.set_xcrs(xcrs).map_err(refused("XCRs"))?;
+        }
+        self.load_xsave(host, vcpu)?;
+        vcpu.set_debug_regs(&self.debug)
+            .map_err(refused("debug registers"))?;
+        msrs::write(vcpu, &self.msrs)?;
+        vcpu.set_vcpu_events(&self.events)
+            .map_err(refused("events"))?;
+        vcpu.set_mp_state(kvm_mp_state {
+            mp_state: self.mp_state,
+        })
+        .map_err(refused("MP state"))
+    }
+
+    fn load_tsc_khz(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
+        let Some(wanted) = self.tsc_khz else {
+            return Ok(());
+        };
+        if host.tsc_khz {
+            let here = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+            if here.abs_diff(wanted) <= here / TSC_TOLERANCE {
+                return Ok(());
+            }
+        }
+        if !host.tsc_control {
+            return Err(bad(format!(
+                "a time-stamp counter of {wanted} kHz; this host cannot scale its own to that"
+            )));
+        }
+        vcpu.set_tsc_khz(wanted).map_err(refused("TSC frequency"))
+    }
+
+    fn load_xsave(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
+        let mut area = new_xsave(host)?;
+        let mut words = self
+            .xsave
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|word| u32::from_le_bytes(*word));
+        // SAFETY: the extra words stay as many as they were.
+        let area_mut = unsafe { area.as_mut_fam_struct() };
+        for (into, word) in area_mut.xsave.region.iter_mut().zip(&mut words) {
+            *into = word;
+        }
+        for (into, word) in area.as_mut_slice().iter_mut().zip(&mut words) {
+            *into = word;
+        }
+        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled dynamically.
+        unsafe { vcpu.set_xsave2(&area) }.map_err(refused("XSAVE area"))
+    }
+}
+
+fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BackendError {
+    move |error| bad(format!("the kernel refuses the {what}: {error}"))
+}
+
+fn new_xsave(host: &HostCpu) -> Result<Xsave, BackendError> {
+    let extra = (host.xsave_bytes - size_of::<kvm_xsave>()).div_ceil(4);
+    Xsave::new(extra).map_err(|_| bad("no memory for the XSAVE area"))
+}
+
+fn save_xsave(host: &HostCpu, vcpu: &VcpuFd) -> Result<Vec<u8>, BackendError> {
+    let mut area = new_xsave(host)?;
+    if host.xsave_bytes > size_of::<kvm_xsave>() {
+        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled dynamically.
+        unsafe { vcpu.get_xsave2(&mut area) }.map_err(failed("KVM_GET_XSAVE2"))?;
+    } else {
+        let plain = vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;
+        // SAFETY: the extra words stay as many as they were: none.
+        unsafe { area.as_mut_fam_struct() }.xsave.region = plain.region;
+    }
+    let fixed = area.as_fam_struct_ref().xsave.region.iter();
+    Ok(fixed
+        .chain(area.as_slice())
+        .flat_map(|word| word.to_le_bytes())
+        .collect())
+}
