@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -224,7 +225,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
     let backend = Arc::clone(backend);
     Parts {
         available: || (vec![BackendKind::Software], Some("a test".to_owned())),
-        create: Arc::new(move |_: &VmSpec, events: EventSink| {
+        create: Arc::new(move |_: &VmSpec, events: EventSink, _: Option<&Path>| {
             backend.enter("create")?.events = Some(events);
             Ok(Arc::clone(&backend) as Arc<dyn Backend>)
         }),

@@ -138,7 +138,7 @@ impl Machine {
                 shared.guest_event(event);
             }
         });
-        let backend = (self.parts.create)(spec, events)?;
+        let backend = (self.parts.create)(spec, events, Some(&self.dir.console()))?;
         self.dirty.bind(Arc::clone(&backend));
         self.set_backend(Some(backend));
         let mut table = Vec::with_capacity(slots.len());

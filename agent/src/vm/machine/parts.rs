@@ -1,6 +1,6 @@
 //! What a machine is built from, in one place: backends and guests. Tests put a fake backend here.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use slat_proto::{
     ApiError,
@@ -14,9 +14,12 @@ use crate::{
     vm::memory::SlotTable,
 };
 
-/// Builds a stopped backend without slots.
-pub(crate) type CreateBackend =
-    Arc<dyn Fn(&VmSpec, EventSink) -> Result<Arc<dyn Backend>, BackendError> + Send + Sync>;
+/// Builds a stopped backend without slots; a raw image prints to the file, when there is one.
+pub(crate) type CreateBackend = Arc<
+    dyn Fn(&VmSpec, EventSink, Option<&Path>) -> Result<Arc<dyn Backend>, BackendError>
+        + Send
+        + Sync,
+>;
 
 /// Where backends and guests come from.
 #[derive(Clone)]
