@@ -1,8 +1,12 @@
 //! One VM of KVM behind the backend trait.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use kvm_bindings::KVM_CAP_BINARY_STATS_FD;
+use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, kvm_cpuid_entry2};
 use kvm_ioctls::VmFd;
 use slat_proto::{
     model::{BackendKind, Format, GuestSpec, VmSpec},
@@ -31,6 +35,8 @@ pub struct KvmBackend {
     vm: VmFd,
     slots: Arc<Slots>,
     host: HostCpu,
+    /// What each vCPU was told by CPUID. Held only to copy in or out.
+    cpuid: Mutex<Vec<Vec<kvm_cpuid_entry2>>>,
     vcpus: u32,
 }
 
@@ -59,11 +65,13 @@ impl KvmBackend {
         x86_64::prepare_vm(&vm)?;
         let slots = Arc::new(Slots::new(&vm, host.end_gfn())?);
         let mut vcpus = Vec::with_capacity(spec.vcpus as usize);
+        let mut cpuid = Vec::with_capacity(spec.vcpus as usize);
         for index in 0..spec.vcpus {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
-            x86_64::prepare_vcpu(&host, &vcpu, index, layout.entry(spec, index))?;
+            let entry = layout.entry(spec, index);
+            cpuid.push(x86_64::prepare_vcpu(&host, &vcpu, index, entry)?);
             vcpus.push(vcpu);
         }
         let stats = if vm.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0 {
@@ -95,6 +103,7 @@ impl KvmBackend {
             vm,
             slots,
             host,
+            cpuid: Mutex::new(cpuid),
             vcpus: spec.vcpus,
         })
     }
@@ -159,8 +168,13 @@ impl Backend for KvmBackend {
 
     fn save_state(&self) -> Result<Vec<u8>, BackendError> {
         let mut writer = Writer::new(ARCH, self.vcpus);
-        self.threads.while_stopped(false, |_, vcpu| {
-            VcpuState::save(&self.host, vcpu)?.write(&mut writer);
+        let cpuid = self
+            .cpuid
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.threads.while_stopped(false, |index, vcpu| {
+            VcpuState::save(&self.host, vcpu, &cpuid[index as usize])?.write(&mut writer);
             Ok(())
         })?;
         Ok(writer.finish())
@@ -172,11 +186,14 @@ impl Backend for KvmBackend {
             .map(|index| VcpuState::read(&mut reader, &self.host).map_err(of_vcpu(index)))
             .collect::<Result<Vec<_>, _>>()?;
         reader.finish()?;
+        let cpuid = states.iter().map(|state| state.cpuid().to_vec()).collect();
         self.threads.while_stopped(true, |index, vcpu| {
             states[index as usize]
                 .load(&self.host, vcpu)
                 .map_err(of_vcpu(index))
-        })
+        })?;
+        *self.cpuid.lock().unwrap_or_else(PoisonError::into_inner) = cpuid;
+        Ok(())
     }
 
     fn stats(&self) -> v1::MmuStats {

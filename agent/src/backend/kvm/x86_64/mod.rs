@@ -8,7 +8,8 @@ mod msrs;
 mod vcpu_state;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_xsave,
+    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs, kvm_segment,
+    kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -88,15 +89,15 @@ pub(super) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
 }
 
 /// Makes a new vCPU ready to enter the guest: CPUID, 64-bit mode at CPL 3 with IOPL 3, the entry's registers. CPUID comes
-/// first: the kernel checks the control registers by it.
+/// first: the kernel checks the control registers by it. Returns what the vCPU was told.
 pub(super) fn prepare_vcpu(
     host: &HostCpu,
     vcpu: &VcpuFd,
     index: u32,
     entry: Entry,
-) -> Result<(), BackendError> {
-    vcpu.set_cpuid2(&cpuid::for_vcpu(&host.supported, index))
-        .map_err(failed("KVM_SET_CPUID2"))?;
+) -> Result<Vec<kvm_cpuid_entry2>, BackendError> {
+    let cpuid = cpuid::for_vcpu(&host.supported, index);
+    vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     let data = kvm_segment {
         limit: u32::MAX,
@@ -152,7 +153,8 @@ pub(super) fn prepare_vcpu(
         rflags: RFLAGS_FIXED | RFLAGS_IOPL_3,
         ..Default::default()
     };
-    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
+    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+    Ok(cpuid.as_slice().to_vec())
 }
 
 /// Instruction pointer, for messages.

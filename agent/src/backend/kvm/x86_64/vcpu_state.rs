@@ -127,14 +127,15 @@ pub(in super::super) struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads a vCPU that does not run and has no I/O to complete.
-    pub(in super::super) fn save(host: &HostCpu, vcpu: &VcpuFd) -> Result<Self, BackendError> {
+    /// Reads a vCPU that does not run, has no I/O to complete and was told `cpuid`. The kernel's own copy will not do: it
+    /// mixes in what it changed on its own account, which another host may not take back.
+    pub(in super::super) fn save(
+        host: &HostCpu,
+        vcpu: &VcpuFd,
+        cpuid: &[kvm_cpuid_entry2],
+    ) -> Result<Self, BackendError> {
         Ok(Self {
-            cpuid: vcpu
-                .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-                .map_err(failed("KVM_GET_CPUID2"))?
-                .as_slice()
-                .to_vec(),
+            cpuid: cpuid.to_vec(),
             tsc_khz: if host.tsc_khz {
                 Some(vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?)
             } else {
@@ -212,6 +213,11 @@ impl VcpuState {
             return Err(bad("XCRs; this host has none"));
         }
         Ok(state)
+    }
+
+    /// What the vCPU is told.
+    pub(in super::super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// Sets a vCPU that never ran.
