@@ -231,10 +231,13 @@ fn a_dead_process_journal_is_refused_unless_it_ended() {
         migration: "m1".into(),
     };
     assert_eq!(begin(&[]).unwrap(), None);
-    let lost = begin(&[created.clone()]).unwrap_err();
+    let lost = begin(std::slice::from_ref(&created)).unwrap_err();
     assert_eq!(lost.reason, Reason::VmState);
     assert_eq!(lost.metadata["state"], "STATE_LOST");
-    assert_eq!(reason(begin(&[incoming.clone()])), Reason::VmState);
+    assert_eq!(
+        reason(begin(std::slice::from_ref(&incoming))),
+        Reason::VmState
+    );
     assert_eq!(
         reason(begin(&[incoming.clone(), prepared])),
         Reason::InDoubt
