@@ -247,7 +247,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
 pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,
-    pub(crate) dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 /// Without a VM.
@@ -264,7 +264,7 @@ pub(crate) fn empty() -> FakeVm {
     FakeVm {
         machine,
         backend,
-        dir,
+        _dir: dir,
     }
 }
 

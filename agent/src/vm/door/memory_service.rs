@@ -129,7 +129,10 @@ impl MemoryService for VmDoor {
         request: Request<DigestMemoryRequest>,
     ) -> Result<Response<DigestMemoryResponse>, Status> {
         let digest = self
-            .on(&request.get_ref().vm, |machine| machine.digest())
+            .on(&request.get_ref().vm, |machine| {
+                machine.refuse_at_once("be digested")?;
+                machine.digest()
+            })
             .await?;
         Ok(Response::new(DigestMemoryResponse {
             slots: digest

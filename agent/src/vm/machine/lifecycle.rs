@@ -132,8 +132,11 @@ impl Machine {
         self.shown()
     }
 
-    /// Answers without waiting for the control lock when a switchover holds it.
-    fn refuse_at_once(&self, what: &str) -> Result<(), ApiError> {
+    /// Answers a user without waiting for the control lock, which a switchover holds: `what` must not lengthen the downtime.
+    ///
+    /// # Errors
+    /// MIGRATION_IN_PROGRESS during the switchover.
+    pub(crate) fn refuse_at_once(&self, what: &str) -> Result<(), ApiError> {
         let view = self.shared.view();
         match &view.engagement {
             Engagement::Outgoing {

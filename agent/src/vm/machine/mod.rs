@@ -6,7 +6,7 @@
 //! # Locking
 //! * `control` serialises everything that changes the VM: it is held for the whole of a call, across the backend, the
 //!   journal's fsync and a digest. Order: `control`, then the dirty log's lock, then whatever the backend locks inside.
-//! * [`view::Shared`] holds what everybody sees. It is locked for a few instructions, alone or under `control`, never across a
+//! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under `control`, never across a
 //!   call. [`Machine::snapshot`] takes only this one, so it answers while a call blocks.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
 //!

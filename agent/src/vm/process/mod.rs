@@ -28,7 +28,7 @@ use std::{
 };
 
 use slat_proto::{
-    ApiError,
+    ApiError, Reason,
     model::{HostName, VmName},
     transport::Door,
     v1::transfer_service_server::TransferServiceServer,
@@ -177,23 +177,27 @@ async fn live(machine: &Arc<Machine>, terminate: &mut Signal) -> Exit {
     loop {
         tokio::select! {
             exit = &mut exited => return exit,
-            _ = terminate.recv() => on_machine(machine, |machine| {
-                if let Err(error) = machine.stop() {
-                    tracing::error!(%error, reason = %error.reason, vm = %machine.name(), "SIGTERM refused");
+            _ = terminate.recv() => if let Err(error) = on_machine(machine, Machine::stop).await {
+                tracing::error!(%error, reason = %error.reason, vm = %machine.name(), "SIGTERM refused");
+            },
+            _ = housekeeping.tick() => {
+                let expire = |machine: &Machine| Ok(machine.dirty().expire_idle(Instant::now()));
+                if let Err(error) = on_machine(machine, expire).await {
+                    tracing::error!(%error, "idle dirty cursors stay");
                 }
-            }).await,
-            _ = housekeeping.tick() => on_machine(machine, |machine| {
-                machine.dirty().expire_idle(Instant::now());
-            }).await,
+            }
         }
     }
 }
 
-async fn on_machine(machine: &Arc<Machine>, call: impl FnOnce(&Machine) + Send + 'static) {
+async fn on_machine<T: Send + 'static>(
+    machine: &Arc<Machine>,
+    call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     let machine = Arc::clone(machine);
-    if let Err(error) = tokio::task::spawn_blocking(move || call(&machine)).await {
-        tracing::error!(%error, "a call of the machine failed");
-    }
+    tokio::task::spawn_blocking(move || call(&machine))
+        .await
+        .map_err(|error| ApiError::new(Reason::Internal, format!("a call failed: {error}")))?
 }
 
 fn remove(path: &Path) -> io::Result<()> {

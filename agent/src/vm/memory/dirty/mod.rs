@@ -117,7 +117,7 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// A log without a backend; every call of a reader is NO_SUCH_VM until [`DirtyLog::bind`].
+    /// A log without a backend; every call of a reader is NO_SUCH_VM until `bind`.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -245,9 +245,11 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Default)]
 struct Owed {
     pages: BTreeMap<(u32, u64), u64>,
-    /// The last batch: its number, time and pages.
-    last: Option<(u64, u64, Vec<(u32, u64)>)>,
+    last: Option<Delivered>,
 }
+
+/// A batch: its number, time and pages.
+type Delivered = (u64, u64, Vec<(u32, u64)>);
 
 struct World {
     log: DirtyLog,
