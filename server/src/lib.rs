@@ -1,1 +1,218 @@
-//! placeholder
+//! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by it.
+//!
+//! * [`fleet`]: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * [`migration`]: the pure state machine and the reconciler that carries it out;
+//! * [`store`]: what must survive (migrations, hosts' addresses), in redb;
+//! * [`api`]: one file a service;
+//! * [`dashboard`]: the page and its JSON; [`http`]: metrics and health;
+//! * [`metrics`](mod@metrics): what is counted.
+//!
+//! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of a blackout: it can be
+//! stopped or killed at any moment of a migration and finds the true outcome when it starts again.
+//!
+//! # Tasks
+//! [`Server`] owns them all: the door, the housekeeping, one reconciler per migration (through `Migrations`) and the
+//! watches. [`Server::stop`] ends them and returns when they have ended.
+
+mod api;
+mod dashboard;
+mod fleet;
+mod http;
+pub mod metrics;
+mod migration;
+mod store;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use slat_proto::transport::{Door, DoorHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
+
+use crate::{
+    api::{Doors, Watches},
+    dashboard::History,
+    fleet::Fleet,
+    migration::Migrations,
+    store::{RedbStore, Shelf},
+};
+
+pub use crate::store::StoreError;
+
+/// How often gauges are set.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Renders the process's metrics as Prometheus text.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// How a server is to run.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Directory of its store; made with mode 0700 when missing.
+    pub state_dir: PathBuf,
+    /// How often agents are told to report.
+    pub report_interval: Duration,
+    /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics says that there is no
+    /// recorder.
+    pub render: Option<Render>,
+    /// Slat's version, shown and exported.
+    pub version: String,
+}
+
+impl fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("listen", &self.listen)
+            .field("state_dir", &self.state_dir)
+            .field("report_interval", &self.report_interval)
+            .field("render", &self.render.is_some())
+            .field("version", &self.version)
+            .finish()
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error("the server's store: {0}")]
+    Store(#[from] StoreError),
+    /// The configuration is out of range.
+    #[error("{0}")]
+    Config(&'static str),
+}
+
+/// A running control plane. See the crate.
+pub struct Server {
+    door: DoorHandle,
+    address: SocketAddr,
+    migrations: Arc<Migrations>,
+    watches: Watches,
+    housekeeping: JoinHandle<()>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the store, takes up unfinished migrations and listens.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub async fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        if !(Duration::from_millis(10)..=Duration::from_secs(3600))
+            .contains(&config.report_interval)
+        {
+            return Err(ServerError::Config(
+                "the report interval is 10 ms to 3600 s",
+            ));
+        }
+        let directory = config.state_dir.clone();
+        let store = tokio::task::spawn_blocking(move || RedbStore::open(&directory))
+            .await
+            .map_err(|source| StoreError::Open {
+                path: config.state_dir.clone(),
+                source: source.into(),
+            })??;
+        let shelf = Shelf::new(store);
+        // Bound before anything is taken up: a second server on the port must not move a VM.
+        let listen_failed = |source| ServerError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_failed)?;
+        let address = listener.local_addr().map_err(listen_failed)?;
+
+        metrics::describe(&config.version);
+        let fleet = Fleet::new(config.report_interval);
+        for (host, address) in shelf.with(|store| store.hosts()).await? {
+            fleet
+                .remember(&host, &address)
+                .map_err(|error| StoreError::Record {
+                    table: "hosts",
+                    key: host.clone(),
+                    message: error.message,
+                })?;
+        }
+        let history = Arc::new(History::new());
+        let migrations =
+            Migrations::start(Arc::clone(&fleet), shelf.clone(), Arc::clone(&history)).await?;
+        let watches = Watches::default();
+        let doors = Doors {
+            fleet: Arc::clone(&fleet),
+            migrations: Arc::clone(&migrations),
+            shelf,
+            history: Arc::clone(&history),
+            watches: watches.clone(),
+        };
+        let pages = dashboard::router(dashboard::Pages {
+            fleet: Arc::clone(&fleet),
+            migrations: Arc::clone(&migrations),
+            history,
+            version: config.version.as_str().into(),
+        });
+        let door = doors
+            .add_to(Door::new())
+            .http(pages)
+            .http(http::router(config.render))
+            .serve_tcp(listener)
+            .await;
+        let door = match door {
+            Ok(door) => door,
+            Err(source) => {
+                migrations.stop().await;
+                return Err(listen_failed(source));
+            }
+        };
+        let housekeeping = tokio::spawn(keep_house(fleet, Arc::clone(&migrations)));
+        tracing::info!(%address, "the server listens");
+        Ok(Self {
+            door,
+            address,
+            migrations,
+            watches,
+            housekeeping,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops: watches and reconcilers first, so that their streams end, then the door. Migrations go on without it.
+    pub async fn stop(self) {
+        self.housekeeping.abort();
+        self.migrations.stop().await;
+        self.watches.stop().await;
+        self.door.stop().await;
+        // An aborted task's error says so and nothing else.
+        drop(self.housekeeping.await);
+    }
+}
+
+async fn keep_house(fleet: Arc<Fleet>, migrations: Arc<Migrations>) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        metrics::refresh(&fleet, &migrations);
+    }
+}

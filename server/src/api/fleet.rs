@@ -1,0 +1,62 @@
+//! FleetService: agents register and report. An address is stored before the registration is answered.
+
+use slat_proto::{
+    ApiError,
+    model::HostName,
+    transport::Address,
+    v1::{self, fleet_service_server::FleetService},
+};
+use tonic::{Request, Response, Status};
+
+use super::Doors;
+
+impl Doors {
+    fn interval_millis(&self) -> u32 {
+        u32::try_from(self.fleet.interval().as_millis()).unwrap_or(u32::MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for Doors {
+    async fn register_host(
+        &self,
+        request: Request<v1::RegisterHostRequest>,
+    ) -> Result<Response<v1::RegisterHostResponse>, Status> {
+        let mut host = request
+            .into_inner()
+            .host
+            .ok_or_else(|| ApiError::bad_parameter("host", "is missing"))?;
+        let name = HostName::parse(&host.name)?.to_string();
+        let address = host.address.parse::<Address>()?.to_string();
+        if !matches!(host.incarnation.len(), 1..=64) {
+            return Err(ApiError::bad_parameter("host.incarnation", "is 1 to 64 bytes").into());
+        }
+        host.name.clone_from(&name);
+        host.address.clone_from(&address);
+        let stored = (name.clone(), address.clone());
+        self.shelf
+            .with(move |store| store.put_host(&stored.0, &stored.1))
+            .await
+            .map_err(ApiError::from)?;
+        tracing::info!(host = %name, %address, incarnation = %host.incarnation, "a host registers");
+        self.fleet.register(host)?;
+        Ok(Response::new(v1::RegisterHostResponse {
+            report_interval_millis: self.interval_millis(),
+        }))
+    }
+
+    async fn report_host(
+        &self,
+        request: Request<v1::ReportHostRequest>,
+    ) -> Result<Response<v1::ReportHostResponse>, Status> {
+        let mut report = request.into_inner();
+        report.host = HostName::parse(&report.host)?.to_string();
+        let host = report.host.clone();
+        let samples = self.history.samples_of(&report);
+        self.fleet.report(report)?;
+        self.history.vms(&host, samples);
+        Ok(Response::new(v1::ReportHostResponse {
+            report_interval_millis: self.interval_millis(),
+        }))
+    }
+}

@@ -1,0 +1,78 @@
+//! MemoryService: every call goes to the agent of the VM's owner.
+
+use slat_proto::{
+    ApiError,
+    model::VmName,
+    v1::{self, memory_service_client::MemoryServiceClient, memory_service_server::MemoryService},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Doors, LARGE_MESSAGE, forwarded};
+
+macro_rules! forward {
+    ($self:ident, $request:ident, $call:ident) => {{
+        let mut message = $request.into_inner();
+        let vm = VmName::parse(&message.vm)?;
+        message.vm = vm.to_string();
+        let (owner, channel) = $self.route(&vm)?;
+        MemoryServiceClient::new(channel)
+            .max_decoding_message_size(LARGE_MESSAGE)
+            .max_encoding_message_size(LARGE_MESSAGE)
+            .$call(message)
+            .await
+            .map_err(|status| forwarded(&owner.host.name, status))
+    }};
+}
+
+#[tonic::async_trait]
+impl MemoryService for Doors {
+    async fn list_slots(
+        &self,
+        request: Request<v1::ListSlotsRequest>,
+    ) -> Result<Response<v1::ListSlotsResponse>, Status> {
+        forward!(self, request, list_slots)
+    }
+
+    async fn update_slots(
+        &self,
+        request: Request<v1::UpdateSlotsRequest>,
+    ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
+        // Checked here too: nobody's agent is bothered with what no agent can do.
+        let changes = &request.get_ref().changes;
+        if !(1..=64).contains(&changes.len()) {
+            let error = ApiError::bad_parameter("changes", "has 1 to 64 entries");
+            return Err(error.with("value", changes.len()).into());
+        }
+        let vm = VmName::parse(&request.get_ref().vm)?;
+        self.migrations.refuse_if_migrating(&vm, "change slots")?;
+        forward!(self, request, update_slots)
+    }
+
+    async fn harvest_dirty_pages(
+        &self,
+        request: Request<v1::HarvestDirtyPagesRequest>,
+    ) -> Result<Response<v1::HarvestDirtyPagesResponse>, Status> {
+        forward!(self, request, harvest_dirty_pages)
+    }
+
+    async fn delete_dirty_cursor(
+        &self,
+        request: Request<v1::DeleteDirtyCursorRequest>,
+    ) -> Result<Response<v1::DeleteDirtyCursorResponse>, Status> {
+        forward!(self, request, delete_dirty_cursor)
+    }
+
+    async fn invalidate_memory(
+        &self,
+        request: Request<v1::InvalidateMemoryRequest>,
+    ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
+        forward!(self, request, invalidate_memory)
+    }
+
+    async fn digest_memory(
+        &self,
+        request: Request<v1::DigestMemoryRequest>,
+    ) -> Result<Response<v1::DigestMemoryResponse>, Status> {
+        forward!(self, request, digest_memory)
+    }
+}

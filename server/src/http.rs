@@ -1,0 +1,43 @@
+//! Plain HTTP beside the gRPC services: `/metrics` (Prometheus text) and the health endpoints. Rendering is the recorder's;
+//! nothing is measured or computed for a scrape.
+//!
+//! `/healthz` and `/livez`: the process serves. `/readyz`: the store was opened and unfinished migrations were taken up,
+//! which is so whenever the door is open.
+
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use crate::Render;
+
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The routes.
+pub(crate) fn router(render: Option<Render>) -> Router {
+    let healthy = || async { "ok\n" };
+    Router::new()
+        .route("/healthz", get(healthy))
+        .route("/livez", get(healthy))
+        .route("/readyz", get(healthy))
+        .route(
+            "/metrics",
+            get(move || {
+                let render = render.clone();
+                async move { metrics(render) }
+            }),
+        )
+}
+
+fn metrics(render: Option<Render>) -> Response {
+    match render {
+        Some(render) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], render()).into_response(),
+        None => (
+            StatusCode::NOT_FOUND,
+            "this process has no metrics recorder\n",
+        )
+            .into_response(),
+    }
+}

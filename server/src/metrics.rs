@@ -1,0 +1,165 @@
+//! What the control plane counts, through the `metrics` facade: the command line installs the recorder. Names are
+//! `slat_*`, labels are bounded (`host` is the one open label, one series a host).
+//!
+//! Counters and histograms grow when a migration ends. Gauges are set once a second by the server's housekeeping, so a
+//! scrape reads and never computes.
+
+use std::time::Duration;
+
+use ::metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use slat_proto::{
+    Reason,
+    model::std_duration,
+    v1::{self, MigrationPhase as Phase},
+};
+
+use crate::{fleet::Fleet, migration::Migrations};
+
+/// Upper bounds of `slat_migration_downtime_seconds`, for the recorder.
+pub const DOWNTIME_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+/// Upper bounds of `slat_migration_duration_seconds`, for the recorder.
+pub const DURATION_BUCKETS: &[f64] = &[
+    0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+];
+/// Upper bounds of `slat_migration_iterations`, for the recorder.
+pub const ITERATION_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0];
+
+const PHASES: [Phase; 7] = [
+    Phase::Pending,
+    Phase::Preparing,
+    Phase::PrecopyActive,
+    Phase::Switchover,
+    Phase::Committed,
+    Phase::Cancelling,
+    Phase::InDoubt,
+];
+
+/// Help texts and units, and the series that exist from the start.
+pub(crate) fn describe(version: &str) {
+    describe_counter!(
+        "slat_migrations_total",
+        "Ended migrations by result and reason."
+    );
+    describe_gauge!("slat_migrations", "Running migrations by phase.");
+    describe_histogram!(
+        "slat_migration_duration_seconds",
+        Unit::Seconds,
+        "From acceptance to the end of a migration."
+    );
+    describe_histogram!(
+        "slat_migration_downtime_seconds",
+        Unit::Seconds,
+        "Measured downtime of completed migrations."
+    );
+    describe_histogram!(
+        "slat_migration_iterations",
+        "Passes over memory of completed migrations."
+    );
+    describe_gauge!(
+        "slat_migration_in_doubt",
+        "Migrations whose commit is not known."
+    );
+    describe_gauge!("slat_hosts", "Hosts by state.");
+    describe_gauge!("slat_vms", "VMs by state.");
+    describe_gauge!(
+        "slat_host_last_report_timestamp_seconds",
+        Unit::Seconds,
+        "When a host was last heard from."
+    );
+    describe_gauge!("slat_build_info", "Version of this process; always 1.");
+    gauge!("slat_build_info", "version" => version.to_owned(), "role" => "server").set(1.0);
+    for result in ["completed", "cancelled", "failed", "lost"] {
+        counter!("slat_migrations_total", "result" => result, "reason" => "").increment(0);
+    }
+}
+
+/// Counts a migration that has just reached its terminal phase.
+pub(crate) fn migration_ended(migration: &v1::Migration) {
+    let lost = migration.vm_location() == v1::VmLocation::Lost;
+    let result = match migration.phase() {
+        Phase::Completed => "completed",
+        Phase::Cancelled => "cancelled",
+        _ if lost => "lost",
+        _ => "failed",
+    };
+    // A reason that is not ours (an agent of another version) does not become a label.
+    let reason = migration.error.as_ref().map_or("", |error| {
+        Reason::parse(&error.reason).map_or("OTHER", Reason::as_str)
+    });
+    counter!("slat_migrations_total", "result" => result, "reason" => reason).increment(1);
+    let seconds = |duration: Option<&prost_types::Duration>| -> f64 {
+        Duration::as_secs_f64(&std_duration(duration))
+    };
+    histogram!("slat_migration_duration_seconds", "result" => result)
+        .record(seconds(migration.total_time.as_ref()));
+    if migration.phase() != Phase::Completed {
+        return;
+    }
+    let Some(progress) = &migration.progress else {
+        return;
+    };
+    if progress.downtime.is_some() {
+        histogram!("slat_migration_downtime_seconds").record(seconds(progress.downtime.as_ref()));
+    }
+    let iterations = u32::try_from(progress.iterations.len()).unwrap_or(u32::MAX);
+    histogram!("slat_migration_iterations").record(f64::from(iterations));
+}
+
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+/// Sets the gauges from what is known now.
+pub(crate) fn refresh(fleet: &Fleet, migrations: &Migrations) {
+    use v1::{host::State as HostState, vm::State as VmState};
+    let phases = migrations.phases();
+    for phase in PHASES {
+        let number = phases.get(&phase).copied().unwrap_or(0);
+        let label = phase
+            .as_str_name()
+            .trim_start_matches("MIGRATION_PHASE_")
+            .to_ascii_lowercase();
+        gauge!("slat_migrations", "phase" => label).set(count(number));
+        if phase == Phase::InDoubt {
+            gauge!("slat_migration_in_doubt").set(count(number));
+        }
+    }
+    let hosts = fleet.hosts();
+    for (state, label) in [
+        (HostState::Ready, "ready"),
+        (HostState::Unreachable, "unreachable"),
+    ] {
+        let number = hosts.iter().filter(|host| host.state() == state).count();
+        gauge!("slat_hosts", "state" => label).set(count(number));
+    }
+    for host in &hosts {
+        if let Some(time) = &host.last_seen_time {
+            let name = host.name.trim_start_matches("hosts/").to_owned();
+            let whole = u32::try_from(time.seconds).map_or(0.0, f64::from);
+            gauge!("slat_host_last_report_timestamp_seconds", "host" => name)
+                .set(whole + f64::from(time.nanos) / 1e9);
+        }
+    }
+    let states = fleet.vm_states();
+    for state in [
+        VmState::Created,
+        VmState::Running,
+        VmState::Paused,
+        VmState::Incoming,
+        VmState::Relinquished,
+        VmState::Failed,
+        VmState::Stopped,
+        VmState::Lost,
+    ] {
+        let number = states.get(state.as_str_name()).copied().unwrap_or(0);
+        let label = state
+            .as_str_name()
+            .trim_start_matches("STATE_")
+            .to_ascii_lowercase();
+        gauge!("slat_vms", "state" => label).set(count(number));
+    }
+}

@@ -1,0 +1,229 @@
+//! The stored and shown form of a migration: the machine's state and the halves' figures, folded into `v1::Migration`.
+//!
+//! Phase times: the source's own clock where it says when (it sees PRECOPY, SWITCHOVER and the commit happen), the server's
+//! clock otherwise. `generation` grows by one at each stored change; figures alone are shown, not stored.
+
+use std::time::Duration;
+
+use slat_proto::{
+    model::{now, proto_duration},
+    v1::{self, MigrationPhase as Phase, TransferPhase as Half, Verification},
+};
+
+use super::{
+    is_terminal,
+    machine::{Durable, Report},
+};
+use crate::store::StoredMigration;
+
+/// One migration's record. See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    migration: v1::Migration,
+    source_released: bool,
+    destination_released: bool,
+}
+
+impl Record {
+    /// A new migration, PENDING.
+    pub(crate) fn new(
+        name: String,
+        vm: &v1::Vm,
+        destination: String,
+        params: v1::MigrationParams,
+    ) -> Self {
+        let create_time = Some(now());
+        Self {
+            migration: v1::Migration {
+                name,
+                vm: vm.name.clone(),
+                source: vm.host.clone(),
+                destination,
+                params: Some(params),
+                phase: Phase::Pending.into(),
+                vm_location: v1::VmLocation::Source.into(),
+                epoch: vm.epoch,
+                phase_times: vec![v1::PhaseTime {
+                    phase: Phase::Pending.into(),
+                    time: create_time,
+                }],
+                create_time,
+                ..Default::default()
+            },
+            source_released: false,
+            destination_released: false,
+        }
+    }
+
+    /// From the store; `None` when the record is empty.
+    pub(crate) fn from_stored(stored: StoredMigration) -> Option<Self> {
+        Some(Self {
+            migration: stored.migration?,
+            source_released: stored.source_released,
+            destination_released: stored.destination_released,
+        })
+    }
+
+    /// For the store.
+    pub(crate) fn to_stored(&self) -> StoredMigration {
+        StoredMigration {
+            migration: Some(self.migration.clone()),
+            source_released: self.source_released,
+            destination_released: self.destination_released,
+        }
+    }
+
+    /// As shown now.
+    pub(crate) fn migration(&self) -> &v1::Migration {
+        &self.migration
+    }
+
+    /// What the machine starts from.
+    pub(crate) fn durable(&self) -> Durable {
+        let seen = |phase: Phase| {
+            let number = i32::from(phase);
+            self.migration.phase_times.iter().any(|t| t.phase == number)
+        };
+        Durable {
+            phase: self.migration.phase(),
+            location: self.migration.vm_location(),
+            cancel_requested: self.migration.cancel_requested,
+            error: self.migration.error.clone(),
+            switched: seen(Phase::Switchover),
+            committed: seen(Phase::Committed),
+            source_released: self.source_released,
+            destination_released: self.destination_released,
+        }
+    }
+
+    /// Takes the machine's state over; the caller stores it next.
+    pub(crate) fn apply(&mut self, durable: &Durable) {
+        let entered = self.migration.phase() != durable.phase;
+        self.migration.phase = durable.phase.into();
+        self.migration.vm_location = durable.location.into();
+        self.migration.cancel_requested = durable.cancel_requested;
+        self.migration.error = durable.error.clone();
+        self.source_released = durable.source_released;
+        self.destination_released = durable.destination_released;
+        self.migration.generation += 1;
+        // The times double as durable facts: a switchover or commit that was seen must be found again.
+        if durable.switched {
+            self.mark(Phase::Switchover, now(), false);
+        }
+        if durable.committed {
+            self.mark(Phase::Committed, now(), false);
+        }
+        if entered {
+            self.mark(durable.phase, now(), false);
+            if is_terminal(durable.phase) {
+                let end = now();
+                self.migration.end_time = Some(end);
+                self.migration.total_time = Some(proto_duration(between(
+                    self.migration.create_time.as_ref(),
+                    &end,
+                )));
+            }
+        }
+    }
+
+    /// Takes the source's figures over.
+    pub(crate) fn source_figures(&mut self, half: &v1::Transfer) {
+        if let Some(progress) = &half.progress {
+            let verification = self.migration.progress.as_ref().map(|p| p.verification());
+            let mut progress = progress.clone();
+            if !is_result(progress.verification())
+                && let Some(earlier) = verification.filter(|v| is_result(*v))
+            {
+                progress.verification = earlier.into();
+            }
+            self.migration.progress = Some(progress);
+        }
+        for entry in &half.phase_times {
+            let phase = match entry.phase() {
+                Half::Precopy => Phase::PrecopyActive,
+                Half::Switchover => Phase::Switchover,
+                Half::Relinquished => Phase::Committed,
+                _ => continue,
+            };
+            if let Some(time) = entry.time {
+                self.mark(phase, time, true);
+            }
+        }
+    }
+
+    /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the source has none.
+    pub(crate) fn destination_figures(&mut self, half: &v1::Transfer) {
+        let Some(theirs) = &half.progress else { return };
+        if theirs.cpu_time.is_some() {
+            self.migration.destination_cpu_time = theirs.cpu_time;
+        }
+        if is_result(theirs.verification()) {
+            let ours = self.migration.progress.get_or_insert_default();
+            if !is_result(ours.verification()) {
+                ours.verification = theirs.verification;
+            }
+        }
+    }
+
+    /// Sets a phase's beginning; an earlier entry stays unless `better`.
+    fn mark(&mut self, phase: Phase, time: prost_types::Timestamp, better: bool) {
+        let times = &mut self.migration.phase_times;
+        if let Some(entry) = times.iter_mut().find(|entry| entry.phase() == phase) {
+            if better {
+                entry.time = Some(time);
+            }
+            return;
+        }
+        times.push(v1::PhaseTime {
+            phase: phase.into(),
+            time: Some(time),
+        });
+        times.sort_by_key(|entry| rank(entry.phase()));
+    }
+}
+
+/// The machine's view of a half.
+pub(crate) fn report(half: &v1::Transfer) -> Report {
+    Report {
+        phase: half.phase(),
+        vm_lost: half.vm_lost,
+        error: half.error.clone(),
+    }
+}
+
+/// `migration` with `total_time` up to now while it runs.
+pub(crate) fn shown(mut migration: v1::Migration) -> v1::Migration {
+    if migration.end_time.is_none() {
+        migration.total_time = Some(proto_duration(between(
+            migration.create_time.as_ref(),
+            &now(),
+        )));
+    }
+    migration
+}
+
+fn is_result(verification: Verification) -> bool {
+    matches!(verification, Verification::Match | Verification::Mismatch)
+}
+
+/// Order of phases in time.
+fn rank(phase: Phase) -> u8 {
+    match phase {
+        Phase::Unspecified => 0,
+        Phase::Pending => 1,
+        Phase::Preparing => 2,
+        Phase::PrecopyActive => 3,
+        Phase::Switchover => 4,
+        Phase::InDoubt => 5,
+        Phase::Cancelling => 6,
+        Phase::Committed => 7,
+        Phase::Completed | Phase::Cancelled | Phase::Failed => 8,
+    }
+}
+
+fn between(from: Option<&prost_types::Timestamp>, to: &prost_types::Timestamp) -> Duration {
+    let nanos =
+        |t: &prost_types::Timestamp| i128::from(t.seconds) * 1_000_000_000 + i128::from(t.nanos);
+    let span = from.map_or(0, |from| nanos(to) - nanos(from));
+    Duration::from_nanos(u64::try_from(span).unwrap_or_default())
+}

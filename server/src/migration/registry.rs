@@ -1,0 +1,495 @@
+//! All migrations: accepting, finding, watching and cancelling them, and the tasks that carry them out.
+//!
+//! # Locking
+//! * `creating` (async) is held from the first check of CreateMigration until the record is stored and listed: "one
+//!   migration per VM" and "a name is used once" are decided under it.
+//! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only, never across `.await`.
+//!   An entry leaves it when its task has ended; the store answers for it from then on.
+//!
+//! Tasks belong to this registry: [`Migrations::stop`] ends them. Ending one is like a crash: its record is the truth, and
+//! the next start takes it up.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context as TaskContext, Poll},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{HostName, MigrationName, MigrationParams, PageRequest, VmName, paginate},
+    v1::{
+        self, Capability, MigrationPhase as Phase, host_service_client::HostServiceClient,
+        vm::State,
+    },
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::{Stream, wrappers::WatchStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    follower::{ASK, ask},
+    is_terminal,
+    reconciler::{Command, Context, Reconciler, past_point},
+    record::{Record, shown},
+};
+use crate::{
+    dashboard::History,
+    fleet::Fleet,
+    store::{ListQuery, Shelf, StoreError},
+};
+
+/// Cancels that may wait for one migration's task.
+const COMMANDS: usize = 16;
+
+struct Active {
+    shown: watch::Receiver<v1::Migration>,
+    commands: mpsc::Sender<Command>,
+    /// Cancelled when the task has ended: both halves are released.
+    done: CancellationToken,
+}
+
+/// A migration as asked for, its fields checked.
+#[derive(Clone, Debug)]
+pub(crate) struct NewMigration {
+    pub(crate) name: Option<MigrationName>,
+    pub(crate) vm: VmName,
+    pub(crate) destination: HostName,
+    pub(crate) params: MigrationParams,
+    pub(crate) validate_only: bool,
+}
+
+/// See the module.
+pub(crate) struct Migrations {
+    context: Context,
+    creating: tokio::sync::Mutex<()>,
+    active: Mutex<HashMap<String, Active>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Migrations {
+    /// Takes up what the store has left open.
+    ///
+    /// # Errors
+    /// When a record cannot be read: a migration must not be forgotten.
+    pub(crate) async fn start(
+        fleet: Arc<Fleet>,
+        shelf: Shelf,
+        history: Arc<History>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let open = shelf.with(|store| store.open_migrations()).await?;
+        let this = Arc::new(Self {
+            context: Context {
+                fleet,
+                shelf,
+                history,
+            },
+            creating: tokio::sync::Mutex::new(()),
+            active: Mutex::new(HashMap::new()),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        for stored in open {
+            if let Some(record) = Record::from_stored(stored) {
+                this.spawn(record, Vec::new());
+            }
+        }
+        Ok(this)
+    }
+
+    /// Ends all tasks; returns when they have ended.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.active().clear();
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
+        // Only whole insertions and removals happen under it.
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(self: &Arc<Self>, record: Record, before: Vec<CancellationToken>) {
+        let name = record.migration().name.clone();
+        let (shown, receiver) = watch::channel(record.migration().clone());
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let done = CancellationToken::new();
+        let active = Active {
+            shown: receiver,
+            commands,
+            done: done.clone(),
+        };
+        self.active().insert(name.clone(), active);
+        let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox);
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = this.stop.cancelled() => return,
+                () = reconciler.run(before) => {}
+            }
+            this.active().remove(&name);
+            done.cancel();
+        });
+    }
+
+    /// The migration a VM is part of now.
+    pub(crate) fn of_vm(&self, vm: &str) -> Option<String> {
+        self.active()
+            .values()
+            .map(|active| active.shown.borrow())
+            .find(|migration| migration.vm == vm && !is_terminal(migration.phase()))
+            .map(|migration| migration.name.clone())
+    }
+
+    /// Refuses what cannot be done while a VM migrates.
+    pub(crate) fn refuse_if_migrating(&self, vm: &VmName, what: &str) -> Result<(), ApiError> {
+        match self.of_vm(&vm.to_string()) {
+            None => Ok(()),
+            Some(migration) => Err(in_progress(vm, &migration, what)),
+        }
+    }
+
+    /// Migrations with work left, by phase.
+    pub(crate) fn phases(&self) -> BTreeMap<Phase, usize> {
+        let mut phases = BTreeMap::new();
+        for active in self.active().values() {
+            let phase = active.shown.borrow().phase();
+            if !is_terminal(phase) {
+                *phases.entry(phase).or_default() += 1;
+            }
+        }
+        phases
+    }
+
+    /// See MigrationService.CreateMigration.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        wanted: NewMigration,
+    ) -> Result<v1::Migration, ApiError> {
+        let _creating = self.creating.lock().await;
+        let name = match &wanted.name {
+            Some(name) => name.to_string(),
+            None => choose_name(&wanted.vm)?.to_string(),
+        };
+        if let Some(existing) = self.find(&name).await? {
+            return Err(ApiError::new(
+                Reason::MigrationExists,
+                format!("{name} exists already, for {}", existing.vm),
+            )
+            .with("migration", &name)
+            .with("vm", existing.vm));
+        }
+        self.refuse_if_migrating(&wanted.vm, "migrate again")?;
+        let vm = self.check(&wanted).await?;
+        let destination = wanted.destination.to_string();
+        let record = Record::new(name, &vm, destination, wanted.params.to_message());
+        if wanted.validate_only {
+            return Ok(shown(record.migration().clone()));
+        }
+        let before = self.unreleased(&vm.name);
+        let stored = record.to_stored();
+        self.context
+            .shelf
+            .with(move |store| store.put_migration(&stored))
+            .await?;
+        let migration = record.migration().clone();
+        self.context.history.progress(&migration);
+        self.spawn(record, before);
+        Ok(shown(migration))
+    }
+
+    /// Earlier migrations of a VM that are over and whose halves are not all released.
+    fn unreleased(&self, vm: &str) -> Vec<CancellationToken> {
+        self.active()
+            .values()
+            .filter(|active| active.shown.borrow().vm == vm)
+            .map(|active| active.done.clone())
+            .collect()
+    }
+
+    /// Everything about VM and destination that can be known before asking them to move.
+    async fn check(&self, wanted: &NewMigration) -> Result<v1::Vm, ApiError> {
+        let fleet = &self.context.fleet;
+        let owner = fleet.owner(&wanted.vm)?;
+        let destination = fleet.ready_host(&wanted.destination.to_string())?;
+        let vm = owner.vm;
+        if owner.host.name == destination.name {
+            return Err(ApiError::new(
+                Reason::SameHost,
+                format!("{} is on {} already", vm.name, destination.name),
+            )
+            .with("vm", &vm.name)
+            .with("host", destination.name)
+            .with("advice", "name another host"));
+        }
+        match vm.state() {
+            State::Incoming | State::Relinquished => {
+                return Err(in_progress(&wanted.vm, &vm.migration, "migrate"));
+            }
+            State::Failed | State::Stopped | State::Lost | State::Unspecified => {
+                return Err(ApiError::new(
+                    Reason::VmNotRunning,
+                    format!(
+                        "{} is {}: {}",
+                        vm.name,
+                        vm.state().as_str_name(),
+                        vm.state_message
+                    ),
+                )
+                .with("vm", &vm.name)
+                .with("state", vm.state().as_str_name()));
+            }
+            State::Created | State::Running | State::Paused => {}
+        }
+        if owner.host.arch != destination.arch {
+            return Err(ApiError::new(
+                Reason::IsaMismatch,
+                format!(
+                    "{} is {}, {} is {}",
+                    owner.host.name, owner.host.arch, destination.name, destination.arch
+                ),
+            )
+            .with("vm", &vm.name)
+            .with("source_arch", &owner.host.arch)
+            .with("destination_arch", &destination.arch));
+        }
+        check_capabilities(&vm, &destination)?;
+        self.check_memory(&vm, &destination).await?;
+        Ok(vm)
+    }
+
+    async fn check_memory(&self, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
+        let needed = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+        let free = |host: &v1::Host| host.memory_bytes.saturating_sub(host.memory_used_bytes);
+        if free(destination) >= needed {
+            return Ok(());
+        }
+        // The last report may be older than a VM that left: the agent itself decides.
+        let channel = self.context.fleet.channel(&destination.name)?;
+        let request = v1::GetHostRequest {
+            name: destination.name.clone(),
+        };
+        let fresh = ask(ASK, HostServiceClient::new(channel).get_host(request)).await;
+        let free = fresh.map_or_else(|_| free(destination), |host| free(&host));
+        if free >= needed {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            Reason::DstNoMemory,
+            format!(
+                "{} has {free} bytes free, {} needs {needed}",
+                destination.name, vm.name
+            ),
+        )
+        .with("vm", &vm.name)
+        .with("host", &destination.name)
+        .with("needed_bytes", needed)
+        .with("free_bytes", free)
+        .with("vm_location", "SOURCE")
+        .with("advice", "name another host, or make room there"))
+    }
+
+    fn live(&self, name: &str) -> Option<v1::Migration> {
+        self.active()
+            .get(name)
+            .map(|active| active.shown.borrow().clone())
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<v1::Migration>, ApiError> {
+        if let Some(live) = self.live(name) {
+            return Ok(Some(live));
+        }
+        let key = name.to_owned();
+        let stored = self
+            .context
+            .shelf
+            .with(move |store| store.migration(&key))
+            .await?;
+        Ok(stored.and_then(|record| record.migration))
+    }
+
+    /// One migration, finished ones too.
+    pub(crate) async fn get(&self, name: &MigrationName) -> Result<v1::Migration, ApiError> {
+        self.find(&name.to_string())
+            .await?
+            .map(shown)
+            .ok_or_else(|| no_such_migration(name))
+    }
+
+    /// One page, newest first.
+    pub(crate) async fn list(
+        &self,
+        page_size: i32,
+        page_token: &str,
+        vm: Option<String>,
+    ) -> Result<(Vec<v1::Migration>, String), ApiError> {
+        // The size is checked as everywhere; the store reads one more than the page to know whether it is the last.
+        PageRequest::new(page_size, page_token)?;
+        let size = match usize::try_from(page_size) {
+            Ok(size @ 1..) => size.min(1000),
+            _ => 100,
+        };
+        let after = (!page_token.is_empty()).then(|| page_token.to_owned());
+        let query = ListQuery {
+            vm,
+            after,
+            limit: size + 1,
+        };
+        let found = self
+            .context
+            .shelf
+            .with(move |store| store.migrations(&query))
+            .await?;
+        let migrations: Vec<v1::Migration> = found
+            .into_iter()
+            .filter_map(|record| record.migration)
+            .map(|stored| shown(self.live(&stored.name).unwrap_or(stored)))
+            .collect();
+        let first = PageRequest::new(page_size, "")?;
+        Ok(paginate(migrations, &first, |migration| {
+            migration.name.clone()
+        }))
+    }
+
+    /// The migration now and at each change, ending after its terminal phase.
+    pub(crate) async fn watch(&self, name: &MigrationName) -> Result<Updates, ApiError> {
+        let live = self
+            .active()
+            .get(&name.to_string())
+            .map(|active| active.shown.clone());
+        let receiver = match live {
+            Some(receiver) => receiver,
+            // Not active: what the store has is final, a stream of one.
+            None => watch::channel(self.get(name).await?).1,
+        };
+        Ok(Updates {
+            inner: WatchStream::new(receiver),
+            name: name.to_string(),
+            over: false,
+        })
+    }
+
+    /// See MigrationService.CancelMigration.
+    pub(crate) async fn cancel(&self, name: &MigrationName) -> Result<v1::Migration, ApiError> {
+        let commands = self
+            .active()
+            .get(&name.to_string())
+            .map(|active| active.commands.clone());
+        if let Some(commands) = commands {
+            let (reply, answer) = oneshot::channel();
+            if commands.send(Command::Cancel(reply)).await.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer.map(shown);
+            }
+        }
+        // Its task has ended: the outcome is stored.
+        let migration = self.get(name).await?;
+        match migration.phase() {
+            Phase::Completed => Err(past_point(&migration)),
+            phase if is_terminal(phase) => Ok(migration),
+            _ => Err(ApiError::new(
+                Reason::PeerUnreachable,
+                "the server is stopping; the migration goes on without it",
+            )
+            .with("migration", name)
+            .with("advice", "ask again when the server runs")),
+        }
+    }
+}
+
+/// See [`Migrations::watch`].
+pub(crate) struct Updates {
+    inner: WatchStream<v1::Migration>,
+    name: String,
+    over: bool,
+}
+
+impl Stream for Updates {
+    type Item = Result<v1::Migration, tonic::Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(next) = Pin::new(&mut self.inner).poll_next(cx) else {
+            return Poll::Pending;
+        };
+        Poll::Ready(Some(match next {
+            Some(migration) => {
+                self.over = is_terminal(migration.phase());
+                Ok(shown(migration))
+            }
+            None => {
+                self.over = true;
+                Err(ApiError::new(
+                    Reason::PeerUnreachable,
+                    "the server stops watching; the migration goes on",
+                )
+                .with("migration", &self.name)
+                .with("advice", "watch again")
+                .into())
+            }
+        }))
+    }
+}
+
+fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
+    for needed in [Capability::DirtyLog, Capability::VcpuState] {
+        if !vm.capabilities.contains(&needed.into()) {
+            return Err(ApiError::new(
+                Reason::CapabilityMissing,
+                format!("{} lacks {}", vm.name, needed.as_str_name()),
+            )
+            .with("vm", &vm.name)
+            .with("capability", needed.as_str_name()));
+        }
+    }
+    let backend = vm
+        .spec
+        .as_ref()
+        .map_or(v1::Backend::Unspecified, |spec| spec.backend());
+    if !destination.backends.contains(&backend.into()) {
+        return Err(ApiError::new(
+            Reason::CapabilityMissing,
+            format!(
+                "{} runs on {}, which {} lacks: {}",
+                vm.name,
+                backend.as_str_name(),
+                destination.name,
+                destination.backend_message
+            ),
+        )
+        .with("vm", &vm.name)
+        .with("host", &destination.name)
+        .with("capability", backend.as_str_name())
+        .with("advice", "name a host with that backend"));
+    }
+    Ok(())
+}
+
+fn in_progress(vm: &VmName, migration: &str, what: &str) -> ApiError {
+    ApiError::new(
+        Reason::MigrationInProgress,
+        format!("{vm} migrates now ({migration}): cannot {what}"),
+    )
+    .with("vm", vm)
+    .with("migration", migration)
+    .with("advice", "wait for its end, or cancel it")
+}
+
+fn no_such_migration(name: &MigrationName) -> ApiError {
+    ApiError::new(Reason::NoSuchMigration, format!("no migration {name}")).with("migration", name)
+}
+
+/// `{vm}-` and a number that grows with time; the VM's part is cut to keep the whole a name.
+fn choose_name(vm: &VmName) -> Result<MigrationName, ApiError> {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let vm: String = vm.id().chars().take(40).collect();
+    let vm = vm.trim_end_matches('-');
+    // Twelve digits are the milliseconds, the last four are random.
+    MigrationName::from_id(&format!("{vm}-{}{}", &id[..12], &id[28..]))
+}
