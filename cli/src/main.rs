@@ -1,2 +1,26 @@
-//! placeholder
-fn main() {}
+//! `slat`: the one binary an operator installs. It parses the command line, starts a runtime for the command and turns
+//! its end into an exit code; the server and the agent are libraries, the commands are one file each.
+
+mod args;
+mod client;
+mod command;
+mod daemon;
+mod demo;
+mod failure;
+mod roles;
+mod term;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Cli::parse();
+    match command::run(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

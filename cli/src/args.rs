@@ -1,0 +1,196 @@
+//! The command line as a whole. Each command's own options stand in its own file.
+
+use clap::{Parser, Subcommand, builder::styling};
+
+use crate::{command, demo, failure::EXIT_CODES};
+
+const EXAMPLES: &str = "\
+Examples:
+  slat demo                                   see a running VM move between two hosts, here, now
+  slat server & slat agent --server 127.0.0.1:7400 &
+  slat create vm web --memory 512MiB --dirty-rate 64
+  slat migrate web --to host-b                move it while it runs
+  slat get vms --watch
+
+";
+
+const STYLES: styling::Styles = styling::Styles::styled()
+    .header(styling::AnsiColor::Green.on_default().bold())
+    .usage(styling::AnsiColor::Green.on_default().bold())
+    .literal(styling::AnsiColor::Cyan.on_default());
+
+/// Remote MMU control plane for KVM hosts: their VMs' memory over gRPC, and running VMs moved between them
+#[derive(Debug, Parser)]
+#[command(
+    name = "slat",
+    version,
+    styles = STYLES,
+    after_help = const_format(),
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+fn const_format() -> String {
+    format!("{EXAMPLES}{EXIT_CODES}")
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch a running VM move between two hosts of a fleet that exists only for this run
+    Demo(demo::DemoArgs),
+    /// Run the control plane
+    Server(command::server::ServerArgs),
+    /// Run the agent of this hypervisor host
+    Agent(command::agent::AgentArgs),
+    /// Run one VM's process (agents start it)
+    #[command(hide = true)]
+    Vm(command::vm::VmArgs),
+    /// Show hosts, VMs or migrations
+    Get(command::get::GetArgs),
+    /// Create a VM
+    Create(command::create::CreateArgs),
+    /// Start a VM that was created
+    Start(command::life::LifeArgs),
+    /// Stop a VM's vCPUs; its memory stays
+    Pause(command::life::LifeArgs),
+    /// Let a paused VM go on
+    Resume(command::life::LifeArgs),
+    /// End a VM and free its memory
+    Delete(command::life::LifeArgs),
+    /// Move a running VM to another host
+    Migrate(command::migrate::MigrateArgs),
+    /// Cancel a migration; the VM stays where it is
+    Cancel(command::cancel::CancelArgs),
+    /// Look at and change a VM's memory: slots, dirty pages, mappings, digest
+    Memory(command::memory::MemoryArgs),
+    /// Print the version
+    Version(command::version::VersionArgs),
+    /// Print a shell's completion script
+    Completion(command::completion::CompletionArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("slat").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_with_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            if command.is_hide_set() || command.get_name() == "help" {
+                return;
+            }
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{path} has no examples");
+            assert!(
+                command.get_about().is_some(),
+                "{path} says not what it does"
+            );
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some() || argument.is_hide_set(),
+                    "{path} --{} has no help",
+                    argument.get_id()
+                );
+            }
+            for sub in command.get_subcommands() {
+                check(sub, &format!("{path} {}", sub.get_name()));
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        check(&command, "slat");
+    }
+
+    #[test]
+    fn the_top_help_stays_small() {
+        let help = Cli::command().term_width(100).render_help().to_string();
+        let golden = include_str!("../tests/golden/help.txt");
+        assert_eq!(help, golden, "now:\n{help}");
+    }
+
+    #[test]
+    fn what_the_pages_promise_parses() {
+        for line in [
+            "demo",
+            "demo --backend software --format sv48x4 --memory 64MiB --migrations 3 --output json",
+            "demo --vcpus 2 --dirty-rate 128 --streams 4 --max-downtime 50ms --keep",
+            "server --listen 127.0.0.1:0 --state-dir /tmp/s --log-format json --log-filter debug",
+            "agent --name host-a --server 127.0.0.1:7400 --memory 4GiB --data-ip 127.0.0.1",
+            "agent --listen 0.0.0.0:7401 --insecure-listen --advertise a.example:7401 --data-ip 192.0.2.1",
+            "get hosts",
+            "get host host-a -o json",
+            "get vms --watch",
+            "get vm web --server unix:/run/vm.sock",
+            "get migrations --vm web",
+            "get migration m1 --watch",
+            "create vm web --memory 1GiB --vcpus 2 --backend software --format ept4 --host host-a",
+            "create vm web --pattern hot-cold --write-percent 50 --dirty-rate 64 --fill random --seed 7",
+            "create vm web --no-start --dry-run -o json",
+            "start vm web",
+            "pause vm web",
+            "resume vms web db",
+            "delete vm web",
+            "migrate web --to host-b --max-downtime 300ms --max-total-time 10m --streams 4",
+            "migrate vms/web --to hosts/b --max-bandwidth 1GiB/s --max-iterations 5 --verify after-commit",
+            "migrate web --to b --on-timeout force-switchover --id m1 --dry-run",
+            "migrate web --to b --no-wait",
+            "cancel m1",
+            "memory slots web",
+            "memory dirty web --cursor backup --watch",
+            "memory dirty web --stop",
+            "memory invalidate web --base 0x200000 --size 2MiB",
+            "memory digest web",
+            "memory add-slot web --slot 3 --base 4GiB --size 64MiB --read-only",
+            "memory delete-slot web --slot 3",
+            "memory move-slot web --slot 3 --base 8GiB",
+            "version -o json",
+            "completion bash",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("slat {line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "",
+            "get",
+            "get everything",
+            "migrate web",
+            "migrate --to b",
+            "migrate web --to b --max-downtime 300",
+            "migrate web --to Host_B",
+            "create vm UPPER",
+            "create vm web --memory lots",
+            "create vm web --image x --pattern random",
+            "cancel",
+            "delete vm",
+            "memory add-slot web --slot 3",
+            "memory dirty web --stop --watch",
+            "completion tcsh",
+            "server --listen localhost",
+            "get vms -o yaml",
+        ] {
+            assert!(parse(line).is_err(), "slat {line}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The client's way to a door: server, agent or one VM's socket; all answer the same services.
+
+use slat_proto::{
+    transport::{Address, TracedChannel, connect, traced},
+    v1::{
+        host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
+        migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
+    },
+};
+
+use crate::{
+    failure::Failure,
+    term::out::{self, Format},
+};
+
+/// Largest answer accepted: the dirty ranges of a large VM are far beyond tonic's default of 4 MiB.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Options every client command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ClientArgs {
+    /// Door to ask: a server, an agent or a VM's socket (host:port or unix:/path)
+    #[arg(
+        long,
+        env = "SLAT_SERVER",
+        default_value = "127.0.0.1:7400",
+        value_name = "ADDR",
+        global = true
+    )]
+    pub(crate) server: Address,
+    /// How to print the answer
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        global = true
+    )]
+    pub(crate) output: Format,
+}
+
+/// A door, connected at the first call.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    channel: TracedChannel,
+}
+
+impl Client {
+    /// To the door at `address`.
+    pub(crate) fn new(address: &Address) -> Result<Self, Failure> {
+        Ok(Self {
+            channel: traced(connect(address)?),
+        })
+    }
+
+    /// Virtual machines.
+    pub(crate) fn vms(&self) -> VmServiceClient<TracedChannel> {
+        VmServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Their memory.
+    pub(crate) fn memory(&self) -> MemoryServiceClient<TracedChannel> {
+        MemoryServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Hosts.
+    pub(crate) fn hosts(&self) -> HostServiceClient<TracedChannel> {
+        HostServiceClient::new(self.channel.clone())
+    }
+
+    /// Migrations.
+    pub(crate) fn migrations(&self) -> MigrationServiceClient<TracedChannel> {
+        MigrationServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+}
+
+/// What a client command works with.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    /// The door.
+    pub(crate) client: Client,
+    /// How to print.
+    pub(crate) output: Format,
+}
+
+impl Session {
+    /// As the options say.
+    pub(crate) fn open(args: &ClientArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            client: Client::new(&args.server)?,
+            output: args.output,
+        })
+    }
+
+    /// Prints one message: its JSON, or `text` for people.
+    pub(crate) fn answer(
+        &self,
+        json: impl FnOnce() -> serde_json::Value,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        match self.output {
+            Format::Json => out::json(&json()),
+            Format::Table => out::line(text()),
+        }
+    }
+}

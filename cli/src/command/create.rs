@@ -1,0 +1,351 @@
+//! `slat create vm`.
+
+use std::path::{Path, PathBuf};
+
+use slat_proto::{
+    json::to_json,
+    model::{Format as TableFormat, HostName, VmName, VmSpec},
+    v1,
+};
+
+use super::view;
+use crate::{
+    client::{ClientArgs, Session},
+    failure::Failure,
+    term::{
+        out::{self, Format},
+        units::{Rate, Size},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  slat create vm web                                      512 MiB, 1 vCPU, started
+  slat create vm web --memory 2GiB --vcpus 2 --dirty-rate 64
+  slat create vm web --backend software --format sv48x4   RISC-V tables on any host
+  slat create vm web --pattern hot-cold --fill random --host host-a
+  slat create vm web --image guest.bin --no-start
+  slat create vm web --dry-run                            check everything, build nothing
+
+The guest is memstress, which writes its memory, stamps every page and counts every stamp
+that is not what it wrote; or, with --image, flat 64-bit code of your own.";
+
+/// Options of `slat create`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct CreateArgs {
+    #[command(subcommand)]
+    kind: Kind,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Kind {
+    /// A virtual machine
+    #[command(after_help = EXAMPLES)]
+    Vm(Box<VmOptions>),
+}
+
+/// How the second stage is walked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendChoice {
+    /// KVM where /dev/kvm can be opened, software elsewhere
+    #[default]
+    Auto,
+    /// The kernel walks
+    Kvm,
+    /// The Common MMU is the page table
+    Software,
+}
+
+impl BackendChoice {
+    /// As a message.
+    pub(crate) fn to_message(self) -> v1::Backend {
+        match self {
+            Self::Auto => v1::Backend::Unspecified,
+            Self::Kvm => v1::Backend::Kvm,
+            Self::Software => v1::Backend::Software,
+        }
+    }
+}
+
+/// Layout of second-stage entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum FormatChoice {
+    /// Intel EPT, 4 levels
+    Ept4,
+    /// RISC-V Sv39x4
+    Sv39x4,
+    /// RISC-V Sv48x4
+    Sv48x4,
+    /// RISC-V Sv57x4
+    Sv57x4,
+}
+
+impl FormatChoice {
+    /// As a message.
+    pub(crate) fn to_message(self) -> v1::Format {
+        match self {
+            Self::Ept4 => TableFormat::Ept4,
+            Self::Sv39x4 => TableFormat::Sv39x4,
+            Self::Sv48x4 => TableFormat::Sv48x4,
+            Self::Sv57x4 => TableFormat::Sv57x4,
+        }
+        .to_message()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Pattern {
+    /// One page after the other
+    Sequential,
+    /// Uniformly at random
+    Random,
+    /// A tenth of the pages gets nine tenths of the visits
+    HotCold,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Fill {
+    /// Zero, unpopulated
+    Zero,
+    /// Random bytes in every page
+    Random,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct VmOptions {
+    /// Its name: lower-case letters, digits and dashes
+    name: VmName,
+    /// Guest memory, in steps of 2MiB
+    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
+    memory: Size,
+    /// Virtual CPUs, 1 to 64
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    vcpus: u32,
+    /// How the second stage is walked
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    backend: BackendChoice,
+    /// Layout of page-table entries; software backend only [default: ept4]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<FormatChoice>,
+    /// Host to place it on [default: the one with most free memory]
+    #[arg(long, value_name = "HOST")]
+    host: Option<HostName>,
+    /// memstress: order in which it visits pages [default: sequential]
+    #[arg(long, value_enum, value_name = "PATTERN", conflicts_with = "image")]
+    pattern: Option<Pattern>,
+    /// memstress: share of visits that write [default: 100]
+    #[arg(long, value_name = "PERCENT", conflicts_with = "image")]
+    write_percent: Option<u32>,
+    /// memstress: ceiling for memory dirtied; a bare number is MiB/s, 0 is idle [default: none]
+    #[arg(long, value_name = "RATE", conflicts_with = "image")]
+    dirty_rate: Option<Rate>,
+    /// memstress: what memory holds before the first instruction [default: zero]
+    #[arg(long, value_enum, value_name = "FILL", conflicts_with = "image")]
+    fill: Option<Fill>,
+    /// memstress: seed of pattern and fill [default: 1]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "image")]
+    seed: Option<u64>,
+    /// Flat 64-bit code to run in place of memstress, at most 1 MiB
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Start it at once (the default)
+    #[arg(long, overrides_with = "no_start")]
+    start: bool,
+    /// Leave it CREATED
+    #[arg(long, overrides_with = "start")]
+    no_start: bool,
+    /// Check everything, build nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl VmOptions {
+    fn guest(&self) -> Result<v1::vm_spec::Guest, Failure> {
+        use v1::memstress;
+        if let Some(path) = &self.image {
+            let image = read_image(path)?;
+            return Ok(v1::vm_spec::Guest::RawImage(v1::RawImage { image }));
+        }
+        let pattern = match self.pattern {
+            None => memstress::Pattern::Unspecified,
+            Some(Pattern::Sequential) => memstress::Pattern::Sequential,
+            Some(Pattern::Random) => memstress::Pattern::Random,
+            Some(Pattern::HotCold) => memstress::Pattern::HotCold,
+        };
+        let fill = match self.fill {
+            None => memstress::Fill::Unspecified,
+            Some(Fill::Zero) => memstress::Fill::Zero,
+            Some(Fill::Random) => memstress::Fill::Random,
+        };
+        Ok(v1::vm_spec::Guest::Memstress(v1::Memstress {
+            pattern: pattern.into(),
+            write_percent: self.write_percent,
+            dirty_rate_bytes_per_second: self.dirty_rate.map(|rate| rate.0),
+            fill: fill.into(),
+            seed: self.seed.unwrap_or(0),
+            ..Default::default()
+        }))
+    }
+
+    fn spec(&self) -> Result<v1::VmSpec, Failure> {
+        let spec = v1::VmSpec {
+            memory_bytes: self.memory.0,
+            vcpus: self.vcpus,
+            backend: self.backend.to_message().into(),
+            format: self.format.map_or(0, |format| format.to_message().into()),
+            guest: Some(self.guest()?),
+        };
+        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        VmSpec::from_message(&spec)?;
+        Ok(spec)
+    }
+}
+
+/// At most a little more than the API takes is read, so that a wrong file is not loaded whole to be refused.
+fn read_image(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read as _;
+    let mut image = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take((1 << 20) + 1).read_to_end(&mut image))
+        .map_err(|error| Failure::local(format!("cannot read {}: {error}", path.display())))?;
+    if image.len() > 1 << 20 {
+        return Err(Failure::Usage(format!(
+            "{} is larger than 1 MiB, the most an image can be over the API",
+            path.display()
+        )));
+    }
+    Ok(image)
+}
+
+/// Creates it and starts it.
+pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
+    let session = Session::open(&args.client)?;
+    let Kind::Vm(options) = args.kind;
+    let name = options.name.clone();
+    let request = v1::CreateVmRequest {
+        vm_id: name.id().to_owned(),
+        spec: Some(options.spec()?),
+        host: options
+            .host
+            .as_ref()
+            .map(HostName::to_string)
+            .unwrap_or_default(),
+        validate_only: options.dry_run,
+    };
+    let mut vms = session.client.vms();
+    let mut vm = vms
+        .create_vm(request)
+        .await
+        .map_err(|status| Failure::api(format!("create {name}"), status))?
+        .into_inner();
+    if !options.no_start && !options.dry_run {
+        let request = v1::StartVmRequest {
+            name: name.to_string(),
+        };
+        vm = vms
+            .start_vm(request)
+            .await
+            .map_err(|status| {
+                out::say(format!("{name} was created and is there, not started"));
+                Failure::api(format!("start {name}"), status)
+            })?
+            .into_inner();
+    }
+    if session.output == Format::Table && options.dry_run {
+        let host = vm.host.strip_prefix("hosts/").unwrap_or(&vm.host);
+        let place = if host.is_empty() {
+            String::new()
+        } else {
+            format!(" on {host}")
+        };
+        return out::line(format!("{name} could be created{place}; nothing was built"));
+    }
+    session.answer(|| to_json("slat.v1.Vm", &vm), || created(&vm))
+}
+
+fn created(vm: &v1::Vm) -> String {
+    let spec = vm.spec.clone().unwrap_or_default();
+    format!(
+        "{} {} on {}: {}, {} vCPU, {}",
+        vm.name,
+        view::vm_state(vm.state()),
+        view::id(&vm.host),
+        Size(spec.memory_bytes),
+        spec.vcpus,
+        view::backend(&spec),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn options(line: &str) -> VmOptions {
+        let words = ["slat", "create", "vm"];
+        let cli = Cli::try_parse_from(words.into_iter().chain(line.split_whitespace())).unwrap();
+        let Command::Create(args) = cli.command else {
+            panic!("another command");
+        };
+        let Kind::Vm(options) = args.kind;
+        *options
+    }
+
+    #[test]
+    fn options_reach_the_message() {
+        let spec = options(
+            "web --memory 1GiB --vcpus 2 --backend software --format sv48x4 --pattern hot-cold \
+             --write-percent 50 --dirty-rate 64 --fill random --seed 7",
+        )
+        .spec()
+        .unwrap();
+        assert_eq!(spec.memory_bytes, 1 << 30);
+        assert_eq!(spec.vcpus, 2);
+        assert_eq!(spec.backend(), v1::Backend::Software);
+        assert_eq!(spec.format(), v1::Format::Sv48x4);
+        let Some(v1::vm_spec::Guest::Memstress(guest)) = spec.guest else {
+            panic!("no memstress");
+        };
+        assert_eq!(guest.pattern(), v1::memstress::Pattern::HotCold);
+        assert_eq!(guest.write_percent, Some(50));
+        assert_eq!(guest.dirty_rate_bytes_per_second, Some(64 << 20));
+        assert_eq!(guest.fill(), v1::memstress::Fill::Random);
+        assert_eq!(guest.seed, 7);
+    }
+
+    #[test]
+    fn what_the_door_would_refuse_is_a_usage_error() {
+        for line in [
+            "web --memory 3MiB",
+            "web --vcpus 0",
+            "web --write-percent 101",
+            "web --backend kvm --format ept4",
+        ] {
+            let failure = options(line).spec().unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_start_and_no_start_counts() {
+        assert!(!options("web").no_start);
+        assert!(options("web --start --no-start").no_start);
+        assert!(!options("web --no-start --start").no_start);
+    }
+
+    #[test]
+    fn an_image_too_large_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![0; (1 << 20) + 1]).unwrap();
+        assert_eq!(read_image(&path).unwrap_err().exit_code(), 2);
+        std::fs::write(&path, [0xf4]).unwrap();
+        assert_eq!(read_image(&path).unwrap(), [0xf4]);
+        assert!(read_image(&dir.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,312 @@
+//! `slat migrate`: moves a running VM and shows how it goes.
+
+use slat_proto::{
+    json::to_json,
+    model::{HostName, MigrationName, MigrationParams, VmName, proto_duration},
+    v1,
+};
+
+use super::{follow::follow, view};
+use crate::{
+    client::{ClientArgs, Session},
+    daemon::stop::Stop,
+    failure::{self, Failure},
+    term::{
+        out::{self, Format},
+        progress::Progress,
+        units::{Rate, Span},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  slat migrate web --to host-b
+  slat migrate web --to host-b --max-downtime 50ms --streams 4
+  slat migrate web --to host-b --verify after-commit     compare memory digests, no downtime
+  slat migrate web --to host-b --max-total-time 5m --on-timeout force-switchover
+  slat migrate web --to host-b --dry-run                 check everything, move nothing
+  slat migrate web --to host-b --no-wait                 start it; slat get migrations --watch
+
+Ctrl-C ends the watching, never the migration: slat cancel NAME does that.
+The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for).";
+
+/// When to compare memory digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum VerifyChoice {
+    /// Not at all
+    None,
+    /// Before the commit: adds to the downtime; a mismatch fails the migration
+    BeforeCommit,
+    /// After the commit, from the frozen source: no downtime; a mismatch is reported
+    AfterCommit,
+}
+
+/// What to do when time or rounds are up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum TimeoutChoice {
+    /// Give up; the VM runs on at the source
+    Cancel,
+    /// Switch over whatever the downtime
+    ForceSwitchover,
+}
+
+/// Options of `slat migrate`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct MigrateArgs {
+    /// The VM to move
+    vm: VmName,
+    /// The host to move it to
+    #[arg(long, value_name = "HOST")]
+    to: HostName,
+    /// Downtime the guest may see; the switch begins when the estimate is below it [default: 300ms]
+    #[arg(long, value_name = "DURATION")]
+    max_downtime: Option<Span>,
+    /// Time the whole migration may take [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    max_total_time: Option<Span>,
+    /// TCP streams that carry pages, 1 to 16 [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    streams: Option<u32>,
+    /// Ceiling over all streams; a bare number is MiB/s [default: none]
+    #[arg(long, value_name = "RATE")]
+    max_bandwidth: Option<Rate>,
+    /// Rounds after which precopy counts as not converging [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_iterations: Option<u32>,
+    /// When to compare the memory of both sides
+    #[arg(long, value_enum, default_value = "none", value_name = "WHEN")]
+    verify: VerifyChoice,
+    /// What to do when time or rounds are up
+    #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
+    on_timeout: TimeoutChoice,
+    /// Name of the migration; the same name again is the same migration [default: the server chooses]
+    #[arg(long, value_name = "NAME")]
+    id: Option<MigrationName>,
+    /// Check everything, move nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Return when the migration is accepted
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl MigrateArgs {
+    fn request(&self) -> Result<v1::CreateMigrationRequest, Failure> {
+        use v1::migration_params::{OnTimeout, Verify};
+        let params = v1::MigrationParams {
+            max_downtime: self.max_downtime.map(|span| proto_duration(span.0)),
+            max_total_time: self.max_total_time.map(|span| proto_duration(span.0)),
+            streams: self.streams.unwrap_or(0),
+            max_bandwidth_bytes_per_second: self.max_bandwidth.map_or(0, |rate| rate.0),
+            max_iterations: self.max_iterations.unwrap_or(0),
+            verify: match self.verify {
+                VerifyChoice::None => Verify::None,
+                VerifyChoice::BeforeCommit => Verify::BeforeCommit,
+                VerifyChoice::AfterCommit => Verify::AfterCommit,
+            }
+            .into(),
+            on_timeout: match self.on_timeout {
+                TimeoutChoice::Cancel => OnTimeout::Cancel,
+                TimeoutChoice::ForceSwitchover => OnTimeout::ForceSwitchover,
+            }
+            .into(),
+        };
+        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        MigrationParams::from_message(Some(&params))?;
+        Ok(v1::CreateMigrationRequest {
+            migration: Some(v1::Migration {
+                vm: self.vm.to_string(),
+                destination: self.to.to_string(),
+                params: Some(params),
+                ..Default::default()
+            }),
+            migration_id: self
+                .id
+                .as_ref()
+                .map(|id| id.id().to_owned())
+                .unwrap_or_default(),
+            validate_only: self.dry_run,
+        })
+    }
+}
+
+/// Starts it, follows it, reports on it.
+pub(crate) async fn run(args: MigrateArgs) -> Result<(), Failure> {
+    let session = Session::open(&args.client)?;
+    let doing = format!("migrate {} to {}", args.vm, args.to);
+    let request = args.request()?;
+    let mut stop = Stop::listen()?;
+    let created = tokio::select! {
+        created = start(&session, request) => created,
+        cause = stop.wait() => {
+            out::say("interrupted before the server answered; it may have started: slat get migrations");
+            return Err(Failure::Said(cause.exit_code()));
+        }
+    };
+    let migration = created.map_err(|status| Failure::api(doing, status))?;
+    if args.dry_run || args.no_wait {
+        return accepted(&session, &migration, args.dry_run);
+    }
+    let name = migration.name.clone();
+    let mut progress = Progress::new(&name);
+    progress.update(&migration);
+    let followed = tokio::select! {
+        followed = follow(&session.client, &name, |migration| progress.update(migration)) => followed,
+        cause = stop.wait() => {
+            progress.finish();
+            let id = view::id(&name);
+            out::say(format!(
+                "{name} goes on without being watched\n  watch:  slat get migration {id} --watch\n  cancel: slat cancel {id}"
+            ));
+            return Err(Failure::Said(cause.exit_code()));
+        }
+    };
+    progress.finish();
+    let migration = followed?;
+    session.answer(
+        || to_json("slat.v1.Migration", &migration),
+        || view::migration_page(&migration, out::stdout_colours()),
+    )?;
+    outcome(&migration)
+}
+
+async fn start(
+    session: &Session,
+    request: v1::CreateMigrationRequest,
+) -> Result<v1::Migration, tonic::Status> {
+    let mut migrations = session.client.migrations();
+    Ok(migrations.create_migration(request).await?.into_inner())
+}
+
+fn accepted(session: &Session, migration: &v1::Migration, dry_run: bool) -> Result<(), Failure> {
+    let text = || {
+        if dry_run {
+            format!(
+                "{} could move from {} to {}; nothing was moved",
+                migration.vm,
+                view::id(&migration.source),
+                view::id(&migration.destination)
+            )
+        } else {
+            migration.name.clone()
+        }
+    };
+    if session.output == Format::Table && !dry_run {
+        let id = view::id(&migration.name);
+        out::say(format!(
+            "accepted; watch it with: slat get migration {id} --watch"
+        ));
+    }
+    session.answer(|| to_json("slat.v1.Migration", migration), text)
+}
+
+/// What a terminal migration means for the exit code.
+fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
+    use v1::MigrationPhase as Phase;
+    let verification = migration.progress.as_ref().map_or(
+        v1::Verification::Unspecified,
+        v1::MigrationProgress::verification,
+    );
+    match migration.phase() {
+        Phase::Completed if verification == v1::Verification::Mismatch => Err(Failure::advised(
+            format!(
+                "{} completed, but the memory of source and destination differs",
+                migration.name
+            ),
+            "trust nothing in that VM; keep both hosts' logs",
+        )),
+        Phase::Completed => Ok(()),
+        Phase::Cancelled => Err(Failure::Said(6)),
+        Phase::InDoubt => Err(Failure::Said(7)),
+        _ => Err(migration.error.as_ref().map_or_else(
+            || Failure::Said(1),
+            |error| {
+                let reason = slat_proto::Reason::parse(&error.reason);
+                let code = reason.map_or(1, |reason| {
+                    failure::exit_code(&slat_proto::ApiError::new(reason, ""))
+                });
+                out::say(format!(
+                    "error: {} failed: {} ({})",
+                    migration.name, error.message, error.reason
+                ));
+                Failure::Said(code)
+            },
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn request(line: &str) -> Result<v1::CreateMigrationRequest, Failure> {
+        let words = ["slat", "migrate"];
+        let cli = Cli::try_parse_from(words.into_iter().chain(line.split_whitespace())).unwrap();
+        let Command::Migrate(args) = cli.command else {
+            panic!("another command");
+        };
+        args.request()
+    }
+
+    #[test]
+    fn options_reach_the_message() {
+        let request = request(
+            "vms/web --to b --max-downtime 50ms --max-total-time 5m --streams 4 --max-bandwidth 100 \
+             --max-iterations 7 --verify before-commit --on-timeout force-switchover --id m1",
+        )
+        .unwrap();
+        assert_eq!(request.migration_id, "m1");
+        let migration = request.migration.unwrap();
+        assert_eq!(migration.vm, "vms/web");
+        assert_eq!(migration.destination, "hosts/b");
+        let params = MigrationParams::from_message(migration.params.as_ref()).unwrap();
+        assert_eq!(params.max_downtime.as_millis(), 50);
+        assert_eq!(params.max_total_time.as_secs(), 300);
+        assert_eq!(params.streams, 4);
+        assert_eq!(params.max_bandwidth, Some(100 << 20));
+        assert_eq!(params.max_iterations, 7);
+        assert_eq!(params.verify, slat_proto::model::Verify::BeforeCommit);
+        assert_eq!(
+            params.on_timeout,
+            slat_proto::model::OnTimeout::ForceSwitchover
+        );
+    }
+
+    #[test]
+    fn what_the_server_would_refuse_is_a_usage_error() {
+        for line in [
+            "web --to b --max-downtime 0ms",
+            "web --to b --max-total-time 5ms",
+        ] {
+            assert_eq!(request(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_a_sound_completion_is_success() {
+        use v1::MigrationPhase as Phase;
+        let ended = |phase: Phase, verification: v1::Verification| {
+            let migration = v1::Migration {
+                phase: phase.into(),
+                progress: Some(v1::MigrationProgress {
+                    verification: verification.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            outcome(&migration).map_or_else(|failure| failure.exit_code(), |()| 0)
+        };
+        assert_eq!(ended(Phase::Completed, v1::Verification::None), 0);
+        assert_eq!(ended(Phase::Completed, v1::Verification::Match), 0);
+        assert_eq!(ended(Phase::Completed, v1::Verification::Mismatch), 1);
+        assert_eq!(ended(Phase::Cancelled, v1::Verification::None), 6);
+        assert_eq!(ended(Phase::InDoubt, v1::Verification::None), 7);
+        assert_eq!(ended(Phase::Failed, v1::Verification::None), 1);
+    }
+}

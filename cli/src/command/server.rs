@@ -1,0 +1,81 @@
+//! `slat server`: the control plane.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::{
+    daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
+    failure::Failure,
+    roles::{self, ServerRole},
+    term::units::Span,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  slat server
+  slat server --listen 127.0.0.1:7400 --state-dir /var/lib/slat/server
+  slat server --listen 0.0.0.0:7400 --insecure-listen     on a network you trust
+
+The dashboard is at http://ADDRESS/, Prometheus text at http://ADDRESS/metrics.
+One line on standard output says `listening on IP:PORT` when the server is ready.";
+
+/// Options of `slat server`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ServerArgs {
+    /// Address of the door: gRPC, dashboard and metrics; port 0 takes a free one
+    #[arg(
+        long,
+        env = "SLAT_LISTEN",
+        default_value = "127.0.0.1:7400",
+        value_name = "IP:PORT"
+    )]
+    listen: SocketAddr,
+    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state directory]
+    #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// How often agents report
+    #[arg(
+        long,
+        env = "SLAT_REPORT_INTERVAL",
+        default_value = "1s",
+        value_name = "DURATION"
+    )]
+    report_interval: Span,
+    #[command(flatten)]
+    insecure: listen::InsecureArgs,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+/// Runs until told to stop.
+pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
+    if !(50..=60_000).contains(&args.report_interval.0.as_millis()) {
+        return Err(Failure::Usage(format!(
+            "--report-interval {} is not between 50ms and 60s",
+            args.report_interval
+        )));
+    }
+    let mut stop = stop::Stop::listen()?;
+    let telemetry = telemetry::install("server", &args.daemon.log, "info")?;
+    stop::die_with(args.daemon.die_with)?;
+    listen::check("--listen", args.listen.ip(), args.insecure)?;
+    let state_dir = state::directory(args.state_dir, "server")?;
+    state::prepare(&state_dir)?;
+    let recorder = Recorder::install("server", roles::VERSION)?;
+    let server = ServerRole {
+        listen: args.listen,
+        state_dir,
+        report_interval: args.report_interval.0,
+        render: recorder.render(),
+    }
+    .start()
+    .await
+    .map_err(|error| roles::start_failure("server", args.listen, &*error))?;
+    daemon::announce(server.address())?;
+    let cause = stop.wait().await;
+    tracing::info!(?cause, "stopping");
+    notify::notify("STOPPING=1");
+    daemon::bounded(&mut stop, server.stop()).await?;
+    telemetry.shutdown().await;
+    Ok(())
+}

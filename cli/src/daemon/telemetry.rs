@@ -1,0 +1,157 @@
+//! Logs and traces of one process.
+//!
+//! Logs go to standard error: text on a terminal, JSON elsewhere, filtered by `--log-filter` or RUST_LOG. Traces are
+//! exported over OTLP/gRPC only when OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) is set; the other `OTEL_*`
+//! variables have their standard meaning. The W3C propagator is always set, so a caller's trace passes through a process
+//! that exports nothing. Both have filters of their own: quiet logs do not make thin traces.
+
+use std::{io, time::Duration};
+
+use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use crate::failure::Failure;
+
+/// The last spans have this long to leave the process.
+const FLUSH: Duration = Duration::from_secs(3);
+/// Spans worth exporting: ours in detail, others when they matter.
+const TRACED: &str = "warn,slat=debug,slat_server=debug,slat_agent=debug,slat_proto=debug";
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Text on a terminal, JSON elsewhere
+    #[default]
+    Auto,
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+/// Options of logging.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct LogArgs {
+    /// How to write logs to standard error
+    #[arg(
+        long,
+        env = "SLAT_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(crate) log_format: LogFormat,
+    /// What to log, as `info` or `warn,slat_agent=debug` (else RUST_LOG, else info)
+    #[arg(long, env = "SLAT_LOG_FILTER", value_name = "FILTER")]
+    pub(crate) log_filter: Option<String>,
+}
+
+/// Owns the export of traces; [`Telemetry::shutdown`] sends what is left.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    provider: Option<SdkTracerProvider>,
+}
+
+/// Installs logs and traces of a process that plays `role`; `default_filter` holds where nobody chose. Call it once, on a
+/// runtime.
+pub(crate) fn install(
+    role: &str,
+    log: &LogArgs,
+    default_filter: &str,
+) -> Result<Telemetry, Failure> {
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+    let chosen = log
+        .log_filter
+        .clone()
+        .or_else(|| std::env::var("RUST_LOG").ok())
+        .filter(|text| !text.trim().is_empty());
+    let filter = match &chosen {
+        Some(text) => EnvFilter::try_new(text)
+            .map_err(|error| Failure::Usage(format!("\"{text}\" is no log filter: {error}")))?,
+        None => EnvFilter::new(default_filter),
+    };
+    let terminal = io::IsTerminal::is_terminal(&io::stderr());
+    let json = match log.log_format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = if json {
+        lines.json().flatten_event(true).with_filter(filter).boxed()
+    } else {
+        let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        lines.with_ansi(colours).with_filter(filter).boxed()
+    };
+    let provider = exporter_wanted().then(|| provider(role)).transpose()?;
+    let traces = provider.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("slat"))
+            .with_filter(EnvFilter::new(TRACED))
+    });
+    Registry::default()
+        .with(lines)
+        .with(traces)
+        .try_init()
+        .map_err(|error| Failure::local(format!("cannot install logging: {error}")))?;
+    Ok(Telemetry { provider })
+}
+
+fn exporter_wanted() -> bool {
+    [
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    ]
+    .iter()
+    .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
+fn provider(role: &str) -> Result<SdkTracerProvider, Failure> {
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .build()
+        .map_err(|error| {
+            Failure::advised(
+                format!("cannot export traces: {error}"),
+                "correct or unset OTEL_EXPORTER_OTLP_ENDPOINT",
+            )
+        })?;
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let mut resource = Resource::builder().with_attributes([
+        KeyValue::new("service.namespace", "slat"),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", uuid::Uuid::now_v7().to_string()),
+        KeyValue::new("host.name", host),
+        KeyValue::new("process.pid", i64::from(std::process::id())),
+    ]);
+    // An operator's own name for the service goes before ours.
+    if std::env::var_os("OTEL_SERVICE_NAME").is_none_or(|name| name.is_empty()) {
+        resource = resource.with_service_name(format!("slat-{role}"));
+    }
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource.build())
+        .build())
+}
+
+impl Telemetry {
+    /// Sends the last spans, for a bounded time: a collector that hangs does not keep the process.
+    pub(crate) async fn shutdown(self) {
+        let Some(provider) = self.provider else {
+            return;
+        };
+        // It blocks, and on a runtime with one worker it would block the exporter it waits for.
+        let flush = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
+        match tokio::time::timeout(FLUSH, flush).await {
+            Ok(Ok(Ok(()))) => {}
+            other => tracing::debug!(?other, "the last traces were not sent"),
+        }
+    }
+}

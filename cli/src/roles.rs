@@ -1,0 +1,137 @@
+//! The libraries behind the roles: the one place where `slat` meets the server and the agent.
+
+use std::{
+    error::Error, ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::Duration,
+};
+
+use slat_proto::{
+    model::{HostName, VmName},
+    transport::Address,
+};
+
+use crate::failure::{self, Failure};
+
+/// Version of this build, as agents and servers report it.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Renders a process's metrics as Prometheus text.
+pub(crate) type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What a role's library may fail with.
+pub(crate) type RoleError = Box<dyn Error + Send + Sync>;
+
+/// The control plane, configured.
+pub(crate) struct ServerRole {
+    /// Where the door is bound.
+    pub(crate) listen: SocketAddr,
+    /// What survives restarts.
+    pub(crate) state_dir: PathBuf,
+    /// How often agents report.
+    pub(crate) report_interval: Duration,
+    /// For `/metrics`.
+    pub(crate) render: Render,
+}
+
+/// The control plane, serving.
+pub(crate) struct RunningServer(SocketAddr);
+
+impl ServerRole {
+    /// Opens the store and the door.
+    pub(crate) async fn start(self) -> Result<RunningServer, RoleError> {
+        Err("not linked".into())
+    }
+}
+
+impl RunningServer {
+    /// Where the door is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0
+    }
+
+    /// Closes it.
+    pub(crate) async fn stop(self) {}
+}
+
+/// One host's agent, configured.
+pub(crate) struct AgentRole {
+    /// The host.
+    pub(crate) name: HostName,
+    /// Where the door is bound.
+    pub(crate) listen: SocketAddr,
+    /// Where others reach it.
+    pub(crate) advertise: Option<String>,
+    /// Where to report.
+    pub(crate) server: Option<Address>,
+    /// VMs' directories.
+    pub(crate) state_dir: PathBuf,
+    /// What VMs may use.
+    pub(crate) memory_bytes: u64,
+    /// Where pages arrive.
+    pub(crate) data_ip: IpAddr,
+    /// Program and first arguments of a VM's process.
+    pub(crate) vm_program: Vec<OsString>,
+    /// For `/metrics`.
+    pub(crate) render: Render,
+}
+
+/// One host's agent, serving.
+pub(crate) struct RunningAgent(SocketAddr);
+
+impl AgentRole {
+    /// Finds the host's VMs again and opens the door.
+    pub(crate) async fn start(self) -> Result<RunningAgent, RoleError> {
+        Err("not linked".into())
+    }
+}
+
+impl RunningAgent {
+    /// Where the door is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0
+    }
+
+    /// Closes it. VMs stay.
+    pub(crate) async fn stop(self) {}
+}
+
+/// One VM's process, configured.
+pub(crate) struct VmRole {
+    /// Its lock, door and journal.
+    pub(crate) dir: PathBuf,
+    /// The VM.
+    pub(crate) vm: VmName,
+    /// Where it is.
+    pub(crate) host: HostName,
+    /// Where pages arrive.
+    pub(crate) data_ip: IpAddr,
+}
+
+impl VmRole {
+    /// Runs until the VM is over or SIGTERM comes; says `ready` on standard output when its door is open.
+    pub(crate) async fn run(self) -> Result<(), RoleError> {
+        Err("not linked".into())
+    }
+}
+
+/// A daemon that cannot start, in one sentence.
+pub(crate) fn start_failure(
+    role: &str,
+    listen: SocketAddr,
+    error: &(dyn Error + Send + Sync + 'static),
+) -> Failure {
+    match failure::io_cause(error) {
+        Some(std::io::ErrorKind::AddrInUse) => Failure::advised(
+            format!("cannot start the {role}: {listen} is in use by another process"),
+            "stop that one, or choose another address with --listen",
+        ),
+        Some(std::io::ErrorKind::AddrNotAvailable) => Failure::advised(
+            format!("cannot start the {role}: {listen} is no address of this host"),
+            "choose another address with --listen",
+        ),
+        _ => Failure::local(format!(
+            "cannot start the {role}: {}",
+            failure::chain(error)
+        )),
+    }
+}
