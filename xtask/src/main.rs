@@ -1,2 +1,107 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: the one door for everything a developer repeats. Nothing to install beyond a Rust toolchain and a C
+//! compiler; each command is one file and one function from the workspace to a [`tally::Tally`].
+//!
+//! Every command ends with the line `N passed, N failed, N skipped` and exits with 0 only when nothing failed.
+
+mod ci;
+mod crates;
+mod demo;
+mod deny;
+mod leftovers;
+mod licence;
+mod lint;
+mod metrics;
+mod no_std;
+mod pages;
+mod shell;
+mod structure;
+mod tally;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{tally::Tally, workspace::Workspace};
+
+/// Everything a developer of Slat repeats
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All checks below in order, with the time each took; what `.ci/run` calls
+    Ci,
+    /// Format the sources
+    Fmt {
+        /// Change nothing; fail when something would change
+        #[arg(long)]
+        check: bool,
+    },
+    /// clippy over the workspace and all targets, warnings denied
+    Lint,
+    /// rustdoc over the workspace, warnings denied
+    Doc,
+    /// Check that each crate builds alone, so that none lives on another's features
+    Crates,
+    /// Prove that slat-mmu and slat-arch build without std
+    NoStd,
+    /// `cargo test --workspace`, with a summary of what was skipped and why
+    Test {
+        /// Passed on to `cargo test`, e.g. `-p slat-mmu` or `-- name`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Brief runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format
+    Demo,
+    /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
+    Leftovers,
+    /// Length of files, their opening comment, and the arrows between crates
+    Structure,
+    /// Bans, sources and licences of deny.toml against Cargo.lock and cargo's metadata (advisories need cargo-deny)
+    Deny,
+    /// Check that every metric that deploy/ and docs/ name is exported, and every exported one explained
+    Metrics,
+    /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
+    Pages,
+}
+
+fn run(command: Command) -> anyhow::Result<Tally> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Ci => ci::run(&workspace),
+        Command::Fmt { check } => lint::format(&workspace, check),
+        Command::Lint => lint::clippy(&workspace),
+        Command::Doc => lint::doc(&workspace),
+        Command::Crates => crates::run(&workspace),
+        Command::NoStd => no_std::run(&workspace),
+        Command::Test { args } => test::run(&workspace, &args),
+        Command::Demo => demo::run(&workspace),
+        Command::Leftovers => leftovers::run(&workspace),
+        Command::Structure => structure::run(&workspace),
+        Command::Deny => deny::run(&workspace),
+        Command::Metrics => metrics::run(&workspace),
+        Command::Pages => pages::run(&workspace),
+    }
+}
+
+fn main() -> ExitCode {
+    let tally = run(Cli::parse().command).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Tally::failed()
+    });
+    for why in &tally.skipped {
+        println!("SKIPPED: {why}");
+    }
+    println!("{tally}");
+    if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

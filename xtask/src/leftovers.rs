@@ -1,0 +1,166 @@
+//! What a run may leave behind: `slat` processes of this build, guest memory, Unix sockets, temporary files.
+//!
+//! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`] is a temporary directory
+//! that is given to a run as its TMPDIR and must be empty again when the run has ended.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context as _;
+
+use crate::{tally::Tally, workspace::Workspace};
+
+/// A temporary directory of its own for one run.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes one. Its path is short, for Unix sockets below it have room for 107 bytes in all.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("slat-xtask-{name}-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Makes a command use it.
+    pub(crate) fn give(&self, command: &mut Command) {
+        command.env("TMPDIR", &self.0);
+    }
+
+    /// What is in it now.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries
+            .map(|entry| {
+                format!(
+                    "left in the temporary directory: {}",
+                    entry.file_name().display()
+                )
+            })
+            .collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What should not be there was reported; the directory is this run's own.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Looks for everything.
+///
+/// # Errors
+/// When cargo cannot say where it builds.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
+    let mut faults = processes(&workspace.target_dir()?);
+    faults.extend(sockets(
+        &fs::read_to_string("/proc/net/unix").unwrap_or_default(),
+    ));
+    let entries = fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in entries {
+        if entry.file_name().to_string_lossy().starts_with("slat-") {
+            faults.push(format!("temporary file: {}", entry.path().display()));
+        }
+    }
+    Ok(Tally::of_faults(&faults))
+}
+
+/// Living `slat` processes that run from `target`, with the guest memory they hold.
+pub(crate) fn processes(target: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(program) = fs::read_link(entry.path().join("exe")) else {
+            continue;
+        };
+        // A program that was built anew meanwhile shows as `slat (deleted)`.
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if !program.starts_with(target) || !(name == "slat" || name == "slat (deleted)") {
+            continue;
+        }
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&words).replace('\0', " ");
+        let memory = fs::read_dir(entry.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let memory = memory
+            .filter(|fd| {
+                fs::read_link(fd.path())
+                    .is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"))
+            })
+            .count();
+        found.push(format!(
+            "process {}: {} ({memory} memfd)",
+            entry.file_name().display(),
+            line.trim_end()
+        ));
+    }
+    found
+}
+
+/// Doors of VM processes that are still bound, from `/proc/net/unix`.
+fn sockets(table: &str) -> Vec<String> {
+    let path = |line: &str| line.split_whitespace().nth(7).map(str::to_owned);
+    let ours = |path: &String| path.ends_with("/vm.sock") && path.contains("/slat-");
+    table
+        .lines()
+        .filter_map(path)
+        .filter(ours)
+        .map(|path| format!("socket: {path}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_tells_what_stayed_and_takes_it_along() {
+        let scratch = Scratch::new("test").unwrap();
+        assert!(scratch.remains().is_empty());
+        fs::write(scratch.0.join("vm.sock"), "").unwrap();
+        assert_eq!(
+            scratch.remains(),
+            ["left in the temporary directory: vm.sock"]
+        );
+        let path = scratch.0.clone();
+        drop(scratch);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn bound_doors_are_seen_in_the_kernels_table() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 20501 /tmp/slat-demo-x/agent/vms/a/vm.sock\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 20502 /run/other.sock\n";
+        assert_eq!(
+            sockets(table),
+            ["socket: /tmp/slat-demo-x/agent/vms/a/vm.sock"]
+        );
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_program() {
+        // This test's own program is not called slat.
+        let own = std::env::current_exe().unwrap();
+        assert!(
+            processes(own.parent().unwrap())
+                .iter()
+                .all(|line| !line.contains("xtask"))
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! The workspace's tests, with what they skipped brought to the end.
+//!
+//! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest hides what passing tests
+//! print, so the run asks for it (`--show-output`) and this command keeps everything else of it back.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+};
+
+use anyhow::Context as _;
+
+use crate::{shell, tally::Tally, workspace::Workspace};
+
+/// What the lines of a test run add up to.
+#[derive(Debug, Default)]
+struct Reader {
+    tally: Tally,
+    /// Within the output of tests that passed.
+    in_successes: bool,
+}
+
+impl Reader {
+    /// Takes one line; true when it is worth showing.
+    fn line(&mut self, line: &str) -> bool {
+        // A test's line may follow libtest's own on the same line when it was written past the capture.
+        if let Some(at) = line.find("SKIPPED:") {
+            let why = line[at + "SKIPPED:".len()..].trim().to_owned();
+            if !self.tally.skipped.contains(&why) {
+                self.tally.skipped.push(why);
+            }
+            return false;
+        }
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.in_successes = false;
+            let count = |word: &str| {
+                let before = result.split(word).next()?;
+                before
+                    .trim_end()
+                    .rsplit([' ', ';'])
+                    .next()?
+                    .parse::<usize>()
+                    .ok()
+            };
+            self.tally.passed += count("passed").unwrap_or(0);
+            self.tally.failed += count("failed").unwrap_or(0);
+            return true;
+        }
+        match line.trim_end() {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            _ => {}
+        }
+        !self.in_successes && !(line.starts_with("test ") && line.ends_with("... ok"))
+    }
+}
+
+/// `cargo test --workspace`, or of what `args` choose.
+///
+/// # Errors
+/// When cargo cannot be started.
+pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tally> {
+    let mut command = workspace.cargo();
+    let (own, to_tests) = match args.iter().position(|arg| arg == "--") {
+        Some(at) => (&args[..at], &args[at + 1..]),
+        None => (args, &[][..]),
+    };
+    command.args(["test", "--locked"]);
+    if !own
+        .iter()
+        .any(|arg| arg == "-p" || arg.starts_with("--package"))
+    {
+        command.arg("--workspace");
+    }
+    // All of them, so that one failure does not hide another.
+    command.args(["--no-fail-fast"]).args(own);
+    command.args(["--", "--show-output"]).args(to_tests);
+    let shown = shell::line(&command);
+    println!("{shown}");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| shown.clone())?;
+    let mut reader = Reader::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            if reader.line(&line) {
+                println!("{line}");
+            }
+        }
+    }
+    let status = child.wait()?;
+    let mut tally = reader.tally;
+    if !status.success() && tally.failed == 0 {
+        eprintln!("fault: {shown}: {status}");
+        tally.add(Tally::failed());
+    }
+    // A skipped test returned normally, so libtest counted it as passed.
+    tally.passed = tally.passed.saturating_sub(tally.skipped.len());
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_counted_and_what_was_skipped_is_kept() {
+        let text = "\nrunning 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... FAILED\n\nsuccesses:\n\n---- b stdout ----\n\
+                    SKIPPED: /dev/kvm cannot be opened\nnoise\n\nfailures:\n\n---- c stdout ----\nwhy\n\n\
+                    test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                    test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        let mut reader = Reader::default();
+        let shown: Vec<&str> = text.lines().filter(|line| reader.line(line)).collect();
+        assert_eq!((reader.tally.passed, reader.tally.failed), (16, 1));
+        assert_eq!(reader.tally.skipped, ["/dev/kvm cannot be opened"]);
+        assert!(shown.contains(&"why") && shown.contains(&"test c ... FAILED"));
+        assert!(!shown.contains(&"noise") && !shown.contains(&"test a ... ok"));
+    }
+}
