@@ -34,23 +34,32 @@ pub(crate) struct ServerRole {
 }
 
 /// The control plane, serving.
-pub(crate) struct RunningServer(SocketAddr);
+pub(crate) struct RunningServer(slat_server::Server);
 
 impl ServerRole {
     /// Opens the store and the door.
     pub(crate) async fn start(self) -> Result<RunningServer, RoleError> {
-        Err("not linked".into())
+        let config = slat_server::ServerConfig {
+            listen: self.listen,
+            state_dir: self.state_dir,
+            report_interval: self.report_interval,
+            render: Some(self.render),
+            version: VERSION.to_owned(),
+        };
+        Ok(RunningServer(slat_server::Server::start(config).await?))
     }
 }
 
 impl RunningServer {
     /// Where the door is.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.0
+        self.0.address()
     }
 
     /// Closes it.
-    pub(crate) async fn stop(self) {}
+    pub(crate) async fn stop(self) {
+        self.0.stop().await;
+    }
 }
 
 /// One host's agent, configured.
@@ -76,23 +85,37 @@ pub(crate) struct AgentRole {
 }
 
 /// One host's agent, serving.
-pub(crate) struct RunningAgent(SocketAddr);
+pub(crate) struct RunningAgent(slat_agent::host::Agent);
 
 impl AgentRole {
     /// Finds the host's VMs again and opens the door.
     pub(crate) async fn start(self) -> Result<RunningAgent, RoleError> {
-        Err("not linked".into())
+        let config = slat_agent::host::HostConfig {
+            name: self.name,
+            listen: self.listen,
+            advertise: self.advertise,
+            server: self.server,
+            state_dir: self.state_dir,
+            memory_bytes: self.memory_bytes,
+            data_ip: self.data_ip,
+            vm_program: self.vm_program,
+            version: VERSION.to_owned(),
+            render: Some(self.render),
+        };
+        Ok(RunningAgent(slat_agent::host::Agent::start(config).await?))
     }
 }
 
 impl RunningAgent {
     /// Where the door is.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.0
+        self.0.address()
     }
 
     /// Closes it. VMs stay.
-    pub(crate) async fn stop(self) {}
+    pub(crate) async fn stop(self) {
+        self.0.stop().await;
+    }
 }
 
 /// One VM's process, configured.
@@ -110,7 +133,13 @@ pub(crate) struct VmRole {
 impl VmRole {
     /// Runs until the VM is over or SIGTERM comes; says `ready` on standard output when its door is open.
     pub(crate) async fn run(self) -> Result<(), RoleError> {
-        Err("not linked".into())
+        let config = slat_agent::vm::process::VmProcessConfig {
+            dir: self.dir,
+            vm: self.vm,
+            host: self.host,
+            data_ip: self.data_ip,
+        };
+        Ok(slat_agent::vm::process::run(config).await?)
     }
 }
 

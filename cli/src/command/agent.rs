@@ -85,7 +85,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     };
     let state_dir = state::directory(args.state_dir, "agent")?;
     state::prepare(&state_dir)?;
-    let recorder = Recorder::install("agent", roles::VERSION)?;
+    let recorder = Recorder::install()?;
     let agent = AgentRole {
         name,
         listen: args.listen,

@@ -61,7 +61,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
     listen::check("--listen", args.listen.ip(), args.insecure)?;
     let state_dir = state::directory(args.state_dir, "server")?;
     state::prepare(&state_dir)?;
-    let recorder = Recorder::install("server", roles::VERSION)?;
+    let recorder = Recorder::install()?;
     let server = ServerRole {
         listen: args.listen,
         state_dir,

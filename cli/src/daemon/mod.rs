@@ -33,7 +33,7 @@ pub(crate) fn announce(address: SocketAddr) -> Result<(), Failure> {
 }
 
 /// A daemon that does not stop by itself is left after this long.
-const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(20);
+const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Waits for an orderly stop; a second signal or the bound ends the wait with an error.
 pub(crate) async fn bounded(

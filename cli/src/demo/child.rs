@@ -23,7 +23,7 @@ use crate::failure::Failure;
 /// A daemon must be ready within this time.
 const READY: Duration = Duration::from_secs(30);
 /// And gone this long after it was asked to go.
-const GONE: Duration = Duration::from_secs(10);
+const GONE: Duration = Duration::from_secs(25);
 
 /// A running daemon.
 #[derive(Debug)]
