@@ -17,7 +17,7 @@
 //! * `Slots::table` orders slot changes and harvests. Held over ioctls, some milliseconds for a large harvest.
 //! * `Threads::control` says what the vCPU threads shall do and which of them are parked. Held for moments.
 //! * each vCPU's descriptor is held by its thread from unpark to park; saving and loading take it while the thread is
-//!   parked. Order: `control` is never waited for with the intent to take a descriptor under it.
+//!   parked. Its holder may take `control`; nobody waits for a descriptor while holding `control`.
 //!
 //! A vCPU thread reads its control page through the published table of [`GuestMemory`](crate::vm::memory::GuestMemory), whose
 //! lock is held only to clone an `Arc`, so a harvest never delays a doorbell. Statistics take no lock at all.

@@ -51,10 +51,11 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// None yet. `end_gfn` is where the guest's physical addresses end.
-    pub(super) fn new(vm: &VmFd, end_gfn: u64) -> Result<Self, BackendError> {
+    /// None yet. `end_gfn` is where the guest's physical addresses end; manual protection of the dirty log is used where the
+    /// kernel has it and `manual` asks for it.
+    pub(super) fn new(vm: &VmFd, end_gfn: u64, manual: bool) -> Result<Self, BackendError> {
         let offered = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
-        let manual_protect = offered & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as i32 != 0;
+        let manual_protect = manual && offered & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as i32 != 0;
         if manual_protect {
             let mut cap = kvm_enable_cap {
                 cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, kvm_cpuid_entry2};
@@ -38,6 +41,8 @@ pub struct KvmBackend {
     /// What each vCPU was told by CPUID. Held only to copy in or out.
     cpuid: Mutex<Vec<Vec<kvm_cpuid_entry2>>>,
     vcpus: u32,
+    /// A load failed in the middle: some vCPU is neither new nor loaded, and must not run.
+    half_loaded: AtomicBool,
 }
 
 impl KvmBackend {
@@ -49,6 +54,16 @@ impl KvmBackend {
         spec: &VmSpec,
         events: EventSink,
         console: Option<&Path>,
+    ) -> Result<Self, BackendError> {
+        Self::build(spec, events, console, true)
+    }
+
+    /// As [`KvmBackend::new`]; without `manual_protect` as on kernels before Linux 5.0.
+    pub(super) fn build(
+        spec: &VmSpec,
+        events: EventSink,
+        console: Option<&Path>,
+        manual_protect: bool,
     ) -> Result<Self, BackendError> {
         let kvm = open()?;
         let most = kvm.get_max_vcpus();
@@ -63,7 +78,7 @@ impl KvmBackend {
         let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         let host = HostCpu::new(&kvm, &vm)?;
         x86_64::prepare_vm(&vm)?;
-        let slots = Arc::new(Slots::new(&vm, host.end_gfn())?);
+        let slots = Arc::new(Slots::new(&vm, host.end_gfn(), manual_protect)?);
         let mut vcpus = Vec::with_capacity(spec.vcpus as usize);
         let mut cpuid = Vec::with_capacity(spec.vcpus as usize);
         for index in 0..spec.vcpus {
@@ -105,6 +120,7 @@ impl KvmBackend {
             host,
             cpuid: Mutex::new(cpuid),
             vcpus: spec.vcpus,
+            half_loaded: AtomicBool::new(false),
         })
     }
 }
@@ -159,6 +175,11 @@ impl Backend for KvmBackend {
     }
 
     fn run(&self) -> Result<(), BackendError> {
+        if self.half_loaded.load(Ordering::SeqCst) {
+            return Err(BackendError::Vcpu {
+                message: "loading vCPU state failed half-way; this VM cannot run".to_owned(),
+            });
+        }
         self.threads.run()
     }
 
@@ -188,11 +209,13 @@ impl Backend for KvmBackend {
         reader.finish()?;
         let cpuid = states.iter().map(|state| state.cpuid().to_vec()).collect();
         self.threads.while_stopped(true, |index, vcpu| {
+            self.half_loaded.store(true, Ordering::SeqCst);
             states[index as usize]
                 .load(&self.host, vcpu)
                 .map_err(of_vcpu(index))
         })?;
         *self.cpuid.lock().unwrap_or_else(PoisonError::into_inner) = cpuid;
+        self.half_loaded.store(false, Ordering::SeqCst);
         Ok(())
     }
 

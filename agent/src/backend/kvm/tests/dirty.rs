@@ -44,12 +44,16 @@ fn harvest(vm: &Vm) -> BTreeSet<u64> {
 #[test]
 fn the_log_holds_exactly_what_was_written() {
     need_kvm!();
-    for pattern in [MemstressPattern::Sequential, MemstressPattern::Random] {
+    for (pattern, manual_protect) in [
+        (MemstressPattern::Sequential, true),
+        (MemstressPattern::Random, true),
+        (MemstressPattern::Random, false),
+    ] {
         let spec = MemstressSpec {
             pattern,
             ..Default::default()
         };
-        let vm = Vm::new(memstress(32 << 20, 2, spec));
+        let vm = Vm::with_log(memstress(32 << 20, 2, spec), manual_protect);
         let batch = vm.word(0, offset::BATCH);
         let model = copy(&vm.memory.table());
         let table = model.table();
@@ -95,7 +99,14 @@ fn no_write_is_lost_between_harvests_of_a_running_guest() {
         pattern: MemstressPattern::Random,
         ..Default::default()
     };
-    let vm = Vm::new(memstress(32 << 20, 2, spec));
+    for manual_protect in [true, false] {
+        let vm = Vm::with_log(memstress(32 << 20, 2, spec), manual_protect);
+        replicate(&vm);
+    }
+}
+
+/// Follows the guest's writes by harvests alone, then compares all memory.
+fn replicate(vm: &Vm) {
     vm.backend.set_dirty_logging(0, true).unwrap();
     let replica = copy(&vm.memory.table());
     let (from, to) = (vm.memory.table(), replica.table());
@@ -109,13 +120,13 @@ fn no_write_is_lost_between_harvests_of_a_running_guest() {
     vm.backend.run().unwrap();
     for _ in 0..20 {
         let before = vm.counters().pages_written;
-        bring(harvest(&vm));
+        bring(harvest(vm));
         vm.wait("more writes", || {
             vm.counters().pages_written > before + 1000
         });
     }
     vm.backend.pause().unwrap();
-    bring(harvest(&vm));
+    bring(harvest(vm));
     assert!(same(&from, &to), "the replica differs");
     assert_eq!(vm.counters().errors, 0);
 }

@@ -7,6 +7,7 @@ mod raw;
 mod running;
 
 use std::{
+    path::Path,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -92,12 +93,21 @@ fn memstress(bytes: u64, vcpus: u32, spec: MemstressSpec) -> VmSpec {
 }
 
 impl Vm {
-    fn over(memory: GuestMemory, spec: VmSpec, console: Option<&std::path::Path>) -> Self {
+    fn over(memory: GuestMemory, spec: VmSpec, console: Option<&Path>) -> Self {
+        Self::build(memory, spec, console, true)
+    }
+
+    fn build(
+        memory: GuestMemory,
+        spec: VmSpec,
+        console: Option<&Path>,
+        manual_protect: bool,
+    ) -> Self {
         let (send, events) = mpsc::channel();
         let sink = Arc::new(move |event| {
             let _ = send.send(event);
         });
-        let backend = KvmBackend::new(&spec, sink, console).unwrap();
+        let backend = KvmBackend::build(&spec, sink, console, manual_protect).unwrap();
         for slot in memory.table().slots() {
             backend.add_slot(slot).unwrap();
         }
@@ -110,9 +120,13 @@ impl Vm {
     }
 
     fn new(spec: VmSpec) -> Self {
+        Self::with_log(spec, true)
+    }
+
+    fn with_log(spec: VmSpec, manual_protect: bool) -> Self {
         let memory = memory(spec.memory_bytes);
         guest::install(&memory.table(), &spec).unwrap();
-        Self::over(memory, spec, None)
+        Self::build(memory, spec, None, manual_protect)
     }
 
     fn counters(&self) -> v1::GuestCounters {

@@ -199,7 +199,9 @@ impl VcpuState {
         };
         cpuid::check(&state.cpuid, host.supported.as_slice())?;
         let xsave = &state.xsave;
-        if !(size_of::<kvm_xsave>()..=MAX_XSAVE).contains(&xsave.len()) || xsave.len() % 4 != 0 {
+        if !(size_of::<kvm_xsave>()..=MAX_XSAVE).contains(&xsave.len())
+            || !xsave.len().is_multiple_of(4)
+        {
             return Err(bad(format!("an XSAVE area of {} bytes", xsave.len())));
         }
         if xsave.iter().skip(host.xsave_bytes).any(|byte| *byte != 0) {
