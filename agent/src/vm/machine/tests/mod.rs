@@ -2,6 +2,7 @@
 
 mod handover;
 mod life;
+mod real;
 mod slots;
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
