@@ -220,13 +220,19 @@ impl LiveVm {
                 entry.insert(said);
                 true
             }
-            btree_map::Entry::Occupied(_) => false,
+            // Known by name only (the VM's stream was quicker than the answer to the call that began it).
+            btree_map::Entry::Occupied(mut entry) => {
+                if entry.get().is_none() {
+                    entry.insert(said);
+                }
+                false
+            }
         }
     }
 
-    /// Forgets a released half.
-    pub(super) fn forget_half(&self, key: &HalfKey) {
-        self.half_map().remove(key);
+    /// Forgets a released half; what it last said.
+    pub(super) fn forget_half(&self, key: &HalfKey) -> Option<v1::Transfer> {
+        self.half_map().remove(key).flatten()
     }
 }
 
@@ -314,8 +320,9 @@ pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: H
             }
             Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
                 // Released, or never begun.
-                vm.forget_half(&key);
-                registry.note_change();
+                if vm.forget_half(&key).is_some() {
+                    registry.note_change();
+                }
                 return false;
             }
             Err(status) => {

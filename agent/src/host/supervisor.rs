@@ -283,10 +283,13 @@ impl Supervisor {
         key: HalfKey,
         said: Option<v1::Transfer>,
     ) {
+        let told = said.is_some();
         if !live.add_half(&key, said) {
             return;
         }
-        self.registry.note_change();
+        if told {
+            self.registry.note_change();
+        }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {
             let ended = follow_half(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
