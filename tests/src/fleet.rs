@@ -1,0 +1,666 @@
+//! A server and its agents in a directory of their own.
+//!
+//! ```text
+//! <root>/server/          state of the server        <root>/server.log
+//! <root>/host-a/          state of an agent          <root>/host-a.log
+//! <root>/host-a/vms/x/    one VM (lock, journal, log)
+//! ```
+//! Every process of the fleet has a path below the root on its command line, so what is left of it can be found in `/proc`.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use slat_proto::{
+    ApiError,
+    transport::{Address, connect},
+    v1::{
+        self, Backend, MigrationPhase, host_service_client::HostServiceClient,
+        memory_service_client::MemoryServiceClient,
+        migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
+    },
+};
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt as _;
+use tonic::{Code, transport::Channel};
+
+use crate::{
+    binary,
+    process::{Daemon, VmProcess, leftovers},
+    wait::{PATIENCE, eventually},
+};
+
+/// How much of a log is shown when a test fails.
+const LOG_TAIL: usize = 12 << 10;
+/// Before a broken watch is opened again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What a fleet consists of.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Of the VMs that the test makes.
+    pub backend: Backend,
+    /// Name and memory in MiB of each host.
+    pub hosts: Vec<(&'static str, u64)>,
+}
+
+impl Layout {
+    /// `host-a` and `host-b`, 512 MiB each.
+    #[must_use]
+    pub fn two(backend: Backend) -> Self {
+        Self {
+            backend,
+            hosts: vec![("host-a", 512), ("host-b", 512)],
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Host {
+    name: &'static str,
+    state: PathBuf,
+    daemon: Daemon,
+}
+
+/// A running fleet.
+#[derive(Debug)]
+pub struct Fleet {
+    backend: Backend,
+    root: tempfile::TempDir,
+    server: Daemon,
+    hosts: Vec<Host>,
+    finished: bool,
+}
+
+/// Whether a migration has ended.
+#[must_use]
+pub fn ended(phase: MigrationPhase) -> bool {
+    matches!(
+        phase,
+        MigrationPhase::Completed | MigrationPhase::Cancelled | MigrationPhase::Failed
+    )
+}
+
+impl Fleet {
+    /// Starts the server and every agent; returns when all hosts are READY.
+    ///
+    /// # Errors
+    /// When a process does not start, or a host does not show up.
+    pub async fn start(layout: Layout) -> anyhow::Result<Self> {
+        let program = binary::slat()?;
+        let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
+        let path = root.path();
+        let mut args: Vec<OsString> = vec!["server".into(), "--state-dir".into()];
+        args.push(path.join("server").into());
+        args.extend(["--report-interval", "200ms"].map(Into::into));
+        let server = Daemon::new("server", &program, args, path.join("server.log"));
+        // A fleet from here on: what fails now shows its logs.
+        let mut fleet = Self {
+            backend: layout.backend,
+            root,
+            server,
+            hosts: Vec::new(),
+            finished: false,
+        };
+        let address = fleet.server.start()?;
+        for (name, memory_mib) in layout.hosts {
+            let state = fleet.root.path().join(name);
+            let mut args: Vec<OsString> = vec!["agent".into(), "--state-dir".into()];
+            args.push(state.clone().into());
+            args.extend(["--name".into(), name.into()]);
+            args.extend(["--server".into(), address.to_string().into()]);
+            args.extend(["--memory".into(), format!("{memory_mib}MiB").into()]);
+            let log = fleet.root.path().join(format!("{name}.log"));
+            let mut daemon = Daemon::new(name, &program, args, log);
+            let started = daemon.start();
+            fleet.hosts.push(Host {
+                name,
+                state,
+                daemon,
+            });
+            started?;
+        }
+        fleet.hosts_ready().await?;
+        Ok(fleet)
+    }
+
+    /// Backend of the VMs that the test is to make.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The directory of everything.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn host(&self, name: &str) -> &Host {
+        let found = self.hosts.iter().find(|host| host.name == name);
+        found.unwrap_or_else(|| panic!("no host {name} in this fleet"))
+    }
+
+    fn host_mut(&mut self, name: &str) -> &mut Host {
+        let found = self.hosts.iter_mut().find(|host| host.name == name);
+        found.unwrap_or_else(|| panic!("no host {name} in this fleet"))
+    }
+
+    // Doors. A new channel each time: none outlives the process it was opened to.
+
+    /// The server's door.
+    #[must_use]
+    pub fn server(&self) -> Address {
+        Address::Tcp(self.server.address().to_string())
+    }
+
+    /// An agent's door.
+    #[must_use]
+    pub fn agent(&self, host: &str) -> Address {
+        Address::Tcp(self.host(host).daemon.address().to_string())
+    }
+
+    /// VMs behind a door.
+    #[must_use]
+    pub fn vms(&self, door: &Address) -> VmServiceClient<Channel> {
+        VmServiceClient::new(channel(door))
+    }
+
+    /// Memory behind a door.
+    #[must_use]
+    pub fn memory(&self, door: &Address) -> MemoryServiceClient<Channel> {
+        MemoryServiceClient::new(channel(door))
+    }
+
+    /// Hosts behind a door.
+    #[must_use]
+    pub fn hosts(&self, door: &Address) -> HostServiceClient<Channel> {
+        HostServiceClient::new(channel(door))
+    }
+
+    /// Migrations of the fleet.
+    #[must_use]
+    pub fn migrations(&self) -> MigrationServiceClient<Channel> {
+        MigrationServiceClient::new(channel(&self.server()))
+    }
+
+    // Deaths and returns.
+
+    /// kill -9 of the server.
+    pub fn kill_server(&mut self) {
+        self.server.kill();
+    }
+
+    /// The server again, on its state and port.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_server(&mut self) -> anyhow::Result<()> {
+        self.server.start().map(drop)
+    }
+
+    /// kill -9 of an agent. Its VMs' processes live on.
+    pub fn kill_agent(&mut self, host: &str) {
+        self.host_mut(host).daemon.kill();
+    }
+
+    /// The agent again, on its state and port.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_agent(&mut self, host: &str) -> anyhow::Result<()> {
+        self.host_mut(host).daemon.start().map(drop)
+    }
+
+    /// The directory of a VM on a host, whether it is there or not.
+    #[must_use]
+    pub fn vm_dir(&self, host: &str, vm: &str) -> PathBuf {
+        let id = vm.strip_prefix("vms/").unwrap_or(vm);
+        self.host(host).state.join("vms").join(id)
+    }
+
+    /// The living process of a VM on a host.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn vm_process(&self, host: &str, vm: &str) -> anyhow::Result<VmProcess> {
+        VmProcess::behind(&self.vm_dir(host, vm))?
+            .with_context(|| format!("{vm} has no process on {host}"))
+    }
+
+    // What tests do all the time.
+
+    /// Waits until the server shows every running agent READY.
+    ///
+    /// # Errors
+    /// When one does not show up.
+    pub async fn hosts_ready(&self) -> anyhow::Result<()> {
+        let wanted = self
+            .hosts
+            .iter()
+            .filter(|host| host.daemon.is_running())
+            .count();
+        eventually("every host is READY", || async {
+            let hosts = self
+                .hosts(&self.server())
+                .list_hosts(v1::ListHostsRequest::default())
+                .await?
+                .into_inner()
+                .hosts;
+            let ready = hosts
+                .iter()
+                .filter(|host| host.state() == v1::host::State::Ready)
+                .count();
+            ensure!(ready >= wanted, "{hosts:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// One VM as a door shows it.
+    ///
+    /// # Errors
+    /// What the door answers.
+    pub async fn vm(&self, door: &Address, name: &str) -> Result<v1::Vm, ApiError> {
+        let request = v1::GetVmRequest { name: name.into() };
+        Ok(self.vms(door).get_vm(request).await?.into_inner())
+    }
+
+    /// Creates and starts a VM through the server; returns when its guest has written something (an idle one: when it runs).
+    ///
+    /// # Errors
+    /// What the server answers.
+    pub async fn run_vm(&self, id: &str, host: &str, spec: v1::VmSpec) -> anyhow::Result<v1::Vm> {
+        let idle = matches!(&spec.guest, Some(v1::vm_spec::Guest::Memstress(memstress))
+            if memstress.dirty_rate_bytes_per_second == Some(0));
+        let mut client = self.vms(&self.server());
+        let vm = client
+            .create_vm(v1::CreateVmRequest {
+                vm_id: id.into(),
+                spec: Some(spec),
+                host: format!("hosts/{host}"),
+                validate_only: false,
+            })
+            .await?
+            .into_inner();
+        client
+            .start_vm(v1::StartVmRequest {
+                name: vm.name.clone(),
+            })
+            .await?;
+        self.vm_until(&self.server(), &vm.name, "it runs and writes", |vm| {
+            vm.state() == v1::vm::State::Running && (idle || pages_written(vm) > 0)
+        })
+        .await
+    }
+
+    /// Asks for a migration.
+    ///
+    /// # Errors
+    /// What the server answers.
+    pub async fn migrate(
+        &self,
+        vm: &str,
+        host: &str,
+        params: v1::MigrationParams,
+    ) -> Result<v1::Migration, ApiError> {
+        let request = v1::CreateMigrationRequest {
+            migration: Some(v1::Migration {
+                vm: vm.into(),
+                destination: format!("hosts/{host}"),
+                params: Some(params),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        Ok(self
+            .migrations()
+            .create_migration(request)
+            .await?
+            .into_inner())
+    }
+
+    /// Asks for a migration and waits until pages flow.
+    ///
+    /// # Errors
+    /// When it ends before, or does not begin.
+    pub async fn migrate_until_precopy(
+        &self,
+        vm: &str,
+        host: &str,
+        params: v1::MigrationParams,
+    ) -> anyhow::Result<v1::Migration> {
+        let migration = self.migrate(vm, host, params).await?;
+        self.migration_until(&migration.name, "pages flow", |migration| {
+            migration.phase() == MigrationPhase::PrecopyActive
+                && migration
+                    .progress
+                    .as_ref()
+                    .is_some_and(|progress| progress.bytes_transferred > 1 << 20)
+        })
+        .await
+    }
+
+    /// Waits until the server knows a migration that somebody else asks for, and pages flow.
+    ///
+    /// # Errors
+    /// When it does not show up or ends before.
+    pub async fn migration_until_exists(&self, name: &str) -> anyhow::Result<v1::Migration> {
+        eventually(&format!("{name} exists"), || async {
+            let request = v1::GetMigrationRequest { name: name.into() };
+            self.migrations().get_migration(request).await?;
+            Ok(())
+        })
+        .await?;
+        self.migration_until(name, "pages flow", |migration| {
+            migration.phase() == MigrationPhase::PrecopyActive
+        })
+        .await
+    }
+
+    /// Watches a migration until `found`; watches again when the server goes away and comes back.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or not in time.
+    pub async fn migration_until(
+        &self,
+        name: &str,
+        what: &str,
+        mut found: impl FnMut(&v1::Migration) -> bool,
+    ) -> anyhow::Result<v1::Migration> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = None;
+        let watch = async {
+            loop {
+                let request = v1::WatchMigrationRequest { name: name.into() };
+                let mut stream = match self.migrations().watch_migration(request).await {
+                    Ok(stream) => stream.into_inner(),
+                    Err(status) if status.code() == Code::Unavailable => {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                        continue;
+                    }
+                    Err(status) => return Err(status.into()),
+                };
+                while let Some(item) = stream.next().await {
+                    let Ok(migration) = item else { break };
+                    if found(&migration) {
+                        return Ok(migration);
+                    }
+                    let over = ended(migration.phase());
+                    last = Some(migration);
+                    if over {
+                        bail!("it ended otherwise");
+                    }
+                }
+            }
+        };
+        match timeout_at(deadline, watch).await {
+            Ok(Ok(migration)) => Ok(migration),
+            Ok(Err(error)) => {
+                Err(error.context(format!("{name}, until {what}: last was {last:#?}")))
+            }
+            Err(_) => bail!(
+                "{name}: after {} s still not: {what}: {last:#?}",
+                PATIENCE.as_secs()
+            ),
+        }
+    }
+
+    /// Waits for a migration's end in `phase`.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or not in time.
+    pub async fn migration_ends(
+        &self,
+        name: &str,
+        phase: MigrationPhase,
+    ) -> anyhow::Result<v1::Migration> {
+        self.migration_until(name, &format!("{phase:?}"), |migration| {
+            migration.phase() == phase
+        })
+        .await
+    }
+
+    /// Migrates and waits for COMPLETED.
+    ///
+    /// # Errors
+    /// When it does not complete.
+    pub async fn migrate_and_wait(
+        &self,
+        vm: &str,
+        host: &str,
+        params: v1::MigrationParams,
+    ) -> anyhow::Result<v1::Migration> {
+        let migration = self.migrate(vm, host, params).await?;
+        self.migration_ends(&migration.name, MigrationPhase::Completed)
+            .await
+    }
+
+    /// Watches a VM at a door until `found`; watches again when the stream breaks.
+    ///
+    /// # Errors
+    /// When it is not found in time, with the VM as last seen.
+    pub async fn vm_until(
+        &self,
+        door: &Address,
+        name: &str,
+        what: &str,
+        mut found: impl FnMut(&v1::Vm) -> bool,
+    ) -> anyhow::Result<v1::Vm> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = String::from("nothing");
+        let watch = async {
+            loop {
+                let request = v1::WatchVmRequest { name: name.into() };
+                match self.vms(door).watch_vm(request).await {
+                    Ok(stream) => {
+                        let mut stream = stream.into_inner();
+                        while let Some(Ok(vm)) = stream.next().await {
+                            if found(&vm) {
+                                return vm;
+                            }
+                            last = format!("{vm:#?}");
+                        }
+                    }
+                    Err(status) => last = format!("{status:?}"),
+                }
+                // The stream of a VM that moves away ends; it can be watched again where it went.
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        match timeout_at(deadline, watch).await {
+            Ok(vm) => Ok(vm),
+            Err(_) => bail!(
+                "{name} at {door}: after {} s still not: {what}: {last}",
+                PATIENCE.as_secs()
+            ),
+        }
+    }
+
+    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a migration or dirty logging, its
+    /// guest writes on from where it is now, and has found no error.
+    ///
+    /// # Errors
+    /// When one of these is not so.
+    pub async fn runs_soundly_on(&self, vm: &str, host: &str) -> anyhow::Result<v1::Vm> {
+        let home = format!("hosts/{host}");
+        let now = self
+            .vm_until(
+                &self.server(),
+                vm,
+                &format!("RUNNING on {host}, quiet"),
+                |vm| {
+                    vm.state() == v1::vm::State::Running
+                        && vm.host == home
+                        && vm.migration.is_empty()
+                        && !vm.dirty_logging
+                },
+            )
+            .await?;
+        let before = pages_written(&now);
+        let after = self
+            .vm_until(&self.server(), vm, "the guest writes on", |vm| {
+                pages_written(vm) > before + 100
+            })
+            .await?;
+        let counters = after.guest_counters.context("no guest counters")?;
+        ensure!(counters.errors == 0, "the guest found errors: {after:#?}");
+        ensure!(after.host == home, "{after:#?}");
+        Ok(after)
+    }
+
+    /// Waits until a host's VM directory is gone.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub async fn vm_dir_gone(&self, host: &str, vm: &str) -> anyhow::Result<()> {
+        let dir = self.vm_dir(host, vm);
+        eventually(&format!("{} is gone", dir.display()), || async {
+            ensure!(!dir.exists(), "{:?}", list(&dir));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until an agent and the server agree that VMs take `bytes` of a host's memory.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub async fn memory_used(&self, host: &str, bytes: u64) -> anyhow::Result<()> {
+        for door in [self.agent(host), self.server()] {
+            eventually(
+                &format!("{bytes} bytes of {host} used, at {door}"),
+                || async {
+                    let request = v1::GetHostRequest {
+                        name: format!("hosts/{host}"),
+                    };
+                    let host = self.hosts(&door).get_host(request).await?.into_inner();
+                    ensure!(host.memory_used_bytes == bytes, "{host:?}");
+                    Ok(())
+                },
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    // The end.
+
+    /// Deletes every VM, stops everything in order and proves that nothing is left.
+    ///
+    /// # Errors
+    /// When something is.
+    pub async fn finish(&mut self) -> anyhow::Result<()> {
+        let server = self.server();
+        let vms = self
+            .vms(&server)
+            .list_vms(v1::ListVmsRequest::default())
+            .await?
+            .into_inner()
+            .vms;
+        for vm in vms {
+            let request = v1::DeleteVmRequest {
+                name: vm.name.clone(),
+            };
+            self.vms(&server)
+                .delete_vm(request)
+                .await
+                .with_context(|| format!("deleting {vm:#?}"))?;
+        }
+        for host in &self.hosts {
+            self.memory_used(host.name, 0).await?;
+            let vms = host.state.join("vms");
+            eventually("no VM directory is left", || async {
+                let left = list(&vms);
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        for host in &mut self.hosts {
+            host.daemon.stop()?;
+        }
+        self.server.stop()?;
+        let root = self.root.path();
+        eventually("no process or socket is left", || async {
+            let left = leftovers(root);
+            ensure!(left.is_empty(), "{left:#?}");
+            Ok(())
+        })
+        .await?;
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Ends everything at once.
+    fn end_all(&mut self) {
+        self.server.kill();
+        for host in &mut self.hosts {
+            // First the agent: it could start another.
+            host.daemon.kill();
+            for dir in list(&host.state.join("vms")) {
+                match VmProcess::behind(&dir) {
+                    Ok(Some(process)) => {
+                        if let Err(error) = process.kill() {
+                            eprintln!("{}: {error:#}", dir.display());
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => eprintln!("{}: {error:#}", dir.display()),
+                }
+            }
+        }
+    }
+
+    fn print_logs(&self) {
+        let mut logs = vec![self.root().join("server.log")];
+        for host in &self.hosts {
+            logs.push(self.root().join(format!("{}.log", host.name)));
+            logs.extend(
+                list(&host.state.join("vms"))
+                    .into_iter()
+                    .map(|dir| dir.join("log")),
+            );
+        }
+        for path in logs {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let tail = &bytes[bytes.len().saturating_sub(LOG_TAIL)..];
+            eprintln!("--- {}\n{}", path.display(), String::from_utf8_lossy(tail));
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.print_logs();
+        }
+        self.end_all();
+        let left = leftovers(self.root.path());
+        if !left.is_empty() && !std::thread::panicking() {
+            panic!("left behind: {left:#?}");
+        }
+    }
+}
+
+fn channel(door: &Address) -> Channel {
+    connect(door).expect("the address of a door")
+}
+
+fn pages_written(vm: &v1::Vm) -> u64 {
+    vm.guest_counters
+        .map_or(0, |counters| counters.pages_written)
+}
+
+/// Entries of a directory; empty when there is none.
+fn list(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
+}

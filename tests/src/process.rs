@@ -1,0 +1,283 @@
+//! Processes under test: daemons that the harness starts, and VM processes that agents start and the harness finds.
+//!
+//! A daemon is a child and stays one until it is reaped, so its pid is its own. A VM process is found through the flock of
+//! its lock file and held by a pidfd opened while the lock was held: a recycled pid is never signalled.
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io::{self, BufRead as _, BufReader},
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FlockOperation, flock},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal},
+};
+
+use crate::wait::PATIENCE;
+
+/// What a daemon says on standard output when its door is open.
+const READY: &str = "listening on ";
+
+/// A server or an agent.
+#[derive(Debug)]
+pub struct Daemon {
+    label: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    log: PathBuf,
+    child: Option<Child>,
+    address: Option<SocketAddr>,
+}
+
+impl Daemon {
+    /// A daemon that is not running yet. `args` are all but `--listen`.
+    #[must_use]
+    pub fn new(label: &str, program: &Path, args: Vec<OsString>, log: PathBuf) -> Self {
+        Self {
+            label: label.to_owned(),
+            program: program.to_owned(),
+            args,
+            log,
+            child: None,
+            address: None,
+        }
+    }
+
+    /// Starts it and waits until it listens. A second start takes the port of the first.
+    ///
+    /// # Errors
+    /// When it ends or says nothing in time.
+    pub fn start(&mut self) -> anyhow::Result<SocketAddr> {
+        assert!(self.child.is_none(), "{} runs already", self.label);
+        let listen = self
+            .address
+            .map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
+        let mut child = Command::new(&self.program)
+            .args(&self.args)
+            .args(["--listen", &listen])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", self.label))?;
+        let stdout = child.stdout.take().context("its standard output")?;
+        self.child = Some(child);
+        let (said, heard) = mpsc::channel();
+        // Ends with the daemon's standard output.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(address) = line.strip_prefix(READY) {
+                    // The starter may have lost its patience.
+                    drop(said.send(address.trim().to_owned()));
+                }
+            }
+        });
+        let address = match heard.recv_timeout(PATIENCE) {
+            Ok(address) => address,
+            Err(error) => {
+                let status = self.kill();
+                bail!(
+                    "{} did not say \"{READY}IP:PORT\" ({error}); {status:?}",
+                    self.label
+                );
+            }
+        };
+        let address: SocketAddr = address
+            .parse()
+            .with_context(|| format!("{} listens on {address:?}", self.label))?;
+        self.address = Some(address);
+        Ok(address)
+    }
+
+    /// Where it listens, or listened last.
+    ///
+    /// # Panics
+    /// When it was never started.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address.expect("a daemon that was started")
+    }
+
+    /// Whether it was started and neither killed nor stopped.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Its process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// kill -9, and waits for its end. `None` when it does not run.
+    pub fn kill(&mut self) -> Option<ExitStatus> {
+        let mut child = self.child.take()?;
+        // A child that has ended already need not be killed.
+        drop(child.kill());
+        child.wait().ok()
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time (it is killed then) or ends with another code than 0.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(child) = self.child.as_ref() else {
+            return Ok(());
+        };
+        let pid = Pid::from_child(child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        kill_process(pid, Signal::TERM)?;
+        if !wait_end(&pidfd, PATIENCE)? {
+            self.kill();
+            bail!("{} did not end on SIGTERM", self.label);
+        }
+        match self.kill() {
+            Some(status) if status.success() => Ok(()),
+            status => bail!("{} ended on SIGTERM with {status:?}", self.label),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The living process of one VM.
+#[derive(Debug)]
+pub struct VmProcess {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl VmProcess {
+    /// The process that holds the lock of a VM's directory; `None` when none does.
+    ///
+    /// # Errors
+    /// When the lock cannot be read, or holds no pid.
+    pub fn behind(dir: &Path) -> anyhow::Result<Option<Self>> {
+        let Some(pid) = lock_holder(dir)? else {
+            return Ok(None);
+        };
+        let raw = Pid::from_raw(pid.cast_signed()).context("pid 0 in a lock file")?;
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Still the holder: so the pidfd is of the process that wrote the pid.
+        Ok((lock_holder(dir)? == Some(pid)).then_some(Self { pid, pidfd }))
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// kill -9, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.wait_end()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn wait_end(&self) -> anyhow::Result<()> {
+        if !wait_end(&self.pidfd, PATIENCE)? {
+            bail!("VM process {} does not end", self.pid);
+        }
+        Ok(())
+    }
+}
+
+/// Pid in the lock file of a VM's directory while somebody holds the lock.
+fn lock_holder(dir: &Path) -> anyhow::Result<Option<u32>> {
+    let path = dir.join("lock");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {
+            // Given back at once, not at the close: a child being forked now may hold a copy of the descriptor.
+            flock(&file, FlockOperation::Unlock)?;
+            Ok(None)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let text = io::read_to_string(&file)?;
+            let pid = text.trim().parse();
+            pid.map(Some)
+                .with_context(|| format!("{}: {text:?} is no pid", path.display()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the process behind the pidfd ended within `patience`.
+fn wait_end(pidfd: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
+    let timeout = Timespec::try_from(patience)?;
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Processes and Unix sockets that name `root`: what a fleet in that directory has left behind.
+#[must_use]
+pub fn leftovers(root: &Path) -> Vec<String> {
+    let needle = root.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        // A process that ended meanwhile is none; a zombie has an empty command line.
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&needle) {
+            found.push(format!("process {}: {command}", name.to_string_lossy()));
+        }
+    }
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    found.extend(
+        sockets
+            .lines()
+            .filter(|line| line.contains(&needle))
+            .map(|line| format!("socket {line}")),
+    );
+    found
+}

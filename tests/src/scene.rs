@@ -1,0 +1,81 @@
+//! One test on one backend: a fleet, the test's body, the proof that nothing is left, and every log when something failed.
+
+use std::{fs::OpenOptions, time::Duration};
+
+use slat_proto::v1::Backend;
+
+use crate::{Fleet, Layout};
+
+/// Longest time one test may take.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Why KVM tests cannot run here; `None` when they can.
+#[must_use]
+pub fn kvm_missing() -> Option<String> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .err()
+        .map(|error| format!("/dev/kvm: {error}"))
+}
+
+/// KVM where it is, software elsewhere.
+#[must_use]
+pub fn best_backend() -> Backend {
+    if kvm_missing().is_none() {
+        Backend::Kvm
+    } else {
+        Backend::Software
+    }
+}
+
+/// Runs `test` in a fleet of `layout`, then [`Fleet::finish`]. Prints `SKIPPED: <why>` instead when KVM is asked for and missing.
+///
+/// # Panics
+/// When the test fails, after printing the logs of all processes.
+pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) {
+    if let Some(why) = kvm_missing().filter(|_| layout.backend == Backend::Kvm) {
+        println!("SKIPPED: {why}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut fleet = Fleet::start(layout).await.expect("a fleet");
+        let result = tokio::time::timeout(LIMIT, async {
+            test(&mut fleet).await?;
+            fleet.finish().await
+        })
+        .await;
+        let failure = match result {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("{error:?}"),
+            Err(_) => format!("not done after {} s", LIMIT.as_secs()),
+        };
+        // The fleet's drop prints the logs, because this thread panics.
+        panic!("{failure}");
+    });
+}
+
+/// Makes each named `async fn(&mut Fleet) -> anyhow::Result<()>` a test on KVM and one on the software backend, on two hosts.
+#[macro_export]
+macro_rules! on_each_backend {
+    ($($name:ident),* $(,)?) => {
+        mod kvm {
+            $(#[test]
+            fn $name() {
+                $crate::scene::run($crate::Layout::two(slat_proto::v1::Backend::Kvm), super::$name);
+            })*
+        }
+        mod software {
+            $(#[test]
+            fn $name() {
+                $crate::scene::run($crate::Layout::two(slat_proto::v1::Backend::Software), super::$name);
+            })*
+        }
+    };
+}

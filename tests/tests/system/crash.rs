@@ -1,0 +1,242 @@
+//! kill -9 of one process while pages flow. Before the point of no return a death costs the migration at most, never the VM
+//! (unless it is the VM's own), and an agent or the server dying costs nothing.
+
+use anyhow::{Context as _, ensure};
+use slat_proto::{
+    Reason,
+    v1::{self, MigrationPhase, VmLocation, vm::State},
+};
+use slat_tests::{
+    Fleet,
+    guest::{MIB, crawling, fast, strolling, usual},
+    wait::eventually,
+};
+
+slat_tests::on_each_backend!(
+    target_vm_process,
+    source_vm_process,
+    source_agent,
+    destination_agent,
+    server_and_restarted_at_once,
+    server_until_the_vm_has_moved,
+    server_while_the_migration_fails,
+);
+
+/// Reasons that say: the other half is gone.
+const PEER_GONE: [Reason; 5] = [
+    Reason::ConnectionLost,
+    Reason::VmProcessDied,
+    Reason::PeerUnreachable,
+    Reason::PeerRestarted,
+    Reason::VmUnreachable,
+];
+
+/// FAILED with the VM at the source, the source undisturbed, the target gone.
+async fn failed_without_harm(fleet: &Fleet, failed: &v1::Migration) -> anyhow::Result<()> {
+    ensure!(failed.phase() == MigrationPhase::Failed, "{failed:#?}");
+    ensure!(failed.vm_location() == VmLocation::Source, "{failed:#?}");
+    let error = failed.error.as_ref().context("FAILED without an error")?;
+    let reason = Reason::parse(&error.reason).context("an unknown reason")?;
+    ensure!(PEER_GONE.contains(&reason), "{error:#?}");
+    ensure!(!error.message.is_empty(), "{error:#?}");
+    fleet.runs_soundly_on(&failed.vm, "host-a").await?;
+    fleet.vm_dir_gone("host-b", &failed.vm).await?;
+    fleet.memory_used("host-a", 64 * MIB).await?;
+    fleet.memory_used("host-b", 0).await
+}
+
+async fn target_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", crawling())
+        .await?;
+    let during = fleet.vm(&fleet.agent("host-a"), &vm.name).await?;
+    ensure!(
+        during.dirty_logging && during.state() == State::Running,
+        "{during:#?}"
+    );
+    fleet.vm_process("host-b", &vm.name)?.kill()?;
+    let failed = fleet
+        .migration_ends(&migration.name, MigrationPhase::Failed)
+        .await?;
+    failed_without_harm(fleet, &failed).await?;
+
+    // The same again works.
+    fleet.migrate_and_wait(&vm.name, "host-b", fast()).await?;
+    fleet.runs_soundly_on(&vm.name, "host-b").await.map(drop)
+}
+
+async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", crawling())
+        .await?;
+    fleet.vm_process("host-a", &vm.name)?.kill()?;
+    let failed = fleet
+        .migration_ends(&migration.name, MigrationPhase::Failed)
+        .await?;
+    ensure!(failed.vm_location() == VmLocation::Lost, "{failed:#?}");
+    let error = failed.error.context("FAILED without an error")?;
+    ensure!(error.reason == Reason::VmProcessDied.as_str(), "{error:#?}");
+    fleet.vm_dir_gone("host-b", &vm.name).await?;
+    fleet.memory_used("host-a", 0).await?;
+    fleet.memory_used("host-b", 0).await?;
+    fleet
+        .vm_until(&fleet.server(), &vm.name, "LOST", |vm| {
+            vm.state() == State::Lost && vm.migration.is_empty()
+        })
+        .await?;
+
+    // Deleted, its name is free again.
+    let delete = v1::DeleteVmRequest {
+        name: vm.name.clone(),
+    };
+    fleet.vms(&fleet.server()).delete_vm(delete).await?;
+    let again = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    ensure!(again.uid != vm.uid && again.epoch == 1, "{again:#?}");
+    Ok(())
+}
+
+async fn source_agent(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let stays = fleet
+        .run_vm("stays", "host-a", usual(fleet.backend()))
+        .await?;
+    let moves = fleet
+        .run_vm("moves", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&moves.name, "host-b", strolling())
+        .await?;
+    let process = fleet.vm_process("host-a", &stays.name)?;
+    fleet.kill_agent("host-a");
+
+    // Nobody supervises the source, and the VM moves all the same.
+    fleet
+        .vm_until(
+            &fleet.agent("host-b"),
+            &moves.name,
+            "RUNNING on host-b",
+            |vm| vm.state() == State::Running,
+        )
+        .await?;
+    fleet.start_agent("host-a")?;
+    fleet
+        .migration_ends(&migration.name, MigrationPhase::Completed)
+        .await?;
+    fleet.runs_soundly_on(&moves.name, "host-b").await?;
+    fleet.vm_dir_gone("host-a", &moves.name).await?;
+
+    // The agent found the other one again: the same process, never stopped.
+    let found = fleet.runs_soundly_on(&stays.name, "host-a").await?;
+    ensure!(found.pid == process.pid() && found.epoch == 1, "{found:#?}");
+    fleet.memory_used("host-a", 64 * MIB).await?;
+    fleet.memory_used("host-b", 64 * MIB).await
+}
+
+async fn destination_agent(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", strolling())
+        .await?;
+    let target = fleet.vm_process("host-b", &vm.name)?;
+    fleet.kill_agent("host-b");
+    let done = fleet
+        .migration_ends(&migration.name, MigrationPhase::Completed)
+        .await?;
+    ensure!(done.vm_location() == VmLocation::Destination, "{done:#?}");
+    fleet.start_agent("host-b")?;
+    let found = fleet.runs_soundly_on(&vm.name, "host-b").await?;
+    ensure!(found.pid == target.pid() && found.epoch == 2, "{found:#?}");
+    fleet.vm_dir_gone("host-a", &vm.name).await?;
+    fleet.memory_used("host-a", 0).await?;
+    fleet.memory_used("host-b", 64 * MIB).await
+}
+
+async fn server_and_restarted_at_once(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", strolling())
+        .await?;
+    fleet.kill_server();
+    fleet.start_server()?;
+    let done = fleet
+        .migration_ends(&migration.name, MigrationPhase::Completed)
+        .await?;
+    ensure!(done.vm_location() == VmLocation::Destination, "{done:#?}");
+    ensure!(done.create_time == migration.create_time, "{done:#?}");
+    ensure!(done.generation > migration.generation, "{done:#?}");
+    let progress = done.progress.context("no progress")?;
+    ensure!(progress.downtime.is_some(), "{progress:#?}");
+    fleet.hosts_ready().await?;
+    fleet.runs_soundly_on(&vm.name, "host-b").await?;
+    fleet.vm_dir_gone("host-a", &vm.name).await
+}
+
+async fn server_until_the_vm_has_moved(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", strolling())
+        .await?;
+    fleet.kill_server();
+    fleet
+        .vm_until(
+            &fleet.agent("host-b"),
+            &vm.name,
+            "RUNNING on host-b",
+            |vm| vm.state() == State::Running,
+        )
+        .await?;
+    // The source waits for the server to take note of the outcome.
+    ensure!(
+        fleet.vm_dir("host-a", &vm.name).exists(),
+        "its record is gone"
+    );
+    fleet.start_server()?;
+    let done = fleet
+        .migration_ends(&migration.name, MigrationPhase::Completed)
+        .await?;
+    ensure!(done.vm_location() == VmLocation::Destination, "{done:#?}");
+    let progress = done.progress.context("no progress")?;
+    ensure!(progress.downtime.is_some(), "{progress:#?}");
+    fleet.hosts_ready().await?;
+    fleet.runs_soundly_on(&vm.name, "host-b").await?;
+    fleet.vm_dir_gone("host-a", &vm.name).await
+}
+
+async fn server_while_the_migration_fails(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", crawling())
+        .await?;
+    fleet.kill_server();
+    fleet.vm_process("host-b", &vm.name)?.kill()?;
+    // The source undoes everything by itself, with nobody to ask.
+    eventually("the source is as before", || async {
+        let vm = fleet.vm(&fleet.agent("host-a"), &vm.name).await?;
+        ensure!(vm.state() == State::Running && !vm.dirty_logging, "{vm:#?}");
+        Ok(())
+    })
+    .await?;
+    fleet.start_server()?;
+    let failed = fleet
+        .migration_ends(&migration.name, MigrationPhase::Failed)
+        .await?;
+    fleet.hosts_ready().await?;
+    failed_without_harm(fleet, &failed).await?;
+    fleet.migrate_and_wait(&vm.name, "host-b", fast()).await?;
+    fleet.runs_soundly_on(&vm.name, "host-b").await.map(drop)
+}
