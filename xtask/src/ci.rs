@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use crate::{
     crates, demo, deny, leftovers, lint, metrics, no_std, pages, structure, tally::Tally, test,
-    workspace::Workspace,
+    units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 13] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
     ("metrics", metrics::run),
+    ("units", units::run),
     ("pages", pages::run),
     ("lint", lint::clippy),
     ("doc", lint::doc),

@@ -17,6 +17,7 @@ mod shell;
 mod structure;
 mod tally;
 mod test;
+mod units;
 mod workspace;
 
 use std::process::ExitCode;
@@ -67,6 +68,8 @@ enum Command {
     Deny,
     /// Check that every metric that deploy/ and docs/ name is exported, and every exported one explained
     Metrics,
+    /// Check that deploy/ sets only what slat reads, and that systemd accepts the units
+    Units,
     /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
     Pages,
 }
@@ -86,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Structure => structure::run(&workspace),
         Command::Deny => deny::run(&workspace),
         Command::Metrics => metrics::run(&workspace),
+        Command::Units => units::run(&workspace),
         Command::Pages => pages::run(&workspace),
     }
 }

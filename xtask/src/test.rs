@@ -51,7 +51,8 @@ impl Reader {
             "failures:" => self.in_successes = false,
             _ => {}
         }
-        !self.in_successes && !(line.starts_with("test ") && line.ends_with("... ok"))
+        let plain = line.starts_with("test ") && line.ends_with("... ok");
+        !(self.in_successes || plain)
     }
 }
 

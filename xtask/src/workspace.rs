@@ -30,12 +30,15 @@ pub(crate) struct Package {
     pub(crate) dependencies: Vec<(String, String)>,
 }
 
+/// The id of a package that another is built with, and as what: `normal`, `dev`, `build`.
+pub(crate) type Edge = (String, Vec<String>);
+
 /// What `cargo metadata` says, for the platform it runs on.
 #[derive(Debug)]
 pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
-    /// By package id: ids of what it is built with, each with its kinds.
-    pub(crate) resolved: Vec<(String, Vec<(String, Vec<String>)>)>,
+    /// By package id: what it is built with.
+    pub(crate) resolved: Vec<(String, Vec<Edge>)>,
 }
 
 fn text(value: &Value, key: &str) -> Option<String> {

@@ -1,0 +1,106 @@
+//! The files of deploy/ against the binary: every environment variable they set is one that `slat` reads, and systemd
+//! accepts the units where it is installed.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use anyhow::Context as _;
+
+use crate::{shell, tally::Tally, workspace::Workspace};
+
+const UNITS: [&str; 2] = ["slat-server.service", "slat-agent.service"];
+/// Where the units expect the binary.
+const INSTALLED: &str = "/usr/local/bin/slat";
+
+/// Both checks.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
+    let mut read = BTreeSet::new();
+    for path in workspace.files(&["cli/src"], &[".rs"])? {
+        let source = workspace.read(path)?;
+        read.extend(
+            source
+                .split('"')
+                .filter(|word| is_variable(word))
+                .map(str::to_owned),
+        );
+    }
+    let mut faults = Vec::new();
+    let mut used = 0;
+    for path in workspace.files(
+        &["deploy", "docs", "README.md"],
+        &[".env", ".service", ".md"],
+    )? {
+        for name in variables(&workspace.read(&path)?) {
+            used += 1;
+            if !read.contains(&name) {
+                faults.push(format!("{}: slat does not read {name}", path.display()));
+            }
+        }
+    }
+    println!("{used} uses of {} environment variables", read.len());
+    let mut tally = Tally::of_faults(&faults);
+    tally.add(verify(workspace)?);
+    Ok(tally)
+}
+
+fn is_variable(word: &str) -> bool {
+    let ours = |c: u8| c.is_ascii_uppercase() || c == b'_';
+    word.len() > 5 && word.starts_with("SLAT_") && word.bytes().all(ours)
+}
+
+fn variables(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c| !word(c))
+        .filter(|word| is_variable(word))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `systemd-analyze verify`, over copies that name a program which exists on this machine: it looks for it.
+fn verify(workspace: &Workspace) -> anyhow::Result<Tally> {
+    if shell::output(Command::new("systemd-analyze").arg("--version")).is_err() {
+        return Ok(Tally::skipped(
+            "systemd units: systemd-analyze is not installed",
+        ));
+    }
+    let folder = workspace.target_dir()?.join("xtask/units");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let stand_in = if Path::new(INSTALLED).exists() {
+        INSTALLED
+    } else {
+        "/bin/true"
+    };
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--recursive-errors=no", "--man=no"]);
+    for unit in UNITS {
+        let text = workspace.read(Path::new("deploy/systemd").join(unit))?;
+        let copy = folder.join(unit);
+        fs::write(&copy, text.replace(INSTALLED, stand_in))?;
+        command.arg(copy);
+    }
+    let shown = shell::line(&command);
+    println!("{shown}");
+    let output = command.output().context(shown)?;
+    // It warns of unknown settings and still ends with 0: whatever it says of ours is a fault.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let faults: Vec<String> = said
+        .lines()
+        .filter(|line| UNITS.iter().any(|unit| line.contains(unit)))
+        .map(str::to_owned)
+        .collect();
+    Ok(Tally::of_faults(&faults))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_found_where_they_stand() {
+        let text = "#SLAT_LISTEN=1\nEnvironment=SLAT_STATE_DIR=%S SLAT_ MY_SLAT_X ${SLAT_MEMORY}";
+        let found: Vec<_> = variables(text).into_iter().collect();
+        assert_eq!(found, ["SLAT_LISTEN", "SLAT_MEMORY", "SLAT_STATE_DIR"]);
+    }
+}
