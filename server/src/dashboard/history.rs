@@ -288,7 +288,7 @@ mod tests {
             progress: Some(v1::MigrationProgress::default()),
             ..Default::default()
         };
-        for (at, iteration) in [(0, 0), (1, 0), (2, 1), (100, 1)] {
+        for (at, iteration) in [(1, 0), (2, 0), (3, 1), (100, 1)] {
             migration.progress.as_mut().unwrap().iteration = iteration;
             history.progress_at(&migration, at);
         }

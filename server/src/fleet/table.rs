@@ -30,6 +30,8 @@ struct VmEntry {
     vm: v1::Vm,
     /// When an agent's answer, not a report, brought it.
     answered: Option<Instant>,
+    /// It was in the host's last report, so its memory is in the host's figure.
+    counted: bool,
 }
 
 struct HostEntry {
@@ -170,7 +172,12 @@ impl Table {
                 let epoch = self.epochs.entry(vm.uid.clone()).or_default();
                 *epoch = vm.epoch.max(*epoch);
             }
-            vms.insert(name, VmEntry { vm, answered: None });
+            let entry = VmEntry {
+                vm,
+                answered: None,
+                counted: true,
+            };
+            vms.insert(name, entry);
         }
         for (name, old) in std::mem::take(&mut entry.vms) {
             if old.answered.is_some_and(recent) {
@@ -326,11 +333,20 @@ impl Table {
             .filter(|intent| intent.host == entry.host.name)
             .map(|intent| intent.memory_bytes)
             .sum();
+        // Made since the last report: not in the host's figure yet.
+        let uncounted: u64 = entry
+            .vms
+            .values()
+            .filter(|known| !known.counted)
+            .filter_map(|known| known.vm.spec.as_ref())
+            .map(|spec| spec.memory_bytes)
+            .sum();
         entry
             .host
             .memory_bytes
             .saturating_sub(entry.host.memory_used_bytes)
             .saturating_sub(reserved)
+            .saturating_sub(uncounted)
     }
 
     pub(super) fn unreserve(&mut self, vm: &str) {
@@ -351,8 +367,14 @@ impl Table {
         }
         let name = name.to_string();
         entry.deleted.remove(&name);
+        let counted = entry.vms.get(&name).is_some_and(|known| known.counted);
         let answered = Some(at);
-        entry.vms.insert(name, VmEntry { vm, answered });
+        let seen = VmEntry {
+            vm,
+            answered,
+            counted,
+        };
+        entry.vms.insert(name, seen);
     }
 
     pub(super) fn forget(&mut self, host: &str, vm: &str, at: Instant) {

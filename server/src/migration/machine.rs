@@ -315,13 +315,14 @@ impl Machine {
             } => {
                 // After a restart the destination may register later; asking again is harmless.
                 let wait = unreachable && self.resumed;
-                if !wait && !self.source_began() && !is_terminal(self.phase) {
+                let asked = !self.resumed || self.source.contact == Contact::Absent { owner: true };
+                if !wait && asked && self.is_unstarted() {
                     let error = error.to_migration_error(self.phase, side);
                     self.end_unstarted(error);
                 }
             }
             Input::StartFailed(error) => {
-                if !self.source_began() && !self.committed() && !is_terminal(self.phase) {
+                if self.is_unstarted() {
                     let lost = error.reason == Reason::VmProcessDied;
                     let error = error.to_migration_error(self.phase, "source");
                     self.source.contact = Contact::Absent { owner: !lost };
@@ -377,6 +378,15 @@ impl Machine {
     /// The source's half reported at least once.
     fn source_began(&self) -> bool {
         self.source.last.is_some()
+    }
+
+    /// Nothing says that the source ever had a half.
+    fn is_unstarted(&self) -> bool {
+        !is_terminal(self.phase)
+            && !self.committed()
+            && !self.precopy
+            && !self.switched
+            && !self.source_began()
     }
 
     fn end(&mut self, phase: Phase, location: Location, error: Option<MigrationError>) {
@@ -502,7 +512,7 @@ impl Machine {
     }
 
     fn settle_without_source(&mut self, owner: bool) {
-        let early = !self.precopy && !self.switched && !self.source_began();
+        let early = self.is_unstarted();
         if owner {
             // The VM is at the source with its epoch and no half: nothing can be handed over any more.
             if self.cancel_requested {

@@ -1,0 +1,292 @@
+//! Hosts, VMs and the dashboard through a real server over real sockets.
+
+mod support;
+
+use std::net::SocketAddr;
+
+use slat_proto::{
+    Reason,
+    v1::{
+        self, fleet_service_client::FleetServiceClient, host::State as HostState,
+        host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
+        vm::State,
+    },
+};
+use support::{Agent, Clients, Fake, answer, channel, server, until, vm};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+fn create(id: &str, mib: u64, host: &str) -> v1::CreateVmRequest {
+    v1::CreateVmRequest {
+        vm_id: id.into(),
+        spec: Some(v1::VmSpec {
+            memory_bytes: mib << 20,
+            vcpus: 1,
+            ..Default::default()
+        }),
+        host: host.into(),
+        validate_only: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_are_placed_routed_and_forgotten() {
+    let state = tempfile::tempdir().unwrap();
+    let server = server(state.path()).await;
+    let mut clients = Clients::new(server.address());
+    let none = answer(clients.vms.create_vm(create("web", 64, "")).await).unwrap_err();
+    assert_eq!(none.reason, Reason::NoHost);
+
+    let busy = Fake::new("hosts/a");
+    busy.put_vm(vm("vms/old", 256));
+    let a = Agent::start(busy, server.address()).await;
+    let b = Agent::start(Fake::new("hosts/b"), server.address()).await;
+
+    // The host with most free memory; the VM is there for whoever asks next.
+    let made = answer(clients.vms.create_vm(create("web", 64, "")).await).unwrap();
+    assert_eq!(
+        (made.host.as_str(), made.state()),
+        ("hosts/b", State::Created)
+    );
+    let started = v1::StartVmRequest {
+        name: "vms/web".into(),
+    };
+    let started = answer(clients.vms.start_vm(started).await).unwrap();
+    assert_eq!(started.state(), State::Running);
+    assert_eq!(b.fake.vm("vms/web").unwrap().state(), State::Running);
+
+    // A name is taken wherever it is.
+    for host in ["", "hosts/a", "hosts/b"] {
+        let twice = answer(clients.vms.create_vm(create("old", 64, host)).await).unwrap_err();
+        assert_eq!(twice.reason, Reason::VmExists);
+        assert_eq!(twice.metadata["host"], "hosts/a");
+    }
+    let large = answer(clients.vms.create_vm(create("large", 1000, "")).await).unwrap_err();
+    assert_eq!(large.reason, Reason::NoHost);
+    let named = answer(clients.vms.create_vm(create("second", 64, "hosts/a")).await).unwrap();
+    assert_eq!(named.host, "hosts/a");
+    for (id, host, reason) in [
+        ("x", "hosts/none", Reason::NoSuchHost),
+        ("Bad", "", Reason::BadParameter),
+        ("x", "hosts/Bad", Reason::BadParameter),
+    ] {
+        let error = answer(clients.vms.create_vm(create(id, 64, host)).await).unwrap_err();
+        assert_eq!(error.reason, reason);
+    }
+
+    let list = v1::ListVmsRequest::default();
+    let list = answer(clients.vms.list_vms(list).await).unwrap();
+    let names: Vec<&str> = list.vms.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(names, ["vms/old", "vms/second", "vms/web"]);
+    assert!(list.unreachable.is_empty());
+
+    let mut memory = MemoryServiceClient::new(channel(server.address()));
+    let slots = v1::ListSlotsRequest {
+        vm: "vms/web".into(),
+    };
+    assert_eq!(
+        answer(memory.list_slots(slots).await).unwrap().slots.len(),
+        1
+    );
+    // An agent's refusal arrives as it left.
+    let update = v1::UpdateSlotsRequest {
+        vm: "vms/web".into(),
+        changes: vec![v1::SlotChange::default()],
+        ..Default::default()
+    };
+    let refused = answer(memory.update_slots(update).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::BadSlotTable);
+    assert_eq!(refused.metadata["slot"], "3");
+
+    let delete = v1::DeleteVmRequest {
+        name: "vms/web".into(),
+    };
+    answer(clients.vms.delete_vm(delete).await).unwrap();
+    assert_eq!(
+        clients.vm("vms/web").await.unwrap_err().reason,
+        Reason::NoSuchVm
+    );
+    assert_eq!(
+        clients.vm("vms/none").await.unwrap_err().reason,
+        Reason::NoSuchVm
+    );
+    server.stop().await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_creates_of_one_name_one_passes() {
+    let state = tempfile::tempdir().unwrap();
+    let server = server(state.path()).await;
+    let a = Agent::start(Fake::new("hosts/a"), server.address()).await;
+    let b = Agent::start(Fake::new("hosts/b"), server.address()).await;
+    let attempts: Vec<_> = (0..8)
+        .map(|_| {
+            let mut clients = Clients::new(server.address());
+            tokio::spawn(async move { answer(clients.vms.create_vm(create("web", 64, "")).await) })
+        })
+        .collect();
+    let mut made = 0;
+    for attempt in attempts {
+        match attempt.await.unwrap() {
+            Ok(_) => made += 1,
+            Err(error) => assert_eq!(error.reason, Reason::VmExists),
+        }
+    }
+    assert_eq!(made, 1);
+    assert_eq!(a.fake.calls().len() + b.fake.calls().len(), 1);
+    server.stop().await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_falls_silent_is_named() {
+    let state = tempfile::tempdir().unwrap();
+    let first = server(state.path()).await;
+    let source = Fake::new("hosts/a");
+    source.put_vm(vm("vms/web", 64));
+    let a = Agent::start(source, first.address()).await;
+    let mut clients = Clients::new(first.address());
+    clients.vm("vms/web").await.unwrap();
+    a.stop().await;
+    until("the host is unreachable", async || {
+        let mut hosts = HostServiceClient::new(channel(first.address()));
+        let host = v1::GetHostRequest {
+            name: "hosts/a".into(),
+        };
+        answer(hosts.get_host(host).await).unwrap().state() == HostState::Unreachable
+    })
+    .await;
+    let error = clients.vm("vms/web").await.unwrap_err();
+    assert_eq!(error.reason, Reason::HostUnreachable);
+    assert_eq!(error.metadata["host"], "hosts/a");
+    // What was last seen is shown, and said to be old.
+    let list = answer(clients.vms.list_vms(v1::ListVmsRequest::default()).await).unwrap();
+    assert_eq!(list.vms.len(), 1);
+    assert_eq!(list.unreachable, ["hosts/a"]);
+    first.stop().await;
+
+    // After a restart the host is known, its VMs are not: they are rebuilt from reports.
+    let second = server(state.path()).await;
+    let mut clients = Clients::new(second.address());
+    let error = clients.vm("vms/web").await.unwrap_err();
+    assert_eq!(error.reason, Reason::NoSuchVm);
+    assert_eq!(error.metadata["unreachable"], "hosts/a");
+    let report = v1::ReportHostRequest {
+        host: "hosts/a".into(),
+        incarnation: "1".into(),
+        ..Default::default()
+    };
+    let mut fleet = FleetServiceClient::new(channel(second.address()));
+    let stale = answer(fleet.report_host(report).await).unwrap_err();
+    assert_eq!(stale.reason, Reason::StaleIncarnation);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_when_its_vm_is_gone() {
+    let state = tempfile::tempdir().unwrap();
+    let server = server(state.path()).await;
+    let source = Fake::new("hosts/a");
+    source.put_vm(vm("vms/web", 64));
+    let a = Agent::start(source, server.address()).await;
+    let mut clients = Clients::new(server.address());
+    let watch = v1::WatchVmRequest {
+        name: "vms/web".into(),
+    };
+    let mut updates = answer(clients.vms.watch_vm(watch).await).unwrap();
+    let first = updates.message().await.unwrap().unwrap();
+    assert_eq!(first.host, "hosts/a");
+    a.fake.remove_vm("vms/web");
+    let end = async { while updates.message().await.unwrap().is_some() {} };
+    tokio::time::timeout(support::PATIENCE, end).await.unwrap();
+    server.stop().await;
+    a.stop().await;
+}
+
+/// Head and body of a GET.
+async fn get(server: SocketAddr, path: &str, header: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
+    let state = tempfile::tempdir().unwrap();
+    let server = server(state.path()).await;
+    let source = Fake::new("hosts/a");
+    source.put_vm(vm("vms/web", 64));
+    let a = Agent::start(source, server.address()).await;
+    let at = server.address();
+
+    for path in ["/healthz", "/livez", "/readyz"] {
+        assert_eq!(get(at, path, "").await.1, "ok\n");
+    }
+    let (head, body) = get(at, "/metrics", "").await;
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert_eq!(body, "slat_test 1\n");
+
+    let (head, page) = get(at, "/", "").await;
+    assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self';"));
+    for (path, kind) in [
+        ("/assets/app.js", "text/javascript"),
+        ("/assets/app.css", "text/css"),
+        ("/assets/icon.svg", "image/svg+xml"),
+    ] {
+        assert!(page.contains(path), "the page uses {path}");
+        let (head, body) = get(at, path, "").await;
+        assert!(head.contains(kind), "{head}");
+        // No address outside the server; the SVG namespace is a name, not an address.
+        let rest = body.replace("http://www.w3.org/2000/svg", "");
+        assert!(
+            !rest.contains("http://") && !rest.contains("https://"),
+            "{path}"
+        );
+        assert!(!rest.contains("innerHTML"), "{path}");
+    }
+    assert!(!page.contains("http://") && !page.contains("https://"));
+
+    let (head, library) = get(at, "/assets/plotly.min.js", "").await;
+    assert!(head.contains("cache-control: public"));
+    assert!(library.len() > 1 << 20);
+    let tag = head
+        .lines()
+        .find_map(|line| line.strip_prefix("etag: "))
+        .unwrap();
+    let (head, body) = get(
+        at,
+        "/assets/plotly.min.js",
+        &format!("If-None-Match: {tag}\r\n"),
+    )
+    .await;
+    assert!(head.starts_with("http/1.1 304") && body.is_empty());
+
+    let json = async |path: &str| -> serde_json::Value {
+        let (_, body) = get(at, path, "").await;
+        serde_json::from_str(&body).unwrap()
+    };
+    let now = json("/api/state").await;
+    assert_eq!(now["hosts"][0]["name"], "hosts/a");
+    assert_eq!(now["hosts"][0]["state"], "READY");
+    assert_eq!(now["vms"][0]["name"], "vms/web");
+    let history = json("/api/history").await;
+    let samples = history["vms"]["vms/web"].as_array().unwrap();
+    assert_eq!(samples[0][2], 10);
+    assert!(samples[0][3].is_null());
+    let (head, _) = get(at, "/api/migrations/none", "").await;
+    assert!(head.starts_with("http/1.1 404"), "{head}");
+    let (head, _) = get(at, "/api/migrations/A%20b", "").await;
+    assert!(head.starts_with("http/1.1 400"), "{head}");
+    server.stop().await;
+    a.stop().await;
+}
