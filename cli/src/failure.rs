@@ -15,10 +15,13 @@
 
 use std::{error::Error, io};
 
-use slat_proto::{ApiError, Reason};
+use slat_proto::{ApiError, Reason, transport::Address};
 use tonic::Code;
 
 use crate::term::out;
+
+/// Where [`ApiError`] keeps the code of a status that no door of ours made: the transport's, a proxy's.
+const GRPC_CODE: &str = "grpc_code";
 
 /// Text of the table above, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -77,6 +80,41 @@ impl Failure {
         }
     }
 
+    /// A failed call while `doing`: as [`Failure::api`], and where the transport failed, why.
+    pub(crate) fn call(doing: impl Into<String>, status: tonic::Status) -> Self {
+        let cause = status.source().map(chain);
+        let mut error = ApiError::from(status);
+        match error.metadata.get(GRPC_CODE).map(String::as_str) {
+            Some("Unimplemented") => {
+                error.message = "this door does not serve that".to_owned();
+                error.reason = Reason::CapabilityMissing;
+                error.metadata.insert(
+                    "advice".to_owned(),
+                    "ask another one with --server; migrations are served by the server alone"
+                        .to_owned(),
+                );
+            }
+            Some(_) => {
+                let words = cause.as_deref().unwrap_or(&error.message);
+                let words = words.strip_prefix("transport error: ").unwrap_or(words);
+                error.message = words.to_owned();
+            }
+            None => {}
+        }
+        Self::api(doing, error)
+    }
+
+    /// Names the door that was asked, where it did not answer.
+    pub(crate) fn at(mut self, door: &Address) -> Self {
+        if let Self::Api { error, .. } = &mut self
+            && error.reason == Reason::PeerUnreachable
+            && error.metadata.contains_key(GRPC_CODE)
+        {
+            error.message = format!("{door} does not answer: {}", error.message);
+        }
+        self
+    }
+
     /// A failed write to standard output.
     pub(crate) fn from_stdout(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -100,7 +138,9 @@ impl Failure {
     /// What standard error shows; empty when nothing is left to say.
     pub(crate) fn render(&self) -> String {
         match self {
-            Self::Usage(message) => format!("error: {message}\n  next: slat help"),
+            Self::Usage(message) => {
+                format!("error: {message}\n  next: slat help, or --help after the command")
+            }
             Self::Local { message, advice } if advice.is_empty() => format!("error: {message}"),
             Self::Local { message, advice } => format!("error: {message}\n  next: {advice}"),
             Self::Api { doing, error } => render_api(doing, error),
@@ -130,7 +170,6 @@ impl From<ApiError> for Failure {
 
 /// Exit code of an answer, by its gRPC code.
 pub(crate) fn exit_code(error: &ApiError) -> u8 {
-    // A foreign status keeps its code in the metadata: an unknown method is no fault of the user's.
     match error.reason.code() {
         Code::InvalidArgument | Code::OutOfRange => 2,
         Code::NotFound => 3,
@@ -156,7 +195,7 @@ fn render_api(doing: &str, error: &ApiError) -> String {
     add("reason:", error.reason.as_str());
     let place = error.metadata.get("vm_location").map_or("", String::as_str);
     add("vm is:", location_words(place));
-    let shown = ["advice", "vm_location", "grpc_code"];
+    let shown = ["advice", "vm_location", GRPC_CODE];
     let details: Vec<String> = error
         .metadata
         .iter()
@@ -293,6 +332,35 @@ mod tests {
         assert_eq!(code(Reason::DstNoMemory), 4);
         assert_eq!(code(Reason::PeerUnreachable), 5);
         assert_eq!(code(Reason::InDoubt), 7);
+    }
+
+    #[test]
+    fn a_door_that_does_not_answer_is_named() {
+        let door: Address = "127.0.0.1:1".parse().unwrap();
+        let status = tonic::Status::unavailable("tcp connect error");
+        let failure = Failure::call("list vms", status).at(&door);
+        let text = failure.render();
+        assert!(
+            text.starts_with(
+                "error: cannot list vms: 127.0.0.1:1 does not answer: tcp connect error"
+            ),
+            "{text}"
+        );
+        assert_eq!(failure.exit_code(), 5);
+        let ours = ApiError::new(Reason::PeerUnreachable, "hosts/b does not answer");
+        let text = Failure::call("list vms", ours.into()).at(&door).render();
+        assert!(text.contains("vms: hosts/b does not answer"), "{text}");
+    }
+
+    #[test]
+    fn a_door_without_the_service_sends_to_another() {
+        let failure = Failure::call("list migrations", tonic::Status::unimplemented(""));
+        assert!(
+            failure.render().contains("--server"),
+            "{}",
+            failure.render()
+        );
+        assert_eq!(failure.exit_code(), 4);
     }
 
     #[test]

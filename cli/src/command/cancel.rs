@@ -1,6 +1,6 @@
 //! `slat cancel`: asks for the end of a migration.
 
-use slat_proto::{json::to_json, model::MigrationName, v1};
+use slat_proto::{json::to_json, model::MigrationName, transport::Address, v1};
 
 use super::view;
 use crate::{
@@ -27,6 +27,13 @@ pub(crate) struct CancelArgs {
     client: ClientArgs,
 }
 
+impl CancelArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
+}
+
 /// Asks, and shows what the migration has become.
 pub(crate) async fn run(args: CancelArgs) -> Result<(), Failure> {
     let session = Session::open(&args.client)?;
@@ -37,7 +44,7 @@ pub(crate) async fn run(args: CancelArgs) -> Result<(), Failure> {
         .migrations()
         .cancel_migration(request)
         .await
-        .map_err(|status| Failure::api(format!("cancel {name}"), status))?
+        .map_err(|status| Failure::call(format!("cancel {name}"), status))?
         .into_inner();
     session.answer(
         || to_json("slat.v1.Migration", &migration),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use slat_proto::{
     json::to_json,
     model::{Format as TableFormat, HostName, VmName, VmSpec},
+    transport::Address,
     v1,
 };
 
@@ -38,6 +39,13 @@ pub(crate) struct CreateArgs {
     kind: Kind,
     #[command(flatten)]
     client: ClientArgs,
+}
+
+impl CreateArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -239,7 +247,7 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
     let mut vm = vms
         .create_vm(request)
         .await
-        .map_err(|status| Failure::api(format!("create {name}"), status))?
+        .map_err(|status| Failure::call(format!("create {name}"), status))?
         .into_inner();
     if !options.no_start && !options.dry_run {
         let request = v1::StartVmRequest {
@@ -250,7 +258,7 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
             .await
             .map_err(|status| {
                 out::say(format!("{name} was created and is there, not started"));
-                Failure::api(format!("start {name}"), status)
+                Failure::call(format!("start {name}"), status)
             })?
             .into_inner();
     }

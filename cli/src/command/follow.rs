@@ -32,15 +32,10 @@ pub(crate) async fn follow(
             Ok(migration) => return Ok(migration),
             Err(error) => error,
         };
-        let gone = matches!(
-            error.reason,
-            Reason::PeerUnreachable | Reason::ConnectionLost
-        );
+        let gone = is_silence(&error);
         let since = *silent_since.get_or_insert_with(|| {
             if gone {
-                out::say(format!(
-                    "the server does not answer ({error}); waiting for it"
-                ));
+                out::say(format!("no word from the server ({error}); asking again"));
             }
             Instant::now()
         });
@@ -49,6 +44,18 @@ pub(crate) async fn follow(
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Whether nobody answered, as against an answer that something is wrong. A stream that breaks off in the middle comes as
+/// a status of the transport's own making, whatever its code.
+fn is_silence(error: &ApiError) -> bool {
+    matches!(
+        error.reason,
+        Reason::PeerUnreachable | Reason::ConnectionLost
+    ) || error
+        .metadata
+        .get("grpc_code")
+        .is_some_and(|code| code != "Unimplemented")
 }
 
 async fn watch(
@@ -103,4 +110,22 @@ async fn verified(
         seen(&migration);
     }
     Ok(migration)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_broken_stream_is_silence_and_a_refusal_is_an_answer() {
+        let silence = |status: Status| is_silence(&ApiError::from(status));
+        assert!(silence(Status::internal("h2 protocol error")));
+        assert!(silence(Status::unavailable("tcp connect error")));
+        assert!(!silence(Status::unimplemented("")));
+        assert!(!silence(
+            ApiError::new(Reason::NoSuchMigration, "no migration m").into()
+        ));
+    }
 }

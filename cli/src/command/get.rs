@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use slat_proto::{
     json::to_json,
     model::{HostName, MigrationName, VmName},
+    transport::Address,
     v1,
 };
 use tokio_stream::StreamExt as _;
@@ -47,6 +48,13 @@ pub(crate) struct GetArgs {
     watch: bool,
     #[command(flatten)]
     client: ClientArgs,
+}
+
+impl GetArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -197,7 +205,7 @@ async fn look(client: &Client, what: &What) -> Result<Look, Failure> {
         Some(name) => format!("get {name}"),
         None => format!("list {}", what.collection()),
     };
-    let failed = |status| Failure::api(doing(), status);
+    let failed = |status| Failure::call(doing(), status);
     match what {
         What::Hosts { name: Some(name) } => {
             let name = name.to_string();
@@ -335,7 +343,7 @@ async fn watch(session: &Session, what: &What) -> Result<(), Failure> {
     let client = &session.client;
     match what {
         What::Vms { name: Some(name) } => {
-            let failed = |status| Failure::api(format!("watch {name}"), status);
+            let failed = |status| Failure::call(format!("watch {name}"), status);
             let request = v1::WatchVmRequest {
                 name: name.to_string(),
             };
@@ -350,7 +358,7 @@ async fn watch(session: &Session, what: &What) -> Result<(), Failure> {
         What::Migrations {
             name: Some(name), ..
         } => {
-            let failed = |status| Failure::api(format!("watch {name}"), status);
+            let failed = |status| Failure::call(format!("watch {name}"), status);
             let request = v1::WatchMigrationRequest {
                 name: name.to_string(),
             };

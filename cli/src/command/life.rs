@@ -1,7 +1,7 @@
 //! `slat start`, `pause`, `resume` and `delete`: a VM's life.
 
 use serde_json::json;
-use slat_proto::{json::to_json, model::VmName, v1};
+use slat_proto::{json::to_json, model::VmName, transport::Address, v1};
 
 use super::view;
 use crate::{
@@ -52,6 +52,13 @@ pub(crate) struct LifeArgs {
     client: ClientArgs,
 }
 
+impl LifeArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
+}
+
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Kind {
     /// One or more VMs
@@ -95,5 +102,5 @@ async fn act(session: &Session, action: Action, vm: &VmName) -> Result<Option<v1
     };
     answer
         .map(|vm| vm.map(tonic::Response::into_inner))
-        .map_err(|status| Failure::api(format!("{} {vm}", action.word()), status))
+        .map_err(|status| Failure::call(format!("{} {vm}", action.word()), status))
 }

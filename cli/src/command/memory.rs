@@ -9,6 +9,7 @@ use std::time::Duration;
 use slat_proto::{
     json::to_json,
     model::{CursorName, PAGE_SIZE, VmName},
+    transport::Address,
     v1,
 };
 
@@ -43,6 +44,13 @@ pub(crate) struct MemoryArgs {
     what: What,
     #[command(flatten)]
     client: ClientArgs,
+}
+
+impl MemoryArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -242,7 +250,7 @@ async fn slots(session: &Session, vm: &VmName) -> Result<(), Failure> {
         .memory()
         .list_slots(request)
         .await
-        .map_err(|status| Failure::api(format!("list the slots of {vm}"), status))?
+        .map_err(|status| Failure::call(format!("list the slots of {vm}"), status))?
         .into_inner();
     session.answer(
         || to_json("slat.v1.ListSlotsResponse", &answer),
@@ -269,7 +277,7 @@ async fn change_slots(
         .memory()
         .update_slots(request)
         .await
-        .map_err(|status| Failure::api(doing, status))?
+        .map_err(|status| Failure::call(doing, status))?
         .into_inner();
     session.answer(
         || to_json("slat.v1.UpdateSlotsResponse", &answer),
@@ -290,7 +298,7 @@ async fn harvest(
     let answer = session.client.memory().harvest_dirty_pages(request).await;
     answer
         .map(tonic::Response::into_inner)
-        .map_err(|status| Failure::api(format!("harvest dirty pages of {}", args.vm), status))
+        .map_err(|status| Failure::call(format!("harvest dirty pages of {}", args.vm), status))
 }
 
 async fn delete_cursor(session: &Session, args: &DirtyArgs) -> Result<(), Failure> {
@@ -304,7 +312,7 @@ async fn delete_cursor(session: &Session, args: &DirtyArgs) -> Result<(), Failur
         .memory()
         .delete_dirty_cursor(request)
         .await
-        .map_err(|status| Failure::api(doing(), status))?;
+        .map_err(|status| Failure::call(doing(), status))?;
     out::say(format!(
         "the reader {} of {} has ended",
         args.cursor.id(),
@@ -402,7 +410,7 @@ async fn invalidate(
         .memory()
         .invalidate_memory(request)
         .await
-        .map_err(|status| Failure::api(format!("invalidate memory of {vm}"), status))?
+        .map_err(|status| Failure::call(format!("invalidate memory of {vm}"), status))?
         .into_inner();
     session.answer(
         || to_json("slat.v1.InvalidateMemoryResponse", &answer),
@@ -423,7 +431,7 @@ async fn digest(session: &Session, vm: &VmName) -> Result<(), Failure> {
         .memory()
         .digest_memory(request)
         .await
-        .map_err(|status| Failure::api(format!("digest memory of {vm}"), status))?
+        .map_err(|status| Failure::call(format!("digest memory of {vm}"), status))?
         .into_inner();
     session.answer(
         || to_json("slat.v1.DigestMemoryResponse", &answer),

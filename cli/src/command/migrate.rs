@@ -3,6 +3,7 @@
 use slat_proto::{
     json::to_json,
     model::{HostName, MigrationName, MigrationParams, VmName, proto_duration},
+    transport::Address,
     v1,
 };
 
@@ -80,7 +81,7 @@ pub(crate) struct MigrateArgs {
     /// What to do when time or rounds are up
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
-    /// Name of the migration; the same name again is the same migration [default: the server chooses]
+    /// Name of the migration, never used before [default: the server chooses]
     #[arg(long, value_name = "NAME")]
     id: Option<MigrationName>,
     /// Check everything, move nothing
@@ -91,6 +92,13 @@ pub(crate) struct MigrateArgs {
     no_wait: bool,
     #[command(flatten)]
     client: ClientArgs,
+}
+
+impl MigrateArgs {
+    /// The door to ask.
+    pub(crate) fn door(&self) -> Option<Address> {
+        Some(self.client.server.clone())
+    }
 }
 
 impl MigrateArgs {
@@ -146,12 +154,12 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<(), Failure> {
             return Err(Failure::Said(cause.exit_code()));
         }
     };
-    let migration = created.map_err(|status| Failure::api(doing, status))?;
+    let migration = created.map_err(|status| Failure::call(doing, status))?;
     if args.dry_run || args.no_wait {
         return accepted(&session, &migration, args.dry_run);
     }
     let name = migration.name.clone();
-    let mut progress = Progress::new(&name);
+    let mut progress = Progress::new(view::id(&name));
     progress.update(&migration);
     let followed = tokio::select! {
         followed = follow(&session.client, &name, |migration| progress.update(migration)) => followed,

@@ -16,6 +16,7 @@ pub(crate) mod vm;
 
 use std::time::Duration;
 
+use slat_proto::transport::Address;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{args::Command, daemon::telemetry, demo, failure::Failure};
@@ -29,16 +30,16 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Server(args) => on_runtime(Builder::new_multi_thread(), server::run(args)),
         Command::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
         Command::Vm(args) => on_runtime(Builder::new_multi_thread(), vm::run(args)),
-        Command::Demo(args) => as_client(demo::run(args)),
-        Command::Get(args) => as_client(get::run(args)),
-        Command::Create(args) => as_client(create::run(args)),
-        Command::Start(args) => as_client(life::run(args, life::Action::Start)),
-        Command::Pause(args) => as_client(life::run(args, life::Action::Pause)),
-        Command::Resume(args) => as_client(life::run(args, life::Action::Resume)),
-        Command::Delete(args) => as_client(life::run(args, life::Action::Delete)),
-        Command::Migrate(args) => as_client(migrate::run(args)),
-        Command::Cancel(args) => as_client(cancel::run(args)),
-        Command::Memory(args) => as_client(memory::run(args)),
+        Command::Demo(args) => as_client(None, demo::run(args)),
+        Command::Get(args) => as_client(args.door(), get::run(args)),
+        Command::Create(args) => as_client(args.door(), create::run(args)),
+        Command::Start(args) => as_client(args.door(), life::run(args, life::Action::Start)),
+        Command::Pause(args) => as_client(args.door(), life::run(args, life::Action::Pause)),
+        Command::Resume(args) => as_client(args.door(), life::run(args, life::Action::Resume)),
+        Command::Delete(args) => as_client(args.door(), life::run(args, life::Action::Delete)),
+        Command::Migrate(args) => as_client(args.door(), migrate::run(args)),
+        Command::Cancel(args) => as_client(args.door(), cancel::run(args)),
+        Command::Memory(args) => as_client(args.door(), memory::run(args)),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args),
     }
@@ -58,7 +59,11 @@ fn on_runtime(
 }
 
 /// A client's runtime: one thread; errors of libraries are logged when RUST_LOG asks, traces exported when configured.
-fn as_client(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+/// Failures name the `door` that was asked.
+fn as_client(
+    door: Option<Address>,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     on_runtime(Builder::new_current_thread(), async {
         let log = telemetry::LogArgs {
             log_format: telemetry::LogFormat::Text,
@@ -68,6 +73,9 @@ fn as_client(command: impl Future<Output = Result<(), Failure>>) -> Result<(), F
         let span = tracing::info_span!("slat");
         let result = tracing::Instrument::instrument(command, span).await;
         telemetry.shutdown().await;
-        result
+        match door {
+            Some(door) => result.map_err(|failure| failure.at(&door)),
+            None => result,
+        }
     })
 }

@@ -204,14 +204,14 @@ impl Report {
     /// Prints it on standard output.
     pub(super) fn print(&self, output: Output) -> Result<(), Failure> {
         match output {
-            Output::Json => out::json(&self.json()),
+            Output::Json => out::line(self.json()?),
             Output::Text => out::line(self.text(out::stdout_colours())),
         }
     }
 
-    fn json(&self) -> serde_json::Value {
-        // Strings, numbers and nulls only: nothing that JSON lacks.
-        serde_json::to_value(&self.facts).unwrap_or_default()
+    fn json(&self) -> Result<String, Failure> {
+        serde_json::to_string_pretty(&self.facts)
+            .map_err(|error| Failure::local(format!("the report makes no JSON: {error}")))
     }
 
     fn text(&self, colours: bool) -> String {
@@ -420,7 +420,8 @@ mod tests {
             "digest_match": true,
             "mmu": {"remote_tlb_flush_requests": null, "remote_tlb_flushes": null, "faults": 7},
         });
-        assert_eq!(report.json(), expected);
+        let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(json, expected);
     }
 
     #[test]

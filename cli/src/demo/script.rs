@@ -144,7 +144,7 @@ impl Stage<'_> {
                 .hosts()
                 .list_hosts(v1::ListHostsRequest::default())
                 .await
-                .map_err(|status| Failure::api("list the demo's hosts", status))?
+                .map_err(|status| Failure::call("list the demo's hosts", status))?
                 .into_inner();
             let ready: Vec<v1::Host> = list
                 .hosts
@@ -181,7 +181,7 @@ impl Stage<'_> {
             .vms()
             .create_vm(request)
             .await
-            .map_err(|status| Failure::api("create the demo's VM", status))?
+            .map_err(|status| Failure::call("create the demo's VM", status))?
             .into_inner();
         let spec = vm.spec.clone().unwrap_or_default();
         out::say(format!(
@@ -226,7 +226,7 @@ impl Stage<'_> {
         };
         let paused = self.client.vms().pause_vm(request).await;
         let paused = paused
-            .map_err(|status| Failure::api(format!("pause {}", self.vm), status))?
+            .map_err(|status| Failure::call(format!("pause {}", self.vm), status))?
             .into_inner();
         let frozen = paused.guest_counters.or(counters);
         let before = self.digest().await?;
@@ -243,7 +243,7 @@ impl Stage<'_> {
             name: self.vm.to_string(),
         };
         let resumed = self.client.vms().resume_vm(request).await;
-        resumed.map_err(|status| Failure::api(format!("resume {}", self.vm), status))?;
+        resumed.map_err(|status| Failure::call(format!("resume {}", self.vm), status))?;
         self.progress(HOSTS[1 - at], frozen, report).await.map(drop)
     }
 
@@ -254,7 +254,7 @@ impl Stage<'_> {
         let started = self.client.vms().start_vm(request).await;
         started
             .map(drop)
-            .map_err(|status| Failure::api(format!("start {}", self.vm), status))
+            .map_err(|status| Failure::call(format!("start {}", self.vm), status))
     }
 
     async fn digest(&self) -> Result<String, Failure> {
@@ -264,7 +264,7 @@ impl Stage<'_> {
         let digest = self.client.memory().digest_memory(request).await;
         digest
             .map(|digest| digest.into_inner().digest)
-            .map_err(|status| Failure::api(format!("digest the memory of {}", self.vm), status))
+            .map_err(|status| Failure::call(format!("digest the memory of {}", self.vm), status))
     }
 
     /// Moves the VM and notes what came of it. A migration that did not complete ends the script.
@@ -364,7 +364,7 @@ impl Stage<'_> {
             };
             let stream = self.client.vms().watch_vm(request).await;
             let mut stream = stream
-                .map_err(|status| Failure::api(format!("watch {}", self.vm), status))?
+                .map_err(|status| Failure::call(format!("watch {}", self.vm), status))?
                 .into_inner();
             while let Some(Ok(vm)) = stream.next().await {
                 self.observer.note(&vm);
@@ -426,7 +426,7 @@ async fn move_vm(
     };
     let created = client.migrations().create_migration(request).await;
     let created = created
-        .map_err(|status| Failure::api(format!("migrate {vm} to {destination}"), status))?
+        .map_err(|status| Failure::call(format!("migrate {vm} to {destination}"), status))?
         .into_inner();
     let mut progress = Progress::new(format!("{id} {source} -> {destination}"));
     let migration = follow(client, &created.name, |migration| {
@@ -483,7 +483,7 @@ async fn move_on(
     };
     let now = client.vms().get_vm(request).await;
     let now = now
-        .map_err(|status| Failure::api(format!("get {vm}"), status))?
+        .map_err(|status| Failure::call(format!("get {vm}"), status))?
         .into_inner();
     let source = view::id(&now.host);
     let destination = if source == HOSTS[0] {

@@ -52,10 +52,11 @@ impl Progress {
         let mut lines = Vec::new();
         let progress = migration.progress.as_ref();
         let iterations = progress.map_or(&[][..], |progress| &progress.iterations);
-        for iteration in iterations.iter().skip(self.iterations) {
+        let known = iterations.len() - usize::from(iterations.last().is_some_and(unsettled));
+        for iteration in iterations.iter().take(known).skip(self.iterations) {
             lines.push(iteration_line(iteration));
         }
-        self.iterations = self.iterations.max(iterations.len());
+        self.iterations = self.iterations.max(known);
         if migration.phase() != self.phase {
             self.phase = migration.phase();
             lines.push(view::phase(self.phase).to_owned());
@@ -84,14 +85,14 @@ fn live_line(migration: &v1::Migration) -> String {
         return phase.to_owned();
     };
     let mut line = format!(
-        "{phase}  iteration {}  {} left  {}",
+        "{phase} #{}  {} left  {}",
         progress.iteration,
         Size(progress.remaining_bytes),
         Rate(progress.throughput_bytes_per_second),
     );
     if progress.dirty_rate_bytes_per_second > 0 {
         line.push_str(&format!(
-            "  dirtied {}",
+            "  dirty {}",
             Rate(progress.dirty_rate_bytes_per_second)
         ));
     }
@@ -102,11 +103,16 @@ fn live_line(migration: &v1::Migration) -> String {
         ));
     } else if let Some(expected) = &progress.expected_downtime {
         line.push_str(&format!(
-            "  downtime now {}",
+            "  downtime ~{}",
             Span(std_duration(Some(expected)))
         ));
     }
     line
+}
+
+/// Its pages are sent, what the guest dirtied meanwhile is not yet counted.
+fn unsettled(iteration: &v1::MigrationIteration) -> bool {
+    !iteration.r#final && iteration.expected_downtime.is_none()
 }
 
 fn iteration_line(iteration: &v1::MigrationIteration) -> String {
@@ -199,11 +205,23 @@ mod tests {
     }
 
     #[test]
+    fn an_iteration_is_told_when_its_figures_are_in() {
+        let mut progress = Progress::new("m");
+        let mut sent = migration(v1::MigrationPhase::PrecopyActive, 1);
+        let iterations = &mut sent.progress.as_mut().unwrap().iterations;
+        let counted = iterations[0].expected_downtime.take();
+        assert_eq!(progress.new_lines(&sent), ["PRECOPY_ACTIVE"]);
+        sent.progress.as_mut().unwrap().iterations[0].expected_downtime = counted;
+        assert_eq!(progress.new_lines(&sent).len(), 1);
+        assert_eq!(progress.new_lines(&sent).len(), 0);
+    }
+
+    #[test]
     fn the_live_line_has_what_is_asked_for_and_fits() {
         let line = live_line(&migration(v1::MigrationPhase::PrecopyActive, 1));
         assert_eq!(
             line,
-            "PRECOPY_ACTIVE  iteration 1  32 MiB left  640 MiB/s  dirtied 64 MiB/s  downtime now 7.00 ms"
+            "PRECOPY_ACTIVE #1  32 MiB left  640 MiB/s  dirty 64 MiB/s  downtime ~7.00 ms"
         );
         assert_eq!(cut("äöü", 2), "äö");
     }
