@@ -13,6 +13,12 @@ async fn a_vm_is_made_listed_and_deleted() {
     let made = rig.create("web", 16 * MIB).await.unwrap();
     assert_eq!(made.state(), v1::vm::State::Created);
     assert_eq!(made.host, "hosts/a");
+    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
+    let session = rustix::process::getsid(Some(pid)).unwrap();
+    assert_eq!(
+        session, pid,
+        "a signal to the agent's terminal does not reach it"
+    );
     assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
     rig.create("db", 16 * MIB).await.unwrap();
     assert_eq!(rig.names().await, ["vms/db", "vms/web"]);
@@ -60,7 +66,6 @@ async fn a_vm_is_made_listed_and_deleted() {
         !rig.path("web").exists(),
         "the directory is gone when DeleteVm returns"
     );
-    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
     assert!(
         rustix::process::test_kill_process(pid).is_err(),
         "and the process"
