@@ -312,6 +312,41 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn a_silent_vm_holds_nobody_up() {
+    let mut rig = Rig::started().await;
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    rig.create("db", 16 * MIB).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    assert_eq!(
+        rig.names().await,
+        ["vms/db", "vms/web"],
+        "listed as last seen"
+    );
+    assert!(
+        rig.scrape("/metrics")
+            .await
+            .contains("slat_vm_info{vm=\"web\"")
+    );
+    let unknown = rig.half("m1", v1::TransferRole::Source).await;
+    assert_eq!(
+        reason(unknown),
+        Reason::VmUnreachable,
+        "it may know; nobody says that it does not"
+    );
+    rig.stop().await;
+    rig.start().await;
+    assert_eq!(
+        rig.used().await,
+        32 * MIB,
+        "what it was made with is reserved still"
+    );
+    assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(rig.get("web").await.unwrap().pid, made.pid);
+}
+
+#[tokio::test]
 async fn a_second_agent_is_refused() {
     let mut rig = Rig::started().await;
     let mut other = Rig::new();
