@@ -6,15 +6,15 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`supervisor`] | VM processes: found, made, watched to their end, cleared away |
-//! | [`process`] | one process: spawn, pidfd, lock |
-//! | [`registry`] | which names are held, and the memory they have reserved |
-//! | [`living`] | a VM with a process: channel and snapshot cache |
-//! | [`dead`], [`remains`] | a VM without one: what its journal and records say |
-//! | [`ended`] | halves of migrations that outlived their VM's directory |
-//! | [`vm_api`], [`memory_api`], [`transfer_api`], [`host_api`] | the services |
-//! | [`report`] | upcalls to the server |
-//! | [`metrics`] | `/metrics` |
+//! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
+//! | `process` | one process: spawn, pidfd, lock |
+//! | `registry` | which names are held, and the memory they have reserved |
+//! | `living` | a VM with a process: channel and snapshot cache |
+//! | `dead`, `remains` | a VM without one: what its journal and records say |
+//! | `ended` | halves of migrations that outlived their VM's directory |
+//! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
+//! | `report` | upcalls to the server |
+//! | `metrics` | `/metrics` |
 //!
 //! # State directory
 //! ```text

@@ -11,7 +11,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read as _, Seek as _},
     net::IpAddr,
     os::fd::OwnedFd,
     sync::{Mutex, PoisonError},
@@ -38,7 +38,7 @@ const READY: Duration = Duration::from_secs(10);
 /// A process that was killed is gone within this.
 const KILLED: Duration = Duration::from_secs(10);
 /// How much of a log goes into an error.
-const LOG_TAIL: usize = 1024;
+const LOG_TAIL: u64 = 1024;
 /// Output before `ready` beyond this is not read.
 const READY_OUTPUT: u64 = 64 << 10;
 
@@ -64,7 +64,7 @@ pub(super) struct Process {
 #[derive(Debug)]
 pub(super) enum Found {
     /// A process holds the lock.
-    Living(Process),
+    Living(Box<Process>),
     /// None does, and none can begin while this is held.
     Dead(DirLock),
 }
@@ -150,7 +150,7 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
             if let Ok(process) = Process::new(pid, None)
                 && dir.living_pid()? == Some(pid)
             {
-                return Ok(Found::Living(process));
+                return Ok(Found::Living(Box::new(process)));
             }
         } else if let Some(lock) = dir.lock()? {
             return Ok(Found::Dead(DirLock(lock)));
@@ -256,12 +256,23 @@ async fn ready(stdout: Option<ChildStdout>) -> bool {
 
 /// The last bytes of a VM process's log, whole lines where they fit.
 pub(super) fn log_tail(dir: &VmDir) -> String {
-    let text = std::fs::read(dir.log()).unwrap_or_default();
-    let tail = &text[text.len().saturating_sub(LOG_TAIL)..];
-    let tail = String::from_utf8_lossy(tail);
+    let Ok((text, cut)) = read_tail(dir) else {
+        return String::new();
+    };
+    let tail = String::from_utf8_lossy(&text);
     let tail = tail.trim();
     match tail.split_once('\n') {
-        Some((_, whole)) if text.len() > LOG_TAIL => whole.to_owned(),
+        Some((_, whole)) if cut => whole.to_owned(),
         _ => tail.to_owned(),
     }
+}
+
+/// The end of the log, and whether there is more before it.
+fn read_tail(dir: &VmDir) -> io::Result<(Vec<u8>, bool)> {
+    let mut file = File::open(dir.log())?;
+    let start = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    file.seek(io::SeekFrom::Start(start))?;
+    let mut text = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut text)?;
+    Ok((text, start > 0))
 }

@@ -23,15 +23,18 @@ use super::{
 pub(super) struct Transfers(pub(super) Arc<Supervisor>);
 
 /// How a half stands where nobody can be asked any more.
-fn told(place: Place) -> Result<Arc<LiveVm>, v1::Transfer> {
+fn told(place: Place) -> Result<Arc<LiveVm>, Box<v1::Transfer>> {
     match place {
         Place::Live(live) => Ok(live),
-        Place::Dead(_, half) | Place::Ended(half) => Err(half),
+        Place::Dead(_, half) | Place::Ended(half) => Err(Box::new(half)),
     }
 }
 
 impl Transfers {
-    async fn locate(&self, key: &HalfKey) -> Result<Result<Arc<LiveVm>, v1::Transfer>, ApiError> {
+    async fn locate(
+        &self,
+        key: &HalfKey,
+    ) -> Result<Result<Arc<LiveVm>, Box<v1::Transfer>>, ApiError> {
         self.0
             .locate(key)
             .await?
@@ -44,7 +47,7 @@ impl Transfers {
         loop {
             let live = match self.locate(key).await? {
                 Ok(live) => live,
-                Err(half) => return Ok(half),
+                Err(half) => return Ok(*half),
             };
             let request = v1::GetTransferRequest {
                 migration: key.migration.to_string(),
@@ -167,7 +170,7 @@ impl TransferService for Transfers {
             Err(half) => {
                 self.0
                     .tasks
-                    .spawn(tell(Arc::clone(&self.0), key, half, sender));
+                    .spawn(tell(Arc::clone(&self.0), key, *half, sender));
             }
         }
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -190,7 +193,7 @@ impl TransferService for Transfers {
                     Err(error) => return Err(error.into()),
                 }
             }
-            Err(half) => half,
+            Err(half) => *half,
         };
         match half.phase() {
             v1::TransferPhase::Relinquished | v1::TransferPhase::Completed => {
@@ -221,7 +224,7 @@ impl TransferService for Transfers {
                 }
             }
             // Its memory is gone; no decision changes how it stands.
-            Err(half) => Ok(Response::new(half)),
+            Err(half) => Ok(Response::new(*half)),
         }
     }
 

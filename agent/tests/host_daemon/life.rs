@@ -13,6 +13,12 @@ async fn a_vm_is_made_listed_and_deleted() {
     let made = rig.create("web", 16 * MIB).await.unwrap();
     assert_eq!(made.state(), v1::vm::State::Created);
     assert_eq!(made.host, "hosts/a");
+    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
+    let session = rustix::process::getsid(Some(pid)).unwrap();
+    assert_eq!(
+        session, pid,
+        "a signal to the agent's terminal does not reach it"
+    );
     assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
     rig.create("db", 16 * MIB).await.unwrap();
     assert_eq!(rig.names().await, ["vms/db", "vms/web"]);
@@ -60,7 +66,6 @@ async fn a_vm_is_made_listed_and_deleted() {
         !rig.path("web").exists(),
         "the directory is gone when DeleteVm returns"
     );
-    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
     assert!(
         rustix::process::test_kill_process(pid).is_err(),
         "and the process"
@@ -304,6 +309,41 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
             .is_none(),
         "ends with the VM"
     );
+}
+
+#[tokio::test]
+async fn a_silent_vm_holds_nobody_up() {
+    let mut rig = Rig::started().await;
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    rig.create("db", 16 * MIB).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    assert_eq!(
+        rig.names().await,
+        ["vms/db", "vms/web"],
+        "listed as last seen"
+    );
+    assert!(
+        rig.scrape("/metrics")
+            .await
+            .contains("slat_vm_info{vm=\"web\"")
+    );
+    let unknown = rig.half("m1", v1::TransferRole::Source).await;
+    assert_eq!(
+        reason(unknown),
+        Reason::VmUnreachable,
+        "it may know; nobody says that it does not"
+    );
+    rig.stop().await;
+    rig.start().await;
+    assert_eq!(
+        rig.used().await,
+        32 * MIB,
+        "what it was made with is reserved still"
+    );
+    assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(rig.get("web").await.unwrap().pid, made.pid);
 }
 
 #[tokio::test]
