@@ -6,6 +6,7 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`], never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] speaks badly to a destination's data port.
+//! * [`bench`] measures migrations beside a plain loop.
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
 //!
 //! The tests are in `tests/system/`. They see Slat as an operator does: the program, its API, its directories and `/proc`.
@@ -14,6 +15,7 @@
 //! A [`fleet::Fleet`] that is dropped has ended every process it started, VM processes included, whatever happened before. A
 //! test that passes has also proved that nothing was left: no process, no socket, no VM directory, no reserved memory.
 
+pub mod bench;
 pub mod binary;
 pub mod data_port;
 pub mod fleet;

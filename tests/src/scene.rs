@@ -53,7 +53,7 @@ pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<
         .await;
         let failure = match result {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("{error:?}"),
+            Ok(Err(error)) => format!("{error:#}"),
             Err(_) => format!("not done after {} s", LIMIT.as_secs()),
         };
         // The fleet's drop prints the logs, because this thread panics.

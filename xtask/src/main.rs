@@ -3,6 +3,7 @@
 //!
 //! Every command ends with the line `N passed, N failed, N skipped` and exits with 0 only when nothing failed.
 
+mod bench;
 mod ci;
 mod crates;
 mod demo;
@@ -60,6 +61,11 @@ enum Command {
     },
     /// Brief runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format
     Demo,
+    /// Measure; prints what it measured and nothing else on standard output
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
     /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
     Leftovers,
     /// Length of files, their opening comment, and the arrows between crates
@@ -85,6 +91,10 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::NoStd => no_std::run(&workspace),
         Command::Test { args } => test::run(&workspace, &args),
         Command::Demo => demo::run(&workspace),
+        Command::Bench { bench } => {
+            bench::run(&workspace, &bench)?;
+            Ok(Tally::passed())
+        }
         Command::Leftovers => leftovers::run(&workspace),
         Command::Structure => structure::run(&workspace),
         Command::Deny => deny::run(&workspace),

@@ -157,7 +157,7 @@ fn demo(backend: &str) {
             ensure!(files.is_empty(), "{files:?}");
             Ok(())
         })
-        .unwrap_or_else(|error: anyhow::Error| panic!("{error:?}"));
+        .unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"));
 }
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -277,7 +277,7 @@ fn a_demo_that_is_interrupted_leaves_nothing() {
             ensure!(files.is_empty(), "{files:?}");
             Ok(())
         })
-        .unwrap_or_else(|error: anyhow::Error| panic!("{error:?}"));
+        .unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"));
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn version_and_completion() {
             ensure!(nothing.status.code() == Some(2), "{nothing:?}");
             Ok(())
         })
-        .unwrap_or_else(|error: anyhow::Error| panic!("{error:?}"));
+        .unwrap_or_else(|error: anyhow::Error| panic!("{error:#}"));
 }
 
 /// The backend that a test names is the one it gets.

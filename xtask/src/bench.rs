@@ -1,0 +1,57 @@
+//! `cargo xtask bench`: builds what is measured and what measures with optimisations, and runs it. Its output is the
+//! benchmark's alone, so that `--output json` is one JSON object on standard output.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+
+use crate::{shell, workspace::Workspace};
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many loopback connections
+    Migration {
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend kvm|software`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// Builds and runs one benchmark.
+///
+/// # Errors
+/// When it cannot be built or fails.
+pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
+    let Bench::Migration { args } = bench;
+    let mut build = workspace.cargo();
+    build.args(["build", "--locked", "--release", "--package", "slat"]);
+    build.args([
+        "--package",
+        "slat-tests",
+        "--bin",
+        "slat",
+        "--bin",
+        "bench-migration",
+    ]);
+    checked(&mut build)?;
+    let release = workspace.target_dir()?.join("release");
+    let mut measure = Command::new(release.join("bench-migration"));
+    measure.env("SLAT_BIN", release.join("slat")).args(args);
+    checked(&mut measure)
+}
+
+/// Like [`shell::run`], but leaves standard output to the program.
+fn checked(command: &mut Command) -> anyhow::Result<()> {
+    let shown = shell::line(command);
+    eprintln!("{shown}");
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| shown.clone())?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
