@@ -109,8 +109,8 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         Tally::failed()
     });
-    for why in &tally.skipped {
-        println!("SKIPPED: {why}");
+    for (why, times) in tally.reasons() {
+        println!("SKIPPED: {why} ({times})");
     }
     println!("{tally}");
     if tally.failed == 0 {

@@ -1,6 +1,6 @@
 //! What a command found: counts of what passed and failed, and the reasons for what was skipped.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// Counts of checks. A plain command counts as one check, a test run as its tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,15 @@ impl Tally {
         }
     }
 
+    /// Why checks were skipped, each reason once, with how many it kept from being made.
+    pub(crate) fn reasons(&self) -> BTreeMap<&str, usize> {
+        let mut reasons = BTreeMap::new();
+        for why in &self.skipped {
+            *reasons.entry(why.as_str()).or_default() += 1;
+        }
+        reasons
+    }
+
     /// Adds another's counts.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
@@ -77,6 +86,11 @@ mod tests {
         let mut tally = Tally::passed();
         tally.add(Tally::of_faults(&["a".into(), "b".into()]));
         tally.add(Tally::skipped("no /dev/kvm"));
-        assert_eq!(tally.to_string(), "1 passed, 1 failed, 1 skipped");
+        tally.add(Tally::skipped("no /dev/kvm"));
+        assert_eq!(tally.to_string(), "1 passed, 1 failed, 2 skipped");
+        assert_eq!(
+            tally.reasons().into_iter().collect::<Vec<_>>(),
+            [("no /dev/kvm", 2)]
+        );
     }
 }

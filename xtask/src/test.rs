@@ -1,4 +1,4 @@
-//! The workspace's tests, with what they skipped brought to the end.
+//! The workspace's tests, with what they skipped brought to the end, and a look at what they left behind.
 //!
 //! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest hides what passing tests
 //! print, so the run asks for it (`--show-output`) and this command keeps everything else of it back.
@@ -10,7 +10,12 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{shell, tally::Tally, workspace::Workspace};
+use crate::{
+    leftovers::{self, Scratch},
+    shell,
+    tally::Tally,
+    workspace::Workspace,
+};
 
 /// What the lines of a test run add up to.
 #[derive(Debug, Default)]
@@ -26,9 +31,7 @@ impl Reader {
         // A test's line may follow libtest's own on the same line when it was written past the capture.
         if let Some(at) = line.find("SKIPPED:") {
             let why = line[at + "SKIPPED:".len()..].trim().to_owned();
-            if !self.tally.skipped.contains(&why) {
-                self.tally.skipped.push(why);
-            }
+            self.tally.skipped.push(why);
             return false;
         }
         if let Some(result) = line.strip_prefix("test result: ") {
@@ -76,6 +79,8 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
     // All of them, so that one failure does not hide another.
     command.args(["--no-fail-fast"]).args(own);
     command.args(["--", "--show-output"]).args(to_tests);
+    let scratch = Scratch::new("test")?;
+    scratch.give(&mut command);
     let shown = shell::line(&command);
     println!("{shown}");
     let mut child = command
@@ -98,6 +103,12 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
     if !status.success() && tally.failed == 0 {
         eprintln!("fault: {shown}: {status}");
         tally.add(Tally::failed());
+    }
+    // A test that failed may have stopped before it cleaned up; one that passed may not.
+    if status.success() {
+        let mut left = scratch.remains();
+        left.extend(leftovers::processes(&workspace.target_dir()?));
+        tally.add(Tally::of_faults(&left));
     }
     // A skipped test returned normally, so libtest counted it as passed.
     tally.passed = tally.passed.saturating_sub(tally.skipped.len());
