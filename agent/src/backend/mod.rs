@@ -201,13 +201,17 @@ pub fn create(
     events: EventSink,
     console: Option<&Path>,
 ) -> Result<Arc<dyn Backend>, BackendError> {
-    #[cfg(target_arch = "x86_64")]
-    if spec.backend == Some(BackendKind::Kvm) {
-        return Ok(Arc::new(kvm::KvmBackend::new(spec, events, console)?));
+    match spec.backend.unwrap_or(BackendKind::Software) {
+        BackendKind::Software => Ok(Arc::new(software::SoftwareBackend::new(spec, events)?)),
+        #[cfg(target_arch = "x86_64")]
+        BackendKind::Kvm => Ok(Arc::new(kvm::KvmBackend::new(spec, events, console)?)),
+        #[cfg(not(target_arch = "x86_64"))]
+        backend => {
+            let _ = console;
+            Err(BackendError::Unsupported {
+                backend,
+                what: "run on this architecture".to_owned(),
+            })
+        }
     }
-    drop((events, console));
-    Err(BackendError::Unsupported {
-        backend: spec.backend.unwrap_or(BackendKind::Software),
-        what: "run a VM yet".to_owned(),
-    })
 }

@@ -1,1 +1,405 @@
-//! The Common MMU as the page table (not built yet).
+//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any format on any host.
+//!
+//! | file | what |
+//! |---|---|
+//! | `tables` | memory for page tables, bounded by what the slots need |
+//! | `frames` | made-up host frames: what entries point to |
+//! | `shootdown` | how a flush reaches the vCPUs; the protocol in prose, and the check that it is kept |
+//! | `tlb` | a vCPU's TLB |
+//! | `vcpu` | a vCPU's thread: memstress through the TLB |
+//! | `gate` | run, pause, end, failure |
+//! | `state` | saved vCPU state |
+//!
+//! # Locking
+//! `slots` serialises every operation that changes slots or tables on the owner's side *together with its flush* (the
+//! counterpart of KVM's slots_lock): so of two harvests the second never reports as clean what the first has not flushed,
+//! and frames are free when the flush is done. No vCPU takes it. Below it come, one at a time: the MMU's own lock, the frames',
+//! the shoot-down's. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`] do not take it.
+//!
+//! # Invariants
+//! * An operation returns when its flush is complete.
+//! * A slot's memory is in `frames` from before its first translation until after its last.
+//! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are flushed.
+
+mod frames;
+mod gate;
+mod shootdown;
+mod state;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod tlb;
+mod vcpu;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use slat_arch::GuestStage;
+use slat_mmu::{
+    DirtyLogError, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError, SlotFlags, SlotId,
+    SlotSpec,
+};
+use slat_proto::{
+    model::{BackendKind, Format, GuestSpec, VmSpec},
+    v1,
+};
+
+use self::{
+    frames::Frames,
+    gate::Gate,
+    shootdown::Shootdown,
+    tables::{Budget, TableHeap},
+    vcpu::Vcpu,
+};
+use super::{Backend, BackendError, EventSink};
+use crate::vm::memory::SlotMemory;
+
+/// Words of a dirty bitmap that are cleared under one hold of the MMU's lock: vCPUs fault in between.
+const CLEAR_WORDS: usize = 256;
+
+/// What vCPUs and owner share.
+#[derive(Debug)]
+struct Vm {
+    mmu: Box<dyn SecondStage>,
+    frames: Frames,
+    shootdown: Shootdown,
+    gate: Gate,
+    /// vCPUs acknowledge flushes without carrying them out: for the test of the check.
+    #[cfg(test)]
+    deaf: std::sync::atomic::AtomicBool,
+}
+
+/// A slot as this backend keeps it.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    id: SlotId,
+    pages: u64,
+    read_only: bool,
+    /// First of its made-up host frames.
+    frames: u64,
+}
+
+/// Runs memstress over the Common MMU. See the module.
+#[derive(Debug)]
+pub struct SoftwareBackend {
+    vm: Arc<Vm>,
+    format: Format,
+    vcpus: u32,
+    budget: Arc<Budget>,
+    slots: Mutex<BTreeMap<u32, Slot>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl SoftwareBackend {
+    /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless the spec says otherwise.
+    ///
+    /// # Errors
+    /// `Unsupported` for a raw image; `Vcpu` when a thread cannot be made.
+    pub fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
+        if matches!(spec.guest, GuestSpec::RawImage(_)) {
+            return Err(BackendError::Unsupported {
+                backend: BackendKind::Software,
+                what: format!("run a {}", v1::Capability::RawImage.as_str_name()),
+            });
+        }
+        let format = spec.format.unwrap_or(Format::Ept4);
+        let budget = Arc::new(Budget::default());
+        let tables = TableHeap(Arc::clone(&budget));
+        let vm = Arc::new(Vm {
+            mmu: stage(format).build(tables, MmuConfig::default()),
+            frames: Frames::default(),
+            shootdown: Shootdown::new(spec.vcpus),
+            gate: Gate::new(spec.vcpus, events),
+            #[cfg(test)]
+            deaf: std::sync::atomic::AtomicBool::new(false),
+        });
+        let mut backend = Self {
+            vm,
+            format,
+            vcpus: spec.vcpus,
+            budget,
+            slots: Mutex::default(),
+            threads: Vec::new(),
+        };
+        for number in 0..spec.vcpus {
+            let vcpu = Vcpu::new(Arc::clone(&backend.vm), number);
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{number}"))
+                .spawn(move || vcpu.live())
+                .map_err(|error| BackendError::Vcpu {
+                    message: format!("no thread for vCPU {number}: {error}"),
+                })?;
+            backend.threads.push(thread);
+        }
+        Ok(backend)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is more than those that
+    /// remain can need.
+    fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
+        let needed = Budget::needed_for(slots.values().map(|slot| slot.pages));
+        if self.budget.used() > needed {
+            self.vm.shootdown.flush(self.vm.mmu.zap_all());
+            self.vm.mmu.reclaim();
+        }
+        self.budget.allow(needed);
+    }
+
+    fn refuse_unless_stopped(&self, what: &str) -> Result<(), BackendError> {
+        if self.vm.gate.stopped() {
+            Ok(())
+        } else {
+            Err(BackendError::Vcpu {
+                message: format!("vCPU state is {what} only while the vCPUs are stopped"),
+            })
+        }
+    }
+}
+
+impl Drop for SoftwareBackend {
+    fn drop(&mut self) {
+        self.vm.gate.end();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Backend for SoftwareBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Software
+    }
+
+    fn format(&self) -> Option<Format> {
+        Some(self.format)
+    }
+
+    fn capabilities(&self) -> Vec<v1::Capability> {
+        use v1::Capability::{DirtyLog, FaultStatistics, FlushStatistics, Invalidate, VcpuState};
+        vec![
+            DirtyLog,
+            VcpuState,
+            FaultStatistics,
+            FlushStatistics,
+            Invalidate,
+        ]
+    }
+
+    fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        let bad = |message: String| BackendError::BadSlot {
+            slot: spec.slot,
+            message,
+        };
+        let mut slots = self.slots();
+        let id = SlotId::try_from(spec.slot).map_err(|_| bad("number too high".to_owned()))?;
+        let frames = self
+            .vm
+            .frames
+            .add(memory.mapping(), spec.base_gfn)
+            .ok_or_else(|| bad("no host frame numbers are left".to_owned()))?;
+        let slot = Slot {
+            id,
+            pages: spec.pages,
+            read_only: spec.read_only,
+            frames,
+        };
+        let created = SlotSpec::new(id, Gfn(spec.base_gfn), spec.pages, Pfn(frames))
+            .with_flags(flags(&slot, false));
+        if let Err(error) = self.vm.mmu.create_slot(created) {
+            self.vm.frames.remove(frames);
+            return Err(slot_error(spec.slot, &error));
+        }
+        slots.insert(spec.slot, slot);
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn remove_slot(&self, slot: u32) -> Result<(), BackendError> {
+        let mut slots = self.slots();
+        let found = find(&slots, slot)?;
+        let flush = self
+            .vm
+            .mmu
+            .delete_slot(found.id)
+            .map_err(|error| slot_error(slot, &error))?;
+        self.vm.shootdown.flush(flush);
+        self.vm.frames.remove(found.frames);
+        slots.remove(&slot);
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
+        let slots = self.slots();
+        let found = find(&slots, slot)?;
+        let flush = self
+            .vm
+            .mmu
+            .move_slot(found.id, Gfn(base_gfn))
+            .map_err(|error| slot_error(slot, &error))?;
+        self.vm.shootdown.flush(flush);
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
+        let slots = self.slots();
+        let found = find(&slots, slot)?;
+        let mmu = &self.vm.mmu;
+        let flush = mmu
+            .set_slot_flags(found.id, flags(&found, on))
+            .map_err(|error| slot_error(slot, &error))?;
+        self.vm.shootdown.flush(flush);
+        if !on && let Some(spec) = mmu.slots().iter().find(|spec| spec.id == found.id) {
+            // Small mappings that stay writable would never fault and so never become huge again.
+            self.vm.shootdown.flush(mmu.zap_gfn_range(spec.range()));
+        }
+        Ok(())
+    }
+
+    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
+        let slots = self.slots();
+        let found = find(&slots, slot)?;
+        let words = found.pages.div_ceil(64) as usize;
+        let got = bitmap.len();
+        let bitmap = bitmap
+            .get_mut(..words)
+            .ok_or_else(|| BackendError::BadSlot {
+                slot,
+                message: format!("a dirty bitmap of {got} words, {words} are needed"),
+            })?;
+        let mut dirty = vec![0; words];
+        self.vm
+            .mmu
+            .get_dirty_log(found.id, &mut dirty)
+            .map_err(|error| log_error(slot, &error))?;
+        // Nobody else clears: the lock is held. So all that was read is also taken, and only more is set meanwhile.
+        let mut flush = slat_mmu::Flush::None;
+        let mut taken = 0;
+        let mut failed = None;
+        for (index, chunk) in dirty.chunks(CLEAR_WORDS).enumerate() {
+            if chunk.iter().all(|word| *word == 0) {
+                continue;
+            }
+            let first = (index * CLEAR_WORDS) as u64 * 64;
+            let pages = (chunk.len() as u64 * 64).min(found.pages - first);
+            match self.vm.mmu.clear_dirty_log(found.id, first, pages, chunk) {
+                Ok(more) => flush = flush.merge(more),
+                Err(error) => {
+                    failed = Some(log_error(slot, &error));
+                    break;
+                }
+            }
+            for (to, word) in bitmap[index * CLEAR_WORDS..].iter_mut().zip(chunk) {
+                *to |= word;
+                taken += u64::from(word.count_ones());
+            }
+        }
+        self.vm.shootdown.flush(flush);
+        failed.map_or(Ok(taken), Err)
+    }
+
+    fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
+        let _slots = self.slots();
+        let range = GfnRange::new(Gfn(gfn), pages);
+        let (begun, flush) = self.vm.mmu.invalidate_begin(range);
+        self.vm.shootdown.flush(flush);
+        self.vm.mmu.invalidate_end(begun);
+        Ok(())
+    }
+
+    fn run(&self) -> Result<(), BackendError> {
+        self.vm.gate.run()
+    }
+
+    fn pause(&self) -> Result<(), BackendError> {
+        self.vm.gate.pause()
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, BackendError> {
+        self.refuse_unless_stopped("saved")?;
+        Ok(state::save(self.vcpus, self.format))
+    }
+
+    fn load_state(&self, bytes: &[u8]) -> Result<(), BackendError> {
+        self.refuse_unless_stopped("loaded")?;
+        if self.vm.gate.started() {
+            return Err(BackendError::Vcpu {
+                message: "vCPU state is loaded only before the first run".to_owned(),
+            });
+        }
+        state::check(bytes, self.vcpus, self.format)
+    }
+
+    fn stats(&self) -> v1::MmuStats {
+        let mmu = self.vm.mmu.stats();
+        let flushes = self.vm.shootdown.counts();
+        let pages = |level| u64::try_from(mmu.pages_at(level)).ok();
+        v1::MmuStats {
+            faults_taken: Some(mmu.faults_taken),
+            faults_fixed: Some(mmu.faults_fixed),
+            faults_spurious: Some(mmu.faults_spurious),
+            remote_tlb_flush_requests: Some(flushes.requests),
+            remote_tlb_flushes: Some(flushes.reached),
+            vcpu_tlb_flushes: Some(flushes.by_vcpus),
+            pages_4k: pages(Level::SIZE_4K),
+            pages_2m: pages(Level::SIZE_2M),
+            pages_1g: pages(Level::SIZE_1G),
+            table_pages: Some(self.budget.used()),
+            ..v1::MmuStats::default()
+        }
+    }
+}
+
+fn stage(format: Format) -> GuestStage {
+    match format {
+        Format::Ept4 => GuestStage::Ept4,
+        Format::Sv39x4 => GuestStage::Sv39x4,
+        Format::Sv48x4 => GuestStage::Sv48x4,
+        Format::Sv57x4 => GuestStage::Sv57x4,
+    }
+}
+
+fn find(slots: &BTreeMap<u32, Slot>, slot: u32) -> Result<Slot, BackendError> {
+    slots
+        .get(&slot)
+        .copied()
+        .ok_or(BackendError::NoSuchSlot { slot })
+}
+
+fn flags(slot: &Slot, logging: bool) -> SlotFlags {
+    let mut flags = SlotFlags::empty();
+    flags.set(SlotFlags::READONLY, slot.read_only);
+    flags.set(SlotFlags::LOG_DIRTY, logging);
+    flags
+}
+
+fn slot_error(slot: u32, error: &SlotError) -> BackendError {
+    match error {
+        SlotError::UnknownId { .. } => BackendError::NoSuchSlot { slot },
+        error => BackendError::BadSlot {
+            slot,
+            message: error.to_string(),
+        },
+    }
+}
+
+fn log_error(slot: u32, error: &DirtyLogError) -> BackendError {
+    match error {
+        DirtyLogError::UnknownSlot { .. } => BackendError::NoSuchSlot { slot },
+        error => BackendError::BadSlot {
+            slot,
+            message: error.to_string(),
+        },
+    }
+}

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! A whole VM process but for its main function: lock, socket, ready, end.
 
 use std::os::unix::net::UnixStream;
@@ -161,3 +162,6 @@ async fn a_signal_stops_the_vm_but_not_one_that_was_handed_over() {
     assert_eq!(within(live(&vm.machine, &mut usr1)).await, Exit::Deleted);
     assert!(!vm.backend.state().running);
 }
+=======
+
+>>>>>>> 2a5f134 (Run memstress over the Common MMU in software)

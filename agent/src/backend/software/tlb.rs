@@ -1,0 +1,226 @@
+//! A vCPU's TLB: direct mapped, one array for each page size.
+//!
+//! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory goes when the last TLB has
+//! dropped it. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
+
+use std::sync::Arc;
+
+use slat_mmu::{Flush, Gfn, GfnRange, Level};
+
+use super::shootdown::{Shootdown, covers};
+use crate::vm::memory::Mapping;
+
+/// Base-2 logarithm of the pages an entry maps, and of how many entries there are, for each size.
+const SIZES: [(u32, u32); 3] = [(0, 10), (9, 7), (18, 3)];
+
+/// A cached translation.
+#[derive(Debug)]
+struct Entry {
+    span: GfnRange,
+    mapping: Arc<Mapping>,
+    /// Of the span's first frame, in the mapping.
+    page: u64,
+    writable: bool,
+    /// The flush its vCPU had obeyed when the walk began.
+    walked: u64,
+    /// Completed flushes it was checked against.
+    checked: u64,
+}
+
+/// A translation to be cached.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub(super) gfn: u64,
+    pub(super) level: Level,
+    pub(super) writable: bool,
+    pub(super) mapping: Arc<Mapping>,
+    /// Of `gfn` in the mapping.
+    pub(super) page: u64,
+    pub(super) walked: u64,
+}
+
+/// A revoked translation was about to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a vCPU's TLB still held frame {gfn:#x} after the flush that revoked it was complete: a bug of this program, and guest memory is not to be trusted"
+)]
+pub(super) struct Stale {
+    pub(super) gfn: u64,
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hit {
+    size: usize,
+    index: usize,
+    page: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Tlb(Vec<Vec<Option<Entry>>>);
+
+fn index(gfn: u64, (shift, bits): (u32, u32)) -> usize {
+    ((gfn >> shift) & ((1 << bits) - 1)) as usize
+}
+
+impl Tlb {
+    pub(super) fn new() -> Self {
+        let array = |(_, bits): (u32, u32)| (0..1 << bits).map(|_| None).collect();
+        Self(SIZES.into_iter().map(array).collect())
+    }
+
+    /// The translation of `gfn`, if it is cached and allows the access.
+    ///
+    /// # Errors
+    /// [`Stale`] when it should not be here any more.
+    pub(super) fn find(
+        &mut self,
+        gfn: u64,
+        write: bool,
+        shootdown: &Shootdown,
+    ) -> Result<Option<Hit>, Stale> {
+        let completions = shootdown.completions();
+        for (size, entries) in self.0.iter_mut().enumerate() {
+            let index = index(gfn, SIZES[size]);
+            let cell = &mut entries[index];
+            let Some(entry) = cell.as_mut().filter(|entry| entry.span.contains(Gfn(gfn))) else {
+                continue;
+            };
+            if entry.checked != completions {
+                match shootdown.was_revoked(entry.span, entry.walked, entry.checked) {
+                    Some(true) => return Err(Stale { gfn }),
+                    Some(false) => entry.checked = completions,
+                    None => {
+                        *cell = None;
+                        continue;
+                    }
+                }
+            }
+            if write && !entry.writable {
+                *cell = None;
+                continue;
+            }
+            let page = entry.page + (gfn - entry.span.start.0);
+            return Ok(Some(Hit { size, index, page }));
+        }
+        Ok(None)
+    }
+
+    /// The memory of a hit, and the page in it. `None` never follows a hit.
+    pub(super) fn memory(&self, hit: Hit) -> Option<(&Mapping, u64)> {
+        let entry = self.0[hit.size][hit.index].as_ref()?;
+        Some((&*entry.mapping, hit.page))
+    }
+
+    /// Caches a translation, walked when `completions` flushes were complete or later.
+    pub(super) fn fill(&mut self, fill: Fill, completions: u64) {
+        // Coarser leaves than 1 GiB are never mapped; they would be cached by their parts.
+        let size = fill.level.slot().min(SIZES.len() - 1);
+        let pages = 1 << SIZES[size].0;
+        let inside = fill.gfn & (pages - 1);
+        self.0[size][index(fill.gfn, SIZES[size])] = Some(Entry {
+            span: GfnRange::new(Gfn(fill.gfn - inside), pages),
+            page: fill.page - inside,
+            mapping: fill.mapping,
+            writable: fill.writable,
+            walked: fill.walked,
+            checked: completions,
+        });
+    }
+
+    /// Drops whatever it has for a frame.
+    pub(super) fn drop_frame(&mut self, gfn: u64) {
+        self.flush(Flush::range(GfnRange::new(Gfn(gfn), 1)));
+    }
+
+    /// Drops all that `flush` covers.
+    pub(super) fn flush(&mut self, flush: Flush) {
+        for (entries, size) in self.0.iter_mut().zip(SIZES) {
+            let (first, count) = match flush {
+                Flush::None => return,
+                Flush::Range { gfn, pages } => {
+                    let last = gfn.0.saturating_add(pages - 1) >> size.0;
+                    (index(gfn.0, size), last - (gfn.0 >> size.0) + 1)
+                }
+                Flush::All => (0, u64::MAX),
+            };
+            let count = usize::try_from(count)
+                .unwrap_or(usize::MAX)
+                .min(entries.len());
+            for at in first..first + count {
+                let at = at & (entries.len() - 1);
+                if entries[at]
+                    .as_ref()
+                    .is_some_and(|entry| covers(flush, entry.span))
+                {
+                    entries[at] = None;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tlb(entries: &[(u64, Level)]) -> (Tlb, Shootdown) {
+        let mapping = Arc::new(Mapping::new("test", 1).unwrap());
+        let mut tlb = Tlb::new();
+        for &(gfn, level) in entries {
+            let fill = Fill {
+                gfn,
+                level,
+                writable: gfn % 2 == 0,
+                mapping: Arc::clone(&mapping),
+                page: gfn,
+                walked: 0,
+            };
+            tlb.fill(fill, 0);
+        }
+        (tlb, Shootdown::new(0))
+    }
+
+    #[test]
+    fn entries_of_every_size_are_found_and_flushed_by_any_frame_of_theirs() {
+        let entries = [
+            (7, Level::SIZE_4K),
+            (1024 + 5, Level::SIZE_2M),
+            (3 << 18, Level::SIZE_1G),
+        ];
+        let frames = [7, 1024 + 511, (3 << 18) + 100_000];
+        for flushed in frames {
+            let (mut tlb, shootdown) = tlb(&entries);
+            tlb.drop_frame(flushed);
+            for gfn in frames {
+                let hit = tlb.find(gfn, false, &shootdown).unwrap();
+                assert_eq!(hit.map(|hit| hit.page), (gfn != flushed).then_some(gfn));
+            }
+        }
+        let (mut tlb, shootdown) = tlb(&entries);
+        tlb.flush(Flush::range(GfnRange::new(Gfn(8), 1 << 30)));
+        assert!(tlb.find(7, false, &shootdown).unwrap().is_some());
+        assert!(tlb.find(1025, false, &shootdown).unwrap().is_none());
+        tlb.flush(Flush::All);
+        assert!(tlb.find(7, false, &shootdown).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_write_needs_a_writable_entry() {
+        let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K), (8, Level::SIZE_4K)]);
+        assert!(tlb.find(8, true, &shootdown).unwrap().is_some());
+        assert!(tlb.find(7, true, &shootdown).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_entry_that_outlived_its_flush_is_caught() {
+        let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K), (9, Level::SIZE_4K)]);
+        // The flush is complete, but this TLB was not told.
+        shootdown.flush(Flush::range(GfnRange::new(Gfn(7), 1)));
+        assert_eq!(
+            tlb.find(7, false, &shootdown).unwrap_err(),
+            Stale { gfn: 7 }
+        );
+        assert!(tlb.find(9, false, &shootdown).unwrap().is_some());
+    }
+}
