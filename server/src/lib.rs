@@ -1,10 +1,10 @@
 //! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by it.
 //!
-//! * [`fleet`]: hosts, VMs, heartbeats, placement, and the way to each agent;
-//! * [`migration`]: the pure state machine and the reconciler that carries it out;
-//! * [`store`]: what must survive (migrations, hosts' addresses), in redb;
-//! * [`api`]: one file a service;
-//! * [`dashboard`]: the page and its JSON; [`http`]: metrics and health;
+//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * `migration`: the pure state machine and the reconciler that carries it out;
+//! * `store`: what must survive (migrations, hosts' addresses), in redb;
+//! * `api`: one file a service;
+//! * `dashboard`: the page and its JSON; `http`: metrics and health;
 //! * [`metrics`](mod@metrics): what is counted.
 //!
 //! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of a blackout: it can be
