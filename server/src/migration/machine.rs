@@ -439,14 +439,19 @@ impl Machine {
             && !self.destination_completed
             && self.destination.at().is_some_and(ended_without)
         {
-            let error = self.destination.error().unwrap_or_else(|| {
-                self.made_error(
-                    Reason::VmProcessDied,
-                    "destination",
-                    "the destination's process died after the source had handed the VM over",
-                    "create the VM again",
-                )
-            });
+            // The destination cannot know what its end means; the commit makes it the loss of the VM.
+            let mut error = self.made_error(
+                Reason::VmProcessDied,
+                "destination",
+                "the destination's process died after the source had handed the VM over",
+                "delete the VM and create it anew",
+            );
+            if let Some(cause) = self.destination.error() {
+                error.metadata.insert("cause".to_owned(), cause.message);
+            }
+            error
+                .metadata
+                .insert("vm_location".to_owned(), "LOST".to_owned());
             self.end(Phase::Failed, Location::Lost, Some(error));
         }
     }
