@@ -211,7 +211,12 @@ fn migrations() {
             Reason::NoSuchVm,
             &[("vm", "vms/nobody")],
         )?;
-        for (vm, destination) in [("vms/Web", to_b), ("hosts/web", to_b), ("", to_b), (&vm.name, "")] {
+        for (vm, destination) in [
+            ("vms/Web", to_b),
+            ("hosts/web", to_b),
+            ("", to_b),
+            (&vm.name, ""),
+        ] {
             let answer = create(vm, destination, fast()).await;
             refused(answer, Reason::BadParameter, &[]).with_context(|| format!("{vm:?}"))?;
         }
