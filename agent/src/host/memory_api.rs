@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{PAGE_SIZE, VmName},
+    model::{PAGE_SIZE, SlotChange, VmName},
     v1::{self, memory_service_server::MemoryService, slot_change::Change},
 };
 use tonic::{Request, Response, Status};
@@ -26,7 +26,7 @@ impl Memory {
     }
 }
 
-/// Bytes that the slots a request adds would take. Lengths are checked by the VM; here they must only not wrap.
+/// Bytes that the slots a request adds would take. Each slot has been checked by itself; their sum must only not wrap.
 fn added(request: &v1::UpdateSlotsRequest) -> u64 {
     let pages = request.changes.iter().map(|change| match &change.change {
         Some(Change::Create(create)) => create.slot.as_ref().map_or(0, |slot| slot.pages),
@@ -57,6 +57,10 @@ impl MemoryService for Memory {
     ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
         let request = request.into_inner();
         let live = self.living(&request.vm).await?;
+        // What no slot may be is no question of memory: checked first, so that the answer names the slot.
+        for change in &request.changes {
+            SlotChange::from_message(change)?;
+        }
         let more = added(&request);
         if let Err(refusal) = self.0.registry.grow(&live, more) {
             let error = match refusal {

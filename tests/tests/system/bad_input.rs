@@ -211,7 +211,15 @@ fn migrations() {
             Reason::NoSuchVm,
             &[("vm", "vms/nobody")],
         )?;
-        refused(create("web", to_b, fast()).await, Reason::BadParameter, &[])?;
+        for (vm, destination) in [
+            ("vms/Web", to_b),
+            ("hosts/web", to_b),
+            ("", to_b),
+            (&vm.name, ""),
+        ] {
+            let answer = create(vm, destination, fast()).await;
+            refused(answer, Reason::BadParameter, &[]).with_context(|| format!("{vm:?}"))?;
+        }
         let nowhere = create(&vm.name, "hosts/nowhere", fast()).await;
         refused(nowhere, Reason::NoSuchHost, &[("host", "hosts/nowhere")])?;
         refused(
