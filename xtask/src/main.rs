@@ -105,14 +105,24 @@ fn run(command: Command) -> anyhow::Result<Tally> {
 }
 
 fn main() -> ExitCode {
-    let tally = run(Cli::parse().command).unwrap_or_else(|error| {
+    let command = Cli::parse().command;
+    // What a benchmark prints is its own; the closing lines would make its JSON none.
+    let measures = matches!(command, Command::Bench { .. });
+    let say = |line: String| {
+        if measures {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    };
+    let tally = run(command).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         Tally::failed()
     });
     for (why, times) in tally.reasons() {
-        println!("SKIPPED: {why} ({times})");
+        say(format!("SKIPPED: {why} ({times})"));
     }
-    println!("{tally}");
+    say(tally.to_string());
     if tally.failed == 0 {
         ExitCode::SUCCESS
     } else {

@@ -8,6 +8,9 @@ use crate::{
 /// A file longer than this holds more than one concept.
 const MAX_LINES: usize = 800;
 
+/// What a merge leaves where both sides changed.
+const CONFLICT: &str = "<<<<<<< ";
+
 /// Which of our crates each crate may name. Tests and this tool stand above the house and may name any.
 const ARROWS: [(&str, &[&str]); 6] = [
     ("slat", &["slat-agent", "slat-server", "slat-proto"]),
@@ -59,6 +62,9 @@ fn file_faults(text: &str) -> Vec<String> {
         faults.push(format!(
             "{lines} lines, more than {MAX_LINES}: split it by concept"
         ));
+    }
+    if text.lines().any(|line| line.starts_with(CONFLICT)) {
+        faults.push("holds a merge conflict".to_owned());
     }
     if !text.starts_with("//!") {
         faults.push("does not open with //!".to_owned());
@@ -162,6 +168,7 @@ mod tests {
     fn a_file_opens_with_its_purpose_and_ends_in_time() {
         assert!(file_faults("//! One thing.\n").is_empty());
         assert_eq!(file_faults("use a;\n").len(), 1);
+        assert_eq!(file_faults("//! x\n<<<<<<< HEAD\n").len(), 1);
         assert_eq!(
             file_faults(&format!("//! x\n{}", "\n".repeat(800))).len(),
             1
