@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Both services through a real door on a Unix socket.
 
 use std::time::Duration;
@@ -292,6 +291,3 @@ async fn invalidation_and_digest_through_the_door() {
     assert_eq!(error.reason, Reason::VmRunning);
     served.door.stop().await;
 }
-=======
-
->>>>>>> 2a5f134 (Run memstress over the Common MMU in software)

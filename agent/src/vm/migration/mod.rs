@@ -19,6 +19,8 @@ mod socket;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_software;
 mod wire;
 
 pub use service::TransferDoor;

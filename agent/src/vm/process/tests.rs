@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! A whole VM process but for its main function: lock, socket, ready, end.
 
 use std::os::unix::net::UnixStream;
@@ -162,6 +161,3 @@ async fn a_signal_stops_the_vm_but_not_one_that_was_handed_over() {
     assert_eq!(within(live(&vm.machine, &mut usr1)).await, Exit::Deleted);
     assert!(!vm.backend.state().running);
 }
-=======
-
->>>>>>> 2a5f134 (Run memstress over the Common MMU in software)
