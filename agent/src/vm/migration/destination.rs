@@ -31,6 +31,7 @@ use super::{
     half::{Half, thread_cpu_time},
     handover::{Resumed, VmState, check_slots},
     listener::{Guest, Listener},
+    populate::Populate,
     receiver::{Event, Intake, receive},
     wire::{FrameWriter, Header, Kind, Role, WireError, encode_abort},
 };
@@ -38,6 +39,10 @@ use crate::vm::machine::Machine;
 
 /// Figures are published this often.
 const PUBLISH: Duration = Duration::from_millis(100);
+/// While memory is being populated, the coordinator looks at it this often.
+const POPULATING: Duration = Duration::from_millis(5);
+/// And tells the source at least this often, so that it does not take long populating for silence.
+const STILL_HERE: Duration = Duration::from_secs(5);
 /// A source that never connects is given up after this long.
 const SOURCE_CONNECTS: Duration = Duration::from_secs(60);
 /// In doubt, the source's agent is asked this often.
@@ -91,6 +96,13 @@ struct Link {
     /// The pass that runs.
     iteration: u32,
     table_seen: bool,
+    /// Until all memory is there and the source knows it.
+    populate: Option<Populate>,
+    /// What the source was told of it, and when.
+    told: Option<u32>,
+    told_at: Instant,
+    /// CPU time of populating, once it is over.
+    populate_cpu: Duration,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -105,6 +117,10 @@ impl Destination {
             ended: 0,
             iteration: 0,
             table_seen: false,
+            populate: None,
+            told: None,
+            told_at: Instant::now(),
+            populate_cpu: Duration::ZERO,
             threads: Vec::new(),
         };
         let cancelled = Mutex::new(self.sender.clone());
@@ -135,8 +151,13 @@ impl Destination {
     /// Until the VM is owned here, or an error before READY, or a decision to abort after it.
     fn receive(&self, link: &mut Link) -> Result<(), ApiError> {
         let started = Instant::now();
+        link.populate = Some(Populate::start(&self.machine.memory().table()).map_err(no_memory)?);
         loop {
-            let note = match self.notes.recv_timeout(PUBLISH) {
+            let patience = match self.populated(link)? {
+                true => PUBLISH,
+                false => POPULATING,
+            };
+            let note = match self.notes.recv_timeout(patience) {
                 Ok(note) => note,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.publish(link);
@@ -183,9 +204,8 @@ impl Destination {
                         Kind::SlotTable if !link.table_seen => {
                             check_slots(&payload, &self.machine.memory().table())?;
                             link.table_seen = true;
-                            self.half.enter(TransferPhase::Precopy);
                         }
-                        Kind::State if link.table_seen => {
+                        Kind::State if link.table_seen && link.populate.is_none() => {
                             let run = self.prepare(link, &payload)?;
                             return self.handover(link, run);
                         }
@@ -200,6 +220,30 @@ impl Destination {
                 }
             }
         }
+    }
+
+    /// Whether all memory is there. Tells the source how far it is.
+    fn populated(&self, link: &mut Link) -> Result<bool, ApiError> {
+        let Some(populate) = &link.populate else {
+            return Ok(true);
+        };
+        let percent = populate.percent().map_err(no_memory)?;
+        if !link.table_seen {
+            return Ok(false);
+        }
+        if link.told != Some(percent) || link.told_at.elapsed() >= STILL_HERE {
+            link.say(Kind::Populated, percent, &[])?;
+            link.told = Some(percent);
+            link.told_at = Instant::now();
+        }
+        if percent < 100 {
+            return Ok(false);
+        }
+        if let Some(populate) = link.populate.take() {
+            link.populate_cpu = populate.finish();
+        }
+        self.half.enter(TransferPhase::Precopy);
+        Ok(true)
     }
 
     /// A connection with a good ticket. One that comes twice is turned away; the first stays.
@@ -476,7 +520,8 @@ impl Destination {
     fn publish(&self, link: &Link) {
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let intake = &link.intake;
-        let cpu = Duration::from_nanos(load(&intake.cpu_nanos)) + thread_cpu_time();
+        let cpu =
+            Duration::from_nanos(load(&intake.cpu_nanos)) + link.populate_cpu + thread_cpu_time();
         self.half.update(|progress| {
             progress.iteration = link.iteration;
             progress.bytes_transferred = load(&intake.bytes);
@@ -489,6 +534,18 @@ impl Destination {
             tracing::debug!(refused, "connections turned away on the data port");
         }
     }
+}
+
+/// Memory could not be populated.
+fn no_memory(error: std::io::Error) -> ApiError {
+    ApiError::new(
+        Reason::DstNoMemory,
+        format!("the VM's memory could not be populated here: {error}"),
+    )
+    .with(
+        "advice",
+        "the VM runs on at the source; free memory on this host or choose another",
+    )
 }
 
 /// Whether the error is the source's own word (Abort), not a broken connection.

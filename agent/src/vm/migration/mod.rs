@@ -2,7 +2,7 @@
 //!
 //! [`TransferDoor`] serves TransferService and starts the halves: `source` sends (precopy, switchover, handover), `destination`
 //! receives. `wire` is the framed protocol between them and `handover` its control payloads; `sender`, `receiver`, `socket`
-//! and `listener` move pages; `convergence` decides, as pure arithmetic; `half` is what both sides publish, and the gate that
+//! and `listener` move pages, `populate` makes room for them; `convergence` decides, as pure arithmetic; `half` is what both sides publish, and the gate that
 //! makes cancel and commit exclude each other.
 //!
 //! Who owns the VM is decided by [`super::journal`] alone; the order of its entries is described there.
@@ -12,6 +12,7 @@ mod destination;
 mod half;
 mod handover;
 mod listener;
+mod populate;
 mod receiver;
 mod sender;
 mod service;

@@ -1,9 +1,9 @@
 //! Receives pages: one thread a data stream, straight into guest memory.
 //!
-//! Every run is checked against the slot table before memory is touched. A page is populated before its first contents, so
-//! that the read does not fault page by page. `received` remembers which pages have ever arrived: a page that never did is
-//! found before READY, and a zero range over fresh memory costs nothing. With `verify` on, the digest of each page is taken
-//! as it lands; the sums over slots are kept up to date at each pass's end, so that comparing costs nothing in the blackout.
+//! Every run is checked against the slot table before memory is touched. `received` remembers which pages have ever arrived: a
+//! page that never did is found before READY, and a zero range over fresh memory costs nothing. With `verify` on, the digest of
+//! each page is taken as it lands; the sums over slots are kept up to date at each pass's end, so that comparing costs nothing
+//! in the blackout.
 //!
 //! # Locking
 //! Within a pass a page belongs to one stream, and passes are separated by the barrier of `IterEnd` and `IterAck`; so relaxed
@@ -212,12 +212,6 @@ impl Worker<'_> {
 
     fn contents(&mut self, index: usize, target: &Target, runs: &[Run]) -> Result<(), WireError> {
         let memory = target.memory.mapping();
-        for run in runs {
-            // A run is either new as a whole (the bulk pass) or was populated before; looking at one page is enough of a hint.
-            if !is_set(&target.received, run.page) {
-                memory.populate(run.page.into(), run.pages.into())?;
-            }
-        }
         self.pieces.receive(self.connection, memory, runs)?;
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
             if self.intake.verify {

@@ -1,7 +1,7 @@
 //! The source's half: precopy, switchover, handover. One coordinator thread and one sender thread a stream.
 //!
 //! # Order of things
-//! 1. Connect; dirty logging on through a cursor of its own; bulk pass; then passes over what the cursor harvests. A batch is
+//! 1. Connect; wait until the destination's memory is populated; dirty logging on through a cursor of its own; bulk pass; then passes over what the cursor harvests. A batch is
 //!    acknowledged only when the destination has the pass that carried it.
 //! 2. [`Convergence`] decides after each pass. On switchover the vCPUs stop, the cursor is harvested again without having
 //!    acknowledged the last batch, so the final pass has that batch and all that came since.
@@ -64,6 +64,15 @@ pub(super) struct Source {
     pub(super) omit: Option<(u32, u32, u32)>,
 }
 
+/// When things began.
+#[derive(Clone, Copy)]
+struct Started {
+    /// This half, with the wait for the destination's memory.
+    migration: Instant,
+    /// The first page.
+    transfer: Instant,
+}
+
 /// The connections of one attempt. Dropping ends the senders.
 struct Link {
     control: TcpStream,
@@ -77,9 +86,8 @@ struct Link {
 impl Source {
     /// The body of the coordinator thread: runs the half to a terminal phase, or to RELINQUISHED.
     pub(super) fn run(self) {
-        let started = Instant::now();
         let mut link = None;
-        let result = self.transfer(&mut link, started);
+        let result = self.transfer(&mut link, Instant::now());
         if let Err(error) = result {
             self.undo(&error, link.as_mut());
         }
@@ -98,6 +106,10 @@ impl Source {
 
     fn transfer(&self, slot: &mut Option<Link>, started: Instant) -> Result<(), ApiError> {
         let link = slot.insert(self.connect()?);
+        let started = Started {
+            migration: started,
+            transfer: Instant::now(),
+        };
         let cursor = self.cursor()?;
         self.machine.dirty().attach(&cursor)?;
         self.half.enter(TransferPhase::Precopy);
@@ -117,7 +129,7 @@ impl Source {
                 bytes,
                 duration,
                 dirty_bytes,
-                elapsed: started.elapsed(),
+                elapsed: started.migration.elapsed(),
             });
             self.note_dirty(iteration, &batch, duration, &convergence);
             match verdict {
@@ -221,6 +233,8 @@ impl Source {
             0,
             &super::handover::encode_slots(&self.machine.memory().table()),
         )?;
+        // The guest runs undisturbed meanwhile: dirty logging is not on yet.
+        while link.receive(Kind::Populated)?.0 < 100 {}
         Ok(link)
     }
 
@@ -265,7 +279,7 @@ impl Source {
         pass: Pass,
         last: bool,
         convergence: &Convergence,
-        started: Instant,
+        started: Started,
     ) -> Result<(u64, Duration), ApiError> {
         let iteration = pass.iteration;
         let total = pass.bytes();
@@ -308,14 +322,14 @@ impl Source {
                 progress.pages_normal = load(&counters.pages_normal);
                 progress.pages_zero = load(&counters.pages_zero);
                 progress.throughput_bytes_per_second = (bytes as f64 / seconds) as u64;
-                progress.transfer_time = Some(proto_duration(started.elapsed()));
+                progress.transfer_time = Some(proto_duration(started.transfer.elapsed()));
                 if !last && convergence.bandwidth().is_some() {
                     progress.expected_downtime = Some(proto_duration(
                         convergence.expected_downtime(total.saturating_sub(sent)),
                     ));
                 }
             });
-            if !last && started.elapsed() > self.params.max_total_time * 2 {
+            if !last && started.migration.elapsed() > self.params.max_total_time * 2 {
                 // Passes are judged at their end; one that takes longer than all of them may is ended here.
                 return Err(ApiError::new(
                     Reason::CompletionTimeout,
@@ -381,7 +395,7 @@ impl Source {
         cursor: &CursorName,
         iteration: u32,
         convergence: &Convergence,
-        started: Instant,
+        started: Started,
     ) -> Result<(), ApiError> {
         let blackout = Instant::now();
         let run = self.machine.enter_switchover(self.half.migration())?;
@@ -458,7 +472,7 @@ impl Source {
                 commit: Some(proto_duration(committed - ready)),
                 resume: Some(proto_duration(downtime - committed)),
             });
-            progress.transfer_time = Some(proto_duration(started.elapsed()));
+            progress.transfer_time = Some(proto_duration(started.transfer.elapsed()));
             let cpu = link.shared.counters.cpu_nanos.load(Ordering::Relaxed);
             progress.cpu_time = Some(proto_duration(
                 Duration::from_nanos(cpu) + thread_cpu_time(),

@@ -427,8 +427,14 @@ impl ByHand {
         assert_eq!(self.answer(), Kind::Ready);
     }
 
+    /// The next frame that is not about populating.
     fn answer(&mut self) -> Kind {
-        self.control.2.frame(&mut self.control.0).unwrap().0.kind
+        loop {
+            let kind = self.control.2.frame(&mut self.control.0).unwrap().0.kind;
+            if kind != Kind::Populated {
+                return kind;
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //!   Hello (each connection)  ->
 //!                            <-  HelloAck
 //!   SlotTable (control)      ->                       must equal what PrepareIncoming announced
+//!                            <-  Populated (control)  per cent of memory that is there, again and again until 100
 //!   Pages, Zero … (data)     ->                       pass n, split over the streams in any way
 //!   IterEnd n (each data)    ->
 //!                            <-  IterAck n (control)  every page of pass n is in memory
@@ -30,7 +31,7 @@
 //! | 6 | 2 | kind |
 //! | 8 | 4 | length of the payload, bytes |
 //! | 12 | 4 | slot (Pages, Zero) |
-//! | 16 | 4 | count: runs (Pages, Zero), iteration (IterEnd, IterAck) |
+//! | 16 | 4 | count: runs (Pages, Zero), iteration (IterEnd, IterAck), per cent (Populated) |
 //! | 20 | 4 | sequence number of the frame on its connection, from 0 |
 //! | 24 | 8 | epoch of the source |
 //! | 32 | 12 | zero |
@@ -86,10 +87,11 @@ pub(crate) enum Kind {
     Commit = 10,
     Resumed = 11,
     Abort = 12,
+    Populated = 13,
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 13] = [
         Kind::Hello,
         Kind::HelloAck,
         Kind::SlotTable,
@@ -102,6 +104,7 @@ impl Kind {
         Kind::Commit,
         Kind::Resumed,
         Kind::Abort,
+        Kind::Populated,
     ];
 
     /// Most payload bytes of a frame of this kind.
@@ -114,7 +117,12 @@ impl Kind {
             Kind::State => MAX_STATE,
             Kind::Resumed => MAX_RESUMED,
             Kind::Abort => MAX_ABORT,
-            Kind::HelloAck | Kind::IterEnd | Kind::IterAck | Kind::Ready | Kind::Commit => 0,
+            Kind::HelloAck
+            | Kind::IterEnd
+            | Kind::IterAck
+            | Kind::Ready
+            | Kind::Commit
+            | Kind::Populated => 0,
         }
     }
 }
