@@ -117,8 +117,10 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
         Ended::Script(Err(failure)) => {
             failure.report();
             fleet.say_trouble();
-            fleet.stop().await;
+            let left = fleet.stop().await;
             if report.has_begun() {
+                report.check("the demo ran to its end", false, "the error above ended it");
+                report.check("nothing was left behind", left.is_empty(), left.join("; "));
                 report.print(args.output)?;
             }
             // A wrong option was refused before; whatever failed here is the demo's failure.

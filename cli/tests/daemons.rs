@@ -1,0 +1,219 @@
+//! The roles as processes: one ready line, clear refusals, orderly ends. What they do is tested where they live.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Nothing here takes longer, whatever the machine.
+const BOUND: Duration = Duration::from_secs(30);
+
+fn slat() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slat"));
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("SLAT_") {
+            command.env_remove(variable);
+        }
+    }
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// A daemon that is killed when the test ends.
+struct Daemon {
+    child: Child,
+    address: SocketAddr,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Daemon {
+    fn start(arguments: &[&str], state: &Path) -> Self {
+        let mut child = slat()
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0", "--state-dir"])
+            .arg(state)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("{line:?}"));
+        Self {
+            address: address.trim().parse().unwrap(),
+            child,
+            stdout,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for the end; its exit code, and what else it printed.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < BOUND, "still running");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (status.code(), rest)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has ended already when the test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Exit code, standard output and standard error of a command that ends by itself.
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = slat().args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn each_daemon_says_one_line_and_ends_on_either_signal() {
+    for (role, signal) in [("server", Signal::TERM), ("agent", Signal::INT)] {
+        let state = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(&[role], state.path());
+        assert_ne!(daemon.address.port(), 0);
+        daemon.signal(signal);
+        assert_eq!(daemon.ended(), (Some(0), String::new()), "{role}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_one_sentence() {
+    let state = tempfile::tempdir().unwrap();
+    let first = Daemon::start(&["server"], state.path());
+    let address = first.address.to_string();
+    for role in ["server", "agent"] {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path().to_str().unwrap();
+        let (code, stdout, stderr) = run(&[role, "--listen", &address, "--state-dir", state]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let sentence = format!("error: cannot start the {role}: {address} is in use");
+        assert!(stderr.contains(&sentence), "{stderr}");
+    }
+}
+
+#[test]
+fn beyond_loopback_only_when_asked_for_by_name() {
+    for role in ["server", "agent"] {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("untouched");
+        let arguments = [
+            role,
+            "--listen",
+            "0.0.0.0:0",
+            "--data-ip",
+            "127.0.0.1",
+            "--state-dir",
+            path.to_str().unwrap(),
+        ];
+        let arguments: Vec<&str> = match role {
+            "server" => [&arguments[..3], &arguments[5..]].concat(),
+            _ => arguments.to_vec(),
+        };
+        let (code, _, stderr) = run(&arguments);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("--insecure-listen"), "{stderr}");
+        assert!(!path.exists(), "refused before anything is made");
+    }
+}
+
+#[test]
+fn a_daemon_ends_with_the_process_it_belongs_to() {
+    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let owner = Daemon::start(&["server"], states[0].path());
+    let pid = owner.child.id().to_string();
+    let daemon = Daemon::start(&["server", "--die-with", &pid], states[1].path());
+    owner.signal(Signal::KILL);
+    drop(owner);
+    assert_eq!(daemon.ended().0, Some(0));
+    let state = states[1].path().to_str().unwrap();
+    let listen = "127.0.0.1:0";
+    let late = [
+        "server",
+        "--die-with",
+        &pid,
+        "--listen",
+        listen,
+        "--state-dir",
+        state,
+    ];
+    let (code, stdout, stderr) = run(&late);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+}
+
+#[test]
+fn client_commands_end_with_documented_codes() {
+    let state = tempfile::tempdir().unwrap();
+    let server = Daemon::start(&["server"], state.path());
+    let door = server.address.to_string();
+    let code = |arguments: &[&str]| {
+        let all = [arguments, &["--server", &door]].concat();
+        let (code, stdout, stderr) = run(&all);
+        (code.unwrap(), stdout, stderr)
+    };
+    let (ok, stdout, _) = code(&["get", "vms", "-o", "json"]);
+    assert_eq!(ok, 0);
+    let answer: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(answer, serde_json::json!({"vms": []}));
+    assert_eq!(code(&["get", "vm", "none"]).0, 3);
+    assert_eq!(code(&["migrate", "none", "--to", "nowhere"]).0, 3);
+    assert_eq!(code(&["create", "vm", "web", "--memory", "3MiB"]).0, 2);
+    let (refused, _, stderr) = code(&["create", "vm", "web", "--memory", "8MiB"]);
+    assert_eq!(refused, 4, "no host is there: {stderr}");
+    assert!(stderr.contains("reason: NO_HOST"), "{stderr}");
+    let silent = run(&["get", "vms", "--server", "unix:/nonexistent/door"]);
+    assert_eq!(silent.0, Some(5));
+    assert!(
+        silent.2.contains("unix:/nonexistent/door does not answer"),
+        "{}",
+        silent.2
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let mut child = slat()
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert_eq!(stderr, "");
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+}
