@@ -201,6 +201,13 @@ impl LiveVm {
         self.half_map().get(key).cloned()
     }
 
+    /// How a half ended that the process itself has forgotten over a later one: as it said then.
+    pub(super) fn kept(&self, key: &HalfKey) -> Option<v1::Transfer> {
+        self.half(key)
+            .flatten()
+            .filter(|half| is_terminal(half.phase()))
+    }
+
     /// Keeps what a half said; true when its phase is new. No effect on a half that is not followed any more.
     fn see_half(&self, key: &HalfKey, half: v1::Transfer) -> bool {
         match self.half_map().get_mut(key) {
@@ -230,9 +237,9 @@ impl LiveVm {
         }
     }
 
-    /// Forgets a released half; what it last said.
-    pub(super) fn forget_half(&self, key: &HalfKey) -> Option<v1::Transfer> {
-        self.half_map().remove(key).flatten()
+    /// Forgets a released half.
+    pub(super) fn forget_half(&self, key: &HalfKey) {
+        self.half_map().remove(key);
     }
 }
 
@@ -256,6 +263,38 @@ pub(super) fn save_seen(dir: &VmDir, vm: &v1::Vm) {
 pub(super) fn load_seen(dir: &VmDir) -> Option<v1::Vm> {
     let bytes = std::fs::read(seen_path(dir)).ok()?;
     v1::Vm::decode(bytes.as_slice()).ok()
+}
+
+/// Makes a source half known on disk before its process is asked to begin: a process and an agent that die together leave
+/// an answer then. The process itself writes its record when the half ends. True when this made it.
+pub(super) fn announce_half(vm: &LiveVm, key: &HalfKey, epoch: u64) -> std::io::Result<bool> {
+    let known = vm
+        .dir
+        .transfers()?
+        .iter()
+        .any(|half| HalfKey::of(half).as_ref() == Some(key));
+    if known || vm.half(key).is_some() {
+        return Ok(false);
+    }
+    vm.dir.save_transfer(&v1::Transfer {
+        migration: key.migration.to_string(),
+        vm: vm.name.to_string(),
+        role: key.role.to_message().into(),
+        phase: v1::TransferPhase::Preparing.into(),
+        epoch,
+        ..Default::default()
+    })?;
+    Ok(true)
+}
+
+/// Removes a half's record; best effort, for one that its process does not know.
+pub(super) fn forget_record(vm: &LiveVm, key: &HalfKey) {
+    if let Err(error) = vm
+        .dir
+        .remove_transfer(&key.migration, key.role.to_message())
+    {
+        tracing::warn!(vm = %vm.name, migration = %key.migration, %error, "cannot remove a transfer's record");
+    }
 }
 
 /// Waits before the next attempt; false when the process is gone.
@@ -319,10 +358,10 @@ pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: H
                 }
             }
             Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
-                // Released, or never begun.
-                if vm.forget_half(&key).is_some() {
-                    registry.note_change();
-                }
+                // Released, or never begun: then a record that the agent made before is of no use.
+                vm.forget_half(&key);
+                forget_record(&vm, &key);
+                registry.note_change();
                 return false;
             }
             Err(status) => {

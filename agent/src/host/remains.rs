@@ -8,7 +8,10 @@
 //! A journal that cannot be read answers nothing: every question about its halves is an error, so that nobody resumes or
 //! commits on the strength of a missing line.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, btree_map},
+    io,
+};
 
 use slat_proto::{
     ApiError, Reason,
@@ -66,9 +69,17 @@ impl Remains {
         })
     }
 
-    /// Adds what the agent saw of a half whose process left no record of it.
+    /// Adds what the agent saw of a half: better than a record from before its end, never better than one of its end.
     pub(super) fn add_seen(&mut self, key: HalfKey, seen: v1::Transfer) {
-        self.records.entry(key).or_insert(seen);
+        match self.records.entry(key) {
+            btree_map::Entry::Vacant(entry) => {
+                entry.insert(seen);
+            }
+            btree_map::Entry::Occupied(mut entry) if !is_terminal(entry.get().phase()) => {
+                entry.insert(seen);
+            }
+            btree_map::Entry::Occupied(_) => {}
+        }
     }
 
     /// Forgets a half.
@@ -171,7 +182,11 @@ impl Remains {
                     base(),
                     key,
                     lost,
-                    "the VM's memory died with its process on the source",
+                    if lost {
+                        "the VM's memory died with its process on the source"
+                    } else {
+                        "the source's process died after the VM had gone by another way"
+                    },
                 ))
             }
             Role::Destination => {

@@ -56,6 +56,9 @@ impl Transfers {
             let mut client = live.transfers();
             match live.answer(QUICK, client.get_transfer(request)).await {
                 Ok(half) => return Ok(half),
+                Err(error) if error.reason == Reason::NoSuchMigration => {
+                    return live.kept(key).ok_or(error);
+                }
                 // It died over the question: what it left answers.
                 Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {}
                 Err(error) => return Err(error),
@@ -135,10 +138,8 @@ impl TransferService for Transfers {
         let request = request.into_inner();
         let key = HalfKey::source(MigrationName::parse(&request.migration)?);
         let live = self.0.living(&VmName::parse(&request.vm)?).await?;
-        let mut client = live.transfers();
-        let half = live.answer(HEAVY, client.start_outgoing(request)).await?;
-        self.0.know_half(&live, key, Some(half.clone()));
-        Ok(Response::new(half))
+        let work = Arc::clone(&self.0).start_outgoing(live, key, request);
+        Ok(Response::new(self.0.finish(work).await?))
     }
 
     async fn get_transfer(
@@ -162,7 +163,17 @@ impl TransferService for Transfers {
         match self.locate(&key).await? {
             Ok(live) => {
                 let mut client = live.transfers();
-                let stream = live.answer(QUICK, client.watch_transfer(request)).await?;
+                let stream = match live.answer(QUICK, client.watch_transfer(request)).await {
+                    Ok(stream) => stream,
+                    Err(error) if error.reason == Reason::NoSuchMigration => {
+                        let half = live.kept(&key).ok_or(error)?;
+                        self.0
+                            .tasks
+                            .spawn(tell(Arc::clone(&self.0), key, half, sender));
+                        return Ok(Response::new(ReceiverStream::new(receiver)));
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 self.0
                     .tasks
                     .spawn(relay_half(Arc::clone(&self.0), key, live, stream, sender));
@@ -187,6 +198,9 @@ impl TransferService for Transfers {
                 let mut client = live.transfers();
                 match live.answer(HEAVY, client.cancel_transfer(request)).await {
                     Ok(half) => return Ok(Response::new(half)),
+                    Err(error) if error.reason == Reason::NoSuchMigration => {
+                        live.kept(&key).ok_or(error)?
+                    }
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
                         self.half(&key).await?
                     }

@@ -137,8 +137,13 @@ impl Fake {
         half.ok_or_else(|| ApiError::new(Reason::NoSuchMigration, format!("no {migration}")))
     }
 
+    /// Remembers a half; like a real process, on disk only once it has ended, and one at a time.
     fn set_half(&self, half: v1::Transfer) -> v1::Transfer {
-        self.dir.save_transfer(&half).unwrap();
+        let ended =
+            [v1::TransferPhase::Completed, v1::TransferPhase::Cancelled].contains(&half.phase());
+        if ended || half.role() == v1::TransferRole::Destination {
+            self.dir.save_transfer(&half).unwrap();
+        }
         let mut halves = self.halves.lock().unwrap();
         halves
             .entry((half.migration.clone(), half.role))
@@ -349,6 +354,13 @@ impl TransferService for Fake {
         let request = request.into_inner();
         let migration = MigrationName::parse(&request.migration)?;
         let vm = self.show(|vm| vm.migration = migration.to_string())?;
+        if migration.id().starts_with("refused") {
+            return Err(ApiError::new(Reason::StaleEpoch, "says the fake").into());
+        }
+        self.halves
+            .lock()
+            .unwrap()
+            .retain(|(_, role), _| *role != i32::from(v1::TransferRole::Source));
         let mut half = v1::Transfer {
             migration: migration.to_string(),
             vm: self.vm.to_string(),

@@ -173,6 +173,65 @@ async fn a_released_source_is_gone_when_the_vm_comes_back() {
 }
 
 #[tokio::test]
+async fn an_ended_half_is_told_although_its_process_has_begun_another() {
+    let mut rig = Rig::started().await;
+    rig.create("web", 16 * MIB).await.unwrap();
+    assert_eq!(reason(rig.send("refused", "web").await), Reason::StaleEpoch);
+    assert!(
+        rig.dir("web").transfers().unwrap().is_empty(),
+        "a refusal leaves no record"
+    );
+    rig.send("m1", "web").await.unwrap();
+    rig.cancel("m1", Role::Source).await.unwrap();
+    until(async || {
+        let scraped = rig.scrape("/metrics").await;
+        (!scraped.contains("slat_migration_")).then_some(())
+    })
+    .await;
+    rig.send("m2", "web").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(
+            rig.half("m1", Role::Source).await.unwrap().phase(),
+            Phase::Cancelled
+        );
+        assert_eq!(
+            rig.cancel("m1", Role::Source).await.unwrap().phase(),
+            Phase::Cancelled
+        );
+        assert_eq!(
+            rig.half("m2", Role::Source).await.unwrap().phase(),
+            Phase::Precopy
+        );
+        rig.stop().await;
+        rig.start().await;
+    }
+    rig.release("m1", Role::Source).await.unwrap();
+    assert_eq!(
+        reason(rig.half("m1", Role::Source).await),
+        Reason::NoSuchMigration
+    );
+    assert_eq!(
+        rig.half("m2", Role::Source).await.unwrap().phase(),
+        Phase::Precopy
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_dies_mid_precopy_still_answers_for_its_source() {
+    let mut rig = Rig::started().await;
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    rig.send("m1", "web").await.unwrap();
+    rig.stop().await;
+    // Nobody saw the process end, and it had written no record.
+    kill(made.pid);
+    until(async || rig.dir("web").living_pid().unwrap().is_none().then_some(())).await;
+    rig.start().await;
+    let half = rig.half("m1", Role::Source).await.unwrap();
+    assert_eq!((half.phase(), half.vm_lost), (Phase::Failed, true));
+    assert_eq!(rig.get("web").await.unwrap().state(), v1::vm::State::Lost);
+}
+
+#[tokio::test]
 async fn a_source_that_dies_in_precopy_has_lost_its_vm() {
     let rig = Rig::started().await;
     let made = rig.create("web", 16 * MIB).await.unwrap();
@@ -191,9 +250,6 @@ async fn a_source_that_dies_in_precopy_has_lost_its_vm() {
         watch.message().await.unwrap().unwrap().phase(),
         Phase::Precopy
     );
-    // As if the process had not come to write it.
-    let name = slat_proto::model::MigrationName::parse("m1").unwrap();
-    rig.dir("web").remove_transfer(&name, Role::Source).unwrap();
     kill(made.pid);
     let last = tokio::time::timeout(SOON, watch.message())
         .await

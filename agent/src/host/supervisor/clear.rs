@@ -9,7 +9,7 @@ use crate::{
     host::{
         dead::DeadVm,
         half::{HalfKey, Role},
-        living::HEAVY,
+        living::{HEAVY, forget_record},
         process::{self, DirLock, Found},
         registry::{Held, Work},
     },
@@ -146,6 +146,8 @@ impl Supervisor {
                     Err(error) => return Err(error),
                 }
                 live.forget_half(&key);
+                // The process removes its own; one that it forgot over a later half, or never wrote, is ours to remove.
+                forget_record(&live, &key);
                 self.registry.note_change();
                 // A source that gave its VM away, and a destination that gave up, were there only for this migration.
                 let idle = |ownership: &Ownership| match ownership {

@@ -12,7 +12,7 @@ use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
 use crate::{
     host::{
         dead::DeadVm,
-        half::HalfKey,
+        half::{HalfKey, is_terminal},
         living::{LiveVm, follow_vm, load_seen, save_seen},
         process::{self, DirLock, Found, Process},
         registry::Claim,
@@ -129,8 +129,8 @@ impl Supervisor {
         }
         let halves = found_halves(dir, journal.ok().flatten().as_ref());
         self.go_live(claim, &live, memory);
-        for key in halves {
-            self.know_half(&live, key, None);
+        for (key, ended) in halves {
+            self.know_half(&live, key, ended);
         }
         tracing::info!(%vm, pid, "VM process found again");
         None
@@ -243,13 +243,15 @@ impl Supervisor {
     }
 }
 
-/// Halves that a found VM's directory names.
-fn found_halves(dir: &VmDir, journal: Option<&JournalState>) -> Vec<HalfKey> {
+/// Halves that a found VM's directory names, with how they ended where a record says so.
+fn found_halves(
+    dir: &VmDir,
+    journal: Option<&JournalState>,
+) -> Vec<(HalfKey, Option<v1::Transfer>)> {
     let records = dir.transfers().unwrap_or_else(|error| {
         tracing::warn!(dir = %dir.path().display(), %error, "transfer records cannot be read");
         Vec::new()
     });
-    let mut halves: Vec<HalfKey> = records.iter().filter_map(HalfKey::of).collect();
     let named = journal.and_then(|state| match &state.ownership {
         Ownership::Relinquished { migration, .. } => {
             MigrationName::parse(migration).map(HalfKey::source).ok()
@@ -265,6 +267,9 @@ fn found_halves(dir: &VmDir, journal: Option<&JournalState>) -> Vec<HalfKey> {
         }
         Ownership::Ended => None,
     });
-    halves.extend(named);
-    halves
+    let recorded = records.into_iter().filter_map(|record| {
+        let key = HalfKey::of(&record)?;
+        Some((key, is_terminal(record.phase()).then_some(record)))
+    });
+    recorded.chain(named.map(|key| (key, None))).collect()
 }

@@ -12,11 +12,12 @@ use super::{
     ADOPT, Supervisor,
     clear::remove,
     refuse::{exists, half_ended, refused},
+    task_failed,
 };
 use crate::{
     host::{
         half::HalfKey,
-        living::{HEAVY, LiveVm, save_seen},
+        living::{HEAVY, LiveVm, announce_half, forget_record, save_seen},
         process::{self, Found, Launch},
         registry::{Held, Refusal, Work},
     },
@@ -192,6 +193,40 @@ impl Supervisor {
                     Err(error)
                 }
             };
+        }
+    }
+
+    /// Begins the source half of a migration: on disk first, then at the process.
+    pub(in crate::host) async fn start_outgoing(
+        self: Arc<Self>,
+        live: Arc<LiveVm>,
+        key: HalfKey,
+        request: v1::StartOutgoingRequest,
+    ) -> Result<v1::Transfer, ApiError> {
+        let (announced, named, epoch) = (Arc::clone(&live), key.clone(), request.epoch);
+        let ours = tokio::task::spawn_blocking(move || announce_half(&announced, &named, epoch))
+            .await
+            .map_err(|error| task_failed(&error))?
+            .map_err(|error| {
+                ApiError::new(
+                    Reason::Store,
+                    format!("{}: {error}", live.dir().path().display()),
+                )
+                .with("vm", live.name())
+            })?;
+        let mut transfers = live.transfers();
+        match live.answer(HEAVY, transfers.start_outgoing(request)).await {
+            Ok(half) => {
+                self.know_half(&live, key, Some(half.clone()));
+                Ok(half)
+            }
+            Err(error) => {
+                // A refusal began nothing. Silence may have: then the process says so, or what it leaves.
+                if ours && error.reason != Reason::VmUnreachable {
+                    forget_record(&live, &key);
+                }
+                Err(error)
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ended::EndedHalves,
-    half::{HalfKey, Role},
+    half::{HalfKey, Role, is_terminal},
     living::{LiveVm, follow_half},
     registry::{Held, Registry, Work},
 };
@@ -123,6 +123,7 @@ impl Supervisor {
         said: Option<v1::Transfer>,
     ) {
         let told = said.is_some();
+        let over = said.as_ref().is_some_and(|half| is_terminal(half.phase()));
         if !live.add_half(&key, said) {
             return;
         }
@@ -131,7 +132,9 @@ impl Supervisor {
         }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {
-            let ended = follow_half(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
+            // Nothing more comes of an ended half, and its process may have forgotten it over a later one.
+            let ended =
+                over || follow_half(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
             // A destination that gave up has nothing to wait for: its memory must not stay taken until a release.
             if ended && key.role == Role::Destination {
                 me.see_off(&live, |ownership| match ownership {
