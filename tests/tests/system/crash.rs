@@ -17,6 +17,8 @@ slat_tests::on_each_backend!(
     source_vm_process,
     source_agent,
     destination_agent,
+    source_host,
+    destination_host,
     server_and_restarted_at_once,
     server_until_the_vm_has_moved,
     server_while_the_migration_fails,
@@ -158,6 +160,59 @@ async fn destination_agent(fleet: &mut Fleet) -> anyhow::Result<()> {
     fleet.vm_dir_gone("host-a", &vm.name).await?;
     fleet.memory_used("host-a", 0).await?;
     fleet.memory_used("host-b", 64 * MIB).await
+}
+
+/// Agent and VM process at once, as when a host loses power; the agent comes back with what was on disk.
+async fn source_host(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", crawling())
+        .await?;
+    let process = fleet.vm_process("host-a", &vm.name)?;
+    let target = fleet.vm_process("host-b", &vm.name)?;
+    fleet.kill_agent("host-a");
+    process.kill()?;
+    // The target gives up by itself: it has no claim on the VM. Its record stays until the server knows the outcome.
+    target.wait_end()?;
+    fleet.start_agent("host-a")?;
+    let failed = fleet
+        .migration_ends(&migration.name, MigrationPhase::Failed)
+        .await?;
+    ensure!(failed.vm_location() == VmLocation::Lost, "{failed:#?}");
+    let error = failed.error.context("FAILED without an error")?;
+    ensure!(error.reason == Reason::VmProcessDied.as_str(), "{error:#?}");
+    fleet
+        .vm_until(&fleet.server(), &vm.name, "LOST", |vm| {
+            vm.state() == State::Lost
+        })
+        .await?;
+    fleet.vm_dir_gone("host-b", &vm.name).await?;
+    fleet.memory_used("host-a", 0).await?;
+    fleet.memory_used("host-b", 0).await
+}
+
+async fn destination_host(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", crawling())
+        .await?;
+    let process = fleet.vm_process("host-b", &vm.name)?;
+    fleet.kill_agent("host-b");
+    process.kill()?;
+    // The outcome does not wait for the host to come back.
+    let failed = fleet
+        .migration_ends(&migration.name, MigrationPhase::Failed)
+        .await?;
+    fleet.runs_soundly_on(&vm.name, "host-a").await?;
+    fleet.start_agent("host-b")?;
+    fleet.hosts_ready().await?;
+    failed_without_harm(fleet, &failed).await?;
+    fleet.migrate_and_wait(&vm.name, "host-b", fast()).await?;
+    fleet.runs_soundly_on(&vm.name, "host-b").await.map(drop)
 }
 
 async fn server_and_restarted_at_once(fleet: &mut Fleet) -> anyhow::Result<()> {

@@ -11,3 +11,4 @@ mod crash;
 mod data_port;
 mod happy;
 mod memory;
+mod moments;
