@@ -94,7 +94,7 @@ pub fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestError> {
         GuestSpec::Memstress(memstress) => {
             memstress::install(memory, &layout, spec.vcpus, memstress)
         }
-        GuestSpec::RawImage(image) => raw::install(memory, &layout, image),
+        GuestSpec::RawImage(raw) => raw::install(memory, &layout, &raw.bytes),
     }
 }
 

@@ -114,7 +114,7 @@ impl TransferService for Transfers {
             .spec
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("vm.spec", "is missing"))?;
-        let spec = VmSpec::from_message(spec)?;
+        let spec = VmSpec::from_resource(spec)?;
         MigrationParams::from_message(request.params.as_ref())?;
         let slots: Vec<SlotSpec> = request
             .slots

@@ -175,7 +175,10 @@ impl VmOptions {
         use v1::memstress;
         if let Some(path) = &self.image {
             let image = read_image(path)?;
-            return Ok(v1::vm_spec::Guest::RawImage(v1::RawImage { image }));
+            return Ok(v1::vm_spec::Guest::RawImage(v1::RawImage {
+                image,
+                size_bytes: 0,
+            }));
         }
         let pattern = match self.pattern {
             None => memstress::Pattern::Unspecified,

@@ -18,5 +18,6 @@ pub use slot::{
 };
 pub use time::{now, proto_duration, std_duration, timestamp};
 pub use vm::{
-    BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, VmSpec,
+    BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, RawImageSpec,
+    VmSpec,
 };

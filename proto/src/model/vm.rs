@@ -253,13 +253,29 @@ impl MemstressSpec {
     }
 }
 
+/// Flat code. A VM that exists carries the size alone: its memory has the code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawImageSpec {
+    /// The code; empty once the VM exists.
+    pub bytes: Vec<u8>,
+    /// How long the code is, bytes.
+    pub size: u64,
+}
+
+impl From<Vec<u8>> for RawImageSpec {
+    fn from(bytes: Vec<u8>) -> Self {
+        let size = bytes.len() as u64;
+        Self { bytes, size }
+    }
+}
+
 /// What runs inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestSpec {
     /// The self-checking memory writer.
     Memstress(MemstressSpec),
     /// Flat code; its contract is in `vm.proto`.
-    RawImage(Vec<u8>),
+    RawImage(RawImageSpec),
 }
 
 /// A VM's immutable description.
@@ -318,7 +334,7 @@ impl VmSpec {
                         format_args!("{} bytes; 1 byte to 1 MiB", raw.image.len()),
                     ));
                 }
-                GuestSpec::RawImage(raw.image.clone())
+                GuestSpec::RawImage(raw.image.clone().into())
             }
         };
         Ok(Self {
@@ -348,11 +364,49 @@ impl VmSpec {
                 GuestSpec::Memstress(memstress) => {
                     v1::vm_spec::Guest::Memstress(memstress.to_message())
                 }
-                GuestSpec::RawImage(image) => v1::vm_spec::Guest::RawImage(v1::RawImage {
-                    image: image.clone(),
+                GuestSpec::RawImage(raw) => v1::vm_spec::Guest::RawImage(v1::RawImage {
+                    image: raw.bytes.clone(),
+                    size_bytes: raw.size,
                 }),
             }),
         }
+    }
+
+    /// Checks the spec of a VM that exists, as another host shows it: a raw image's bytes are in the VM's memory.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER with the field at fault.
+    pub fn from_resource(message: &v1::VmSpec) -> Result<Self, ApiError> {
+        match &message.guest {
+            Some(v1::vm_spec::Guest::RawImage(raw)) => {
+                if !(1..=MAX_IMAGE as u64).contains(&raw.size_bytes) {
+                    return Err(ApiError::bad_parameter(
+                        "spec.raw_image.size_bytes",
+                        format_args!("{}; 1 byte to 1 MiB", raw.size_bytes),
+                    ));
+                }
+                let mut spec = Self::from_message(&v1::VmSpec {
+                    guest: None,
+                    ..message.clone()
+                })?;
+                spec.guest = GuestSpec::RawImage(RawImageSpec {
+                    bytes: Vec::new(),
+                    size: raw.size_bytes,
+                });
+                Ok(spec)
+            }
+            _ => Self::from_message(message),
+        }
+    }
+
+    /// As a VM that exists shows it: without a raw image's bytes.
+    #[must_use]
+    pub fn to_resource(&self) -> v1::VmSpec {
+        let mut message = self.to_message();
+        if let Some(v1::vm_spec::Guest::RawImage(raw)) = &mut message.guest {
+            raw.image.clear();
+        }
+        message
     }
 
     /// Guest memory in pages.
@@ -379,6 +433,23 @@ mod tests {
         let spec = VmSpec::from_message(&message()).unwrap();
         assert_eq!(spec.guest, GuestSpec::Memstress(MemstressSpec::default()));
         assert_eq!(VmSpec::from_message(&spec.to_message()).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_vm_that_exists_shows_its_images_size_only() {
+        let mut message = message();
+        message.guest = Some(v1::vm_spec::Guest::RawImage(v1::RawImage {
+            image: vec![0x90; 100],
+            size_bytes: 0,
+        }));
+        let shown = VmSpec::from_message(&message).unwrap().to_resource();
+        assert!(VmSpec::from_message(&shown).is_err(), "no image to run");
+        let there = VmSpec::from_resource(&shown).unwrap();
+        assert_eq!(there.to_resource(), shown);
+        match there.guest {
+            GuestSpec::RawImage(raw) => assert_eq!((raw.bytes.len(), raw.size), (0, 100)),
+            GuestSpec::Memstress(_) => panic!("not a raw image"),
+        }
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Machine {
             .spec
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("vm.spec", "is missing"))?;
-        let spec = VmSpec::from_message(spec)?;
+        let spec = VmSpec::from_resource(spec)?;
         if spec.backend.is_none() {
             // Another host's default may be another backend, and vCPU state moves only between equals.
             return Err(ApiError::bad_parameter(

@@ -139,7 +139,7 @@ impl Machine {
         Some(v1::Vm {
             name: self.shared.vm.to_string(),
             uid: identity.uid.clone(),
-            spec: Some(identity.spec.to_message()),
+            spec: Some(identity.spec.to_resource()),
             state: view.state.into(),
             state_message: view.message.clone(),
             host: self.shared.host.to_string(),

@@ -10,7 +10,7 @@ fn run(image: &[u8], vcpus: u32) -> (GuestEvent, Vec<u8>) {
         vcpus,
         backend: Some(BackendKind::Kvm),
         format: None,
-        guest: GuestSpec::RawImage(image.to_vec()),
+        guest: GuestSpec::RawImage(image.to_vec().into()),
     };
     let memory = memory(spec.memory_bytes);
     guest::install(&memory.table(), &spec).unwrap();
@@ -85,7 +85,7 @@ fn an_image_that_does_not_fit_is_refused() {
         vcpus: 1,
         backend: None,
         format: None,
-        guest: GuestSpec::RawImage(vec![0; 6 << 20]),
+        guest: GuestSpec::RawImage(vec![0; 6 << 20].into()),
     };
     let error = guest::install(&memory.table(), &spec).unwrap_err();
     assert!(matches!(error, guest::GuestError::ImageTooLarge { .. }));
