@@ -1,6 +1,6 @@
 //! Asks one half of a migration how it is, until it ended: GetTransfer, then its watch, and from the beginning with a
-//! growing pause when either breaks. Every answer, and every failure to get one, goes to the reconciler; a follower decides
-//! nothing. It ends with the half's terminal phase, or when its owner drops it.
+//! growing pause when either breaks. Every answer, and every failure to get one, goes to the reconciler, with the time at
+//! which it was asked for; a follower decides nothing. It ends with the half's terminal phase, or when its owner drops it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,10 @@ use slat_proto::{
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
     },
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::fleet::Fleet;
 
@@ -20,6 +23,9 @@ use crate::fleet::Fleet;
 pub(super) const ASK: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a follower passes on: of which half, when the question was asked, the answer.
+pub(super) type News = (Role, Instant, Heard);
 
 /// Which half, and where.
 #[derive(Clone, Debug)]
@@ -138,12 +144,13 @@ impl HalfOf {
 }
 
 /// Follows a half. See the module.
-pub(super) async fn follow(fleet: Arc<Fleet>, half: HalfOf, out: mpsc::Sender<(Role, Heard)>) {
+pub(super) async fn follow(fleet: Arc<Fleet>, half: HalfOf, out: mpsc::Sender<News>) {
     let mut pause = FIRST_PAUSE;
     loop {
+        let asked = Instant::now();
         let heard = half.get(&fleet).await;
         let answered = matches!(heard, Heard::Half(_));
-        if tell(&half, heard, &out).await {
+        if tell(&half, asked, heard, &out).await {
             return;
         }
         if answered {
@@ -158,14 +165,14 @@ pub(super) async fn follow(fleet: Arc<Fleet>, half: HalfOf, out: mpsc::Sender<(R
 }
 
 /// Passes one answer on; true when nothing follows it.
-async fn tell(half: &HalfOf, heard: Heard, out: &mpsc::Sender<(Role, Heard)>) -> bool {
+async fn tell(half: &HalfOf, asked: Instant, heard: Heard, out: &mpsc::Sender<News>) -> bool {
     let last = matches!(&heard, Heard::Half(half)
         if matches!(half.phase(), Half::Completed | Half::Cancelled | Half::Failed));
-    out.send((half.role, heard)).await.is_err() || last
+    out.send((half.role, asked, heard)).await.is_err() || last
 }
 
 /// Passes a watch on until it breaks; true when nothing follows.
-async fn watch(fleet: &Fleet, half: &HalfOf, out: &mpsc::Sender<(Role, Heard)>) -> bool {
+async fn watch(fleet: &Fleet, half: &HalfOf, out: &mpsc::Sender<News>) -> bool {
     let Ok(mut client) = half.client(fleet) else {
         return false;
     };
@@ -177,7 +184,7 @@ async fn watch(fleet: &Fleet, half: &HalfOf, out: &mpsc::Sender<(Role, Heard)>) 
         return false;
     };
     while let Ok(Some(update)) = stream.message().await {
-        if tell(half, Heard::Half(Box::new(update)), out).await {
+        if tell(half, Instant::now(), Heard::Half(Box::new(update)), out).await {
             return true;
         }
     }

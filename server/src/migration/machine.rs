@@ -195,6 +195,15 @@ pub(crate) fn is_terminal(phase: Phase) -> bool {
     matches!(phase, Phase::Completed | Phase::Cancelled | Phase::Failed)
 }
 
+/// Whether the source's host says that the VM's process is gone: an agent keeps such a VM as LOST.
+fn says_lost(error: &ApiError) -> bool {
+    error.reason == Reason::VmProcessDied
+        || error
+            .metadata
+            .get("state")
+            .is_some_and(|state| state == "LOST")
+}
+
 fn ended(phase: Half) -> bool {
     matches!(phase, Half::Completed | Half::Cancelled | Half::Failed)
 }
@@ -313,23 +322,19 @@ impl Machine {
                 side,
                 unreachable,
             } => {
+                let lost = side == "source" && says_lost(&error);
                 // After a restart the destination may register later; asking again is harmless.
-                let wait = unreachable && self.resumed;
+                let wait = unreachable && self.resumed && !lost;
                 let asked = !self.resumed || self.source.contact == Contact::Absent { owner: true };
                 if !wait && asked && self.is_unstarted() {
-                    let error = error.to_migration_error(self.phase, side);
-                    self.end_unstarted(error);
+                    self.end_unstarted(error, side, lost);
                 }
             }
             Input::StartFailed(error) => {
                 if self.is_unstarted() {
-                    let lost = error.reason == Reason::VmProcessDied;
-                    let error = error.to_migration_error(self.phase, "source");
+                    let lost = says_lost(&error);
                     self.source.contact = Contact::Absent { owner: !lost };
-                    self.end_unstarted(error);
-                    if lost {
-                        self.location = Location::Lost;
-                    }
+                    self.end_unstarted(error, "source", lost);
                 }
             }
             Input::SourceReport(report) => {
@@ -399,9 +404,18 @@ impl Machine {
         }
     }
 
-    /// Ends a migration whose source has no half: the VM never stopped being the source's.
-    fn end_unstarted(&mut self, error: MigrationError) {
-        self.end(Phase::Failed, Location::Source, Some(error));
+    /// Ends a migration whose source has no half: the VM never stopped being the source's, which may have lost it.
+    fn end_unstarted(&mut self, mut error: ApiError, side: &str, lost: bool) {
+        let (location, word) = if lost {
+            error.reason = Reason::VmProcessDied;
+            (Location::Lost, "LOST")
+        } else {
+            (Location::Source, "SOURCE")
+        };
+        let error = error
+            .with("vm_location", word)
+            .to_migration_error(self.phase, side);
+        self.end(Phase::Failed, location, Some(error));
     }
 
     fn made_error(&self, reason: Reason, side: &str, text: &str, advice: &str) -> MigrationError {

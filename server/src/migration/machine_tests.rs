@@ -114,6 +114,32 @@ fn a_prepare_that_fails_leaves_the_vm_where_it_is() {
 }
 
 #[test]
+fn a_vm_that_is_lost_before_its_migration_begins_is_not_said_to_be_at_the_source() {
+    let lost = || ApiError::new(Reason::VmUnreachable, "gone").with("state", "LOST");
+    let inputs = [
+        Input::PrepareFailed {
+            error: lost(),
+            side: "source",
+            unreachable: true,
+        },
+        Input::StartFailed(lost()),
+    ];
+    for input in inputs {
+        let mut machine = fresh();
+        machine.step(Input::Begin);
+        machine.step(input);
+        assert_eq!(
+            outcome(&machine),
+            (
+                Phase::Failed,
+                Location::Lost,
+                Some("VM_PROCESS_DIED".into())
+            )
+        );
+    }
+}
+
+#[test]
 fn a_relinquished_source_resolves_a_ready_destination_only_when_it_hangs() {
     let mut machine = Machine::new(&stored(Phase::Switchover));
     let quiet = run(

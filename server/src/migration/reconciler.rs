@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    follower::{ASK, HalfOf, Heard, ask, follow, is_silence},
+    follower::{ASK, HalfOf, Heard, News, ask, follow, is_silence},
     is_terminal,
     machine::{Action, Input, Machine},
     record::{Record, report},
@@ -82,8 +82,10 @@ pub(super) struct Reconciler {
     shown: watch::Sender<v1::Migration>,
     commands: mpsc::Receiver<Command>,
     grant: Option<Grant>,
-    heard: mpsc::Receiver<(Role, Heard)>,
-    hear: mpsc::Sender<(Role, Heard)>,
+    heard: mpsc::Receiver<News>,
+    hear: mpsc::Sender<News>,
+    /// When each half was last heard of, source first.
+    seen: [Option<Instant>; 2],
     followers: JoinSet<()>,
     following: [bool; 2],
     retry_at: Instant,
@@ -108,6 +110,7 @@ impl Reconciler {
             grant: None,
             heard,
             hear,
+            seen: [None; 2],
             followers: JoinSet::new(),
             following: [false; 2],
             retry_at: Instant::now() + RETRY,
@@ -136,7 +139,7 @@ impl Reconciler {
                     Some(command) => self.command(command).await,
                     None => return,
                 },
-                Some((role, heard)) = self.heard.recv() => self.take(role, heard).await,
+                Some(news) = self.heard.recv() => self.take(news).await,
                 () = sleep_until(self.retry_at) => {
                     self.retry_pause = if is_terminal(self.machine.phase()) {
                         (self.retry_pause * 2).min(LONGEST_RETRY)
@@ -233,13 +236,24 @@ impl Reconciler {
         Some(self.source_changed + patience)
     }
 
-    async fn take(&mut self, role: Role, heard: Heard) {
+    async fn take(&mut self, (role, asked, heard): News) {
+        // Asked before the half was last heard of, for instance while it was being started: it is there by now. Whoever
+        // follows it asks again.
+        let stale = matches!(heard, Heard::Absent { .. })
+            && self.seen[seat(role)].is_some_and(|seen| asked <= seen);
+        if stale {
+            tracing::debug!(migration = %self.name(), ?role, "an absence that is no longer true");
+            return;
+        }
         let input = self.input(role, heard);
         self.feed(input).await;
     }
 
     /// Keeps a half's figures and makes its input.
     fn input(&mut self, role: Role, heard: Heard) -> Input {
+        if matches!(heard, Heard::Half(_)) {
+            self.seen[seat(role)] = Some(Instant::now());
+        }
         match (role, heard) {
             (Role::Source, Heard::Half(half)) => {
                 self.source_changed = Instant::now();
@@ -359,12 +373,13 @@ impl Reconciler {
         match self.try_prepare().await {
             Ok(grant) => {
                 self.grant = Some(grant);
+                self.seen[seat(Role::Destination)] = Some(Instant::now());
                 Input::PrepareAnswered
             }
             Err((side, error)) => Input::PrepareFailed {
                 side,
                 unreachable: is_silence(&error),
-                error: error.with("vm_location", "SOURCE"),
+                error,
             },
         }
     }
@@ -568,6 +583,11 @@ fn destination_lost(phase: v1::MigrationPhase) -> v1::MigrationError {
         "see the destination host's log, then migrate again",
     )
     .to_migration_error(phase, "destination")
+}
+
+/// Where a half's things stand in pairs.
+fn seat(role: Role) -> usize {
+    usize::from(role != Role::Source)
 }
 
 /// Sleeps until `deadline`; for ever without one.
