@@ -121,7 +121,7 @@ impl HalfOf {
     }
 
     /// The source knows no half: whether the VM is there and could run.
-    async fn ask_for_vm(&self, fleet: &Fleet) -> Heard {
+    pub(super) async fn ask_for_vm(&self, fleet: &Fleet) -> Heard {
         use v1::vm::State;
         let Ok(channel) = fleet.channel(&self.host) else {
             return Heard::Silent;

@@ -60,6 +60,9 @@ pub(super) struct Context {
     pub(super) history: Arc<History>,
 }
 
+/// How long the source's agent may take to notice that a VM's process has ended.
+const EXPLAIN: Duration = Duration::from_secs(2);
+
 /// What the source needs to reach the destination. Never printed.
 struct Grant {
     data_address: String,
@@ -376,12 +379,33 @@ impl Reconciler {
                 self.seen[seat(Role::Destination)] = Some(Instant::now());
                 Input::PrepareAnswered
             }
-            Err((side, error)) => Input::PrepareFailed {
-                side,
-                unreachable: is_silence(&error),
-                error,
-            },
+            Err((side, error)) => {
+                let error = if side == "source" && error.reason == Reason::VmUnreachable {
+                    self.explained(error).await
+                } else {
+                    error
+                };
+                Input::PrepareFailed {
+                    side,
+                    unreachable: is_silence(&error),
+                    error,
+                }
+            }
         }
+    }
+
+    /// Of a source whose process did not answer: whether it is gone. Its agent needs a moment to find out.
+    async fn explained(&self, error: ApiError) -> ApiError {
+        let half = self.half(Role::Source);
+        let begin = Instant::now();
+        while begin.elapsed() < EXPLAIN {
+            match half.ask_for_vm(&self.context.fleet).await {
+                Heard::Absent { owner: false } => return error.with("state", "LOST"),
+                Heard::Absent { owner: true } | Heard::Half(_) => break,
+                Heard::Silent => sleep(EXPLAIN / 20).await,
+            }
+        }
+        error
     }
 
     async fn try_prepare(&self) -> Result<Grant, (&'static str, ApiError)> {
