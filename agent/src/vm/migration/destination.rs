@@ -143,9 +143,7 @@ impl Destination {
     }
 
     fn keep_record(&self, transfer: &v1::Transfer) {
-        if let Err(error) = self.machine.dir().save_transfer(transfer) {
-            tracing::error!(%error, migration = %self.half.migration(), "could not keep the transfer's record");
-        }
+        self.half.keep_record(self.machine.dir(), transfer);
     }
 
     /// Until the VM is owned here, or an error before READY, or a decision to abort after it.

@@ -6,6 +6,10 @@
 //! open → committing and [`Half::cancel`] open → cancelled, under the same lock: exactly one of them wins, so a migration that
 //! was reported as cancelled never commits and one that commits was never reported as cancelled.
 //!
+//! A second mutex guards the half's record on disk, across the file's writing and removing, and is never held together with
+//! the first: a half is seen to have ended before its thread has written the last record, so the release may come first. Once
+//! released, a record is not written again: nobody would remove it.
+//!
 //! Cancelling also runs the interrupt that the half's thread registered (it shuts the sockets), so that blocked I/O ends.
 
 use std::{
@@ -19,6 +23,8 @@ use slat_proto::{
     v1::{self, TransferPhase, TransferRole},
 };
 use tokio::sync::watch;
+
+use crate::vm::dir::VmDir;
 
 type Interrupt = Box<dyn Fn() + Send>;
 
@@ -39,6 +45,8 @@ struct Inner {
 pub(crate) struct Half {
     inner: Mutex<Inner>,
     version: watch::Sender<u64>,
+    /// Whether the half was released; guards its record.
+    released: Mutex<bool>,
     migration: MigrationName,
     role: TransferRole,
 }
@@ -84,6 +92,7 @@ impl Half {
                 interrupt: None,
             }),
             version: watch::Sender::new(0),
+            released: Mutex::new(false),
             migration: migration.clone(),
             role,
         }
@@ -133,6 +142,27 @@ impl Half {
     pub(crate) fn fail(&self, phase: TransferPhase, error: v1::MigrationError) {
         self.lock().transfer.error = Some(error);
         self.enter(phase);
+    }
+
+    /// Writes `transfer` as the half's record in `dir`, unless the half was released.
+    pub(crate) fn keep_record(&self, dir: &VmDir, transfer: &v1::Transfer) {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        if *released {
+            return;
+        }
+        if let Err(error) = dir.save_transfer(transfer) {
+            tracing::error!(%error, migration = %self.migration, "could not keep the transfer's record");
+        }
+    }
+
+    /// The half is released: removes its record from `dir`, for good.
+    ///
+    /// # Errors
+    /// When the file cannot be removed; the half then counts as released all the same.
+    pub(crate) fn release_record(&self, dir: &VmDir) -> std::io::Result<()> {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        *released = true;
+        dir.remove_transfer(&self.migration, self.role)
     }
 
     /// The half as [`Half::fail`] would publish it: for a record that must be durable before anyone hears of it.
@@ -297,6 +327,18 @@ mod tests {
             let committed = half.close_gate();
             assert_ne!(committed, cancel.join().unwrap());
         }
+    }
+
+    #[test]
+    fn a_released_record_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(dir.path());
+        let half = half();
+        half.keep_record(&dir, &half.transfer());
+        assert_eq!(dir.transfers().unwrap().len(), 1);
+        half.release_record(&dir).unwrap();
+        half.keep_record(&dir, &half.transfer());
+        assert!(dir.transfers().unwrap().is_empty());
     }
 
     #[test]

@@ -305,15 +305,12 @@ impl TransferDoor {
             .with("migration", &migration)
             .with("phase", phase.as_str_name()));
         }
-        self.machine
-            .dir()
-            .remove_transfer(&migration, role)
-            .map_err(|error| {
-                ApiError::new(
-                    Reason::Store,
-                    format!("the record of {migration} could not be removed: {error}"),
-                )
-            })?;
+        half.release_record(self.machine.dir()).map_err(|error| {
+            ApiError::new(
+                Reason::Store,
+                format!("the record of {migration} could not be removed: {error}"),
+            )
+        })?;
         let mut halves = self.halves();
         match role {
             TransferRole::Source => halves.outgoing = None,

@@ -94,9 +94,8 @@ impl Source {
         if let Some(link) = link {
             link.close();
         }
-        if let Err(error) = self.machine.dir().save_transfer(&self.half.transfer()) {
-            tracing::error!(%error, migration = %self.half.migration(), "could not keep the transfer's record");
-        }
+        self.half
+            .keep_record(self.machine.dir(), &self.half.transfer());
     }
 
     fn cursor(&self) -> Result<CursorName, ApiError> {
