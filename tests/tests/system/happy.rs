@@ -12,6 +12,7 @@ use slat_tests::{
 
 slat_tests::on_each_backend!(
     there_and_back_with_two_vcpus,
+    many_in_a_row_leave_nothing_at_either_host,
     a_paused_vm_stays_paused_and_whole,
     zero_pages_are_not_sent_as_contents,
 );
@@ -137,6 +138,23 @@ fn figures_add_up(migration: &v1::Migration) -> anyhow::Result<()> {
         phases.is_sorted() && phases.last() == Some(&MigrationPhase::Completed),
         "{phases:?}"
     );
+    Ok(())
+}
+
+/// What one migration leaves behind stops the third after it: each host is a source and a destination in turn.
+async fn many_in_a_row_leave_nothing_at_either_host(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let spec = busy(fleet.backend(), 16, 1, Some(MIB));
+    let vm = fleet.run_vm("nomad", "host-a", spec).await?;
+    let mut home = ("host-a", "host-b");
+    for _ in 0..12 {
+        let (from, to) = home;
+        fleet.migrate_and_wait(&vm.name, to, fast()).await?;
+        fleet.vm_dir_gone(from, &vm.name).await?;
+        fleet.memory_used(from, 0).await?;
+        home = (to, from);
+    }
+    let after = fleet.runs_soundly_on(&vm.name, home.0).await?;
+    ensure!(after.epoch == 13 && after.uid == vm.uid, "{after:#?}");
     Ok(())
 }
 
