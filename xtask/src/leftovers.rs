@@ -13,6 +13,9 @@ use anyhow::Context as _;
 
 use crate::{tally::Tally, workspace::Workspace};
 
+/// How the temporary directories of the demo's, the tests' and this tool's runs begin.
+const FLEETS: [&str; 3] = ["slat-demo-", "slat-test-", "slat-xtask-"];
+
 /// A temporary directory of its own for one run.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
@@ -60,19 +63,36 @@ impl Drop for Scratch {
 /// When cargo cannot say where it builds.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     let mut faults = processes(&workspace.target_dir()?);
-    faults.extend(sockets(
-        &fs::read_to_string("/proc/net/unix").unwrap_or_default(),
-    ));
     let entries = fs::read_dir(std::env::temp_dir())
         .into_iter()
         .flatten()
         .flatten();
-    for entry in entries {
-        if entry.file_name().to_string_lossy().starts_with("slat-") {
-            faults.push(format!("temporary file: {}", entry.path().display()));
+    let lines = command_lines();
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for path in entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+    {
+        let text = path.display().to_string();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A directory that a living process names is a run's that goes on: another checkout's, or a process reported above.
+        if FLEETS.iter().any(|prefix| name.starts_with(prefix))
+            && !lines.iter().any(|line| line.contains(&text))
+        {
+            faults.push(format!("temporary directory: {text}"));
+            faults.extend(sockets(&table, &text));
         }
     }
     Ok(Tally::of_faults(&faults))
+}
+
+/// The command line of every process that may be looked at.
+fn command_lines() -> Vec<String> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|words| String::from_utf8_lossy(&words).replace('\0', " "))
+        .collect()
 }
 
 /// Living `slat` processes that run from `target`, with the guest memory they hold.
@@ -112,14 +132,17 @@ pub(crate) fn processes(target: &Path) -> Vec<String> {
     found
 }
 
-/// Doors of VM processes that are still bound, from `/proc/net/unix`.
-fn sockets(table: &str) -> Vec<String> {
+/// Unix sockets still bound below `folder`, from `/proc/net/unix`.
+fn sockets(table: &str, folder: &str) -> Vec<String> {
     let path = |line: &str| line.split_whitespace().nth(7).map(str::to_owned);
-    let ours = |path: &String| path.ends_with("/vm.sock") && path.contains("/slat-");
+    let below = |path: &String| {
+        let rest = path.strip_prefix(folder);
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    };
     table
         .lines()
         .filter_map(path)
-        .filter(ours)
+        .filter(below)
         .map(|path| format!("socket: {path}"))
         .collect()
 }
@@ -148,7 +171,7 @@ mod tests {
                      0000000000000000: 00000002 00000000 00010000 0001 01 20501 /tmp/slat-demo-x/agent/vms/a/vm.sock\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 20502 /run/other.sock\n";
         assert_eq!(
-            sockets(table),
+            sockets(table, "/tmp/slat-demo-x"),
             ["socket: /tmp/slat-demo-x/agent/vms/a/vm.sock"]
         );
     }
