@@ -43,10 +43,12 @@ const PUBLISH: Duration = Duration::from_millis(100);
 const POPULATING: Duration = Duration::from_millis(5);
 /// And tells the source at least this often, so that it does not take long populating for silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
-/// A source that never connects is given up after this long.
+/// A source that has not opened every connection is given up after this long.
 const SOURCE_CONNECTS: Duration = Duration::from_secs(60);
 /// In doubt, the source's agent is asked this often.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// SlotTable, State, Commit: no more is read from the control connection, so that nothing can be queued up.
+const CONTROL_FRAMES: u32 = 3;
 /// After a data stream broke, this long for the source's own word on why.
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long one such question may take.
@@ -135,15 +137,10 @@ impl Destination {
         });
         let result = self.receive(&mut link);
         self.publish(&link);
-        match result {
-            Ok(()) => self.keep_record(&self.half.transfer()),
-            Err(error) => self.abort(&error, &mut link),
+        if let Err(error) = result {
+            self.abort(&error, &mut link);
         }
         link.close();
-    }
-
-    fn keep_record(&self, transfer: &v1::Transfer) {
-        self.half.keep_record(self.machine.dir(), transfer);
     }
 
     /// Until the VM is owned here, or an error before READY, or a decision to abort after it.
@@ -159,11 +156,14 @@ impl Destination {
                 Ok(note) => note,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.publish(link);
-                    if link.control.is_none() && started.elapsed() > SOURCE_CONNECTS {
+                    let missing = link.control.is_none()
+                        || !link.table_seen
+                        || link.data.len() < self.streams as usize;
+                    if missing && started.elapsed() > SOURCE_CONNECTS {
                         return Err(ApiError::new(
                             Reason::ConnectionLost,
                             format!(
-                                "the source did not connect within {} s",
+                                "the source did not open every connection within {} s",
                                 SOURCE_CONNECTS.as_secs()
                             ),
                         ));
@@ -277,7 +277,7 @@ impl Destination {
             Role::Control => {
                 link.control = Some((ours, writer));
                 builder.spawn(move || {
-                    loop {
+                    for _ in 0..CONTROL_FRAMES {
                         let frame = reader.frame(&mut stream).map_err(ApiError::from);
                         let last = frame.is_err();
                         if sender.send(Note::Control(frame)).is_err() || last {
@@ -420,8 +420,13 @@ impl Destination {
                 Some(Note::Decided(Decision::Commit)) => break,
                 Some(Note::Control(Err(error))) if was_told(&error) => return Err(error),
                 Some(Note::Control(other)) => {
-                    tracing::warn!(?other, migration = %self.half.migration(),
-                        "in doubt: the source fell silent after READY; asking its agent");
+                    // Never the payload: it may be long, and it is the guest's.
+                    let what = match &other {
+                        Ok((header, _)) => format!("{:?} instead of Commit", header.kind),
+                        Err(error) => error.to_string(),
+                    };
+                    tracing::warn!(what, migration = %self.half.migration(),
+                        "in doubt: nothing more to hear from the source after READY; asking its agent");
                     connected = false;
                 }
                 Some(Note::Decided(Decision::Abort)) => {
@@ -434,27 +439,38 @@ impl Destination {
                 Some(Note::Connected(_) | Note::Data(_) | Note::Cancelled) | None => {}
             }
         }
-        self.own(run);
-        let digests = link.intake.digests();
-        if let Err(error) = link.say(Kind::Resumed, 0, &Resumed { digests }.encode()) {
+        let trouble = self.own(run);
+        let resumed = Resumed {
+            as_it_was: trouble.is_none(),
+            digests: link.intake.digests(),
+        };
+        if let Err(error) = link.say(Kind::Resumed, 0, &resumed.encode()) {
             tracing::info!(%error, migration = %self.half.migration(), "the source did not hear RESUMED; the server will tell it");
         }
-        self.half.enter(TransferPhase::Completed);
+        self.publish(link);
+        self.half.end(
+            self.machine.dir(),
+            TransferPhase::Completed,
+            trouble.map(|error| {
+                error.to_migration_error(v1::MigrationPhase::Committed, "destination")
+            }),
+        );
         Ok(())
     }
 
-    /// The VM is ours. A journal that cannot be written is tried again: the source will never run the VM.
-    fn own(&self, run: bool) {
+    /// The VM is ours. A journal that cannot be written is tried again: the source will never run the VM. What comes back is
+    /// why the VM, though owned here, does not run.
+    fn own(&self, run: bool) -> Option<ApiError> {
         loop {
             match self.machine.own(self.half.migration(), run) {
-                Ok(_) => return,
+                Ok(_) => return None,
                 Err(error) if error.reason == Reason::Journal => {
                     tracing::error!(%error, migration = %self.half.migration(), "OWNED could not be journalled; trying again");
                     std::thread::sleep(ASK_EVERY);
                 }
                 Err(error) => {
                     tracing::error!(%error, migration = %self.half.migration(), "the VM is owned here but could not be run");
-                    return;
+                    return Some(error);
                 }
             }
         }
@@ -508,11 +524,14 @@ impl Destination {
         // The source learns why, if it still listens.
         drop(link.say(Kind::Abort, 0, &encode_abort(error)));
         // Record, journal, then word: whoever hears of the end finds it durable. Giving up ends the process.
-        self.keep_record(&self.half.as_failed(ends_in, &recorded));
+        self.half.keep_record(
+            self.machine.dir(),
+            &self.half.as_ended(ends_in, Some(&recorded)),
+        );
         if let Err(error) = self.machine.abort_incoming(self.half.migration()) {
             tracing::error!(%error, migration = %self.half.migration(), "ABORTED could not be journalled");
         }
-        self.half.fail(ends_in, recorded);
+        self.half.publish_end(ends_in, Some(recorded));
     }
 
     fn publish(&self, link: &Link) {

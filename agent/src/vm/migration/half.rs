@@ -138,9 +138,15 @@ impl Half {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Enters FAILED or CANCELLED with what ended it.
-    pub(crate) fn fail(&self, phase: TransferPhase, error: v1::MigrationError) {
-        self.lock().transfer.error = Some(error);
+    /// Ends the half: its record first, durable, then the word. Whoever hears of the end finds it on disk.
+    pub(crate) fn end(&self, dir: &VmDir, phase: TransferPhase, error: Option<v1::MigrationError>) {
+        self.keep_record(dir, &self.as_ended(phase, error.as_ref()));
+        self.publish_end(phase, error);
+    }
+
+    /// Enters a terminal phase with what was wrong, if anything.
+    pub(crate) fn publish_end(&self, phase: TransferPhase, error: Option<v1::MigrationError>) {
+        self.lock().transfer.error = error;
         self.enter(phase);
     }
 
@@ -165,15 +171,15 @@ impl Half {
         dir.remove_transfer(&self.migration, self.role)
     }
 
-    /// The half as [`Half::fail`] would publish it: for a record that must be durable before anyone hears of it.
-    pub(crate) fn as_failed(
+    /// The half as [`Half::publish_end`] would publish it.
+    pub(crate) fn as_ended(
         &self,
         phase: TransferPhase,
-        error: &v1::MigrationError,
+        error: Option<&v1::MigrationError>,
     ) -> v1::Transfer {
         let mut transfer = self.transfer();
         transfer.phase = phase.into();
-        transfer.error = Some(error.clone());
+        transfer.error = error.cloned();
         transfer.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
             time: Some(now()),

@@ -5,7 +5,8 @@
 //! * `SlotTable`: for each slot, number u32, flags u32 (1: read-only), base_gfn u64, pages u64.
 //! * `State`: flags u32 (1: the VM was running, 2: digests follow), slots u32, for each slot number u32 and digest u128, then
 //!   the backend's vCPU state to the end.
-//! * `Resumed`: for each slot, number u32 and digest u128; empty without `verify`.
+//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number u32 and digest u128;
+//!   none without `verify`.
 
 use slat_proto::model::SlotSpec;
 
@@ -150,20 +151,25 @@ impl VmState {
 /// The answer to COMMIT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resumed {
+    /// The VM runs if it was to run. False: it is owned by the destination, but its vCPUs could not be started.
+    pub(super) as_it_was: bool,
     /// Digests of memory as received, by slot number.
     pub(super) digests: Vec<(u32, u128)>,
 }
 
 impl Resumed {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.digests.len() * DIGEST);
+        let mut bytes = Vec::with_capacity(4 + self.digests.len() * DIGEST);
+        bytes.extend_from_slice(&u32::from(self.as_it_was).to_le_bytes());
         encode_digests(self.digests.iter().copied(), &mut bytes);
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let flags = u32_at(bytes, 0).ok_or_else(|| WireError::corrupt("length", "of Resumed"))?;
         Ok(Self {
-            digests: decode_digests(bytes)?,
+            as_it_was: flags & 1 == 1,
+            digests: decode_digests(&bytes[4..])?,
         })
     }
 }
@@ -199,6 +205,7 @@ mod tests {
             }
         );
         let resumed = Resumed {
+            as_it_was: true,
             digests: vec![(0, 5), (1, u128::MAX)],
         };
         assert_eq!(Resumed::decode(&resumed.encode()).unwrap(), resumed);

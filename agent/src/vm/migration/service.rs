@@ -2,7 +2,7 @@
 //!
 //! A process has at most one running half. The last source half stays to be asked about after it ended, until it is released
 //! or another begins; so does the destination half that brought the VM here. Blocking work runs on `spawn_blocking`; the
-//! halves' threads are their own. The lock around the halves is held for look-ups only.
+//! halves' threads are their own. The lock around the halves is held for look-ups only; beginning a half has a lock of its own, taken before it.
 
 use std::{
     io::Read as _,
@@ -54,6 +54,8 @@ pub struct TransferDoor {
     vm: VmName,
     data_ip: IpAddr,
     halves: Arc<Mutex<Halves>>,
+    /// Held while a half begins, which may take long; never by those who only ask.
+    starting: Arc<Mutex<()>>,
     #[cfg(test)]
     pub(super) omit: Option<(u32, u32, u32)>,
 }
@@ -67,6 +69,7 @@ impl TransferDoor {
             vm,
             data_ip,
             halves: Arc::default(),
+            starting: Arc::default(),
             #[cfg(test)]
             omit: None,
         }
@@ -74,6 +77,10 @@ impl TransferDoor {
 
     fn halves(&self) -> MutexGuard<'_, Halves> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn find(&self, migration: &str, role: TransferRole) -> Result<Arc<Half>, ApiError> {
@@ -130,8 +137,8 @@ impl TransferDoor {
             address => Some(address.parse::<Address>()?),
         };
         // Held to the end: two calls for the same migration build one half.
-        let mut halves = self.halves();
-        if let Some(incoming) = &halves.incoming {
+        let _starting = self.starting();
+        if let Some(incoming) = &self.halves().incoming {
             if *incoming.half.migration() == migration {
                 return Ok(incoming.answer());
             }
@@ -153,7 +160,7 @@ impl TransferDoor {
         match self.listen(&half, params, vm.epoch, source_agent, runtime) {
             Ok(incoming) => {
                 let answer = incoming.answer();
-                halves.incoming = Some(incoming);
+                self.halves().incoming = Some(incoming);
                 Ok(answer)
             }
             Err(error) => {
@@ -226,15 +233,14 @@ impl TransferDoor {
                 format_args!("{} bytes, not {TICKET}", request.ticket.len()),
             )
         })?;
-        let mut halves = self.halves();
-        if let Some(half) = halves
-            .outgoing
+        let _starting = self.starting();
+        let before = self.halves().outgoing.clone();
+        if let Some(half) = before
             .as_ref()
             .filter(|half| *half.migration() == migration)
         {
             return Ok(half.transfer());
         }
-        self.machine.begin_outgoing(&migration, request.epoch)?;
         let total = self.machine.memory().table().pages() * slat_proto::model::PAGE_SIZE;
         let half = Arc::new(Half::new(
             &migration,
@@ -243,13 +249,36 @@ impl TransferDoor {
             request.epoch,
             total,
         ));
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        self.halves().outgoing = Some(Arc::clone(&half));
+        let begun = self.begin(&half, address, ticket, params, request.epoch);
+        if let Err(error) = begun {
+            self.halves().outgoing = before;
+            half.publish_end(
+                TransferPhase::Failed,
+                Some(error.to_migration_error(v1::MigrationPhase::Preparing, "source")),
+            );
+            return Err(error);
+        }
+        Ok(half.transfer())
+    }
+
+    fn begin(
+        &self,
+        half: &Arc<Half>,
+        address: std::net::SocketAddr,
+        ticket: [u8; TICKET],
+        params: MigrationParams,
+        epoch: u64,
+    ) -> Result<(), ApiError> {
+        self.machine.begin_outgoing(half.migration(), epoch)?;
         let source = Source {
             machine: Arc::clone(&self.machine),
-            half: Arc::clone(&half),
+            half: Arc::clone(half),
             address,
             ticket,
             params,
-            epoch: request.epoch,
+            epoch,
             #[cfg(test)]
             omit: self.omit,
         };
@@ -257,15 +286,13 @@ impl TransferDoor {
             .name("outgoing".to_owned())
             .spawn(move || source.run())
         {
-            self.machine.end_outgoing(&migration)?;
+            self.machine.end_outgoing(half.migration())?;
             return Err(ApiError::new(
                 Reason::Internal,
                 format!("no thread for the migration: {error}"),
             ));
         }
-        let transfer = half.transfer();
-        halves.outgoing = Some(half);
-        Ok(transfer)
+        Ok(())
     }
 
     fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError> {
@@ -311,17 +338,16 @@ impl TransferDoor {
                 format!("the record of {migration} could not be removed: {error}"),
             )
         })?;
+        if relinquished {
+            // Before the half is forgotten: a release that fails is tried again.
+            self.machine.release()?;
+        }
         let mut halves = self.halves();
         match role {
             TransferRole::Source => halves.outgoing = None,
             _ => halves.incoming = None,
         }
-        drop(halves);
-        if relinquished {
-            self.machine.release()
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 }
 

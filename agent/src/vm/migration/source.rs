@@ -94,8 +94,11 @@ impl Source {
         if let Some(link) = link {
             link.close();
         }
-        self.half
-            .keep_record(self.machine.dir(), &self.half.transfer());
+        if self.half.phase() == TransferPhase::Relinquished {
+            // No answer to COMMIT: what is known is kept all the same.
+            self.half
+                .keep_record(self.machine.dir(), &self.half.transfer());
+        }
     }
 
     fn cursor(&self) -> Result<CursorName, ApiError> {
@@ -104,7 +107,7 @@ impl Source {
     }
 
     fn transfer(&self, slot: &mut Option<Link>, started: Instant) -> Result<(), ApiError> {
-        let link = slot.insert(self.connect()?);
+        let link = slot.insert(self.connect(started)?);
         let started = Started {
             migration: started,
             transfer: Instant::now(),
@@ -160,7 +163,7 @@ impl Source {
     }
 
     /// Opens the control connection and every data stream, and introduces each.
-    fn connect(&self) -> Result<Link, ApiError> {
+    fn connect(&self, begun: Instant) -> Result<Link, ApiError> {
         let unreachable = |error: std::io::Error| {
             ApiError::new(
                 Reason::PeerUnreachable,
@@ -233,7 +236,15 @@ impl Source {
             &super::handover::encode_slots(&self.machine.memory().table()),
         )?;
         // The guest runs undisturbed meanwhile: dirty logging is not on yet.
-        while link.receive(Kind::Populated)?.0 < 100 {}
+        while link.receive(Kind::Populated)?.0 < 100 {
+            if begun.elapsed() > self.params.max_total_time {
+                return Err(ApiError::new(
+                    Reason::CompletionTimeout,
+                    "max_total_time passed while the destination populated its memory",
+                )
+                .with("advice", "raise --max-total-time"));
+            }
+        }
         Ok(link)
     }
 
@@ -463,7 +474,8 @@ impl Source {
         };
         self.half.update(|progress| {
             progress.remaining_bytes = 0;
-            progress.downtime = Some(proto_duration(downtime));
+            // A VM that could not be started there is still down.
+            progress.downtime = resumed.as_it_was.then(|| proto_duration(downtime));
             progress.downtime_breakdown = Some(v1::DowntimeBreakdown {
                 pause: Some(proto_duration(paused)),
                 final_copy: Some(proto_duration(copied - paused)),
@@ -482,7 +494,8 @@ impl Source {
         if let Err(error) = self.machine.dirty().detach(cursor) {
             tracing::debug!(%error, "dirty logging of a relinquished VM");
         }
-        self.half.enter(TransferPhase::Completed);
+        self.half
+            .end(self.machine.dir(), TransferPhase::Completed, None);
         Ok(())
     }
 
@@ -569,7 +582,7 @@ impl Source {
             );
         }
         self.half.update(|progress| progress.remaining_bytes = 0);
-        self.half.fail(ends_in, recorded);
+        self.half.end(self.machine.dir(), ends_in, Some(recorded));
     }
 
     fn iteration(&self) -> u32 {

@@ -506,6 +506,27 @@ async fn silence_after_ready_is_doubt_until_somebody_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_commit_after_ready_is_as_good_as_silence() {
+    let (source, destination) = (running(), fake::empty());
+    let to = door(&destination);
+    let prepared = prepare(&source, &to, &one_stream()).await;
+    let mut by_hand = ByHand::connect(&prepared);
+    by_hand.until_ready(&source);
+    by_hand.control(Kind::State, &[7; 4096]);
+    // Not read any more: as if it had not been said.
+    by_hand.control(Kind::Commit, &[]);
+    let waited = tokio::time::timeout(
+        Duration::from_millis(500),
+        ended(&to, TransferRole::Destination),
+    );
+    assert!(waited.await.is_err());
+    resolve(&to, v1::resolve_transfer_request::Decision::Abort).await;
+    let there = ended(&to, TransferRole::Destination).await;
+    assert_eq!(there.phase(), TransferPhase::Failed);
+    assert_eq!(destination.backend.state().runs, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commit_before_ready_and_decisions_before_ready_do_nothing_good() {
     let (source, destination) = (running(), fake::empty());
     let to = door(&destination);
@@ -638,7 +659,10 @@ async fn a_source_whose_commit_is_unanswered_stays_stopped_until_released() {
     assert_eq!(there.phase(), TransferPhase::Completed);
     assert_eq!(ownership(&destination), Ownership::Owner { epoch: 2 });
     assert_eq!(state(&destination), v1::vm::State::Paused);
-    ended(&from, TransferRole::Source).await;
+    assert_eq!(there.error.unwrap().reason, "KVM_IOCTL");
+    let here = ended(&from, TransferRole::Source).await;
+    assert_eq!(here.phase(), TransferPhase::Completed);
+    assert!(here.progress.unwrap().downtime.is_none(), "it is still down");
     assert!(source.machine.resume().is_err());
     let release = v1::ReleaseTransferRequest {
         migration: "m1".into(),

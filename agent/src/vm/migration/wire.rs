@@ -68,7 +68,7 @@ const MAGIC: [u8; 4] = *b"SLAT";
 const MAX_HELLO: u32 = 128;
 const MAX_SLOT_TABLE: u32 = 510 * 24;
 const MAX_STATE: u32 = 64 << 20;
-const MAX_RESUMED: u32 = 510 * 24;
+const MAX_RESUMED: u32 = 4 + 510 * 24;
 const MAX_ABORT: u32 = 4096;
 
 /// What a frame is.
