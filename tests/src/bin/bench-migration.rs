@@ -97,6 +97,7 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
         cpu: per_gib(cpu, bytes),
         plain_cpu: per_gib(plain.cpu.as_secs_f64(), plain.bytes),
         downtime: seconds(progress.downtime.as_ref()),
+        whole: seconds(done.total_time.as_ref()),
     })
 }
 
