@@ -115,7 +115,7 @@ async fn measure(args: &Args, backend: Backend) -> anyhow::Result<Vec<Row>> {
     } else {
         "software"
     };
-    let size = if args.memory_mib % 1024 == 0 {
+    let size = if args.memory_mib.is_multiple_of(1024) {
         format!("{} GiB", args.memory_mib / 1024)
     } else {
         format!("{} MiB", args.memory_mib)
