@@ -446,7 +446,7 @@ impl Destination {
     /// The VM is ours. A journal that cannot be written is tried again: the source will never run the VM.
     fn own(&self, run: bool) {
         loop {
-            match self.machine.own(self.half.migration(), run) {
+            match self.machine.own(self.half.migration(), run, false) {
                 Ok(_) => return,
                 Err(error) if error.reason == Reason::Journal => {
                     tracing::error!(%error, migration = %self.half.migration(), "OWNED could not be journalled; trying again");

@@ -397,7 +397,7 @@ impl Source {
         started: Started,
     ) -> Result<(), ApiError> {
         let blackout = Instant::now();
-        let run = self.machine.enter_switchover(self.half.migration())?;
+        let run = self.machine.enter_switchover(self.half.migration())?.run;
         let paused = blackout.elapsed();
         self.half.enter(TransferPhase::Switchover);
         let batch = self.machine.dirty().harvest(cursor)?;
