@@ -233,6 +233,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
             assert!(table.write(0, b"fake guest"));
             Ok(())
         },
+        oom_score: None,
         counters: |table: &SlotTable, _: u32| {
             let mut bytes = [0; 10];
             (table.read(0, &mut bytes) && &bytes == b"fake guest").then(|| v1::GuestCounters {
@@ -258,7 +259,10 @@ pub(crate) fn empty() -> FakeVm {
         VmDir::new(dir.path()),
         VmName::parse("web").unwrap(),
         HostName::parse("a").unwrap(),
-        parts(&backend),
+        Parts {
+            oom_score: Some(dir.path().join("oom_score_adj")),
+            ..parts(&backend)
+        },
     )
     .unwrap();
     FakeVm {

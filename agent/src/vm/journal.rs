@@ -218,17 +218,40 @@ impl Journal {
         })
     }
 
-    /// After an append that failed: reads the file again, so that [`Journal::state`] says what it holds, and drops a line
-    /// that was cut off. No effect otherwise. What forbade something must be obeyed whatever is found: an entry found
-    /// missing may have been read by others.
+    /// After an append that failed: writes what the file holds, less a line that was cut off, into a new file that takes its
+    /// place, so that [`Journal::state`] says what is durable. No effect otherwise. Reading alone would not do: after a failed
+    /// sync the page cache shows a line that never reached the disk, and syncing again may succeed without writing it. What
+    /// forbade something must be obeyed whatever is found: an entry found missing may have been read by others.
     ///
     /// # Errors
-    /// As [`Journal::open`].
+    /// As [`Journal::open`]; to be called again.
     pub fn recover(&mut self) -> Result<(), JournalError> {
         if self.torn {
+            self.rewrite()?;
             *self = Self::open(&self.path)?;
         }
         Ok(())
+    }
+
+    fn rewrite(&self) -> Result<(), JournalError> {
+        let fail = |source| JournalError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        let text = std::fs::read(&self.path).map_err(fail)?;
+        let (_, whole) = replay(&self.path, &text)?;
+        let aside = self.path.with_extension("new");
+        let mut file = File::create(&aside).map_err(fail)?;
+        file.write_all(&text[..whole])
+            .and_then(|()| file.sync_all())
+            .and_then(|()| std::fs::rename(&aside, &self.path))
+            .map_err(fail)?;
+        match self.path.parent() {
+            Some(parent) => File::open(parent)
+                .and_then(|dir| dir.sync_all())
+                .map_err(fail),
+            None => Ok(()),
+        }
     }
 
     /// What the journal in `path` says, without opening it for writing. `None` when there is none or it is empty.
@@ -539,6 +562,39 @@ mod tests {
             Journal::read(&path).unwrap().unwrap().ownership,
             Ownership::Ended
         );
+    }
+
+    #[test]
+    fn what_a_failed_append_left_is_written_anew_or_not_believed() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append(&created()).unwrap();
+        let unsynced = std::fs::metadata(&path).unwrap().ino();
+        let held = File::open(&path).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        journal.break_file();
+        journal.append(&relinquished()).unwrap_err();
+        // The new file cannot be made: the old one is not believed, however often it is asked.
+        let aside = dir.path().join("journal.new");
+        std::fs::create_dir(&aside).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(journal.recover(), Err(JournalError::Io { .. })));
+            journal.append(&relinquished()).unwrap_err();
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        }
+        std::fs::remove_dir(&aside).unwrap();
+        journal.recover().unwrap();
+        assert_ne!(std::fs::metadata(&path).unwrap().ino(), unsynced);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert!(!aside.exists());
+        drop(held);
+        journal.append(&relinquished()).unwrap();
+        assert!(matches!(
+            Journal::read(&path).unwrap().unwrap().ownership,
+            Ownership::Relinquished { .. }
+        ));
     }
 
     #[test]

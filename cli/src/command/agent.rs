@@ -21,8 +21,10 @@ Without --server the agent serves its own VMs alone: slat get vms --server 127.0
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 
-/// Left to the host when nobody says how much memory VMs may have.
+/// Left to the host, at least, when nobody says how much memory VMs may have.
 const HOST_SHARE: u64 = 1 << 30;
+/// And of a large host one part in so many.
+const HOST_PART: u64 = 16;
 
 /// Options of `slat agent`.
 #[derive(Clone, Debug, clap::Args)]
@@ -48,7 +50,7 @@ pub(crate) struct AgentArgs {
     /// Address at which other hosts send pages of migrating VMs [default: the IP it listens on]
     #[arg(long, env = "SLAT_DATA_IP", value_name = "IP")]
     data_ip: Option<IpAddr>,
-    /// Memory VMs may use, as 16GiB [default: what is available now less 1GiB]
+    /// Memory VMs may use, as 16GiB [default: all the host has less a sixteenth, at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
     /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state directory]
@@ -81,7 +83,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     let memory_bytes = match args.memory {
         Some(Size(0)) => return Err(Failure::Usage("--memory 0 leaves no VM any memory".into())),
         Some(Size(bytes)) => bytes,
-        None => free_memory()?,
+        None => host_memory()?,
     };
     let state_dir = state::directory(args.state_dir, "agent")?;
     state::prepare(&state_dir)?;
@@ -142,31 +144,39 @@ fn sanitised(node: &str) -> Option<HostName> {
     HostName::from_id(dashed.trim_matches('-')).ok()
 }
 
-fn free_memory() -> Result<u64, Failure> {
+/// What VMs may use when nobody says. From what the host has, never from what is free: the VMs of an agent that starts again
+/// run already, and their memory is reserved by name; taking it off here too would count it twice.
+fn host_memory() -> Result<u64, Failure> {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
-        .and_then(|text| available(&text))
-        .map(share)
+        .and_then(|text| default_memory(&text))
         .ok_or_else(|| {
             Failure::advised(
-                "cannot read from /proc/meminfo how much memory is available",
+                "cannot read from /proc/meminfo how much memory this host has",
                 "say how much VMs may use with --memory",
             )
         })
 }
 
+fn default_memory(meminfo: &str) -> Option<u64> {
+    meminfo_bytes(meminfo, "MemTotal:").map(share)
+}
+
 /// `MemAvailable` in bytes.
 pub(crate) fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    meminfo_bytes(meminfo, "MemAvailable:")
+}
+
+fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// What VMs may use of it: all but 1 GiB, and half of it where that would be nearly nothing.
-fn share(available: u64) -> u64 {
-    available.saturating_sub(HOST_SHARE).max(available / 2)
+/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but half where that would be nearly nothing.
+fn share(total: u64) -> u64 {
+    let reserve = HOST_SHARE.max(total / HOST_PART);
+    total.saturating_sub(reserve).max(total / 2)
 }
 
 #[cfg(test)]
@@ -187,11 +197,25 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_what_is_available_less_a_share() {
+    fn running_vms_do_not_shrink_the_default_memory() {
+        let text = |available: u64| {
+            format!("MemTotal:        8388608 kB\nMemAvailable:    {available} kB\nBuffers: 1 kB\n")
+        };
+        assert_eq!(default_memory(&text(8_000_000)), Some(7 << 30));
+        assert_eq!(
+            default_memory(&text(1)),
+            Some(7 << 30),
+            "an agent that starts again over its VMs"
+        );
+        assert_eq!(default_memory("MemAvailable: 1 kB"), None);
+        assert_eq!(share(64 << 30), 60 << 30);
+        assert_eq!(share(1 << 30), 1 << 29);
+    }
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
         let text = "MemTotal:       24000000 kB\nMemAvailable:    8388608 kB\nBuffers: 1 kB\n";
         assert_eq!(available(text), Some(8 << 30));
         assert_eq!(available("MemTotal: 1 kB"), None);
-        assert_eq!(share(8 << 30), 7 << 30);
-        assert_eq!(share(1 << 30), 1 << 29);
     }
 }

@@ -5,7 +5,9 @@
 //! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every half that nobody released
 //!   is kept in [`EndedHalves`].
 //! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says Aborted, Ended or (after
-//!   the server released it) Relinquished. Who may run a VM is decided by the VM processes and their journals alone.
+//!   the server released it) Relinquished. The one exception, without a look at the journal: a process just made whose
+//!   create or prepare failed or was not answered in time, and its directory (`make::undo`). Its claim is still held and
+//!   nobody was told that it has a VM: what it may have journalled has no guest that ever ran. Who may run a VM is decided by the VM processes and their journals alone.
 //!
 //! # Tasks
 //! All run on one tracker and end with the agent's token; work that changes directories is not cut off but awaited, for it

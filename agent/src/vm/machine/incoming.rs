@@ -10,7 +10,10 @@ use slat_proto::{
 };
 
 use super::{
-    Control, Exit, Machine, resolve,
+    Control, Exit, Machine,
+    oom::OomScore,
+    resolve,
+    slots::check_free,
     view::{Engagement, Identity, State, View},
 };
 use crate::{
@@ -46,6 +49,15 @@ impl Machine {
                 .with("slot", needed.slot));
             }
         }
+        // Zeroes take no memory until pages arrive; by then it is too late to refuse.
+        let needed = slots
+            .iter()
+            .fold(0_u64, |sum, slot| sum.saturating_add(slot.bytes()));
+        check_free(needed, Reason::DstNoMemory).map_err(|error| {
+            error
+                .with("vm", &self.shared.vm)
+                .with("migration", migration)
+        })?;
         let built = self
             .build(&spec, slots, Reason::DstNoMemory)
             .and_then(|()| {
@@ -62,6 +74,8 @@ impl Machine {
                 .with("vm", &self.shared.vm)
                 .with("migration", migration));
         }
+        // Should the host run out of memory all the same, a copy that nobody runs yet is the least loss.
+        control.oom = self.parts.oom_score.as_deref().and_then(OomScore::raise);
         self.shared.change(|view| {
             view.identity = Some(Identity {
                 uid: vm.uid.clone(),
@@ -73,7 +87,6 @@ impl Machine {
             view.engagement = Engagement::Incoming {
                 migration: migration.clone(),
                 prepared: false,
-                created: vm.state() == State::Created,
             };
         });
         Ok(())
@@ -144,12 +157,18 @@ impl Machine {
     }
 
     /// Takes ownership at the source's epoch + 1, then runs the vCPUs if `run`. State RUNNING; else PAUSED, or CREATED when
-    /// the VM had never run. After JOURNAL it may be called again.
+    /// the VM had `never_ran` at its switchover: it may have been started since its migration was prepared. After JOURNAL it
+    /// may be called again.
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, not run, call again. The backend's when vCPUs do not run: the VM
     /// is owned here all the same (metadata `vm_location`), PAUSED, and can be resumed.
-    pub fn own(&self, migration: &MigrationName, run: bool) -> Result<v1::Vm, ApiError> {
+    pub fn own(
+        &self,
+        migration: &MigrationName,
+        run: bool,
+        never_ran: bool,
+    ) -> Result<v1::Vm, ApiError> {
         let mut control = self.control();
         let view = self.incoming(migration)?;
         let epoch = view.epoch + 1;
@@ -163,10 +182,11 @@ impl Machine {
                 epoch,
             })?;
         }
+        // It is the VM now: as precious as any other.
+        control.oom = None;
         self.shared.change(|view| {
-            let created = matches!(view.engagement, Engagement::Incoming { created: true, .. });
             view.epoch = epoch;
-            view.state = if created && !run {
+            view.state = if never_ran && !run {
                 State::Created
             } else {
                 State::Paused

@@ -21,6 +21,7 @@ mod build;
 mod guarded;
 mod incoming;
 mod lifecycle;
+mod oom;
 mod outgoing;
 mod parts;
 mod slots;
@@ -41,12 +42,12 @@ use slat_proto::{
 };
 use tokio::sync::watch;
 
-pub use self::view::Exit;
 pub(crate) use self::{build::resolve, parts::Parts};
 use self::{
     guarded::Guarded,
     view::{Shared, State, View},
 };
+pub use self::{outgoing::Switchover, view::Exit};
 use super::{
     dir::VmDir,
     journal::{Journal, Ownership},
@@ -70,6 +71,8 @@ struct Control {
     journal: Journal,
     /// Set for ever once this process may have given the VM up.
     fenced: bool,
+    /// Held while the VM is received.
+    oom: Option<oom::OomScore>,
 }
 
 impl fmt::Debug for Machine {
@@ -109,6 +112,7 @@ impl Machine {
             control: Mutex::new(Control {
                 journal,
                 fenced: false,
+                oom: None,
             }),
         }))
     }

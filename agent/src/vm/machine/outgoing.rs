@@ -10,6 +10,15 @@ use super::{
 };
 use crate::vm::journal::Entry;
 
+/// How a VM was found when its switchover began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switchover {
+    /// Its vCPUs ran; they are to run at the destination.
+    pub run: bool,
+    /// It was CREATED: never started since it was made.
+    pub never_ran: bool,
+}
+
 impl Machine {
     /// Makes the VM part of an outgoing migration.
     ///
@@ -71,15 +80,19 @@ impl Machine {
         self.shown()
     }
 
-    /// Stops the vCPUs for the switchover; life-cycle calls of users are refused from here on. True when they ran.
+    /// Stops the vCPUs for the switchover; life-cycle calls of users are refused from here on.
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION; VM_STOPPED_DURING_MIGRATION when the guest ended; SOURCE_PAUSE. The switchover has then not begun.
-    pub fn enter_switchover(&self, migration: &MigrationName) -> Result<bool, ApiError> {
+    pub fn enter_switchover(&self, migration: &MigrationName) -> Result<Switchover, ApiError> {
         let _control = self.control();
         let view = self.outgoing(migration)?;
         self.still_alive(&view, migration)?;
         let running = view.state == State::Running;
+        let found = Switchover {
+            run: running,
+            never_ran: view.state == State::Created,
+        };
         self.set_switchover(true, running);
         if running {
             let stopped = self
@@ -90,7 +103,7 @@ impl Machine {
                 return Err(error);
             }
         }
-        Ok(running)
+        Ok(found)
     }
 
     /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and no call ever runs the

@@ -1,6 +1,9 @@
 //! What a machine is built from, in one place: backends and guests. Tests put a fake backend here.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use slat_proto::{
     ApiError,
@@ -32,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) install: fn(&SlotTable, &VmSpec) -> Result<(), ApiError>,
     /// Reads memstress' counters.
     pub(crate) counters: fn(&SlotTable, u32) -> Option<v1::GuestCounters>,
+    /// The file with this process's OOM score adjustment; `None` leaves it alone.
+    pub(crate) oom_score: Option<PathBuf>,
 }
 
 impl Parts {
@@ -42,6 +47,7 @@ impl Parts {
             create: Arc::new(backend::create),
             install: |table, spec| guest::install(table, spec).map_err(ApiError::from),
             counters: guest::memstress::counters,
+            oom_score: Some("/proc/self/oom_score_adj".into()),
         }
     }
 }

@@ -203,9 +203,11 @@ impl Machine {
     /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes meanwhile.
     ///
     /// # Errors
-    /// NO_SUCH_VM; VM_RUNNING.
+    /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would lengthen.
     pub fn digest(&self) -> Result<MemoryDigest, ApiError> {
         let _control = self.control();
+        // Under the lock: the switchover may have begun while this waited for it.
+        self.refuse_at_once("be digested")?;
         let view = self.shared.view();
         self.shared.identity(&view)?;
         if view.state == State::Running {
@@ -303,7 +305,7 @@ fn plan(
             .apply(&specs)
             .map_err(|error| error.with("change", index))?;
     }
-    check_free(needed)?;
+    check_free(needed, Reason::NoMemory)?;
     changes
         .iter()
         .filter_map(|change| match change {
@@ -313,15 +315,15 @@ fn plan(
         .collect()
 }
 
-/// NO_MEMORY when the host could not hold the new slots now. Where the kernel does not say, it is not checked.
-fn check_free(needed: u64) -> Result<(), ApiError> {
+/// `no_memory` when the host could not hold new slots of so many bytes now. Where the kernel does not say, it is not checked.
+pub(super) fn check_free(needed: u64, no_memory: Reason) -> Result<(), ApiError> {
     let free = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .as_deref()
         .and_then(available_bytes);
     match free {
         Some(free) if needed > free => Err(ApiError::new(
-            Reason::NoMemory,
+            no_memory,
             format!("the new slots need {needed} bytes, the host has {free}"),
         )
         .with("needed_bytes", needed)

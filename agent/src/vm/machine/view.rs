@@ -45,11 +45,10 @@ pub(super) enum Engagement {
         switchover: bool,
         resume: bool,
     },
-    /// The destination's half. `prepared`: PREPARED may be durable; `created`: the VM had never run when it began.
+    /// The destination's half. `prepared`: PREPARED may be durable.
     Incoming {
         migration: MigrationName,
         prepared: bool,
-        created: bool,
     },
 }
 

@@ -35,7 +35,7 @@ use super::{
     receiver::{Event, Intake, receive},
     wire::{FrameWriter, Header, Kind, Role, WireError, encode_abort},
 };
-use crate::vm::machine::Machine;
+use crate::vm::machine::{Machine, Switchover};
 
 /// Figures are published this often.
 const PUBLISH: Duration = Duration::from_millis(100);
@@ -204,8 +204,8 @@ impl Destination {
                             link.table_seen = true;
                         }
                         Kind::State if link.table_seen && link.populate.is_none() => {
-                            let run = self.prepare(link, &payload)?;
-                            return self.handover(link, run);
+                            let left = self.prepare(link, &payload)?;
+                            return self.handover(link, left);
                         }
                         other => {
                             return Err(WireError::corrupt(
@@ -354,8 +354,8 @@ impl Destination {
         error
     }
 
-    /// Everything has arrived: check it, load it, journal PREPARED. Whether the VM is to run comes back.
-    fn prepare(&self, link: &mut Link, payload: &[u8]) -> Result<bool, ApiError> {
+    /// Everything has arrived: check it, load it, journal PREPARED. How the VM left the source comes back.
+    fn prepare(&self, link: &mut Link, payload: &[u8]) -> Result<Switchover, ApiError> {
         self.half.enter(TransferPhase::Switchover);
         if let Some((slot, page)) = link.intake.first_missing() {
             return Err(ApiError::new(
@@ -398,11 +398,11 @@ impl Destination {
             ));
         }
         self.machine.prepare(self.half.migration(), &state.vcpus)?;
-        Ok(state.run)
+        Ok(state.left)
     }
 
     /// PREPARED is durable: from READY on only knowledge ends the half.
-    fn handover(&self, link: &mut Link, run: bool) -> Result<(), ApiError> {
+    fn handover(&self, link: &mut Link, left: Switchover) -> Result<(), ApiError> {
         self.half.enter(TransferPhase::Ready);
         let said = link.say(Kind::Ready, 0, &[]);
         let mut connected = said.is_ok();
@@ -439,7 +439,7 @@ impl Destination {
                 Some(Note::Connected(_) | Note::Data(_) | Note::Cancelled) | None => {}
             }
         }
-        let trouble = self.own(run);
+        let trouble = self.own(left);
         let resumed = Resumed {
             as_it_was: trouble.is_none(),
             digests: link.intake.digests(),
@@ -460,9 +460,9 @@ impl Destination {
 
     /// The VM is ours. A journal that cannot be written is tried again: the source will never run the VM. What comes back is
     /// why the VM, though owned here, does not run.
-    fn own(&self, run: bool) -> Option<ApiError> {
+    fn own(&self, Switchover { run, never_ran }: Switchover) -> Option<ApiError> {
         loop {
-            match self.machine.own(self.half.migration(), run) {
+            match self.machine.own(self.half.migration(), run, never_ran) {
                 Ok(_) => return None,
                 Err(error) if error.reason == Reason::Journal => {
                     tracing::error!(%error, migration = %self.half.migration(), "OWNED could not be journalled; trying again");

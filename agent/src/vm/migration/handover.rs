@@ -3,7 +3,7 @@
 //! All little-endian, all lengths explicit, all checked on receipt.
 //!
 //! * `SlotTable`: for each slot, number u32, flags u32 (1: read-only), base_gfn u64, pages u64.
-//! * `State`: flags u32 (1: the VM was running, 2: digests follow), slots u32, for each slot number u32 and digest u128, then
+//! * `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had never run), slots u32, for each slot number u32 and digest u128, then
 //!   the backend's vCPU state to the end.
 //! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number u32 and digest u128;
 //!   none without `verify`.
@@ -11,12 +11,16 @@
 use slat_proto::model::SlotSpec;
 
 use super::wire::WireError;
-use crate::vm::memory::{MemoryDigest, SlotTable};
+use crate::vm::{
+    machine::Switchover,
+    memory::{MemoryDigest, SlotTable},
+};
 
 const SLOT: usize = 24;
 const DIGEST: usize = 20;
 const RUN: u32 = 1;
 const DIGESTS: u32 = 2;
+const NEVER_RAN: u32 = 4;
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
@@ -99,8 +103,8 @@ fn decode_digests(bytes: &[u8]) -> Result<Vec<(u32, u128)>, WireError> {
 /// Everything but memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct VmState {
-    /// Whether the VM was running.
-    pub(super) run: bool,
+    /// How the VM left the source.
+    pub(super) left: Switchover,
     /// Digest of the paused memory, with `verify` before the commit.
     pub(super) digest: Option<MemoryDigest>,
     /// From [`crate::backend::Backend::save_state`].
@@ -110,7 +114,7 @@ pub(super) struct VmState {
 /// [`VmState`] as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReceivedState {
-    pub(super) run: bool,
+    pub(super) left: Switchover,
     pub(super) digests: Option<Vec<(u32, u128)>>,
     pub(super) vcpus: Vec<u8>,
 }
@@ -118,8 +122,10 @@ pub(super) struct ReceivedState {
 impl VmState {
     pub(super) fn encode(&self) -> Vec<u8> {
         let slots = self.digest.as_ref().map_or(&[][..], |digest| &digest.slots);
-        let flags =
-            if self.run { RUN } else { 0 } | if self.digest.is_some() { DIGESTS } else { 0 };
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let flags = flag(self.left.run, RUN)
+            | flag(self.left.never_ran, NEVER_RAN)
+            | flag(self.digest.is_some(), DIGESTS);
         let mut bytes = Vec::with_capacity(8 + slots.len() * DIGEST + self.vcpus.len());
         bytes.extend_from_slice(&flags.to_le_bytes());
         bytes.extend_from_slice(&(slots.len() as u32).to_le_bytes());
@@ -141,7 +147,10 @@ impl VmState {
             .ok_or_else(short)?;
         let digests = decode_digests(bytes.get(8..end).ok_or_else(short)?)?;
         Ok(ReceivedState {
-            run: flags & RUN != 0,
+            left: Switchover {
+                run: flags & RUN != 0,
+                never_ran: flags & NEVER_RAN != 0,
+            },
             digests: (flags & DIGESTS != 0).then_some(digests),
             vcpus: bytes[end..].to_vec(),
         })
@@ -191,7 +200,10 @@ mod tests {
             }],
         };
         let state = VmState {
-            run: true,
+            left: Switchover {
+                run: true,
+                never_ran: false,
+            },
             digest: Some(digest),
             vcpus: vec![1, 2, 3],
         };
@@ -199,7 +211,10 @@ mod tests {
         assert_eq!(
             back,
             ReceivedState {
-                run: true,
+                left: Switchover {
+                    run: true,
+                    never_ran: false,
+                },
                 digests: Some(vec![(3, 1 << 100)]),
                 vcpus: vec![1, 2, 3]
             }

@@ -408,7 +408,7 @@ impl Source {
         started: Started,
     ) -> Result<(), ApiError> {
         let blackout = Instant::now();
-        let run = self.machine.enter_switchover(self.half.migration())?;
+        let left = self.machine.enter_switchover(self.half.migration())?;
         let paused = blackout.elapsed();
         self.half.enter(TransferPhase::Switchover);
         let batch = self.machine.dirty().harvest(cursor)?;
@@ -432,7 +432,7 @@ impl Source {
             Kind::State,
             0,
             &VmState {
-                run,
+                left,
                 digest: digest.clone(),
                 vcpus,
             }

@@ -27,6 +27,7 @@ use super::{
 use crate::vm::{
     fake::{self, FakeVm},
     journal::Ownership,
+    machine::Switchover,
 };
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -419,7 +420,10 @@ impl ByHand {
             .unwrap();
         assert_eq!(self.answer(), Kind::IterAck);
         let state = VmState {
-            run: true,
+            left: Switchover {
+                run: true,
+                never_ran: false,
+            },
             digest: None,
             vcpus: b"fake vCPUs".to_vec(),
         };
@@ -662,7 +666,10 @@ async fn a_source_whose_commit_is_unanswered_stays_stopped_until_released() {
     assert_eq!(there.error.unwrap().reason, "KVM_IOCTL");
     let here = ended(&from, TransferRole::Source).await;
     assert_eq!(here.phase(), TransferPhase::Completed);
-    assert!(here.progress.unwrap().downtime.is_none(), "it is still down");
+    assert!(
+        here.progress.unwrap().downtime.is_none(),
+        "it is still down"
+    );
     assert!(source.machine.resume().is_err());
     let release = v1::ReleaseTransferRequest {
         migration: "m1".into(),

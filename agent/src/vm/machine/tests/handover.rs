@@ -32,7 +32,7 @@ fn nothing_runs_it(vm: &FakeVm) {
     assert_eq!(reason(machine.check_dirty_readable()), Reason::StaleEpoch);
     assert_eq!(reason(machine.stop()), Reason::PastPointOfNoReturn);
     assert!(machine.enter_switchover(&migration()).is_err());
-    assert!(machine.own(&migration(), true).is_err());
+    assert!(machine.own(&migration(), true, false).is_err());
     assert!(machine.backend().unwrap().run().is_err());
     assert_eq!(vm.backend.state().runs, runs);
     assert!(!vm.backend.state().running);
@@ -62,7 +62,7 @@ fn a_source_gives_its_vm_away() {
         "not before the switchover"
     );
 
-    assert!(vm.machine.enter_switchover(&migration()).unwrap());
+    assert!(vm.machine.enter_switchover(&migration()).unwrap().run);
     assert_eq!(state(&vm), v1::vm::State::Paused);
     for refused in [vm.machine.start(), vm.machine.pause(), vm.machine.resume()] {
         assert_eq!(reason(refused), Reason::MigrationInProgress);
@@ -137,7 +137,7 @@ fn a_failed_migration_leaves_the_vm_as_the_user_wants_it() {
     // Paused by the user during precopy.
     vm.machine.begin_outgoing(&migration(), 1).unwrap();
     vm.machine.pause().unwrap();
-    assert!(!vm.machine.enter_switchover(&migration()).unwrap());
+    assert!(!vm.machine.enter_switchover(&migration()).unwrap().run);
     let after = vm.machine.end_outgoing(&migration()).unwrap();
     assert_eq!(after.state(), v1::vm::State::Paused);
     assert!(!vm.backend.state().running);
@@ -145,11 +145,11 @@ fn a_failed_migration_leaves_the_vm_as_the_user_wants_it() {
     // Resumed by the user during precopy, and never run at all.
     vm.machine.begin_outgoing(&migration(), 1).unwrap();
     vm.machine.resume().unwrap();
-    assert!(vm.machine.enter_switchover(&migration()).unwrap());
+    assert!(vm.machine.enter_switchover(&migration()).unwrap().run);
     vm.machine.end_outgoing(&migration()).unwrap();
     let vm = fake::created();
     vm.machine.begin_outgoing(&migration(), 1).unwrap();
-    assert!(!vm.machine.enter_switchover(&migration()).unwrap());
+    assert!(!vm.machine.enter_switchover(&migration()).unwrap().run);
     let after = vm.machine.end_outgoing(&migration()).unwrap();
     assert_eq!(after.state(), v1::vm::State::Created);
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 1 });
@@ -252,7 +252,10 @@ fn a_destination_takes_the_vm_over() {
     vm.machine
         .digest()
         .expect("for the comparison before the commit");
-    assert!(vm.machine.own(&migration(), true).is_err(), "not prepared");
+    assert!(
+        vm.machine.own(&migration(), true, false).is_err(),
+        "not prepared"
+    );
     assert_eq!(vm.backend.state().runs, 0);
 
     vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
@@ -262,10 +265,10 @@ fn a_destination_takes_the_vm_over() {
     );
     assert_eq!(reason(vm.machine.stop()), Reason::PastPointOfNoReturn);
     assert_eq!(
-        reason(vm.machine.own(&other(), true)),
+        reason(vm.machine.own(&other(), true, false)),
         Reason::NoSuchMigration
     );
-    let owned = vm.machine.own(&migration(), true).unwrap();
+    let owned = vm.machine.own(&migration(), true, false).unwrap();
     assert_eq!(owned.state(), v1::vm::State::Running);
     assert_eq!((owned.epoch, owned.migration.as_str()), (2, ""));
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 2 });
@@ -282,9 +285,11 @@ fn a_destination_takes_the_vm_over() {
 
 #[test]
 fn a_vm_arrives_paused_or_unrun_as_it_left() {
-    for (left, arrives) in [
-        (v1::vm::State::Paused, v1::vm::State::Paused),
-        (v1::vm::State::Created, v1::vm::State::Created),
+    for (left, never_ran, arrives) in [
+        (v1::vm::State::Paused, false, v1::vm::State::Paused),
+        (v1::vm::State::Created, true, v1::vm::State::Created),
+        // Started and paused while it was copied.
+        (v1::vm::State::Created, false, v1::vm::State::Paused),
     ] {
         let (mut source, slots) = source();
         source.set_state(left);
@@ -294,11 +299,88 @@ fn a_vm_arrives_paused_or_unrun_as_it_left() {
             .unwrap();
         vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
         assert_eq!(
-            vm.machine.own(&migration(), false).unwrap().state(),
+            vm.machine
+                .own(&migration(), false, never_ran)
+                .unwrap()
+                .state(),
             arrives
         );
         assert_eq!(vm.backend.state().runs, 0);
+        if arrives == v1::vm::State::Paused {
+            vm.machine.resume().unwrap();
+        }
     }
+}
+
+#[test]
+fn a_vm_started_and_paused_while_it_is_copied_has_run() {
+    for (start, never_ran) in [(false, true), (true, false)] {
+        let vm = fake::created();
+        vm.machine.begin_outgoing(&migration(), 1).unwrap();
+        if start {
+            vm.machine.start().unwrap();
+            vm.machine.pause().unwrap();
+        }
+        let found = vm.machine.enter_switchover(&migration()).unwrap();
+        assert_eq!(
+            found,
+            Switchover {
+                run: false,
+                never_ran
+            }
+        );
+    }
+}
+
+#[test]
+fn a_digest_does_not_slip_into_the_switchover() {
+    let vm = running();
+    vm.machine.begin_outgoing(&migration(), 1).unwrap();
+    vm.machine.pause().unwrap();
+    vm.machine.digest().expect("precopy does not mind");
+    vm.machine.enter_switchover(&migration()).unwrap();
+    assert_eq!(reason(vm.machine.digest()), Reason::MigrationInProgress);
+    vm.machine.end_outgoing(&migration()).unwrap();
+    vm.machine.digest().unwrap();
+}
+
+#[test]
+fn a_vm_the_host_cannot_hold_is_not_received() {
+    let (source, mut slots) = source();
+    // Mapped without a word: only the pages would find out.
+    slots.push(SlotSpec::new(7, 1 << 24, 1 << 30, false).unwrap());
+    let vm = fake::empty();
+    let error = vm
+        .machine
+        .begin_incoming(&migration(), &source, &slots)
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::DstNoMemory);
+    for key in ["needed_bytes", "free_bytes", "vm", "migration"] {
+        assert!(error.metadata.contains_key(key), "{key}: {error:?}");
+    }
+    assert_eq!(vm.machine.snapshot(), None);
+}
+
+#[test]
+fn what_is_received_goes_first_when_memory_runs_out() {
+    let vm = fake::empty();
+    let path = vm.machine.parts.oom_score.clone().unwrap();
+    let score = || std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, "-100\n").unwrap();
+    let (source, slots) = source();
+    vm.machine
+        .begin_incoming(&migration(), &source, &slots)
+        .unwrap();
+    assert_eq!(score(), "500");
+    vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
+    assert_eq!(score(), "500");
+    vm.machine.own(&migration(), true, false).unwrap();
+    assert_eq!(score(), "-100");
+
+    let vm = fake::empty();
+    vm.machine
+        .begin_incoming(&migration(), &source, &slots)
+        .expect("a score that cannot be raised stops nothing");
 }
 
 #[test]
@@ -306,10 +388,13 @@ fn ownership_that_could_not_be_journalled_is_tried_again_before_anything_runs() 
     let vm = receiving();
     vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
     vm.machine.control().journal.break_file();
-    assert_eq!(reason(vm.machine.own(&migration(), true)), Reason::Journal);
+    assert_eq!(
+        reason(vm.machine.own(&migration(), true, false)),
+        Reason::Journal
+    );
     assert_eq!(vm.backend.state().runs, 0);
     assert_eq!(state(&vm), v1::vm::State::Incoming);
-    let owned = vm.machine.own(&migration(), true).unwrap();
+    let owned = vm.machine.own(&migration(), true, false).unwrap();
     assert_eq!((owned.state(), owned.epoch), (v1::vm::State::Running, 2));
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 2 });
 }
@@ -319,7 +404,7 @@ fn an_owner_whose_vcpus_do_not_run_can_be_resumed() {
     let vm = receiving();
     vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
     vm.backend.state().fail.push("run");
-    let error = vm.machine.own(&migration(), true).unwrap_err();
+    let error = vm.machine.own(&migration(), true, false).unwrap_err();
     assert_eq!(error.metadata["vm_location"], "VM_LOCATION_DESTINATION");
     assert_eq!(state(&vm), v1::vm::State::Paused);
     vm.machine.resume().unwrap();
@@ -341,7 +426,7 @@ fn a_destination_that_is_given_up_owns_nothing() {
     vm.machine.abort_incoming(&migration()).expect("idempotent");
     assert_eq!(state(&vm), v1::vm::State::Failed);
     assert_eq!(exit(&vm), Some(Exit::Aborted));
-    assert!(vm.machine.own(&migration(), true).is_err());
+    assert!(vm.machine.own(&migration(), true, false).is_err());
     assert!(vm.machine.resume().is_err());
     assert_eq!(vm.backend.state().runs, 0);
     assert_eq!(

@@ -85,7 +85,7 @@ fn moves(kind: BackendKind) {
     copy(&source, &destination, all);
     runs_on(&source, 1000);
 
-    assert!(source.enter_switchover(&migration()).unwrap());
+    assert!(source.enter_switchover(&migration()).unwrap().run);
     let batch = source.dirty().harvest(&cursor).unwrap();
     let dirty = batch.slots.iter().flat_map(|(slot, bits)| {
         let set = |page: &u64| bits[(page / 64) as usize] >> (page % 64) & 1 == 1;
@@ -104,7 +104,7 @@ fn moves(kind: BackendKind) {
         "{kind}: every page arrived"
     );
     let before = counters(&source);
-    let owned = destination.own(&migration(), true).unwrap();
+    let owned = destination.own(&migration(), true, false).unwrap();
     assert_eq!(owned.state(), v1::vm::State::Running);
     runs_on(&destination, 5000);
     destination.pause().unwrap();
