@@ -6,7 +6,7 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`], never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] speaks badly to a destination's data port.
-//! * [`bench`] measures migrations beside a plain loop.
+//! * [`mod@bench`] measures migrations beside a plain loop.
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
 //!
 //! The tests are in `tests/system/`. They see Slat as an operator does: the program, its API, its directories and `/proc`.
