@@ -538,6 +538,250 @@ async fn a_restart_between_prepare_and_start_begins_again_with_the_same_name() {
     fleet.stop().await;
 }
 
+/// Of all there is: source RELINQUISHED and frozen, destination dead before it owned the VM.
+async fn destination_dies_after_the_commit(fleet: &mut Fleet) -> (String, v1::Migration) {
+    let name = fleet.precopy().await;
+    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet.clients.wait_phase(&name, Phase::Switchover).await;
+    let mut frozen = fleet.a.fake.vm(VM).unwrap();
+    frozen.state = State::Relinquished.into();
+    fleet.a.fake.put_vm(frozen);
+    fleet.b.fake.remove_vm(VM);
+    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
+    fleet.b.fake.phase(&name, Role::Destination, Half::Failed);
+    let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
+    (name, failed)
+}
+
+fn released_source(fake: &Fake) -> bool {
+    fake.calls()
+        .iter()
+        .any(|call| call.starts_with("release TRANSFER_ROLE_SOURCE"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_copy_is_kept_until_the_user_deletes_the_vm() {
+    let mut fleet = Fleet::start().await;
+    let (name, failed) = destination_dies_after_the_commit(&mut fleet).await;
+    assert_eq!(failed.vm_location(), VmLocation::Unknown);
+    assert_eq!(reason(&failed), "VM_PROCESS_DIED");
+    let error = failed.error.as_ref().unwrap();
+    assert!(error.advice.contains("slat delete vm"), "{error:?}");
+    fleet
+        .b
+        .fake
+        .wait_call("release TRANSFER_ROLE_DESTINATION")
+        .await;
+    assert!(!released_source(&fleet.a.fake));
+    let shown = fleet.clients.vm(VM).await.unwrap();
+    assert_eq!(
+        (shown.host.as_str(), shown.state()),
+        ("hosts/a", State::Relinquished)
+    );
+    let error = fleet.clients.migrate(VM, "hosts/b").await.unwrap_err();
+    assert_eq!(error.reason, Reason::VmNotRunning);
+    assert_eq!(error.metadata["migration"], name);
+
+    // Neither does a new life of the server end it.
+    let mut fleet = fleet.restart_server().await;
+    fleet.report_again().await;
+    assert_eq!(
+        fleet.clients.vm(VM).await.unwrap().state(),
+        State::Relinquished
+    );
+    assert!(!released_source(&fleet.a.fake));
+
+    // A host that cannot release it says so; asked again, it is gone and its name is free.
+    fleet.a.fake.keep_halves(true);
+    let delete = || v1::DeleteVmRequest { name: VM.into() };
+    let refused = support::answer(fleet.clients.vms.delete_vm(delete()).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::HostUnreachable);
+    assert!(fleet.a.fake.vm(VM).is_some());
+    fleet.a.fake.keep_halves(false);
+    fleet.clients.vms.delete_vm(delete()).await.unwrap();
+    assert!(released_source(&fleet.a.fake));
+    assert!(fleet.a.fake.vm(VM).is_none());
+    let gone = fleet.clients.vm(VM).await.unwrap_err();
+    assert_eq!(gone.reason, Reason::NoSuchVm);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_host_keeps_no_vm_from_moving_to_another() {
+    let mut fleet = Fleet::start().await;
+    let c = Agent::start(Fake::new("hosts/c"), fleet.server.address()).await;
+    let name = fleet.precopy().await;
+    let (b, b_at) = fleet.b.stop().await;
+    fleet.a.fake.phase(&name, Role::Source, Half::Failed);
+    fleet.clients.wait_phase(&name, Phase::Failed).await;
+    // Nobody released b's half, and nobody needs to.
+    let next = fleet.clients.migrate(VM, "hosts/c").await.unwrap().name;
+    fleet.a.fake.wait_call(&format!("start {next}")).await;
+    assert!(b.half(&name, Role::Destination).is_some());
+    hand_over(&fleet.a.fake, &c.fake, &next, VM);
+    fleet.clients.wait_phase(&next, Phase::Completed).await;
+    fleet.b = Agent::serve_at(b, b_at).await;
+    c.stop().await;
+    fleet.stop().await;
+}
+
+/// A second migration to b that waits there for the half of a first one, which was cancelled.
+async fn waits_for_b(fleet: &mut Fleet) -> (String, String) {
+    fleet.b.fake.keep_halves(true);
+    let first = fleet.precopy().await;
+    fleet.clients.cancel(&first).await.unwrap();
+    fleet.clients.wait_phase(&first, Phase::Cancelled).await;
+    let second = fleet.clients.migrate(VM, "hosts/b").await.unwrap().name;
+    (first, second)
+}
+
+fn prepared(fake: &Fake, migration: &str) -> bool {
+    let call = format!("prepare {migration}");
+    fake.calls().contains(&call)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_waits_for_a_dead_host_fails_and_names_it() {
+    let mut fleet = Fleet::start().await;
+    let (first, second) = waits_for_b(&mut fleet).await;
+    let (b, b_at) = fleet.b.stop().await;
+    let failed = fleet.clients.wait_phase(&second, Phase::Failed).await;
+    assert_eq!(reason(&failed), "HOST_UNREACHABLE");
+    assert_eq!(failed.vm_location(), VmLocation::Source);
+    let error = failed.error.unwrap();
+    assert_eq!(error.metadata["host"], "hosts/b");
+    assert_eq!(error.metadata["migration"], first);
+    assert!(!prepared(&b, &second));
+    fleet.b = Agent::serve_at(b, b_at).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_waits_for_the_same_halves() {
+    let mut fleet = Fleet::start().await;
+    let (_, second) = waits_for_b(&mut fleet).await;
+    let released = |fake: &Fake| {
+        let is_release = |call: &&String| call.starts_with("release TRANSFER_ROLE_DESTINATION");
+        fake.calls().iter().filter(is_release).count()
+    };
+    let before = released(&fleet.b.fake);
+    let mut fleet = fleet.restart_server().await;
+    fleet.report_again().await;
+    until("the new server tried to release b's half", async || {
+        released(&fleet.b.fake) > before
+    })
+    .await;
+    assert_eq!(
+        fleet.clients.migration(&second).await.phase(),
+        Phase::Pending
+    );
+    assert!(!prepared(&fleet.b.fake, &second));
+    fleet.b.fake.keep_halves(false);
+    fleet.b.fake.wait_call(&format!("prepare {second}")).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_is_waited_for_while_the_source_is_silent() {
+    let mut fleet = Fleet::start().await;
+    let request = v1::CreateMigrationRequest {
+        migration: Some(v1::Migration {
+            vm: VM.into(),
+            destination: "hosts/b".into(),
+            params: Some(v1::MigrationParams {
+                verify: v1::migration_params::Verify::AfterCommit.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let created = fleet.clients.migrations.create_migration(request).await;
+    let name = created.unwrap().into_inner().name;
+    fleet.a.fake.wait_call(&format!("start {name}")).await;
+    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet.a.fake.set(&name, Role::Source, |half| {
+        half.phase = Half::Relinquished.into();
+        let progress = half.progress.get_or_insert_default();
+        progress.verification = v1::Verification::Pending.into();
+    });
+    fleet
+        .clients
+        .wait(&name, |migration| {
+            migration.phase() == Phase::Committed && migration.progress.is_some()
+        })
+        .await;
+    let (source, address) = fleet.a.stop().await;
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, Half::Completed);
+    until("the source is seen to be silent", async || {
+        let list = Clients::new(fleet.server.address())
+            .vms
+            .list_vms(v1::ListVmsRequest::default())
+            .await;
+        list.unwrap()
+            .into_inner()
+            .unreachable
+            .contains(&"hosts/a".to_owned())
+    })
+    .await;
+    assert_eq!(
+        fleet.clients.migration(&name).await.phase(),
+        Phase::Committed
+    );
+    // It was comparing all the while.
+    source.set(&name, Role::Source, |half| {
+        half.phase = Half::Completed.into();
+        half.progress.get_or_insert_default().verification = v1::Verification::Mismatch.into();
+    });
+    fleet.a = Agent::serve_at(source, address).await;
+    let done = fleet.clients.wait_phase(&name, Phase::Completed).await;
+    assert_eq!(
+        done.progress.unwrap().verification(),
+        v1::Verification::Mismatch
+    );
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_is_repeated_is_the_same_migration() {
+    let mut fleet = Fleet::start().await;
+    let request = |destination: &str, streams: u32| v1::CreateMigrationRequest {
+        migration: Some(v1::Migration {
+            vm: VM.into(),
+            destination: destination.into(),
+            params: Some(v1::MigrationParams {
+                streams,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        migration_id: "once".into(),
+        ..Default::default()
+    };
+    let migrations = &mut fleet.clients.migrations;
+    let first = migrations.create_migration(request("hosts/b", 0)).await;
+    let first = first.unwrap().into_inner();
+    // 2 is what 0 means.
+    for streams in [0, 2] {
+        let again = migrations
+            .create_migration(request("hosts/b", streams))
+            .await;
+        let again = again.unwrap().into_inner();
+        assert_eq!(
+            (&again.name, again.create_time),
+            (&first.name, first.create_time)
+        );
+    }
+    for other in [request("hosts/b", 3), request("hosts/c", 0)] {
+        let refused = support::answer(migrations.create_migration(other).await).unwrap_err();
+        assert_eq!(refused.reason, Reason::MigrationExists);
+    }
+    fleet.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ticket_is_nowhere_to_be_seen() {
     let mut fleet = Fleet::start().await;

@@ -213,11 +213,16 @@ fn accepted(session: &Session, migration: &v1::Migration, dry_run: bool) -> Resu
 
 /// What a terminal migration means for the exit code.
 fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
-    use v1::MigrationPhase as Phase;
+    use v1::{MigrationPhase as Phase, migration_params::Verify};
     let verification = migration.progress.as_ref().map_or(
         v1::Verification::Unspecified,
         v1::MigrationProgress::verification,
     );
+    let verify = migration
+        .params
+        .as_ref()
+        .map_or(Verify::None, v1::MigrationParams::verify);
+    let asked = matches!(verify, Verify::BeforeCommit | Verify::AfterCommit);
     match migration.phase() {
         Phase::Completed if verification == v1::Verification::Mismatch => Err(Failure::advised(
             format!(
@@ -226,6 +231,15 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
             ),
             "trust nothing in that VM; keep both hosts' logs",
         )),
+        Phase::Completed if asked && verification != v1::Verification::Match => {
+            Err(Failure::advised(
+                format!(
+                    "{} completed, but the memory of source and destination was not compared as asked",
+                    migration.name
+                ),
+                "the VM runs at its destination, unverified: the source told no result; see its host's log",
+            ))
+        }
         Phase::Completed => Ok(()),
         Phase::Cancelled => Err(Failure::Said(6)),
         Phase::InDoubt => Err(Failure::Said(7)),
@@ -316,5 +330,32 @@ mod tests {
         assert_eq!(ended(Phase::Cancelled, v1::Verification::None), 6);
         assert_eq!(ended(Phase::InDoubt, v1::Verification::None), 7);
         assert_eq!(ended(Phase::Failed, v1::Verification::None), 1);
+    }
+
+    #[test]
+    fn a_verification_that_was_asked_for_and_not_done_is_no_success() {
+        use v1::migration_params::Verify;
+        for (verify, verification, code) in [
+            (Verify::AfterCommit, v1::Verification::Pending, 1),
+            (Verify::BeforeCommit, v1::Verification::Pending, 1),
+            (Verify::AfterCommit, v1::Verification::None, 1),
+            (Verify::AfterCommit, v1::Verification::Match, 0),
+            (Verify::None, v1::Verification::None, 0),
+        ] {
+            let migration = v1::Migration {
+                phase: v1::MigrationPhase::Completed.into(),
+                params: Some(v1::MigrationParams {
+                    verify: verify.into(),
+                    ..Default::default()
+                }),
+                progress: Some(v1::MigrationProgress {
+                    verification: verification.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let ended = outcome(&migration).map_or_else(|failure| failure.exit_code(), |()| 0);
+            assert_eq!(ended, code, "{verify:?} {verification:?}");
+        }
     }
 }

@@ -251,6 +251,16 @@ impl VmService for Doors {
         let vm = VmName::parse(&message.name)?;
         message.name = vm.to_string();
         self.migrations.refuse_if_migrating(&vm, "delete it")?;
+        // What a failed migration keeps is ended by its migration: agents delete no VM that was handed over. A VM of that
+        // name that may run is another one.
+        let owned = self
+            .fleet
+            .owner(&vm)
+            .is_ok_and(|owner| !matches!(owner.vm.state(), State::Incoming | State::Relinquished));
+        if !owned && let Some(host) = self.migrations.delete_kept(&vm).await? {
+            self.fleet.forget(&host, &vm.to_string());
+            return Ok(Response::new(v1::DeleteVmResponse {}));
+        }
         let (owner, channel) = self.route(&vm)?;
         let host = owner.host.name;
         let answer = client(channel)

@@ -143,6 +143,20 @@ impl HalfOf {
     }
 }
 
+/// Whether a VM's process at `host` is known to be gone, and its memory with it. Silence is no such knowledge.
+pub(super) async fn is_gone(fleet: &Fleet, host: &str, vm: &str) -> bool {
+    let Ok(channel) = fleet.channel(host) else {
+        return false;
+    };
+    let request = v1::GetVmRequest {
+        name: vm.to_owned(),
+    };
+    match ask(ASK, VmServiceClient::new(channel).get_vm(request)).await {
+        Ok(vm) => vm.state() == v1::vm::State::Lost,
+        Err(error) => error.reason == Reason::NoSuchVm,
+    }
+}
+
 /// Follows a half. See the module.
 pub(super) async fn follow(fleet: Arc<Fleet>, half: HalfOf, out: mpsc::Sender<News>) {
     let mut pause = FIRST_PAUSE;

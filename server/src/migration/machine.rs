@@ -9,9 +9,13 @@
 //!   a clock makes: it ends the wait for the source's figures after the outcome is known, never decides an outcome.
 //! * **The point of no return.** Once the source reported RELINQUISHED or COMPLETED, or the destination COMPLETED, the
 //!   phase is COMMITTED or COMPLETED, and nothing that ends the destination is asked for again. The one exception in phase
-//!   is a destination that is known to have died after the commit: FAILED with location LOST.
+//!   is a destination that is known to have died after the commit and before it owned the VM: FAILED.
+//! * **The last copy stays.** After such an end the frozen memory at the source is all that is left of the VM. The source's
+//!   half is then released by the user's wish alone ([`Input::DeleteRequested`]), or when its process is gone as well.
 //! * **Silence** is IN_DOUBT when a commit may have happened (the switchover was seen) and the source cannot be asked;
 //!   before that, it is just waiting.
+//! * **A verdict is waited for.** While a comparison of digests was asked for and has no result, a source that is merely
+//!   silent does not end the migration: only its word, its absence, or [`Input::FiguresOverdue`] does.
 //! * **Terminal phases stay.** After one, only the clean-up of both halves is asked for.
 //!
 //! # Actions
@@ -29,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) phase: Half,
     /// The source's process died before the commit.
     pub(crate) vm_lost: bool,
+    /// It knows the result of the comparison of digests.
+    pub(crate) verified: bool,
     pub(crate) error: Option<MigrationError>,
 }
 
@@ -64,6 +70,10 @@ pub(crate) enum Input {
     CancelRequested,
     /// The outcome is known and the source's last figures did not come.
     FiguresOverdue,
+    /// Whether the process that holds the frozen memory at the source is known to be gone. Silence is no such knowledge.
+    SourceCopy { gone: bool },
+    /// The user deletes the VM whose last copy is kept at the source.
+    DeleteRequested,
     /// Ask again for what is still wanted.
     Retry,
     /// The source's half is released.
@@ -91,6 +101,8 @@ pub(crate) enum Action {
     ResolveCommit,
     /// ResolveTransfer(ABORT) at the destination.
     ResolveAbort,
+    /// Ask the source's agent whether the frozen memory is still there.
+    AskSourceCopy,
     /// ReleaseTransfer at the source.
     ReleaseSource,
     /// ReleaseTransfer at the destination.
@@ -161,6 +173,8 @@ pub(crate) struct Durable {
     pub(crate) switched: bool,
     /// The commit is known to have happened.
     pub(crate) committed: bool,
+    /// A comparison of digests was asked for and has no result yet.
+    pub(crate) unverified: bool,
     pub(crate) source_released: bool,
     pub(crate) destination_released: bool,
 }
@@ -183,6 +197,10 @@ pub(crate) struct Machine {
     relinquished: bool,
     destination_completed: bool,
     figures_overdue: bool,
+    unverified: bool,
+    /// After the destination's death: whether the source's frozen memory is gone too.
+    copy_gone: Option<bool>,
+    delete_requested: bool,
     /// Nothing changed since the last retry: help a handover that hangs.
     stuck: bool,
     source: View,
@@ -232,6 +250,9 @@ impl Machine {
             relinquished: durable.committed || durable.phase == Phase::Committed,
             destination_completed: durable.phase == Phase::Completed,
             figures_overdue: false,
+            unverified: durable.unverified,
+            copy_gone: None,
+            delete_requested: false,
             stuck: false,
             source: View::new(durable.source_released),
             destination: View::new(durable.destination_released),
@@ -248,6 +269,7 @@ impl Machine {
             error: self.error.clone(),
             switched: self.switched,
             committed: self.committed(),
+            unverified: self.unverified,
             source_released: self.source.released,
             destination_released: self.destination.released,
         }
@@ -270,6 +292,27 @@ impl Machine {
     /// The outcome is known; only the source's last figures are waited for.
     pub(crate) fn awaits_figures(&self) -> bool {
         self.phase == Phase::Committed && self.destination_completed
+    }
+
+    /// A comparison of digests was asked for and nobody has told its result.
+    pub(crate) fn awaits_verdict(&self) -> bool {
+        self.unverified
+    }
+
+    /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it.
+    pub(crate) fn keeps_source(&self) -> bool {
+        self.phase == Phase::Failed
+            && self.committed()
+            && self.location != Location::Lost
+            && !self.source.released
+    }
+
+    pub(crate) fn source_released(&self) -> bool {
+        self.source.released
+    }
+
+    pub(crate) fn destination_released(&self) -> bool {
+        self.destination.released
     }
 
     /// Whether the source's half can exist, so that it is worth asking.
@@ -339,6 +382,7 @@ impl Machine {
             }
             Input::SourceReport(report) => {
                 self.start_issued = true;
+                self.unverified &= !report.verified;
                 match report.phase {
                     Half::Relinquished | Half::Completed => {
                         self.relinquished = true;
@@ -351,6 +395,7 @@ impl Machine {
                 self.source.report(report);
             }
             Input::DestinationReport(report) => {
+                self.unverified &= !report.verified;
                 match report.phase {
                     Half::Completed => {
                         self.destination_completed = true;
@@ -373,6 +418,11 @@ impl Machine {
                 }
             }
             Input::FiguresOverdue => self.figures_overdue = true,
+            Input::SourceCopy { gone } => self.copy_gone = Some(gone),
+            Input::DeleteRequested => {
+                self.delete_requested |= self.keeps_source();
+                self.asked.retain(|action| *action != Action::ReleaseSource);
+            }
             Input::Retry => {}
             // A release before the end is a caller's mistake; ignoring it keeps the record in step.
             Input::SourceReleased => self.source.released |= is_terminal(self.phase),
@@ -443,31 +493,66 @@ impl Machine {
         let source_completed = self.source.ever(Half::Completed);
         let destination_ended = self.destination.at().is_some_and(ended);
         let completed = if self.destination_completed {
-            self.source.at().is_some_and(ended) || self.source.gone() || self.figures_overdue
+            let source_over = match self.source.contact {
+                Contact::Absent { .. } => true,
+                Contact::Silent => !self.unverified,
+                Contact::Answers => self.source.at().is_some_and(ended),
+                Contact::Unasked => false,
+            };
+            source_over || self.figures_overdue
         } else {
             source_completed && (destination_ended || self.destination.gone())
         };
         if completed {
             self.end(Phase::Completed, Location::Destination, None);
-        } else if !source_completed
+        } else if self.destination_died() {
+            let gone = match self.source.contact {
+                Contact::Absent { .. } => Some(true),
+                _ => self.copy_gone,
+            };
+            match gone {
+                Some(gone) => self.end_without_destination(gone),
+                // Neither half can run it; whether a copy is left is being asked.
+                None => self.location = Location::Unknown,
+            }
+        }
+    }
+
+    /// The destination ended after the commit and never owned the VM.
+    fn destination_died(&self) -> bool {
+        self.committed()
+            && !self.source.ever(Half::Completed)
             && !self.destination_completed
             && self.destination.at().is_some_and(ended_without)
-        {
-            // The destination cannot know what its end means; the commit makes it the loss of the VM.
-            let mut error = self.made_error(
-                Reason::VmProcessDied,
-                "destination",
-                "the destination's process died after the source had handed the VM over",
+    }
+
+    /// The destination cannot know what its end means; the commit makes it the loss of what it had received.
+    fn end_without_destination(&mut self, copy_gone: bool) {
+        let (location, word, text, advice) = if copy_gone {
+            (
+                Location::Lost,
+                "LOST",
+                "the destination's process died after the source had handed the VM over, and the source's process is gone",
                 "delete the VM and create it anew",
-            );
-            if let Some(cause) = self.destination.error() {
-                error.metadata.insert("cause".to_owned(), cause.message);
-            }
-            error
-                .metadata
-                .insert("vm_location".to_owned(), "LOST".to_owned());
-            self.end(Phase::Failed, Location::Lost, Some(error));
+            )
+        } else {
+            (
+                Location::Unknown,
+                "UNKNOWN",
+                "the destination's process died after the source had handed the VM over; the VM runs nowhere, its frozen \
+                 memory is kept at the source host",
+                "the frozen copy at the source host (state RELINQUISHED) cannot run and is kept until you delete it: \
+                 `slat delete vm NAME`",
+            )
+        };
+        let mut error = self.made_error(Reason::VmProcessDied, "destination", text, advice);
+        if let Some(cause) = self.destination.error() {
+            error.metadata.insert("cause".to_owned(), cause.message);
         }
+        error
+            .metadata
+            .insert("vm_location".to_owned(), word.to_owned());
+        self.end(Phase::Failed, location, Some(error));
     }
 
     fn settle_uncommitted(&mut self) {
@@ -607,6 +692,9 @@ impl Machine {
         }
         let mut wanted = Vec::new();
         if self.committed() {
+            if self.destination_died() {
+                wanted.push(Action::AskSourceCopy);
+            }
             if self.stuck && self.relinquished && self.destination.at() == Some(Half::Ready) {
                 wanted.push(Action::ResolveCommit);
             }
@@ -655,7 +743,7 @@ impl Machine {
                 wanted.push(Action::CancelDestination);
             }
         }
-        if !self.source.released {
+        if !self.source.released && (self.delete_requested || !self.keeps_source()) {
             wanted.push(Action::ReleaseSource);
         }
         wanted

@@ -20,6 +20,7 @@ fn stored(phase: Phase) -> Durable {
         error: None,
         switched: false,
         committed: false,
+        unverified: false,
         source_released: false,
         destination_released: false,
     }
@@ -29,6 +30,7 @@ fn report(phase: Half) -> Report {
     Report {
         phase,
         vm_lost: false,
+        verified: false,
         error: None,
     }
 }
@@ -205,21 +207,109 @@ fn a_process_that_died_at_the_source_loses_the_vm() {
     );
 }
 
-#[test]
-fn a_destination_that_died_after_the_commit_loses_the_vm_and_is_not_called_completed() {
+fn died_after_the_commit() -> (Machine, Vec<Action>) {
     let mut machine = Machine::new(&stored(Phase::Committed));
-    run(
+    let actions = run(
         &mut machine,
         [source(Half::Relinquished), destination(Half::Failed)],
     );
+    (machine, actions)
+}
+
+#[test]
+fn the_frozen_copy_outlives_a_destination_that_died_after_the_commit() {
+    let (mut machine, mut actions) = died_after_the_commit();
+    assert!(actions.contains(&Action::AskSourceCopy), "{actions:?}");
+    assert!(!is_terminal(machine.phase()));
+    actions.extend(machine.step(Input::SourceCopy { gone: false }));
     assert_eq!(
         outcome(&machine),
         (
             Phase::Failed,
-            Location::Lost,
+            Location::Unknown,
             Some("VM_PROCESS_DIED".into())
         )
     );
+    let error = machine.durable().error.unwrap();
+    assert!(error.advice.contains("slat delete vm"), "{error:?}");
+    assert_eq!(error.metadata["vm_location"], "UNKNOWN");
+
+    // Nothing that happens by itself releases the source, not even a new life of the server.
+    let mut machine = Machine::new(&machine.durable());
+    for input in [
+        Input::Retry,
+        Input::SourceUnreachable,
+        source(Half::Relinquished),
+        destination(Half::Failed),
+        Input::DestinationReleased,
+        Input::Retry,
+    ] {
+        actions.extend(machine.step(input));
+    }
+    assert!(!actions.contains(&Action::ReleaseSource), "{actions:?}");
+    assert!(machine.keeps_source() && !machine.finished());
+
+    // The user's wish does, and goes on doing so until it worked.
+    assert_eq!(
+        machine.step(Input::DeleteRequested),
+        [Action::ReleaseSource]
+    );
+    assert_eq!(machine.step(Input::Retry), [Action::ReleaseSource]);
+    machine.step(Input::SourceReleased);
+    assert!(machine.finished() && !machine.keeps_source());
+}
+
+#[test]
+fn a_vm_is_lost_when_the_sources_process_is_gone_too() {
+    for gone in [
+        Input::SourceCopy { gone: true },
+        Input::SourceAbsent { owner: false },
+    ] {
+        let (mut machine, _) = died_after_the_commit();
+        let actions = machine.step(gone);
+        assert!(actions.contains(&Action::ReleaseSource), "{actions:?}");
+        assert_eq!(
+            outcome(&machine),
+            (
+                Phase::Failed,
+                Location::Lost,
+                Some("VM_PROCESS_DIED".into())
+            )
+        );
+    }
+}
+
+#[test]
+fn a_silent_source_does_not_end_a_verification_that_has_no_result() {
+    let unverified = Durable {
+        unverified: true,
+        ..stored(Phase::Committed)
+    };
+    let mut machine = Machine::new(&unverified);
+    run(
+        &mut machine,
+        [destination(Half::Completed), Input::SourceUnreachable],
+    );
+    assert_eq!(machine.phase(), Phase::Committed);
+    assert!(machine.awaits_figures() && machine.awaits_verdict());
+
+    let mut absent = machine.clone();
+    absent.step(Input::SourceAbsent { owner: false });
+    assert_eq!(absent.phase(), Phase::Completed);
+
+    let mut late = machine.clone();
+    late.step(Input::FiguresOverdue);
+    assert_eq!(late.phase(), Phase::Completed);
+    assert!(late.awaits_verdict());
+
+    // With the result known, silence is enough.
+    machine.step(Input::SourceReport(Report {
+        verified: true,
+        ..report(Half::Relinquished)
+    }));
+    machine.step(Input::SourceUnreachable);
+    assert_eq!(machine.phase(), Phase::Completed);
+    assert!(!machine.awaits_verdict());
 }
 
 #[test]
@@ -269,6 +359,7 @@ fn halves() -> impl Strategy<Value = Report> {
     (phases, any::<bool>()).prop_map(|(phase, vm_lost)| Report {
         phase,
         vm_lost,
+        verified: false,
         error: None,
     })
 }
@@ -291,6 +382,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(Input::DestinationAbsent),
         1 => Just(Input::CancelRequested),
         1 => Just(Input::FiguresOverdue),
+        1 => any::<bool>().prop_map(|gone| Input::SourceCopy { gone }),
+        1 => Just(Input::DeleteRequested),
         3 => Just(Input::Retry),
         1 => Just(Input::SourceReleased),
         1 => Just(Input::DestinationReleased),
@@ -326,6 +419,8 @@ proptest! {
         let mut implied = false;
         let mut restarted = false;
         let mut terminal: Option<Durable> = None;
+        // The user wants it gone, or the world said that nothing is left at the source.
+        let mut may_end_copy = false;
         for (input, restart) in steps {
             if restart {
                 machine = Machine::new(&machine.durable());
@@ -336,6 +431,10 @@ proptest! {
             {
                 handed_over = true;
             }
+            may_end_copy |= matches!(
+                &input,
+                Input::DeleteRequested | Input::SourceCopy { gone: true } | Input::SourceAbsent { .. }
+            ) || matches!(&input, Input::SourceReport(report) if report.vm_lost);
             implied |= matches!(&input, Input::DestinationReport(r) if r.phase == Half::Completed);
             let actions = machine.step(input);
             let durable = machine.durable();
@@ -355,6 +454,9 @@ proptest! {
                 if matches!(action, Action::ReleaseSource | Action::ReleaseDestination) {
                     prop_assert!(is_terminal(durable.phase));
                 }
+                if *action == Action::ReleaseSource && durable.phase == Phase::Failed && handed_over {
+                    prop_assert!(may_end_copy, "the last copy is ended by nobody's wish");
+                }
             }
             if committed && !is_terminal(durable.phase) {
                 prop_assert_eq!(durable.phase, Phase::Committed);
@@ -362,7 +464,7 @@ proptest! {
             if handed_over && terminal.is_none() {
                 prop_assert!(durable.phase != Phase::Cancelled);
                 if durable.phase == Phase::Failed {
-                    prop_assert_eq!(durable.location, Location::Lost);
+                    prop_assert!(matches!(durable.location, Location::Lost | Location::Unknown));
                 }
             }
             if let Some(end) = &terminal {
@@ -373,6 +475,7 @@ proptest! {
                 prop_assert!(durable.location != Location::Unspecified);
                 prop_assert!(
                     matches!(durable.location, Location::Source | Location::Destination | Location::Lost)
+                        || (durable.location == Location::Unknown && durable.committed)
                 );
                 prop_assert!(actions.first() == Some(&Action::Persist));
                 terminal = Some(durable);

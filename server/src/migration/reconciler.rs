@@ -27,12 +27,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    follower::{ASK, HalfOf, Heard, News, ask, follow, is_silence},
+    follower::{ASK, HalfOf, Heard, News, ask, follow, is_gone, is_silence},
     is_terminal,
     machine::{Action, Input, Machine},
     record::{Record, report},
 };
-use crate::{dashboard::History, fleet::Fleet, metrics, store::Shelf};
+use crate::{
+    dashboard::History,
+    fleet::{Fleet, host_unreachable},
+    metrics,
+    store::Shelf,
+};
 
 /// PrepareIncoming maps the VM's memory and starts its process.
 const PREPARE: Duration = Duration::from_secs(30);
@@ -50,6 +55,24 @@ const FIGURES_VERIFYING: Duration = Duration::from_secs(120);
 pub(super) enum Command {
     /// CancelMigration, with where the answer goes.
     Cancel(oneshot::Sender<Result<v1::Migration, ApiError>>),
+    /// DeleteVm of a VM whose last copy is kept at the source, with where the answer goes.
+    DeleteKept(oneshot::Sender<Result<(), ApiError>>),
+}
+
+/// Says to others that a migration's halves are released; each is cancelled when its half is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Released {
+    pub(super) source: CancellationToken,
+    pub(super) destination: CancellationToken,
+}
+
+/// A half of an earlier migration of the VM, on a host that a new one uses.
+#[derive(Clone, Debug)]
+pub(super) struct Earlier {
+    pub(super) migration: String,
+    pub(super) host: String,
+    pub(super) role: Role,
+    pub(super) released: CancellationToken,
 }
 
 /// What every reconciler needs.
@@ -59,6 +82,10 @@ pub(super) struct Context {
     pub(super) shelf: Shelf,
     pub(super) history: Arc<History>,
 }
+
+/// How many report intervals a host that holds an earlier half may be unreachable before a new migration gives up on it.
+/// After a server's restart that is the time its agents have to come back.
+const HOST_PATIENCE: u32 = 10;
 
 /// How long the source's agent may take to notice that a VM's process has ended.
 const EXPLAIN: Duration = Duration::from_secs(2);
@@ -84,6 +111,7 @@ pub(super) struct Reconciler {
     record: Record,
     shown: watch::Sender<v1::Migration>,
     commands: mpsc::Receiver<Command>,
+    released: Released,
     grant: Option<Grant>,
     heard: mpsc::Receiver<News>,
     hear: mpsc::Sender<News>,
@@ -102,6 +130,7 @@ impl Reconciler {
         record: Record,
         shown: watch::Sender<v1::Migration>,
         commands: mpsc::Receiver<Command>,
+        released: Released,
     ) -> Self {
         let (hear, heard) = mpsc::channel(64);
         Self {
@@ -110,6 +139,7 @@ impl Reconciler {
             record,
             shown,
             commands,
+            released,
             grant: None,
             heard,
             hear,
@@ -122,8 +152,8 @@ impl Reconciler {
         }
     }
 
-    /// Runs until nothing is left to do. `before`: earlier migrations of the VM whose halves are not released yet.
-    pub(super) async fn run(mut self, before: Vec<CancellationToken>) {
+    /// Runs until nothing is left to do. `before`: halves of the VM's earlier migrations that must be released first.
+    pub(super) async fn run(mut self, before: Vec<Earlier>) {
         if self.machine.phase() == v1::MigrationPhase::Pending {
             if !self.wait_for(before).await {
                 return;
@@ -162,12 +192,22 @@ impl Reconciler {
         &self.record.migration().name
     }
 
-    /// Waits for earlier migrations' halves to be released; false when the server stops.
-    async fn wait_for(&mut self, before: Vec<CancellationToken>) -> bool {
+    /// Waits for earlier migrations' halves to be released, no longer than their hosts can be reached; false when the
+    /// server stops.
+    async fn wait_for(&mut self, before: Vec<Earlier>) -> bool {
+        let interval = self.context.fleet.interval();
         for earlier in before {
-            loop {
+            let mut reachable = Instant::now();
+            while !earlier.released.is_cancelled() {
                 tokio::select! {
-                    () = earlier.cancelled() => break,
+                    () = earlier.released.cancelled() => {}
+                    () = sleep(interval) => match self.context.fleet.ready_host(&earlier.host) {
+                        Ok(_) => reachable = Instant::now(),
+                        Err(error) if reachable.elapsed() >= interval * HOST_PATIENCE => {
+                            self.give_up_waiting(&earlier, error).await;
+                        }
+                        Err(_) => {}
+                    },
                     command = self.commands.recv() => match command {
                         Some(command) => self.command(command).await,
                         None => return false,
@@ -181,16 +221,67 @@ impl Reconciler {
         true
     }
 
-    async fn command(&mut self, command: Command) {
-        let Command::Cancel(reply) = command;
-        self.feed(Input::CancelRequested).await;
-        let answer = if self.machine.committed() {
-            Err(past_point(self.record.migration()))
+    async fn give_up_waiting(&mut self, earlier: &Earlier, cause: ApiError) {
+        let side = if earlier.host == self.record.migration().source {
+            "source"
         } else {
-            Ok(self.record.migration().clone())
+            "destination"
         };
-        // Who asked may have gone; the cancel stands.
-        drop(reply.send(answer));
+        let mut error = ApiError::new(
+            Reason::HostUnreachable,
+            format!(
+                "{} does not answer and still has its half of {}, an earlier migration of {}",
+                earlier.host,
+                earlier.migration,
+                self.record.migration().vm
+            ),
+        )
+        .with("host", &earlier.host)
+        .with("migration", &earlier.migration)
+        .with("role", earlier.role.as_str_name());
+        if let Some(advice) = cause.metadata.get("advice") {
+            error = error.with("advice", advice);
+        }
+        self.feed(Input::PrepareFailed {
+            error,
+            side,
+            unreachable: false,
+        })
+        .await;
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Cancel(reply) => {
+                self.feed(Input::CancelRequested).await;
+                let answer = if self.machine.committed() {
+                    Err(past_point(self.record.migration()))
+                } else {
+                    Ok(self.record.migration().clone())
+                };
+                // Who asked may have gone; the cancel stands.
+                drop(reply.send(answer));
+            }
+            Command::DeleteKept(reply) => {
+                let kept = self.machine.keeps_source();
+                self.feed(Input::DeleteRequested).await;
+                let migration = self.record.migration();
+                let answer = if self.machine.source_released() {
+                    Ok(())
+                } else if kept {
+                    Err(host_unreachable(&migration.source)
+                        .with("vm", &migration.vm)
+                        .with("migration", &migration.name)
+                        .with(
+                            "advice",
+                            "the frozen copy is still kept there; delete the VM again when its agent answers",
+                        ))
+                } else {
+                    Err(ApiError::no_such_vm(&migration.vm))
+                };
+                drop(reply.send(answer));
+            }
+        }
     }
 
     fn half(&self, role: Role) -> HalfOf {
@@ -226,12 +317,7 @@ impl Reconciler {
         if !self.machine.awaits_figures() {
             return None;
         }
-        let migration = self.record.migration();
-        let verifying = migration
-            .progress
-            .as_ref()
-            .is_some_and(|progress| progress.verification() == v1::Verification::Pending);
-        let patience = if verifying {
+        let patience = if self.machine.awaits_verdict() {
             FIGURES_VERIFYING
         } else {
             FIGURES
@@ -293,6 +379,12 @@ impl Reconciler {
             }
             self.publish(true);
         }
+        if self.machine.source_released() {
+            self.released.source.cancel();
+        }
+        if self.machine.destination_released() {
+            self.released.destination.cancel();
+        }
     }
 
     /// Shows the record. A terminal one is held back until `clean_up_tried`.
@@ -329,6 +421,11 @@ impl Reconciler {
             }
             Action::ResolveCommit => Some(self.resolve(Decision::Commit).await),
             Action::ResolveAbort => Some(self.resolve(Decision::Abort).await),
+            Action::AskSourceCopy => {
+                let migration = self.record.migration();
+                let gone = is_gone(&self.context.fleet, &migration.source, &migration.vm).await;
+                Some(Input::SourceCopy { gone })
+            }
             Action::ReleaseSource => self.release(Role::Source).await,
             Action::ReleaseDestination => self.release(Role::Destination).await,
         }

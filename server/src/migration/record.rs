@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use slat_proto::{
     model::{now, proto_duration},
-    v1::{self, MigrationPhase as Phase, TransferPhase as Half, Verification},
+    v1::{
+        self, MigrationPhase as Phase, TransferPhase as Half, Verification,
+        migration_params::Verify,
+    },
 };
 
 use super::{
@@ -91,6 +94,7 @@ impl Record {
             error: self.migration.error.clone(),
             switched: seen(Phase::Switchover),
             committed: seen(Phase::Committed),
+            unverified: self.unverified(),
             source_released: self.source_released,
             destination_released: self.destination_released,
         }
@@ -113,6 +117,11 @@ impl Record {
         if durable.committed {
             self.mark(Phase::Committed, now(), false);
         }
+        if durable.phase == Phase::Completed && self.unverified() {
+            // Given up: a record that says nothing would read as if nobody had asked.
+            let progress = self.migration.progress.get_or_insert_default();
+            progress.verification = Verification::Pending.into();
+        }
         if entered {
             self.mark(durable.phase, now(), false);
             if is_terminal(durable.phase) {
@@ -124,6 +133,18 @@ impl Record {
                 )));
             }
         }
+    }
+
+    /// A comparison of digests was asked for and has no result.
+    fn unverified(&self) -> bool {
+        let verify = self
+            .migration
+            .params
+            .as_ref()
+            .map_or(Verify::None, v1::MigrationParams::verify);
+        let asked = matches!(verify, Verify::BeforeCommit | Verify::AfterCommit);
+        let progress = self.migration.progress.as_ref();
+        asked && !progress.is_some_and(|progress| is_result(progress.verification()))
     }
 
     /// Takes the source's figures over.
@@ -187,6 +208,10 @@ pub(crate) fn report(half: &v1::Transfer) -> Report {
     Report {
         phase: half.phase(),
         vm_lost: half.vm_lost,
+        verified: half
+            .progress
+            .as_ref()
+            .is_some_and(|progress| is_result(progress.verification())),
         error: half.error.clone(),
     }
 }
@@ -226,4 +251,38 @@ fn between(from: Option<&prost_types::Timestamp>, to: &prost_types::Timestamp) -
         |t: &prost_types::Timestamp| i128::from(t.seconds) * 1_000_000_000 + i128::from(t.nanos);
     let span = from.map_or(0, |from| nanos(to) - nanos(from));
     Duration::from_nanos(u64::try_from(span).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_that_was_given_up_is_stored_as_not_done() {
+        for (verify, stored) in [
+            (Verify::AfterCommit, Verification::Pending),
+            (Verify::BeforeCommit, Verification::Pending),
+            (Verify::None, Verification::Unspecified),
+        ] {
+            let params = v1::MigrationParams {
+                verify: verify.into(),
+                ..Default::default()
+            };
+            let mut record = Record::new(
+                "migrations/m".into(),
+                &v1::Vm::default(),
+                "hosts/b".into(),
+                params,
+            );
+            assert_eq!(record.durable().unverified, verify != Verify::None);
+            let completed = Durable {
+                phase: Phase::Completed,
+                committed: true,
+                ..record.durable()
+            };
+            record.apply(&completed);
+            let told = record.migration().progress.clone().unwrap_or_default();
+            assert_eq!(told.verification(), stored, "{verify:?}");
+        }
+    }
 }

@@ -20,8 +20,8 @@ use slat_proto::{
     ApiError, Reason,
     model::{HostName, MigrationName, MigrationParams, PageRequest, VmName, paginate},
     v1::{
-        self, Capability, MigrationPhase as Phase, host_service_client::HostServiceClient,
-        vm::State,
+        self, Capability, MigrationPhase as Phase, TransferRole as Role,
+        host_service_client::HostServiceClient, vm::State,
     },
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     follower::{ASK, ask},
     is_terminal,
-    reconciler::{Command, Context, Reconciler, past_point},
+    reconciler::{Command, Context, Earlier, Reconciler, Released, past_point},
     record::{Record, shown},
 };
 use crate::{
@@ -46,8 +46,23 @@ const COMMANDS: usize = 16;
 struct Active {
     shown: watch::Receiver<v1::Migration>,
     commands: mpsc::Sender<Command>,
-    /// Cancelled when the task has ended: both halves are released.
-    done: CancellationToken,
+    released: Released,
+}
+
+impl Active {
+    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit, not LOST.
+    fn keeps(&self, vm: &str) -> bool {
+        let migration = self.shown.borrow();
+        let committed = migration
+            .phase_times
+            .iter()
+            .any(|entry| entry.phase() == Phase::Committed);
+        migration.vm == vm
+            && migration.phase() == Phase::Failed
+            && migration.vm_location() != v1::VmLocation::Lost
+            && committed
+            && !self.released.source.is_cancelled()
+    }
 }
 
 /// A migration as asked for, its fields checked.
@@ -91,10 +106,19 @@ impl Migrations {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        for stored in open {
-            if let Some(record) = Record::from_stored(stored) {
-                this.spawn(record, Vec::new());
-            }
+        let (over, going): (Vec<_>, Vec<_>) = open
+            .into_iter()
+            .filter_map(Record::from_stored)
+            .partition(|record| is_terminal(record.migration().phase()));
+        for record in over {
+            this.spawn(record, Vec::new());
+        }
+        for record in going {
+            // What it waited for before the server stopped, it waits for again.
+            let migration = record.migration();
+            let hosts = [migration.source.as_str(), migration.destination.as_str()];
+            let before = this.unreleased(&migration.vm, hosts);
+            this.spawn(record, before);
         }
         Ok(this)
     }
@@ -112,18 +136,25 @@ impl Migrations {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spawn(self: &Arc<Self>, record: Record, before: Vec<CancellationToken>) {
+    fn spawn(self: &Arc<Self>, record: Record, before: Vec<Earlier>) {
         let name = record.migration().name.clone();
         let (shown, receiver) = watch::channel(record.migration().clone());
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let done = CancellationToken::new();
+        let released = Released::default();
+        let halves = record.durable();
+        if halves.source_released {
+            released.source.cancel();
+        }
+        if halves.destination_released {
+            released.destination.cancel();
+        }
         let active = Active {
             shown: receiver,
             commands,
-            done: done.clone(),
+            released: released.clone(),
         };
         self.active().insert(name.clone(), active);
-        let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox);
+        let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox, released);
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
             tokio::select! {
@@ -131,7 +162,6 @@ impl Migrations {
                 () = reconciler.run(before) => {}
             }
             this.active().remove(&name);
-            done.cancel();
         });
     }
 
@@ -175,12 +205,24 @@ impl Migrations {
             None => choose_name(&wanted.vm)?.to_string(),
         };
         if let Some(existing) = self.find(&name).await? {
+            let same = existing.vm == wanted.vm.to_string()
+                && existing.destination == wanted.destination.to_string()
+                && existing.params == Some(wanted.params.to_message());
+            if same {
+                // The caller did not hear the answer to its first call.
+                return Ok(shown(existing));
+            }
             return Err(ApiError::new(
                 Reason::MigrationExists,
-                format!("{name} exists already, for {}", existing.vm),
+                format!(
+                    "{name} exists already, of {} to {}",
+                    existing.vm, existing.destination
+                ),
             )
             .with("migration", &name)
-            .with("vm", existing.vm));
+            .with("vm", existing.vm)
+            .with("destination", existing.destination)
+            .with("advice", "name another migration_id"));
         }
         self.refuse_if_migrating(&wanted.vm, "migrate again")?;
         let vm = self.check(&wanted).await?;
@@ -189,7 +231,8 @@ impl Migrations {
         if wanted.validate_only {
             return Ok(shown(record.migration().clone()));
         }
-        let before = self.unreleased(&vm.name);
+        let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
+        let before = self.unreleased(&vm.name, hosts);
         let stored = record.to_stored();
         self.context
             .shelf
@@ -201,13 +244,74 @@ impl Migrations {
         Ok(shown(migration))
     }
 
-    /// Earlier migrations of a VM that are over and whose halves are not all released.
-    fn unreleased(&self, vm: &str) -> Vec<CancellationToken> {
+    /// Halves of a VM's earlier migrations that are not released yet, on hosts that a new one uses. Others are in nobody's
+    /// way: a host that does not come back keeps no VM from moving between the rest.
+    fn unreleased(&self, vm: &str, hosts: [&str; 2]) -> Vec<Earlier> {
+        let mut halves = Vec::new();
+        for active in self.active().values() {
+            let migration = active.shown.borrow();
+            if migration.vm != vm {
+                continue;
+            }
+            let released = &active.released;
+            halves.extend(
+                [
+                    (Role::Source, &migration.source, &released.source),
+                    (
+                        Role::Destination,
+                        &migration.destination,
+                        &released.destination,
+                    ),
+                ]
+                .into_iter()
+                .filter(|(_, host, released)| {
+                    hosts.contains(&host.as_str()) && !released.is_cancelled()
+                })
+                .map(|(role, host, released)| Earlier {
+                    migration: migration.name.clone(),
+                    host: host.clone(),
+                    role,
+                    released: released.clone(),
+                }),
+            );
+        }
+        halves
+    }
+
+    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of that VM. Answers with the
+    /// source's host, or `None` when no migration keeps one.
+    ///
+    /// # Errors
+    /// HOST_UNREACHABLE when the source's agent has not released it.
+    pub(crate) async fn delete_kept(&self, vm: &VmName) -> Result<Option<String>, ApiError> {
+        let vm = vm.to_string();
+        let kept = self.active().values().find_map(|active| {
+            active.keeps(&vm).then(|| {
+                (
+                    active.shown.borrow().source.clone(),
+                    active.commands.clone(),
+                )
+            })
+        });
+        let Some((host, commands)) = kept else {
+            return Ok(None);
+        };
+        let (reply, answer) = oneshot::channel();
+        if commands.send(Command::DeleteKept(reply)).await.is_ok()
+            && let Ok(answer) = answer.await
+        {
+            return answer.map(|()| Some(host));
+        }
+        // Its task ended meanwhile: it was released.
+        Ok(Some(host))
+    }
+
+    /// The failed migration that keeps the last copy of a VM.
+    fn keeper(&self, vm: &str) -> Option<String> {
         self.active()
             .values()
-            .filter(|active| active.shown.borrow().vm == vm)
-            .map(|active| active.done.clone())
-            .collect()
+            .find(|active| active.keeps(vm))
+            .map(|active| active.shown.borrow().name.clone())
     }
 
     /// Everything about VM and destination that can be known before asking them to move.
@@ -224,6 +328,21 @@ impl Migrations {
             .with("vm", &vm.name)
             .with("host", destination.name)
             .with("advice", "name another host"));
+        }
+        if vm.state() == State::Relinquished
+            && let Some(keeper) = self.keeper(&vm.name)
+        {
+            return Err(ApiError::new(
+                Reason::VmNotRunning,
+                format!(
+                    "{} runs nowhere: {keeper} failed after the commit and what is left is a frozen copy on {}",
+                    vm.name, owner.host.name
+                ),
+            )
+            .with("vm", &vm.name)
+            .with("migration", keeper)
+            .with("state", vm.state().as_str_name())
+            .with("advice", "delete the VM and create it anew"));
         }
         match vm.state() {
             State::Incoming | State::Relinquished => {

@@ -49,6 +49,7 @@ struct Inner {
     halves: HashMap<Key, watch::Sender<v1::Transfer>>,
     refuse_prepare: Option<ApiError>,
     refuse_start: Option<ApiError>,
+    keep_halves: bool,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -119,6 +120,11 @@ impl Fake {
 
     pub fn refuse_start(&self, error: ApiError) {
         self.inner.lock().unwrap().refuse_start = Some(error);
+    }
+
+    /// Whether ReleaseTransfer is refused.
+    pub fn keep_halves(&self, keep: bool) {
+        self.inner.lock().unwrap().keep_halves = keep;
     }
 
     pub fn put_vm(&self, vm: v1::Vm) {
@@ -633,6 +639,9 @@ impl TransferService for Fake {
         let half = self.find(&request.migration, request.role)?;
         let now = half.borrow().clone();
         let mut inner = self.inner.lock().unwrap();
+        if inner.keep_halves {
+            return Err(ApiError::new(Reason::Store, "the disk is full").into());
+        }
         let gone = inner
             .vms
             .get(&now.vm)
@@ -737,7 +746,10 @@ impl VmService for Fake {
         request: Request<v1::DeleteVmRequest>,
     ) -> Result<Response<v1::DeleteVmResponse>, Status> {
         let name = request.into_inner().name;
-        self.change_vm(&name, |_| {})?;
+        let vm = self.change_vm(&name, |_| {})?.into_inner();
+        if vm.state() == State::Relinquished {
+            return Err(ApiError::new(Reason::StaleEpoch, "handed over").into());
+        }
         self.remove_vm(&name);
         Ok(Response::new(v1::DeleteVmResponse {}))
     }
