@@ -6,10 +6,11 @@
 //! process (`gone`) or with the agent; the half's also when the half is released.
 //!
 //! # Locking
-//! `seen` and `halves` are leaf mutexes: held for one read or write, nothing is called under them.
+//! `seen` and `halves` are leaf mutexes: held for one read or write, nothing is called under them. `sighted` is held over the
+//! write or removal of a sighting's record, so that none is written after its release; only blocking threads write.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, BTreeSet, btree_map},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -32,6 +33,7 @@ use super::{
     half::{HalfKey, is_terminal},
     process::Process,
     registry::Registry,
+    sighting,
 };
 use crate::vm::dir::VmDir;
 
@@ -54,6 +56,8 @@ pub(super) struct LiveVm {
     channel: TracedChannel,
     seen: Mutex<Option<v1::Vm>>,
     halves: Mutex<BTreeMap<HalfKey, Option<v1::Transfer>>>,
+    /// Halves whose sighting is on disk, or was and is released.
+    sighted: Mutex<BTreeSet<HalfKey>>,
     gone: CancellationToken,
 }
 
@@ -68,6 +72,7 @@ impl LiveVm {
             channel,
             seen: Mutex::default(),
             halves: Mutex::default(),
+            sighted: Mutex::default(),
             gone: CancellationToken::new(),
         }))
     }
@@ -220,6 +225,52 @@ impl LiveVm {
         }
     }
 
+    /// Makes it durable that a source half gave its VM away, when `half` says so. To be awaited before that is passed on: the
+    /// journal of its process may lack it.
+    ///
+    /// # Errors
+    /// STORE: the sighting must not be passed on.
+    pub(super) async fn witness(self: &Arc<Self>, half: &v1::Transfer) -> Result<(), ApiError> {
+        let Some(key) = HalfKey::of(half).filter(|key| sighting::gave_away(key, half.phase()))
+        else {
+            return Ok(());
+        };
+        let (me, half) = (Arc::clone(self), half.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            let mut sighted = me.sighted.lock().unwrap_or_else(PoisonError::into_inner);
+            if !sighted.contains(&key) {
+                sighting::save(&me.dir, &half)?;
+                sighted.insert(key);
+            }
+            Ok(())
+        })
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        match saved {
+            // Its directory went: the half was released, or is told from what outlived it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
+            }
+            saved => saved.map_err(|error| {
+                ApiError::new(
+                    Reason::Store,
+                    format!("{}: {error}", self.dir.path().display()),
+                )
+                .with("vm", &self.name)
+                .with("advice", "make room on the host's disk and ask again")
+            }),
+        }
+    }
+
+    /// Forgets a released half's sighting; none is kept of it again. Blocks on the disk.
+    pub(super) fn forget_sighting(&self, key: &HalfKey) {
+        let mut sighted = self.sighted.lock().unwrap_or_else(PoisonError::into_inner);
+        sighted.insert(key.clone());
+        if let Err(error) = sighting::forget(&self.dir, key) {
+            tracing::warn!(vm = %self.name, migration = %key.migration, %error, "cannot remove a sighting");
+        }
+    }
+
     /// Begins to know a half; true when it is new here. The caller then starts [`follow_half`].
     pub(super) fn add_half(&self, key: &HalfKey, said: Option<v1::Transfer>) -> bool {
         match self.half_map().entry(key.clone()) {
@@ -347,6 +398,10 @@ pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: H
             Ok(stream) => {
                 let mut stream = stream.into_inner();
                 while let Ok(Some(said)) = stream.message().await {
+                    if let Err(error) = vm.witness(&said).await {
+                        tracing::error!(vm = %vm.name, migration = %key.migration, %error, "not passed on: a sighting cannot be kept");
+                        break;
+                    }
                     wait = RETRY_FIRST;
                     let ended = is_terminal(said.phase());
                     if vm.see_half(&key, said) {

@@ -11,6 +11,7 @@
 //! | `registry` | which names are held, and the memory they have reserved |
 //! | `living` | a VM with a process: channel and snapshot cache |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
+//! | `sighting` | source halves seen to have given their VM away |
 //! | `ended` | halves of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
 //! | `report` | upcalls to the server |
@@ -21,6 +22,7 @@
 //! <state>/agent.lock            held with flock by the agent
 //! <state>/vms/<vm>/             one VM's directory (crate::vm::dir), and in it
 //! <state>/vms/<vm>/seen.pb      the VM as the agent first saw it, for when its process is gone
+//! <state>/vms/<vm>/sighted/     source halves the agent saw RELINQUISHED or COMPLETED
 //! <state>/transfers/            halves nobody has released whose VM directory is gone
 //! ```
 //!
@@ -67,6 +69,7 @@ mod process;
 mod registry;
 mod remains;
 mod report;
+mod sighting;
 mod supervisor;
 mod transfer_api;
 mod vm_api;

@@ -267,6 +267,25 @@ pub(super) fn log_tail(dir: &VmDir) -> String {
     }
 }
 
+/// The message of the last WARN or ERROR near the end of a VM process's log, whether it logs JSON or text.
+pub(super) fn last_fault(dir: &VmDir) -> Option<String> {
+    log_tail(dir).lines().rev().find_map(fault)
+}
+
+fn fault(line: &str) -> Option<String> {
+    let severe = |level: &str| matches!(level, "WARN" | "ERROR");
+    if line.starts_with('{') {
+        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+        severe(entry.get("level")?.as_str()?).then_some(())?;
+        return Some(entry.get("message")?.as_str()?.to_owned());
+    }
+    // `<time> LEVEL target: message`
+    let (_, rest) = line.trim_start().split_once(char::is_whitespace)?;
+    let (level, rest) = rest.trim_start().split_once(char::is_whitespace)?;
+    let message = rest.split_once(": ").map_or(rest, |(_, message)| message);
+    severe(level).then(|| message.trim().to_owned())
+}
+
 /// The end of the log, and whether there is more before it.
 fn read_tail(dir: &VmDir) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(dir.log())?;
@@ -275,4 +294,28 @@ fn read_tail(dir: &VmDir) -> io::Result<(Vec<u8>, bool)> {
     let mut text = Vec::new();
     file.take(LOG_TAIL).read_to_end(&mut text)?;
     Ok((text, start > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_fault_of_a_log_is_told_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(folder.path());
+        assert_eq!(last_fault(&dir), None);
+        let info = r#"{"timestamp":"t","level":"INFO","message":"ready","target":"slat"}"#;
+        let error = r#"{"timestamp":"t","level":"ERROR","message":"vCPU 0: EFAULT","vcpu":0}"#;
+        let told = |text: &str| {
+            std::fs::write(dir.log(), text).unwrap();
+            last_fault(&dir)
+        };
+        assert_eq!(told(&format!("{info}\n{info}\n")), None);
+        let after = format!("{info}\n{error}\n{info}\n");
+        assert_eq!(told(&after).as_deref(), Some("vCPU 0: EFAULT"));
+        let text = "2026-01-01T00:00:00Z  WARN slat_agent::vm: slow: disk\n2026-01-01T00:00:01Z  INFO slat: ok\n";
+        assert_eq!(told(text).as_deref(), Some("slow: disk"));
+        assert_eq!(told("no log line at all\n"), None);
+    }
 }

@@ -1,7 +1,8 @@
 //! What the directory of a dead VM process tells: whether a VM was lost with it, and how its migration halves stand.
 //!
 //! The journal decides, the records only add figures. Nothing here is a guess: a source half is RELINQUISHED exactly when
-//! the journal has that entry for that migration, a destination half is COMPLETED exactly when the journal has its `Owned`.
+//! the journal has that entry for that migration or the half was ever seen so ([`super::sighting`]: the entry may have failed
+//! while the process was fenced for ever), a destination half is COMPLETED exactly when the journal has its `Owned`.
 //! Memory died with the process, so every other half that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
 //! destination says nothing about the source: that one answers from its own journal.
 //!
@@ -19,7 +20,10 @@ use slat_proto::{
     v1,
 };
 
-use super::half::{HalfKey, Role, is_terminal};
+use super::{
+    half::{HalfKey, Role, is_terminal},
+    sighting::{self, gave_away},
+};
 use crate::vm::{
     dir::VmDir,
     journal::{Entry, Journal, JournalState, Ownership},
@@ -34,6 +38,8 @@ pub(super) struct Remains {
     records: BTreeMap<HalfKey, v1::Transfer>,
     /// The end of its log, for the error of a half it did not end itself.
     log: String,
+    /// The last warning or error in it.
+    fault: Option<String>,
 }
 
 impl Remains {
@@ -60,31 +66,50 @@ impl Remains {
         let records = records
             .into_iter()
             .filter_map(|record| Some((HalfKey::of(&record)?, record)));
-        Ok(Self {
+        let mut remains = Self {
             vm: vm.clone(),
             state,
             history,
             records: records.collect(),
             log: super::process::log_tail(dir),
-        })
+            fault: super::process::last_fault(dir),
+        };
+        for half in sighting::load(dir).map_err(unreadable)? {
+            if let Some(key) = HalfKey::of(&half) {
+                remains.add_seen(key, half);
+            }
+        }
+        Ok(remains)
     }
 
-    /// Adds what the agent saw of a half: better than a record from before its end, never better than one of its end.
+    /// Adds what the agent saw of a half: better than a record from before its end, never better than one of its end. That
+    /// it gave its VM away is better than anything but its completion.
     pub(super) fn add_seen(&mut self, key: HalfKey, seen: v1::Transfer) {
         match self.records.entry(key) {
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(seen);
             }
-            btree_map::Entry::Occupied(mut entry) if !is_terminal(entry.get().phase()) => {
-                entry.insert(seen);
+            btree_map::Entry::Occupied(mut entry) => {
+                let (known, new) = (entry.get().phase(), seen.phase());
+                let better = match (gave_away(entry.key(), known), gave_away(entry.key(), new)) {
+                    (true, true) => known != v1::TransferPhase::Completed,
+                    (true, false) => false,
+                    (false, true) => true,
+                    (false, false) => !is_terminal(known),
+                };
+                if better {
+                    entry.insert(seen);
+                }
             }
-            btree_map::Entry::Occupied(_) => {}
         }
     }
 
     /// Forgets a half.
     pub(super) fn forget(&mut self, key: &HalfKey) {
-        self.records.remove(key);
+        let gone = self
+            .records
+            .remove(key)
+            .is_some_and(|record| gave_away(key, record.phase()));
         let of = |migration: &str| same(migration, &key.migration);
         // The server has stored this half's outcome: what named it in the journal has nothing to tell any more.
         if let Some(state) = &mut self.state {
@@ -96,6 +121,7 @@ impl Remains {
                     | Ownership::Aborted { migration },
                     Role::Destination,
                 ) => of(migration),
+                (Ownership::Owner { .. }, Role::Source) => gone,
                 _ => false,
             };
             if told {
@@ -107,9 +133,19 @@ impl Remains {
     /// The epoch that this directory's process owned when it died: that VM is lost.
     pub(super) fn lost_epoch(&self) -> Option<u64> {
         match self.state.as_ref()?.ownership {
-            Ownership::Owner { epoch } => Some(epoch),
+            // Seen to have given it away: the entry is missing, the VM is the destination's.
+            Ownership::Owner { epoch } if self.given().is_none() => Some(epoch),
             _ => None,
         }
+    }
+
+    /// How far the source half stands that gave the VM away, when one was seen to.
+    fn given(&self) -> Option<v1::TransferPhase> {
+        self.records
+            .iter()
+            .map(|(key, record)| (key, record.phase()))
+            .find(|(key, phase)| gave_away(key, *phase))
+            .map(|(_, phase)| phase)
     }
 
     /// Whether the directory may go without being released: nothing of it can matter to an ownership question that is
@@ -128,7 +164,7 @@ impl Remains {
                     self.verdict(&HalfKey::source(migration))
                         .is_some_and(|half| half.phase() == v1::TransferPhase::Completed)
                 }),
-            Some(Ownership::Owner { .. }) => false,
+            Some(Ownership::Owner { .. }) => self.given() == Some(v1::TransferPhase::Completed),
         }
     }
 
@@ -164,15 +200,17 @@ impl Remains {
         let phase = record.map(|record| record.phase());
         match key.role {
             Role::Source => {
-                if has(
-                    &|entry| matches!(entry, Entry::Relinquished { migration, .. } if of(migration)),
-                ) {
+                if phase.is_some_and(|phase| gave_away(key, phase))
+                    || has(
+                        &|entry| matches!(entry, Entry::Relinquished { migration, .. } if of(migration)),
+                    )
+                {
                     return Some(match phase {
                         Some(v1::TransferPhase::Completed) => base(),
                         _ => with_phase(base(), v1::TransferPhase::Relinquished),
                     });
                 }
-                // It had ended, or (COMPLETED without RELINQUISHED, which no process writes) it says that the VM went.
+                // It had ended, and the VM stayed.
                 if phase.is_some_and(is_terminal) {
                     return record.cloned();
                 }
@@ -299,9 +337,9 @@ impl Remains {
         let epoch = self.lost_epoch()?;
         let state = self.state.as_ref()?;
         let mut message = "its process died, and its memory with it".to_owned();
-        if let Some(last) = self.log.lines().last() {
+        if let Some(fault) = &self.fault {
             message.push_str(": ");
-            message.extend(last.chars().take(200));
+            message.extend(fault.chars().take(200));
         }
         Some(lost(&self.vm, host, seen, &state.uid, epoch, message))
     }

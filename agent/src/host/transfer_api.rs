@@ -55,7 +55,10 @@ impl Transfers {
             };
             let mut client = live.transfers();
             match live.answer(QUICK, client.get_transfer(request)).await {
-                Ok(half) => return Ok(half),
+                Ok(half) => {
+                    live.witness(&half).await?;
+                    return Ok(half);
+                }
                 Err(error) if error.reason == Reason::NoSuchMigration => {
                     return live.kept(key).ok_or(error);
                 }
@@ -197,7 +200,10 @@ impl TransferService for Transfers {
             Ok(live) => {
                 let mut client = live.transfers();
                 match live.answer(HEAVY, client.cancel_transfer(request)).await {
-                    Ok(half) => return Ok(Response::new(half)),
+                    Ok(half) => {
+                        live.witness(&half).await?;
+                        return Ok(Response::new(half));
+                    }
                     Err(error) if error.reason == Reason::NoSuchMigration => {
                         live.kept(&key).ok_or(error)?
                     }
@@ -273,7 +279,10 @@ async fn relay_half(
             message = stream.message() => message,
         };
         let message = match message {
-            Ok(Some(message)) => message,
+            Ok(Some(message)) => match live.witness(&message).await {
+                Ok(()) => message,
+                Err(error) => break error,
+            },
             Ok(None) => return,
             Err(status) => break live.refusal(status),
         };

@@ -380,6 +380,9 @@ impl TransferService for Fake {
             });
             half.set_phase(v1::TransferPhase::Completed);
         }
+        if migration.id().starts_with("undurable") {
+            half.set_phase(v1::TransferPhase::Relinquished);
+        }
         Ok(Response::new(self.set_half(half)))
     }
 

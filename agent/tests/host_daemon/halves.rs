@@ -384,7 +384,7 @@ async fn dead_halves_stand_as_their_journals_say() {
         assert!(!rig.path(vm).exists(), "{vm} has nothing left to tell");
     }
     // Of a VM that went elsewhere or never was here there is none; what was owned is lost.
-    assert_eq!(rig.names().await, ["vms/d1", "vms/s4", "vms/s5", "vms/s6"]);
+    assert_eq!(rig.names().await, ["vms/d1", "vms/s4", "vms/s5"]);
     assert_eq!(rig.get("d1").await.unwrap().epoch, 5);
     assert_eq!(rig.used().await, 0);
 
@@ -394,7 +394,7 @@ async fn dead_halves_stand_as_their_journals_say() {
         ("s3", source, Phase::Relinquished, false),
         ("s4", source, Phase::Cancelled, false),
         ("s5", source, Phase::Failed, true),
-        ("s6", source, Phase::Failed, true),
+        ("s6", source, Phase::Relinquished, false),
         ("d1", destination, Phase::Completed, false),
         ("d2", destination, Phase::Failed, false),
         ("d3", destination, Phase::Failed, false),
@@ -461,12 +461,12 @@ async fn dead_halves_stand_as_their_journals_say() {
     for (migration, role, ..) in stands {
         rig.release(migration, role).await.unwrap();
     }
-    for vm in ["s1", "s3", "d2", "d3", "d4", "d5"] {
+    for vm in ["s1", "s3", "s6", "d2", "d3", "d4", "d5"] {
         assert!(!rig.path(vm).exists(), "{vm}");
     }
     assert_eq!(
         rig.names().await,
-        ["vms/d1", "vms/s2", "vms/s4", "vms/s5", "vms/s6"],
+        ["vms/d1", "vms/s2", "vms/s4", "vms/s5"],
         "lost ones stay until deleted"
     );
     assert_eq!(
@@ -511,4 +511,28 @@ async fn a_broken_journal_answers_nothing() {
         "{}",
         shown.state_message
     );
+}
+
+#[tokio::test]
+async fn a_half_seen_to_give_its_vm_away_never_takes_it_back() {
+    let mut rig = Rig::started().await;
+    let vm = rig.create("web", 16 * MIB).await.unwrap();
+    // Its journal lacks the entry, as after an append that failed.
+    let half = rig.send("undurable", "web").await.unwrap();
+    assert_eq!(half.phase(), Phase::Relinquished);
+    // The agent that saw it and the process end, in this order: only what is on disk can tell.
+    rig.stop().await;
+    kill(vm.pid);
+    until(async || matches!(rig.dir("web").living_pid(), Ok(None)).then_some(())).await;
+    for _ in 0..2 {
+        rig.start().await;
+        let half = rig.half("undurable", Role::Source).await.unwrap();
+        assert_eq!((half.phase(), half.vm_lost), (Phase::Relinquished, false));
+        assert_eq!(half.error, None);
+        assert!(rig.names().await.is_empty(), "it is the destination's");
+        rig.stop().await;
+    }
+    rig.start().await;
+    rig.release("undurable", Role::Source).await.unwrap();
+    assert!(!rig.path("web").exists());
 }

@@ -12,6 +12,7 @@ use crate::{
         living::{HEAVY, forget_record},
         process::{self, DirLock, Found},
         registry::{Held, Work},
+        sighting,
     },
     vm::{dir::VmDir, journal::Ownership},
 };
@@ -146,6 +147,7 @@ impl Supervisor {
                     Err(error) => return Err(error),
                 }
                 live.forget_half(&key);
+                live.forget_sighting(&key);
                 // The process removes its own; one that it forgot over a later half, or never wrote, is ours to remove.
                 forget_record(&live, &key);
                 self.registry.note_change();
@@ -180,6 +182,7 @@ impl Supervisor {
     async fn release_dead(&self, dead: &Arc<DeadVm>, key: &HalfKey) -> Result<(), ApiError> {
         dead.dir()
             .remove_transfer(&key.migration, key.role.to_message())
+            .and_then(|()| sighting::forget(dead.dir(), key))
             .map_err(|error| {
                 ApiError::new(Reason::Store, error.to_string()).with("vm", dead.name())
             })?;

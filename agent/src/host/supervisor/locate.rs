@@ -97,6 +97,7 @@ impl Supervisor {
         while let Some(Ok((live, answer))) = asked.join_next().await {
             match answer {
                 Ok(half) => {
+                    live.witness(&half).await?;
                     self.know_half(&live, key.clone(), Some(half));
                     return Ok(Some(Place::Live(live)));
                 }

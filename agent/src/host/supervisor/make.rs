@@ -217,6 +217,7 @@ impl Supervisor {
         let mut transfers = live.transfers();
         match live.answer(HEAVY, transfers.start_outgoing(request)).await {
             Ok(half) => {
+                live.witness(&half).await?;
                 self.know_half(&live, key, Some(half.clone()));
                 Ok(half)
             }
