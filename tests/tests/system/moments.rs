@@ -119,9 +119,19 @@ async fn one_round(
             ensure!(owner_died, "lost without a cause: {last:#?}");
             lost(fleet, &vm.name).await?;
         }
+        (MigrationPhase::Failed, VmLocation::Unknown) if target_died => {
+            // Relinquished, and the destination died before it owned the VM: the frozen copy is kept until somebody decides.
+            fleet
+                .vm_until(&fleet.server(), &vm.name, "RELINQUISHED", |vm| {
+                    vm.state() == State::Relinquished
+                })
+                .await?;
+            let kept = VmProcess::behind(&fleet.vm_dir("host-a", &vm.name))?;
+            ensure!(kept.is_some(), "the last copy is gone: {last:#?}");
+        }
         _ => anyhow::bail!("{last:#?}"),
     }
-    if where_it_is.1 != VmLocation::Source {
+    if !matches!(where_it_is.1, VmLocation::Source | VmLocation::Unknown) {
         // Whatever it was, it is not at the source any more.
         source.wait_end()?;
     }
@@ -129,6 +139,7 @@ async fn one_round(
         name: vm.name.clone(),
     };
     fleet.vms(&fleet.server()).delete_vm(delete).await?;
+    source.wait_end()?;
     for host in ["host-a", "host-b"] {
         fleet.vm_dir_gone(host, &vm.name).await?;
         fleet.memory_used(host, 0).await?;
