@@ -5,6 +5,7 @@
 
 const POLL = 1000;
 const KEEP = 600000;
+const YOUNG = 60000;
 const PHASES = ['PENDING', 'PREPARING', 'PRECOPY_ACTIVE', 'SWITCHOVER', 'COMMITTED', 'COMPLETED'];
 const COLOURS = ['#0f9b8e', '#e07b39', '#5b7fd6', '#c2589c', '#7a9a2e', '#b8902f', '#8867c4', '#d1495b', '#3a9ec2', '#7b8794'];
 // At most this many VMs in one chart; the busiest, the rest is said in words.
@@ -185,9 +186,11 @@ function draw(id, traces, empty, extra) {
 // plotly reads a little markup in names: these are DNS-like, but nothing depends on it.
 const plain = (text) => String(text).replace(/[<>&]/g, '');
 
+// The last ten minutes; what there is of them, while a fleet is young, so that its first minutes can be seen.
 function range() {
   const end = serverNow();
-  return [new Date(end - KEEP), new Date(end)];
+  const first = Math.min(...[...samples.values()].filter((ring) => ring.length).map((ring) => ring[0][0]), end - YOUNG);
+  return [new Date(Math.max(first, end - KEEP)), new Date(end)];
 }
 
 function drawRates() {
