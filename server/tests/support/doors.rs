@@ -1,0 +1,173 @@
+//! The fake agent's other doors: its host, its VMs, their memory.
+
+use slat_proto::{
+    ApiError,
+    v1::{
+        self, host_service_server::HostService, memory_service_server::MemoryService, vm::State,
+        vm_service_server::VmService,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::*;
+
+#[tonic::async_trait]
+impl HostService for Fake {
+    async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
+        Ok(Response::new(v1::Host {
+            name: self.name.clone(),
+            memory_bytes: 1 << 30,
+            memory_used_bytes: self.report().memory_used_bytes,
+            ..Default::default()
+        }))
+    }
+
+    async fn list_hosts(
+        &self,
+        _: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+}
+
+#[tonic::async_trait]
+impl VmService for Fake {
+    async fn create_vm(
+        &self,
+        request: Request<v1::CreateVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        self.called("create", &request.vm_id);
+        let mut vm = vm(&format!("vms/{}", request.vm_id), 64);
+        vm.spec.as_mut().unwrap().memory_bytes = request.spec.unwrap().memory_bytes;
+        vm.state = State::Created.into();
+        if !request.validate_only {
+            self.put_vm(vm.clone());
+        }
+        Ok(Response::new(vm))
+    }
+
+    async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        self.change_vm(&request.into_inner().name, |_| {})
+    }
+
+    async fn list_vms(
+        &self,
+        _: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    type WatchVmStream = Pin<Box<dyn Stream<Item = Result<v1::Vm, Status>> + Send>>;
+
+    async fn watch_vm(
+        &self,
+        request: Request<v1::WatchVmRequest>,
+    ) -> Result<Response<Self::WatchVmStream>, Status> {
+        let name = request.into_inner().name;
+        self.called("watch", &name);
+        let first = self.change_vm(&name, |_| {})?.into_inner();
+        // One state, then the end: what a watch looks like when its VM leaves.
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)))))
+    }
+
+    async fn start_vm(
+        &self,
+        request: Request<v1::StartVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        self.change_vm(&request.into_inner().name, |vm| {
+            vm.state = State::Running.into()
+        })
+    }
+
+    async fn pause_vm(
+        &self,
+        request: Request<v1::PauseVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        self.change_vm(&request.into_inner().name, |vm| {
+            vm.state = State::Paused.into()
+        })
+    }
+
+    async fn resume_vm(
+        &self,
+        request: Request<v1::ResumeVmRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        self.change_vm(&request.into_inner().name, |vm| {
+            vm.state = State::Running.into()
+        })
+    }
+
+    async fn delete_vm(
+        &self,
+        request: Request<v1::DeleteVmRequest>,
+    ) -> Result<Response<v1::DeleteVmResponse>, Status> {
+        let name = request.into_inner().name;
+        let vm = self.change_vm(&name, |_| {})?.into_inner();
+        if vm.state() == State::Relinquished {
+            return Err(ApiError::new(Reason::StaleEpoch, "handed over").into());
+        }
+        self.remove_vm(&name);
+        Ok(Response::new(v1::DeleteVmResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl MemoryService for Fake {
+    async fn list_slots(
+        &self,
+        request: Request<v1::ListSlotsRequest>,
+    ) -> Result<Response<v1::ListSlotsResponse>, Status> {
+        self.change_vm(&request.into_inner().vm, |_| {})?;
+        Ok(Response::new(v1::ListSlotsResponse {
+            slots: vec![v1::Slot {
+                pages: 16384,
+                ..Default::default()
+            }],
+            generation: 1,
+        }))
+    }
+
+    async fn update_slots(
+        &self,
+        _: Request<v1::UpdateSlotsRequest>,
+    ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
+        Err(ApiError::new(Reason::BadSlotTable, "slot 3: overlaps")
+            .with("slot", 3)
+            .into())
+    }
+
+    async fn harvest_dirty_pages(
+        &self,
+        _: Request<v1::HarvestDirtyPagesRequest>,
+    ) -> Result<Response<v1::HarvestDirtyPagesResponse>, Status> {
+        Ok(Response::new(v1::HarvestDirtyPagesResponse {
+            created: true,
+            ..Default::default()
+        }))
+    }
+
+    async fn delete_dirty_cursor(
+        &self,
+        _: Request<v1::DeleteDirtyCursorRequest>,
+    ) -> Result<Response<v1::DeleteDirtyCursorResponse>, Status> {
+        Ok(Response::new(v1::DeleteDirtyCursorResponse {}))
+    }
+
+    async fn invalidate_memory(
+        &self,
+        _: Request<v1::InvalidateMemoryRequest>,
+    ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
+        Ok(Response::new(v1::InvalidateMemoryResponse {
+            pages: 16384,
+            duration_nanos: 1,
+        }))
+    }
+
+    async fn digest_memory(
+        &self,
+        _: Request<v1::DigestMemoryRequest>,
+    ) -> Result<Response<v1::DigestMemoryResponse>, Status> {
+        Err(ApiError::new(Reason::VmRunning, "running").into())
+    }
+}
