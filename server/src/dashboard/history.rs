@@ -30,9 +30,22 @@ const POINT_STEP_MILLIS: u64 = 50;
 pub(crate) struct Sample {
     vm: String,
     process: String,
+    /// The process has given the VM away: its last counters, which its migration made, are still wanted.
+    left: bool,
     faults: Option<u64>,
     flush_requests: Option<u64>,
     flushes: Option<u64>,
+}
+
+impl Sample {
+    /// Whether it goes on from an entry of its own process and says something new.
+    fn adds_to(&self, ring: &VecDeque<Entry>) -> bool {
+        let counters = |sample: &Sample| (sample.faults, sample.flush_requests, sample.flushes);
+        ring.iter()
+            .rev()
+            .find(|entry| entry.sample.process == self.process)
+            .is_some_and(|entry| counters(&entry.sample) != counters(self))
+    }
 }
 
 struct Entry {
@@ -83,14 +96,9 @@ impl History {
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters in a report, of processes that run their VM.
+    /// The counters in a report, of processes that run their VM or did until they gave it away.
     pub(crate) fn samples_of(&self, report: &v1::ReportHostRequest) -> Vec<Sample> {
-        let runs = |vm: &&v1::Vm| {
-            !matches!(
-                vm.state(),
-                State::Incoming | State::Relinquished | State::Lost
-            )
-        };
+        let runs = |vm: &&v1::Vm| !matches!(vm.state(), State::Incoming | State::Lost);
         report
             .vms
             .iter()
@@ -101,6 +109,7 @@ impl History {
                 Some(Sample {
                     vm: name.to_string(),
                     process: format!("{} {} {}", report.host, vm.pid, vm.epoch),
+                    left: vm.state() == State::Relinquished,
                     faults: stats.faults_taken,
                     flush_requests: stats.remote_tlb_flush_requests,
                     flushes: stats.remote_tlb_flushes,
@@ -122,6 +131,9 @@ impl History {
                 continue;
             }
             let ring = rings.vms.entry(sample.vm.clone()).or_default();
+            if sample.left && !sample.adds_to(ring) {
+                continue;
+            }
             ring.push_back(Entry { at, sample });
             while ring.len() > MAX_SAMPLES {
                 ring.pop_front();
@@ -278,6 +290,28 @@ mod tests {
         assert_eq!(history.json(1_001_998)["vms"]["vms/web"][0][2], 1999);
         history.vms_at("hosts/b", Vec::new(), 1_002_000 + 600_000);
         assert!(history.json(0)["vms"].as_object().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_last_counters_of_a_process_that_gave_its_vm_away_are_kept_once() {
+        let history = History::new();
+        let relinquished = |faults| {
+            let mut report = report(7, faults);
+            report.vms[0].set_state(State::Relinquished);
+            report
+        };
+        let len = |history: &History| {
+            let all = history.json(0);
+            all["vms"]["vms/web"].as_array().map_or(0, Vec::len)
+        };
+        history.vms_at("hosts/a", history.samples_of(&relinquished(5)), 1);
+        assert_eq!(len(&history), 0, "nothing to go on from");
+        history.vms_at("hosts/a", history.samples_of(&report(7, 5)), 2);
+        for at in 3..6 {
+            history.vms_at("hosts/a", history.samples_of(&relinquished(9)), at);
+        }
+        assert_eq!(len(&history), 2);
+        assert_eq!(history.json(2)["vms"]["vms/web"][0][2], 9);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 const POLL = 1000;
 const KEEP = 600000;
 const YOUNG = 60000;
+const WINDOW = 2000;
 const PHASES = ['PENDING', 'PREPARING', 'PRECOPY_ACTIVE', 'SWITCHOVER', 'COMMITTED', 'COMPLETED'];
 const COLOURS = ['#0f9b8e', '#e07b39', '#5b7fd6', '#c2589c', '#7a9a2e', '#b8902f', '#8867c4', '#d1495b', '#3a9ec2', '#7b8794'];
 // At most this many VMs in one chart; the busiest, the rest is said in words.
@@ -136,18 +137,24 @@ function dedupe(ring) {
 }
 
 // Rates of one counter (its index in a sample), with a null between processes and where reports are missing.
+// A rate is the counter's growth over WINDOW: agents may report the same reading twice, and a shorter step would show that as
+// a saw tooth. Counters belong to a process; two processes' entries may interleave while a VM moves.
 function rates(ring, index) {
-  const x = [], y = [];
+  const x = [], y = [], behind = new Map();
   const gap = Math.max(5000, (state ? state.report_interval_seconds : 1) * 4000);
-  for (let i = 1; i < ring.length; i += 1) {
-    const before = ring[i - 1], now = ring[i];
-    const known = before[index] !== null && now[index] !== null;
-    if (before[1] !== now[1] || now[0] - before[0] > gap || !known || now[index] < before[index]) {
-      x.push(new Date(now[0])); y.push(null);
-      continue;
-    }
-    if (now[0] === before[0]) continue;
-    x.push(new Date(now[0])); y.push(((now[index] - before[index]) * 1000) / (now[0] - before[0]));
+  let process = null;
+  for (const now of ring) {
+    const own = behind.get(now[1]) || [];
+    while (own.length > 1 && now[0] - own[1][0] >= WINDOW) own.shift();
+    const before = own[0];
+    own.push(now);
+    behind.set(now[1], own);
+    if (now[1] !== process) { x.push(new Date(now[0])); y.push(null); process = now[1]; }
+    if (!before || before[0] === now[0]) continue;
+    const broken = now[0] - own[own.length - 2][0] > gap || before[index] === null || now[index] === null || now[index] < before[index];
+    x.push(new Date(now[0]));
+    y.push(broken ? null : ((now[index] - before[index]) * 1000) / (now[0] - before[0]));
+    if (broken) behind.set(now[1], [now]);
   }
   return { x, y };
 }
