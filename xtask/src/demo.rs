@@ -144,6 +144,14 @@ fn faults(report: &Value, run: &Run<'_>) -> Vec<String> {
             !is_live(migration) || migration["downtime_seconds"].as_f64() > Some(0.0),
             &format!("{name} has no downtime"),
         );
+        // Every migration has a bulk pass and a last one; that pages went twice shows that the guest wrote meanwhile.
+        let pages = migration["pages_normal"].as_u64().unwrap_or(0)
+            + migration["pages_zero"].as_u64().unwrap_or(0);
+        let memory = report["memory_bytes"].as_u64().unwrap_or(u64::MAX) / 4096;
+        must(
+            !is_live(migration) || pages > memory,
+            &format!("{name} sent no page again: the guest wrote nothing meanwhile"),
+        );
         must(
             migration["bytes_transferred"].as_u64() > Some(0),
             &format!("{name} moved nothing"),
@@ -189,9 +197,9 @@ mod tests {
     };
 
     fn good() -> Value {
-        let migration = |name, iterations| json!({"name": name, "result": "COMPLETED", "iterations": iterations, "downtime_seconds": 0.01, "bytes_transferred": 1});
+        let migration = |name, iterations| json!({"name": name, "result": "COMPLETED", "iterations": iterations, "downtime_seconds": 0.01, "bytes_transferred": 1, "pages_normal": 8000, "pages_zero": 200});
         json!({
-            "backend": "software", "format": "ept4", "digest_match": true,
+            "backend": "software", "format": "ept4", "digest_match": true, "memory_bytes": 32 << 20,
             "guest": {"errors": 0, "pages_written": 5},
             "migrations": [migration("live-1", 2), migration("live-2", 4), migration("paused", 1)],
         })
@@ -211,6 +219,7 @@ mod tests {
             ("/migrations/2/iterations", json!(0)),
             ("/migrations/0/downtime_seconds", json!(null)),
             ("/migrations/0/bytes_transferred", json!(0)),
+            ("/migrations/0/pages_normal", json!(7992)),
             ("/migrations", json!([])),
         ] {
             let mut report = good();

@@ -26,7 +26,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{CursorName, MigrationParams, Verify, proto_duration},
+    model::{CursorName, MigrationParams, OnTimeout, Verify, proto_duration},
     v1::{self, TransferPhase, migration_decision::Action},
 };
 
@@ -102,7 +102,7 @@ impl Source {
     }
 
     fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Not a name the API accepts from a user's `--cursor`: those are at most 63, this one is prefixed by the service.
+        // Cursors of API callers have a name space of their own: a caller's of the same name is another cursor.
         CursorName::from_id("slat-migration")
     }
 
@@ -339,11 +339,19 @@ impl Source {
                     ));
                 }
             });
-            if !last && started.migration.elapsed() > self.params.max_total_time * 2 {
-                // Passes are judged at their end; one that takes longer than all of them may is ended here.
-                return Err(ApiError::new(
-                    Reason::CompletionTimeout,
-                    format!("pass {iteration} alone outlasted twice max_total_time"),
+            if !last
+                && self.params.on_timeout == OnTimeout::Cancel
+                && started.migration.elapsed() > self.params.max_total_time
+            {
+                // Convergence is judged at a pass's end, but time that is up is up: on a slow wire a pass may be hours.
+                let cause = format!(
+                    "max_total_time {:.1} s passed during pass {iteration}",
+                    self.params.max_total_time.as_secs_f64()
+                );
+                self.half.decide(iteration, Action::GiveUp, cause.clone());
+                return Err(ApiError::new(Reason::CompletionTimeout, cause).with(
+                    "advice",
+                    "raise --max-total-time or the bandwidth, or use --on-timeout force-switchover",
                 ));
             }
         }

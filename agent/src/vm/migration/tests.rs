@@ -13,7 +13,7 @@ use std::{
 
 use slat_proto::{
     Reason,
-    model::{MigrationName, MigrationParams, PAGE_SIZE, Verify, VmName},
+    model::{MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName},
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
 use tonic::Request;
@@ -345,6 +345,38 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
         ended(&from, TransferRole::Source).await.phase(),
         TransferPhase::Completed
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
+    for on_timeout in [OnTimeout::Cancel, OnTimeout::ForceSwitchover] {
+        let (source, destination) = (running(), fake::empty());
+        let (from, to) = (door(&source), door(&destination));
+        let params = MigrationParams {
+            // The bulk pass takes more than two seconds.
+            max_bandwidth: Some(1 << 20),
+            max_total_time: Duration::from_secs(1),
+            on_timeout,
+            ..MigrationParams::default()
+        };
+        let prepared = prepare(&source, &to, &params).await;
+        start(&from, &prepared, &params).await;
+        let here = ended(&from, TransferRole::Source).await;
+        let progress = here.progress.clone().unwrap();
+        if on_timeout == OnTimeout::Cancel {
+            assert_eq!(here.phase(), TransferPhase::Failed);
+            assert_eq!(here.error.unwrap().reason, "COMPLETION_TIMEOUT");
+            assert!(
+                progress.iterations.is_empty(),
+                "it waited for the pass to end"
+            );
+            assert_eq!(progress.decisions.len(), 1);
+            assert_eq!(state(&source), v1::vm::State::Running);
+            assert!(!source.machine.dirty().enabled());
+        } else {
+            assert_eq!(here.phase(), TransferPhase::Completed, "{:?}", here.error);
+        }
+    }
 }
 
 /// A source made by hand.
