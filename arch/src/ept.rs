@@ -100,6 +100,7 @@ unsafe impl Format for Ept4 {
         };
         let leaf = Leaf {
             pfn,
+            readable: true,
             writable: raw & WRITE != 0,
             executable: raw & EXECUTE != 0,
             mmu_writable: raw & MMU_WRITABLE != 0,
@@ -155,6 +156,10 @@ unsafe impl Format for Ept4 {
     fn with_dirty(raw: u64, on: bool) -> u64 {
         raw & !DIRTY | bit(on, DIRTY)
     }
+
+    fn with_executable(raw: u64, on: bool) -> u64 {
+        raw & !EXECUTE | bit(on, EXECUTE)
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +170,7 @@ mod tests {
     fn bits_are_where_the_manual_has_them() {
         let leaf = Leaf {
             pfn: Pfn(0x12345),
+            readable: true,
             writable: true,
             executable: true,
             mmu_writable: true,

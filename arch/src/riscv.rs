@@ -74,6 +74,7 @@ fn decode<F: Format>(raw: u64, level: Level) -> Entry {
     };
     let leaf = Leaf {
         pfn,
+        readable: true,
         writable: raw & WRITE != 0,
         executable: raw & EXECUTE != 0,
         mmu_writable: raw & MMU_WRITABLE != 0,
@@ -176,6 +177,10 @@ macro_rules! g_stage {
             fn with_dirty(raw: u64, on: bool) -> u64 {
                 raw & !DIRTY | bit(on, DIRTY)
             }
+
+            fn with_executable(raw: u64, on: bool) -> u64 {
+                raw & !EXECUTE | bit(on, EXECUTE)
+            }
         }
     };
 }
@@ -203,6 +208,7 @@ mod tests {
     fn bits_are_where_the_manual_has_them() {
         let leaf = Leaf {
             pfn: Pfn(0x12345),
+            readable: true,
             writable: true,
             executable: true,
             mmu_writable: true,

@@ -232,7 +232,7 @@ fn ageing_ends_with_a_fault_where_hardware_does_not_set_accessed() {
         assert!(!mmu.age(range));
         match stage.info().ad_policy {
             AdPolicy::Hardware => assert!(mmu.access(BASE, Access::Read).is_ok()),
-            AdPolicy::SetAtInstall => {
+            AdPolicy::SetAtInstall | AdPolicy::AccessTracking => {
                 assert_eq!(
                     mmu.access(BASE, Access::Read),
                     Err(WalkFault::AccessedDirty)

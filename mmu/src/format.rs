@@ -32,15 +32,23 @@ pub enum Entry {
     },
     /// Maps memory.
     Leaf(Leaf),
+    /// Maps nothing, and remembers that there is no slot: the access is the device model's (`MMIO SPTE`). Believed only
+    /// while `generation` is the current one.
+    Mmio {
+        /// The slots' generation when the entry was made, in as many bits as the format keeps.
+        generation: u32,
+    },
     /// Not a value this MMU writes; hardware may fault on it.
     Malformed,
 }
 
-/// A mapping of `1 << shift(level)` pages. Every leaf is readable.
+/// A mapping of `1 << shift(level)` pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// First host frame, aligned to the level.
     pub pfn: Pfn,
+    /// The guest may read. False in an execute-only mapping.
+    pub readable: bool,
     /// The hardware lets the guest write.
     pub writable: bool,
     /// The hardware lets the guest fetch instructions.
@@ -77,6 +85,9 @@ pub enum AdPolicy {
     /// Hardware may fault instead of setting them (RISC-V Svade), so leaves are made with both set, and a fault on a
     /// leaf that allows the access sets what is missing.
     SetAtInstall,
+    /// Hardware knows no Accessed bit. A leaf that has not been used is kept without any hardware permission and with its
+    /// real ones saved in software bits (KVM's *access-tracked* form), so the next use faults. Dirty is a software bit.
+    AccessTracking,
 }
 
 /// How a write to a page of a dirty-logged slot is noticed.
@@ -97,6 +108,8 @@ pub enum FlushPrimitive {
     TlbControl,
     /// `HFENCE.GVMA` by address and VMID (RISC-V privileged spec, "Hypervisor Memory-Management Fence").
     HfenceGvma,
+    /// `TLBI IPAS2E1IS` by address, `TLBI VMALLS12E1IS` for all (Arm ARM, "TLB maintenance instructions").
+    TlbiIpas2,
 }
 
 /// A second-stage page-table format.
@@ -111,10 +124,16 @@ pub enum FlushPrimitive {
 /// 3. *Absence*: 0 and [`EMPTY`](Self::EMPTY) decode to `NonPresent` at each level; [`FROZEN`](Self::FROZEN), and no
 ///    other value, to `Frozen`.
 /// 4. *No table at 4 KiB*: `decode(_, 4K)` is never a table; above [`MAX_LEAF_LEVEL`](Self::MAX_LEAF_LEVEL) never a leaf.
-/// 5. *Mutators* change the one property of a leaf that they name (`clear_mmu_writable` also the W bit); no mutator,
-///    and no bit that hardware sets by itself, turns a value that is not a table into one or changes a pfn.
+/// 5. *Mutators* change the one property of a leaf that they name (`clear_mmu_writable` also the W bit; clearing
+///    Accessed under [`AdPolicy::AccessTracking`] too, because a page whose use must fault cannot stay writable); no
+///    mutator, and no bit that hardware sets by itself, turns a value that is not a table into one or changes a pfn.
 /// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size is a multiple
-///    of 4 KiB.
+///    of 4 KiB (formats for model checking may have smaller ones).
+/// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value; the `is_…` predicates agree with it
+///    on every value that does not decode to `Malformed`. [`leaf_step`](Self::leaf_step) is the difference between the
+///    entries of two leaves whose frames are neighbours at that level.
+/// 8. *MMIO*: `decode(make_mmio(g, n), level)` is `Mmio` with the low [`MMIO_GENERATION_BITS`](Self::MMIO_GENERATION_BITS)
+///    bits of `n` at every level that may hold a leaf, and never present.
 #[expect(
     unsafe_code,
     reason = "the laws are what makes following a decoded pointer sound"
@@ -145,6 +164,10 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const BREAK_BEFORE_MAKE: bool;
     /// The flush instruction.
     const FLUSH: FlushPrimitive;
+    /// Bits of the slots' generation that an MMIO entry holds; 0 if the format has no MMIO entries.
+    const MMIO_GENERATION_BITS: u32 = 0;
+    /// Whether the machine may need the NX-huge-page mitigation (iTLB multihit): huge leaves without execute permission.
+    const NX_HUGE_PAGES: bool = false;
 
     /// Judges a raw entry of a table at `level`.
     fn decode(raw: u64, level: Level) -> Entry;
@@ -161,6 +184,13 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     fn with_accessed(raw: u64, on: bool) -> u64;
     /// Sets or clears a leaf's Dirty bit.
     fn with_dirty(raw: u64, on: bool) -> u64;
+    /// Sets or clears a leaf's execute permission.
+    fn with_executable(raw: u64, on: bool) -> u64;
+    /// An entry that remembers that `gfn` has no slot, or `None` if the format has none such.
+    fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
+        let _ = (gfn, generation);
+        None
+    }
 
     /// The level of the root.
     const ROOT_LEVEL: Level = match Level::new(Self::INDEX_BITS.len() as u8) {
@@ -203,24 +233,80 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         (gfn.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
     }
 
+    /// The table that an entry points to. Exactly `decode`'s answer for every value; formats override it with a few
+    /// instructions, because each step of each walk asks.
+    #[inline(always)]
+    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
+        match Self::decode(raw, level) {
+            Entry::Table { pfn } => Some(pfn),
+            _ => None,
+        }
+    }
+
+    /// Whether an entry is a leaf. Like the following shortcuts, it may say anything of a malformed value.
+    #[inline(always)]
+    fn is_leaf(raw: u64, level: Level) -> bool {
+        matches!(Self::decode(raw, level), Entry::Leaf(_))
+    }
+
     /// Whether a leaf's W bit is set. False for anything but a leaf.
+    #[inline(always)]
     fn is_writable(raw: u64, level: Level) -> bool {
         matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.writable)
     }
 
     /// Whether the MMU may set a leaf's W bit. False for anything but a leaf.
+    #[inline(always)]
     fn is_mmu_writable(raw: u64, level: Level) -> bool {
         matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.mmu_writable)
     }
 
     /// Whether a leaf was used. False for anything but a leaf.
+    #[inline(always)]
     fn is_accessed(raw: u64, level: Level) -> bool {
         matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.accessed)
     }
 
     /// Whether a leaf was written. False for anything but a leaf.
+    #[inline(always)]
     fn is_dirty(raw: u64, level: Level) -> bool {
         matches!(Self::decode(raw, level), Entry::Leaf(leaf) if leaf.dirty)
+    }
+
+    /// What to add to a leaf's entry to get the entry of the leaf that maps the frames after it.
+    #[inline(always)]
+    fn leaf_step(level: Level) -> u64 {
+        let leaf = |pfn| Leaf {
+            pfn: Pfn(pfn),
+            readable: true,
+            writable: false,
+            executable: false,
+            mmu_writable: false,
+            host_writable: false,
+            accessed: true,
+            dirty: false,
+            memory: MemoryType::Normal,
+        };
+        Self::make_leaf(&leaf(Self::span(level)), level)
+            .wrapping_sub(Self::make_leaf(&leaf(0), level))
+    }
+
+    /// Whether hardware or the lockless fast path may change a leaf's W or D bit at any moment, so that only an atomic
+    /// exchange loses nothing: W is off and may be given back, D is off and hardware may set it, or the leaf is
+    /// access-tracked. Accessed alone is no reason: losing it is tolerated (`spte_needs_atomic_update`).
+    #[inline(always)]
+    fn is_volatile(raw: u64, level: Level) -> bool {
+        let writable = Self::is_writable(raw, level);
+        match Self::AD_POLICY {
+            AdPolicy::Hardware => {
+                (writable && !Self::is_dirty(raw, level))
+                    || (!writable && Self::is_mmu_writable(raw, level))
+            }
+            AdPolicy::SetAtInstall => !writable && Self::is_mmu_writable(raw, level),
+            AdPolicy::AccessTracking => {
+                Self::is_leaf(raw, level) && !(writable && Self::is_accessed(raw, level))
+            }
+        }
     }
 
     /// Whether an entry is a leaf or points to a table.
@@ -257,6 +343,8 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
             install_needs_fence: Self::INSTALL_NEEDS_FENCE,
             break_before_make: Self::BREAK_BEFORE_MAKE,
             flush: Self::FLUSH,
+            mmio_generation_bits: Self::MMIO_GENERATION_BITS,
+            nx_huge_pages: Self::NX_HUGE_PAGES,
         }
     }
 }
@@ -287,4 +375,8 @@ pub struct FormatInfo {
     pub break_before_make: bool,
     /// [`Format::FLUSH`].
     pub flush: FlushPrimitive,
+    /// [`Format::MMIO_GENERATION_BITS`].
+    pub mmio_generation_bits: u32,
+    /// [`Format::NX_HUGE_PAGES`].
+    pub nx_huge_pages: bool,
 }

@@ -103,10 +103,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         Err(SplitError::Stale) => continue,
                         Err(SplitError::NoMemory) => return FaultOutcome::OutOfMemory,
                     },
-                    Entry::NonPresent => match self.link_table(state, &mut iter) {
-                        Some(()) => break,
-                        None => return FaultOutcome::OutOfMemory,
-                    },
+                    Entry::NonPresent | Entry::Mmio { .. } => {
+                        match self.link_table(state, &mut iter) {
+                            Some(()) => break,
+                            None => return FaultOutcome::OutOfMemory,
+                        }
+                    }
                 }
             }
         }
@@ -205,6 +207,7 @@ fn new_leaf<F: Format>(slot: &Slot, start: Gfn, fault: &Fault) -> Leaf {
     let by_software = F::AD_POLICY == AdPolicy::SetAtInstall;
     Leaf {
         pfn: slot.pfn(start),
+        readable: true,
         writable,
         executable: true,
         mmu_writable: host_writable,

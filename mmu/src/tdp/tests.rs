@@ -42,6 +42,7 @@ unsafe impl Format for Toy {
             0 => Entry::NonPresent,
             PRESENT if level > Level::SIZE_4K => Entry::Table { pfn },
             3 => Entry::Leaf(Leaf {
+                readable: true,
                 pfn,
                 writable: flag(0),
                 executable: flag(1),
@@ -86,6 +87,10 @@ unsafe impl Format for Toy {
 
     fn with_accessed(raw: u64, on: bool) -> u64 {
         if on { raw | FLAGS[4] } else { raw & !FLAGS[4] }
+    }
+
+    fn with_executable(raw: u64, on: bool) -> u64 {
+        if on { raw | FLAGS[1] } else { raw & !FLAGS[1] }
     }
 
     fn with_dirty(raw: u64, on: bool) -> u64 {
