@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, string::String};
 use core::{fmt, str::FromStr};
 
-use slat_mmu::{Format, FormatInfo, MmuConfig, Pfn, SecondStage, TableMemory, TdpMmu};
+use slat_mmu::{Format, FormatInfo, Host, MmuConfig, Pfn, SecondStage, TableMemory, TdpMmu};
 use thiserror::Error;
 
 use crate::{Ept4, Sv39x4, Sv48x4, Sv57x4};
@@ -46,16 +46,21 @@ impl GuestStage {
         }
     }
 
-    /// An MMU of this format with its tables in `memory`.
-    pub fn build<H>(self, memory: H, config: MmuConfig) -> Box<dyn SecondStage>
+    /// An MMU of this format with its tables in `memory`; `host` carries out its flushes.
+    pub fn build<H>(
+        self,
+        memory: H,
+        host: impl Host + 'static,
+        config: MmuConfig,
+    ) -> Box<dyn SecondStage>
     where
         H: TableMemory + 'static,
     {
         match self {
-            Self::Ept4 => Box::new(TdpMmu::<Ept4, H>::new(memory, config)),
-            Self::Sv39x4 => Box::new(TdpMmu::<Sv39x4, H>::new(memory, config)),
-            Self::Sv48x4 => Box::new(TdpMmu::<Sv48x4, H>::new(memory, config)),
-            Self::Sv57x4 => Box::new(TdpMmu::<Sv57x4, H>::new(memory, config)),
+            Self::Ept4 => Box::new(TdpMmu::<Ept4, H>::new(memory, host, config)),
+            Self::Sv39x4 => Box::new(TdpMmu::<Sv39x4, H>::new(memory, host, config)),
+            Self::Sv48x4 => Box::new(TdpMmu::<Sv48x4, H>::new(memory, host, config)),
+            Self::Sv57x4 => Box::new(TdpMmu::<Sv57x4, H>::new(memory, host, config)),
         }
     }
 

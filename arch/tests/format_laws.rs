@@ -23,6 +23,7 @@ fn any_leaf() -> impl Strategy<Value = Leaf> {
         Just(MemoryType::Device)
     ];
     (any::<u64>(), any::<[bool; 6]>(), memory).prop_map(|(pfn, [w, x, m, h, a, d], memory)| Leaf {
+        readable: true,
         pfn: Pfn(pfn),
         writable: w,
         executable: x,
@@ -83,6 +84,7 @@ fn exactness<F: Format>() {
                             prop_assert_eq!(F::make_table(pfn), raw);
                         }
                         Entry::Frozen => prop_assert_eq!(raw, F::FROZEN),
+                        Entry::Mmio { .. } => prop_assert!(F::MMIO_GENERATION_BITS > 0),
                         Entry::NonPresent | Entry::Malformed => prop_assert_ne!(raw, F::FROZEN),
                     }
                 }

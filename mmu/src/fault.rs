@@ -1,9 +1,6 @@
 //! A guest's fault and what came of it.
 
-use crate::{
-    addr::{Gfn, Level},
-    flush::Flush,
-};
+use crate::addr::{Gfn, Level};
 
 /// What the guest did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +28,10 @@ pub struct Fault {
     /// [`SecondStage::invalidate_seq`](crate::SecondStage::invalidate_seq), read before the caller made the memory
     /// behind `gfn` available. `None` if it did nothing outside the MMU.
     pub seq: Option<u64>,
+    /// The walk found a mapping and the access was not allowed (a *protection* fault): worth trying without the lock.
+    pub present: bool,
+    /// For the tables that mirror an external owner's, not for the guest's own.
+    pub mirror: bool,
 }
 
 impl Fault {
@@ -42,6 +43,8 @@ impl Fault {
             prefetch: false,
             max_level: Level::SIZE_256T,
             seq: None,
+            present: false,
+            mirror: false,
         }
     }
 
@@ -60,6 +63,21 @@ impl Fault {
         self
     }
 
+    /// The same, of which the walk said [`WalkFault::Permission`](crate::WalkFault::Permission) or
+    /// [`WalkFault::AccessedDirty`](crate::WalkFault::AccessedDirty).
+    #[must_use]
+    pub const fn with_present(mut self) -> Self {
+        self.present = true;
+        self
+    }
+
+    /// The same for the mirrored tables.
+    #[must_use]
+    pub const fn with_mirror(mut self) -> Self {
+        self.mirror = true;
+        self
+    }
+
     /// The same, to be retried if an invalidation ended after `seq` was read.
     #[must_use]
     pub const fn with_seq(mut self, seq: u64) -> Self {
@@ -74,50 +92,35 @@ impl Fault {
 /// frame and repeats the access. On a format with
 /// [`install_needs_fence`](crate::FormatInfo::install_needs_fence), dropping it takes a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a fault's outcome decides how the vCPU goes on, and may carry a flush"]
+#[must_use = "a fault's outcome decides how the vCPU goes on"]
 #[non_exhaustive]
 pub enum FaultOutcome {
     /// A mapping was installed or upgraded.
     Fixed {
         /// Its level.
         level: Level,
-        /// Owed before the vCPU goes on: a table was replaced by a huge mapping.
-        flush: Flush,
     },
     /// The access was allowed already; another vCPU was faster.
     Spurious {
         /// The level of the mapping.
         level: Level,
     },
-    /// The memory is being taken back, or another thread owns an entry on the path. Enter the guest again.
+    /// The memory is being taken back, its slot or root is going, or another thread owns an entry on the path. Enter the
+    /// guest again.
     Retry,
-    /// No slot holds the frame: emulate the access as MMIO.
+    /// No slot covers the frame: the access is the device model's.
     NoSlot,
-    /// A write to a read-only slot: emulate it.
+    /// A write to a read-only slot: the device model's.
     ReadOnly,
-    /// The frame is beyond what the format translates.
+    /// The frame is beyond what the format can translate.
     OutOfRange,
-    /// The host had no memory for a table. Nothing was lost; the fault may be repeated.
+    /// No memory for a table.
     OutOfMemory,
-    /// The table holds an entry that this MMU does not write. Its memory was overwritten by something else.
+    /// The table holds something that the MMU did not write, at this level. The guest cannot be continued safely.
     BadEntry {
-        /// Where on the path.
+        /// Level of the entry.
         level: Level,
     },
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefetch_reads_and_never_writes() {
-        let fault = Fault::prefetch(Gfn(1))
-            .with_max_level(Level::SIZE_4K)
-            .with_seq(7);
-        assert_eq!(
-            (fault.access, fault.prefetch, fault.seq),
-            (Access::Read, true, Some(7))
-        );
-    }
+    /// There is no such address space, or nobody who keeps the tables that a mirror would stand for.
+    NoRoot,
 }

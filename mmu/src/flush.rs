@@ -1,30 +1,118 @@
-//! TLB-flush requests as values.
+//! TLB flushes: what is flushed, why, and who carries it out.
 //!
-//! The MMU changes tables; it never reaches for a TLB. Each operation returns the flush it owes, and **the operation
-//! is complete only when its caller has carried that flush out on every vCPU**: a harvest may be reported, a page
-//! reused, a slot forgotten only then. The type is `#[must_use]`, so a forgotten flush is a compiler warning.
+//! The MMU changes tables; TLBs are the host's. It tells the host through [`Host::flush`](crate::Host::flush), which returns
+//! when no vCPU uses a translation that the request covers. The MMU calls it at the moments that the rules below demand, so an
+//! operation that has returned is complete.
 //!
-//! Requests from several operations may be merged and executed once.
+//! # When a flush is owed
+//!
+//! | change | flush |
+//! |---|---|
+//! | non-present → present | none (formats that remember invalid entries: the faulting vCPU's own fence) |
+//! | huge leaf → table of the same mappings | none |
+//! | table → huge leaf, or table removed | its whole range, before the table can be freed |
+//! | leaf removed | its range, before the lock is let go of |
+//! | leaf loses MMU-writable | its range, **even if it had lost W before**: a TLB may still hold it writable |
+//! | leaf loses W or D for the dirty log | the pages reported, after the lock: only they are affected |
+//! | logging switched on | the whole slot, **even if nothing changed**: an entry may have lost W without a flush yet |
+//! | leaf loses Accessed | none: idle is a hint |
+//! | change under an invalid root | none: all was flushed when the root became invalid |
+//! | break-before-make | the entry's range, between break and make |
+//!
+//! # Accumulating
+//!
+//! A long operation gathers what it owes and pays at the end, or *before* it yields the lock, whichever comes first; after
+//! a yield it starts from nothing. [`Flush::merge`] takes the hull, so it may flush more than was asked, never less.
 
 use crate::addr::{Gfn, GfnRange};
 
-/// What must leave the TLBs before an operation is complete.
+/// A TLB flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "translations stay in the TLBs until this flush is carried out"]
 pub enum Flush {
-    /// Nothing.
+    /// Nothing to flush.
     #[default]
     None,
-    /// Every translation of a frame in `[gfn, gfn + pages)`, at whatever level it is cached.
+    /// Every translation of a frame in the range, at whatever level it is cached.
     Range {
         /// First frame.
         gfn: Gfn,
         /// Number of pages, never 0.
         pages: u64,
     },
-    /// Every translation; also, a vCPU must load the root anew
-    /// ([`SecondStage::root`](crate::SecondStage::root)).
+    /// Every translation; also, a vCPU must load its root anew.
     All,
+}
+
+/// Why a flush is owed: the bounded label of statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FlushCause {
+    /// Pages were protected for the dirty log, or logging was switched on.
+    DirtyLog,
+    /// The host took memory back, or a range was unmapped on request.
+    Unmap,
+    /// A slot was deleted or moved.
+    Slot,
+    /// Pages were write-protected for another reason than the dirty log.
+    WriteProtect,
+    /// A table was replaced by a huge mapping, on fault or to recover huge pages.
+    HugePage,
+    /// Roots were withdrawn.
+    Roots,
+    /// A table was removed so that a huge page may come back (NX-huge-page recovery).
+    NxRecovery,
+    /// The architecture wants an entry broken before it is made anew.
+    BreakBeforeMake,
+}
+
+impl FlushCause {
+    /// Every cause.
+    pub const ALL: [Self; 8] = [
+        Self::DirtyLog,
+        Self::Unmap,
+        Self::Slot,
+        Self::WriteProtect,
+        Self::HugePage,
+        Self::Roots,
+        Self::NxRecovery,
+        Self::BreakBeforeMake,
+    ];
+
+    /// The name in statistics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DirtyLog => "dirty_log",
+            Self::Unmap => "unmap",
+            Self::Slot => "slot",
+            Self::WriteProtect => "write_protect",
+            Self::HugePage => "huge_page",
+            Self::Roots => "roots",
+            Self::NxRecovery => "nx_recovery",
+            Self::BreakBeforeMake => "break_before_make",
+        }
+    }
+}
+
+/// A flush as the host is asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FlushRequest {
+    /// What; never [`Flush::None`].
+    pub flush: Flush,
+    /// Why.
+    pub cause: FlushCause,
+    /// The address space that the frames are of.
+    pub as_id: u8,
+}
+
+impl FlushRequest {
+    pub(crate) const fn new(flush: Flush, cause: FlushCause, as_id: u8) -> Self {
+        Self {
+            flush,
+            cause,
+            as_id,
+        }
+    }
 }
 
 impl Flush {
@@ -41,6 +129,7 @@ impl Flush {
     }
 
     /// A request that covers both: the hull of two ranges, so it may flush more than either asked.
+    #[must_use]
     pub fn merge(self, other: Self) -> Self {
         match (self, other) {
             (Self::None, flush) | (flush, Self::None) => flush,
@@ -68,9 +157,18 @@ impl Flush {
             Self::All => true,
         }
     }
+
+    /// Whether a cached translation of `span`, at whatever level, has to go.
+    pub const fn touches(self, span: GfnRange) -> bool {
+        match self {
+            Self::None => false,
+            Self::Range { gfn, pages } => GfnRange::new(gfn, pages).overlaps(span),
+            Self::All => true,
+        }
+    }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
     use super::*;
 
@@ -101,6 +199,12 @@ mod tests {
     }
 
     #[test]
+    fn a_range_at_the_top_does_not_wrap() {
+        let top = Flush::range(GfnRange::new(Gfn(u64::MAX - 1), u64::MAX));
+        assert!(top.covers(Gfn(u64::MAX - 1)) && !top.covers(Gfn(0)));
+    }
+
+    #[test]
     fn covers_is_exact() {
         let a = Flush::Range {
             gfn: Gfn(4),
@@ -108,6 +212,7 @@ mod tests {
         };
         assert!(a.covers(Gfn(5)));
         assert!(!a.covers(Gfn(6)));
+        assert!(a.touches(GfnRange::new(Gfn(0), 512)) && !a.touches(GfnRange::new(Gfn(6), 1)));
         assert!(Flush::All.covers(Gfn(u64::MAX)));
     }
 }

@@ -1,99 +1,134 @@
 //! Counters.
 //!
-//! All are relaxed atomics, read without a lock: a snapshot is consistent field by field, not across fields. Counters
-//! only grow; `pages` and `tables` are gauges and are 0 when nothing is mapped and every table has been given back.
-
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+//! Each participant counts in its own cell, so counting costs no shared cache line; a snapshot sums all cells. It is
+//! consistent figure by figure, not across figures. Counters only grow; `pages`, `tables` and `roots` are gauges, and are 0
+//! when nothing is mapped and every table has been given back.
 
 use crate::{
-    addr::{Level, MAX_LEVELS},
+    addr::MAX_LEVELS,
     fault::FaultOutcome,
-    flush::Flush,
+    flush::{Flush, FlushCause},
+    rcu::{
+        cell::{Cell, Counter},
+        registry::Registry,
+    },
+    sync::{AtomicU64, Relaxed},
 };
 
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    faults_taken: AtomicU64,
-    faults_fixed: AtomicU64,
-    faults_spurious: AtomicU64,
-    faults_retried: AtomicU64,
-    faults_emulated: AtomicU64,
-    faults_failed: AtomicU64,
-    flush_ranges: AtomicU64,
-    flush_alls: AtomicU64,
-    flush_pages: AtomicU64,
-    splits: AtomicU64,
-    pages: [AtomicI64; MAX_LEVELS],
+/// Counts a fault. A prefetch is not a fault of the guest: only what it fixed counts.
+#[inline(always)]
+pub(crate) fn count_fault(cell: &Cell, outcome: &FaultOutcome, prefetch: bool) {
+    if !prefetch {
+        cell.count(Counter::Taken, 1);
+    }
+    let counter = match outcome {
+        FaultOutcome::Fixed { .. } => Counter::Fixed,
+        _ if prefetch => return,
+        FaultOutcome::Spurious { .. } => Counter::Spurious,
+        FaultOutcome::Retry => Counter::Retried,
+        FaultOutcome::NoSlot | FaultOutcome::ReadOnly => Counter::Emulated,
+        FaultOutcome::OutOfRange
+        | FaultOutcome::OutOfMemory
+        | FaultOutcome::NoRoot
+        | FaultOutcome::BadEntry { .. } => Counter::Failed,
+    };
+    cell.count(counter, 1);
 }
 
-impl Stats {
-    /// Counts a fault. A prefetch is not a fault of the guest: only what it fixed counts.
-    pub(crate) fn fault(&self, outcome: &FaultOutcome, prefetch: bool) {
-        if !prefetch {
-            self.faults_taken.fetch_add(1, Relaxed);
-        }
-        let counter = match outcome {
-            FaultOutcome::Fixed { .. } => &self.faults_fixed,
-            _ if prefetch => return,
-            FaultOutcome::Spurious { .. } => &self.faults_spurious,
-            FaultOutcome::Retry => &self.faults_retried,
-            FaultOutcome::NoSlot | FaultOutcome::ReadOnly => &self.faults_emulated,
-            FaultOutcome::OutOfRange
-            | FaultOutcome::OutOfMemory
-            | FaultOutcome::BadEntry { .. } => &self.faults_failed,
-        };
-        counter.fetch_add(1, Relaxed);
+/// Flushes by cause and scope. Rare beside faults, so shared.
+#[derive(Debug)]
+pub(crate) struct FlushCounters([ByScope; FlushCause::ALL.len()]);
+
+#[derive(Debug)]
+struct ByScope {
+    ranges: AtomicU64,
+    pages: AtomicU64,
+    alls: AtomicU64,
+}
+
+impl FlushCounters {
+    pub(crate) fn new() -> Self {
+        Self(core::array::from_fn(|_| ByScope {
+            ranges: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
+            alls: AtomicU64::new(0),
+        }))
     }
 
-    /// Counts a request and hands it on.
-    pub(crate) fn flush(&self, flush: Flush) -> Flush {
+    pub(crate) fn count(&self, flush: Flush, cause: FlushCause) {
+        let counters = &self.0[cause as usize];
         match flush {
             Flush::None => {}
             Flush::Range { pages, .. } => {
-                self.flush_ranges.fetch_add(1, Relaxed);
-                self.flush_pages.fetch_add(pages, Relaxed);
+                counters.ranges.fetch_add(1, Relaxed);
+                counters.pages.fetch_add(pages, Relaxed);
             }
             Flush::All => {
-                self.flush_alls.fetch_add(1, Relaxed);
+                counters.alls.fetch_add(1, Relaxed);
             }
         }
-        flush
     }
 
-    pub(crate) fn split(&self) {
-        self.splits.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn add_leaves(&self, level: Level, count: i64) {
-        self.pages[level.slot()].fetch_add(count, Relaxed);
-    }
-
-    pub(crate) fn snapshot(&self, tables: u64, tables_retired: u64) -> MmuStats {
-        MmuStats {
-            faults_taken: self.faults_taken.load(Relaxed),
-            faults_fixed: self.faults_fixed.load(Relaxed),
-            faults_spurious: self.faults_spurious.load(Relaxed),
-            faults_retried: self.faults_retried.load(Relaxed),
-            faults_emulated: self.faults_emulated.load(Relaxed),
-            faults_failed: self.faults_failed.load(Relaxed),
-            flush_ranges: self.flush_ranges.load(Relaxed),
-            flush_alls: self.flush_alls.load(Relaxed),
-            flush_pages: self.flush_pages.load(Relaxed),
-            splits: self.splits.load(Relaxed),
-            pages: core::array::from_fn(|i| self.pages[i].load(Relaxed)),
-            tables,
-            tables_retired,
-        }
+    fn snapshot(&self) -> [FlushStats; FlushCause::ALL.len()] {
+        core::array::from_fn(|cause| FlushStats {
+            cause: FlushCause::ALL[cause],
+            ranges: self.0[cause].ranges.load(Relaxed),
+            pages: self.0[cause].pages.load(Relaxed),
+            alls: self.0[cause].alls.load(Relaxed),
+        })
     }
 }
 
+pub(crate) fn snapshot(
+    registry: &Registry,
+    flushes: &FlushCounters,
+    tables: u64,
+    tables_retired: u64,
+    roots: u64,
+) -> MmuStats {
+    let sum = |counter| registry.sum(|cell| cell.counted(counter));
+    MmuStats {
+        faults_taken: sum(Counter::Taken),
+        faults_fixed: sum(Counter::Fixed),
+        faults_spurious: sum(Counter::Spurious),
+        faults_retried: sum(Counter::Retried),
+        faults_emulated: sum(Counter::Emulated),
+        faults_failed: sum(Counter::Failed),
+        faults_fast: sum(Counter::Fast),
+        mmio_entries_created: sum(Counter::Mmio),
+        splits: sum(Counter::Splits),
+        recovered: sum(Counter::Recovered),
+        nx_splits: sum(Counter::NxSplits),
+        yields: sum(Counter::Yields),
+        flushes: flushes.snapshot(),
+        pages: core::array::from_fn(|slot| registry.sum(|cell| cell.pages(slot)) as i64),
+        tables,
+        tables_retired,
+        roots,
+    }
+}
+
+/// Flushes for one cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FlushStats {
+    /// The cause.
+    pub cause: FlushCause,
+    /// Ranged flushes requested.
+    pub ranges: u64,
+    /// Pages in all of them.
+    pub pages: u64,
+    /// Full flushes requested.
+    pub alls: u64,
+}
+
 /// A snapshot of an MMU's counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MmuStats {
     /// Faults taken, without prefetches.
     pub faults_taken: u64,
-    /// Faults and prefetches that installed or upgraded a mapping.
+    /// Faults and prefetched mappings that were installed or upgraded.
     pub faults_fixed: u64,
     /// Faults that found the access already allowed.
     pub faults_spurious: u64,
@@ -103,25 +138,43 @@ pub struct MmuStats {
     pub faults_emulated: u64,
     /// Faults that failed: beyond the format, no table memory, or a malformed entry.
     pub faults_failed: u64,
-    /// Ranged flushes requested.
-    pub flush_ranges: u64,
-    /// Full flushes requested.
-    pub flush_alls: u64,
-    /// Pages in all ranged flushes.
-    pub flush_pages: u64,
+    /// Of the fixed and spurious ones, those resolved without the MMU lock.
+    pub faults_fast: u64,
+    /// Entries that remember that a frame has no slot.
+    pub mmio_entries_created: u64,
     /// Huge mappings split.
     pub splits: u64,
+    /// Huge mappings recovered in place.
+    pub recovered: u64,
+    /// Huge mappings refused for the NX-huge-page mitigation.
+    pub nx_splits: u64,
+    /// Times a long operation let go of the lock for others.
+    pub yields: u64,
+    /// Flushes by cause, in the order of [`FlushCause::ALL`].
+    pub flushes: [FlushStats; FlushCause::ALL.len()],
     /// Leaves installed now, by level, 4 KiB first; signed, so that a miscount shows as such.
     pub pages: [i64; MAX_LEVELS],
-    /// Tables in memory now, roots and retired ones included.
+    /// Tables in memory now: linked, in a vCPU's cache, roots, and retired ones.
     pub tables: u64,
     /// Of these, tables that wait for readers.
     pub tables_retired: u64,
+    /// Roots that exist, valid or not.
+    pub roots: u64,
 }
 
 impl MmuStats {
     /// Leaves installed at `level`.
-    pub fn pages_at(&self, level: Level) -> i64 {
+    pub fn pages_at(&self, level: crate::Level) -> i64 {
         self.pages[level.slot()]
+    }
+
+    /// Ranged flushes requested, for any cause.
+    pub fn flush_ranges(&self) -> u64 {
+        self.flushes.iter().map(|flush| flush.ranges).sum()
+    }
+
+    /// Full flushes requested, for any cause.
+    pub fn flush_alls(&self) -> u64 {
+        self.flushes.iter().map(|flush| flush.alls).sum()
     }
 }

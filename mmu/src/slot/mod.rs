@@ -4,10 +4,15 @@
 //! change are those of `KVM_SET_USER_MEMORY_REGION` (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for
 //! each.
 //!
-//! *Locking*: a [`SlotSet`] is part of the MMU's locked state. A [`Slot`] is immutable and shared: changing one puts a
-//! new value into the set. Its dirty bitmap is atomic and survives flag-preserving changes.
+//! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock, inside the registry; changes
+//! hold the slots lock. A [`Slot`] is immutable and shared: changing one puts a new value into the set. Its dirty bitmap
+//! and its huge-page permissions are atomic or locked by themselves, and survive changes of flags.
+//!
+//! *Going away.* A slot that is to be deleted or moved is first made *invalid*: faults on it retry. When no fault can
+//! hold the valid slot any more, its mappings are removed, and only then does the slot go.
 
 mod bitmap;
+mod huge;
 mod set;
 
 use alloc::sync::Arc;
@@ -17,9 +22,13 @@ use thiserror::Error;
 
 pub(crate) use self::{
     bitmap::DirtyBitmap,
+    huge::HugePermission,
     set::{Limits, SlotSet},
 };
-use crate::addr::{Gfn, GfnRange, Level, PAGE_SIZE, Pfn};
+use crate::{
+    addr::{Gfn, GfnRange, Level, PAGE_SIZE, Pfn},
+    format::MemoryType,
+};
 
 /// The most pages in a slot (KVM: `KVM_MEM_MAX_NR_PAGES`).
 pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
@@ -46,7 +55,7 @@ bitflags! {
 pub struct SlotSpec {
     /// The slot's number.
     pub id: SlotId,
-    /// Address space; only 0 exists today.
+    /// Address space, below [`MmuConfig::address_spaces`](crate::MmuConfig::address_spaces).
     pub as_id: u8,
     /// First guest frame.
     pub base_gfn: Gfn,
@@ -58,6 +67,8 @@ pub struct SlotSpec {
     pub flags: SlotFlags,
     /// The coarsest mapping that the host's backing allows (its own page size).
     pub max_level: Level,
+    /// Cacheability of the slot's memory.
+    pub memory: MemoryType,
 }
 
 impl SlotSpec {
@@ -71,6 +82,7 @@ impl SlotSpec {
             host_base_pfn,
             flags: SlotFlags::empty(),
             max_level: Level::SIZE_256T,
+            memory: MemoryType::Normal,
         }
     }
 
@@ -99,6 +111,20 @@ impl SlotSpec {
     #[must_use]
     pub const fn with_flags(mut self, flags: SlotFlags) -> Self {
         self.flags = flags;
+        self
+    }
+
+    /// The same in another address space.
+    #[must_use]
+    pub const fn with_as_id(mut self, as_id: u8) -> Self {
+        self.as_id = as_id;
+        self
+    }
+
+    /// The same with another cacheability.
+    #[must_use]
+    pub const fn with_memory(mut self, memory: MemoryType) -> Self {
+        self.memory = memory;
         self
     }
 
@@ -223,15 +249,43 @@ pub(crate) struct Slot {
     pub(crate) spec: SlotSpec,
     /// Present exactly while `LOG_DIRTY` is set.
     pub(crate) dirty: Option<Arc<DirtyBitmap>>,
+    /// Where huge mappings are forbidden.
+    pub(crate) huge: Arc<HugePermission>,
+    /// About to go: nothing may be mapped.
+    pub(crate) invalid: bool,
 }
 
 impl Slot {
+    pub(crate) fn new(spec: SlotSpec, dirty: Option<Arc<DirtyBitmap>>) -> Self {
+        Self {
+            spec,
+            dirty,
+            huge: Arc::default(),
+            invalid: false,
+        }
+    }
+
+    #[inline(always)]
     pub(crate) fn is_readonly(&self) -> bool {
         self.spec.flags.contains(SlotFlags::READONLY)
     }
 
+    #[inline(always)]
+    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
+        gfn.0.wrapping_sub(self.spec.base_gfn.0) < self.spec.npages
+    }
+
+    #[inline(always)]
     pub(crate) fn pfn(&self, gfn: Gfn) -> Pfn {
         Pfn(self.spec.host_base_pfn.0 + (gfn.0 - self.spec.base_gfn.0))
+    }
+
+    /// Marks `gfn`, a frame of the slot, as written, if the slot logs writes.
+    #[inline(always)]
+    pub(crate) fn mark_dirty(&self, gfn: Gfn) {
+        if let Some(dirty) = &self.dirty {
+            dirty.set(gfn.0 - self.spec.base_gfn.0);
+        }
     }
 
     /// Whether a leaf of `span` pages over `gfn` lies inside the slot and can be aligned on both sides.

@@ -1,15 +1,18 @@
 //! The slots of an address space, found by number and by guest frame.
 //!
-//! *Locking*: part of the MMU's locked state. *Invariants*: slots do not overlap; both maps hold the same slots.
+//! *Locking*: one of two copies (`rcu::buffer`); changing methods are for the writer of that copy.
+//! *Invariants*: slots do not overlap; both maps hold the same slots.
 
 use alloc::{collections::BTreeMap, sync::Arc};
 
-use super::{DirtyBitmap, MAX_SLOT_PAGES, Slot, SlotError, SlotFlags, SlotId, SlotSpec};
-use crate::addr::{Gfn, Pfn};
+use super::{MAX_SLOT_PAGES, Slot, SlotError, SlotFlags, SlotId, SlotSpec};
+use crate::addr::{Gfn, GfnRange, Pfn};
 
 /// The numbers a slot has to stay below.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// The address space that the set is of.
+    pub(crate) as_id: u8,
     pub(crate) slots: u16,
     pub(crate) gfn: Gfn,
     pub(crate) pfn: Pfn,
@@ -18,17 +21,14 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct SlotSet {
     limits: Limits,
-    /// Bitmaps start with all bits set.
-    initially_set: bool,
     by_id: BTreeMap<SlotId, Arc<Slot>>,
-    by_gfn: BTreeMap<Gfn, SlotId>,
+    by_gfn: BTreeMap<Gfn, Arc<Slot>>,
 }
 
 impl SlotSet {
-    pub(crate) fn new(limits: Limits, initially_set: bool) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            initially_set,
             by_id: BTreeMap::new(),
             by_gfn: BTreeMap::new(),
         }
@@ -39,83 +39,71 @@ impl SlotSet {
     }
 
     pub(crate) fn find(&self, gfn: Gfn) -> Option<&Arc<Slot>> {
-        let (_, id) = self.by_gfn.range(..=gfn).next_back()?;
-        self.by_id
-            .get(id)
-            .filter(|slot| slot.spec.range().contains(gfn))
+        let (_, slot) = self.by_gfn.range(..=gfn).next_back()?;
+        slot.contains(gfn).then_some(slot)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
         self.by_id.values()
     }
 
-    pub(crate) fn create(&mut self, spec: SlotSpec) -> Result<Arc<Slot>, SlotError> {
-        self.check(&spec)?;
+    /// The slots that share a frame with `range`, by frame.
+    pub(crate) fn over(&self, range: GfnRange) -> impl Iterator<Item = &Arc<Slot>> {
+        // The last slot that begins at or before the range may reach into it.
+        let first = self
+            .by_gfn
+            .range(..=range.start)
+            .next_back()
+            .map_or(range.start, |(start, _)| *start);
+        let end = range.end.max(first);
+        self.by_gfn
+            .range(first..end)
+            .map(|(_, slot)| slot)
+            .filter(move |slot| slot.spec.range().overlaps(range))
+    }
+
+    /// Whether `spec` can be created.
+    pub(crate) fn may_create(&self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.check(spec)?;
         if self.by_id.contains_key(&spec.id) {
             return Err(SlotError::Exists { id: spec.id });
         }
-        self.check_overlap(&spec)?;
-        let dirty = self.bitmap(&spec)?;
-        Ok(self.insert(Slot { spec, dirty }))
+        self.check_overlap(spec)
     }
 
-    pub(crate) fn remove(&mut self, id: SlotId) -> Result<Arc<Slot>, SlotError> {
-        let slot = self.by_id.remove(&id).ok_or(SlotError::UnknownId { id })?;
-        self.by_gfn.remove(&slot.spec.base_gfn);
-        Ok(slot)
-    }
-
-    /// Moves a slot; returns it as it was. Its dirty bitmap moves along.
-    pub(crate) fn relocate(&mut self, id: SlotId, base_gfn: Gfn) -> Result<Arc<Slot>, SlotError> {
-        let old = self.get(id)?.clone();
+    /// Whether slot `id` can be at `base_gfn`; the slot as it would be there.
+    pub(crate) fn may_move(&self, id: SlotId, base_gfn: Gfn) -> Result<SlotSpec, SlotError> {
         let spec = SlotSpec {
             base_gfn,
-            ..old.spec
+            ..self.get(id)?.spec
         };
         self.check(&spec)?;
         self.check_overlap(&spec)?;
-        self.remove(id)?;
-        self.insert(Slot {
-            spec,
-            dirty: old.dirty.clone(),
-        });
-        Ok(old)
+        Ok(spec)
     }
 
-    /// Changes a slot's flags; returns the slot before and after.
-    pub(crate) fn set_flags(
-        &mut self,
-        id: SlotId,
-        flags: SlotFlags,
-    ) -> Result<(Arc<Slot>, Arc<Slot>), SlotError> {
-        let old = self.get(id)?.clone();
-        let spec = SlotSpec { flags, ..old.spec };
+    /// Whether slot `id` can have `flags`; the slot as it would be with them.
+    pub(crate) fn may_change(&self, id: SlotId, flags: SlotFlags) -> Result<SlotSpec, SlotError> {
+        let old = self.get(id)?.spec;
+        let spec = SlotSpec { flags, ..old };
         self.check(&spec)?;
-        if (old.spec.flags ^ flags).contains(SlotFlags::READONLY) {
+        if (old.flags ^ flags).contains(SlotFlags::READONLY) {
             return Err(SlotError::ReadOnlyIsFixed { id });
         }
-        let dirty = match &old.dirty {
-            Some(dirty) if flags.contains(SlotFlags::LOG_DIRTY) => Some(dirty.clone()),
-            _ => self.bitmap(&spec)?,
-        };
-        let new = self.insert(Slot { spec, dirty });
-        Ok((old, new))
+        Ok(spec)
     }
 
-    fn insert(&mut self, slot: Slot) -> Arc<Slot> {
-        let slot = Arc::new(slot);
-        self.by_gfn.insert(slot.spec.base_gfn, slot.spec.id);
-        self.by_id.insert(slot.spec.id, slot.clone());
-        slot
+    /// Puts a slot in, in place of the one of its number.
+    pub(crate) fn put(&mut self, slot: Arc<Slot>) {
+        self.remove(slot.spec.id);
+        self.by_gfn.insert(slot.spec.base_gfn, Arc::clone(&slot));
+        self.by_id.insert(slot.spec.id, slot);
     }
 
-    fn bitmap(&self, spec: &SlotSpec) -> Result<Option<Arc<DirtyBitmap>>, SlotError> {
-        if !spec.flags.contains(SlotFlags::LOG_DIRTY) {
-            return Ok(None);
+    pub(crate) fn remove(&mut self, id: SlotId) {
+        if let Some(old) = self.by_id.remove(&id) {
+            self.by_gfn.remove(&old.spec.base_gfn);
         }
-        let bitmap = DirtyBitmap::new(spec.npages, self.initially_set)
-            .ok_or(SlotError::NoMemory { id: spec.id })?;
-        Ok(Some(Arc::new(bitmap)))
     }
 
     fn check(&self, spec: &SlotSpec) -> Result<(), SlotError> {
@@ -128,7 +116,7 @@ impl SlotSet {
                 bits: unknown.bits(),
             });
         }
-        if as_id != 0 {
+        if as_id != self.limits.as_id {
             return Err(SlotError::UnknownAddressSpace { as_id });
         }
         if id >= self.limits.slots {
@@ -173,14 +161,12 @@ impl SlotSet {
     /// Slots other than `spec`'s own that share a frame with it.
     fn check_overlap(&self, spec: &SlotSpec) -> Result<(), SlotError> {
         let range = spec.range();
-        let others = || {
-            self.by_gfn
-                .range(..range.end)
-                .rev()
-                .filter(|&(_, &id)| id != spec.id)
-        };
+        let others = self.by_gfn.range(..range.end).rev();
         // Slots are disjoint and sorted, so the last one that begins before our end is the only one to ask.
-        match others().next().and_then(|(_, id)| self.by_id.get(id)) {
+        match others
+            .map(|(_, slot)| slot)
+            .find(|slot| slot.spec.id != spec.id)
+        {
             Some(other) if other.spec.range().overlaps(range) => Err(SlotError::Overlaps {
                 id: spec.id,
                 other: other.spec.id,
@@ -190,19 +176,33 @@ impl SlotSet {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
 
+    impl SlotSet {
+        fn create(&mut self, spec: SlotSpec) -> Result<(), SlotError> {
+            self.may_create(&spec)?;
+            self.put(Arc::new(Slot::new(spec, None)));
+            Ok(())
+        }
+
+        fn relocate(&mut self, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError> {
+            let spec = self.may_move(id, base_gfn)?;
+            self.put(Arc::new(Slot::new(spec, None)));
+            Ok(())
+        }
+    }
+
     fn set() -> SlotSet {
-        SlotSet::new(
-            Limits {
-                slots: 4,
-                gfn: Gfn(1 << 36),
-                pfn: Pfn(1 << 40),
-            },
-            false,
-        )
+        SlotSet::new(Limits {
+            as_id: 0,
+            slots: 4,
+            gfn: Gfn(1 << 36),
+            pfn: Pfn(1 << 40),
+        })
     }
 
     fn spec(id: SlotId, gfn: u64, npages: u64) -> SlotSpec {
@@ -298,30 +298,34 @@ mod tests {
     }
 
     #[test]
-    fn flags_keep_the_bitmap_and_never_change_readonly() {
+    fn flags_never_change_readonly() {
         let mut set = set();
-        set.create(spec(0, 0, 16).with_flags(SlotFlags::LOG_DIRTY))
-            .unwrap()
-            .dirty
-            .as_ref()
-            .unwrap()
-            .set(3);
-        let (_, same) = set.set_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-        assert_eq!(same.dirty.as_ref().unwrap().count(), 1);
-        assert!(
-            set.set_flags(0, SlotFlags::empty())
-                .unwrap()
-                .1
-                .dirty
-                .is_none()
-        );
+        set.create(spec(0, 0, 16)).unwrap();
         assert_eq!(
-            set.set_flags(0, SlotFlags::READONLY).unwrap_err(),
+            set.may_change(0, SlotFlags::READONLY).unwrap_err(),
             SlotError::ReadOnlyIsFixed { id: 0 }
         );
         assert_eq!(
-            set.set_flags(9, SlotFlags::empty()).unwrap_err(),
+            set.may_change(9, SlotFlags::empty()).unwrap_err(),
             SlotError::UnknownId { id: 9 }
         );
+        let logging = set.may_change(0, SlotFlags::LOG_DIRTY).unwrap();
+        assert_eq!(logging.flags, SlotFlags::LOG_DIRTY);
+    }
+
+    #[test]
+    fn over_finds_the_slot_that_reaches_into_the_range() {
+        let mut set = set();
+        set.create(spec(0, 0, 16)).unwrap();
+        set.create(spec(1, 32, 16)).unwrap();
+        let over = |start, pages| -> Vec<SlotId> {
+            let range = GfnRange::new(Gfn(start), pages);
+            set.over(range).map(|slot| slot.spec.id).collect()
+        };
+        assert_eq!(over(15, 1), [0]);
+        assert_eq!(over(16, 16), []);
+        assert_eq!(over(10, 30), [0, 1]);
+        assert_eq!(over(0, u64::MAX), [0, 1]);
+        assert_eq!(over(47, 0), []);
     }
 }

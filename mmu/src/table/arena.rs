@@ -3,34 +3,46 @@
 //! Frames are numbered from a base of the caller's choice, so a dump of the arena, loaded at that address, is a page
 //! table that a hardware walker follows: this is how tables reach the emulated walkers that check them.
 //!
-//! *Locking*: the map of free frames is behind one spin lock; the memory itself is atomics, shared freely.
-//! *Invariant*: a frame is marked used exactly while an allocation covers it.
+//! *Locking*: the lists of free frames are behind one lock, held for a push or a pop; the memory itself is atomics, shared
+//! freely. *Invariant*: a frame is in exactly one of: an allocation, a free list, the untouched rest.
 
-use alloc::{boxed::Box, vec, vec::Vec};
-use core::{
-    fmt,
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+use alloc::{boxed::Box, vec::Vec};
+use core::{fmt, ptr::NonNull};
+
+use super::{
+    header::Header,
+    memory::{EntryCell, TableMemory},
+};
+use crate::{
+    addr::{PAGE_SIZE, Pfn},
+    sync::Mutex,
 };
 
-use spin::mutex::SpinMutex;
-
-use super::memory::TableMemory;
-use crate::addr::{PAGE_SIZE, Pfn};
-
-/// The largest node of any format, 16 KiB; blocks of this size and alignment make up the arena.
+/// The largest node of any format is 16 KiB (RISC-V's roots); blocks of this size and alignment make up the arena.
 const BLOCK_FRAMES: usize = 4;
-const FRAME_ENTRIES: usize = PAGE_SIZE as usize / size_of::<u64>();
+const FRAME_ENTRIES: usize = PAGE_SIZE as usize / 8;
+/// Free lists: runs of 1, 2 and 4 frames.
+const ORDERS: usize = 3;
 
 #[repr(align(16384))]
-struct Block([AtomicU64; BLOCK_FRAMES * FRAME_ENTRIES]);
+struct Block([EntryCell; BLOCK_FRAMES * FRAME_ENTRIES]);
 
 /// Table memory on the heap.
 pub struct Arena {
     base: Pfn,
     blocks: Box<[Block]>,
-    /// One bit mask of used frames for each block.
-    used: SpinMutex<Vec<u8>>,
+    headers: Box<[Header]>,
+    /// For frames that are not the arena's.
+    nowhere: Header,
+    free: Mutex<Free>,
+}
+
+struct Free {
+    /// First frames of free runs, counted from the base, by order.
+    runs: [Vec<u32>; ORDERS],
+    /// First frame that was never given out.
+    next: usize,
+    used: usize,
 }
 
 impl Arena {
@@ -41,9 +53,17 @@ impl Arena {
         Self {
             base: Pfn(base.0.next_multiple_of(BLOCK_FRAMES as u64)),
             blocks: (0..count)
-                .map(|_| Block([const { AtomicU64::new(0) }; _]))
+                .map(|_| Block(core::array::from_fn(|_| EntryCell::new(0))))
                 .collect(),
-            used: SpinMutex::new(vec![0; count]),
+            headers: (0..count * BLOCK_FRAMES)
+                .map(|_| Header::default())
+                .collect(),
+            nowhere: Header::default(),
+            free: Mutex::new(Free {
+                runs: Default::default(),
+                next: 0,
+                used: 0,
+            }),
         }
     }
 
@@ -54,11 +74,7 @@ impl Arena {
 
     /// Frames that tables occupy now.
     pub fn used_frames(&self) -> usize {
-        self.used
-            .lock()
-            .iter()
-            .map(|mask| mask.count_ones() as usize)
-            .sum()
+        self.free.lock().used
     }
 
     /// All frames, used or not.
@@ -75,12 +91,52 @@ impl Arena {
         }
         let word = usize::try_from(offset / 8).ok()?;
         let block = self.blocks.get(word / (BLOCK_FRAMES * FRAME_ENTRIES))?;
-        Some(block.0[word % (BLOCK_FRAMES * FRAME_ENTRIES)].load(Ordering::Acquire))
+        Some(block.0[word % (BLOCK_FRAMES * FRAME_ENTRIES)].load())
     }
 
-    fn position(&self, pfn: Pfn) -> (usize, usize) {
-        let frame = (pfn.0 - self.base.0) as usize;
-        (frame / BLOCK_FRAMES, frame % BLOCK_FRAMES)
+    #[inline(always)]
+    fn position(&self, pfn: Pfn) -> usize {
+        pfn.0.wrapping_sub(self.base.0) as usize
+    }
+}
+
+impl Free {
+    /// A run of `1 << order` frames that starts at a multiple of its length.
+    fn take(&mut self, order: usize, frames: usize) -> Option<u32> {
+        if let Some(run) = self.runs[order].pop() {
+            return Some(run);
+        }
+        // Break up a longer run.
+        if order + 1 < ORDERS
+            && let Some(run) = self.runs[order + 1].pop()
+        {
+            self.runs[order].push(run + (1 << order));
+            return Some(run);
+        }
+        let length = 1 << order;
+        let start = self.next.next_multiple_of(length);
+        if start + length > frames {
+            return self.take_from_longest(order);
+        }
+        while self.next < start {
+            let order = self.next.trailing_zeros() as usize;
+            self.runs[order.min(ORDERS - 1)].push(self.next as u32);
+            self.next += 1 << order;
+        }
+        self.next = start + length;
+        Some(start as u32)
+    }
+
+    fn take_from_longest(&mut self, order: usize) -> Option<u32> {
+        let longest = ORDERS - 1;
+        if order + 2 > longest {
+            return None;
+        }
+        let run = self.runs[longest].pop()?;
+        for part in order..longest {
+            self.runs[part].push(run + (1 << part));
+        }
+        Some(run)
     }
 }
 
@@ -94,44 +150,52 @@ impl fmt::Debug for Arena {
     }
 }
 
-// SAFETY: (1) a mask bit is set while its frame is allocated, and only clear bits are handed out; a run of `n` frames
-// starts at a multiple of `n` inside a block that is aligned to 16 KiB in the arena's numbering. (2) The pointer is
-// derived from the whole block, whose memory never moves and is nothing but atomics. (3) Nothing here writes entries.
+fn order_of(bytes: usize) -> usize {
+    let frames = bytes.div_ceil(PAGE_SIZE as usize).next_power_of_two();
+    frames.trailing_zeros() as usize
+}
+
+// SAFETY: (1) a run is given out once until it comes back, by the lists' invariant, and starts at a multiple of its
+// length in an arena whose base and blocks are aligned to the longest. (2) The pointer is derived from all blocks, whose
+// memory never moves and is nothing but atomics. (3) Nothing here writes entries.
 unsafe impl TableMemory for Arena {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
-        let frames = bytes.div_ceil(PAGE_SIZE as usize).next_power_of_two();
-        if frames > BLOCK_FRAMES {
+        let order = order_of(bytes);
+        if order >= ORDERS {
             return None;
         }
-        let run = (1u8 << frames) - 1;
-        let mut used = self.used.lock();
-        for (block, mask) in used.iter_mut().enumerate() {
-            for first in (0..BLOCK_FRAMES).step_by(frames) {
-                if *mask & (run << first) == 0 {
-                    *mask |= run << first;
-                    return Some(Pfn(self.base.0 + (block * BLOCK_FRAMES + first) as u64));
-                }
-            }
-        }
-        None
+        let mut free = self.free.lock();
+        let run = free.take(order, self.frames())?;
+        free.used += 1 << order;
+        Some(Pfn(self.base.0 + u64::from(run)))
     }
 
     unsafe fn free(&self, pfn: Pfn, bytes: usize) {
-        let frames = bytes.div_ceil(PAGE_SIZE as usize).next_power_of_two();
-        let (block, first) = self.position(pfn);
-        let run = ((1u8 << frames) - 1) << first;
-        let mut used = self.used.lock();
-        debug_assert_eq!(used[block] & run, run, "freed twice: {pfn}");
-        used[block] &= !run;
+        let order = order_of(bytes);
+        let mut free = self.free.lock();
+        free.used -= 1 << order;
+        free.runs[order].push(self.position(pfn) as u32);
     }
 
-    fn entries(&self, pfn: Pfn) -> NonNull<AtomicU64> {
-        let (block, first) = self.position(pfn);
-        NonNull::from(&self.blocks[block].0[first * FRAME_ENTRIES..]).cast()
+    #[inline(always)]
+    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+        let position = self.position(pfn);
+        assert!(position < self.headers.len(), "{pfn} is not the arena's");
+        // The pointer comes from the whole slice, so it may be used for a run that crosses into the next frame.
+        let first = NonNull::from(&*self.blocks).cast::<EntryCell>();
+        // SAFETY: the frame lies inside the blocks, as just checked; a block is nothing but its entries.
+        unsafe { first.add(position * FRAME_ENTRIES) }
+    }
+
+    #[inline(always)]
+    fn header(&self, pfn: Pfn) -> &Header {
+        self.headers
+            .get(self.position(pfn))
+            .unwrap_or(&self.nowhere)
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
     use super::*;
 
@@ -151,6 +215,26 @@ mod tests {
         // SAFETY: allocated above with this size, not used any more.
         unsafe { arena.free(large, 16384) };
         assert_eq!(arena.allocate(16384), Some(large));
+    }
+
+    #[test]
+    fn every_frame_is_given_out_once() {
+        let arena = Arena::new(Pfn(0), 32);
+        let mut taken = std::collections::BTreeSet::new();
+        let sizes = [4096, 8192, 4096, 16384, 4096];
+        for bytes in sizes.into_iter().cycle().take(10) {
+            if let Some(pfn) = arena.allocate(bytes) {
+                let frames = bytes as u64 / PAGE_SIZE;
+                assert!(pfn.0.is_multiple_of(frames));
+                for frame in pfn.0..pfn.0 + frames {
+                    assert!(taken.insert(frame), "{frame} twice");
+                }
+            }
+        }
+        while let Some(pfn) = arena.allocate(4096) {
+            assert!(taken.insert(pfn.0), "{} twice", pfn.0);
+        }
+        assert_eq!((taken.len(), arena.used_frames()), (32, 32));
     }
 
     #[test]

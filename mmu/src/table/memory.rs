@@ -1,15 +1,43 @@
 //! The host's side of table memory.
 
 use alloc::sync::Arc;
-use core::{ptr::NonNull, sync::atomic::AtomicU64};
+use core::ptr::NonNull;
 
-use crate::addr::Pfn;
+use super::header::Header;
+use crate::{addr::Pfn, sync::AtomicU64};
+
+/// One entry of a table: 64 bits that the MMU, and a hardware walker, change atomically.
+///
+/// An `AtomicU64`; under the features `loom` and `shuttle` that crate's. Hosts only make room for entries and hand out
+/// pointers to them.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct EntryCell(pub(crate) AtomicU64);
+
+impl EntryCell {
+    /// An entry that holds `raw`.
+    #[cfg(not(feature = "loom"))]
+    pub const fn new(raw: u64) -> Self {
+        Self(AtomicU64::new(raw))
+    }
+
+    /// An entry that holds `raw`.
+    #[cfg(feature = "loom")]
+    pub fn new(raw: u64) -> Self {
+        Self(AtomicU64::new(raw))
+    }
+
+    /// What it holds now.
+    pub fn load(&self) -> u64 {
+        self.0.load(crate::sync::Acquire)
+    }
+}
 
 /// Where the MMU gets frames for its tables.
 ///
 /// A bare-metal hypervisor answers with RAM that the hardware walker reads; tests and the software backend with an
-/// [`Arena`](crate::Arena). Calls come with the MMU's lock held: they must not sleep for long and must not call back
-/// into the MMU.
+/// [`Arena`](crate::Arena). [`allocate`](Self::allocate) is called without the MMU lock where it can be (vCPUs fill their
+/// caches first, splits let go of it), so it may take its time; none may call back into the MMU.
 ///
 /// # Safety
 ///
@@ -21,7 +49,7 @@ use crate::addr::Pfn;
 ///    bytes and valid for atomic reads and writes of `bytes / 8` values, initialised to anything;
 /// 3. no software but the MMU writes there. Hardware may set Accessed and Dirty bits.
 pub unsafe trait TableMemory: Send + Sync {
-    /// Takes `bytes` (a power of two, at least 4096) of memory aligned to `bytes`, or `None` if there is none.
+    /// Takes `bytes` (a power of two) of memory aligned to `bytes`, or `None` if there is none.
     fn allocate(&self, bytes: usize) -> Option<Pfn>;
 
     /// Gives memory back.
@@ -34,7 +62,11 @@ pub unsafe trait TableMemory: Send + Sync {
 
     /// The entries of a table whose first frame is `pfn`. May panic or return anything for a `pfn` that is not
     /// allocated.
-    fn entries(&self, pfn: Pfn) -> NonNull<AtomicU64>;
+    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
+
+    /// The header of a frame of table memory: always the same one for the same frame. For a frame that this memory has
+    /// never given out it may be a header of its own that nobody describes, so that any number may be asked about.
+    fn header(&self, pfn: Pfn) -> &Header;
 }
 
 // SAFETY: everything is the inner value's, which lives at least as long as the `Arc`.
@@ -48,7 +80,12 @@ unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
         unsafe { (**self).free(pfn, bytes) }
     }
 
-    fn entries(&self, pfn: Pfn) -> NonNull<AtomicU64> {
+    #[inline(always)]
+    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         (**self).entries(pfn)
+    }
+
+    fn header(&self, pfn: Pfn) -> &Header {
+        (**self).header(pfn)
     }
 }

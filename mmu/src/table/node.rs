@@ -1,74 +1,71 @@
-//! Tables and the entries in them.
+//! Entries, and the tickets that say which tables are linked.
 //!
 //! # Protocol
 //!
-//! Any thread may read entries under a [`Guard`]; entries change only by atomic operations, so a reader sees the old or
-//! the new value, and a table's contents before the entry that links it (release on link, acquire on load). Threads
-//! that change entries are serialised by the MMU's lock today, but nothing here relies on it: each change is a
-//! compare-exchange or an exchange, because hardware sets Accessed and Dirty at any time.
+//! Any participant that is inside may read entries; they change only by atomic operations, so a reader sees the old or
+//! the new value, and a table's contents before the entry that links it (release on link, acquire on load).
+//!
+//! How an entry may be changed depends on what it holds and on the MMU lock:
+//!
+//! - *compare-exchange* ([`Node::replace`], [`Node::link`]): always allowed; fails if the entry changed.
+//! - *exchange* ([`Node::take`]): for who may remove the entry whatever it holds (exclusive lock, or a table that is
+//!   being torn down).
+//! - *plain store* ([`Run::bottom`]): for a 4 KiB leaf that nobody else changes: the holder of the exclusive lock, or of the slots
+//!   lock and the shared lock, on an entry that is not [volatile](crate::Format::is_volatile). Ageing may clear Accessed at
+//!   the same time, and that may be lost.
 //!
 //! # Invariants
 //!
 //! 1. An entry that decodes to `Table { pfn }` in a node of level *n* was stored by [`Node::link`], so `pfn` is a live
-//!    table of level *n* - 1. [`Node::replace`] and [`Unlinked::set`] refuse to store a table entry.
+//!    table of level *n* - 1. [`Node::replace`] and [`Blank::fill`] refuse to store a table entry; at 4 KiB no value is one.
 //! 2. A table is linked by at most one entry: linking consumes its [`Unlinked`], overwriting the entry produces its
 //!    [`Detached`], and neither can be copied.
-//! 3. A table is freed either as `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
+//! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
 
-use alloc::vec::Vec;
-use core::{
-    fmt,
-    marker::PhantomData,
-    slice,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::{marker::PhantomData, slice};
 
-use spin::mutex::SpinMutex;
-
-use super::{
-    memory::TableMemory,
-    readers::{Grace, ReadGuard, Readers},
-};
+use super::{memory::EntryCell, tables::Tables};
 use crate::{
-    addr::{Level, Pfn},
-    format::{Entry, Format},
+    addr::{Gfn, GfnRange, Level, Pfn},
+    format::Format,
+    rcu::registry::Inside,
+    sync::{AcqRel, Acquire, Relaxed, Release},
+    table::memory::TableMemory,
 };
 
-/// No root: a frame number that no format can hold.
-const NO_ROOT: u64 = u64::MAX;
-
-/// All tables of one MMU.
-pub(crate) struct Tables<F: Format, H: TableMemory> {
-    memory: H,
-    root: AtomicU64,
-    readers: Readers,
-    limbo: SpinMutex<Limbo>,
-    live: AtomicU64,
-    format: PhantomData<F>,
-}
-
-/// Tables that wait for readers. One batch waits at a time; what is retired meanwhile forms the next.
-#[derive(Default)]
-struct Limbo {
-    next: Vec<Detached>,
-    waiting: Vec<Detached>,
-    grace: Option<Grace>,
+/// Memory for a table that is not a root, with anything in it.
+#[derive(Debug)]
+#[must_use = "dropping the ticket leaks the table"]
+pub(crate) struct Blank {
+    pub(super) pfn: Pfn,
 }
 
 /// A table that no entry has ever pointed to.
 #[derive(Debug)]
 #[must_use = "dropping the ticket leaks the table"]
 pub(crate) struct Unlinked {
-    pfn: Pfn,
-    level: Level,
+    pub(super) pfn: Pfn,
+    pub(super) level: Level,
 }
 
 /// A table that was linked once and is not any more; readers may still be in it.
 #[derive(Debug)]
 #[must_use = "dropping the ticket leaks the table"]
 pub(crate) struct Detached {
-    pfn: Pfn,
-    level: Level,
+    pub(super) pfn: Pfn,
+    pub(super) level: Level,
+}
+
+/// A root's table: live for as long as this is.
+#[derive(Debug)]
+pub(crate) struct RootTable {
+    pub(super) pfn: Pfn,
+}
+
+impl Unlinked {
+    pub(crate) fn pfn(&self) -> Pfn {
+        self.pfn
+    }
 }
 
 impl Detached {
@@ -81,226 +78,75 @@ impl Detached {
     }
 }
 
-impl<F: Format, H: TableMemory> Tables<F, H> {
-    pub(crate) fn new(memory: H) -> Self {
-        Self {
-            memory,
-            root: AtomicU64::new(NO_ROOT),
-            readers: Readers::default(),
-            limbo: SpinMutex::new(Limbo::default()),
-            live: AtomicU64::new(0),
-            format: PhantomData,
-        }
-    }
-
-    pub(crate) fn memory(&self) -> &H {
-        &self.memory
-    }
-
-    pub(crate) fn pin(&self) -> ReadGuard<'_> {
-        self.readers.pin()
-    }
-
-    pub(crate) fn guard(&self) -> Guard<'_, F, H> {
-        Guard {
-            tables: self,
-            _readers: self.readers.pin(),
-        }
-    }
-
-    /// Tables that occupy memory: linked, not yet linked, or waiting for readers.
-    pub(crate) fn live(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
-    }
-
-    /// Tables that wait for readers.
-    pub(crate) fn retired(&self) -> u64 {
-        let limbo = self.limbo.lock();
-        (limbo.next.len() + limbo.waiting.len()) as u64
-    }
-
-    /// First frame of the root, if there is one.
-    pub(crate) fn root_pfn(&self) -> Option<Pfn> {
-        let pfn = self.root.load(Ordering::Acquire);
-        (pfn != NO_ROOT).then_some(Pfn(pfn))
-    }
-
-    /// An empty table of `level`.
-    pub(crate) fn allocate(&self, level: Level) -> Option<Unlinked> {
-        let bytes = F::node_size(level);
-        let pfn = self.memory.allocate(bytes)?;
-        if pfn.0 >= F::MAX_PFN.0 {
-            // SAFETY: allocated just now with this size; nobody else knows the frame.
-            unsafe { self.memory.free(pfn, bytes) };
-            return None;
-        }
-        self.live.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: `pfn` is a fresh table of `level` that outlives this borrow of `self.memory`.
-        for entry in unsafe { self.entries(pfn, level) } {
-            entry.store(F::EMPTY, Ordering::Relaxed);
-        }
-        Some(Unlinked { pfn, level })
-    }
-
-    /// Gives back a table that was never linked.
-    pub(crate) fn free_unlinked(&self, node: Unlinked) {
-        // SAFETY: the ticket proves that nobody has seen the table (invariant 3).
-        unsafe { self.free(node.pfn, node.level) };
-    }
-
-    /// Makes `node`, a table of the root level, the root; returns the old one.
-    pub(crate) fn set_root(&self, node: Option<Unlinked>) -> Option<Detached> {
-        let pfn = match node {
-            Some(Unlinked { pfn, level }) if level == F::ROOT_LEVEL => pfn.0,
-            Some(other) => {
-                self.free_unlinked(other);
-                NO_ROOT
-            }
-            None => NO_ROOT,
-        };
-        let old = self.root.swap(pfn, Ordering::AcqRel);
-        (old != NO_ROOT).then_some(Detached {
-            pfn: Pfn(old),
-            level: F::ROOT_LEVEL,
-        })
-    }
-
-    /// Hands an unlinked table, which must no longer link any other, to the grace period.
-    pub(crate) fn retire(&self, node: Detached) {
-        self.limbo.lock().next.push(node);
-    }
-
-    /// Frees the retired tables that no reader can see any more. Never waits.
-    pub(crate) fn reclaim(&self) {
-        let mut limbo = self.limbo.lock();
-        // Two rounds: the batch that waits, and the one that forms behind it.
-        for _ in 0..2 {
-            if let Some(grace) = &mut limbo.grace {
-                if !self.readers.poll(grace) {
-                    return;
-                }
-                limbo.grace = None;
-                for node in limbo.waiting.drain(..) {
-                    // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
-                    // that could have seen it is gone (invariant 3).
-                    unsafe { self.free(node.pfn, node.level) };
-                }
-            }
-            if limbo.next.is_empty() {
-                return;
-            }
-            limbo.waiting = core::mem::take(&mut limbo.next);
-            limbo.grace = Some(self.readers.grace());
-        }
-    }
-
-    /// # Safety
-    ///
-    /// `pfn` is the first frame of a live table of `level`, and stays one while the result is used.
-    unsafe fn entries(&self, pfn: Pfn, level: Level) -> &[AtomicU64] {
-        let first = self.memory.entries(pfn);
-        // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
-        // the caller promises that it is.
-        unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) }
-    }
-
-    /// # Safety
-    ///
-    /// `pfn` is a live table of `level` that nobody uses or can reach.
-    unsafe fn free(&self, pfn: Pfn, level: Level) {
-        self.live.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: allocated by `allocate` with this size; unused, as the caller promises.
-        unsafe { self.memory.free(pfn, F::node_size(level)) };
+impl RootTable {
+    pub(crate) fn pfn(&self) -> Pfn {
+        self.pfn
     }
 }
 
-impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
-    fn drop(&mut self) {
-        // `&mut self`: no guard is left, whatever the counters say of guards that were forgotten.
-        let limbo = core::mem::take(self.limbo.get_mut());
-        for node in limbo.next.into_iter().chain(limbo.waiting) {
-            // SAFETY: retired, and no reader can exist.
-            unsafe { self.free(node.pfn, node.level) };
-        }
-    }
-}
-
-impl<F: Format, H: TableMemory> fmt::Debug for Tables<F, H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tables")
-            .field("root", &self.root_pfn())
-            .field("live", &self.live())
-            .field("retired", &self.retired())
-            .finish_non_exhaustive()
-    }
-}
-
-/// What [`Node::take`] leaves behind.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Absent {
-    /// An entry that a fault may fill.
-    Empty,
-    /// An entry of a table that is being torn down: nobody may fill it.
-    Frozen,
-}
-
-/// Leave to look at tables; see [`ReadGuard`].
+/// Leave to look at tables: nothing that is reachable now is freed while it lives.
 pub(crate) struct Guard<'a, F: Format, H: TableMemory> {
-    tables: &'a Tables<F, H>,
-    _readers: ReadGuard<'a>,
+    pub(super) tables: &'a Tables<F, H>,
+    inside: Inside<'a>,
 }
 
-impl<F: Format, H: TableMemory> Guard<'_, F, H> {
-    pub(crate) fn root(&self) -> Option<Node<'_, F>> {
-        let pfn = self.tables.root_pfn()?;
-        // SAFETY: the root was live when it was read under this guard, so it is not freed before the guard ends.
-        let entries = unsafe { self.tables.entries(pfn, F::ROOT_LEVEL) };
-        Some(Node {
-            entries,
-            pfn,
-            level: F::ROOT_LEVEL,
-            format: PhantomData,
-        })
+impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
+    #[inline(always)]
+    pub(crate) fn new(tables: &'a Tables<F, H>, inside: Inside<'a>) -> Self {
+        Self { tables, inside }
+    }
+
+    #[inline(always)]
+    pub(crate) fn inside(&self) -> &Inside<'a> {
+        &self.inside
+    }
+
+    #[inline(always)]
+    pub(crate) fn root<'g>(&'g self, root: &'g RootTable) -> Node<'g, F> {
+        // SAFETY: the root is live while `root` is.
+        unsafe { self.node(root.pfn, F::ROOT_LEVEL) }
     }
 
     /// A table that was unlinked but not retired.
     pub(crate) fn detached(&self, node: &Detached) -> Node<'_, F> {
         // SAFETY: the ticket exists, so the table is not retired yet; if it is retired later, this guard is older.
-        let entries = unsafe { self.tables.entries(node.pfn, node.level) };
-        Node {
-            entries,
-            pfn: node.pfn,
-            level: node.level,
-            format: PhantomData,
-        }
+        unsafe { self.node(node.pfn, node.level) }
     }
 
     /// The table that entry `index` of `node` points to now, if it points to one.
+    #[inline(always)]
     pub(crate) fn child<'g>(&'g self, node: Node<'g, F>, index: usize) -> Option<Node<'g, F>> {
-        let Entry::Table { pfn } = F::decode(node.load(index), node.level) else {
-            return None;
-        };
+        let pfn = F::as_table(node.load(index), node.level)?;
         let level = node.level.child()?;
         // SAFETY: invariant 1, and the entry was read under this guard.
-        let entries = unsafe { self.tables.entries(pfn, level) };
-        Some(Node {
-            entries,
+        Some(unsafe { self.node(pfn, level) })
+    }
+
+    /// # Safety
+    ///
+    /// `pfn` is a live table of `level` and is not freed while this guard lives.
+    #[inline(always)]
+    pub(super) unsafe fn node(&self, pfn: Pfn, level: Level) -> Node<'_, F> {
+        Node {
+            // SAFETY: the caller's promise.
+            entries: unsafe { self.tables.entries(pfn, level) },
             pfn,
             level,
             format: PhantomData,
-        })
+        }
     }
 }
 
 /// A table being looked at.
 pub(crate) struct Node<'g, F> {
-    entries: &'g [AtomicU64],
+    entries: &'g [EntryCell],
     pfn: Pfn,
     level: Level,
     format: PhantomData<F>,
 }
 
 impl<F> Clone for Node<'_, F> {
+    #[inline(always)]
     fn clone(&self) -> Self {
         *self
     }
@@ -308,38 +154,54 @@ impl<F> Clone for Node<'_, F> {
 
 impl<F> Copy for Node<'_, F> {}
 
-impl<F: Format> Node<'_, F> {
+/// What [`Node::take`] leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// An entry that a fault may fill.
+    Empty,
+    /// An entry of a table that is being torn down: nobody may fill it.
+    Frozen,
+}
+
+impl<'g, F: Format> Node<'g, F> {
+    #[inline(always)]
     pub(crate) fn pfn(&self) -> Pfn {
         self.pfn
     }
 
+    #[inline(always)]
     pub(crate) fn level(&self) -> Level {
         self.level
     }
 
+    #[inline(always)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
+    #[inline(always)]
     pub(crate) fn load(&self, index: usize) -> u64 {
-        self.entries[index].load(Ordering::Acquire)
+        self.entries[index].0.load(Acquire)
     }
 
     /// Stores `new`, which is not a table, if the entry is still `old`. If `old` linked a table, that table is returned.
     ///
     /// # Errors
     ///
-    /// The entry's present value, if it is not `old` or if `new` is a table.
+    /// The entry's present value if it is not `old` (or if `new` is a table: a caller's mistake that changes nothing).
+    #[inline(always)]
     pub(crate) fn replace(
         &self,
         index: usize,
         old: u64,
         new: u64,
     ) -> Result<Option<Detached>, u64> {
-        if matches!(F::decode(new, self.level), Entry::Table { .. }) {
+        if F::as_table(new, self.level).is_some() {
             return Err(self.load(index));
         }
-        self.entries[index].compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)?;
+        self.entries[index]
+            .0
+            .compare_exchange(old, new, AcqRel, Acquire)?;
         Ok(self.detach(old))
     }
 
@@ -349,7 +211,7 @@ impl<F: Format> Node<'_, F> {
             Absent::Empty => F::EMPTY,
             Absent::Frozen => F::FROZEN,
         };
-        let old = self.entries[index].swap(new, Ordering::AcqRel);
+        let old = self.entries[index].0.swap(new, AcqRel);
         (old, self.detach(old))
     }
 
@@ -359,46 +221,115 @@ impl<F: Format> Node<'_, F> {
     ///
     /// `child` comes back if the entry has changed, or if it is not of the level below.
     pub(crate) fn link(&self, index: usize, old: u64, child: Unlinked) -> Result<(), Unlinked> {
-        let is_table = matches!(F::decode(old, self.level), Entry::Table { .. });
-        if is_table || Some(child.level) != self.level.child() {
+        if F::as_table(old, self.level).is_some() || Some(child.level) != self.level.child() {
             return Err(child);
         }
         let new = F::make_table(child.pfn);
-        match self.entries[index].compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+        match self.entries[index]
+            .0
+            .compare_exchange(old, new, AcqRel, Acquire)
+        {
             Ok(_) => Ok(()),
             Err(_) => Err(child),
         }
     }
 
+    #[inline(always)]
     fn detach(&self, old: u64) -> Option<Detached> {
-        match (F::decode(old, self.level), self.level.child()) {
-            (Entry::Table { pfn }, Some(level)) => Some(Detached { pfn, level }),
-            _ => None,
-        }
+        let pfn = F::as_table(old, self.level)?;
+        let level = self.level.child()?;
+        Some(Detached { pfn, level })
+    }
+
+    /// The part of a 4 KiB table that covers `range`, of which it covers at least one frame from `first` on.
+    pub(crate) fn entries_at_bottom(&self) -> Option<&'g [EntryCell]> {
+        (self.level == Level::SIZE_4K).then_some(self.entries)
     }
 }
 
-impl Unlinked {
-    pub(crate) fn pfn(&self) -> Pfn {
-        self.pfn
+/// Neighbouring entries of one table: what a sweep visits at a time.
+pub(crate) struct Run<'g, F> {
+    pub(crate) node: Node<'g, F>,
+    /// Positions in the table.
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+    /// First frame that entry `first` covers.
+    pub(crate) gfn: Gfn,
+}
+
+impl<'g, F: Format> Run<'g, F> {
+    /// The frames that entry `index` of the table covers.
+    pub(crate) fn span_of(&self, index: usize) -> GfnRange {
+        let span = F::span(self.node.level);
+        GfnRange::new(Gfn(self.gfn.0 + (index - self.first) as u64 * span), span)
     }
 
-    pub(crate) fn level(&self) -> Level {
-        self.level
+    /// The entries, if this is a 4 KiB table: there no value is ever followed, so every store is sound.
+    #[inline(always)]
+    pub(crate) fn bottom(&self) -> Option<Bottom<'g>> {
+        let entries = self.node.entries_at_bottom()?;
+        Some(Bottom(&entries[self.first..self.end]))
+    }
+}
+
+/// Entries of a 4 KiB table.
+#[derive(Clone, Copy)]
+pub(crate) struct Bottom<'g>(&'g [EntryCell]);
+
+impl Bottom<'_> {
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
-    /// Writes all entries; a value that would be a table becomes empty.
-    pub(crate) fn set<F: Format, H: TableMemory>(
-        &self,
+    #[inline(always)]
+    pub(crate) fn load(&self, index: usize) -> u64 {
+        self.0[index].0.load(Relaxed)
+    }
+
+    /// Overwrites an entry that nobody else changes (see the module).
+    #[inline(always)]
+    pub(crate) fn store(&self, index: usize, raw: u64) {
+        self.0[index].0.store(raw, Release);
+    }
+
+    #[inline(always)]
+    pub(crate) fn swap(&self, index: usize, raw: u64) -> u64 {
+        self.0[index].0.swap(raw, AcqRel)
+    }
+
+    /// # Errors
+    ///
+    /// The entry's present value if it is not `old`.
+    #[inline(always)]
+    pub(crate) fn replace(&self, index: usize, old: u64, new: u64) -> Result<u64, u64> {
+        self.0[index].0.compare_exchange(old, new, AcqRel, Acquire)
+    }
+}
+
+impl Blank {
+    /// Writes all entries of a table of `level`; a value that would be a table becomes empty.
+    #[inline(always)]
+    pub(crate) fn fill<F: Format, H: TableMemory>(
+        self,
         tables: &Tables<F, H>,
+        level: Level,
         value: impl Fn(usize) -> u64,
-    ) {
-        // SAFETY: the ticket exists, so the table is live for as long as `self` is borrowed.
-        let entries = unsafe { tables.entries(self.pfn, self.level) };
+    ) -> Unlinked {
+        let (pfn, bottom) = (self.pfn, level == Level::SIZE_4K);
+        // SAFETY: the ticket exists, so the table is live; its size is that of every level but the root's.
+        let entries: &[EntryCell] = unsafe {
+            slice::from_raw_parts(tables.memory().entries(pfn).as_ptr(), F::entries(level))
+        };
         for (index, entry) in entries.iter().enumerate() {
             let raw = value(index);
-            let is_table = matches!(F::decode(raw, self.level), Entry::Table { .. });
-            entry.store(if is_table { F::EMPTY } else { raw }, Ordering::Relaxed);
+            let raw = if !bottom && F::as_table(raw, level).is_some() {
+                F::EMPTY
+            } else {
+                raw
+            };
+            entry.0.store(raw, Relaxed);
         }
+        Unlinked { pfn, level }
     }
 }

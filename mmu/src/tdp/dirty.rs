@@ -3,27 +3,44 @@
 //! # Order
 //!
 //! Losing no write depends on one order, for each page: **take the bit → protect → flush → use the page's contents**.
-//! A write before the protection is in the contents; a write after it faults and sets the bit again; a write through a
-//! stale TLB entry happens before the flush is complete, so it is in the contents too. Hence a harvest is complete only
-//! when its [`Flush`] is; and harvests of one slot, each with its flush, must be serialised by the caller, as KVM's
-//! `slots_lock` does, or the second would report as clean a page that the first has not flushed yet.
+//! A write before the protection is in the contents; a write after it faults (or sets D and is logged) and sets the bit
+//! again; a write through a stale TLB entry happens before the flush is complete, so it is in the contents too. Hence a
+//! harvest, with its flush, holds the slots lock: of two, the second never reports as clean what the first has not flushed.
 //!
-//! The flush is owed for every bit taken, even where the entry had lost its W bit before.
+//! The flush is owed for every bit taken, even where the entry had lost its W bit before, and for nothing if none was taken.
 //!
-//! *Locking*: the MMU lock, except for looking at bits.
+//! *Protecting* means taking W, or D where hardware logs by Dirty bits. A huge leaf under a taken bit is split first, whichever
+//! half of the bitmap's word it is under: words need not be aligned to huge pages. Without memory for that the whole leaf loses
+//! W, which is always safe: its other pages fault once more.
+//!
+//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages and inside them.
 
-use alloc::sync::Arc;
+use alloc::{sync::Arc, vec::Vec};
 
 use thiserror::Error;
 
-use super::{State, TdpMmu, iter::TdpIter, split::SplitError};
-use crate::{
-    addr::{Gfn, GfnRange, Level},
-    flush::Flush,
-    format::{Entry, Format},
-    slot::{DirtyBitmap, Slot, SlotId},
-    table::{memory::TableMemory, node::Guard},
+use super::{
+    TdpMmu,
+    protect::Take,
+    session::{Mode, Session},
+    split::Split,
+    sweep::{Sweep, Visit, sweep},
 };
+use crate::{
+    addr::{Gfn, GfnRange},
+    flush::{Flush, FlushCause},
+    format::{DirtyLogPolicy, Format},
+    rcu::registry::Seat,
+    slot::{DirtyBitmap, Slot, SlotId},
+    sync::MutexGuard,
+    table::{
+        memory::TableMemory,
+        node::{Blank, Run},
+    },
+};
+
+/// Words that are taken and protected together: 4096 pages, one group of the bitmap's summary.
+const GROUP: usize = 64;
 
 /// Why a dirty-log operation was refused. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -69,18 +86,6 @@ pub enum DirtyLogError {
     },
 }
 
-impl State {
-    fn logging(&self, id: SlotId) -> Result<(Arc<Slot>, Arc<DirtyBitmap>), DirtyLogError> {
-        let slot = self
-            .slots
-            .get(id)
-            .map_err(|_| DirtyLogError::UnknownSlot { id })?
-            .clone();
-        let dirty = slot.dirty.clone().ok_or(DirtyLogError::NotLogging { id })?;
-        Ok((slot, dirty))
-    }
-}
-
 fn check_length(needed: usize, got: usize) -> Result<(), DirtyLogError> {
     if got < needed {
         Err(DirtyLogError::BitmapTooShort { needed, got })
@@ -89,13 +94,70 @@ fn check_length(needed: usize, got: usize) -> Result<(), DirtyLogError> {
     }
 }
 
+/// A group of words whose bits were taken, to be protected.
+struct Taken {
+    words: [u64; GROUP],
+    /// The first page of the group, as a frame.
+    base: Gfn,
+}
+
+impl Taken {
+    /// The frames from the first set bit to the last.
+    fn range(&self) -> Option<GfnRange> {
+        let first = self.words.iter().position(|word| *word != 0)?;
+        let last = self.words.iter().rposition(|word| *word != 0)?;
+        let start = first as u64 * 64 + u64::from(self.words[first].trailing_zeros());
+        let end = last as u64 * 64 + 64 - u64::from(self.words[last].leading_zeros());
+        Some(GfnRange {
+            start: Gfn(self.base.0 + start),
+            end: Gfn(self.base.0 + end),
+        })
+    }
+
+    /// Whether a bit is set for a frame of `span`.
+    fn any(&self, span: GfnRange) -> bool {
+        let pages = GROUP as u64 * 64;
+        let first = span.start.0.saturating_sub(self.base.0).min(pages);
+        let end = span.end.0.saturating_sub(self.base.0).min(pages);
+        let mut page = first;
+        while page < end {
+            let upto = end.min((page / 64 + 1) * 64);
+            let bits = u64::MAX >> (64 - (upto - page)) << (page % 64);
+            if self.words[(page / 64) as usize] & bits != 0 {
+                return true;
+            }
+            page = upto;
+        }
+        false
+    }
+}
+
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    const TAKE: Take = match F::DIRTY_LOG {
+        DirtyLogPolicy::WriteProtect => Take::Writable,
+        DirtyLogPolicy::DirtyBit => Take::Dirty,
+    };
+
+    fn logging(
+        &self,
+        writer: &MutexGuard<'_, ()>,
+        as_id: u8,
+        id: SlotId,
+    ) -> Result<(Arc<Slot>, Arc<DirtyBitmap>), DirtyLogError> {
+        let unknown = |_| DirtyLogError::UnknownSlot { id };
+        let set = self.space(as_id).map_err(unknown)?.read_as_writer(writer);
+        let slot = Arc::clone(set.get(id).map_err(unknown)?);
+        let dirty = slot.dirty.clone().ok_or(DirtyLogError::NotLogging { id })?;
+        Ok((slot, dirty))
+    }
+
     pub(super) fn do_get_dirty_log(
         &self,
+        as_id: u8,
         id: SlotId,
         bitmap: &mut [u64],
     ) -> Result<(), DirtyLogError> {
-        let (_, dirty) = self.state.lock().logging(id)?;
+        let (_, dirty) = self.logging(&self.slots_lock.lock(), as_id, id)?;
         check_length(dirty.len(), bitmap.len())?;
         for (index, word) in bitmap.iter_mut().take(dirty.len()).enumerate() {
             *word = dirty.get(index);
@@ -105,173 +167,253 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     pub(super) fn do_harvest_dirty_log(
         &self,
+        as_id: u8,
         id: SlotId,
         bitmap: &mut [u64],
-    ) -> Result<Flush, DirtyLogError> {
-        let flush = self.locked(|state, guard| {
-            let (slot, dirty) = state.logging(id)?;
-            check_length(dirty.len(), bitmap.len())?;
-            let mut flush = Flush::None;
-            for (index, word) in bitmap.iter_mut().take(dirty.len()).enumerate() {
-                *word = dirty.take(index, u64::MAX);
-                flush = flush.merge(self.clear_dirty_pt_masked(state, guard, &slot, index, *word));
+    ) -> Result<u64, DirtyLogError> {
+        let writer = self.slots_lock.lock();
+        let (slot, dirty) = self.logging(&writer, as_id, id)?;
+        check_length(dirty.len(), bitmap.len())?;
+        let mut harvest = Harvest::new(self, &slot);
+        let mut from = 0;
+        while let Some(first) = dirty.next_candidate(from) {
+            let end = dirty.group_end(first);
+            dirty.begin_group(first);
+            let mut taken = harvest.group(first);
+            for word in first..end {
+                let bits = dirty.take(word, u64::MAX);
+                bitmap[word] |= bits;
+                taken.words[word - first] = bits;
             }
-            Ok(flush)
-        })?;
-        Ok(self.stats.flush(flush))
+            harvest.protect(&taken);
+            from = end;
+        }
+        Ok(harvest.finish())
     }
 
     pub(super) fn do_clear_dirty_log(
         &self,
+        as_id: u8,
         id: SlotId,
         first_page: u64,
         num_pages: u64,
         bitmap: &[u64],
-    ) -> Result<Flush, DirtyLogError> {
-        let flush = self.locked(|state, guard| {
-            let (slot, dirty) = state.logging(id)?;
-            let npages = slot.spec.npages;
-            let end = first_page
-                .checked_add(num_pages)
-                .filter(|&end| end <= npages);
-            let end = end.ok_or(DirtyLogError::OutOfSlot {
+    ) -> Result<u64, DirtyLogError> {
+        let writer = self.slots_lock.lock();
+        let (slot, dirty) = self.logging(&writer, as_id, id)?;
+        let npages = slot.spec.npages;
+        let end = first_page
+            .checked_add(num_pages)
+            .filter(|&end| end <= npages);
+        let end = end.ok_or(DirtyLogError::OutOfSlot {
+            first_page,
+            num_pages,
+            npages,
+        })?;
+        if !first_page.is_multiple_of(64) || (!num_pages.is_multiple_of(64) && end != npages) {
+            return Err(DirtyLogError::Unaligned {
                 first_page,
                 num_pages,
-                npages,
-            })?;
-            if !first_page.is_multiple_of(64) || (!num_pages.is_multiple_of(64) && end != npages) {
-                return Err(DirtyLogError::Unaligned {
-                    first_page,
-                    num_pages,
-                });
-            }
-            let words = num_pages.div_ceil(64) as usize;
-            check_length(words, bitmap.len())?;
-            let mut flush = Flush::None;
-            for (offset, &mask) in bitmap.iter().take(words).enumerate() {
-                let index = (first_page / 64) as usize + offset;
+            });
+        }
+        let words = num_pages.div_ceil(64) as usize;
+        check_length(words, bitmap.len())?;
+        let mut harvest = Harvest::new(self, &slot);
+        for (group, masks) in bitmap[..words].chunks(GROUP).enumerate() {
+            let first = (first_page / 64) as usize + group * GROUP;
+            let mut taken = harvest.group(first);
+            for (offset, mask) in masks.iter().enumerate() {
                 // Only what was asked for *and* is set: a page that is clean needs no protection.
-                let taken = dirty.take(index, mask);
-                flush = flush.merge(self.clear_dirty_pt_masked(state, guard, &slot, index, taken));
+                taken.words[offset] = dirty.take(first + offset, *mask);
             }
-            Ok(flush)
-        })?;
-        Ok(self.stats.flush(flush))
+            harvest.protect(&taken);
+        }
+        Ok(harvest.finish())
     }
 
-    pub(super) fn do_mark_dirty(&self, range: GfnRange) -> u64 {
-        let state = self.state.lock();
+    pub(super) fn do_mark_dirty(&self, as_id: u8, range: GfnRange) -> u64 {
+        let Ok(space) = self.space(as_id) else {
+            return 0;
+        };
+        let writer = self.slots_lock.lock();
         let mut marked = 0;
-        for slot in state.slots.iter() {
+        for slot in space.read_as_writer(&writer).over(range) {
             let pages = slot.spec.range();
-            let (Some(dirty), true) = (&slot.dirty, pages.overlaps(range)) else {
-                continue;
-            };
-            for gfn in pages.start.max(range.start).0..pages.end.min(range.end).0 {
-                dirty.set(gfn - pages.start.0);
-                marked += 1;
+            if let Some(dirty) = &slot.dirty {
+                let start = pages.start.max(range.start).0 - pages.start.0;
+                let end = pages.end.min(range.end).0 - pages.start.0;
+                dirty.set_range(start, end);
+                marked += end - start;
             }
         }
         marked
     }
 
-    pub(super) fn do_dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError> {
-        let (_, dirty) = self.state.lock().logging(id)?;
+    pub(super) fn do_dirty_pages(&self, as_id: u8, id: SlotId) -> Result<u64, DirtyLogError> {
+        let (_, dirty) = self.logging(&self.slots_lock.lock(), as_id, id)?;
         Ok(dirty.count())
     }
+}
 
-    /// Takes the W bit from every leaf over `range`.
-    pub(super) fn write_protect(&self, guard: &Guard<'_, F, H>, range: GfnRange) {
-        let Some(mut iter) = self.iter(guard, range, Level::SIZE_4K) else {
-            return;
-        };
-        while iter.advance() {
-            clear_writable(&mut iter);
+/// Bits being taken from one slot. The caller holds the slots lock until [`finish`](Self::finish).
+struct Harvest<'m, F: Format, H: TableMemory> {
+    mmu: &'m TdpMmu<F, H>,
+    slot: &'m Slot,
+    seat: Seat,
+    cache: core::cell::RefCell<Vec<Blank>>,
+    owed: Flush,
+    pages: u64,
+}
+
+impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
+    fn new(mmu: &'m TdpMmu<F, H>, slot: &'m Slot) -> Self {
+        Self {
+            mmu,
+            slot,
+            seat: mmu.registry.seat(),
+            cache: core::cell::RefCell::new(Vec::new()),
+            owed: Flush::None,
+            pages: 0,
         }
     }
 
-    /// Protects the pages of one bitmap word whose bits are in `mask`, and returns the flush for them.
-    ///
-    /// A huge leaf under such a page is split first. Without memory for that, the whole leaf is protected, which is
-    /// always safe: pages of it whose bits are still set fault once more.
-    fn clear_dirty_pt_masked(
-        &self,
-        state: &mut State,
-        guard: &Guard<'_, F, H>,
-        slot: &Slot,
-        word: usize,
-        mask: u64,
-    ) -> Flush {
-        if mask == 0 {
-            return Flush::None;
+    fn group(&self, first_word: usize) -> Taken {
+        Taken {
+            words: [0; GROUP],
+            base: Gfn(self.slot.spec.base_gfn.0 + first_word as u64 * 64),
         }
-        let base = slot.spec.base_gfn.0 + word as u64 * 64;
-        let start = base + u64::from(mask.trailing_zeros());
-        let end = base + 64 - u64::from(mask.leading_zeros());
-        let range = GfnRange {
-            start: Gfn(start),
-            end: Gfn(end),
-        };
-        let mut flush = Flush::range(range);
-        let Some(mut iter) = self.iter(guard, range, Level::SIZE_4K) else {
-            return flush;
-        };
-        while iter.advance() {
-            loop {
-                if !F::is_writable(iter.old(), iter.level())
-                    || mask & pages_under(base, iter.span()) == 0
-                {
-                    break;
+    }
+
+    /// Protects the pages of the bits that were taken.
+    fn protect(&mut self, taken: &Taken) {
+        let Some(range) = taken.range() else { return };
+        self.pages += taken
+            .words
+            .iter()
+            .map(|word| u64::from(word.count_ones()))
+            .sum::<u64>();
+        let (mmu, as_id) = (self.mmu, self.slot.spec.as_id);
+        let mut owed = Flush::range(range);
+        for root in mmu.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
+            let cause = FlushCause::DirtyLog;
+            let session = Session::begin(mmu, &self.seat, Mode::Exclusive, cause, as_id);
+            let cache = &self.cache;
+            let refill = || {
+                // The visitor goes on without memory as well.
+                mmu.refill(&mut cache.borrow_mut(), GROUP);
+                true
+            };
+            let dry = core::cell::Cell::new(false);
+            let plan = Sweep::leaves(range);
+            let (session, _) = sweep(session, &root, plan, refill, |session, run| {
+                if let Some(bottom) = run.bottom() {
+                    protect_bottom::<F>(TdpMmu::<F, H>::TAKE, &run, bottom, taken);
+                    return Visit::Done(Flush::None);
                 }
-                if iter.level() == Level::SIZE_4K {
-                    clear_writable(&mut iter);
-                    break;
-                }
-                match self.split(state, &mut iter) {
-                    Ok(()) => break,
-                    Err(SplitError::Stale) => continue,
-                    Err(SplitError::NoMemory) => {
-                        clear_writable(&mut iter);
-                        flush = flush.merge(Flush::range(iter.span()));
-                        break;
+                for index in run.first..run.end {
+                    let span = run.span_of(index);
+                    let raw = run.node.load(index);
+                    if !F::is_leaf(raw, run.node.level()) || !taken.any(span) {
+                        continue;
+                    }
+                    let blank = cache.borrow_mut().pop();
+                    let Some(blank) = blank else {
+                        if !dry.replace(true) {
+                            return Visit::Stop;
+                        }
+                        // Stopped for memory and got none.
+                        Take::Writable.from_entry(run.node, index);
+                        owed = owed.merge(Flush::range(span));
+                        continue;
+                    };
+                    dry.set(false);
+                    // Under the exclusive lock only hardware changes the entry; it sets bits, so try until it is quiet.
+                    let mut attempt = Some((raw, blank));
+                    while let Some((raw, blank)) = attempt.take() {
+                        let (guard, node) = (&session.guard, run.node);
+                        match mmu.split(guard, node, index, raw, blank, session.cell) {
+                            Split::Done => {}
+                            Split::Lost(blank) => {
+                                let raw = node.load(index);
+                                if F::is_leaf(raw, node.level()) {
+                                    attempt = Some((raw, blank));
+                                } else {
+                                    cache.borrow_mut().push(blank);
+                                }
+                            }
+                        }
                     }
                 }
+                Visit::Done(Flush::None)
+            });
+            session.finish();
+        }
+        self.owed = self.owed.merge(owed);
+    }
+
+    /// Flushes what was taken, and says how many pages were.
+    fn finish(self) -> u64 {
+        self.mmu
+            .flush(self.owed, FlushCause::DirtyLog, self.slot.spec.as_id);
+        for blank in self.cache.into_inner() {
+            self.mmu.tables.free_blank(blank);
+        }
+        self.pages
+    }
+}
+
+/// Takes the bit from the leaves of one 4 KiB table whose pages were taken.
+#[inline(always)]
+fn protect_bottom<F: Format>(
+    take: Take,
+    run: &Run<'_, F>,
+    bottom: crate::table::node::Bottom<'_>,
+    taken: &Taken,
+) {
+    // Pages of the group, counted from its base; the run lies inside the group.
+    let first = run.gfn.0 - taken.base.0;
+    let mut index = 0;
+    while index < bottom.len() {
+        let page = first + index as u64;
+        let upto = bottom.len().min(index + 64 - (page % 64) as usize);
+        let word = taken.words[(page / 64) as usize];
+        if word == u64::MAX {
+            take.from_bottom::<F>(bottom, index, upto);
+        } else if word != 0 {
+            let mut bits = word >> (page % 64);
+            let mut at = index;
+            while bits != 0 {
+                at += bits.trailing_zeros() as usize;
+                if at >= upto {
+                    break;
+                }
+                take.from_bottom::<F>(bottom, at, at + 1);
+                bits >>= bits.trailing_zeros();
+                bits &= !1;
             }
         }
-        flush
+        index = upto;
     }
 }
 
-/// The bits of the word for `base .. base + 64` whose pages lie in `span`. The word need not be aligned to anything.
-fn pages_under(base: u64, span: GfnRange) -> u64 {
-    let first = span.start.0.saturating_sub(base);
-    let end = span.end.0.saturating_sub(base).min(64);
-    if first >= end {
-        return 0;
-    }
-    (u64::MAX >> (64 - (end - first))) << first
-}
-
-/// Takes the W bit from the leaf at hand, if it has one.
-fn clear_writable<F: Format, H: TableMemory>(iter: &mut TdpIter<'_, F, H>) {
-    while matches!(F::decode(iter.old(), iter.level()), Entry::Leaf(leaf) if leaf.writable) {
-        // Fails only if hardware set A or D meanwhile; the snapshot is new then.
-        let _ = iter.replace(F::with_writable(iter.old(), false));
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
     use super::*;
 
     #[test]
-    fn bits_under_a_leaf() {
+    fn any_is_exact_at_the_edges_of_words_and_group() {
+        let mut taken = Taken {
+            words: [0; GROUP],
+            base: Gfn(1000),
+        };
+        taken.words[1] = 1;
         let span = |start, pages| GfnRange::new(Gfn(start), pages);
-        assert_eq!(pages_under(1000, span(1000, 64)), u64::MAX);
-        assert_eq!(pages_under(1000, span(1003, 1)), 1 << 3);
-        assert_eq!(pages_under(1000, span(512, 512)), (1 << 24) - 1);
-        assert_eq!(pages_under(1000, span(1024, 512)), u64::MAX << 24);
-        assert_eq!(pages_under(1000, span(512, 488)), 0);
-        assert_eq!(pages_under(1000, span(1064, 1)), 0);
+        assert_eq!(taken.range(), Some(span(1064, 1)));
+        assert!(taken.any(span(1064, 1)) && taken.any(span(512, 1024)));
+        assert!(!taken.any(span(1000, 64)) && !taken.any(span(1065, 4000)));
+        assert!(!taken.any(span(0, 1000)) && !taken.any(span(5096, 1)));
+        taken.words[GROUP - 1] = 1 << 63;
+        assert_eq!(taken.range(), Some(span(1064, 4096 - 64)));
+        assert!(taken.any(span(5095, 1)));
     }
 }

@@ -1,173 +1,158 @@
-//! The TDP MMU: one guest's second-stage page table.
+//! The TDP MMU: one guest's second-stage page tables.
+//!
+//! | file | what |
+//! |---|---|
+//! | `config` | choices for an MMU's life |
+//! | `stage` | [`SecondStage`]: the operations as users call them |
+//! | `vcpu` | what a vCPU brings along: its seat, its caches, its roots |
+//! | `root` | roots: made, withdrawn, given back |
+//! | `session`, `sweep` | holding the lock over a range, with yields and owed flushes |
+//! | `fault`, `fast`, `level` | resolving a fault: under the shared lock, without it, at which level |
+//! | `prefault` | mapping a range in advance |
+//! | `walk` | lockless walks |
+//! | `slots` | memory slots come, change and go |
+//! | `dirty`, `protect` | the dirty log; taking W and D away |
+//! | `split`, `recover` | huge leaf → table, and back |
+//! | `zap` | removing leaves, tables, roots |
+//! | `age` | Accessed bits, without the lock |
+//! | `nx` | the NX-huge-page mitigation |
+//! | `mirror` | tables that an external owner keeps |
 //!
 //! # Locking
 //!
-//! One spin lock (*the MMU lock*) serialises everything that changes slots or tables. It is never held across a call
-//! out of the crate, except into [`TableMemory`]. Walks take no lock: they hold a [`Guard`], and what they see may
-//! be one change old, which is what a TLB would do.
+//! | operation | MMU lock | yields | flush | roots |
+//! |---|---|---|---|---|
+//! | fault, pre-fault | shared | no | range if a table becomes a leaf | the vCPU's |
+//! | fast fault, walk | none (inside) | – | none | the vCPU's |
+//! | unmap, invalidate | exclusive | unless atomic | before yield and at the end | valid, invalid |
+//! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller of the sweep | valid |
+//! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, iff a bit was taken | valid |
+//! | write-protect a frame | exclusive | no | before the lock goes | valid |
+//! | split | shared + slots lock, or exclusive | yes | none | valid |
+//! | recover huge pages | shared + slots lock | yes | before yield and at the end | valid |
+//! | withdraw roots | exclusive | no | all, before the lock goes | valid, not mirrors |
+//! | zap withdrawn roots | shared | yes | none | withdrawn |
+//! | age | none (inside) | – | none | valid |
+//! | NX recovery | shared | yes | before yield and at the end | valid |
+//!
+//! The order of locks is in [`crate::rcu`]. Slots are looked up inside, without a lock; changing them takes the slots lock and
+//! waits for those who may still see the old ones.
 //!
 //! # Observers
 //!
 //! - A vCPU that walks sees each entry before or after a change, and never a table that was given back.
-//! - Once an operation has returned, no *walk* that begins later uses what it removed; once the operation's
-//!   [`Flush`] has been carried out, no *TLB* does.
-//! - A page's dirty bit is set after its writable entry is installed and before the MMU lock is released, and a
-//!   harvest takes bits, then protects, under the lock: no write goes unseen.
+//! - Once an operation has returned, no walk that begins later uses what it removed, and no TLB does.
+//! - A page's dirty bit is set after its writable entry is installed and before the guest can use it; a harvest takes
+//!   bits, then protects, then flushes: no write goes unseen.
 //!
 //! # Invariants
 //!
 //! - A leaf maps what the slot over it says; a frame without a slot has no leaf.
-//! - While a slot logs writes, each page under a writable leaf has its dirty bit set.
+//! - While a slot logs writes by protection, each page under a writable leaf has its dirty bit set, or its fault has not
+//!   returned yet.
+//! - Under the shared lock, a 4 KiB leaf with W and D set is changed by nobody but the holder of the slots lock, teardown of
+//!   the table it is in, and ageing (which may be lost). So the holder of the slots lock may store plainly.
 //! - `MmuStats::pages` counts the leaves reachable from roots, valid or not.
 
 mod age;
+mod config;
 mod dirty;
-mod header;
-mod iter;
-mod map;
+mod fast;
+mod fault;
+mod level;
+mod mirror;
+mod nx;
+mod prefault;
+mod protect;
+mod recover;
 mod root;
+mod session;
+mod slots;
 mod split;
 mod stage;
+mod sweep;
+mod vcpu;
 mod walk;
 mod zap;
 
-#[cfg(test)]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests;
 
-use alloc::vec::Vec;
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 
-use spin::mutex::SpinMutex;
-
 pub use self::{
+    config::{DirtyLogStart, MmuConfig},
     dirty::DirtyLogError,
-    header::{PageHeader, PageRole},
+    prefault::PrefaultError,
     root::Root,
     stage::SecondStage,
-    walk::{Translation, Walk, WalkFault, WalkStep},
+    vcpu::Vcpu,
+    walk::{Translation, Walk, WalkFault, WalkStep, Walker, WalkerSeat},
 };
-use self::{header::Headers, iter::TdpIter, root::Generation};
+use self::{nx::NxTables, root::RootPage, vcpu::Bin};
 use crate::{
-    addr::{Gfn, GfnRange, Level},
-    flush::Flush,
-    format::{DirtyLogPolicy, Format},
-    invalidate::{InProgress, Sequence},
-    slot::{DEFAULT_MAX_SLOTS, Limits, SlotError, SlotFlags, SlotId, SlotSet, SlotSpec},
-    stats::{MmuStats, Stats},
-    table::{
-        memory::TableMemory,
-        node::{Detached, Guard, Tables},
-    },
+    flush::{Flush, FlushCause, FlushRequest},
+    format::Format,
+    host::Host,
+    invalidate::Invalidations,
+    rcu::{buffer::DoubleBuffer, lock::MmuLock, registry::Registry},
+    slot::{Limits, SlotSet},
+    stats::{self, FlushCounters, MmuStats},
+    sync::{AtomicU64, Mutex},
+    table::{memory::TableMemory, tables::Tables},
 };
 
-/// What a slot's dirty bitmap looks like when logging begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DirtyLogStart {
-    /// All clear; everything mapped is write-protected at once.
-    #[default]
-    Protected,
-    /// All set; pages are write-protected as they are cleared (`KVM_DIRTY_LOG_INITIALLY_SET`).
-    InitiallySet,
-}
-
-/// Choices that last as long as an MMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MmuConfig {
-    /// The coarsest mapping ever made, on top of what format and slot allow. 1 GiB unless changed, as in KVM.
-    pub max_level: Level,
-    /// Slots that may exist; numbers are below it.
-    pub max_slots: u16,
-    /// How dirty logging begins.
-    pub dirty_log_start: DirtyLogStart,
-}
-
-impl Default for MmuConfig {
-    fn default() -> Self {
-        Self {
-            max_level: Level::SIZE_1G,
-            max_slots: DEFAULT_MAX_SLOTS,
-            dirty_log_start: DirtyLogStart::default(),
-        }
-    }
-}
-
-impl MmuConfig {
-    /// The same with another limit on the mapping level.
-    #[must_use]
-    pub const fn with_max_level(mut self, level: Level) -> Self {
-        self.max_level = level;
-        self
-    }
-
-    /// The same with another limit on slots.
-    #[must_use]
-    pub const fn with_max_slots(mut self, slots: u16) -> Self {
-        self.max_slots = slots;
-        self
-    }
-
-    /// The same with another start of dirty logging.
-    #[must_use]
-    pub const fn with_dirty_log_start(mut self, start: DirtyLogStart) -> Self {
-        self.dirty_log_start = start;
-        self
-    }
-}
-
-/// A second-stage page table of format `F` with its tables in `H`.
+/// A guest's second-stage page tables of format `F`, in memory `H`.
 ///
 /// Its operations are the methods of [`SecondStage`].
 pub struct TdpMmu<F: Format, H: TableMemory> {
     config: MmuConfig,
+    host: Box<dyn Host>,
+    registry: Arc<Registry>,
+    lock: MmuLock,
     tables: Tables<F, H>,
-    state: SpinMutex<State>,
-    sequence: Sequence,
-    generation: Generation,
-    stats: Stats,
-}
-
-/// What the MMU lock protects, besides the writing of entries.
-#[derive(Debug)]
-struct State {
-    slots: SlotSet,
-    progress: InProgress,
-    headers: Headers,
-    /// Roots that no vCPU may load any more but that still map memory.
-    invalid_roots: Vec<Detached>,
+    /// One set of slots an address space.
+    spaces: Box<[DoubleBuffer<SlotSet>]>,
+    /// Serialises all that changes slots or takes dirty bits, each with its flush.
+    slots_lock: Mutex<()>,
+    invalidations: Invalidations,
+    roots: Mutex<Vec<Arc<RootPage>>>,
+    root_generation: AtomicU64,
+    flushes: FlushCounters,
+    nx_tables: NxTables,
+    bin: Arc<Bin>,
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// An MMU without slots and without a root.
-    pub fn new(memory: H, config: MmuConfig) -> Self {
-        const {
-            assert!(
-                !F::BREAK_BEFORE_MAKE,
-                "splitting and promoting in place need a format that allows it"
-            );
-            assert!(
-                matches!(F::DIRTY_LOG, DirtyLogPolicy::WriteProtect),
-                "nobody drains a hardware log yet"
-            );
-        }
-        let limits = Limits {
-            slots: config.max_slots,
-            gfn: F::MAX_GFN,
-            pfn: F::MAX_PFN,
+    /// An MMU without slots and without a root. `host` carries out its flushes; [`NoTlb`](crate::NoTlb) where there is
+    /// nothing to flush.
+    pub fn new(memory: H, host: impl Host + 'static, config: MmuConfig) -> Self {
+        let registry = Registry::new();
+        let count = config.address_spaces.max(1);
+        let space = |as_id| {
+            let limits = Limits {
+                as_id,
+                slots: config.max_slots,
+                gfn: F::MAX_GFN,
+                pfn: F::MAX_PFN,
+            };
+            DoubleBuffer::new(|| SlotSet::new(limits), u64::from(as_id), u64::from(count))
         };
-        let initially_set = config.dirty_log_start == DirtyLogStart::InitiallySet;
         Self {
             config,
-            tables: Tables::new(memory),
-            state: SpinMutex::new(State {
-                slots: SlotSet::new(limits, initially_set),
-                progress: InProgress::default(),
-                headers: Headers::default(),
-                invalid_roots: Vec::new(),
-            }),
-            sequence: Sequence::default(),
-            generation: Generation::default(),
-            stats: Stats::default(),
+            host: Box::new(host),
+            lock: MmuLock::new(Arc::clone(&registry)),
+            tables: Tables::new(memory, Arc::clone(&registry)),
+            registry,
+            spaces: (0..count).map(space).collect(),
+            slots_lock: Mutex::new(()),
+            invalidations: Invalidations::new(),
+            roots: Mutex::new(Vec::new()),
+            root_generation: AtomicU64::new(0),
+            flushes: FlushCounters::new(),
+            nx_tables: NxTables::new(),
+            bin: Arc::new(Bin::new()),
         }
     }
 
@@ -176,84 +161,43 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.tables.memory()
     }
 
-    /// Runs `op` under the MMU lock and a guard, then gives back the tables that nobody sees any more.
-    fn locked<R>(&self, op: impl FnOnce(&mut State, &Guard<'_, F, H>) -> R) -> R {
-        let mut state = self.state.lock();
-        let guard = self.tables.guard();
-        let result = op(&mut state, &guard);
-        // Our own guard would keep alive what was just retired.
-        drop(guard);
-        self.tables.reclaim();
-        result
+    /// Asks the host for a flush, unless it is none.
+    fn flush(&self, flush: Flush, cause: FlushCause, as_id: u8) {
+        if !flush.is_none() {
+            self.flushes.count(flush, cause);
+            self.host.flush(&FlushRequest::new(flush, cause, as_id));
+        }
     }
 
     fn snapshot(&self) -> MmuStats {
-        self.stats
-            .snapshot(self.tables.live(), self.tables.retired())
+        let roots = self.roots.lock().len() as u64;
+        stats::snapshot(
+            &self.registry,
+            &self.flushes,
+            self.tables.live(),
+            self.tables.retired(),
+            roots,
+        )
     }
 
-    fn do_delete_slot(&self, id: SlotId) -> Result<Flush, SlotError> {
-        self.locked(|state, guard| {
-            let slot = state.slots.remove(id)?;
-            Ok(self.forget(state, guard, slot.spec.range()))
-        })
-    }
-
-    fn do_move_slot(&self, id: SlotId, base_gfn: Gfn) -> Result<Flush, SlotError> {
-        self.locked(|state, guard| {
-            let old = state.slots.relocate(id, base_gfn)?;
-            if old.spec.base_gfn == base_gfn {
-                return Ok(Flush::None);
-            }
-            Ok(self.forget(state, guard, old.spec.range()))
-        })
-    }
-
-    /// Unmaps what a slot covered. The flush does not depend on what was mapped: another thread may have unmapped it
-    /// and not flushed yet, and the slot's memory is free once *this* operation is complete.
-    fn forget(&self, state: &mut State, guard: &Guard<'_, F, H>, range: GfnRange) -> Flush {
-        self.sequence.bump();
-        let zapped = self.zap_leaves(state, guard, range);
-        Flush::range(range.hull(zapped))
-    }
-
-    fn do_set_slot_flags(&self, id: SlotId, flags: SlotFlags) -> Result<Flush, SlotError> {
-        self.locked(|state, guard| {
-            let (old, new) = state.slots.set_flags(id, flags)?;
-            let enabled = new.dirty.is_some() && old.dirty.is_none();
-            if !enabled || self.config.dirty_log_start == DirtyLogStart::InitiallySet {
-                return Ok(Flush::None);
-            }
-            self.write_protect(guard, new.spec.range());
-            // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB still.
-            Ok(Flush::range(new.spec.range()))
-        })
-    }
-
-    fn do_slots(&self) -> Vec<SlotSpec> {
-        self.state
-            .lock()
-            .slots
-            .iter()
-            .map(|slot| slot.spec)
-            .collect()
-    }
-
-    /// Entries of the current root over `range`, if there is a root.
-    fn iter<'g>(
-        &self,
-        guard: &'g Guard<'g, F, H>,
-        range: GfnRange,
-        min_level: Level,
-    ) -> Option<TdpIter<'g, F, H>> {
-        Some(TdpIter::new(guard, guard.root()?, range, min_level))
+    /// Takes back what vCPUs left behind, and frees tables whose grace period is over.
+    fn tidy(&self) {
+        let (blanks, roots) = self.bin.empty();
+        for blank in blanks {
+            self.tables.free_blank(blank);
+        }
+        for root in roots {
+            self.put_root(root);
+        }
+        self.tables.reclaim();
     }
 }
 
 impl<F: Format, H: TableMemory> Drop for TdpMmu<F, H> {
     fn drop(&mut self) {
-        // A dead guest's TLBs are the owner's business; the tables go back with `Tables`.
-        let _ = self.do_zap_all();
+        // A dead guest's TLBs are the owner's business.
+        self.tear_down();
+        self.tidy();
     }
 }
 

@@ -1,94 +1,249 @@
 //! Roots: the tables that vCPUs load.
 //!
-//! There is at most one valid root. It is made when it is first asked for, and lives until it is *invalidated*: then it
-//! is unreachable for new loads, but vCPUs that have it loaded use it until they obey the flush, so it still counts as
-//! mapping memory, and [`zap`](super::zap) also visits invalid roots. Invalid roots are zapped and given back separately.
+//! # Life
 //!
-//! *Locking*: everything here needs the MMU lock, except reading the root's frame.
+//! 1. *Made* when a vCPU of an address space first needs it, with two references: that vCPU's and the MMU's own. So a valid
+//!    root's count never falls to nothing, whatever vCPUs come and go.
+//! 2. *Withdrawn*: marked invalid under the exclusive lock, with a full flush in the same section, so no fault maps anything
+//!    under it any more, and vCPUs load another.
+//! 3. *Zapped*: under the shared lock, with yields, while unmapping still visits it, because a vCPU's translations are only
+//!    gone because of the flush, and its memory may be taken back meanwhile.
+//! 4. The MMU gives its reference up; who gives up the last one takes the root off the list and hands it to the grace period.
+//!
+//! *Locking*: the list has its own lock, below the MMU lock. Roots are added under the shared MMU lock.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use alloc::{sync::Arc, vec::Vec};
 
-use super::{State, TdpMmu};
+use super::{TdpMmu, vcpu::Vcpu};
 use crate::{
-    addr::{Gfn, Pfn},
-    flush::Flush,
+    addr::Pfn,
+    flush::{Flush, FlushCause},
     format::Format,
-    table::{memory::TableMemory, node::Guard},
+    rcu::cell::Cell,
+    sync::{AcqRel, Acquire, AtomicBool, AtomicU64, Relaxed, Release},
+    table::{hint::Hint, memory::TableMemory, node::RootTable},
 };
 
-/// What a vCPU loads into `hgatp`, `EPTP` or `nCR3`.
+/// What a vCPU loads into `hgatp`, `EPTP`, `nCR3` or `VTTBR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Root {
     /// First frame of the root table.
     pub pfn: Pfn,
-    /// Changes with each new root. A vCPU that loads another generation flushes its own TLB.
+    /// Changes with each new root. A vCPU that loads another generation flushes its own TLB: entries may be tagged by
+    /// something that stays the same (RISC-V's VMID).
     pub generation: u64,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Generation(AtomicU64);
+#[derive(Debug)]
+pub(super) struct RootPage {
+    pub(super) table: Arc<RootTable>,
+    pub(super) as_id: u8,
+    pub(super) mirror: bool,
+    generation: u64,
+    references: AtomicU64,
+    invalid: AtomicBool,
+    /// Withdrawn, and nobody has begun to zap it.
+    to_zap: AtomicBool,
+}
+
+impl RootPage {
+    #[inline(always)]
+    pub(super) fn is_invalid(&self) -> bool {
+        self.invalid.load(Acquire)
+    }
+
+    pub(super) fn root(&self) -> Root {
+        Root {
+            pfn: self.table.pfn(),
+            generation: self.generation,
+        }
+    }
+}
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Makes a root unless there is one; false if there is no memory.
-    pub(super) fn ensure_root(&self, state: &mut State) -> bool {
-        if self.tables.root_pfn().is_some() {
-            return true;
+    /// Whether the vCPU has a valid root loaded, after loading one if need be.
+    #[inline(always)]
+    pub(super) fn load_root(&self, vcpu: &mut Vcpu, mirror: bool) -> bool {
+        let loaded = if mirror { &vcpu.mirror } else { &vcpu.root };
+        match loaded {
+            Some(root) if !root.is_invalid() => true,
+            _ => self.load_new_root(vcpu, mirror),
         }
-        let Some(node) = self.tables.allocate(F::ROOT_LEVEL) else {
+    }
+
+    #[cold]
+    fn load_new_root(&self, vcpu: &mut Vcpu, mirror: bool) -> bool {
+        vcpu.hint = Hint::default();
+        let slot = |vcpu: &mut Vcpu| {
+            if mirror {
+                vcpu.mirror.take()
+            } else {
+                vcpu.root.take()
+            }
+        };
+        if let Some(old) = slot(vcpu) {
+            self.put_root(old);
+            self.tables.reclaim();
+        }
+        let Some(root) = self.get_root(&vcpu.seat, vcpu.as_id, mirror) else {
             return false;
         };
-        state.headers.insert(
-            node.pfn(),
-            F::node_size(F::ROOT_LEVEL),
-            node.level(),
-            Gfn(0),
-            None,
-        );
-        self.generation.0.fetch_add(1, Ordering::Relaxed);
-        let _none = self.tables.set_root(Some(node));
+        if mirror {
+            vcpu.mirror = Some(root);
+        } else {
+            vcpu.root = Some(root);
+        }
         true
     }
 
-    pub(super) fn do_root(&self) -> Option<Root> {
-        let mut state = self.state.lock();
-        self.ensure_root(&mut state);
-        let pfn = self.tables.root_pfn()?;
-        Some(Root {
-            pfn,
-            generation: self.generation.0.load(Ordering::Relaxed),
-        })
+    /// Whether there can be a root for this.
+    pub(super) fn can_have_root(&self, as_id: u8, mirror: bool) -> bool {
+        usize::from(as_id) < self.spaces.len() && (!mirror || self.host.external().is_some())
     }
 
-    /// Withdraws the current root. It maps memory until it is zapped.
-    pub(super) fn do_invalidate_roots(&self) -> Flush {
-        self.locked(|state, _| self.invalidate_root(state));
-        self.stats.flush(Flush::All)
-    }
-
-    /// Tears down withdrawn roots. No flush: the one that withdrew them covers it.
-    pub(super) fn do_zap_invalidated_roots(&self) {
-        self.locked(|state, guard| self.zap_invalidated(state, guard));
-    }
-
-    pub(super) fn do_zap_all(&self) -> Flush {
-        self.locked(|state, guard| {
-            self.invalidate_root(state);
-            self.zap_invalidated(state, guard);
-        });
-        self.stats.flush(Flush::All)
-    }
-
-    fn invalidate_root(&self, state: &mut State) {
-        if let Some(root) = self.tables.set_root(None) {
-            state.headers.invalidate(root.pfn());
-            state.invalid_roots.push(root);
+    /// The valid root of an address space, with a reference; made if there is none. `None` without memory, or if there
+    /// can be none.
+    pub(super) fn get_root(&self, cell: &Cell, as_id: u8, mirror: bool) -> Option<Arc<RootPage>> {
+        if !self.can_have_root(as_id, mirror) {
+            return None;
         }
+        if let Some(root) = self.find_root(&self.roots.lock(), as_id, mirror) {
+            return Some(root);
+        }
+        let table = self.tables.root(as_id, mirror)?;
+        // Shared, so that who withdraws roots meets it or comes before it.
+        let _shared = self.lock.shared(cell);
+        let mut roots = self.roots.lock();
+        if let Some(root) = self.find_root(&roots, as_id, mirror) {
+            drop(roots);
+            self.tables.retire_root(table);
+            return Some(root);
+        }
+        let root = Arc::new(RootPage {
+            table,
+            as_id,
+            mirror,
+            generation: self.root_generation.fetch_add(1, Relaxed) + 1,
+            references: AtomicU64::new(2),
+            invalid: AtomicBool::new(false),
+            to_zap: AtomicBool::new(false),
+        });
+        roots.push(Arc::clone(&root));
+        Some(root)
     }
 
-    fn zap_invalidated(&self, state: &mut State, guard: &Guard<'_, F, H>) {
-        for root in core::mem::take(&mut state.invalid_roots) {
-            self.remove_table(state, guard, root);
+    fn find_root(&self, roots: &[Arc<RootPage>], as_id: u8, mirror: bool) -> Option<Arc<RootPage>> {
+        let root = roots
+            .iter()
+            .find(|root| root.as_id == as_id && root.mirror == mirror && !root.is_invalid())?;
+        root.references.fetch_add(1, Relaxed);
+        Some(Arc::clone(root))
+    }
+
+    /// Gives a reference up.
+    pub(super) fn put_root(&self, root: Arc<RootPage>) {
+        if root.references.fetch_sub(1, AcqRel) != 1 {
+            return;
+        }
+        debug_assert!(root.is_invalid(), "the MMU's own reference was given up");
+        self.roots
+            .lock()
+            .retain(|listed| !Arc::ptr_eq(listed, &root));
+        self.tables.retire_root(Arc::clone(&root.table));
+    }
+
+    /// Roots of an address space that pass `filter`. They cannot go while they are held, whatever locks do.
+    pub(super) fn roots_of(
+        &self,
+        as_id: u8,
+        filter: impl Fn(&RootPage) -> bool,
+    ) -> Vec<Arc<RootPage>> {
+        let roots = self.roots.lock();
+        roots
+            .iter()
+            .filter(|root| root.as_id == as_id && filter(root))
+            .map(Arc::clone)
+            .collect()
+    }
+
+    /// The valid root that the guest's own accesses use, if there is one.
+    pub(super) fn valid_root(&self, as_id: u8) -> Option<Arc<RootPage>> {
+        let roots = self.roots.lock();
+        let mut valid = roots
+            .iter()
+            .filter(|root| root.as_id == as_id && !root.mirror && !root.is_invalid());
+        valid.next().map(Arc::clone)
+    }
+
+    pub(super) fn do_root(&self, as_id: u8) -> Option<Root> {
+        let seat = self.registry.seat();
+        let root = self.get_root(&seat, as_id, false)?;
+        let shown = root.root();
+        self.put_root(root);
+        Some(shown)
+    }
+
+    /// Withdraws all valid roots but mirrors.
+    pub(super) fn do_invalidate_roots(&self) {
+        let seat = self.registry.seat();
+        let exclusive = self.lock.exclusive();
+        let inside = self.registry.pin(&seat);
+        let mut withdrawn = false;
+        for root in self.roots.lock().iter() {
+            if !root.is_invalid() && !root.mirror {
+                root.invalid.store(true, Release);
+                root.to_zap.store(true, Relaxed);
+                self.tables.header(root.table.pfn()).invalidate();
+                withdrawn = true;
+            }
+        }
+        if withdrawn {
+            // In the same section: no fault can map under a root that a vCPU will never leave.
+            self.flush(Flush::All, FlushCause::Roots, 0);
+        }
+        drop(inside);
+        drop(exclusive);
+    }
+
+    /// Zaps what was withdrawn, and gives the MMU's references up.
+    pub(super) fn do_zap_invalidated_roots(&self) {
+        loop {
+            let next = self
+                .roots
+                .lock()
+                .iter()
+                .find(|root| root.to_zap.load(Relaxed))
+                .map(Arc::clone);
+            let Some(root) = next else { break };
+            // Whoever clears the mark zaps.
+            if root.to_zap.swap(false, AcqRel) {
+                self.zap_withdrawn_root(&root);
+                self.put_root(root);
+            }
+        }
+        self.tidy();
+    }
+
+    pub(super) fn do_zap_all(&self) {
+        self.do_invalidate_roots();
+        self.do_zap_invalidated_roots();
+    }
+
+    /// Marks every root invalid, mirrors too: the end of the MMU.
+    pub(super) fn withdraw_for_good(&self) -> Vec<Arc<RootPage>> {
+        let roots: Vec<_> = self.roots.lock().iter().map(Arc::clone).collect();
+        for root in &roots {
+            root.invalid.store(true, Release);
+            root.to_zap.store(false, Relaxed);
+        }
+        roots
+    }
+
+    /// Drops every reference at once, when no vCPU is left.
+    pub(super) fn forget_roots(&self) {
+        for root in core::mem::take(&mut *self.roots.lock()) {
+            self.tables.retire_root(Arc::clone(&root.table));
         }
     }
 }

@@ -1,85 +1,195 @@
 //! Splitting a huge leaf into a table of finer ones.
 //!
 //! The table is filled before it is linked, and translates and permits exactly what the leaf did; so no flush is owed.
-//! That needs a format without break-before-make ([`TdpMmu::new`](super::TdpMmu::new) refuses others).
+//! A format that wants *break before make* is served in its order: the leaf is frozen, flushed, and then replaced.
 //!
-//! *Locking*: the MMU lock.
+//! *Locking*: the MMU lock in either mode. Memory is fetched before the lock is taken; when it runs out in the middle of a
+//! range, the range yields to fetch more.
 
-use super::{State, TdpMmu, iter::TdpIter};
+use alloc::vec::Vec;
+
+use super::{
+    TdpMmu,
+    session::{Mode, Session},
+    sweep::{Sweep, Visit, sweep},
+};
 use crate::{
     addr::{GfnRange, Level},
+    flush::{Flush, FlushCause},
     format::{Entry, Format},
-    table::{memory::TableMemory, node::Guard},
+    rcu::cell::{Cell, Counter},
+    sync::Backoff,
+    table::{
+        header::PageRole,
+        memory::TableMemory,
+        node::{Blank, Detached, Guard, Node},
+    },
 };
 
-/// Why a huge leaf is still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SplitError {
-    /// No memory for the table.
-    NoMemory,
-    /// The entry changed, or is no huge leaf; the iterator has a new snapshot.
-    Stale,
+/// Tables fetched at a time when a range is split.
+const BATCH: usize = 64;
+
+/// How an attempt to split ended.
+pub(super) enum Split {
+    Done,
+    /// The entry changed, or is no huge leaf.
+    Lost(Blank),
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Splits the huge leaf that `iter` is at; afterwards `iter` is at the table's entry.
+    /// Replaces the huge leaf `raw` by a table.
     pub(super) fn split(
         &self,
-        state: &mut State,
-        iter: &mut TdpIter<'_, F, H>,
-    ) -> Result<(), SplitError> {
-        let (old, level, index) = (iter.old(), iter.level(), iter.index());
-        let (Entry::Leaf(_), Some(child)) = (F::decode(old, level), level.child()) else {
-            iter.reread();
-            return Err(SplitError::Stale);
+        _guard: &Guard<'_, F, H>,
+        node: Node<'_, F>,
+        index: usize,
+        raw: u64,
+        blank: Blank,
+        cell: &Cell,
+    ) -> Split {
+        let level = node.level();
+        let (Entry::Leaf(_), Some(child)) = (F::decode(raw, level), level.child()) else {
+            return Split::Lost(blank);
         };
-        let table = self.tables.allocate(child).ok_or(SplitError::NoMemory)?;
-        table.set(&self.tables, |i| F::make_huge_page_split(old, level, i));
-        let pfn = table.pfn();
-        let linked = iter.node().link(index, old, table);
-        iter.reread();
-        if let Err(table) = linked {
-            self.tables.free_unlinked(table);
-            return Err(SplitError::Stale);
+        let first = F::make_huge_page_split(raw, level, 0);
+        let step = F::leaf_step(child);
+        let first = if child == Level::SIZE_4K && self.avoids_executable_huge_pages() {
+            // What the mitigation took from the huge page, its pages may have.
+            F::with_executable(first, true)
+        } else {
+            first
+        };
+        let table = blank.fill(&self.tables, child, |i| {
+            first.wrapping_add(step.wrapping_mul(i as u64))
+        });
+        let (gfn, as_id) = self.place_of_entry(node, index);
+        let role = PageRole::new(as_id, child, false);
+        let header = self.tables.header(table.pfn());
+        header.describe(role, gfn, Some((node.pfn(), index)));
+        let old = if F::BREAK_BEFORE_MAKE {
+            if node.replace(index, raw, F::FROZEN).is_err() {
+                return Split::Lost(self.tables.blank_again(table));
+            }
+            let span = GfnRange::new(gfn, F::span(level));
+            self.flush(Flush::range(span), FlushCause::BreakBeforeMake, as_id);
+            F::FROZEN
+        } else {
+            raw
+        };
+        if let Err(table) = node.link(index, old, table) {
+            return Split::Lost(self.tables.blank_again(table));
         }
-        state.headers.insert(
-            pfn,
-            F::node_size(child),
-            child,
-            iter.gfn(),
-            Some((iter.node().pfn(), index)),
-        );
-        self.stats.split();
-        self.stats.add_leaves(level, -1);
-        self.stats.add_leaves(child, F::entries(child) as i64);
-        Ok(())
+        cell.count(Counter::Splits, 1);
+        cell.add_pages(level.slot(), -1);
+        cell.add_pages(child.slot(), F::entries(child) as i64);
+        Split::Done
+    }
+
+    /// First guest frame and address space of an entry.
+    fn place_of_entry(&self, node: Node<'_, F>, index: usize) -> (crate::Gfn, u8) {
+        let header = self.tables.header(node.pfn());
+        let (base, _) = header.place();
+        let as_id = header
+            .snapshot(node.pfn())
+            .map_or(0, |page| page.role.as_id);
+        let gfn = crate::Gfn(base.0 + index as u64 * F::span(node.level()));
+        (gfn, as_id)
+    }
+
+    /// Replaces `raw`, which points to a table, by the leaf `new`; the table comes back. In the architecture's order.
+    pub(super) fn exchange(
+        &self,
+        node: Node<'_, F>,
+        index: usize,
+        raw: u64,
+        new: u64,
+        span: GfnRange,
+        as_id: u8,
+    ) -> Result<Option<Detached>, super::fault::Changed> {
+        if !F::BREAK_BEFORE_MAKE {
+            return node
+                .replace(index, raw, new)
+                .map_err(|_| super::fault::Changed);
+        }
+        let table = node
+            .replace(index, raw, F::FROZEN)
+            .map_err(|_| super::fault::Changed)?;
+        self.flush(Flush::range(span), FlushCause::BreakBeforeMake, as_id);
+        // Only the owner of a frozen entry changes it, but for teardown, which waits for this.
+        let mut backoff = Backoff::default();
+        while node.replace(index, F::FROZEN, new).is_err() {
+            backoff.wait();
+        }
+        Ok(table)
     }
 
     /// Splits every leaf over `range` that is coarser than `target`; false if memory ran out before the end.
-    pub(super) fn do_split_huge_pages(&self, range: GfnRange, target: Level) -> bool {
-        self.locked(|state, guard| self.split_range(state, guard, range, target))
+    pub(super) fn do_split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> bool {
+        let Some(floor) = target.parent() else {
+            return true;
+        };
+        let seat = self.registry.seat();
+        let cache = core::cell::RefCell::new(Vec::new());
+        self.refill(&mut cache.borrow_mut(), BATCH);
+        let mut complete = true;
+        for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
+            let session = Session::begin(self, &seat, Mode::Shared, FlushCause::DirtyLog, as_id);
+            let refill = || {
+                let mut cache = cache.borrow_mut();
+                self.refill(&mut cache, BATCH) || !cache.is_empty()
+            };
+            let plan = Sweep::leaves(range).floor(floor);
+            let (session, done) = sweep(session, &root, plan, refill, |session, run| {
+                if root.is_invalid() {
+                    return Visit::Done(Flush::None);
+                }
+                for index in run.first..run.end {
+                    if !self.split_deep(session, run.node, index, range, target, &cache) {
+                        return Visit::Stop;
+                    }
+                }
+                Visit::Done(Flush::None)
+            });
+            session.finish();
+            complete &= done;
+        }
+        for blank in cache.into_inner() {
+            self.tables.free_blank(blank);
+        }
+        complete
     }
 
-    fn split_range(
+    /// Splits the leaf at `index`, if it is one that reaches into `range`. False without memory.
+    fn split_deep(
         &self,
-        state: &mut State,
-        guard: &Guard<'_, F, H>,
+        session: &Session<'_, F, H>,
+        node: Node<'_, F>,
+        index: usize,
         range: GfnRange,
         target: Level,
+        cache: &core::cell::RefCell<Vec<Blank>>,
     ) -> bool {
-        let Some(min_level) = target.parent() else {
+        let level = node.level();
+        if level <= target {
             return true;
-        };
-        let Some(mut iter) = self.iter(guard, range, min_level) else {
-            return true;
-        };
-        while iter.advance() {
-            while matches!(F::decode(iter.old(), iter.level()), Entry::Leaf(_)) {
-                if self.split(state, &mut iter) == Err(SplitError::NoMemory) {
-                    return false;
-                }
+        }
+        loop {
+            let raw = node.load(index);
+            if !F::is_leaf(raw, level) || !matches!(F::decode(raw, level), Entry::Leaf(_)) {
+                return true;
+            }
+            let (gfn, _) = self.place_of_entry(node, index);
+            if !GfnRange::new(gfn, F::span(level)).overlaps(range) {
+                return true;
+            }
+            let Some(blank) = cache.borrow_mut().pop() else {
+                return false;
+            };
+            match self.split(&session.guard, node, index, raw, blank, session.cell) {
+                // What is below is the sweep's to visit.
+                Split::Done => return true,
+                Split::Lost(blank) => cache.borrow_mut().push(blank),
             }
         }
-        true
     }
 }

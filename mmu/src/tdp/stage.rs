@@ -3,39 +3,53 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{DirtyLogError, PageHeader, Root, TdpMmu, Translation, Walk, WalkFault};
+use super::{DirtyLogError, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk, WalkFault};
 use crate::{
     addr::{Gfn, GfnRange, Level, Pfn},
     fault::{Access, Fault, FaultOutcome},
-    flush::Flush,
+    flush::FlushCause,
     format::{Format, FormatInfo},
     invalidate::Invalidation,
     slot::{SlotError, SlotFlags, SlotId, SlotSpec},
     stats::MmuStats,
-    table::{memory::TableMemory, readers::ReadGuard},
+    table::{header::PageHeader, memory::TableMemory},
 };
 
 /// A guest's second-stage address space, whatever its page-table format.
 ///
-/// All methods take `&self` and may be called from any thread. A method that returns a [`Flush`] is complete only when
-/// the caller has carried it out on every vCPU.
+/// All methods take `&self` and may be called from any thread, by vCPUs in parallel. An operation that has returned is
+/// complete: its flushes have been carried out by the [`Host`](crate::Host). So a vCPU calls [`fault`](Self::fault) and everything else here
+/// only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and [`translate`](Self::translate) wait for nobody and may be called
+/// inside.
+///
+/// Address spaces (x86: system-management mode) have slots and roots of their own. Methods without `as_id` mean number 0; a
+/// [`Vcpu`] says where it is itself.
 ///
 /// # A vCPU with a TLB of its own
 ///
-/// 1. Look `gfn` up in the TLB. On a miss, [`access`](Self::access) (or [`translate`](Self::translate)).
-/// 2. If that fails, [`fault`](Self::fault): on `Fixed` carry out its flush, on `Fixed`, `Spurious` and `Retry` begin
-///    anew; the other outcomes leave the guest.
+/// 1. Look `gfn` up in the TLB. On a miss, [`access`](Self::access).
+/// 2. If that fails, [`fault`](Self::fault), outside: on `Fixed`, `Spurious` and `Retry` begin anew; the other outcomes leave
+///    the guest.
 /// 3. Before an entry that was just filled is used, obey the flush requests that have arrived meanwhile; and whoever
 ///    flushes waits until each vCPU has obeyed or is outside the guest.
 pub trait SecondStage: Send + Sync + fmt::Debug {
     /// The format's constants.
     fn format(&self) -> FormatInfo;
 
-    /// The root to load, made if there is none. `None` if there is no memory for it.
-    fn root(&self) -> Option<Root>;
+    /// A vCPU's part of the MMU, in address space 0.
+    fn vcpu(&self) -> Vcpu;
 
-    /// Keeps removed tables in memory while the guard lives; see [`ReadGuard`].
-    fn pin(&self) -> ReadGuard<'_>;
+    /// The root to load, made if there is none. `None` if there is no memory for it, or no such address space.
+    fn root_in(&self, as_id: u8) -> Option<Root>;
+
+    /// [`root_in`](Self::root_in) address space 0.
+    fn root(&self) -> Option<Root> {
+        self.root_in(0)
+    }
+
+    /// The root that `vcpu` is to run on, loaded: a withdrawn one is given up for the valid one. To be called before each
+    /// entry into the guest by a vCPU that hardware walks for.
+    fn load_root(&self, vcpu: &mut Vcpu) -> Option<Root>;
 
     /// Counters. Takes no lock that an operation holds for long.
     fn stats(&self) -> MmuStats;
@@ -50,75 +64,163 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// Each rule of [`SlotError`].
     fn create_slot(&self, spec: SlotSpec) -> Result<(), SlotError>;
 
-    /// Removes a slot and all its mappings. Its memory may be reused when the flush is done.
+    /// Removes a slot and all its mappings. When it returns nothing maps the slot's memory.
     ///
     /// # Errors
     ///
     /// [`SlotError::UnknownId`].
-    fn delete_slot(&self, id: SlotId) -> Result<Flush, SlotError>;
+    fn delete_slot_in(&self, as_id: u8, id: SlotId) -> Result<(), SlotError>;
 
-    /// Moves a slot, with its dirty bitmap, to another guest frame. The guest may see the gap between.
+    /// [`delete_slot_in`](Self::delete_slot_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn delete_slot(&self, id: SlotId) -> Result<(), SlotError> {
+        self.delete_slot_in(0, id)
+    }
+
+    /// Moves a slot, with its dirty bitmap, to another guest frame. The guest may see the gap between; it never sees the
+    /// memory at both places.
     ///
     /// # Errors
     ///
     /// As for [`create_slot`](Self::create_slot), and [`SlotError::UnknownId`].
-    fn move_slot(&self, id: SlotId, base_gfn: Gfn) -> Result<Flush, SlotError>;
+    fn move_slot_in(&self, as_id: u8, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError>;
 
-    /// Changes a slot's flags: dirty logging on or off. Bits collected so far are lost when it goes off.
+    /// [`move_slot_in`](Self::move_slot_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn move_slot(&self, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError> {
+        self.move_slot_in(0, id, base_gfn)
+    }
+
+    /// Changes a slot's flags: dirty logging on or off. Bits collected so far are lost when it goes off, and what may be
+    /// huge becomes huge again.
     ///
     /// # Errors
     ///
     /// [`SlotError::UnknownId`], [`SlotError::ReadOnlyIsFixed`], [`SlotError::NoMemory`].
-    fn set_slot_flags(&self, id: SlotId, flags: SlotFlags) -> Result<Flush, SlotError>;
+    fn set_slot_flags_in(&self, as_id: u8, id: SlotId, flags: SlotFlags) -> Result<(), SlotError>;
 
-    /// All slots by number.
+    /// [`set_slot_flags_in`](Self::set_slot_flags_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn set_slot_flags(&self, id: SlotId, flags: SlotFlags) -> Result<(), SlotError> {
+        self.set_slot_flags_in(0, id, flags)
+    }
+
+    /// All slots by address space and number.
     fn slots(&self) -> Vec<SlotSpec>;
 
-    /// Where `gfn` leads now. Lock-free, changes nothing.
-    fn translate(&self, gfn: Gfn) -> Option<Translation>;
+    /// Forbids mappings of `level` over the frames of `range`, whatever alignment allows, and splits those there are. Each
+    /// call is one reason; [`allow_huge_pages`](Self::allow_huge_pages) takes one back. Reasons go with the slot.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError::UnknownAddressSpace`].
+    fn forbid_huge_pages(&self, as_id: u8, range: GfnRange, level: Level) -> Result<(), SlotError>;
 
-    /// Walks as hardware does: checks permissions and, where the format says so, sets Accessed and Dirty. Lock-free.
+    /// Takes back one reason given by [`forbid_huge_pages`](Self::forbid_huge_pages) with the same range and level.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError::UnknownAddressSpace`].
+    fn allow_huge_pages(&self, as_id: u8, range: GfnRange, level: Level) -> Result<(), SlotError>;
+
+    /// Where `gfn` leads now. Lock-free, changes nothing.
+    fn translate_in(&self, as_id: u8, gfn: Gfn) -> Option<Translation>;
+
+    /// [`translate_in`](Self::translate_in) address space 0.
+    fn translate(&self, gfn: Gfn) -> Option<Translation> {
+        self.translate_in(0, gfn)
+    }
+
+    /// Walks as hardware does, from the vCPU's root: checks permissions and, where the format says so, sets Accessed and
+    /// Dirty. Lock-free, unless the vCPU's root was withdrawn and there is no other yet.
     ///
     /// # Errors
     ///
     /// The fault that hardware would raise; take it to [`fault`](Self::fault).
-    fn access(&self, gfn: Gfn, access: Access) -> Result<Translation, WalkFault>;
+    fn access(&self, vcpu: &mut Vcpu, gfn: Gfn, access: Access) -> Result<Translation, WalkFault>;
 
     /// The entries on the way to `gfn`. Lock-free.
-    fn walk(&self, gfn: Gfn) -> Walk;
+    fn walk_in(&self, as_id: u8, gfn: Gfn) -> Walk;
+
+    /// [`walk_in`](Self::walk_in) address space 0.
+    fn walk(&self, gfn: Gfn) -> Walk {
+        self.walk_in(0, gfn)
+    }
 
     /// Resolves a fault. A write to a logged page marks it dirty before this returns.
-    fn fault(&self, fault: Fault) -> FaultOutcome;
+    fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome;
+
+    /// Maps every page of `range` as a read would, at `max_level` or finer, without counting as a use. Returns the number
+    /// of pages.
+    ///
+    /// # Errors
+    ///
+    /// [`PrefaultError`] says where and why it stopped; the pages before are mapped.
+    fn prefault(
+        &self,
+        vcpu: &mut Vcpu,
+        range: GfnRange,
+        max_level: Level,
+    ) -> Result<u64, PrefaultError>;
 
     /// The invalidation sequence number, for [`Fault::seq`].
     fn invalidate_seq(&self) -> u64;
 
     /// The host is about to take back the memory behind `range`: unmaps it and holds faults off until
-    /// [`invalidate_end`](Self::invalidate_end). Take the memory when the flush is done.
-    fn invalidate_begin(&self, range: GfnRange) -> (Invalidation, Flush);
+    /// [`invalidate_end`](Self::invalidate_end). `may_yield`: vCPUs may fault elsewhere meanwhile; without it the lock is held
+    /// to the end, so the range should be small.
+    fn invalidate_begin_in(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation;
+
+    /// [`invalidate_begin_in`](Self::invalidate_begin_in) address space 0, with yields.
+    fn invalidate_begin(&self, range: GfnRange) -> Invalidation {
+        self.invalidate_begin_in(0, range, true)
+    }
 
     /// The memory is gone, or was replaced; faults may look again.
     fn invalidate_end(&self, done: Invalidation);
 
-    /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in again.
-    fn zap_gfn_range(&self, range: GfnRange) -> Flush;
+    /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in again. Whether anything
+    /// was mapped.
+    fn zap_gfn_range_in(&self, as_id: u8, range: GfnRange) -> bool;
 
-    /// Unmaps everything and gives all tables back, the root included.
-    fn zap_all(&self) -> Flush;
+    /// [`zap_gfn_range_in`](Self::zap_gfn_range_in) address space 0.
+    fn zap_gfn_range(&self, range: GfnRange) -> bool {
+        self.zap_gfn_range_in(0, range)
+    }
 
-    /// Withdraws the root. Its tables stay until [`zap_invalidated_roots`](Self::zap_invalidated_roots).
-    fn invalidate_roots(&self) -> Flush;
+    /// Unmaps everything and gives all tables back, fast: withdraws the roots, then zaps them.
+    fn zap_all(&self);
 
-    /// Gives back the tables of withdrawn roots. Call it when the flush that withdrew them is done.
+    /// Withdraws the roots of all address spaces, with a full flush. Their tables stay until
+    /// [`zap_invalidated_roots`](Self::zap_invalidated_roots).
+    fn invalidate_roots(&self);
+
+    /// Zaps and gives back the tables of withdrawn roots.
     fn zap_invalidated_roots(&self);
 
-    /// Gives back tables that were removed while a reader looked. Operations do so by themselves; this is for when no
-    /// operation follows.
+    /// Gives back tables that were removed while a reader looked, and what dropped vCPUs left. Operations do so by
+    /// themselves; this is for when no operation follows.
     fn reclaim(&self);
 
     /// Splits mappings coarser than `target` over `range`, ahead of the faults that would. Needs no flush. False if
     /// table memory ran out; what is left is split on fault.
     fn split_huge_pages(&self, range: GfnRange, target: Level) -> bool;
+
+    /// Takes the leave to write from the mapping over `gfn`, if it is of `min_level` or coarser, and flushes: the next write
+    /// faults and is judged anew. Whether there was any to take.
+    fn write_protect_gfn(&self, gfn: Gfn, min_level: Level) -> bool;
+
+    /// Zaps up to `most` of the tables that the NX-huge-page mitigation keeps; returns how many.
+    fn recover_nx_huge_pages(&self, most: usize) -> usize;
 
     /// Copies a slot's dirty bitmap and changes nothing (`KVM_GET_DIRTY_LOG` with manual protection).
     ///
@@ -129,7 +231,7 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// Clears those bits that are set both in `bitmap` and in the slot's, and protects their pages
     /// (`KVM_CLEAR_DIRTY_LOG`). `first_page` is relative to the slot and a multiple of 64; so is `num_pages`, unless it
-    /// ends with the slot. Bit 0 of `bitmap` is `first_page`.
+    /// ends with the slot. Bit 0 of `bitmap` is `first_page`. Returns how many bits were cleared; their pages may be read.
     ///
     /// # Errors
     ///
@@ -140,18 +242,18 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
         first_page: u64,
         num_pages: u64,
         bitmap: &[u64],
-    ) -> Result<Flush, DirtyLogError>;
+    ) -> Result<u64, DirtyLogError>;
 
-    /// Takes all dirty bits of a slot into `bitmap` and protects their pages (`KVM_GET_DIRTY_LOG` without manual
-    /// protection). The pages may be read when the flush is done.
+    /// Takes all dirty bits of a slot, protects their pages, and *adds* the bits to `bitmap` (`KVM_GET_DIRTY_LOG` without
+    /// manual protection). Returns how many; their pages may be read.
     ///
     /// # Errors
     ///
     /// As for [`get_dirty_log`](Self::get_dirty_log).
-    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<Flush, DirtyLogError>;
+    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<u64, DirtyLogError>;
 
-    /// Marks pages dirty that the host wrote, or whose harvested bits are given back. Frames outside logged slots are
-    /// passed over. Returns how many pages were marked.
+    /// Marks pages dirty that the host wrote, that hardware logged, or whose harvested bits are given back. Frames
+    /// outside logged slots are passed over. Returns how many pages were marked.
     fn mark_dirty(&self, range: GfnRange) -> u64;
 
     /// Dirty pages of a slot now.
@@ -161,7 +263,7 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// Unknown slot, or no logging.
     fn dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError>;
 
-    /// Clears Accessed over `range`; whether any page was used since the last time. No flush: idle is a hint.
+    /// Clears Accessed over `range`; whether any page was used since the last time. No lock, no flush: idle is a hint.
     fn age(&self, range: GfnRange) -> bool;
 
     /// Whether a page of `range` was used since it was last aged.
@@ -173,12 +275,19 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         F::info()
     }
 
-    fn root(&self) -> Option<Root> {
-        self.do_root()
+    fn vcpu(&self) -> Vcpu {
+        self.do_vcpu()
     }
 
-    fn pin(&self) -> ReadGuard<'_> {
-        self.tables.pin()
+    fn root_in(&self, as_id: u8) -> Option<Root> {
+        self.do_root(as_id)
+    }
+
+    fn load_root(&self, vcpu: &mut Vcpu) -> Option<Root> {
+        if !self.owns(vcpu) || !self.load_root(vcpu, false) {
+            return None;
+        }
+        vcpu.root.as_ref().map(|root| root.root())
     }
 
     fn stats(&self) -> MmuStats {
@@ -186,67 +295,87 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn page_header(&self, frame: Pfn) -> Option<PageHeader> {
-        self.state.lock().headers.of_frame(frame)
+        let back = self.tables.header(frame).frames_back()?;
+        let first = Pfn(frame.0.checked_sub(back)?);
+        self.tables.header(first).snapshot(first)
     }
 
     fn create_slot(&self, spec: SlotSpec) -> Result<(), SlotError> {
-        self.state.lock().slots.create(spec).map(drop)
+        self.do_create_slot(spec)
     }
 
-    fn delete_slot(&self, id: SlotId) -> Result<Flush, SlotError> {
-        Ok(self.stats.flush(self.do_delete_slot(id)?))
+    fn delete_slot_in(&self, as_id: u8, id: SlotId) -> Result<(), SlotError> {
+        self.do_delete_slot(as_id, id)
     }
 
-    fn move_slot(&self, id: SlotId, base_gfn: Gfn) -> Result<Flush, SlotError> {
-        Ok(self.stats.flush(self.do_move_slot(id, base_gfn)?))
+    fn move_slot_in(&self, as_id: u8, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError> {
+        self.do_move_slot(as_id, id, base_gfn)
     }
 
-    fn set_slot_flags(&self, id: SlotId, flags: SlotFlags) -> Result<Flush, SlotError> {
-        Ok(self.stats.flush(self.do_set_slot_flags(id, flags)?))
+    fn set_slot_flags_in(&self, as_id: u8, id: SlotId, flags: SlotFlags) -> Result<(), SlotError> {
+        self.do_set_slot_flags(as_id, id, flags)
     }
 
     fn slots(&self) -> Vec<SlotSpec> {
         self.do_slots()
     }
 
-    fn translate(&self, gfn: Gfn) -> Option<Translation> {
-        self.do_translate(gfn)
+    fn forbid_huge_pages(&self, as_id: u8, range: GfnRange, level: Level) -> Result<(), SlotError> {
+        self.do_forbid_huge_pages(as_id, range, level, true)
     }
 
-    fn access(&self, gfn: Gfn, access: Access) -> Result<Translation, WalkFault> {
-        self.do_access(gfn, access)
+    fn allow_huge_pages(&self, as_id: u8, range: GfnRange, level: Level) -> Result<(), SlotError> {
+        self.do_forbid_huge_pages(as_id, range, level, false)
     }
 
-    fn walk(&self, gfn: Gfn) -> Walk {
-        self.do_walk(gfn)
+    fn translate_in(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
+        self.do_translate(as_id, gfn)
     }
 
-    fn fault(&self, fault: Fault) -> FaultOutcome {
-        self.do_fault(fault)
+    fn access(&self, vcpu: &mut Vcpu, gfn: Gfn, access: Access) -> Result<Translation, WalkFault> {
+        self.do_access(vcpu, gfn, access)
+    }
+
+    fn walk_in(&self, as_id: u8, gfn: Gfn) -> Walk {
+        self.do_walk(as_id, gfn)
+    }
+
+    fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
+        self.do_fault(vcpu, &fault)
+    }
+
+    fn prefault(
+        &self,
+        vcpu: &mut Vcpu,
+        range: GfnRange,
+        max_level: Level,
+    ) -> Result<u64, PrefaultError> {
+        self.do_prefault(vcpu, range, max_level)
     }
 
     fn invalidate_seq(&self) -> u64 {
-        self.sequence.read()
+        self.invalidations.sequence()
     }
 
-    fn invalidate_begin(&self, range: GfnRange) -> (Invalidation, Flush) {
-        self.do_invalidate_begin(range)
+    fn invalidate_begin_in(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation {
+        self.do_invalidate_begin(as_id, range, may_yield)
     }
 
     fn invalidate_end(&self, done: Invalidation) {
         self.do_invalidate_end(done);
     }
 
-    fn zap_gfn_range(&self, range: GfnRange) -> Flush {
-        self.do_zap_range(range)
+    fn zap_gfn_range_in(&self, as_id: u8, range: GfnRange) -> bool {
+        self.unmap(as_id, range, FlushCause::Unmap, true)
     }
 
-    fn zap_all(&self) -> Flush {
-        self.do_zap_all()
+    fn zap_all(&self) {
+        self.do_zap_all();
     }
 
-    fn invalidate_roots(&self) -> Flush {
-        self.do_invalidate_roots()
+    fn invalidate_roots(&self) {
+        let _slots = self.slots_lock.lock();
+        self.do_invalidate_roots();
     }
 
     fn zap_invalidated_roots(&self) {
@@ -254,15 +383,24 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn reclaim(&self) {
-        self.tables.reclaim();
+        self.tidy();
     }
 
     fn split_huge_pages(&self, range: GfnRange, target: Level) -> bool {
-        self.do_split_huge_pages(range, target)
+        let _slots = self.slots_lock.lock();
+        self.do_split_huge_pages(0, range, target)
+    }
+
+    fn write_protect_gfn(&self, gfn: Gfn, min_level: Level) -> bool {
+        self.do_write_protect_gfn(0, gfn, min_level)
+    }
+
+    fn recover_nx_huge_pages(&self, most: usize) -> usize {
+        self.do_recover_nx_huge_pages(most)
     }
 
     fn get_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<(), DirtyLogError> {
-        self.do_get_dirty_log(id, bitmap)
+        self.do_get_dirty_log(0, id, bitmap)
     }
 
     fn clear_dirty_log(
@@ -271,27 +409,27 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         first_page: u64,
         num_pages: u64,
         bitmap: &[u64],
-    ) -> Result<Flush, DirtyLogError> {
-        self.do_clear_dirty_log(id, first_page, num_pages, bitmap)
+    ) -> Result<u64, DirtyLogError> {
+        self.do_clear_dirty_log(0, id, first_page, num_pages, bitmap)
     }
 
-    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<Flush, DirtyLogError> {
-        self.do_harvest_dirty_log(id, bitmap)
+    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<u64, DirtyLogError> {
+        self.do_harvest_dirty_log(0, id, bitmap)
     }
 
     fn mark_dirty(&self, range: GfnRange) -> u64 {
-        self.do_mark_dirty(range)
+        self.do_mark_dirty(0, range)
     }
 
     fn dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError> {
-        self.do_dirty_pages(id)
+        self.do_dirty_pages(0, id)
     }
 
     fn age(&self, range: GfnRange) -> bool {
-        self.do_age(range)
+        self.do_age(0, range)
     }
 
     fn test_age(&self, range: GfnRange) -> bool {
-        self.do_test_age(range)
+        self.do_test_age(0, range)
     }
 }

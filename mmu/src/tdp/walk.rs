@@ -5,13 +5,17 @@
 //! that a flush ordered *after* the walk began also hits the entry: check for flush requests after filling the TLB and
 //! before using the entry.
 //!
-//! *Locking*: a guard, nothing else.
+//! *Locking*: none; inside.
 
-use super::TdpMmu;
+use alloc::sync::Arc;
+use core::fmt;
+
+use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, Level, MAX_LEVELS, Pfn},
     fault::Access,
-    format::{AdPolicy, Entry, Format, Leaf},
+    format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
+    rcu::registry::{Registry, Seat},
     table::{
         memory::TableMemory,
         node::{Guard, Node},
@@ -26,10 +30,17 @@ pub struct Translation {
     pub pfn: Pfn,
     /// The level of the leaf; its neighbours in the same leaf are contiguous.
     pub level: Level,
+    /// The guest may read.
+    pub readable: bool,
     /// The guest may write.
     pub writable: bool,
     /// The guest may fetch instructions.
     pub executable: bool,
+    /// Hardware would not note another use of it: Accessed is set.
+    pub accessed: bool,
+    /// Hardware would not note another write to it: Dirty is set. A TLB that holds the translation without it walks again
+    /// at the first write.
+    pub dirty: bool,
 }
 
 /// Why hardware would have faulted.
@@ -42,6 +53,9 @@ pub enum WalkFault {
     Permission,
     /// The mapping allows it, but Accessed or Dirty is clear and hardware does not set it.
     AccessedDirty,
+    /// The frame is known to have no slot: the access is the device model's, without a look at slots. Only while the
+    /// entry's generation is the current one; an older entry is reported as [`NotPresent`](Self::NotPresent).
+    Mmio,
     /// Bits that hardware does not accept.
     Malformed,
 }
@@ -75,99 +89,208 @@ impl Walk {
     }
 }
 
+#[inline(always)]
 fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
     Translation {
         pfn: Pfn(leaf.pfn.0 + (gfn.0 & (F::span(level) - 1))),
         level,
+        readable: leaf.readable,
         writable: leaf.writable,
         executable: leaf.executable,
+        accessed: leaf.accessed,
+        dirty: leaf.dirty,
+    }
+}
+
+/// The table whose entry for `gfn` ends the walk, and that entry.
+#[inline(always)]
+fn descend<'g, F: Format, H: TableMemory>(
+    guard: &'g Guard<'_, F, H>,
+    root: &'g RootPage,
+    gfn: Gfn,
+) -> (Node<'g, F>, u64) {
+    let mut node = guard.root(&root.table);
+    loop {
+        let index = F::index(gfn, node.level());
+        match guard.child(node, index) {
+            Some(child) => node = child,
+            None => {
+                let raw = node.load(index);
+                // A table was linked between the two looks: go on into it.
+                if F::as_table(raw, node.level()).is_none() {
+                    return (node, raw);
+                }
+            }
+        }
+    }
+}
+
+/// Many walks in one read section: no cost per walk beyond the walk.
+///
+/// While it lives no table is given back, and nothing that waits for a grace period (changing slots) gets on: keep it for
+/// as long as a vCPU stays in the guest, not longer.
+pub struct Walker<'a, F: Format, H: TableMemory> {
+    guard: Guard<'a, F, H>,
+    root: Option<Arc<RootPage>>,
+}
+
+impl<F: Format, H: TableMemory> Walker<'_, F, H> {
+    /// Where `gfn` leads now. Changes nothing.
+    #[inline(always)]
+    pub fn translate(&self, gfn: Gfn) -> Option<Translation> {
+        if gfn >= F::MAX_GFN {
+            return None;
+        }
+        let (node, raw) = descend(&self.guard, self.root.as_deref()?, gfn);
+        match F::decode(raw, node.level()) {
+            Entry::Leaf(leaf) => Some(translation::<F>(&leaf, node.level(), gfn)),
+            _ => None,
+        }
+    }
+}
+
+impl<F: Format, H: TableMemory> fmt::Debug for Walker<'_, F, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walker").finish_non_exhaustive()
+    }
+}
+
+/// A place to walk from: see [`TdpMmu::walker`].
+pub struct WalkerSeat<'a, F: Format, H: TableMemory> {
+    mmu: &'a TdpMmu<F, H>,
+    seat: Seat,
+    registry: &'a Registry,
+}
+
+impl<F: Format, H: TableMemory> fmt::Debug for WalkerSeat<'_, F, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WalkerSeat").finish_non_exhaustive()
+    }
+}
+
+impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
+    /// Begins a read section on the valid root of address space 0. One at a time: hence `&mut`.
+    pub fn enter(&mut self) -> Walker<'_, F, H> {
+        let guard = Guard::new(&self.mmu.tables, self.registry.pin(&self.seat));
+        Walker {
+            guard,
+            root: self.mmu.valid_root(0),
+        }
     }
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// The table whose entry for `gfn` ends the walk; `visit` sees each entry, the last one once more.
-    fn descend<'g>(
-        guard: &'g Guard<'_, F, H>,
-        gfn: Gfn,
-        mut visit: impl FnMut(WalkStep),
-    ) -> Option<(Node<'g, F>, WalkStep)> {
-        if gfn >= F::MAX_GFN {
-            return None;
+    /// For walking often.
+    pub fn walker(&self) -> WalkerSeat<'_, F, H> {
+        WalkerSeat {
+            mmu: self,
+            seat: self.registry.seat(),
+            registry: &self.registry,
         }
-        let mut node = guard.root()?;
-        loop {
-            let level = node.level();
-            let index = F::index(gfn, level);
+    }
+
+    pub(super) fn do_walk(&self, as_id: u8, gfn: Gfn) -> Walk {
+        let mut walk = Walk::default();
+        if gfn >= F::MAX_GFN {
+            return walk;
+        }
+        let seat = self.registry.seat();
+        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let Some(root) = self.valid_root(as_id) else {
+            return walk;
+        };
+        let mut node = guard.root(&root.table);
+        for step in &mut walk.steps {
+            let (level, index) = (node.level(), F::index(gfn, node.level()));
             let raw = node.load(index);
-            let step = WalkStep {
+            *step = Some(WalkStep {
                 level,
                 raw,
                 entry: F::decode(raw, level),
-            };
-            visit(step);
+            });
             // Reads the entry again: if it is a table no longer, what was seen stands.
             match guard.child(node, index) {
-                Some(child) if matches!(step.entry, Entry::Table { .. }) => node = child,
-                _ => return Some((node, step)),
+                Some(child) if F::as_table(raw, level).is_some() => node = child,
+                _ => break,
             }
         }
-    }
-
-    pub(super) fn do_walk(&self, gfn: Gfn) -> Walk {
-        let guard = self.tables.guard();
-        let mut walk = Walk::default();
-        let mut next = 0;
-        Self::descend(&guard, gfn, |step| {
-            walk.steps[next] = Some(step);
-            next += 1;
-        });
         walk
     }
 
-    pub(super) fn do_translate(&self, gfn: Gfn) -> Option<Translation> {
-        let guard = self.tables.guard();
-        match Self::descend(&guard, gfn, |_| {})? {
-            (
-                _,
-                WalkStep {
-                    level,
-                    entry: Entry::Leaf(leaf),
-                    ..
-                },
-            ) => Some(translation::<F>(&leaf, level, gfn)),
-            _ => None,
-        }
+    pub(super) fn do_translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
+        let seat = self.registry.seat();
+        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let root = self.valid_root(as_id);
+        Walker { guard, root }.translate(gfn)
     }
 
-    pub(super) fn do_access(&self, gfn: Gfn, access: Access) -> Result<Translation, WalkFault> {
-        let guard = self.tables.guard();
+    pub(super) fn do_access(
+        &self,
+        vcpu: &mut Vcpu,
+        gfn: Gfn,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        if gfn >= F::MAX_GFN || !self.owns(vcpu) || !self.load_root(vcpu, false) {
+            return Err(WalkFault::NotPresent);
+        }
+        let Vcpu {
+            seat,
+            as_id,
+            root: Some(root),
+            slot,
+            ..
+        } = vcpu
+        else {
+            return Err(WalkFault::NotPresent);
+        };
+        let guard = Guard::new(&self.tables, self.registry.pin(seat));
         loop {
-            let (node, step) = Self::descend(&guard, gfn, |_| {}).ok_or(WalkFault::NotPresent)?;
-            let (level, leaf) = match step.entry {
-                Entry::Leaf(leaf) => (step.level, leaf),
+            let (node, raw) = descend(&guard, root, gfn);
+            let level = node.level();
+            let leaf = match F::decode(raw, level) {
+                Entry::Leaf(leaf) => leaf,
                 Entry::Malformed => return Err(WalkFault::Malformed),
+                Entry::Mmio { generation } if generation == self.mmio_generation(*as_id) => {
+                    return Err(WalkFault::Mmio);
+                }
                 _ => return Err(WalkFault::NotPresent),
             };
-            if (access == Access::Write && !leaf.writable)
-                || (access == Access::Execute && !leaf.executable)
-            {
+            let allowed = match access {
+                Access::Read => leaf.readable,
+                Access::Write => leaf.writable,
+                Access::Execute => leaf.executable,
+            };
+            if !allowed {
                 return Err(WalkFault::Permission);
             }
             let lacks_dirty = access == Access::Write && !leaf.dirty;
             if leaf.accessed && !lacks_dirty {
                 return Ok(translation::<F>(&leaf, level, gfn));
             }
-            if F::AD_POLICY == AdPolicy::SetAtInstall {
+            if F::AD_POLICY != AdPolicy::Hardware {
                 return Err(WalkFault::AccessedDirty);
             }
-            let mut new = F::with_accessed(step.raw, true);
+            let mut new = F::with_accessed(raw, true);
             if lacks_dirty {
                 new = F::with_dirty(new, true);
             }
             // Like hardware: set the bits only in the entry that was judged, or walk again.
-            if node.replace(F::index(gfn, level), step.raw, new).is_ok() {
-                return Ok(translation::<F>(&leaf, level, gfn));
+            if node.replace(F::index(gfn, level), raw, new).is_err() {
+                continue;
             }
+            if lacks_dirty && matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
+                // Hardware writes the address to its page-modification log, drained before the harvest reads the bitmap;
+                // this log is one address long and drained at once.
+                if let Some(slot) = self.slot_of(guard.inside(), *as_id, gfn, slot) {
+                    slot.mark_dirty(gfn);
+                }
+            }
+            let leaf = Leaf {
+                accessed: true,
+                dirty: leaf.dirty || lacks_dirty,
+                ..leaf
+            };
+            return Ok(translation::<F>(&leaf, level, gfn));
         }
     }
 }

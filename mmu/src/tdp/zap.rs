@@ -1,97 +1,264 @@
-//! Unmapping.
+//! Removing leaves, tables and roots.
 //!
-//! Zapping a range removes every leaf that covers a frame of it, *whole*: a huge leaf that sticks out at either end goes
-//! too, and the flush covers all of it. The guest faults the rest in again. Tables stay where they are; they go only
-//! when a huge leaf replaces them or their root is torn down.
+//! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end goes too, and the flush
+//! covers all of it; the guest faults the rest in again. Tables stay. It visits invalid roots as well, because a vCPU may
+//! have been running on one a moment ago and its zapper may have yielded: memory is not safe to reuse while any root maps it.
 //!
-//! *Locking*: the MMU lock. *Roots*: valid and invalid ones, because a vCPU may still run on an invalid one.
+//! *Zapping a root* happens under the shared lock, in four passes: 4 KiB leaves, then what hangs on 2 MiB entries, then on
+//! 1 GiB entries, then the rest. So each step is short and can be followed by a yield, where recursion from the top would
+//! tear down 512 GiB at once. No flush: the root is unreachable since the flush that withdrew it.
+//!
+//! *Tearing down a table* that was cut off: under the shared lock faults may still be on their way into it, so every entry is
+//! exchanged for *frozen*; who finds an entry frozen by another waits for its owner. Where no fault can come (exclusive
+//! lock, or a withdrawn root, under which faults refuse to map) it is only looked through.
 
-use super::{State, TdpMmu, iter::TdpIter};
+use super::{
+    TdpMmu,
+    root::RootPage,
+    session::{Mode, Session},
+    sweep::{Sweep, Visit, sweep},
+};
 use crate::{
-    addr::{GfnRange, Level},
-    flush::Flush,
-    format::{Entry, Format},
+    addr::{Gfn, GfnRange, Level},
+    flush::{Flush, FlushCause},
+    format::Format,
     invalidate::Invalidation,
+    rcu::cell::Cell,
+    sync::Backoff,
     table::{
         memory::TableMemory,
-        node::{Absent, Detached, Guard},
+        node::{Absent, Detached, Guard, Run},
     },
 };
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn do_zap_range(&self, range: GfnRange) -> Flush {
-        let flush = self.locked(|state, guard| self.zap_and_flush(state, guard, range));
-        self.stats.flush(flush)
+    /// Unmaps `range`; whether anything was mapped. When it returns, the flush is done.
+    pub(super) fn unmap(
+        &self,
+        as_id: u8,
+        range: GfnRange,
+        cause: FlushCause,
+        may_yield: bool,
+    ) -> bool {
+        let seat = self.registry.seat();
+        let session = Session::begin(self, &seat, Mode::Exclusive, cause, as_id);
+        self.unmap_in(session, as_id, range, may_yield)
     }
 
-    pub(super) fn do_invalidate_begin(&self, range: GfnRange) -> (Invalidation, Flush) {
-        let (token, flush) = self.locked(|state, guard| {
-            // First the mark, then the zap: a fault that comes between would map what is about to go.
-            let token = state.progress.begin(range);
-            (token, self.zap_and_flush(state, guard, range))
-        });
-        (token, self.stats.flush(flush))
+    fn unmap_in(
+        &self,
+        mut session: Session<'_, F, H>,
+        as_id: u8,
+        range: GfnRange,
+        may_yield: bool,
+    ) -> bool {
+        for root in self.roots_of(as_id, |_| true) {
+            let mut plan = Sweep::leaves(range);
+            if !may_yield {
+                plan = plan.atomic();
+            }
+            (session, _) = sweep(
+                session,
+                &root,
+                plan,
+                || true,
+                |session, run| {
+                    let removed = self.take_leaves(&run, &root, session.cell);
+                    // Under a withdrawn root nothing is cached any more.
+                    Visit::Done(if root.is_invalid() {
+                        Flush::None
+                    } else {
+                        removed
+                    })
+                },
+            );
+        }
+        session.finish()
+    }
+
+    /// Empties the leaves of a run, and returns the flush of what they mapped.
+    fn take_leaves(&self, run: &Run<'_, F>, root: &RootPage, cell: &Cell) -> Flush {
+        if root.mirror {
+            return self.take_mirrored_leaves(run, cell);
+        }
+        let level = run.node.level();
+        let (mut count, mut first, mut last) = (0i64, usize::MAX, 0);
+        if let Some(bottom) = run.bottom() {
+            for index in 0..bottom.len() {
+                let raw = bottom.load(index);
+                if raw == F::EMPTY {
+                    continue;
+                }
+                if F::is_volatile(raw, Level::SIZE_4K) {
+                    bottom.swap(index, F::EMPTY);
+                } else {
+                    bottom.store(index, F::EMPTY);
+                }
+                if F::is_leaf(raw, Level::SIZE_4K) {
+                    count += 1;
+                    first = first.min(index);
+                    last = index;
+                }
+            }
+            first = first.saturating_add(run.first);
+            last += run.first;
+        } else {
+            for index in run.first..run.end {
+                if !F::is_leaf(run.node.load(index), level) {
+                    continue;
+                }
+                let (old, table) = run.node.take(index, Absent::Empty);
+                debug_assert!(table.is_none(), "a leaf became a table under our lock");
+                if F::is_leaf(old, level) {
+                    count += 1;
+                    first = first.min(index);
+                    last = index;
+                }
+            }
+        }
+        if count == 0 {
+            return Flush::None;
+        }
+        cell.add_pages(level.slot(), -count);
+        let start = run.span_of(first).start;
+        let end = run.span_of(last).end;
+        Flush::range(GfnRange { start, end })
+    }
+
+    pub(super) fn do_invalidate_begin(
+        &self,
+        as_id: u8,
+        range: GfnRange,
+        may_yield: bool,
+    ) -> Invalidation {
+        let seat = self.registry.seat();
+        let session = Session::begin(self, &seat, Mode::Exclusive, FlushCause::Unmap, as_id);
+        // First the mark, then the zap: a fault that comes between would map what is about to go.
+        let token = self.invalidations.begin(range);
+        self.unmap_in(session, as_id, range, may_yield);
+        token
     }
 
     pub(super) fn do_invalidate_end(&self, token: Invalidation) {
-        self.state.lock().progress.end(token, &self.sequence);
+        let _exclusive = self.lock.exclusive();
+        self.invalidations.end(token);
     }
 
-    /// Zaps `range`; the flush covers the slots in it whether or not they had leaves, because another thread may have
-    /// zapped them and not flushed yet.
-    fn zap_and_flush(&self, state: &mut State, guard: &Guard<'_, F, H>, range: GfnRange) -> Flush {
-        let mut hull = self.zap_leaves(state, guard, range);
-        for slot in state.slots.iter() {
-            let slot = slot.spec.range();
-            if slot.overlaps(range) {
-                hull = hull.hull(GfnRange {
-                    start: slot.start.max(range.start),
-                    end: slot.end.min(range.end),
-                });
-            }
-        }
-        Flush::range(hull)
-    }
-
-    /// Removes every leaf over `range` and returns the hull of what they mapped.
-    pub(super) fn zap_leaves(
+    /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The
+    /// caller flushes before it leaves the read section, unless the root is withdrawn.
+    pub(super) fn remove_table(
         &self,
-        state: &mut State,
         guard: &Guard<'_, F, H>,
-        range: GfnRange,
-    ) -> GfnRange {
-        let mut hull = GfnRange::default();
-        let invalid = state.invalid_roots.iter().map(|root| guard.detached(root));
-        for root in guard.root().into_iter().chain(invalid) {
-            let mut iter = TdpIter::new(guard, root, range, Level::SIZE_4K);
-            while iter.advance() {
-                if !matches!(F::decode(iter.old(), iter.level()), Entry::Leaf(_)) {
-                    continue;
+        mode: Mode,
+        table: Detached,
+        withdrawn: bool,
+        cell: &Cell,
+    ) {
+        let (node, level) = (guard.detached(&table), table.level());
+        let quiet = mode == Mode::Exclusive || withdrawn;
+        let mut leaves = 0;
+        for index in 0..node.len() {
+            let mut old = node.load(index);
+            if quiet && F::as_table(old, level).is_none() {
+                leaves += i64::from(F::is_leaf(old, level));
+                continue;
+            }
+            let mut child;
+            let mut backoff = Backoff::default();
+            loop {
+                (old, child) = node.take(index, Absent::Frozen);
+                if old != F::FROZEN || quiet {
+                    break;
                 }
-                // An exchange: hardware may set A or D until the very last moment.
-                let (old, _) = iter.node().take(iter.index(), Absent::Empty);
-                if matches!(F::decode(old, iter.level()), Entry::Leaf(_)) {
-                    self.stats.add_leaves(iter.level(), -1);
-                    hull = hull.hull(iter.span());
-                }
+                // Its owner stores what it is making; then it is ours.
+                backoff.wait();
+            }
+            match child {
+                Some(child) => self.remove_table(guard, mode, child, withdrawn, cell),
+                None => leaves += i64::from(F::is_leaf(old, level)),
             }
         }
-        hull
+        if leaves != 0 {
+            cell.add_pages(level.slot(), -leaves);
+        }
+        self.forget_nx_table(table.pfn());
+        if self.free_mirrored_table(table.pfn()) {
+            self.tables.retire(table);
+        }
     }
 
-    /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`).
-    pub(super) fn remove_table(&self, state: &mut State, guard: &Guard<'_, F, H>, table: Detached) {
-        let (node, level) = (guard.detached(&table), table.level());
-        for index in 0..node.len() {
-            match node.take(index, Absent::Frozen) {
-                (_, Some(child)) => self.remove_table(state, guard, child),
-                (old, None) if matches!(F::decode(old, level), Entry::Leaf(_)) => {
-                    self.stats.add_leaves(level, -1)
-                }
-                _ => {}
-            }
+    /// The four passes.
+    pub(super) fn zap_withdrawn_root(&self, root: &RootPage) {
+        let seat = self.registry.seat();
+        let passes = [
+            Level::SIZE_4K,
+            Level::SIZE_2M,
+            Level::SIZE_1G,
+            F::ROOT_LEVEL,
+        ];
+        let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::Roots, root.as_id);
+        for pass in passes {
+            let pass = pass.min(F::ROOT_LEVEL);
+            (session, _) = self.zap_pass(session, root, pass);
         }
-        state.headers.remove(table.pfn());
-        self.tables.retire(table);
+        session.finish();
+    }
+
+    fn zap_pass<'a>(
+        &self,
+        session: Session<'a, F, H>,
+        root: &RootPage,
+        pass: Level,
+    ) -> (Session<'a, F, H>, bool) {
+        let everything = GfnRange {
+            start: Gfn(0),
+            end: F::MAX_GFN,
+        };
+        let plan = Sweep::leaves(everything).floor(pass);
+        sweep(
+            session,
+            root,
+            plan,
+            || true,
+            |session, run| {
+                self.take_leaves(&run, root, session.cell);
+                if run.node.level() == pass {
+                    for index in run.first..run.end {
+                        if F::as_table(run.node.load(index), pass).is_some()
+                            && let (_, Some(table)) = run.node.take(index, Absent::Empty)
+                        {
+                            self.remove_table(
+                                &session.guard,
+                                Mode::Shared,
+                                table,
+                                true,
+                                session.cell,
+                            );
+                        }
+                    }
+                }
+                Visit::Done(Flush::None)
+            },
+        )
+    }
+
+    /// The end: nobody uses the MMU any more. No flush, no yields.
+    pub(super) fn tear_down(&self) {
+        for root in self.withdraw_for_good() {
+            let seat = self.registry.seat();
+            let cause = FlushCause::Roots;
+            let mut session = Session::begin(self, &seat, Mode::Exclusive, cause, root.as_id);
+            let passes = [
+                Level::SIZE_4K,
+                Level::SIZE_2M,
+                Level::SIZE_1G,
+                F::ROOT_LEVEL,
+            ];
+            for pass in passes {
+                (session, _) = self.zap_pass(session, &root, pass.min(F::ROOT_LEVEL));
+            }
+            session.finish();
+        }
+        self.forget_roots();
     }
 }

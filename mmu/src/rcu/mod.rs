@@ -1,0 +1,39 @@
+//! Who is inside the MMU: readers, faults, and the one who excludes them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `cell` | one participant's mark, and its counters |
+//! | `registry` | all participants; grace periods |
+//! | `lock` | the MMU lock: shared by faults, exclusive for zaps |
+//! | `buffer` | a value in two copies, changed while others read it |
+//!
+//! # Protocol
+//!
+//! A participant (a vCPU, or a thread that carries out an operation) owns a [`Cell`](cell::Cell) of its own on cache lines
+//! of its own. It *announces* itself there: one store and one full barrier, nothing that another participant writes. The
+//! mark says
+//!
+//! - *pinned*: looks at tables and slots (an RCU read section), or
+//! - *shared*: the same, and holds the MMU lock shared.
+//!
+//! and carries the *era* in which it was made. Who waits looks at all cells:
+//!
+//! - the exclusive locker, until none is *shared*;
+//! - a grace period, until none is of the era in which it began, or older. Then nobody sees what was unlinked before it began.
+//!
+//! # Why it is enough
+//!
+//! 1. *Dekker*: a participant announces, then (full barrier) looks at the lock, at tables, at the era. The waiter changes
+//!    one of these, then (full barrier) looks at the cells. Either the waiter sees the mark or the participant the change.
+//! 2. *Eras*: who unlinks a table moves the era on afterwards. A participant whose mark carries the new era read it, so
+//!    it also sees the unlinking; one with an older era is waited for.
+//!
+//! # Order of locks
+//!
+//! slots lock → MMU lock → roots' lock → limbo's lock → registry's lock. A flush is carried out with any of the first three
+//! held, so the receiver of flushes takes none of them, and a vCPU acknowledges flushes without taking any.
+
+pub(crate) mod buffer;
+pub(crate) mod cell;
+pub(crate) mod lock;
+pub(crate) mod registry;

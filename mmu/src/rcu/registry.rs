@@ -1,0 +1,181 @@
+//! All participants, and waiting for them.
+//!
+//! Cells are made as they are needed and kept for the life of the MMU: their counters stay part of the sums when their
+//! owner has gone, and the next owner counts on.
+//!
+//! *Locking*: `cells` is held for a look at the list only, never while waiting.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use super::cell::Cell;
+use crate::sync::{Acquire, AtomicU64, Backoff, Mutex, SeqCst, fence};
+
+#[derive(Debug)]
+pub(crate) struct Registry {
+    cells: Mutex<Cells>,
+    /// Moves on with each unlinking.
+    era: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Cells {
+    all: Vec<Arc<Cell>>,
+    free: Vec<Arc<Cell>>,
+}
+
+/// A cell that nobody else owns; it goes back when dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    cell: Arc<Cell>,
+    registry: Arc<Registry>,
+}
+
+impl core::ops::Deref for Seat {
+    type Target = Cell;
+
+    #[inline(always)]
+    fn deref(&self) -> &Cell {
+        &self.cell
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.registry.cells.lock().free.push(Arc::clone(&self.cell));
+    }
+}
+
+/// The participant is inside until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Inside<'a>(&'a Cell);
+
+impl<'a> Inside<'a> {
+    pub(super) fn new(cell: &'a Cell) -> Self {
+        Self(cell)
+    }
+}
+
+impl Drop for Inside<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+impl Registry {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            cells: Mutex::new(Cells {
+                all: Vec::new(),
+                free: Vec::new(),
+            }),
+            era: AtomicU64::new(0),
+        })
+    }
+
+    /// A cell for a new participant.
+    pub(crate) fn seat(self: &Arc<Self>) -> Seat {
+        let mut cells = self.cells.lock();
+        let cell = cells.free.pop().unwrap_or_else(|| {
+            let cell = Arc::new(Cell::new());
+            cells.all.push(Arc::clone(&cell));
+            cell
+        });
+        Seat {
+            cell,
+            registry: Arc::clone(self),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn era(&self) -> u64 {
+        self.era.load(Acquire)
+    }
+
+    /// Enters a read section: what is reachable from here on is not freed before it ends.
+    #[inline(always)]
+    pub(crate) fn pin<'a>(&self, cell: &'a Cell) -> Inside<'a> {
+        cell.pin(self.era());
+        Inside(cell)
+    }
+
+    /// Ends the era, and returns its number: what was unlinked before this call is unseen when
+    /// [`is_over`](Self::is_over) says so of that number.
+    pub(crate) fn end_era(&self) -> u64 {
+        fence(SeqCst);
+        self.era.fetch_add(1, SeqCst)
+    }
+
+    /// Whether nobody is inside since `era` or longer.
+    pub(crate) fn is_over(&self, era: u64) -> bool {
+        fence(SeqCst);
+        let cells = self.cells.lock();
+        !cells.all.iter().any(|cell| cell.is_inside_since(era))
+    }
+
+    /// Waits until nobody is inside who was when this began. The caller must not be inside itself.
+    pub(crate) fn synchronize(&self) {
+        let era = self.end_era();
+        fence(SeqCst);
+        self.wait_for(|cell| cell.is_inside_since(era));
+    }
+
+    /// Waits until `busy` is false, once, of each cell.
+    pub(super) fn wait_for(&self, busy: impl Fn(&Cell) -> bool) {
+        // The usual case is that nobody is. The lock is not held while waiting: who is waited for may need it.
+        let waiting: Vec<_> = {
+            let cells = self.cells.lock();
+            cells
+                .all
+                .iter()
+                .filter(|cell| busy(cell))
+                .map(Arc::clone)
+                .collect()
+        };
+        for cell in waiting {
+            let mut backoff = Backoff::default();
+            while busy(&cell) {
+                backoff.wait();
+            }
+        }
+    }
+
+    /// Sums a figure over all participants there ever were.
+    pub(crate) fn sum(&self, figure: impl Fn(&Cell) -> u64) -> u64 {
+        let cells = self.cells.lock();
+        cells
+            .all
+            .iter()
+            .fold(0, |sum, cell| sum.wrapping_add(figure(cell)))
+    }
+}
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_period_waits_for_older_readers_and_for_no_newer_ones() {
+        let registry = Registry::new();
+        let (old, new) = (registry.seat(), registry.seat());
+        let reader = registry.pin(&old);
+        let era = registry.end_era();
+        assert!(!registry.is_over(era));
+        let _newer = registry.pin(&new);
+        assert!(!registry.is_over(era));
+        drop(reader);
+        assert!(registry.is_over(era), "the newer reader cannot see it");
+    }
+
+    #[test]
+    fn seats_are_used_again_and_keep_their_counts() {
+        use super::super::cell::Counter;
+        let registry = Registry::new();
+        for _ in 0..3 {
+            registry.seat().count(Counter::Taken, 2);
+        }
+        assert_eq!(registry.cells.lock().all.len(), 1);
+        assert_eq!(registry.sum(|cell| cell.counted(Counter::Taken)), 6);
+        assert!(registry.seat().is_idle());
+    }
+}

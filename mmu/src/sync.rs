@@ -1,0 +1,187 @@
+//! The only door to atomics, locks and waiting.
+//!
+//! Everything in this crate that one thread does to another goes through here, so that the same code runs on real
+//! atomics, under loom (feature `loom`: every interleaving of a small scene) and under shuttle (feature `shuttle`: random
+//! interleavings of a large one). The two features replace the atomics and are for tests alone.
+//!
+//! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time slice away after a few
+//! turns, so that more threads than cores do not burn each other's time.
+
+#[cfg(all(feature = "loom", feature = "shuttle"))]
+compile_error!("features `loom` and `shuttle` are different worlds: enable one");
+
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod imp {
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
+
+    /// How a lock's waiters pass the time.
+    #[derive(Debug)]
+    pub(super) struct Relax;
+
+    impl spin::RelaxStrategy for Relax {
+        fn relax() {
+            super::give_way();
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(spin::mutex::SpinMutex<T, Relax>);
+    pub(crate) type MutexGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T>;
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(spin::mutex::SpinMutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock()
+        }
+    }
+
+    /// Memory that one thread writes while no other looks; who uses it proves that.
+    #[derive(Debug, Default)]
+    pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(core::cell::UnsafeCell::new(value))
+        }
+
+        pub(crate) fn with<R>(&self, look: impl FnOnce(*const T) -> R) -> R {
+            look(self.0.get())
+        }
+
+        pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+            write(self.0.get())
+        }
+    }
+}
+
+#[cfg(all(feature = "loom", not(feature = "shuttle")))]
+mod imp {
+    pub(crate) use loom::{
+        cell::UnsafeCell,
+        sync::{
+            MutexGuard,
+            atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
+        },
+    };
+
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            // Poison: a panic in a model has failed the test already.
+            self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+        }
+    }
+}
+
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
+mod imp {
+    pub(crate) use shuttle::sync::{
+        MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
+    };
+
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(shuttle::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(core::cell::UnsafeCell::new(value))
+        }
+
+        pub(crate) fn with<R>(&self, look: impl FnOnce(*const T) -> R) -> R {
+            look(self.0.get())
+        }
+
+        pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+            write(self.0.get())
+        }
+    }
+}
+
+#[cfg(all(feature = "loom", feature = "shuttle"))]
+mod imp {
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
+}
+
+pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+
+pub(crate) use self::imp::{
+    AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, fence,
+};
+
+/// Turns before a waiter gives its time slice away.
+const SPINS: u32 = 64;
+
+/// A waiter's patience.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    /// One turn of waiting.
+    pub(crate) fn wait(&mut self) {
+        if self.0 < SPINS && cfg!(not(any(feature = "loom", feature = "shuttle"))) {
+            self.0 += 1;
+            core::hint::spin_loop();
+        } else {
+            give_way();
+        }
+    }
+}
+
+/// Lets another thread run.
+pub(crate) fn give_way() {
+    #[cfg(all(feature = "loom", not(feature = "shuttle")))]
+    loom::thread::yield_now();
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
+    shuttle::thread::yield_now();
+    #[cfg(all(feature = "std", not(any(feature = "loom", feature = "shuttle"))))]
+    std::thread::yield_now();
+    #[cfg(not(any(feature = "std", feature = "loom", feature = "shuttle")))]
+    core::hint::spin_loop();
+}
+
+/// Stores `value` so that it comes before every later load of this thread in the one order that all threads agree on:
+/// the thread's half of Dekker's argument. The other half is a store, a `SeqCst` fence and a load.
+#[inline(always)]
+pub(crate) fn announce(cell: &AtomicU64, value: u64) {
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    ))]
+    {
+        // A locked exchange is as full a barrier as MFENCE and takes half the time; the compiler fence keeps the
+        // compiler from moving loads above it.
+        cell.swap(value, SeqCst);
+        core::sync::atomic::compiler_fence(SeqCst);
+    }
+    #[cfg(not(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    )))]
+    {
+        cell.store(value, Relaxed);
+        fence(SeqCst);
+    }
+}

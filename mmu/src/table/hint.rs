@@ -1,0 +1,66 @@
+//! The table that a vCPU's last walk ended in, remembered from one fault to the next.
+//!
+//! A software paging-structure cache of one entry. A hint is believed only while no table at all has been retired since it
+//! was taken ([`Tables::unlinks`]). That is enough:
+//!
+//! - the count was read *before* the walk that found the table, so the table was reachable when the count had that value;
+//! - who uses the hint is inside, and reads the same value after a full barrier. A later retirement counts first, then
+//!   ends an era and looks at the cells, so it waits for this user (Dekker).
+//!
+//! The table may have been *detached* by then, as in every walk; whoever tears it down freezes or takes what is put into it.
+
+use super::{
+    memory::TableMemory,
+    node::{Guard, Node},
+};
+use crate::{
+    addr::{Gfn, Level, Pfn},
+    format::Format,
+};
+
+/// See the module. Belongs to one root: who changes roots forgets it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hint {
+    /// The 4 KiB table's frame and first guest frame.
+    at: Option<(Pfn, Gfn)>,
+    unlinks: u64,
+}
+
+impl Hint {
+    /// A hint for a walk that begins now; it holds nothing until it is told where the walk ended.
+    #[inline(always)]
+    pub(crate) fn begin<F: Format, H: TableMemory>(guard: &Guard<'_, F, H>) -> Self {
+        Self {
+            at: None,
+            unlinks: guard.tables.unlinks(),
+        }
+    }
+
+    /// The walk for `gfn` came to `node`.
+    #[inline(always)]
+    pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn) {
+        self.at = (node.level() == Level::SIZE_4K).then(|| (node.pfn(), parent_base::<F>(gfn)));
+    }
+
+    /// The 4 KiB table for `gfn`, if the hint has it and is to be believed.
+    #[inline(always)]
+    pub(crate) fn node<'g, F: Format, H: TableMemory>(
+        &self,
+        guard: &'g Guard<'_, F, H>,
+        gfn: Gfn,
+    ) -> Option<Node<'g, F>> {
+        let (pfn, base) = self.at?;
+        if base != parent_base::<F>(gfn) || self.unlinks != guard.tables.unlinks() {
+            return None;
+        }
+        // SAFETY: the table was reachable when the count was what it is now, so no retirement of it has ended an era
+        // that this guard is not part of (see the module).
+        Some(unsafe { guard.node(pfn, Level::SIZE_4K) })
+    }
+}
+
+/// First frame of the 4 KiB table that covers `gfn`.
+#[inline(always)]
+fn parent_base<F: Format>(gfn: Gfn) -> Gfn {
+    Gfn(gfn.0 & !((1 << F::INDEX_BITS[0]) - 1))
+}

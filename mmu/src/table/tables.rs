@@ -1,0 +1,261 @@
+//! Allocation and reclamation of tables.
+//!
+//! A table that was unlinked waits in *limbo* for the end of a grace period, with the number of the era that its unlinking
+//! ended. Nobody waits for it: who retires tables, or asks for it, frees those whose time has come.
+//!
+//! *Locking*: limbo's lock, below the MMU lock and the roots'. *Invariant*: `live` counts every table between its
+//! allocation and its being given back.
+
+use alloc::{collections::VecDeque, sync::Arc};
+use core::{fmt, marker::PhantomData, slice};
+
+use super::{
+    header::{Header, PageRole, frames_of},
+    memory::{EntryCell, TableMemory},
+    node::{Blank, Detached, RootTable, Unlinked},
+};
+use crate::{
+    addr::{Gfn, Level, Pfn},
+    format::Format,
+    rcu::registry::Registry,
+    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed},
+};
+
+/// All tables of one MMU.
+pub(crate) struct Tables<F: Format, H: TableMemory> {
+    memory: H,
+    registry: Arc<Registry>,
+    limbo: Mutex<VecDeque<Retired>>,
+    live: AtomicU64,
+    /// How many tables were ever retired: a hint that is older than this may be stale.
+    unlinks: AtomicU64,
+    format: PhantomData<F>,
+}
+
+struct Retired {
+    era: u64,
+    table: Gone,
+}
+
+enum Gone {
+    Table(Detached),
+    Root(Arc<RootTable>),
+}
+
+impl<F: Format, H: TableMemory> Tables<F, H> {
+    pub(crate) fn new(memory: H, registry: Arc<Registry>) -> Self {
+        Self {
+            memory,
+            registry,
+            limbo: Mutex::new(VecDeque::new()),
+            live: AtomicU64::new(0),
+            unlinks: AtomicU64::new(0),
+            format: PhantomData,
+        }
+    }
+
+    pub(crate) fn memory(&self) -> &H {
+        &self.memory
+    }
+
+    /// Tables that occupy memory: linked, in a cache, or waiting for readers.
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Relaxed)
+    }
+
+    /// Tables that wait for readers.
+    pub(crate) fn retired(&self) -> u64 {
+        self.limbo.lock().len() as u64
+    }
+
+    #[inline(always)]
+    pub(crate) fn unlinks(&self) -> u64 {
+        self.unlinks.load(Acquire)
+    }
+
+    /// Bytes of a table that is not a root.
+    const fn node_bytes() -> usize {
+        8 << F::INDEX_BITS[0]
+    }
+
+    /// Memory for a table that is not a root.
+    pub(crate) fn blank(&self) -> Option<Blank> {
+        const {
+            let (mut level, bits) = (0, F::INDEX_BITS);
+            while level + 1 < bits.len() {
+                assert!(
+                    bits[level] == bits[0],
+                    "every table but the root has the same size"
+                );
+                level += 1;
+            }
+        }
+        let pfn = self.allocate(Self::node_bytes())?;
+        Some(Blank { pfn })
+    }
+
+    fn allocate(&self, bytes: usize) -> Option<Pfn> {
+        let pfn = self.memory.allocate(bytes)?;
+        if pfn.0 >= F::MAX_PFN.0 {
+            // SAFETY: allocated just now with this size; nobody else knows the frame.
+            unsafe { self.memory.free(pfn, bytes) };
+            return None;
+        }
+        self.live.fetch_add(1, Relaxed);
+        Some(pfn)
+    }
+
+    /// An empty root table, described.
+    pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Arc<RootTable>> {
+        let level = F::ROOT_LEVEL;
+        let pfn = self.allocate(F::node_size(level))?;
+        // SAFETY: `pfn` is a fresh table of `level` that nobody else knows.
+        for entry in unsafe { self.entries(pfn, level) } {
+            entry.0.store(F::EMPTY, Relaxed);
+        }
+        self.memory
+            .header(pfn)
+            .describe(PageRole::new(as_id, level, mirror), Gfn(0), None);
+        for frame in 1..frames_of(F::node_size(level)) {
+            let tail = self.memory.header(Pfn(pfn.0 + frame));
+            tail.describe_tail(frame as usize);
+        }
+        Some(Arc::new(RootTable { pfn }))
+    }
+
+    #[inline(always)]
+    pub(crate) fn header(&self, pfn: Pfn) -> &Header {
+        self.memory.header(pfn)
+    }
+
+    /// Gives back memory that was never linked.
+    pub(crate) fn free_blank(&self, blank: Blank) {
+        // SAFETY: the ticket proves that nobody has seen the table (invariant 3 of `node`).
+        unsafe { self.free(blank.pfn, Self::node_bytes()) };
+    }
+
+    /// A table that was never linked, as memory for the next one.
+    pub(crate) fn blank_again(&self, node: Unlinked) -> Blank {
+        self.memory.header(node.pfn).forget();
+        Blank { pfn: node.pfn }
+    }
+
+    /// Hands an unlinked table, which must no longer link any other, to the grace period.
+    pub(crate) fn retire(&self, node: Detached) {
+        self.memory.header(node.pfn).forget();
+        self.put_off(Gone::Table(node));
+    }
+
+    /// The same for a root that nobody can find any more. Who still holds it delays it.
+    pub(crate) fn retire_root(&self, root: Arc<RootTable>) {
+        self.put_off(Gone::Root(root));
+    }
+
+    fn put_off(&self, table: Gone) {
+        // First the count, then the era: a hint taken before is refused, or its user is waited for (see `hint`).
+        self.unlinks.fetch_add(1, AcqRel);
+        let mut limbo = self.limbo.lock();
+        // Under the lock, so that eras in the queue never fall.
+        let era = self.registry.end_era();
+        limbo.push_back(Retired { era, table });
+    }
+
+    /// Frees the retired tables that no reader can see any more. Never waits.
+    pub(crate) fn reclaim(&self) {
+        loop {
+            let mut limbo = self.limbo.lock();
+            let Some(last) = limbo.back() else { return };
+            // All or the oldest: asking about each would look at every cell as often.
+            let all = last.era;
+            let Some(first) = limbo.front() else { return };
+            let upto = if self.registry.is_over(all) {
+                all
+            } else if self.registry.is_over(first.era) {
+                first.era
+            } else {
+                return;
+            };
+            let mut waiting = VecDeque::new();
+            while limbo.front().is_some_and(|retired| retired.era <= upto) {
+                let Some(retired) = limbo.pop_front() else {
+                    break;
+                };
+                match retired.table {
+                    // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
+                    // that could have seen it is gone (invariant 3 of `node`).
+                    Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
+                    Gone::Root(root) => match Arc::try_unwrap(root) {
+                        Ok(root) => self.free_root(root),
+                        Err(held) => waiting.push_back(Retired {
+                            era: retired.era,
+                            table: Gone::Root(held),
+                        }),
+                    },
+                }
+            }
+            let stuck = !waiting.is_empty();
+            while let Some(retired) = waiting.pop_back() {
+                limbo.push_front(retired);
+            }
+            if upto == all || stuck {
+                return;
+            }
+        }
+    }
+
+    fn free_root(&self, root: RootTable) {
+        let bytes = F::node_size(F::ROOT_LEVEL);
+        for frame in 0..frames_of(bytes) {
+            self.memory.header(Pfn(root.pfn.0 + frame)).forget();
+        }
+        // SAFETY: nobody holds the root any more, and the grace period is over.
+        unsafe { self.free(root.pfn, bytes) };
+    }
+
+    /// # Safety
+    ///
+    /// `pfn` is the first frame of a live table of `level`, and stays one while the result is used.
+    #[inline(always)]
+    pub(super) unsafe fn entries(&self, pfn: Pfn, level: Level) -> &[EntryCell] {
+        let first = self.memory.entries(pfn);
+        // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
+        // the caller promises that it is.
+        unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) }
+    }
+
+    /// # Safety
+    ///
+    /// `pfn` is a live table of `bytes` that nobody uses or can reach.
+    unsafe fn free(&self, pfn: Pfn, bytes: usize) {
+        self.live.fetch_sub(1, Relaxed);
+        // SAFETY: allocated by `allocate` with this size; unused, as the caller promises.
+        unsafe { self.memory.free(pfn, bytes) };
+    }
+}
+
+impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
+    fn drop(&mut self) {
+        // `&mut self`: nobody is inside.
+        let limbo = core::mem::take(&mut *self.limbo.lock());
+        for retired in limbo {
+            match retired.table {
+                // SAFETY: retired, and no reader can exist.
+                Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
+                Gone::Root(root) => {
+                    if let Ok(root) = Arc::try_unwrap(root) {
+                        self.free_root(root);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<F: Format, H: TableMemory> fmt::Debug for Tables<F, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables")
+            .field("live", &self.live())
+            .field("retired", &self.retired())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,86 @@
+//! Which level a fault is mapped at.
+//!
+//! The coarsest that everyone allows: the format, the configuration, the slot's backing and alignment, the places where
+//! huge mappings are forbidden, the host's own mapping, the fault. While a slot logs writes it is 4 KiB, because a page is
+//! the unit of the log; a mirrored mapping is 4 KiB, because its owner knows no other.
+//!
+//! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between the question and the
+//! mapping, which the invalidation sequence sees to.
+
+use super::TdpMmu;
+use crate::{
+    addr::{Gfn, Level},
+    fault::{Access, Fault},
+    format::Format,
+    slot::Slot,
+    table::memory::TableMemory,
+};
+
+/// Where a fault is mapped, and whether it would be coarser but for the NX mitigation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) level: Level,
+    /// What slot and host would allow (`req_level`).
+    pub(super) allowed: Level,
+}
+
+impl Goal {
+    pub(super) fn nx_disallowed(self) -> bool {
+        self.level < self.allowed
+    }
+}
+
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    #[inline(always)]
+    pub(super) fn goal(&self, slot: &Slot, fault: &Fault) -> Goal {
+        let limit = self.config.max_level.min(slot.spec.max_level);
+        let limit = limit.min(fault.max_level);
+        if limit == Level::SIZE_4K || slot.dirty.is_some() || fault.mirror {
+            return Goal {
+                level: Level::SIZE_4K,
+                allowed: Level::SIZE_4K,
+            };
+        }
+        self.goal_below(slot, fault, limit)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
+        let allowed = self.allowed_level(slot, fault.gfn, limit);
+        let nx = self.avoids_executable_huge_pages() && fault.access == Access::Execute;
+        Goal {
+            level: if nx { Level::SIZE_4K } else { allowed },
+            allowed,
+        }
+    }
+
+    /// The coarsest level, up to `limit`, at which slot and host allow a mapping over `gfn`.
+    pub(super) fn allowed_level(&self, slot: &Slot, gfn: Gfn, limit: Level) -> Level {
+        let mut level = F::MAX_LEAF_LEVEL
+            .min(self.config.max_level)
+            .min(slot.spec.max_level)
+            .min(limit);
+        level = self.lower(slot, gfn, level);
+        if level > Level::SIZE_4K {
+            level = self.lower(
+                slot,
+                gfn,
+                level.min(self.host.mapping_level(&slot.spec, gfn)),
+            );
+        }
+        level
+    }
+
+    fn lower(&self, slot: &Slot, gfn: Gfn, mut level: Level) -> Level {
+        while let Some(finer) = level.child() {
+            if slot.allows_span(gfn, F::span(level))
+                && slot.huge.allows(level, F::align_down(gfn, level))
+            {
+                break;
+            }
+            level = finer;
+        }
+        level
+    }
+}

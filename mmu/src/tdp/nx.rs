@@ -1,0 +1,130 @@
+//! The NX-huge-page mitigation (iTLB multihit).
+//!
+//! Some processors may crash when the size of an executable mapping changes under a running guest. So, where it is
+//! configured, a huge mapping is never executable: a fetch from one splits it, the 4 KiB pages are executable, and the table
+//! that keeps them apart is noted. Noted tables are zapped after a while, a few at a time, and become huge again if nothing is
+//! fetched there any more.
+//!
+//! *Locking*: the list of noted tables has its own lock, the last in the order. A table is noted before it is linked where it
+//! can be, and a note is taken back by whoever tears the table down. Recovery holds the slots lock and the shared MMU lock.
+
+use alloc::collections::BTreeSet;
+
+use super::{
+    TdpMmu,
+    level::Goal,
+    root::RootPage,
+    session::{Mode, Session},
+};
+use crate::{
+    addr::{Gfn, GfnRange, Pfn},
+    flush::{Flush, FlushCause},
+    format::Format,
+    rcu::cell::{Cell, Counter},
+    sync::Mutex,
+    table::memory::TableMemory,
+};
+
+/// The tables that the mitigation keeps.
+#[derive(Debug)]
+pub(super) struct NxTables(Mutex<BTreeSet<Pfn>>);
+
+impl NxTables {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(BTreeSet::new()))
+    }
+}
+
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    #[inline(always)]
+    pub(super) fn avoids_executable_huge_pages(&self) -> bool {
+        F::NX_HUGE_PAGES && self.config.nx_huge_pages
+    }
+
+    /// At the goal: if a noted table is there, it stays, and the fault is mapped one level finer (`disallowed_hugepage_adjust`).
+    /// Otherwise the next data access would make the page huge again, and the next fetch split it.
+    #[inline(always)]
+    pub(super) fn lower_goal_for_nx(&self, goal: &mut Goal, raw: u64) {
+        if self.avoids_executable_huge_pages()
+            && let Some(pfn) = F::as_table(raw, goal.level)
+            && self.tables.header(pfn).nx_disallowed()
+            && let Some(finer) = goal.level.child()
+        {
+            goal.level = finer;
+        }
+    }
+
+    pub(super) fn note_nx_table(&self, pfn: Pfn, cell: &Cell) {
+        let mut noted = self.nx_tables.0.lock();
+        if noted.insert(pfn) {
+            self.tables.header(pfn).set_nx_disallowed(true);
+            cell.count(Counter::NxSplits, 1);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn forget_nx_table(&self, pfn: Pfn) {
+        if F::NX_HUGE_PAGES && self.tables.header(pfn).nx_disallowed() {
+            self.nx_tables.0.lock().remove(&pfn);
+            self.tables.header(pfn).set_nx_disallowed(false);
+        }
+    }
+
+    /// Zaps up to `most` noted tables, so that the guest's next accesses may map them huge. Returns how many.
+    pub(super) fn do_recover_nx_huge_pages(&self, most: usize) -> usize {
+        let slots = self.slots_lock.lock();
+        let seat = self.registry.seat();
+        let noted: alloc::vec::Vec<Pfn> = {
+            let noted = self.nx_tables.0.lock();
+            noted.iter().take(most).copied().collect()
+        };
+        let mut zapped = 0;
+        let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::NxRecovery, 0);
+        for pfn in noted {
+            if session.is_contended() {
+                session = session.yielded(|| {});
+            }
+            let Some(page) = self.tables.header(pfn).snapshot(pfn) else {
+                continue;
+            };
+            let (gfn, as_id) = (page.gfn, page.role.as_id);
+            // A page that is being logged would only be split again.
+            let set = self.spaces[usize::from(as_id)].read_as_writer(&slots);
+            if set.find(gfn).is_none_or(|slot| slot.dirty.is_some()) {
+                continue;
+            }
+            for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
+                if let Some(span) = self.cut_off(&session, &root, gfn, pfn) {
+                    session.owe(Flush::range(span));
+                    zapped += 1;
+                }
+            }
+        }
+        session.finish();
+        drop(slots);
+        self.tidy();
+        zapped
+    }
+
+    /// Removes the table at `pfn` from the path of `gfn`, if it is still there: presence alone would not do, the entry may
+    /// point to another table by now.
+    fn cut_off(
+        &self,
+        session: &Session<'_, F, H>,
+        root: &RootPage,
+        gfn: Gfn,
+        pfn: Pfn,
+    ) -> Option<GfnRange> {
+        let mut node = session.guard.root(&root.table);
+        loop {
+            let (level, index) = (node.level(), F::index(gfn, node.level()));
+            let raw = node.load(index);
+            if F::as_table(raw, level)? == pfn {
+                let table = node.replace(index, raw, F::EMPTY).ok()??;
+                self.remove_table(&session.guard, Mode::Shared, table, false, session.cell);
+                return Some(GfnRange::new(F::align_down(gfn, level), F::span(level)));
+            }
+            node = session.guard.child(node, index)?;
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Memory slots come, change and go.
+//!
+//! Every change holds the slots lock for its whole length, flushes included, and is published to faults in two steps
+//! (`rcu::buffer`). When publishing returns, no fault uses the slots as they were before.
+//!
+//! - *Create*: publish.
+//! - *Flags*: publish, then protect (logging on) or recover (logging off): a fault cannot map huge, or writable without
+//!   marking, after that, because it sees the new flags.
+//! - *Delete, move*: publish the slot as invalid, so that faults retry; unmap what it covered, with its flush; publish it gone,
+//!   or at its new place. So when the operation returns nothing maps the slot's memory, and no fault is on its way to.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use super::{DirtyLogStart, TdpMmu, protect::Take};
+use crate::{
+    addr::{Gfn, GfnRange, Level},
+    flush::{Flush, FlushCause},
+    format::{DirtyLogPolicy, Format},
+    rcu::buffer::DoubleBuffer,
+    slot::{DirtyBitmap, Slot, SlotError, SlotFlags, SlotId, SlotSet, SlotSpec},
+    sync::MutexGuard,
+    table::memory::TableMemory,
+};
+
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    pub(super) fn space(&self, as_id: u8) -> Result<&DoubleBuffer<SlotSet>, SlotError> {
+        self.spaces
+            .get(usize::from(as_id))
+            .ok_or(SlotError::UnknownAddressSpace { as_id })
+    }
+
+    /// Publishes a change of one address space's slots.
+    fn publish(
+        &self,
+        writer: &mut MutexGuard<'_, ()>,
+        space: &DoubleBuffer<SlotSet>,
+        edit: impl FnMut(&mut SlotSet),
+    ) {
+        let before = space.generation();
+        space.change(writer, &self.registry, edit);
+        let bits = F::MMIO_GENERATION_BITS;
+        if self.config.mmio_caching && bits > 0 && before >> bits != space.generation() >> bits {
+            // The part of the generation that entries keep has come round: old entries would look current.
+            self.do_zap_all();
+        }
+    }
+
+    fn put(
+        &self,
+        writer: &mut MutexGuard<'_, ()>,
+        space: &DoubleBuffer<SlotSet>,
+        slot: Slot,
+    ) -> Arc<Slot> {
+        let slot = Arc::new(slot);
+        self.publish(writer, space, |set| set.put(Arc::clone(&slot)));
+        slot
+    }
+
+    fn bitmap(&self, spec: &SlotSpec) -> Result<Option<Arc<DirtyBitmap>>, SlotError> {
+        if !spec.flags.contains(SlotFlags::LOG_DIRTY) {
+            return Ok(None);
+        }
+        let set = self.config.dirty_log_start == DirtyLogStart::InitiallySet;
+        let bitmap =
+            DirtyBitmap::new(spec.npages, set).ok_or(SlotError::NoMemory { id: spec.id })?;
+        Ok(Some(Arc::new(bitmap)))
+    }
+
+    pub(super) fn do_create_slot(&self, spec: SlotSpec) -> Result<(), SlotError> {
+        let space = self.space(spec.as_id)?;
+        let mut writer = self.slots_lock.lock();
+        space.read_as_writer(&writer).may_create(&spec)?;
+        let dirty = self.bitmap(&spec)?;
+        self.put(&mut writer, space, Slot::new(spec, dirty));
+        Ok(())
+    }
+
+    pub(super) fn do_delete_slot(&self, as_id: u8, id: SlotId) -> Result<(), SlotError> {
+        let space = self.space(as_id)?;
+        let mut writer = self.slots_lock.lock();
+        let slot = Arc::clone(space.read_as_writer(&writer).get(id)?);
+        self.empty_slot(&mut writer, space, &slot);
+        self.publish(&mut writer, space, |set| set.remove(id));
+        Ok(())
+    }
+
+    pub(super) fn do_move_slot(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        base_gfn: Gfn,
+    ) -> Result<(), SlotError> {
+        let space = self.space(as_id)?;
+        let mut writer = self.slots_lock.lock();
+        let set = space.read_as_writer(&writer);
+        let slot = Arc::clone(set.get(id)?);
+        let spec = set.may_move(id, base_gfn)?;
+        if spec == slot.spec {
+            return Ok(());
+        }
+        self.empty_slot(&mut writer, space, &slot);
+        // Permissions to map huge are by guest frame, so they do not come along.
+        let moved = Slot::new(spec, slot.dirty.clone());
+        self.put(&mut writer, space, moved);
+        Ok(())
+    }
+
+    /// Makes a slot invalid and removes all it maps.
+    fn empty_slot(
+        &self,
+        writer: &mut MutexGuard<'_, ()>,
+        space: &DoubleBuffer<SlotSet>,
+        slot: &Slot,
+    ) {
+        let invalid = Slot {
+            invalid: true,
+            ..slot.clone()
+        };
+        self.put(writer, space, invalid);
+        self.invalidations.bump();
+        let spec = &slot.spec;
+        self.unmap(spec.as_id, spec.range(), FlushCause::Slot, true);
+    }
+
+    pub(super) fn do_set_slot_flags(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        flags: SlotFlags,
+    ) -> Result<(), SlotError> {
+        let space = self.space(as_id)?;
+        let mut writer = self.slots_lock.lock();
+        let set = space.read_as_writer(&writer);
+        let old = Arc::clone(set.get(id)?);
+        let spec = set.may_change(id, flags)?;
+        if spec == old.spec {
+            return Ok(());
+        }
+        let dirty = match &old.dirty {
+            Some(dirty) if flags.contains(SlotFlags::LOG_DIRTY) => Some(Arc::clone(dirty)),
+            _ => self.bitmap(&spec)?,
+        };
+        let new = Slot {
+            spec,
+            dirty,
+            huge: Arc::clone(&old.huge),
+            invalid: false,
+        };
+        let slot = self.put(&mut writer, space, new);
+        match (old.dirty.is_some(), slot.dirty.is_some()) {
+            (false, true) => self.begin_logging(&slot.spec),
+            (true, false) => self.recover_huge_pages(&slot),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Protects what is mapped. Faults see the slot as logged already.
+    fn begin_logging(&self, spec: &SlotSpec) {
+        if self.config.dirty_log_start == DirtyLogStart::InitiallySet {
+            return;
+        }
+        let (as_id, range) = (spec.as_id, spec.range());
+        if self.config.eager_split {
+            // Without memory for it, what is left is split by the first write to each huge page.
+            self.do_split_huge_pages(as_id, range, Level::SIZE_4K);
+        }
+        if matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
+            self.take_from_range(as_id, range, Level::SIZE_4K, Take::Dirty);
+            self.take_from_range(as_id, range, Level::SIZE_2M, Take::Writable);
+        } else {
+            self.take_from_range(as_id, range, Level::SIZE_4K, Take::Writable);
+        }
+        // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB still.
+        self.flush(Flush::range(range), FlushCause::DirtyLog, as_id);
+    }
+
+    pub(super) fn do_slots(&self) -> Vec<SlotSpec> {
+        let writer = self.slots_lock.lock();
+        self.spaces
+            .iter()
+            .flat_map(|space| space.read_as_writer(&writer).iter())
+            .map(|slot| slot.spec)
+            .collect()
+    }
+
+    /// Forbids (or allows again) mappings of `level` over the frames of `range`, once for each such mapping. What is mapped
+    /// already is removed when it is forbidden.
+    pub(super) fn do_forbid_huge_pages(
+        &self,
+        as_id: u8,
+        range: GfnRange,
+        level: Level,
+        forbid: bool,
+    ) -> Result<(), SlotError> {
+        let space = self.space(as_id)?;
+        let writer = self.slots_lock.lock();
+        let span = F::span(level);
+        let mut place = F::align_down(range.start, level);
+        while place < range.end && place < F::MAX_GFN {
+            let covered = GfnRange::new(place, span);
+            for slot in space.read_as_writer(&writer).over(covered) {
+                if forbid {
+                    slot.huge.forbid(level, place);
+                } else {
+                    slot.huge.allow(level, place);
+                }
+            }
+            place = Gfn(place.0 + span);
+        }
+        if forbid {
+            self.do_split_huge_pages(as_id, range, level.child().unwrap_or(Level::SIZE_4K));
+        }
+        drop(writer);
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! What a vCPU brings along.
+//!
+//! The counterpart of the MMU's part of `struct kvm_vcpu`: a seat in the registry, a cache of tables that is filled before
+//! the lock is taken, the roots it has loaded, and what it remembers from its last fault. It is handed to each call as `&mut`,
+//! so one thread at a time uses it and none of this needs a lock.
+//!
+//! A vCPU that is dropped leaves its tables and roots in the MMU's *bin*, which is emptied by
+//! [`reclaim`](crate::SecondStage::reclaim) and when the MMU goes.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::fmt;
+
+use super::{TdpMmu, root::RootPage};
+use crate::{
+    addr::MAX_LEVELS,
+    format::Format,
+    rcu::registry::{Inside, Seat},
+    slot::Slot,
+    sync::Mutex,
+    table::{hint::Hint, memory::TableMemory, node::Blank},
+};
+
+/// Tables fetched at a time.
+const CACHE: usize = 16;
+
+/// A vCPU's part of the MMU; made by [`SecondStage::vcpu`](crate::SecondStage::vcpu).
+pub struct Vcpu {
+    pub(super) seat: Seat,
+    pub(super) as_id: u8,
+    pub(super) cache: Vec<Blank>,
+    pub(super) root: Option<Arc<RootPage>>,
+    pub(super) mirror: Option<Arc<RootPage>>,
+    /// The slot of the last fault, and the generation of slots in which it was found.
+    pub(super) slot: Option<(u64, Arc<Slot>)>,
+    pub(super) hint: Hint,
+    bin: Arc<Bin>,
+}
+
+impl Vcpu {
+    /// The address space that the vCPU runs in.
+    pub fn as_id(&self) -> u8 {
+        self.as_id
+    }
+
+    /// Moves the vCPU to another address space: its next access loads that one's root. An address space that does not exist
+    /// has no root, and each fault says so.
+    pub fn set_as_id(&mut self, as_id: u8) {
+        if self.as_id != as_id {
+            self.as_id = as_id;
+            self.slot = None;
+            self.hint = Hint::default();
+            self.bin
+                .leave(Vec::new(), self.root.take(), self.mirror.take());
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        let cache = core::mem::take(&mut self.cache);
+        self.bin.leave(cache, self.root.take(), self.mirror.take());
+    }
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu")
+            .field("as_id", &self.as_id)
+            .field("cached_tables", &self.cache.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What vCPUs left behind.
+#[derive(Debug)]
+pub(super) struct Bin(Mutex<Left>);
+
+type Left = (Vec<Blank>, Vec<Arc<RootPage>>);
+
+impl Bin {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new((Vec::new(), Vec::new())))
+    }
+
+    fn leave(&self, cache: Vec<Blank>, root: Option<Arc<RootPage>>, mirror: Option<Arc<RootPage>>) {
+        let mut left = self.0.lock();
+        left.0.extend(cache);
+        left.1.extend(root.into_iter().chain(mirror));
+    }
+
+    pub(super) fn empty(&self) -> Left {
+        core::mem::take(&mut *self.0.lock())
+    }
+}
+
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    pub(super) fn do_vcpu(&self) -> Vcpu {
+        Vcpu {
+            seat: self.registry.seat(),
+            as_id: 0,
+            cache: Vec::new(),
+            root: None,
+            mirror: None,
+            slot: None,
+            hint: Hint::default(),
+            bin: Arc::clone(&self.bin),
+        }
+    }
+
+    /// Whether `vcpu` was made by this MMU.
+    #[inline(always)]
+    pub(super) fn owns(&self, vcpu: &Vcpu) -> bool {
+        Arc::ptr_eq(&self.bin, &vcpu.bin)
+    }
+
+    /// Makes sure that a fault finds a table for each level; false without memory. Never with a lock held.
+    #[inline(always)]
+    pub(super) fn top_up(&self, cache: &mut Vec<Blank>) -> bool {
+        cache.len() >= MAX_LEVELS - 1 || self.refill(cache, CACHE)
+    }
+
+    /// Fills `cache` up to `count` tables; true if a fault, or a split, has enough.
+    #[cold]
+    pub(super) fn refill(&self, cache: &mut Vec<Blank>, count: usize) -> bool {
+        while cache.len() < count {
+            match self.tables.blank() {
+                Some(blank) => cache.push(blank),
+                None => break,
+            }
+        }
+        cache.len() >= (F::INDEX_BITS.len() - 1).min(count)
+    }
+
+    /// The slot over `gfn`, or `None`. `kept` is what the vCPU remembers.
+    #[inline(always)]
+    pub(super) fn slot_of<'k>(
+        &self,
+        inside: &Inside<'_>,
+        as_id: u8,
+        gfn: crate::Gfn,
+        kept: &'k mut Option<(u64, Arc<Slot>)>,
+    ) -> Option<&'k Slot> {
+        let space = &self.spaces[usize::from(as_id)];
+        let generation = space.generation();
+        let hit = matches!(kept, Some((seen, slot)) if *seen == generation && slot.contains(gfn));
+        if !hit {
+            let found = space.read(inside).find(gfn)?;
+            *kept = Some((generation, Arc::clone(found)));
+        }
+        kept.as_ref().map(|(_, slot)| &**slot)
+    }
+}
