@@ -43,12 +43,13 @@
 
 extern crate alloc;
 
-mod ept;
-mod riscv;
+mod bits;
+pub mod riscv;
 mod stage;
+pub mod x86;
 
 pub use self::{
-    ept::Ept4,
     riscv::{Sv39x4, Sv48x4, Sv57x4},
     stage::{GuestStage, UnknownStage},
+    x86::{Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5},
 };

@@ -607,3 +607,18 @@ fn sv48x4() {
 fn sv57x4() {
     agrees_with_the_model(GuestStage::Sv57x4);
 }
+
+#[test]
+fn ept5() {
+    agrees_with_the_model(GuestStage::Ept5);
+}
+
+#[test]
+fn npt4() {
+    agrees_with_the_model(GuestStage::Npt4);
+}
+
+#[test]
+fn npt5() {
+    agrees_with_the_model(GuestStage::Npt5);
+}

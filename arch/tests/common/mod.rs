@@ -48,7 +48,10 @@ pub(crate) type Hit = Option<(u64, bool)>;
 /// Walks the tables in `arena` as the hardware of `stage` does.
 pub(crate) fn hardware_walk(stage: GuestStage, arena: &Arena, root: Pfn, gfn: u64) -> Hit {
     match stage {
-        GuestStage::Ept4 => ept_walk(arena, root.hpa(), gfn),
+        GuestStage::Ept4 => ept_walk(arena, root.hpa(), gfn, 4),
+        GuestStage::Ept5 => ept_walk(arena, root.hpa(), gfn, 5),
+        GuestStage::Npt4 => npt_walk(arena, root.hpa(), gfn, 4),
+        GuestStage::Npt5 => npt_walk(arena, root.hpa(), gfn, 5),
         GuestStage::Sv39x4 => g_stage_walk(arena, root.hpa(), gfn, 3),
         GuestStage::Sv48x4 => g_stage_walk(arena, root.hpa(), gfn, 4),
         GuestStage::Sv57x4 => g_stage_walk(arena, root.hpa(), gfn, 5),
@@ -97,12 +100,12 @@ fn g_stage_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
 }
 
 /// Intel SDM vol. 3C, "EPT Translation Mechanism", without mode-based execute control.
-fn ept_walk(arena: &Arena, root: u64, gfn: u64) -> Hit {
-    if gfn >> 36 != 0 {
+fn ept_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
+    if gfn >> (9 * levels) != 0 {
         return None;
     }
     let (mut table, mut writable) = (root, true);
-    for level in (0..4u32).rev() {
+    for level in (0..levels).rev() {
         let entry = arena
             .read(table + (gfn >> (9 * level) & 511) * 8)
             .expect("table outside the arena");
@@ -130,6 +133,36 @@ fn ept_walk(arena: &Arena, root: u64, gfn: u64) -> Hit {
             0,
             "misconfiguration: reserved in a pointer"
         );
+        table = pfn << 12;
+    }
+    unreachable!("level 0 returned")
+}
+
+/// AMD APM vol. 2, 5.3 "Long-Mode Page Translation" and 15.25 "Nested Paging", 51 physical address bits.
+fn npt_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
+    if gfn >> (9 * levels) != 0 {
+        return None;
+    }
+    let (mut table, mut writable) = (root, true);
+    for level in (0..levels).rev() {
+        let entry = arena
+            .read(table + (gfn >> (9 * level) & 511) * 8)
+            .expect("table outside the arena");
+        if entry & 1 == 0 {
+            return None;
+        }
+        assert_eq!(entry >> 51 & 1, 0, "reserved frame bit");
+        assert_eq!(entry >> 2 & 1, 1, "a nested walk is a user access");
+        writable &= entry >> 1 & 1 == 1;
+        let pfn = entry >> 12 & ((1 << 39) - 1);
+        if level == 0 || entry >> 7 & 1 == 1 {
+            assert!(level < 3, "reserved: PS at level 4");
+            assert!(level > 0 || entry >> 7 & 1 == 0, "PAT");
+            // Bit 12 of a huge leaf is PAT; this MMU leaves it clear.
+            assert_eq!(pfn & ((1 << (9 * level)) - 1), 0, "unaligned leaf");
+            return Some((pfn | gfn & ((1 << (9 * level)) - 1), writable));
+        }
+        assert_eq!(entry >> 63, 0, "NX in a pointer");
         table = pfn << 12;
     }
     unreachable!("level 0 returned")
