@@ -43,12 +43,14 @@
 
 extern crate alloc;
 
+pub mod arm64;
 mod bits;
 pub mod riscv;
 mod stage;
 pub mod x86;
 
 pub use self::{
+    arm64::{Arm64Ipa40, Arm64Ipa48},
     riscv::{Sv39x4, Sv48x4, Sv57x4},
     stage::{GuestStage, UnknownStage},
     x86::{Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5},

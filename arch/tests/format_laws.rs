@@ -5,7 +5,9 @@
 mod common;
 
 use proptest::prelude::*;
-use slat_arch::{Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4};
+use slat_arch::{
+    Arm64Ipa40, Arm64Ipa48, Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4,
+};
 use slat_mmu::{AdPolicy, Entry, Format, Gfn, Leaf, Level, MemoryType, Pfn};
 
 const CASES: u32 = 2000;
@@ -431,4 +433,6 @@ laws! {
     sv39x4: Sv39x4,
     sv48x4: Sv48x4,
     sv57x4: Sv57x4,
+    arm64_ipa40: Arm64Ipa40,
+    arm64_ipa48: Arm64Ipa48,
 }
