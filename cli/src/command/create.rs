@@ -89,6 +89,12 @@ pub(crate) enum FormatChoice {
     Sv48x4,
     /// RISC-V Sv57x4
     Sv57x4,
+    /// Intel EPT, 5 levels
+    Ept5,
+    /// AMD NPT, 4 levels
+    Npt4,
+    /// AMD NPT, 5 levels
+    Npt5,
 }
 
 impl FormatChoice {
@@ -99,6 +105,9 @@ impl FormatChoice {
             Self::Sv39x4 => TableFormat::Sv39x4,
             Self::Sv48x4 => TableFormat::Sv48x4,
             Self::Sv57x4 => TableFormat::Sv57x4,
+            Self::Ept5 => TableFormat::Ept5,
+            Self::Npt4 => TableFormat::Npt4,
+            Self::Npt5 => TableFormat::Npt5,
         }
         .to_message()
     }

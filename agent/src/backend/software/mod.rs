@@ -367,6 +367,9 @@ fn stage(format: Format) -> GuestStage {
         Format::Sv39x4 => GuestStage::Sv39x4,
         Format::Sv48x4 => GuestStage::Sv48x4,
         Format::Sv57x4 => GuestStage::Sv57x4,
+        Format::Ept5 => GuestStage::Ept5,
+        Format::Npt4 => GuestStage::Npt4,
+        Format::Npt5 => GuestStage::Npt5,
     }
 }
 
