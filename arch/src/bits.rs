@@ -1,6 +1,6 @@
 //! Small helpers that every format uses.
 
-use slat_mmu::{Format, Leaf, Level, Pfn};
+use slat_mmu::{Format, Gfn, Leaf, Level, Pfn};
 
 /// `mask` if `on`.
 #[inline(always)]
@@ -18,6 +18,13 @@ pub(crate) const fn all(raw: u64, mask: u64) -> bool {
 #[inline(always)]
 pub(crate) const fn shift(level: Level) -> u32 {
     9 * (level.get() as u32 - 1)
+}
+
+/// The position of `gfn`'s entry in its table, of which the root may have `root_bits` index bits and others have 9.
+#[inline(always)]
+pub(crate) fn index<F: Format>(gfn: Gfn, level: Level, root_bits: u32) -> usize {
+    let bits = if level == F::ROOT_LEVEL { root_bits } else { 9 };
+    (gfn.0 >> shift(level)) as usize & ((1 << bits) - 1)
 }
 
 /// `pfn` without the bits below `level`'s alignment.

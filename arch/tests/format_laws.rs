@@ -288,8 +288,15 @@ fn splitting<F: Format>() {
     );
 }
 
-/// Law 6, and that an overridden `shift` is the sum of the index bits below.
+/// Law 6, and that an overridden `shift` and `index` are what the index bits say.
 fn geometry<F: Format>() {
+    common::check(CASES, &any::<u64>(), |gfn| {
+        for level in levels::<F>() {
+            let position = (gfn >> F::shift(level)) % F::entries(level) as u64;
+            prop_assert_eq!(F::index(Gfn(gfn), level) as u64, position);
+        }
+        Ok(())
+    });
     assert_eq!(
         1u64 << (F::shift(F::ROOT_LEVEL) + F::index_bits(F::ROOT_LEVEL)),
         F::MAX_GFN.0

@@ -32,7 +32,7 @@ use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
 };
 
-use crate::bits::{align, all, bit, held, shift};
+use crate::bits::{align, all, bit, held, index, shift};
 
 const VALID: u64 = 1 << 0;
 const TYPE: u64 = 3;
@@ -68,8 +68,8 @@ pub type Arm64Ipa48 = Stage2<4>;
 
 /// What marks a leaf of `level`.
 #[inline(always)]
-const fn leaf_type(level: Level) -> u64 {
-    if level.get() == 1 { PAGE } else { BLOCK }
+fn leaf_type(level: Level) -> u64 {
+    if level == Level::SIZE_4K { PAGE } else { BLOCK }
 }
 
 // SAFETY: the laws hold by construction (decode accepts only what encode gives back) and are tested in
@@ -191,6 +191,11 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
     #[inline(always)]
     fn shift(level: Level) -> u32 {
         shift(level)
+    }
+
+    #[inline(always)]
+    fn index(gfn: Gfn, level: Level) -> usize {
+        index::<Self>(gfn, level, if LEVELS == 3 { 10 } else { 9 })
     }
 
     #[inline(always)]

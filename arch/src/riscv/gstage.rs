@@ -17,7 +17,8 @@
 //! | 63 | N (Svnapot), never set |
 //!
 //! An invalid entry's other bits are free; one such value is `FROZEN`. The two RSW bits are the only free ones of a valid
-//! entry, and enough: V says that the entry is present, and there are no access-tracked and no MMIO entries.
+//! entry (without Svrsw60t59b, which adds bits 60 and 59), and enough: V says that the entry is present, and there are no
+//! access-tracked and no MMIO entries.
 //!
 //! # Accessed and Dirty: one format for Svade and Svadu
 //!
@@ -42,7 +43,7 @@ use slat_mmu::{
 };
 
 use super::{Hgatp, HgatpMode};
-use crate::bits::{align, all, bit, held, shift};
+use crate::bits::{align, all, bit, held, index, shift};
 
 const VALID: u64 = 1 << 0;
 const READ: u64 = 1 << 1;
@@ -213,6 +214,11 @@ unsafe impl<const LEVELS: usize> Format for GStage<LEVELS> {
     #[inline(always)]
     fn shift(level: Level) -> u32 {
         shift(level)
+    }
+
+    #[inline(always)]
+    fn index(gfn: Gfn, level: Level) -> usize {
+        index::<Self>(gfn, level, 11)
     }
 
     #[inline(always)]

@@ -4,8 +4,10 @@
 //! register that holds 0: that names address 0 or VMID 0. The address is given shifted right by two bits, so that the 59-bit
 //! addresses of Sv57x4 and the 34-bit ones of Sv32x4 fit a register.
 //!
-//! A fence drops every cached translation that came from the leaf which maps the address, so a huge leaf takes one.
-//! The instructions act on the hart that executes them; other harts are asked by an interrupt, after the new entries were made
+//! A fence with an address drops every cached translation that came from the *leaf* which maps the address, so a huge leaf takes
+//! one. Pointers to tables are dropped only by a fence without an address: after a table was unlinked or replaced, and before its
+//! memory is used again, fence the whole VMID ([`HfenceGvma::guest`]) and not the range ("If software modifies a non-leaf
+//! PTE …", description of `SFENCE.VMA`). The instructions act on the hart that executes them; other harts are asked by an interrupt, after the new entries were made
 //! visible by `FENCE rw, rw`.
 
 use slat_mmu::{Format, GfnRange, Level};
@@ -31,6 +33,14 @@ impl HfenceGvma {
     /// Above so many fences a range is dropped with its whole VMID instead, as KVM does.
     pub const MAX_RANGED: u64 = 512;
 
+    /// Everything of one guest, pointers to tables as well.
+    pub const fn guest(vmid: u16) -> Self {
+        Self {
+            gpa: None,
+            vmid: Some(vmid),
+        }
+    }
+
     /// The value of register `rs1`; `None`: use `x0`.
     pub const fn rs1(self) -> Option<u64> {
         match self.gpa {
@@ -47,7 +57,7 @@ impl HfenceGvma {
         }
     }
 
-    /// The fences for a range that is mapped by leaves of `level` or coarser: one a leaf, or one for the whole VMID if that would be
+    /// The fences for leaves of `level` or coarser that were changed over a range: one a leaf, or one for the whole VMID if that would be
     /// more than [`MAX_RANGED`](Self::MAX_RANGED). None for an empty range.
     pub fn for_range(range: GfnRange, level: Level, vmid: u16) -> impl Iterator<Item = Self> {
         // All modes have the same spans.
@@ -90,6 +100,8 @@ mod tests {
         );
         let all = HfenceGvma::ALL;
         assert_eq!((all.rs1(), all.rs2()), (None, None));
+        let guest = HfenceGvma::guest(0);
+        assert_eq!((guest.rs1(), guest.rs2()), (None, Some(0)));
     }
 
     #[test]

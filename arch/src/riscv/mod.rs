@@ -12,6 +12,9 @@
 //! once more, finds the mapping in place, fences and goes on. With Svvptc the fence may be left out: the new entry becomes visible by
 //! itself in bounded time. The constant stays true for all harts, because a guest may move to one without the extension.
 //!
+//! The same holds for an entry that becomes a pointer to a table, and a fence by address drops leaves alone: read strictly, a
+//! fault that linked a table owes a fence of the whole VMID. See [`HfenceGvma`].
+//!
 //! Replacing a table by a huge leaf or the reverse without an invalid entry between is allowed: a hart uses either
 //! the old or the new one until the fence. A root is not part of the tag of a cached translation, the VMID is; so when a guest is
 //! given a new root under its old VMID, the VMID must be fenced.

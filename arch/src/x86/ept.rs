@@ -40,15 +40,16 @@
 //! bits and they are the MMU's own. A leaf that was not accessed is then *access-tracked*: R, W and X are clear, R and X are
 //! saved 54 bits up, and W is not saved, because a write must be seen anyway.
 //!
-//! *iTLB multihit*: some Intel processors raise a machine check if the size of a page changes while its translation is in the
-//! instruction TLB; hence [`Format::NX_HUGE_PAGES`].
+//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
+//! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
+//! is mapped by huge executable leaves; hence [`Format::NX_HUGE_PAGES`].
 
 use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
 };
 
 use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, shift};
+use crate::bits::{align, all, bit, held, index, shift};
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -114,8 +115,8 @@ impl<const LEVELS: usize, const AD: bool> Ept<LEVELS, AD> {
 
     /// What marks a leaf of `level`.
     #[inline(always)]
-    const fn leaf_mark(level: Level) -> u64 {
-        MMU_PRESENT | bit(level.get() > 1, HUGE)
+    fn leaf_mark(level: Level) -> u64 {
+        MMU_PRESENT | bit(level > Level::SIZE_4K, HUGE)
     }
 
     /// Whether R and X are in the saved bits.
@@ -286,6 +287,11 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     #[inline(always)]
     fn shift(level: Level) -> u32 {
         shift(level)
+    }
+
+    #[inline(always)]
+    fn index(gfn: Gfn, level: Level) -> usize {
+        index::<Self>(gfn, level, 9)
     }
 
     #[inline(always)]

@@ -34,14 +34,14 @@
 //! *Accessed and Dirty* are always hardware's; the walker sets them in nested entries for guest page tables as well. There is no log
 //! of dirty addresses as Intel's, so writes are logged by taking W away.
 //!
-//! *iTLB multihit* is an erratum of Intel processors; AMD's are not affected, so huge leaves stay executable.
+//! *iTLB multihit* is an erratum of Intel processors; no other vendor's are affected, so huge leaves stay executable.
 
 use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
 };
 
 use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, shift};
+use crate::bits::{align, all, bit, held, index, shift};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -101,8 +101,8 @@ impl<const LEVELS: usize> Npt<LEVELS> {
 
     /// What marks a leaf of `level`.
     #[inline(always)]
-    const fn leaf_mark(level: Level) -> u64 {
-        MMU_PRESENT | bit(level.get() > 1, HUGE)
+    fn leaf_mark(level: Level) -> u64 {
+        MMU_PRESENT | bit(level > Level::SIZE_4K, HUGE)
     }
 }
 
@@ -231,6 +231,11 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
     #[inline(always)]
     fn shift(level: Level) -> u32 {
         shift(level)
+    }
+
+    #[inline(always)]
+    fn index(gfn: Gfn, level: Level) -> usize {
+        index::<Self>(gfn, level, 9)
     }
 
     #[inline(always)]
