@@ -105,6 +105,10 @@
 //!
 //! Nothing else changes: neither the MMU, nor the agent, which sees `dyn SecondStage`. An API that lists formats by name has one
 //! more name.
+//!
+//! arm64 took 391 lines (`wc -l arch/src/arm64/*.rs`), of which 200 are code and the rest comments and tests, for two formats
+//! and a register; and a line or two in each of `lib.rs`, `stage.rs` and the list of the laws. `git grep -il arm64 -- mmu` finds
+//! nothing.
 
 #![no_std]
 #![deny(unsafe_code)]
