@@ -6,7 +6,10 @@ use core::{fmt, str::FromStr};
 use slat_mmu::{Format, FormatInfo, MmuConfig, Pfn, SecondStage, TableMemory, TdpMmu};
 use thiserror::Error;
 
-use crate::{Ept4, Ept5, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4};
+use crate::{
+    Arm64Ipa40, Arm64Ipa48, Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4,
+    arm64::{VmidBits, vttbr},
+};
 
 /// Writes `GuestStage` and everything that has one arm a format, from one list: variant (the type of the same name) and the
 /// register that holds the root.
@@ -46,7 +49,7 @@ macro_rules! stages {
             }
 
             /// The register that makes hardware walk `root`: EPTP on Intel and `N_CR3` on AMD, which have no room for
-            /// `vmid`, `hgatp` on RISC-V.
+            /// `vmid`, `hgatp` on RISC-V, `VTTBR_EL2` with a 16-bit VMID on arm64.
             pub fn root_register(self, root: Pfn, vmid: u16) -> u64 {
                 match self {
                     $(Self::$variant => {
@@ -62,11 +65,15 @@ macro_rules! stages {
 stages! {
     Ept4 => |root, _vmid| Ept4::eptp(root),
     Ept5 => |root, _vmid| Ept5::eptp(root),
+    Ept4NoAd => |root, _vmid| Ept4NoAd::eptp(root),
+    Ept5NoAd => |root, _vmid| Ept5NoAd::eptp(root),
     Npt4 => |root, _vmid| Npt4::n_cr3(root),
     Npt5 => |root, _vmid| Npt5::n_cr3(root),
     Sv39x4 => |root, vmid| Sv39x4::hgatp(root, vmid),
     Sv48x4 => |root, vmid| Sv48x4::hgatp(root, vmid),
     Sv57x4 => |root, vmid| Sv57x4::hgatp(root, vmid),
+    Arm64Ipa40 => |root, vmid| vttbr(root, vmid, VmidBits::Sixteen),
+    Arm64Ipa48 => |root, vmid| vttbr(root, vmid, VmidBits::Sixteen),
 }
 
 /// A name that is no format's.
@@ -146,6 +153,8 @@ mod tests {
         let register = |stage: GuestStage| stage.root_register(Pfn(0x1000), 3);
         assert_eq!(register(GuestStage::Ept4), 0x100_005e);
         assert_eq!(register(GuestStage::Ept5), 0x100_0066);
+        assert_eq!(register(GuestStage::Ept5NoAd), 0x100_0026);
+        assert_eq!(register(GuestStage::Arm64Ipa40), 0x0003_0000_0100_0000);
         assert_eq!(register(GuestStage::Npt4), 0x100_0000);
         assert_eq!(register(GuestStage::Sv39x4), 0x8000_3000_0000_1000);
     }
