@@ -370,6 +370,10 @@ fn stage(format: Format) -> GuestStage {
         Format::Ept5 => GuestStage::Ept5,
         Format::Npt4 => GuestStage::Npt4,
         Format::Npt5 => GuestStage::Npt5,
+        Format::Ept4NoAd => GuestStage::Ept4NoAd,
+        Format::Ept5NoAd => GuestStage::Ept5NoAd,
+        Format::Arm64Ipa40 => GuestStage::Arm64Ipa40,
+        Format::Arm64Ipa48 => GuestStage::Arm64Ipa48,
     }
 }
 
