@@ -149,7 +149,11 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     } else {
         AdPolicy::AccessTracking
     };
-    const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
+    const DIRTY_LOG: DirtyLogPolicy = if AD {
+        DirtyLogPolicy::DirtyBit
+    } else {
+        DirtyLogPolicy::WriteProtect
+    };
     /// Entries that are not present are never cached (SDM vol. 3C, "Information That May Be Cached").
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
