@@ -607,3 +607,38 @@ fn sv48x4() {
 fn sv57x4() {
     agrees_with_the_model(GuestStage::Sv57x4);
 }
+
+#[test]
+fn ept5() {
+    agrees_with_the_model(GuestStage::Ept5);
+}
+
+#[test]
+fn npt4() {
+    agrees_with_the_model(GuestStage::Npt4);
+}
+
+#[test]
+fn npt5() {
+    agrees_with_the_model(GuestStage::Npt5);
+}
+
+#[test]
+fn ept4_noad() {
+    agrees_with_the_model(GuestStage::Ept4NoAd);
+}
+
+#[test]
+fn ept5_noad() {
+    agrees_with_the_model(GuestStage::Ept5NoAd);
+}
+
+#[test]
+fn arm64_ipa40() {
+    agrees_with_the_model(GuestStage::Arm64Ipa40);
+}
+
+#[test]
+fn arm64_ipa48() {
+    agrees_with_the_model(GuestStage::Arm64Ipa48);
+}

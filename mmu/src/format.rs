@@ -119,14 +119,16 @@ pub enum FlushPrimitive {
 /// The MMU follows pointers that it decodes, so a format must keep these laws (`arch` tests each on every format):
 ///
 /// 1. *Round trip*: for a pfn below [`MAX_PFN`](Self::MAX_PFN) that is aligned to the level, `decode(make_leaf(l, n), n)`
-///    is `Leaf(l)` and `decode(make_table(p), n)` is `Table { p }` for every level above 4 KiB.
+///    is `Leaf(l)` if the format [`holds`](Self::holds) the leaf; if not, it is the leaf without W if that is held, and
+///    `NonPresent` otherwise. `decode(make_table(p), n)` is `Table { p }` for every level above 4 KiB.
 /// 2. *Exactness*: if `decode(raw, n)` is a leaf or a table, making it again gives `raw`.
 /// 3. *Absence*: 0 and [`EMPTY`](Self::EMPTY) decode to `NonPresent` at each level; [`FROZEN`](Self::FROZEN), and no
 ///    other value, to `Frozen`.
 /// 4. *No table at 4 KiB*: `decode(_, 4K)` is never a table; above [`MAX_LEAF_LEVEL`](Self::MAX_LEAF_LEVEL) never a leaf.
-/// 5. *Mutators* change the one property of a leaf that they name (`clear_mmu_writable` also the W bit; clearing
-///    Accessed under [`AdPolicy::AccessTracking`] too, because a page whose use must fault cannot stay writable); no
-///    mutator, and no bit that hardware sets by itself, turns a value that is not a table into one or changes a pfn.
+/// 5. *Mutators* change the one property of a leaf that they name, provided that the format holds the result. Three
+///    change two: `clear_mmu_writable` also clears the W bit; and under [`AdPolicy::AccessTracking`], where a page whose use must
+///    fault cannot be writable, clearing Accessed clears W and setting W sets Accessed. No mutator, and no bit that hardware sets by
+///    itself, turns a leaf or an absent entry into a table or changes a pfn.
 /// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size is a multiple
 ///    of 4 KiB (formats for model checking may have smaller ones).
 /// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value; the `is_…` predicates agree with it
@@ -166,17 +168,20 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const FLUSH: FlushPrimitive;
     /// Bits of the slots' generation that an MMIO entry holds; 0 if the format has no MMIO entries.
     const MMIO_GENERATION_BITS: u32 = 0;
+    /// Whether a leaf may allow instruction fetches and nothing else.
+    const EXECUTE_ONLY: bool = false;
     /// Whether the machine may need the NX-huge-page mitigation (iTLB multihit): huge leaves without execute permission.
     const NX_HUGE_PAGES: bool = false;
 
     /// Judges a raw entry of a table at `level`.
     fn decode(raw: u64, level: Level) -> Entry;
-    /// A leaf entry. Bits of the pfn that do not fit or are not aligned to the level are dropped.
+    /// A leaf entry. Of a leaf that the format does not [hold](Self::holds) it grants less: all but W, or nothing
+    /// ([`EMPTY`](Self::EMPTY)). Bits of the pfn that do not fit or are not aligned to the level are dropped.
     fn make_leaf(leaf: &Leaf, level: Level) -> u64;
     /// An entry that points to a table with every permission. Bits of the pfn that do not fit are dropped.
     fn make_table(pfn: Pfn) -> u64;
 
-    /// Sets or clears a leaf's W bit.
+    /// Sets or clears a leaf's W bit. Set only where [`is_mmu_writable`](Self::is_mmu_writable).
     fn with_writable(raw: u64, on: bool) -> u64;
     /// Takes away the MMU's leave to write, and the W bit with it.
     fn clear_mmu_writable(raw: u64) -> u64;
@@ -190,6 +195,18 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
         let _ = (gfn, generation);
         None
+    }
+
+    /// Whether the format has an entry for a leaf with these permissions. A leaf is readable, or, with
+    /// [`EXECUTE_ONLY`](Self::EXECUTE_ONLY), executable and on no ground writable, so that giving W back is always safe; and under
+    /// [`AdPolicy::AccessTracking`] one that has not been accessed is not writable.
+    #[inline(always)]
+    fn holds(leaf: &Leaf) -> bool {
+        let execute_only =
+            Self::EXECUTE_ONLY && leaf.executable && !leaf.writable && !leaf.mmu_writable;
+        let tracked_writable =
+            matches!(Self::AD_POLICY, AdPolicy::AccessTracking) && leaf.writable && !leaf.accessed;
+        (leaf.readable || execute_only) && !tracked_writable
     }
 
     /// The level of the root.
@@ -344,6 +361,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
             break_before_make: Self::BREAK_BEFORE_MAKE,
             flush: Self::FLUSH,
             mmio_generation_bits: Self::MMIO_GENERATION_BITS,
+            execute_only: Self::EXECUTE_ONLY,
             nx_huge_pages: Self::NX_HUGE_PAGES,
         }
     }
@@ -377,6 +395,8 @@ pub struct FormatInfo {
     pub flush: FlushPrimitive,
     /// [`Format::MMIO_GENERATION_BITS`].
     pub mmio_generation_bits: u32,
+    /// [`Format::EXECUTE_ONLY`].
+    pub execute_only: bool,
     /// [`Format::NX_HUGE_PAGES`].
     pub nx_huge_pages: bool,
 }

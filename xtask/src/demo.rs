@@ -14,7 +14,19 @@ use crate::{
 
 /// No run here takes a tenth of this on an idle machine.
 const BOUND: Duration = Duration::from_secs(300);
-const FORMATS: [&str; 4] = ["ept4", "sv39x4", "sv48x4", "sv57x4"];
+const FORMATS: [&str; 11] = [
+    "ept4",
+    "sv39x4",
+    "sv48x4",
+    "sv57x4",
+    "ept5",
+    "npt4",
+    "npt5",
+    "ept4-noad",
+    "ept5-noad",
+    "arm64-ipa40",
+    "arm64-ipa48",
+];
 /// Live ones; the demo adds one of the paused VM, which compares digests.
 const LIVE: usize = 2;
 

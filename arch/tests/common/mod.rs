@@ -48,10 +48,15 @@ pub(crate) type Hit = Option<(u64, bool)>;
 /// Walks the tables in `arena` as the hardware of `stage` does.
 pub(crate) fn hardware_walk(stage: GuestStage, arena: &Arena, root: Pfn, gfn: u64) -> Hit {
     match stage {
-        GuestStage::Ept4 => ept_walk(arena, root.hpa(), gfn),
+        GuestStage::Ept4 | GuestStage::Ept4NoAd => ept_walk(arena, root.hpa(), gfn, 4),
+        GuestStage::Ept5 | GuestStage::Ept5NoAd => ept_walk(arena, root.hpa(), gfn, 5),
+        GuestStage::Npt4 => npt_walk(arena, root.hpa(), gfn, 4),
+        GuestStage::Npt5 => npt_walk(arena, root.hpa(), gfn, 5),
         GuestStage::Sv39x4 => g_stage_walk(arena, root.hpa(), gfn, 3),
         GuestStage::Sv48x4 => g_stage_walk(arena, root.hpa(), gfn, 4),
         GuestStage::Sv57x4 => g_stage_walk(arena, root.hpa(), gfn, 5),
+        GuestStage::Arm64Ipa40 => arm64_walk(arena, root.hpa(), gfn, 1, 10),
+        GuestStage::Arm64Ipa48 => arm64_walk(arena, root.hpa(), gfn, 0, 9),
         other => panic!("no walker for {other}"),
     }
 }
@@ -97,12 +102,12 @@ fn g_stage_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
 }
 
 /// Intel SDM vol. 3C, "EPT Translation Mechanism", without mode-based execute control.
-fn ept_walk(arena: &Arena, root: u64, gfn: u64) -> Hit {
-    if gfn >> 36 != 0 {
+fn ept_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
+    if gfn >> (9 * levels) != 0 {
         return None;
     }
     let (mut table, mut writable) = (root, true);
-    for level in (0..4u32).rev() {
+    for level in (0..levels).rev() {
         let entry = arena
             .read(table + (gfn >> (9 * level) & 511) * 8)
             .expect("table outside the arena");
@@ -133,4 +138,63 @@ fn ept_walk(arena: &Arena, root: u64, gfn: u64) -> Hit {
         table = pfn << 12;
     }
     unreachable!("level 0 returned")
+}
+
+/// AMD APM vol. 2, 5.3 "Long-Mode Page Translation" and 15.25 "Nested Paging", 51 physical address bits.
+fn npt_walk(arena: &Arena, root: u64, gfn: u64, levels: u32) -> Hit {
+    if gfn >> (9 * levels) != 0 {
+        return None;
+    }
+    let (mut table, mut writable) = (root, true);
+    for level in (0..levels).rev() {
+        let entry = arena
+            .read(table + (gfn >> (9 * level) & 511) * 8)
+            .expect("table outside the arena");
+        if entry & 1 == 0 {
+            return None;
+        }
+        assert_eq!(entry >> 51 & 1, 0, "reserved frame bit");
+        assert_eq!(entry >> 2 & 1, 1, "a nested walk is a user access");
+        writable &= entry >> 1 & 1 == 1;
+        let pfn = entry >> 12 & ((1 << 39) - 1);
+        if level == 0 || entry >> 7 & 1 == 1 {
+            assert!(level < 3, "reserved: PS at level 4");
+            assert!(level > 0 || entry >> 7 & 1 == 0, "PAT");
+            // Bit 12 of a huge leaf is PAT; this MMU leaves it clear.
+            assert_eq!(pfn & ((1 << (9 * level)) - 1), 0, "unaligned leaf");
+            return Some((pfn | gfn & ((1 << (9 * level)) - 1), writable));
+        }
+        assert_eq!(entry >> 63, 0, "NX in a pointer");
+        table = pfn << 12;
+    }
+    unreachable!("level 0 returned")
+}
+
+/// Arm ARM D8, stage 2 with a 4 KiB granule from Arm's level `start` on, whose table has `root_bits` index bits.
+fn arm64_walk(arena: &Arena, root: u64, gfn: u64, start: u32, root_bits: u32) -> Hit {
+    if gfn >> (9 * (3 - start) + root_bits) != 0 || !root.is_multiple_of(8 << root_bits) {
+        return None;
+    }
+    let mut table = root;
+    for level in start..=3 {
+        let (shift, bits) = (9 * (3 - level), if level == start { root_bits } else { 9 });
+        let descriptor = arena
+            .read(table + (gfn >> shift & ((1 << bits) - 1)) * 8)
+            .expect("table outside the arena");
+        if descriptor & 1 == 0 {
+            return None;
+        }
+        assert_eq!(descriptor >> 48 & 7, 0, "reserved address bits");
+        let pfn = descriptor >> 12 & ((1 << 36) - 1);
+        if level == 3 || descriptor & 2 == 0 {
+            assert!(level > 0, "no block at level 0");
+            assert!(level < 3 || descriptor & 2 == 2, "reserved at level 3");
+            assert_eq!(pfn & ((1 << shift) - 1), 0, "unaligned block");
+            assert_eq!(descriptor >> 6 & 1, 1, "S2AP: not readable");
+            assert_eq!(descriptor >> 10 & 1, 1, "AF faults");
+            return Some((pfn | gfn & ((1 << shift) - 1), descriptor >> 7 & 1 == 1));
+        }
+        table = pfn << 12;
+    }
+    unreachable!("level 3 returned")
 }

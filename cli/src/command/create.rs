@@ -89,6 +89,24 @@ pub(crate) enum FormatChoice {
     Sv48x4,
     /// RISC-V Sv57x4
     Sv57x4,
+    /// Intel EPT, 5 levels
+    Ept5,
+    /// AMD NPT, 4 levels
+    Npt4,
+    /// AMD NPT, 5 levels
+    Npt5,
+    /// Intel EPT, 4 levels, Accessed and Dirty kept by faults
+    #[value(name = "ept4-noad")]
+    Ept4NoAd,
+    /// Intel EPT, 5 levels, Accessed and Dirty kept by faults
+    #[value(name = "ept5-noad")]
+    Ept5NoAd,
+    /// arm64 stage 2, 40-bit addresses
+    #[value(name = "arm64-ipa40")]
+    Arm64Ipa40,
+    /// arm64 stage 2, 48-bit addresses
+    #[value(name = "arm64-ipa48")]
+    Arm64Ipa48,
 }
 
 impl FormatChoice {
@@ -99,6 +117,13 @@ impl FormatChoice {
             Self::Sv39x4 => TableFormat::Sv39x4,
             Self::Sv48x4 => TableFormat::Sv48x4,
             Self::Sv57x4 => TableFormat::Sv57x4,
+            Self::Ept5 => TableFormat::Ept5,
+            Self::Npt4 => TableFormat::Npt4,
+            Self::Npt5 => TableFormat::Npt5,
+            Self::Ept4NoAd => TableFormat::Ept4NoAd,
+            Self::Ept5NoAd => TableFormat::Ept5NoAd,
+            Self::Arm64Ipa40 => TableFormat::Arm64Ipa40,
+            Self::Arm64Ipa48 => TableFormat::Arm64Ipa48,
         }
         .to_message()
     }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use slat_proto::{model::std_duration, v1};
+use slat_proto::{
+    model::{Format as TableFormat, std_duration},
+    v1,
+};
 
 use crate::{
     failure,
@@ -54,10 +57,7 @@ pub(crate) fn backend(spec: &v1::VmSpec) -> String {
 
 /// `ept4`...; `None` where the kernel chose.
 pub(crate) fn format(spec: &v1::VmSpec) -> Option<String> {
-    match spec.format() {
-        v1::Format::Unspecified => None,
-        format => Some(short(format.as_str_name(), "FORMAT_").to_lowercase()),
-    }
+    Some(TableFormat::from_field(spec.format).ok()??.to_string())
 }
 
 /// Whether a migration has ended for good. IN_DOUBT has not.

@@ -70,11 +70,37 @@ pub enum Format {
     Sv48x4,
     /// RISC-V Sv57x4.
     Sv57x4,
+    /// Intel EPT, 5 levels.
+    Ept5,
+    /// AMD NPT, 4 levels.
+    Npt4,
+    /// AMD NPT, 5 levels.
+    Npt5,
+    /// Intel EPT, 4 levels, Accessed and Dirty kept by faults.
+    Ept4NoAd,
+    /// Intel EPT, 5 levels, Accessed and Dirty kept by faults.
+    Ept5NoAd,
+    /// arm64 stage 2, 40-bit addresses.
+    Arm64Ipa40,
+    /// arm64 stage 2, 48-bit addresses.
+    Arm64Ipa48,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 4] = [Self::Ept4, Self::Sv39x4, Self::Sv48x4, Self::Sv57x4];
+    pub const ALL: [Format; 11] = [
+        Self::Ept4,
+        Self::Sv39x4,
+        Self::Sv48x4,
+        Self::Sv57x4,
+        Self::Ept5,
+        Self::Npt4,
+        Self::Npt5,
+        Self::Ept4NoAd,
+        Self::Ept5NoAd,
+        Self::Arm64Ipa40,
+        Self::Arm64Ipa48,
+    ];
 
     /// As a message.
     #[must_use]
@@ -84,6 +110,13 @@ impl Format {
             Self::Sv39x4 => v1::Format::Sv39x4,
             Self::Sv48x4 => v1::Format::Sv48x4,
             Self::Sv57x4 => v1::Format::Sv57x4,
+            Self::Ept5 => v1::Format::Ept5,
+            Self::Npt4 => v1::Format::Npt4,
+            Self::Npt5 => v1::Format::Npt5,
+            Self::Ept4NoAd => v1::Format::Ept4Noad,
+            Self::Ept5NoAd => v1::Format::Ept5Noad,
+            Self::Arm64Ipa40 => v1::Format::Arm64Ipa40,
+            Self::Arm64Ipa48 => v1::Format::Arm64Ipa48,
         }
     }
 
@@ -98,6 +131,13 @@ impl Format {
             Ok(v1::Format::Sv39x4) => Ok(Some(Self::Sv39x4)),
             Ok(v1::Format::Sv48x4) => Ok(Some(Self::Sv48x4)),
             Ok(v1::Format::Sv57x4) => Ok(Some(Self::Sv57x4)),
+            Ok(v1::Format::Ept5) => Ok(Some(Self::Ept5)),
+            Ok(v1::Format::Npt4) => Ok(Some(Self::Npt4)),
+            Ok(v1::Format::Npt5) => Ok(Some(Self::Npt5)),
+            Ok(v1::Format::Ept4Noad) => Ok(Some(Self::Ept4NoAd)),
+            Ok(v1::Format::Ept5Noad) => Ok(Some(Self::Ept5NoAd)),
+            Ok(v1::Format::Arm64Ipa40) => Ok(Some(Self::Arm64Ipa40)),
+            Ok(v1::Format::Arm64Ipa48) => Ok(Some(Self::Arm64Ipa48)),
             Err(_) => Err(ApiError::bad_parameter(
                 "spec.format",
                 format_args!("{value} is no format"),
@@ -113,6 +153,13 @@ impl fmt::Display for Format {
             Self::Sv39x4 => "sv39x4",
             Self::Sv48x4 => "sv48x4",
             Self::Sv57x4 => "sv57x4",
+            Self::Ept5 => "ept5",
+            Self::Npt4 => "npt4",
+            Self::Npt5 => "npt5",
+            Self::Ept4NoAd => "ept4-noad",
+            Self::Ept5NoAd => "ept5-noad",
+            Self::Arm64Ipa40 => "arm64-ipa40",
+            Self::Arm64Ipa48 => "arm64-ipa48",
         })
     }
 }
@@ -124,7 +171,8 @@ impl FromStr for Format {
             .into_iter()
             .find(|format| format.to_string() == text)
             .ok_or_else(|| {
-                ApiError::bad_parameter("format", "is one of ept4, sv39x4, sv48x4, sv57x4")
+                let names: Vec<String> = Self::ALL.iter().map(Format::to_string).collect();
+                ApiError::bad_parameter("format", format_args!("is one of {}", names.join(", ")))
             })
     }
 }

@@ -367,6 +367,13 @@ fn stage(format: Format) -> GuestStage {
         Format::Sv39x4 => GuestStage::Sv39x4,
         Format::Sv48x4 => GuestStage::Sv48x4,
         Format::Sv57x4 => GuestStage::Sv57x4,
+        Format::Ept5 => GuestStage::Ept5,
+        Format::Npt4 => GuestStage::Npt4,
+        Format::Npt5 => GuestStage::Npt5,
+        Format::Ept4NoAd => GuestStage::Ept4NoAd,
+        Format::Ept5NoAd => GuestStage::Ept5NoAd,
+        Format::Arm64Ipa40 => GuestStage::Arm64Ipa40,
+        Format::Arm64Ipa48 => GuestStage::Arm64Ipa48,
     }
 }
 

@@ -162,8 +162,18 @@ fn changed(one: &[u8], two: &[u8]) -> Vec<u64> {
 }
 
 #[test]
+fn a_format_has_the_same_name_at_the_api_and_in_the_mmu() {
+    for format in Format::ALL {
+        assert_eq!(super::stage(format).to_string(), format.to_string());
+    }
+}
+
+#[test]
 fn memstress_runs_on_every_format_and_the_counters_move() {
-    for (format, vcpus) in Format::ALL.into_iter().zip([2, 3, 4, 1]) {
+    for (format, vcpus) in Format::ALL
+        .into_iter()
+        .zip([2, 3, 4, 1].into_iter().cycle())
+    {
         let vm = Vm::new(spec(format, vcpus, random(MemstressFill::Random)));
         vm.backend.run().unwrap();
         vm.until_written(6000);

@@ -173,6 +173,13 @@ async fn a_writing_guest_moves_and_finds_nothing_wrong() {
         (Format::Sv39x4, Verify::BeforeCommit),
         (Format::Sv48x4, Verify::BeforeCommit),
         (Format::Sv57x4, Verify::AfterCommit),
+        (Format::Ept5, Verify::BeforeCommit),
+        (Format::Npt4, Verify::AfterCommit),
+        (Format::Npt5, Verify::BeforeCommit),
+        (Format::Ept4NoAd, Verify::AfterCommit),
+        (Format::Ept5NoAd, Verify::BeforeCommit),
+        (Format::Arm64Ipa40, Verify::AfterCommit),
+        (Format::Arm64Ipa48, Verify::BeforeCommit),
     ] {
         let guest = MemstressSpec {
             pattern: MemstressPattern::HotCold {

@@ -1,0 +1,487 @@
+//! Intel extended page tables: four or five levels, with Accessed and Dirty kept by hardware or by faults.
+//!
+//! Source: Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": the tables of entry formats, "EPT
+//! Misconfigurations", "Accessed and Dirty Flags for EPT". Bits that the SDM calls ignored, or that belong to features left
+//! off (57: guest-paging verification, 58: paging-write), hold our software bits, at the positions that KVM uses:
+//!
+//! | bit | leaf | pointer to a table |
+//! |---|---|---|
+//! | 0, 1, 2 | R, W, X | all set |
+//! | 5:3 | memory type | 0, reserved |
+//! | 6 | ignore PAT | 0, reserved |
+//! | 7 | 1 above 4 KiB | 0 |
+//! | 8 | Accessed | Accessed, always set |
+//! | 9 | Dirty | 0 |
+//! | 10 | 0 (user X, mode-based execute control is off) | 0 |
+//! | 11 | software: meant as present | the same |
+//! | 51:12 | frame, aligned to the level | frame |
+//! | 54, 56 | software: R and X of an access-tracked leaf | 0 |
+//! | 57, 58 | software: host-writable, MMU-writable | 0 |
+//! | 63 | suppress #VE | 0 |
+//!
+//! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT violation and not
+//! an exception of its own.
+//!
+//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X alone needs a processor with
+//! `IA32_VMX_EPT_VPID_CAP` bit 0, which the MMU's owner must check before it asks for execute-only mappings.
+//!
+//! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration, read the page through a
+//! write-back mapping, and must see what the guest wrote whatever its PAT says. Non-cacheable memory is WC and device
+//! memory UC, both combined with the guest's PAT, so that a guest can still choose WC for a frame buffer. WT and WP are
+//! legal for hardware but nothing this MMU writes; 2, 3 and 7 are reserved. All five are malformed here.
+//!
+//! *MMIO* entries hold 110b (W and X without R) in bits 2:0, a misconfiguration on every processor (see the [parent
+//! module](super)). The frame is stored inverted: on processors with L1 terminal fault a walk that ends in an illegal entry goes on
+//! speculatively with the address in it, and an inverted guest frame names the top of the physical address space, where
+//! no RAM is. Of a 57-bit guest address the lowest 52 are kept; no processor has more physical address bits.
+//!
+//! *Accessed and Dirty.* With hardware's (`ept4`, `ept5`, EPTP bit 6 set) bits 8 and 9 are the processor's; a table is linked with
+//! Accessed set, so hardware never changes a pointer. Without (`ept4-noad`, `ept5-noad`) the processor ignores both
+//! bits and they are the MMU's own. A leaf that was not accessed is then *access-tracked*: R, W and X are clear, R and X are
+//! saved 54 bits up, and W is not saved, because a write must be seen anyway.
+//!
+//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
+//! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
+//! is mapped by huge executable leaves; hence [`Format::NX_HUGE_PAGES`].
+
+use slat_mmu::{
+    AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
+};
+
+use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
+use crate::bits::{align, all, bit, held, index, shift};
+
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EXECUTE: u64 = 1 << 2;
+const PERMISSIONS: u64 = READ | WRITE | EXECUTE;
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
+const HOST_WRITABLE: u64 = 1 << 57;
+const MMU_WRITABLE: u64 = 1 << 58;
+const SUPPRESS_VE: u64 = 1 << 63;
+
+/// How far up R and X of an access-tracked leaf are saved.
+const SAVED_SHIFT: u32 = 54;
+const SAVED_EXECUTE: u64 = EXECUTE << SAVED_SHIFT;
+const SAVED: u64 = (READ | EXECUTE) << SAVED_SHIFT;
+
+/// Memory type and ignore-PAT: bits 6:3.
+const MEMORY: u64 = 0xf << 3;
+const IGNORE_PAT: u64 = 1 << 6;
+const UC: u64 = 0;
+const WC: u64 = 1 << 3;
+const WB: u64 = 6 << 3 | IGNORE_PAT;
+
+const PFN_BITS: u32 = 40;
+const PFN: u64 = ((1 << PFN_BITS) - 1) << PFN_SHIFT;
+
+/// What a pointer to a table holds besides the frame.
+const TABLE: u64 = PERMISSIONS | ACCESSED | MMU_PRESENT;
+
+/// W and X without R.
+const MMIO: u64 = WRITE | EXECUTE;
+/// The bits that tell an MMIO entry from everything else; all others are its content.
+const MMIO_MASK: u64 = PERMISSIONS | MMU_PRESENT | SUPPRESS_VE;
+
+/// EPT with `LEVELS` levels; `AD`: hardware keeps Accessed and Dirty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ept<const LEVELS: usize, const AD: bool>;
+
+/// Four levels: 48-bit guest physical addresses.
+pub type Ept4 = Ept<4, true>;
+/// Five levels: 57-bit guest physical addresses.
+pub type Ept5 = Ept<5, true>;
+/// Four levels on a processor without Accessed and Dirty flags for EPT, or with them left off.
+pub type Ept4NoAd = Ept<4, false>;
+/// Five levels with Accessed and Dirty flags left off.
+pub type Ept5NoAd = Ept<5, false>;
+
+impl<const LEVELS: usize, const AD: bool> Ept<LEVELS, AD> {
+    /// The EPTP for a root table (SDM vol. 3C, "Extended-Page-Table Pointer"): write-back, the number of levels less one
+    /// in bits 5:3, and bit 6 if hardware keeps Accessed and Dirty.
+    pub const fn eptp(root: Pfn) -> u64 {
+        (root.0 << PFN_SHIFT) & PFN | bit(AD, 1 << 6) | (LEVELS as u64 - 1) << 3 | 6
+    }
+
+    /// The guest frame in an MMIO entry, modulo 2^40; `None` for any other value.
+    pub const fn mmio_gfn(raw: u64) -> Option<Gfn> {
+        if raw & MMIO_MASK == MMIO {
+            Some(Gfn((!raw & PFN) >> PFN_SHIFT))
+        } else {
+            None
+        }
+    }
+
+    /// What marks a leaf of `level`.
+    #[inline(always)]
+    fn leaf_mark(level: Level) -> u64 {
+        MMU_PRESENT | bit(level > Level::SIZE_4K, HUGE)
+    }
+
+    /// Whether R and X are in the saved bits.
+    #[inline(always)]
+    const fn is_tracked(raw: u64) -> bool {
+        !AD && raw & ACCESSED == 0
+    }
+}
+
+// SAFETY: the laws hold by construction (decode accepts only what encode gives back) and are tested in
+// `tests/format_laws.rs`. Hardware sets bits 8 and 9 of leaves only; tables are linked with bit 8 set.
+#[expect(unsafe_code, reason = "a format vouches for its laws")]
+unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
+    const NAME: &'static str = match (LEVELS, AD) {
+        (4, true) => "ept4",
+        (5, true) => "ept5",
+        (4, false) => "ept4-noad",
+        (5, false) => "ept5-noad",
+        _ => panic!("EPT has four or five levels"),
+    };
+    const INDEX_BITS: &'static [u32] = &[9; LEVELS];
+    const MAX_LEAF_LEVEL: Level = Level::SIZE_1G;
+    const MAX_GFN: Gfn = Gfn(1 << (9 * LEVELS));
+    const MAX_PFN: Pfn = Pfn(1 << PFN_BITS);
+    const EMPTY: u64 = SUPPRESS_VE;
+    /// No permission and no MMU-present bit, and nothing that an empty entry ever is.
+    const FROZEN: u64 = SUPPRESS_VE | 0x1a0;
+    const AD_POLICY: AdPolicy = if AD {
+        AdPolicy::Hardware
+    } else {
+        AdPolicy::AccessTracking
+    };
+    const DIRTY_LOG: DirtyLogPolicy = if AD {
+        DirtyLogPolicy::DirtyBit
+    } else {
+        DirtyLogPolicy::WriteProtect
+    };
+    /// Entries that are not present are never cached (SDM vol. 3C, "Information That May Be Cached").
+    const INSTALL_NEEDS_FENCE: bool = false;
+    const BREAK_BEFORE_MAKE: bool = false;
+    const FLUSH: FlushPrimitive = FlushPrimitive::Invept;
+    const MMIO_GENERATION_BITS: u32 = GENERATION_BITS;
+    const EXECUTE_ONLY: bool = true;
+    const NX_HUGE_PAGES: bool = true;
+
+    #[inline]
+    fn decode(raw: u64, level: Level) -> Entry {
+        if raw & MMU_PRESENT == 0 {
+            return match raw & PERMISSIONS {
+                _ if raw == Self::FROZEN => Entry::Frozen,
+                0 => Entry::NonPresent,
+                _ if raw & MMIO_MASK == MMIO => Entry::Mmio {
+                    generation: unpack_generation(raw),
+                },
+                _ => Entry::Malformed,
+            };
+        }
+        if let Some(pfn) = Self::as_table(raw, level) {
+            return Entry::Table { pfn };
+        }
+        let memory = match raw & MEMORY {
+            WB => MemoryType::Normal,
+            WC => MemoryType::NonCacheable,
+            UC => MemoryType::Device,
+            _ => return Entry::Malformed,
+        };
+        let permissions = if Self::is_tracked(raw) {
+            raw >> SAVED_SHIFT
+        } else {
+            raw
+        };
+        let leaf = Leaf {
+            pfn: Pfn((raw & PFN) >> PFN_SHIFT),
+            readable: permissions & READ != 0,
+            writable: raw & WRITE != 0,
+            executable: permissions & EXECUTE != 0,
+            mmu_writable: raw & MMU_WRITABLE != 0,
+            host_writable: raw & HOST_WRITABLE != 0,
+            accessed: raw & ACCESSED != 0,
+            dirty: raw & DIRTY != 0,
+            memory,
+        };
+        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+            Entry::Leaf(leaf)
+        } else {
+            Entry::Malformed
+        }
+    }
+
+    #[inline]
+    fn make_leaf(leaf: &Leaf, level: Level) -> u64 {
+        let Some(leaf) = held::<Self>(leaf) else {
+            return Self::EMPTY;
+        };
+        let memory = match leaf.memory {
+            MemoryType::Normal => WB,
+            MemoryType::NonCacheable => WC,
+            MemoryType::Device => UC,
+        };
+        let permissions = bit(leaf.readable, READ) | bit(leaf.executable, EXECUTE);
+        let tracked = !AD && !leaf.accessed;
+        (align(leaf.pfn, level) << PFN_SHIFT) & PFN
+            | Self::leaf_mark(level)
+            | SUPPRESS_VE
+            | memory
+            | permissions << if tracked { SAVED_SHIFT } else { 0 }
+            | bit(leaf.writable, WRITE)
+            | bit(leaf.mmu_writable, MMU_WRITABLE)
+            | bit(leaf.host_writable, HOST_WRITABLE)
+            | bit(leaf.accessed, ACCESSED)
+            | bit(leaf.dirty, DIRTY)
+    }
+
+    #[inline(always)]
+    fn make_table(pfn: Pfn) -> u64 {
+        (pfn.0 << PFN_SHIFT) & PFN | TABLE
+    }
+
+    #[inline(always)]
+    fn with_writable(raw: u64, on: bool) -> u64 {
+        match (on, AD) {
+            (true, true) => raw | WRITE,
+            // Untracked first: W beside a clear R is a misconfiguration.
+            (true, false) => Self::with_accessed(raw, true) | WRITE,
+            (false, _) => raw & !WRITE,
+        }
+    }
+
+    #[inline(always)]
+    fn clear_mmu_writable(raw: u64) -> u64 {
+        raw & !(WRITE | MMU_WRITABLE)
+    }
+
+    #[inline(always)]
+    fn with_accessed(raw: u64, on: bool) -> u64 {
+        if AD {
+            return raw & !ACCESSED | bit(on, ACCESSED);
+        }
+        match (on, Self::is_tracked(raw)) {
+            (true, true) => {
+                let permissions = (raw & SAVED) >> SAVED_SHIFT;
+                raw & !SAVED | permissions | ACCESSED
+            }
+            (false, false) => {
+                let saved = (raw & (READ | EXECUTE)) << SAVED_SHIFT;
+                raw & !(PERMISSIONS | ACCESSED) | saved
+            }
+            _ => raw,
+        }
+    }
+
+    #[inline(always)]
+    fn with_dirty(raw: u64, on: bool) -> u64 {
+        raw & !DIRTY | bit(on, DIRTY)
+    }
+
+    #[inline(always)]
+    fn with_executable(raw: u64, on: bool) -> u64 {
+        let mask = if Self::is_tracked(raw) {
+            SAVED_EXECUTE
+        } else {
+            EXECUTE
+        };
+        raw & !mask | bit(on, mask)
+    }
+
+    #[inline(always)]
+    fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
+        Some(!(gfn.0 << PFN_SHIFT) & PFN | pack_generation(generation) | MMIO)
+    }
+
+    #[inline(always)]
+    fn shift(level: Level) -> u32 {
+        shift(level)
+    }
+
+    #[inline(always)]
+    fn index(gfn: Gfn, level: Level) -> usize {
+        index::<Self>(gfn, level, 9)
+    }
+
+    #[inline(always)]
+    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
+        (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
+    }
+
+    #[inline(always)]
+    fn is_leaf(raw: u64, level: Level) -> bool {
+        all(raw, Self::leaf_mark(level))
+    }
+
+    #[inline(always)]
+    fn is_writable(raw: u64, level: Level) -> bool {
+        all(raw, Self::leaf_mark(level) | WRITE)
+    }
+
+    #[inline(always)]
+    fn is_mmu_writable(raw: u64, _: Level) -> bool {
+        all(raw, MMU_PRESENT | MMU_WRITABLE)
+    }
+
+    #[inline(always)]
+    fn is_accessed(raw: u64, level: Level) -> bool {
+        all(raw, Self::leaf_mark(level) | ACCESSED)
+    }
+
+    #[inline(always)]
+    fn is_dirty(raw: u64, _: Level) -> bool {
+        all(raw, MMU_PRESENT | DIRTY)
+    }
+
+    #[inline(always)]
+    fn leaf_step(level: Level) -> u64 {
+        1 << (shift(level) + PFN_SHIFT)
+    }
+
+    #[inline(always)]
+    fn is_volatile(raw: u64, level: Level) -> bool {
+        let settled = if AD {
+            // W and D, or neither W nor the leave to set it.
+            all(raw, WRITE | DIRTY) || raw & (WRITE | MMU_WRITABLE) == 0
+        } else {
+            all(raw, WRITE | ACCESSED)
+        };
+        Self::is_leaf(raw, level) && !settled
+    }
+
+    #[inline(always)]
+    fn is_present(raw: u64, level: Level) -> bool {
+        Self::is_leaf(raw, level) || Self::as_table(raw, level).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAF: Leaf = Leaf {
+        pfn: Pfn(0x12345),
+        readable: true,
+        writable: true,
+        executable: true,
+        mmu_writable: true,
+        host_writable: true,
+        accessed: true,
+        dirty: true,
+        memory: MemoryType::Normal,
+    };
+
+    /// SDM vol. 3C, "Format of an EPT Page-Table Entry that Maps a 4-KByte Page" and its 2-MByte sister.
+    #[test]
+    fn bits_are_where_the_manual_has_them() {
+        // RWX = 7, WB = 6 << 3 and ignore PAT = 0x70, A and D = 0x300, software 0x800, 57, 58, suppress #VE.
+        assert_eq!(
+            Ept4::make_leaf(&LEAF, Level::SIZE_4K),
+            0x8600_0000_1234_5b77
+        );
+        assert_eq!(
+            Ept5::make_leaf(&LEAF, Level::SIZE_2M),
+            0x8600_0000_1220_0bf7
+        );
+        assert_eq!(
+            Ept4::make_leaf(&LEAF, Level::SIZE_1G),
+            0x8600_0000_0000_0bf7
+        );
+        let device = Leaf {
+            memory: MemoryType::Device,
+            ..LEAF
+        };
+        assert_eq!(Ept4::make_leaf(&device, Level::SIZE_4K) & 0x78, 0);
+        let write_combining = Leaf {
+            memory: MemoryType::NonCacheable,
+            ..LEAF
+        };
+        assert_eq!(
+            Ept4::make_leaf(&write_combining, Level::SIZE_4K) & 0x78,
+            1 << 3
+        );
+        assert_eq!(Ept4::make_table(Pfn(0xabc)), 0xab_c907);
+    }
+
+    /// SDM vol. 3C, "Format of Extended-Page-Table Pointer".
+    #[test]
+    fn the_eptp_names_levels_and_flags() {
+        assert_eq!(Ept4::eptp(Pfn(0xabc)), 0xab_c05e);
+        assert_eq!(Ept5::eptp(Pfn(0xabc)), 0xab_c066);
+        assert_eq!(Ept4NoAd::eptp(Pfn(0xabc)), 0xab_c01e);
+        assert_eq!(Ept5NoAd::eptp(Pfn(0xabc)), 0xab_c026);
+    }
+
+    /// SDM vol. 3C, "EPT Misconfigurations".
+    #[test]
+    fn misconfigurations_are_malformed() {
+        let level = Level::SIZE_4K;
+        let leaf = Ept4::make_leaf(&LEAF, level);
+        let (wt, wp) = (4 << 3, 5 << 3);
+        for raw in [
+            leaf & !READ,
+            leaf & !(READ | EXECUTE),
+            leaf & !MEMORY | 2 << 3,
+            leaf & !MEMORY | 3 << 3,
+            leaf & !MEMORY | 7 << 3,
+            leaf & !MEMORY | wt,
+            leaf & !MEMORY | wp,
+            leaf & !PERMISSIONS,
+            leaf | HUGE,
+            leaf & !MMU_PRESENT,
+        ] {
+            assert_eq!(Ept4::decode(raw, level), Entry::Malformed, "{raw:#x}");
+        }
+        let huge = Ept4::make_leaf(&LEAF, Level::SIZE_2M);
+        for raw in [huge | 1 << 12, huge | 1 << 20] {
+            assert_eq!(Ept4::decode(raw, Level::SIZE_2M), Entry::Malformed);
+        }
+        assert_eq!(Ept4::decode(huge, Level::SIZE_512G), Entry::Malformed);
+        let table = Ept4::make_table(Pfn(5));
+        for bit in 3..8 {
+            let raw = table | 1 << bit;
+            assert_eq!(Ept4::decode(raw, Level::SIZE_512G), Entry::Malformed);
+        }
+    }
+
+    #[test]
+    fn execute_only_is_a_leaf() {
+        let leaf = Leaf {
+            readable: false,
+            writable: false,
+            mmu_writable: false,
+            ..LEAF
+        };
+        let raw = Ept4::make_leaf(&leaf, Level::SIZE_4K);
+        assert_eq!(raw & PERMISSIONS, EXECUTE);
+        assert_eq!(Ept4::decode(raw, Level::SIZE_4K), Entry::Leaf(leaf));
+    }
+
+    #[test]
+    fn mmio_entries_are_misconfigured_and_inverted() {
+        let raw = Ept4::make_mmio(Gfn(0xfee00), 0x7_ff01).unwrap();
+        assert_eq!(raw, 0x7fff_ffff_011f_f00e);
+        assert_eq!(
+            Ept4::decode(raw, Level::SIZE_4K),
+            Entry::Mmio {
+                generation: 0x7_ff01
+            }
+        );
+        assert_eq!(Ept4::mmio_gfn(raw), Some(Gfn(0xfee00)));
+        assert_eq!(Ept4::mmio_gfn(Ept4::EMPTY), None);
+        assert_eq!(Ept4::mmio_gfn(Ept4::make_table(Pfn(1))), None);
+    }
+
+    #[test]
+    fn an_unused_leaf_keeps_its_permissions_out_of_reach() {
+        let leaf = Ept4NoAd::make_leaf(&LEAF, Level::SIZE_4K);
+        let tracked = Ept4NoAd::with_accessed(leaf, false);
+        assert_eq!(leaf, 0x8600_0000_1234_5b77);
+        assert_eq!(tracked, 0x8740_0000_1234_5a70, "R in bit 54, X in bit 56");
+        let back = Ept4NoAd::with_accessed(tracked, true);
+        assert_eq!(back, leaf & !WRITE, "W is not saved");
+        assert_eq!(Ept4NoAd::with_writable(tracked, true), leaf);
+        let no_execute = Ept4NoAd::with_executable(tracked, false);
+        assert_eq!(
+            Ept4NoAd::with_accessed(no_execute, true) & PERMISSIONS,
+            READ
+        );
+        // With hardware flags the same value is not one of ours.
+        assert_eq!(Ept4::decode(tracked, Level::SIZE_4K), Entry::Malformed);
+    }
+}
