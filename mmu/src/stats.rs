@@ -15,13 +15,11 @@ use crate::{
     sync::{AtomicU64, Relaxed},
 };
 
-/// Counts a fault. A prefetch is not a fault of the guest: only what it fixed counts.
+/// Counts a fault. A prefetch is not a fault of the guest: only what it fixed counts, by itself.
 #[inline(always)]
 pub(crate) fn count_fault(cell: &Cell, outcome: &FaultOutcome, prefetch: bool) {
-    if !prefetch {
-        cell.count(Counter::Taken, 1);
-    }
     let counter = match outcome {
+        FaultOutcome::Fixed { .. } if prefetch => Counter::Prefetched,
         FaultOutcome::Fixed { .. } => Counter::Fixed,
         _ if prefetch => return,
         FaultOutcome::Spurious { .. } => Counter::Spurious,
@@ -87,13 +85,18 @@ pub(crate) fn snapshot(
     roots: u64,
 ) -> MmuStats {
     let sum = |counter| registry.sum(|cell| cell.counted(counter));
+    let (fixed, spurious) = (sum(Counter::Fixed), sum(Counter::Spurious));
+    let (retried, emulated) = (sum(Counter::Retried), sum(Counter::Emulated));
+    let failed = sum(Counter::Failed);
     MmuStats {
-        faults_taken: sum(Counter::Taken),
-        faults_fixed: sum(Counter::Fixed),
-        faults_spurious: sum(Counter::Spurious),
-        faults_retried: sum(Counter::Retried),
-        faults_emulated: sum(Counter::Emulated),
-        faults_failed: sum(Counter::Failed),
+        // Each fault of the guest ends in exactly one of these.
+        faults_taken: fixed + spurious + retried + emulated + failed,
+        faults_fixed: fixed,
+        faults_spurious: spurious,
+        faults_retried: retried,
+        faults_emulated: emulated,
+        faults_failed: failed,
+        prefetched: sum(Counter::Prefetched),
         faults_fast: sum(Counter::Fast),
         mmio_entries_created: sum(Counter::Mmio),
         splits: sum(Counter::Splits),
@@ -128,7 +131,7 @@ pub struct FlushStats {
 pub struct MmuStats {
     /// Faults taken, without prefetches.
     pub faults_taken: u64,
-    /// Faults and prefetched mappings that were installed or upgraded.
+    /// Faults that installed or upgraded a mapping.
     pub faults_fixed: u64,
     /// Faults that found the access already allowed.
     pub faults_spurious: u64,
@@ -138,6 +141,8 @@ pub struct MmuStats {
     pub faults_emulated: u64,
     /// Faults that failed: beyond the format, no table memory, or a malformed entry.
     pub faults_failed: u64,
+    /// Pages, or larger mappings, installed in advance.
+    pub prefetched: u64,
     /// Of the fixed and spurious ones, those resolved without the MMU lock.
     pub faults_fast: u64,
     /// Entries that remember that a frame has no slot.

@@ -111,13 +111,24 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
         if let Some(pfn) = Self::as_table(raw, level) {
             return Entry::Table { pfn };
         }
+        let leaf = Self::leaf(raw, level);
+        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+            Entry::Leaf(leaf)
+        } else {
+            Entry::Malformed
+        }
+    }
+
+    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
+    #[inline(always)]
+    fn leaf(raw: u64, _: Level) -> Leaf {
         let memory = match raw & MEMORY {
             NORMAL => MemoryType::Normal,
             NON_CACHEABLE => MemoryType::NonCacheable,
             DEVICE => MemoryType::Device,
-            _ => return Entry::Malformed,
+            _ => MemoryType::Normal,
         };
-        let leaf = Leaf {
+        Leaf {
             pfn: Pfn((raw & PFN) >> PFN_SHIFT),
             readable: raw & READ != 0,
             writable: raw & WRITE != 0,
@@ -127,11 +138,6 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             memory,
-        };
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
         }
     }
 

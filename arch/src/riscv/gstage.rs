@@ -133,13 +133,25 @@ unsafe impl<const LEVELS: usize> Format for GStage<LEVELS> {
         if let Some(pfn) = Self::as_table(raw, level) {
             return Entry::Table { pfn };
         }
+        // A misaligned superpage, W without R, a missing U, G, N and the reserved bits all fail the comparison.
+        let leaf = Self::leaf(raw, level);
+        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+            Entry::Leaf(leaf)
+        } else {
+            Entry::Malformed
+        }
+    }
+
+    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
+    #[inline(always)]
+    fn leaf(raw: u64, _: Level) -> Leaf {
         let memory = match raw & PBMT {
             PBMT_PMA => MemoryType::Normal,
             PBMT_NC => MemoryType::NonCacheable,
             PBMT_IO => MemoryType::Device,
-            _ => return Entry::Malformed,
+            _ => MemoryType::Normal,
         };
-        let leaf = Leaf {
+        Leaf {
             pfn: Pfn((raw & PPN) >> PPN_SHIFT),
             readable: raw & READ != 0,
             writable: raw & WRITE != 0,
@@ -149,12 +161,6 @@ unsafe impl<const LEVELS: usize> Format for GStage<LEVELS> {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             memory,
-        };
-        // A misaligned superpage, W without R, a missing U, G, N and the reserved bits all fail the comparison.
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
         }
     }
 

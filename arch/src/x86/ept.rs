@@ -177,18 +177,29 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
         if let Some(pfn) = Self::as_table(raw, level) {
             return Entry::Table { pfn };
         }
+        let leaf = Self::leaf(raw, level);
+        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+            Entry::Leaf(leaf)
+        } else {
+            Entry::Malformed
+        }
+    }
+
+    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
+    #[inline(always)]
+    fn leaf(raw: u64, _: Level) -> Leaf {
         let memory = match raw & MEMORY {
             WB => MemoryType::Normal,
             WC => MemoryType::NonCacheable,
             UC => MemoryType::Device,
-            _ => return Entry::Malformed,
+            _ => MemoryType::Normal,
         };
         let permissions = if Self::is_tracked(raw) {
             raw >> SAVED_SHIFT
         } else {
             raw
         };
-        let leaf = Leaf {
+        Leaf {
             pfn: Pfn((raw & PFN) >> PFN_SHIFT),
             readable: permissions & READ != 0,
             writable: raw & WRITE != 0,
@@ -198,11 +209,6 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             memory,
-        };
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
         }
     }
 

@@ -146,13 +146,24 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
         if let Some(pfn) = Self::as_table(raw, level) {
             return Entry::Table { pfn };
         }
+        let leaf = Self::leaf(raw, level);
+        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+            Entry::Leaf(leaf)
+        } else {
+            Entry::Malformed
+        }
+    }
+
+    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
+    #[inline(always)]
+    fn leaf(raw: u64, _: Level) -> Leaf {
         let memory = match raw & MEMORY {
             WB => MemoryType::Normal,
             UC_MINUS => MemoryType::NonCacheable,
             UC => MemoryType::Device,
-            _ => return Entry::Malformed,
+            _ => MemoryType::Normal,
         };
-        let leaf = Leaf {
+        Leaf {
             pfn: Pfn((raw & PFN) >> PFN_SHIFT),
             readable: true,
             writable: raw & WRITE != 0,
@@ -162,11 +173,6 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             memory,
-        };
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
         }
     }
 

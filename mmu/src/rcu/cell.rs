@@ -17,8 +17,8 @@ const ERA_SHIFT: u32 = 2;
 /// What a participant counts. See [`MmuStats`](crate::MmuStats) for the meanings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counter {
-    Taken,
     Fixed,
+    Prefetched,
     Spurious,
     Retried,
     Emulated,

@@ -172,10 +172,10 @@ mod tests {
         use super::super::cell::Counter;
         let registry = Registry::new();
         for _ in 0..3 {
-            registry.seat().count(Counter::Taken, 2);
+            registry.seat().count(Counter::Fixed, 2);
         }
         assert_eq!(registry.cells.lock().all.len(), 1);
-        assert_eq!(registry.sum(|cell| cell.counted(Counter::Taken)), 6);
+        assert_eq!(registry.sum(|cell| cell.counted(Counter::Fixed)), 6);
         assert!(registry.seat().is_idle());
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Hint {
     /// The 4 KiB table's frame and first guest frame.
     at: Option<(Pfn, Gfn)>,
     unlinks: u64,
+    /// The generation of slots in which nothing coarser than 4 KiB was allowed there, if so.
+    small: Option<u64>,
 }
 
 impl Hint {
@@ -33,13 +35,28 @@ impl Hint {
         Self {
             at: None,
             unlinks: guard.tables.unlinks(),
+            small: None,
         }
     }
 
-    /// The walk for `gfn` came to `node`.
+    /// The walk for `gfn` came to `node`. `small`: the generation of slots in which nothing coarser than 4 KiB is allowed
+    /// there.
     #[inline(always)]
-    pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn) {
+    pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn, small: Option<u64>) {
+        self.small = small;
         self.at = (node.level() == Level::SIZE_4K).then(|| (node.pfn(), parent_base::<F>(gfn)));
+    }
+
+    /// Whether the hint is about `gfn`'s table.
+    #[inline(always)]
+    pub(crate) fn is_about<F: Format>(&self, gfn: Gfn) -> bool {
+        matches!(self.at, Some((_, base)) if base == parent_base::<F>(gfn))
+    }
+
+    /// Whether only 4 KiB mappings are allowed there, with slots as in `generation`.
+    #[inline(always)]
+    pub(crate) fn is_small_in(&self, generation: u64) -> bool {
+        self.small == Some(generation)
     }
 
     /// The 4 KiB table for `gfn`, if the hint has it and is to be believed.

@@ -22,7 +22,7 @@
 //!    [`Detached`], and neither can be copied.
 //! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
 
-use core::{marker::PhantomData, slice};
+use core::marker::PhantomData;
 
 use super::{memory::EntryCell, tables::Tables};
 use crate::{
@@ -120,6 +120,35 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
         let level = node.level.child()?;
         // SAFETY: invariant 1, and the entry was read under this guard.
         Some(unsafe { self.node(pfn, level) })
+    }
+
+    /// Walks from `root` to the entry for `gfn` that is not a table.
+    ///
+    /// Level by level with each level a constant, because this is what every TLB miss and every fault does.
+    #[inline(always)]
+    pub(crate) fn descend<'g>(&'g self, root: &'g RootTable, gfn: Gfn) -> (Node<'g, F>, u64) {
+        let mut pfn = root.pfn;
+        macro_rules! step {
+            ($level:expr) => {
+                if F::ROOT_LEVEL.get() >= $level.get() {
+                    // SAFETY: the root is live while `root` is; below it, invariant 1, and the entry was read under
+                    // this guard.
+                    let node = unsafe { self.node(pfn, $level) };
+                    let raw = node.load(F::index(gfn, $level));
+                    match F::as_table(raw, $level) {
+                        Some(child) => pfn = child,
+                        None => return (node, raw),
+                    }
+                }
+            };
+        }
+        step!(Level::SIZE_256T);
+        step!(Level::SIZE_512G);
+        step!(Level::SIZE_1G);
+        step!(Level::SIZE_2M);
+        // SAFETY: as above.
+        let node = unsafe { self.node(pfn, Level::SIZE_4K) };
+        (node, node.load(F::index(gfn, Level::SIZE_4K)))
     }
 
     /// # Safety
@@ -317,19 +346,39 @@ impl Blank {
         value: impl Fn(usize) -> u64,
     ) -> Unlinked {
         let (pfn, bottom) = (self.pfn, level == Level::SIZE_4K);
-        // SAFETY: the ticket exists, so the table is live; its size is that of every level but the root's.
-        let entries: &[EntryCell] = unsafe {
-            slice::from_raw_parts(tables.memory().entries(pfn).as_ptr(), F::entries(level))
-        };
-        for (index, entry) in entries.iter().enumerate() {
+        let first = tables.memory().entries(pfn);
+        for index in 0..F::entries(level) {
             let raw = value(index);
             let raw = if !bottom && F::as_table(raw, level).is_some() {
                 F::EMPTY
             } else {
                 raw
             };
-            entry.0.store(raw, Relaxed);
+            // SAFETY: the ticket exists, so the memory is ours alone, and as long as every table's that is not a root;
+            // nobody reads it before it is linked.
+            unsafe { init(first.add(index), raw) };
         }
         Unlinked { pfn, level }
+    }
+}
+
+/// Makes an entry that nobody else knows hold `raw`.
+///
+/// # Safety
+///
+/// `entry` is valid, and used by nobody else.
+#[inline(always)]
+unsafe fn init(entry: core::ptr::NonNull<EntryCell>, raw: u64) {
+    // A plain write, so that a loop of them is as fast as memory.
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        entry.write(EntryCell::new(raw));
+    }
+    // Model checkers keep their own record of each atomic, which a plain write would lose.
+    #[cfg(any(feature = "loom", feature = "shuttle"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        entry.as_ref().0.store(raw, Relaxed);
     }
 }

@@ -41,17 +41,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         };
         let guard = Guard::new(&self.tables, self.registry.pin(seat));
-        let slot = self.slot_of(guard.inside(), *as_id, fault.gfn, slot)?;
+        let slot = &*self.slot_of(guard.inside(), *as_id, fault.gfn, slot)?.slot;
         if slot.invalid {
             return None;
         }
         for _ in 0..TRIES {
-            let mut node = guard.root(&root.table);
-            while let Some(child) = guard.child(node, F::index(fault.gfn, node.level())) {
-                node = child;
-            }
+            let (node, raw) = guard.descend(&root.table, fault.gfn);
             let (level, index) = (node.level(), F::index(fault.gfn, node.level()));
-            let raw = node.load(index);
             let Entry::Leaf(leaf) = F::decode(raw, level) else {
                 return None;
             };

@@ -31,6 +31,8 @@ pub(super) struct Descent<'d> {
     pub(super) slot: &'d Slot,
     pub(super) root: &'d RootPage,
     pub(super) cell: &'d Cell,
+    /// The generation of slots in which `slot` was found.
+    pub(super) generation: u64,
 }
 
 /// The entry changed under us; judge it again.
@@ -44,6 +46,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let mut own = self.do_vcpu();
             own.as_id = vcpu.as_id;
             return self.do_fault(&mut own, fault);
+        }
+        if !fault.present
+            && let Some(outcome) = self.nearby_fault(vcpu, fault)
+        {
+            return outcome;
         }
         let outcome = self.resolve(vcpu, fault);
         count_fault(&vcpu.seat, &outcome, fault.prefetch);
@@ -88,9 +95,10 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return FaultOutcome::Retry;
         }
         let guard = Guard::new(&self.tables, inside);
-        let Some(slot) = self.slot_of(guard.inside(), *as_id, fault.gfn, slot) else {
+        let Some(kept) = self.slot_of(guard.inside(), *as_id, fault.gfn, slot) else {
             return self.no_slot(&guard, root, *as_id, fault, cache, seat);
         };
+        let slot = &*kept.slot;
         if slot.invalid || self.invalidations.must_retry(fault.gfn, fault.seq) {
             return FaultOutcome::Retry;
         }
@@ -98,25 +106,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return FaultOutcome::ReadOnly;
         }
         let goal = self.goal(slot, fault);
+        let generation = kept.generation;
         let descent = Descent {
             fault,
             slot,
             root,
             cell: seat,
+            generation,
         };
-        if goal.level == Level::SIZE_4K
-            && let Some(node) = hint
-                .node::<F, H>(&guard, fault.gfn)
-                .filter(|_| !fault.mirror)
-        {
-            let index = F::index(fault.gfn, Level::SIZE_4K);
-            let raw = node.load(index);
-            if raw == F::EMPTY
-                && let Ok(outcome) = self.install(&guard, node, index, raw, &descent)
-            {
-                return outcome;
-            }
-        }
         self.map(&guard, &descent, goal, cache, hint)
     }
 
@@ -130,6 +127,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> FaultOutcome {
         let fault = descent.fault;
         let mut found = Hint::begin(guard);
+        let small = (goal.allowed == Level::SIZE_4K && fault.max_level > Level::SIZE_4K)
+            .then_some(descent.generation);
+        if goal.level == Level::SIZE_4K && !fault.mirror {
+            // The usual case, once tables are there.
+            let (node, raw) = guard.descend(&descent.root.table, fault.gfn);
+            if node.level() == Level::SIZE_4K {
+                found.found(node, fault.gfn, small);
+                *hint = found;
+                let index = F::index(fault.gfn, Level::SIZE_4K);
+                if raw == F::EMPTY
+                    && let Ok(outcome) = self.install(guard, node, index, raw, descent)
+                {
+                    return outcome;
+                }
+            }
+        }
         let mut node = guard.root(&descent.root.table);
         loop {
             let level = node.level();
@@ -146,7 +159,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 continue;
             }
             if level == Level::SIZE_4K && !fault.mirror {
-                found.found(node, fault.gfn);
+                found.found(node, fault.gfn, small);
                 *hint = found;
             }
             match F::decode(raw, level) {

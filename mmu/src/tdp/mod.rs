@@ -7,7 +7,7 @@
 //! | `vcpu` | what a vCPU brings along: its seat, its caches, its roots |
 //! | `root` | roots: made, withdrawn, given back |
 //! | `session`, `sweep` | holding the lock over a range, with yields and owed flushes |
-//! | `fault`, `fast`, `level` | resolving a fault: under the shared lock, without it, at which level |
+//! | `fault`, `nearby`, `fast`, `level` | resolving a fault: under the shared lock, beside the last one, without the lock; at which level |
 //! | `prefault` | mapping a range in advance |
 //! | `walk` | lockless walks |
 //! | `slots` | memory slots come, change and go |
@@ -61,6 +61,7 @@ mod fast;
 mod fault;
 mod level;
 mod mirror;
+mod nearby;
 mod nx;
 mod prefault;
 mod protect;

@@ -138,7 +138,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let inside = self.lock.shared(seat);
         let guard = Guard::new(&self.tables, inside);
-        let slot = self.slot_of(guard.inside(), *as_id, first, slot)?;
+        let slot = &*self.slot_of(guard.inside(), *as_id, first, slot)?.slot;
         let table_pages = 1u64 << F::INDEX_BITS[0];
         let span = GfnRange::new(Gfn(first.0 & !(table_pages - 1)), table_pages);
         let end = Gfn(range.end.0.min(span.end.0).min(slot.spec.range().end.0));
@@ -191,12 +191,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 return None;
             }
             seat.add_pages(Level::SIZE_4K.slot(), count);
-            seat.count(crate::rcu::cell::Counter::Fixed, count as u64);
+            seat.count(crate::rcu::cell::Counter::Prefetched, count as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, end);
             return Some(end);
         }
         let node = guard.child(node, index)?;
-        found.found(node, first);
+        found.found(node, first, None);
         *hint = found;
         let mut installed = 0;
         let mut raw = new;
@@ -217,7 +217,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         if installed > 0 {
             seat.add_pages(Level::SIZE_4K.slot(), installed);
-            seat.count(crate::rcu::cell::Counter::Fixed, installed as u64);
+            seat.count(crate::rcu::cell::Counter::Prefetched, installed as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, gfn);
         }
         (gfn > first).then_some(gfn)

@@ -10,12 +10,11 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::fmt;
 
-use super::{TdpMmu, root::RootPage};
+use super::{TdpMmu, nearby::KeptSlot, root::RootPage};
 use crate::{
     addr::MAX_LEVELS,
     format::Format,
     rcu::registry::{Inside, Seat},
-    slot::Slot,
     sync::Mutex,
     table::{hint::Hint, memory::TableMemory, node::Blank},
 };
@@ -30,8 +29,8 @@ pub struct Vcpu {
     pub(super) cache: Vec<Blank>,
     pub(super) root: Option<Arc<RootPage>>,
     pub(super) mirror: Option<Arc<RootPage>>,
-    /// The slot of the last fault, and the generation of slots in which it was found.
-    pub(super) slot: Option<(u64, Arc<Slot>)>,
+    /// The slot of the last fault.
+    pub(super) slot: Option<KeptSlot>,
     pub(super) hint: Hint,
     bin: Arc<Bin>,
 }
@@ -138,15 +137,16 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         inside: &Inside<'_>,
         as_id: u8,
         gfn: crate::Gfn,
-        kept: &'k mut Option<(u64, Arc<Slot>)>,
-    ) -> Option<&'k Slot> {
-        let space = &self.spaces[usize::from(as_id)];
+        kept: &'k mut Option<KeptSlot>,
+    ) -> Option<&'k KeptSlot> {
+        let space = self.spaces.get(usize::from(as_id))?;
         let generation = space.generation();
-        let hit = matches!(kept, Some((seen, slot)) if *seen == generation && slot.contains(gfn));
+        let hit =
+            matches!(kept, Some(kept) if kept.generation == generation && kept.slot.contains(gfn));
         if !hit {
             let found = space.read(inside).find(gfn)?;
-            *kept = Some((generation, Arc::clone(found)));
+            *kept = Some(self.keep_slot(found, generation));
         }
-        kept.as_ref().map(|(_, slot)| &**slot)
+        kept.as_ref()
     }
 }

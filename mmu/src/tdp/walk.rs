@@ -8,7 +8,7 @@
 //! *Locking*: none; inside.
 
 use alloc::sync::Arc;
-use core::fmt;
+use core::{cell::Cell, fmt};
 
 use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
 use crate::{
@@ -16,10 +16,7 @@ use crate::{
     fault::Access,
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
     rcu::registry::{Registry, Seat},
-    table::{
-        memory::TableMemory,
-        node::{Guard, Node},
-    },
+    table::{hint::Hint, memory::TableMemory, node::Guard},
 };
 
 /// Where a guest frame leads.
@@ -102,29 +99,6 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
     }
 }
 
-/// The table whose entry for `gfn` ends the walk, and that entry.
-#[inline(always)]
-fn descend<'g, F: Format, H: TableMemory>(
-    guard: &'g Guard<'_, F, H>,
-    root: &'g RootPage,
-    gfn: Gfn,
-) -> (Node<'g, F>, u64) {
-    let mut node = guard.root(&root.table);
-    loop {
-        let index = F::index(gfn, node.level());
-        match guard.child(node, index) {
-            Some(child) => node = child,
-            None => {
-                let raw = node.load(index);
-                // A table was linked between the two looks: go on into it.
-                if F::as_table(raw, node.level()).is_none() {
-                    return (node, raw);
-                }
-            }
-        }
-    }
-}
-
 /// Many walks in one read section: no cost per walk beyond the walk.
 ///
 /// While it lives no table is given back, and nothing that waits for a grace period (changing slots) gets on: keep it for
@@ -132,6 +106,8 @@ fn descend<'g, F: Format, H: TableMemory>(
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Arc<RootPage>>,
+    /// Neighbours share their last table.
+    hint: Cell<Hint>,
 }
 
 impl<F: Format, H: TableMemory> Walker<'_, F, H> {
@@ -141,11 +117,22 @@ impl<F: Format, H: TableMemory> Walker<'_, F, H> {
         if gfn >= F::MAX_GFN {
             return None;
         }
-        let (node, raw) = descend(&self.guard, self.root.as_deref()?, gfn);
-        match F::decode(raw, node.level()) {
-            Entry::Leaf(leaf) => Some(translation::<F>(&leaf, node.level(), gfn)),
-            _ => None,
-        }
+        let (level, raw) = match self.hint.get().node(&self.guard, gfn) {
+            Some(node) => (Level::SIZE_4K, node.load(F::index(gfn, Level::SIZE_4K))),
+            None => self.descend(gfn)?,
+        };
+        F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
+    }
+}
+
+impl<F: Format, H: TableMemory> Walker<'_, F, H> {
+    #[inline(always)]
+    fn descend(&self, gfn: Gfn) -> Option<(Level, u64)> {
+        let mut hint = Hint::begin(&self.guard);
+        let (node, raw) = self.guard.descend(&self.root.as_ref()?.table, gfn);
+        hint.found(node, gfn, None);
+        self.hint.set(hint);
+        Some((node.level(), raw))
     }
 }
 
@@ -175,6 +162,7 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
         Walker {
             guard,
             root: self.mmu.valid_root(0),
+            hint: Cell::default(),
         }
     }
 }
@@ -221,7 +209,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let seat = self.registry.seat();
         let guard = Guard::new(&self.tables, self.registry.pin(&seat));
         let root = self.valid_root(as_id);
-        Walker { guard, root }.translate(gfn)
+        let hint = Cell::default();
+        Walker { guard, root, hint }.translate(gfn)
     }
 
     pub(super) fn do_access(
@@ -245,7 +234,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let guard = Guard::new(&self.tables, self.registry.pin(seat));
         loop {
-            let (node, raw) = descend(&guard, root, gfn);
+            let (node, raw) = guard.descend(&root.table, gfn);
             let level = node.level();
             let leaf = match F::decode(raw, level) {
                 Entry::Leaf(leaf) => leaf,
@@ -281,8 +270,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             if lacks_dirty && matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
                 // Hardware writes the address to its page-modification log, drained before the harvest reads the bitmap;
                 // this log is one address long and drained at once.
-                if let Some(slot) = self.slot_of(guard.inside(), *as_id, gfn, slot) {
-                    slot.mark_dirty(gfn);
+                if let Some(kept) = self.slot_of(guard.inside(), *as_id, gfn, slot) {
+                    kept.slot.mark_dirty(gfn);
                 }
             }
             let leaf = Leaf {

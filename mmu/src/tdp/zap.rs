@@ -27,9 +27,61 @@ use crate::{
     sync::Backoff,
     table::{
         memory::TableMemory,
-        node::{Absent, Detached, Guard, Run},
+        node::{Absent, Bottom, Detached, Guard, Run},
     },
 };
+
+/// Leaves that were removed from a run.
+struct Taken {
+    count: i64,
+    /// Positions in the table of the first and the last of them.
+    first: usize,
+    last: usize,
+}
+
+fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Taken> {
+    const LEVEL: Level = Level::SIZE_4K;
+    let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), LEVEL);
+    let first = (0..bottom.len()).find(is_leaf);
+    let last = (0..bottom.len()).rfind(is_leaf);
+    let mut count = 0;
+    for index in 0..bottom.len() {
+        let raw = bottom.load(index);
+        count += i64::from(F::is_leaf(raw, LEVEL));
+        if F::is_volatile(raw, LEVEL) {
+            bottom.swap(index, F::EMPTY);
+        } else {
+            bottom.store(index, F::EMPTY);
+        }
+    }
+    Some(Taken {
+        count,
+        first: first? + offset,
+        last: last? + offset,
+    })
+}
+
+fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
+    let level = run.node.level();
+    let mut taken: Option<Taken> = None;
+    for index in run.first..run.end {
+        if !F::is_leaf(run.node.load(index), level) {
+            continue;
+        }
+        let (old, table) = run.node.take(index, Absent::Empty);
+        debug_assert!(table.is_none(), "a leaf became a table under our lock");
+        if F::is_leaf(old, level) {
+            let so_far = taken.get_or_insert(Taken {
+                count: 0,
+                first: index,
+                last: index,
+            });
+            so_far.count += 1;
+            so_far.last = index;
+        }
+    }
+    taken
+}
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Unmaps `range`; whether anything was mapped. When it returns, the flush is done.
@@ -81,48 +133,18 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if root.mirror {
             return self.take_mirrored_leaves(run, cell);
         }
-        let level = run.node.level();
-        let (mut count, mut first, mut last) = (0i64, usize::MAX, 0);
-        if let Some(bottom) = run.bottom() {
-            for index in 0..bottom.len() {
-                let raw = bottom.load(index);
-                if raw == F::EMPTY {
-                    continue;
-                }
-                if F::is_volatile(raw, Level::SIZE_4K) {
-                    bottom.swap(index, F::EMPTY);
-                } else {
-                    bottom.store(index, F::EMPTY);
-                }
-                if F::is_leaf(raw, Level::SIZE_4K) {
-                    count += 1;
-                    first = first.min(index);
-                    last = index;
-                }
-            }
-            first = first.saturating_add(run.first);
-            last += run.first;
-        } else {
-            for index in run.first..run.end {
-                if !F::is_leaf(run.node.load(index), level) {
-                    continue;
-                }
-                let (old, table) = run.node.take(index, Absent::Empty);
-                debug_assert!(table.is_none(), "a leaf became a table under our lock");
-                if F::is_leaf(old, level) {
-                    count += 1;
-                    first = first.min(index);
-                    last = index;
-                }
-            }
-        }
-        if count == 0 {
+        let taken = match run.bottom() {
+            Some(bottom) => take_from_bottom::<F>(bottom, run.first),
+            None => take_from_upper(run),
+        };
+        let Some(taken) = taken else {
             return Flush::None;
-        }
-        cell.add_pages(level.slot(), -count);
-        let start = run.span_of(first).start;
-        let end = run.span_of(last).end;
-        Flush::range(GfnRange { start, end })
+        };
+        cell.add_pages(run.node.level().slot(), -taken.count);
+        Flush::range(GfnRange {
+            start: run.span_of(taken.first).start,
+            end: run.span_of(taken.last).end,
+        })
     }
 
     pub(super) fn do_invalidate_begin(
@@ -157,7 +179,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let (node, level) = (guard.detached(&table), table.level());
         let quiet = mode == Mode::Exclusive || withdrawn;
         let mut leaves = 0;
-        for index in 0..node.len() {
+        let entries = match node.entries_at_bottom() {
+            // The first pass took all leaves, and nothing is mapped under a withdrawn root.
+            Some(_) if withdrawn => {
+                debug_assert!((0..node.len()).all(|i| !F::is_leaf(node.load(i), level)));
+                0
+            }
+            _ => node.len(),
+        };
+        for index in 0..entries {
             let mut old = node.load(index);
             if quiet && F::as_table(old, level).is_none() {
                 leaves += i64::from(F::is_leaf(old, level));
