@@ -1,0 +1,214 @@
+//! Slat, the only file here that knows its API.
+//!
+//! The concrete `TdpMmu<Ept4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said otherwise, no vCPU to flush.
+
+use std::hint::black_box;
+
+use slat_arch::Ept4;
+use slat_mmu::{
+    Access, Arena, Fault, FaultOutcome, Flush, Gfn, GfnRange, Level, MmuConfig, Pfn,
+    SecondStage as _, SlotFlags, SlotSpec, TdpMmu,
+};
+
+use crate::table::{HOST_BASE, Mapping, Table};
+
+/// Where the tables are said to lie: beyond any guest memory.
+const ARENA_BASE: Pfn = Pfn(1 << 30);
+const SLOT: u16 = 0;
+
+/// The MMU of one guest.
+pub(crate) struct Slat {
+    mmu: TdpMmu<Ept4, Arena>,
+    pages: u64,
+}
+
+/// What one vCPU needs to fault.
+pub(crate) struct Vcpu;
+
+/// There is no vCPU, as there is none beside the peers' tables.
+fn nobody_to_flush(flush: Flush) {
+    let _ = black_box(flush);
+}
+
+impl Slat {
+    /// An MMU with a slot of `pages` pages and memory for `frames` 4 KiB frames of tables.
+    fn with_frames(pages: u64, frames: usize, max_level: Level) -> Self {
+        let config = MmuConfig::default().with_max_level(max_level);
+        let mmu = TdpMmu::new(Arena::new(ARENA_BASE, frames), config);
+        mmu.create_slot(SlotSpec::new(SLOT, Gfn(0), pages, Pfn(HOST_BASE)))
+            .expect("the first slot, within the format");
+        Self { mmu, pages }
+    }
+
+    /// With leaves of up to 1 GiB, and little memory for tables.
+    pub(crate) fn huge(pages: u64) -> Self {
+        Self::with_frames(pages, 64, Level::SIZE_1G)
+    }
+
+    fn range(&self) -> GfnRange {
+        GfnRange::new(Gfn(0), self.pages)
+    }
+
+    /// A vCPU of this MMU.
+    pub(crate) fn vcpu(&self) -> Vcpu {
+        Vcpu
+    }
+
+    /// A write fault; whether it mapped or upgraded.
+    #[inline]
+    pub(crate) fn write(&self, _vcpu: &mut Vcpu, frame: u64) -> bool {
+        let outcome = self.mmu.fault(Fault::new(Gfn(frame), Access::Write));
+        matches!(outcome, FaultOutcome::Fixed { .. })
+    }
+
+    /// Write faults on all pages of the slot, one for each leaf at most.
+    pub(crate) fn write_all(&self) {
+        let mut vcpu = self.vcpu();
+        for frame in 0..self.pages {
+            black_box(self.write(&mut vcpu, frame));
+        }
+    }
+
+    /// Turns dirty logging on, which write-protects, or off.
+    pub(crate) fn log_dirty(&self, on: bool) {
+        let flags = if on {
+            SlotFlags::LOG_DIRTY
+        } else {
+            SlotFlags::empty()
+        };
+        let flush = self
+            .mmu
+            .set_slot_flags(SLOT, flags)
+            .expect("the slot exists");
+        nobody_to_flush(flush);
+    }
+
+    /// Clears the dirty bits in `bitmap` and protects their pages.
+    pub(crate) fn clear_dirty(&self, bitmap: &[u64]) {
+        let flush = self
+            .mmu
+            .clear_dirty_log(SLOT, 0, self.pages, bitmap)
+            .expect("the slot logs");
+        nobody_to_flush(flush);
+    }
+
+    /// Takes all dirty bits into `bitmap` and protects their pages.
+    pub(crate) fn harvest(&self, bitmap: &mut [u64]) {
+        let flush = self
+            .mmu
+            .harvest_dirty_log(SLOT, bitmap)
+            .expect("the slot logs");
+        nobody_to_flush(flush);
+    }
+
+    /// Pages whose dirty bit is set.
+    pub(crate) fn dirty_pages(&self) -> u64 {
+        self.mmu.dirty_pages(SLOT).expect("the slot logs")
+    }
+
+    /// Maps one leaf of 1 GiB after the other.
+    pub(crate) fn populate_huge(&self) {
+        let mut vcpu = self.vcpu();
+        for frame in (0..self.pages).step_by(1 << 18) {
+            assert!(self.write(&mut vcpu, frame), "frame {frame} is not mapped");
+        }
+    }
+
+    /// Leaves of 4 KiB and of 1 GiB, and tables, as the MMU counts them.
+    pub(crate) fn counts(&self) -> (i64, i64, u64) {
+        let stats = self.mmu.stats();
+        (
+            stats.pages_at(Level::SIZE_4K),
+            stats.pages_at(Level::SIZE_1G),
+            stats.tables,
+        )
+    }
+
+    /// Bytes of the arena that no table uses.
+    pub(crate) fn unused_table_bytes(&self) -> usize {
+        let arena = self.mmu.memory();
+        (arena.frames() - arena.used_frames()) * 4096
+    }
+
+    /// As [`Table::translate`], each frame under a guard of its own.
+    pub(crate) fn translate_each(&self, frames: impl Iterator<Item = u64>) -> u64 {
+        let mut sum = 0;
+        for frame in frames {
+            if let Some(translation) = self.mmu.translate(Gfn(frame)) {
+                sum += translation.pfn.0;
+            }
+        }
+        sum
+    }
+
+    /// Unmaps everything, for a fresh start.
+    pub(crate) fn reset(&self) {
+        nobody_to_flush(self.mmu.zap_all());
+    }
+}
+
+impl Table for Slat {
+    const NAME: &'static str = "slat";
+
+    fn new(pages: u64) -> Self {
+        let leaves = pages.div_ceil(512) as usize;
+        let frames = leaves + leaves.div_ceil(512) + leaves.div_ceil(512 * 512) + 8;
+        let mut slat = Self::with_frames(pages, frames, Level::SIZE_4K);
+        // Every frame of the arena was written once, as the peers' frames were.
+        slat.populate(0, pages);
+        slat.reset();
+        slat
+    }
+
+    fn populate(&mut self, first: u64, pages: u64) {
+        for frame in first..first + pages {
+            let outcome = self.mmu.fault(Fault::prefetch(Gfn(frame)));
+            assert!(
+                matches!(outcome, FaultOutcome::Fixed { .. }),
+                "not mapped, and memory for tables"
+            );
+        }
+    }
+
+    fn fault(&mut self, frames: impl Iterator<Item = u64>) -> u64 {
+        let mut vcpu = self.vcpu();
+        let mut mapped = 0;
+        for frame in frames {
+            mapped += u64::from(self.write(&mut vcpu, frame));
+        }
+        mapped
+    }
+
+    fn protect(&mut self) {
+        self.log_dirty(true);
+    }
+
+    fn unprotect(&mut self) {
+        // A prefetch does not upgrade, so begin anew.
+        self.log_dirty(false);
+        self.reset();
+        self.populate(0, self.pages);
+    }
+
+    fn unmap(&mut self) {
+        nobody_to_flush(self.mmu.zap_gfn_range(self.range()));
+    }
+
+    fn zap_all(&mut self) {
+        nobody_to_flush(self.mmu.zap_all());
+    }
+
+    fn renew(&mut self) {}
+
+    fn translate(&self, frames: impl Iterator<Item = u64>) -> u64 {
+        self.translate_each(frames)
+    }
+
+    fn mapping(&self, frame: u64) -> Option<Mapping> {
+        let translation = self.mmu.translate(Gfn(frame))?;
+        Some(Mapping {
+            pfn: translation.pfn.0,
+            writable: translation.writable,
+        })
+    }
+}
