@@ -39,3 +39,10 @@ pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     set.set(core);
     sched_setaffinity(None, &set).with_context(|| format!("pinning to core {core}"))
 }
+
+/// How long this thread was ready and had no core, since it began. Zero where the kernel does not count it.
+pub(crate) fn waited_for_core() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').nth(1).and_then(|field| field.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or(0))
+}

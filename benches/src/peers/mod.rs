@@ -7,12 +7,16 @@
 //! *Locking*: none. A pool belongs to the thread that made it; a row keeps one peer per thread.
 
 mod generic;
+#[cfg(target_arch = "x86_64")]
 mod multiarch;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::{cell::Cell, ptr};
 
-pub(crate) use self::{generic::Generic, multiarch::Multiarch, x86::X86};
+pub(crate) use self::generic::Generic;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::{multiarch::Multiarch, x86::X86};
 
 const FRAME: usize = 4096;
 
@@ -88,6 +92,7 @@ fn free(address: usize) {
 }
 
 /// Takes all frames back at once, for a table that is forgotten.
+#[cfg(target_arch = "x86_64")]
 fn refill() {
     // SAFETY: as in `allocate`.
     let pool = unsafe { &mut *POOL.get() };

@@ -12,7 +12,7 @@ mod translate;
 use std::path::Path;
 
 use crate::{
-    peers::{Generic, Multiarch, X86},
+    peers::Generic,
     report::{Counted, Figure, Limit, Role, Row},
     ring::{self, Factory, Subject},
     slat::Slat,
@@ -104,12 +104,15 @@ impl Candidate {
     }
 
     fn peers(pages: u64, work: &Work) -> Vec<Self> {
-        let mut peers = vec![
-            Self::table::<Multiarch>(Role::Peer, pages, work.clone()),
-            Self::table::<Generic>(Role::Peer, pages, work.clone()),
-        ];
-        if !matches!(work, Work::ZapAll) {
-            peers.push(Self::table::<X86>(Role::Peer, pages, work.clone()));
+        let mut peers = vec![Self::table::<Generic>(Role::Peer, pages, work.clone())];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::peers::{Multiarch, X86};
+
+            peers.push(Self::table::<Multiarch>(Role::Peer, pages, work.clone()));
+            if !matches!(work, Work::ZapAll) {
+                peers.push(Self::table::<X86>(Role::Peer, pages, work.clone()));
+            }
         }
         peers
     }

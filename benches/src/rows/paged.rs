@@ -35,22 +35,15 @@ pub(crate) struct Paged<T> {
     table: T,
     pages: u64,
     work: Work,
-    /// A run has used up what `prepare` made.
+    /// Prepared before.
     used: bool,
     result: u64,
 }
 
 impl<T: Table> Paged<T> {
     pub(crate) fn new(pages: u64, work: Work) -> Self {
-        let mut table = T::new(pages);
-        if matches!(
-            work,
-            Work::Protect | Work::Unmap | Work::ZapAll | Work::Translate(_)
-        ) {
-            table.populate(0, pages);
-        }
         Self {
-            table,
+            table: T::new(pages),
             pages,
             work,
             used: false,
@@ -84,21 +77,19 @@ fn mapped(frame: u64, writable: bool) -> Option<Mapping> {
 
 impl<T: Table> Subject for Paged<T> {
     fn prepare(&mut self) {
-        if !std::mem::replace(&mut self.used, true) {
-            return;
-        }
+        let used = std::mem::replace(&mut self.used, true);
         match self.work {
             Work::Populate | Work::Fault(_) | Work::Batch(_) => {
                 self.table.zap_all();
                 self.table.renew();
             }
-            Work::Protect => self.table.unprotect(),
-            Work::Unmap => self.table.populate(0, self.pages),
+            Work::Protect if used => self.table.unprotect(),
+            Work::Translate(_) if used => {}
+            Work::Protect | Work::Translate(_) | Work::Unmap => self.table.populate(0, self.pages),
             Work::ZapAll => {
                 self.table.renew();
                 self.table.populate(0, self.pages);
             }
-            Work::Translate(_) => {}
         }
     }
 

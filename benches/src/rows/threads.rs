@@ -5,7 +5,9 @@
 //! before each region, and the first fault of a region races for its table. The floor does the same with a bare
 //! compare-exchange on a flat array and shows what the two cores give.
 //!
-//! Wall-clock time from the common start to the end of the slower thread.
+//! Wall-clock time from the common start to the end of the slower thread. Two threads need two cores at once, so another
+//! program on either would be counted against them; a pass in which a thread had to wait for its core is repeated, and of
+//! the repetitions the one that waited least counts.
 
 use std::{
     hint::spin_loop,
@@ -26,6 +28,10 @@ use crate::{
     table::Table as _,
 };
 
+/// Passes for one result, at most.
+const ATTEMPTS: usize = 10;
+/// A pass is good when its threads waited less than this part of it.
+const WAITED: f64 = 0.01;
 /// Pages of 2 MiB.
 const REGION: usize = 512;
 
@@ -135,13 +141,14 @@ impl<S: Shared> Threads<S> {
         }
     }
 
-    /// What thread `me` does; when it began and when it was done.
-    fn thread(&self, me: usize, gate: &Gate) -> (Instant, Instant) {
+    /// What thread `me` does.
+    fn thread(&self, me: usize, gate: &Gate) -> Pass {
         let threads = self.cores.len();
         let mut vcpu = self.shared.vcpu();
         let mut mapped = 0;
         let mut fault = |frame| mapped += u64::from(self.shared.fault(&mut vcpu, frame));
         gate.pass(threads, 1);
+        let waited = clock::waited_for_core();
         let begun = Instant::now();
         match self.layout {
             Layout::Disjoint => {
@@ -161,29 +168,28 @@ impl<S: Shared> Threads<S> {
             }
         }
         let done = Instant::now();
+        let waited = clock::waited_for_core().saturating_sub(waited);
         self.mapped.fetch_add(mapped, Ordering::Relaxed);
-        (begun, done)
-    }
-}
-
-impl<S: Shared> Subject for Threads<S> {
-    fn prepare(&mut self) {
-        self.shared.reset();
-        self.mapped = AtomicU64::new(0);
+        Pass {
+            begun,
+            done,
+            waited,
+        }
     }
 
-    fn run(&mut self) -> Duration {
+    /// All threads once: how long it took, and how long threads waited for their cores.
+    fn pass(&self) -> (Duration, Duration) {
         let gate = Gate::default();
-        let times: Vec<_> = std::thread::scope(|scope| {
-            let (this, gate) = (&*self, &gate);
-            let threads: Vec<_> = this
+        let passes: Vec<_> = std::thread::scope(|scope| {
+            let gate = &gate;
+            let threads: Vec<_> = self
                 .cores
                 .iter()
                 .enumerate()
                 .map(|(me, &core)| {
                     scope.spawn(move || {
                         clock::pin(core).expect("a core that the process may use");
-                        this.thread(me, gate)
+                        self.thread(me, gate)
                     })
                 })
                 .collect();
@@ -192,12 +198,41 @@ impl<S: Shared> Subject for Threads<S> {
                 .map(|thread| thread.join().expect("faulting does not panic"))
                 .collect()
         });
-        let begun = times.iter().map(|time| time.0).min();
-        let done = times.iter().map(|time| time.1).max();
+        let begun = passes.iter().map(|pass| pass.begun).min();
+        let done = passes.iter().map(|pass| pass.done).max();
+        let waited = passes.iter().map(|pass| pass.waited).sum();
         match (begun, done) {
-            (Some(begun), Some(done)) => done - begun,
-            _ => Duration::ZERO,
+            (Some(begun), Some(done)) => (done - begun, waited),
+            _ => (Duration::ZERO, waited),
         }
+    }
+}
+
+/// One thread's part of a pass.
+struct Pass {
+    begun: Instant,
+    done: Instant,
+    waited: Duration,
+}
+
+impl<S: Shared> Subject for Threads<S> {
+    /// Each attempt of a run begins with an empty table.
+    fn prepare(&mut self) {}
+
+    fn run(&mut self) -> Duration {
+        let mut best: Option<(Duration, Duration)> = None;
+        for _ in 0..ATTEMPTS {
+            self.shared.reset();
+            *self.mapped.get_mut() = 0;
+            let (took, waited) = self.pass();
+            if best.is_none_or(|(_, least)| waited < least) {
+                best = Some((took, waited));
+            }
+            if waited < took.mul_f64(WAITED) {
+                break;
+            }
+        }
+        best.unwrap_or_default().0
     }
 
     fn verify(&mut self, thorough: bool) -> anyhow::Result<()> {
