@@ -70,7 +70,7 @@ enum Output {
     max_term_width = 100
 )]
 #[command(
-    after_help = "Examples:\n  cargo xtask bench mmu                         everything, about 6 minutes, 2 GiB of memory\n  cargo xtask bench mmu --quick                 small sizes, to see that it works\n  cargo xtask bench mmu --only 'fault, random'  rows whose name contains this\n  cargo xtask bench mmu --output json | jq '.rows[] | select(.met == false)'"
+    after_help = "Examples:\n  cargo xtask bench mmu                         everything, some minutes, 2 GiB of memory\n  cargo xtask bench mmu --quick                 small sizes, to see that it works\n  cargo xtask bench mmu --only 'fault, random'  rows whose name contains this\n  cargo xtask bench mmu --output json | jq '.rows[] | select(.met == false)'"
 )]
 struct Options {
     /// Form of the result

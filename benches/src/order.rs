@@ -77,7 +77,7 @@ pub(crate) fn shuffle(frames: &mut [u32], seed: u64) {
         state ^= state << 25;
         state ^= state >> 27;
         let draw = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        frames.swap(last, (draw * (last as u64 + 1) >> 32) as usize);
+        frames.swap(last, ((draw * (last as u64 + 1)) >> 32) as usize);
     }
 }
 

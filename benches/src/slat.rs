@@ -1,6 +1,9 @@
 //! Slat, the only file here that knows its API.
 //!
 //! The concrete `TdpMmu<Ept4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said otherwise, no vCPU to flush.
+//!
+//! What the API cannot do in one call is a loop here, and only here: a pre-fault is a prefetch a page, and lookups "under
+//! one guard" take a guard each.
 
 use std::hint::black_box;
 
@@ -22,7 +25,7 @@ pub(crate) struct Slat {
     pages: u64,
 }
 
-/// What one vCPU needs to fault.
+/// What one vCPU needs to fault: nothing so far.
 pub(crate) struct Vcpu;
 
 /// There is no vCPU, as there is none beside the peers' tables.
@@ -59,6 +62,17 @@ impl Slat {
     pub(crate) fn write(&self, _vcpu: &mut Vcpu, frame: u64) -> bool {
         let outcome = self.mmu.fault(Fault::new(Gfn(frame), Access::Write));
         matches!(outcome, FaultOutcome::Fixed { .. })
+    }
+
+    /// Maps a range in advance.
+    fn prefault(&self, _vcpu: &mut Vcpu, first: u64, pages: u64) {
+        for frame in first..first + pages {
+            let outcome = self.mmu.fault(Fault::prefetch(Gfn(frame)));
+            assert!(
+                matches!(outcome, FaultOutcome::Fixed { .. }),
+                "not mapped, and memory for tables"
+            );
+        }
     }
 
     /// Write faults on all pages of the slot, one for each leaf at most.
@@ -161,12 +175,13 @@ impl Table for Slat {
     }
 
     fn populate(&mut self, first: u64, pages: u64) {
-        for frame in first..first + pages {
-            let outcome = self.mmu.fault(Fault::prefetch(Gfn(frame)));
-            assert!(
-                matches!(outcome, FaultOutcome::Fixed { .. }),
-                "not mapped, and memory for tables"
-            );
+        self.prefault(&mut self.vcpu(), first, pages);
+    }
+
+    fn fault_batches(&mut self, pages: u64, batch: u64) {
+        let mut vcpu = self.vcpu();
+        for first in (0..pages).step_by(batch as usize) {
+            self.prefault(&mut vcpu, first, batch);
         }
     }
 

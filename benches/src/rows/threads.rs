@@ -43,16 +43,18 @@ enum Layout {
 
 /// What several threads may fault into.
 trait Shared: Sync {
-    type Vcpu;
+    type Vcpu<'a>
+    where
+        Self: 'a;
     fn empty(pages: u64) -> Self;
     fn reset(&mut self);
-    fn vcpu(&self) -> Self::Vcpu;
-    fn fault(&self, vcpu: &mut Self::Vcpu, frame: u64) -> bool;
+    fn vcpu(&self) -> Self::Vcpu<'_>;
+    fn fault(&self, vcpu: &mut Self::Vcpu<'_>, frame: u64) -> bool;
     fn is_mapped(&self, frame: u64) -> bool;
 }
 
 impl Shared for Slat {
-    type Vcpu = Vcpu;
+    type Vcpu<'a> = Vcpu;
 
     fn empty(pages: u64) -> Self {
         <Slat as crate::table::Table>::new(pages)
@@ -77,7 +79,7 @@ impl Shared for Slat {
 }
 
 impl Shared for Atomics {
-    type Vcpu = ();
+    type Vcpu<'a> = ();
 
     fn empty(pages: u64) -> Self {
         Self::new(pages)
