@@ -30,7 +30,7 @@ const HEAD: [&str; 9] = [
     "row",
     "unit",
     "Slat",
-    "fastest peer",
+    "fastest peer, or one thread",
     "",
     "floor",
     "",

@@ -57,10 +57,6 @@ impl Sizes {
     fn largest(&self) -> u64 {
         self.pages.iter().copied().max().unwrap_or(GIB)
     }
-
-    fn smallest(&self) -> u64 {
-        self.pages.iter().copied().min().unwrap_or(GIB)
-    }
 }
 
 /// A size in words.
@@ -207,7 +203,7 @@ pub(crate) fn all(sizes: &Sizes) -> Vec<Plan> {
     for &pages in &sizes.pages {
         plans.extend(translate::rows(pages));
     }
-    plans.extend(threads::rows(sizes.smallest(), &sizes.cores));
+    plans.extend(threads::rows(&sizes.cores));
     plans.extend(harvest::rows(sizes.dirty_slot));
     plans.extend(memory::rows(sizes.largest()));
     plans

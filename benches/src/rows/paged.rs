@@ -51,11 +51,21 @@ impl<T: Table> Paged<T> {
         }
     }
 
-    /// Every page, or some of them.
+    /// Each frame of the slot.
     fn all(&self, thorough: bool, expected: impl Fn(u64) -> Option<Mapping>) -> anyhow::Result<()> {
+        self.each(0..self.pages, thorough, expected)
+    }
+
+    /// Each of `frames`, or some of them.
+    fn each(
+        &self,
+        frames: impl Iterator<Item = u64>,
+        thorough: bool,
+        expected: impl Fn(u64) -> Option<Mapping>,
+    ) -> anyhow::Result<()> {
         // A prime, so that each place in a table has its turn.
         let step = if thorough { 1 } else { 1021 };
-        for frame in (0..self.pages).step_by(step).chain([self.pages - 1]) {
+        for frame in frames.step_by(step) {
             let found = self.table.mapping(frame);
             ensure!(
                 found == expected(frame),
@@ -139,7 +149,15 @@ impl<T: Table> Subject for Paged<T> {
                     self.result,
                     order.len()
                 );
-                self.all(thorough, |frame| mapped(frame, true))
+                match order {
+                    Order::Sequential { pages } => {
+                        self.each(0..*pages, thorough, |frame| mapped(frame, true))
+                    }
+                    Order::Random { frames, count } => {
+                        let frames = frames[..*count].iter().map(|&frame| u64::from(frame));
+                        self.each(frames, thorough, |frame| mapped(frame, true))
+                    }
+                }
             }
             Work::Translate(order) => {
                 let expected = order.sum() + HOST_BASE * order.len();

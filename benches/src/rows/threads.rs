@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::ensure;
 
-use super::{Candidate, Kind, Plan, bytes};
+use super::{Candidate, GIB, Kind, Plan, bytes};
 use crate::{
     clock,
     floor::Atomics,
@@ -32,6 +32,8 @@ use crate::{
 const ATTEMPTS: usize = 10;
 /// A pass is good when its threads waited less than this part of it.
 const WAITED: f64 = 0.01;
+/// Pages of the guest: few, so that a pass ends before another program comes along.
+const PAGES: u64 = GIB;
 /// Pages of 2 MiB.
 const REGION: usize = 512;
 
@@ -252,7 +254,8 @@ impl<S: Shared> Subject for Threads<S> {
     }
 }
 
-pub(super) fn rows(pages: u64, cores: &[usize]) -> Vec<Plan> {
+pub(super) fn rows(cores: &[usize]) -> Vec<Plan> {
+    let pages = PAGES;
     let row = |name: &str, layout: Layout| {
         let name = format!("two threads, {name}, {}", bytes(pages));
         let Some(two) = cores.get(..2).map(<[usize]>::to_vec) else {
