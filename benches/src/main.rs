@@ -33,6 +33,8 @@ mod rows;
 mod slat;
 mod table;
 
+use std::process::ExitCode;
+
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 
@@ -87,8 +89,17 @@ struct Options {
     list: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
     // Asked before pinning.
     let cores = clock::cores()?;
     let first = cores[0];
