@@ -11,7 +11,7 @@ const MAX_LINES: usize = 800;
 /// What a merge leaves where both sides changed.
 const CONFLICT: &str = "<<<<<<< ";
 
-/// Which of our crates each crate may name. Tests and this tool stand above the house and may name any.
+/// Which of our crates each crate may name. Tests, benchmarks and this tool stand above the house and may name any.
 const ARROWS: [(&str, &[&str]); 6] = [
     ("slat", &["slat-agent", "slat-server", "slat-proto"]),
     ("slat-server", &["slat-proto"]),
@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("slat-mmu", &[]),
     ("slat-proto", &[]),
 ];
-const ABOVE: [&str; 2] = ["slat-tests", "xtask"];
+const ABOVE: [&str; 3] = ["slat-benches", "slat-tests", "xtask"];
 
 /// All that may be linked into the crates without std.
 const PURE: [&str; 2] = ["slat-mmu", "slat-arch"];
