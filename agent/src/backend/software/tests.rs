@@ -425,18 +425,21 @@ fn tables_of_slots_that_are_gone_are_given_back() {
     vm.backend
         .add_slot(&Arc::new(SlotMemory::new(slot).unwrap()))
         .unwrap();
+    let mut vcpu = vm.backend.vm.mmu.vcpu();
     let mut most = 0;
     for place in 1..200 {
         let gfn = place << 20;
         vm.backend.move_slot(1, gfn).unwrap();
-        let outcome = vm.backend.vm.mmu.fault(slat_mmu::Fault::prefetch(Gfn(gfn)));
+        let fault = slat_mmu::Fault::prefetch(Gfn(gfn));
+        let outcome = vm.backend.vm.mmu.fault(&mut vcpu, fault);
         assert!(
             matches!(outcome, slat_mmu::FaultOutcome::Fixed { .. }),
             "{outcome:?}"
         );
         most = most.max(vm.backend.budget.used());
     }
-    assert!(most < 40, "{most} tables for 8 MiB");
+    // 200 places want a table each; vCPUs keep some ready.
+    assert!(most < 100, "{most} tables for 8 MiB");
     vm.backend.run().unwrap();
     vm.until_written(1000);
     vm.assert_well();
