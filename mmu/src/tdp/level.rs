@@ -2,14 +2,15 @@
 //!
 //! The coarsest that everyone allows: the format, the configuration, the slot's backing and alignment, the places where
 //! huge mappings are forbidden, the host's own mapping, the fault. While a slot logs writes it is 4 KiB, because a page is
-//! the unit of the log; a mirrored mapping is 4 KiB, because its owner knows no other.
+//! the unit of the log; a mirrored mapping is 4 KiB, because its owner knows no other. While memory is being taken back, no
+//! mapping reaches into it, however far from it the fault is.
 //!
 //! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between the question and the
 //! mapping, which the invalidation sequence sees to.
 
 use super::TdpMmu;
 use crate::{
-    addr::{Gfn, Level},
+    addr::{Gfn, GfnRange, Level},
     fault::{Access, Fault},
     format::Format,
     slot::Slot,
@@ -47,7 +48,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[cold]
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
-        let allowed = self.allowed_level(slot, fault.gfn, limit);
+        let mut allowed = self.allowed_level(slot, fault.gfn, limit);
+        // The fault's own frame is not being taken back, but its neighbours may be.
+        while let Some(finer) = allowed.child() {
+            let span = GfnRange::new(F::align_down(fault.gfn, allowed), F::span(allowed));
+            if !self.invalidations.overlaps(span) {
+                break;
+            }
+            allowed = finer;
+        }
         let nx = self.avoids_executable_huge_pages() && fault.access == Access::Execute;
         Goal {
             level: if nx { Level::SIZE_4K } else { allowed },

@@ -97,6 +97,28 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         true
     }
 
+    /// As [`load_root`](Self::load_root) for the guest's own tables, but makes no root: that takes the MMU lock, whose holder
+    /// may be waiting for this very vCPU to obey a flush.
+    #[inline(always)]
+    pub(super) fn load_root_if_any(&self, vcpu: &mut Vcpu) -> bool {
+        match &vcpu.root {
+            Some(root) if !root.is_invalid() => true,
+            _ => self.find_new_root(vcpu),
+        }
+    }
+
+    #[cold]
+    fn find_new_root(&self, vcpu: &mut Vcpu) -> bool {
+        let Some(found) = self.find_root(&self.roots.lock(), vcpu.as_id, false) else {
+            return false;
+        };
+        vcpu.hint = Hint::default();
+        if let Some(old) = vcpu.root.replace(found) {
+            self.put_root(old);
+        }
+        true
+    }
+
     /// Whether there can be a root for this.
     pub(super) fn can_have_root(&self, as_id: u8, mirror: bool) -> bool {
         usize::from(as_id) < self.spaces.len() && (!mirror || self.host.external().is_some())

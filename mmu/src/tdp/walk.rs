@@ -219,7 +219,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         gfn: Gfn,
         access: Access,
     ) -> Result<Translation, WalkFault> {
-        if gfn >= F::MAX_GFN || !self.owns(vcpu) || !self.load_root(vcpu, false) {
+        // Without a root nothing is mapped; the fault makes one, outside the guest.
+        if gfn >= F::MAX_GFN || !self.owns(vcpu) || !self.load_root_if_any(vcpu) {
             return Err(WalkFault::NotPresent);
         }
         let Vcpu {

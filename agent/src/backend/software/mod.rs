@@ -11,15 +11,22 @@
 //! | `state` | saved vCPU state |
 //!
 //! # Locking
-//! `slots` serialises every operation that changes slots or tables on the owner's side *together with its flush* (the
-//! counterpart of KVM's slots_lock): so of two harvests the second never reports as clean what the first has not flushed,
-//! and frames are free when the flush is done. No vCPU takes it. Below it come, one at a time: the MMU's own lock, the frames',
-//! the shoot-down's. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`] do not take it.
+//! The MMU serialises its own operations and flushes before they return, so there is little left to lock here. `slots` guards
+//! the list of slots and keeps a slot's host frames in step with the slot; no vCPU takes it, and it is not held while the
+//! dirty log is taken. Below it come the MMU's locks, and below those the shoot-down's ([`Shootdown`] is the MMU's [`Host`]) and the
+//! table memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`]
+//! take none of these for long.
+//!
+//! vCPUs fault in parallel: see `vcpu` for what they take.
 //!
 //! # Invariants
 //! * An operation returns when its flush is complete.
-//! * A slot's memory is in `frames` from before its first translation until after its last.
+//! * A slot's memory is in `frames` from before its first translation until after its last. Its host frames are congruent to
+//!   its guest frames up to 1 GiB, so that it can be mapped hugely; a slot that is moved elsewhere keeps its host frames, and with
+//!   them only the sizes that still fit, as in KVM.
 //! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are flushed.
+//!
+//! [`Host`]: slat_mmu::Host
 
 mod frames;
 mod gate;
@@ -57,15 +64,12 @@ use self::{
 use super::{Backend, BackendError, EventSink};
 use crate::vm::memory::SlotMemory;
 
-/// Words of a dirty bitmap that are cleared under one hold of the MMU's lock: vCPUs fault in between.
-const CLEAR_WORDS: usize = 256;
-
 /// What vCPUs and owner share.
 #[derive(Debug)]
 struct Vm {
     mmu: Box<dyn SecondStage>,
     frames: Frames,
-    shootdown: Shootdown,
+    shootdown: Arc<Shootdown>,
     gate: Gate,
     /// vCPUs acknowledge flushes without carrying them out: for the test of the check.
     #[cfg(test)]
@@ -93,6 +97,26 @@ pub struct SoftwareBackend {
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Vm {
+    fn new(
+        format: Format,
+        vcpus: u32,
+        config: MmuConfig,
+        tables: TableHeap,
+        events: EventSink,
+    ) -> Arc<Self> {
+        let shootdown = Arc::new(Shootdown::new(vcpus));
+        Arc::new(Self {
+            mmu: stage(format).build(tables, Arc::clone(&shootdown), config),
+            frames: Frames::new(vcpus),
+            shootdown,
+            gate: Gate::new(vcpus, events),
+            #[cfg(test)]
+            deaf: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+}
+
 impl SoftwareBackend {
     /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless the spec says otherwise.
     ///
@@ -107,15 +131,10 @@ impl SoftwareBackend {
         }
         let format = spec.format.unwrap_or(Format::Ept4);
         let budget = Arc::new(Budget::default());
-        let tables = TableHeap(Arc::clone(&budget));
-        let vm = Arc::new(Vm {
-            mmu: stage(format).build(tables, MmuConfig::default()),
-            frames: Frames::default(),
-            shootdown: Shootdown::new(spec.vcpus),
-            gate: Gate::new(spec.vcpus, events),
-            #[cfg(test)]
-            deaf: std::sync::atomic::AtomicBool::new(false),
-        });
+        let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
+            message: format!("no room for page tables: {error}"),
+        })?;
+        let vm = Vm::new(format, spec.vcpus, MmuConfig::default(), tables, events);
         let mut backend = Self {
             vm,
             format,
@@ -141,13 +160,17 @@ impl SoftwareBackend {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn find(&self, slot: u32) -> Result<Slot, BackendError> {
+        find(&self.slots(), slot)
+    }
+
     /// Sets the bound for table memory. What slots that are gone left behind goes first when it is more than those that
     /// remain can need.
     fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
-        let needed = Budget::needed_for(slots.values().map(|slot| slot.pages));
+        let needed = Budget::needed_for(slots.values().map(|slot| slot.pages))
+            + Budget::stock_of(self.vcpus);
         if self.budget.used() > needed {
-            self.vm.shootdown.flush(self.vm.mmu.zap_all());
-            self.vm.mmu.reclaim();
+            self.vm.mmu.zap_all();
         }
         self.budget.allow(needed);
     }
@@ -227,12 +250,10 @@ impl Backend for SoftwareBackend {
     fn remove_slot(&self, slot: u32) -> Result<(), BackendError> {
         let mut slots = self.slots();
         let found = find(&slots, slot)?;
-        let flush = self
-            .vm
+        self.vm
             .mmu
             .delete_slot(found.id)
             .map_err(|error| slot_error(slot, &error))?;
-        self.vm.shootdown.flush(flush);
         self.vm.frames.remove(found.frames);
         slots.remove(&slot);
         self.settle_tables(&slots);
@@ -242,78 +263,33 @@ impl Backend for SoftwareBackend {
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
         let slots = self.slots();
         let found = find(&slots, slot)?;
-        let flush = self
-            .vm
+        self.vm
             .mmu
             .move_slot(found.id, Gfn(base_gfn))
             .map_err(|error| slot_error(slot, &error))?;
-        self.vm.shootdown.flush(flush);
         self.settle_tables(&slots);
         Ok(())
     }
 
     fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
-        let slots = self.slots();
-        let found = find(&slots, slot)?;
-        let mmu = &self.vm.mmu;
-        let flush = mmu
+        let found = self.find(slot)?;
+        self.vm
+            .mmu
             .set_slot_flags(found.id, flags(&found, on))
-            .map_err(|error| slot_error(slot, &error))?;
-        self.vm.shootdown.flush(flush);
-        if !on && let Some(spec) = mmu.slots().iter().find(|spec| spec.id == found.id) {
-            // Small mappings that stay writable would never fault and so never become huge again.
-            self.vm.shootdown.flush(mmu.zap_gfn_range(spec.range()));
-        }
-        Ok(())
+            .map_err(|error| slot_error(slot, &error))
     }
 
     fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
-        let slots = self.slots();
-        let found = find(&slots, slot)?;
-        let words = found.pages.div_ceil(64) as usize;
-        let got = bitmap.len();
-        let bitmap = bitmap
-            .get_mut(..words)
-            .ok_or_else(|| BackendError::BadSlot {
-                slot,
-                message: format!("a dirty bitmap of {got} words, {words} are needed"),
-            })?;
-        let mut dirty = vec![0; words];
+        let found = self.find(slot)?;
         self.vm
             .mmu
-            .get_dirty_log(found.id, &mut dirty)
-            .map_err(|error| log_error(slot, &error))?;
-        // Nobody else clears: the lock is held. So all that was read is also taken, and only more is set meanwhile.
-        let mut flush = slat_mmu::Flush::None;
-        let mut taken = 0;
-        let mut failed = None;
-        for (index, chunk) in dirty.chunks(CLEAR_WORDS).enumerate() {
-            if chunk.iter().all(|word| *word == 0) {
-                continue;
-            }
-            let first = (index * CLEAR_WORDS) as u64 * 64;
-            let pages = (chunk.len() as u64 * 64).min(found.pages - first);
-            match self.vm.mmu.clear_dirty_log(found.id, first, pages, chunk) {
-                Ok(more) => flush = flush.merge(more),
-                Err(error) => {
-                    failed = Some(log_error(slot, &error));
-                    break;
-                }
-            }
-            for (to, word) in bitmap[index * CLEAR_WORDS..].iter_mut().zip(chunk) {
-                *to |= word;
-                taken += u64::from(word.count_ones());
-            }
-        }
-        self.vm.shootdown.flush(flush);
-        failed.map_or(Ok(taken), Err)
+            .harvest_dirty_log(found.id, bitmap)
+            .map_err(|error| log_error(slot, &error))
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
-        let _slots = self.slots();
         let range = GfnRange::new(Gfn(gfn), pages);
-        let (begun, flush) = self.vm.mmu.invalidate_begin(range);
-        self.vm.shootdown.flush(flush);
+        let begun = self.vm.mmu.invalidate_begin(range);
         self.vm.mmu.invalidate_end(begun);
         Ok(())
     }
@@ -348,7 +324,9 @@ impl Backend for SoftwareBackend {
         v1::MmuStats {
             faults_taken: Some(mmu.faults_taken),
             faults_fixed: Some(mmu.faults_fixed),
+            faults_fast: Some(mmu.faults_fast),
             faults_spurious: Some(mmu.faults_spurious),
+            faults_emulated: Some(mmu.faults_emulated),
             remote_tlb_flush_requests: Some(flushes.requests),
             remote_tlb_flushes: Some(flushes.reached),
             vcpu_tlb_flushes: Some(flushes.by_vcpus),

@@ -13,9 +13,10 @@
 //! * *Leave*: publish `inside = false`. A vCPU leaves before anything that may take long: resting, pacing, its own flush.
 //!
 //! # A sender
-//! Has changed the tables already. Posts to every mailbox; full fence; then waits for each vCPU until it has obeyed that number or
-//! is outside. It spins a little, then sleeps. It holds no lock that a vCPU takes; a vCPU that sends is outside, so two
-//! senders never wait for one another.
+//! The MMU, through [`Host::flush`], when it has changed its tables and before it reuses what they led to. Posts to every mailbox;
+//! full fence; then waits for each vCPU until it has obeyed that number or is outside. It spins a little, then sleeps. *It holds
+//! the MMU's lock*, so a vCPU that is inside does nothing that may wait for it: it walks, which waits for nobody, and obeys. Faults
+//! are taken outside, roots loaded outside. A vCPU whose own fault sends is outside too, so two senders never wait for one another.
 //!
 //! # Why it is enough
 //! 1. *Enter against post* is Dekker's: the vCPU stores `inside`, fences, loads `posted`; the sender stores `posted`, fences,
@@ -32,10 +33,13 @@
 //! found a bug in all of the above, and the VM is stopped ([`Shootdown::was_revoked`]). The check does not trust the vCPU's
 //! own book-keeping, runs always, and costs one load where nothing was flushed.
 //!
-//! *Locking*: `order` while posting, then one mailbox's lock at a time; the journal's lock alone. None is held while waiting.
+//! The journal is a ring of atomics, so that vCPUs look without a lock: a slot is read, then the number of completions; if that
+//! shows that the slot may have been used again meanwhile, what was read is not believed.
+//!
+//! *Locking*: below the MMU's lock: `order` while posting, and one mailbox's lock at a time; `writer` alone, while noting. None
+//! is held while waiting but a mailbox's, by its condition variable.
 
 use std::{
-    collections::VecDeque,
     hint,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
@@ -47,7 +51,7 @@ use std::{
     },
 };
 
-use slat_mmu::{Flush, GfnRange};
+use slat_mmu::{Flush, FlushRequest, Gfn, GfnRange, Host};
 
 /// Looks at a mailbox before the sender sleeps.
 const SPINS: u32 = 200;
@@ -113,9 +117,69 @@ impl Mailbox {
     }
 }
 
+/// A complete flush. A full one is a range that holds every frame.
 #[derive(Debug, Default)]
+struct Note {
+    number: AtomicU64,
+    gfn: AtomicU64,
+    pages: AtomicU64,
+}
+
+/// The last complete flushes. Note `i` is in slot `i % JOURNAL`.
+#[derive(Debug)]
 struct Journal {
-    complete: VecDeque<(u64, Flush)>,
+    notes: [Note; JOURNAL as usize],
+    /// Notes written. Alone on its lines: every vCPU reads it at every access.
+    complete: Complete,
+    writer: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Complete(AtomicU64);
+
+impl Journal {
+    fn new() -> Self {
+        Self {
+            notes: std::array::from_fn(|_| Note::default()),
+            complete: Complete::default(),
+            writer: Mutex::new(()),
+        }
+    }
+
+    fn note(&self, number: u64, flush: Flush) {
+        let (gfn, pages) = match flush {
+            Flush::None => return,
+            Flush::Range { gfn, pages } => (gfn.0, pages),
+            Flush::All => (0, u64::MAX),
+        };
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = self.complete.0.load(Relaxed);
+        let note = &self.notes[(at % JOURNAL) as usize];
+        // Who reads a word of the new note also sees `complete` at `at` or higher, and that the old one is gone.
+        fence(Release);
+        note.number.store(number, Relaxed);
+        note.gfn.store(gfn, Relaxed);
+        note.pages.store(pages, Relaxed);
+        self.complete.0.store(at + 1, Release);
+    }
+
+    /// Whether one of the notes from `from` to `to` is of a flush later than `walked` that touches `span`.
+    fn any(&self, span: GfnRange, walked: u64, from: u64, to: u64) -> Option<bool> {
+        let mut found = false;
+        for at in from..to {
+            let note = &self.notes[(at % JOURNAL) as usize];
+            let (number, gfn, pages) = (
+                note.number.load(Relaxed),
+                note.gfn.load(Relaxed),
+                note.pages.load(Relaxed),
+            );
+            found |= number > walked && GfnRange::new(Gfn(gfn), pages).overlaps(span);
+        }
+        fence(Acquire);
+        // The slot of `from` is the first to be used again, when `complete` is a whole round further.
+        (self.complete.0.load(Relaxed) - from < JOURNAL).then_some(found)
+    }
 }
 
 /// How often what happened.
@@ -131,8 +195,7 @@ struct Counters {
 pub(super) struct Shootdown {
     order: Mutex<u64>,
     mailboxes: Vec<Mailbox>,
-    journal: Mutex<Journal>,
-    completions: AtomicU64,
+    journal: Journal,
     counters: Counters,
 }
 
@@ -149,17 +212,13 @@ impl Shootdown {
         Self {
             order: Mutex::new(0),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
-            journal: Mutex::default(),
-            completions: AtomicU64::new(0),
+            journal: Journal::new(),
             counters: Counters::default(),
         }
     }
 
     /// Carries out a flush. Returns when no vCPU uses what it covers. Never called by a vCPU inside the guest.
-    pub(super) fn flush(&self, flush: Flush) {
-        if flush.is_none() {
-            return;
-        }
+    pub(super) fn shoot(&self, flush: Flush) {
         self.counters.requests.fetch_add(1, Relaxed);
         let number = self.post(flush);
         fence(SeqCst);
@@ -170,7 +229,7 @@ impl Shootdown {
         if reached {
             self.counters.reached.fetch_add(1, Relaxed);
         }
-        self.note(number, flush);
+        self.journal.note(number, flush);
     }
 
     fn post(&self, flush: Flush) -> u64 {
@@ -183,15 +242,6 @@ impl Shootdown {
             mailbox.posted.store(*order, Release);
         }
         *order
-    }
-
-    fn note(&self, number: u64, flush: Flush) {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        if journal.complete.len() as u64 == JOURNAL {
-            journal.complete.pop_front();
-        }
-        journal.complete.push_back((number, flush));
-        self.completions.fetch_add(1, Release);
     }
 
     /// vCPU: may use the TLB from here on, once it has obeyed what is posted.
@@ -228,23 +278,17 @@ impl Shootdown {
 
     /// How many flushes are complete.
     pub(super) fn completions(&self) -> u64 {
-        self.completions.load(Acquire)
+        self.journal.complete.0.load(Acquire)
     }
 
     /// Whether a translation of `span`, walked after its vCPU had obeyed flush `walked`, was revoked by a flush that is
     /// complete. `None` when that many flushes ago (`checked` completions) are not remembered.
     pub(super) fn was_revoked(&self, span: GfnRange, walked: u64, checked: u64) -> Option<bool> {
-        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = self.completions.load(Relaxed).saturating_sub(checked);
-        let complete = journal.complete.len() as u64;
-        if since > complete {
+        let complete = self.completions();
+        if complete - checked >= JOURNAL {
             return None;
         }
-        let news = journal.complete.iter().skip((complete - since) as usize);
-        Some(
-            news.filter(|(number, _)| *number > walked)
-                .any(|(_, flush)| covers(*flush, span)),
-        )
+        self.journal.any(span, walked, checked, complete)
     }
 
     pub(super) fn counts(&self) -> FlushCounts {
@@ -256,12 +300,12 @@ impl Shootdown {
     }
 }
 
-/// Whether a cached translation of `span` has to go.
-pub(super) fn covers(flush: Flush, span: GfnRange) -> bool {
-    match flush {
-        Flush::None => false,
-        Flush::Range { gfn, pages } => GfnRange::new(gfn, pages).overlaps(span),
-        Flush::All => true,
+impl Host for Shootdown {
+    fn flush(&self, request: &FlushRequest) {
+        // There is one address space, and translations do not remember why they went.
+        if !request.flush.is_none() {
+            self.shoot(request.flush);
+        }
     }
 }
 
@@ -280,8 +324,8 @@ mod tests {
     #[test]
     fn a_vcpu_outside_is_not_waited_for_and_finds_everything_when_it_enters() {
         let shootdown = Shootdown::new(1);
-        shootdown.flush(page(5));
-        shootdown.flush(page(9));
+        shootdown.shoot(page(5));
+        shootdown.shoot(page(9));
         shootdown.enter(0);
         assert_eq!(shootdown.posted(0), 2);
         let (number, flush) = shootdown.take(0);
@@ -297,7 +341,7 @@ mod tests {
             shootdown.enter(0);
             let sender = {
                 let shootdown = Arc::clone(&shootdown);
-                thread::spawn(move || shootdown.flush(Flush::All))
+                thread::spawn(move || shootdown.shoot(Flush::All))
             };
             while shootdown.posted(0) == 0 || shootdown.mailboxes[0].sleepers.load(SeqCst) == 0 {
                 thread::yield_now();
@@ -321,15 +365,38 @@ mod tests {
     fn the_journal_knows_what_was_revoked() {
         let shootdown = Shootdown::new(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
-        shootdown.flush(page(5));
+        shootdown.shoot(page(5));
         assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
         assert_eq!(shootdown.was_revoked(span(6), 0, 0), Some(false));
         // Walked after it had obeyed that flush: a new translation.
         assert_eq!(shootdown.was_revoked(span(5), 1, 0), Some(false));
-        for _ in 0..JOURNAL {
-            shootdown.flush(page(1));
+        for _ in 2..JOURNAL {
+            shootdown.shoot(page(1));
         }
-        assert_eq!(shootdown.was_revoked(span(6), 0, 0), None);
-        assert_eq!(shootdown.was_revoked(span(1), 0, 1), Some(true));
+        assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
+        shootdown.shoot(Flush::All);
+        assert_eq!(shootdown.was_revoked(span(6), 0, 0), None, "forgotten");
+        assert_eq!(shootdown.was_revoked(span(6), 0, 1), Some(true));
+        assert_eq!(shootdown.was_revoked(span(6), JOURNAL, 1), Some(false));
+    }
+
+    #[test]
+    fn what_is_read_while_it_is_overwritten_is_not_believed() {
+        let shootdown = Arc::new(Shootdown::new(0));
+        let span = |gfn| GfnRange::new(Gfn(gfn), 1);
+        let writer = {
+            let shootdown = Arc::clone(&shootdown);
+            thread::spawn(move || (0..20_000).for_each(|_| shootdown.shoot(page(1))))
+        };
+        // Every flush is of frame 1: frame 2 never was, frame 1 always.
+        while shootdown.completions() < 20_000 {
+            let now = shootdown.completions();
+            let checked = now.saturating_sub(JOURNAL - 2).max(1) - 1;
+            assert_ne!(shootdown.was_revoked(span(2), 0, checked), Some(true));
+            if now > 0 {
+                assert_ne!(shootdown.was_revoked(span(1), 0, checked), Some(false));
+            }
+        }
+        writer.join().unwrap();
     }
 }

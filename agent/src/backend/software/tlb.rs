@@ -1,13 +1,14 @@
 //! A vCPU's TLB: direct mapped, one array for each page size.
 //!
 //! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory goes when the last TLB has
-//! dropped it. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
+//! dropped it. An entry allows what hardware would do with it without a walk: a read, or a write if it is writable *and* its Dirty bit was
+//! set; otherwise the write walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
 
 use std::sync::Arc;
 
 use slat_mmu::{Flush, Gfn, GfnRange, Level};
 
-use super::shootdown::{Shootdown, covers};
+use super::{frames::Lease, shootdown::Shootdown};
 use crate::vm::memory::Mapping;
 
 /// Base-2 logarithm of the pages an entry maps, and of how many entries there are, for each size.
@@ -17,9 +18,11 @@ const SIZES: [(u32, u32); 3] = [(0, 10), (9, 7), (18, 3)];
 #[derive(Debug)]
 struct Entry {
     span: GfnRange,
-    mapping: Arc<Mapping>,
+    mapping: Arc<Lease>,
     /// Of the span's first frame, in the mapping.
     page: u64,
+    readable: bool,
+    /// Writable and Dirty: a write needs no walk.
     writable: bool,
     /// The flush its vCPU had obeyed when the walk began.
     walked: u64,
@@ -32,8 +35,10 @@ struct Entry {
 pub(super) struct Fill {
     pub(super) gfn: u64,
     pub(super) level: Level,
+    pub(super) readable: bool,
+    /// The walk found W and D.
     pub(super) writable: bool,
-    pub(super) mapping: Arc<Mapping>,
+    pub(super) mapping: Arc<Lease>,
     /// Of `gfn` in the mapping.
     pub(super) page: u64,
     pub(super) walked: u64,
@@ -96,7 +101,11 @@ impl Tlb {
                     }
                 }
             }
-            if write && !entry.writable {
+            if !(if write {
+                entry.writable
+            } else {
+                entry.readable
+            }) {
                 *cell = None;
                 continue;
             }
@@ -109,7 +118,7 @@ impl Tlb {
     /// The memory of a hit, and the page in it. `None` never follows a hit.
     pub(super) fn memory(&self, hit: Hit) -> Option<(&Mapping, u64)> {
         let entry = self.0[hit.size][hit.index].as_ref()?;
-        Some((&*entry.mapping, hit.page))
+        Some((&**entry.mapping, hit.page))
     }
 
     /// Caches a translation, walked when `completions` flushes were complete or later.
@@ -122,6 +131,7 @@ impl Tlb {
             span: GfnRange::new(Gfn(fill.gfn - inside), pages),
             page: fill.page - inside,
             mapping: fill.mapping,
+            readable: fill.readable,
             writable: fill.writable,
             walked: fill.walked,
             checked: completions,
@@ -151,7 +161,7 @@ impl Tlb {
                 let at = at & (entries.len() - 1);
                 if entries[at]
                     .as_ref()
-                    .is_some_and(|entry| covers(flush, entry.span))
+                    .is_some_and(|entry| flush.touches(entry.span))
                 {
                     entries[at] = None;
                 }
@@ -162,17 +172,21 @@ impl Tlb {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::frames::Frames, *};
 
     fn tlb(entries: &[(u64, Level)]) -> (Tlb, Shootdown) {
+        let frames = Frames::new(1);
         let mapping = Arc::new(Mapping::new("test", 1).unwrap());
+        let base = frames.add(&mapping, 0).unwrap();
+        let (lease, _) = frames.view(0).find(base).unwrap();
         let mut tlb = Tlb::new();
         for &(gfn, level) in entries {
             let fill = Fill {
                 gfn,
                 level,
+                readable: gfn != 11,
                 writable: gfn % 2 == 0,
-                mapping: Arc::clone(&mapping),
+                mapping: Arc::clone(&lease),
                 page: gfn,
                 walked: 0,
             };
@@ -210,13 +224,15 @@ mod tests {
         let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K), (8, Level::SIZE_4K)]);
         assert!(tlb.find(8, true, &shootdown).unwrap().is_some());
         assert!(tlb.find(7, true, &shootdown).unwrap().is_none());
+        let (mut tlb, shootdown) = super::tests::tlb(&[(11, Level::SIZE_4K)]);
+        assert!(tlb.find(11, false, &shootdown).unwrap().is_none());
     }
 
     #[test]
     fn an_entry_that_outlived_its_flush_is_caught() {
         let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K), (9, Level::SIZE_4K)]);
         // The flush is complete, but this TLB was not told.
-        shootdown.flush(Flush::range(GfnRange::new(Gfn(7), 1)));
+        shootdown.shoot(Flush::range(GfnRange::new(Gfn(7), 1)));
         assert_eq!(
             tlb.find(7, false, &shootdown).unwrap_err(),
             Stale { gfn: 7 }

@@ -3,7 +3,17 @@
 //! The order of its steps is `shootdown`'s protocol. It pauses between batches, never within one: a batch is the guest's
 //! instruction as far as its state is concerned. Within a batch it obeys flushes at each access.
 //!
-//! *Locking*: takes the MMU's lock (in faults), the frames' (in misses), its mailbox's and the gate's, one at a time.
+//! # A miss
+//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] waits for nobody, sets Accessed and Dirty where the
+//! format's hardware does, and tells the dirty log. A fault is taken *outside*, because it takes the MMU's lock, whose holder may be
+//! waiting for this vCPU to obey. What the walk said goes along: a mapping that is there and does not allow the access is worth
+//! the path without the lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
+//!
+//! *Locking*: takes the MMU's lock shared (in faults, outside), its own view's of the frames (in misses), its own mailbox's, and
+//! the gate's when it sleeps; one at a time. None of these is held by another vCPU that does the same; the MMU's table memory
+//! has a lock that vCPUs share, for a few instructions in every dozen new tables.
+//!
+//! [`SecondStage::access`]: slat_mmu::SecondStage::access
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,10 +22,11 @@ use std::{
     time::Instant,
 };
 
-use slat_mmu::{Access, Fault, FaultOutcome, Gfn, PAGE_SIZE};
+use slat_mmu::{Access, Fault, FaultOutcome, Flush, Gfn, PAGE_SIZE, WalkFault};
 
 use super::{
     Vm,
+    frames::View,
     gate::Next,
     tlb::{Fill, Stale, Tlb},
 };
@@ -41,6 +52,8 @@ pub(super) enum AccessError {
     BadEntry { gpa: u64 },
     #[error("the tables map {gpa:#x} to memory that no slot has")]
     NoFrame { gpa: u64 },
+    #[error("no memory for the root of the page tables")]
+    NoRoot,
     #[error(transparent)]
     Stale(#[from] Stale),
 }
@@ -49,19 +62,27 @@ pub(super) enum AccessError {
 pub(super) struct Vcpu {
     vm: Arc<Vm>,
     number: u32,
+    /// Its part of the MMU.
+    context: slat_mmu::Vcpu,
+    frames: Arc<View>,
     tlb: Tlb,
     /// Number of the last flush obeyed.
     obeyed: u64,
+    /// A full flush was obeyed, or it never ran: the root is to be loaded before the next walk.
+    reload: bool,
     pacer: Pacer,
 }
 
 impl Vcpu {
     pub(super) fn new(vm: Arc<Vm>, number: u32) -> Self {
         Self {
+            context: vm.mmu.vcpu(),
+            frames: vm.frames.view(number as usize),
             vm,
             number,
             tlb: Tlb::new(),
             obeyed: 0,
+            reload: true,
             pacer: Pacer::new(),
         }
     }
@@ -72,7 +93,7 @@ impl Vcpu {
         while next == Next::Run {
             // A panic here is a bug, but one that must not leave a sender or the owner waiting for ever.
             let ended = catch_unwind(AssertUnwindSafe(|| self.run()));
-            self.vm.shootdown.leave(self.index());
+            self.leave();
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => self.fail(&error.to_string()),
@@ -102,7 +123,7 @@ impl Vcpu {
                 Turn::Wait(time) => Some(time),
                 Turn::Idle => None,
             };
-            self.vm.shootdown.leave(self.index());
+            self.leave();
             self.vm.gate.doze(wait);
             self.enter();
         }
@@ -113,9 +134,13 @@ impl Vcpu {
         self.number as usize
     }
 
-    fn enter(&mut self) {
+    pub(super) fn enter(&mut self) {
         self.vm.shootdown.enter(self.index());
         self.obey();
+    }
+
+    pub(super) fn leave(&self) {
+        self.vm.shootdown.leave(self.index());
     }
 
     /// Obeys the flushes that were posted, if any.
@@ -124,9 +149,10 @@ impl Vcpu {
             return;
         }
         let (number, flush) = self.vm.shootdown.take(self.index());
+        self.reload |= flush == Flush::All;
         #[cfg(test)]
         let flush = if self.vm.deaf.load(std::sync::atomic::Ordering::Relaxed) {
-            slat_mmu::Flush::None
+            Flush::None
         } else {
             flush
         };
@@ -154,39 +180,43 @@ impl Vcpu {
 
     /// Fills the TLB, or the tables for the next try.
     fn miss(&mut self, gpa: u64, gfn: Gfn, write: bool) -> Result<(), AccessError> {
+        if self.reload {
+            return self.load_root();
+        }
         let access = if write { Access::Write } else { Access::Read };
         let completions = self.vm.shootdown.completions();
-        if let Ok(found) = self.vm.mmu.access(gfn, access) {
-            let frame = self.vm.frames.find(found.pfn.0);
-            let (mapping, page) = frame.ok_or(AccessError::NoFrame { gpa })?;
-            let fill = Fill {
-                gfn: gfn.0,
-                level: found.level,
-                writable: found.writable,
-                mapping,
-                page,
-                walked: self.obeyed,
-            };
-            self.tlb.fill(fill, completions);
-            return Ok(());
+        let fault = match self.vm.mmu.access(&mut self.context, gfn, access) {
+            Ok(found) => {
+                let frame = self.frames.find(found.pfn.0);
+                let (mapping, page) = frame.ok_or(AccessError::NoFrame { gpa })?;
+                let fill = Fill {
+                    gfn: gfn.0,
+                    level: found.level,
+                    readable: found.readable,
+                    writable: found.writable && found.dirty,
+                    mapping,
+                    page,
+                    walked: self.obeyed,
+                };
+                self.tlb.fill(fill, completions);
+                return Ok(());
+            }
+            Err(WalkFault::Permission | WalkFault::AccessedDirty) => {
+                Fault::new(gfn, access).with_present()
+            }
+            Err(WalkFault::Malformed) => return Err(AccessError::BadEntry { gpa }),
+            Err(_) => Fault::new(gfn, access),
+        };
+        self.leave();
+        let outcome = self.vm.mmu.fault(&mut self.context, fault);
+        if outcome == FaultOutcome::Retry {
+            thread::yield_now();
         }
-        match self.vm.mmu.fault(Fault::new(gfn, access)) {
-            FaultOutcome::Fixed { flush, .. } => {
-                self.tlb.drop_frame(gfn.0);
-                if !flush.is_none() {
-                    // Outside, so that another sender does not wait for this one.
-                    self.vm.shootdown.leave(self.index());
-                    self.vm.shootdown.flush(flush);
-                    self.enter();
-                }
-                Ok(())
-            }
-            FaultOutcome::Spurious { .. } => {
-                self.tlb.drop_frame(gfn.0);
-                Ok(())
-            }
-            FaultOutcome::Retry => {
-                thread::yield_now();
+        self.enter();
+        // Also where the format lets hardware remember that nothing was there: this TLB does not.
+        self.tlb.drop_frame(gfn.0);
+        match outcome {
+            FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {
                 Ok(())
             }
             FaultOutcome::NoSlot => Err(AccessError::NoSlot { gpa }),
@@ -196,6 +226,15 @@ impl Vcpu {
             // Also what a later version of the MMU may answer: nothing this vCPU could go on from.
             _ => Err(AccessError::BadEntry { gpa }),
         }
+    }
+
+    fn load_root(&mut self) -> Result<(), AccessError> {
+        self.leave();
+        let root = self.vm.mmu.load_root(&mut self.context);
+        // Cleared before entering: a full flush obeyed there asks for it again.
+        self.reload = false;
+        self.enter();
+        root.map(drop).ok_or(AccessError::NoRoot)
     }
 }
 
