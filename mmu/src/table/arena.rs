@@ -177,6 +177,13 @@ unsafe impl TableMemory for Arena {
         free.runs[order].push(self.position(pfn) as u32);
     }
 
+    unsafe fn free_all(&self, pfns: &[Pfn], bytes: usize) {
+        let order = order_of(bytes);
+        let mut free = self.free.lock();
+        free.used -= pfns.len() << order;
+        free.runs[order].extend(pfns.iter().map(|&pfn| self.position(pfn) as u32));
+    }
+
     #[inline(always)]
     fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         let position = self.position(pfn);

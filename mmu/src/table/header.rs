@@ -38,8 +38,6 @@ pub struct Header {
     gfn: AtomicU64,
     /// The linking entry: frame of its table and position.
     parent: AtomicU64,
-    /// What the external owner of a mirrored table knows it by.
-    external: AtomicU64,
 }
 
 impl Default for Header {
@@ -48,7 +46,6 @@ impl Default for Header {
             word: AtomicU64::new(0),
             gfn: AtomicU64::new(0),
             parent: AtomicU64::new(NO_PARENT),
-            external: AtomicU64::new(0),
         }
     }
 }
@@ -121,14 +118,6 @@ impl Header {
     pub(crate) fn invalidate(&self) {
         let word = self.word.load(Relaxed);
         self.word.store(word | INVALID, Release);
-    }
-
-    pub(crate) fn external(&self) -> u64 {
-        self.external.load(Acquire)
-    }
-
-    pub(crate) fn set_external(&self, handle: u64) {
-        self.external.store(handle, Release);
     }
 
     pub(crate) fn nx_disallowed(&self) -> bool {

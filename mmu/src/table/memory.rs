@@ -60,6 +60,18 @@ pub unsafe trait TableMemory: Send + Sync {
     /// nor a hardware walker uses it any more.
     unsafe fn free(&self, pfn: Pfn, bytes: usize);
 
+    /// Gives several pieces of `bytes` each back; for hosts that can do better than one by one.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Self::free), of each.
+    unsafe fn free_all(&self, pfns: &[Pfn], bytes: usize) {
+        for &pfn in pfns {
+            // SAFETY: the caller's promise.
+            unsafe { self.free(pfn, bytes) };
+        }
+    }
+
     /// The entries of a table whose first frame is `pfn`. May panic or return anything for a `pfn` that is not
     /// allocated.
     fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
@@ -78,6 +90,11 @@ unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
     unsafe fn free(&self, pfn: Pfn, bytes: usize) {
         // SAFETY: the caller's promise is the inner value's condition.
         unsafe { (**self).free(pfn, bytes) }
+    }
+
+    unsafe fn free_all(&self, pfns: &[Pfn], bytes: usize) {
+        // SAFETY: the caller's promise is the inner value's condition.
+        unsafe { (**self).free_all(pfns, bytes) }
     }
 
     #[inline(always)]

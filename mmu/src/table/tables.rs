@@ -6,7 +6,7 @@
 //! *Locking*: limbo's lock, below the MMU lock and the roots'. *Invariant*: `live` counts every table between its
 //! allocation and its being given back.
 
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::{fmt, marker::PhantomData, slice};
 
 use super::{
@@ -38,7 +38,7 @@ struct Retired {
 }
 
 enum Gone {
-    Table(Detached),
+    Tables(Vec<Detached>),
     Root(Arc<RootTable>),
 }
 
@@ -65,7 +65,12 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// Tables that wait for readers.
     pub(crate) fn retired(&self) -> u64 {
-        self.limbo.lock().len() as u64
+        let limbo = self.limbo.lock();
+        let tables = limbo.iter().map(|retired| match &retired.table {
+            Gone::Tables(nodes) => nodes.len() as u64,
+            Gone::Root(_) => 1,
+        });
+        tables.sum()
     }
 
     #[inline(always)]
@@ -142,8 +147,18 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// Hands an unlinked table, which must no longer link any other, to the grace period.
     pub(crate) fn retire(&self, node: Detached) {
-        self.memory.header(node.pfn).forget();
-        self.put_off(Gone::Table(node));
+        self.retire_all(alloc::vec![node]);
+    }
+
+    /// The same for many at once.
+    pub(crate) fn retire_all(&self, nodes: Vec<Detached>) {
+        if nodes.is_empty() {
+            return;
+        }
+        for node in &nodes {
+            self.memory.header(node.pfn).forget();
+        }
+        self.put_off(Gone::Tables(nodes));
     }
 
     /// The same for a root that nobody can find any more. Who still holds it delays it.
@@ -183,7 +198,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
                 match retired.table {
                     // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
                     // that could have seen it is gone (invariant 3 of `node`).
-                    Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
+                    Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
                     Gone::Root(root) => match Arc::try_unwrap(root) {
                         Ok(root) => self.free_root(root),
                         Err(held) => waiting.push_back(Retired {
@@ -225,6 +240,16 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// # Safety
     ///
+    /// The tables were retired, and nobody uses or can reach them.
+    unsafe fn free_all(&self, nodes: Vec<Detached>) {
+        self.live.fetch_sub(nodes.len() as u64, Relaxed);
+        let pfns: Vec<Pfn> = nodes.into_iter().map(|node| node.pfn).collect();
+        // SAFETY: allocated by `blank` with this size; unused, as the caller promises.
+        unsafe { self.memory.free_all(&pfns, Self::node_bytes()) };
+    }
+
+    /// # Safety
+    ///
     /// `pfn` is a live table of `bytes` that nobody uses or can reach.
     unsafe fn free(&self, pfn: Pfn, bytes: usize) {
         self.live.fetch_sub(1, Relaxed);
@@ -240,7 +265,7 @@ impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
         for retired in limbo {
             match retired.table {
                 // SAFETY: retired, and no reader can exist.
-                Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
+                Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
                 Gone::Root(root) => {
                     if let Ok(root) = Arc::try_unwrap(root) {
                         self.free_root(root);

@@ -318,7 +318,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             slot.mark_dirty(fault.gfn);
         }
         if let Some((table, span)) = removed {
-            self.remove_table(guard, Mode::Shared, table, false, cell);
+            self.remove_table(guard, Mode::Shared, table, cell);
             // Before we leave the read section: until then the table's memory is not used again.
             self.flush(Flush::range(span), FlushCause::HugePage, descent.root.as_id);
         }

@@ -11,16 +11,18 @@
 use super::{
     TdpMmu,
     fault::{Changed, Descent},
+    root::RootPage,
+    session::{Mode, Session},
+    sweep::{Sweep, Visit, sweep},
 };
 use crate::{
-    addr::Gfn,
+    addr::{Gfn, GfnRange, Level},
     fault::FaultOutcome,
-    flush::Flush,
+    flush::{Flush, FlushCause},
     format::{Entry, Format, Leaf},
-    rcu::cell::Cell,
     table::{
         memory::TableMemory,
-        node::{Blank, Node, Run, Unlinked},
+        node::{Absent, Blank, Node, Run, Unlinked},
     },
 };
 
@@ -53,7 +55,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if !accepted {
             return Ok(FaultOutcome::Retry);
         }
-        descent.cell.add_pages(level.slot(), 1);
+        descent.root.count_apart(level, 1);
         descent.slot.mark_dirty(descent.fault.gfn);
         Ok(FaultOutcome::Fixed { level })
     }
@@ -81,13 +83,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             self.tables.free_blank(blank);
             return Err(None);
         }
-        self.tables.header(table.pfn()).set_external(1);
         node.link(index, F::FROZEN, table)
             .map_err(|table| Some(self.tables.blank_again(table)))
     }
 
     /// Under the exclusive lock.
-    pub(super) fn take_mirrored_leaves(&self, run: &Run<'_, F>, cell: &Cell) -> Flush {
+    pub(super) fn take_mirrored_leaves(&self, run: &Run<'_, F>, root: &RootPage) -> Flush {
         let (node, level) = (run.node, run.node.level());
         let mut owed = Flush::None;
         for index in run.first..run.end {
@@ -107,23 +108,68 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let owned = node.replace(index, F::FROZEN, new);
             debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
             if gone {
-                cell.add_pages(level.slot(), -1);
+                root.count_apart(level, -1);
                 owed = owed.merge(Flush::range(span));
             }
         }
         owed
     }
 
-    /// Gives an external table back before its mirror is retired; false if the owner keeps it.
-    pub(super) fn free_mirrored_table(&self, pfn: crate::Pfn) -> bool {
-        let header = self.tables.header(pfn);
-        if header.external() == 0 {
-            return true;
-        }
-        header.set_external(0);
-        let (Some(page), Some(external)) = (header.snapshot(pfn), self.host.external()) else {
-            return true;
+    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the finest up. A table that its
+    /// owner keeps is leaked, with the mirror's own.
+    pub(super) fn empty_mirror(&self, root: &RootPage) {
+        let seat = self.registry.seat();
+        let cause = FlushCause::Roots;
+        let mut session = Session::begin(self, &seat, Mode::Exclusive, cause, root.as_id);
+        let everything = GfnRange {
+            start: Gfn(0),
+            end: F::MAX_GFN,
         };
-        external.free_table(page.gfn, page.role.level, pfn).is_ok()
+        let leaves = Sweep::leaves(everything);
+        (session, _) = sweep(
+            session,
+            root,
+            leaves,
+            || true,
+            |_, run| {
+                self.take_mirrored_leaves(&run, root);
+                Visit::Done(Flush::None)
+            },
+        );
+        let mut pass = Some(Level::SIZE_2M);
+        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
+            let tables = Sweep::leaves(everything).floor(level);
+            (session, _) = sweep(
+                session,
+                root,
+                tables,
+                || true,
+                |_, run| {
+                    if run.node.level() == level {
+                        for index in run.first..run.end {
+                            self.cut_mirrored_table(run.node, index);
+                        }
+                    }
+                    Visit::Done(Flush::None)
+                },
+            );
+            pass = level.parent();
+        }
+        session.finish();
+    }
+
+    fn cut_mirrored_table(&self, node: Node<'_, F>, index: usize) {
+        let Some(pfn) = F::as_table(node.load(index), node.level()) else {
+            return;
+        };
+        let page = self.tables.header(pfn).snapshot(pfn);
+        let (Some(page), Some(external)) = (page, self.host.external()) else {
+            return;
+        };
+        if let (_, Some(table)) = node.take(index, Absent::Empty)
+            && external.free_table(page.gfn, page.role.level, pfn).is_ok()
+        {
+            self.tables.retire(table);
+        }
     }
 }

@@ -91,7 +91,11 @@ pub use self::{
     vcpu::Vcpu,
     walk::{Translation, Walk, WalkFault, WalkStep, Walker, WalkerSeat},
 };
-use self::{nx::NxTables, root::RootPage, vcpu::Bin};
+use self::{
+    nx::NxTables,
+    root::{Apart, RootPage},
+    vcpu::Bin,
+};
 use crate::{
     flush::{Flush, FlushCause, FlushRequest},
     format::Format,
@@ -120,6 +124,8 @@ pub struct TdpMmu<F: Format, H: TableMemory> {
     invalidations: Invalidations,
     roots: Mutex<Vec<Arc<RootPage>>>,
     root_generation: AtomicU64,
+    /// Leaves that are not counted in cells.
+    apart: Mutex<Vec<Arc<Apart>>>,
     flushes: FlushCounters,
     nx_tables: NxTables,
     bin: Arc<Bin>,
@@ -151,6 +157,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             invalidations: Invalidations::new(),
             roots: Mutex::new(Vec::new()),
             root_generation: AtomicU64::new(0),
+            apart: Mutex::new(Vec::new()),
             flushes: FlushCounters::new(),
             nx_tables: NxTables::new(),
             bin: Arc::new(Bin::new()),
@@ -172,13 +179,19 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     fn snapshot(&self) -> MmuStats {
         let roots = self.roots.lock().len() as u64;
-        stats::snapshot(
+        let mut stats = stats::snapshot(
             &self.registry,
             &self.flushes,
             self.tables.live(),
             self.tables.retired(),
             roots,
-        )
+        );
+        for apart in self.apart.lock().iter() {
+            for (slot, pages) in stats.pages.iter_mut().enumerate() {
+                *pages = pages.wrapping_add(apart.pages(slot) as i64);
+            }
+        }
+        stats
     }
 
     /// Takes back what vCPUs left behind, and frees tables whose grace period is over.

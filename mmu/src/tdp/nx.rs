@@ -64,7 +64,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     #[inline(always)]
     pub(super) fn forget_nx_table(&self, pfn: Pfn) {
-        if F::NX_HUGE_PAGES && self.tables.header(pfn).nx_disallowed() {
+        if self.avoids_executable_huge_pages() && self.tables.header(pfn).nx_disallowed() {
             self.nx_tables.0.lock().remove(&pfn);
             self.tables.header(pfn).set_nx_disallowed(false);
         }
@@ -121,7 +121,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let raw = node.load(index);
             if F::as_table(raw, level)? == pfn {
                 let table = node.replace(index, raw, F::EMPTY).ok()??;
-                self.remove_table(&session.guard, Mode::Shared, table, false, session.cell);
+                self.remove_table(&session.guard, Mode::Shared, table, session.cell);
                 return Some(GfnRange::new(F::align_down(gfn, level), F::span(level)));
             }
             node = session.guard.child(node, index)?;

@@ -10,17 +10,23 @@
 //!    gone because of the flush, and its memory may be taken back meanwhile.
 //! 4. The MMU gives its reference up; who gives up the last one takes the root off the list and hands it to the grace period.
 //!
+//! # Counting leaves
+//!
+//! Leaves under valid roots are counted by who installs and removes them, in cells. When roots are withdrawn, all that is
+//! counted there is theirs: the sum moves to a count of its own ([`Apart`]), from which unmapping subtracts, and which vanishes
+//! when the last of them is zapped. So zapping need not look at a single leaf. Mirrors are counted apart from the beginning.
+//!
 //! *Locking*: the list has its own lock, below the MMU lock. Roots are added under the shared MMU lock.
 
 use alloc::{sync::Arc, vec::Vec};
 
 use super::{TdpMmu, vcpu::Vcpu};
 use crate::{
-    addr::Pfn,
+    addr::{Level, MAX_LEVELS, Pfn},
     flush::{Flush, FlushCause},
     format::Format,
     rcu::cell::Cell,
-    sync::{AcqRel, Acquire, AtomicBool, AtomicU64, Relaxed, Release},
+    sync::{AcqRel, Acquire, AtomicBool, AtomicU64, Mutex, Relaxed, Release},
     table::{hint::Hint, memory::TableMemory, node::RootTable},
 };
 
@@ -35,8 +41,31 @@ pub struct Root {
     pub generation: u64,
 }
 
+/// Leaves that are not counted in cells.
+#[derive(Debug)]
+pub(super) struct Apart {
+    pages: [AtomicU64; MAX_LEVELS],
+    /// Roots that they are under and that are not zapped yet.
+    roots: AtomicU64,
+}
+
+impl Apart {
+    fn new(pages: [u64; MAX_LEVELS], roots: u64) -> Self {
+        Self {
+            pages: pages.map(AtomicU64::new),
+            roots: AtomicU64::new(roots),
+        }
+    }
+
+    pub(super) fn pages(&self, slot: usize) -> u64 {
+        self.pages[slot].load(Relaxed)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct RootPage {
+    /// Where its leaves are counted, if not in cells.
+    apart: Mutex<Option<Arc<Apart>>>,
     pub(super) table: Arc<RootTable>,
     pub(super) as_id: u8,
     pub(super) mirror: bool,
@@ -51,6 +80,13 @@ impl RootPage {
     #[inline(always)]
     pub(super) fn is_invalid(&self) -> bool {
         self.invalid.load(Acquire)
+    }
+
+    /// Counts leaves of a mirror, or of a withdrawn root.
+    pub(super) fn count_apart(&self, level: Level, by: i64) {
+        if let Some(apart) = &*self.apart.lock() {
+            apart.pages[level.slot()].fetch_add(by as u64, Relaxed);
+        }
     }
 
     pub(super) fn root(&self) -> Root {
@@ -142,7 +178,10 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             self.tables.retire_root(table);
             return Some(root);
         }
+        let apart = mirror.then(|| Arc::new(Apart::new([0; MAX_LEVELS], 1)));
+        self.apart.lock().extend(apart.clone());
         let root = Arc::new(RootPage {
+            apart: Mutex::new(apart),
             table,
             as_id,
             mirror,
@@ -211,16 +250,26 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let seat = self.registry.seat();
         let exclusive = self.lock.exclusive();
         let inside = self.registry.pin(&seat);
-        let mut withdrawn = false;
+        let mut withdrawn = alloc::vec::Vec::new();
         for root in self.roots.lock().iter() {
             if !root.is_invalid() && !root.mirror {
                 root.invalid.store(true, Release);
                 root.to_zap.store(true, Relaxed);
                 self.tables.header(root.table.pfn()).invalidate();
-                withdrawn = true;
+                withdrawn.push(Arc::clone(root));
             }
         }
-        if withdrawn {
+        // Nobody maps anything: what is counted in cells is what is mapped under these roots.
+        let pages = core::array::from_fn(|slot| self.registry.sum(|cell| cell.pages(slot)));
+        let apart = Arc::new(Apart::new(pages, withdrawn.len() as u64));
+        for root in &withdrawn {
+            *root.apart.lock() = Some(Arc::clone(&apart));
+        }
+        if !withdrawn.is_empty() {
+            for (slot, pages) in pages.into_iter().enumerate() {
+                seat.add_pages(slot, (pages as i64).wrapping_neg());
+            }
+            self.apart.lock().push(apart);
             // In the same section: no fault can map under a root that a vCPU will never leave.
             self.flush(Flush::All, FlushCause::Roots, 0);
         }
@@ -241,10 +290,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             // Whoever clears the mark zaps.
             if root.to_zap.swap(false, AcqRel) {
                 self.zap_withdrawn_root(&root);
+                self.forget_count(&root);
                 self.put_root(root);
             }
         }
         self.tidy();
+    }
+
+    /// The root is empty.
+    fn forget_count(&self, root: &RootPage) {
+        if let Some(apart) = root.apart.lock().take()
+            && apart.roots.fetch_sub(1, AcqRel) == 1
+        {
+            self.apart
+                .lock()
+                .retain(|other| !Arc::ptr_eq(other, &apart));
+        }
     }
 
     pub(super) fn do_zap_all(&self) {

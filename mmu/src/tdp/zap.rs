@@ -4,13 +4,17 @@
 //! covers all of it; the guest faults the rest in again. Tables stay. It visits invalid roots as well, because a vCPU may
 //! have been running on one a moment ago and its zapper may have yielded: memory is not safe to reuse while any root maps it.
 //!
-//! *Zapping a root* happens under the shared lock, in four passes: 4 KiB leaves, then what hangs on 2 MiB entries, then on
-//! 1 GiB entries, then the rest. So each step is short and can be followed by a yield, where recursion from the top would
-//! tear down 512 GiB at once. No flush: the root is unreachable since the flush that withdrew it.
+//! *Zapping a root* happens under the shared lock, from the finest tables up: the first pass cuts the 4 KiB tables off the
+//! 2 MiB entries, the next the tables on 1 GiB entries, and so on to the root's. A step is one table, and leaves are not looked
+//! at: nobody maps anything under a withdrawn root, nothing is cached of it, and its leaves are counted as one sum (`root`). So
+//! there is no pass of its own for 4 KiB leaves, which in the kernel keeps a step from being 512 of them. No flush: the root is
+//! unreachable since the flush that withdrew it.
 //!
-//! *Tearing down a table* that was cut off: under the shared lock faults may still be on their way into it, so every entry is
-//! exchanged for *frozen*; who finds an entry frozen by another waits for its owner. Where no fault can come (exclusive
-//! lock, or a withdrawn root, under which faults refuse to map) it is only looked through.
+//! *Tearing down a table* that was cut off elsewhere: under the shared lock faults may still be on their way into it, so every
+//! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner. Under the exclusive lock no fault
+//! can come, and it is only looked through.
+
+use alloc::vec::Vec;
 
 use super::{
     TdpMmu,
@@ -131,7 +135,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Empties the leaves of a run, and returns the flush of what they mapped.
     fn take_leaves(&self, run: &Run<'_, F>, root: &RootPage, cell: &Cell) -> Flush {
         if root.mirror {
-            return self.take_mirrored_leaves(run, cell);
+            return self.take_mirrored_leaves(run, root);
         }
         let taken = match run.bottom() {
             Some(bottom) => take_from_bottom::<F>(bottom, run.first),
@@ -140,7 +144,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let Some(taken) = taken else {
             return Flush::None;
         };
-        cell.add_pages(run.node.level().slot(), -taken.count);
+        let level = run.node.level();
+        if root.is_invalid() {
+            root.count_apart(level, -taken.count);
+        } else {
+            cell.add_pages(level.slot(), -taken.count);
+        }
         Flush::range(GfnRange {
             start: run.span_of(taken.first).start,
             end: run.span_of(taken.last).end,
@@ -167,27 +176,18 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The
-    /// caller flushes before it leaves the read section, unless the root is withdrawn.
+    /// caller flushes before it leaves the read section.
     pub(super) fn remove_table(
         &self,
         guard: &Guard<'_, F, H>,
         mode: Mode,
         table: Detached,
-        withdrawn: bool,
         cell: &Cell,
     ) {
         let (node, level) = (guard.detached(&table), table.level());
-        let quiet = mode == Mode::Exclusive || withdrawn;
+        let quiet = mode == Mode::Exclusive;
         let mut leaves = 0;
-        let entries = match node.entries_at_bottom() {
-            // The first pass took all leaves, and nothing is mapped under a withdrawn root.
-            Some(_) if withdrawn => {
-                debug_assert!((0..node.len()).all(|i| !F::is_leaf(node.load(i), level)));
-                0
-            }
-            _ => node.len(),
-        };
-        for index in 0..entries {
+        for index in 0..node.len() {
             let mut old = node.load(index);
             if quiet && F::as_table(old, level).is_none() {
                 leaves += i64::from(F::is_leaf(old, level));
@@ -204,7 +204,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 backoff.wait();
             }
             match child {
-                Some(child) => self.remove_table(guard, mode, child, withdrawn, cell),
+                Some(child) => self.remove_table(guard, mode, child, cell),
                 None => leaves += i64::from(F::is_leaf(old, level)),
             }
         }
@@ -212,82 +212,69 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             cell.add_pages(level.slot(), -leaves);
         }
         self.forget_nx_table(table.pfn());
-        if self.free_mirrored_table(table.pfn()) {
-            self.tables.retire(table);
-        }
+        self.tables.retire(table);
     }
 
-    /// The four passes.
+    /// Gives back all tables under a withdrawn root.
     pub(super) fn zap_withdrawn_root(&self, root: &RootPage) {
         let seat = self.registry.seat();
-        let passes = [
-            Level::SIZE_4K,
-            Level::SIZE_2M,
-            Level::SIZE_1G,
-            F::ROOT_LEVEL,
-        ];
         let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::Roots, root.as_id);
-        for pass in passes {
-            let pass = pass.min(F::ROOT_LEVEL);
-            (session, _) = self.zap_pass(session, root, pass);
+        let mut pass = Some(Level::SIZE_2M);
+        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
+            session = self.cut_tables(session, root, level);
+            pass = level.parent();
         }
         session.finish();
     }
 
-    fn zap_pass<'a>(
+    /// Cuts off every table that hangs on an entry of `pass`. The tables below those went before.
+    fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
         root: &RootPage,
         pass: Level,
-    ) -> (Session<'a, F, H>, bool) {
+    ) -> Session<'a, F, H> {
         let everything = GfnRange {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
         let plan = Sweep::leaves(everything).floor(pass);
-        sweep(
+        let (session, _) = sweep(
             session,
             root,
             plan,
             || true,
             |session, run| {
-                self.take_leaves(&run, root, session.cell);
-                if run.node.level() == pass {
-                    for index in run.first..run.end {
-                        if F::as_table(run.node.load(index), pass).is_some()
-                            && let (_, Some(table)) = run.node.take(index, Absent::Empty)
-                        {
-                            self.remove_table(
-                                &session.guard,
-                                Mode::Shared,
-                                table,
-                                true,
-                                session.cell,
-                            );
-                        }
+                if run.node.level() != pass {
+                    return Visit::Done(Flush::None);
+                }
+                let mut cut = Vec::with_capacity(run.end - run.first);
+                for index in run.first..run.end {
+                    if F::as_table(run.node.load(index), pass).is_some()
+                        && let (_, Some(table)) = run.node.take(index, Absent::Empty)
+                    {
+                        debug_assert!({
+                            let (node, level) = (session.guard.detached(&table), table.level());
+                            (0..node.len()).all(|i| F::as_table(node.load(i), level).is_none())
+                        });
+                        self.forget_nx_table(table.pfn());
+                        cut.push(table);
                     }
                 }
+                self.tables.retire_all(cut);
                 Visit::Done(Flush::None)
             },
-        )
+        );
+        session
     }
 
     /// The end: nobody uses the MMU any more. No flush, no yields.
     pub(super) fn tear_down(&self) {
         for root in self.withdraw_for_good() {
-            let seat = self.registry.seat();
-            let cause = FlushCause::Roots;
-            let mut session = Session::begin(self, &seat, Mode::Exclusive, cause, root.as_id);
-            let passes = [
-                Level::SIZE_4K,
-                Level::SIZE_2M,
-                Level::SIZE_1G,
-                F::ROOT_LEVEL,
-            ];
-            for pass in passes {
-                (session, _) = self.zap_pass(session, &root, pass.min(F::ROOT_LEVEL));
+            if root.mirror {
+                self.empty_mirror(&root);
             }
-            session.finish();
+            self.zap_withdrawn_root(&root);
         }
         self.forget_roots();
     }
