@@ -333,6 +333,14 @@ mod tests {
     }
 
     #[test]
+    fn every_format_of_the_api_can_be_named() {
+        for format in TableFormat::ALL {
+            let options = options(&format!("web --backend software --format {format}"));
+            assert_eq!(options.format.unwrap().to_message(), format.to_message());
+        }
+    }
+
+    #[test]
     fn options_reach_the_message() {
         let spec = options(
             "web --memory 1GiB --vcpus 2 --backend software --format sv48x4 --pattern hot-cold \
