@@ -66,6 +66,7 @@ impl Level {
     pub const SIZE_256T: Self = Self(5);
 
     /// Level `n`, or `None` unless 1 ≤ `n` ≤ 5.
+    #[inline(always)]
     pub const fn new(n: u8) -> Option<Self> {
         if n >= 1 && n as usize <= MAX_LEVELS {
             Some(Self(n))
@@ -75,21 +76,25 @@ impl Level {
     }
 
     /// The level's number, from 1.
+    #[inline(always)]
     pub const fn get(self) -> u8 {
         self.0
     }
 
     /// The level's position in a per-level array, from 0.
+    #[inline(always)]
     pub const fn slot(self) -> usize {
         (self.0 - 1) as usize
     }
 
     /// The next finer level, or `None` at 4 KiB.
+    #[inline(always)]
     pub const fn child(self) -> Option<Self> {
         Self::new(self.0 - 1)
     }
 
     /// The next coarser level, or `None` at the coarsest.
+    #[inline(always)]
     pub const fn parent(self) -> Option<Self> {
         Self::new(self.0 + 1)
     }

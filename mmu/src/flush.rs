@@ -78,6 +78,14 @@ impl FlushCause {
         Self::BreakBeforeMake,
     ];
 
+    /// Whether what is flushed for this reason includes entries that pointed to tables.
+    const fn changes_tables(self) -> bool {
+        matches!(
+            self,
+            Self::HugePage | Self::Roots | Self::NxRecovery | Self::BreakBeforeMake
+        )
+    }
+
     /// The name in statistics.
     pub const fn name(self) -> &'static str {
         match self {
@@ -103,6 +111,9 @@ pub struct FlushRequest {
     pub cause: FlushCause,
     /// The address space that the frames are of.
     pub as_id: u8,
+    /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence by address drops cached
+    /// leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`; x86 has no other).
+    pub tables: bool,
 }
 
 impl FlushRequest {
@@ -111,6 +122,7 @@ impl FlushRequest {
             flush,
             cause,
             as_id,
+            tables: cause.changes_tables(),
         }
     }
 }
