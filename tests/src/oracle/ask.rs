@@ -42,7 +42,8 @@ impl Subject<'_> {
     /// `count` questions.
     ///
     /// # Errors
-    /// When the MMU's walk and the walk over the image disagree where nothing was patched, or no questions can be found.
+    /// When the MMU's walk, the walk over the image and the slots disagree where nothing was patched, or no questions can
+    /// be found.
     pub fn queries(&self, rng: &mut Rng, count: usize) -> anyhow::Result<Vec<Query>> {
         let mut leaves = self.image.present();
         leaves.retain(|step| step.leaf().is_some() && !self.guest.is_own(step.gfn));
@@ -176,6 +177,16 @@ impl Subject<'_> {
             ensure!(
                 own == walked || stale,
                 "{access:?} of {gfn}: the MMU's walk {own}, decode over the image {walked}"
+            );
+        }
+        if let (None, Expected::Leads(page)) = (patch, expected) {
+            let backing = self.guest.backing(gfn);
+            let right = backing.is_some_and(|(hpa, writable)| {
+                hpa == page && (writable || access != Access::Write)
+            });
+            ensure!(
+                right,
+                "{access:?} of {gfn} leads to {page:#x}, but its slot says {backing:x?}"
             );
         }
         let expected = match expected {

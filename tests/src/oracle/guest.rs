@@ -141,6 +141,13 @@ impl Guest {
         &self.slots
     }
 
+    /// Where the slot over `gfn` has its memory, and whether it may be written. `None` without a slot.
+    pub fn backing(&self, gfn: Gfn) -> Option<(u64, bool)> {
+        let slot = self.slots.iter().find(|slot| slot.range().contains(gfn))?;
+        let pfn = Pfn(slot.host_base_pfn.0 + (gfn.0 - slot.base_gfn.0));
+        Some((pfn.hpa(), !slot.flags.contains(SlotFlags::READONLY)))
+    }
+
     /// Frames that were accessed last and have, most of them, no slot.
     pub fn devices(&self) -> &[Gfn] {
         &self.devices
