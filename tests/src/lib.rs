@@ -7,6 +7,7 @@
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] speaks badly to a destination's data port.
 //! * [`mod@bench`] measures migrations beside a plain loop.
+//! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
 //!
 //! The tests are in `tests/system/`. They see Slat as an operator does: the program, its API, its directories and `/proc`.
@@ -20,6 +21,7 @@ pub mod binary;
 pub mod data_port;
 pub mod fleet;
 pub mod guest;
+pub mod oracle;
 pub mod process;
 pub mod scene;
 pub mod wait;

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    crates, demo, deny, leftovers, lint, metrics, no_std, pages, structure, tally::Tally, test,
-    units, workspace::Workspace,
+    crates, demo, deny, leftovers, lint, metrics, no_std, oracles, pages, structure, tally::Tally,
+    test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 13] = [
+const CHECKS: [Check; 14] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
@@ -23,6 +23,7 @@ const CHECKS: [Check; 13] = [
     ("no-std", no_std::run),
     ("test", |workspace| test::run(workspace, &[])),
     ("demo", demo::run),
+    ("oracles", oracles::run),
     ("leftovers", leftovers::run),
 ];
 

@@ -13,6 +13,7 @@ mod licence;
 mod lint;
 mod metrics;
 mod no_std;
+mod oracles;
 mod pages;
 mod shell;
 mod structure;
@@ -66,6 +67,13 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Have emulated hardware walk page tables of every format, and compare each answer with the software's
+    ///
+    /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once setting them), QEMU's SVM
+    /// walks NPT, Bochs walks EPT. The first run fetches them as Debian packages into target/oracles, about 90 MB, and
+    /// unpacks them there; nothing is installed. Needs apt and dpkg for that, gcc and binutils for the x86 programs.
+    /// What cannot be had is SKIPPED with the reason. Before each format's run a corrupted leaf must be caught.
+    Oracles(oracles::Options),
     /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
     Leftovers,
     /// Length of files, their opening comment, and the arrows between crates
@@ -95,6 +103,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
             bench::run(&workspace, &bench)?;
             Ok(Tally::passed())
         }
+        Command::Oracles(options) => oracles::run_with(&workspace, &options),
         Command::Leftovers => leftovers::run(&workspace),
         Command::Structure => structure::run(&workspace),
         Command::Deny => deny::run(&workspace),
