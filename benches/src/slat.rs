@@ -147,7 +147,7 @@ impl Table for Slat {
 
     fn new(pages: u64) -> Self {
         let leaves = pages.div_ceil(512) as usize;
-        let frames = leaves + leaves.div_ceil(512) + leaves.div_ceil(512 * 512) + 8;
+        let frames = leaves + leaves.div_ceil(512) + leaves.div_ceil(512 * 512) + 64;
         let mut slat = Self::with_frames(pages, frames, Level::SIZE_4K);
         // Every frame of the arena was written once, as the peers' frames were.
         slat.populate(0, pages);
@@ -198,7 +198,7 @@ impl Table for Slat {
 
     fn translate(&self, frames: impl Iterator<Item = u64>) -> u64 {
         let mut walker = self.mmu.walker();
-        let walker = walker.enter();
+        let mut walker = walker.enter();
         let mut sum = 0;
         for frame in frames {
             if let Some(translation) = walker.translate(Gfn(frame)) {

@@ -181,7 +181,8 @@ unsafe impl TableMemory for Arena {
         let order = order_of(bytes);
         let mut free = self.free.lock();
         free.used -= pfns.len() << order;
-        free.runs[order].extend(pfns.iter().map(|&pfn| self.position(pfn) as u32));
+        // The first of them is the next to go out, so that neighbours stay neighbours.
+        free.runs[order].extend(pfns.iter().rev().map(|&pfn| self.position(pfn) as u32));
     }
 
     #[inline(always)]

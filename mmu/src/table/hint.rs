@@ -19,13 +19,28 @@ use crate::{
 };
 
 /// See the module. Belongs to one root: who changes roots forgets it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Hint {
-    /// The 4 KiB table's frame and first guest frame.
-    at: Option<(Pfn, Gfn)>,
+    /// The 4 KiB table's first guest frame; no frame if there is none.
+    base: u64,
+    pfn: Pfn,
     unlinks: u64,
     /// The generation of slots in which nothing coarser than 4 KiB was allowed there, if so.
     small: Option<u64>,
+}
+
+/// Not a multiple of any table's pages.
+const NOWHERE: u64 = u64::MAX;
+
+impl Default for Hint {
+    fn default() -> Self {
+        Self {
+            base: NOWHERE,
+            pfn: Pfn(0),
+            unlinks: 0,
+            small: None,
+        }
+    }
 }
 
 impl Hint {
@@ -33,9 +48,8 @@ impl Hint {
     #[inline(always)]
     pub(crate) fn begin<F: Format, H: TableMemory>(guard: &Guard<'_, F, H>) -> Self {
         Self {
-            at: None,
             unlinks: guard.tables.unlinks(),
-            small: None,
+            ..Self::default()
         }
     }
 
@@ -44,13 +58,16 @@ impl Hint {
     #[inline(always)]
     pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn, small: Option<u64>) {
         self.small = small;
-        self.at = (node.level() == Level::SIZE_4K).then(|| (node.pfn(), parent_base::<F>(gfn)));
+        if node.level() == Level::SIZE_4K {
+            self.base = base_of::<F>(gfn);
+            self.pfn = node.pfn();
+        }
     }
 
     /// Whether the hint is about `gfn`'s table.
     #[inline(always)]
     pub(crate) fn is_about<F: Format>(&self, gfn: Gfn) -> bool {
-        matches!(self.at, Some((_, base)) if base == parent_base::<F>(gfn))
+        self.base == base_of::<F>(gfn)
     }
 
     /// Whether only 4 KiB mappings are allowed there, with slots as in `generation`.
@@ -66,18 +83,17 @@ impl Hint {
         guard: &'g Guard<'_, F, H>,
         gfn: Gfn,
     ) -> Option<Node<'g, F>> {
-        let (pfn, base) = self.at?;
-        if base != parent_base::<F>(gfn) || self.unlinks != guard.tables.unlinks() {
+        if !self.is_about::<F>(gfn) || self.unlinks != guard.tables.unlinks() {
             return None;
         }
         // SAFETY: the table was reachable when the count was what it is now, so no retirement of it has ended an era
         // that this guard is not part of (see the module).
-        Some(unsafe { guard.node(pfn, Level::SIZE_4K) })
+        Some(unsafe { guard.node(self.pfn, Level::SIZE_4K) })
     }
 }
 
 /// First frame of the 4 KiB table that covers `gfn`.
 #[inline(always)]
-fn parent_base<F: Format>(gfn: Gfn) -> Gfn {
-    Gfn(gfn.0 & !((1 << F::INDEX_BITS[0]) - 1))
+fn base_of<F: Format>(gfn: Gfn) -> u64 {
+    gfn.0 & !((1 << F::INDEX_BITS[0]) - 1)
 }

@@ -316,6 +316,31 @@ impl Bottom<'_> {
         self.0[index].0.load(Relaxed)
     }
 
+    /// Brings the entries near before they are looked at one by one: one load a cache line, none of which waits for another,
+    /// where a loop that decides about each entry has only a few lines under way.
+    #[inline(always)]
+    pub(crate) fn warm(&self) {
+        const LINE: usize = 64 / size_of::<u64>();
+        let all = self.0.iter().step_by(LINE);
+        core::hint::black_box(all.fold(0, |all, entry| all ^ entry.0.load(Relaxed)));
+    }
+
+    /// Four neighbours, each as it is at one moment.
+    #[inline(always)]
+    pub(crate) fn load_four(&self, index: usize) -> [u64; 4] {
+        let four = &self.0[index..index + 4];
+        core::array::from_fn(|i| four[i].0.load(Relaxed))
+    }
+
+    /// Overwrites four neighbours that nobody else changes.
+    #[inline(always)]
+    pub(crate) fn store_four(&self, index: usize, raw: [u64; 4]) {
+        let four = &self.0[index..index + 4];
+        for (entry, raw) in four.iter().zip(raw) {
+            entry.0.store(raw, Release);
+        }
+    }
+
     /// Overwrites an entry that nobody else changes (see the module).
     #[inline(always)]
     pub(crate) fn store(&self, index: usize, raw: u64) {

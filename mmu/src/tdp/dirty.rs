@@ -370,6 +370,7 @@ fn protect_bottom<F: Format>(
     bottom: crate::table::node::Bottom<'_>,
     taken: &Taken,
 ) {
+    bottom.warm();
     // Pages of the group, counted from its base; the run lies inside the group.
     let first = run.gfn.0 - taken.base.0;
     let mut index = 0;

@@ -54,6 +54,22 @@ impl Take {
     /// From every 4 KiB leaf in `bottom[first..end]`.
     #[inline(always)]
     pub(super) fn from_bottom<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
+        let mut index = first;
+        // Four at a time: in a populated slot all four are settled, and one branch is enough.
+        while index + 4 <= end {
+            let raw = bottom.load_four(index);
+            if are_settled::<F>(raw) {
+                bottom.store_four(index, raw.map(|raw| self.take::<F>(raw)));
+            } else {
+                self.from_unsettled::<F>(bottom, index, index + 4);
+            }
+            index += 4;
+        }
+        self.from_unsettled::<F>(bottom, index, end);
+    }
+
+    #[inline(never)]
+    fn from_unsettled<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
         const LEVEL: Level = Level::SIZE_4K;
         for index in first..end {
             let raw = bottom.load(index);
@@ -90,7 +106,10 @@ impl Take {
 
     pub(super) fn from_run<F: Format>(self, run: &Run<'_, F>) {
         match run.bottom() {
-            Some(bottom) => self.from_bottom::<F>(bottom, 0, bottom.len()),
+            Some(bottom) => {
+                bottom.warm();
+                self.from_bottom::<F>(bottom, 0, bottom.len());
+            }
             None => {
                 for index in run.first..run.end {
                     self.from_entry(run.node, index);
@@ -98,6 +117,13 @@ impl Take {
             }
         }
     }
+}
+
+/// Whether each is a 4 KiB leaf with W and D: not volatile, whatever the format.
+#[inline(always)]
+pub(super) fn are_settled<F: Format>(raw: [u64; 4]) -> bool {
+    let settled = |raw| F::is_writable(raw, Level::SIZE_4K) & F::is_dirty(raw, Level::SIZE_4K);
+    settled(raw[0]) & settled(raw[1]) & settled(raw[2]) & settled(raw[3])
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {

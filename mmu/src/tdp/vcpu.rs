@@ -121,13 +121,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Fills `cache` up to `count` tables; true if a fault, or a split, has enough.
     #[cold]
     pub(super) fn refill(&self, cache: &mut Vec<Blank>, count: usize) -> bool {
-        while cache.len() < count {
-            match self.tables.blank() {
-                Some(blank) => cache.push(blank),
-                None => break,
-            }
+        let enough = (F::INDEX_BITS.len() - 1).min(count);
+        self.take_blanks(cache, count);
+        if cache.len() < enough {
+            // What other vCPUs left, and what waited for readers, may do.
+            self.tidy();
+            self.take_blanks(cache, enough);
         }
-        cache.len() >= (F::INDEX_BITS.len() - 1).min(count)
+        cache.len() >= enough
+    }
+
+    fn take_blanks(&self, cache: &mut Vec<Blank>, count: usize) {
+        while cache.len() < count
+            && let Some(blank) = self.tables.blank()
+        {
+            cache.push(blank);
+        }
     }
 
     /// The slot over `gfn`, or `None`. `kept` is what the vCPU remembers.

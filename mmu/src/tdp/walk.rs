@@ -8,7 +8,7 @@
 //! *Locking*: none; inside.
 
 use alloc::sync::Arc;
-use core::{cell::Cell, fmt};
+use core::fmt;
 
 use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
 use crate::{
@@ -107,17 +107,17 @@ pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Arc<RootPage>>,
     /// Neighbours share their last table.
-    hint: Cell<Hint>,
+    hint: Hint,
 }
 
 impl<F: Format, H: TableMemory> Walker<'_, F, H> {
     /// Where `gfn` leads now. Changes nothing.
     #[inline(always)]
-    pub fn translate(&self, gfn: Gfn) -> Option<Translation> {
+    pub fn translate(&mut self, gfn: Gfn) -> Option<Translation> {
         if gfn >= F::MAX_GFN {
             return None;
         }
-        let (level, raw) = match self.hint.get().node(&self.guard, gfn) {
+        let (level, raw) = match self.hint.node(&self.guard, gfn) {
             Some(node) => (Level::SIZE_4K, node.load(F::index(gfn, Level::SIZE_4K))),
             None => self.descend(gfn)?,
         };
@@ -127,11 +127,10 @@ impl<F: Format, H: TableMemory> Walker<'_, F, H> {
 
 impl<F: Format, H: TableMemory> Walker<'_, F, H> {
     #[inline(always)]
-    fn descend(&self, gfn: Gfn) -> Option<(Level, u64)> {
-        let mut hint = Hint::begin(&self.guard);
+    fn descend(&mut self, gfn: Gfn) -> Option<(Level, u64)> {
+        self.hint = Hint::begin(&self.guard);
         let (node, raw) = self.guard.descend(&self.root.as_ref()?.table, gfn);
-        hint.found(node, gfn, None);
-        self.hint.set(hint);
+        self.hint.found(node, gfn, None);
         Some((node.level(), raw))
     }
 }
@@ -162,7 +161,7 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
         Walker {
             guard,
             root: self.mmu.valid_root(0),
-            hint: Cell::default(),
+            hint: Hint::default(),
         }
     }
 }
@@ -209,7 +208,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let seat = self.registry.seat();
         let guard = Guard::new(&self.tables, self.registry.pin(&seat));
         let root = self.valid_root(as_id);
-        let hint = Cell::default();
+        let hint = Hint::default();
         Walker { guard, root, hint }.translate(gfn)
     }
 

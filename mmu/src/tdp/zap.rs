@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 
 use super::{
     TdpMmu,
+    protect::are_settled,
     root::RootPage,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
@@ -44,25 +45,41 @@ struct Taken {
 }
 
 fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Taken> {
-    const LEVEL: Level = Level::SIZE_4K;
-    let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), LEVEL);
+    bottom.warm();
+    let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), Level::SIZE_4K);
     let first = (0..bottom.len()).find(is_leaf);
     let last = (0..bottom.len()).rfind(is_leaf);
     let mut count = 0;
-    for index in 0..bottom.len() {
-        let raw = bottom.load(index);
-        count += i64::from(F::is_leaf(raw, LEVEL));
-        if F::is_volatile(raw, LEVEL) {
-            bottom.swap(index, F::EMPTY);
+    let mut index = 0;
+    while index + 4 <= bottom.len() {
+        if are_settled::<F>(bottom.load_four(index)) {
+            bottom.store_four(index, [F::EMPTY; 4]);
+            count += 4;
         } else {
-            bottom.store(index, F::EMPTY);
+            count += take_each::<F>(bottom, index, index + 4);
         }
+        index += 4;
     }
+    count += take_each::<F>(bottom, index, bottom.len());
     Some(Taken {
         count,
         first: first? + offset,
         last: last? + offset,
     })
+}
+
+fn take_each<F: Format>(bottom: Bottom<'_>, first: usize, end: usize) -> i64 {
+    let mut count = 0;
+    for index in first..end {
+        let raw = bottom.load(index);
+        count += i64::from(F::is_leaf(raw, Level::SIZE_4K));
+        if F::is_volatile(raw, Level::SIZE_4K) {
+            bottom.swap(index, F::EMPTY);
+        } else if raw != F::EMPTY {
+            bottom.store(index, F::EMPTY);
+        }
+    }
+    count
 }
 
 fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
