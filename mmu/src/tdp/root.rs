@@ -72,6 +72,26 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
     }
 
+    /// The same for a vCPU that may be inside the guest: it waits for nobody, because who holds the MMU lock may be waiting
+    /// for it. So it takes a root that there is, and leaves making one to the fault.
+    #[inline(always)]
+    pub(super) fn find_root_to_walk(&self, vcpu: &mut Vcpu) -> bool {
+        match &vcpu.root {
+            Some(root) if !root.is_invalid() => true,
+            _ => self.find_other_root(vcpu),
+        }
+    }
+
+    #[cold]
+    fn find_other_root(&self, vcpu: &mut Vcpu) -> bool {
+        vcpu.hint = Hint::default();
+        if let Some(old) = vcpu.root.take() {
+            self.put_root(old);
+        }
+        vcpu.root = self.find_root(&self.roots.lock(), vcpu.as_id, false);
+        vcpu.root.is_some()
+    }
+
     #[cold]
     fn load_new_root(&self, vcpu: &mut Vcpu, mirror: bool) -> bool {
         vcpu.hint = Hint::default();
