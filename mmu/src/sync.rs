@@ -4,6 +4,9 @@
 //! atomics, under loom (feature `loom`: every interleaving of a small scene) and under shuttle (feature `shuttle`: random
 //! interleavings of a large one). The two features replace the atomics and are for tests alone.
 //!
+//! *Statistics* are the exception: nothing is ordered by a counter, so a [`Statistic`] is the processor's atomic in every
+//! world and the models need not try each moment at which one might be read.
+//!
 //! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time slice away after a few
 //! turns, so that more threads than cores do not burn each other's time.
 
@@ -125,6 +128,7 @@ mod imp {
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 }
 
+pub(crate) use core::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 pub(crate) use self::imp::{

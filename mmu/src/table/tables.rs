@@ -18,7 +18,7 @@ use crate::{
     addr::{Gfn, Level, Pfn},
     format::Format,
     rcu::registry::Registry,
-    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed},
+    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Statistic},
 };
 
 /// All tables of one MMU.
@@ -26,7 +26,7 @@ pub(crate) struct Tables<F: Format, H: TableMemory> {
     memory: H,
     registry: Arc<Registry>,
     limbo: Mutex<VecDeque<Retired>>,
-    live: AtomicU64,
+    live: Statistic,
     /// How many tables were ever retired: a hint that is older than this may be stale.
     unlinks: AtomicU64,
     format: PhantomData<F>,
@@ -48,7 +48,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             memory,
             registry,
             limbo: Mutex::new(VecDeque::new()),
-            live: AtomicU64::new(0),
+            live: Statistic::new(0),
             unlinks: AtomicU64::new(0),
             format: PhantomData,
         }

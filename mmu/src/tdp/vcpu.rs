@@ -20,8 +20,12 @@ use crate::{
     table::{hint::Hint, memory::TableMemory, node::Blank},
 };
 
-/// Tables fetched at a time.
-const CACHE: usize = 16;
+/// Tables fetched at a time. A model needs no more than one fault does.
+const CACHE: usize = if cfg!(any(feature = "loom", feature = "shuttle", miri)) {
+    MAX_LEVELS - 1
+} else {
+    16
+};
 
 /// A vCPU's part of the MMU; made by [`SecondStage::vcpu`](crate::SecondStage::vcpu).
 pub struct Vcpu {
