@@ -185,7 +185,9 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         not(any(feature = "loom", feature = "shuttle", miri))
     )))]
     {
-        cell.store(value, Relaxed);
+        // A release, although the fence follows: whoever reads this mark, and not the one that it replaces, must still see
+        // that all done under the replaced one is over. A plain store would not carry on that one's release.
+        cell.store(value, Release);
         fence(SeqCst);
     }
 }
