@@ -7,6 +7,9 @@
 //! *Statistics* are the exception: nothing is ordered by a counter, so a [`Statistic`] is the processor's atomic in every
 //! world and the models need not try each moment at which one might be read.
 //!
+//! *Counted* is `Arc` for what may only be given back when the last holder is gone: the order between the holders' uses and
+//! the end is part of the protocol, so a model must see it. Elsewhere an `Arc` is an `Arc`.
+//!
 //! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time slice away after a few
 //! turns, so that more threads than cores do not burn each other's time.
 
@@ -15,6 +18,7 @@ compile_error!("features `loom` and `shuttle` are different worlds: enable one")
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 
     /// How a lock's waiters pass the time.
@@ -65,7 +69,7 @@ mod imp {
     pub(crate) use loom::{
         cell::UnsafeCell,
         sync::{
-            MutexGuard,
+            Arc as Counted, MutexGuard,
             atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
         },
     };
@@ -87,6 +91,7 @@ mod imp {
 
 #[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use shuttle::sync::{
         MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
@@ -125,6 +130,7 @@ mod imp {
 
 #[cfg(all(feature = "loom", feature = "shuttle"))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 }
 
@@ -132,7 +138,7 @@ pub(crate) use core::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 pub(crate) use self::imp::{
-    AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, fence,
+    AtomicBool, AtomicU64, AtomicUsize, Counted, Mutex, MutexGuard, UnsafeCell, fence,
 };
 
 /// Turns before a waiter gives its time slice away.
@@ -164,6 +170,22 @@ pub(crate) fn give_way() {
     std::thread::yield_now();
     #[cfg(not(any(feature = "std", feature = "loom", feature = "shuttle")))]
     core::hint::spin_loop();
+}
+
+/// A full barrier after an atomic exchange by this thread: its store comes before every later load.
+#[inline(always)]
+pub(crate) fn fence_after_exchange() {
+    // Exchanges of this architecture are full barriers themselves.
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    ))]
+    core::sync::atomic::compiler_fence(SeqCst);
+    #[cfg(not(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    )))]
+    fence(SeqCst);
 }
 
 /// Stores `value` so that it comes before every later load of this thread in the one order that all threads agree on:

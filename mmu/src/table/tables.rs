@@ -18,7 +18,7 @@ use crate::{
     addr::{Gfn, Level, Pfn},
     format::Format,
     rcu::registry::Registry,
-    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Statistic},
+    sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
 };
 
 /// All tables of one MMU.
@@ -39,7 +39,7 @@ struct Retired {
 
 enum Gone {
     Table(Detached),
-    Root(Arc<RootTable>),
+    Root(Counted<RootTable>),
 }
 
 impl<F: Format, H: TableMemory> Tables<F, H> {
@@ -106,7 +106,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     }
 
     /// An empty root table, described.
-    pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Arc<RootTable>> {
+    pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Counted<RootTable>> {
         let level = F::ROOT_LEVEL;
         let pfn = self.allocate(F::node_size(level))?;
         // SAFETY: `pfn` is a fresh table of `level` that nobody else knows.
@@ -120,7 +120,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             let tail = self.memory.header(Pfn(pfn.0 + frame));
             tail.describe_tail(frame as usize);
         }
-        Some(Arc::new(RootTable { pfn }))
+        Some(Counted::new(RootTable { pfn }))
     }
 
     #[inline(always)]
@@ -147,7 +147,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     }
 
     /// The same for a root that nobody can find any more. Who still holds it delays it.
-    pub(crate) fn retire_root(&self, root: Arc<RootTable>) {
+    pub(crate) fn retire_root(&self, root: Counted<RootTable>) {
         self.put_off(Gone::Root(root));
     }
 
@@ -184,7 +184,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
                     // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
                     // that could have seen it is gone (invariant 3 of `node`).
                     Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
-                    Gone::Root(root) => match Arc::try_unwrap(root) {
+                    Gone::Root(root) => match Counted::try_unwrap(root) {
                         Ok(root) => self.free_root(root),
                         Err(held) => waiting.push_back(Retired {
                             era: retired.era,
@@ -242,7 +242,7 @@ impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
                 // SAFETY: retired, and no reader can exist.
                 Gone::Table(node) => unsafe { self.free(node.pfn, Self::node_bytes()) },
                 Gone::Root(root) => {
-                    if let Ok(root) = Arc::try_unwrap(root) {
+                    if let Ok(root) = Counted::try_unwrap(root) {
                         self.free_root(root);
                     }
                 }

@@ -16,7 +16,7 @@ use crate::{
     format::Format,
     rcu::registry::{Inside, Seat},
     slot::Slot,
-    sync::Mutex,
+    sync::{Counted, Mutex},
     table::{hint::Hint, memory::TableMemory, node::Blank},
 };
 
@@ -32,8 +32,8 @@ pub struct Vcpu {
     pub(super) seat: Seat,
     pub(super) as_id: u8,
     pub(super) cache: Vec<Blank>,
-    pub(super) root: Option<Arc<RootPage>>,
-    pub(super) mirror: Option<Arc<RootPage>>,
+    pub(super) root: Option<Counted<RootPage>>,
+    pub(super) mirror: Option<Counted<RootPage>>,
     /// The slot of the last fault, and the generation of slots in which it was found.
     pub(super) slot: Option<(u64, Arc<Slot>)>,
     pub(super) hint: Hint,
@@ -79,14 +79,14 @@ impl fmt::Debug for Vcpu {
 #[derive(Debug)]
 pub(super) struct Bin(Mutex<Left>);
 
-type Left = (Vec<Blank>, Vec<Arc<RootPage>>);
+type Left = (Vec<Blank>, Vec<Counted<RootPage>>);
 
 impl Bin {
     pub(super) fn new() -> Self {
         Self(Mutex::new((Vec::new(), Vec::new())))
     }
 
-    fn leave(&self, cache: Vec<Blank>, root: Option<Arc<RootPage>>, mirror: Option<Arc<RootPage>>) {
+    fn leave(&self, cache: Vec<Blank>, root: Option<Counted<RootPage>>, mirror: Option<Counted<RootPage>>) {
         let mut left = self.0.lock();
         left.0.extend(cache);
         left.1.extend(root.into_iter().chain(mirror));
