@@ -68,12 +68,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let loaded = if mirror { &vcpu.mirror } else { &vcpu.root };
         match loaded {
             Some(root) if !root.is_invalid() => true,
-            _ => self.load_new_root(vcpu, mirror),
+            _ => self.load_new_root(vcpu, mirror, true),
+        }
+    }
+
+    /// The same without making a root, which takes the MMU lock: for a vCPU in the guest, for which a flush that is carried
+    /// out under that lock may be waiting.
+    #[inline(always)]
+    pub(super) fn load_root_there_is(&self, vcpu: &mut Vcpu) -> bool {
+        match &vcpu.root {
+            Some(root) if !root.is_invalid() => true,
+            _ => self.load_new_root(vcpu, false, false),
         }
     }
 
     #[cold]
-    fn load_new_root(&self, vcpu: &mut Vcpu, mirror: bool) -> bool {
+    fn load_new_root(&self, vcpu: &mut Vcpu, mirror: bool, make: bool) -> bool {
         vcpu.hint = Hint::default();
         let slot = |vcpu: &mut Vcpu| {
             if mirror {
@@ -86,9 +96,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             self.put_root(old);
             self.tables.reclaim();
         }
-        let Some(root) = self.get_root(&vcpu.seat, vcpu.as_id, mirror) else {
-            return false;
+        let root = if make {
+            self.get_root(&vcpu.seat, vcpu.as_id, mirror)
+        } else {
+            self.find_root(&self.roots.lock(), vcpu.as_id, mirror)
         };
+        let Some(root) = root else { return false };
         if mirror {
             vcpu.mirror = Some(root);
         } else {

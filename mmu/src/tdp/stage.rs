@@ -141,7 +141,7 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     }
 
     /// Walks as hardware does, from the vCPU's root: checks permissions and, where the format says so, sets Accessed and
-    /// Dirty. Lock-free, unless the vCPU's root was withdrawn and there is no other yet.
+    /// Dirty. Takes no lock, unless the vCPU's root was withdrawn: then it looks for another, and without one nothing is present.
     ///
     /// # Errors
     ///

@@ -230,7 +230,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         gfn: Gfn,
         access: Access,
     ) -> Result<Translation, WalkFault> {
-        if gfn >= F::MAX_GFN || !self.owns(vcpu) || !self.load_root(vcpu, false) {
+        if gfn >= F::MAX_GFN || !self.owns(vcpu) || !self.load_root_there_is(vcpu) {
             return Err(WalkFault::NotPresent);
         }
         let Vcpu {
