@@ -9,7 +9,7 @@
 
 use super::TdpMmu;
 use crate::{
-    addr::{Gfn, Level},
+    addr::{Gfn, GfnRange, Level},
     fault::{Access, Fault},
     format::Format,
     slot::Slot,
@@ -47,7 +47,16 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[cold]
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
-        let allowed = self.allowed_level(slot, fault.gfn, limit);
+        let mut allowed = self.allowed_level(slot, fault.gfn, limit);
+        // A part of it may be what is being taken back; the fault's own frame is not.
+        while let Some(finer) = allowed.child()
+            && self.invalidations.overlaps(GfnRange::new(
+                F::align_down(fault.gfn, allowed),
+                F::span(allowed),
+            ))
+        {
+            allowed = finer;
+        }
         let nx = self.avoids_executable_huge_pages() && fault.access == Access::Execute;
         Goal {
             level: if nx { Level::SIZE_4K } else { allowed },
