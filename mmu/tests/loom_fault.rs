@@ -88,6 +88,30 @@ fn a_table_becomes_a_leaf_under_a_fault() {
     explore("huge fault x fault in the table, break before make", 3, collapse::<true>);
 }
 
+/// A vCPU remembers the table of its last fault while another one's huge fault takes that table away and gives it back.
+#[test]
+fn a_remembered_table_goes() {
+    explore("hint x retire", 3, || {
+        let scene = Scene::<Tiny>::new(2, 16, MmuConfig::default());
+        let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
+        scene.map(&mut a, 0, Access::Read);
+        scene.map(&mut b, 0, Access::Read);
+        scene.mmu.age(GfnRange::new(Gfn(0), 1));
+        let beside = Arc::clone(&scene);
+        both(
+            move || {
+                beside.fault(&mut a, Fault::new(Gfn(1), Access::Write));
+                beside.mmu.reclaim();
+            },
+            || {
+                scene.fault(&mut b, small(1, Access::Read));
+                drop(b);
+            },
+        );
+        scene.settled();
+    });
+}
+
 #[test]
 fn prefault_beside_a_write() {
     explore("prefault x fault", 3, || {
