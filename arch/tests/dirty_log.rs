@@ -5,13 +5,13 @@
 //! read holds what was last copied from it. At the end, with the CPUs stopped and one more harvest, the copy is the
 //! memory: no write was lost.
 //!
-//! A CPU obeys flushes between two instructions only, and whoever flushes waits until each has: the use of a TLB entry
-//! that outlived its flush is an error that the oracle sees.
+//! A CPU obeys flushes between two instructions only, or is marked as outside while it resolves a fault; and whoever flushes
+//! waits until each has obeyed or is outside: the use of a TLB entry that outlived its flush is an error that the oracle sees.
 
 use std::{
     collections::HashMap,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     thread,
@@ -19,8 +19,9 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Access, Arena, DirtyLogStart, Fault, FaultOutcome, Flush, Gfn, GfnRange, Level, MmuConfig, Pfn,
-    SecondStage, SlotFlags, SlotSpec, Translation,
+    Access, Arena, DirtyLogPolicy, DirtyLogStart, Fault, FaultOutcome, Flush, FlushRequest, Gfn,
+    GfnRange, Host, Level, MmuConfig, Pfn, SecondStage, SlotFlags, SlotSpec, Translation,
+    WalkFault,
 };
 
 /// Not a multiple of 64, and more than one huge page.
@@ -29,22 +30,45 @@ const PAGES: u64 = 1024 + 16;
 const BASE: u64 = 512 * 3;
 const HOST: u64 = 512 * 64;
 const CPUS: usize = 2;
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 10;
 
-struct Machine {
-    mmu: Box<dyn SecondStage>,
-    /// One word stands for a page's contents; indexed by host frame.
-    memory: Vec<AtomicU64>,
+/// A CPU that uses no TLB entry: in the host, or ended.
+const OUTSIDE: usize = usize::MAX;
+
+/// The host's side of shoot-down.
+#[derive(Default)]
+struct Tlbs {
     flushes: Mutex<Vec<Flush>>,
     requested: AtomicUsize,
     obeyed: [AtomicUsize; CPUS],
-    /// Writes are logged, so nothing is promoted to a huge leaf any more.
-    logging: AtomicBool,
-    stop: AtomicBool,
 }
 
-/// Marks a CPU that will never use its TLB again.
-const STOPPED: usize = usize::MAX;
+impl Host for Tlbs {
+    fn flush(&self, request: &FlushRequest) {
+        let number = {
+            let mut flushes = self.flushes.lock().unwrap();
+            flushes.push(request.flush);
+            self.requested.store(flushes.len(), SeqCst);
+            flushes.len()
+        };
+        let behind = |obeyed: &AtomicUsize| obeyed.load(SeqCst) < number;
+        while self.obeyed.iter().any(behind) {
+            thread::yield_now();
+        }
+    }
+}
+
+struct Machine {
+    mmu: Box<dyn SecondStage>,
+    tlbs: Arc<Tlbs>,
+    /// Whether hardware faults when a logged page is written.
+    protects: bool,
+    /// One word stands for a page's contents; indexed by host frame.
+    memory: Vec<AtomicU64>,
+    logging: AtomicBool,
+    stop: AtomicBool,
+    ended: AtomicUsize,
+}
 
 /// Tells the others that a CPU has ended, also if it ended with a failed check.
 struct Stopped<'a> {
@@ -54,50 +78,59 @@ struct Stopped<'a> {
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        self.machine.obeyed[self.cpu].store(STOPPED, SeqCst);
+        self.machine.tlbs.obeyed[self.cpu].store(OUTSIDE, SeqCst);
+        self.machine.ended.fetch_add(1, SeqCst);
+    }
+}
+
+/// A CPU's TLB, and how far it has obeyed.
+#[derive(Default)]
+struct Tlb {
+    entries: HashMap<u64, Translation>,
+    done: usize,
+}
+
+impl Tlb {
+    /// Obeys what was asked, and is inside from here on.
+    fn obey(&mut self, tlbs: &Tlbs, cpu: usize) {
+        loop {
+            let flushes = tlbs.flushes.lock().unwrap();
+            for flush in &flushes[self.done..] {
+                self.entries.retain(|&gfn, _| !flush.covers(Gfn(gfn)));
+            }
+            self.done = flushes.len();
+            drop(flushes);
+            tlbs.obeyed[cpu].store(self.done, SeqCst);
+            // A flush that was asked for before we were inside did not wait for us.
+            if tlbs.requested.load(SeqCst) == self.done {
+                return;
+            }
+        }
     }
 }
 
 impl Machine {
     fn new(stage: GuestStage, start: DirtyLogStart) -> Self {
         let config = MmuConfig::default().with_dirty_log_start(start);
-        let mmu = stage.build(Arena::new(Pfn(0x1000), 4096), config);
+        let tlbs = Arc::new(Tlbs::default());
+        let mmu = stage.build(Arena::new(Pfn(0x1000), 1024), Arc::clone(&tlbs), config);
         mmu.create_slot(SlotSpec::new(0, Gfn(BASE), PAGES, Pfn(HOST)))
             .unwrap();
         Self {
             mmu,
+            tlbs,
+            protects: stage.info().dirty_log == DirtyLogPolicy::WriteProtect,
             memory: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
-            flushes: Mutex::default(),
-            requested: AtomicUsize::new(0),
-            obeyed: Default::default(),
             logging: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-        }
-    }
-
-    /// Carries out a flush: returns when every CPU has obeyed. Never called by a CPU.
-    fn flush(&self, flush: Flush) {
-        if flush.is_none() {
-            return;
-        }
-        let mut flushes = self.flushes.lock().unwrap();
-        flushes.push(flush);
-        let number = flushes.len();
-        self.requested.store(number, SeqCst);
-        drop(flushes);
-        while self
-            .obeyed
-            .iter()
-            .any(|obeyed| obeyed.load(SeqCst) < number)
-        {
-            thread::yield_now();
+            ended: AtomicUsize::new(0),
         }
     }
 
     fn run_cpu(&self, cpu: usize, mut seed: u64) {
         let _stopped = Stopped { machine: self, cpu };
-        let mut tlb: HashMap<u64, Translation> = HashMap::new();
-        let mut done = 0;
+        let mut vcpu = self.mmu.vcpu();
+        let mut tlb = Tlb::default();
         let mut value = cpu as u64;
         let mut random = || {
             seed = seed
@@ -111,18 +144,12 @@ impl Machine {
             let access = if write { Access::Write } else { Access::Read };
             value += CPUS as u64;
             loop {
-                if self.requested.load(SeqCst) != done {
-                    let flushes = self.flushes.lock().unwrap();
-                    for flush in &flushes[done..] {
-                        tlb.retain(|&gfn, _| !flush.covers(Gfn(gfn)));
-                    }
-                    done = flushes.len();
-                    drop(flushes);
-                    self.obeyed[cpu].store(done, SeqCst);
+                if self.tlbs.requested.load(SeqCst) != tlb.done {
+                    tlb.obey(&self.tlbs, cpu);
                 }
-                if let Some(hit) = tlb.get(&gfn.0)
-                    && (hit.writable || !write)
-                {
+                let usable =
+                    |hit: &&Translation| !write || hit.writable && (self.protects || hit.dirty);
+                if let Some(hit) = tlb.entries.get(&gfn.0).filter(usable) {
                     assert_eq!(
                         hit.pfn.0,
                         HOST + gfn.0 - BASE,
@@ -133,18 +160,24 @@ impl Machine {
                     }
                     break;
                 }
-                tlb.remove(&gfn.0);
-                match self.mmu.access(gfn, access) {
+                tlb.entries.remove(&gfn.0);
+                match self.mmu.access(&mut vcpu, gfn, access) {
                     Ok(hit) => {
-                        tlb.insert(gfn.0, hit);
+                        tlb.entries.insert(gfn.0, hit);
                     }
-                    Err(_) => match self.mmu.fault(Fault::new(gfn, access)) {
-                        FaultOutcome::Fixed { flush, .. } => {
-                            assert!(flush.is_none(), "nothing is promoted here")
+                    Err(walk) => {
+                        self.tlbs.obeyed[cpu].store(OUTSIDE, SeqCst);
+                        let mut fault = Fault::new(gfn, access);
+                        fault.present =
+                            matches!(walk, WalkFault::Permission | WalkFault::AccessedDirty);
+                        match self.mmu.fault(&mut vcpu, fault) {
+                            FaultOutcome::Fixed { .. }
+                            | FaultOutcome::Spurious { .. }
+                            | FaultOutcome::Retry => {}
+                            other => panic!("{other:?} at {gfn}"),
                         }
-                        FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {}
-                        other => panic!("{other:?} at {gfn}"),
-                    },
+                        tlb.obey(&self.tlbs, cpu);
+                    }
                 }
             }
         }
@@ -155,9 +188,9 @@ impl Machine {
         let mut dirty = vec![0; PAGES.div_ceil(64) as usize];
         if manual {
             self.mmu.get_dirty_log(0, &mut dirty).unwrap();
-            self.flush(self.mmu.clear_dirty_log(0, 0, PAGES, &dirty).unwrap());
+            self.mmu.clear_dirty_log(0, 0, PAGES, &dirty).unwrap();
         } else {
-            self.flush(self.mmu.harvest_dirty_log(0, &mut dirty).unwrap());
+            self.mmu.harvest_dirty_log(0, &mut dirty).unwrap();
         }
         dirty
     }
@@ -165,7 +198,7 @@ impl Machine {
     /// Harvests, copies and checks until the rounds are over, then stops the CPUs and checks the copy.
     fn migrate(&self, manual: bool) {
         let is_set = |bitmap: &[u64], page: usize| bitmap[page / 64] >> (page % 64) & 1 == 1;
-        self.flush(self.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap());
+        self.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
         self.logging.store(true, SeqCst);
         // The first copy is of everything.
         let mut copy: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
@@ -189,11 +222,7 @@ impl Machine {
             }
         }
         self.stop.store(true, SeqCst);
-        while self
-            .obeyed
-            .iter()
-            .any(|obeyed| obeyed.load(SeqCst) != STOPPED)
-        {
+        while self.ended.load(SeqCst) < CPUS {
             thread::yield_now();
         }
         let last = self.harvest(manual);
@@ -216,23 +245,25 @@ impl Machine {
         while !self.stop.load(SeqCst) {
             n += 1;
             let range = GfnRange::new(Gfn(BASE + n * 37 % PAGES), n % 100 + 1);
-            match n % 5 {
-                0 => self.flush(self.mmu.zap_all()),
+            match n % 7 {
+                0 => self.mmu.zap_all(),
                 1 => {
-                    let guard = self.mmu.pin();
-                    self.flush(self.mmu.invalidate_roots());
-                    drop(guard);
+                    self.mmu.invalidate_roots();
                     self.mmu.zap_invalidated_roots();
                 }
                 2 => {
-                    let (token, flush) = self.mmu.invalidate_begin(range);
-                    self.flush(flush);
+                    let token = self.mmu.invalidate_begin(range);
                     self.mmu.invalidate_end(token);
                 }
                 3 => assert!(self.mmu.split_huge_pages(range, Level::SIZE_4K)),
-                _ => {
+                4 => {
+                    self.mmu.write_protect_gfn(range.start, Level::SIZE_4K);
+                }
+                5 => {
                     self.mmu.age(range);
-                    self.flush(self.mmu.zap_gfn_range(range));
+                }
+                _ => {
+                    self.mmu.zap_gfn_range(range);
                 }
             }
             thread::yield_now();
@@ -258,9 +289,10 @@ fn run(stage: GuestStage, start: DirtyLogStart, manual: bool, churn: bool) {
             std::panic::resume_unwind(panic);
         }
     });
-    let _nobody_is_left = machine.mmu.zap_all();
+    machine.mmu.zap_all();
+    machine.mmu.reclaim();
     let stats = machine.mmu.stats();
-    assert_eq!((stats.tables, stats.pages), (0, [0; 5]));
+    assert_eq!((stats.tables, stats.roots, stats.pages), (0, 0, [0; 5]));
 }
 
 #[test]

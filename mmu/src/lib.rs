@@ -18,6 +18,12 @@ mod flush;
 mod format;
 mod host;
 mod invalidate;
+#[cfg(all(test, feature = "loom"))]
+#[expect(
+    unsafe_code,
+    reason = "values whose unordered use a model is to notice"
+)]
+mod models;
 #[expect(
     unsafe_code,
     reason = "a value that readers use without a lock while its other copy is changed"

@@ -12,7 +12,7 @@ use crate::{
         cell::{Cell, Counter},
         registry::Registry,
     },
-    sync::{AtomicU64, Relaxed},
+    sync::{Relaxed, Statistic},
 };
 
 /// Counts a fault. A prefetch is not a fault of the guest: only what it fixed counts, by itself.
@@ -39,17 +39,17 @@ pub(crate) struct FlushCounters([ByScope; FlushCause::ALL.len()]);
 
 #[derive(Debug)]
 struct ByScope {
-    ranges: AtomicU64,
-    pages: AtomicU64,
-    alls: AtomicU64,
+    ranges: Statistic,
+    pages: Statistic,
+    alls: Statistic,
 }
 
 impl FlushCounters {
     pub(crate) fn new() -> Self {
         Self(core::array::from_fn(|_| ByScope {
-            ranges: AtomicU64::new(0),
-            pages: AtomicU64::new(0),
-            alls: AtomicU64::new(0),
+            ranges: Statistic::new(0),
+            pages: Statistic::new(0),
+            alls: Statistic::new(0),
         }))
     }
 

@@ -4,6 +4,12 @@
 //! atomics, under loom (feature `loom`: every interleaving of a small scene) and under shuttle (feature `shuttle`: random
 //! interleavings of a large one). The two features replace the atomics and are for tests alone.
 //!
+//! *Statistics* are the exception: nothing is ordered by a counter, so a [`Statistic`] is the processor's atomic in every
+//! world and the models need not try each moment at which one might be read.
+//!
+//! *Counted* is `Arc` for what may only be given back when the last holder is gone: the order between the holders' uses and
+//! the end is part of the protocol, so a model must see it. Elsewhere an `Arc` is an `Arc`.
+//!
 //! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time slice away after a few
 //! turns, so that more threads than cores do not burn each other's time.
 
@@ -12,6 +18,7 @@ compile_error!("features `loom` and `shuttle` are different worlds: enable one")
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 
     /// How a lock's waiters pass the time.
@@ -62,7 +69,7 @@ mod imp {
     pub(crate) use loom::{
         cell::UnsafeCell,
         sync::{
-            MutexGuard,
+            Arc as Counted, MutexGuard,
             atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
         },
     };
@@ -84,6 +91,7 @@ mod imp {
 
 #[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use shuttle::sync::{
         MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
@@ -122,13 +130,15 @@ mod imp {
 
 #[cfg(all(feature = "loom", feature = "shuttle"))]
 mod imp {
+    pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 }
 
+pub(crate) use core::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 pub(crate) use self::imp::{
-    AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, fence,
+    AtomicBool, AtomicU64, AtomicUsize, Counted, Mutex, MutexGuard, UnsafeCell, fence,
 };
 
 /// Turns before a waiter gives its time slice away.
@@ -162,6 +172,22 @@ pub(crate) fn give_way() {
     core::hint::spin_loop();
 }
 
+/// A full barrier after an atomic exchange by this thread: its store comes before every later load.
+#[inline(always)]
+pub(crate) fn fence_after_exchange() {
+    // Exchanges of this architecture are full barriers themselves.
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    ))]
+    core::sync::atomic::compiler_fence(SeqCst);
+    #[cfg(not(all(
+        target_arch = "x86_64",
+        not(any(feature = "loom", feature = "shuttle", miri))
+    )))]
+    fence(SeqCst);
+}
+
 /// Stores `value` so that it comes before every later load of this thread in the one order that all threads agree on:
 /// the thread's half of Dekker's argument. The other half is a store, a `SeqCst` fence and a load.
 #[inline(always)]
@@ -181,7 +207,9 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         not(any(feature = "loom", feature = "shuttle", miri))
     )))]
     {
-        cell.store(value, Relaxed);
+        // A release, although the fence follows: whoever reads this mark, and not the one that it replaces, must still see
+        // that all done under the replaced one is over. A plain store would not carry on that one's release.
+        cell.store(value, Release);
         fence(SeqCst);
     }
 }

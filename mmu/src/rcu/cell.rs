@@ -5,7 +5,7 @@
 
 use crate::{
     addr::MAX_LEVELS,
-    sync::{AtomicU64, Relaxed, Release, announce},
+    sync::{AtomicU64, Relaxed, Release, Statistic, announce},
 };
 
 const STATE: u64 = 3;
@@ -40,17 +40,17 @@ impl Counter {
 #[repr(align(128))]
 pub(crate) struct Cell {
     mark: AtomicU64,
-    counters: [AtomicU64; Counter::COUNT],
+    counters: [Statistic; Counter::COUNT],
     /// Leaves installed minus leaves removed by this participant, by level, as two's complement.
-    pages: [AtomicU64; MAX_LEVELS],
+    pages: [Statistic; MAX_LEVELS],
 }
 
 impl Cell {
     pub(crate) fn new() -> Self {
         Self {
             mark: AtomicU64::new(IDLE),
-            counters: core::array::from_fn(|_| AtomicU64::new(0)),
-            pages: core::array::from_fn(|_| AtomicU64::new(0)),
+            counters: core::array::from_fn(|_| Statistic::new(0)),
+            pages: core::array::from_fn(|_| Statistic::new(0)),
         }
     }
 

@@ -13,7 +13,7 @@
 
 use alloc::{boxed::Box, vec::Vec};
 
-use crate::sync::{Acquire, AtomicU64, Relaxed, SeqCst, fence};
+use crate::sync::{Acquire, AtomicU64, Relaxed, SeqCst, fence, fence_after_exchange};
 
 /// Words under one bit of the summary.
 const GROUP: usize = 64;
@@ -87,6 +87,9 @@ impl DirtyBitmap {
 
     #[inline(always)]
     fn set_word(&self, word: usize, bits: u64) {
+        // The caller has just changed the entry by an exchange, and a harvest takes the bit before it looks at the entry: one of
+        // the two must see the other, also when neither finds anything to store.
+        fence_after_exchange();
         // Many faults hit pages that are marked already; a load spares the cache line's ownership.
         if self.words[word].load(Relaxed) & bits == bits {
             return;

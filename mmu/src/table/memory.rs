@@ -27,6 +27,13 @@ impl EntryCell {
         Self(AtomicU64::new(raw))
     }
 
+    /// Overwrites an entry that nobody may use any more, for models: loom fails if any use of it does not happen before this,
+    /// and each use after it.
+    #[cfg(feature = "loom")]
+    pub fn poison(&mut self) {
+        self.0.with_mut(|raw| *raw = u64::MAX);
+    }
+
     /// What it holds now.
     pub fn load(&self) -> u64 {
         self.0.load(crate::sync::Acquire)

@@ -18,7 +18,7 @@ use crate::{
     addr::{Gfn, Level, Pfn},
     format::Format,
     rcu::registry::Registry,
-    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed},
+    sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
 };
 
 /// All tables of one MMU.
@@ -26,7 +26,7 @@ pub(crate) struct Tables<F: Format, H: TableMemory> {
     memory: H,
     registry: Arc<Registry>,
     limbo: Mutex<VecDeque<Retired>>,
-    live: AtomicU64,
+    live: Statistic,
     /// How many tables were ever retired: a hint that is older than this may be stale.
     unlinks: AtomicU64,
     format: PhantomData<F>,
@@ -39,7 +39,7 @@ struct Retired {
 
 enum Gone {
     Tables(Vec<Detached>),
-    Root(Arc<RootTable>),
+    Root(Counted<RootTable>),
 }
 
 impl<F: Format, H: TableMemory> Tables<F, H> {
@@ -48,7 +48,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             memory,
             registry,
             limbo: Mutex::new(VecDeque::new()),
-            live: AtomicU64::new(0),
+            live: Statistic::new(0),
             unlinks: AtomicU64::new(0),
             format: PhantomData,
         }
@@ -111,7 +111,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     }
 
     /// An empty root table, described.
-    pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Arc<RootTable>> {
+    pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Counted<RootTable>> {
         let level = F::ROOT_LEVEL;
         let pfn = self.allocate(F::node_size(level))?;
         // SAFETY: `pfn` is a fresh table of `level` that nobody else knows.
@@ -125,7 +125,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             let tail = self.memory.header(Pfn(pfn.0 + frame));
             tail.describe_tail(frame as usize);
         }
-        Some(Arc::new(RootTable { pfn }))
+        Some(Counted::new(RootTable { pfn }))
     }
 
     #[inline(always)]
@@ -162,7 +162,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     }
 
     /// The same for a root that nobody can find any more. Who still holds it delays it.
-    pub(crate) fn retire_root(&self, root: Arc<RootTable>) {
+    pub(crate) fn retire_root(&self, root: Counted<RootTable>) {
         self.put_off(Gone::Root(root));
     }
 
@@ -199,7 +199,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
                     // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
                     // that could have seen it is gone (invariant 3 of `node`).
                     Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
-                    Gone::Root(root) => match Arc::try_unwrap(root) {
+                    Gone::Root(root) => match Counted::try_unwrap(root) {
                         Ok(root) => self.free_root(root),
                         Err(held) => waiting.push_back(Retired {
                             era: retired.era,
@@ -267,7 +267,7 @@ impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
                 // SAFETY: retired, and no reader can exist.
                 Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
                 Gone::Root(root) => {
-                    if let Ok(root) = Arc::try_unwrap(root) {
+                    if let Ok(root) = Counted::try_unwrap(root) {
                         self.free_root(root);
                     }
                 }

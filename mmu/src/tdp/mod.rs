@@ -104,7 +104,7 @@ use crate::{
     rcu::{buffer::DoubleBuffer, lock::MmuLock, registry::Registry},
     slot::{Limits, SlotSet},
     stats::{self, FlushCounters, MmuStats},
-    sync::{AtomicU64, Mutex},
+    sync::{AtomicU64, Counted, Mutex},
     table::{memory::TableMemory, tables::Tables},
 };
 
@@ -122,7 +122,7 @@ pub struct TdpMmu<F: Format, H: TableMemory> {
     /// Serialises all that changes slots or takes dirty bits, each with its flush.
     slots_lock: Mutex<()>,
     invalidations: Invalidations,
-    roots: Mutex<Vec<Arc<RootPage>>>,
+    roots: Mutex<Vec<Counted<RootPage>>>,
     root_generation: AtomicU64,
     /// Leaves that are not counted in cells.
     apart: Mutex<Vec<Arc<Apart>>>,

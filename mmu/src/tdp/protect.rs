@@ -140,7 +140,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 plan,
                 || true,
                 |_, run| {
-                    take.from_run(&run);
+                    // Withdrawn before this burst: its zapper does not hold the slots lock, and a plain store would bring back
+                    // a leaf that it has counted out.
+                    if !root.is_invalid() {
+                        take.from_run(&run);
+                    }
                     Visit::Done(Flush::None)
                 },
             );

@@ -26,7 +26,7 @@ use crate::{
     flush::{Flush, FlushCause},
     format::Format,
     rcu::cell::Cell,
-    sync::{AcqRel, Acquire, AtomicBool, AtomicU64, Mutex, Relaxed, Release},
+    sync::{AcqRel, Acquire, AtomicBool, AtomicU64, Counted, Mutex, Relaxed, Release},
     table::{hint::Hint, memory::TableMemory, node::RootTable},
 };
 
@@ -66,7 +66,7 @@ impl Apart {
 pub(super) struct RootPage {
     /// Where its leaves are counted, if not in cells.
     apart: Mutex<Option<Arc<Apart>>>,
-    pub(super) table: Arc<RootTable>,
+    pub(super) table: Counted<RootTable>,
     pub(super) as_id: u8,
     pub(super) mirror: bool,
     generation: u64,
@@ -162,7 +162,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// The valid root of an address space, with a reference; made if there is none. `None` without memory, or if there
     /// can be none.
-    pub(super) fn get_root(&self, cell: &Cell, as_id: u8, mirror: bool) -> Option<Arc<RootPage>> {
+    pub(super) fn get_root(
+        &self,
+        cell: &Cell,
+        as_id: u8,
+        mirror: bool,
+    ) -> Option<Counted<RootPage>> {
         if !self.can_have_root(as_id, mirror) {
             return None;
         }
@@ -180,7 +185,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let apart = mirror.then(|| Arc::new(Apart::new([0; MAX_LEVELS], 1)));
         self.apart.lock().extend(apart.clone());
-        let root = Arc::new(RootPage {
+        let root = Counted::new(RootPage {
             apart: Mutex::new(apart),
             table,
             as_id,
@@ -190,28 +195,33 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             invalid: AtomicBool::new(false),
             to_zap: AtomicBool::new(false),
         });
-        roots.push(Arc::clone(&root));
+        roots.push(Counted::clone(&root));
         Some(root)
     }
 
-    fn find_root(&self, roots: &[Arc<RootPage>], as_id: u8, mirror: bool) -> Option<Arc<RootPage>> {
+    fn find_root(
+        &self,
+        roots: &[Counted<RootPage>],
+        as_id: u8,
+        mirror: bool,
+    ) -> Option<Counted<RootPage>> {
         let root = roots
             .iter()
             .find(|root| root.as_id == as_id && root.mirror == mirror && !root.is_invalid())?;
         root.references.fetch_add(1, Relaxed);
-        Some(Arc::clone(root))
+        Some(Counted::clone(root))
     }
 
     /// Gives a reference up.
-    pub(super) fn put_root(&self, root: Arc<RootPage>) {
+    pub(super) fn put_root(&self, root: Counted<RootPage>) {
         if root.references.fetch_sub(1, AcqRel) != 1 {
             return;
         }
         debug_assert!(root.is_invalid(), "the MMU's own reference was given up");
         self.roots
             .lock()
-            .retain(|listed| !Arc::ptr_eq(listed, &root));
-        self.tables.retire_root(Arc::clone(&root.table));
+            .retain(|listed| !Counted::ptr_eq(listed, &root));
+        self.tables.retire_root(Counted::clone(&root.table));
     }
 
     /// Roots of an address space that pass `filter`. They cannot go while they are held, whatever locks do.
@@ -219,22 +229,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         &self,
         as_id: u8,
         filter: impl Fn(&RootPage) -> bool,
-    ) -> Vec<Arc<RootPage>> {
+    ) -> Vec<Counted<RootPage>> {
         let roots = self.roots.lock();
         roots
             .iter()
             .filter(|root| root.as_id == as_id && filter(root))
-            .map(Arc::clone)
+            .map(Counted::clone)
             .collect()
     }
 
     /// The valid root that the guest's own accesses use, if there is one.
-    pub(super) fn valid_root(&self, as_id: u8) -> Option<Arc<RootPage>> {
+    pub(super) fn valid_root(&self, as_id: u8) -> Option<Counted<RootPage>> {
         let roots = self.roots.lock();
         let mut valid = roots
             .iter()
             .filter(|root| root.as_id == as_id && !root.mirror && !root.is_invalid());
-        valid.next().map(Arc::clone)
+        valid.next().map(Counted::clone)
     }
 
     pub(super) fn do_root(&self, as_id: u8) -> Option<Root> {
@@ -256,7 +266,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 root.invalid.store(true, Release);
                 root.to_zap.store(true, Relaxed);
                 self.tables.header(root.table.pfn()).invalidate();
-                withdrawn.push(Arc::clone(root));
+                withdrawn.push(Counted::clone(root));
             }
         }
         // Nobody maps anything: what is counted in cells is what is mapped under these roots.
@@ -285,7 +295,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 .lock()
                 .iter()
                 .find(|root| root.to_zap.load(Relaxed))
-                .map(Arc::clone);
+                .map(Counted::clone);
             let Some(root) = next else { break };
             // Whoever clears the mark zaps.
             if root.to_zap.swap(false, AcqRel) {
@@ -314,8 +324,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     /// Marks every root invalid, mirrors too: the end of the MMU.
-    pub(super) fn withdraw_for_good(&self) -> Vec<Arc<RootPage>> {
-        let roots: Vec<_> = self.roots.lock().iter().map(Arc::clone).collect();
+    pub(super) fn withdraw_for_good(&self) -> Vec<Counted<RootPage>> {
+        let roots: Vec<_> = self.roots.lock().iter().map(Counted::clone).collect();
         for root in &roots {
             root.invalid.store(true, Release);
             root.to_zap.store(false, Relaxed);
@@ -326,7 +336,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Drops every reference at once, when no vCPU is left.
     pub(super) fn forget_roots(&self) {
         for root in core::mem::take(&mut *self.roots.lock()) {
-            self.tables.retire_root(Arc::clone(&root.table));
+            self.tables.retire_root(Counted::clone(&root.table));
         }
     }
 }

@@ -15,20 +15,24 @@ use crate::{
     addr::MAX_LEVELS,
     format::Format,
     rcu::registry::{Inside, Seat},
-    sync::Mutex,
+    sync::{Counted, Mutex},
     table::{hint::Hint, memory::TableMemory, node::Blank},
 };
 
-/// Tables fetched at a time.
-const CACHE: usize = 16;
+/// Tables fetched at a time. A model needs no more than one fault does.
+const CACHE: usize = if cfg!(any(feature = "loom", feature = "shuttle", miri)) {
+    MAX_LEVELS - 1
+} else {
+    16
+};
 
 /// A vCPU's part of the MMU; made by [`SecondStage::vcpu`](crate::SecondStage::vcpu).
 pub struct Vcpu {
     pub(super) seat: Seat,
     pub(super) as_id: u8,
     pub(super) cache: Vec<Blank>,
-    pub(super) root: Option<Arc<RootPage>>,
-    pub(super) mirror: Option<Arc<RootPage>>,
+    pub(super) root: Option<Counted<RootPage>>,
+    pub(super) mirror: Option<Counted<RootPage>>,
     /// The slot of the last fault.
     pub(super) slot: Option<KeptSlot>,
     pub(super) hint: Hint,
@@ -74,14 +78,19 @@ impl fmt::Debug for Vcpu {
 #[derive(Debug)]
 pub(super) struct Bin(Mutex<Left>);
 
-type Left = (Vec<Blank>, Vec<Arc<RootPage>>);
+type Left = (Vec<Blank>, Vec<Counted<RootPage>>);
 
 impl Bin {
     pub(super) fn new() -> Self {
         Self(Mutex::new((Vec::new(), Vec::new())))
     }
 
-    fn leave(&self, cache: Vec<Blank>, root: Option<Arc<RootPage>>, mirror: Option<Arc<RootPage>>) {
+    fn leave(
+        &self,
+        cache: Vec<Blank>,
+        root: Option<Counted<RootPage>>,
+        mirror: Option<Counted<RootPage>>,
+    ) {
         let mut left = self.0.lock();
         left.0.extend(cache);
         left.1.extend(root.into_iter().chain(mirror));

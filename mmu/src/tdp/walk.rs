@@ -7,7 +7,6 @@
 //!
 //! *Locking*: none; inside.
 
-use alloc::sync::Arc;
 use core::fmt;
 
 use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
@@ -16,6 +15,7 @@ use crate::{
     fault::Access,
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
     rcu::registry::{Registry, Seat},
+    sync::Counted,
     table::{hint::Hint, memory::TableMemory, node::Guard},
 };
 
@@ -105,7 +105,7 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 /// as long as a vCPU stays in the guest, not longer.
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
-    root: Option<Arc<RootPage>>,
+    root: Option<Counted<RootPage>>,
     /// Neighbours share their last table.
     hint: Hint,
 }

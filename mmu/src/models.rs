@@ -1,0 +1,230 @@
+//! Loom models of the parts that have no door of their own: the lock, the grace period, the double buffer, the bitmap.
+//!
+//! The scenes that need a whole MMU are in `tests/loom_*.rs`.
+
+use alloc::sync::Arc;
+use std::{
+    println,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use loom::{cell::UnsafeCell, thread};
+
+use crate::{
+    rcu::{buffer::DoubleBuffer, lock::MmuLock, registry::Registry},
+    slot::DirtyBitmap,
+    sync::{Acquire, AtomicU64, Mutex, Relaxed, Release},
+};
+
+fn explore(name: &str, preemptions: usize, scene: impl Fn() + Send + Sync + 'static) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    let begin = Instant::now();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        scene();
+    });
+    println!(
+        "{name}: {} interleavings with up to {preemptions} preemptions, {:.1} s",
+        count.load(Ordering::Relaxed),
+        begin.elapsed().as_secs_f64()
+    );
+}
+
+/// A value whose unordered use loom notices.
+struct Value(UnsafeCell<u64>);
+
+// SAFETY: loom fails a model whose uses are not ordered.
+unsafe impl Send for Value {}
+// SAFETY: as above.
+unsafe impl Sync for Value {}
+
+impl Value {
+    fn new() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+
+    fn get(&self) -> u64 {
+        // SAFETY: as above.
+        self.0.with(|value| unsafe { *value })
+    }
+
+    fn add(&self) -> u64 {
+        // SAFETY: as above.
+        self.0.with_mut(|value| unsafe {
+            *value += 1;
+            *value
+        })
+    }
+}
+
+#[test]
+fn sharers_and_excluders_never_meet() {
+    explore("MMU lock: shared x exclusive", 3, || {
+        let registry = Registry::new();
+        let lock = Arc::new(MmuLock::new(Arc::clone(&registry)));
+        let value = Arc::new(Value::new());
+        let (theirs, shown) = (Arc::clone(&lock), Arc::clone(&value));
+        let seat = registry.seat();
+        let other = thread::spawn(move || {
+            for _ in 0..2 {
+                let _inside = theirs.shared(&seat);
+                shown.get();
+            }
+        });
+        for _ in 0..2 {
+            let _exclusive = lock.exclusive();
+            value.add();
+        }
+        other.join().unwrap();
+        assert_eq!(value.get(), 2);
+    });
+}
+
+#[test]
+fn excluders_exclude_each_other() {
+    explore("MMU lock: exclusive x exclusive x shared", 2, || {
+        let registry = Registry::new();
+        let lock = Arc::new(MmuLock::new(Arc::clone(&registry)));
+        let value = Arc::new(Value::new());
+        let others = [0, 1].map(|n| {
+            let (lock, value, seat) = (Arc::clone(&lock), Arc::clone(&value), registry.seat());
+            thread::spawn(move || {
+                if n == 0 {
+                    let _exclusive = lock.exclusive();
+                    value.add();
+                } else {
+                    let _inside = lock.shared(&seat);
+                    value.get();
+                }
+            })
+        });
+        {
+            let _exclusive = lock.exclusive();
+            value.add();
+        }
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!(value.get(), 2);
+    });
+}
+
+/// Unlinks, waits, and takes the memory back, while a reader looks twice.
+fn grace(wait: impl Fn(&Registry) + Send + Sync + 'static) -> impl Fn() + Send + Sync + 'static {
+    move || {
+        let registry = Registry::new();
+        let (linked, memory) = (Arc::new(AtomicU64::new(1)), Arc::new(Value::new()));
+        let seat = registry.seat();
+        let (theirs, link, shown) = (
+            Arc::clone(&registry),
+            Arc::clone(&linked),
+            Arc::clone(&memory),
+        );
+        let reader = thread::spawn(move || {
+            for _ in 0..2 {
+                let inside = theirs.pin(&seat);
+                if link.load(Acquire) == 1 {
+                    shown.get();
+                }
+                drop(inside);
+            }
+        });
+        linked.store(0, Release);
+        wait(&registry);
+        memory.add();
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn a_grace_period_outlasts_every_reader() {
+    let scene = grace(Registry::synchronize);
+    explore("grace period: reader x synchronize", 3, scene);
+    let scene = grace(|registry| {
+        let era = registry.end_era();
+        while !registry.is_over(era) {
+            crate::sync::give_way();
+        }
+    });
+    explore("grace period: reader x era", 3, scene);
+}
+
+#[test]
+fn readers_never_meet_a_change() {
+    explore("double buffer: read x two changes", 2, || {
+        let registry = Registry::new();
+        let buffer = Arc::new(DoubleBuffer::new(|| (Value::new(), Value::new()), 0, 1));
+        let seat = registry.seat();
+        let (theirs, other) = (Arc::clone(&registry), Arc::clone(&buffer));
+        let reader = thread::spawn(move || {
+            let mut last = 0;
+            for _ in 0..2 {
+                let inside = theirs.pin(&seat);
+                let generation = other.generation();
+                let (first, second) = other.read(&inside);
+                let (first, second) = (first.get(), second.get());
+                assert_eq!(first, second, "half of a change");
+                assert!(first >= last && first >= generation, "an old copy");
+                last = first;
+            }
+        });
+        let writers = Mutex::new(());
+        let mut writer = writers.lock();
+        for _ in 0..2 {
+            buffer.change(&mut writer, &registry, |(first, second)| {
+                first.add();
+                second.add();
+            });
+        }
+        drop(writer);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_bit_is_taken_or_stays() {
+    explore("bitmap: set x take by the summary", 3, || {
+        let bitmap = Arc::new(DirtyBitmap::new(64, false).unwrap());
+        let setter = Arc::clone(&bitmap);
+        let other = thread::spawn(move || {
+            setter.set(3);
+            setter.set(4);
+        });
+        let harvest = || {
+            bitmap.next_candidate(0).map_or(0, |word| {
+                bitmap.begin_group(word);
+                bitmap.take(word, u64::MAX)
+            })
+        };
+        let first = harvest();
+        other.join().unwrap();
+        assert_eq!(first | harvest(), 0b1_1000);
+        assert_eq!(bitmap.count(), 0);
+    });
+}
+
+/// The order between an entry's change and the page's bit: see `DirtyBitmap::set_word`.
+#[test]
+fn a_page_is_writable_or_its_bit_is_set() {
+    explore("bitmap: writable x protected", 3, || {
+        let bitmap = Arc::new(DirtyBitmap::new(64, true).unwrap());
+        let writable = Arc::new(AtomicU64::new(0));
+        let (marked, entry) = (Arc::clone(&bitmap), Arc::clone(&writable));
+        let writer = thread::spawn(move || {
+            let _ = entry.compare_exchange(0, 1, crate::sync::AcqRel, Acquire);
+            marked.set(3);
+        });
+        let taken = bitmap.take(0, 1 << 3);
+        crate::sync::fence(crate::sync::SeqCst);
+        let seen = writable.load(Relaxed);
+        writer.join().unwrap();
+        let left = bitmap.take(0, 1 << 3);
+        assert!(taken != 0);
+        assert!(seen == 1 || left != 0, "writable, unprotected and clean");
+    });
+}
