@@ -23,6 +23,8 @@ pub(super) struct Goal {
     pub(super) level: Level,
     /// What slot and host would allow (`req_level`).
     pub(super) allowed: Level,
+    /// Lowered only while memory nearby is being taken back: nothing to be remembered.
+    pub(super) passing: bool,
 }
 
 impl Goal {
@@ -40,6 +42,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return Goal {
                 level: Level::SIZE_4K,
                 allowed: Level::SIZE_4K,
+                passing: false,
             };
         }
         self.goal_below(slot, fault, limit)
@@ -49,6 +52,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
         let mut allowed = self.allowed_level(slot, fault.gfn, limit);
+        let before = allowed;
         // The fault's own frame is not being taken back, but its neighbours may be.
         while let Some(finer) = allowed.child() {
             let span = GfnRange::new(F::align_down(fault.gfn, allowed), F::span(allowed));
@@ -61,6 +65,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Goal {
             level: if nx { Level::SIZE_4K } else { allowed },
             allowed,
+            passing: allowed < before,
         }
     }
 
