@@ -15,7 +15,9 @@ const TABLES: u64 = 64;
 /// Maps the first pages of each table, and one in the middle.
 fn populate(rig: &Rig) -> Vec<u64> {
     let mut vcpu = rig.mmu.vcpu();
-    let gfns: Vec<u64> = (0..TABLES).flat_map(|t| [0, 1, 77, 511].map(|at| t * HUGE + at)).collect();
+    let gfns: Vec<u64> = (0..TABLES)
+        .flat_map(|t| [0, 1, 77, 511].map(|at| t * HUGE + at))
+        .collect();
     for &gfn in &gfns {
         rig.map(&mut vcpu, gfn, Access::Write, Level::SIZE_4K);
     }
@@ -28,12 +30,20 @@ fn until_yields(rig: &Rig, mut round: impl FnMut() -> u64) {
         let begin = std::time::Instant::now();
         let (mut yields, mut runs) = (0, 0);
         while yields < 3 {
-            assert!(begin.elapsed() < PATIENCE, "{}: nobody ever yielded", rig.stage);
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{}: nobody ever yielded",
+                rig.stage
+            );
             let before = rig.mmu.stats().yields;
             runs += round();
             yields += rig.mmu.stats().yields - before;
             // Each burst but the last ends after it visited a run at least.
-            assert!(yields <= runs, "{}: {yields} yields for {runs} runs", rig.stage);
+            assert!(
+                yields <= runs,
+                "{}: {yields} yields for {runs} runs",
+                rig.stage
+            );
         }
     });
 }
@@ -45,7 +55,11 @@ fn a_yield_skips_nothing_and_each_burst_makes_progress() {
             let gfns = populate(rig);
             assert!(rig.mmu.zap_gfn_range(range(0, TABLES * HUGE)));
             for gfn in gfns {
-                assert!(rig.mmu.translate(Gfn(gfn)).is_none(), "{}: {gfn:#x} was skipped", rig.stage);
+                assert!(
+                    rig.mmu.translate(Gfn(gfn)).is_none(),
+                    "{}: {gfn:#x} was skipped",
+                    rig.stage
+                );
             }
             TABLES
         });
@@ -61,7 +75,15 @@ fn a_protecting_sweep_that_yields_skips_nothing() {
             rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
             for gfn in gfns {
                 let found = rig.mmu.translate(Gfn(gfn)).unwrap();
-                assert!(if protects { !found.writable } else { !found.dirty }, "{}: {gfn:#x}", rig.stage);
+                assert!(
+                    if protects {
+                        !found.writable
+                    } else {
+                        !found.dirty
+                    },
+                    "{}: {gfn:#x}",
+                    rig.stage
+                );
             }
             rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
             rig.mmu.zap_all();
@@ -82,7 +104,12 @@ fn a_sweep_changes_its_range_and_nothing_beside_it() {
             rig.mmu.zap_gfn_range(range(first, pages));
             for gfn in 0..3 * HUGE {
                 let inside = (first..first + pages).contains(&gfn);
-                assert_eq!(rig.mmu.translate(Gfn(gfn)).is_none(), inside, "{}: {gfn:#x}", rig.stage);
+                assert_eq!(
+                    rig.mmu.translate(Gfn(gfn)).is_none(),
+                    inside,
+                    "{}: {gfn:#x}",
+                    rig.stage
+                );
             }
         }
     });
@@ -142,11 +169,17 @@ fn what_was_removed_is_flushed_before_the_lock_is_let_go_of() {
                 rig.mmu.zap_gfn_range(range(0, TABLES * HUGE));
             }
             stop.store(true, SeqCst);
-            assert!(rig.mmu.stats().yields >= yields + 3, "{stage}: nobody yielded");
+            assert!(
+                rig.mmu.stats().yields >= yields + 3,
+                "{stage}: nobody yielded"
+            );
         });
         rig.no_hooks();
         assert!(looked.load(SeqCst) > 0);
         let wrong = violations.lock().unwrap();
-        assert!(wrong.is_empty(), "{stage}: removed and not flushed: {wrong:x?}");
+        assert!(
+            wrong.is_empty(),
+            "{stage}: removed and not flushed: {wrong:x?}"
+        );
     });
 }

@@ -7,7 +7,10 @@
 //! The *rig* lets a test in where races happen: its host calls a hook inside each flush and when asked for a mapping's size,
 //! its memory calls one inside each allocation, so an interleaving that history needed luck for is the same each time.
 
-#![allow(unexpected_cfgs, reason = "`few_formats` is set by cargo xtask mutations")]
+#![allow(
+    unexpected_cfgs,
+    reason = "`few_formats` is set by cargo xtask mutations"
+)]
 
 #[path = "../common/mod.rs"]
 mod common;

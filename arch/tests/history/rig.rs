@@ -79,7 +79,12 @@ unsafe impl TableMemory for Memory {
         let pfn = self.arena.allocate(bytes)?;
         for index in 0..bytes / size_of::<u64>() {
             // SAFETY: the frame is ours alone and `bytes` long.
-            unsafe { self.arena.entries(pfn).add(index).write(EntryCell::new(GARBAGE)) };
+            unsafe {
+                self.arena
+                    .entries(pfn)
+                    .add(index)
+                    .write(EntryCell::new(GARBAGE))
+            };
         }
         Some(pfn)
     }
@@ -133,10 +138,14 @@ fn build(
     use slat_mmu::TdpMmu;
     match stage {
         GuestStage::Ept4 => Box::new(TdpMmu::<slat_arch::Ept4, _>::new(memory, host, config)),
-        GuestStage::Ept4NoAd => Box::new(TdpMmu::<slat_arch::Ept4NoAd, _>::new(memory, host, config)),
+        GuestStage::Ept4NoAd => {
+            Box::new(TdpMmu::<slat_arch::Ept4NoAd, _>::new(memory, host, config))
+        }
         GuestStage::Npt4 => Box::new(TdpMmu::<slat_arch::Npt4, _>::new(memory, host, config)),
         GuestStage::Sv39x4 => Box::new(TdpMmu::<slat_arch::Sv39x4, _>::new(memory, host, config)),
-        GuestStage::Arm64Ipa40 => Box::new(TdpMmu::<slat_arch::Arm64Ipa40, _>::new(memory, host, config)),
+        GuestStage::Arm64Ipa40 => Box::new(TdpMmu::<slat_arch::Arm64Ipa40, _>::new(
+            memory, host, config,
+        )),
         other => panic!("{other} is not among the few"),
     }
 }
@@ -208,7 +217,12 @@ impl Rig {
     pub(crate) fn map(&self, vcpu: &mut Vcpu, gfn: u64, access: Access, level: Level) {
         let fault = Fault::new(Gfn(gfn), access).with_max_level(level);
         let outcome = self.mmu.fault(vcpu, fault);
-        assert_eq!(outcome, FaultOutcome::Fixed { level }, "{} at {gfn:#x}", self.stage);
+        assert_eq!(
+            outcome,
+            FaultOutcome::Fixed { level },
+            "{} at {gfn:#x}",
+            self.stage
+        );
     }
 
     /// The guest uses a page, faulting as often as it must.
@@ -218,7 +232,9 @@ impl Rig {
                 return;
             }
             match self.fault(vcpu, gfn, access) {
-                FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {}
+                FaultOutcome::Fixed { .. }
+                | FaultOutcome::Spurious { .. }
+                | FaultOutcome::Retry => {}
                 other => panic!("{}: {other:?} at {gfn:#x}", self.stage),
             }
         }
@@ -291,7 +307,7 @@ pub(crate) fn contended(rig: &Rig, main: impl FnOnce(&AtomicU64)) {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(SeqCst) {
-                    rig.mmu.zap_gfn_range(range(3 * GIGA, 1));
+                    rig.mmu.zap_gfn_range(range(100 * GIGA, 1));
                     times.fetch_add(1, SeqCst);
                 }
             });

@@ -6,7 +6,9 @@ use std::sync::{
 };
 use std::{thread, time::Duration};
 
-use slat_arch::{Arm64Ipa40, Arm64Ipa48, Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4};
+use slat_arch::{
+    Arm64Ipa40, Arm64Ipa48, Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5, Sv39x4, Sv48x4, Sv57x4,
+};
 use slat_mmu::{
     Access, AdPolicy, Entry, Fault, FaultOutcome, FlushCause, Format, Gfn, Leaf, Level, MemoryType,
     MmuConfig, Pfn, SlotFlags, TableMemory,
@@ -83,18 +85,35 @@ fn teardown_waits_for_the_owner_of_a_frozen_entry() {
             if request.cause == FlushCause::BreakBeforeMake && seen.fetch_add(1, SeqCst) == 0 {
                 // The splitter: wait for the other to have broken the entry above, and some time for it to go wrong.
                 assert!(until(PATIENCE, || seen.load(SeqCst) == 2));
-                too_early.store(until(Duration::from_millis(300), || ended.load(SeqCst)), SeqCst);
+                too_early.store(
+                    until(Duration::from_millis(300), || ended.load(SeqCst)),
+                    SeqCst,
+                );
             }
         });
         thread::scope(|scope| {
-            scope.spawn(|| assert!(rig.mmu.split_huge_pages(range(5 * HUGE, HUGE), Level::SIZE_4K)));
+            scope.spawn(|| {
+                assert!(
+                    rig.mmu
+                        .split_huge_pages(range(5 * HUGE, HUGE), Level::SIZE_4K)
+                )
+            });
             assert!(until(PATIENCE, || breaks.load(SeqCst) == 1));
             let fault = Fault::new(Gfn(0), Access::Write);
-            assert_eq!(rig.mmu.fault(&mut vcpu, fault), FaultOutcome::Fixed { level: Level::SIZE_1G });
+            assert_eq!(
+                rig.mmu.fault(&mut vcpu, fault),
+                FaultOutcome::Fixed {
+                    level: Level::SIZE_1G
+                }
+            );
             over.store(true, SeqCst);
         });
         rig.no_hooks();
-        assert!(!early.load(SeqCst), "{}: torn down under the owner of an entry", rig.stage);
+        assert!(
+            !early.load(SeqCst),
+            "{}: torn down under the owner of an entry",
+            rig.stage
+        );
         assert_eq!(rig.mmu.stats().pages, [0, 0, 1, 0, 0], "{}", rig.stage);
         drop(vcpu);
         rig.settled();
@@ -109,7 +128,10 @@ fn a_fault_on_a_frozen_entry_tries_again() {
         }
         let mut vcpu = rig.mmu.vcpu();
         rig.map(&mut vcpu, 0, Access::Write, Level::SIZE_2M);
-        let (frozen, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (frozen, go_on) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (at, until_then) = (Arc::clone(&frozen), Arc::clone(&go_on));
         rig.on_flush(move |request| {
             if request.cause == FlushCause::BreakBeforeMake {
@@ -142,7 +164,12 @@ fn corrupt(rig: &crate::rig::Rig, gfn: u64, raw: u64) {
     });
     let entry = rig.memory.entries(table);
     // SAFETY: the table is in use and has 512 entries; an `EntryCell` is an `AtomicU64` (transparent).
-    let entry = unsafe { entry.add((gfn % HUGE) as usize).cast::<AtomicU64>().as_ref() };
+    let entry = unsafe {
+        entry
+            .add((gfn % HUGE) as usize)
+            .cast::<AtomicU64>()
+            .as_ref()
+    };
     entry.store(raw, SeqCst);
 }
 
@@ -160,7 +187,14 @@ fn a_leaf_to_other_memory_is_reported_and_not_changed() {
         let foreign = rig.raw(4);
         corrupt(rig, 3, foreign);
         let outcome = rig.mmu.fault(&mut vcpu, Fault::new(Gfn(3), Access::Write));
-        assert_eq!(outcome, FaultOutcome::BadEntry { level: Level::SIZE_4K }, "{}", rig.stage);
+        assert_eq!(
+            outcome,
+            FaultOutcome::BadEntry {
+                level: Level::SIZE_4K
+            },
+            "{}",
+            rig.stage
+        );
         assert_eq!(rig.raw(3), foreign, "{}", rig.stage);
     });
 }
@@ -176,7 +210,14 @@ fn a_write_to_a_page_mapped_for_reading_makes_it_writable() {
         assert!(rig.mmu.translate(Gfn(9)).unwrap().writable, "{}", rig.stage);
         assert_eq!(rig.dirty(0, 2 * GIGA)[0], 1 << 9, "{}", rig.stage);
         let again = rig.fault(&mut vcpu, 9, Access::Write);
-        assert_eq!(again, FaultOutcome::Spurious { level: Level::SIZE_4K }, "{}", rig.stage);
+        assert_eq!(
+            again,
+            FaultOutcome::Spurious {
+                level: Level::SIZE_4K
+            },
+            "{}",
+            rig.stage
+        );
     });
 }
 
@@ -188,14 +229,24 @@ fn what_is_mapped_ahead_never_replaces_what_is_mapped() {
         rig.touch(&mut vcpu, 9, Access::Write);
         rig.touch(&mut vcpu, 10, Access::Read);
         let before = [rig.raw(9), rig.raw(10)];
-        assert_eq!(rig.mmu.prefault(&mut vcpu, range(0, HUGE), Level::SIZE_4K), Ok(HUGE));
+        assert_eq!(
+            rig.mmu.prefault(&mut vcpu, range(0, HUGE), Level::SIZE_4K),
+            Ok(HUGE)
+        );
         assert_eq!([rig.raw(9), rig.raw(10)], before, "{}", rig.stage);
         assert!(rig.mmu.translate(Gfn(11)).is_some());
         // Nor makes it a used page of an idle one.
         rig.mmu.age(range(9, 1));
         let aged = rig.raw(9);
         let outcome = rig.mmu.fault(&mut vcpu, Fault::prefetch(Gfn(9)));
-        assert_eq!(outcome, FaultOutcome::Spurious { level: Level::SIZE_4K }, "{}", rig.stage);
+        assert_eq!(
+            outcome,
+            FaultOutcome::Spurious {
+                level: Level::SIZE_4K
+            },
+            "{}",
+            rig.stage
+        );
         assert_eq!(rig.raw(9), aged, "{}", rig.stage);
     });
 }
@@ -211,11 +262,21 @@ fn a_note_of_the_nx_mitigation_goes_with_its_table() {
             return;
         }
         let mut vcpu = rig.mmu.vcpu();
-        assert_eq!(rig.fault(&mut vcpu, 7, Access::Execute), FaultOutcome::Fixed { level: Level::SIZE_4K });
-        let noted = rig.mmu.walk(Gfn(7)).steps().filter(|step| match step.entry {
-            Entry::Table { pfn } => rig.mmu.page_header(pfn).unwrap().nx_huge_page_disallowed,
-            _ => false,
-        }).count();
+        assert_eq!(
+            rig.fault(&mut vcpu, 7, Access::Execute),
+            FaultOutcome::Fixed {
+                level: Level::SIZE_4K
+            }
+        );
+        let noted = rig
+            .mmu
+            .walk(Gfn(7))
+            .steps()
+            .filter(|step| match step.entry {
+                Entry::Table { pfn } => rig.mmu.page_header(pfn).unwrap().nx_huge_page_disallowed,
+                _ => false,
+            })
+            .count();
         assert!(noted > 0, "{}: nothing is noted", rig.stage);
         rig.mmu.zap_all();
         // New tables in the same memory are nobody's to zap.
@@ -233,13 +294,22 @@ fn nx_recovery_removes_the_noted_table_and_no_other() {
         }
         let mut vcpu = rig.mmu.vcpu();
         let fault = Fault::new(Gfn(7), Access::Execute).with_max_level(Level::SIZE_2M);
-        assert_eq!(rig.mmu.fault(&mut vcpu, fault), FaultOutcome::Fixed { level: Level::SIZE_4K });
+        assert_eq!(
+            rig.mmu.fault(&mut vcpu, fault),
+            FaultOutcome::Fixed {
+                level: Level::SIZE_4K
+            }
+        );
         rig.map(&mut vcpu, HUGE, Access::Write, Level::SIZE_2M);
         rig.map(&mut vcpu, 2 * HUGE, Access::Write, Level::SIZE_4K);
         assert_eq!(rig.mmu.recover_nx_huge_pages(1), 1, "{}", rig.stage);
         assert!(rig.mmu.translate(Gfn(7)).is_none(), "{}", rig.stage);
         for gfn in [HUGE, 2 * HUGE] {
-            assert!(rig.mmu.translate(Gfn(gfn)).is_some(), "{}: {gfn:#x} went too", rig.stage);
+            assert!(
+                rig.mmu.translate(Gfn(gfn)).is_some(),
+                "{}: {gfn:#x} went too",
+                rig.stage
+            );
         }
     });
 }
@@ -260,7 +330,7 @@ fn writers_and_a_harvester_lose_no_bit() {
                     written.fetch_or(1 << (round % 64), SeqCst);
                 }
             });
-            let mut harvest = || {
+            let harvest = || {
                 let mut bitmap = vec![0; (2 * GIGA / 64) as usize];
                 rig.mmu.harvest_dirty_log(0, &mut bitmap).unwrap();
                 reported.lock().unwrap()[0] |= bitmap[0];
@@ -270,6 +340,11 @@ fn writers_and_a_harvester_lose_no_bit() {
             }
             harvest();
         });
-        assert_eq!(reported.lock().unwrap()[0], written.load(SeqCst), "{}", rig.stage);
+        assert_eq!(
+            reported.lock().unwrap()[0],
+            written.load(SeqCst),
+            "{}",
+            rig.stage
+        );
     });
 }
