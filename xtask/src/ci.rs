@@ -4,19 +4,20 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    crates, demo, deny, leftovers, lint, metrics, no_std, oracles, pages, structure, tally::Tally,
-    test, units, workspace::Workspace,
+    crates, demo, deny, leftovers, lint, metrics, no_std, oracles, pages, pitfalls, structure,
+    tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 15] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
     ("metrics", metrics::run),
     ("units", units::run),
     ("pages", pages::run),
+    ("pitfalls", pitfalls::run),
     ("lint", lint::clippy),
     ("doc", lint::doc),
     ("crates", crates::run),
