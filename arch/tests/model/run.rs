@@ -32,6 +32,11 @@ impl World {
             "log" => self.log(id, as_id, d & 1 == 1),
             "touch" => self.touch((a & 1) as usize, gfn.0, access(d)),
             "fault" => self.raw_fault((a & 1) as usize, gfn, d),
+            "mirror" => {
+                let mut fault = Fault::new(gfn, access(d)).with_mirror();
+                fault.prefetch = d / 4 % 8 == 0 && access(d) == Access::Read;
+                self.mirror_fault((a & 1) as usize, fault)
+            }
             "prefault" => self.prefault((a & 1) as usize, range, d),
             "zap" => {
                 let any = self.mmu.zap_gfn_range_in(as_id, range);
@@ -361,8 +366,7 @@ impl World {
         match d / 128 % 8 {
             0 => fault = fault.with_seq(self.mmu.invalidate_seq()),
             1 => fault = fault.with_seq(self.mmu.invalidate_seq().wrapping_sub(1)),
-            2 => return self.mirror_fault(vcpu, fault.with_mirror()),
-            3 => fault = Fault::new(Gfn(self.info.max_gfn.0 + d / 1024), access(d)),
+            2 => fault = Fault::new(Gfn(self.info.max_gfn.0 + d / 1024), access(d)),
             _ => {}
         }
         self.fault(vcpu, fault).map(|_| ())
