@@ -226,7 +226,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let by_software = F::AD_POLICY != AdPolicy::Hardware;
         // While writes are logged by protection, only a write makes a page writable; otherwise a read does too and
         // spares a fault. Logged by Dirty bits, a read may, as long as it leaves D clear for hardware to set and log.
-        let logging = slot.dirty.is_some();
+        // A mirror is never protected, so it is writable from the start, and counts as written when it is made.
+        let logging = slot.dirty.is_some() && !fault.mirror;
         let by_dirty_bit = matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit);
         let writable = host_writable && (write || !logging || by_dirty_bit);
         Leaf {
