@@ -46,8 +46,8 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    DirtyLogError, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError, SlotFlags, SlotId,
-    SlotSpec,
+    DirtyLogError, FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError,
+    SlotFlags, SlotId, SlotSpec,
 };
 use slat_proto::{
     model::{BackendKind, Format, GuestSpec, VmSpec},
@@ -334,8 +334,20 @@ impl Backend for SoftwareBackend {
             pages_2m: pages(Level::SIZE_2M),
             pages_1g: pages(Level::SIZE_1G),
             table_pages: Some(self.budget.used()),
+            huge_pages_split: Some(mmu.splits),
+            huge_pages_recovered: Some(mmu.recovered),
+            flushes: mmu.flushes.iter().map(flush_count).collect(),
             ..v1::MmuStats::default()
         }
+    }
+}
+
+fn flush_count(flush: &FlushStats) -> v1::TlbFlushCount {
+    v1::TlbFlushCount {
+        cause: flush.cause.name().to_owned(),
+        ranges: flush.ranges,
+        range_pages: flush.pages,
+        alls: flush.alls,
     }
 }
 
