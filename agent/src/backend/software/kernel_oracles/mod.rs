@@ -167,6 +167,11 @@ impl Cpu<'_> {
         self.vcpu.write_u64(gfn * PAGE_SIZE, value)
     }
 
+    /// Lets others go first.
+    fn idle(&mut self) {
+        self.outside(|_| thread::yield_now());
+    }
+
     /// Does something outside the guest.
     fn outside<R>(&mut self, act: impl FnOnce(&mut Vcpu) -> R) -> R {
         self.vcpu.leave();
@@ -208,11 +213,16 @@ impl Machine {
         }
     }
 
+    /// To be called before anything was flushed.
+    fn prepare(self, sabotage: Option<Sabotage>) -> Self {
+        let blind = sabotage == Some(Sabotage::Deaf);
+        self.vm.shootdown.blind.store(blind, Relaxed);
+        self
+    }
+
     fn sabotage(&self, sabotage: Option<Sabotage>) {
-        if sabotage == Some(Sabotage::Deaf) {
-            self.vm.hooks.deaf.store(true, Relaxed);
-            self.vm.shootdown.blind.store(true, Relaxed);
-        }
+        let deaf = sabotage == Some(Sabotage::Deaf);
+        self.vm.hooks.deaf.store(deaf, Relaxed);
     }
 
     fn mmu(&self) -> &dyn SecondStage {
