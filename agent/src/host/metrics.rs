@@ -4,7 +4,8 @@
 //! # Names
 //! One family for both backends, with the label `backend`: `slat_page_faults_total{vm,backend,type}`,
 //! `slat_vcpu_tlb_flushes_total`, `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`,
-//! `slat_vm_exits_total`, `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`. Beside them, for
+//! `slat_vm_exits_total`, `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
+//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`, `slat_mmu_flushes_total{cause,scope}`. Beside them, for
 //! VMs on KVM only, the kernel's counters under the names its users know (`kvm_*`) and `kvm_stat_supported`.
 //!
 //! A statistic that a VM does not offer is absent, never 0; a family without samples is left out. Label values are names of
@@ -291,8 +292,30 @@ fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1:
             "Dirty pages taken from the log.",
             stats.dirty_pages_harvested,
         ),
+        (
+            "slat_huge_pages_split_total",
+            "Huge second-stage mappings split into smaller ones.",
+            stats.huge_pages_split,
+        ),
+        (
+            "slat_huge_pages_recovered_total",
+            "Huge second-stage mappings put back in place of smaller ones.",
+            stats.huge_pages_recovered,
+        ),
     ] {
         families.counter(family, help, &labels, value);
+    }
+    for flush in &stats.flushes {
+        for (scope, count) in [("range", flush.ranges), ("all", flush.alls)] {
+            let [vm, backend] = labels;
+            let labels = [vm, backend, ("cause", &flush.cause), ("scope", scope)];
+            families.counter(
+                "slat_mmu_flushes_total",
+                "TLB flushes that the second stage asked for, by cause and scope.",
+                &labels,
+                Some(count),
+            );
+        }
     }
     families.gauge(
         "slat_table_pages",
@@ -442,6 +465,29 @@ mod tests {
     }
 
     #[test]
+    fn flushes_are_told_apart_by_cause_and_scope() {
+        let stats = v1::MmuStats {
+            huge_pages_split: Some(3),
+            flushes: vec![v1::TlbFlushCount {
+                cause: "dirty_log".into(),
+                ranges: 5,
+                range_pages: 99,
+                alls: 0,
+            }],
+            ..Default::default()
+        };
+        let text = text(&[vm(v1::Backend::Software, stats)], &[]);
+        for line in [
+            "slat_huge_pages_split_total{vm=\"a\",backend=\"software\"} 3",
+            "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"range\"} 5",
+            "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"all\"} 0",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("slat_huge_pages_recovered_total"));
+    }
+
+    #[test]
     fn what_is_not_offered_is_absent_and_said_to_be() {
         let stats = v1::MmuStats {
             faults_taken: Some(7),
@@ -494,7 +540,7 @@ mod tests {
             faults_fixed: Some(2),
             ..Default::default()
         };
-        let mut other = vm(v1::Backend::Kvm, stats);
+        let mut other = vm(v1::Backend::Kvm, stats.clone());
         other.name = "vms/b".into();
         let text = text(&[vm(v1::Backend::Kvm, stats), other], &[]);
         let mut announced = std::collections::BTreeSet::new();

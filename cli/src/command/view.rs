@@ -310,6 +310,8 @@ fn mmu(stats: Option<&v1::MmuStats>) -> String {
         ("4k mappings", stats.pages_4k),
         ("2m", stats.pages_2m),
         ("1g", stats.pages_1g),
+        ("huge pages split", stats.huge_pages_split),
+        ("recovered", stats.huge_pages_recovered),
         ("dirty pages harvested", stats.dirty_pages_harvested),
         ("table pages", stats.table_pages),
     ]

@@ -44,10 +44,11 @@ pub(super) struct Sums {
 impl Tally {
     /// Notes what a VM shows now.
     pub(super) fn note(&mut self, vm: &v1::Vm) {
-        if let Some(stats) = vm.mmu_stats
+        if let Some(stats) = &vm.mmu_stats
             && vm.pid != 0
         {
-            self.processes.insert((vm.host.clone(), vm.pid), stats);
+            self.processes
+                .insert((vm.host.clone(), vm.pid), stats.clone());
         }
     }
 

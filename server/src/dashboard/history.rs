@@ -104,7 +104,7 @@ impl History {
             .iter()
             .filter(runs)
             .filter_map(|vm| {
-                let stats = vm.mmu_stats?;
+                let stats = vm.mmu_stats.as_ref()?;
                 let name = VmName::parse(&vm.name).ok()?;
                 Some(Sample {
                     vm: name.to_string(),

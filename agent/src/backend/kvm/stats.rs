@@ -128,6 +128,9 @@ impl Stats {
             pages_1g: vm("pages_1g"),
             dirty_pages_harvested: None,
             table_pages: None,
+            huge_pages_split: None,
+            huge_pages_recovered: None,
+            flushes: Vec::new(),
         }
     }
 }

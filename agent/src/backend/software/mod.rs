@@ -30,6 +30,8 @@
 
 mod frames;
 mod gate;
+#[cfg(test)]
+mod kernel_oracles;
 mod shootdown;
 mod state;
 mod tables;
@@ -46,8 +48,8 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    DirtyLogError, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError, SlotFlags, SlotId,
-    SlotSpec,
+    DirtyLogError, FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError,
+    SlotFlags, SlotId, SlotSpec,
 };
 use slat_proto::{
     model::{BackendKind, Format, GuestSpec, VmSpec},
@@ -71,9 +73,8 @@ struct Vm {
     frames: Frames,
     shootdown: Arc<Shootdown>,
     gate: Gate,
-    /// vCPUs acknowledge flushes without carrying them out: for the test of the check.
     #[cfg(test)]
-    deaf: std::sync::atomic::AtomicBool,
+    hooks: kernel_oracles::Hooks,
 }
 
 /// A slot as this backend keeps it.
@@ -99,7 +100,7 @@ pub struct SoftwareBackend {
 
 impl Vm {
     fn new(
-        format: Format,
+        stage: GuestStage,
         vcpus: u32,
         config: MmuConfig,
         tables: TableHeap,
@@ -107,12 +108,12 @@ impl Vm {
     ) -> Arc<Self> {
         let shootdown = Arc::new(Shootdown::new(vcpus));
         Arc::new(Self {
-            mmu: stage(format).build(tables, Arc::clone(&shootdown), config),
+            mmu: stage.build(tables, Arc::clone(&shootdown), config),
             frames: Frames::new(vcpus),
             shootdown,
             gate: Gate::new(vcpus, events),
             #[cfg(test)]
-            deaf: std::sync::atomic::AtomicBool::new(false),
+            hooks: kernel_oracles::Hooks::default(),
         })
     }
 }
@@ -134,7 +135,13 @@ impl SoftwareBackend {
         let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
             message: format!("no room for page tables: {error}"),
         })?;
-        let vm = Vm::new(format, spec.vcpus, MmuConfig::default(), tables, events);
+        let vm = Vm::new(
+            stage(format),
+            spec.vcpus,
+            MmuConfig::default(),
+            tables,
+            events,
+        );
         let mut backend = Self {
             vm,
             format,
@@ -334,8 +341,20 @@ impl Backend for SoftwareBackend {
             pages_2m: pages(Level::SIZE_2M),
             pages_1g: pages(Level::SIZE_1G),
             table_pages: Some(self.budget.used()),
+            huge_pages_split: Some(mmu.splits),
+            huge_pages_recovered: Some(mmu.recovered),
+            flushes: mmu.flushes.iter().map(flush_count).collect(),
             ..v1::MmuStats::default()
         }
+    }
+}
+
+fn flush_count(flush: &FlushStats) -> v1::TlbFlushCount {
+    v1::TlbFlushCount {
+        cause: flush.cause.name().to_owned(),
+        ranges: flush.ranges,
+        range_pages: flush.pages,
+        alls: flush.alls,
     }
 }
 

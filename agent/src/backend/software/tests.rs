@@ -261,25 +261,36 @@ fn no_write_is_lost_between_harvests_while_the_guest_runs() {
 }
 
 #[test]
-fn huge_mappings_come_back_when_logging_ends() {
-    let vm = Vm::new(spec(Format::Ept4, 2, random(MemstressFill::Zero)));
-    vm.backend.set_dirty_logging(0, true).unwrap();
-    vm.backend.run().unwrap();
-    vm.until_written(2000);
-    let logging = vm.backend.stats();
-    assert_eq!(logging.pages_2m, Some(0));
-    assert!(logging.pages_4k > Some(100));
-    vm.backend.set_dirty_logging(0, false).unwrap();
-    let mut bitmap = [0; 32];
-    assert!(
-        vm.backend.harvest_dirty(0, &mut bitmap).is_err(),
-        "logging is off"
-    );
-    vm.until(|| vm.backend.stats().pages_2m >= Some(3));
-    vm.until_written(1000);
-    vm.backend.pause().unwrap();
-    assert!(vm.backend.stats().pages_4k < logging.pages_4k);
-    vm.assert_well();
+fn huge_mappings_come_back_in_place_when_logging_ends() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 2, random(MemstressFill::Zero)));
+        vm.backend.run().unwrap();
+        vm.until(|| vm.backend.stats().pages_2m >= Some(3));
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.until_written(2000);
+        let logging = vm.backend.stats();
+        assert_eq!(logging.pages_2m, Some(0), "{format}");
+        assert!(logging.pages_4k > Some(100) && logging.huge_pages_split >= Some(3));
+        vm.backend.set_dirty_logging(0, false).unwrap();
+        // At once, and not by faults.
+        let after = vm.backend.stats();
+        assert!(after.pages_2m >= Some(3) && after.huge_pages_recovered >= Some(3));
+        assert_eq!(after.pages_4k, Some(0), "{format}");
+        let flushes = |cause| {
+            let found = after.flushes.iter().find(|flush| flush.cause == cause);
+            found.map(|flush| flush.ranges)
+        };
+        assert!(flushes("dirty_log") > Some(0) && flushes("huge_page") > Some(0));
+        assert_eq!(flushes("unmap"), Some(0), "{format}: nothing was zapped");
+        let mut bitmap = [0; 32];
+        assert!(
+            vm.backend.harvest_dirty(0, &mut bitmap).is_err(),
+            "logging is off"
+        );
+        vm.until_written(1000);
+        vm.backend.pause().unwrap();
+        vm.assert_well();
+    }
 }
 
 #[test]
@@ -373,7 +384,7 @@ fn a_translation_used_after_its_flush_stops_the_vm() {
     let vm = Vm::new(spec(Format::Ept4, 2, MemstressSpec::default()));
     vm.backend.run().unwrap();
     vm.until_written(1000);
-    vm.backend.vm.deaf.store(true, Relaxed);
+    vm.backend.vm.hooks.deaf.store(true, Relaxed);
     vm.backend.invalidate(0, MEMORY / PAGE_SIZE).unwrap();
     let message = vm.failure();
     assert!(

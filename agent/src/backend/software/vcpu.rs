@@ -16,6 +16,7 @@
 //! [`SecondStage::access`]: slat_mmu::SecondStage::access
 
 use std::{
+    fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -63,9 +64,9 @@ pub(super) struct Vcpu {
     vm: Arc<Vm>,
     number: u32,
     /// Its part of the MMU.
-    context: slat_mmu::Vcpu,
+    pub(super) context: slat_mmu::Vcpu,
     frames: Arc<View>,
-    tlb: Tlb,
+    pub(super) tlb: Tlb,
     /// Number of the last flush obeyed.
     obeyed: u64,
     /// A full flush was obeyed, or it never ran: the root is to be loaded before the next walk.
@@ -88,11 +89,16 @@ impl Vcpu {
     }
 
     /// The thread's whole life.
-    pub(super) fn live(mut self) {
+    pub(super) fn live(self) {
+        self.live_by(Self::run);
+    }
+
+    /// The same with another program: it enters the guest, and returns when it is to rest.
+    pub(super) fn live_by<E: Display>(mut self, mut run: impl FnMut(&mut Self) -> Result<(), E>) {
         let mut next = self.vm.gate.wait();
         while next == Next::Run {
             // A panic here is a bug, but one that must not leave a sender or the owner waiting for ever.
-            let ended = catch_unwind(AssertUnwindSafe(|| self.run()));
+            let ended = catch_unwind(AssertUnwindSafe(|| run(&mut self)));
             self.leave();
             match ended {
                 Ok(Ok(())) => {}
@@ -130,6 +136,11 @@ impl Vcpu {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn may_run(&self) -> bool {
+        self.vm.gate.running()
+    }
+
     fn index(&self) -> usize {
         self.number as usize
     }
@@ -151,7 +162,12 @@ impl Vcpu {
         let (number, flush) = self.vm.shootdown.take(self.index());
         self.reload |= flush == Flush::All;
         #[cfg(test)]
-        let flush = if self.vm.deaf.load(std::sync::atomic::Ordering::Relaxed) {
+        let flush = if self
+            .vm
+            .hooks
+            .deaf
+            .load(std::sync::atomic::Ordering::Relaxed)
+        {
             Flush::None
         } else {
             flush
@@ -208,6 +224,14 @@ impl Vcpu {
             Err(_) => Fault::new(gfn, access),
         };
         self.leave();
+        #[cfg(test)]
+        let fault = match self.vm.hooks.page_in(&*self.vm.mmu, fault) {
+            Some(fault) => fault,
+            None => {
+                self.enter();
+                return Err(AccessError::NoFrame { gpa });
+            }
+        };
         let outcome = self.vm.mmu.fault(&mut self.context, fault);
         if outcome == FaultOutcome::Retry {
             thread::yield_now();
