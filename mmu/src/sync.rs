@@ -66,13 +66,85 @@ mod imp {
 
 #[cfg(all(feature = "loom", not(feature = "shuttle")))]
 mod imp {
+    use core::sync::atomic::Ordering;
+
     pub(crate) use loom::{
         cell::UnsafeCell,
-        sync::{
-            Arc as Counted, MutexGuard,
-            atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
-        },
+        sync::{Arc as Counted, MutexGuard, atomic::fence},
     };
+
+    /// An atomic, and a mark that each access, loads too, exchanges first.
+    ///
+    /// loom tries another order only against the *last* access of a location. So where one thread loads, then another loads and
+    /// exchanges, it would never try the exchange before the first load: its own load hides that one. The mark makes each
+    /// access one that the next depends on; it is relaxed, so it orders nothing in the model itself.
+    macro_rules! atomic {
+        ($name:ident, $value:ty) => {
+            #[derive(Debug)]
+            pub(crate) struct $name {
+                mark: loom::sync::atomic::AtomicBool,
+                value: loom::sync::atomic::$name,
+            }
+
+            #[allow(dead_code, reason = "each type has all operations")]
+            impl $name {
+                pub(crate) fn new(value: $value) -> Self {
+                    Self {
+                        mark: loom::sync::atomic::AtomicBool::new(false),
+                        value: loom::sync::atomic::$name::new(value),
+                    }
+                }
+
+                fn marked(&self) -> &loom::sync::atomic::$name {
+                    self.mark.swap(false, Ordering::Relaxed);
+                    &self.value
+                }
+
+                pub(crate) fn load(&self, order: Ordering) -> $value {
+                    self.marked().load(order)
+                }
+
+                pub(crate) fn store(&self, value: $value, order: Ordering) {
+                    self.marked().store(value, order);
+                }
+
+                pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                    self.marked().swap(value, order)
+                }
+
+                pub(crate) fn compare_exchange(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    self.marked().compare_exchange(old, new, success, failure)
+                }
+            }
+        };
+        ($name:ident, $value:ty, $($operation:ident)*) => {
+            atomic!($name, $value);
+
+            #[allow(dead_code, reason = "each type has all operations")]
+            impl $name {
+                $(pub(crate) fn $operation(&self, value: $value, order: Ordering) -> $value {
+                    self.marked().$operation(value, order)
+                })*
+            }
+        };
+    }
+
+    atomic!(AtomicBool, bool);
+    atomic!(AtomicU64, u64, fetch_add fetch_sub fetch_or fetch_and);
+    atomic!(AtomicUsize, usize, fetch_add fetch_sub);
+
+    impl AtomicU64 {
+        /// A plain write: every other access must happen before it or after.
+        pub(crate) fn with_mut<R>(&mut self, change: impl FnOnce(&mut u64) -> R) -> R {
+            self.value.with_mut(change)
+        }
+    }
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
