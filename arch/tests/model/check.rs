@@ -49,7 +49,7 @@ impl World {
     fn check_space(&self, as_id: u8) -> TestCaseResult {
         let space = &self.spaces[usize::from(as_id)];
         let tree = &space.tree;
-        if tree.leaves.is_empty() && tree.tables.is_empty() && self.steps % 4 != 0 {
+        if tree.leaves.is_empty() && tree.tables.is_empty() && !self.steps.is_multiple_of(4) {
             // Not to make each root by looking for it.
             prop_assert!(self.mmu.translate_in(as_id, self.place(3)).is_none());
             return Ok(());
@@ -177,7 +177,7 @@ impl World {
             holes: model.holes.clone(),
             ..Tree::default()
         };
-        for (&gfn, _) in &model.leaves {
+        for &gfn in model.leaves.keys() {
             if tree.at(gfn).is_some() {
                 continue;
             }

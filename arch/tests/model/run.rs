@@ -117,7 +117,7 @@ impl World {
 
     fn create(&mut self, id: u16, as_id: u8, gfn: Gfn, pages: u64, d: u64) -> TestCaseResult {
         // Most slots are aligned alike on both sides, wherever they begin.
-        let pfn = if d % 4 == 0 {
+        let pfn = if d.is_multiple_of(4) {
             0x10_0000 + d / 4 % 0x1000
         } else {
             0x10_0000 + gfn.0 % (1 << 20)

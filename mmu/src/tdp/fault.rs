@@ -127,7 +127,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> FaultOutcome {
         let fault = descent.fault;
         let mut found = Hint::begin(guard);
-        let small = (goal.allowed == Level::SIZE_4K && fault.max_level > Level::SIZE_4K)
+        let small = self
+            .is_always_small(descent.slot, fault.gfn)
             .then_some(descent.generation);
         if goal.level == Level::SIZE_4K && !fault.mirror {
             // The usual case, once tables are there.
@@ -196,7 +197,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         return FaultOutcome::Retry;
                     };
                     let nx = goal.nx_disallowed() && level <= goal.allowed;
-                    match self.link_table(guard, node, index, raw, blank, descent, nx) {
+                    match self.link_table(node, index, raw, blank, descent, nx) {
                         Ok(()) => {}
                         Err(Some(blank)) => cache.push(blank),
                         Err(None) => return FaultOutcome::Retry,
@@ -330,7 +331,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// an external owner refused.
     fn link_table(
         &self,
-        _guard: &Guard<'_, F, H>,
         node: Node<'_, F>,
         index: usize,
         raw: u64,

@@ -45,6 +45,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.goal_below(slot, fault, limit)
     }
 
+    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as they are: for reasons that
+    /// do not come and go, as invalidations, the host's mapping and forbidden places do.
+    #[inline(always)]
+    pub(super) fn is_always_small(&self, slot: &Slot, gfn: Gfn) -> bool {
+        slot.dirty.is_some()
+            || self.config.max_level.min(slot.spec.max_level) == Level::SIZE_4K
+            || !slot.allows_span(gfn, F::span(Level::SIZE_2M))
+    }
+
     #[cold]
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
