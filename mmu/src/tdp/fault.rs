@@ -402,6 +402,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return FaultOutcome::NoSlot;
         }
         let generation = self.mmio_generation(as_id);
+        // Looked up once more, after the generation was read: an entry of the generation in which a slot came would hide it.
+        let space = &self.spaces[usize::from(as_id)];
+        if space.read(guard.inside()).find(fault.gfn).is_some() {
+            return FaultOutcome::Retry;
+        }
         let Some(new) = F::make_mmio(fault.gfn, generation) else {
             return FaultOutcome::NoSlot;
         };
