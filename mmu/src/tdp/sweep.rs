@@ -7,9 +7,9 @@
 //!
 //! # Yielding
 //!
-//! Before each run that begins at a later frame than its burst, the sweep asks whether someone waits for the lock. If so it stops, pays what is
-//! owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing that was done is
-//! done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
+//! Before each run that begins at a later frame than its burst, the sweep asks whether someone waits for the lock. If so it
+//! stops, pays what is owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing
+//! that was done is done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
 
 use core::ops::ControlFlow;
 
