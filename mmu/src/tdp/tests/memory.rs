@@ -101,7 +101,7 @@ fn a_reader_keeps_removed_tables_in_memory() {
     let mut rig = small();
     rig.touch(0, Level::SIZE_4K);
     let mut seat = rig.mmu.walker();
-    let walker = seat.enter();
+    let mut walker = seat.enter();
     assert!(walker.translate(Gfn(0)).is_some());
     drop(std::mem::replace(&mut rig.vcpu, rig.mmu.vcpu()));
     rig.mmu.zap_all();
