@@ -127,8 +127,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> FaultOutcome {
         let fault = descent.fault;
         let mut found = Hint::begin(guard);
-        let small = (goal.allowed == Level::SIZE_4K && fault.max_level > Level::SIZE_4K)
-            .then_some(descent.generation);
+        let small = (goal.allowed == Level::SIZE_4K
+            && self.is_small_for_good(descent.slot, fault.gfn))
+        .then_some(descent.generation);
         if goal.level == Level::SIZE_4K && !fault.mirror {
             // The usual case, once tables are there.
             let (node, raw) = guard.descend(&descent.root.table, fault.gfn);

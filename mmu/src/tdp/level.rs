@@ -45,6 +45,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.goal_below(slot, fault, limit)
     }
 
+    /// Whether nothing coarser than 4 KiB is allowed over `gfn` for as long as slots stay as they are. Not so where huge pages
+    /// were forbidden, memory is being taken back or the host's own mapping is small: those end without a change of slots.
+    #[inline(always)]
+    pub(super) fn is_small_for_good(&self, slot: &Slot, gfn: Gfn) -> bool {
+        self.config.max_level.min(slot.spec.max_level) == Level::SIZE_4K
+            || slot.dirty.is_some()
+            || !slot.allows_span(gfn, F::span(Level::SIZE_2M))
+    }
+
     #[cold]
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
