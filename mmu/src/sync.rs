@@ -163,11 +163,71 @@ mod imp {
 
 #[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod imp {
+    use core::sync::atomic::Ordering;
+    use std::{cell::Cell, thread_local};
+
     pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use shuttle::sync::{
         MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
     };
+
+    thread_local! {
+        /// Address of the entry used last, and the state of the generator that chooses steps in sweeps.
+        static STEPS: Cell<(usize, u32)> = const { Cell::new((0, 1)) };
+    }
+
+    /// So that a schedule, repeated, is the same.
+    pub(crate) fn forget_steps() {
+        STEPS.set((0, 1));
+    }
+
+    /// An entry. Each use is a step at which another thread may run, but of a sweep over neighbours only about one in 16, or
+    /// schedules would be made of little else. There are tens of thousands of entries, so each is the processor's atomic:
+    /// shuttle's own differ from it by the step alone.
+    #[derive(Debug)]
+    pub(crate) struct EntryWord(core::sync::atomic::AtomicU64);
+
+    impl EntryWord {
+        pub(crate) const fn new(raw: u64) -> Self {
+            Self(core::sync::atomic::AtomicU64::new(raw))
+        }
+
+        fn step(&self) -> &core::sync::atomic::AtomicU64 {
+            let here = core::ptr::from_ref(self).addr();
+            let (last, random) = STEPS.get();
+            let random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+            STEPS.set((here, random));
+            if here == last || here.abs_diff(last) > 64 || random >> 28 == 0 {
+                shuttle_engine::runtime::thread::switch();
+                STEPS.set((here, STEPS.get().1));
+            }
+            &self.0
+        }
+
+        pub(crate) fn load(&self, _: Ordering) -> u64 {
+            self.step().load(Ordering::SeqCst)
+        }
+
+        pub(crate) fn store(&self, raw: u64, _: Ordering) {
+            self.step().store(raw, Ordering::SeqCst);
+        }
+
+        pub(crate) fn swap(&self, raw: u64, _: Ordering) -> u64 {
+            self.step().swap(raw, Ordering::SeqCst)
+        }
+
+        pub(crate) fn compare_exchange(
+            &self,
+            old: u64,
+            new: u64,
+            _: Ordering,
+            _: Ordering,
+        ) -> Result<u64, u64> {
+            let entry = self.step();
+            entry.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+        }
+    }
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
@@ -200,14 +260,13 @@ mod imp {
     }
 }
 
-#[cfg(all(feature = "loom", feature = "shuttle"))]
-mod imp {
-    pub(crate) use alloc::sync::Arc as Counted;
-    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
-}
-
 pub(crate) use core::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
+pub(crate) use self::imp::{EntryWord, forget_steps};
+#[cfg(not(all(feature = "shuttle", not(feature = "loom"))))]
+pub(crate) type EntryWord = AtomicU64;
 
 pub(crate) use self::imp::{
     AtomicBool, AtomicU64, AtomicUsize, Counted, Mutex, MutexGuard, UnsafeCell, fence,

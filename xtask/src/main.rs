@@ -8,6 +8,7 @@ mod ci;
 mod crates;
 mod demo;
 mod deny;
+mod interleavings;
 mod leftovers;
 mod licence;
 mod lint;
@@ -15,6 +16,7 @@ mod metrics;
 mod no_std;
 mod oracles;
 mod pages;
+mod sanitize;
 mod shell;
 mod structure;
 mod tally;
@@ -60,6 +62,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The models of the Common MMU: loom on its small kernels, shuttle on a whole VM
+    Interleavings,
+    /// The small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
+    Miri,
+    /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
+    Tsan,
     /// Brief runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format
     Demo,
     /// Measure; prints what it measured and nothing else on standard output
@@ -98,6 +106,9 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Crates => crates::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Test { args } => test::run(&workspace, &args),
+        Command::Interleavings => interleavings::run(&workspace),
+        Command::Miri => sanitize::miri(&workspace),
+        Command::Tsan => sanitize::tsan(&workspace),
         Command::Demo => demo::run(&workspace),
         Command::Bench { bench } => {
             bench::run(&workspace, &bench)?;
