@@ -4,7 +4,7 @@ use core::fmt;
 
 /// The console as a formatter's target.
 #[derive(Debug)]
-pub struct Console;
+pub(crate) struct Console;
 
 impl fmt::Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {

@@ -21,7 +21,7 @@ use slat_mmu::{EntryCell, Header, PAGE_SIZE, Pfn, TableMemory};
 use crate::lock::Lock;
 
 /// First frame; a multiple of 4.
-pub const BASE: Pfn = Pfn(0x8_0000);
+pub(crate) const BASE: Pfn = Pfn(0x8_0000);
 
 const BLOCK_FRAMES: usize = 4;
 const BLOCK_BYTES: usize = BLOCK_FRAMES * PAGE_SIZE as usize;
@@ -33,12 +33,11 @@ const ROOT_BLOCKS: usize = 4;
 #[repr(align(16384))]
 struct Block([AtomicU64; BLOCK_WORDS]);
 
-static RAM: [Block; BLOCKS] =
-    [const { Block([const { AtomicU64::new(0) }; BLOCK_WORDS]) }; BLOCKS];
+static RAM: [Block; BLOCKS] = [const { Block([const { AtomicU64::new(0) }; BLOCK_WORDS]) }; BLOCKS];
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The reserved frames.
-pub struct Frames {
+pub(crate) struct Frames {
     headers: Box<[Header]>,
     /// For frames that are not ours.
     nowhere: Header,
@@ -55,7 +54,7 @@ impl Frames {
     ///
     /// # Panics
     /// The second time: two owners would give the same frame to two tables.
-    pub fn take() -> Arc<Self> {
+    pub(crate) fn take() -> Arc<Self> {
         assert!(!TAKEN.swap(true, Ordering::Relaxed), "table RAM is taken");
         let frame = |index: usize| Pfn(BASE.0 + index as u64);
         let count = BLOCKS * BLOCK_FRAMES;
@@ -72,7 +71,7 @@ impl Frames {
     }
 
     /// Frames that tables occupy now.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         let free = self
             .free
             .with(|free| free.pages.len() + free.blocks.len() * BLOCK_FRAMES);
@@ -80,7 +79,7 @@ impl Frames {
     }
 
     /// The word at a physical address, as the page-table walker of a processor reaches it.
-    pub fn word(&self, hpa: u64) -> Option<&'static AtomicU64> {
+    pub(crate) fn word(&self, hpa: u64) -> Option<&'static AtomicU64> {
         let offset = usize::try_from(hpa.checked_sub(BASE.hpa())?).ok()?;
         RAM.get(offset / BLOCK_BYTES)?
             .0

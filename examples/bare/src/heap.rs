@@ -36,7 +36,7 @@ static HEAP: Heap = Heap(Lock::new(State {
 }));
 
 /// The allocator.
-pub struct Heap(Lock<State>);
+pub(crate) struct Heap(Lock<State>);
 
 struct State {
     /// Free blocks by log2 of their size; each begins with the address of the next.
@@ -50,7 +50,7 @@ struct State {
 unsafe impl Send for State {}
 
 /// Bytes that are in use now.
-pub fn used() -> usize {
+pub(crate) fn used() -> usize {
     HEAP.0.with(|state| state.used)
 }
 

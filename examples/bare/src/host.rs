@@ -12,15 +12,15 @@ use crate::{lock::Lock, tlb::Tlb};
 
 /// The machine's one CPU, as far as flushes concern it.
 #[derive(Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// The CPU's TLB.
-    pub tlb: Lock<Tlb>,
+    pub(crate) tlb: Lock<Tlb>,
     flushes: AtomicU64,
 }
 
 impl Machine {
     /// A machine with an empty TLB.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             tlb: Lock::new(Tlb::default()),
             flushes: AtomicU64::new(0),
@@ -28,12 +28,12 @@ impl Machine {
     }
 
     /// Flushes that the MMU has asked for.
-    pub fn flushes(&self) -> u64 {
+    pub(crate) fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
     }
 
     /// A flush of the CPU's own, which nobody else has to know of.
-    pub fn flush_locally(&self, flush: Flush) {
+    pub(crate) fn flush_locally(&self, flush: Flush) {
         self.tlb.with(|tlb| tlb.flush(flush));
     }
 }

@@ -10,7 +10,7 @@ use core::{
 };
 
 /// A value that one CPU at a time looks at.
-pub struct Lock<T> {
+pub(crate) struct Lock<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,
 }
@@ -20,7 +20,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     /// An open lock.
-    pub const fn new(value: T) -> Self {
+    pub(crate) const fn new(value: T) -> Self {
         Self {
             taken: AtomicBool::new(false),
             value: UnsafeCell::new(value),
@@ -28,7 +28,7 @@ impl<T> Lock<T> {
     }
 
     /// Waits for the lock and looks at the value.
-    pub fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
         while self.taken.swap(true, Ordering::Acquire) {
             hint::spin_loop();
         }

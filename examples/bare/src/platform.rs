@@ -6,7 +6,7 @@
 
 /// Writes text to the console.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         let mut result: isize = 1; // write
@@ -33,7 +33,7 @@ pub fn print(text: &str) {
 
 /// Stops with a status: 0 if all went well.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub fn exit(status: i32) -> ! {
+pub(crate) fn exit(status: i32) -> ! {
     // SAFETY: exit_group(status) ends the process and does not return.
     unsafe {
         core::arch::asm!(
@@ -47,13 +47,13 @@ pub fn exit(status: i32) -> ! {
 
 /// No console is known for this machine: the text goes nowhere.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = text;
 }
 
 /// No way to stop this machine is known: it stands still.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub fn exit(status: i32) -> ! {
+pub(crate) fn exit(status: i32) -> ! {
     let _ = status;
     loop {
         core::hint::spin_loop();

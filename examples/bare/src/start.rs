@@ -34,3 +34,19 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     say!("{info}");
     platform::exit(1)
 }
+
+/// What `alloc`, compiled to unwind, names for the case that somebody did. Nobody does: a panic ends in the handler above.
+#[cfg(not(target_os = "none"))]
+// SAFETY: no other symbol of this program has the name.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() -> ! {
+    platform::exit(1)
+}
+
+/// The same.
+#[cfg(not(target_os = "none"))]
+// SAFETY: no other symbol of this program has the name.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    platform::exit(1)
+}

@@ -10,14 +10,14 @@ const ENTRIES: usize = 8;
 
 /// The cache.
 #[derive(Debug, Default)]
-pub struct Tlb {
+pub(crate) struct Tlb {
     entries: [Option<(GfnRange, Found)>; ENTRIES],
     next: usize,
 }
 
 impl Tlb {
     /// Where `gfn` leads, if the access needs no walk. A write does until the walker has seen Dirty set.
-    pub fn look_up(&self, gfn: Gfn, access: Access) -> Option<Pfn> {
+    pub(crate) fn look_up(&self, gfn: Gfn, access: Access) -> Option<Pfn> {
         let (range, found) = self
             .entries
             .iter()
@@ -27,14 +27,14 @@ impl Tlb {
     }
 
     /// Keeps what a walk for `gfn` found.
-    pub fn fill(&mut self, gfn: Gfn, found: Found) {
+    pub(crate) fn fill(&mut self, gfn: Gfn, found: Found) {
         let start = Gfn(gfn.0 & !(found.pages - 1));
         self.entries[self.next % ENTRIES] = Some((GfnRange::new(start, found.pages), found));
         self.next = self.next.wrapping_add(1);
     }
 
     /// `INVEPT`, `TLB_CONTROL`, `HFENCE.GVMA`, `TLBI`. A huge entry goes if any of its frames is meant.
-    pub fn flush(&mut self, flush: Flush) {
+    pub(crate) fn flush(&mut self, flush: Flush) {
         for entry in &mut self.entries {
             if entry.is_some_and(|(range, _)| flush.touches(range)) {
                 *entry = None;
