@@ -8,6 +8,7 @@ mod ci;
 mod crates;
 mod demo;
 mod deny;
+mod example;
 mod interleavings;
 mod leftovers;
 mod licence;
@@ -48,13 +49,13 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// clippy over the workspace and all targets, warnings denied
+    /// clippy over the workspace with all targets, and over the example; warnings denied
     Lint,
-    /// rustdoc over the workspace, warnings denied
+    /// rustdoc over the workspace and the example, warnings denied
     Doc,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
-    /// Prove that slat-mmu and slat-arch build without std
+    /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them alone, and run it
     NoStd,
     /// `cargo test --workspace`, with a summary of what was skipped and why
     Test {
