@@ -151,6 +151,42 @@ fn take(
 }
 
 #[test]
+fn a_write_through_a_translation_that_was_only_read_is_logged() {
+    for stage in GuestStage::ALL {
+        let machine = Machine::new("dirty_log_test, read first", stage, 1, MmuConfig::default());
+        let slot = machine.plug(0, 512, 64);
+        machine.log(&slot, true);
+        let mmu = machine.mmu();
+        machine.alone(|cpu| {
+            for page in 512..512 + 64 {
+                cpu.read(page).unwrap();
+            }
+            let mut log = [0];
+            let none = cpu.outside(|_| mmu.harvest_dirty_log(0, &mut log));
+            assert_eq!(none, Ok(0), "{stage}");
+            let before = mmu.stats().faults_taken;
+            for page in (512..512 + 64).step_by(4) {
+                // The second write needs nothing any more.
+                cpu.write(page, 1).unwrap();
+                cpu.write(page, 2).unwrap();
+            }
+            // Hardware that logs by Dirty bits takes no fault for it.
+            let faults = match stage.info().dirty_log {
+                slat_mmu::DirtyLogPolicy::DirtyBit => 0,
+                slat_mmu::DirtyLogPolicy::WriteProtect => 16,
+            };
+            assert_eq!(mmu.stats().faults_taken - before, faults, "{stage}");
+            let taken = cpu.outside(|_| mmu.harvest_dirty_log(0, &mut log));
+            assert_eq!(taken, Ok(16), "{stage}");
+            assert_eq!(log[0], 0x1111_1111_1111_1111, "{stage}");
+            // Taken and protected: the same translation does not write on.
+            cpu.write(512, 3).unwrap();
+            assert_eq!(mmu.dirty_pages(0), Ok(1), "{stage}");
+        });
+    }
+}
+
+#[test]
 fn dirty_log() {
     for stage in stages() {
         accepts(oracle(stage, Mode::DirtyLog, None));

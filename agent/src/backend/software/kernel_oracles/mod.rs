@@ -335,7 +335,7 @@ impl Machine {
         }
     }
 
-    /// One vCPU on this thread, inside the guest.
+    /// One vCPU on this thread, inside the guest: what flushes is to be done [outside](Cpu::outside), or waits for ever.
     fn alone<R>(&self, act: impl FnOnce(&mut Cpu<'_>) -> R) -> R {
         let mut vcpu = Vcpu::new(Arc::clone(&self.vm), 0);
         vcpu.enter();
