@@ -307,6 +307,10 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
             let dry = core::cell::Cell::new(false);
             let plan = Sweep::leaves(range);
             let (session, _) = sweep(session, &root, plan, refill, |session, run| {
+                if root.is_invalid() {
+                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as one sum.
+                    return Visit::Done(Flush::None);
+                }
                 if let Some(bottom) = run.bottom() {
                     protect_bottom::<F>(TdpMmu::<F, H>::TAKE, &run, bottom, taken);
                     return Visit::Done(Flush::None);
