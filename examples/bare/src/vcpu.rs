@@ -75,7 +75,13 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
                 self.machine.flush_locally(Flush::All);
             }
             let trap = match self.enter(root, gfn, access) {
-                Ok(pfn) => return Ok(pfn),
+                Ok(pfn) => {
+                    // A full log is a reason of its own to leave the guest.
+                    if self.log.len() == LOG_ENTRIES {
+                        self.drain();
+                    }
+                    return Ok(pfn);
+                }
                 Err(trap) => trap,
             };
             // The number is read before the memory behind the frame is looked for, so that the MMU notices if it was
@@ -108,9 +114,6 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
         self.machine.tlb.with(|tlb| tlb.fill(gfn, found));
         if M::LOGS_WRITES && found.dirtied {
             self.log.push(gfn);
-            if self.log.len() == LOG_ENTRIES {
-                self.drain();
-            }
         }
         Ok(found.pfn)
     }
