@@ -36,20 +36,24 @@
 //!
 //! ```
 //! use slat_arch::GuestStage;
-//! use slat_mmu::{Access, Arena, Entry, Fault, FaultOutcome, Flush, Gfn, Level, MmuConfig, Pfn, SlotFlags, SlotSpec};
+//! use slat_mmu::{
+//!     Access, Arena, Entry, Fault, FaultOutcome, Gfn, Level, MmuConfig, NoTlb, Pfn, SlotFlags, SlotSpec,
+//! };
 //!
 //! let stage: GuestStage = "sv39x4".parse()?;
-//! let mmu = stage.build(Arena::new(Pfn(0x80000), 64), MmuConfig::default());
+//! // Tables in 64 frames from 0x80000 on; there are no TLBs to flush; the usual choices.
+//! let mmu = stage.build(Arena::new(Pfn(0x80000), 64), NoTlb, MmuConfig::default());
 //!
 //! // 64 MiB from guest physical address 0 on, backed by host frames from 0x100000 on.
 //! mmu.create_slot(SlotSpec::from_bytes(0, 0, 64 << 20, 0x100000 << 12)?)?;
 //!
 //! // Nothing is mapped until the guest faults; then the largest page that fits is.
+//! let mut vcpu = mmu.vcpu();
 //! let gfn = Gfn::from_gpa(0x1234_5678 & (64 << 20) - 1);
-//! assert!(mmu.translate(gfn).is_none());
-//! let outcome = mmu.fault(Fault::new(gfn, Access::Write));
-//! assert_eq!(outcome, FaultOutcome::Fixed { level: Level::SIZE_2M, flush: Flush::None });
-//! assert_eq!(mmu.translate(gfn).unwrap().pfn, Pfn(0x100000 + gfn.0));
+//! assert!(mmu.access(&mut vcpu, gfn, Access::Write).is_err());
+//! let outcome = mmu.fault(&mut vcpu, Fault::new(gfn, Access::Write));
+//! assert_eq!(outcome, FaultOutcome::Fixed { level: Level::SIZE_2M });
+//! assert_eq!(mmu.access(&mut vcpu, gfn, Access::Write)?.pfn, Pfn(0x100000 + gfn.0));
 //!
 //! // The walk itself: a root entry that points to a table, and in it the leaf.
 //! let walk = mmu.walk(gfn);
@@ -57,10 +61,14 @@
 //! assert_eq!(levels, [3, 2]);
 //! assert!(matches!(walk.last().unwrap().entry, Entry::Leaf(leaf) if leaf.writable));
 //!
-//! // Dirty logging takes the W bit away; the change is complete when the flush it asks for is done.
-//! let flush = mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY)?;
-//! assert!(flush.covers(gfn));
+//! // Dirty logging: the huge page becomes small ones without W, and the next write is noted.
+//! mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY)?;
 //! assert!(!mmu.translate(gfn).unwrap().writable);
+//! let write = Fault::new(gfn, Access::Write).with_present();
+//! assert_eq!(mmu.fault(&mut vcpu, write), FaultOutcome::Fixed { level: Level::SIZE_4K });
+//! let mut bitmap = vec![0; (64 << 20) / 4096 / 64];
+//! assert_eq!(mmu.harvest_dirty_log(0, &mut bitmap)?, 1);
+//! assert_eq!(bitmap[(gfn.0 / 64) as usize], 1 << (gfn.0 % 64));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

@@ -2,9 +2,86 @@
 //!
 //! [`TdpMmu`] owns one guest's memory slots and page tables: it maps on fault, logs writes, unmaps, splits and recovers huge
 //! mappings, and has TLBs flushed. Faults run in parallel and walks without a lock. What an entry looks like is a [`Format`],
-//! which the `slat-arch` crate implements; where tables live is a [`TableMemory`]; who flushes is a [`Host`].
-//! [`SecondStage`] is the same MMU without its type parameters, for a backend that learns the format at run time.
+//! which the `slat-arch` crate implements for x86, RISC-V and arm64; where tables live is a [`TableMemory`]; who flushes is a
+//! [`Host`]. [`SecondStage`] is the same MMU without its type parameters, for a backend that learns the format at run time.
 //!
+//! The terms are KVM's; the algorithms follow Linux's TDP MMU in idea (Documentation/virt/kvm/mmu.rst, locking.rst), made
+//! common as the series "KVM: Refactor the KVM/x86 TDP MMU into common code" set out to do.
+//!
+//! # Embedding it
+//!
+//! 1. *Memory for tables*: implement [`TableMemory`] over frames that the hardware walker reads, with a [`Header`] beside each;
+//!    or take an [`Arena`].
+//! 2. *TLBs*: implement [`Host::flush`]. When it returns, no vCPU uses what it was asked to flush. It is called with the MMU lock
+//!    held, so a vCPU must be able to obey while it waits for that lock: a vCPU is *outside* the guest whenever it calls into
+//!    the MMU for anything but [`access`](SecondStage::access) and [`translate`](SecondStage::translate).
+//! 3. *Slots*: [`create_slot`](SecondStage::create_slot) for each piece of guest memory. Nothing is mapped yet.
+//! 4. *vCPUs*: one [`Vcpu`] each. Before entering the guest, [`load_root`](SecondStage::load_root) says what to load. On a fault,
+//!    [`fault`](SecondStage::fault); its outcome says whether to enter again or to leave to the device model.
+//! 5. *The host takes memory back*: [`invalidate_begin`](SecondStage::invalidate_begin), take it, `invalidate_end`. A fault that
+//!    looked its memory up outside the MMU passes the [sequence](Fault::seq) that it saw first.
+//!
+//! ```
+//! use slat_mmu::{
+//!     Access, Arena, Fault, FaultOutcome, Format, Gfn, MmuConfig, NoTlb, Pfn, SecondStage, SlotSpec, TdpMmu, Walk,
+//! };
+//!
+//! /// Maps the frame that a guest with 64 MiB touches first, and walks to it.
+//! fn first_touch<F: Format>(tables: Arena) -> Option<Walk> {
+//!     let mmu = TdpMmu::<F, _>::new(tables, NoTlb, MmuConfig::default());
+//!     mmu.create_slot(SlotSpec::new(0, Gfn(0), 64 << 8, Pfn(0x10_0000))).ok()?;
+//!     let mut vcpu = mmu.vcpu();
+//!     match mmu.fault(&mut vcpu, Fault::new(Gfn(5), Access::Write)) {
+//!         FaultOutcome::Fixed { .. } => Some(mmu.walk(Gfn(5))),
+//!         _ => None,
+//!     }
+//! }
+//! ```
+//!
+//! `slat-arch` has the same with a format, and `examples/bare` is a whole stand-in hypervisor without an operating system.
+//!
+//! # The lock protocol
+//!
+//! - *Inside.* Whoever looks at tables or slots announces itself in a cell of its own, which nobody else writes: an RCU read
+//!   section. Tables that are unlinked meanwhile are given back when everyone who was inside has left.
+//! - *The MMU lock.* Faults hold it shared, also by the mark in their own cell, so faults on two processors share no cache
+//!   line that is written. Unmapping and harvesting hold it exclusive, and yield to whoever waits. Splitting, protecting a slot,
+//!   recovering huge pages and zapping roots hold it shared.
+//! - *Entries* change by compare-exchange. One value, *frozen*, marks an entry that has an owner: others leave it alone and retry.
+//!   A table is filled before the entry that links it; a removed table is flushed before its memory can be used again.
+//! - *The slots lock* serialises changes of slots and everything that takes dirty bits, with the flush that makes it complete. Slots are
+//!   kept in two copies: faults read one while the other is changed.
+//! - *Order*: slots lock, MMU lock, the list of roots, limbo, the registry of cells. Flushes are carried out with the first two
+//!   held, and a vCPU obeys them with none.
+//!
+//! The modules say the rest, each at its head: `rcu` (who is inside, grace periods, the lock), `table` (entries and tickets),
+//! `slot`, `tdp` (the operations, with a table of which lock, which yields, which flush each has).
+//!
+//! # Rules
+//!
+//! - An operation that has returned is complete, flushes included.
+//! - Nothing panics on what a guest or a caller passes in.
+//! - `no_std` with `alloc`. Feature `std` lets waiters yield their time slice; `loom` and `shuttle` are for this crate's tests.
+//! - Drop every [`Vcpu`] before the MMU: what a vCPU holds beyond that is not given back to the [`TableMemory`].
+//!
+//! # Map
+//!
+//! | module | holds |
+//! |---|---|
+//! | `format` | the border to an architecture: raw entry ⇄ neutral [`Entry`] |
+//! | `host` | the border to whoever runs the MMU |
+//! | `slot` | memory slots, their dirty bitmaps, where huge pages are forbidden |
+//! | `rcu` | participants, grace periods, the MMU lock, double buffers |
+//! | `table` | table memory: nodes, tickets, headers, reclamation |
+//! | `tdp` | the operations: fault, dirty log, zap, split, recover, age, walk, roots, mirrors |
+//! | `flush` | what is flushed, why, and when it is owed |
+//! | `invalidate` | the sequence by which a fault notices that memory was taken back |
+//! | `sync` | the only door to atomics and locks, so that model checkers can stand in it |
+//!
+//! # Adding an architecture
+//!
+//! Implement [`Format`]; nothing here changes. `slat-arch`'s front page goes through it step by step with arm64.
+
 #![no_std]
 #![deny(unsafe_code)]
 

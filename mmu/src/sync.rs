@@ -66,13 +66,85 @@ mod imp {
 
 #[cfg(all(feature = "loom", not(feature = "shuttle")))]
 mod imp {
+    use core::sync::atomic::Ordering;
+
     pub(crate) use loom::{
         cell::UnsafeCell,
-        sync::{
-            Arc as Counted, MutexGuard,
-            atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
-        },
+        sync::{Arc as Counted, MutexGuard, atomic::fence},
     };
+
+    /// An atomic, and a mark that each access, loads too, exchanges first.
+    ///
+    /// loom tries another order only against the *last* access of a location. So where one thread loads, then another loads and
+    /// exchanges, it would never try the exchange before the first load: its own load hides that one. The mark makes each
+    /// access one that the next depends on; it is relaxed, so it orders nothing in the model itself.
+    macro_rules! atomic {
+        ($name:ident, $value:ty) => {
+            #[derive(Debug)]
+            pub(crate) struct $name {
+                mark: loom::sync::atomic::AtomicBool,
+                value: loom::sync::atomic::$name,
+            }
+
+            #[allow(dead_code, reason = "each type has all operations")]
+            impl $name {
+                pub(crate) fn new(value: $value) -> Self {
+                    Self {
+                        mark: loom::sync::atomic::AtomicBool::new(false),
+                        value: loom::sync::atomic::$name::new(value),
+                    }
+                }
+
+                fn marked(&self) -> &loom::sync::atomic::$name {
+                    self.mark.swap(false, Ordering::Relaxed);
+                    &self.value
+                }
+
+                pub(crate) fn load(&self, order: Ordering) -> $value {
+                    self.marked().load(order)
+                }
+
+                pub(crate) fn store(&self, value: $value, order: Ordering) {
+                    self.marked().store(value, order);
+                }
+
+                pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                    self.marked().swap(value, order)
+                }
+
+                pub(crate) fn compare_exchange(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    self.marked().compare_exchange(old, new, success, failure)
+                }
+            }
+        };
+        ($name:ident, $value:ty, $($operation:ident)*) => {
+            atomic!($name, $value);
+
+            #[allow(dead_code, reason = "each type has all operations")]
+            impl $name {
+                $(pub(crate) fn $operation(&self, value: $value, order: Ordering) -> $value {
+                    self.marked().$operation(value, order)
+                })*
+            }
+        };
+    }
+
+    atomic!(AtomicBool, bool);
+    atomic!(AtomicU64, u64, fetch_add fetch_sub fetch_or fetch_and);
+    atomic!(AtomicUsize, usize, fetch_add fetch_sub);
+
+    impl AtomicU64 {
+        /// A plain write: every other access must happen before it or after.
+        pub(crate) fn with_mut<R>(&mut self, change: impl FnOnce(&mut u64) -> R) -> R {
+            self.value.with_mut(change)
+        }
+    }
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -91,11 +163,71 @@ mod imp {
 
 #[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod imp {
+    use core::sync::atomic::Ordering;
+    use std::{cell::Cell, thread_local};
+
     pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use shuttle::sync::{
         MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
     };
+
+    thread_local! {
+        /// Address of the entry used last, and the state of the generator that chooses steps in sweeps.
+        static STEPS: Cell<(usize, u32)> = const { Cell::new((0, 1)) };
+    }
+
+    /// So that a schedule, repeated, is the same.
+    pub(crate) fn forget_steps() {
+        STEPS.set((0, 1));
+    }
+
+    /// An entry. Each use is a step at which another thread may run, but of a sweep over neighbours only about one in 16, or
+    /// schedules would be made of little else. There are tens of thousands of entries, so each is the processor's atomic:
+    /// shuttle's own differ from it by the step alone.
+    #[derive(Debug)]
+    pub(crate) struct EntryWord(core::sync::atomic::AtomicU64);
+
+    impl EntryWord {
+        pub(crate) const fn new(raw: u64) -> Self {
+            Self(core::sync::atomic::AtomicU64::new(raw))
+        }
+
+        fn step(&self) -> &core::sync::atomic::AtomicU64 {
+            let here = core::ptr::from_ref(self).addr();
+            let (last, random) = STEPS.get();
+            let random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+            STEPS.set((here, random));
+            if here == last || here.abs_diff(last) > 64 || random >> 28 == 0 {
+                shuttle_engine::runtime::thread::switch();
+                STEPS.set((here, STEPS.get().1));
+            }
+            &self.0
+        }
+
+        pub(crate) fn load(&self, _: Ordering) -> u64 {
+            self.step().load(Ordering::SeqCst)
+        }
+
+        pub(crate) fn store(&self, raw: u64, _: Ordering) {
+            self.step().store(raw, Ordering::SeqCst);
+        }
+
+        pub(crate) fn swap(&self, raw: u64, _: Ordering) -> u64 {
+            self.step().swap(raw, Ordering::SeqCst)
+        }
+
+        pub(crate) fn compare_exchange(
+            &self,
+            old: u64,
+            new: u64,
+            _: Ordering,
+            _: Ordering,
+        ) -> Result<u64, u64> {
+            let entry = self.step();
+            entry.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+        }
+    }
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
@@ -128,14 +260,13 @@ mod imp {
     }
 }
 
-#[cfg(all(feature = "loom", feature = "shuttle"))]
-mod imp {
-    pub(crate) use alloc::sync::Arc as Counted;
-    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
-}
-
 pub(crate) use core::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
+pub(crate) use self::imp::{EntryWord, forget_steps};
+#[cfg(not(all(feature = "shuttle", not(feature = "loom"))))]
+pub(crate) type EntryWord = AtomicU64;
 
 pub(crate) use self::imp::{
     AtomicBool, AtomicU64, AtomicUsize, Counted, Mutex, MutexGuard, UnsafeCell, fence,

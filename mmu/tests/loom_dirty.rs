@@ -198,7 +198,7 @@ fn ageing_beside_protection() {
 /// The sweep that protects under the shared lock, beside the zap of the roots that it found valid.
 #[test]
 fn protection_beside_a_fast_zap() {
-    explore("protect x fast zap", 3, || {
+    explore("protect x fast zap", 2, || {
         let scene = Scene::<Tiny>::new(1, 16, MmuConfig::default());
         let mut a = scene.vcpu();
         scene.fault(

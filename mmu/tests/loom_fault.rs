@@ -84,10 +84,10 @@ fn collapse<const BREAK: bool>() {
 
 #[test]
 fn a_table_becomes_a_leaf_under_a_fault() {
-    explore("huge fault x fault in the table", 3, collapse::<false>);
+    explore("huge fault x fault in the table", 2, collapse::<false>);
     explore(
         "huge fault x fault in the table, break before make",
-        3,
+        2,
         collapse::<true>,
     );
 }

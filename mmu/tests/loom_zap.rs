@@ -78,14 +78,14 @@ fn invalidate(fault: Fault, config: MmuConfig) {
 
 #[test]
 fn invalidation() {
-    explore("fault x invalidate", 3, || {
+    explore("fault x invalidate", 2, || {
         invalidate(small(1, Access::Read), MmuConfig::default());
     });
 }
 
 #[test]
 fn invalidation_of_a_part_of_a_huge_page() {
-    explore("huge fault beside x invalidate", 3, || {
+    explore("huge fault beside x invalidate", 2, || {
         invalidate(Fault::new(Gfn(0), Access::Read), MmuConfig::default());
     });
 }
@@ -150,7 +150,7 @@ fn walk_beside_the_freeing_of_its_tables() {
 
 #[test]
 fn root_given_up_beside_its_withdrawal() {
-    explore("root put x invalidate", 3, || {
+    explore("root put x invalidate", 2, || {
         let scene = Scene::<Tiny>::new(1, 16, MmuConfig::default());
         let a = scene.vcpu();
         drop(a);
@@ -172,7 +172,7 @@ fn root_given_up_beside_its_withdrawal() {
 
 #[test]
 fn root_loaded_beside_its_withdrawal() {
-    explore("root load x fast zap", 3, || {
+    explore("root load x fast zap", 2, || {
         let scene = Scene::<Tiny>::new(1, 16, MmuConfig::default());
         let mut a = scene.vcpu();
         let beside = Arc::clone(&scene);

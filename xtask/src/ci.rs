@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    crates, demo, deny, leftovers, lint, metrics, no_std, oracles, pages, pitfalls, structure,
-    tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, pitfalls,
+    sanitize, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 18] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
@@ -23,6 +23,9 @@ const CHECKS: [Check; 15] = [
     ("crates", crates::run),
     ("no-std", no_std::run),
     ("test", |workspace| test::run(workspace, &[])),
+    ("interleavings", interleavings::run),
+    ("miri", sanitize::miri),
+    ("tsan", sanitize::tsan),
     ("demo", demo::run),
     ("oracles", oracles::run),
     ("leftovers", leftovers::run),
@@ -48,14 +51,14 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     for row in rows {
         println!("{row}");
     }
-    println!("{:<10} {:>6.1} s", "in all", begin.elapsed().as_secs_f64());
+    println!("{:<13} {:>6.1} s", "in all", begin.elapsed().as_secs_f64());
     Ok(total)
 }
 
 fn row(name: &str, tally: &Tally, took: Duration) -> String {
     let verdict = if tally.failed > 0 { "FAILED" } else { "ok" };
     format!(
-        "{name:<10} {:>6.1} s  {verdict:<6}  {tally}",
+        "{name:<13} {:>6.1} s  {verdict:<6}  {tally}",
         took.as_secs_f64()
     )
 }
@@ -69,7 +72,7 @@ mod tests {
         let took = Duration::from_millis(1500);
         assert_eq!(
             row("lint", &Tally::passed(), took),
-            "lint          1.5 s  ok      1 passed, 0 failed, 0 skipped"
+            "lint             1.5 s  ok      1 passed, 0 failed, 0 skipped"
         );
         assert!(row("lint", &Tally::failed(), took).contains("FAILED"));
     }

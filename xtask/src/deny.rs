@@ -5,7 +5,7 @@ use anyhow::{Context as _, anyhow};
 use toml_edit::{DocumentMut, Item, Value};
 
 use crate::{
-    licence,
+    example, licence,
     tally::Tally,
     workspace::{Package, Workspace},
 };
@@ -106,6 +106,26 @@ impl Policy {
     }
 }
 
+/// Packages that a lock file holds and ours does not, with their versions.
+fn strangers(ours: &DocumentMut, other: &DocumentMut) -> Vec<(String, String)> {
+    let packages = |lock: &DocumentMut| -> Vec<(String, String)> {
+        let tables = lock.get("package").and_then(Item::as_array_of_tables);
+        let text = |table: &toml_edit::Table, key: &str| {
+            let text = table.get(key).and_then(Item::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        tables
+            .into_iter()
+            .flatten()
+            .map(|table| (text(table, "name"), text(table, "version")))
+            .collect()
+    };
+    let known = packages(ours);
+    let mut found = packages(other);
+    found.retain(|package| !known.contains(package));
+    found
+}
+
 /// Judges what the workspace is built from.
 ///
 /// # Errors
@@ -125,6 +145,19 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
         let text = |key: &str| package.get(key).and_then(Item::as_str);
         faults.extend(policy.judge_locked(text("name").unwrap_or_default(), text("source")));
     }
+    // What the example locks is judged with it, if it is the same.
+    let bare: DocumentMut = workspace
+        .read(example::LOCK)?
+        .parse()
+        .context(example::LOCK)?;
+    faults.extend(
+        strangers(&lock, &bare)
+            .into_iter()
+            .filter(|(name, _)| name != example::NAME)
+            .map(|(name, version)| {
+                format!("{}: {name} {version} is not in Cargo.lock", example::LOCK)
+            }),
+    );
     let metadata = workspace.metadata()?;
     faults.extend(
         metadata
@@ -146,6 +179,19 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_lock_file_may_hold_nothing_else() {
+        let lock = |text: &str| text.parse::<DocumentMut>().unwrap();
+        let one = "[[package]]\nname = \"spin\"\nversion = \"0.10.0\"\n";
+        let two = "[[package]]\nname = \"spin\"\nversion = \"0.9.0\"\n";
+        let both = lock(&format!("{one}{two}"));
+        assert!(strangers(&both, &lock(one)).is_empty());
+        assert_eq!(
+            strangers(&lock(one), &both),
+            [("spin".to_owned(), "0.9.0".to_owned())]
+        );
+    }
 
     const TEXT: &str = r#"
         [bans]

@@ -1,4 +1,4 @@
-//! What a run may leave behind: `slat` processes of this build, guest memory, Unix sockets, temporary files.
+//! What a run may leave behind: `slat` and `slat-bare` processes of this build, guest memory, Unix sockets, temporary files.
 //!
 //! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`] is a temporary directory
 //! that is given to a run as its TMPDIR and must be empty again when the run has ended.
@@ -11,10 +11,13 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{tally::Tally, workspace::Workspace};
+use crate::{example, tally::Tally, workspace::Workspace};
 
 /// How the temporary directories of the demo's, the tests' and this tool's runs begin.
 const FLEETS: [&str; 3] = ["slat-demo-", "slat-test-", "slat-xtask-"];
+
+/// The programs that runs start.
+const PROGRAMS: [&str; 2] = ["slat", example::NAME];
 
 /// A temporary directory of its own for one run.
 #[derive(Debug)]
@@ -95,7 +98,7 @@ fn command_lines() -> Vec<String> {
         .collect()
 }
 
-/// Living `slat` processes that run from `target`, with the guest memory they hold.
+/// Living processes of [`PROGRAMS`] that run from `target`, with the guest memory they hold.
 pub(crate) fn processes(target: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -108,7 +111,8 @@ pub(crate) fn processes(target: &Path) -> Vec<String> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if !program.starts_with(target) || !(name == "slat" || name == "slat (deleted)") {
+        let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        if !program.starts_with(target) || !PROGRAMS.contains(&name) {
             continue;
         }
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Formatting, clippy and rustdoc, all with warnings denied.
 
-use crate::{shell, tally::Tally, workspace::Workspace};
+use crate::{example, shell, tally::Tally, workspace::Workspace};
 
 /// `cargo fmt`, or its check.
 ///
@@ -13,10 +13,17 @@ pub(crate) fn format(workspace: &Workspace, check: bool) -> anyhow::Result<Tally
         command.arg("--check");
     }
     shell::run(&mut command)?;
+    // No `--all`: it would format the crates that the example depends on once more.
+    let mut command = workspace.cargo();
+    command.args(["fmt", "--manifest-path", example::MANIFEST]);
+    if check {
+        command.arg("--check");
+    }
+    shell::run(&mut command)?;
     Ok(Tally::passed())
 }
 
-/// `cargo clippy` over everything.
+/// `cargo clippy` over everything, the example too.
 ///
 /// # Errors
 /// When it warns.
@@ -25,10 +32,12 @@ pub(crate) fn clippy(workspace: &Workspace) -> anyhow::Result<Tally> {
     command.args(["clippy", "--locked", "--workspace", "--all-targets"]);
     command.args(["--", "-D", "warnings"]);
     shell::run(&mut command)?;
+    let mut command = example::cargo(workspace, "clippy")?;
+    shell::run(command.args(["--all-targets", "--", "-D", "warnings"]))?;
     Ok(Tally::passed())
 }
 
-/// `cargo doc` over our own crates.
+/// `cargo doc` over our own crates and the example.
 ///
 /// # Errors
 /// When it warns.
@@ -36,6 +45,9 @@ pub(crate) fn doc(workspace: &Workspace) -> anyhow::Result<Tally> {
     let mut command = workspace.cargo();
     command.args(["doc", "--locked", "--workspace", "--no-deps"]);
     command.env("RUSTDOCFLAGS", "-D warnings");
+    shell::run(&mut command)?;
+    let mut command = example::cargo(workspace, "doc")?;
+    command.arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings");
     shell::run(&mut command)?;
     Ok(Tally::passed())
 }

@@ -8,6 +8,8 @@ mod ci;
 mod crates;
 mod demo;
 mod deny;
+mod example;
+mod interleavings;
 mod leftovers;
 mod licence;
 mod lint;
@@ -17,6 +19,7 @@ mod no_std;
 mod oracles;
 mod pages;
 mod pitfalls;
+mod sanitize;
 mod shell;
 mod structure;
 mod tally;
@@ -48,13 +51,13 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// clippy over the workspace and all targets, warnings denied
+    /// clippy over the workspace with all targets, and over the example; warnings denied
     Lint,
-    /// rustdoc over the workspace, warnings denied
+    /// rustdoc over the workspace and the example, warnings denied
     Doc,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
-    /// Prove that slat-mmu and slat-arch build without std
+    /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them alone, and run it
     NoStd,
     /// `cargo test --workspace`, with a summary of what was skipped and why
     Test {
@@ -62,6 +65,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The models of the Common MMU: loom on its small kernels, shuttle on a whole VM
+    Interleavings,
+    /// The small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
+    Miri,
+    /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
+    Tsan,
     /// Brief runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format
     Demo,
     /// Measure; prints what it measured and nothing else on standard output
@@ -107,6 +116,9 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Crates => crates::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Test { args } => test::run(&workspace, &args),
+        Command::Interleavings => interleavings::run(&workspace),
+        Command::Miri => sanitize::miri(&workspace),
+        Command::Tsan => sanitize::tsan(&workspace),
         Command::Demo => demo::run(&workspace),
         Command::Bench { bench } => {
             bench::run(&workspace, &bench)?;

@@ -1,6 +1,7 @@
 //! The shape of the house: how long files are, how they open, and which crate may know which.
 
 use crate::{
+    example,
     tally::Tally,
     workspace::{Metadata, Workspace},
 };
@@ -12,7 +13,8 @@ const MAX_LINES: usize = 800;
 const CONFLICT: &str = "<<<<<<< ";
 
 /// Which of our crates each crate may name. Tests, benchmarks and this tool stand above the house and may name any.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
+    (example::NAME, &["slat-arch", "slat-mmu"]),
     ("slat", &["slat-agent", "slat-server", "slat-proto"]),
     ("slat-server", &["slat-proto"]),
     ("slat-agent", &["slat-arch", "slat-mmu", "slat-proto"]),
@@ -23,8 +25,8 @@ const ARROWS: [(&str, &[&str]); 6] = [
 const ABOVE: [&str; 3] = ["slat-benches", "slat-tests", "xtask"];
 
 /// All that may be linked into the crates without std.
-const PURE: [&str; 2] = ["slat-mmu", "slat-arch"];
-const PURE_MAY_LINK: [&str; 4] = ["bitflags", "slat-mmu", "spin", "thiserror"];
+const PURE: [&str; 3] = ["slat-mmu", "slat-arch", example::NAME];
+const PURE_MAY_LINK: [&str; 5] = ["bitflags", "slat-arch", "slat-mmu", "spin", "thiserror"];
 /// Runs in the compiler only, whatever it is built with.
 const PROC_MACROS: [&str; 5] = [
     "thiserror-impl",
@@ -51,7 +53,15 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     let metadata = workspace.metadata()?;
     faults.extend(arrow_faults(&metadata));
-    println!("{} files, {} crates", files.len(), metadata.own().len());
+    let bare = workspace.metadata_of(example::MANIFEST)?;
+    faults.extend(arrow_faults(&bare));
+    faults.extend(only_faults(&bare));
+    println!(
+        "{} files, {} crates and {}",
+        files.len(),
+        metadata.own().len(),
+        example::NAME
+    );
     Ok(Tally::of_faults(&faults))
 }
 
@@ -103,6 +113,28 @@ fn arrow_faults(metadata: &Metadata) -> Vec<String> {
                     ));
                 }
             }
+        }
+    }
+    faults
+}
+
+/// The example asks for the two crates that it is an example of, and for nothing else.
+fn only_faults(metadata: &Metadata) -> Vec<String> {
+    let mut faults = Vec::new();
+    let found = metadata.own().into_iter().find(|p| p.name == example::NAME);
+    let Some(package) = found else {
+        return vec![format!(
+            "{} is no package {}",
+            example::MANIFEST,
+            example::NAME
+        )];
+    };
+    for (name, kind) in &package.dependencies {
+        if !["slat-arch", "slat-mmu"].contains(&name.as_str()) {
+            faults.push(format!(
+                "{} -> {name} ({kind}): it stands on slat-arch and slat-mmu alone",
+                example::NAME
+            ));
         }
     }
     faults
@@ -162,6 +194,22 @@ mod tests {
                 .iter()
                 .any(|fault| fault.starts_with("slat-mmu links tokio"))
         );
+    }
+
+    #[test]
+    fn the_example_stands_on_two_crates() {
+        let metadata = |dependencies: &[&str]| Metadata {
+            packages: vec![package(example::NAME, dependencies)],
+            resolved: Vec::new(),
+        };
+        assert!(only_faults(&metadata(&["slat-arch", "slat-mmu"])).is_empty());
+        let faults = only_faults(&metadata(&["slat-mmu", "spin"]));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        let elsewhere = Metadata {
+            packages: Vec::new(),
+            resolved: Vec::new(),
+        };
+        assert_eq!(only_faults(&elsewhere).len(), 1);
     }
 
     #[test]

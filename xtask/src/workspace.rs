@@ -94,12 +94,21 @@ impl Workspace {
     /// # Errors
     /// When cargo fails, e.g. because Cargo.lock is out of date.
     pub(crate) fn metadata(&self) -> anyhow::Result<Metadata> {
+        self.metadata_of("Cargo.toml")
+    }
+
+    /// All packages that the package of another manifest, outside the workspace, is built from on this platform.
+    ///
+    /// # Errors
+    /// As for [`metadata`](Self::metadata).
+    pub(crate) fn metadata_of(&self, manifest: &str) -> anyhow::Result<Metadata> {
         let host = shell::output(Command::new("rustc").arg("-vV"))?
             .lines()
             .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
             .ok_or_else(|| anyhow!("rustc -vV names no host"))?;
         let mut command = self.cargo();
         command.args(["metadata", "--format-version=1", "--locked"]);
+        command.args(["--manifest-path", manifest]);
         command.args(["--filter-platform", &host]);
         let value: Value = serde_json::from_str(&shell::output(&mut command)?)?;
         let packages = list(&value["packages"])

@@ -30,11 +30,16 @@ pub(crate) fn check<S: Strategy>(
         Err(_) => RandomState::new().build_hasher().finish(),
     };
     println!("SLAT_TEST_SEED={seed}");
+    let cases = match std::env::var("SLAT_TEST_CASES") {
+        Ok(cases) => cases.parse().expect("SLAT_TEST_CASES is a number"),
+        Err(_) => cases,
+    };
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
         cases,
         failure_persistence: None,
+        max_shrink_iters: 4096,
         ..Config::default()
     };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);

@@ -80,7 +80,7 @@ impl Cell {
         mark & STATE != IDLE && mark >> ERA_SHIFT <= era
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
     pub(super) fn is_idle(&self) -> bool {
         self.mark.load(crate::sync::Acquire) & STATE == IDLE
     }

@@ -64,6 +64,8 @@ impl Drop for Inside<'_> {
 
 impl Registry {
     pub(crate) fn new() -> Arc<Self> {
+        #[cfg(feature = "shuttle")]
+        crate::sync::forget_steps();
         Arc::new(Self {
             cells: Mutex::new(Cells {
                 all: Vec::new(),

@@ -198,7 +198,9 @@ mod tests {
     fn the_summary_leads_to_every_set_word_and_past_the_clean() {
         let bitmap = DirtyBitmap::new(1 << 24, false).unwrap();
         let pages = [0, 4095, 4096, 1 << 20, (1 << 24) - 1];
-        pages.map(|page| bitmap.set(page));
+        for page in pages {
+            bitmap.set(page);
+        }
         let (mut from, mut found, mut looked) = (0, Vec::new(), 0);
         while let Some(word) = bitmap.next_candidate(from) {
             bitmap.begin_group(word);

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 use super::header::Header;
-use crate::{addr::Pfn, sync::AtomicU64};
+use crate::{addr::Pfn, sync::EntryWord};
 
 /// One entry of a table: 64 bits that the MMU, and a hardware walker, change atomically.
 ///
@@ -12,19 +12,19 @@ use crate::{addr::Pfn, sync::AtomicU64};
 /// pointers to them.
 #[derive(Debug)]
 #[repr(transparent)]
-pub struct EntryCell(pub(crate) AtomicU64);
+pub struct EntryCell(pub(crate) EntryWord);
 
 impl EntryCell {
     /// An entry that holds `raw`.
     #[cfg(not(feature = "loom"))]
     pub const fn new(raw: u64) -> Self {
-        Self(AtomicU64::new(raw))
+        Self(EntryWord::new(raw))
     }
 
     /// An entry that holds `raw`.
     #[cfg(feature = "loom")]
     pub fn new(raw: u64) -> Self {
-        Self(AtomicU64::new(raw))
+        Self(EntryWord::new(raw))
     }
 
     /// Overwrites an entry that nobody may use any more, for models: loom fails if any use of it does not happen before this,

@@ -180,10 +180,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let end = dirty.group_end(first);
             dirty.begin_group(first);
             let mut taken = harvest.group(first);
-            for word in first..end {
+            let out = bitmap[first..end].iter_mut().zip(&mut taken.words);
+            for (word, (out, taken)) in (first..end).zip(out) {
                 let bits = dirty.take(word, u64::MAX);
-                bitmap[word] |= bits;
-                taken.words[word - first] = bits;
+                *out |= bits;
+                *taken = bits;
             }
             harvest.protect(&taken);
             from = end;
@@ -306,6 +307,10 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
             let dry = core::cell::Cell::new(false);
             let plan = Sweep::leaves(range);
             let (session, _) = sweep(session, &root, plan, refill, |session, run| {
+                if root.is_invalid() {
+                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as one sum.
+                    return Visit::Done(Flush::None);
+                }
                 if let Some(bottom) = run.bottom() {
                     protect_bottom::<F>(TdpMmu::<F, H>::TAKE, &run, bottom, taken);
                     return Visit::Done(Flush::None);
@@ -322,7 +327,7 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                             return Visit::Stop;
                         }
                         // Stopped for memory and got none.
-                        Take::Writable.from_entry(run.node, index);
+                        Take::Writable.apply_to_entry(run.node, index);
                         owed = owed.merge(Flush::range(span));
                         continue;
                     };
@@ -379,7 +384,7 @@ fn protect_bottom<F: Format>(
         let upto = bottom.len().min(index + 64 - (page % 64) as usize);
         let word = taken.words[(page / 64) as usize];
         if word == u64::MAX {
-            take.from_bottom::<F>(bottom, index, upto);
+            take.apply_to_bottom::<F>(bottom, index, upto);
         } else if word != 0 {
             let mut bits = word >> (page % 64);
             let mut at = index;
@@ -388,7 +393,7 @@ fn protect_bottom<F: Format>(
                 if at >= upto {
                     break;
                 }
-                take.from_bottom::<F>(bottom, at, at + 1);
+                take.apply_to_bottom::<F>(bottom, at, at + 1);
                 bits >>= bits.trailing_zeros();
                 bits &= !1;
             }

@@ -127,8 +127,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> FaultOutcome {
         let fault = descent.fault;
         let mut found = Hint::begin(guard);
-        let remember = goal.allowed == Level::SIZE_4K && !goal.passing;
-        let small = (remember && fault.max_level > Level::SIZE_4K).then_some(descent.generation);
+        let small = self
+            .is_always_small(descent.slot, fault.gfn)
+            .then_some(descent.generation);
         if goal.level == Level::SIZE_4K && !fault.mirror {
             // The usual case, once tables are there.
             let (node, raw) = guard.descend(&descent.root.table, fault.gfn);
@@ -196,7 +197,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         return FaultOutcome::Retry;
                     };
                     let nx = goal.nx_disallowed() && level <= goal.allowed;
-                    match self.link_table(guard, node, index, raw, blank, descent, nx) {
+                    match self.link_table(node, index, raw, blank, descent, nx) {
                         Ok(()) => {}
                         Err(Some(blank)) => cache.push(blank),
                         Err(None) => return FaultOutcome::Retry,
@@ -226,7 +227,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let by_software = F::AD_POLICY != AdPolicy::Hardware;
         // While writes are logged by protection, only a write makes a page writable; otherwise a read does too and
         // spares a fault. Logged by Dirty bits, a read may, as long as it leaves D clear for hardware to set and log.
-        let logging = slot.dirty.is_some();
+        // A mirror is never protected, so it is writable from the start, and counts as written when it is made.
+        let logging = slot.dirty.is_some() && !fault.mirror;
         let by_dirty_bit = matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit);
         let writable = host_writable && (write || !logging || by_dirty_bit);
         Leaf {
@@ -329,7 +331,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// an external owner refused.
     fn link_table(
         &self,
-        _guard: &Guard<'_, F, H>,
         node: Node<'_, F>,
         index: usize,
         raw: u64,

@@ -23,8 +23,6 @@ pub(super) struct Goal {
     pub(super) level: Level,
     /// What slot and host would allow (`req_level`).
     pub(super) allowed: Level,
-    /// Lowered only while memory nearby is being taken back: nothing to be remembered.
-    pub(super) passing: bool,
 }
 
 impl Goal {
@@ -42,17 +40,24 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return Goal {
                 level: Level::SIZE_4K,
                 allowed: Level::SIZE_4K,
-                passing: false,
             };
         }
         self.goal_below(slot, fault, limit)
+    }
+
+    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as they are: for reasons that
+    /// do not come and go, as invalidations, the host's mapping and forbidden places do.
+    #[inline(always)]
+    pub(super) fn is_always_small(&self, slot: &Slot, gfn: Gfn) -> bool {
+        slot.dirty.is_some()
+            || self.config.max_level.min(slot.spec.max_level) == Level::SIZE_4K
+            || !slot.allows_span(gfn, F::span(Level::SIZE_2M))
     }
 
     #[cold]
     #[inline(never)]
     fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
         let mut allowed = self.allowed_level(slot, fault.gfn, limit);
-        let before = allowed;
         // The fault's own frame is not being taken back, but its neighbours may be.
         while let Some(finer) = allowed.child() {
             let span = GfnRange::new(F::align_down(fault.gfn, allowed), F::span(allowed));
@@ -65,7 +70,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Goal {
             level: if nx { Level::SIZE_4K } else { allowed },
             allowed,
-            passing: allowed < before,
         }
     }
 

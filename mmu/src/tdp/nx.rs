@@ -79,28 +79,33 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             noted.iter().take(most).copied().collect()
         };
         let mut zapped = 0;
-        let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::NxRecovery, 0);
-        for pfn in noted {
-            if session.is_contended() {
-                session = session.yielded(|| {});
-            }
-            let Some(page) = self.tables.header(pfn).snapshot(pfn) else {
-                continue;
-            };
-            let (gfn, as_id) = (page.gfn, page.role.as_id);
-            // A page that is being logged would only be split again.
-            let set = self.spaces[usize::from(as_id)].read_as_writer(&slots);
-            if set.find(gfn).is_none_or(|slot| slot.dirty.is_some()) {
-                continue;
-            }
-            for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-                if let Some(span) = self.cut_off(&session, &root, gfn, pfn) {
-                    session.owe(Flush::range(span));
-                    zapped += 1;
+        // One session for each address space: what is owed is owed to one.
+        for (as_id, space) in (0..=u8::MAX).zip(&self.spaces) {
+            let set = space.read_as_writer(&slots);
+            let cause = FlushCause::NxRecovery;
+            let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
+            for &pfn in &noted {
+                let page = self.tables.header(pfn).snapshot(pfn);
+                let Some(page) = page.filter(|page| page.role.as_id == as_id) else {
+                    continue;
+                };
+                // A page that is being logged would only be split again.
+                let slot = set.find(page.gfn);
+                if slot.is_none_or(|slot| slot.dirty.is_some()) {
+                    continue;
+                }
+                if session.is_contended() {
+                    session = session.yielded(|| {});
+                }
+                for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
+                    if let Some(span) = self.cut_off(&session, &root, page.gfn, pfn) {
+                        session.owe(Flush::range(span));
+                        zapped += 1;
+                    }
                 }
             }
+            session.finish();
         }
-        session.finish();
         drop(slots);
         self.tidy();
         zapped

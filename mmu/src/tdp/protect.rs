@@ -53,7 +53,7 @@ impl Take {
 
     /// From every 4 KiB leaf in `bottom[first..end]`.
     #[inline(always)]
-    pub(super) fn from_bottom<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
+    pub(super) fn apply_to_bottom<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
         let mut index = first;
         // Four at a time: in a populated slot all four are settled, and one branch is enough.
         while index + 4 <= end {
@@ -61,21 +61,21 @@ impl Take {
             if are_settled::<F>(raw) {
                 bottom.store_four(index, raw.map(|raw| self.take::<F>(raw)));
             } else {
-                self.from_unsettled::<F>(bottom, index, index + 4);
+                self.apply_to_each::<F>(bottom, index, index + 4);
             }
             index += 4;
         }
-        self.from_unsettled::<F>(bottom, index, end);
+        self.apply_to_each::<F>(bottom, index, end);
     }
 
     #[inline(never)]
-    fn from_unsettled<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
+    fn apply_to_each<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
         const LEVEL: Level = Level::SIZE_4K;
         for index in first..end {
             let raw = bottom.load(index);
             if self.has::<F>(raw, LEVEL) {
                 if F::is_volatile(raw, LEVEL) {
-                    self.from_volatile::<F>(bottom, index, raw);
+                    self.apply_to_volatile::<F>(bottom, index, raw);
                 } else {
                     bottom.store(index, self.take::<F>(raw));
                 }
@@ -84,7 +84,7 @@ impl Take {
     }
 
     #[cold]
-    fn from_volatile<F: Format>(self, bottom: Bottom<'_>, index: usize, mut raw: u64) {
+    fn apply_to_volatile<F: Format>(self, bottom: Bottom<'_>, index: usize, mut raw: u64) {
         while self.has::<F>(raw, Level::SIZE_4K) {
             match bottom.replace(index, raw, self.take::<F>(raw)) {
                 Ok(_) => break,
@@ -94,7 +94,7 @@ impl Take {
     }
 
     /// From the leaf at `index`, at any level.
-    pub(super) fn from_entry<F: Format>(self, node: Node<'_, F>, index: usize) {
+    pub(super) fn apply_to_entry<F: Format>(self, node: Node<'_, F>, index: usize) {
         let mut raw = node.load(index);
         while self.has::<F>(raw, node.level()) {
             match node.replace(index, raw, self.take::<F>(raw)) {
@@ -104,15 +104,15 @@ impl Take {
         }
     }
 
-    pub(super) fn from_run<F: Format>(self, run: &Run<'_, F>) {
+    pub(super) fn apply_to_run<F: Format>(self, run: &Run<'_, F>) {
         match run.bottom() {
             Some(bottom) => {
                 bottom.warm();
-                self.from_bottom::<F>(bottom, 0, bottom.len());
+                self.apply_to_bottom::<F>(bottom, 0, bottom.len());
             }
             None => {
                 for index in run.first..run.end {
-                    self.from_entry(run.node, index);
+                    self.apply_to_entry(run.node, index);
                 }
             }
         }
@@ -143,7 +143,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     // Withdrawn before this burst: its zapper does not hold the slots lock, and a plain store would bring back
                     // a leaf that it has counted out.
                     if !root.is_invalid() {
-                        take.from_run(&run);
+                        take.apply_to_run(&run);
                     }
                     Visit::Done(Flush::None)
                 },

@@ -70,7 +70,7 @@ pub(super) struct RootPage {
     pub(super) as_id: u8,
     pub(super) mirror: bool,
     generation: u64,
-    references: AtomicU64,
+    pub(super) references: AtomicU64,
     invalid: AtomicBool,
     /// Withdrawn, and nobody has begun to zap it.
     to_zap: AtomicBool,

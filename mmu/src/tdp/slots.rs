@@ -209,6 +209,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             place = Gfn(place.0 + span);
         }
         if forbid {
+            // A fault that chose its level before may still be on its way to map it.
+            self.registry.synchronize();
             self.do_split_huge_pages(as_id, range, level.child().unwrap_or(Level::SIZE_4K));
         }
         drop(writer);

@@ -7,9 +7,9 @@
 //!
 //! # Yielding
 //!
-//! Before each run but a burst's first the sweep asks whether someone waits for the lock. If so it stops, pays what is
-//! owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing that was done is
-//! done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
+//! Before each run that begins at a later frame than its burst, the sweep asks whether someone waits for the lock. If so it
+//! stops, pays what is owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing
+//! that was done is done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
 
 use core::ops::ControlFlow;
 
@@ -167,7 +167,8 @@ where
 
     fn show(&mut self, run: Run<'_, F>) -> ControlFlow<Gfn> {
         let due = Gfn(run.gfn.0.max(self.from.0));
-        if self.progress && self.sweep.may_yield && self.session.is_contended() {
+        // A table that was shown is shown again after a restart at the same frame; only a later frame is progress.
+        if self.progress && due > self.from && self.sweep.may_yield && self.session.is_contended() {
             return ControlFlow::Break(due);
         }
         match (self.visit)(self.session, run) {

@@ -10,6 +10,8 @@
 use core::fmt;
 
 use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
+use thiserror::Error;
+
 use crate::{
     addr::{Gfn, Level, MAX_LEVELS, Pfn},
     fault::Access,
@@ -41,19 +43,24 @@ pub struct Translation {
 }
 
 /// Why hardware would have faulted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum WalkFault {
     /// Nothing is mapped.
+    #[error("nothing is mapped")]
     NotPresent,
     /// The mapping does not allow the access.
+    #[error("the mapping does not allow the access")]
     Permission,
     /// The mapping allows it, but Accessed or Dirty is clear and hardware does not set it.
+    #[error("Accessed or Dirty is clear and hardware does not set it")]
     AccessedDirty,
     /// The frame is known to have no slot: the access is the device model's, without a look at slots. Only while the
     /// entry's generation is the current one; an older entry is reported as [`NotPresent`](Self::NotPresent).
+    #[error("there is no memory slot: a device's")]
     Mmio,
     /// Bits that hardware does not accept.
+    #[error("an entry holds bits that hardware does not accept")]
     Malformed,
 }
 

@@ -245,7 +245,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     /// Cuts off every table that hangs on an entry of `pass`. The tables below those went before.
-    fn cut_tables<'a>(
+    pub(super) fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
         root: &RootPage,

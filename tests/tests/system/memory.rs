@@ -141,7 +141,7 @@ async fn invalidation_costs_faults_and_nothing_else(fleet: &mut Fleet) -> anyhow
     }
     let vm = fleet.run_vm("web", "host-a", spec).await?;
     let server = fleet.server();
-    let faults = |vm: &v1::Vm| vm.mmu_stats.and_then(|stats| stats.faults_taken);
+    let faults = |vm: &v1::Vm| vm.mmu_stats.as_ref().and_then(|stats| stats.faults_taken);
     let passes = |vm: &v1::Vm| vm.guest_counters.map_or(0, |counters| counters.passes);
     let rounds = async |more: u64| {
         let start = passes(&fleet.vm(&server, &vm.name).await?);

@@ -81,6 +81,11 @@ impl Frames {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(super) fn hold_for_test(&self) -> impl Drop + '_ {
+        self.numbers()
+    }
+
     /// The view of a vCPU.
     pub(super) fn view(&self, vcpu: usize) -> Arc<View> {
         Arc::clone(&self.views[vcpu])

@@ -379,20 +379,56 @@ fn a_page_reverted_behind_the_guests_back_is_found_by_the_guest() {
     assert_eq!(vm.counters().first_error_page, 123);
 }
 
+/// Something that revokes translations the guest is using.
+type Revocation = (&'static str, fn(&Vm));
+
 #[test]
 fn a_translation_used_after_its_flush_stops_the_vm() {
-    let vm = Vm::new(spec(Format::Ept4, 2, MemstressSpec::default()));
-    vm.backend.run().unwrap();
-    vm.until_written(1000);
-    vm.backend.vm.hooks.deaf.store(true, Relaxed);
-    vm.backend.invalidate(0, MEMORY / PAGE_SIZE).unwrap();
-    let message = vm.failure();
-    assert!(
-        message.contains("after the flush that revoked it"),
-        "{message}"
-    );
-    assert!(vm.backend.run().is_err(), "it does not run again");
-    vm.backend.pause().unwrap();
+    let revocations: [Revocation; 5] = [
+        ("invalidate", |vm| {
+            vm.backend.invalidate(0, MEMORY / PAGE_SIZE).unwrap();
+        }),
+        ("begin to log", |vm| {
+            vm.backend.set_dirty_logging(0, false).unwrap();
+            vm.backend.set_dirty_logging(0, true).unwrap();
+        }),
+        ("harvest", |vm| drop(vm.harvest())),
+        ("recover huge pages", |vm| {
+            vm.backend.set_dirty_logging(0, false).unwrap();
+        }),
+        ("withdraw the root", |vm| vm.backend.vm.mmu.zap_all()),
+    ];
+    // Every format, every revocation; not every pair.
+    for (number, format) in Format::ALL.into_iter().enumerate() {
+        let (name, revoke) = revocations[number % revocations.len()];
+        let vm = Vm::new(spec(format, 2, MemstressSpec::default()));
+        vm.backend.run().unwrap();
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.until_written(1000);
+        vm.backend.vm.hooks.deaf.store(true, Relaxed);
+        revoke(&vm);
+        let message = vm.failure();
+        assert!(
+            message.contains("after the flush that revoked it"),
+            "{format}, {name}: {message}"
+        );
+        assert!(vm.backend.run().is_err(), "it does not run again");
+        vm.backend.pause().unwrap();
+    }
+}
+
+#[test]
+fn no_lock_of_the_owners_holds_up_a_vcpu() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 3, random(MemstressFill::Zero)));
+        vm.backend.run().unwrap();
+        let _slots = vm.backend.slots();
+        let _numbers = vm.backend.vm.frames.hold_for_test();
+        let faults = vm.backend.stats().faults_taken;
+        vm.backend.vm.mmu.zap_all();
+        vm.until_written(500);
+        assert!(vm.backend.stats().faults_taken > faults, "{format}");
+    }
 }
 
 #[test]

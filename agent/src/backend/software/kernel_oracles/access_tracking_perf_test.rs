@@ -141,13 +141,15 @@ fn ageing_under_running_vcpus_loses_nothing() {
         let owner = || {
             machine.run()?;
             let mut random = machine.random(99);
-            for round in 0..200 {
-                let goal = used.load(Relaxed) + 10;
-                machine.until(|| used.load(Relaxed) >= goal)?;
+            for round in 0..60 {
+                if round % 3 == 0 {
+                    let goal = used.load(Relaxed) + 30;
+                    machine.until(|| used.load(Relaxed) >= goal)?;
+                }
                 let piece = GfnRange::new(Gfn(BASE + random.below(PAGES)), 1 + random.below(PAGES));
                 machine.mmu().age(piece);
-                if round % 20 == 0 {
-                    machine.log(&slot, round % 40 == 0);
+                if round % 10 == 0 {
+                    machine.log(&slot, round % 20 == 0);
                 }
             }
             machine.pause()

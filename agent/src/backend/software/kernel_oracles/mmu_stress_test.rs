@@ -21,7 +21,7 @@ struct Counts {
 }
 
 fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("mmu_stress_test", stage, 3, MmuConfig::default());
+    let machine = Machine::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
     let mapping = Arc::new(Mapping::new("aliased", PAGES).unwrap());
     let at = |slot: u16| BASE + u64::from(slot) * PAGES;
     let slots: Vec<_> = (0..SLOTS)

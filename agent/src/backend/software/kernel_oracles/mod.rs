@@ -167,6 +167,11 @@ impl Cpu<'_> {
         self.vcpu.write_u64(gfn * PAGE_SIZE, value)
     }
 
+    /// Lets others go first.
+    fn idle(&mut self) {
+        self.outside(|_| thread::yield_now());
+    }
+
     /// Does something outside the guest.
     fn outside<R>(&mut self, act: impl FnOnce(&mut Vcpu) -> R) -> R {
         self.vcpu.leave();
@@ -208,11 +213,16 @@ impl Machine {
         }
     }
 
+    /// To be called before anything was flushed.
+    fn prepare(self, sabotage: Option<Sabotage>) -> Self {
+        let blind = sabotage == Some(Sabotage::Deaf);
+        self.vm.shootdown.blind.store(blind, Relaxed);
+        self
+    }
+
     fn sabotage(&self, sabotage: Option<Sabotage>) {
-        if sabotage == Some(Sabotage::Deaf) {
-            self.vm.hooks.deaf.store(true, Relaxed);
-            self.vm.shootdown.blind.store(true, Relaxed);
-        }
+        let deaf = sabotage == Some(Sabotage::Deaf);
+        self.vm.hooks.deaf.store(deaf, Relaxed);
     }
 
     fn mmu(&self) -> &dyn SecondStage {
@@ -325,7 +335,7 @@ impl Machine {
         }
     }
 
-    /// One vCPU on this thread, inside the guest.
+    /// One vCPU on this thread, inside the guest: what flushes is to be done [outside](Cpu::outside), or waits for ever.
     fn alone<R>(&self, act: impl FnOnce(&mut Cpu<'_>) -> R) -> R {
         let mut vcpu = Vcpu::new(Arc::clone(&self.vm), 0);
         vcpu.enter();

@@ -22,7 +22,8 @@ fn fill(slot: &Mapping, generation: u64) {
 }
 
 fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("set_memory_region_test", stage, 2, MmuConfig::default());
+    let machine =
+        Machine::new("set_memory_region_test", stage, 2, MmuConfig::default()).prepare(sabotage);
     let (version, reads) = (Version::default(), AtomicU64::new(0));
     let (place, generation) = (AtomicU64::new(NOWHERE), AtomicU64::new(0));
     let gaps = AtomicU64::new(0);

@@ -1,0 +1,59 @@
+//! The models of the Common MMU: every interleaving of small scenes (loom), random ones of a whole VM (shuttle).
+//!
+//! Both replace the atomics of `slat-mmu` by a cargo feature, so each is built in a folder of its own under `target`, with
+//! optimisation (there are many schedules) and debug assertions (they are among what is checked). Features, never `--cfg
+//! loom`: that would change other crates, too.
+
+use crate::{shell, tally::Tally, workspace::Workspace};
+
+/// Schedules of each of the two scenes of a whole VM.
+const SCHEDULES: &str = "5000";
+
+/// Runs both; each model and scene counts as one check.
+///
+/// # Errors
+/// When one fails.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
+    let runs: [(&str, &[&str]); 2] = [
+        (
+            "loom",
+            &[
+                "-p",
+                "slat-mmu",
+                "--features",
+                "loom",
+                "--lib",
+                "--test",
+                "loom_*",
+            ],
+        ),
+        (
+            "shuttle",
+            &[
+                "-p",
+                "slat-arch",
+                "--features",
+                "shuttle",
+                "--test",
+                "shuttle_vm",
+            ],
+        ),
+    ];
+    for (name, choice) in runs {
+        let mut command = workspace.cargo();
+        command.args(["test", "--locked", "--release"]).args(choice);
+        // In order and with what each has to say: how many interleavings, which seed.
+        command.args(["--", "--nocapture", "--test-threads=1"]);
+        command.env("CARGO_TARGET_DIR", workspace.target_dir()?.join(name));
+        command.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
+        if std::env::var_os("SLAT_SHUTTLE_SCHEDULES").is_none() {
+            command.env("SLAT_SHUTTLE_SCHEDULES", SCHEDULES);
+        }
+        tally.add(match shell::run(&mut command) {
+            Ok(()) => Tally::passed(),
+            Err(error) => Tally::of_faults(&[format!("{error:#}")]),
+        });
+    }
+    Ok(tally)
+}
