@@ -153,7 +153,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     tally.add(copy.unpatched(&mutations)?);
     for mutation in &mutations {
         let start = Instant::now();
-        let verdict = copy.with(workspace, mutation, |copy| copy.test(&mutation.test, true));
+        let verdict = copy.with(workspace, mutation, |copy| copy.fails(&mutation.test));
         let (caught, how) = match verdict {
             Ok(how) => (true, how.to_owned()),
             Err(error) => (false, format!("{error:#}")),
@@ -228,22 +228,39 @@ impl Copy {
         Ok(())
     }
 
-    /// All tests that patches name, on the sources as they are.
+    /// All tests that patches name, on the sources as they are: each must pass.
     fn unpatched(&self, mutations: &[Mutation]) -> anyhow::Result<Tally> {
-        let mut tally = Tally::default();
-        let mut seen: Vec<&Test> = Vec::new();
-        for mutation in mutations {
-            if seen.contains(&&mutation.test) {
-                continue;
-            }
-            seen.push(&mutation.test);
-            if let Err(error) = self.test(&mutation.test, false) {
-                println!("{}: unpatched, {error:#}", mutation.test.name);
-                tally.add(Tally::failed());
+        let mut programs: Vec<(&Test, Vec<&str>)> = Vec::new();
+        for Mutation { test, .. } in mutations {
+            let same = |(other, _): &&mut (&Test, Vec<&str>)| {
+                (&other.package, &other.target) == (&test.package, &test.target)
+            };
+            match programs.iter_mut().find(same) {
+                Some((_, names)) if names.contains(&test.name.as_str()) => {}
+                Some((_, names)) => names.push(&test.name),
+                None => programs.push((test, vec![&test.name])),
             }
         }
-        println!("{} tests, unpatched", seen.len());
-        tally.add(Tally::passed());
+        let mut tally = Tally::default();
+        for (test, names) in programs {
+            let bound = BOUND.saturating_mul(u32::try_from(names.len())?);
+            let ended = self.run(&self.build(test)?, &names, bound)?;
+            let target = test.target.join(" ");
+            match judge(ended.as_ref(), names.len(), false) {
+                Ok(_) => {
+                    println!(
+                        "-p {} {target}: {} tests pass unpatched",
+                        test.package,
+                        names.len()
+                    );
+                    tally.add(Tally::passed());
+                }
+                Err(error) => {
+                    eprintln!("-p {} {target}, unpatched: {error:#}", test.package);
+                    tally.add(Tally::failed());
+                }
+            }
+        }
         Ok(tally)
     }
 
@@ -261,16 +278,26 @@ impl Copy {
         result
     }
 
-    /// Builds and runs a test. It must fail if it is `broken`, and pass if not; says how.
-    fn test(&self, test: &Test, broken: bool) -> anyhow::Result<&'static str> {
-        let program = self.build(test)?;
+    /// Builds and runs a test that must fail; says how it did.
+    fn fails(&self, test: &Test) -> anyhow::Result<&'static str> {
+        let ended = self.run(&self.build(test)?, &[&test.name], BOUND)?;
+        judge(ended.as_ref(), 1, true)
+    }
+
+    /// `None`: it had to be ended.
+    fn run(
+        &self,
+        program: &Program,
+        names: &[&str],
+        bound: Duration,
+    ) -> anyhow::Result<Option<Ended>> {
         let mut command = Command::new(&program.path);
         command.current_dir(&program.folder);
         command
-            .args(["--exact", &test.name])
+            .arg("--exact")
+            .args(names)
             .env("RUST_BACKTRACE", "0");
-        let ended = shell::limited(&mut command, BOUND)?;
-        judge(ended.as_ref().ok(), broken)
+        Ok(shell::limited(&mut command, bound)?.ok())
     }
 
     fn build(&self, test: &Test) -> anyhow::Result<Program> {
@@ -311,14 +338,15 @@ impl Copy {
     }
 }
 
-/// What the end of a test program says; `None`: it did not end.
-fn judge(ended: Option<&Ended>, broken: bool) -> anyhow::Result<&'static str> {
-    let ran = |ended: &Ended| !ended.stdout.contains("running 0 tests");
+/// What the end of a test program says that was to run `count` tests; `None`: it did not end.
+fn judge(ended: Option<&Ended>, count: usize, broken: bool) -> anyhow::Result<&'static str> {
+    let plural = if count == 1 { "test" } else { "tests" };
+    let header = format!("running {count} {plural}\n");
     match (ended, broken) {
-        (Some(ended), _) if !ran(ended) => bail!("there is no such test"),
+        (Some(ended), _) if !ended.stdout.contains(&header) => bail!("there are no such {plural}"),
         (Some(ended), false) if ended.status.success() => Ok("passes"),
         (Some(ended), false) => bail!("fails\n{}{}", ended.stdout, ended.stderr),
-        (None, false) => bail!("still runs after {} s", BOUND.as_secs()),
+        (None, false) => bail!("still runs at its bound"),
         (Some(ended), true) if ended.status.success() => bail!("passes"),
         (Some(ended), true) if ended.status.code().is_none() => Ok("crashes"),
         (Some(_), true) => Ok("fails"),
@@ -382,18 +410,18 @@ mod tests {
             stdout: stdout.to_owned(),
             stderr: String::new(),
         };
-        assert!(judge(Some(&ended(0, "running 1 test")), true).is_err());
-        assert!(judge(Some(&ended(0, "running 0 tests")), false).is_err());
+        let one = "running 1 test\n";
+        assert!(judge(Some(&ended(0, one)), 1, true).is_err());
+        assert!(judge(Some(&ended(0, "running 0 tests\n")), 1, false).is_err());
+        assert!(judge(Some(&ended(0, one)), 2, false).is_err());
         assert_eq!(
-            judge(Some(&ended(101 << 8, "running 1 test")), true).unwrap(),
+            judge(Some(&ended(101 << 8, one)), 1, true).unwrap(),
             "fails"
         );
-        assert_eq!(
-            judge(Some(&ended(6, "running 1 test")), true).unwrap(),
-            "crashes"
-        );
-        assert!(judge(None, true).unwrap().starts_with("hangs"));
-        assert!(judge(None, false).is_err());
-        assert!(judge(Some(&ended(101 << 8, "running 1 test")), false).is_err());
+        assert_eq!(judge(Some(&ended(6, one)), 1, true).unwrap(), "crashes");
+        assert!(judge(None, 1, true).unwrap().starts_with("hangs"));
+        assert!(judge(None, 1, false).is_err());
+        assert!(judge(Some(&ended(101 << 8, one)), 1, false).is_err());
+        assert_eq!(judge(Some(&ended(0, one)), 1, false).unwrap(), "passes");
     }
 }
