@@ -80,3 +80,68 @@ impl<T> DoubleBuffer<T> {
         self.copies[current].with(|copy| unsafe { &*copy })
     }
 }
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::SeqCst},
+        thread,
+        vec::Vec,
+    };
+
+    use super::*;
+    use crate::sync::Mutex;
+
+    #[test]
+    fn an_edit_reaches_both_copies_once() {
+        let registry = Registry::new();
+        let buffer = DoubleBuffer::new(Vec::new, 1, 2);
+        let lock = Mutex::new(());
+        let mut writer = lock.lock();
+        let seat = registry.seat();
+        for number in 0..4 {
+            let length = buffer.change(&mut writer, &registry, |value| {
+                value.push(number);
+                value.len()
+            });
+            assert_eq!(length, number + 1);
+            let expected: Vec<usize> = (0..=number).collect();
+            assert_eq!(buffer.read_as_writer(&writer), &expected);
+            assert_eq!(buffer.read(&registry.pin(&seat)), &expected);
+            assert_eq!(buffer.generation(), 1 + 2 * (number as u64 + 1));
+        }
+    }
+
+    #[test]
+    fn a_reader_sees_one_value_for_as_long_as_it_is_inside() {
+        let registry = Registry::new();
+        let buffer = DoubleBuffer::new(|| [0u64; 8], 0, 1);
+        let lock = Mutex::new(());
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let seat = registry.seat();
+                    let mut last = 0;
+                    while !stop.load(SeqCst) {
+                        let inside = registry.pin(&seat);
+                        let generation = buffer.generation();
+                        let value = buffer.read(&inside);
+                        let first = value[0];
+                        thread::yield_now();
+                        assert!(value.iter().all(|part| *part == first), "{value:?}");
+                        assert!(first >= last && first >= generation, "an older value");
+                        last = first;
+                    }
+                });
+            }
+            for number in 1..=500 {
+                let mut writer = lock.lock();
+                buffer.change(&mut writer, &registry, |value| {
+                    value.iter_mut().for_each(|part| *part = number);
+                });
+            }
+            stop.store(true, SeqCst);
+        });
+    }
+}
