@@ -306,6 +306,11 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
             let dry = core::cell::Cell::new(false);
             let plan = Sweep::leaves(range);
             let (session, _) = sweep(session, &root, plan, refill, |session, run| {
+                // Withdrawn since the list was made, or while this yielded: no vCPU writes through it any more, and what it
+                // maps is counted elsewhere.
+                if root.is_invalid() {
+                    return Visit::Done(Flush::None);
+                }
                 if let Some(bottom) = run.bottom() {
                     protect_bottom::<F>(TdpMmu::<F, H>::TAKE, &run, bottom, taken);
                     return Visit::Done(Flush::None);
