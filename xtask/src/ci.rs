@@ -4,19 +4,20 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, sanitize,
-    structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, pitfalls,
+    sanitize, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 17] = [
+const CHECKS: [Check; 18] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
     ("metrics", metrics::run),
     ("units", units::run),
     ("pages", pages::run),
+    ("pitfalls", pitfalls::run),
     ("lint", lint::clippy),
     ("doc", lint::doc),
     ("crates", crates::run),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 /// The command as one would type it.
 pub(crate) fn line(command: &Command) -> String {
@@ -100,6 +100,21 @@ fn wait(child: &mut Child, bound: Duration) -> anyhow::Result<Option<ExitStatus>
 pub(crate) fn bounded(command: &mut Command, bound: Duration) -> anyhow::Result<Ended> {
     let shown = line(command);
     println!("{shown}");
+    limited(command, bound)?.map_err(|stderr| {
+        let (limit, said) = (bound.as_secs(), stderr.trim_end());
+        anyhow!("{shown}: still running after {limit} s, killed\n{said}")
+    })
+}
+
+/// Runs a command for at most `bound`, quietly. When it had to be killed, `Err` has what it said on standard error.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn limited(
+    command: &mut Command,
+    bound: Duration,
+) -> anyhow::Result<Result<Ended, String>> {
+    let shown = line(command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -115,18 +130,14 @@ pub(crate) fn bounded(command: &mut Command, bound: Duration) -> anyhow::Result<
     }
     let join = |reader: thread::JoinHandle<String>| reader.join().unwrap_or_default();
     let (stdout, stderr) = (join(stdout), join(stderr));
-    match status {
+    Ok(match status {
         Some(status) => Ok(Ended {
             status,
             stdout,
             stderr,
         }),
-        None => bail!(
-            "{shown}: still running after {} s, killed\n{}",
-            bound.as_secs(),
-            stderr.trim_end()
-        ),
-    }
+        None => Err(stderr),
+    })
 }
 
 #[cfg(test)]

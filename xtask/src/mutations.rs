@@ -1,0 +1,427 @@
+//! `cargo xtask mutations`: puts historical bugs back, one at a time, and demands that a test notices.
+//!
+//! A mutation is a patch in `tests/mutations`, whose first lines say which pitfall of `docs/pitfalls.md` it is and which test must
+//! fail. The work is done on a copy of `mmu` and `arch` below `target/mutations`, a workspace of its own with build artefacts
+//! of its own, so the sources are never touched and an interrupted run leaves nothing. One format of each kind is compiled
+//! (`few_formats`), little optimised: what takes time is compiling.
+//!
+//! For each patch: it applies, the copy builds, and its test fails, or hangs until its bound, where the unpatched one passed. A
+//! patch that does not apply, does not compile, or whose test does not exist is a fault like a bug that nobody noticed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    shell::{self, Ended},
+    tally::Tally,
+    workspace::Workspace,
+};
+
+/// Where the patches are.
+pub(crate) const FOLDER: &str = "tests/mutations";
+/// The crates that are patched.
+const CRATES: [&str; 2] = ["mmu", "arch"];
+/// For one test; what runs longer hangs.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Which ones.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Only patches whose names contain this, e.g. `27`
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+/// A bug that can be put back.
+#[derive(Debug)]
+pub(crate) struct Mutation {
+    /// File name without its ending.
+    pub(crate) name: String,
+    pub(crate) pitfall: u32,
+    pub(crate) path: PathBuf,
+    test: Test,
+}
+
+/// The test that must fail: `cargo test -p <package> <target> <name>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Test {
+    package: String,
+    /// `--lib`, or `--test` with its name.
+    target: Vec<String>,
+    name: String,
+}
+
+/// A built test program.
+struct Program {
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+/// All patches, by name.
+///
+/// # Errors
+/// When the folder cannot be read, or a patch does not say what it is.
+pub(crate) fn all(workspace: &Workspace) -> anyhow::Result<Vec<Mutation>> {
+    let paths = workspace.files(&[FOLDER], &[".patch"])?;
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = workspace.read(&path)?;
+            mutation(&path, &text).with_context(|| path.display().to_string())
+        })
+        .collect()
+}
+
+fn mutation(path: &Path, text: &str) -> anyhow::Result<Mutation> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
+    let (pitfall, _) = line("# Pitfall ")
+        .and_then(|rest| rest.split_once(": "))
+        .ok_or_else(|| anyhow!("no line `# Pitfall N: what it breaks.`"))?;
+    let test = line("# Test: cargo test -p ").and_then(test_of);
+    Ok(Mutation {
+        name: name.into_owned(),
+        pitfall: pitfall.parse().context("the pitfall's number")?,
+        path: path.to_owned(),
+        test: test.ok_or_else(|| anyhow!("no line `# Test: cargo test -p P --test T name`"))?,
+    })
+}
+
+fn test_of(rest: &str) -> Option<Test> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let (package, target, name) = match words[..] {
+        [package, "--lib", name] => (package, vec!["--lib"], name),
+        [package, "--test", target, name] => (package, vec!["--test", target], name),
+        _ => return None,
+    };
+    Some(Test {
+        package: package.to_owned(),
+        target: target.into_iter().map(str::to_owned).collect(),
+        name: name.to_owned(),
+    })
+}
+
+/// `git apply` in `folder`, whatever repository that is in.
+fn apply(folder: &Path, patch: &Path, how: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("git");
+    command
+        .current_dir(folder)
+        .arg("apply")
+        .args(how)
+        .arg(patch);
+    if let Some(parent) = folder.parent() {
+        command.env("GIT_CEILING_DIRECTORIES", parent);
+    }
+    shell::output(&mut command).map(drop)
+}
+
+/// Whether a patch still fits the sources.
+///
+/// # Errors
+/// When it does not.
+pub(crate) fn check(workspace: &Workspace, mutation: &Mutation) -> anyhow::Result<()> {
+    apply(
+        &workspace.root,
+        &workspace.root.join(&mutation.path),
+        &["--check"],
+    )
+}
+
+/// Puts each bug back.
+///
+/// # Errors
+/// When the copy cannot be made or does not build unpatched.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
+    let mutations: Vec<Mutation> = all(workspace)?
+        .into_iter()
+        .filter(|mutation| mutation.name.contains(&options.only))
+        .collect();
+    if mutations.is_empty() {
+        bail!("no patch in {FOLDER} has {:?} in its name", options.only);
+    }
+    let copy = Copy::make(workspace)?;
+    let begin = Instant::now();
+    let mut tally = Tally::default();
+    tally.add(copy.unpatched(&mutations)?);
+    for mutation in &mutations {
+        let start = Instant::now();
+        let verdict = copy.with(workspace, mutation, |copy| copy.fails(&mutation.test));
+        let (caught, how) = match verdict {
+            Ok(how) => (true, how.to_owned()),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        let word = if caught { "caught" } else { "NOT CAUGHT" };
+        let (name, test) = (&mutation.name, &mutation.test.name);
+        let took = start.elapsed().as_secs_f64();
+        println!("{name:<36} {word:<10} {took:>5.1} s  {test}: {how}");
+        tally.add(if caught {
+            Tally::passed()
+        } else {
+            Tally::failed()
+        });
+    }
+    println!("in all {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(tally)
+}
+
+/// What is patched.
+struct Copy {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    /// Brings the copy up to date. What did not change keeps its time, so cargo builds only what is needed.
+    fn make(workspace: &Workspace) -> anyhow::Result<Self> {
+        let folder = workspace.target_dir()?.join("mutations");
+        let copy = Self {
+            root: folder.join("tree"),
+            target: folder.join("target"),
+        };
+        let manifest = workspace.read("Cargo.toml")?;
+        copy.write(Path::new("Cargo.toml"), manifest_of(&manifest)?.as_bytes())?;
+        if !copy.root.join("Cargo.lock").exists() {
+            fs::copy(
+                workspace.root.join("Cargo.lock"),
+                copy.root.join("Cargo.lock"),
+            )?;
+        }
+        for name in CRATES {
+            let files = workspace.files(&[name], &[""])?;
+            for file in &files {
+                copy.write(file, &fs::read(workspace.root.join(file))?)?;
+            }
+            copy.forget(name, &files)?;
+        }
+        Ok(copy)
+    }
+
+    fn write(&self, file: &Path, text: &[u8]) -> anyhow::Result<()> {
+        let to = self.root.join(file);
+        if fs::read(&to).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&to, text).with_context(|| format!("writing {}", to.display()))
+    }
+
+    /// Removes files that the sources do not have.
+    fn forget(&self, name: &str, files: &[PathBuf]) -> anyhow::Result<()> {
+        let own = Workspace {
+            root: self.root.clone(),
+        };
+        for file in own.files(&[name], &[""])? {
+            if !files.contains(&file) {
+                fs::remove_file(self.root.join(file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All tests that patches name, on the sources as they are: each must pass.
+    fn unpatched(&self, mutations: &[Mutation]) -> anyhow::Result<Tally> {
+        let mut programs: Vec<(&Test, Vec<&str>)> = Vec::new();
+        for Mutation { test, .. } in mutations {
+            let same = |(other, _): &&mut (&Test, Vec<&str>)| {
+                (&other.package, &other.target) == (&test.package, &test.target)
+            };
+            match programs.iter_mut().find(same) {
+                Some((_, names)) if names.contains(&test.name.as_str()) => {}
+                Some((_, names)) => names.push(&test.name),
+                None => programs.push((test, vec![&test.name])),
+            }
+        }
+        let mut tally = Tally::default();
+        for (test, names) in programs {
+            let bound = BOUND.saturating_mul(u32::try_from(names.len())?);
+            let ended = self.run(&self.build(test)?, &names, bound)?;
+            let target = test.target.join(" ");
+            match judge(ended.as_ref(), names.len(), false) {
+                Ok(_) => {
+                    println!(
+                        "-p {} {target}: {} tests pass unpatched",
+                        test.package,
+                        names.len()
+                    );
+                    tally.add(Tally::passed());
+                }
+                Err(error) => {
+                    eprintln!("-p {} {target}, unpatched: {error:#}", test.package);
+                    tally.add(Tally::failed());
+                }
+            }
+        }
+        Ok(tally)
+    }
+
+    /// Does something with a patch applied.
+    fn with<R>(
+        &self,
+        workspace: &Workspace,
+        mutation: &Mutation,
+        act: impl FnOnce(&Self) -> anyhow::Result<R>,
+    ) -> anyhow::Result<R> {
+        let patch = workspace.root.join(&mutation.path);
+        apply(&self.root, &patch, &[]).context("the patch does not apply")?;
+        let result = act(self);
+        apply(&self.root, &patch, &["--reverse"]).context("taking the patch back")?;
+        result
+    }
+
+    /// Builds and runs a test that must fail; says how it did.
+    fn fails(&self, test: &Test) -> anyhow::Result<&'static str> {
+        let ended = self.run(&self.build(test)?, &[&test.name], BOUND)?;
+        judge(ended.as_ref(), 1, true)
+    }
+
+    /// `None`: it had to be ended.
+    fn run(
+        &self,
+        program: &Program,
+        names: &[&str],
+        bound: Duration,
+    ) -> anyhow::Result<Option<Ended>> {
+        let mut command = Command::new(&program.path);
+        command.current_dir(&program.folder);
+        command
+            .arg("--exact")
+            .args(names)
+            .env("RUST_BACKTRACE", "0");
+        Ok(shell::limited(&mut command, bound)?.ok())
+    }
+
+    fn build(&self, test: &Test) -> anyhow::Result<Program> {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(&self.root);
+        for name in ["slat-mmu", "slat-arch"] {
+            command.arg("--config");
+            command.arg(format!(
+                "profile.dev.package.{name}.opt-level={}",
+                u32::from(name == "slat-mmu")
+            ));
+        }
+        command.args(["test", "--quiet", "--offline", "--no-run"]);
+        command.args(["--message-format=json", "-p", &test.package]);
+        command.args(&test.target);
+        command.env("RUSTFLAGS", "--cfg few_formats -Awarnings");
+        command.env("CARGO_TARGET_DIR", &self.target);
+        let said = shell::output(&mut command).map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().find(|line| line.starts_with("error"));
+            anyhow!("does not build: {}", first.unwrap_or(text.as_str()))
+        })?;
+        let wanted = match &test.target[..] {
+            [_, name] => name.clone(),
+            _ => test.package.replace('-', "_"),
+        };
+        said.lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find_map(|message| {
+                let path = message["executable"].as_str()?;
+                let manifest = Path::new(message["manifest_path"].as_str()?);
+                (message["target"]["name"] == wanted.as_str()).then(|| Program {
+                    path: path.into(),
+                    folder: manifest.parent().unwrap_or(Path::new(".")).to_owned(),
+                })
+            })
+            .ok_or_else(|| anyhow!("cargo built no test program {wanted}"))
+    }
+}
+
+/// What the end of a test program says that was to run `count` tests; `None`: it did not end.
+fn judge(ended: Option<&Ended>, count: usize, broken: bool) -> anyhow::Result<&'static str> {
+    let plural = if count == 1 { "test" } else { "tests" };
+    let header = format!("running {count} {plural}\n");
+    match (ended, broken) {
+        (Some(ended), _) if !ended.stdout.contains(&header) => bail!("there are no such {plural}"),
+        (Some(ended), false) if ended.status.success() => Ok("passes"),
+        (Some(ended), false) => bail!("fails\n{}{}", ended.stdout, ended.stderr),
+        (None, false) => bail!("still runs at its bound"),
+        (Some(ended), true) if ended.status.success() => bail!("passes"),
+        (Some(ended), true) if ended.status.code().is_none() => Ok("crashes"),
+        (Some(_), true) => Ok("fails"),
+        (None, true) => Ok("hangs, ended at the bound"),
+    }
+}
+
+/// The workspace's manifest with the patched crates alone.
+fn manifest_of(text: &str) -> anyhow::Result<String> {
+    let mut found = false;
+    let members = CRATES.map(|name| format!("{name:?}")).join(", ");
+    let lines = text.lines().filter_map(|line| {
+        if line.starts_with("members = [") && line.ends_with(']') {
+            found = true;
+            return Some(format!("members = [{members}]"));
+        }
+        (!line.starts_with("default-members")).then(|| line.to_owned())
+    });
+    let manifest: Vec<String> = lines.collect();
+    if !found {
+        bail!("Cargo.toml has no line `members = [...]`");
+    }
+    Ok(manifest.join("\n") + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_patch_says_what_it_is() {
+        let text = "# Pitfall 7: breaks x.\n# Test: cargo test -p slat-arch --test history a::b\n--- a/x\n";
+        let found = mutation(Path::new("tests/mutations/07-x.patch"), text).unwrap();
+        assert_eq!((found.name.as_str(), found.pitfall), ("07-x", 7));
+        assert_eq!(found.test.target, ["--test", "history"]);
+        assert_eq!(
+            (found.test.package.as_str(), found.test.name.as_str()),
+            ("slat-arch", "a::b")
+        );
+        assert!(mutation(Path::new("x.patch"), "# Pitfall 7: breaks x.\n").is_err());
+        assert!(test_of("slat-arch history a::b").is_none());
+    }
+
+    #[test]
+    fn the_copy_has_the_patched_crates_alone() {
+        let manifest = "[workspace]\nmembers = [\"proto\", \"mmu\"]\ndefault-members = [\"cli\"]\n[profile.dev]\n";
+        let copy = manifest_of(manifest).unwrap();
+        assert_eq!(
+            copy,
+            "[workspace]\nmembers = [\"mmu\", \"arch\"]\n[profile.dev]\n"
+        );
+        assert!(manifest_of("[workspace]\n").is_err());
+    }
+
+    #[test]
+    fn only_a_test_that_ran_and_failed_has_caught_anything() {
+        let ended = |raw, stdout: &str| Ended {
+            status: std::process::ExitStatus::from_raw(raw),
+            stdout: stdout.to_owned(),
+            stderr: String::new(),
+        };
+        let one = "running 1 test\n";
+        assert!(judge(Some(&ended(0, one)), 1, true).is_err());
+        assert!(judge(Some(&ended(0, "running 0 tests\n")), 1, false).is_err());
+        assert!(judge(Some(&ended(0, one)), 2, false).is_err());
+        assert_eq!(
+            judge(Some(&ended(101 << 8, one)), 1, true).unwrap(),
+            "fails"
+        );
+        assert_eq!(judge(Some(&ended(6, one)), 1, true).unwrap(), "crashes");
+        assert!(judge(None, 1, true).unwrap().starts_with("hangs"));
+        assert!(judge(None, 1, false).is_err());
+        assert!(judge(Some(&ended(101 << 8, one)), 1, false).is_err());
+        assert_eq!(judge(Some(&ended(0, one)), 1, false).unwrap(), "passes");
+    }
+}
