@@ -30,13 +30,6 @@ fn build(stage: GuestStage) -> (Arc<Arena>, Box<dyn SecondStage>) {
     (arena, mmu)
 }
 
-/// Fewer where each access costs a hundred times as much: under Miri, and as ThreadSanitizer's run says.
-fn rounds() -> u64 {
-    let said = std::env::var("SLAT_PARALLEL_ROUNDS").ok();
-    let small = if cfg!(miri) { 1 } else { 60 };
-    said.map_or(small, |rounds| rounds.parse().expect("a number"))
-}
-
 fn settled(arena: &Arena, mmu: Box<dyn SecondStage>) {
     mmu.zap_all();
     mmu.reclaim();
@@ -83,7 +76,7 @@ fn faults_in_parallel_with_everything_else() {
                 });
             }
             let mut bitmap = vec![0; PAGES as usize / 64];
-            for round in 0..rounds() {
+            for round in 0..20u64 {
                 mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
                 for _ in 0..4 {
                     mmu.harvest_dirty_log(0, &mut bitmap).unwrap();

@@ -76,7 +76,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let seat = self.registry.seat();
         let noted: alloc::vec::Vec<Pfn> = {
             let noted = self.nx_tables.0.lock();
-            noted.iter().take(most).copied().collect()
+            noted.iter().copied().collect()
         };
         let mut zapped = 0;
         // One session for each address space: what is owed is owed to one.
@@ -85,6 +85,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let cause = FlushCause::NxRecovery;
             let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
             for &pfn in &noted {
+                if zapped >= most {
+                    break;
+                }
                 let page = self.tables.header(pfn).snapshot(pfn);
                 let Some(page) = page.filter(|page| page.role.as_id == as_id) else {
                     continue;
