@@ -155,7 +155,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
         let start = Instant::now();
         let verdict = copy.with(workspace, mutation, |copy| copy.fails(&mutation.test));
         let (caught, how) = match verdict {
-            Ok(how) => (true, how.to_owned()),
+            Ok(how) => (true, how),
             Err(error) => (false, format!("{error:#}")),
         };
         let word = if caught { "caught" } else { "NOT CAUGHT" };
@@ -279,9 +279,11 @@ impl Copy {
     }
 
     /// Builds and runs a test that must fail; says how it did.
-    fn fails(&self, test: &Test) -> anyhow::Result<&'static str> {
+    fn fails(&self, test: &Test) -> anyhow::Result<String> {
         let ended = self.run(&self.build(test)?, &[&test.name], BOUND)?;
-        judge(ended.as_ref(), 1, true)
+        let how = judge(ended.as_ref(), 1, true)?;
+        let why = ended.as_ref().and_then(|ended| panic_of(&ended.stdout));
+        Ok(why.map_or_else(|| how.to_owned(), |why| format!("{how}: {why}")))
     }
 
     /// `None`: it had to be ended.
@@ -354,6 +356,13 @@ fn judge(ended: Option<&Ended>, count: usize, broken: bool) -> anyhow::Result<&'
     }
 }
 
+/// What the first panic says.
+fn panic_of(stdout: &str) -> Option<&str> {
+    let mut lines = stdout.lines();
+    lines.find(|line| line.contains(" panicked at "))?;
+    lines.next()
+}
+
 /// The workspace's manifest with the patched crates alone.
 fn manifest_of(text: &str) -> anyhow::Result<String> {
     let mut found = false;
@@ -401,6 +410,14 @@ mod tests {
             "[workspace]\nmembers = [\"mmu\", \"arch\"]\n[profile.dev]\n"
         );
         assert!(manifest_of("[workspace]\n").is_err());
+    }
+
+    #[test]
+    fn why_a_test_failed_is_said() {
+        let stdout =
+            "---- a stdout ----\n\nthread 'a' (7) panicked at x.rs:1:2:\nleft is not right\nnote\n";
+        assert_eq!(panic_of(stdout), Some("left is not right"));
+        assert_eq!(panic_of("ok\n"), None);
     }
 
     #[test]

@@ -89,7 +89,9 @@ fn an_invalidation_ends_though_its_slot_went() {
             "{}",
             rig.stage
         );
+        rig.mmu.delete_slot(0).unwrap();
         rig.mmu.invalidate_end(token);
+        rig.slot(0, 0, GIGA);
         assert_eq!(
             rig.fault(&mut vcpu, 5, Access::Read),
             FaultOutcome::Fixed {

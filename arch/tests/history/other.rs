@@ -1,7 +1,8 @@
 //! Statistics, device memory, bounds, slots and attributes: pitfalls 55 to 60.
 
 use slat_mmu::{
-    Access, FaultOutcome, Gfn, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotSpec, WalkFault,
+    Access, Fault, FaultOutcome, Gfn, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotSpec,
+    WalkFault,
 };
 
 use crate::rig::{GIGA, HUGE, each, each_with, range};
@@ -51,31 +52,22 @@ fn an_entry_for_a_hole_never_outlives_a_round_of_generations() {
             "{}",
             rig.stage
         );
-        // A slot comes and goes elsewhere: three generations. 2^bits is no multiple of three, so the round ends in between.
-        let mut left = 1u64 << bits;
-        while left > 0 {
+        // A slot comes and goes elsewhere: three generations.
+        for _ in 0..((1u64 << bits) - 6) / 3 {
             rig.slot(1, 4 * GIGA, 1);
             rig.mmu.delete_slot(1).unwrap();
-            left = left.saturating_sub(3);
-            if left < 6 {
-                let found = rig.mmu.access(&mut vcpu, Gfn(hole), Access::Read);
-                assert_eq!(
-                    found,
-                    Err(WalkFault::NotPresent),
-                    "{}: {left} generations left",
-                    rig.stage
-                );
-            }
         }
-        for _ in 0..3 {
-            rig.slot(1, 4 * GIGA, 1);
-            assert_eq!(
-                rig.mmu.access(&mut vcpu, Gfn(hole), Access::Read),
-                Err(WalkFault::NotPresent),
-                "{}",
-                rig.stage
-            );
-            rig.mmu.delete_slot(1).unwrap();
+        // One by one over the place where the round ends.
+        rig.slot(1, 4 * GIGA, 1);
+        for step in 0..12 {
+            let flags = if step % 2 == 0 {
+                SlotFlags::LOG_DIRTY
+            } else {
+                SlotFlags::empty()
+            };
+            rig.mmu.set_slot_flags(1, flags).unwrap();
+            let found = rig.mmu.access(&mut vcpu, Gfn(hole), Access::Read);
+            assert_eq!(found, Err(WalkFault::NotPresent), "{}: {step}", rig.stage);
         }
     });
 }
@@ -137,6 +129,32 @@ fn nx_recovery_leaves_logged_slots_alone() {
             "{}",
             rig.stage
         );
+    });
+}
+
+#[test]
+fn nx_recovery_is_not_held_up_by_logged_slots() {
+    each_with(MmuConfig::default().with_nx_huge_pages(true), |rig| {
+        if !rig.mmu.format().nx_huge_pages {
+            return;
+        }
+        let mut vcpu = rig.mmu.vcpu();
+        rig.slot(1, 2 * GIGA, GIGA);
+        let at_most_2m = |gfn| Fault::new(Gfn(gfn), Access::Execute).with_max_level(Level::SIZE_2M);
+        // Noted one by one, the logged slot's before and after the other's.
+        for gfn in [0, 2 * GIGA, HUGE] {
+            let outcome = rig.mmu.fault(&mut vcpu, at_most_2m(gfn));
+            assert_eq!(
+                outcome,
+                FaultOutcome::Fixed {
+                    level: Level::SIZE_4K
+                }
+            );
+        }
+        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        assert_eq!(rig.mmu.recover_nx_huge_pages(1), 1, "{}", rig.stage);
+        assert!(rig.mmu.translate(Gfn(2 * GIGA)).is_none(), "{}", rig.stage);
+        assert_eq!(rig.mmu.recover_nx_huge_pages(1), 0, "{}", rig.stage);
     });
 }
 

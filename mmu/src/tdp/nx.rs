@@ -85,6 +85,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let cause = FlushCause::NxRecovery;
             let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
             for &pfn in &noted {
+                // Of those that may go: tables of logged slots do not hold up the others.
                 if zapped >= most {
                     break;
                 }
