@@ -30,7 +30,7 @@ const PAGES: u64 = 1024 + 16;
 const BASE: u64 = 512 * 3;
 const HOST: u64 = 512 * 64;
 const CPUS: usize = 2;
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 7;
 
 /// A CPU that uses no TLB entry: in the host, or ended.
 const OUTSIDE: usize = usize::MAX;

@@ -76,7 +76,7 @@ fn faults_in_parallel_with_everything_else() {
                 });
             }
             let mut bitmap = vec![0; PAGES as usize / 64];
-            for round in 0..60u64 {
+            for round in 0..20u64 {
                 mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
                 for _ in 0..4 {
                     mmu.harvest_dirty_log(0, &mut bitmap).unwrap();

@@ -57,7 +57,9 @@ struct Machine {
     revoked: Vec<AtomicBool>,
     /// Bit n: the slot may be at `PLACES[n]`.
     places: AtomicU64,
-    failed: AtomicBool,
+    /// The host does not move a slot while it takes the slot's memory back: an invalidation names guest frames, and would
+    /// not cover the memory at its new place.
+    layout: shuttle::sync::Mutex<()>,
 }
 
 /// The vCPU is outside the guest and obeys before it uses anything again.
@@ -108,7 +110,7 @@ impl Vm {
             memory: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
             revoked: (0..PAGES).map(|_| AtomicBool::new(false)).collect(),
             places: AtomicU64::new(1),
-            failed: AtomicBool::new(false),
+            layout: Default::default(),
         });
         let start = match random(2) {
             0 => DirtyLogStart::Protected,
@@ -214,16 +216,16 @@ impl Vm {
     fn notify(&self) {
         let page = TOUCHED[random(TOUCHED.len() as u64) as usize];
         let machine = &self.machine;
+        let layout = machine.layout.lock().unwrap();
         let gfn = Gfn(self.place() + page);
         let token = self
             .mmu
             .invalidate_begin_in(0, GfnRange::new(gfn, 1), random(2) == 0);
-        if machine.places.load(SeqCst).count_ones() == 1 && gfn.0 == self.place() + page {
-            machine.revoked[page as usize].store(true, SeqCst);
-            thread::yield_now();
-            machine.revoked[page as usize].store(false, SeqCst);
-        }
+        machine.revoked[page as usize].store(true, SeqCst);
+        thread::yield_now();
+        machine.revoked[page as usize].store(false, SeqCst);
         self.mmu.invalidate_end(token);
+        drop(layout);
     }
 
     fn churn(&self, rounds: usize) {
@@ -278,7 +280,6 @@ impl Machine {
             None
         };
         if let Some(wrong) = wrong {
-            self.failed.store(true, SeqCst);
             panic!("stale translation: {gfn} leads to {wrong}");
         }
     }
@@ -364,6 +365,7 @@ fn slots(stage: GuestStage) {
     let churn = spawn(&vm, |vm| vm.churn(4));
     let places = &vm.machine.places;
     for _ in 0..3 {
+        let _layout = vm.machine.layout.lock().unwrap();
         match random(3) {
             0 => {
                 vm.mmu.delete_slot(0).unwrap();

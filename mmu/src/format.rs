@@ -99,17 +99,21 @@ pub enum DirtyLogPolicy {
     DirtyBit,
 }
 
-/// The instruction that carries out a [`Flush`](crate::Flush) on this architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlushPrimitive {
-    /// `INVEPT`, single-context: a ranged flush costs a full one (Intel SDM vol. 3, "INVEPT").
-    Invept,
-    /// `TLB_CONTROL` in the VMCB: by ASID (AMD APM vol. 2, "TLB Control").
-    TlbControl,
-    /// `HFENCE.GVMA` by address and VMID (RISC-V privileged spec, "Hypervisor Memory-Management Fence").
-    HfenceGvma,
-    /// `TLBI IPAS2E1IS` by address, `TLBI VMALLS12E1IS` for all (Arm ARM, "TLB maintenance instructions").
-    TlbiIpas2,
+/// The instruction that carries out a [`Flush`](crate::Flush) on this architecture, by the name that its manual gives it. The
+/// MMU only hands it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlushPrimitive(&'static str);
+
+impl FlushPrimitive {
+    /// For example `INVEPT`.
+    pub const fn new(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// The manual's name.
+    pub const fn name(self) -> &'static str {
+        self.0
+    }
 }
 
 /// A second-stage page-table format.

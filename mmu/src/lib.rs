@@ -2,7 +2,7 @@
 //!
 //! [`TdpMmu`] owns one guest's memory slots and page tables: it maps on fault, logs writes, unmaps, splits and recovers huge
 //! mappings, and has TLBs flushed. Faults run in parallel and walks without a lock. What an entry looks like is a [`Format`],
-//! which the `slat-arch` crate implements for x86, RISC-V and arm64; where tables live is a [`TableMemory`]; who flushes is a
+//! which the `slat-arch` crate implements for each architecture; where tables live is a [`TableMemory`]; who flushes is a
 //! [`Host`]. [`SecondStage`] is the same MMU without its type parameters, for a backend that learns the format at run time.
 //!
 //! The terms are KVM's; the algorithms follow Linux's TDP MMU in idea (Documentation/virt/kvm/mmu.rst, locking.rst), made
@@ -80,7 +80,7 @@
 //!
 //! # Adding an architecture
 //!
-//! Implement [`Format`]; nothing here changes. `slat-arch`'s front page goes through it step by step with arm64.
+//! Implement [`Format`]; nothing here changes. `slat-arch`'s front page goes through it step by step.
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -96,7 +96,7 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = true;
-    const FLUSH: FlushPrimitive = FlushPrimitive::TlbiIpas2;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("TLBI IPAS2E1IS");
     const EXECUTE_ONLY: bool = true;
 
     #[inline]

@@ -118,7 +118,7 @@ unsafe impl<const LEVELS: usize> Format for GStage<LEVELS> {
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
     const INSTALL_NEEDS_FENCE: bool = true;
     const BREAK_BEFORE_MAKE: bool = false;
-    const FLUSH: FlushPrimitive = FlushPrimitive::HfenceGvma;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("HFENCE.GVMA");
     const EXECUTE_ONLY: bool = true;
 
     #[inline]

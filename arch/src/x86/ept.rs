@@ -157,7 +157,7 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     /// Entries that are not present are never cached (SDM vol. 3C, "Information That May Be Cached").
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
-    const FLUSH: FlushPrimitive = FlushPrimitive::Invept;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("INVEPT");
     const MMIO_GENERATION_BITS: u32 = GENERATION_BITS;
     const EXECUTE_ONLY: bool = true;
     const NX_HUGE_PAGES: bool = true;

@@ -127,7 +127,7 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
     /// Entries that are not present are never cached (APM vol. 2, "Translation-Lookaside Buffer (TLB)").
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
-    const FLUSH: FlushPrimitive = FlushPrimitive::TlbControl;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("TLB_CONTROL");
     const MMIO_GENERATION_BITS: u32 = GENERATION_BITS;
     const NX_HUGE_PAGES: bool = false;
 

@@ -177,7 +177,8 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// The host is about to take back the memory behind `range`: unmaps it and holds faults off until
     /// [`invalidate_end`](Self::invalidate_end). `may_yield`: vCPUs may fault elsewhere meanwhile; without it the lock is held
-    /// to the end, so the range should be small.
+    /// to the end, so the range should be small. Memory is named by guest frames: until the end, a slot over the range must
+    /// neither be moved nor made anew elsewhere, or faults would map what is being taken at its new place.
     fn invalidate_begin_in(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation;
 
     /// [`invalidate_begin_in`](Self::invalidate_begin_in) address space 0, with yields.
@@ -213,11 +214,21 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// Splits mappings coarser than `target` over `range`, ahead of the faults that would. Needs no flush. False if
     /// table memory ran out; what is left is split on fault.
-    fn split_huge_pages(&self, range: GfnRange, target: Level) -> bool;
+    fn split_huge_pages_in(&self, as_id: u8, range: GfnRange, target: Level) -> bool;
+
+    /// [`split_huge_pages_in`](Self::split_huge_pages_in) address space 0.
+    fn split_huge_pages(&self, range: GfnRange, target: Level) -> bool {
+        self.split_huge_pages_in(0, range, target)
+    }
 
     /// Takes the leave to write from the mapping over `gfn`, if it is of `min_level` or coarser, and flushes: the next write
     /// faults and is judged anew. Whether there was any to take.
-    fn write_protect_gfn(&self, gfn: Gfn, min_level: Level) -> bool;
+    fn write_protect_gfn_in(&self, as_id: u8, gfn: Gfn, min_level: Level) -> bool;
+
+    /// [`write_protect_gfn_in`](Self::write_protect_gfn_in) address space 0.
+    fn write_protect_gfn(&self, gfn: Gfn, min_level: Level) -> bool {
+        self.write_protect_gfn_in(0, gfn, min_level)
+    }
 
     /// Zaps up to `most` of the tables that the NX-huge-page mitigation keeps; returns how many.
     fn recover_nx_huge_pages(&self, most: usize) -> usize;
@@ -227,7 +238,21 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// Unknown slot, no logging, or `bitmap` shorter than the slot's pages / 64, rounded up.
-    fn get_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<(), DirtyLogError>;
+    fn get_dirty_log_in(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        bitmap: &mut [u64],
+    ) -> Result<(), DirtyLogError>;
+
+    /// [`get_dirty_log_in`](Self::get_dirty_log_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn get_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<(), DirtyLogError> {
+        self.get_dirty_log_in(0, id, bitmap)
+    }
 
     /// Clears those bits that are set both in `bitmap` and in the slot's, and protects their pages
     /// (`KVM_CLEAR_DIRTY_LOG`). `first_page` is relative to the slot and a multiple of 64; so is `num_pages`, unless it
@@ -236,13 +261,29 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// Each of [`DirtyLogError`].
+    fn clear_dirty_log_in(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        first_page: u64,
+        num_pages: u64,
+        bitmap: &[u64],
+    ) -> Result<u64, DirtyLogError>;
+
+    /// [`clear_dirty_log_in`](Self::clear_dirty_log_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     fn clear_dirty_log(
         &self,
         id: SlotId,
         first_page: u64,
         num_pages: u64,
         bitmap: &[u64],
-    ) -> Result<u64, DirtyLogError>;
+    ) -> Result<u64, DirtyLogError> {
+        self.clear_dirty_log_in(0, id, first_page, num_pages, bitmap)
+    }
 
     /// Takes all dirty bits of a slot, protects their pages, and *adds* the bits to `bitmap` (`KVM_GET_DIRTY_LOG` without
     /// manual protection). Returns how many; their pages may be read.
@@ -250,24 +291,62 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// As for [`get_dirty_log`](Self::get_dirty_log).
-    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<u64, DirtyLogError>;
+    fn harvest_dirty_log_in(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        bitmap: &mut [u64],
+    ) -> Result<u64, DirtyLogError>;
+
+    /// [`harvest_dirty_log_in`](Self::harvest_dirty_log_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<u64, DirtyLogError> {
+        self.harvest_dirty_log_in(0, id, bitmap)
+    }
 
     /// Marks pages dirty that the host wrote, that hardware logged, or whose harvested bits are given back. Frames
     /// outside logged slots are passed over. Returns how many pages were marked.
-    fn mark_dirty(&self, range: GfnRange) -> u64;
+    fn mark_dirty_in(&self, as_id: u8, range: GfnRange) -> u64;
+
+    /// [`mark_dirty_in`](Self::mark_dirty_in) address space 0.
+    fn mark_dirty(&self, range: GfnRange) -> u64 {
+        self.mark_dirty_in(0, range)
+    }
 
     /// Dirty pages of a slot now.
     ///
     /// # Errors
     ///
     /// Unknown slot, or no logging.
-    fn dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError>;
+    fn dirty_pages_in(&self, as_id: u8, id: SlotId) -> Result<u64, DirtyLogError>;
+
+    /// [`dirty_pages_in`](Self::dirty_pages_in) address space 0.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError> {
+        self.dirty_pages_in(0, id)
+    }
 
     /// Clears Accessed over `range`; whether any page was used since the last time. No lock, no flush: idle is a hint.
-    fn age(&self, range: GfnRange) -> bool;
+    fn age_in(&self, as_id: u8, range: GfnRange) -> bool;
+
+    /// [`age_in`](Self::age_in) address space 0.
+    fn age(&self, range: GfnRange) -> bool {
+        self.age_in(0, range)
+    }
 
     /// Whether a page of `range` was used since it was last aged.
-    fn test_age(&self, range: GfnRange) -> bool;
+    fn test_age_in(&self, as_id: u8, range: GfnRange) -> bool;
+
+    /// [`test_age_in`](Self::test_age_in) address space 0.
+    fn test_age(&self, range: GfnRange) -> bool {
+        self.test_age_in(0, range)
+    }
 }
 
 impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
@@ -370,6 +449,8 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn zap_all(&self) {
+        // One zapper at a time: when this returns, none is still at work for another.
+        let _slots = self.slots_lock.lock();
         self.do_zap_all();
     }
 
@@ -379,6 +460,7 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn zap_invalidated_roots(&self) {
+        let _slots = self.slots_lock.lock();
         self.do_zap_invalidated_roots();
     }
 
@@ -386,50 +468,61 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         self.tidy();
     }
 
-    fn split_huge_pages(&self, range: GfnRange, target: Level) -> bool {
+    fn split_huge_pages_in(&self, as_id: u8, range: GfnRange, target: Level) -> bool {
         let _slots = self.slots_lock.lock();
-        self.do_split_huge_pages(0, range, target)
+        self.do_split_huge_pages(as_id, range, target)
     }
 
-    fn write_protect_gfn(&self, gfn: Gfn, min_level: Level) -> bool {
-        self.do_write_protect_gfn(0, gfn, min_level)
+    fn write_protect_gfn_in(&self, as_id: u8, gfn: Gfn, min_level: Level) -> bool {
+        self.do_write_protect_gfn(as_id, gfn, min_level)
     }
 
     fn recover_nx_huge_pages(&self, most: usize) -> usize {
         self.do_recover_nx_huge_pages(most)
     }
 
-    fn get_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<(), DirtyLogError> {
-        self.do_get_dirty_log(0, id, bitmap)
+    fn get_dirty_log_in(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        bitmap: &mut [u64],
+    ) -> Result<(), DirtyLogError> {
+        self.do_get_dirty_log(as_id, id, bitmap)
     }
 
-    fn clear_dirty_log(
+    fn clear_dirty_log_in(
         &self,
+        as_id: u8,
         id: SlotId,
         first_page: u64,
         num_pages: u64,
         bitmap: &[u64],
     ) -> Result<u64, DirtyLogError> {
-        self.do_clear_dirty_log(0, id, first_page, num_pages, bitmap)
+        self.do_clear_dirty_log(as_id, id, first_page, num_pages, bitmap)
     }
 
-    fn harvest_dirty_log(&self, id: SlotId, bitmap: &mut [u64]) -> Result<u64, DirtyLogError> {
-        self.do_harvest_dirty_log(0, id, bitmap)
+    fn harvest_dirty_log_in(
+        &self,
+        as_id: u8,
+        id: SlotId,
+        bitmap: &mut [u64],
+    ) -> Result<u64, DirtyLogError> {
+        self.do_harvest_dirty_log(as_id, id, bitmap)
     }
 
-    fn mark_dirty(&self, range: GfnRange) -> u64 {
-        self.do_mark_dirty(0, range)
+    fn mark_dirty_in(&self, as_id: u8, range: GfnRange) -> u64 {
+        self.do_mark_dirty(as_id, range)
     }
 
-    fn dirty_pages(&self, id: SlotId) -> Result<u64, DirtyLogError> {
-        self.do_dirty_pages(0, id)
+    fn dirty_pages_in(&self, as_id: u8, id: SlotId) -> Result<u64, DirtyLogError> {
+        self.do_dirty_pages(as_id, id)
     }
 
-    fn age(&self, range: GfnRange) -> bool {
-        self.do_age(0, range)
+    fn age_in(&self, as_id: u8, range: GfnRange) -> bool {
+        self.do_age(as_id, range)
     }
 
-    fn test_age(&self, range: GfnRange) -> bool {
-        self.do_test_age(0, range)
+    fn test_age_in(&self, as_id: u8, range: GfnRange) -> bool {
+        self.do_test_age(as_id, range)
     }
 }

@@ -80,7 +80,7 @@ unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
     };
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = BREAK;
-    const FLUSH: FlushPrimitive = FlushPrimitive::HfenceGvma;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("none");
 
     fn decode(raw: u64, level: Level) -> Entry {
         if raw == Self::FROZEN {

@@ -5,7 +5,7 @@
 //! EPT leaf of type WT, a global RISC-V leaf) proves nothing about either.
 
 use anyhow::{Context as _, ensure};
-use slat_mmu::{AdPolicy, Entry, FlushPrimitive, Gfn, Leaf, Level, MemoryType, Pfn};
+use slat_mmu::{AdPolicy, Entry, Gfn, Leaf, Level, MemoryType, Pfn};
 
 use super::{
     format::Ops,
@@ -34,11 +34,11 @@ impl Family {
     /// # Errors
     /// When no oracle knows it.
     pub fn of(ops: &Ops) -> anyhow::Result<Self> {
-        match ops.info.flush {
-            FlushPrimitive::Invept => Ok(Self::Ept),
-            FlushPrimitive::TlbControl => Ok(Self::Npt),
-            FlushPrimitive::HfenceGvma => Ok(Self::RiscV),
-            other => anyhow::bail!("no oracle flushes by {other:?}"),
+        match ops.info.flush.name() {
+            "INVEPT" => Ok(Self::Ept),
+            "TLB_CONTROL" => Ok(Self::Npt),
+            "HFENCE.GVMA" => Ok(Self::RiscV),
+            other => anyhow::bail!("no oracle flushes by {other}"),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! # Locking
 //! The MMU serialises its own operations and flushes before they return, so there is little left to lock here. `slots` guards
 //! the list of slots and keeps a slot's host frames in step with the slot; no vCPU takes it, and it is not held while the
-//! dirty log is taken. Below it come the MMU's locks, and below those the shoot-down's ([`Shootdown`] is the MMU's [`Host`]) and the
+//! dirty log is taken. Below it come the MMU's locks, and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the
 //! table memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`]
 //! take none of these for long.
 //!

@@ -53,7 +53,7 @@ unsafe impl<const LEVELS: usize> Format for Toy<LEVELS> {
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
-    const FLUSH: FlushPrimitive = FlushPrimitive::Invept;
+    const FLUSH: FlushPrimitive = FlushPrimitive::new("none");
     const MMIO_GENERATION_BITS: u32 = 3;
     const NX_HUGE_PAGES: bool = true;
 

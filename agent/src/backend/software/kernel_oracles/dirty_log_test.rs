@@ -39,7 +39,11 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
             cpu.idle();
             return Ok(());
         }
+        // Half of the pages written were read before, and may be cached without leave to write.
         let page = cpu.random.below(PAGES);
+        if cpu.random.below(2) == 0 {
+            cpu.read(base + page).map_err(|error| error.to_string())?;
+        }
         let value = iteration.load(Relaxed);
         cpu.write(base + page, value)
             .map_err(|error| error.to_string())?;
