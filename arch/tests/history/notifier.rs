@@ -8,7 +8,7 @@ use std::{
 
 use slat_mmu::{Access, Fault, FaultOutcome, Gfn, Level, PrefaultError};
 
-use crate::rig::{GIGA, HUGE, PATIENCE, contended, each, range};
+use crate::rig::{GIGA, HUGE, PATIENCE, contended, each, each_kind, range};
 
 #[test]
 fn a_lookup_from_before_an_invalidation_is_tried_again() {
@@ -104,7 +104,7 @@ fn an_invalidation_ends_though_its_slot_went() {
 /// Who may not block does not let go of the lock, however many want it.
 #[test]
 fn an_unmap_that_may_not_yield_does_not() {
-    each(|rig| {
+    each_kind(|rig| {
         let begin = Instant::now();
         rig.slot(1, 2 * GIGA, 60 * GIGA);
         let everything = range(0, 62 * GIGA);

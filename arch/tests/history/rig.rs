@@ -105,6 +105,15 @@ unsafe impl TableMemory for Memory {
     }
 }
 
+/// One format of each way to keep Accessed, Dirty and the log.
+const KINDS: [GuestStage; 5] = [
+    GuestStage::Ept4,
+    GuestStage::Ept4NoAd,
+    GuestStage::Npt4,
+    GuestStage::Sv39x4,
+    GuestStage::Arm64Ipa40,
+];
+
 /// Every format.
 #[cfg(not(few_formats))]
 fn stages() -> impl Iterator<Item = GuestStage> {
@@ -121,11 +130,10 @@ fn build(
     stage.build(memory, host, config)
 }
 
-/// One format of each way to keep Accessed, Dirty and the log: `cargo xtask mutations` compiles these tests many times.
+/// `cargo xtask mutations` compiles these tests many times.
 #[cfg(few_formats)]
 fn stages() -> impl Iterator<Item = GuestStage> {
-    use GuestStage::{Arm64Ipa40, Ept4, Ept4NoAd, Npt4, Sv39x4};
-    [Ept4, Ept4NoAd, Npt4, Sv39x4, Arm64Ipa40].into_iter()
+    KINDS.into_iter()
 }
 
 #[cfg(few_formats)]
@@ -169,9 +177,11 @@ impl Rig {
         Self { stage, memory, mmu }
     }
 
-    /// Slot `id` over `pages` from `gfn` on, whose host frames run alike: frame `HOST + gfn` behind frame `gfn`.
+    /// Slot `id` over `pages` from `gfn` on, whose host frames run alike: frame `HOST + gfn` behind frame `gfn`, as far as host
+    /// frames reach.
     pub(crate) fn slot(&self, id: u16, gfn: u64, pages: u64) {
-        let spec = SlotSpec::new(id, Gfn(gfn), pages, Pfn(HOST + gfn));
+        let host = Pfn(HOST + gfn % (1 << 26));
+        let spec = SlotSpec::new(id, Gfn(gfn), pages, host);
         self.mmu.create_slot(spec).unwrap();
     }
 
@@ -279,6 +289,15 @@ impl Rig {
 /// Runs `test` on every format with a slot of 2 GiB at frame 0.
 pub(crate) fn each(test: impl Fn(&Rig)) {
     each_with(MmuConfig::default(), test);
+}
+
+/// On one format of each kind: for what waits for threads to meet, and is not the formats'.
+pub(crate) fn each_kind(test: impl Fn(&Rig)) {
+    for stage in KINDS {
+        let rig = Rig::new(stage, MmuConfig::default());
+        rig.slot(0, 0, 2 * GIGA);
+        test(&rig);
+    }
 }
 
 pub(crate) fn each_with(config: MmuConfig, test: impl Fn(&Rig)) {

@@ -13,7 +13,7 @@ use slat_mmu::{Access, Fault, FaultOutcome, Flush, FlushCause, Gfn, Level};
 
 use crate::{
     common::hardware_walk,
-    rig::{GIGA, HUGE, PATIENCE, contended, each, range, until},
+    rig::{GIGA, HUGE, PATIENCE, contended, each, each_kind, range, until},
 };
 
 #[test]
@@ -149,7 +149,7 @@ fn nothing_is_mapped_under_a_withdrawn_root() {
 /// nobody maps anything, under whatever root.
 #[test]
 fn withdrawal_and_flush_are_one_section() {
-    each(|rig| {
+    each_kind(|rig| {
         let mut vcpu = rig.mmu.vcpu();
         rig.touch_small(&mut vcpu, 5);
         rig.events();
@@ -210,7 +210,7 @@ fn every_table_of_a_zapped_root_comes_back() {
 /// Each step of a zap is small: whoever wants the lock gets it in between, whatever the size of the guest.
 #[test]
 fn zapping_a_root_lets_others_in() {
-    each(|rig| {
+    each_kind(|rig| {
         let begin = std::time::Instant::now();
         rig.slot(1, 2 * GIGA, 60 * GIGA);
         contended(rig, |_| {
