@@ -38,13 +38,14 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     )? {
         for name in variables(&workspace.read(&path)?) {
             used += 1;
-            let read = slat.contains(&name) || (path.starts_with("docs") && tools.contains(&name));
-            if !read {
+            let is_read =
+                slat.contains(&name) || (path.starts_with("docs") && tools.contains(&name));
+            if !is_read {
                 faults.push(format!("{}: nothing reads {name}", path.display()));
             }
         }
     }
-    println!("{used} uses of {} environment variables", read.len());
+    println!("{used} uses of {} environment variables", slat.len());
     let mut tally = Tally::of_faults(&faults);
     tally.add(verify(workspace)?);
     Ok(tally)
