@@ -335,6 +335,13 @@ impl Bottom<'_> {
     /// Overwrites four neighbours that nobody else changes.
     #[inline(always)]
     pub(crate) fn store_four(&self, index: usize, raw: [u64; 4]) {
+        if cfg!(feature = "loom") {
+            // As in `store`.
+            for (i, raw) in raw.into_iter().enumerate() {
+                self.store(index + i, raw);
+            }
+            return;
+        }
         let four = &self.0[index..index + 4];
         for (entry, raw) in four.iter().zip(raw) {
             entry.0.store(raw, Release);
