@@ -30,7 +30,10 @@ pub(crate) type Vcpu = slat_mmu::Vcpu;
 impl Slat {
     /// An MMU with a slot of `pages` pages and memory for `frames` 4 KiB frames of tables.
     fn with_frames(pages: u64, frames: usize, max_level: Level) -> Self {
-        let config = MmuConfig::default().with_max_level(max_level);
+        // Splitting ahead would need tables for the whole slot where there are huge leaves.
+        let config = MmuConfig::default()
+            .with_max_level(max_level)
+            .with_eager_split(max_level == Level::SIZE_4K);
         let mmu = TdpMmu::new(Arena::new(ARENA_BASE, frames), NoTlb, config);
         mmu.create_slot(SlotSpec::new(SLOT, Gfn(0), pages, Pfn(HOST_BASE)))
             .expect("the first slot, within the format");

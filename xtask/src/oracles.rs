@@ -100,25 +100,25 @@ fn wait(mut child: Child, shown: &str) -> anyhow::Result<ExitStatus> {
 fn summary(report: &Path, status: ExitStatus) -> anyhow::Result<Tally> {
     let text = fs::read_to_string(report)?;
     let rows: Value = serde_json::from_str(&text)?;
-    let tally = count(&rows)?;
+    let tally = count(&rows, |line| println!("{line}"))?;
     if !status.success() && tally.failed == 0 {
         bail!("oracles: {status}");
     }
     Ok(tally)
 }
 
-/// One line a format, and what they come to.
-fn count(rows: &Value) -> anyhow::Result<Tally> {
+/// Says one line a format, and what they come to.
+fn count(rows: &Value, mut say: impl FnMut(&str)) -> anyhow::Result<Tally> {
     let rows = rows.as_array().context("the run left no report")?;
     let mut tally = Tally::default();
     for row in rows {
         let name = row["name"].as_str().context("a row without a name")?;
         if let Some(why) = row["skipped"].as_str() {
-            println!("{name:<12} SKIPPED: {why}");
+            say(&format!("{name:<12} SKIPPED: {why}"));
             tally.add(Tally::skipped(format!("{name}: {why}")));
             continue;
         }
-        println!("{}", row["line"].as_str().context("a row without a line")?);
+        say(row["line"].as_str().context("a row without a line")?);
         tally.add(match row["failed"].as_bool() {
             Some(false) => Tally::passed(),
             _ => Tally::failed(),
@@ -143,16 +143,16 @@ mod tests {
             {"name": "ept4", "line": "ept4 queries 1 mismatches 1", "failed": true},
             {"name": "npt4", "skipped": "no mirror"},
         ]);
-        let tally = count(&rows).unwrap();
+        let tally = count(&rows, |_| ()).unwrap();
         assert_eq!((tally.passed, tally.failed), (1, 1));
         assert_eq!(tally.skipped, ["npt4: no mirror"]);
     }
 
     #[test]
     fn a_run_without_a_report_is_no_success() {
-        assert!(count(&Value::Null).is_err());
-        assert!(count(&json!([])).is_err());
+        assert!(count(&Value::Null, |_| ()).is_err());
+        assert!(count(&json!([]), |_| ()).is_err());
         let unsaid = json!([{"name": "sv39x4", "line": "sv39x4"}]);
-        assert_eq!(count(&unsaid).unwrap().failed, 1);
+        assert_eq!(count(&unsaid, |_| ()).unwrap().failed, 1);
     }
 }
