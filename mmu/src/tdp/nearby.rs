@@ -1,9 +1,10 @@
-//! A fault beside the last one.
+//! A fault in the slot of the last one.
 //!
-//! Guests touch memory in order, so most first touches fall into the 4 KiB table that the vCPU's last fault ended in, of the
-//! same slot. For those all decisions were made before: the vCPU remembers the slot with the entry of its first page, and
-//! the table. What is left is what must be asked each time under the lock: has the root gone, have slots changed, has a
-//! table been retired, is memory being taken back, is the entry still empty; then one compare-exchange.
+//! Most first touches fall into the slot of the vCPU's last fault, and, as guests touch memory in order, into the 4 KiB table
+//! that it ended in. For those all decisions were made before: the vCPU remembers the slot with the entry of its first page,
+//! and the table. What is left is what must be asked each time under the lock: has the root gone, have slots changed, is
+//! memory being taken back, has a table been retired (if so, a walk); then one compare-exchange from *empty*, without a look
+//! before it: a line that another processor has just written then moves once, not twice.
 //!
 //! Whatever is not exactly this case is left to the whole path; nothing is decided here that is not decided there.
 //!
@@ -18,7 +19,7 @@ use crate::{
     format::Format,
     rcu::cell::Counter,
     slot::Slot,
-    table::{memory::TableMemory, node::Guard},
+    table::{hint::Hint, memory::TableMemory, node::Guard},
 };
 
 /// A slot as a vCPU remembers it.
@@ -30,6 +31,8 @@ pub(super) struct KeptSlot {
     /// The 4 KiB entries for the slot's first page: of a read or fetch, and of a write. 0: not to be used.
     read: Template,
     write: Template,
+    /// Nothing coarser than 4 KiB is mapped anywhere in it, as long as slots stay as they are.
+    small: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             generation,
             read: template(Access::Read),
             write: template(Access::Write),
+            small: slot.dirty.is_some()
+                || self.config.max_level.min(slot.spec.max_level) == Level::SIZE_4K,
         }
     }
 
@@ -81,8 +86,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if page >= kept.slot.spec.npages
             || fault.prefetch
             || fault.mirror
-            || !hint.is_about::<F>(fault.gfn)
-            || !(fault.max_level == Level::SIZE_4K || hint.is_small_in(kept.generation))
+            || !(fault.max_level == Level::SIZE_4K
+                || kept.small
+                || (hint.is_about::<F>(fault.gfn) && hint.is_small_in(kept.generation)))
         {
             return None;
         }
@@ -94,20 +100,30 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         }
         let guard = Guard::new(&self.tables, self.lock.shared(seat));
-        let node = hint.node::<F, H>(&guard, fault.gfn)?;
         if root.is_invalid()
             || self.spaces[usize::from(*as_id)].generation() != kept.generation
             || self.invalidations.must_retry(fault.gfn, fault.seq)
         {
             return None;
         }
+        let node = match hint.node::<F, H>(&guard, fault.gfn) {
+            Some(node) => node,
+            None => {
+                let mut found = Hint::begin(&guard);
+                let (node, _) = guard.descend(&root.table, fault.gfn);
+                if node.level() != Level::SIZE_4K {
+                    return None;
+                }
+                let small = kept.small.then_some(kept.generation);
+                found.found(node, fault.gfn, small);
+                *hint = found;
+                node
+            }
+        };
         let raw = template
             .raw
             .wrapping_add(F::leaf_step(Level::SIZE_4K).wrapping_mul(page));
         let index = F::index(fault.gfn, Level::SIZE_4K);
-        if node.load(index) != F::EMPTY {
-            return None;
-        }
         node.replace(index, F::EMPTY, raw).ok()?;
         seat.add_pages(Level::SIZE_4K.slot(), 1);
         seat.count(Counter::Fixed, 1);

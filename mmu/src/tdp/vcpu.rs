@@ -23,7 +23,7 @@ use crate::{
 const CACHE: usize = if cfg!(any(feature = "loom", feature = "shuttle", miri)) {
     MAX_LEVELS - 1
 } else {
-    16
+    8
 };
 
 /// A vCPU's part of the MMU; made by [`SecondStage::vcpu`](crate::SecondStage::vcpu).
