@@ -39,7 +39,7 @@ pub enum Flush {
         /// Number of pages, never 0.
         pages: u64,
     },
-    /// Every translation; also, a vCPU must load its root anew.
+    /// Every translation, of every address space; also, a vCPU must load its root anew.
     All,
 }
 
@@ -109,7 +109,7 @@ pub struct FlushRequest {
     pub flush: Flush,
     /// Why.
     pub cause: FlushCause,
-    /// The address space that the frames are of.
+    /// The address space that the frames of a range are of. [`Flush::All`] is for every address space, whatever stands here.
     pub as_id: u8,
     /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence by address drops cached
     /// leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`; x86 has no other).

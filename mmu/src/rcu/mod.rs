@@ -30,8 +30,8 @@
 //!
 //! # Order of locks
 //!
-//! slots lock → MMU lock → roots' lock → limbo's lock → registry's lock. A flush is carried out with any of the first three
-//! held, so the receiver of flushes takes none of them, and a vCPU acknowledges flushes without taking any.
+//! slots lock → MMU lock → roots' lock → limbo's lock → registry's lock. A flush is carried out with the first two held, so
+//! the receiver of flushes takes neither, and a vCPU in the guest takes neither to acknowledge one or to walk.
 
 pub(crate) mod buffer;
 pub(crate) mod cell;

@@ -383,6 +383,10 @@ impl Blank {
         level: Level,
         value: impl Fn(usize) -> u64,
     ) -> Unlinked {
+        assert!(
+            F::index_bits(level) <= F::INDEX_BITS[0],
+            "a wide root does not fit into this memory"
+        );
         let (pfn, bottom) = (self.pfn, level == Level::SIZE_4K);
         let first = tables.memory().entries(pfn);
         for index in 0..F::entries(level) {

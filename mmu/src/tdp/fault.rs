@@ -95,8 +95,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return FaultOutcome::Retry;
         }
         let guard = Guard::new(&self.tables, inside);
+        // Before the look for a slot: a hole that is found now may have got one by the time it is remembered, and then it must
+        // be remembered as old.
+        let generation = if self.config.mmio_caching {
+            self.mmio_generation(*as_id)
+        } else {
+            0
+        };
         let Some(kept) = self.slot_of(guard.inside(), *as_id, fault.gfn, slot) else {
-            return self.no_slot(&guard, root, *as_id, fault, cache, seat);
+            return self.no_slot(&guard, root, generation, fault, cache, seat);
         };
         let slot = &*kept.slot;
         if slot.invalid || self.invalidations.must_retry(fault.gfn, fault.seq) {
@@ -393,7 +400,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         &self,
         guard: &Guard<'_, F, H>,
         root: &RootPage,
-        as_id: u8,
+        generation: u32,
         fault: &Fault,
         cache: &mut alloc::vec::Vec<Blank>,
         cell: &Cell,
@@ -401,7 +408,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if !self.config.mmio_caching || fault.mirror || fault.prefetch {
             return FaultOutcome::NoSlot;
         }
-        let generation = self.mmio_generation(as_id);
         let Some(new) = F::make_mmio(fault.gfn, generation) else {
             return FaultOutcome::NoSlot;
         };
@@ -425,7 +431,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         return FaultOutcome::NoSlot;
                     };
                     let table = blank.fill(&self.tables, child, |_| F::EMPTY);
-                    let role = crate::table::header::PageRole::new(as_id, child, false);
+                    let role = crate::table::header::PageRole::new(root.as_id, child, false);
                     let gfn = F::align_down(fault.gfn, level);
                     let header = self.tables.header(table.pfn());
                     header.describe(role, gfn, Some((node.pfn(), index)));

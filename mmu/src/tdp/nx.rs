@@ -64,8 +64,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     #[inline(always)]
     pub(super) fn forget_nx_table(&self, pfn: Pfn) {
-        if self.avoids_executable_huge_pages() && self.tables.header(pfn).nx_disallowed() {
-            self.nx_tables.0.lock().remove(&pfn);
+        // Whatever the header says: a note that came after the table had gone must not outlive the next table there.
+        if self.avoids_executable_huge_pages() && self.nx_tables.0.lock().remove(&pfn) {
             self.tables.header(pfn).set_nx_disallowed(false);
         }
     }

@@ -211,7 +211,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if forbid {
             // A fault that chose its level before may still be on its way to map it.
             self.registry.synchronize();
-            self.do_split_huge_pages(as_id, range, level.child().unwrap_or(Level::SIZE_4K));
+            let finer = level.child().unwrap_or(Level::SIZE_4K);
+            if !self.do_split_huge_pages(as_id, range, finer) {
+                // No memory for tables. Nothing mapped is as good as nothing huge.
+                self.unmap(as_id, range, FlushCause::Unmap, true);
+            }
         }
         drop(writer);
         Ok(())

@@ -222,7 +222,8 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     }
 
     /// Takes the leave to write from the mapping over `gfn`, if it is of `min_level` or coarser, and flushes: the next write
-    /// faults and is judged anew. Whether there was any to take.
+    /// faults and is judged anew. Whether there was any to take. A huge mapping over the frame would allow writes again, so
+    /// [`forbid_huge_pages`](Self::forbid_huge_pages) there as well where it must last.
     fn write_protect_gfn_in(&self, as_id: u8, gfn: Gfn, min_level: Level) -> bool;
 
     /// [`write_protect_gfn_in`](Self::write_protect_gfn_in) address space 0.

@@ -267,9 +267,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 }
                 let mut cut = Vec::with_capacity(run.end - run.first);
                 for index in run.first..run.end {
-                    if F::as_table(run.node.load(index), pass).is_some()
-                        && let (_, Some(table)) = run.node.take(index, Absent::Empty)
-                    {
+                    let raw = run.node.load(index);
+                    if F::as_table(raw, pass).is_none() {
+                        // The root itself stays for as long as someone holds it, so its own leaves go.
+                        if pass == F::ROOT_LEVEL && raw != F::EMPTY {
+                            run.node.take(index, Absent::Empty);
+                        }
+                        continue;
+                    }
+                    if let (_, Some(table)) = run.node.take(index, Absent::Empty) {
                         debug_assert!({
                             let (node, level) = (session.guard.detached(&table), table.level());
                             (0..node.len()).all(|i| F::as_table(node.load(i), level).is_none())

@@ -83,18 +83,18 @@ fn another_frame_in_place_of_ours_is_reported() {
 
 #[test]
 fn a_table_entry_cannot_be_stored_as_a_value() {
-    let mut rig = small();
+    let mut rig: Rig<Deep> = rig(64, MmuConfig::default());
     rig.touch(0, Level::SIZE_4K);
     let tables = &rig.mmu.tables;
     rig.at_root(|root| {
-        let forged = Flat::make_table(Pfn(7));
-        assert!(root.replace(1, Flat::EMPTY, forged).is_err());
+        let forged = Deep::make_table(Pfn(7));
+        assert!(root.replace(1, Deep::EMPTY, forged).is_err());
         let blank = tables.blank().unwrap();
         let filled = blank.fill(tables, Level::SIZE_2M, |_| forged);
-        assert_eq!(tables.memory().read(filled.pfn().hpa()), Some(Flat::EMPTY));
-        let wrong = root.link(1, Flat::EMPTY, filled).unwrap_err();
+        assert_eq!(tables.memory().read(filled.pfn().hpa()), Some(Deep::EMPTY));
+        let wrong = root.link(1, Deep::EMPTY, filled).unwrap_err();
         tables.free_blank(tables.blank_again(wrong));
-        assert_eq!(root.load(1), Flat::EMPTY);
+        assert_eq!(root.load(1), Deep::EMPTY);
     });
 }
 
