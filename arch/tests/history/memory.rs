@@ -102,7 +102,8 @@ fn tables_are_allocated_without_the_lock() {
                 // Ends with the hook, which owns the other end.
                 while let Ok(answer) = asked.recv() {
                     rig.mmu.zap_gfn_range(range(100 * GIGA, 1));
-                    let _ = answer.send(());
+                    // Who asked may have given up waiting: then the test fails by what it noted.
+                    answer.send(()).ok();
                 }
             });
             // More tables than are fetched at a time, so that some are fetched in the middle.

@@ -173,7 +173,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             match F::decode(raw, level) {
                 Entry::Frozen => return FaultOutcome::Retry,
                 Entry::Malformed => return FaultOutcome::BadEntry { level },
-                Entry::Leaf(leaf) if self.allows(&leaf, fault, level) => {
+                Entry::Leaf(leaf) if allows(&leaf, fault) => {
                     if let Ok(outcome) = use_leaf(node, index, raw, &leaf, descent) {
                         return outcome;
                     }
@@ -212,18 +212,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 }
             }
         }
-    }
-
-    /// Whether a leaf allows the access as far as its permissions go.
-    #[inline(always)]
-    pub(super) fn allows(&self, leaf: &Leaf, fault: &Fault, level: Level) -> bool {
-        let _ = level;
-        fault.prefetch
-            || match fault.access {
-                Access::Read => leaf.readable,
-                Access::Write => leaf.writable,
-                Access::Execute => leaf.executable,
-            }
     }
 
     /// The leaf that `fault` asks for, from guest frame `start` on.
@@ -367,6 +355,17 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             Some(self.tables.blank_again(table))
         })
     }
+}
+
+/// Whether a leaf allows the access as far as its permissions go.
+#[inline(always)]
+fn allows(leaf: &Leaf, fault: &Fault) -> bool {
+    fault.prefetch
+        || match fault.access {
+            Access::Read => leaf.readable,
+            Access::Write => leaf.writable,
+            Access::Execute => leaf.executable,
+        }
 }
 
 /// The access is allowed as far as permissions go. Where hardware faults for want of A or D, they are set.

@@ -26,7 +26,14 @@ impl HostService for Fake {
         &self,
         _: Request<v1::ListHostsRequest>,
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
-        Err(Status::unimplemented("not needed"))
+        // An agent's fleet is its own host.
+        let host = self
+            .get_host(Request::new(v1::GetHostRequest::default()))
+            .await?;
+        Ok(Response::new(v1::ListHostsResponse {
+            hosts: vec![host.into_inner()],
+            ..Default::default()
+        }))
     }
 }
 
@@ -55,7 +62,10 @@ impl VmService for Fake {
         &self,
         _: Request<v1::ListVmsRequest>,
     ) -> Result<Response<v1::ListVmsResponse>, Status> {
-        Err(Status::unimplemented("not needed"))
+        Ok(Response::new(v1::ListVmsResponse {
+            vms: self.report().vms,
+            ..Default::default()
+        }))
     }
 
     type WatchVmStream = Pin<Box<dyn Stream<Item = Result<v1::Vm, Status>> + Send>>;
