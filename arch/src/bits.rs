@@ -14,6 +14,17 @@ pub(crate) const fn all(raw: u64, mask: u64) -> bool {
     raw & mask == mask
 }
 
+/// The bits of `frame` in an entry whose other bits are exactly `table`. Taken out by subtraction, which the compiler folds into
+/// the next address.
+#[inline(always)]
+pub(crate) const fn pointer(raw: u64, frame: u64, table: u64) -> Option<u64> {
+    if raw & !frame == table {
+        Some(raw.wrapping_sub(table))
+    } else {
+        None
+    }
+}
+
 /// log2 of the pages that an entry spans where every level below it has 9 index bits, as in all formats here.
 #[inline(always)]
 pub(crate) const fn shift(level: Level) -> u32 {

@@ -327,6 +327,7 @@ fn shortcuts<F: Format>() {
                     _ => None,
                 };
                 prop_assert_eq!(F::as_table(raw, level), table, "{:#x}", raw);
+                prop_assert_eq!(F::table_hpa(raw, level), table.map(Pfn::hpa), "{:#x}", raw);
                 if entry == Entry::Malformed {
                     continue;
                 }

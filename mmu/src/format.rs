@@ -255,13 +255,20 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     }
 
     /// The table that an entry points to. Exactly `decode`'s answer for every value; formats override it with a few
-    /// instructions, because each step of each walk asks.
+    /// instructions.
     #[inline(always)]
     fn as_table(raw: u64, level: Level) -> Option<Pfn> {
         match Self::decode(raw, level) {
             Entry::Table { pfn } => Some(pfn),
             _ => None,
         }
+    }
+
+    /// The same as an address, in bytes. Formats whose entries hold frames where addresses have them override it: each step
+    /// of each walk asks, and each instruction in it is a memory access less under way.
+    #[inline(always)]
+    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
+        Self::as_table(raw, level).map(Pfn::hpa)
     }
 
     /// What `decode` says of an entry that is a leaf; of any other value it may say anything. Formats override it with what

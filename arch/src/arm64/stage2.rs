@@ -32,7 +32,7 @@ use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
 };
 
-use crate::bits::{align, all, bit, held, index, shift};
+use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const VALID: u64 = 1 << 0;
 const TYPE: u64 = 3;
@@ -207,6 +207,11 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
     #[inline(always)]
     fn as_table(raw: u64, level: Level) -> Option<Pfn> {
         (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
+    }
+
+    #[inline(always)]
+    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
+        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
     }
 
     #[inline(always)]

@@ -49,7 +49,7 @@ use slat_mmu::{
 };
 
 use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, index, shift};
+use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -307,6 +307,11 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     #[inline(always)]
     fn as_table(raw: u64, level: Level) -> Option<Pfn> {
         (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
+    }
+
+    #[inline(always)]
+    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
+        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
     }
 
     #[inline(always)]

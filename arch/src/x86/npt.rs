@@ -41,7 +41,7 @@ use slat_mmu::{
 };
 
 use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, index, shift};
+use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -247,6 +247,11 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
     #[inline(always)]
     fn as_table(raw: u64, level: Level) -> Option<Pfn> {
         (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
+    }
+
+    #[inline(always)]
+    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
+        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
     }
 
     #[inline(always)]

@@ -96,8 +96,9 @@ unsafe impl TableMemory for Memory {
         unsafe { self.arena.free(pfn, bytes) }
     }
 
-    fn entries(&self, pfn: Pfn) -> std::ptr::NonNull<EntryCell> {
-        self.arena.entries(pfn)
+    unsafe fn entries(&self, pfn: Pfn) -> std::ptr::NonNull<EntryCell> {
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.entries(pfn) }
     }
 
     fn header(&self, pfn: Pfn) -> &Header {

@@ -162,7 +162,8 @@ fn corrupt(rig: &crate::rig::Rig, gfn: u64, raw: u64) {
         Entry::Table { pfn } => pfn,
         _ => table,
     });
-    let entry = rig.memory.entries(table);
+    // SAFETY: the walk led there, and nothing was zapped since.
+    let entry = unsafe { rig.memory.entries(table) };
     // SAFETY: the table is in use and has 512 entries; an `EntryCell` is an `AtomicU64` (transparent).
     let entry = unsafe {
         entry

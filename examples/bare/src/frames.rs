@@ -112,7 +112,7 @@ unsafe impl TableMemory for Frames {
         });
     }
 
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         let (block, frame) = (index(pfn) / BLOCK_FRAMES, index(pfn) % BLOCK_FRAMES);
         // The rest of the block, so that the pointer reaches all of a root.
         let words = &RAM[block].0[frame * (PAGE_SIZE as usize / 8)..];

@@ -30,12 +30,21 @@ struct Block([EntryCell; BLOCK_FRAMES * FRAME_ENTRIES]);
 /// Table memory on the heap.
 pub struct Arena {
     base: Pfn,
+    origin: Origin,
     blocks: Box<[Block]>,
     headers: Box<[Header]>,
     /// For frames that are not the arena's.
     nowhere: Header,
     free: Mutex<Free>,
 }
+
+/// Where frame 0's entries would be, so that a frame's are one addition away: every walk asks once a level.
+struct Origin(*mut EntryCell);
+
+// SAFETY: a pointer to atomics that is only ever followed within the blocks, which live as long as the arena.
+unsafe impl Send for Origin {}
+// SAFETY: as above.
+unsafe impl Sync for Origin {}
 
 struct Free {
     /// First frames of free runs, counted from the base, by order.
@@ -50,11 +59,17 @@ impl Arena {
     /// reserved at once.
     pub fn new(base: Pfn, frames: usize) -> Self {
         let count = frames.div_ceil(BLOCK_FRAMES);
+        let base = Pfn(base.0.next_multiple_of(BLOCK_FRAMES as u64));
+        let blocks: Box<[Block]> = (0..count)
+            .map(|_| Block(core::array::from_fn(|_| EntryCell::new(0))))
+            .collect();
+        // The pointer comes from the whole slice, so it may be used for a run that crosses into the next frame.
+        let first = NonNull::from(&*blocks).cast::<EntryCell>();
+        let origin = first.as_ptr().wrapping_byte_sub(base.hpa() as usize);
         Self {
-            base: Pfn(base.0.next_multiple_of(BLOCK_FRAMES as u64)),
-            blocks: (0..count)
-                .map(|_| Block(core::array::from_fn(|_| EntryCell::new(0))))
-                .collect(),
+            base,
+            origin: Origin(origin),
+            blocks,
             headers: (0..count * BLOCK_FRAMES)
                 .map(|_| Header::default())
                 .collect(),
@@ -157,7 +172,8 @@ fn order_of(bytes: usize) -> usize {
 
 // SAFETY: (1) a run is given out once until it comes back, by the lists' invariant, and starts at a multiple of its
 // length in an arena whose base and blocks are aligned to the longest. (2) The pointer is derived from all blocks, whose
-// memory never moves and is nothing but atomics. (3) Nothing here writes entries.
+// memory never moves and is nothing but atomics. (3) The origin is fixed, and `entries` computes just that.
+// (4) Nothing here writes entries.
 unsafe impl TableMemory for Arena {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         let order = order_of(bytes);
@@ -186,13 +202,18 @@ unsafe impl TableMemory for Arena {
     }
 
     #[inline(always)]
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
-        let position = self.position(pfn);
-        assert!(position < self.headers.len(), "{pfn} is not the arena's");
-        // The pointer comes from the whole slice, so it may be used for a run that crosses into the next frame.
-        let first = NonNull::from(&*self.blocks).cast::<EntryCell>();
-        // SAFETY: the frame lies inside the blocks, as just checked; a block is nothing but its entries.
-        unsafe { first.add(position * FRAME_ENTRIES) }
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+        debug_assert!(
+            self.position(pfn) < self.headers.len(),
+            "{pfn} is not the arena's"
+        );
+        // SAFETY: the caller's promise, so the frame lies inside the blocks, whose pointer this is.
+        unsafe { NonNull::new_unchecked(self.origin.0.wrapping_byte_add(pfn.hpa() as usize)) }
+    }
+
+    #[inline(always)]
+    fn direct_map(&self) -> Option<*mut EntryCell> {
+        Some(self.origin.0)
     }
 
     #[inline(always)]
@@ -214,7 +235,9 @@ mod tests {
         let small = arena.allocate(4096).unwrap();
         let large = arena.allocate(16384).unwrap();
         assert!(large.0.is_multiple_of(4));
-        assert!(arena.entries(large).as_ptr().addr().is_multiple_of(16384));
+        // SAFETY: allocated above.
+        let first = unsafe { arena.entries(large) };
+        assert!(first.as_ptr().addr().is_multiple_of(16384));
         assert!(small.0 < large.0 || small.0 >= large.0 + 4);
         assert_eq!(arena.used_frames(), 5);
         let other = arena.allocate(16384).unwrap();

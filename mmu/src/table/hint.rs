@@ -14,7 +14,7 @@ use super::{
     node::{Guard, Node},
 };
 use crate::{
-    addr::{Gfn, Level, Pfn},
+    addr::{Gfn, Level},
     format::Format,
 };
 
@@ -23,27 +23,36 @@ use crate::{
 pub(crate) struct Hint {
     /// The 4 KiB table's first guest frame; no frame if there is none.
     base: u64,
-    pfn: Pfn,
+    hpa: u64,
     unlinks: u64,
-    /// The generation of slots in which nothing coarser than 4 KiB was allowed there, if so.
-    small: Option<u64>,
+    /// The generation of slots in which nothing coarser than 4 KiB was allowed there.
+    small: u64,
 }
 
-/// Not a multiple of any table's pages.
-const NOWHERE: u64 = u64::MAX;
+/// No generation: they count up from 0.
+const NEVER: u64 = u64::MAX;
 
 impl Default for Hint {
     fn default() -> Self {
         Self {
-            base: NOWHERE,
-            pfn: Pfn(0),
+            base: Self::NOWHERE,
+            hpa: 0,
             unlinks: 0,
-            small: None,
+            small: NEVER,
         }
     }
 }
 
 impl Hint {
+    /// No table's first frame.
+    pub(crate) const NOWHERE: u64 = u64::MAX;
+
+    /// First frame of the 4 KiB table that covers `gfn`.
+    #[inline(always)]
+    pub(crate) fn table_of<F: Format>(gfn: Gfn) -> u64 {
+        gfn.0 & !((1 << F::INDEX_BITS[0]) - 1)
+    }
+
     /// A hint for a walk that begins now; it holds nothing until it is told where the walk ended.
     #[inline(always)]
     pub(crate) fn begin<F: Format, H: TableMemory>(guard: &Guard<'_, F, H>) -> Self {
@@ -57,23 +66,23 @@ impl Hint {
     /// there.
     #[inline(always)]
     pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn, small: Option<u64>) {
-        self.small = small;
+        self.small = small.unwrap_or(NEVER);
         if node.level() == Level::SIZE_4K {
-            self.base = base_of::<F>(gfn);
-            self.pfn = node.pfn();
+            self.base = Self::table_of::<F>(gfn);
+            self.hpa = node.hpa();
         }
     }
 
     /// Whether the hint is about `gfn`'s table.
     #[inline(always)]
     pub(crate) fn is_about<F: Format>(&self, gfn: Gfn) -> bool {
-        self.base == base_of::<F>(gfn)
+        self.base == Self::table_of::<F>(gfn)
     }
 
     /// Whether only 4 KiB mappings are allowed there, with slots as in `generation`.
     #[inline(always)]
     pub(crate) fn is_small_in(&self, generation: u64) -> bool {
-        self.small == Some(generation)
+        self.small == generation
     }
 
     /// The 4 KiB table for `gfn`, if the hint has it and is to be believed.
@@ -88,12 +97,6 @@ impl Hint {
         }
         // SAFETY: the table was reachable when the count was what it is now, so no retirement of it has ended an era
         // that this guard is not part of (see the module).
-        Some(unsafe { guard.node(self.pfn, Level::SIZE_4K) })
+        Some(unsafe { guard.node(self.hpa, Level::SIZE_4K) })
     }
-}
-
-/// First frame of the 4 KiB table that covers `gfn`.
-#[inline(always)]
-fn base_of<F: Format>(gfn: Gfn) -> u64 {
-    gfn.0 & !((1 << F::INDEX_BITS[0]) - 1)
 }

@@ -54,7 +54,9 @@ impl EntryCell {
 ///    at a physical address that is a multiple of its size, and is disjoint from every other such range;
 /// 2. for the first frame of such a range, [`entries`](Self::entries) always returns the same pointer, aligned to 8
 ///    bytes and valid for atomic reads and writes of `bytes / 8` values, initialised to anything;
-/// 3. no software but the MMU writes there. Hardware may set Accessed and Dirty bits.
+/// 3. if [`direct_map`](Self::direct_map) is `Some(origin)`, it always is, and `entries(pfn)` is
+///    `origin.wrapping_byte_add(pfn.hpa())`;
+/// 4. no software but the MMU writes there. Hardware may set Accessed and Dirty bits.
 pub unsafe trait TableMemory: Send + Sync {
     /// Takes `bytes` (a power of two) of memory aligned to `bytes`, or `None` if there is none.
     fn allocate(&self, bytes: usize) -> Option<Pfn>;
@@ -79,9 +81,18 @@ pub unsafe trait TableMemory: Send + Sync {
         }
     }
 
-    /// The entries of a table whose first frame is `pfn`. May panic or return anything for a `pfn` that is not
-    /// allocated.
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
+    /// The entries of a table whose first frame is `pfn`: arithmetic, please, because every walk asks once a level.
+    ///
+    /// # Safety
+    ///
+    /// [`allocate`](Self::allocate) returned `pfn`, and it was not freed since.
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
+
+    /// Where frame 0 would be, if every table lies at its physical address plus one offset: a walk then needs an addition a
+    /// level and no call. `None`: [`entries`](Self::entries) is asked.
+    fn direct_map(&self) -> Option<*mut EntryCell> {
+        None
+    }
 
     /// The header of a frame of table memory: always the same one for the same frame. For a frame that this memory has
     /// never given out it may be a header of its own that nobody describes, so that any number may be asked about.
@@ -105,10 +116,17 @@ unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
     }
 
     #[inline(always)]
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
-        (**self).entries(pfn)
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+        // SAFETY: the caller's promise is the inner value's condition.
+        unsafe { (**self).entries(pfn) }
     }
 
+    #[inline(always)]
+    fn direct_map(&self) -> Option<*mut EntryCell> {
+        (**self).direct_map()
+    }
+
+    #[inline(always)]
     fn header(&self, pfn: Pfn) -> &Header {
         (**self).header(pfn)
     }

@@ -22,11 +22,11 @@
 //!    [`Detached`], and neither can be copied.
 //! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
 
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ptr::NonNull, slice};
 
 use super::{memory::EntryCell, tables::Tables};
 use crate::{
-    addr::{Gfn, GfnRange, Level, Pfn},
+    addr::{Gfn, GfnRange, Level, PAGE_SHIFT, Pfn},
     format::Format,
     rcu::registry::Inside,
     sync::{AcqRel, Acquire, Relaxed, Release},
@@ -60,7 +60,13 @@ pub(crate) struct Detached {
 #[derive(Debug)]
 pub(crate) struct RootTable {
     pub(super) pfn: Pfn,
+    entries: NonNull<EntryCell>,
 }
+
+// SAFETY: a pointer to atomics, which live as long as the table memory; who follows it shows that the root is live.
+unsafe impl Send for RootTable {}
+// SAFETY: as above.
+unsafe impl Sync for RootTable {}
 
 impl Unlinked {
     pub(crate) fn pfn(&self) -> Pfn {
@@ -79,6 +85,10 @@ impl Detached {
 }
 
 impl RootTable {
+    pub(super) fn new(pfn: Pfn, entries: NonNull<EntryCell>) -> Self {
+        Self { pfn, entries }
+    }
+
     pub(crate) fn pfn(&self) -> Pfn {
         self.pfn
     }
@@ -87,13 +97,19 @@ impl RootTable {
 /// Leave to look at tables: nothing that is reachable now is freed while it lives.
 pub(crate) struct Guard<'a, F: Format, H: TableMemory> {
     pub(super) tables: &'a Tables<F, H>,
+    /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after each entry.
+    direct_map: Option<*mut EntryCell>,
     inside: Inside<'a>,
 }
 
 impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     #[inline(always)]
     pub(crate) fn new(tables: &'a Tables<F, H>, inside: Inside<'a>) -> Self {
-        Self { tables, inside }
+        Self {
+            tables,
+            direct_map: tables.memory().direct_map(),
+            inside,
+        }
     }
 
     #[inline(always)]
@@ -104,62 +120,87 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     #[inline(always)]
     pub(crate) fn root<'g>(&'g self, root: &'g RootTable) -> Node<'g, F> {
         // SAFETY: the root is live while `root` is.
-        unsafe { self.node(root.pfn, F::ROOT_LEVEL) }
+        unsafe { self.node(root.pfn.hpa(), F::ROOT_LEVEL) }
     }
 
     /// A table that was unlinked but not retired.
     pub(crate) fn detached(&self, node: &Detached) -> Node<'_, F> {
         // SAFETY: the ticket exists, so the table is not retired yet; if it is retired later, this guard is older.
-        unsafe { self.node(node.pfn, node.level) }
+        unsafe { self.node(node.pfn.hpa(), node.level) }
     }
 
     /// The table that entry `index` of `node` points to now, if it points to one.
     #[inline(always)]
     pub(crate) fn child<'g>(&'g self, node: Node<'g, F>, index: usize) -> Option<Node<'g, F>> {
-        let pfn = F::as_table(node.load(index), node.level)?;
+        let hpa = F::table_hpa(node.load(index), node.level)?;
         let level = node.level.child()?;
         // SAFETY: invariant 1, and the entry was read under this guard.
-        Some(unsafe { self.node(pfn, level) })
+        Some(unsafe { self.node(hpa, level) })
     }
 
     /// Walks from `root` to the entry for `gfn` that is not a table.
-    ///
-    /// Level by level with each level a constant, because this is what every TLB miss and every fault does.
     #[inline(always)]
     pub(crate) fn descend<'g>(&'g self, root: &'g RootTable, gfn: Gfn) -> (Node<'g, F>, u64) {
-        let mut pfn = root.pfn;
+        self.descend_to(root, gfn, |node, raw, _| (node, raw))
+    }
+
+    /// As [`descend`](Self::descend), and tells `end` where the walk ended.
+    ///
+    /// Level by level with each level a constant, also to `end`, because this is what every TLB miss and every fault does.
+    #[inline(always)]
+    pub(crate) fn descend_to<'g, R>(
+        &'g self,
+        root: &'g RootTable,
+        gfn: Gfn,
+        mut end: impl FnMut(Node<'g, F>, u64, Level) -> R,
+    ) -> R {
+        let mut node = Node {
+            // SAFETY: this many entries are at this pointer while the root is live, which it is while `root` is.
+            entries: unsafe {
+                slice::from_raw_parts(root.entries.as_ptr(), F::entries(F::ROOT_LEVEL))
+            },
+            hpa: root.pfn.hpa(),
+            level: F::ROOT_LEVEL,
+            format: PhantomData,
+        };
         macro_rules! step {
-            ($level:expr) => {
+            ($level:expr, $below:expr) => {
                 if F::ROOT_LEVEL.get() >= $level.get() {
-                    // SAFETY: the root is live while `root` is; below it, invariant 1, and the entry was read under
-                    // this guard.
-                    let node = unsafe { self.node(pfn, $level) };
                     let raw = node.load(F::index(gfn, $level));
-                    match F::as_table(raw, $level) {
-                        Some(child) => pfn = child,
-                        None => return (node, raw),
+                    match F::table_hpa(raw, $level) {
+                        // SAFETY: invariant 1, and the entry was read under this guard.
+                        Some(hpa) => node = unsafe { self.node(hpa, $below) },
+                        None => return end(node, raw, $level),
                     }
                 }
             };
         }
-        step!(Level::SIZE_256T);
-        step!(Level::SIZE_512G);
-        step!(Level::SIZE_1G);
-        step!(Level::SIZE_2M);
-        // SAFETY: as above.
-        let node = unsafe { self.node(pfn, Level::SIZE_4K) };
-        (node, node.load(F::index(gfn, Level::SIZE_4K)))
+        step!(Level::SIZE_256T, Level::SIZE_512G);
+        step!(Level::SIZE_512G, Level::SIZE_1G);
+        step!(Level::SIZE_1G, Level::SIZE_2M);
+        step!(Level::SIZE_2M, Level::SIZE_4K);
+        let raw = node.load(F::index(gfn, Level::SIZE_4K));
+        end(node, raw, Level::SIZE_4K)
     }
 
     /// # Safety
     ///
-    /// `pfn` is a live table of `level` and is not freed while this guard lives.
+    /// At `hpa` is a live table of `level`, and it is not freed while this guard lives.
     #[inline(always)]
-    pub(super) unsafe fn node(&self, pfn: Pfn, level: Level) -> Node<'_, F> {
+    pub(super) unsafe fn node(&self, hpa: u64, level: Level) -> Node<'_, F> {
+        let first = match self.direct_map {
+            // SAFETY: it is what `entries` would return, as `TableMemory` promises.
+            Some(origin) => unsafe {
+                NonNull::new_unchecked(origin.wrapping_byte_add(hpa as usize))
+            },
+            // SAFETY: a live table was allocated and not freed.
+            None => unsafe { self.tables.memory().entries(Pfn(hpa >> PAGE_SHIFT)) },
+        };
         Node {
-            // SAFETY: the caller's promise.
-            entries: unsafe { self.tables.entries(pfn, level) },
-            pfn,
+            // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
+            // the caller promises that it is.
+            entries: unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) },
+            hpa,
             level,
             format: PhantomData,
         }
@@ -169,7 +210,8 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
 /// A table being looked at.
 pub(crate) struct Node<'g, F> {
     entries: &'g [EntryCell],
-    pfn: Pfn,
+    /// Host physical address, in bytes.
+    hpa: u64,
     level: Level,
     format: PhantomData<F>,
 }
@@ -195,7 +237,12 @@ pub(crate) enum Absent {
 impl<'g, F: Format> Node<'g, F> {
     #[inline(always)]
     pub(crate) fn pfn(&self) -> Pfn {
-        self.pfn
+        Pfn(self.hpa >> PAGE_SHIFT)
+    }
+
+    #[inline(always)]
+    pub(super) fn hpa(&self) -> u64 {
+        self.hpa
     }
 
     #[inline(always)]
@@ -388,7 +435,8 @@ impl Blank {
             "a wide root does not fit into this memory"
         );
         let (pfn, bottom) = (self.pfn, level == Level::SIZE_4K);
-        let first = tables.memory().entries(pfn);
+        // SAFETY: the ticket exists, so the memory is allocated.
+        let first = unsafe { tables.memory().entries(pfn) };
         for index in 0..F::entries(level) {
             let raw = value(index);
             let raw = if !bottom && F::as_table(raw, level).is_some() {
@@ -410,7 +458,7 @@ impl Blank {
 ///
 /// `entry` is valid, and used by nobody else.
 #[inline(always)]
-unsafe fn init(entry: core::ptr::NonNull<EntryCell>, raw: u64) {
+unsafe fn init(entry: NonNull<EntryCell>, raw: u64) {
     // A plain write, so that a loop of them is as fast as memory.
     #[cfg(not(any(feature = "loom", feature = "shuttle")))]
     // SAFETY: the caller's promise.

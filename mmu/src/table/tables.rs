@@ -11,11 +11,11 @@ use core::{fmt, marker::PhantomData, slice};
 
 use super::{
     header::{Header, PageRole, frames_of},
-    memory::{EntryCell, TableMemory},
+    memory::TableMemory,
     node::{Blank, Detached, RootTable, Unlinked},
 };
 use crate::{
-    addr::{Gfn, Level, Pfn},
+    addr::{Gfn, Pfn},
     format::Format,
     rcu::registry::Registry,
     sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
@@ -114,8 +114,10 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     pub(crate) fn root(&self, as_id: u8, mirror: bool) -> Option<Counted<RootTable>> {
         let level = F::ROOT_LEVEL;
         let pfn = self.allocate(F::node_size(level))?;
-        // SAFETY: `pfn` is a fresh table of `level` that nobody else knows.
-        for entry in unsafe { self.entries(pfn, level) } {
+        // SAFETY: allocated just now.
+        let first = unsafe { self.memory.entries(pfn) };
+        // SAFETY: `TableMemory` promises so many entries at this pointer; the table is fresh, and nobody else knows it.
+        for entry in unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) } {
             entry.0.store(F::EMPTY, Relaxed);
         }
         self.memory
@@ -125,7 +127,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             let tail = self.memory.header(Pfn(pfn.0 + frame));
             tail.describe_tail(frame as usize);
         }
-        Some(Counted::new(RootTable { pfn }))
+        Some(Counted::new(RootTable::new(pfn, first)))
     }
 
     #[inline(always)]
@@ -225,17 +227,6 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
         }
         // SAFETY: nobody holds the root any more, and the grace period is over.
         unsafe { self.free(root.pfn, bytes) };
-    }
-
-    /// # Safety
-    ///
-    /// `pfn` is the first frame of a live table of `level`, and stays one while the result is used.
-    #[inline(always)]
-    pub(super) unsafe fn entries(&self, pfn: Pfn, level: Level) -> &[EntryCell] {
-        let first = self.memory.entries(pfn);
-        // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
-        // the caller promises that it is.
-        unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) }
     }
 
     /// # Safety

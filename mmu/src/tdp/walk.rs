@@ -9,7 +9,7 @@
 
 use core::fmt;
 
-use super::{TdpMmu, root::RootPage, vcpu::Vcpu};
+use super::{TdpMmu, vcpu::Vcpu};
 use thiserror::Error;
 
 use crate::{
@@ -18,7 +18,11 @@ use crate::{
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
     rcu::registry::{Registry, Seat},
     sync::Counted,
-    table::{hint::Hint, memory::TableMemory, node::Guard},
+    table::{
+        hint::Hint,
+        memory::TableMemory,
+        node::{Guard, RootTable},
+    },
 };
 
 /// Where a guest frame leads.
@@ -112,8 +116,10 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 /// as long as a vCPU stays in the guest, not longer.
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
-    root: Option<Counted<RootPage>>,
-    /// Neighbours share their last table.
+    root: Option<Counted<RootTable>>,
+    /// The 4 KiB table of the last lookup, by its first frame.
+    last: u64,
+    /// That table, from the second lookup in it on: neighbours share it, and strangers shall not pay for keeping it.
     hint: Hint,
 }
 
@@ -124,21 +130,24 @@ impl<F: Format, H: TableMemory> Walker<'_, F, H> {
         if gfn >= F::MAX_GFN {
             return None;
         }
-        let (level, raw) = match self.hint.node(&self.guard, gfn) {
-            Some(node) => (Level::SIZE_4K, node.load(F::index(gfn, Level::SIZE_4K))),
-            None => self.descend(gfn)?,
+        let root = self.root.as_ref()?;
+        let found = |raw, level| {
+            F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
         };
-        F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
-    }
-}
-
-impl<F: Format, H: TableMemory> Walker<'_, F, H> {
-    #[inline(always)]
-    fn descend(&mut self, gfn: Gfn) -> Option<(Level, u64)> {
+        let table = Hint::table_of::<F>(gfn);
+        if table != self.last {
+            self.last = table;
+            return self
+                .guard
+                .descend_to(root, gfn, |_, raw, level| found(raw, level));
+        }
+        if let Some(node) = self.hint.node(&self.guard, gfn) {
+            return found(node.load(F::index(gfn, Level::SIZE_4K)), Level::SIZE_4K);
+        }
         self.hint = Hint::begin(&self.guard);
-        let (node, raw) = self.guard.descend(&self.root.as_ref()?.table, gfn);
+        let (node, raw) = self.guard.descend(root, gfn);
         self.hint.found(node, gfn, None);
-        Some((node.level(), raw))
+        found(raw, node.level())
     }
 }
 
@@ -167,7 +176,11 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
         let guard = Guard::new(&self.mmu.tables, self.registry.pin(&self.seat));
         Walker {
             guard,
-            root: self.mmu.valid_root(0),
+            root: self
+                .mmu
+                .valid_root(0)
+                .map(|root| Counted::clone(&root.table)),
+            last: Hint::NOWHERE,
             hint: Hint::default(),
         }
     }
@@ -214,9 +227,16 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     pub(super) fn do_translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
         let seat = self.registry.seat();
         let guard = Guard::new(&self.tables, self.registry.pin(&seat));
-        let root = self.valid_root(as_id);
-        let hint = Hint::default();
-        Walker { guard, root, hint }.translate(gfn)
+        let root = self
+            .valid_root(as_id)
+            .map(|root| Counted::clone(&root.table));
+        Walker {
+            guard,
+            root,
+            last: Hint::NOWHERE,
+            hint: Hint::default(),
+        }
+        .translate(gfn)
     }
 
     pub(super) fn do_access(

@@ -227,7 +227,7 @@ unsafe impl TableMemory for Frames {
         self.live.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         let frame = self.frame(pfn).expect("an entry led outside table memory");
         // SAFETY: boxed and never dropped before `self`.
         let frame = unsafe { &*frame };

@@ -327,8 +327,9 @@ unsafe impl TableMemory for TableHeap {
         self.budget.give_back(1 << order);
     }
 
+    /// Checked all the same: a table entry that was damaged ends the VM here, not in somebody's memory.
     #[inline]
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         let position = self.position(pfn);
         assert!(position.is_some(), "{pfn} is not table memory");
         self.range.frame(position.unwrap_or(0)).cast()
@@ -384,7 +385,8 @@ mod tests {
                 break;
             };
             given.push((pfn, bytes));
-            let entries = heap.entries(pfn);
+            // SAFETY: allocated just now.
+            let entries = unsafe { heap.entries(pfn) };
             assert!(entries.addr().get().is_multiple_of(bytes));
             // SAFETY: allocated just now; a frame has 512 entries of 8 bytes.
             let last = unsafe { entries.add(bytes / 8 - 1).as_ref() };

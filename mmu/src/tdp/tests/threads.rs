@@ -86,7 +86,7 @@ unsafe impl TableMemory for Slow {
         unsafe { self.arena.free(pfn, bytes) }
     }
 
-    fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+    unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         if self.chosen.swap(false, SeqCst) {
             self.held.store(true, SeqCst);
             let patience = Instant::now();
@@ -94,7 +94,8 @@ unsafe impl TableMemory for Slow {
                 thread::yield_now();
             }
         }
-        self.arena.entries(pfn)
+        // SAFETY: the caller's promise is the arena's condition.
+        unsafe { self.arena.entries(pfn) }
     }
 
     fn header(&self, pfn: Pfn) -> &Header {
