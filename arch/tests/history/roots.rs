@@ -79,7 +79,7 @@ fn unmapping_visits_withdrawn_roots() {
         );
         // Flushed when it was withdrawn; nothing was cached since.
         assert_eq!(rig.flushes(), []);
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         rig.mmu.zap_invalidated_roots();
         assert_eq!(rig.mmu.stats().pages, [0; 5]);
     });

@@ -9,7 +9,7 @@ use crate::{
     fault::{Access, Fault, FaultOutcome},
     flush::FlushCause,
     format::{Format, FormatInfo},
-    invalidate::Invalidation,
+    invalidate::{ForeignInvalidation, Invalidation},
     slot::{SlotError, SlotFlags, SlotId, SlotSpec},
     stats::MmuStats,
     table::{header::PageHeader, memory::TableMemory},
@@ -187,7 +187,11 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     }
 
     /// The memory is gone, or was replaced; faults may look again.
-    fn invalidate_end(&self, done: Invalidation);
+    ///
+    /// # Errors
+    ///
+    /// [`ForeignInvalidation`] gives back a token of another MMU. Nothing has changed.
+    fn invalidate_end(&self, done: Invalidation) -> Result<(), ForeignInvalidation>;
 
     /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in again. Whether anything
     /// was mapped.
@@ -441,8 +445,8 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         self.do_invalidate_begin(as_id, range, may_yield)
     }
 
-    fn invalidate_end(&self, done: Invalidation) {
-        self.do_invalidate_end(done);
+    fn invalidate_end(&self, done: Invalidation) -> Result<(), ForeignInvalidation> {
+        self.do_invalidate_end(done)
     }
 
     fn zap_gfn_range_in(&self, as_id: u8, range: GfnRange) -> bool {
