@@ -72,7 +72,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// Zaps up to `most` noted tables, so that the guest's next accesses may map them huge. Returns how many.
     pub(super) fn do_recover_nx_huge_pages(&self, most: usize) -> usize {
-        let slots = self.slots_lock.lock();
+        let slots = self.spaces.lock();
         let seat = self.registry.seat();
         let noted: alloc::vec::Vec<Pfn> = {
             let noted = self.nx_tables.0.lock();
@@ -80,8 +80,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let mut zapped = 0;
         // One session for each address space: what is owed is owed to one.
-        for (as_id, space) in (0..=u8::MAX).zip(&self.spaces) {
-            let set = space.read_as_writer(&slots);
+        for (as_id, set) in (0..=u8::MAX).zip(slots.iter()) {
             let cause = FlushCause::NxRecovery;
             let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
             for &pfn in &noted {

@@ -455,17 +455,17 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
 
     fn zap_all(&self) {
         // One zapper at a time: when this returns, none is still at work for another.
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_zap_all();
     }
 
     fn invalidate_roots(&self) {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_invalidate_roots();
     }
 
     fn zap_invalidated_roots(&self) {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_zap_invalidated_roots();
     }
 
@@ -474,7 +474,7 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn split_huge_pages_in(&self, as_id: u8, range: GfnRange, target: Level) -> bool {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_split_huge_pages(as_id, range, target)
     }
 
