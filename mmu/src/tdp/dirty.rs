@@ -334,8 +334,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                     // Under the exclusive lock only hardware changes the entry; it sets bits, so try until it is quiet.
                     let mut attempt = Some((raw, blank));
                     while let Some((raw, blank)) = attempt.take() {
-                        let (guard, node) = (&session.guard, run.node);
-                        match mmu.split(guard, node, index, raw, blank, session.cell) {
+                        let node = run.node;
+                        match mmu.split(node, index, raw, blank, session.cell, false) {
                             Split::Done => {}
                             Split::Lost(blank) => {
                                 let raw = node.load(index);
