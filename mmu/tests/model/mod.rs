@@ -57,7 +57,8 @@ const fn bit(on: bool, mask: u64) -> u64 {
     if on { mask } else { 0 }
 }
 
-// SAFETY: `decode` accepts exactly what the makers make; the test `laws` tries every value.
+// SAFETY: `decode` accepts exactly what the makers make: tables have VALID alone, leaves LEAF too, holes MMIO and not VALID, and
+// FROZEN is a bit of its own.
 unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
     for Tiny<LEVELS, BREAK, AD>
 {
