@@ -253,7 +253,7 @@ impl Machine {
                 }
                 2 => {
                     let token = self.mmu.invalidate_begin(range);
-                    self.mmu.invalidate_end(token);
+                    self.mmu.invalidate_end(token).unwrap();
                 }
                 3 => assert!(self.mmu.split_huge_pages(range, Level::SIZE_4K)),
                 4 => {

@@ -84,7 +84,7 @@ fn faults_in_parallel_with_everything_else() {
                     thread::yield_now();
                 }
                 let token = mmu.invalidate_begin(GfnRange::new(Gfn(round * 31 % PAGES), 700));
-                mmu.invalidate_end(token);
+                mmu.invalidate_end(token).unwrap();
                 mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
                 mmu.split_huge_pages(GfnRange::new(Gfn(0), 2048), Level::SIZE_4K);
                 if round % 7 == 0 {

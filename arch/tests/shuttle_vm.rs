@@ -224,7 +224,7 @@ impl Vm {
         machine.revoked[page as usize].store(true, SeqCst);
         thread::yield_now();
         machine.revoked[page as usize].store(false, SeqCst);
-        self.mmu.invalidate_end(token);
+        self.mmu.invalidate_end(token).unwrap();
         drop(layout);
     }
 

@@ -8,22 +8,36 @@
 //! - one has ended since (the number changed).
 //!
 //! A range in progress is named by guest frames and by the token that begin gave; so slots may come and go in between, and
-//! an end always finds its begin.
+//! an end always finds its begin. A token carries the number of the MMU that gave it and is spent by its end, so none is ended
+//! twice or elsewhere, and the count of what is in progress never falls below what is.
 //!
 //! *Locking*: changed under the exclusive MMU lock, judged under the shared one; the same question may be asked without a
 //! lock to give up early, and then its answer may be old. *Order at the end*: first the number, then the count.
 
+use thiserror::Error;
+
 use crate::{
     addr::{Gfn, GfnRange},
-    sync::{Acquire, AtomicU64, Relaxed, Release},
+    sync::{Acquire, AtomicU64, Relaxed, Release, Statistic},
 };
 
+/// MMUs made so far, of whatever format: what tells their tokens apart. Nothing is ordered by it.
+static MADE: Statistic = Statistic::new(0);
+
 /// Proof that an invalidation has begun; hand it to
-/// [`invalidate_end`](crate::SecondStage::invalidate_end). Until then, faults in the range are told to retry.
+/// [`invalidate_end`](crate::SecondStage::invalidate_end) of the MMU that gave it. Until then, faults in the range are told
+/// to retry.
+///
+/// A token that is dropped ends nothing: the invalidation stays in progress for as long as the MMU lives. Whoever lost it
+/// may have died while the memory was half taken, so the guest must not get at it again; it is not mapped, and faults on it, and
+/// between it and whatever else is being taken back, retry. Only the end, which says that the memory is gone or was
+/// replaced, lets them through.
 #[derive(Debug)]
-#[must_use = "faults in the range retry until the invalidation has ended"]
+#[must_use = "faults in the range retry until the invalidation has ended; dropping this does not end it"]
 pub struct Invalidation {
     range: GfnRange,
+    /// The number of the MMU that it is in progress at.
+    mmu: u64,
 }
 
 impl Invalidation {
@@ -33,8 +47,26 @@ impl Invalidation {
     }
 }
 
+/// The invalidation was begun at another MMU. It is still in progress there, and nothing has changed at either.
+#[derive(Debug, Error)]
+#[error(
+    "the invalidation of {} frames from {} on was begun at another MMU",
+    .0.range.pages(),
+    .0.range.start
+)]
+pub struct ForeignInvalidation(Invalidation);
+
+impl ForeignInvalidation {
+    /// The token, to be ended where it was begun.
+    pub fn into_token(self) -> Invalidation {
+        self.0
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Invalidations {
+    /// This MMU's own; no other has it, before or after.
+    mmu: u64,
     /// 64 bits: it never wraps, and must never be cut short (a truncated copy made guests hang after 2^31 invalidations).
     sequence: AtomicU64,
     in_progress: AtomicU64,
@@ -46,6 +78,7 @@ pub(crate) struct Invalidations {
 impl Invalidations {
     pub(crate) fn new() -> Self {
         Self {
+            mmu: MADE.fetch_add(1, Relaxed),
             sequence: AtomicU64::new(0),
             in_progress: AtomicU64::new(0),
             start: AtomicU64::new(0),
@@ -71,15 +104,19 @@ impl Invalidations {
         self.start.store(hull.start.0, Relaxed);
         self.end.store(hull.end.0, Relaxed);
         self.in_progress.fetch_add(1, Release);
-        Invalidation { range }
+        let mmu = self.mmu;
+        Invalidation { range, mmu }
     }
 
-    /// Under the exclusive lock.
-    pub(crate) fn end(&self, done: Invalidation) {
-        let _ = done;
+    /// Under the exclusive lock. A token of another MMU comes back.
+    pub(crate) fn end(&self, done: Invalidation) -> Result<(), ForeignInvalidation> {
+        if done.mmu != self.mmu {
+            return Err(ForeignInvalidation(done));
+        }
         // The number changes before the count falls, so who reads them in the other order sees at least one of the two.
         self.sequence.fetch_add(1, Release);
         self.in_progress.fetch_sub(1, Release);
+        Ok(())
     }
 
     /// Something else made earlier lookups worthless (a slot went).
@@ -129,14 +166,58 @@ mod tests {
             progress.must_retry(Gfn(12), None),
             "between two ranges is inside their hull"
         );
-        progress.end(first);
+        progress.end(first).unwrap();
         assert!(progress.must_retry(Gfn(10), None));
-        progress.end(second);
+        progress.end(second).unwrap();
         assert!(!progress.must_retry(Gfn(10), None));
         assert!(progress.must_retry(Gfn(99), seen), "the number changed");
         let third = progress.begin(GfnRange::new(Gfn(5), 1));
         assert!(!progress.must_retry(Gfn(10), None), "the hull starts anew");
-        progress.end(third);
+        progress.end(third).unwrap();
+    }
+
+    #[test]
+    fn a_token_ends_only_where_it_began() {
+        let (one, other) = (Invalidations::new(), Invalidations::new());
+        let range = GfnRange::new(Gfn(10), 2);
+        let token = one.begin(range);
+        let seen = other.sequence();
+        let refused = other.end(token).unwrap_err();
+        assert_eq!(
+            std::string::ToString::to_string(&refused),
+            "the invalidation of 2 frames from gfn 0xa on was begun at another MMU"
+        );
+        assert_eq!(other.in_progress.load(Relaxed), 0, "the count came round");
+        assert_eq!(other.sequence(), seen);
+        assert!(!other.must_retry(Gfn(10), Some(seen)));
+        assert!(one.must_retry(Gfn(10), None), "still in progress");
+        let token = refused.into_token();
+        assert_eq!(token.range(), range);
+        one.end(token).unwrap();
+        assert!(!one.must_retry(Gfn(10), None));
+    }
+
+    #[test]
+    fn a_foreign_token_ends_nothing_that_is_in_progress() {
+        let (one, other) = (Invalidations::new(), Invalidations::new());
+        let range = GfnRange::new(Gfn(10), 2);
+        let (theirs, ours) = (one.begin(range), other.begin(range));
+        let theirs = other.end(theirs).unwrap_err().into_token();
+        assert!(other.must_retry(Gfn(10), None));
+        other.end(ours).unwrap();
+        assert!(!other.must_retry(Gfn(10), None));
+        one.end(theirs).unwrap();
+    }
+
+    #[test]
+    fn a_dropped_token_ends_nothing() {
+        let progress = Invalidations::new();
+        drop(progress.begin(GfnRange::new(Gfn(10), 2)));
+        assert!(progress.must_retry(Gfn(10), None));
+        let other = progress.begin(GfnRange::new(Gfn(20), 1));
+        progress.end(other).unwrap();
+        assert!(progress.must_retry(Gfn(11), None), "nor does another's end");
+        assert!(!progress.must_retry(Gfn(9), None));
     }
 
     #[test]

@@ -18,7 +18,8 @@
 //! 3. *Slots*: [`create_slot`](SecondStage::create_slot) for each piece of guest memory. Nothing is mapped yet.
 //! 4. *vCPUs*: one [`Vcpu`] each. Before entering the guest, [`load_root`](SecondStage::load_root) says what to load. On a fault,
 //!    [`fault`](SecondStage::fault); its outcome says whether to enter again or to leave to the device model.
-//! 5. *The host takes memory back*: [`invalidate_begin`](SecondStage::invalidate_begin), take it, `invalidate_end`. A fault that
+//! 5. *The host takes memory back*: [`invalidate_begin`](SecondStage::invalidate_begin), take it,
+//!    [`invalidate_end`](SecondStage::invalidate_end) at the same MMU; a token that is dropped ends nothing. A fault that
 //!    looked its memory up outside the MMU passes the [sequence](Fault::seq) that it saw first.
 //!
 //! ```
@@ -124,7 +125,7 @@ pub use self::{
         AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, FormatInfo, Leaf, MemoryType,
     },
     host::{ExternalTables, Host, NoTlb, Refused},
-    invalidate::Invalidation,
+    invalidate::{ForeignInvalidation, Invalidation},
     slot::{DEFAULT_MAX_SLOTS, MAX_SLOT_PAGES, SlotError, SlotFlags, SlotId, SlotSpec},
     stats::{FlushStats, MmuStats},
     table::{

@@ -12,9 +12,9 @@ use std::{
 use loom::{cell::UnsafeCell, thread};
 
 use crate::{
-    rcu::{buffer::DoubleBuffer, lock::MmuLock, registry::Registry},
+    rcu::{buffer::Buffers, lock::MmuLock, registry::Registry},
     slot::DirtyBitmap,
-    sync::{Acquire, AtomicU64, Mutex, Relaxed, Release},
+    sync::{Acquire, AtomicU64, Relaxed, Release},
 };
 
 fn explore(name: &str, preemptions: usize, scene: impl Fn() + Send + Sync + 'static) {
@@ -158,25 +158,25 @@ fn a_grace_period_outlasts_every_reader() {
 fn readers_never_meet_a_change() {
     explore("double buffer: read x two changes", 2, || {
         let registry = Registry::new();
-        let buffer = Arc::new(DoubleBuffer::new(|| (Value::new(), Value::new()), 0, 1));
+        let values = |_| (Value::new(), Value::new());
+        let buffers = Arc::new(Buffers::new(Arc::clone(&registry), 1, values));
         let seat = registry.seat();
-        let (theirs, other) = (Arc::clone(&registry), Arc::clone(&buffer));
+        let (theirs, other) = (Arc::clone(&registry), Arc::clone(&buffers));
         let reader = thread::spawn(move || {
             let mut last = 0;
             for _ in 0..2 {
                 let inside = theirs.pin(&seat);
-                let generation = other.generation();
-                let (first, second) = other.read(&inside);
+                let generation = other[0].generation();
+                let (first, second) = other[0].read(&inside);
                 let (first, second) = (first.get(), second.get());
                 assert_eq!(first, second, "half of a change");
                 assert!(first >= last && first >= generation, "an old copy");
                 last = first;
             }
         });
-        let writers = Mutex::new(());
-        let mut writer = writers.lock();
+        let mut writer = buffers.lock();
         for _ in 0..2 {
-            buffer.change(&mut writer, &registry, |(first, second)| {
+            writer.at(0).unwrap().change(|(first, second)| {
                 first.add();
                 second.add();
             });

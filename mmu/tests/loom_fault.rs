@@ -5,8 +5,11 @@ mod model;
 
 use std::sync::Arc;
 
-use model::{HARDWARE, SOFTWARE, Scene, Tiny, both, explore, small};
-use slat_mmu::{Access, Fault, Format, Gfn, GfnRange, Level, MmuConfig, SecondStage};
+use model::{HARDWARE, HOST, SOFTWARE, Scene, Tiny, both, explore, small};
+use slat_mmu::{
+    Access, Fault, FaultOutcome, Format, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage,
+    SlotSpec, WalkFault,
+};
 
 fn two_faults<F: Format>(one: Fault, other: Fault) -> impl Fn() + Send + Sync + 'static {
     move || {
@@ -134,6 +137,39 @@ fn prefault_beside_a_write() {
             },
         );
         assert_eq!(scene.mmu.dirty_pages(0), Ok(1));
+        scene.settled();
+    });
+}
+
+/// A hole is looked up, gets a slot, and is remembered: it must be remembered as what it was, not as what it has become.
+#[test]
+fn a_hole_that_gets_a_slot() {
+    explore("fault on a hole x slot", 2, || {
+        let config = MmuConfig::default().with_mmio_caching(true);
+        let scene = Scene::<Tiny>::new(2, 16, config);
+        let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
+        scene.mmu.delete_slot(0).unwrap();
+        let beside = Arc::clone(&scene);
+        both(
+            move || {
+                let outcome = beside.mmu.fault(&mut a, small(1, Access::Read));
+                assert!(
+                    matches!(outcome, FaultOutcome::NoSlot | FaultOutcome::Fixed { .. }),
+                    "{outcome:?}"
+                );
+            },
+            || {
+                let slot = SlotSpec::new(0, Gfn(0), 4, Pfn(HOST));
+                scene.mmu.create_slot(slot).unwrap();
+                // The slot is there, so the guest's accesses are to memory.
+                let access = scene.mmu.access(&mut b, Gfn(1), Access::Read);
+                assert_ne!(access.err(), Some(WalkFault::Mmio));
+            },
+        );
+        let access = scene.mmu.access(&mut b, Gfn(1), Access::Read);
+        assert_ne!(access.err(), Some(WalkFault::Mmio));
+        scene.touch(1, &mut b, small(1, Access::Read), |_| {});
+        drop(b);
         scene.settled();
     });
 }

@@ -70,7 +70,7 @@ fn invalidate(fault: Fault, config: MmuConfig) {
             let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
             page.replace();
             // Where the memory comes from next is told to vCPUs by the lock that the end takes.
-            scene.mmu.invalidate_end(token);
+            scene.mmu.invalidate_end(token).unwrap();
         },
     );
     scene.settled();

@@ -6,9 +6,9 @@ use std::{
     time::Instant,
 };
 
-use slat_mmu::{Access, Fault, FaultOutcome, Gfn, Level, PrefaultError};
+use slat_mmu::{Access, Fault, FaultOutcome, Gfn, Level, MmuConfig, PrefaultError};
 
-use crate::rig::{GIGA, HUGE, PATIENCE, contended, each, each_kind, range};
+use crate::rig::{GIGA, HUGE, PATIENCE, Rig, contended, each, each_kind, range};
 
 #[test]
 fn a_lookup_from_before_an_invalidation_is_tried_again() {
@@ -16,7 +16,7 @@ fn a_lookup_from_before_an_invalidation_is_tried_again() {
         let mut vcpu = rig.mmu.vcpu();
         let seen = rig.mmu.invalidate_seq();
         let token = rig.mmu.invalidate_begin(range(5, 1));
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         let fault = Fault::new(Gfn(5), Access::Write).with_max_level(Level::SIZE_4K);
         assert_eq!(
             rig.mmu.fault(&mut vcpu, fault.with_seq(seen)),
@@ -65,7 +65,7 @@ fn exactly_the_range_is_held_off() {
                 level: Level::SIZE_2M
             }
         );
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         assert_eq!(
             rig.fault(&mut vcpu, HUGE + 10, Access::Write),
             FaultOutcome::Fixed {
@@ -90,7 +90,7 @@ fn an_invalidation_ends_though_its_slot_went() {
             rig.stage
         );
         rig.mmu.delete_slot(0).unwrap();
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         rig.slot(0, 0, GIGA);
         assert_eq!(
             rig.fault(&mut vcpu, 5, Access::Read),
@@ -118,7 +118,7 @@ fn an_unmap_that_may_not_yield_does_not() {
                     let before = rig.mmu.stats().yields;
                     let token = rig.mmu.invalidate_begin_in(0, everything, may_yield);
                     let yields = rig.mmu.stats().yields - before;
-                    rig.mmu.invalidate_end(token);
+                    rig.mmu.invalidate_end(token).unwrap();
                     assert!(may_yield || yields == 0, "{}: {yields} yields", rig.stage);
                     if yields > 0 {
                         return;
@@ -151,7 +151,7 @@ fn mapping_ahead_gives_up_where_memory_is_going() {
             "{}",
             rig.stage
         );
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         assert_eq!(
             rig.mmu
                 .prefault(&mut vcpu, range(0, 4 * HUGE), Level::SIZE_4K),
@@ -177,10 +177,74 @@ fn retrying_faults_do_not_starve_the_invalidator() {
             let begin = Instant::now();
             for _ in 0..50 {
                 let token = rig.mmu.invalidate_begin(range(5, 1));
-                rig.mmu.invalidate_end(token);
+                rig.mmu.invalidate_end(token).unwrap();
             }
             stop.store(true, SeqCst);
             assert!(begin.elapsed() < PATIENCE, "{}", rig.stage);
         });
+    });
+}
+
+/// A token belongs to the MMU that gave it: another one neither loses a count nor stops holding its own range off.
+#[test]
+fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
+    each(|rig| {
+        let other = Rig::new(rig.stage, MmuConfig::default());
+        other.slot(0, 0, GIGA);
+        let (mut vcpu, mut theirs) = (rig.mmu.vcpu(), other.mmu.vcpu());
+        let token = rig.mmu.invalidate_begin(range(5, 1));
+        let refused = other.mmu.invalidate_end(token).unwrap_err();
+        assert_eq!(
+            other.fault(&mut theirs, 5, Access::Write),
+            FaultOutcome::Fixed {
+                level: Level::SIZE_1G
+            },
+            "{}",
+            rig.stage
+        );
+        assert_eq!(
+            rig.fault(&mut vcpu, 5, Access::Write),
+            FaultOutcome::Retry,
+            "{}",
+            rig.stage
+        );
+        let own = other.mmu.invalidate_begin(range(5, 1));
+        let refused = other
+            .mmu
+            .invalidate_end(refused.into_token())
+            .expect_err("refused however often it comes");
+        assert_eq!(
+            other.fault(&mut theirs, 5, Access::Write),
+            FaultOutcome::Retry,
+            "{}",
+            rig.stage
+        );
+        other.mmu.invalidate_end(own).unwrap();
+        rig.mmu.invalidate_end(refused.into_token()).unwrap();
+        for (rig, vcpu) in [(rig, &mut vcpu), (&other, &mut theirs)] {
+            assert_eq!(
+                rig.fault(vcpu, 5, Access::Write),
+                FaultOutcome::Fixed {
+                    level: Level::SIZE_1G
+                },
+                "{}",
+                rig.stage
+            );
+        }
+    });
+}
+
+/// Whoever lost its token may have left the memory half taken: the guest is held off for good, other invalidations or not.
+#[test]
+fn a_token_that_is_dropped_holds_faults_off() {
+    each(|rig| {
+        let mut vcpu = rig.mmu.vcpu();
+        drop(rig.mmu.invalidate_begin(range(5, 1)));
+        let token = rig.mmu.invalidate_begin(range(5, 1));
+        rig.mmu.invalidate_end(token).unwrap();
+        for (gfn, held) in [(4, false), (5, true), (6, false)] {
+            let held_off = rig.fault(&mut vcpu, gfn, Access::Write) == FaultOutcome::Retry;
+            assert_eq!(held_off, held, "{}: {gfn}", rig.stage);
+        }
     });
 }

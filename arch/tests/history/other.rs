@@ -1,8 +1,8 @@
 //! Statistics, device memory, bounds, slots and attributes: pitfalls 55 to 60.
 
 use slat_mmu::{
-    Access, Fault, FaultOutcome, Gfn, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotSpec,
-    WalkFault,
+    Access, Fault, FaultOutcome, Flush, FlushCause, Gfn, Level, MmuConfig, Pfn, SlotError,
+    SlotFlags, SlotSpec, WalkFault,
 };
 
 use crate::rig::{GIGA, HUGE, each, each_with, range};
@@ -207,5 +207,52 @@ fn a_range_that_differs_forbids_the_huge_pages_around_it() {
                 level: Level::SIZE_1G
             }
         );
+    });
+}
+
+/// There may be no memory to split with; what is forbidden goes all the same.
+#[test]
+fn huge_pages_are_forbidden_without_memory_for_tables() {
+    each(|rig| {
+        let mut vcpu = rig.mmu.vcpu();
+        for huge in 0..4 {
+            rig.map(&mut vcpu, huge * HUGE, Access::Write, Level::SIZE_2M);
+        }
+        rig.mmu.reclaim();
+        // From the middle of one huge page into the next but one, with memory for one table.
+        let differs = range(HUGE / 2, 2 * HUGE);
+        let level = Level::SIZE_2M;
+        rig.mmu
+            .forbid_huge_pages(0, differs, Level::SIZE_1G)
+            .unwrap();
+        rig.flushes();
+        rig.allocations_left(1);
+        rig.mmu.forbid_huge_pages(0, differs, level).unwrap();
+        for huge in 0..3 {
+            let found = rig.mmu.translate(Gfn(huge * HUGE));
+            assert!(
+                found.is_none_or(|found| found.level < level),
+                "{}: {found:?}",
+                rig.stage
+            );
+        }
+        let beside = rig.mmu.translate(Gfn(3 * HUGE)).map(|found| found.level);
+        assert_eq!(beside, Some(level), "{}", rig.stage);
+        // At least the last two were mapped whole, and are flushed whole.
+        let flushes = rig.flushes();
+        for gfn in [HUGE, 3 * HUGE - 1] {
+            let flushed = |&(flush, cause): &(Flush, FlushCause)| {
+                cause == FlushCause::Unmap && flush.covers(Gfn(gfn))
+            };
+            assert!(flushes.iter().any(flushed), "{}: {flushes:?}", rig.stage);
+        }
+        rig.allocations_left(usize::MAX / 2);
+        for huge in 0..3 {
+            rig.touch(&mut vcpu, huge * HUGE, Access::Write);
+            let found = rig.mmu.translate(Gfn(huge * HUGE)).unwrap();
+            assert_eq!(found.level, Level::SIZE_4K, "{}", rig.stage);
+        }
+        drop(vcpu);
+        rig.settled();
     });
 }

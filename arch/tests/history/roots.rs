@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use slat_mmu::{Access, Fault, FaultOutcome, Flush, FlushCause, Gfn, Level};
+use slat_arch::{Arm64Ipa40, Sv39x4};
+use slat_mmu::{
+    Access, Arena, Fault, FaultOutcome, Flush, FlushCause, Format, Gfn, Level, MmuConfig, NoTlb,
+    Pfn, SecondStage, SlotSpec, TdpMmu,
+};
 
 use crate::{
     common::hardware_walk,
@@ -79,7 +83,7 @@ fn unmapping_visits_withdrawn_roots() {
         );
         // Flushed when it was withdrawn; nothing was cached since.
         assert_eq!(rig.flushes(), []);
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         rig.mmu.zap_invalidated_roots();
         assert_eq!(rig.mmu.stats().pages, [0; 5]);
     });
@@ -251,4 +255,52 @@ fn a_fault_on_a_vcpu_whose_root_went_twice_is_served() {
             );
         }
     });
+}
+
+/// A format whose root holds leaves: they go with the rest, though the root stays for whoever still has it loaded.
+fn leaves_of_a_withdrawn_root<F: Format>() {
+    assert_eq!(F::ROOT_LEVEL, Level::SIZE_1G, "{}", F::NAME);
+    let arena = Arc::new(Arena::new(Pfn(0x1000), 64));
+    let mmu = TdpMmu::<F, _>::new(Arc::clone(&arena), NoTlb, MmuConfig::default());
+    mmu.create_slot(SlotSpec::new(0, Gfn(0), 4 * GIGA, Pfn(0)))
+        .unwrap();
+    let mut vcpu = mmu.vcpu();
+    for gfn in [5, GIGA + 5] {
+        let outcome = mmu.fault(&mut vcpu, Fault::new(Gfn(gfn), Access::Write));
+        let level = Level::SIZE_1G;
+        assert_eq!(outcome, FaultOutcome::Fixed { level }, "{}", F::NAME);
+    }
+    let small = Fault::new(Gfn(2 * GIGA), Access::Write).with_max_level(Level::SIZE_4K);
+    let level = Level::SIZE_4K;
+    assert_eq!(mmu.fault(&mut vcpu, small), FaultOutcome::Fixed { level });
+    assert_eq!(mmu.stats().pages[..3], [1, 0, 2]);
+    let mut seat = mmu.walker();
+    let mut walker = seat.enter();
+    assert!(walker.translate(Gfn(5)).is_some());
+    mmu.invalidate_roots();
+    assert_eq!(mmu.stats().pages[..3], [1, 0, 2], "still mapped");
+    // Unmapped in the meantime: counted out of what the withdrawn root has, once.
+    mmu.zap_gfn_range(range(GIGA, 1));
+    assert_eq!(mmu.stats().pages[..3], [1, 0, 1], "{}", F::NAME);
+    assert!(walker.translate(Gfn(GIGA)).is_none());
+    mmu.zap_invalidated_roots();
+    // The vCPU has the root, and the walker is in it.
+    let stats = mmu.stats();
+    assert_eq!((stats.roots, stats.pages), (1, [0; 5]), "{}", F::NAME);
+    for gfn in [5, GIGA + 5, 2 * GIGA] {
+        assert_eq!(walker.translate(Gfn(gfn)), None, "{}: {gfn:#x}", F::NAME);
+    }
+    // Nothing is left to be found there, and no count falls below nothing.
+    assert!(!mmu.zap_gfn_range(range(0, 4 * GIGA)));
+    assert_eq!(mmu.stats().pages, [0; 5], "{}", F::NAME);
+    drop(walker);
+    drop(vcpu);
+    mmu.reclaim();
+    assert_eq!(arena.used_frames(), 0, "{}", F::NAME);
+}
+
+#[test]
+fn leaves_on_the_root_itself_go_with_the_withdrawn_root() {
+    leaves_of_a_withdrawn_root::<Sv39x4>();
+    leaves_of_a_withdrawn_root::<Arm64Ipa40>();
 }

@@ -62,7 +62,7 @@ impl World {
             "end" => {
                 if !self.pending.is_empty() {
                     let token = self.pending.remove(d as usize % self.pending.len());
-                    self.mmu.invalidate_end(token);
+                    self.mmu.invalidate_end(token).unwrap();
                 }
                 Ok(())
             }
@@ -668,7 +668,7 @@ impl World {
     /// Gives everything back.
     pub(crate) fn end(mut self) -> TestCaseResult {
         while let Some(token) = self.pending.pop() {
-            self.mmu.invalidate_end(token);
+            self.mmu.invalidate_end(token).unwrap();
         }
         self.host.refuse.store(0, SeqCst);
         for as_id in 0..SPACES {

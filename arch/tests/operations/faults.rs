@@ -55,7 +55,7 @@ fn prefault_stops_where_the_memory_stops_and_says_how_far_it_got() {
             })
         );
         assert_eq!(result.unwrap_err().done(), 2);
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         // Huge where it may be.
         let all = GfnRange::new(BASE, PAGES);
         assert_eq!(
@@ -115,7 +115,7 @@ fn a_fault_may_not_map_what_an_invalidation_takes() {
         rig.run(BASE.0 + 16, Access::Write);
         assert_eq!(rig.mmu.translate(Gfn(BASE.0 + 15)), None);
         assert_eq!(rig.mmu.translate(Gfn(BASE.0 + 8)), None);
-        rig.mmu.invalidate_end(token);
+        rig.mmu.invalidate_end(token).unwrap();
         let stale = Fault::new(Gfn(BASE.0 + 8), Access::Read).with_seq(seq);
         assert_eq!(rig.fault(stale), FaultOutcome::Retry);
         let fresh = Fault::new(Gfn(BASE.0 + 8), Access::Read).with_seq(rig.mmu.invalidate_seq());

@@ -4,12 +4,27 @@
 //! reader of the other copy has left, the same change is made to that one. So a reader never waits, and a change costs what
 //! it changes, not a copy of everything (KVM's two sets of memory slots).
 //!
-//! *Locking*: readers are inside the registry; writers are serialised by their own lock, held for the whole change.
+//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the registry of its readers. Only
+//! the set makes a [`Writer`], and only through it is one of its buffers changed, so there is no other lock to hold by mistake and
+//! no other registry to wait for. A reader shows that it is inside; that it is inside *this* registry is asserted in debug builds.
+//!
+//! *Order*: the lock of writers is the first of all (see the module above); it is held for the whole change.
+
+use alloc::{boxed::Box, sync::Arc};
+use core::ops::Deref;
 
 use super::registry::{Inside, Registry};
 use crate::sync::{
-    AcqRel, Acquire, AtomicU64, AtomicUsize, MutexGuard, Relaxed, Release, UnsafeCell,
+    AcqRel, Acquire, AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed, Release, UnsafeCell,
 };
+
+/// Buffers with the same readers and the same writers. For readers, it is a slice of them.
+#[derive(Debug)]
+pub(crate) struct Buffers<T> {
+    registry: Arc<Registry>,
+    writers: Mutex<()>,
+    buffers: Box<[DoubleBuffer<T>]>,
+}
 
 #[derive(Debug)]
 pub(crate) struct DoubleBuffer<T> {
@@ -19,65 +34,150 @@ pub(crate) struct DoubleBuffer<T> {
     /// Changes with each change. A reader that finds the same generation as before finds the same value.
     generation: AtomicU64,
     step: u64,
+    /// Whose participants are waited for: for assertions.
+    registry: usize,
+}
+
+/// The only writer of a set, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Writer<'b, T> {
+    set: &'b Buffers<T>,
+    _turn: MutexGuard<'b, ()>,
+}
+
+/// One buffer in the hands of the only writer of its set.
+#[derive(Debug)]
+pub(crate) struct Copies<'w, T> {
+    buffer: &'w DoubleBuffer<T>,
+    registry: &'w Registry,
 }
 
 // SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one writer on any thread
 // (`T: Send`), never both at once, as `change` explains.
 unsafe impl<T: Send + Sync> Sync for DoubleBuffer<T> {}
 
-impl<T> DoubleBuffer<T> {
-    /// The `number`-th of `count` buffers, whose generations never meet.
-    pub(crate) fn new(make: impl Fn() -> T, number: u64, count: u64) -> Self {
-        Self {
-            copies: [UnsafeCell::new(make()), UnsafeCell::new(make())],
+impl<T> Buffers<T> {
+    /// `count` buffers, whose generations never meet. `make` is given each one's number, once for each copy, and must make the
+    /// same both times.
+    pub(crate) fn new(registry: Arc<Registry>, count: usize, make: impl Fn(usize) -> T) -> Self {
+        let buffer = |number| DoubleBuffer {
+            copies: [UnsafeCell::new(make(number)), UnsafeCell::new(make(number))],
             current: AtomicUsize::new(0),
-            generation: AtomicU64::new(number),
-            step: count,
+            generation: AtomicU64::new(number as u64),
+            step: count as u64,
+            registry: registry.id(),
+        };
+        Self {
+            buffers: (0..count).map(buffer).collect(),
+            writers: Mutex::new(()),
+            registry,
         }
     }
 
+    /// Becomes the only writer.
+    pub(crate) fn lock(&self) -> Writer<'_, T> {
+        Writer {
+            _turn: self.writers.lock(),
+            set: self,
+        }
+    }
+}
+
+impl<T> Deref for Buffers<T> {
+    type Target = [DoubleBuffer<T>];
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.buffers
+    }
+}
+
+impl<T> DoubleBuffer<T> {
     /// See the field. To be read inside, before the value that it is to stand for.
     #[inline(always)]
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
     }
 
-    /// The value as it is; it stays as it is for as long as the reader is inside.
+    /// The value as it is; it stays as it is for as long as the reader is inside the registry of the set.
     #[inline(always)]
-    pub(crate) fn read<'a>(&'a self, _inside: &'a Inside<'_>) -> &'a T {
+    pub(crate) fn read<'a>(&'a self, inside: &'a Inside<'_>) -> &'a T {
+        debug_assert!(
+            inside.is_of(self.registry),
+            "inside another registry: no change waits for this reader"
+        );
         let current = self.current.load(Acquire) & 1;
         // SAFETY: a writer changes a copy only after a grace period that began when the copy was not current any more, and
         // we read `current` after we went inside: so as long as we are, the copy is not changed.
         self.copies[current].with(|copy| unsafe { &*copy })
     }
 
-    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns what it gave the first
-    /// time. Waits for readers, so the caller must not be inside.
-    pub(crate) fn change<R>(
-        &self,
-        _writer: &mut MutexGuard<'_, ()>,
-        registry: &Registry,
-        mut edit: impl FnMut(&mut T) -> R,
-    ) -> R {
+    /// The value as the writer sees it.
+    ///
+    /// # Safety
+    ///
+    /// No writer changes the buffer while the value is borrowed.
+    unsafe fn read_as_writer(&self) -> &T {
         let current = self.current.load(Relaxed) & 1;
-        let spare = 1 - current;
-        // SAFETY: the guard makes us the only writer. Readers of the spare copy left before the change before this one
-        // ended (it waited for them), and `current` has not named this copy since.
-        let result = self.copies[spare].with_mut(|copy| edit(unsafe { &mut *copy }));
-        self.current.store(spare, Release);
-        // After the copy: who reads the new generation reads the new copy. Who reads the old one is waited for.
-        self.generation.fetch_add(self.step, AcqRel);
-        registry.synchronize();
-        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new readers use the other.
-        self.copies[current].with_mut(|copy| edit(unsafe { &mut *copy }));
-        result
+        // SAFETY: only a writer changes copies, and the caller says that none does.
+        self.copies[current].with(|copy| unsafe { &*copy })
+    }
+}
+
+impl<T> Writer<'_, T> {
+    /// The value of one buffer, as a writer sees it; `None` if there is no such buffer.
+    pub(crate) fn read(&self, number: usize) -> Option<&T> {
+        self.iter().nth(number)
+    }
+
+    /// The values of all buffers.
+    pub(crate) fn iter<'w>(&'w self) -> impl Iterator<Item = &'w T>
+    where
+        T: 'w,
+    {
+        // SAFETY: the only writer is `self`, which would have to be borrowed mutably for a change.
+        let value = |buffer: &'w DoubleBuffer<T>| unsafe { buffer.read_as_writer() };
+        self.set.iter().map(value)
+    }
+
+    /// One buffer, to be changed; `None` if there is no such buffer.
+    pub(crate) fn at(&mut self, number: usize) -> Option<Copies<'_, T>> {
+        let buffer = self.set.buffers.get(number)?;
+        Some(Copies {
+            buffer,
+            registry: &self.set.registry,
+        })
+    }
+}
+
+impl<T> Copies<'_, T> {
+    /// See [`DoubleBuffer::generation`].
+    pub(crate) fn generation(&self) -> u64 {
+        self.buffer.generation()
     }
 
     /// The value as a writer sees it.
-    pub(crate) fn read_as_writer<'a>(&'a self, _writer: &'a MutexGuard<'_, ()>) -> &'a T {
-        let current = self.current.load(Relaxed) & 1;
-        // SAFETY: only a writer changes copies, and we hold the writers' lock.
-        self.copies[current].with(|copy| unsafe { &*copy })
+    pub(crate) fn read(&self) -> &T {
+        // SAFETY: `Writer` is borrowed for as long as we live, and to change the buffer we would have to be borrowed mutably.
+        unsafe { self.buffer.read_as_writer() }
+    }
+
+    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns what it gave the first
+    /// time. Waits for readers, so the caller must not be inside.
+    pub(crate) fn change<R>(&mut self, mut edit: impl FnMut(&mut T) -> R) -> R {
+        let buffer = self.buffer;
+        let current = buffer.current.load(Relaxed) & 1;
+        let spare = 1 - current;
+        // SAFETY: we are the only writer (`Writer` made us, and is borrowed mutably until we go). Readers of the spare copy left
+        // before the change before this one ended (it waited for them), and `current` has not named this copy since.
+        let result = buffer.copies[spare].with_mut(|copy| edit(unsafe { &mut *copy }));
+        buffer.current.store(spare, Release);
+        // After the copy: who reads the new generation reads the new copy. Who reads the old one is waited for.
+        buffer.generation.fetch_add(buffer.step, AcqRel);
+        self.registry.synchronize();
+        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new readers use the other.
+        buffer.copies[current].with_mut(|copy| edit(unsafe { &mut *copy }));
+        result
     }
 }
 
@@ -90,33 +190,73 @@ mod tests {
     };
 
     use super::*;
-    use crate::sync::Mutex;
 
     #[test]
     fn an_edit_reaches_both_copies_once() {
         let registry = Registry::new();
-        let buffer = DoubleBuffer::new(Vec::new, 1, 2);
-        let lock = Mutex::new(());
-        let mut writer = lock.lock();
+        let buffers = Buffers::new(Arc::clone(&registry), 2, |_| Vec::new());
+        let mut writer = buffers.lock();
         let seat = registry.seat();
         for number in 0..4 {
-            let length = buffer.change(&mut writer, &registry, |value| {
+            let mut second = writer.at(1).unwrap();
+            let length = second.change(|value| {
                 value.push(number);
                 value.len()
             });
             assert_eq!(length, number + 1);
             let expected: Vec<usize> = (0..=number).collect();
-            assert_eq!(buffer.read_as_writer(&writer), &expected);
-            assert_eq!(buffer.read(&registry.pin(&seat)), &expected);
-            assert_eq!(buffer.generation(), 1 + 2 * (number as u64 + 1));
+            assert_eq!(second.read(), &expected);
+            assert_eq!(second.generation(), 1 + 2 * (number as u64 + 1));
+            assert_eq!(buffers[1].read(&registry.pin(&seat)), &expected);
+            assert_eq!(buffers[1].generation(), 1 + 2 * (number as u64 + 1));
+            // Nothing of it is in the other.
+            assert_eq!(writer.read(0), Some(&Vec::new()));
+            assert!(writer.iter().eq([&Vec::new(), &expected]));
+            assert_eq!(buffers[0].generation(), 0);
         }
+        assert!(writer.read(2).is_none() && writer.at(2).is_none());
+    }
+
+    #[test]
+    fn a_writer_of_one_set_leaves_another_sets_writer_alone() {
+        let registry = Registry::new();
+        let of = |value| Buffers::new(Arc::clone(&registry), 1, move |_| value);
+        let (one, other) = (of(1), of(2));
+        let (mut first, mut second) = (one.lock(), other.lock());
+        first.at(0).unwrap().change(|value| *value += 10);
+        second.at(0).unwrap().change(|value| *value += 20);
+        assert_eq!((first.read(0), second.read(0)), (Some(&11), Some(&22)));
+    }
+
+    /// Neither the writer nor its grace period would know of the reader.
+    #[test]
+    #[cfg(debug_assertions)]
+    fn a_reader_that_is_inside_another_registry_is_caught() {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use super::super::lock::MmuLock;
+
+        let (registry, other) = (Registry::new(), Registry::new());
+        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| 0);
+        let (seat, theirs) = (registry.seat(), other.seat());
+        let caught = |look: &dyn Fn()| catch_unwind(AssertUnwindSafe(look)).is_err();
+        assert!(caught(&|| {
+            buffers[0].read(&other.pin(&theirs));
+        }));
+        let lock = MmuLock::new(Arc::clone(&other));
+        assert!(caught(&|| {
+            buffers[0].read(&lock.shared(&theirs));
+        }));
+        // Nor does one registry let another's participants in.
+        assert!(caught(&|| drop(registry.pin(&theirs))));
+        assert!(caught(&|| drop(lock.shared(&seat))));
+        assert_eq!(buffers[0].read(&registry.pin(&seat)), &0);
     }
 
     #[test]
     fn a_reader_sees_one_value_for_as_long_as_it_is_inside() {
         let registry = Registry::new();
-        let buffer = DoubleBuffer::new(|| [0u64; 8], 0, 1);
-        let lock = Mutex::new(());
+        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| [0u64; 8]);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..2 {
@@ -125,8 +265,8 @@ mod tests {
                     let mut last = 0;
                     while !stop.load(SeqCst) {
                         let inside = registry.pin(&seat);
-                        let generation = buffer.generation();
-                        let value = buffer.read(&inside);
+                        let generation = buffers[0].generation();
+                        let value = buffers[0].read(&inside);
                         let first = value[0];
                         thread::yield_now();
                         assert!(value.iter().all(|part| *part == first), "{value:?}");
@@ -136,8 +276,8 @@ mod tests {
                 });
             }
             for number in 1..=500 {
-                let mut writer = lock.lock();
-                buffer.change(&mut writer, &registry, |value| {
+                let mut writer = buffers.lock();
+                writer.at(0).unwrap().change(|value| {
                     value.iter_mut().for_each(|part| *part = number);
                 });
             }

@@ -43,15 +43,23 @@ pub(crate) struct Cell {
     counters: [Statistic; Counter::COUNT],
     /// Leaves installed minus leaves removed by this participant, by level, as two's complement.
     pages: [Statistic; MAX_LEVELS],
+    /// Whose participant this is: for assertions.
+    registry: usize,
 }
 
 impl Cell {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(registry: usize) -> Self {
         Self {
             mark: AtomicU64::new(IDLE),
             counters: core::array::from_fn(|_| Statistic::new(0)),
             pages: core::array::from_fn(|_| Statistic::new(0)),
+            registry,
         }
+    }
+
+    #[inline(always)]
+    pub(super) fn is_of(&self, registry: usize) -> bool {
+        self.registry == registry
     }
 
     #[inline(always)]

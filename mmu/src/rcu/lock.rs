@@ -59,6 +59,10 @@ impl MmuLock {
     /// Takes the lock shared; the participant is in a read section as well.
     #[inline(always)]
     pub(crate) fn shared<'a>(&self, cell: &'a Cell) -> Inside<'a> {
+        debug_assert!(
+            cell.is_of(self.registry.id()),
+            "another registry's participant"
+        );
         loop {
             cell.share(self.registry.era());
             if !self.exclusive.load(Acquire) {

@@ -53,6 +53,11 @@ impl<'a> Inside<'a> {
     pub(super) fn new(cell: &'a Cell) -> Self {
         Self(cell)
     }
+
+    #[inline(always)]
+    pub(super) fn is_of(&self, registry: usize) -> bool {
+        self.0.is_of(registry)
+    }
 }
 
 impl Drop for Inside<'_> {
@@ -75,11 +80,17 @@ impl Registry {
         })
     }
 
+    /// Tells registries apart for as long as they live.
+    #[inline(always)]
+    pub(super) fn id(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
     /// A cell for a new participant.
     pub(crate) fn seat(self: &Arc<Self>) -> Seat {
         let mut cells = self.cells.lock();
         let cell = cells.free.pop().unwrap_or_else(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(Cell::new(self.id()));
             cells.all.push(Arc::clone(&cell));
             cell
         });
@@ -97,6 +108,7 @@ impl Registry {
     /// Enters a read section: what is reachable from here on is not freed before it ends.
     #[inline(always)]
     pub(crate) fn pin<'a>(&self, cell: &'a Cell) -> Inside<'a> {
+        debug_assert!(cell.is_of(self.id()), "another registry's participant");
         cell.pin(self.era());
         Inside(cell)
     }

@@ -30,9 +30,8 @@ use crate::{
     addr::{Gfn, GfnRange},
     flush::{Flush, FlushCause},
     format::{DirtyLogPolicy, Format},
-    rcu::registry::Seat,
-    slot::{DirtyBitmap, Slot, SlotId},
-    sync::MutexGuard,
+    rcu::{buffer::Writer, registry::Seat},
+    slot::{DirtyBitmap, Slot, SlotId, SlotSet},
     table::{
         memory::TableMemory,
         node::{Blank, Run},
@@ -140,13 +139,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     fn logging(
         &self,
-        writer: &MutexGuard<'_, ()>,
+        writer: &Writer<'_, SlotSet>,
         as_id: u8,
         id: SlotId,
     ) -> Result<(Arc<Slot>, Arc<DirtyBitmap>), DirtyLogError> {
-        let unknown = |_| DirtyLogError::UnknownSlot { id };
-        let set = self.space(as_id).map_err(unknown)?.read_as_writer(writer);
-        let slot = Arc::clone(set.get(id).map_err(unknown)?);
+        let unknown = DirtyLogError::UnknownSlot { id };
+        let set = writer.read(usize::from(as_id)).ok_or(unknown)?;
+        let slot = Arc::clone(set.get(id).map_err(|_| unknown)?);
         let dirty = slot.dirty.clone().ok_or(DirtyLogError::NotLogging { id })?;
         Ok((slot, dirty))
     }
@@ -157,7 +156,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         id: SlotId,
         bitmap: &mut [u64],
     ) -> Result<(), DirtyLogError> {
-        let (_, dirty) = self.logging(&self.slots_lock.lock(), as_id, id)?;
+        let (_, dirty) = self.logging(&self.spaces.lock(), as_id, id)?;
         check_length(dirty.len(), bitmap.len())?;
         for (index, word) in bitmap.iter_mut().take(dirty.len()).enumerate() {
             *word = dirty.get(index);
@@ -171,7 +170,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         id: SlotId,
         bitmap: &mut [u64],
     ) -> Result<u64, DirtyLogError> {
-        let writer = self.slots_lock.lock();
+        let writer = self.spaces.lock();
         let (slot, dirty) = self.logging(&writer, as_id, id)?;
         check_length(dirty.len(), bitmap.len())?;
         let mut harvest = Harvest::new(self, &slot);
@@ -200,7 +199,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         num_pages: u64,
         bitmap: &[u64],
     ) -> Result<u64, DirtyLogError> {
-        let writer = self.slots_lock.lock();
+        let writer = self.spaces.lock();
         let (slot, dirty) = self.logging(&writer, as_id, id)?;
         let npages = slot.spec.npages;
         let end = first_page
@@ -233,12 +232,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_mark_dirty(&self, as_id: u8, range: GfnRange) -> u64 {
-        let Ok(space) = self.space(as_id) else {
+        let writer = self.spaces.lock();
+        let Some(set) = writer.read(usize::from(as_id)) else {
             return 0;
         };
-        let writer = self.slots_lock.lock();
         let mut marked = 0;
-        for slot in space.read_as_writer(&writer).over(range) {
+        for slot in set.over(range) {
             let pages = slot.spec.range();
             if let Some(dirty) = &slot.dirty {
                 let start = pages.start.max(range.start).0 - pages.start.0;
@@ -251,7 +250,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_dirty_pages(&self, as_id: u8, id: SlotId) -> Result<u64, DirtyLogError> {
-        let (_, dirty) = self.logging(&self.slots_lock.lock(), as_id, id)?;
+        let (_, dirty) = self.logging(&self.spaces.lock(), as_id, id)?;
         Ok(dirty.count())
     }
 }
@@ -335,8 +334,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                     // Under the exclusive lock only hardware changes the entry; it sets bits, so try until it is quiet.
                     let mut attempt = Some((raw, blank));
                     while let Some((raw, blank)) = attempt.take() {
-                        let (guard, node) = (&session.guard, run.node);
-                        match mmu.split(guard, node, index, raw, blank, session.cell) {
+                        let node = run.node;
+                        match mmu.split(node, index, raw, blank, session.cell, false) {
                             Split::Done => {}
                             Split::Lost(blank) => {
                                 let raw = node.load(index);

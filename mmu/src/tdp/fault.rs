@@ -188,15 +188,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     let Some(blank) = cache.pop() else {
                         return FaultOutcome::Retry;
                     };
-                    match self.split(guard, node, index, raw, blank, descent.cell) {
+                    // The table that replaces an executable-less huge page holds what the mitigation forbids to be huge.
+                    let nx = goal.nx_disallowed();
+                    match self.split(node, index, raw, blank, descent.cell, nx) {
                         Split::Done => {}
                         Split::Lost(blank) => cache.push(blank),
-                    }
-                    // The table that replaced an executable-less huge page holds what the mitigation forbids to be huge.
-                    if goal.nx_disallowed()
-                        && let Some(child) = guard.child(node, index)
-                    {
-                        self.note_nx_table(child.pfn(), descent.cell);
                     }
                 }
                 Entry::NonPresent | Entry::Mmio { .. } => {
@@ -345,7 +341,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         header.describe(role, gfn, Some((node.pfn(), index)));
         if nx {
             // Before the table is linked: whoever unlinks it must see the mark.
-            self.note_nx_table(pfn, descent.cell);
+            self.note_nx_table(pfn);
         }
         if descent.root.mirror {
             return self.link_mirrored(node, index, raw, table, gfn);
@@ -353,7 +349,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         node.link(index, raw, table).map_err(|table| {
             self.forget_nx_table(pfn);
             Some(self.tables.blank_again(table))
-        })
+        })?;
+        if nx {
+            descent.cell.count(Counter::NxSplits, 1);
+        }
+        Ok(())
     }
 }
 

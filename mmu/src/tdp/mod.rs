@@ -101,7 +101,7 @@ use crate::{
     format::Format,
     host::Host,
     invalidate::Invalidations,
-    rcu::{buffer::DoubleBuffer, lock::MmuLock, registry::Registry},
+    rcu::{buffer::Buffers, lock::MmuLock, registry::Registry},
     slot::{Limits, SlotSet},
     stats::{self, FlushCounters, MmuStats},
     sync::{AtomicU64, Counted, Mutex},
@@ -117,10 +117,9 @@ pub struct TdpMmu<F: Format, H: TableMemory> {
     registry: Arc<Registry>,
     lock: MmuLock,
     tables: Tables<F, H>,
-    /// One set of slots an address space.
-    spaces: Box<[DoubleBuffer<SlotSet>]>,
-    /// Serialises all that changes slots or takes dirty bits, each with its flush.
-    slots_lock: Mutex<()>,
+    /// One set of slots an address space. The lock of who changes them is the *slots lock*: it serialises all that changes slots
+    /// or takes dirty bits, each with its flush.
+    spaces: Buffers<SlotSet>,
     invalidations: Invalidations,
     roots: Mutex<Vec<Counted<RootPage>>>,
     root_generation: AtomicU64,
@@ -136,24 +135,23 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// nothing to flush.
     pub fn new(memory: H, host: impl Host + 'static, config: MmuConfig) -> Self {
         let registry = Registry::new();
-        let count = config.address_spaces.max(1);
+        let spaces = usize::from(config.address_spaces.max(1));
         let space = |as_id| {
             let limits = Limits {
-                as_id,
+                as_id: as_id as u8,
                 slots: config.max_slots,
                 gfn: F::MAX_GFN,
                 pfn: F::MAX_PFN,
             };
-            DoubleBuffer::new(|| SlotSet::new(limits), u64::from(as_id), u64::from(count))
+            SlotSet::new(limits)
         };
         Self {
             config,
             host: Box::new(host),
             lock: MmuLock::new(Arc::clone(&registry)),
             tables: Tables::new(memory, Arc::clone(&registry)),
+            spaces: Buffers::new(Arc::clone(&registry), spaces, space),
             registry,
-            spaces: (0..count).map(space).collect(),
-            slots_lock: Mutex::new(()),
             invalidations: Invalidations::new(),
             roots: Mutex::new(Vec::new()),
             root_generation: AtomicU64::new(0),

@@ -5,8 +5,8 @@
 //! that keeps them apart is noted. Noted tables are zapped after a while, a few at a time, and become huge again if nothing is
 //! fetched there any more.
 //!
-//! *Locking*: the list of noted tables has its own lock, the last in the order. A table is noted before it is linked where it
-//! can be, and a note is taken back by whoever tears the table down. Recovery holds the slots lock and the shared MMU lock.
+//! *Locking*: the list of noted tables has its own lock, the last in the order. A table is noted before it is linked, so
+//! whoever unlinks it sees the note, and takes it back. Recovery holds the slots lock and the shared MMU lock.
 
 use alloc::collections::BTreeSet;
 
@@ -20,7 +20,6 @@ use crate::{
     addr::{Gfn, GfnRange, Pfn},
     flush::{Flush, FlushCause},
     format::Format,
-    rcu::cell::{Cell, Counter},
     sync::Mutex,
     table::memory::TableMemory,
 };
@@ -32,6 +31,11 @@ pub(super) struct NxTables(Mutex<BTreeSet<Pfn>>);
 impl NxTables {
     pub(super) fn new() -> Self {
         Self(Mutex::new(BTreeSet::new()))
+    }
+
+    #[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+    pub(super) fn all(&self) -> alloc::vec::Vec<Pfn> {
+        self.0.lock().iter().copied().collect()
     }
 }
 
@@ -54,17 +58,16 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
     }
 
-    pub(super) fn note_nx_table(&self, pfn: Pfn, cell: &Cell) {
-        let mut noted = self.nx_tables.0.lock();
-        if noted.insert(pfn) {
+    /// Notes a table that is described and not linked yet: it is still the caller's alone.
+    pub(super) fn note_nx_table(&self, pfn: Pfn) {
+        if self.nx_tables.0.lock().insert(pfn) {
             self.tables.header(pfn).set_nx_disallowed(true);
-            cell.count(Counter::NxSplits, 1);
         }
     }
 
     #[inline(always)]
     pub(super) fn forget_nx_table(&self, pfn: Pfn) {
-        // Whatever the header says: a note that came after the table had gone must not outlive the next table there.
+        // Whatever the header says: describing the next table in this memory clears the mark there, and only there.
         if self.avoids_executable_huge_pages() && self.nx_tables.0.lock().remove(&pfn) {
             self.tables.header(pfn).set_nx_disallowed(false);
         }
@@ -72,7 +75,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// Zaps up to `most` noted tables, so that the guest's next accesses may map them huge. Returns how many.
     pub(super) fn do_recover_nx_huge_pages(&self, most: usize) -> usize {
-        let slots = self.slots_lock.lock();
+        let slots = self.spaces.lock();
         let seat = self.registry.seat();
         let noted: alloc::vec::Vec<Pfn> = {
             let noted = self.nx_tables.0.lock();
@@ -80,8 +83,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let mut zapped = 0;
         // One session for each address space: what is owed is owed to one.
-        for (as_id, space) in (0..=u8::MAX).zip(&self.spaces) {
-            let set = space.read_as_writer(&slots);
+        for (as_id, set) in (0..=u8::MAX).zip(slots.iter()) {
             let cause = FlushCause::NxRecovery;
             let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
             for &pfn in &noted {

@@ -16,28 +16,26 @@ use crate::{
     addr::{Gfn, GfnRange, Level},
     flush::{Flush, FlushCause},
     format::{DirtyLogPolicy, Format},
-    rcu::buffer::DoubleBuffer,
+    rcu::buffer::{Copies, Writer},
     slot::{DirtyBitmap, Slot, SlotError, SlotFlags, SlotId, SlotSet, SlotSpec},
-    sync::MutexGuard,
     table::memory::TableMemory,
 };
 
-impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn space(&self, as_id: u8) -> Result<&DoubleBuffer<SlotSet>, SlotError> {
-        self.spaces
-            .get(usize::from(as_id))
-            .ok_or(SlotError::UnknownAddressSpace { as_id })
-    }
+/// The slots of one address space, in the hands of who holds the slots lock.
+fn space<'w>(
+    writer: &'w mut Writer<'_, SlotSet>,
+    as_id: u8,
+) -> Result<Copies<'w, SlotSet>, SlotError> {
+    writer
+        .at(usize::from(as_id))
+        .ok_or(SlotError::UnknownAddressSpace { as_id })
+}
 
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Publishes a change of one address space's slots.
-    fn publish(
-        &self,
-        writer: &mut MutexGuard<'_, ()>,
-        space: &DoubleBuffer<SlotSet>,
-        edit: impl FnMut(&mut SlotSet),
-    ) {
+    fn publish(&self, space: &mut Copies<'_, SlotSet>, edit: impl FnMut(&mut SlotSet)) {
         let before = space.generation();
-        space.change(writer, &self.registry, edit);
+        space.change(edit);
         let bits = F::MMIO_GENERATION_BITS;
         if self.config.mmio_caching && bits > 0 && before >> bits != space.generation() >> bits {
             // The part of the generation that entries keep has come round: old entries would look current.
@@ -45,14 +43,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
     }
 
-    fn put(
-        &self,
-        writer: &mut MutexGuard<'_, ()>,
-        space: &DoubleBuffer<SlotSet>,
-        slot: Slot,
-    ) -> Arc<Slot> {
+    fn put(&self, space: &mut Copies<'_, SlotSet>, slot: Slot) -> Arc<Slot> {
         let slot = Arc::new(slot);
-        self.publish(writer, space, |set| set.put(Arc::clone(&slot)));
+        self.publish(space, |set| set.put(Arc::clone(&slot)));
         slot
     }
 
@@ -67,20 +60,20 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_create_slot(&self, spec: SlotSpec) -> Result<(), SlotError> {
-        let space = self.space(spec.as_id)?;
-        let mut writer = self.slots_lock.lock();
-        space.read_as_writer(&writer).may_create(&spec)?;
+        let mut writer = self.spaces.lock();
+        let mut space = space(&mut writer, spec.as_id)?;
+        space.read().may_create(&spec)?;
         let dirty = self.bitmap(&spec)?;
-        self.put(&mut writer, space, Slot::new(spec, dirty));
+        self.put(&mut space, Slot::new(spec, dirty));
         Ok(())
     }
 
     pub(super) fn do_delete_slot(&self, as_id: u8, id: SlotId) -> Result<(), SlotError> {
-        let space = self.space(as_id)?;
-        let mut writer = self.slots_lock.lock();
-        let slot = Arc::clone(space.read_as_writer(&writer).get(id)?);
-        self.empty_slot(&mut writer, space, &slot);
-        self.publish(&mut writer, space, |set| set.remove(id));
+        let mut writer = self.spaces.lock();
+        let mut space = space(&mut writer, as_id)?;
+        let slot = Arc::clone(space.read().get(id)?);
+        self.empty_slot(&mut space, &slot);
+        self.publish(&mut space, |set| set.remove(id));
         Ok(())
     }
 
@@ -90,33 +83,28 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         id: SlotId,
         base_gfn: Gfn,
     ) -> Result<(), SlotError> {
-        let space = self.space(as_id)?;
-        let mut writer = self.slots_lock.lock();
-        let set = space.read_as_writer(&writer);
+        let mut writer = self.spaces.lock();
+        let mut space = space(&mut writer, as_id)?;
+        let set = space.read();
         let slot = Arc::clone(set.get(id)?);
         let spec = set.may_move(id, base_gfn)?;
         if spec == slot.spec {
             return Ok(());
         }
-        self.empty_slot(&mut writer, space, &slot);
+        self.empty_slot(&mut space, &slot);
         // Permissions to map huge are by guest frame, so they do not come along.
         let moved = Slot::new(spec, slot.dirty.clone());
-        self.put(&mut writer, space, moved);
+        self.put(&mut space, moved);
         Ok(())
     }
 
     /// Makes a slot invalid and removes all it maps.
-    fn empty_slot(
-        &self,
-        writer: &mut MutexGuard<'_, ()>,
-        space: &DoubleBuffer<SlotSet>,
-        slot: &Slot,
-    ) {
+    fn empty_slot(&self, space: &mut Copies<'_, SlotSet>, slot: &Slot) {
         let invalid = Slot {
             invalid: true,
             ..slot.clone()
         };
-        self.put(writer, space, invalid);
+        self.put(space, invalid);
         self.invalidations.bump();
         let spec = &slot.spec;
         self.unmap(spec.as_id, spec.range(), FlushCause::Slot, true);
@@ -128,9 +116,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         id: SlotId,
         flags: SlotFlags,
     ) -> Result<(), SlotError> {
-        let space = self.space(as_id)?;
-        let mut writer = self.slots_lock.lock();
-        let set = space.read_as_writer(&writer);
+        let mut writer = self.spaces.lock();
+        let mut space = space(&mut writer, as_id)?;
+        let set = space.read();
         let old = Arc::clone(set.get(id)?);
         let spec = set.may_change(id, flags)?;
         if spec == old.spec {
@@ -146,7 +134,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             huge: Arc::clone(&old.huge),
             invalid: false,
         };
-        let slot = self.put(&mut writer, space, new);
+        let slot = self.put(&mut space, new);
         match (old.dirty.is_some(), slot.dirty.is_some()) {
             (false, true) => self.begin_logging(&slot.spec),
             (true, false) => self.recover_huge_pages(&slot),
@@ -176,12 +164,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_slots(&self) -> Vec<SlotSpec> {
-        let writer = self.slots_lock.lock();
-        self.spaces
-            .iter()
-            .flat_map(|space| space.read_as_writer(&writer).iter())
-            .map(|slot| slot.spec)
-            .collect()
+        let writer = self.spaces.lock();
+        let slots = writer.iter().flat_map(SlotSet::iter);
+        slots.map(|slot| slot.spec).collect()
     }
 
     /// Forbids (or allows again) mappings of `level` over the frames of `range`, once for each such mapping. What is mapped
@@ -193,13 +178,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         level: Level,
         forbid: bool,
     ) -> Result<(), SlotError> {
-        let space = self.space(as_id)?;
-        let writer = self.slots_lock.lock();
+        let mut writer = self.spaces.lock();
+        let space = space(&mut writer, as_id)?;
         let span = F::span(level);
         let mut place = F::align_down(range.start, level);
         while place < range.end && place < F::MAX_GFN {
             let covered = GfnRange::new(place, span);
-            for slot in space.read_as_writer(&writer).over(covered) {
+            for slot in space.read().over(covered) {
                 if forbid {
                     slot.huge.forbid(level, place);
                 } else {

@@ -22,7 +22,7 @@ use crate::{
     table::{
         header::PageRole,
         memory::TableMemory,
-        node::{Blank, Detached, Guard, Node},
+        node::{Blank, Detached, Node},
     },
 };
 
@@ -37,15 +37,15 @@ pub(super) enum Split {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Replaces the huge leaf `raw` by a table.
+    /// Replaces the huge leaf `raw` by a table. `nx`: it is the NX mitigation that wants it, so the table is noted.
     pub(super) fn split(
         &self,
-        _guard: &Guard<'_, F, H>,
         node: Node<'_, F>,
         index: usize,
         raw: u64,
         blank: Blank,
         cell: &Cell,
+        nx: bool,
     ) -> Split {
         let level = node.level();
         let (Entry::Leaf(_), Some(child)) = (F::decode(raw, level), level.child()) else {
@@ -64,11 +64,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         });
         let (gfn, as_id) = self.place_of_entry(node, index);
         let role = PageRole::new(as_id, child, false);
-        let header = self.tables.header(table.pfn());
+        let pfn = table.pfn();
+        let header = self.tables.header(pfn);
         header.describe(role, gfn, Some((node.pfn(), index)));
+        if nx {
+            // Before the table is linked: whoever unlinks it must see the mark.
+            self.note_nx_table(pfn);
+        }
+        let lost = |table| {
+            if nx {
+                self.forget_nx_table(pfn);
+            }
+            Split::Lost(self.tables.blank_again(table))
+        };
         let old = if F::BREAK_BEFORE_MAKE {
             if node.replace(index, raw, F::FROZEN).is_err() {
-                return Split::Lost(self.tables.blank_again(table));
+                return lost(table);
             }
             let span = GfnRange::new(gfn, F::span(level));
             self.flush(Flush::range(span), FlushCause::BreakBeforeMake, as_id);
@@ -77,9 +88,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             raw
         };
         if let Err(table) = node.link(index, old, table) {
-            return Split::Lost(self.tables.blank_again(table));
+            return lost(table);
         }
         cell.count(Counter::Splits, 1);
+        if nx {
+            cell.count(Counter::NxSplits, 1);
+        }
         cell.add_pages(level.slot(), -1);
         cell.add_pages(child.slot(), F::entries(child) as i64);
         Split::Done
@@ -185,7 +199,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let Some(blank) = cache.borrow_mut().pop() else {
                 return false;
             };
-            match self.split(&session.guard, node, index, raw, blank, session.cell) {
+            match self.split(node, index, raw, blank, session.cell, false) {
                 // What is below is the sweep's to visit.
                 Split::Done => return true,
                 Split::Lost(blank) => cache.borrow_mut().push(blank),

@@ -9,7 +9,7 @@ use crate::{
     fault::{Access, Fault, FaultOutcome},
     flush::FlushCause,
     format::{Format, FormatInfo},
-    invalidate::Invalidation,
+    invalidate::{ForeignInvalidation, Invalidation},
     slot::{SlotError, SlotFlags, SlotId, SlotSpec},
     stats::MmuStats,
     table::{header::PageHeader, memory::TableMemory},
@@ -132,7 +132,7 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// [`SlotError::UnknownAddressSpace`].
     fn allow_huge_pages(&self, as_id: u8, range: GfnRange, level: Level) -> Result<(), SlotError>;
 
-    /// Where `gfn` leads now. Lock-free, changes nothing.
+    /// Where `gfn` leads now. Changes nothing. Walks without a lock, from a root that it looks up under the lock of their list.
     fn translate_in(&self, as_id: u8, gfn: Gfn) -> Option<Translation>;
 
     /// [`translate_in`](Self::translate_in) address space 0.
@@ -141,14 +141,20 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     }
 
     /// Walks as hardware does, from the vCPU's root: checks permissions and, where the format says so, sets Accessed and
-    /// Dirty. Waits for nobody; a vCPU whose root was withdrawn finds nothing mapped while there is no other.
+    /// Dirty.
+    ///
+    /// It takes no lock while the vCPU's root is valid. A vCPU whose root was withdrawn moves to the root that has taken its
+    /// place, or finds nothing mapped while there is none. To move it takes the lock of the list of roots and, if it was the last
+    /// to have the old root loaded, that of the tables to be given back. It may have to wait until another has looked through the
+    /// one or given back what is in the other; whoever holds them never waits for a flush, a grace period or the MMU lock, so
+    /// a flush may wait for a vCPU that is in here.
     ///
     /// # Errors
     ///
     /// The fault that hardware would raise; take it to [`fault`](Self::fault).
     fn access(&self, vcpu: &mut Vcpu, gfn: Gfn, access: Access) -> Result<Translation, WalkFault>;
 
-    /// The entries on the way to `gfn`. Lock-free.
+    /// The entries on the way to `gfn`, as [`translate_in`](Self::translate_in) finds them.
     fn walk_in(&self, as_id: u8, gfn: Gfn) -> Walk;
 
     /// [`walk_in`](Self::walk_in) address space 0.
@@ -187,7 +193,11 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     }
 
     /// The memory is gone, or was replaced; faults may look again.
-    fn invalidate_end(&self, done: Invalidation);
+    ///
+    /// # Errors
+    ///
+    /// [`ForeignInvalidation`] gives back a token of another MMU. Nothing has changed.
+    fn invalidate_end(&self, done: Invalidation) -> Result<(), ForeignInvalidation>;
 
     /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in again. Whether anything
     /// was mapped.
@@ -441,8 +451,8 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         self.do_invalidate_begin(as_id, range, may_yield)
     }
 
-    fn invalidate_end(&self, done: Invalidation) {
-        self.do_invalidate_end(done);
+    fn invalidate_end(&self, done: Invalidation) -> Result<(), ForeignInvalidation> {
+        self.do_invalidate_end(done)
     }
 
     fn zap_gfn_range_in(&self, as_id: u8, range: GfnRange) -> bool {
@@ -451,17 +461,17 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
 
     fn zap_all(&self) {
         // One zapper at a time: when this returns, none is still at work for another.
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_zap_all();
     }
 
     fn invalidate_roots(&self) {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_invalidate_roots();
     }
 
     fn zap_invalidated_roots(&self) {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_zap_invalidated_roots();
     }
 
@@ -470,7 +480,7 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     }
 
     fn split_huge_pages_in(&self, as_id: u8, range: GfnRange, target: Level) -> bool {
-        let _slots = self.slots_lock.lock();
+        let _slots = self.spaces.lock();
         self.do_split_huge_pages(as_id, range, target)
     }
 

@@ -27,7 +27,7 @@ use crate::{
     addr::{Gfn, GfnRange, Level},
     flush::{Flush, FlushCause},
     format::Format,
-    invalidate::Invalidation,
+    invalidate::{ForeignInvalidation, Invalidation},
     rcu::cell::Cell,
     sync::Backoff,
     table::{
@@ -187,9 +187,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         token
     }
 
-    pub(super) fn do_invalidate_end(&self, token: Invalidation) {
+    pub(super) fn do_invalidate_end(&self, token: Invalidation) -> Result<(), ForeignInvalidation> {
         let _exclusive = self.lock.exclusive();
-        self.invalidations.end(token);
+        self.invalidations.end(token)
     }
 
     /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The

@@ -48,13 +48,17 @@ const MMU_WRITE: u64 = 1 << 5;
 const HOST_WRITE: u64 = 1 << 6;
 const ACCESSED: u64 = 1 << 7;
 const DIRTY: u64 = 1 << 8;
+/// A hole; the generation of slots is above.
+const MMIO: u64 = 1 << 9;
+const MMIO_SHIFT: u32 = 12;
 const ALL: u64 = VALID | LEAF | WRITE | EXECUTE | MMU_WRITE | HOST_WRITE | ACCESSED | DIRTY;
 
 const fn bit(on: bool, mask: u64) -> u64 {
     if on { mask } else { 0 }
 }
 
-// SAFETY: `decode` accepts exactly what the makers make; the test `laws` tries every value.
+// SAFETY: `decode` accepts exactly what the makers make: tables have VALID alone, leaves LEAF too, holes MMIO and not VALID, and
+// FROZEN is a bit of its own.
 unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
     for Tiny<LEVELS, BREAK, AD>
 {
@@ -81,13 +85,19 @@ unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = BREAK;
     const FLUSH: FlushPrimitive = FlushPrimitive::new("none");
+    const MMIO_GENERATION_BITS: u32 = 4;
 
     fn decode(raw: u64, level: Level) -> Entry {
         if raw == Self::FROZEN {
             return Entry::Frozen;
         }
         if raw & VALID == 0 {
-            return Entry::NonPresent;
+            let generation = (raw >> MMIO_SHIFT) as u32;
+            return if raw & MMIO == 0 {
+                Entry::NonPresent
+            } else {
+                Entry::Mmio { generation }
+            };
         }
         let pfn = Pfn(raw >> 12);
         if raw & 0xfff == VALID && level > Level::SIZE_4K {
@@ -127,6 +137,10 @@ unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
 
     fn make_table(pfn: Pfn) -> u64 {
         pfn.0 << 12 | VALID
+    }
+
+    fn make_mmio(_: Gfn, generation: u32) -> Option<u64> {
+        Some(u64::from(generation & 0xf) << MMIO_SHIFT | MMIO)
     }
 
     fn with_writable(raw: u64, on: bool) -> u64 {

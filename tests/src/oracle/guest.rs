@@ -319,7 +319,7 @@ impl Guest {
             if rng.chance(15) {
                 let part = GfnRange::new(Self::page_of(rng, &slot), 1 + rng.below(32));
                 let invalidation = self.mmu.invalidate_begin(part);
-                self.mmu.invalidate_end(invalidation);
+                self.mmu.invalidate_end(invalidation)?;
             }
             if small && rng.chance(5) {
                 self.mmu.delete_slot(slot.id)?;

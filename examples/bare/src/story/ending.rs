@@ -25,7 +25,8 @@ pub(super) fn take_back<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Faile
     same!(guest.read(outside)?, 600);
 
     // Here the host moves the memory, or puts other frames into the slot.
-    guest.mmu.invalidate_end(taken);
+    let ended = guest.mmu.invalidate_end(taken);
+    check!(ended.is_ok(), "ended where it was begun: {ended:?}");
     check!(
         guest.mmu.invalidate_seq() != seq,
         "older look-ups go unnoticed"

@@ -4,6 +4,7 @@
 //! four, MMIO entries with three bits of generation, the NX mitigation.
 
 mod memory;
+mod notes;
 mod paths;
 mod roots;
 mod sweeps;
@@ -22,9 +23,9 @@ use crate::{
     GfnRange, Leaf, Level, MemoryType, Pfn, SlotFlags, SlotSpec, table::node::Guard,
 };
 
-/// A format of `LEVELS` levels, two or four.
+/// A format of `LEVELS` levels, two or four, that wants break before make or not.
 #[derive(Clone, Copy)]
-pub(super) struct Toy<const LEVELS: usize>;
+pub(super) struct Toy<const LEVELS: usize, const BREAK: bool = false>;
 
 const PRESENT: u64 = 1;
 const LEAF: u64 = 2;
@@ -33,7 +34,7 @@ const MMIO: u64 = 1 << 61;
 
 // SAFETY: leaf, table, empty, MMIO and frozen differ in their two low and three high bits; the frame is kept in bits of its own.
 #[expect(unsafe_code, reason = "a format vouches for its laws")]
-unsafe impl<const LEVELS: usize> Format for Toy<LEVELS> {
+unsafe impl<const LEVELS: usize, const BREAK: bool> Format for Toy<LEVELS, BREAK> {
     const NAME: &'static str = "toy";
     const INDEX_BITS: &'static [u32] = if LEVELS == 2 {
         &[9, 11]
@@ -52,7 +53,7 @@ unsafe impl<const LEVELS: usize> Format for Toy<LEVELS> {
     const AD_POLICY: AdPolicy = AdPolicy::SetAtInstall;
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
     const INSTALL_NEEDS_FENCE: bool = false;
-    const BREAK_BEFORE_MAKE: bool = false;
+    const BREAK_BEFORE_MAKE: bool = BREAK;
     const FLUSH: FlushPrimitive = FlushPrimitive::new("none");
     const MMIO_GENERATION_BITS: u32 = 3;
     const NX_HUGE_PAGES: bool = true;
@@ -130,6 +131,7 @@ unsafe impl<const LEVELS: usize> Format for Toy<LEVELS> {
 
 pub(super) type Flat = Toy<2>;
 pub(super) type Deep = Toy<4>;
+pub(super) type Breaking = Toy<2, true>;
 pub(super) type Mmu<F = Flat> = TdpMmu<F, Arc<Arena>>;
 
 /// Remembers flushes.

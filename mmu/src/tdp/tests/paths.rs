@@ -223,7 +223,7 @@ fn nothing_is_recovered_while_its_memory_is_taken_back() {
     log(&rig, true);
     log(&rig, false);
     assert_eq!(rig.mmu.stats().pages[..2], [1, 1], "the other one");
-    rig.mmu.invalidate_end(token);
+    rig.mmu.invalidate_end(token).unwrap();
     log(&rig, true);
     log(&rig, false);
     assert_eq!(rig.mmu.stats().pages[..2], [0, 2]);

@@ -77,7 +77,7 @@ fn a_table_linked_during_the_visit_is_entered() {
                 let blank = rig.mmu.tables.blank().unwrap();
                 let split = rig
                     .mmu
-                    .split(&s.guard, run.node, run.first, raw, blank, s.cell);
+                    .split(run.node, run.first, raw, blank, s.cell, false);
                 assert!(matches!(split, super::super::split::Split::Done));
             }
             Visit::Done(Flush::None)

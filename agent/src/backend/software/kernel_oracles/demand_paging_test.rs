@@ -108,7 +108,7 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
                     format!("{gfn:#x} is mapped while it is taken: {mapped:?}")
                 })?;
             }
-            machine.mmu().invalidate_end(begun);
+            machine.mmu().invalidate_end(begun).unwrap();
             if round % 3 == 0 {
                 let goal = reads.load(Relaxed) + 100;
                 machine.until(|| reads.load(Relaxed) >= goal)?;

@@ -72,7 +72,7 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
                 let piece = GfnRange::new(Gfn(base + random.below(PAGES)), 1 + random.below(700));
                 machine.mmu().age(piece);
                 let begun = machine.mmu().invalidate_begin(piece);
-                machine.mmu().invalidate_end(begun);
+                machine.mmu().invalidate_end(begun).unwrap();
             }
             // These while the log is taken.
             allowed.fetch_add(100, Relaxed);

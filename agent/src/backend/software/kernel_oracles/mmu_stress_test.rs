@@ -91,7 +91,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
             version.change(|| {
                 let begun = machine.mmu().invalidate_begin(everything);
                 protected.store(true, Relaxed);
-                machine.mmu().invalidate_end(begun);
+                machine.mmu().invalidate_end(begun).unwrap();
             });
             more(|counts| &counts.refused, 50)?;
             version.change(|| protected.store(false, Relaxed));
