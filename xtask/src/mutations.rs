@@ -94,7 +94,9 @@ fn mutation(path: &Path, text: &str) -> anyhow::Result<Mutation> {
     let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
     let pitfall = match (line("# Pitfall "), line("# Proof: ")) {
         (Some(rest), None) => {
-            let (number, _) = rest.split_once(": ").context("`# Pitfall N` says nothing")?;
+            let (number, _) = rest
+                .split_once(": ")
+                .context("`# Pitfall N` says nothing")?;
             Some(number.parse().context("the pitfall's number")?)
         }
         (None, Some(_)) => None,
@@ -447,7 +449,8 @@ mod tests {
         );
         assert!(mutation(Path::new("x.patch"), "# Pitfall 7: breaks x.\n").is_err());
         assert!(test_of("slat-arch history a::b").is_none());
-        let text = "# Proof: breaks y.\n# Test: cargo test -p slat-mmu --features loom --lib models::a\n";
+        let text =
+            "# Proof: breaks y.\n# Test: cargo test -p slat-mmu --features loom --lib models::a\n";
         let found = mutation(Path::new("loom-y.patch"), text).unwrap();
         assert_eq!(found.pitfall, None);
         assert_eq!(found.test.shown(), "--features loom --lib");

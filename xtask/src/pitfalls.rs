@@ -74,7 +74,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     for name in patches_of(&proofs) {
         if !mutations.iter().any(|mutation| mutation.name == name) {
-            faults.push(format!("{PROOFS}: no patch {name} in {}", mutations::FOLDER));
+            faults.push(format!(
+                "{PROOFS}: no patch {name} in {}",
+                mutations::FOLDER
+            ));
         }
     }
     println!(
