@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 
 use crate::{shell, tally::Tally, workspace::Workspace};
 
-/// Schedules of each of the two scenes of a whole VM.
+/// Schedules of each of the scenes of a whole VM.
 const SCHEDULES: &str = "5000";
 
 /// How a model is built, before any `--` of the command: with optimisation, debug assertions, and a folder of its own.

@@ -4,7 +4,7 @@
 //! of the table in `docs/proofs.md`, and which test must fail. The work is done on a copy of `mmu` and `arch` below `target/mutations`, a workspace of its own with build artefacts
 //! of its own, so the sources are never touched and an interrupted run leaves nothing. One format of each kind is compiled
 //! (`few_formats`), little optimised: what takes time is compiling. A test with a feature is a model (loom, shuttle): it is built as
-//! `cargo xtask interleavings` builds it, and beside its artefacts, because what takes time there is the schedules.
+//! `cargo xtask interleavings` builds it, because what takes time there is the schedules.
 //!
 //! For each patch: it applies, the copy builds, and its test fails, or hangs until its bound, where the unpatched one passed. A
 //! patch that does not apply, does not compile, or whose test does not exist is a fault like a bug that nobody noticed.
@@ -216,7 +216,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
 struct Copy {
     root: PathBuf,
     target: PathBuf,
-    /// The folder above those in which the models are built.
+    /// The folder above those in which the models are built. Not those of the workspace: cargo takes the same crate at another
+    /// place for the same, and would run there what was patched here.
     models: PathBuf,
 }
 
@@ -227,7 +228,7 @@ impl Copy {
         let copy = Self {
             root: folder.join("tree"),
             target: folder.join("target"),
-            models: workspace.target_dir()?,
+            models: folder,
         };
         let manifest = workspace.read("Cargo.toml")?;
         copy.write(Path::new("Cargo.toml"), manifest_of(&manifest)?.as_bytes())?;
