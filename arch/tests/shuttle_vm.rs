@@ -1,6 +1,9 @@
 //! A whole VM under random schedules (shuttle), on every format: vCPUs with TLBs, a harvester, a notifier, slots that
 //! come, move and go, fast zaps, ageing.
 //!
+//! A TLB is emptied by an acknowledged flush, and by the vCPU's own fault at the frame; nothing else makes what it holds
+//! wrong or right. The host is slow to ask for a flush now and then, or what is flushed too late would hardly ever be used.
+//!
 //! # What is checked
 //!
 //! - *Stale translations*: a vCPU uses its TLB between two looks at the flush requests, and whoever flushes waits until
