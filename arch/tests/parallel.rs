@@ -4,6 +4,8 @@
 //! every table came back.
 
 mod common;
+#[path = "common/planted_race.rs"]
+mod planted_race;
 
 use std::{
     sync::{

@@ -208,6 +208,28 @@ fn a_bit_is_taken_or_stays() {
     });
 }
 
+/// `clear_dirty_log` takes bits and leaves the summary as it is, so a setter finds it set and need not set it, unless a harvest
+/// clears it at that moment.
+#[test]
+fn a_bit_under_a_summary_that_is_still_set() {
+    explore("bitmap: set x take, summary still set", 3, || {
+        let bitmap = Arc::new(DirtyBitmap::new(64, false).unwrap());
+        bitmap.set(3);
+        assert_eq!(bitmap.take(0, u64::MAX), 1 << 3);
+        let setter = Arc::clone(&bitmap);
+        let other = thread::spawn(move || setter.set(3));
+        let harvest = || {
+            bitmap.next_candidate(0).map_or(0, |word| {
+                bitmap.begin_group(word);
+                bitmap.take(word, u64::MAX)
+            })
+        };
+        let first = harvest();
+        other.join().unwrap();
+        assert_eq!(first | harvest(), 1 << 3);
+    });
+}
+
 /// The order between an entry's change and the page's bit: see `DirtyBitmap::set_word`.
 #[test]
 fn a_page_is_writable_or_its_bit_is_set() {

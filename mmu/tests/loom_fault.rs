@@ -119,6 +119,31 @@ fn a_remembered_table_goes() {
     });
 }
 
+/// The same, where the walk that finds the table comes before it is taken away and its next use after it was given back.
+#[test]
+fn a_table_is_remembered_as_of_before_its_walk() {
+    explore("hint x retire x hint", 2, || {
+        let scene = Scene::<Tiny>::new(2, 16, MmuConfig::default());
+        let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
+        scene.map(&mut a, 0, Access::Read);
+        scene.map(&mut b, 2, Access::Read);
+        let beside = Arc::clone(&scene);
+        both(
+            move || {
+                beside.fault(&mut a, Fault::new(Gfn(1), Access::Write));
+                beside.mmu.reclaim();
+            },
+            || {
+                // The first walks and remembers; the second begins with what is remembered.
+                scene.fault(&mut b, small(1, Access::Read));
+                scene.fault(&mut b, small(0, Access::Read));
+                drop(b);
+            },
+        );
+        scene.settled();
+    });
+}
+
 #[test]
 fn prefault_beside_a_write() {
     explore("prefault x fault", 3, || {

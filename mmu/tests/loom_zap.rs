@@ -90,6 +90,34 @@ fn invalidation_of_a_part_of_a_huge_page() {
     });
 }
 
+/// Unmapping under a withdrawn root owes no flush, because whoever withdrew it has flushed: an access that was translated
+/// before the withdrawal is over when the host takes the memory.
+#[test]
+fn invalidation_beside_a_withdrawal() {
+    explore("access x withdrawal x invalidate", 2, || {
+        let scene = Scene::<Tiny>::new(1, 16, MmuConfig::default());
+        let mut a = scene.vcpu();
+        scene.map(&mut a, 1, Access::Read);
+        let page = Arc::new(Page(UnsafeCell::new(0)));
+        let (guest, mine) = (Arc::clone(&scene), Arc::clone(&page));
+        let vcpu = loom::thread::spawn(move || {
+            let inside = guest.guest.enter(0);
+            if guest.mmu.access(&mut a, Gfn(1), Access::Read).is_ok() {
+                mine.read();
+            }
+            drop(inside);
+        });
+        let beside = Arc::clone(&scene);
+        let withdrawal = loom::thread::spawn(move || beside.mmu.invalidate_roots());
+        let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
+        page.replace();
+        scene.mmu.invalidate_end(token);
+        vcpu.join().unwrap();
+        withdrawal.join().unwrap();
+        scene.settled();
+    });
+}
+
 #[test]
 fn fast_zap() {
     explore("fault x fast zap", 2, || {

@@ -88,7 +88,7 @@ enum Command {
     /// Put bugs of the past back, one at a time, and demand that a test fails
     ///
     /// Each patch of tests/mutations is applied to a copy of mmu and arch below target/mutations, and the test that it names must
-    /// pass without it and fail, or hang, with it. docs/pitfalls.md has the list.
+    /// pass without it and fail, or hang, with it. docs/pitfalls.md has the list, docs/proofs.md that of the models.
     Mutations(mutations::Options),
     /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
     Leftovers,
@@ -100,7 +100,7 @@ enum Command {
     Metrics,
     /// Check that deploy/ sets only what slat reads, and that systemd accepts the units
     Units,
-    /// Check that docs/pitfalls.md is complete, its tests exist, and each patch of tests/mutations still applies
+    /// Check that docs/pitfalls.md is complete, its tests and those of docs/proofs.md exist, and each patch still applies
     Pitfalls,
     /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
     Pages,

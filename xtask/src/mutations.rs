@@ -1,9 +1,10 @@
 //! `cargo xtask mutations`: puts historical bugs back, one at a time, and demands that a test notices.
 //!
-//! A mutation is a patch in `tests/mutations`, whose first lines say which pitfall of `docs/pitfalls.md` it is and which test must
-//! fail. The work is done on a copy of `mmu` and `arch` below `target/mutations`, a workspace of its own with build artefacts
+//! A mutation is a patch in `tests/mutations`, whose first lines say which pitfall of `docs/pitfalls.md` it is, or that it is a bug
+//! of the table in `docs/proofs.md`, and which test must fail. The work is done on a copy of `mmu` and `arch` below `target/mutations`, a workspace of its own with build artefacts
 //! of its own, so the sources are never touched and an interrupted run leaves nothing. One format of each kind is compiled
-//! (`few_formats`), little optimised: what takes time is compiling.
+//! (`few_formats`), little optimised: what takes time is compiling. A test with a feature is a model (loom, shuttle): it is built as
+//! `cargo xtask interleavings` builds it, because what takes time there is the schedules.
 //!
 //! For each patch: it applies, the copy builds, and its test fails, or hangs until its bound, where the unpatched one passed. A
 //! patch that does not apply, does not compile, or whose test does not exist is a fault like a bug that nobody noticed.
@@ -20,6 +21,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
+    interleavings,
     shell::{self, Ended},
     tally::Tally,
     workspace::Workspace,
@@ -31,6 +33,10 @@ pub(crate) const FOLDER: &str = "tests/mutations";
 const CRATES: [&str; 2] = ["mmu", "arch"];
 /// For one test; what runs longer hangs.
 const BOUND: Duration = Duration::from_secs(60);
+/// For one model, which has many schedules to try, on a machine that has other things to do.
+const MODEL_BOUND: Duration = Duration::from_secs(600);
+/// Of shuttle's schedules, so that a verdict can be had twice.
+const SEED: &str = "1";
 
 /// Which ones.
 #[derive(Debug, Default, Args)]
@@ -45,15 +51,18 @@ pub(crate) struct Options {
 pub(crate) struct Mutation {
     /// File name without its ending.
     pub(crate) name: String,
-    pub(crate) pitfall: u32,
+    /// Its row in `docs/pitfalls.md`; without one it is in the table of `docs/proofs.md`.
+    pub(crate) pitfall: Option<u32>,
     pub(crate) path: PathBuf,
     test: Test,
 }
 
-/// The test that must fail: `cargo test -p <package> <target> <name>`.
+/// The test that must fail: `cargo test -p <package> [--features <feature>] <target> <name>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Test {
     package: String,
+    /// The model checker whose atomics it is built on.
+    feature: Option<String>,
     /// `--lib`, or `--test` with its name.
     target: Vec<String>,
     name: String,
@@ -83,27 +92,58 @@ pub(crate) fn all(workspace: &Workspace) -> anyhow::Result<Vec<Mutation>> {
 fn mutation(path: &Path, text: &str) -> anyhow::Result<Mutation> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
-    let (pitfall, _) = line("# Pitfall ")
-        .and_then(|rest| rest.split_once(": "))
-        .ok_or_else(|| anyhow!("no line `# Pitfall N: what it breaks.`"))?;
+    let pitfall = match (line("# Pitfall "), line("# Proof: ")) {
+        (Some(rest), None) => {
+            let (number, _) = rest
+                .split_once(": ")
+                .context("`# Pitfall N` says nothing")?;
+            Some(number.parse().context("the pitfall's number")?)
+        }
+        (None, Some(_)) => None,
+        _ => bail!("no line `# Pitfall N: what it breaks.` or `# Proof: what it breaks.`"),
+    };
     let test = line("# Test: cargo test -p ").and_then(test_of);
     Ok(Mutation {
         name: name.into_owned(),
-        pitfall: pitfall.parse().context("the pitfall's number")?,
+        pitfall,
         path: path.to_owned(),
         test: test.ok_or_else(|| anyhow!("no line `# Test: cargo test -p P --test T name`"))?,
     })
 }
 
+impl Test {
+    /// What runs longer hangs.
+    fn bound(&self) -> Duration {
+        if self.feature.is_some() {
+            MODEL_BOUND
+        } else {
+            BOUND
+        }
+    }
+
+    /// Which program it is in.
+    fn shown(&self) -> String {
+        let feature = self.feature.as_ref();
+        let feature = feature.map_or_else(String::new, |name| format!("--features {name} "));
+        feature + &self.target.join(" ")
+    }
+}
+
 fn test_of(rest: &str) -> Option<Test> {
     let words: Vec<&str> = rest.split_whitespace().collect();
-    let (package, target, name) = match words[..] {
-        [package, "--lib", name] => (package, vec!["--lib"], name),
-        [package, "--test", target, name] => (package, vec!["--test", target], name),
+    let (package, words) = words.split_first()?;
+    let (feature, words) = match words {
+        ["--features", feature, words @ ..] => (Some((*feature).to_owned()), words),
+        words => (None, words),
+    };
+    let (target, name) = match *words {
+        ["--lib", name] => (vec!["--lib"], name),
+        ["--test", target, name] => (vec!["--test", target], name),
         _ => return None,
     };
     Some(Test {
-        package: package.to_owned(),
+        package: (*package).to_owned(),
+        feature,
         target: target.into_iter().map(str::to_owned).collect(),
         name: name.to_owned(),
     })
@@ -176,6 +216,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
 struct Copy {
     root: PathBuf,
     target: PathBuf,
+    /// The folder above those in which the models are built. Not those of the workspace: cargo takes the same crate at another
+    /// place for the same, and would run there what was patched here.
+    models: PathBuf,
 }
 
 impl Copy {
@@ -185,6 +228,7 @@ impl Copy {
         let copy = Self {
             root: folder.join("tree"),
             target: folder.join("target"),
+            models: folder,
         };
         let manifest = workspace.read("Cargo.toml")?;
         copy.write(Path::new("Cargo.toml"), manifest_of(&manifest)?.as_bytes())?;
@@ -233,7 +277,8 @@ impl Copy {
         let mut programs: Vec<(&Test, Vec<&str>)> = Vec::new();
         for Mutation { test, .. } in mutations {
             let same = |(other, _): &&mut (&Test, Vec<&str>)| {
-                (&other.package, &other.target) == (&test.package, &test.target)
+                (&other.package, &other.feature, &other.target)
+                    == (&test.package, &test.feature, &test.target)
             };
             match programs.iter_mut().find(same) {
                 Some((_, names)) if names.contains(&test.name.as_str()) => {}
@@ -243,9 +288,9 @@ impl Copy {
         }
         let mut tally = Tally::default();
         for (test, names) in programs {
-            let bound = BOUND.saturating_mul(u32::try_from(names.len())?);
+            let bound = test.bound().saturating_mul(u32::try_from(names.len())?);
             let ended = self.run(&self.build(test)?, &names, bound)?;
-            let target = test.target.join(" ");
+            let target = test.shown();
             match judge(ended.as_ref(), names.len(), false) {
                 Ok(_) => {
                     println!(
@@ -280,7 +325,7 @@ impl Copy {
 
     /// Builds and runs a test that must fail; says how it did.
     fn fails(&self, test: &Test) -> anyhow::Result<String> {
-        let ended = self.run(&self.build(test)?, &[&test.name], BOUND)?;
+        let ended = self.run(&self.build(test)?, &[&test.name], test.bound())?;
         let how = judge(ended.as_ref(), 1, true)?;
         let why = ended.as_ref().and_then(|ended| panic_of(&ended.stdout));
         Ok(why.map_or_else(|| how.to_owned(), |why| format!("{how}: {why}")))
@@ -298,25 +343,31 @@ impl Copy {
         command
             .arg("--exact")
             .args(names)
-            .env("RUST_BACKTRACE", "0");
+            .env("RUST_BACKTRACE", "0")
+            .env("SLAT_SHUTTLE_SEED", SEED);
         Ok(shell::limited(&mut command, bound)?.ok())
     }
 
     fn build(&self, test: &Test) -> anyhow::Result<Program> {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
-        for name in ["slat-mmu", "slat-arch"] {
-            command.arg("--config");
-            command.arg(format!(
-                "profile.dev.package.{name}.opt-level={}",
-                u32::from(name == "slat-mmu")
-            ));
-        }
         command.args(["test", "--quiet", "--offline", "--no-run"]);
         command.args(["--message-format=json", "-p", &test.package]);
         command.args(&test.target);
-        command.env("RUSTFLAGS", "--cfg few_formats -Awarnings");
-        command.env("CARGO_TARGET_DIR", &self.target);
+        if let Some(feature) = &test.feature {
+            command.args(["--features", feature]);
+            interleavings::built(&mut command, &self.models, feature);
+        } else {
+            for name in ["slat-mmu", "slat-arch"] {
+                command.arg("--config");
+                command.arg(format!(
+                    "profile.dev.package.{name}.opt-level={}",
+                    u32::from(name == "slat-mmu")
+                ));
+            }
+            command.env("RUSTFLAGS", "--cfg few_formats -Awarnings");
+            command.env("CARGO_TARGET_DIR", &self.target);
+        }
         let said = shell::output(&mut command).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().find(|line| line.starts_with("error"));
@@ -391,7 +442,7 @@ mod tests {
     fn a_patch_says_what_it_is() {
         let text = "# Pitfall 7: breaks x.\n# Test: cargo test -p slat-arch --test history a::b\n--- a/x\n";
         let found = mutation(Path::new("tests/mutations/07-x.patch"), text).unwrap();
-        assert_eq!((found.name.as_str(), found.pitfall), ("07-x", 7));
+        assert_eq!((found.name.as_str(), found.pitfall), ("07-x", Some(7)));
         assert_eq!(found.test.target, ["--test", "history"]);
         assert_eq!(
             (found.test.package.as_str(), found.test.name.as_str()),
@@ -399,6 +450,12 @@ mod tests {
         );
         assert!(mutation(Path::new("x.patch"), "# Pitfall 7: breaks x.\n").is_err());
         assert!(test_of("slat-arch history a::b").is_none());
+        let text =
+            "# Proof: breaks y.\n# Test: cargo test -p slat-mmu --features loom --lib models::a\n";
+        let found = mutation(Path::new("loom-y.patch"), text).unwrap();
+        assert_eq!(found.pitfall, None);
+        assert_eq!(found.test.shown(), "--features loom --lib");
+        assert!(found.test.bound() > BOUND);
     }
 
     #[test]

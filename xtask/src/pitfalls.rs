@@ -1,9 +1,14 @@
 //! `cargo xtask pitfalls`: docs/pitfalls.md against the sources, quickly: each of the sixty is there once, the tests it names
-//! exist, and each bug that can be put back is named in its row and still fits the sources.
+//! exist, and each bug that can be put back is named in its row and still fits the sources. The same for the models' bugs, which
+//! are in a table of docs/proofs.md.
 
 use crate::{mutations, tally::Tally, workspace::Workspace};
 
 const PAGE: &str = "docs/pitfalls.md";
+/// Where the bugs are that the models catch.
+const PROOFS: &str = "docs/proofs.md";
+/// What the names of their patches begin with.
+const MODELS: [&str; 2] = ["loom-", "shuttle-"];
 /// How many there are.
 const COUNT: u32 = 60;
 
@@ -25,25 +30,33 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     let page = workspace.read(PAGE)?;
     let rows: Vec<Row> = page.lines().filter_map(row).collect();
     let mut faults = numbers(&rows);
-    let mut tests = tests_of(&page);
+    let proofs = workspace.read(PROOFS)?;
+    let mut tests: Vec<_> = tests_of(&page).into_iter().map(|it| (PAGE, it)).collect();
+    tests.extend(tests_of(&proofs).into_iter().map(|it| (PROOFS, it)));
     tests.sort();
     tests.dedup();
-    for test in &tests {
+    for (page, test) in &tests {
         let (file, name) = test.split_once("::").unwrap_or((test, ""));
         match workspace.read(file) {
             Ok(source) if defines(&source, name) => {}
-            Ok(_) => faults.push(format!("{PAGE}: {file} has no test {name}")),
-            Err(error) => faults.push(format!("{PAGE}: {error:#}")),
+            Ok(_) => faults.push(format!("{page}: {file} has no test {name}")),
+            Err(error) => faults.push(format!("{page}: {error:#}")),
         }
     }
     let mutations = mutations::all(workspace)?;
     for mutation in &mutations {
-        let named = rows.iter().any(|row| {
-            row.number == mutation.pitfall && row.mutation.as_deref() == Some(&mutation.name)
-        });
-        if !named {
-            let (number, name) = (mutation.pitfall, &mutation.name);
-            faults.push(format!("{PAGE}: row {number} does not name {name}"));
+        let name = &mutation.name;
+        match mutation.pitfall {
+            Some(number) => {
+                let named = |row: &Row| {
+                    row.number == number && row.mutation.as_deref() == Some(name.as_str())
+                };
+                if !rows.iter().any(named) {
+                    faults.push(format!("{PAGE}: row {number} does not name {name}"));
+                }
+            }
+            None if patches_of(&proofs).any(|named| named == name) => {}
+            None => faults.push(format!("{PROOFS}: no row names {name}")),
         }
         if let Err(error) = mutations::check(workspace, mutation) {
             faults.push(format!(
@@ -57,6 +70,14 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
             && !mutations.iter().any(|mutation| mutation.name == *name)
         {
             faults.push(format!("{PAGE}: no patch {name} in {}", mutations::FOLDER));
+        }
+    }
+    for name in patches_of(&proofs) {
+        if !mutations.iter().any(|mutation| mutation.name == name) {
+            faults.push(format!(
+                "{PROOFS}: no patch {name} in {}",
+                mutations::FOLDER
+            ));
         }
     }
     println!(
@@ -77,6 +98,12 @@ fn row(line: &str) -> Option<Row> {
         tests: tests_of(cells.get(3)?),
         mutation: (!mutation.is_empty()).then(|| mutation.to_owned()),
     })
+}
+
+/// Each patch that the page of the proofs names between backticks.
+fn patches_of(text: &str) -> impl Iterator<Item = &str> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter(|part| MODELS.iter().any(|start| part.starts_with(start)))
 }
 
 /// Each `path.rs::name` between backticks.
@@ -128,6 +155,13 @@ mod tests {
                 .is_none()
         );
         assert!(row("| # | a | b | c | d |").is_none() && row("text").is_none());
+    }
+
+    #[test]
+    fn the_models_patches_are_known_by_their_names() {
+        let text = "| a `loom-x` | `b.rs::c` | ``` | not loom-y | `shuttle-z` |";
+        let text = text.replace("```", "``");
+        assert!(patches_of(&text).eq(["loom-x", "shuttle-z"]));
     }
 
     #[test]

@@ -177,6 +177,7 @@ struct Frame {
 /// See the module. Its own lock is the real one: it is never held across a step of a model, and gives no order that a real
 /// allocator would not.
 pub struct Frames {
+    #[expect(clippy::vec_box, reason = "a frame stays where it is when others come")]
     frames: Mutex<Vec<Box<std::cell::UnsafeCell<Frame>>>>,
     limit: usize,
     live: AtomicUsize,
