@@ -6,6 +6,7 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`], never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] speaks badly to a destination's data port.
+//! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
@@ -21,6 +22,7 @@ pub mod binary;
 pub mod data_port;
 pub mod fleet;
 pub mod guest;
+pub mod handover;
 pub mod oracle;
 pub mod process;
 pub mod scene;

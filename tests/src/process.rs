@@ -197,11 +197,32 @@ impl VmProcess {
     /// # Errors
     /// When it does not end.
     pub fn kill(&self) -> anyhow::Result<()> {
-        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.signal(Signal::KILL)?;
         self.wait_end()
+    }
+
+    /// No effect on a process that has ended.
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// SIGSTOP. Its threads stop soon after, not before this returns.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub fn suspend(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// Waits for its end.

@@ -6,6 +6,7 @@ mod host;
 mod memory;
 mod migration;
 mod vm;
+mod watch;
 
 use std::sync::Arc;
 

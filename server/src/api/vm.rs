@@ -1,5 +1,4 @@
-//! VmService for the fleet: lists from the reports, everything else at the owner's agent. A watch follows its VM from host
-//! to host.
+//! VmService for the fleet: lists from the reports, everything else at the owner's agent. Watches are in [`super::watch`].
 
 use std::{pin::Pin, time::Duration};
 
@@ -15,8 +14,6 @@ use tonic::{Request, Response, Status};
 
 use super::{Doors, forwarded};
 
-/// Pause before a watch looks for its VM again.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long a host that has not reported yet may take to say whether it has a VM.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -41,13 +38,20 @@ macro_rules! verb {
 
 impl Doors {
     /// Keeps what an agent answered, and shows it as the fleet does.
-    fn seen(&self, host: &str, mut vm: v1::Vm) -> v1::Vm {
-        host.clone_into(&mut vm.host);
-        self.fleet.observe(host, vm.clone());
+    fn seen(&self, host: &str, vm: v1::Vm) -> v1::Vm {
+        let vm = self.noted(host, vm);
         self.with_migration(vm)
     }
 
-    fn with_migration(&self, mut vm: v1::Vm) -> v1::Vm {
+    /// Keeps what an agent answered.
+    pub(super) fn noted(&self, host: &str, mut vm: v1::Vm) -> v1::Vm {
+        host.clone_into(&mut vm.host);
+        self.fleet.observe(host, vm.clone());
+        vm
+    }
+
+    /// With the migration it is part of now, whatever its agent knows of that.
+    pub(super) fn with_migration(&self, mut vm: v1::Vm) -> v1::Vm {
         if let Some(migration) = self.migrations.of_vm(&vm.name) {
             vm.migration = migration;
         }
@@ -72,80 +76,6 @@ impl Doors {
             }
         }
         Ok(())
-    }
-
-    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens.
-    async fn follow(self, vm: VmName, out: mpsc::Sender<Result<v1::Vm, Status>>) {
-        let name = vm.to_string();
-        loop {
-            let (owner, channel) = match self.route(&vm) {
-                Ok(route) => route,
-                // Gone from the fleet: the stream ends, as it does at an agent.
-                Err(error) if error.reason == Reason::NoSuchVm => return,
-                Err(error) => {
-                    drop(out.send(Err(error.into())).await);
-                    return;
-                }
-            };
-            let host = owner.host.name;
-            let request = v1::WatchVmRequest { name: name.clone() };
-            let mut stream = match client(channel).watch_vm(request).await {
-                Ok(answer) => answer.into_inner(),
-                Err(status) => {
-                    let error = ApiError::from(status.clone());
-                    if error.reason != Reason::NoSuchVm {
-                        drop(out.send(Err(forwarded(&host, status))).await);
-                        return;
-                    }
-                    if self.is_gone(&vm, &host) {
-                        return;
-                    }
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    continue;
-                }
-            };
-            loop {
-                let update = tokio::select! {
-                    update = stream.message() => update,
-                    () = out.closed() => return,
-                };
-                match update {
-                    Ok(Some(update)) => {
-                        let away = matches!(update.state(), State::Incoming | State::Relinquished);
-                        let update = self.seen(&host, update);
-                        if !away && out.send(Ok(update)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(status) => {
-                        drop(out.send(Err(forwarded(&host, status))).await);
-                        return;
-                    }
-                }
-            }
-            // It ended there: deleted, or moved on.
-            let request = v1::GetVmRequest { name: name.clone() };
-            let still = match self.fleet.channel(&host) {
-                Ok(channel) => client(channel).get_vm(request).await.is_ok(),
-                Err(_) => false,
-            };
-            if !still && self.is_gone(&vm, &host) {
-                return;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    }
-
-    /// A VM that `host` has no longer: whether nobody else has it or is about to.
-    fn is_gone(&self, vm: &VmName, host: &str) -> bool {
-        if self.migrations.of_vm(&vm.to_string()).is_some() {
-            return false;
-        }
-        match self.fleet.owner(vm) {
-            Ok(owner) => owner.host.name == host,
-            Err(error) => error.reason == Reason::NoSuchVm,
-        }
     }
 }
 

@@ -159,6 +159,12 @@ impl Fleet {
         Ok(Owner { vm: found, host })
     }
 
+    /// The host of a VM's owner, whether it answers or not.
+    pub(crate) fn home(&self, vm: &VmName) -> Option<String> {
+        let found = self.table().vm(&vm.to_string(), Instant::now());
+        found.map(|vm| vm.host)
+    }
+
     /// The way to a host's agent.
     ///
     /// # Errors

@@ -174,6 +174,16 @@ impl Migrations {
             .map(|migration| migration.name.clone())
     }
 
+    /// Whether a migration carries a VM on without anybody's help: it is in flight and not in doubt.
+    pub(crate) fn carries(&self, vm: &str) -> bool {
+        self.active().values().any(|active| {
+            let migration = active.shown.borrow();
+            migration.vm == vm
+                && !is_terminal(migration.phase())
+                && migration.phase() != Phase::InDoubt
+        })
+    }
+
     /// Refuses what cannot be done while a VM migrates.
     pub(crate) fn refuse_if_migrating(&self, vm: &VmName, what: &str) -> Result<(), ApiError> {
         match self.of_vm(&vm.to_string()) {

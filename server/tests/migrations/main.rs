@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 mod waiting;
+mod watching;
 
 use std::sync::Arc;
 

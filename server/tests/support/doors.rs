@@ -7,9 +7,33 @@ use slat_proto::{
         vm_service_server::VmService,
     },
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::*;
+
+/// Between two looks of a watch at its VM.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Fake {
+    /// A VM now and whenever it changes, until it is gone, the agent stops or nobody listens.
+    async fn tell(self, name: String, out: mpsc::Sender<Result<v1::Vm, Status>>) {
+        let mut told = None;
+        while let Some(vm) = self.watched(&name) {
+            if told.as_ref() != Some(&vm) {
+                if out.send(Ok(vm.clone())).await.is_err() {
+                    return;
+                }
+                told = Some(vm);
+            }
+            tokio::select! {
+                () = out.closed() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl HostService for Fake {
@@ -76,9 +100,10 @@ impl VmService for Fake {
     ) -> Result<Response<Self::WatchVmStream>, Status> {
         let name = request.into_inner().name;
         self.called("watch", &name);
-        let first = self.change_vm(&name, |_| {})?.into_inner();
-        // One state, then the end: what a watch looks like when its VM leaves.
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)))))
+        self.change_vm(&name, |_| {})?;
+        let (send, receive) = mpsc::channel(4);
+        tokio::spawn(self.clone().tell(name, send));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 
     async fn start_vm(

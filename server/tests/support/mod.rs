@@ -52,6 +52,7 @@ struct Inner {
     refuse_prepare: Option<ApiError>,
     refuse_start: Option<ApiError>,
     keep_halves: bool,
+    stopping: bool,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -139,6 +140,13 @@ impl Fake {
 
     pub fn vm(&self, name: &str) -> Option<v1::Vm> {
         self.inner.lock().unwrap().vms.get(name).cloned()
+    }
+
+    /// The VM for who watches it; none when the agent stops.
+    fn watched(&self, name: &str) -> Option<v1::Vm> {
+        let inner = self.inner.lock().unwrap();
+        let vm = inner.vms.get(name);
+        vm.filter(|_| !inner.stopping).cloned()
     }
 
     pub fn half(&self, migration: &str, role: Role) -> Option<v1::Transfer> {
@@ -317,9 +325,11 @@ impl Agent {
                 .map(|half| half.borrow().clone())
                 .collect();
             inner.halves.clear();
+            inner.stopping = true;
             halves
         };
         self.door.stop().await;
+        self.fake.inner.lock().unwrap().stopping = false;
         for half in halves {
             self.fake.put_half(half);
         }

@@ -1,5 +1,6 @@
 //! kill -9 of one process while pages flow. Before the point of no return a death costs the migration at most, never the VM
-//! (unless it is the VM's own), and an agent or the server dying costs nothing.
+//! (unless it is the VM's own), and an agent or the server dying costs nothing. A target that dies right after it leaves a
+//! frozen copy that everybody can see.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{
@@ -8,12 +9,16 @@ use slat_proto::{
 };
 use slat_tests::{
     Fleet,
-    guest::{MIB, crawling, fast, strolling, usual},
-    wait::eventually,
+    fleet::ended,
+    guest::{MIB, busy, crawling, fast, paced, strolling, usual},
+    handover::kill_after_commit,
+    process::VmProcess,
+    wait::{PATIENCE, eventually},
 };
 
 slat_tests::on_each_backend!(
     target_vm_process,
+    target_vm_process_after_the_commit,
     source_vm_process,
     source_agent,
     destination_agent,
@@ -68,6 +73,84 @@ async fn target_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
     // The same again works.
     fleet.migrate_and_wait(&vm.name, "host-b", fast()).await?;
     fleet.runs_soundly_on(&vm.name, "host-b").await.map(drop)
+}
+
+/// Migrations that may miss the moment on a machine under load.
+const TRIES: usize = 10;
+
+async fn target_vm_process_after_the_commit(fleet: &mut Fleet) -> anyhow::Result<()> {
+    for number in 0..TRIES {
+        let spec = busy(fleet.backend(), 32, 1, Some(MIB));
+        let vm = fleet
+            .run_vm(&format!("web-{number}"), "host-a", spec)
+            .await?;
+        let watch = v1::WatchVmRequest {
+            name: vm.name.clone(),
+        };
+        let watch = fleet.vms(&fleet.server()).watch_vm(watch).await?;
+        let migration = fleet
+            .migrate_until_precopy(&vm.name, "host-b", paced(32 * MIB))
+            .await?;
+        let process = fleet.vm_process("host-b", &vm.name)?;
+        let dirs = ["host-a", "host-b"].map(|host| fleet.vm_dir(host, &vm.name));
+        let killed =
+            tokio::task::spawn_blocking(move || kill_after_commit(&dirs[0], &dirs[1], &process));
+        killed.await??;
+        let last = fleet
+            .migration_until(&migration.name, "its end", |migration| {
+                ended(migration.phase())
+            })
+            .await?;
+        let kept = last.vm_location() == VmLocation::Unknown;
+        if kept {
+            ensure!(last.phase() == MigrationPhase::Failed, "{last:#?}");
+            frozen_and_seen(fleet, &vm.name, watch.into_inner()).await?;
+        }
+        let delete = v1::DeleteVmRequest {
+            name: vm.name.clone(),
+        };
+        fleet.vms(&fleet.server()).delete_vm(delete).await?;
+        for host in ["host-a", "host-b"] {
+            fleet.vm_dir_gone(host, &vm.name).await?;
+            fleet.memory_used(host, 0).await?;
+        }
+        if kept {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the moment was missed {TRIES} times");
+}
+
+/// The last copy is there, and every way to look at the fleet shows it: a watch from before, a new one, get and list.
+async fn frozen_and_seen(
+    fleet: &Fleet,
+    vm: &str,
+    mut before: tonic::Streaming<v1::Vm>,
+) -> anyhow::Result<()> {
+    let frozen = |vm: &v1::Vm| vm.state() == State::Relinquished && vm.host == "hosts/host-a";
+    let told = async {
+        while let Some(told) = before.message().await? {
+            if frozen(&told) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the watch ended")
+    };
+    tokio::time::timeout(PATIENCE, told)
+        .await
+        .context("a watch from before the migration never told")??;
+    fleet
+        .vm_until(&fleet.server(), vm, "RELINQUISHED", frozen)
+        .await?;
+    let got = fleet.vm(&fleet.server(), vm).await?;
+    ensure!(frozen(&got), "{got:#?}");
+    let list = v1::ListVmsRequest::default();
+    let list = fleet.vms(&fleet.server()).list_vms(list).await?;
+    let listed = list.into_inner().vms;
+    ensure!(listed.len() == 1 && frozen(&listed[0]), "{listed:#?}");
+    let kept = VmProcess::behind(&fleet.vm_dir("host-a", vm))?;
+    ensure!(kept.is_some(), "the last copy is gone");
+    Ok(())
 }
 
 async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {

@@ -1,0 +1,174 @@
+//! WatchVm for the fleet: one VM's states, followed from host to host.
+//!
+//! # States of a handover
+//! Between RELINQUISHED at the source and RUNNING at the destination no host's state is the VM's: who watches the fleet is
+//! not told of it, since the migration ends it within moments. Such a state is held back, never thrown away: a frozen VM
+//! says nothing twice. It is looked at again until one of three things is true:
+//!
+//! * the owner's record is another host's: the VM has moved, and the watch with it, whenever the source is released;
+//! * no migration carries the VM on (it failed after the commit, or is in doubt): this is all there is of the VM, perhaps
+//!   its last copy, and it is shown;
+//! * the host says something newer.
+//!
+//! There is no lock here; a watch is one task, owned by [`super::Watches`].
+
+use std::time::Duration;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::VmName,
+    transport::TracedChannel,
+    v1::{self, vm::State, vm_service_client::VmServiceClient},
+};
+use tokio::{sync::mpsc, time::sleep};
+use tonic::{Status, Streaming};
+
+use super::{Doors, forwarded};
+
+/// Pause before a watch looks for its VM again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+type Out = mpsc::Sender<Result<v1::Vm, Status>>;
+
+/// Why a watch of one host's VM went no further.
+enum Stop {
+    /// Its stream ended: the VM was deleted there, or moved on.
+    Ended,
+    /// The VM is another host's now.
+    Moved,
+    /// Nobody listens, or the listener was told why it ends.
+    Done,
+}
+
+/// What a state is in which its host may not run the VM.
+enum Standing {
+    /// A migration is about to end it.
+    Passing,
+    /// All there is of the VM.
+    Lasting,
+    /// Another host's VM by now.
+    Past,
+}
+
+fn client(channel: TracedChannel) -> VmServiceClient<TracedChannel> {
+    VmServiceClient::new(channel)
+}
+
+fn may_run(vm: &v1::Vm) -> bool {
+    !matches!(vm.state(), State::Incoming | State::Relinquished)
+}
+
+impl Doors {
+    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens.
+    pub(super) async fn follow(self, vm: VmName, out: Out) {
+        let name = vm.to_string();
+        loop {
+            let (owner, channel) = match self.route(&vm) {
+                Ok(route) => route,
+                // Gone from the fleet: the stream ends, as it does at an agent.
+                Err(error) if error.reason == Reason::NoSuchVm => return,
+                Err(error) => {
+                    drop(out.send(Err(error.into())).await);
+                    return;
+                }
+            };
+            let host = owner.host.name;
+            let request = v1::WatchVmRequest { name: name.clone() };
+            let stream = match client(channel).watch_vm(request).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    let error = ApiError::from(status.clone());
+                    if error.reason != Reason::NoSuchVm {
+                        drop(out.send(Err(forwarded(&host, status))).await);
+                        return;
+                    }
+                    if self.is_gone(&vm, &host) {
+                        return;
+                    }
+                    sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+            };
+            match self.follow_at(&host, &vm, stream, &out).await {
+                Stop::Done => return,
+                Stop::Moved => {}
+                Stop::Ended => {
+                    let request = v1::GetVmRequest { name: name.clone() };
+                    let still = match self.fleet.channel(&host) {
+                        Ok(channel) => client(channel).get_vm(request).await.is_ok(),
+                        Err(_) => false,
+                    };
+                    if !still && self.is_gone(&vm, &host) {
+                        return;
+                    }
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Sends what one host says of a VM.
+    async fn follow_at(
+        &self,
+        host: &str,
+        vm: &VmName,
+        mut stream: Streaming<v1::Vm>,
+        out: &Out,
+    ) -> Stop {
+        let mut held = None;
+        loop {
+            tokio::select! {
+                update = stream.message() => match update {
+                    Ok(Some(update)) => held = Some(self.noted(host, update)),
+                    Ok(None) => return Stop::Ended,
+                    Err(status) => {
+                        drop(out.send(Err(forwarded(host, status))).await);
+                        return Stop::Done;
+                    }
+                },
+                () = out.closed() => return Stop::Done,
+                () = sleep(LOOK_AGAIN), if held.is_some() => {}
+            }
+            let Some(update) = held.take() else {
+                continue;
+            };
+            if !may_run(&update) {
+                match self.standing(vm, host) {
+                    Standing::Lasting => {}
+                    Standing::Past => return Stop::Moved,
+                    Standing::Passing => {
+                        held = Some(update);
+                        continue;
+                    }
+                }
+            }
+            let shown = self.with_migration(update);
+            if out.send(Ok(shown)).await.is_err() {
+                return Stop::Done;
+            }
+        }
+    }
+
+    /// What it means that `host` has a VM that it may not run.
+    fn standing(&self, vm: &VmName, host: &str) -> Standing {
+        // Asked before the owner: a migration's end is shown after the fleet knows where the VM is.
+        let carried = self.migrations.carries(&vm.to_string());
+        match self.fleet.home(vm) {
+            Some(home) if home != host => Standing::Past,
+            _ if carried => Standing::Passing,
+            Some(_) => Standing::Lasting,
+            None => Standing::Past,
+        }
+    }
+
+    /// A VM that `host` has no longer: whether nobody else has it or is about to.
+    fn is_gone(&self, vm: &VmName, host: &str) -> bool {
+        if self.migrations.of_vm(&vm.to_string()).is_some() {
+            return false;
+        }
+        match self.fleet.owner(vm) {
+            Ok(owner) => owner.host.name == host,
+            Err(error) => error.reason == Reason::NoSuchVm,
+        }
+    }
+}

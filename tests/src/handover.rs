@@ -1,0 +1,63 @@
+//! A target process that dies between the source's commit and its own answer to it.
+//!
+//! The moment is a few milliseconds long and no clock finds it. Journals do: from the target's `prepared` on it is let run
+//! in slices far shorter than the syncs that follow, each time until the source has had its chance to journal
+//! `relinquished`; then it is killed. A machine under load may still let a slice last too long: the migration's end tells.
+
+use std::{
+    io,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+
+use crate::{process::VmProcess, wait::PATIENCE};
+
+/// The first slice; each later one is longer by as much, so that a slow machine gets on.
+const SLICE: Duration = Duration::from_micros(200);
+/// What the source needs at most to journal its commit once it may.
+const CHANCE: Duration = Duration::from_millis(200);
+/// Between two looks at a journal.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// Waits for `target` to be prepared, and kills it as soon as the source has relinquished. Directories are the VM's on the
+/// two hosts. Blocks.
+///
+/// # Errors
+/// When the handover does not get there in time, or a journal cannot be read.
+pub fn kill_after_commit(source: &Path, target: &Path, process: &VmProcess) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !says(target, "prepared")? {
+        if Instant::now() > deadline {
+            bail!("never prepared: {}", target.display());
+        }
+        sleep(LOOK);
+    }
+    let mut slice = SLICE;
+    while Instant::now() < deadline {
+        process.suspend()?;
+        let chance = Instant::now() + CHANCE;
+        while Instant::now() < chance {
+            if says(source, "relinquished")? {
+                return process.kill();
+            }
+            sleep(LOOK);
+        }
+        process.resume()?;
+        sleep(slice);
+        slice += SLICE;
+    }
+    process.resume()?;
+    bail!("never relinquished: {}", source.display());
+}
+
+/// Whether a VM's journal has an entry of that kind. A directory that is gone has none.
+fn says(dir: &Path, entry: &str) -> io::Result<bool> {
+    match std::fs::read_to_string(dir.join("journal")) {
+        Ok(journal) => Ok(journal.contains(&format!("\"entry\":\"{entry}\""))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
