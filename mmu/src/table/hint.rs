@@ -27,29 +27,31 @@ pub(crate) struct Hint {
     unlinks: u64,
     /// The generation of slots in which nothing coarser than 4 KiB was allowed there.
     small: u64,
+    /// Where the last lookup was, by the first frame of its 4 KiB table.
+    last: u64,
 }
 
+/// No table's first frame.
+const NOWHERE: u64 = u64::MAX;
 /// No generation: they count up from 0.
 const NEVER: u64 = u64::MAX;
 
 impl Default for Hint {
     fn default() -> Self {
         Self {
-            base: Self::NOWHERE,
+            base: NOWHERE,
             hpa: 0,
             unlinks: 0,
             small: NEVER,
+            last: NOWHERE,
         }
     }
 }
 
 impl Hint {
-    /// No table's first frame.
-    pub(crate) const NOWHERE: u64 = u64::MAX;
-
     /// First frame of the 4 KiB table that covers `gfn`.
     #[inline(always)]
-    pub(crate) fn table_of<F: Format>(gfn: Gfn) -> u64 {
+    fn table_of<F: Format>(gfn: Gfn) -> u64 {
         gfn.0 & !((1 << F::INDEX_BITS[0]) - 1)
     }
 
@@ -70,7 +72,16 @@ impl Hint {
         if node.level() == Level::SIZE_4K {
             self.base = Self::table_of::<F>(gfn);
             self.hpa = node.hpa();
+            self.last = self.base;
         }
+    }
+
+    /// Whether the last lookup was in `gfn`'s table, too. Only then is the table worth keeping: neighbours share it, and
+    /// strangers shall not pay for it.
+    #[inline(always)]
+    pub(crate) fn comes_again<F: Format>(&mut self, gfn: Gfn) -> bool {
+        let table = Self::table_of::<F>(gfn);
+        core::mem::replace(&mut self.last, table) == table
     }
 
     /// Whether the hint is about `gfn`'s table.

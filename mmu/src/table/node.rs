@@ -138,6 +138,12 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
         Some(unsafe { self.node(hpa, level) })
     }
 
+    /// The 4 KiB table for `gfn`, if the tables go down so far. Its entry is not looked at.
+    #[inline(always)]
+    pub(crate) fn bottom<'g>(&'g self, root: &'g RootTable, gfn: Gfn) -> Option<Node<'g, F>> {
+        self.descend_tables(root, gfn, |_, _, _| ()).ok()
+    }
+
     /// Walks from `root` to the entry for `gfn` that is not a table.
     #[inline(always)]
     pub(crate) fn descend<'g>(&'g self, root: &'g RootTable, gfn: Gfn) -> (Node<'g, F>, u64) {
@@ -145,8 +151,6 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     }
 
     /// As [`descend`](Self::descend), and tells `end` where the walk ended.
-    ///
-    /// Level by level with each level a constant, also to `end`, because this is what every TLB miss and every fault does.
     #[inline(always)]
     pub(crate) fn descend_to<'g, R>(
         &'g self,
@@ -154,6 +158,25 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
         gfn: Gfn,
         mut end: impl FnMut(Node<'g, F>, u64, Level) -> R,
     ) -> R {
+        match self.descend_tables(root, gfn, &mut end) {
+            Ok(node) => {
+                let raw = node.load(F::index(gfn, Level::SIZE_4K));
+                end(node, raw, Level::SIZE_4K)
+            }
+            Err(result) => result,
+        }
+    }
+
+    /// To the 4 KiB table, or to `end` at a coarser level.
+    ///
+    /// Level by level with each level a constant, also to `end`, because this is what every TLB miss and every fault does.
+    #[inline(always)]
+    fn descend_tables<'g, R>(
+        &'g self,
+        root: &'g RootTable,
+        gfn: Gfn,
+        mut end: impl FnMut(Node<'g, F>, u64, Level) -> R,
+    ) -> Result<Node<'g, F>, R> {
         let mut node = Node {
             // SAFETY: this many entries are at this pointer while the root is live, which it is while `root` is.
             entries: unsafe {
@@ -170,7 +193,7 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
                     match F::table_hpa(raw, $level) {
                         // SAFETY: invariant 1, and the entry was read under this guard.
                         Some(hpa) => node = unsafe { self.node(hpa, $below) },
-                        None => return end(node, raw, $level),
+                        None => return Err(end(node, raw, $level)),
                     }
                 }
             };
@@ -179,8 +202,7 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
         step!(Level::SIZE_512G, Level::SIZE_1G);
         step!(Level::SIZE_1G, Level::SIZE_2M);
         step!(Level::SIZE_2M, Level::SIZE_4K);
-        let raw = node.load(F::index(gfn, Level::SIZE_4K));
-        end(node, raw, Level::SIZE_4K)
+        Ok(node)
     }
 
     /// # Safety

@@ -39,20 +39,27 @@ pub(super) struct Descent<'d> {
 pub(super) struct Changed;
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    #[inline]
-    pub(super) fn do_fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> FaultOutcome {
+    /// Inlined where faults come in, where much of `fault` is known; the whole path is a call away.
+    #[inline(always)]
+    pub(super) fn do_fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
+        if !fault.present
+            && self.owns(vcpu)
+            && let Some(outcome) = self.nearby_fault(vcpu, &fault)
+        {
+            return outcome;
+        }
+        self.whole_fault(vcpu, fault)
+    }
+
+    #[inline(never)]
+    fn whole_fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
         if !self.owns(vcpu) {
             // Another MMU's vCPU: its caches are that one's. A seat for one fault is slow but right.
             let mut own = self.do_vcpu();
             own.as_id = vcpu.as_id;
-            return self.do_fault(&mut own, fault);
+            return self.whole_fault(&mut own, fault);
         }
-        if !fault.present
-            && let Some(outcome) = self.nearby_fault(vcpu, fault)
-        {
-            return outcome;
-        }
-        let outcome = self.resolve(vcpu, fault);
+        let outcome = self.resolve(vcpu, &fault);
         count_fault(&vcpu.seat, &outcome, fault.prefetch);
         outcome
     }

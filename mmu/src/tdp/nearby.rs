@@ -28,6 +28,9 @@ pub(super) struct KeptSlot {
     pub(super) slot: Arc<Slot>,
     /// The generation of slots in which it was found.
     pub(super) generation: u64,
+    /// The slot's place again, where it is at hand.
+    base: u64,
+    npages: u64,
     /// The 4 KiB entries for the slot's first page: of a read or fetch, and of a write. 0: not to be used.
     read: Template,
     write: Template,
@@ -61,6 +64,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         KeptSlot {
             slot: Arc::clone(slot),
             generation,
+            base: slot.spec.base_gfn.0,
+            npages: slot.spec.npages,
             read: template(Access::Read),
             write: template(Access::Write),
             small: slot.dirty.is_some()
@@ -82,8 +87,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return None;
         };
-        let page = fault.gfn.0.wrapping_sub(kept.slot.spec.base_gfn.0);
-        if page >= kept.slot.spec.npages
+        let page = fault.gfn.0.wrapping_sub(kept.base);
+        if page >= kept.npages
             || fault.prefetch
             || fault.mirror
             || !(fault.max_level == Level::SIZE_4K
@@ -109,14 +114,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let node = match hint.node::<F, H>(&guard, fault.gfn) {
             Some(node) => node,
             None => {
-                let mut found = Hint::begin(&guard);
-                let (node, _) = guard.descend(&root.table, fault.gfn);
-                if node.level() != Level::SIZE_4K {
-                    return None;
+                let again = hint.comes_again::<F>(fault.gfn);
+                let found = again.then(|| Hint::begin(&guard));
+                let node = guard.bottom(&root.table, fault.gfn)?;
+                if let Some(mut found) = found {
+                    let small = kept.small.then_some(kept.generation);
+                    found.found(node, fault.gfn, small);
+                    *hint = found;
                 }
-                let small = kept.small.then_some(kept.generation);
-                found.found(node, fault.gfn, small);
-                *hint = found;
                 node
             }
         };

@@ -93,7 +93,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 continue;
             }
             let fault = Fault::prefetch(gfn).with_max_level(max_level);
-            match self.do_fault(vcpu, &fault) {
+            match self.do_fault(vcpu, fault) {
                 FaultOutcome::Fixed { level } | FaultOutcome::Spurious { level } => {
                     gfn = Gfn(F::align_down(gfn, level).0 + F::span(level));
                     retries = 0;

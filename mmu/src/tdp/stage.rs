@@ -430,8 +430,9 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
         self.do_walk(as_id, gfn)
     }
 
+    #[inline(always)]
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
-        self.do_fault(vcpu, &fault)
+        self.do_fault(vcpu, fault)
     }
 
     fn prefault(

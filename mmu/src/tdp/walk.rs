@@ -117,9 +117,6 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Counted<RootTable>>,
-    /// The 4 KiB table of the last lookup, by its first frame.
-    last: u64,
-    /// That table, from the second lookup in it on: neighbours share it, and strangers shall not pay for keeping it.
     hint: Hint,
 }
 
@@ -134,9 +131,7 @@ impl<F: Format, H: TableMemory> Walker<'_, F, H> {
         let found = |raw, level| {
             F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
         };
-        let table = Hint::table_of::<F>(gfn);
-        if table != self.last {
-            self.last = table;
+        if !self.hint.comes_again::<F>(gfn) {
             return self
                 .guard
                 .descend_to(root, gfn, |_, raw, level| found(raw, level));
@@ -180,7 +175,6 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
                 .mmu
                 .valid_root(0)
                 .map(|root| Counted::clone(&root.table)),
-            last: Hint::NOWHERE,
             hint: Hint::default(),
         }
     }
@@ -233,7 +227,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Walker {
             guard,
             root,
-            last: Hint::NOWHERE,
             hint: Hint::default(),
         }
         .translate(gfn)
