@@ -23,7 +23,7 @@ use crate::{
     format::{Entry, Format},
     table::{
         memory::TableMemory,
-        node::{Bottom, Node, Run},
+        node::{Bottom, LINE, Node, Run},
     },
 };
 
@@ -55,15 +55,15 @@ impl Take {
     #[inline(always)]
     pub(super) fn apply_to_bottom<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
         let mut index = first;
-        // Four at a time: in a populated slot all four are settled, and one branch is enough.
-        while index + 4 <= end {
-            let raw = bottom.load_four(index);
-            if are_settled::<F>(raw) {
-                bottom.store_four(index, raw.map(|raw| self.take::<F>(raw)));
+        // A cache line at a time: in a populated slot all of it is settled, and one branch is enough.
+        while index + LINE <= end {
+            if are_settled::<F>(bottom.load_line(index)) {
+                // Loaded once more, which costs less than to keep it: W and D are still there, and nothing else may get lost.
+                bottom.change_line(index, |raw| self.take::<F>(raw));
             } else {
-                self.apply_to_each::<F>(bottom, index, index + 4);
+                self.apply_to_each::<F>(bottom, index, index + LINE);
             }
-            index += 4;
+            index += LINE;
         }
         self.apply_to_each::<F>(bottom, index, end);
     }
@@ -107,7 +107,6 @@ impl Take {
     pub(super) fn apply_to_run<F: Format>(self, run: &Run<'_, F>) {
         match run.bottom() {
             Some(bottom) => {
-                bottom.warm();
                 self.apply_to_bottom::<F>(bottom, 0, bottom.len());
             }
             None => {
@@ -121,9 +120,9 @@ impl Take {
 
 /// Whether each is a 4 KiB leaf with W and D: not volatile, whatever the format.
 #[inline(always)]
-pub(super) fn are_settled<F: Format>(raw: [u64; 4]) -> bool {
+pub(super) fn are_settled<F: Format>(raw: [u64; LINE]) -> bool {
     let settled = |raw| F::is_writable(raw, Level::SIZE_4K) & F::is_dirty(raw, Level::SIZE_4K);
-    settled(raw[0]) & settled(raw[1]) & settled(raw[2]) & settled(raw[3])
+    raw.into_iter().fold(true, |all, raw| all & settled(raw))
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {

@@ -159,6 +159,13 @@ where
                 })?;
             }
             if let Some(child) = self.session.guard.child(node, index) {
+                // The next table's entries come while this one's are worked on.
+                if child.level() <= self.sweep.floor
+                    && index < last
+                    && let Some(next) = self.session.guard.child(node, index + 1)
+                {
+                    next.fetch();
+                }
                 self.descend(child, gfn)?;
             }
         }

@@ -32,7 +32,7 @@ use crate::{
     sync::Backoff,
     table::{
         memory::TableMemory,
-        node::{Absent, Bottom, Detached, Guard, Run},
+        node::{Absent, Bottom, Detached, Guard, LINE, Run},
     },
 };
 
@@ -45,20 +45,19 @@ struct Taken {
 }
 
 fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Taken> {
-    bottom.warm();
     let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), Level::SIZE_4K);
     let first = (0..bottom.len()).find(is_leaf);
     let last = (0..bottom.len()).rfind(is_leaf);
     let mut count = 0;
     let mut index = 0;
-    while index + 4 <= bottom.len() {
-        if are_settled::<F>(bottom.load_four(index)) {
-            bottom.store_four(index, [F::EMPTY; 4]);
-            count += 4;
+    while index + LINE <= bottom.len() {
+        if are_settled::<F>(bottom.load_line(index)) {
+            bottom.store_line(index, [F::EMPTY; LINE]);
+            count += LINE as i64;
         } else {
-            count += take_each::<F>(bottom, index, index + 4);
+            count += take_each::<F>(bottom, index, index + LINE);
         }
-        index += 4;
+        index += LINE;
     }
     count += take_each::<F>(bottom, index, bottom.len());
     Some(Taken {
