@@ -112,7 +112,7 @@ mod stats;
 mod sync;
 #[expect(
     unsafe_code,
-    reason = "table memory is raw memory; nothing outside this module touches it"
+    reason = "table memory is raw memory; only zapping a root, which knows when a tree is nobody else's, joins in"
 )]
 mod table;
 mod tdp;

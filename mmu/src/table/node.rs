@@ -18,13 +18,16 @@
 //!
 //! 1. An entry that decodes to `Table { pfn }` in a node of level *n* was stored by [`Node::link`], so `pfn` is a live
 //!    table of level *n* - 1. [`Node::replace`] and [`Blank::fill`] refuse to store a table entry; at 4 KiB no value is one.
-//! 2. A table is linked by at most one entry: linking consumes its [`Unlinked`], overwriting the entry produces its
-//!    [`Detached`], and neither can be copied.
+//! 2. A table is linked by at most one entry: linking consumes its [`Unlinked`], overwriting the entry, or taking the table
+//!    that holds it apart, produces its [`Detached`], and neither can be copied.
 //! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
 
 use core::{marker::PhantomData, ptr::NonNull, slice};
 
-use super::{memory::EntryCell, tables::Tables};
+use super::{
+    memory::EntryCell,
+    tables::{Retiring, Tables},
+};
 use crate::{
     addr::{Gfn, GfnRange, Level, PAGE_SHIFT, Pfn},
     format::Format,
@@ -127,6 +130,29 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     pub(crate) fn detached(&self, node: &Detached) -> Node<'_, F> {
         // SAFETY: the ticket exists, so the table is not retired yet; if it is retired later, this guard is older.
         unsafe { self.node(node.pfn.hpa(), node.level) }
+    }
+
+    /// Takes a cut-off table apart: all tables below it, and then itself, become `gone`. Entries stay as they are, and who is
+    /// still in there goes on reading them.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else exchanges an entry that points to a table, in this table or below it, since it was cut off.
+    pub(crate) unsafe fn take_apart(&self, table: Detached, gone: &mut Retiring) {
+        let node = self.detached(&table);
+        for entry in node.entries {
+            // Relaxed: whoever linked the table was done before this one was cut off.
+            let Some(child) = node.detach(entry.0.load(Relaxed)) else {
+                continue;
+            };
+            if child.level == Level::SIZE_4K {
+                gone.push(self.tables, child);
+            } else {
+                // SAFETY: the caller's promise covers what is below.
+                unsafe { self.take_apart(child, gone) };
+            }
+        }
+        gone.push(self.tables, table);
     }
 
     /// The table that entry `index` of `node` points to now, if it points to one.

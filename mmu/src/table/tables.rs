@@ -38,8 +38,33 @@ struct Retired {
 }
 
 enum Gone {
-    Tables(Vec<Detached>),
+    Tables(Retiring),
     Root(Counted<RootTable>),
+}
+
+/// Tables on their way out, none of them a root: tickets, consumed, of which the frames are left.
+#[must_use = "dropping it leaks the tables"]
+pub(crate) struct Retiring(Vec<Pfn>);
+
+impl Retiring {
+    pub(crate) fn with_capacity(tables: usize) -> Self {
+        Self(Vec::with_capacity(tables))
+    }
+
+    /// First frames of the tables.
+    pub(crate) fn pfns(&self) -> &[Pfn] {
+        &self.0
+    }
+
+    #[inline(always)]
+    pub(super) fn push<F: Format, H: TableMemory>(
+        &mut self,
+        tables: &Tables<F, H>,
+        node: Detached,
+    ) {
+        tables.memory.header(node.pfn).forget();
+        self.0.push(node.pfn);
+    }
 }
 
 impl<F: Format, H: TableMemory> Tables<F, H> {
@@ -67,7 +92,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     pub(crate) fn retired(&self) -> u64 {
         let limbo = self.limbo.lock();
         let tables = limbo.iter().map(|retired| match &retired.table {
-            Gone::Tables(nodes) => nodes.len() as u64,
+            Gone::Tables(tables) => tables.0.len() as u64,
             Gone::Root(_) => 1,
         });
         tables.sum()
@@ -149,18 +174,16 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// Hands an unlinked table, which must no longer link any other, to the grace period.
     pub(crate) fn retire(&self, node: Detached) {
-        self.retire_all(alloc::vec![node]);
+        let mut gone = Retiring::with_capacity(1);
+        gone.push(self, node);
+        self.retire_all(gone);
     }
 
     /// The same for many at once.
-    pub(crate) fn retire_all(&self, nodes: Vec<Detached>) {
-        if nodes.is_empty() {
-            return;
+    pub(crate) fn retire_all(&self, tables: Retiring) {
+        if !tables.0.is_empty() {
+            self.put_off(Gone::Tables(tables));
         }
-        for node in &nodes {
-            self.memory.header(node.pfn).forget();
-        }
-        self.put_off(Gone::Tables(nodes));
     }
 
     /// The same for a root that nobody can find any more. Who still holds it delays it.
@@ -200,7 +223,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
                 match retired.table {
                     // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
                     // that could have seen it is gone (invariant 3 of `node`).
-                    Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
+                    Gone::Tables(tables) => unsafe { self.free_all(tables) },
                     Gone::Root(root) => match Counted::try_unwrap(root) {
                         Ok(root) => self.free_root(root),
                         Err(held) => waiting.push_back(Retired {
@@ -232,11 +255,10 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     /// # Safety
     ///
     /// The tables were retired, and nobody uses or can reach them.
-    unsafe fn free_all(&self, nodes: Vec<Detached>) {
-        self.live.fetch_sub(nodes.len() as u64, Relaxed);
-        let pfns: Vec<Pfn> = nodes.into_iter().map(|node| node.pfn).collect();
+    unsafe fn free_all(&self, tables: Retiring) {
+        self.live.fetch_sub(tables.0.len() as u64, Relaxed);
         // SAFETY: allocated by `blank` with this size; unused, as the caller promises.
-        unsafe { self.memory.free_all(&pfns, Self::node_bytes()) };
+        unsafe { self.memory.free_all(&tables.0, Self::node_bytes()) };
     }
 
     /// # Safety
@@ -256,7 +278,7 @@ impl<F: Format, H: TableMemory> Drop for Tables<F, H> {
         for retired in limbo {
             match retired.table {
                 // SAFETY: retired, and no reader can exist.
-                Gone::Tables(nodes) => unsafe { self.free_all(nodes) },
+                Gone::Tables(tables) => unsafe { self.free_all(tables) },
                 Gone::Root(root) => {
                     if let Ok(root) = Counted::try_unwrap(root) {
                         self.free_root(root);

@@ -9,7 +9,7 @@
 //!
 //! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set. Nothing here yields.
 
-use super::{TdpMmu, level::Goal, root::RootPage, session::Mode, split::Split, vcpu::Vcpu};
+use super::{TdpMmu, level::Goal, root::RootPage, split::Split, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, GfnRange, Level},
     fault::{Access, Fault, FaultOutcome},
@@ -318,7 +318,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             slot.mark_dirty(fault.gfn);
         }
         if let Some((table, span)) = removed {
-            self.remove_table(guard, Mode::Shared, table, cell);
+            self.remove_table(guard, table, cell);
             // Before we leave the read section: until then the table's memory is not used again.
             self.flush(Flush::range(span), FlushCause::HugePage, descent.root.as_id);
         }

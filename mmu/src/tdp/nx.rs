@@ -132,7 +132,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let raw = node.load(index);
             if F::as_table(raw, level)? == pfn {
                 let table = node.replace(index, raw, F::EMPTY).ok()??;
-                self.remove_table(&session.guard, Mode::Shared, table, session.cell);
+                self.remove_table(&session.guard, table, session.cell);
                 return Some(GfnRange::new(F::align_down(gfn, level), F::span(level)));
             }
             node = session.guard.child(node, index)?;

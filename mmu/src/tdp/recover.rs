@@ -103,7 +103,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             .ok()??;
         session.cell.add_pages(level.slot(), 1);
         session.cell.count(Counter::Recovered, 1);
-        self.remove_table(&session.guard, Mode::Shared, table, session.cell);
+        self.remove_table(&session.guard, table, session.cell);
         Some(Flush::range(span))
     }
 }

@@ -4,17 +4,15 @@
 //! covers all of it; the guest faults the rest in again. Tables stay. It visits invalid roots as well, because a vCPU may
 //! have been running on one a moment ago and its zapper may have yielded: memory is not safe to reuse while any root maps it.
 //!
-//! *Zapping a root* happens under the shared lock, from the finest tables up: the first pass cuts the 4 KiB tables off the
-//! 2 MiB entries, the next the tables on 1 GiB entries, and so on to the root's. A step is one table, and leaves are not looked
-//! at: nobody maps anything under a withdrawn root, nothing is cached of it, and its leaves are counted as one sum (`root`). So
-//! there is no pass of its own for 4 KiB leaves, which in the kernel keeps a step from being 512 of them. No flush: the root is
-//! unreachable since the flush that withdrew it.
+//! *Zapping a root* happens under the shared lock, in passes: the first cuts the tables off the 1 GiB entries, each with the 4 KiB
+//! tables below it, the next cuts off what is then left on 512 GiB entries, and so on to the root's. A step is one entry, so at
+//! most 513 tables, and leaves are not looked at: nobody maps anything under a withdrawn root, nothing is cached of it, and its
+//! leaves are counted as one sum (`root`). So there are no passes for 4 KiB and 2 MiB entries, which the kernel makes only to
+//! prove itself (`CONFIG_KVM_PROVE_MMU`). What is cut off is taken apart without an exchange an entry: nobody else changes it.
+//! No flush: the root is unreachable since the flush that withdrew it.
 //!
-//! *Tearing down a table* that was cut off elsewhere: under the shared lock faults may still be on their way into it, so every
-//! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner. Under the exclusive lock no fault
-//! can come, and it is only looked through.
-
-use alloc::vec::Vec;
+//! *Tearing down a table* that was cut off elsewhere, under the shared lock: faults may still be on their way into it, so every
+//! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner.
 
 use super::{
     TdpMmu,
@@ -33,8 +31,12 @@ use crate::{
     table::{
         memory::TableMemory,
         node::{Absent, Bottom, Detached, Guard, LINE, Run},
+        tables::Retiring,
     },
 };
+
+/// A table on a 1 GiB entry and those on its own entries.
+const TABLES_A_STEP: usize = 513;
 
 /// Leaves that were removed from a run.
 struct Taken {
@@ -193,34 +195,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The
     /// caller flushes before it leaves the read section.
-    pub(super) fn remove_table(
-        &self,
-        guard: &Guard<'_, F, H>,
-        mode: Mode,
-        table: Detached,
-        cell: &Cell,
-    ) {
+    pub(super) fn remove_table(&self, guard: &Guard<'_, F, H>, table: Detached, cell: &Cell) {
         let (node, level) = (guard.detached(&table), table.level());
-        let quiet = mode == Mode::Exclusive;
         let mut leaves = 0;
         for index in 0..node.len() {
-            let mut old = node.load(index);
-            if quiet && F::as_table(old, level).is_none() {
-                leaves += i64::from(F::is_leaf(old, level));
-                continue;
-            }
-            let mut child;
+            let (mut old, mut child);
             let mut backoff = Backoff::default();
             loop {
                 (old, child) = node.take(index, Absent::Frozen);
-                if old != F::FROZEN || quiet {
+                if old != F::FROZEN {
                     break;
                 }
                 // Its owner stores what it is making; then it is ours.
                 backoff.wait();
             }
             match child {
-                Some(child) => self.remove_table(guard, mode, child, cell),
+                Some(child) => self.remove_table(guard, child, cell),
                 None => leaves += i64::from(F::is_leaf(old, level)),
             }
         }
@@ -235,7 +225,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     pub(super) fn zap_withdrawn_root(&self, root: &RootPage) {
         let seat = self.registry.seat();
         let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::Roots, root.as_id);
-        let mut pass = Some(Level::SIZE_2M);
+        let mut pass = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
         while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
             session = self.cut_tables(session, root, level);
             pass = level.parent();
@@ -243,18 +233,21 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         session.finish();
     }
 
-    /// Cuts off every table that hangs on an entry of `pass`. The tables below those went before.
+    /// Cuts off every table that hangs on an entry of `pass`, with what is below it.
     pub(super) fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
         root: &RootPage,
         pass: Level,
     ) -> Session<'a, F, H> {
+        debug_assert!(root.is_invalid(), "others may still change what hangs here");
         let everything = GfnRange {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
-        let plan = Sweep::leaves(everything).floor(pass);
+        // An entry at a time: none is gone into, because it points nowhere when it was shown.
+        let floor = pass.child().unwrap_or(pass);
+        let plan = Sweep::leaves(everything).floor(floor).tables();
         let (session, _) = sweep(
             session,
             root,
@@ -264,30 +257,39 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 if run.node.level() != pass {
                     return Visit::Done(Flush::None);
                 }
-                let mut cut = Vec::with_capacity(run.end - run.first);
                 for index in run.first..run.end {
-                    let raw = run.node.load(index);
-                    if F::as_table(raw, pass).is_none() {
-                        // The root itself stays for as long as someone holds it, so its own leaves go.
-                        if pass == F::ROOT_LEVEL && raw != F::EMPTY {
-                            run.node.take(index, Absent::Empty);
+                    if F::as_table(run.node.load(index), pass).is_some() {
+                        if let (_, Some(table)) = run.node.take(index, Absent::Empty) {
+                            self.give_back(&session.guard, table);
                         }
-                        continue;
-                    }
-                    if let (_, Some(table)) = run.node.take(index, Absent::Empty) {
-                        debug_assert!({
-                            let (node, level) = (session.guard.detached(&table), table.level());
-                            (0..node.len()).all(|i| F::as_table(node.load(i), level).is_none())
-                        });
-                        self.forget_nx_table(table.pfn());
-                        cut.push(table);
+                    } else if pass == F::ROOT_LEVEL {
+                        // The root itself stays for as long as someone holds it, so its own leaves go.
+                        run.node.take(index, Absent::Empty);
                     }
                 }
-                self.tables.retire_all(cut);
                 Visit::Done(Flush::None)
             },
         );
         session
+    }
+
+    /// Retires a table that was cut off a withdrawn root, with all below it.
+    #[expect(
+        unsafe_code,
+        reason = "that nobody changes what hangs below a withdrawn root is known here"
+    )]
+    fn give_back(&self, guard: &Guard<'_, F, H>, table: Detached) {
+        let mut tables = Retiring::with_capacity(TABLES_A_STEP);
+        // SAFETY: entries that point to tables change under the MMU lock alone, shared or exclusive, and under the shared one
+        // only after a look, in the same section, that the root is valid. We hold it shared, and the root was withdrawn under
+        // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone.
+        unsafe { guard.take_apart(table, &mut tables) };
+        if self.avoids_executable_huge_pages() {
+            for &pfn in tables.pfns() {
+                self.forget_nx_table(pfn);
+            }
+        }
+        self.tables.retire_all(tables);
     }
 
     /// The end: nobody uses the MMU any more. No flush, no yields.
