@@ -3,9 +3,9 @@
 //! 1. Load the root: the MMU may have withdrawn the old one. A new root means a flush of the CPU's own TLB, because entries may be
 //!    tagged by something that stays the same.
 //! 2. Enter. The processor looks into its TLB, walks on a miss, and traps when the walk does not end well.
-//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what the own TLB holds of the frame
-//!    (formats that remember absent entries need that fence) and enter again. *Retry*: enter again. All else is for the
-//!    device model, or ends the guest.
+//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what the own TLB holds of the frame,
+//!    and, where hardware remembers absent entries, what the MMU says that this owes ([`SecondStage::install_fence`]); then enter
+//!    again. *Retry*: enter again. All else is for the device model, or ends the guest. (On arm64, `DSB ISHST` before entering.)
 //!
 //! Where the processor logs addresses as it sets Dirty (Intel PML), the log is drained into the MMU's bitmap before a harvest
 //! and when it is full: [`VirtualCpu::drain`].
@@ -95,8 +95,9 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
             last = self.mmu.fault(&mut self.part, fault);
             match last {
                 FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } => {
-                    self.machine
-                        .flush_locally(Flush::range(GfnRange::new(gfn, 1)));
+                    let frame = Flush::range(GfnRange::new(gfn, 1));
+                    let installed = self.mmu.install_fence(&mut self.part, gfn, last);
+                    self.machine.flush_locally(frame.merge(installed));
                 }
                 FaultOutcome::Retry => {}
                 other => return Err(Exit::Fault(other)),
