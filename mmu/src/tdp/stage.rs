@@ -19,8 +19,8 @@ use crate::{
 ///
 /// All methods take `&self` and may be called from any thread, by vCPUs in parallel. An operation that has returned is
 /// complete: its flushes have been carried out by the [`Host`](crate::Host). So a vCPU calls [`fault`](Self::fault) and everything else here
-/// only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and [`translate`](Self::translate) wait for nobody and may be called
-/// inside.
+/// only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and [`translate`](Self::translate) wait for no flush
+/// and for nobody who waits for one, and may be called inside.
 ///
 /// Address spaces (x86: system-management mode) have slots and roots of their own. Methods without `as_id` mean number 0; a
 /// [`Vcpu`] says where it is itself.
