@@ -88,7 +88,7 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
             // taken back meanwhile. A hypervisor that pages would now make it available.
             let fault = Fault::new(gfn, access).with_seq(self.mmu.invalidate_seq());
             let fault = match trap {
-                Trap::NotPresent => fault,
+                Trap::NotPresent { .. } => fault,
                 Trap::Permission | Trap::AccessedDirty => fault.with_present(),
                 Trap::Malformed => return Err(Exit::Malformed),
             };
@@ -111,7 +111,16 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
         if let Some(pfn) = self.machine.tlb.with(|tlb| tlb.look_up(gfn, access)) {
             return Ok(pfn);
         }
-        let found = hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)?;
+        if self.machine.tlb.with(|tlb| tlb.is_absent(gfn)) {
+            return Err(Trap::NotPresent { pages: 1 });
+        }
+        let found = hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access);
+        if M::REMEMBERS_ABSENCE
+            && let Err(Trap::NotPresent { pages }) = found
+        {
+            self.machine.tlb.with(|tlb| tlb.remember_absent(gfn, pages));
+        }
+        let found = found?;
         self.machine.tlb.with(|tlb| tlb.fill(gfn, found));
         if M::LOGS_WRITES && found.dirtied {
             self.log.push(gfn);
@@ -128,7 +137,7 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
 
     /// A walk beside the guest and past the TLB, to see what a processor would see.
     pub(crate) fn walk(&self, gfn: Gfn, access: Access) -> Result<Found, Trap> {
-        let root = self.mmu.root().ok_or(Trap::NotPresent)?;
+        let root = self.mmu.root().ok_or(Trap::NotPresent { pages: 1 })?;
         hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)
     }
 }
