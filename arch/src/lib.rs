@@ -28,6 +28,9 @@
 //! | [`riscv`] | a fence on the hart that faulted | yes | `HFENCE.GVMA` | `hgatp` |
 //! | [`arm64`] | no invalidation | no: break before make | `TLBI IPAS2E1IS` | `VTTBR_EL2` |
 //!
+//! The dirty log of `ept4` and `ept5` is the processor's PML, without which it loses writes; all others log by write protection
+//! (see [`x86`]).
+//!
 //! [`GuestStage`] picks a format at run time and builds an MMU of it.
 //!
 //! # Example

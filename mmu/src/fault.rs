@@ -89,8 +89,9 @@ impl Fault {
 /// How a fault ended (`RET_PF_*`).
 ///
 /// After [`Fixed`](Self::Fixed) and [`Spurious`](Self::Spurious) the faulting vCPU drops what its own TLB holds for the
-/// frame and repeats the access. On a format with
-/// [`install_needs_fence`](crate::FormatInfo::install_needs_fence), dropping it takes a fence.
+/// frame and repeats the access: a translation that allowed less (x86 drops it by itself as it faults), and, on a format with
+/// [`install_needs_fence`](crate::FormatInfo::install_needs_fence), the memory that entries were invalid, for which
+/// [`install_fence`](crate::SecondStage::install_fence) says what to fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a fault's outcome decides how the vCPU goes on"]
 #[non_exhaustive]

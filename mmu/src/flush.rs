@@ -8,8 +8,8 @@
 //!
 //! | change | flush |
 //! |---|---|
-//! | non-present → present | none (formats that remember invalid entries: the faulting vCPU's own fence) |
-//! | huge leaf → table of the same mappings | none |
+//! | non-present → present | none (formats that remember invalid entries: the faulting vCPU's [own fence](crate::SecondStage::install_fence)) |
+//! | huge leaf → table of the same mappings | none (the same) |
 //! | table → huge leaf, or table removed | its whole range, before the table can be freed |
 //! | leaf removed | its range, before the lock is let go of |
 //! | leaf loses MMU-writable | its range, **even if it had lost W before**: a TLB may still hold it writable |

@@ -95,7 +95,10 @@ pub enum AdPolicy {
 pub enum DirtyLogPolicy {
     /// The leaf loses its W bit and the write faults.
     WriteProtect,
-    /// The leaf loses its D bit and hardware logs the address when it sets it (Intel PML).
+    /// The leaf loses its D bit and hardware logs the address when it sets it (Intel PML). The MMU does not look for D bits: a
+    /// write that hardware made and that nobody reported is in no harvest. So the MMU's owner has the log on for as long as a
+    /// slot logs, and drains it into [`mark_dirty`](crate::SecondStage::mark_dirty) before each harvest. Who cannot, uses a
+    /// format that logs by [`WriteProtect`](Self::WriteProtect).
     DirtyBit,
 }
 
@@ -164,7 +167,8 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// How writes are logged.
     const DIRTY_LOG: DirtyLogPolicy;
     /// Whether hardware may remember that an entry was not present, so that the vCPU that faulted needs a fence after
-    /// the entry is installed. Other vCPUs tolerate one spurious fault.
+    /// the entry is installed: [`install_fence`](crate::SecondStage::install_fence) says which. Other vCPUs tolerate one
+    /// spurious fault, and fence then.
     const INSTALL_NEEDS_FENCE: bool;
     /// Whether a present entry must be made non-present and flushed before it becomes a different present entry.
     const BREAK_BEFORE_MAKE: bool;

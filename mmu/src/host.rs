@@ -17,6 +17,10 @@ use crate::{
 pub trait Host: Send + Sync {
     /// Carries out a TLB flush: when it returns, no vCPU uses a translation that `request` covers, and for
     /// [`Flush::All`](crate::Flush::All) each vCPU asks for its root again before it enters the guest.
+    ///
+    /// The entries were stored before the call, with release order, which makes a walker that sees a pointer see the table behind it;
+    /// it does not make the stores arrive at a walker. What does is this function's first step where the architecture asks for
+    /// one (arm64: `DSB ISHST`; RISC-V: `FENCE rw, rw` before another hart is asked).
     fn flush(&self, request: &FlushRequest);
 
     /// The size of the host's own mapping behind `gfn`, a frame of `slot`: no coarser mapping is made. Called under the

@@ -17,8 +17,15 @@
 //!    the MMU for anything but [`access`](SecondStage::access) and [`translate`](SecondStage::translate).
 //! 3. *Slots*: [`create_slot`](SecondStage::create_slot) for each piece of guest memory. Nothing is mapped yet.
 //! 4. *vCPUs*: one [`Vcpu`] each. Before entering the guest, [`load_root`](SecondStage::load_root) says what to load. On a fault,
-//!    [`fault`](SecondStage::fault); its outcome says whether to enter again or to leave to the device model.
-//! 5. *The host takes memory back*: [`invalidate_begin`](SecondStage::invalidate_begin), take it,
+//!    [`fault`](SecondStage::fault); its outcome says whether to enter again or to leave to the device model. Before it enters again
+//!    the vCPU flushes, on its own processor: a translation of the frame that allowed less, where the fault does not drop it by
+//!    itself (x86's does); and what [`install_fence`](SecondStage::install_fence) says, because hardware may remember that nothing
+//!    was mapped (RISC-V). On arm64 it waits until its stores have reached the table walker (`DSB ISHST`).
+//! 5. *The dirty log*: where the format logs by [Dirty bits](DirtyLogPolicy::DirtyBit) (EPT with Accessed and Dirty), the processor
+//!    must log too: page-modification logging on for every vCPU while a slot logs, and each vCPU's log drained into
+//!    [`mark_dirty`](SecondStage::mark_dirty) before each harvest, the last one included. A write that is not reported is lost. Without
+//!    PML, or with it off, take a format that logs by write protection (`ept4-noad`, `ept5-noad`).
+//! 6. *The host takes memory back*: [`invalidate_begin`](SecondStage::invalidate_begin), take it,
 //!    [`invalidate_end`](SecondStage::invalidate_end) at the same MMU; a token that is dropped ends nothing. A fault that
 //!    looked its memory up outside the MMU passes the [sequence](Fault::seq) that it saw first.
 //!

@@ -14,9 +14,17 @@
 //! # Fences
 //!
 //! An entry that would give a translation fault or an Access-flag fault is never kept in a TLB. So neither an entry that becomes
-//! valid nor one that gets its Access flag owes an invalidation; the store must only reach the table walker (`DSB ISHST`), as
-//! the release of a published table does. `TLBI IPAS2E1IS` drops stage-2 entries by address, and what was
-//! cached from both stages together needs `TLBI VMALLE1IS` after it.
+//! valid nor one that gets its Access flag owes an invalidation. One that gets W back does, at the processor that faulted: it
+//! may hold the entry that did not allow the write. `TLBI IPAS2E1IS` drops stage-2 entries by address, and what was cached from both
+//! stages together needs `TLBI VMALLE1IS` after it.
+//!
+//! *Stores and the table walker.* The walker is an observer of its own. The MMU's release stores see to it that a walker which sees
+//! a pointer sees the table behind it; they do not make a store arrive there. That takes a `DSB`, which is the host's to execute:
+//!
+//! - a flush ([`Host::flush`](slat_mmu::Host::flush)): `DSB ISHST` before the first `TLBI`, so that no walk brings back the old entry, and
+//!   `DSB ISH` after the last, which waits until all processors have finished it;
+//! - a fault that ended in [`Fixed`](slat_mmu::FaultOutcome::Fixed): `DSB ISHST` before the guest is entered again, or it may take
+//!   the same fault for want of a store that is still under way. The return to the guest synchronises the context.
 
 mod stage2;
 mod vttbr;

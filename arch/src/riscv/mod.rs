@@ -7,13 +7,24 @@
 //! # Fences
 //!
 //! A hart may keep in its translation caches that an entry was *invalid*, unless it has Svvptc. So an entry that becomes
-//! valid owes the hart that faulted on it one `HFENCE.GVMA` for the page
-//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); another hart that remembers the invalid entry faults
-//! once more, finds the mapping in place, fences and goes on. With Svvptc the fence may be left out: the new entry becomes visible by
-//! itself in bounded time. The constant stays true for all harts, because a guest may move to one without the extension.
+//! valid owes the hart that faulted on it an `HFENCE.GVMA`
+//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)), and
+//! [`install_fence`](slat_mmu::SecondStage::install_fence) says of what:
 //!
-//! The same holds for an entry that becomes a pointer to a table, and a fence by address drops leaves alone: read strictly, a
-//! fault that linked a table owes a fence of the whole VMID. See [`HfenceGvma`].
+//! | answer | meaning | fence, on this hart alone |
+//! |---|---|---|
+//! | nothing | nothing became valid | – |
+//! | a range | an entry became a leaf | [`HfenceGvma::for_range`] |
+//! | all | an entry became a pointer to a table, by this hart's fault or, if it was spurious, by another's | [`HfenceGvma::guest`] |
+//!
+//! A fence by address orders accesses to leaves alone, so it need not make a hart forget that an entry was invalid which points
+//! to a table now. Another hart that remembers an invalid entry faults once more, finds the mapping in place, fences and goes on.
+//! With Svvptc all these fences may be left out: the new entry becomes visible by itself in bounded time. The constant stays true for
+//! all harts, because a guest may move to one without the extension.
+//!
+//! *Stores before fences.* The fence orders stores of its own hart, and those of others that this hart has seen, before later
+//! walks of its own: after a fault no other barrier is owed. A flush of other harts begins with `FENCE rw, rw`, so that the
+//! entries are visible where the interrupt arrives; each then executes its own `HFENCE.GVMA`.
 //!
 //! Replacing a table by a huge leaf or the reverse without an invalid entry between is allowed: a hart uses either
 //! the old or the new one until the fence. A root is not part of the tag of a cached translation, the VMID is; so when a guest is

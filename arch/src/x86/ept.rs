@@ -22,8 +22,9 @@
 //! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT violation and not
 //! an exception of its own.
 //!
-//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X alone needs a processor with
-//! `IA32_VMX_EPT_VPID_CAP` bit 0, which the MMU's owner must check before it asks for execute-only mappings.
+//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X alone is one
+//! too on a processor without `IA32_VMX_EPT_VPID_CAP` bit 0. The MMU makes every leaf readable, so its owner need not check that
+//! bit; execute-only leaves are understood where tables of another's making are read.
 //!
 //! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration, read the page through a
 //! write-back mapping, and must see what the guest wrote whatever its PAT says. Non-cacheable memory is WC and device
@@ -39,6 +40,13 @@
 //! Accessed set, so hardware never changes a pointer. Without (`ept4-noad`, `ept5-noad`) the processor ignores both
 //! bits and they are the MMU's own. A leaf that was not accessed is then *access-tracked*: R, W and X are clear, R and X are
 //! saved 54 bits up, and W is not saved, because a write must be seen anyway.
+//!
+//! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be seen loses Dirty and keeps W, so
+//! the write does not fault. The MMU never looks for Dirty bits; what tells it is the log that the processor writes when it sets
+//! Dirty. So its owner enables PML ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every vCPU
+//! while a slot logs, and drains each vCPU's log into [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) when it is full and before
+//! each harvest, with the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
+//! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need nothing of the processor.
 //!
 //! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
 //! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
@@ -88,9 +96,10 @@ const MMIO_MASK: u64 = PERMISSIONS | MMU_PRESENT | SUPPRESS_VE;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ept<const LEVELS: usize, const AD: bool>;
 
-/// Four levels: 48-bit guest physical addresses.
+/// Four levels: 48-bit guest physical addresses. Its dirty log needs PML (see the head of this file, and
+/// [`DirtyLogPolicy::DirtyBit`]); without, [`Ept4NoAd`].
 pub type Ept4 = Ept<4, true>;
-/// Five levels: 57-bit guest physical addresses.
+/// Five levels: 57-bit guest physical addresses. Its dirty log needs PML, as [`Ept4`]'s does; without, [`Ept5NoAd`].
 pub type Ept5 = Ept<5, true>;
 /// Four levels on a processor without Accessed and Dirty flags for EPT, or with them left off.
 pub type Ept4NoAd = Ept<4, false>;

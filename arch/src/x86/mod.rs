@@ -4,6 +4,12 @@
 //! marked by bit 7 above 4 KiB, and four or five levels. Neither processor caches entries that are not present, and both
 //! allow a present entry to be replaced by another in one store.
 //!
+//! # The dirty log
+//!
+//! `npt4`, `npt5`, `ept4-noad` and `ept5-noad` log by write protection. `ept4` and `ept5` log by Dirty bits and lose writes unless the
+//! MMU's owner has page-modification logging (PML) on for every vCPU while a slot logs, and drains the logs into
+//! [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) before each harvest.
+//!
 //! # MMIO entries
 //!
 //! An access to a guest frame without a slot is the device model's. To learn that without a look at the slots, the MMU

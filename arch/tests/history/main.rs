@@ -17,6 +17,7 @@ mod common;
 mod rig;
 
 mod dirty;
+mod fence;
 mod flush;
 mod iterator;
 mod memory;

@@ -3,9 +3,9 @@
 //! 1. Load the root: the MMU may have withdrawn the old one. A new root means a flush of the CPU's own TLB, because entries may be
 //!    tagged by something that stays the same.
 //! 2. Enter. The processor looks into its TLB, walks on a miss, and traps when the walk does not end well.
-//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what the own TLB holds of the frame
-//!    (formats that remember absent entries need that fence) and enter again. *Retry*: enter again. All else is for the
-//!    device model, or ends the guest.
+//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what the own TLB holds of the frame,
+//!    and, where hardware remembers absent entries, what the MMU says that this owes ([`SecondStage::install_fence`]); then enter
+//!    again. *Retry*: enter again. All else is for the device model, or ends the guest. (On arm64, `DSB ISHST` before entering.)
 //!
 //! Where the processor logs addresses as it sets Dirty (Intel PML), the log is drained into the MMU's bitmap before a harvest
 //! and when it is full: [`VirtualCpu::drain`].
@@ -88,15 +88,16 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
             // taken back meanwhile. A hypervisor that pages would now make it available.
             let fault = Fault::new(gfn, access).with_seq(self.mmu.invalidate_seq());
             let fault = match trap {
-                Trap::NotPresent => fault,
+                Trap::NotPresent { .. } => fault,
                 Trap::Permission | Trap::AccessedDirty => fault.with_present(),
                 Trap::Malformed => return Err(Exit::Malformed),
             };
             last = self.mmu.fault(&mut self.part, fault);
             match last {
                 FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } => {
-                    self.machine
-                        .flush_locally(Flush::range(GfnRange::new(gfn, 1)));
+                    let frame = Flush::range(GfnRange::new(gfn, 1));
+                    let installed = self.mmu.install_fence(&mut self.part, gfn, last);
+                    self.machine.flush_locally(frame.merge(installed));
                 }
                 FaultOutcome::Retry => {}
                 other => return Err(Exit::Fault(other)),
@@ -110,7 +111,16 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
         if let Some(pfn) = self.machine.tlb.with(|tlb| tlb.look_up(gfn, access)) {
             return Ok(pfn);
         }
-        let found = hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)?;
+        if self.machine.tlb.with(|tlb| tlb.is_absent(gfn)) {
+            return Err(Trap::NotPresent { pages: 1 });
+        }
+        let found = hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access);
+        if M::REMEMBERS_ABSENCE
+            && let Err(Trap::NotPresent { pages }) = found
+        {
+            self.machine.tlb.with(|tlb| tlb.remember_absent(gfn, pages));
+        }
+        let found = found?;
         self.machine.tlb.with(|tlb| tlb.fill(gfn, found));
         if M::LOGS_WRITES && found.dirtied {
             self.log.push(gfn);
@@ -127,7 +137,7 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
 
     /// A walk beside the guest and past the TLB, to see what a processor would see.
     pub(crate) fn walk(&self, gfn: Gfn, access: Access) -> Result<Found, Trap> {
-        let root = self.mmu.root().ok_or(Trap::NotPresent)?;
+        let root = self.mmu.root().ok_or(Trap::NotPresent { pages: 1 })?;
         hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)
     }
 }

@@ -57,7 +57,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             // Another MMU's vCPU: its caches are that one's. A seat for one fault is slow but right.
             let mut own = self.do_vcpu();
             own.as_id = vcpu.as_id;
-            return self.whole_fault(&mut own, fault);
+            let outcome = self.whole_fault(&mut own, fault);
+            vcpu.linked |= own.linked;
+            return outcome;
         }
         let outcome = self.resolve(vcpu, &fault);
         count_fault(&vcpu.seat, &outcome, fault.prefetch);
@@ -92,6 +94,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             mirror,
             slot,
             hint,
+            linked,
             ..
         } = vcpu;
         let Some(root) = (if fault.mirror { &*mirror } else { &*root }) else {
@@ -128,7 +131,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             cell: seat,
             generation,
         };
-        self.map(&guard, &descent, goal, cache, hint)
+        self.map(&guard, &descent, goal, cache, hint, linked)
     }
 
     fn map(
@@ -138,6 +141,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         mut goal: Goal,
         cache: &mut alloc::vec::Vec<Blank>,
         hint: &mut Hint,
+        linked: &mut bool,
     ) -> FaultOutcome {
         let fault = descent.fault;
         let mut found = Hint::begin(guard);
@@ -198,7 +202,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     // The table that replaces an executable-less huge page holds what the mitigation forbids to be huge.
                     let nx = goal.nx_disallowed();
                     match self.split(node, index, raw, blank, descent.cell, nx) {
-                        Split::Done => {}
+                        Split::Done => *linked |= F::INSTALL_NEEDS_FENCE,
                         Split::Lost(blank) => cache.push(blank),
                     }
                 }
@@ -208,7 +212,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     };
                     let nx = goal.nx_disallowed() && level <= goal.allowed;
                     match self.link_table(node, index, raw, blank, descent, nx) {
-                        Ok(()) => {}
+                        Ok(()) => *linked |= F::INSTALL_NEEDS_FENCE,
                         Err(Some(blank)) => cache.push(blank),
                         Err(None) => return FaultOutcome::Retry,
                     }

@@ -8,6 +8,7 @@
 //! | `root` | roots: made, withdrawn, given back |
 //! | `session`, `sweep` | holding the lock over a range, with yields and owed flushes |
 //! | `fault`, `nearby`, `fast`, `level` | resolving a fault: under the shared lock, beside the last one, without the lock; at which level |
+//! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
 //! | `walk` | lockless walks |
 //! | `slots` | memory slots come, change and go |
@@ -59,6 +60,7 @@ mod config;
 mod dirty;
 mod fast;
 mod fault;
+mod fence;
 mod level;
 mod mirror;
 mod nearby;

@@ -7,7 +7,7 @@ use super::{DirtyLogError, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk,
 use crate::{
     addr::{Gfn, GfnRange, Level, Pfn},
     fault::{Access, Fault, FaultOutcome},
-    flush::FlushCause,
+    flush::{Flush, FlushCause},
     format::{Format, FormatInfo},
     invalidate::{ForeignInvalidation, Invalidation},
     slot::{SlotError, SlotFlags, SlotId, SlotSpec},
@@ -19,8 +19,8 @@ use crate::{
 ///
 /// All methods take `&self` and may be called from any thread, by vCPUs in parallel. An operation that has returned is
 /// complete: its flushes have been carried out by the [`Host`](crate::Host). So a vCPU calls [`fault`](Self::fault) and everything else here
-/// only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and [`translate`](Self::translate) wait for nobody and may be called
-/// inside.
+/// only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and [`translate`](Self::translate) wait for no flush
+/// and for nobody who waits for one, and may be called inside.
 ///
 /// Address spaces (x86: system-management mode) have slots and roots of their own. Methods without `as_id` mean number 0; a
 /// [`Vcpu`] says where it is itself.
@@ -28,8 +28,8 @@ use crate::{
 /// # A vCPU with a TLB of its own
 ///
 /// 1. Look `gfn` up in the TLB. On a miss, [`access`](Self::access).
-/// 2. If that fails, [`fault`](Self::fault), outside: on `Fixed`, `Spurious` and `Retry` begin anew; the other outcomes leave
-///    the guest.
+/// 2. If that fails, [`fault`](Self::fault), outside: on `Fixed`, `Spurious` and `Retry` begin anew, after
+///    [`install_fence`](Self::install_fence) if the TLB remembers what was not mapped; the other outcomes leave the guest.
 /// 3. Before an entry that was just filled is used, obey the flush requests that have arrived meanwhile; and whoever
 ///    flushes waits until each vCPU has obeyed or is outside the guest.
 pub trait SecondStage: Send + Sync + fmt::Debug {
@@ -164,6 +164,20 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// Resolves a fault. A write to a logged page marks it dirty before this returns.
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome;
+
+    /// What the vCPU that took a fault on `gfn`, which ended in `outcome`, flushes in the TLB of the processor it runs on before it
+    /// enters the guest again: because hardware may remember that entries were *invalid*
+    /// ([`Format::INSTALL_NEEDS_FENCE`]). Nobody else has to. To be asked once after each [`fault`](Self::fault) on the guest's own
+    /// tables, before the next.
+    ///
+    /// [`Flush::None`] for a format without the constant, and for an outcome that leaves nothing to be tried again. The span of the
+    /// leaf if the fault made a leaf alone. [`Flush::All`] if it linked a table on the way or split a huge leaf, since a fence by
+    /// address leaves entries above the leaf alone; and after [`Spurious`](FaultOutcome::Spurious), when it was another vCPU
+    /// that may have done so. `All` stands for this guest's translations on this processor (RISC-V: `HFENCE.GVMA` with `rs1 = x0` and
+    /// the VMID); the root stays loaded.
+    ///
+    /// [`prefault`](Self::prefault) owes nothing: a vCPU that remembers what was invalid before takes one spurious fault.
+    fn install_fence(&self, vcpu: &mut Vcpu, gfn: Gfn, outcome: FaultOutcome) -> Flush;
 
     /// Maps every page of `range` as a read would, at `max_level` or finer, without counting as a use. Returns the number
     /// of pages.
@@ -433,6 +447,10 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     #[inline(always)]
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
         self.do_fault(vcpu, fault)
+    }
+
+    fn install_fence(&self, vcpu: &mut Vcpu, gfn: Gfn, outcome: FaultOutcome) -> Flush {
+        self.do_install_fence(vcpu, gfn, outcome)
     }
 
     fn prefault(

@@ -10,7 +10,11 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::fmt;
 
-use super::{TdpMmu, nearby::KeptSlot, root::RootPage};
+use super::{
+    TdpMmu,
+    nearby::KeptSlot,
+    root::{Root, RootPage},
+};
 use crate::{
     addr::MAX_LEVELS,
     format::Format,
@@ -36,6 +40,8 @@ pub struct Vcpu {
     /// The slot of the last fault.
     pub(super) slot: Option<KeptSlot>,
     pub(super) hint: Hint,
+    /// A fault of this vCPU made an entry point to a table, and no fence for it was handed out yet (see `fence`).
+    pub(super) linked: bool,
     bin: Arc<Bin>,
 }
 
@@ -43,6 +49,12 @@ impl Vcpu {
     /// The address space that the vCPU runs in.
     pub fn as_id(&self) -> u8 {
         self.as_id
+    }
+
+    /// The root that the vCPU has loaded, withdrawn or not: the one that its last [`access`](crate::SecondStage::access) walked
+    /// from, and a tag for what a TLB of its own keeps of that walk. `None` before it has loaded any.
+    pub fn root(&self) -> Option<Root> {
+        self.root.as_ref().map(|root| root.root())
     }
 
     /// Moves the vCPU to another address space: its next access loads that one's root. An address space that does not exist
@@ -111,6 +123,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             mirror: None,
             slot: None,
             hint: Hint::default(),
+            linked: false,
             bin: Arc::clone(&self.bin),
         }
     }

@@ -15,7 +15,9 @@
 //! # A sender
 //! The MMU, through [`Host::flush`], when it has changed its tables and before it reuses what they led to. Posts to every mailbox;
 //! full fence; then waits for each vCPU until it has obeyed that number or is outside. It spins a little, then sleeps. *It holds
-//! the MMU's lock*, so a vCPU that is inside does nothing that may wait for it: it walks, which waits for nobody, and obeys. Faults
+//! the MMU's lock*, so a vCPU that is inside does nothing that may wait for it: it walks and obeys. A walk takes no lock unless the
+//! root was withdrawn; then it takes that of the list of roots and maybe that of tables to be given back, whose holders never wait
+//! for a flush, a grace period or the MMU's lock (`SecondStage::access`), so this sender's turn always comes. Faults
 //! are taken outside, roots loaded outside. A vCPU whose own fault sends is outside too, so two senders never wait for one another.
 //!
 //! # Why it is enough

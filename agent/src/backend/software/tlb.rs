@@ -3,6 +3,16 @@
 //! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory goes when the last TLB has
 //! dropped it. An entry allows what hardware would do with it without a walk: a read, or a write if it is writable *and* its Dirty bit was
 //! set; otherwise the write walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
+//!
+//! # Tags
+//! An entry is tagged with the address space and the root that it was walked from ([`Tag`]), as a processor's are with a VMID, an
+//! ASID or the EPTP, and only entries of the loaded tag are used. A root's generation is never used twice, so what was
+//! cached under a root that was withdrawn is never used under the next, flushed or not. Whether an entry should be gone is
+//! judged before its tag, so that no tag hides a flush that was not carried out.
+//!
+//! Only what is mapped is cached. A format may let hardware remember that nothing was
+//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); this TLB does not, and has no use for
+//! [`install_fence`](slat_mmu::SecondStage::install_fence).
 
 use std::sync::Arc;
 
@@ -14,9 +24,28 @@ use crate::vm::memory::Mapping;
 /// Base-2 logarithm of the pages an entry maps, and of how many entries there are, for each size.
 const SIZES: [(u32, u32); 3] = [(0, 10), (9, 7), (18, 3)];
 
+/// Where a translation belongs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tag {
+    as_id: u8,
+    /// The root's generation. They count from 1; 0 is no root.
+    root: u64,
+}
+
+impl Tag {
+    /// Where the walks of `context` begin.
+    pub(super) fn of(context: &slat_mmu::Vcpu) -> Self {
+        Self {
+            as_id: context.as_id(),
+            root: context.root().map_or(0, |root| root.generation),
+        }
+    }
+}
+
 /// A cached translation.
 #[derive(Debug)]
 struct Entry {
+    tag: Tag,
     span: GfnRange,
     mapping: Arc<Lease>,
     /// Of the span's first frame, in the mapping.
@@ -62,7 +91,11 @@ pub(super) struct Hit {
 }
 
 #[derive(Debug)]
-pub(super) struct Tlb(Vec<Vec<Option<Entry>>>);
+pub(super) struct Tlb {
+    sizes: Vec<Vec<Option<Entry>>>,
+    /// Entries of this tag are used, and new ones get it.
+    tag: Tag,
+}
 
 fn index(gfn: u64, (shift, bits): (u32, u32)) -> usize {
     ((gfn >> shift) & ((1 << bits) - 1)) as usize
@@ -71,7 +104,15 @@ fn index(gfn: u64, (shift, bits): (u32, u32)) -> usize {
 impl Tlb {
     pub(super) fn new() -> Self {
         let array = |(_, bits): (u32, u32)| (0..1 << bits).map(|_| None).collect();
-        Self(SIZES.into_iter().map(array).collect())
+        Self {
+            sizes: SIZES.into_iter().map(array).collect(),
+            tag: Tag::default(),
+        }
+    }
+
+    /// From now on walks begin elsewhere, or where they did.
+    pub(super) fn load(&mut self, tag: Tag) {
+        self.tag = tag;
     }
 
     /// The translation of `gfn`, if it is cached and allows the access.
@@ -85,7 +126,7 @@ impl Tlb {
         shootdown: &Shootdown,
     ) -> Result<Option<Hit>, Stale> {
         let completions = shootdown.completions();
-        for (size, entries) in self.0.iter_mut().enumerate() {
+        for (size, entries) in self.sizes.iter_mut().enumerate() {
             let index = index(gfn, SIZES[size]);
             let cell = &mut entries[index];
             let Some(entry) = cell.as_mut().filter(|entry| entry.span.contains(Gfn(gfn))) else {
@@ -101,11 +142,12 @@ impl Tlb {
                     }
                 }
             }
-            if !(if write {
+            let allows = if write {
                 entry.writable
             } else {
                 entry.readable
-            }) {
+            };
+            if !allows || entry.tag != self.tag {
                 *cell = None;
                 continue;
             }
@@ -117,7 +159,7 @@ impl Tlb {
 
     /// The memory of a hit, and the page in it. `None` never follows a hit.
     pub(super) fn memory(&self, hit: Hit) -> Option<(&Mapping, u64)> {
-        let entry = self.0[hit.size][hit.index].as_ref()?;
+        let entry = self.sizes[hit.size][hit.index].as_ref()?;
         Some((&**entry.mapping, hit.page))
     }
 
@@ -127,7 +169,8 @@ impl Tlb {
         let size = fill.level.slot().min(SIZES.len() - 1);
         let pages = 1 << SIZES[size].0;
         let inside = fill.gfn & (pages - 1);
-        self.0[size][index(fill.gfn, SIZES[size])] = Some(Entry {
+        self.sizes[size][index(fill.gfn, SIZES[size])] = Some(Entry {
+            tag: self.tag,
             span: GfnRange::new(Gfn(fill.gfn - inside), pages),
             page: fill.page - inside,
             mapping: fill.mapping,
@@ -145,7 +188,7 @@ impl Tlb {
 
     /// Drops all that `flush` covers.
     pub(super) fn flush(&mut self, flush: Flush) {
-        for (entries, size) in self.0.iter_mut().zip(SIZES) {
+        for (entries, size) in self.sizes.iter_mut().zip(SIZES) {
             let (first, count) = match flush {
                 Flush::None => return,
                 Flush::Range { gfn, pages } => {
@@ -226,6 +269,32 @@ mod tests {
         assert!(tlb.find(7, true, &shootdown).unwrap().is_none());
         let (mut tlb, shootdown) = super::tests::tlb(&[(11, Level::SIZE_4K)]);
         assert!(tlb.find(11, false, &shootdown).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_translation_of_another_root_or_address_space_is_not_used() {
+        let tag = |as_id, root| Tag { as_id, root };
+        for other in [tag(0, 1), tag(1, 0)] {
+            let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K), (8, Level::SIZE_4K)]);
+            tlb.load(other);
+            assert!(tlb.find(7, false, &shootdown).unwrap().is_none());
+            // The other frame was not looked for in between: back under its own tag it is good.
+            tlb.load(tag(0, 0));
+            assert!(tlb.find(8, true, &shootdown).unwrap().is_some());
+            tlb.load(other);
+            assert!(tlb.find(8, true, &shootdown).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_tag_hides_no_entry_that_should_be_gone() {
+        let (mut tlb, shootdown) = tlb(&[(7, Level::SIZE_4K)]);
+        shootdown.shoot(Flush::All);
+        tlb.load(Tag { as_id: 0, root: 2 });
+        assert_eq!(
+            tlb.find(7, false, &shootdown).unwrap_err(),
+            Stale { gfn: 7 }
+        );
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! instruction as far as its state is concerned. Within a batch it obeys flushes at each access.
 //!
 //! # A miss
-//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] waits for nobody, sets Accessed and Dirty where the
-//! format's hardware does, and tells the dirty log. A fault is taken *outside*, because it takes the MMU's lock, whose holder may be
+//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] sets Accessed and Dirty where the format's hardware
+//! does, and tells the dirty log. It takes no lock, but when the root was withdrawn: then it moves to the next one, and may wait for
+//! a lock whose holder never waits for a flush, so a flush can still wait for this vCPU. A fault is taken *outside*, because it takes the MMU's lock, whose holder may be
 //! waiting for this vCPU to obey. What the walk said goes along: a mapping that is there and does not allow the access is worth
 //! the path without the lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
 //!
@@ -29,7 +30,7 @@ use super::{
     Vm,
     frames::View,
     gate::Next,
-    tlb::{Fill, Stale, Tlb},
+    tlb::{Fill, Stale, Tag, Tlb},
 };
 use crate::{
     guest::memstress::{GuestAccess, Pacer, Turn, run_batch},
@@ -147,7 +148,22 @@ impl Vcpu {
 
     pub(super) fn enter(&mut self) {
         self.vm.shootdown.enter(self.index());
+        self.retag();
         self.obey();
+    }
+
+    /// The TLB follows the root: after whatever may have loaded another.
+    fn retag(&mut self) {
+        #[cfg(test)]
+        if self
+            .vm
+            .hooks
+            .deaf
+            .load(std::sync::atomic::Ordering::Relaxed)
+        {
+            return;
+        }
+        self.tlb.load(Tag::of(&self.context));
     }
 
     pub(super) fn leave(&self) {
@@ -201,7 +217,10 @@ impl Vcpu {
         }
         let access = if write { Access::Write } else { Access::Read };
         let completions = self.vm.shootdown.completions();
-        let fault = match self.vm.mmu.access(&mut self.context, gfn, access) {
+        let walked = self.vm.mmu.access(&mut self.context, gfn, access);
+        // The walk itself may have moved on to another root.
+        self.retag();
+        let fault = match walked {
             Ok(found) => {
                 let frame = self.frames.find(found.pfn.0);
                 let (mapping, page) = frame.ok_or(AccessError::NoFrame { gpa })?;
@@ -237,7 +256,8 @@ impl Vcpu {
             thread::yield_now();
         }
         self.enter();
-        // Also where the format lets hardware remember that nothing was there: this TLB does not.
+        // What allowed less. `install_fence` would add nothing: it is for a TLB that remembers that nothing was mapped, which some
+        // formats allow and this one does not do.
         self.tlb.drop_frame(gfn.0);
         match outcome {
             FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {
@@ -274,5 +294,55 @@ impl GuestAccess for Vcpu {
         let (mapping, offset) = self.memory(gpa, true)?;
         mapping.store(offset, value);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use slat_arch::GuestStage;
+    use slat_mmu::{MmuConfig, Pfn, SlotSpec};
+
+    use super::{super::tables::TableHeap, *};
+
+    /// A slot of one page at frame 0, over new memory.
+    fn plug(vm: &Vm) -> Arc<Mapping> {
+        let mapping = Arc::new(Mapping::new("tags", 1).unwrap());
+        let frames = vm.frames.add(&mapping, 0).unwrap();
+        let slot = SlotSpec::new(0, Gfn(0), 1, Pfn(frames));
+        vm.mmu.create_slot(slot).unwrap();
+        mapping
+    }
+
+    /// The full flush that goes with a new root is lost, and so is the check that finds such a loss.
+    #[test]
+    fn nothing_walked_from_a_withdrawn_root_is_used_under_the_next() {
+        for stage in GuestStage::ALL {
+            let budget = Arc::new(super::super::tables::Budget::default());
+            budget.limit_for_test(1 << 10);
+            let tables = TableHeap::new(budget).unwrap();
+            let vm = Vm::new(stage, 1, MmuConfig::default(), tables, Arc::new(|_| {}));
+            vm.shootdown.blind.store(true, Relaxed);
+            let mut vcpu = Vcpu::new(Arc::clone(&vm), 0);
+            let old = plug(&vm);
+            vcpu.enter();
+            vcpu.write_u64(0, 1).unwrap();
+            vcpu.leave();
+            let withdrawn = vcpu.context.root();
+
+            vm.mmu.delete_slot(0).unwrap();
+            let new = plug(&vm);
+            new.store(0, 2);
+            vm.mmu.zap_all();
+            (vcpu.obeyed, _) = vm.shootdown.take(0);
+            vm.shootdown.acknowledge(0, vcpu.obeyed);
+            vm.mmu.load_root(&mut vcpu.context).unwrap();
+            vcpu.enter();
+            assert_eq!(vcpu.read_u64(0).unwrap(), 2, "{stage}");
+            vcpu.leave();
+            assert_ne!(vcpu.context.root(), withdrawn, "{stage}");
+            assert_eq!(old.load(0), 1, "{stage}");
+        }
     }
 }

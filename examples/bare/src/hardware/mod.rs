@@ -31,6 +31,8 @@ pub(crate) trait Manual: Format {
     const SETS_BITS: bool;
     /// Whether the processor logs the address when it sets Dirty.
     const LOGS_WRITES: bool = false;
+    /// Whether the processor may remember that an entry mapped nothing.
+    const REMEMBERS_ABSENCE: bool = false;
 
     /// What the hypervisor loads before it enters the guest, as `slat-arch` computes it.
     fn register(root: Pfn) -> u64;
@@ -109,13 +111,23 @@ impl Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trap {
     /// Nothing is mapped.
-    NotPresent,
+    NotPresent {
+        /// Frames that the entry covers which says so.
+        pages: u64,
+    },
     /// What is mapped does not allow the access.
     Permission,
     /// Accessed or Dirty is clear and the processor does not set it.
     AccessedDirty,
     /// A register or an entry that the manual forbids, or a table outside table RAM.
     Malformed,
+}
+
+impl Trap {
+    /// Whether nothing is mapped.
+    pub(crate) fn is_absent(self) -> bool {
+        matches!(self, Self::NotPresent { .. })
+    }
 }
 
 /// Translates one access.
@@ -127,7 +139,7 @@ pub(crate) fn walk<M: Manual>(
 ) -> Result<Found, Trap> {
     let mut table = M::root(register).ok_or(Trap::Malformed)?;
     if gfn.0 >> (INDEX_BITS * (M::LEVELS - 1) + M::ROOT_BITS) != 0 {
-        return Err(Trap::NotPresent);
+        return Err(Trap::NotPresent { pages: 1 });
     }
     let mut rights = [true; 3];
     for level in (0..M::LEVELS).rev() {
@@ -139,7 +151,10 @@ pub(crate) fn walk<M: Manual>(
         let (entry, dirtied) = loop {
             let raw = word.load(Ordering::Acquire);
             let entry = match M::read(raw, level) {
-                Seen::Absent => return Err(Trap::NotPresent),
+                Seen::Absent => {
+                    let pages = 1 << (INDEX_BITS * level);
+                    return Err(Trap::NotPresent { pages });
+                }
                 Seen::Reserved => return Err(Trap::Malformed),
                 Seen::Present(entry) => entry,
             };

@@ -1,5 +1,5 @@
 //! RISC-V privileged architecture, "Two-Stage Address Translation" and "Virtual Address Translation Process", for a hart with
-//! Svade: it faults where A, or D on a store, is clear.
+//! Svade: it faults where A, or D on a store, is clear; and without Svvptc: it may remember that an entry was not valid.
 //!
 //! Bits 0 to 7 are V, R, W, X, U, G, A and D; 53:10 are the PPN; 60:54 are reserved and, without Svnapot and Svpbmt, so are 63:61.
 //! R, W and X clear is a pointer, in which D, A and U are reserved. W without R is reserved. A leaf must have U, because
@@ -48,6 +48,7 @@ impl Manual for Sv39x4 {
     const LEVELS: u32 = 3;
     const ROOT_BITS: u32 = ROOT_BITS;
     const SETS_BITS: bool = false;
+    const REMEMBERS_ABSENCE: bool = true;
 
     fn register(root: Pfn) -> u64 {
         Self::hgatp(root, VMID)
@@ -66,6 +67,7 @@ impl Manual for Sv48x4 {
     const LEVELS: u32 = 4;
     const ROOT_BITS: u32 = ROOT_BITS;
     const SETS_BITS: bool = false;
+    const REMEMBERS_ABSENCE: bool = true;
 
     fn register(root: Pfn) -> u64 {
         Self::hgatp(root, VMID)
