@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, pitfalls,
-    sanitize, structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, lint, metrics, mutations, no_std, oracles, pages,
+    pitfalls, sanitize, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 18] = [
+const CHECKS: [Check; 19] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
@@ -24,9 +24,12 @@ const CHECKS: [Check; 18] = [
     ("no-std", no_std::run),
     ("test", |workspace| test::run(workspace, &[])),
     ("interleavings", interleavings::run),
+    ("mutations", mutations::sample),
     ("miri", sanitize::miri),
     ("tsan", sanitize::tsan),
-    ("demo", demo::run),
+    ("demo", |workspace| {
+        demo::run(workspace, &demo::Options::default())
+    }),
     ("oracles", oracles::run),
     ("leftovers", leftovers::run),
 ];
