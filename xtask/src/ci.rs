@@ -1,11 +1,15 @@
 //! All checks in order: the quick ones first, then what shares clippy's artefacts, then the tests' (debug), then the demo's
-//! (release). Each profile is built once. A failure does not end the run: the summary names every one.
+//! (release), whose binary is built beside the models. Each profile is built once. A failure does not end the run: the summary
+//! names every one.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use crate::{
     crates, demo, deny, interleavings, leftovers, lint, metrics, mutations, no_std, oracles, pages,
-    pitfalls, sanitize, structure, tally::Tally, test, units, workspace::Workspace,
+    pitfalls, sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
@@ -34,6 +38,10 @@ const CHECKS: [Check; 19] = [
     ("leftovers", leftovers::run),
 ];
 
+/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own build waits for what is not
+/// done by then, and says what did not work.
+const LEAVES_A_CORE: &str = "interleavings";
+
 /// Runs them all.
 ///
 /// # Errors
@@ -42,20 +50,46 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     let begin = Instant::now();
     let mut total = Tally::default();
     let mut rows = Vec::new();
+    let mut beside = None;
     for (name, check) in CHECKS {
         println!("\n==> {name}");
+        if name == LEAVES_A_CORE {
+            beside = Beside::start(demo::build(workspace));
+        }
         let start = Instant::now();
         let tally =
             check(workspace).unwrap_or_else(|error| Tally::of_faults(&[format!("{error:#}")]));
         rows.push(row(name, &tally, start.elapsed()));
         total.add(tally);
     }
+    drop(beside);
     println!("\n==> summary");
     for row in rows {
         println!("{row}");
     }
     println!("{:<13} {:>6.1} s", "in all", begin.elapsed().as_secs_f64());
     Ok(total)
+}
+
+/// A program that works ahead, silently: what it does is done again, and said, by whoever needs it.
+struct Beside(Child);
+
+impl Beside {
+    fn start(mut command: Command) -> Option<Self> {
+        println!("{}, meanwhile", shell::line(&command));
+        let quiet = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        quiet.spawn().ok().map(Self)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Whether it succeeded is the demo's to find out.
+        drop(self.0.wait());
+    }
 }
 
 fn row(name: &str, tally: &Tally, took: Duration) -> String {
