@@ -105,6 +105,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_demo_is_built_ahead_of_it() {
+        let at = |wanted: &str| CHECKS.iter().position(|(name, _)| *name == wanted);
+        assert!(at(LEAVES_A_CORE).is_some() && at(LEAVES_A_CORE) < at("demo"));
+    }
+
+    #[test]
     fn a_row_says_failed_when_something_did() {
         let took = Duration::from_millis(1500);
         assert_eq!(
