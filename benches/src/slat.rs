@@ -139,6 +139,18 @@ impl Slat {
         sum
     }
 
+    /// As [`Table::translate`], each frame as one vCPU's read that missed its TLB: rights, Accessed, a guard of its own.
+    pub(crate) fn access_each(&self, frames: impl Iterator<Item = u64>) -> u64 {
+        let mut vcpu = self.vcpu();
+        let mut sum = 0;
+        for frame in frames {
+            if let Ok(translation) = self.mmu.access(&mut vcpu, Gfn(frame), Access::Read) {
+                sum += translation.pfn.0;
+            }
+        }
+        sum
+    }
+
     /// Unmaps everything, for a fresh start.
     pub(crate) fn reset(&self) {
         self.mmu.zap_all();

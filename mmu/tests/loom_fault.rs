@@ -134,9 +134,10 @@ fn a_table_is_remembered_as_of_before_its_walk() {
                 beside.mmu.reclaim();
             },
             || {
-                // The first walks and remembers; the second begins with what is remembered.
+                // The first walks, the second walks there again and remembers; the third begins with what is remembered.
                 scene.fault(&mut b, small(1, Access::Read));
                 scene.fault(&mut b, small(0, Access::Read));
+                scene.fault(&mut b, small(1, Access::Read));
                 drop(b);
             },
         );

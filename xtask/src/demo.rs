@@ -1,8 +1,17 @@
-//! Brief runs of `slat demo`, the README's first command, with its JSON report believed only as far as it can be checked.
+//! Runs of `slat demo`, the README's first command, with its JSON report believed only as far as it can be checked.
+//!
+//! On KVM where it opens, and in software with every format that the binary names: briefly, but for one that runs at its full
+//! size. `--full` runs every format at full size. Software always has four vCPUs, on as many threads, and huge pages.
 
-use std::{fs::OpenOptions, path::Path, process::Command, time::Duration};
+use std::{
+    fs::OpenOptions,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
 use serde_json::Value;
 
 use crate::{
@@ -12,23 +21,25 @@ use crate::{
     workspace::Workspace,
 };
 
-/// No run here takes a tenth of this on an idle machine.
+/// No run here takes a quarter of this on an idle machine.
 const BOUND: Duration = Duration::from_secs(300);
-const FORMATS: [&str; 11] = [
-    "ept4",
-    "sv39x4",
-    "sv48x4",
-    "sv57x4",
-    "ept5",
-    "npt4",
-    "npt5",
-    "ept4-noad",
-    "ept5-noad",
-    "arm64-ipa40",
-    "arm64-ipa48",
-];
-/// Live ones; the demo adds one of the paused VM, which compares digests.
-const LIVE: usize = 2;
+/// Live migrations of a brief run; the demo adds one of the paused VM, which compares digests.
+const BRIEF: usize = 2;
+/// Those of a run at full size.
+const FULL: usize = 20;
+/// What a run at full size has is what the demo has when nothing is said. A brief run's is enough for its bulk pass to take longer
+/// than the guest ever waits for its turn: pages sent twice are demanded.
+const MEMORY: [&str; 2] = ["128MiB", "512MiB"];
+/// The format that is run at full size in any case: four levels, and a write fault sets Dirty.
+const THOROUGH: &str = "sv48x4";
+
+/// How much.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Twenty live migrations with every format, not with one only
+    #[arg(long)]
+    full: bool,
+}
 
 /// One run.
 #[derive(Debug)]
@@ -37,44 +48,75 @@ struct Run<'a> {
     format: Option<&'a str>,
     memory: &'a str,
     vcpus: &'a str,
+    /// Live migrations.
+    live: usize,
+}
+
+/// Builds the binary that is run.
+pub(crate) fn build(workspace: &Workspace) -> Command {
+    let mut build = workspace.cargo();
+    build.args(["build", "--locked", "--quiet", "--release", "-p", "slat"]);
+    build
 }
 
 /// All runs: KVM where it opens, software with every format.
 ///
 /// # Errors
-/// When the binary cannot be built.
-pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
-    let mut build = workspace.cargo();
-    build.args(["build", "--locked", "--release", "-p", "slat"]);
-    shell::run(&mut build)?;
+/// When the binary cannot be built, or names no formats.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
+    shell::run(&mut build(workspace))?;
     let target = workspace.target_dir()?;
+    let formats = formats(&target)?;
     let mut tally = Tally::default();
     let kvm = Run {
         backend: "kvm",
         format: None,
-        memory: "128MiB",
+        memory: MEMORY[0],
         vcpus: "2",
+        live: BRIEF,
     };
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => tally.add(one(&target, &kvm)),
         Err(error) => tally.add(Tally::skipped(format!("demo on KVM: /dev/kvm: {error}"))),
     }
-    for format in FORMATS {
+    if !formats.iter().any(|format| format == THOROUGH) {
+        bail!("slat demo knows no format {THOROUGH}");
+    }
+    for format in &formats {
+        let full = options.full || format == THOROUGH;
         let software = Run {
             backend: "software",
             format: Some(format),
-            memory: "32MiB",
-            vcpus: "1",
+            memory: MEMORY[usize::from(full)],
+            vcpus: "4",
+            live: if full { FULL } else { BRIEF },
         };
         tally.add(one(&target, &software));
     }
     Ok(tally)
 }
 
+/// The formats that the binary knows, as its help lists them.
+fn formats(target: &Path) -> anyhow::Result<Vec<String>> {
+    let help = shell::output(Command::new(target.join("release/slat")).args(["demo", "-h"]))?;
+    formats_in(&help).context("`slat demo -h` lists no formats")
+}
+
+/// The `[possible values: a, b]` behind `--format`, in a help that breaks its lines anywhere.
+fn formats_in(help: &str) -> Option<Vec<String>> {
+    let words: Vec<&str> = help.split_whitespace().collect();
+    let help = words.join(" ");
+    let (_, own) = help.split_once(" --format <FORMAT> ")?;
+    let (_, values) = own.split_once("[possible values: ")?;
+    let (values, _) = values.split_once(']')?;
+    Some(values.split(", ").map(str::to_owned).collect())
+}
+
 fn one(target: &Path, run: &Run<'_>) -> Tally {
+    let begin = Instant::now();
     match report(target, run) {
         Ok(summary) => {
-            println!("{summary}");
+            println!("{summary} ({:.1} s)", begin.elapsed().as_secs_f64());
             Tally::passed()
         }
         Err(error) => Tally::of_faults(&[format!("demo {run:?}: {error:#}")]),
@@ -86,7 +128,7 @@ fn report(target: &Path, run: &Run<'_>) -> anyhow::Result<String> {
     let mut command = Command::new(target.join("release/slat"));
     command.args(["demo", "--output", "json", "--backend", run.backend]);
     command.args(["--memory", run.memory, "--vcpus", run.vcpus]);
-    command.args(["--migrations", &LIVE.to_string()]);
+    command.args(["--migrations", &run.live.to_string()]);
     if let Some(format) = run.format {
         command.args(["--format", format]);
     }
@@ -127,6 +169,14 @@ fn faults(report: &Value, run: &Run<'_>) -> Vec<String> {
     if let Some(format) = run.format {
         must(report["format"] == format, "format is another");
     }
+    must(
+        report["vcpus"]
+            .as_u64()
+            .map(|count| count.to_string())
+            .as_deref()
+            == Some(run.vcpus),
+        "vcpus are others",
+    );
     must(report["guest"]["errors"] == 0, "guest.errors is not 0");
     must(
         report["guest"]["pages_written"].as_u64() > Some(0),
@@ -137,7 +187,7 @@ fn faults(report: &Value, run: &Run<'_>) -> Vec<String> {
         .as_array()
         .map_or(&[][..], Vec::as_slice);
     must(
-        migrations.iter().filter(|one| is_live(one)).count() == LIVE,
+        migrations.iter().filter(|one| is_live(one)).count() == run.live,
         "not every live migration is reported",
     );
     for migration in migrations {
@@ -205,13 +255,14 @@ mod tests {
         backend: "software",
         format: Some("ept4"),
         memory: "32MiB",
-        vcpus: "1",
+        vcpus: "4",
+        live: 2,
     };
 
     fn good() -> Value {
         let migration = |name, iterations| json!({"name": name, "result": "COMPLETED", "iterations": iterations, "downtime_seconds": 0.01, "bytes_transferred": 1, "pages_normal": 8000, "pages_zero": 200});
         json!({
-            "backend": "software", "format": "ept4", "digest_match": true, "memory_bytes": 32 << 20,
+            "backend": "software", "format": "ept4", "digest_match": true, "memory_bytes": 32 << 20, "vcpus": 4,
             "guest": {"errors": 0, "pages_written": 5},
             "migrations": [migration("live-1", 2), migration("live-2", 4), migration("paused", 1)],
         })
@@ -224,6 +275,7 @@ mod tests {
             ("/backend", json!("kvm")),
             ("/format", json!("sv39x4")),
             ("/digest_match", json!(null)),
+            ("/vcpus", json!(1)),
             ("/guest/errors", json!(1)),
             ("/guest/pages_written", json!(0)),
             ("/migrations/1/result", json!("failed")),
@@ -239,5 +291,13 @@ mod tests {
             assert_eq!(faults(&report, &RUN).len(), 1, "{pointer}");
         }
         assert!(!faults(&json!({}), &RUN).is_empty());
+    }
+
+    #[test]
+    fn formats_are_those_of_the_option_itself() {
+        let help = "Usage: slat\n      --backend <B>  x [possible\n  values: kvm, software]\n      --format <FORMAT>  Layout; only \
+                    with --backend software\n    [default: ept4] [possible values: ept4,\n     sv39x4]\n  -o [possible values: json]\n";
+        assert_eq!(formats_in(help).unwrap(), ["ept4", "sv39x4"]);
+        assert!(formats_in("      --keep [possible values: a]").is_none());
     }
 }

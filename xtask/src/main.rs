@@ -71,8 +71,8 @@ enum Command {
     Miri,
     /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
-    /// Brief runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format
-    Demo,
+    /// Runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format, one at full size
+    Demo(demo::Options),
     /// Measure; prints what it measured and nothing else on standard output
     Bench {
         #[command(subcommand)]
@@ -119,7 +119,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Interleavings => interleavings::run(&workspace),
         Command::Miri => sanitize::miri(&workspace),
         Command::Tsan => sanitize::tsan(&workspace),
-        Command::Demo => demo::run(&workspace),
+        Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench { bench } => {
             bench::run(&workspace, &bench)?;
             Ok(Tally::passed())

@@ -35,6 +35,10 @@ const CRATES: [&str; 2] = ["mmu", "arch"];
 const BOUND: Duration = Duration::from_secs(60);
 /// For one model, which has many schedules to try, on a machine that has other things to do.
 const MODEL_BOUND: Duration = Duration::from_secs(600);
+/// How many of those that need no model are put back in each run of `cargo xtask ci`.
+const PLAIN: usize = 6;
+/// And how many of loom's.
+const LOOM: usize = 1;
 /// Of shuttle's schedules, so that a verdict can be had twice.
 const SEED: &str = "1";
 
@@ -42,8 +46,11 @@ const SEED: &str = "1";
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
     /// Only patches whose names contain this, e.g. `27`
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", conflicts_with = "sample")]
     only: String,
+    /// The few that `cargo xtask ci` puts back at this commit
+    #[arg(long)]
+    sample: bool,
 }
 
 /// A bug that can be put back.
@@ -54,7 +61,16 @@ pub(crate) struct Mutation {
     /// Its row in `docs/pitfalls.md`; without one it is in the table of `docs/proofs.md`.
     pub(crate) pitfall: Option<u32>,
     pub(crate) path: PathBuf,
+    /// Its test does not end before its bound.
+    hangs: bool,
     test: Test,
+}
+
+impl Mutation {
+    /// Whether a page's `path.rs::name` is the test that must fail.
+    pub(crate) fn is_caught_at(&self, place: &str) -> bool {
+        self.test.is_at(place)
+    }
 }
 
 /// The test that must fail: `cargo test -p <package> [--features <feature>] <target> <name>`.
@@ -107,11 +123,32 @@ fn mutation(path: &Path, text: &str) -> anyhow::Result<Mutation> {
         name: name.into_owned(),
         pitfall,
         path: path.to_owned(),
+        hangs: text
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("(the test hangs)")),
         test: test.ok_or_else(|| anyhow!("no line `# Test: cargo test -p P --test T name`"))?,
     })
 }
 
 impl Test {
+    /// Whether `path.rs::name` may be this test: a function of its name, in its program's folder.
+    fn is_at(&self, place: &str) -> bool {
+        let Some((file, function)) = place.split_once("::") else {
+            return false;
+        };
+        let folder = self.package.trim_start_matches("slat-");
+        let Some(rest) = file.strip_prefix(folder) else {
+            return false;
+        };
+        // A test program may take a module from its neighbours, so not all of the path is told by the program's name.
+        let inside = match &self.target[..] {
+            [_, _] => rest.starts_with("/tests/"),
+            _ => rest.starts_with("/src/"),
+        };
+        inside && self.name.rsplit("::").next() == Some(function)
+    }
+
     /// What runs longer hangs.
     fn bound(&self) -> Duration {
         if self.feature.is_some() {
@@ -175,11 +212,14 @@ pub(crate) fn check(workspace: &Workspace, mutation: &Mutation) -> anyhow::Resul
     )
 }
 
-/// Puts each bug back.
+/// Puts each bug back that was asked for.
 ///
 /// # Errors
 /// When the copy cannot be made or does not build unpatched.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
+    if options.sample {
+        return sample(workspace);
+    }
     let mutations: Vec<Mutation> = all(workspace)?
         .into_iter()
         .filter(|mutation| mutation.name.contains(&options.only))
@@ -187,11 +227,63 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     if mutations.is_empty() {
         bail!("no patch in {FOLDER} has {:?} in its name", options.only);
     }
+    put_back(workspace, &mutations)
+}
+
+/// Puts a few back, another few for each commit, so that in time all have been; the same commit has the same ones.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn sample(workspace: &Workspace) -> anyhow::Result<Tally> {
+    let mut command = Command::new("git");
+    command
+        .current_dir(&workspace.root)
+        .args(["rev-parse", "HEAD"]);
+    // Sources without their history draw the same few every time.
+    let commit = shell::output(&mut command).unwrap_or_else(|_| "unknown".to_owned());
+    let commit = commit.trim();
+    let chosen = choose(all(workspace)?, commit);
+    let names: Vec<&str> = chosen.iter().map(|it| it.name.as_str()).collect();
+    println!("of commit {commit}: {}", names.join(", "));
+    put_back(workspace, &chosen)
+}
+
+/// [`PLAIN`] and [`LOOM`] of them, drawn by the commit. None whose test takes until its bound: CI has better things to do.
+fn choose(mut all: Vec<Mutation>, commit: &str) -> Vec<Mutation> {
+    all.sort_by_cached_key(|it| (lot(commit, &it.name), it.name.clone()));
+    let (mut plain, mut loom) = (PLAIN, LOOM);
+    all.retain(|it| {
+        if it.hangs {
+            return false;
+        }
+        let left = match it.test.feature.as_deref() {
+            None => &mut plain,
+            Some("loom") => &mut loom,
+            Some(_) => return false,
+        };
+        let take = *left > 0;
+        *left = left.saturating_sub(1);
+        take
+    });
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// FNV-1a of both, then mixed: neighbours in the alphabet are to draw far from each other.
+fn lot(commit: &str, name: &str) -> u64 {
+    let bytes = commit.bytes().chain([0]).chain(name.bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn put_back(workspace: &Workspace, mutations: &[Mutation]) -> anyhow::Result<Tally> {
     let copy = Copy::make(workspace)?;
     let begin = Instant::now();
     let mut tally = Tally::default();
-    tally.add(copy.unpatched(&mutations)?);
-    for mutation in &mutations {
+    tally.add(copy.unpatched(mutations)?);
+    for mutation in mutations {
         let start = Instant::now();
         let verdict = copy.with(workspace, mutation, |copy| copy.fails(&mutation.test));
         let (caught, how) = match verdict {
@@ -453,9 +545,63 @@ mod tests {
         let text =
             "# Proof: breaks y.\n# Test: cargo test -p slat-mmu --features loom --lib models::a\n";
         let found = mutation(Path::new("loom-y.patch"), text).unwrap();
-        assert_eq!(found.pitfall, None);
+        assert_eq!((found.pitfall, found.hangs), (None, false));
+        let text = text.replace("breaks y.", "breaks y (the test hangs).");
+        assert!(mutation(Path::new("loom-y.patch"), &text).unwrap().hangs);
         assert_eq!(found.test.shown(), "--features loom --lib");
         assert!(found.test.bound() > BOUND);
+    }
+
+    #[test]
+    fn a_page_names_the_test_of_the_patch() {
+        let test = test_of("slat-arch --test history flush::late").unwrap();
+        assert!(test.is_at("arch/tests/history/flush.rs::late"));
+        for other in [
+            "arch/tests/history/flush.rs::early",
+            "arch/src/flush.rs::late",
+            "mmu/tests/history/flush.rs::late",
+            "arch/tests/history/flush.rs",
+        ] {
+            assert!(!test.is_at(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_commit_draws_its_own_few() {
+        let all = || -> Vec<Mutation> {
+            let features = [
+                ("plain", ""),
+                ("loom", "--features loom "),
+                ("shuttle", "--features shuttle "),
+            ];
+            let one = |(kind, feature), number| {
+                let text =
+                    format!("# Proof: x.\n# Test: cargo test -p slat-mmu {feature}--lib a\n");
+                mutation(Path::new(&format!("{kind}-{number}.patch")), &text).unwrap()
+            };
+            features
+                .into_iter()
+                .flat_map(|it| (0..20).map(move |n| one(it, n)))
+                .collect()
+        };
+        let names = |commit: &str| -> Vec<String> {
+            choose(all(), commit)
+                .into_iter()
+                .map(|it| it.name)
+                .collect()
+        };
+        let drawn = names("0123abcd");
+        assert_eq!(drawn, names("0123abcd"));
+        let of = |kind: &str| drawn.iter().filter(|name| name.starts_with(kind)).count();
+        assert_eq!(
+            (of("plain"), of("loom"), drawn.len()),
+            (PLAIN, LOOM, PLAIN + LOOM)
+        );
+        // In time everything has its turn.
+        let mut seen: Vec<String> = (0..200).flat_map(|n| names(&format!("{n:08x}"))).collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 40);
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! `cargo xtask pitfalls`: docs/pitfalls.md against the sources, quickly: each of the sixty is there once, the tests it names
-//! exist, and each bug that can be put back is named in its row and still fits the sources. The same for the models' bugs, which
+//! exist, and each bug that can be put back is named in its row, with the test that must fail first, and still fits the sources. The same for the models' bugs, which
 //! are in a table of docs/proofs.md.
 
-use crate::{mutations, tally::Tally, workspace::Workspace};
+use crate::{
+    mutations::{self, Mutation},
+    tally::Tally,
+    workspace::Workspace,
+};
 
 const PAGE: &str = "docs/pitfalls.md";
 /// Where the bugs are that the models catch.
@@ -51,12 +55,18 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
                 let named = |row: &Row| {
                     row.number == number && row.mutation.as_deref() == Some(name.as_str())
                 };
-                if !rows.iter().any(named) {
-                    faults.push(format!("{PAGE}: row {number} does not name {name}"));
+                match rows.iter().find(|row| named(row)) {
+                    None => faults.push(format!("{PAGE}: row {number} does not name {name}")),
+                    Some(row) => faults.extend(other_test(PAGE, mutation, &row.tests)),
                 }
             }
-            None if patches_of(&proofs).any(|named| named == name) => {}
-            None => faults.push(format!("{PROOFS}: no row names {name}")),
+            None => match proofs
+                .lines()
+                .find(|line| patches_of(line).any(|it| it == name))
+            {
+                None => faults.push(format!("{PROOFS}: no row names {name}")),
+                Some(line) => faults.extend(other_test(PROOFS, mutation, &tests_of(line))),
+            },
         }
         if let Err(error) = mutations::check(workspace, mutation) {
             faults.push(format!(
@@ -87,6 +97,15 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
         mutations.len()
     );
     Ok(Tally::of_faults(&faults))
+}
+
+/// A fault if the first test of a row is not the one that its patch must make fail.
+fn other_test(page: &str, mutation: &Mutation, tests: &[String]) -> Option<String> {
+    let named = tests.first().map_or("no test", String::as_str);
+    (!mutation.is_caught_at(named)).then(|| {
+        let name = &mutation.name;
+        format!("{page}: {named} is not the test that {name} says must fail")
+    })
 }
 
 fn row(line: &str) -> Option<Row> {

@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::Stdio,
+    process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::Context as _;
@@ -81,7 +81,23 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
     command.args(["--", "--show-output"]).args(to_tests);
     let scratch = Scratch::new("test")?;
     scratch.give(&mut command);
-    let shown = shell::line(&command);
+    let (mut tally, status) = counted(&mut command)?;
+    // A test that failed may have stopped before it cleaned up; one that passed may not.
+    if status.success() {
+        let mut left = scratch.remains();
+        left.extend(leftovers::processes(&workspace.target_dir()?));
+        tally.add(Tally::of_faults(&left));
+    }
+    Ok(tally)
+}
+
+/// Shows a `cargo test`, runs it, shows what of its lines is worth it, and counts its tests by the lines that libtest ends each
+/// program with. A run that failed without a test that did counts as one that failed.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn counted(command: &mut Command) -> anyhow::Result<(Tally, ExitStatus)> {
+    let shown = shell::line(command);
     println!("{shown}");
     let mut child = command
         .stdin(Stdio::null())
@@ -104,15 +120,9 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
         eprintln!("fault: {shown}: {status}");
         tally.add(Tally::failed());
     }
-    // A test that failed may have stopped before it cleaned up; one that passed may not.
-    if status.success() {
-        let mut left = scratch.remains();
-        left.extend(leftovers::processes(&workspace.target_dir()?));
-        tally.add(Tally::of_faults(&left));
-    }
     // A skipped test returned normally, so libtest counted it as passed.
     tally.passed = tally.passed.saturating_sub(tally.skipped.len());
-    Ok(tally)
+    Ok((tally, status))
 }
 
 #[cfg(test)]

@@ -11,15 +11,41 @@ const UNITS: [&str; 2] = ["slat-server.service", "slat-agent.service"];
 /// Where the units expect the binary.
 const INSTALLED: &str = "/usr/local/bin/slat";
 
-/// The variables that sources name.
+/// The variables that sources read.
 fn names_in(workspace: &Workspace, folders: &[&str]) -> anyhow::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for path in workspace.files(folders, &[".rs"])? {
-        let source = workspace.read(path)?;
-        let words = source.split('"').filter(|word| is_variable(word));
-        names.extend(words.map(str::to_owned));
+        names.extend(read_by(&workspace.read(path)?).map(str::to_owned));
     }
     Ok(names)
+}
+
+/// The variables that a source reads: by `env::var`, as an option's `env`, or through a function of its own that does so.
+fn read_by(source: &str) -> impl Iterator<Item = &str> {
+    let quotes: Vec<usize> = source.match_indices('"').map(|(at, _)| at).collect();
+    let pairs = quotes.into_iter().zip(source.split('"').skip(1));
+    pairs
+        .filter(|(at, word)| is_variable(word) && is_read(source, source[..*at].trim_end()))
+        .map(|(_, word)| word)
+}
+
+/// Whether a name in quotes that stands behind `before` is read.
+fn is_read(source: &str, before: &str) -> bool {
+    let calls = |before: &str| before.ends_with("env::var") || before.ends_with("env::var_os");
+    let assigned = before.strip_suffix('=').map(str::trim_end);
+    if assigned.is_some_and(|before| before.ends_with("env")) {
+        return true;
+    }
+    let Some(before) = before.strip_suffix('(') else {
+        return false;
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let name = before.rsplit(|c| !word(c)).next().unwrap_or_default();
+    let body = source
+        .split_once(&format!("fn {name}("))
+        .and_then(|(_, rest)| rest.split("\n}").next());
+    let through = body.is_some_and(|body| body.contains("env::var"));
+    calls(before) || (through && !name.is_empty() && !before.ends_with(&format!(".{name}")))
 }
 
 /// Both checks.
@@ -102,6 +128,17 @@ fn verify(workspace: &Workspace) -> anyhow::Result<Tally> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_read_counts() {
+        let source = r#"#[arg(long, env = "SLAT_A")] #[arg(env="SLAT_B")] env::var( "SLAT_C") std::env::var_os("SLAT_D")
+            number("SLAT_E") command.env("SLAT_NO", 1) const NO: &str = "SLAT_NONE"; say("SLAT_NEVER")
+            fn number(name: &str) { env::var(name) }
+            fn say(name: &str) { println!("{name}") }"#;
+        let source = source.replace(" }", "\n}");
+        let found: Vec<&str> = read_by(&source).collect();
+        assert_eq!(found, ["SLAT_A", "SLAT_B", "SLAT_C", "SLAT_D", "SLAT_E"]);
+    }
 
     #[test]
     fn variables_are_found_where_they_stand() {

@@ -1,6 +1,6 @@
 //! Lookups.
 
-use std::time::Duration;
+use std::{hint::black_box, time::Duration};
 
 use anyhow::ensure;
 
@@ -35,33 +35,55 @@ pub(super) fn rows(pages: u64) -> Vec<Plan> {
                 .goal("not slower than the fastest peer", &[Limit::Peer(1.0)]),
         );
     }
-    for (name, order) in orders {
-        let count = order.len();
-        let slat = Candidate::new(Role::Slat, Slat::NAME, move || Guarded::new(pages, order));
-        plans.push(Plan::pages(
-            format!("translate, a guard each, {name}, {size}"),
-            count,
-            vec![slat],
-        ));
+    for (what, way) in [
+        ("translate, a guard each", Way::Translate),
+        ("access, a read", Way::Access),
+    ] {
+        for (name, order) in &orders {
+            let (own, count) = (order.clone(), order.len());
+            // The peers' only lookup, which has no guard: for comparison, and no goal.
+            let mut all = Candidate::peers(pages, &Work::Translate(order.clone()));
+            let slat = move || Guarded::new(pages, own, way);
+            all.insert(0, Candidate::new(Role::Slat, Slat::NAME, slat));
+            plans.push(Plan::pages(format!("{what}, {name}, {size}"), count, all));
+        }
     }
     plans
+}
+
+/// Which lookup.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Where a frame leads, asked by whoever comes.
+    Translate,
+    /// A vCPU's read that missed its TLB.
+    Access,
 }
 
 /// Lookups under a guard each.
 struct Guarded {
     slat: Slat,
     order: Order,
+    way: Way,
     result: u64,
 }
 
 impl Guarded {
-    fn new(pages: u64, order: Order) -> Self {
+    fn new(pages: u64, order: Order, way: Way) -> Self {
         let mut slat = Slat::new(pages);
         slat.populate(0, pages);
         Self {
             slat,
             order,
+            way,
             result: 0,
+        }
+    }
+
+    fn look_up(&self, frames: impl Iterator<Item = u64>) -> u64 {
+        match self.way {
+            Way::Translate => self.slat.translate_each(frames),
+            Way::Access => self.slat.access_each(frames),
         }
     }
 }
@@ -70,18 +92,13 @@ impl Subject for Guarded {
     fn prepare(&mut self) {}
 
     fn run(&mut self) -> Duration {
-        let Self {
-            slat,
-            order,
-            result,
-        } = self;
         timed(|| {
-            *result = match order {
-                Order::Sequential { pages } => slat.translate_each(0..*pages),
+            self.result = black_box(match &self.order {
+                Order::Sequential { pages } => self.look_up(0..black_box(*pages)),
                 Order::Random { frames, count } => {
-                    slat.translate_each(frames[..*count].iter().map(|&frame| u64::from(frame)))
+                    self.look_up(frames[..*count].iter().map(|&frame| u64::from(frame)))
                 }
-            }
+            });
         })
     }
 

@@ -190,6 +190,11 @@ fn one(format: &Format, store: &mut Store, work: &Path, sources: &Path, seed: u6
     }
 }
 
+/// Whether a machine of the list walks the format called `name`.
+pub fn asks_about(name: &str) -> bool {
+    FORMATS.iter().any(|format| format.format == name)
+}
+
 /// Runs the formats whose names contain `only`, all if it is empty, and says after each what became of it. Packages and each
 /// format's files go below `cache`.
 ///

@@ -6,17 +6,18 @@
 //! 3. The hardware answers all questions over the true image. Each answer must be the software's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use slat_mmu::{Access, Leaf, Level, Pfn};
+use slat_mmu::{Access, FormatInfo, Leaf, Level, Pfn};
 
 use super::{
     answer::Answer,
     ask::Subject,
+    format::Ops,
     guest::{Guest, Plan},
     image::{Image, Step},
     judge,
@@ -38,6 +39,10 @@ pub struct Report {
     pub name: String,
     /// The emulator.
     pub machine: String,
+    /// Bits of the largest guest physical address asked about.
+    pub gpa_bits: u32,
+    /// Entries of the format's root that questions went through, and how many it has.
+    pub root_entries: (usize, u64),
     /// Questions by kind.
     pub kinds: BTreeMap<&'static str, usize>,
     /// Mismatches.
@@ -53,10 +58,13 @@ impl fmt::Display for Report {
         let queries: usize = self.kinds.values().sum();
         write!(
             f,
-            "{:<12} queries {queries}  mismatches {}  ({}, {} kinds, {:.1} s)",
+            "{:<12} queries {queries}  mismatches {}  ({}, {} GPA bits, {} of {} root entries, {} kinds, {:.1} s)",
             self.name,
             self.mismatches,
             self.machine,
+            self.gpa_bits,
+            self.root_entries.0,
+            self.root_entries.1,
             self.kinds.len(),
             self.took.as_secs_f64()
         )
@@ -134,6 +142,8 @@ impl Trial<'_> {
         let mut report = Report {
             name: self.name.to_owned(),
             machine: self.machine.name.clone(),
+            gpa_bits: bits(&queries),
+            root_entries: root_entries(self.plan.ops.info, &queries),
             kinds: BTreeMap::new(),
             mismatches: 0,
             told: Vec::new(),
@@ -242,6 +252,24 @@ impl Trial<'_> {
     }
 }
 
+/// Bits of the largest address that is asked about.
+fn bits(queries: &[Query]) -> u32 {
+    let largest = queries.iter().map(|query| query.gpa).max();
+    u64::BITS - largest.unwrap_or(0).leading_zeros()
+}
+
+/// Different entries of the root that lie on the way of questions, and how many there are.
+fn root_entries(format: FormatInfo, queries: &[Query]) -> (usize, u64) {
+    let inside = queries
+        .iter()
+        .map(Query::gfn)
+        .filter(|&gfn| gfn < format.max_gfn);
+    let indices: BTreeSet<u64> = inside
+        .map(|gfn| gfn.0 / Ops::span(format.root_level))
+        .collect();
+    (indices.len(), format.root_size as u64 / 8)
+}
+
 /// A mismatch with all that is needed to judge it.
 fn tell(family: Family, image: &Image, query: &Query, answer: &Answer) -> String {
     let mut text = format!(
@@ -260,4 +288,29 @@ fn tell(family: Family, image: &Image, query: &Query, answer: &Answer) -> String
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use slat_arch::{Ept4, Sv39x4};
+    use slat_mmu::Format as _;
+
+    use super::*;
+
+    #[test]
+    fn how_far_questions_reach_is_counted() {
+        let query = |gpa| Query {
+            gpa,
+            access: Access::Read,
+            kind: "test",
+            expected: Expected::NotPresent,
+        };
+        let queries = [0x1000, 0xff_ffff_f000, 0x80_0000_0000].map(query);
+        assert_eq!(bits(&queries), 40);
+        assert_eq!(root_entries(Ept4::info(), &queries), (2, 512));
+        // The last one that Sv39x4 translates, and two that it does not.
+        let queries = [0x1ff_ffff_f000, 0x200_0000_0000, 1 << 62].map(query);
+        assert_eq!(root_entries(Sv39x4::info(), &queries), (1, 2048));
+        assert_eq!(bits(&[]), 0);
+    }
 }

@@ -122,7 +122,7 @@ impl SoftwareBackend {
     /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless the spec says otherwise.
     ///
     /// # Errors
-    /// `Unsupported` for a raw image; `Vcpu` when a thread cannot be made.
+    /// `Unsupported` for a raw image or a format that the MMU has not; `Vcpu` when a thread cannot be made.
     pub fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
         if matches!(spec.guest, GuestSpec::RawImage(_)) {
             return Err(BackendError::Unsupported {
@@ -136,7 +136,7 @@ impl SoftwareBackend {
             message: format!("no room for page tables: {error}"),
         })?;
         let vm = Vm::new(
-            stage(format),
+            stage(format)?,
             spec.vcpus,
             MmuConfig::default(),
             tables,
@@ -360,20 +360,13 @@ fn flush_count(flush: &FlushStats) -> v1::TlbFlushCount {
     }
 }
 
-fn stage(format: Format) -> GuestStage {
-    match format {
-        Format::Ept4 => GuestStage::Ept4,
-        Format::Sv39x4 => GuestStage::Sv39x4,
-        Format::Sv48x4 => GuestStage::Sv48x4,
-        Format::Sv57x4 => GuestStage::Sv57x4,
-        Format::Ept5 => GuestStage::Ept5,
-        Format::Npt4 => GuestStage::Npt4,
-        Format::Npt5 => GuestStage::Npt5,
-        Format::Ept4NoAd => GuestStage::Ept4NoAd,
-        Format::Ept5NoAd => GuestStage::Ept5NoAd,
-        Format::Arm64Ipa40 => GuestStage::Arm64Ipa40,
-        Format::Arm64Ipa48 => GuestStage::Arm64Ipa48,
-    }
+/// The MMU's format of the same name. A test holds both lists against each other.
+fn stage(format: Format) -> Result<GuestStage, BackendError> {
+    let known = format.to_string().parse::<GuestStage>();
+    known.map_err(|error| BackendError::Unsupported {
+        backend: BackendKind::Software,
+        what: format!("walk tables of that format: {error}"),
+    })
 }
 
 fn find(slots: &BTreeMap<u32, Slot>, slot: u32) -> Result<Slot, BackendError> {

@@ -164,7 +164,10 @@ fn changed(one: &[u8], two: &[u8]) -> Vec<u64> {
 #[test]
 fn a_format_has_the_same_name_at_the_api_and_in_the_mmu() {
     for format in Format::ALL {
-        assert_eq!(super::stage(format).to_string(), format.to_string());
+        assert_eq!(
+            super::stage(format).unwrap().to_string(),
+            format.to_string()
+        );
     }
 }
 
@@ -587,7 +590,8 @@ fn a_walk_inside_the_guest_waits_for_nobody_while_roots_are_withdrawn() {
     for format in Format::ALL {
         let host = Arc::new(Walks::default());
         let tables = slat_mmu::Arena::new(Pfn(0x100), 64);
-        let mmu = stage(format).build(tables, Arc::clone(&host), MmuConfig::default());
+        let stage = stage(format).unwrap();
+        let mmu = stage.build(tables, Arc::clone(&host), MmuConfig::default());
         let slot = slat_mmu::SlotSpec::new(SlotId::default(), Gfn(0), 512, Pfn(0x1000));
         mmu.create_slot(slot).unwrap();
         let (ask, asked) = std::sync::mpsc::channel();
