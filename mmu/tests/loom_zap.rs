@@ -111,7 +111,7 @@ fn invalidation_beside_a_withdrawal() {
         let withdrawal = loom::thread::spawn(move || beside.mmu.invalidate_roots());
         let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
         page.replace();
-        scene.mmu.invalidate_end(token);
+        scene.mmu.invalidate_end(token).unwrap();
         vcpu.join().unwrap();
         withdrawal.join().unwrap();
         scene.settled();
