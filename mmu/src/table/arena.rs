@@ -211,9 +211,11 @@ unsafe impl TableMemory for Arena {
         unsafe { NonNull::new_unchecked(self.origin.0.wrapping_byte_add(pfn.hpa() as usize)) }
     }
 
+    const DIRECTLY_MAPPED: bool = true;
+
     #[inline(always)]
-    fn direct_map(&self) -> Option<*mut EntryCell> {
-        Some(self.origin.0)
+    fn direct_map(&self) -> *mut EntryCell {
+        self.origin.0
     }
 
     #[inline(always)]

@@ -54,8 +54,8 @@ impl EntryCell {
 ///    at a physical address that is a multiple of its size, and is disjoint from every other such range;
 /// 2. for the first frame of such a range, [`entries`](Self::entries) always returns the same pointer, aligned to 8
 ///    bytes and valid for atomic reads and writes of `bytes / 8` values, initialised to anything;
-/// 3. if [`direct_map`](Self::direct_map) is `Some(origin)`, it always is, and `entries(pfn)` is
-///    `origin.wrapping_byte_add(pfn.hpa())`;
+/// 3. if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED), [`direct_map`](Self::direct_map) always returns the same, and
+///    `entries(pfn)` is that `.wrapping_byte_add(pfn.hpa())`;
 /// 4. no software but the MMU writes there. Hardware may set Accessed and Dirty bits.
 pub unsafe trait TableMemory: Send + Sync {
     /// Takes `bytes` (a power of two) of memory aligned to `bytes`, or `None` if there is none.
@@ -88,10 +88,13 @@ pub unsafe trait TableMemory: Send + Sync {
     /// [`allocate`](Self::allocate) returned `pfn`, and it was not freed since.
     unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
 
-    /// Where frame 0 would be, if every table lies at its physical address plus one offset: a walk then needs an addition a
-    /// level and no call. `None`: [`entries`](Self::entries) is asked.
-    fn direct_map(&self) -> Option<*mut EntryCell> {
-        None
+    /// Every table lies at its physical address plus one offset, which [`direct_map`](Self::direct_map) tells: a walk then needs an
+    /// addition a level and no call.
+    const DIRECTLY_MAPPED: bool = false;
+
+    /// Where frame 0 would be, if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED); not asked for otherwise.
+    fn direct_map(&self) -> *mut EntryCell {
+        core::ptr::null_mut()
     }
 
     /// The header of a frame of table memory: always the same one for the same frame. For a frame that this memory has
@@ -100,7 +103,7 @@ pub unsafe trait TableMemory: Send + Sync {
 }
 
 // SAFETY: everything is the inner value's, which lives at least as long as the `Arc`.
-unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
+unsafe impl<T: TableMemory> TableMemory for Arc<T> {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         (**self).allocate(bytes)
     }
@@ -121,8 +124,10 @@ unsafe impl<T: TableMemory + ?Sized> TableMemory for Arc<T> {
         unsafe { (**self).entries(pfn) }
     }
 
+    const DIRECTLY_MAPPED: bool = T::DIRECTLY_MAPPED;
+
     #[inline(always)]
-    fn direct_map(&self) -> Option<*mut EntryCell> {
+    fn direct_map(&self) -> *mut EntryCell {
         (**self).direct_map()
     }
 

@@ -101,7 +101,7 @@ impl RootTable {
 pub(crate) struct Guard<'a, F: Format, H: TableMemory> {
     pub(super) tables: &'a Tables<F, H>,
     /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after each entry.
-    direct_map: Option<*mut EntryCell>,
+    direct_map: *mut EntryCell,
     inside: Inside<'a>,
 }
 
@@ -236,13 +236,12 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     /// At `hpa` is a live table of `level`, and it is not freed while this guard lives.
     #[inline(always)]
     pub(super) unsafe fn node(&self, hpa: u64, level: Level) -> Node<'_, F> {
-        let first = match self.direct_map {
+        let first = if H::DIRECTLY_MAPPED {
             // SAFETY: it is what `entries` would return, as `TableMemory` promises.
-            Some(origin) => unsafe {
-                NonNull::new_unchecked(origin.wrapping_byte_add(hpa as usize))
-            },
+            unsafe { NonNull::new_unchecked(self.direct_map.wrapping_byte_add(hpa as usize)) }
+        } else {
             // SAFETY: a live table was allocated and not freed.
-            None => unsafe { self.tables.memory().entries(Pfn(hpa >> PAGE_SHIFT)) },
+            unsafe { self.tables.memory().entries(Pfn(hpa >> PAGE_SHIFT)) }
         };
         Node {
             // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
