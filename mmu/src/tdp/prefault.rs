@@ -14,7 +14,12 @@ use crate::{
     fault::{Fault, FaultOutcome},
     format::{Entry, Format},
     slot::Slot,
-    table::{header::PageRole, hint::Hint, memory::TableMemory, node::Guard},
+    table::{
+        header::PageRole,
+        hint::Hint,
+        memory::TableMemory,
+        node::{Guard, Run},
+    },
 };
 
 /// Times that a page is tried again when an entry or a root is going.
@@ -198,23 +203,24 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let node = guard.child(node, index)?;
         found.found(node, first, None);
         *hint = found;
-        let mut installed = 0;
-        let mut raw = new;
-        let mut gfn = first;
-        while gfn < end {
-            let index = F::index(gfn, Level::SIZE_4K);
-            let old = node.load(index);
-            if old == F::EMPTY {
-                if node.replace(index, old, raw).is_err() {
-                    break;
-                }
-                installed += 1;
-            } else if !F::is_leaf(old, Level::SIZE_4K) {
-                break;
+        let run = Run {
+            node,
+            first: skip,
+            end: upto,
+            gfn: first,
+        };
+        let bottom = run.bottom()?;
+        let (mut installed, mut raw, mut done) = (0, new, 0);
+        while done < bottom.len() {
+            match bottom.replace(done, F::EMPTY, raw) {
+                Ok(_) => installed += 1,
+                Err(old) if F::is_leaf(old, Level::SIZE_4K) => {}
+                Err(_) => break,
             }
             raw = raw.wrapping_add(step);
-            gfn = Gfn(gfn.0 + 1);
+            done += 1;
         }
+        let gfn = Gfn(first.0 + done as u64);
         if installed > 0 {
             seat.add_pages(Level::SIZE_4K.slot(), installed);
             seat.count(crate::rcu::cell::Counter::Prefetched, installed as u64);
