@@ -138,7 +138,7 @@ impl FlushPrimitive {
 ///    itself, turns a leaf or an absent entry into a table or changes a pfn.
 /// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size is a multiple
 ///    of 4 KiB (formats for model checking may have smaller ones).
-/// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value; the `is_…` predicates and [`leaf`](Self::leaf) agree with it
+/// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value, and [`table_hpa`](Self::table_hpa) with that; the `is_…` predicates and [`leaf`](Self::leaf) agree with it
 ///    on every value that does not decode to `Malformed`. [`leaf_step`](Self::leaf_step) is the difference between the
 ///    entries of two leaves whose frames are neighbours at that level.
 /// 8. *MMIO*: `decode(make_mmio(g, n), level)` is `Mmio` with the low [`MMIO_GENERATION_BITS`](Self::MMIO_GENERATION_BITS)

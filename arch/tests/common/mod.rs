@@ -120,9 +120,7 @@ impl Shape {
         reach.tables += 1;
         let pages = 1 << (9 * level);
         for index in 0..1 << self.bits(level) {
-            let pte = arena
-                .read(table + index * 8)
-                .expect("table outside the arena");
+            let pte = word(arena, table + index * 8);
             let gfn = base + index * pages;
             match (self.judge)(pte, level) {
                 Pte::Absent => {}
@@ -165,9 +163,7 @@ pub(crate) fn hardware_walk(
     let mut table = root.hpa();
     for level in (0..shape.levels).rev() {
         let index = gfn >> (9 * level) & ((1 << shape.bits(level)) - 1);
-        let pte = arena
-            .read(table + index * 8)
-            .expect("table outside the arena");
+        let pte = word(arena, table + index * 8);
         match (shape.judge)(pte, level) {
             Pte::Absent => return None,
             Pte::Table(pfn) => table = pfn << 12,
@@ -315,4 +311,11 @@ impl Recorder {
             .map(|request| (request.flush, request.cause))
             .collect()
     }
+}
+
+/// An entry of a table that was walked to.
+fn word(arena: &Arena, hpa: u64) -> u64 {
+    // SAFETY: who compares walks lets nobody make tables meanwhile.
+    let word = unsafe { arena.read(hpa) };
+    word.expect("table outside the arena")
 }

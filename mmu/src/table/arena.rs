@@ -31,7 +31,8 @@ struct Block([EntryCell; BLOCK_FRAMES * FRAME_ENTRIES]);
 pub struct Arena {
     base: Pfn,
     origin: Origin,
-    blocks: Box<[Block]>,
+    /// Never grows. Not a box: to move one claims what it points to anew, and the origin would be a stranger's pointer.
+    blocks: Vec<Block>,
     headers: Box<[Header]>,
     /// For frames that are not the arena's.
     nowhere: Header,
@@ -60,12 +61,12 @@ impl Arena {
     pub fn new(base: Pfn, frames: usize) -> Self {
         let count = frames.div_ceil(BLOCK_FRAMES);
         let base = Pfn(base.0.next_multiple_of(BLOCK_FRAMES as u64));
-        let blocks: Box<[Block]> = (0..count)
+        let mut blocks: Vec<Block> = (0..count)
             .map(|_| Block(core::array::from_fn(|_| EntryCell::new(0))))
             .collect();
-        // The pointer comes from the whole slice, so it may be used for a run that crosses into the next frame.
-        let first = NonNull::from(&*blocks).cast::<EntryCell>();
-        let origin = first.as_ptr().wrapping_byte_sub(base.hpa() as usize);
+        // The pointer is to all of them, so it may be used for a run that crosses into the next frame.
+        let first = blocks.as_mut_ptr().cast::<EntryCell>();
+        let origin = first.wrapping_byte_sub(base.hpa() as usize);
         Self {
             base,
             origin: Origin(origin),
@@ -99,7 +100,11 @@ impl Arena {
 
     /// Reads the 64-bit word at host physical address `hpa` (bytes), or `None` if it is unaligned or outside: what a
     /// hardware walker would see.
-    pub fn read(&self, hpa: u64) -> Option<u64> {
+    ///
+    /// # Safety
+    ///
+    /// No table is made meanwhile: memory that is to become one is written like any other.
+    pub unsafe fn read(&self, hpa: u64) -> Option<u64> {
         let offset = hpa.checked_sub(self.base.hpa())?;
         if !offset.is_multiple_of(8) {
             return None;
@@ -273,9 +278,11 @@ mod tests {
     #[test]
     fn read_is_bounded() {
         let arena = Arena::new(Pfn(4), 4);
-        assert_eq!(arena.read(4 << 12), Some(0));
-        assert_eq!(arena.read((4 << 12) + 1), None);
-        assert_eq!(arena.read((4 << 12) - 8), None);
-        assert_eq!(arena.read(8 << 12), None);
+        // SAFETY: there is no table.
+        let read = |hpa| unsafe { arena.read(hpa) };
+        assert_eq!(read(4 << 12), Some(0));
+        assert_eq!(read((4 << 12) + 1), None);
+        assert_eq!(read((4 << 12) - 8), None);
+        assert_eq!(read(8 << 12), None);
     }
 }

@@ -100,7 +100,7 @@ impl RootTable {
 /// Leave to look at tables: nothing that is reachable now is freed while it lives.
 pub(crate) struct Guard<'a, F: Format, H: TableMemory> {
     pub(super) tables: &'a Tables<F, H>,
-    /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after each entry.
+    /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after each entry. Null if not asked for.
     direct_map: *mut EntryCell,
     inside: Inside<'a>,
 }
@@ -110,7 +110,11 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
     pub(crate) fn new(tables: &'a Tables<F, H>, inside: Inside<'a>) -> Self {
         Self {
             tables,
-            direct_map: tables.memory().direct_map(),
+            direct_map: if H::DIRECTLY_MAPPED {
+                tables.memory().direct_map()
+            } else {
+                core::ptr::null_mut()
+            },
             inside,
         }
     }

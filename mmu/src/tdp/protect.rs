@@ -9,8 +9,9 @@
 //! - faults leave a leaf that allows the access as it is, or set Accessed, which may be lost (a fault more);
 //! - ageing clears Accessed, which may be lost (a page looks young);
 //! - other sweeps that take W or D are kept away by the slots lock, unmapping by the exclusive lock;
-//! - teardown of the table freezes its entries: a store over *frozen* puts a leaf into a table that nobody can reach, that
-//!   was counted already and is freed as it is.
+//! - nobody tears a table down in which a sweep takes bits: under a valid root that is done by recovery and by the mitigation's
+//!   worker, which hold the slots lock, and by a fault that maps a huge page over a table, which a slot that logs does not allow;
+//!   it logs for a grace period when the sweep begins. Withdrawn roots are passed over.
 
 use super::{
     TdpMmu,

@@ -113,7 +113,7 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 /// Many walks in one read section: no cost per walk beyond the walk.
 ///
 /// While it lives no table is given back, and nothing that waits for a grace period (changing slots) gets on: keep it for
-/// as long as a vCPU stays in the guest, not longer.
+/// as long as a vCPU stays in the guest, not longer. It stays on the thread that entered.
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Counted<RootTable>>,

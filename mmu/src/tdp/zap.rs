@@ -233,7 +233,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         session.finish();
     }
 
-    /// Cuts off every table that hangs on an entry of `pass`, with what is below it.
+    /// Cuts off every table that hangs on an entry of `pass`, with what is below it. The root was withdrawn, and the caller is the
+    /// one who zaps it.
     pub(super) fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
@@ -279,10 +280,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         reason = "that nobody changes what hangs below a withdrawn root is known here"
     )]
     fn give_back(&self, guard: &Guard<'_, F, H>, table: Detached) {
-        let mut tables = Retiring::with_capacity(TABLES_A_STEP);
+        let mut tables = Retiring::with_capacity(if table.level() == Level::SIZE_2M {
+            TABLES_A_STEP
+        } else {
+            1
+        });
         // SAFETY: entries that point to tables change under the MMU lock alone, shared or exclusive, and under the shared one
         // only after a look, in the same section, that the root is valid. We hold it shared, and the root was withdrawn under
-        // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone.
+        // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end of the
+        // MMU (`tear_down`) nobody else has it at all.
         unsafe { guard.take_apart(table, &mut tables) };
         if self.avoids_executable_huge_pages() {
             for &pfn in tables.pfns() {

@@ -95,8 +95,10 @@ impl Guest {
     pub fn image(&self) -> anyhow::Result<Image> {
         let root = self.mmu.root().context("no root")?.pfn;
         let base = self.plan.layout.tables();
-        let words =
-            (0..TABLE_FRAMES as u64 * PAGE / 8).map(|word| self.arena.read(base + word * 8));
+        let words = (0..TABLE_FRAMES as u64 * PAGE / 8).map(|word| {
+            // SAFETY: the guest's tables are made by calls on it, and it is only one thread's.
+            unsafe { self.arena.read(base + word * 8) }
+        });
         let words: Option<Vec<u64>> = words.collect();
         let words = words.context("the arena is smaller than the image")?;
         Ok(Image::new(self.plan.ops, base, root, words))
