@@ -212,10 +212,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let bottom = run.bottom()?;
         let (mut installed, mut raw, mut done) = (0, new, 0);
         while done < bottom.len() {
-            match bottom.replace(done, F::EMPTY, raw) {
-                Ok(_) => installed += 1,
-                Err(old) if F::is_leaf(old, Level::SIZE_4K) => {}
-                Err(_) => break,
+            // A look first: a page that is mapped costs a load then, and no line is taken from who writes it.
+            let old = bottom.load(done);
+            if old == F::EMPTY {
+                if bottom.replace(done, old, raw).is_err() {
+                    break;
+                }
+                installed += 1;
+            } else if !F::is_leaf(old, Level::SIZE_4K) {
+                break;
             }
             raw = raw.wrapping_add(step);
             done += 1;
