@@ -66,6 +66,8 @@ reasons! {
     CpuIncompatible = "CPU_INCOMPATIBLE" => FailedPrecondition,
     /// Source and destination are of different architectures.
     IsaMismatch = "ISA_MISMATCH" => FailedPrecondition,
+    /// Source and destination count pages of different sizes; metadata `source`, `destination`.
+    PageSizeMismatch = "PAGE_SIZE_MISMATCH" => FailedPrecondition,
     /// The backend or host lacks what the call needs; metadata `capability`.
     CapabilityMissing = "CAPABILITY_MISSING" => FailedPrecondition,
     /// The VM is on that host already.
@@ -74,7 +76,7 @@ reasons! {
     StaleEpoch = "STALE_EPOCH" => FailedPrecondition,
     /// The agent's incarnation is not the registered one.
     StaleIncarnation = "STALE_INCARNATION" => FailedPrecondition,
-    /// vCPU state of a version this side does not know.
+    /// Source and destination share no version of the protocol or of the state; metadata `differs`.
     StateVersionUnsupported = "STATE_VERSION_UNSUPPORTED" => FailedPrecondition,
     /// The source has relinquished the VM; the migration will complete.
     PastPointOfNoReturn = "PAST_POINT_OF_NO_RETURN" => FailedPrecondition,
