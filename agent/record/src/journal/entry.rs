@@ -1,0 +1,84 @@
+//! The entries of a journal.
+
+use serde::{Deserialize, Serialize};
+
+/// One entry. Migrations are given by their id, without the collection's prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Entry {
+    /// The VM was created here and owned from the start.
+    Created {
+        /// `{vm}`.
+        vm: String,
+        /// The VM's identity.
+        uid: String,
+        /// Epoch 1.
+        epoch: u64,
+    },
+    /// The VM is to be received here; not owned.
+    Incoming {
+        /// `{vm}`.
+        vm: String,
+        /// The VM's identity.
+        uid: String,
+        /// `{migration}`.
+        migration: String,
+        /// The source's epoch.
+        epoch: u64,
+    },
+    /// Everything has been received and verified. Not owned.
+    Prepared {
+        /// The VM's identity.
+        uid: String,
+        /// `{migration}`.
+        migration: String,
+        /// The epoch the VM would have here.
+        epoch: u64,
+    },
+    /// This process gave the VM away and may never run this epoch again.
+    Relinquished {
+        /// The VM's identity.
+        uid: String,
+        /// `{migration}`.
+        migration: String,
+        /// The epoch given up.
+        epoch: u64,
+    },
+    /// The VM is owned here from now on.
+    Owned {
+        /// The VM's identity.
+        uid: String,
+        /// `{migration}`.
+        migration: String,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// The destination's side was given up; nothing is owned.
+    Aborted {
+        /// The VM's identity.
+        uid: String,
+        /// `{migration}`.
+        migration: String,
+    },
+    /// The VM was deleted, or the relinquished process was released.
+    Ended {
+        /// The VM's identity.
+        uid: String,
+    },
+}
+
+impl Entry {
+    /// The identity of the VM it is about.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        match self {
+            Self::Created { uid, .. }
+            | Self::Incoming { uid, .. }
+            | Self::Prepared { uid, .. }
+            | Self::Relinquished { uid, .. }
+            | Self::Owned { uid, .. }
+            | Self::Aborted { uid, .. }
+            | Self::Ended { uid } => uid,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The source's side: precopy, switchover, RELINQUISHED, COMMIT.
+//!
+//! | state | meaning | ends with |
+//! |---|---|---|
+//! | Connecting | connections open, the destination makes its memory | `Connected` |
+//! | Precopy | the VM runs, pages flow | `SwitchoverDecided` |
+//! | Switchover | vCPUs stop, last pages and state go | `StateSent` |
+//! | Sent | READY is waited for | `ReadyHeard` |
+//! | Journalling | RELINQUISHED is being written; no cancel any more | `Journalled` |
+//! | Settling | whether RELINQUISHED is durable is being found out | `JournalSettled` |
+//! | Relinquished | COMMIT is said, RESUMED waited for | `ResumedHeard`, `LinkLost` |
+//! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
+//! | Ended | undone, or handed over | |
+//!
+//! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
+
+use super::{Settled, Why, Written};
+
+/// What happened at the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Every connection is open and the destination has all its memory.
+    Connected,
+    /// Precopy is over: the VM is to be handed over now.
+    SwitchoverDecided,
+    /// The last pages and the state are sent.
+    StateSent,
+    /// READY came.
+    ReadyHeard,
+    /// The append of RELINQUISHED returned.
+    Journalled(Written),
+    /// The journal was read again.
+    JournalSettled(Settled),
+    /// RESUMED came.
+    ResumedHeard,
+    /// Work of this side failed, or the destination gave up and said so.
+    Failed(Why),
+    /// No more will be heard from the destination.
+    LinkLost,
+    /// Somebody wants the end: the user, or whoever saw something fail elsewhere.
+    Cancel(Why),
+}
+
+/// What to do at the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Dirty logging on, iterations over what the guest writes. Leads to `SwitchoverDecided`.
+    Precopy,
+    /// Stop the vCPUs, send the last pages and the state. Leads to `StateSent`.
+    SwitchOver,
+    /// Wait for READY. Leads to `ReadyHeard`.
+    AwaitReady,
+    /// Append RELINQUISHED and sync it. Leads to `Journalled`.
+    JournalRelinquished,
+    /// Read the journal again and make durable what it says. Leads to `JournalSettled`.
+    SettleJournal,
+    /// RELINQUISHED may be told to others now.
+    PublishRelinquished,
+    /// Say COMMIT and wait for the answer. Leads to `ResumedHeard` or `LinkLost`.
+    Commit,
+    /// Break off what blocks: the driver's work then fails.
+    Interrupt,
+    /// Let the vCPUs run again if the switchover stopped them; the VM is no longer part of this.
+    ResumeVm,
+    /// Dirty logging off.
+    StopLogging,
+    /// Tell the destination that nothing will come, and why.
+    SayAbort(Why),
+    /// Keep the record of the end on disk, then tell it.
+    RecordEnd(End),
+}
+
+/// How the source's side ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The destination has the VM.
+    HandedOver,
+    /// The VM stayed.
+    Kept(Why),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Connecting,
+    Precopy,
+    Switchover,
+    Sent,
+    Journalling,
+    Settling,
+    Relinquished,
+    Unanswered,
+    Interrupted(Why),
+    Ended(End),
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    state: State,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Source {
+    /// A side that connects.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            state: State::Connecting,
+        }
+    }
+
+    /// Takes one input; answers with what to do, in order.
+    pub fn step(&mut self, input: Input) -> Vec<Action> {
+        if let Input::Cancel(why) = input {
+            return self.cancel(why);
+        }
+        match (self.state, input) {
+            (State::Interrupted(why), _) => self.undo(why),
+            (State::Connecting, Input::Connected) => self.go(State::Precopy, &[Action::Precopy]),
+            (State::Precopy, Input::SwitchoverDecided) => {
+                self.go(State::Switchover, &[Action::SwitchOver])
+            }
+            (State::Switchover, Input::StateSent) => self.go(State::Sent, &[Action::AwaitReady]),
+            (State::Sent, Input::ReadyHeard) => {
+                self.go(State::Journalling, &[Action::JournalRelinquished])
+            }
+            (State::Journalling, Input::Journalled(Written::Durable))
+            | (State::Settling, Input::JournalSettled(Settled::Present)) => self.go(
+                State::Relinquished,
+                &[Action::PublishRelinquished, Action::Commit],
+            ),
+            (State::Journalling, Input::Journalled(Written::Unknown)) => {
+                self.go(State::Settling, &[Action::SettleJournal])
+            }
+            (State::Journalling, Input::Journalled(Written::Refused))
+            | (State::Settling, Input::JournalSettled(Settled::Absent)) => self.undo(Why::Fault),
+            (State::Relinquished, Input::ResumedHeard) => self.go(
+                State::Ended(End::HandedOver),
+                &[Action::StopLogging, Action::RecordEnd(End::HandedOver)],
+            ),
+            (State::Relinquished, Input::LinkLost | Input::Failed(_)) => {
+                self.go(State::Unanswered, &[])
+            }
+            (
+                State::Connecting | State::Precopy | State::Switchover | State::Sent,
+                Input::Failed(why),
+            ) => self.undo(why),
+            (
+                State::Connecting | State::Precopy | State::Switchover | State::Sent,
+                Input::LinkLost,
+            ) => self.undo(Why::Fault),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether a cancel would still be accepted, or has been.
+    #[must_use]
+    pub fn may_cancel(&self) -> bool {
+        !matches!(
+            self.state,
+            State::Journalling
+                | State::Settling
+                | State::Relinquished
+                | State::Unanswered
+                | State::Ended(End::HandedOver)
+        )
+    }
+
+    /// Why the side was cancelled, once it was.
+    #[must_use]
+    pub fn cancelled(&self) -> Option<Why> {
+        match self.state {
+            State::Interrupted(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// RELINQUISHED is durable: this side never runs the VM again.
+    #[must_use]
+    pub fn relinquished(&self) -> bool {
+        matches!(
+            self.state,
+            State::Relinquished | State::Unanswered | State::Ended(End::HandedOver)
+        )
+    }
+
+    /// How it ended.
+    #[must_use]
+    pub fn ended(&self) -> Option<End> {
+        match self.state {
+            State::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    fn go(&mut self, state: State, actions: &[Action]) -> Vec<Action> {
+        self.state = state;
+        actions.to_vec()
+    }
+
+    fn cancel(&mut self, why: Why) -> Vec<Action> {
+        match self.state {
+            State::Connecting | State::Precopy | State::Switchover | State::Sent => {
+                self.go(State::Interrupted(why), &[Action::Interrupt])
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn undo(&mut self, why: Why) -> Vec<Action> {
+        let end = End::Kept(why);
+        self.go(
+            State::Ended(end),
+            &[
+                Action::ResumeVm,
+                Action::StopLogging,
+                Action::SayAbort(why),
+                Action::RecordEnd(end),
+            ],
+        )
+    }
+}
