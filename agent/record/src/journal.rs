@@ -562,7 +562,7 @@ mod tests {
         let path = dir.path().join("journal");
         let mut journal = Journal::open(&path).unwrap();
         journal.append(&created()).unwrap();
-        journal.break_file();
+        journal.file = File::open(&path).unwrap();
         assert!(matches!(
             journal.append(&relinquished()),
             Err(JournalError::Io { .. })
@@ -596,7 +596,7 @@ mod tests {
         let unsynced = std::fs::metadata(&path).unwrap().ino();
         let held = File::open(&path).unwrap();
         let before = std::fs::read(&path).unwrap();
-        journal.break_file();
+        journal.file = File::open(&path).unwrap();
         journal.append(&relinquished()).unwrap_err();
         // The new file cannot be made: the old one is not believed, however often it is asked.
         let aside = dir.path().join("journal.new");

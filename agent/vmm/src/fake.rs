@@ -11,7 +11,7 @@ use std::{
 
 use slat_proto::{
     ApiError,
-    model::{BackendKind, Format, HostName, VmName, VmSpec},
+    model::{BackendKind, HostName, VmName, VmSpec},
     v1,
 };
 use slat_record::dir::VmDir;
@@ -99,14 +99,6 @@ fn vcpu(message: &str) -> BackendError {
 }
 
 impl Backend for FakeBackend {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Software
-    }
-
-    fn format(&self) -> Option<Format> {
-        Some(Format::Ept4)
-    }
-
     fn capabilities(&self) -> Vec<v1::Capability> {
         use v1::Capability::{DirtyLog, FaultStatistics, Invalidate, VcpuState};
         let state = self.state();

@@ -15,15 +15,15 @@ use std::{fmt, path::Path, sync::Arc};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, Format, VmSpec},
+    model::{BackendKind, VmSpec},
     v1,
 };
 
 use crate::memory::SlotMemory;
 
 #[cfg(target_arch = "x86_64")]
-pub mod kvm;
-pub mod software;
+pub(crate) mod kvm;
+pub(crate) mod software;
 
 /// A failure of a backend.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,7 @@ impl From<BackendError> for ApiError {
 
 /// What a vCPU reports on its own account.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GuestEvent {
+pub(crate) enum GuestEvent {
     /// The guest ended by itself; the vCPUs are stopped.
     Stopped,
     /// The guest or the backend failed (triple fault, internal error, a stale translation used); the vCPUs are stopped.
@@ -106,14 +106,10 @@ pub enum GuestEvent {
 }
 
 /// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not call the backend.
-pub type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
+pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
-pub trait Backend: Send + Sync + fmt::Debug {
-    /// Which backend.
-    fn kind(&self) -> BackendKind;
-    /// Format of the second-stage entries; `None` where the kernel chooses.
-    fn format(&self) -> Option<Format>;
+pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
@@ -196,7 +192,7 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
 ///
 /// # Errors
 /// `Unsupported` when the host lacks it; `Ioctl`.
-pub fn create(
+pub(crate) fn create(
     spec: &VmSpec,
     events: EventSink,
     console: Option<&Path>,

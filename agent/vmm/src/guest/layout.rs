@@ -12,7 +12,7 @@ use super::{memstress, raw, tables};
 
 /// Registers a vCPU starts with. All others are those of 64-bit mode at CPL 3 with IOPL 3, or zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Instruction pointer.
     pub rip: u64,
     /// Stack pointer.
@@ -25,7 +25,7 @@ pub struct Entry {
 
 /// Layout of guest memory of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     slots: Vec<SlotSpec>,
     table_pages: u64,
     working_pages: u64,
@@ -33,19 +33,17 @@ pub struct Layout {
 
 impl Layout {
     /// Of memstress' code.
-    pub const CODE: u64 = 0x1000;
-    /// Room for it, bytes.
-    pub const CODE_ROOM: u64 = 0x8000;
+    pub(crate) const CODE: u64 = 0x1000;
     /// Of memstress' control pages.
-    pub const CONTROL: u64 = 0x1_0000;
+    pub(crate) const CONTROL: u64 = 0x1_0000;
     /// Where linear offsets start.
-    pub const LINEAR_BASE: u64 = 0x5_0000;
+    pub(crate) const LINEAR_BASE: u64 = 0x5_0000;
 
     /// Of a VM with that much memory.
     ///
     /// # Errors
     /// When no slots can be made for it.
-    pub fn new(memory_bytes: u64) -> Result<Self, ApiError> {
+    pub(crate) fn new(memory_bytes: u64) -> Result<Self, ApiError> {
         let slots = slots_for_memory(memory_bytes)?;
         let table_pages = tables::pages_for(&slots);
         let mut layout = Self {
@@ -62,25 +60,25 @@ impl Layout {
 
     /// The slots, by base.
     #[must_use]
-    pub fn slots(&self) -> &[SlotSpec] {
+    pub(crate) fn slots(&self) -> &[SlotSpec] {
         &self.slots
     }
 
     /// Of the guest page tables' root.
     #[must_use]
-    pub fn page_tables(&self) -> u64 {
+    pub(crate) fn page_tables(&self) -> u64 {
         self.low_limit()
     }
 
     /// Where low memory ends for the guest: the page tables follow.
     #[must_use]
-    pub fn low_limit(&self) -> u64 {
+    pub(crate) fn low_limit(&self) -> u64 {
         self.slots[0].bytes() - self.table_pages * PAGE_SIZE
     }
 
     /// What to add to an address at or above [`Layout::low_limit`] to pass the page tables and the hole.
     #[must_use]
-    pub fn hole(&self) -> u64 {
+    pub(crate) fn hole(&self) -> u64 {
         self.slots
             .get(1)
             .map_or(0, |high| high.base_gfn * PAGE_SIZE - self.low_limit())
@@ -88,25 +86,25 @@ impl Layout {
 
     /// Pages memstress works on.
     #[must_use]
-    pub fn working_pages(&self) -> u64 {
+    pub(crate) fn working_pages(&self) -> u64 {
         self.working_pages
     }
 
     /// Linear address of the expected-pass table.
     #[must_use]
-    pub fn expected(&self) -> u64 {
+    pub(crate) fn expected(&self) -> u64 {
         Self::LINEAR_BASE
     }
 
     /// Linear address of the first working page.
     #[must_use]
-    pub fn work(&self) -> u64 {
+    pub(crate) fn work(&self) -> u64 {
         Self::LINEAR_BASE + (self.working_pages * 4).next_multiple_of(PAGE_SIZE)
     }
 
     /// Guest-physical address of a linear one.
     #[must_use]
-    pub fn gpa(&self, linear: u64) -> u64 {
+    pub(crate) fn gpa(&self, linear: u64) -> u64 {
         if linear < self.low_limit() {
             linear
         } else {
@@ -116,13 +114,13 @@ impl Layout {
 
     /// Guest-physical address of a working page.
     #[must_use]
-    pub fn working_page(&self, page: u64) -> u64 {
+    pub(crate) fn working_page(&self, page: u64) -> u64 {
         self.gpa(self.work() + page * PAGE_SIZE)
     }
 
     /// How vCPU `vcpu` starts.
     #[must_use]
-    pub fn entry(&self, spec: &VmSpec, vcpu: u32) -> Entry {
+    pub(crate) fn entry(&self, spec: &VmSpec, vcpu: u32) -> Entry {
         let cr3 = self.page_tables();
         match spec.guest {
             GuestSpec::Memstress(_) => Entry {

@@ -19,8 +19,8 @@
 //! Accessed and dirty bits of the guest page tables are set beforehand, so running the guest does not write them.
 
 mod layout;
-pub mod memstress;
-pub mod raw;
+pub(crate) mod memstress;
+pub(crate) mod raw;
 mod tables;
 
 use slat_proto::{
@@ -28,7 +28,7 @@ use slat_proto::{
     model::{GuestSpec, VmSpec},
 };
 
-pub use self::layout::{Entry, Layout};
+pub(crate) use self::layout::{Entry, Layout};
 use crate::memory::SlotTable;
 
 /// Why a guest cannot be put into memory.
@@ -82,7 +82,7 @@ impl From<GuestError> for ApiError {
 ///
 /// # Errors
 /// When `memory` does not have the slots that `spec.memory_bytes` asks for, or the image does not fit.
-pub fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestError> {
+pub(crate) fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestError> {
     let layout = Layout::new(spec.memory_bytes)?;
     put(
         memory,

@@ -11,17 +11,17 @@ use super::{GuestError, layout::Layout, put};
 use crate::memory::SlotTable;
 
 /// Where the image is loaded and entered.
-pub const LOAD: u64 = 0x20_0000;
+pub(crate) const LOAD: u64 = 0x20_0000;
 /// Prints bytes.
-pub const PORT_CONSOLE: u16 = 0xe9;
+pub(crate) const PORT_CONSOLE: u16 = 0xe9;
 /// Ends the guest.
-pub const PORT_END: u16 = 0xf4;
+pub(crate) const PORT_END: u16 = 0xf4;
 
 const STACK_BYTES: u64 = 8 * PAGE_SIZE;
 
 /// Top of a vCPU's stack. 64 stacks fill what is below [`LOAD`].
 #[must_use]
-pub fn stack(vcpu: u32) -> u64 {
+pub(crate) fn stack(vcpu: u32) -> u64 {
     LOAD - u64::from(vcpu.min(63)) * STACK_BYTES
 }
 

@@ -63,7 +63,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::create`], as far as they can be known before.
-    pub fn plan(&self, spec: &VmSpec) -> Result<VmSpec, ApiError> {
+    pub(crate) fn plan(&self, spec: &VmSpec) -> Result<VmSpec, ApiError> {
         self.free_for_a_vm()?;
         let spec = resolve(&self.parts, spec)?;
         slots_for_memory(spec.memory_bytes)?;
@@ -75,7 +75,7 @@ impl Machine {
     /// # Errors
     /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is then still no VM.
     /// JOURNAL: the entry may or may not be durable, and this process will not run the VM.
-    pub fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError> {
+    pub(crate) fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError> {
         let mut control = self.control();
         let spec = self.plan(&spec)?;
         let slots = slots_for_memory(spec.memory_bytes)?;

@@ -5,10 +5,7 @@
 
 use std::sync::Arc;
 
-use slat_proto::{
-    model::{BackendKind, Format},
-    v1,
-};
+use slat_proto::v1;
 
 use crate::{
     backend::{Backend, BackendError},
@@ -25,12 +22,6 @@ fn refused<T>(what: &str) -> Result<T, BackendError> {
 }
 
 impl Backend for Guarded {
-    fn kind(&self) -> BackendKind {
-        self.0.kind()
-    }
-    fn format(&self) -> Option<Format> {
-        self.0.format()
-    }
     fn capabilities(&self) -> Vec<v1::Capability> {
         self.0.capabilities()
     }

@@ -25,7 +25,7 @@ impl Machine {
     /// # Errors
     /// VM_EXISTS; BAD_PARAMETER, BAD_SLOT_TABLE when what the source says of the VM is not sound; CAPABILITY_MISSING;
     /// DST_NO_MEMORY; KVM_IOCTL; JOURNAL. There is then no VM here.
-    pub fn begin_incoming(
+    pub(crate) fn begin_incoming(
         &self,
         migration: &MigrationName,
         vm: &v1::Vm,
@@ -123,7 +123,11 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION; STATE_VERSION_UNSUPPORTED, STATE_LOAD; JOURNAL: the entry may be durable, READY must not be said.
-    pub fn prepare(&self, migration: &MigrationName, vcpu_state: &[u8]) -> Result<(), ApiError> {
+    pub(crate) fn prepare(
+        &self,
+        migration: &MigrationName,
+        vcpu_state: &[u8],
+    ) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.incoming(migration)?;
         if matches!(view.engagement, Engagement::Incoming { prepared: true, .. }) {
@@ -161,7 +165,7 @@ impl Machine {
     /// # Errors
     /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, not run, call again. The backend's when vCPUs do not run: the VM
     /// is owned here all the same (metadata `vm_location`), PAUSED, and can be resumed.
-    pub fn own(
+    pub(crate) fn own(
         &self,
         migration: &MigrationName,
         run: bool,
@@ -207,7 +211,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION (once owned, too); JOURNAL: the process is to end all the same.
-    pub fn abort_incoming(&self, migration: &MigrationName) -> Result<(), ApiError> {
+    pub(crate) fn abort_incoming(&self, migration: &MigrationName) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.shared.view();
         if view.state == State::Failed

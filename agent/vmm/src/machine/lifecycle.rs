@@ -13,7 +13,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover; VM_STATE; the backend's.
-    pub fn start(&self) -> Result<v1::Vm, ApiError> {
+    pub(crate) fn start(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be started", |control, view| match view.state {
             State::Running => Ok(()),
             State::Created => self.run_vcpus(control),
@@ -30,7 +30,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::start`]; SOURCE_PAUSE when a vCPU does not stop.
-    pub fn pause(&self) -> Result<v1::Vm, ApiError> {
+    pub(crate) fn pause(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be paused", |_, view| match view.state {
             State::Paused => Ok(()),
             State::Running => self.stop_vcpus(),
@@ -42,7 +42,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::start`].
-    pub fn resume(&self) -> Result<v1::Vm, ApiError> {
+    pub(crate) fn resume(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be resumed", |control, view| match view.state {
             State::Running => Ok(()),
             State::Paused => self.run_vcpus(control),
@@ -59,7 +59,7 @@ impl Machine {
     /// # Errors
     /// NO_SUCH_VM; MIGRATION_IN_PROGRESS while it migrates; STALE_EPOCH when handed over; JOURNAL: the VM is then stopped
     /// for good in this process, and the call can be made again.
-    pub fn delete(&self) -> Result<(), ApiError> {
+    pub(crate) fn delete(&self) -> Result<(), ApiError> {
         self.refuse_at_once("be deleted")?;
         let mut control = self.control();
         let view = self.shared.view();
@@ -80,7 +80,7 @@ impl Machine {
     /// # Errors
     /// PAST_POINT_OF_NO_RETURN when a handover is past RELINQUISHED here, or past PREPARED at the destination: this process
     /// may hold the only copy of the VM, or the answer to who owns it. JOURNAL as [`Machine::delete`].
-    pub fn stop(&self) -> Result<(), ApiError> {
+    pub(crate) fn stop(&self) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.shared.view();
         if view.identity.is_none() {

@@ -51,14 +51,14 @@ use self::{
     guarded::Guarded,
     view::{Shared, State, View},
 };
-pub use self::{outgoing::Switchover, view::Exit};
+pub(crate) use self::{outgoing::Switchover, view::Exit};
 use crate::{
     backend::Backend,
     memory::{DirtyLog, GuestMemory},
 };
 
 /// One VM. See the module for locking and invariants.
-pub struct Machine {
+pub(crate) struct Machine {
     dir: VmDir,
     parts: Parts,
     memory: GuestMemory,
@@ -93,7 +93,7 @@ impl Machine {
     /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE when it owned the VM or
     /// was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it had RELINQUISHED. JOURNAL when it cannot be
     /// read.
-    pub fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
+    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
         Self::with_parts(dir, vm, host, Parts::real())
     }
 
@@ -120,7 +120,7 @@ impl Machine {
     }
 
     /// The VM now; `None` before it is built and after it was deleted. Takes no lock that a blocking call holds.
-    pub fn snapshot(&self) -> Option<v1::Vm> {
+    pub(crate) fn snapshot(&self) -> Option<v1::Vm> {
         let view = self.shared.view();
         self.show(&view)
     }
@@ -177,12 +177,12 @@ impl Machine {
 
     /// A number that grows at each change of state.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.shared.changes()
     }
 
     /// Ends when the process is to end: the VM was deleted, released or given up.
-    pub fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+    pub(crate) fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
         let mut exit = self.shared.exit();
         async move {
             match exit.wait_for(Option::is_some).await {
@@ -195,31 +195,31 @@ impl Machine {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &VmName {
+    pub(crate) fn name(&self) -> &VmName {
         &self.shared.vm
     }
 
     /// The host it is on.
     #[must_use]
-    pub fn host(&self) -> &HostName {
+    pub(crate) fn host(&self) -> &HostName {
         &self.shared.host
     }
 
     /// Guest memory and the slot table.
     #[must_use]
-    pub fn memory(&self) -> &GuestMemory {
+    pub(crate) fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
     /// The readers of dirty pages.
     #[must_use]
-    pub fn dirty(&self) -> &DirtyLog {
+    pub(crate) fn dirty(&self) -> &DirtyLog {
         &self.dirty
     }
 
     /// The VM's directory.
     #[must_use]
-    pub fn dir(&self) -> &VmDir {
+    pub(crate) fn dir(&self) -> &VmDir {
         &self.dir
     }
 
@@ -228,7 +228,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM before the VM is built.
-    pub fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
+    pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
         let backend = self.built_backend()?;
         Ok(Arc::new(Guarded(backend)))
     }

@@ -12,7 +12,7 @@ use slat_record::journal::Entry;
 
 /// How a VM was found when its switchover began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Switchover {
+pub(crate) struct Switchover {
     /// Its vCPUs ran; they are to run at the destination.
     pub run: bool,
     /// It was CREATED: never started since it was made.
@@ -25,7 +25,7 @@ impl Machine {
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH when handed over or `epoch` is not the VM's; MIGRATION_IN_PROGRESS with the `migration` it is
     /// part of (this one too); VM_STATE; MIGRATION_BLOCKED with `blocked_reasons`.
-    pub fn begin_outgoing(
+    pub(crate) fn begin_outgoing(
         &self,
         migration: &MigrationName,
         epoch: u64,
@@ -84,7 +84,10 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION; VM_STOPPED_DURING_MIGRATION when the guest ended; SOURCE_PAUSE. The switchover has then not begun.
-    pub fn enter_switchover(&self, migration: &MigrationName) -> Result<Switchover, ApiError> {
+    pub(crate) fn enter_switchover(
+        &self,
+        migration: &MigrationName,
+    ) -> Result<Switchover, ApiError> {
         let _control = self.control();
         let view = self.outgoing(migration)?;
         self.still_alive(&view, migration)?;
@@ -113,7 +116,7 @@ impl Machine {
     /// NO_SUCH_MIGRATION; VM_STATE before the switchover; VM_STOPPED_DURING_MIGRATION: nothing was journalled, the source
     /// still owns the VM. IN_DOUBT when the append failed: the entry may be durable, so the VM stays stopped here for ever
     /// (state RELINQUISHED) and only the journal says who owns it.
-    pub fn relinquish(&self, migration: &MigrationName) -> Result<(), ApiError> {
+    pub(crate) fn relinquish(&self, migration: &MigrationName) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.outgoing(migration)?;
         if control.fenced {
@@ -167,7 +170,7 @@ impl Machine {
     /// # Errors
     /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN after [`Machine::relinquish`] whatever that returned; the backend's when
     /// vCPUs cannot run: the migration is ended all the same and the VM PAUSED.
-    pub fn end_outgoing(&self, migration: &MigrationName) -> Result<v1::Vm, ApiError> {
+    pub(crate) fn end_outgoing(&self, migration: &MigrationName) -> Result<v1::Vm, ApiError> {
         let control = self.control();
         let view = self.outgoing(migration)?;
         if control.fenced {
@@ -191,7 +194,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; VM_STATE unless RELINQUISHED; JOURNAL.
-    pub fn release(&self) -> Result<(), ApiError> {
+    pub(crate) fn release(&self) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.shared.view();
         self.shared.identity(&view)?;

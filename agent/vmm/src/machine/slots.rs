@@ -37,7 +37,7 @@ impl Machine {
     /// `change` at fault (from 0); BAD_SLOT_TABLE also for a change to the memory the VM was created with, where its guest
     /// lives; NO_MEMORY; the backend's. The table is then as it was; should undoing fail too, INTERNAL says so and the
     /// published table is what the backend has.
-    pub fn update_slots(
+    pub(crate) fn update_slots(
         &self,
         changes: &[SlotChange],
         expected_generation: u64,
@@ -167,7 +167,10 @@ impl Machine {
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH; CAPABILITY_MISSING; BAD_PARAMETER when the range is empty or not all of it lies in slots; the
     /// backend's.
-    pub fn invalidate(&self, range: Option<(u64, u64)>) -> Result<(u64, Duration), ApiError> {
+    pub(crate) fn invalidate(
+        &self,
+        range: Option<(u64, u64)>,
+    ) -> Result<(u64, Duration), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
         if view.state == State::Relinquished {
@@ -204,7 +207,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would lengthen.
-    pub fn digest(&self) -> Result<MemoryDigest, ApiError> {
+    pub(crate) fn digest(&self) -> Result<MemoryDigest, ApiError> {
         let _control = self.control();
         // Under the lock: the switchover may have begun while this waited for it.
         self.refuse_at_once("be digested")?;
@@ -229,7 +232,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM.
-    pub fn list_slots(&self) -> Result<(Vec<v1::Slot>, u64), ApiError> {
+    pub(crate) fn list_slots(&self) -> Result<(Vec<v1::Slot>, u64), ApiError> {
         self.shared.identity(&self.shared.view())?;
         Ok(self.show_slots(&self.memory.table()))
     }
@@ -251,7 +254,7 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH when handed over; VM_STATE while the VM is received; CAPABILITY_MISSING.
-    pub fn check_dirty_readable(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_dirty_readable(&self) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
         if view.state == State::Relinquished {

@@ -18,7 +18,7 @@ pub(super) use slat_proto::v1::vm::State;
 
 /// Why the process is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// The VM was deleted, or its process told to stop.
     Deleted,
     /// The VM lives elsewhere and the server has stored that.

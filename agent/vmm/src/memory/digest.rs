@@ -13,7 +13,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 /// Digest of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotDigest {
+pub(crate) struct SlotDigest {
     /// Slot number.
     pub slot: u32,
     /// Pages in it.
@@ -24,20 +24,20 @@ pub struct SlotDigest {
 
 /// Digests of all slots, by slot number.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryDigest {
+pub(crate) struct MemoryDigest {
     /// By slot number.
     pub slots: Vec<SlotDigest>,
 }
 
 /// Digest of a page's contents at index `page` of its slot.
 #[must_use]
-pub fn digest_page(page: u64, contents: &[u8]) -> u128 {
+pub(crate) fn digest_page(page: u64, contents: &[u8]) -> u128 {
     xxh3_128_with_seed(contents, page)
 }
 
 /// Digest of a whole slot, read with `threads` threads. Meaningful only while nothing writes it.
 #[must_use]
-pub fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
+pub(crate) fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
     let pages = memory.mapping().pages();
     let part = pages.div_ceil(threads.max(1) as u64).max(1);
     let digest = std::thread::scope(|scope| {
@@ -68,7 +68,7 @@ pub fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
 impl MemoryDigest {
     /// Digest of every slot of `table`. Meaningful only while nothing writes memory.
     #[must_use]
-    pub fn of(table: &SlotTable, threads: usize) -> Self {
+    pub(crate) fn of(table: &SlotTable, threads: usize) -> Self {
         let mut slots: Vec<SlotDigest> = table
             .slots()
             .iter()
@@ -80,7 +80,7 @@ impl MemoryDigest {
 
     /// One number over all slots.
     #[must_use]
-    pub fn total(&self) -> u128 {
+    pub(crate) fn total(&self) -> u128 {
         let mut bytes = Vec::with_capacity(self.slots.len() * 32);
         for slot in &self.slots {
             bytes.extend_from_slice(&slot.slot.to_le_bytes());

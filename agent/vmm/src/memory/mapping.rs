@@ -8,13 +8,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
-    fs::{MemfdFlags, fallocate, ftruncate, memfd_create},
+    fs::{MemfdFlags, ftruncate, memfd_create},
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
 use slat_proto::model::PAGE_SIZE;
@@ -23,8 +22,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 /// A memfd mapped read-write.
 #[derive(Debug)]
-pub struct Mapping {
-    fd: OwnedFd,
+pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -40,7 +38,7 @@ impl Mapping {
     ///
     /// # Errors
     /// When the kernel refuses the memfd, its length or the mapping.
-    pub fn new(name: &str, pages: u64) -> io::Result<Self> {
+    pub(crate) fn new(name: &str, pages: u64) -> io::Result<Self> {
         let len = usize::try_from(pages)
             .ok()
             .and_then(|pages| pages.checked_mul(PAGE))
@@ -60,37 +58,25 @@ impl Mapping {
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { fd, base, len })
+        Ok(Self { base, len })
     }
 
     /// Length in bytes, a multiple of the page size.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Never: a mapping has at least one page.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Length in pages.
     #[must_use]
-    pub fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         (self.len / PAGE) as u64
     }
 
     /// First byte, for kernel interfaces that take the address (memory slots, writev). Valid while `self` lives.
     #[must_use]
-    pub fn as_ptr(&self) -> *mut u8 {
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
-    }
-
-    /// The memfd.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
@@ -109,7 +95,7 @@ impl Mapping {
     /// # Panics
     /// When the range passes the end. Ranges from outside are checked against the slot before.
     #[must_use]
-    pub fn range_ptr(&self, offset: usize, len: usize) -> *mut u8 {
+    pub(crate) fn range_ptr(&self, offset: usize, len: usize) -> *mut u8 {
         self.at(offset, len)
     }
 
@@ -117,7 +103,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range passes the end.
-    pub fn read(&self, offset: usize, to: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         let from = self.at(offset, to.len());
         // SAFETY: both ranges are valid for to.len() bytes, and a shared mapping never overlaps a Rust slice.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) }
@@ -127,7 +113,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range passes the end.
-    pub fn write(&self, offset: usize, from: &[u8]) {
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         let to = self.at(offset, from.len());
         // SAFETY: both ranges are valid for from.len() bytes, and a shared mapping never overlaps a Rust slice.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
@@ -145,7 +131,7 @@ impl Mapping {
     /// # Panics
     /// When it is unaligned or passes the end.
     #[must_use]
-    pub fn load(&self, offset: usize) -> u64 {
+    pub(crate) fn load(&self, offset: usize) -> u64 {
         u64::from_le(self.word(offset).load(Ordering::Relaxed))
     }
 
@@ -153,7 +139,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When it is unaligned or passes the end.
-    pub fn store(&self, offset: usize, value: u64) {
+    pub(crate) fn store(&self, offset: usize, value: u64) {
         self.word(offset).store(value.to_le(), Ordering::Relaxed);
     }
 
@@ -162,7 +148,7 @@ impl Mapping {
     /// # Panics
     /// When there is no such page.
     #[must_use]
-    pub fn page_is_zero(&self, page: u64) -> bool {
+    pub(crate) fn page_is_zero(&self, page: u64) -> bool {
         let start = self.at(page as usize * PAGE, PAGE).cast::<[u64; 8]>();
         (0..PAGE / 64).all(|line| {
             // SAFETY: inside the page that was just bounds-checked; aligned to 64; a torn read only makes the page look
@@ -172,26 +158,6 @@ impl Mapping {
         })
     }
 
-    /// Sets pages to zero: gives whole ranges back to the kernel.
-    ///
-    /// # Errors
-    /// When the kernel refuses to punch the hole.
-    ///
-    /// # Panics
-    /// When the range passes the end.
-    pub fn zero_pages(&self, page: u64, pages: u64) -> io::Result<()> {
-        use rustix::fs::FallocateFlags;
-        let (offset, len) = (page as usize * PAGE, pages as usize * PAGE);
-        let _ = self.at(offset, len);
-        fallocate(
-            &self.fd,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset as u64,
-            len as u64,
-        )?;
-        Ok(())
-    }
-
     /// Populates pages for writing, so that later writes do not fault in the kernel.
     ///
     /// # Errors
@@ -199,7 +165,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range passes the end.
-    pub fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
+    pub(crate) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
         let (offset, len) = (page as usize * PAGE, pages as usize * PAGE);
         let start = self.at(offset, len);
         // SAFETY: inside our own mapping; populating changes no contents.
@@ -215,7 +181,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range passes the end.
-    pub fn drop_mappings(&self, page: u64, pages: u64) -> io::Result<()> {
+    pub(crate) fn drop_mappings(&self, page: u64, pages: u64) -> io::Result<()> {
         let (offset, len) = (page as usize * PAGE, pages as usize * PAGE);
         let start = self.at(offset, len);
         // SAFETY: inside our own shared file mapping, where DONTNEED drops translations and keeps contents.
@@ -248,8 +214,6 @@ mod tests {
         let mut bytes = [0; 8];
         mapping.read(8, &mut bytes);
         assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1]);
-        mapping.zero_pages(3, 1).unwrap();
-        assert!(mapping.page_is_zero(3));
         mapping.populate(0, 4).unwrap();
         mapping.drop_mappings(0, 4).unwrap();
         assert_eq!(mapping.load(8), 0x0102_0304_0506_0708);

@@ -5,7 +5,9 @@ mod dirty;
 mod mapping;
 mod slots;
 
-pub use digest::{MemoryDigest, SlotDigest, digest_page, digest_slot};
-pub use dirty::{API_CURSOR_IDLE, ApiHarvest, DirtyBatch, DirtyLog, MAX_CURSORS};
-pub use mapping::Mapping;
-pub use slots::{GuestMemory, SlotMemory, SlotTable};
+#[cfg(test)]
+pub(crate) use digest::SlotDigest;
+pub(crate) use digest::{MemoryDigest, digest_page};
+pub(crate) use dirty::{DirtyBatch, DirtyLog};
+pub(crate) use mapping::Mapping;
+pub(crate) use slots::{GuestMemory, SlotMemory, SlotTable};

@@ -14,7 +14,7 @@ use super::mapping::Mapping;
 
 /// One slot and its memory. Moving a slot keeps the memory and makes a new value.
 #[derive(Clone, Debug)]
-pub struct SlotMemory {
+pub(crate) struct SlotMemory {
     spec: SlotSpec,
     mapping: Arc<Mapping>,
 }
@@ -24,7 +24,7 @@ impl SlotMemory {
     ///
     /// # Errors
     /// When the memory cannot be mapped.
-    pub fn new(spec: SlotSpec) -> io::Result<Self> {
+    pub(crate) fn new(spec: SlotSpec) -> io::Result<Self> {
         let mapping = Arc::new(Mapping::new(
             &format!("slat-slot{}", spec.slot),
             spec.pages,
@@ -34,7 +34,7 @@ impl SlotMemory {
 
     /// The same memory elsewhere in guest-physical space.
     #[must_use]
-    pub fn moved(&self, spec: SlotSpec) -> Self {
+    pub(crate) fn moved(&self, spec: SlotSpec) -> Self {
         Self {
             spec,
             mapping: Arc::clone(&self.mapping),
@@ -43,20 +43,20 @@ impl SlotMemory {
 
     /// Where it is.
     #[must_use]
-    pub fn spec(&self) -> SlotSpec {
+    pub(crate) fn spec(&self) -> SlotSpec {
         self.spec
     }
 
     /// Its memory.
     #[must_use]
-    pub fn mapping(&self) -> &Arc<Mapping> {
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
         &self.mapping
     }
 }
 
 /// An immutable table of slots, by `base_gfn`.
 #[derive(Clone, Debug, Default)]
-pub struct SlotTable {
+pub(crate) struct SlotTable {
     slots: Vec<Arc<SlotMemory>>,
     generation: u64,
 }
@@ -64,25 +64,25 @@ pub struct SlotTable {
 impl SlotTable {
     /// Its slots, by `base_gfn`.
     #[must_use]
-    pub fn slots(&self) -> &[Arc<SlotMemory>] {
+    pub(crate) fn slots(&self) -> &[Arc<SlotMemory>] {
         &self.slots
     }
 
     /// Grows by 1 at each change.
     #[must_use]
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
     /// The slot of that number.
     #[must_use]
-    pub fn slot(&self, number: u32) -> Option<&Arc<SlotMemory>> {
+    pub(crate) fn slot(&self, number: u32) -> Option<&Arc<SlotMemory>> {
         self.slots.iter().find(|slot| slot.spec.slot == number)
     }
 
     /// The slot that holds a guest frame, and the page's index in it.
     #[must_use]
-    pub fn find(&self, gfn: u64) -> Option<(&Arc<SlotMemory>, u64)> {
+    pub(crate) fn find(&self, gfn: u64) -> Option<(&Arc<SlotMemory>, u64)> {
         let at = self
             .slots
             .partition_point(|slot| slot.spec.base_gfn <= gfn)
@@ -93,14 +93,14 @@ impl SlotTable {
 
     /// All pages.
     #[must_use]
-    pub fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.slots.iter().map(|slot| slot.spec.pages).sum()
     }
 
     /// Copies bytes in at a guest-physical address. Returns false, having written nothing, when the range is not within
     /// one slot.
     #[must_use]
-    pub fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
+    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
         self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
             slot.mapping.write(offset, bytes);
             true
@@ -109,7 +109,7 @@ impl SlotTable {
 
     /// Copies bytes out from a guest-physical address. Returns false when the range is not within one slot.
     #[must_use]
-    pub fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+    pub(crate) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
         self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
             slot.mapping.read(offset, bytes);
             true
@@ -126,25 +126,25 @@ impl SlotTable {
 
 /// The VM's current slot table.
 #[derive(Debug, Default)]
-pub struct GuestMemory {
+pub(crate) struct GuestMemory {
     table: Mutex<Arc<SlotTable>>,
 }
 
 impl GuestMemory {
     /// A VM without slots.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// The table now.
     #[must_use]
-    pub fn table(&self) -> Arc<SlotTable> {
+    pub(crate) fn table(&self) -> Arc<SlotTable> {
         Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Publishes a new table, one generation on. The caller has checked it and told the backend.
-    pub fn publish(&self, mut slots: Vec<Arc<SlotMemory>>) {
+    pub(crate) fn publish(&self, mut slots: Vec<Arc<SlotMemory>>) {
         slots.sort_by_key(|slot| slot.spec.base_gfn);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = table.generation + 1;

@@ -171,8 +171,17 @@ mod tests {
             std::thread::yield_now();
         }
         for slot in memory.table().slots() {
-            let stat = rustix::fs::fstat(slot.mapping().fd()).unwrap();
-            assert_eq!(stat.st_blocks as u64 * 512, slot.spec().bytes());
+            assert_eq!(resident(slot.mapping().as_ptr()), slot.spec().bytes());
         }
+    }
+
+    /// Bytes of the mapping at `start` that this process's page tables map.
+    fn resident(start: *const u8) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let range = format!("{:x}-", start.addr());
+        let of = maps.lines().skip_while(|line| !line.starts_with(&range));
+        let rss = of.filter_map(|line| line.strip_prefix("Rss:")).next();
+        let kib = rss.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse::<u64>().unwrap() << 10
     }
 }

@@ -113,7 +113,7 @@ impl Intake {
 
 /// What a receiver tells the coordinator.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// Stream has everything of the pass.
     PassEnd { stream: u16, iteration: u32 },
     /// Stream has ended; an error unless the source closed it between frames.

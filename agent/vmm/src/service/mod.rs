@@ -22,19 +22,19 @@ use crate::machine::Machine;
 
 /// Serves one machine.
 #[derive(Clone, Debug)]
-pub struct VmEndpoint {
+pub(crate) struct VmEndpoint {
     machine: Arc<Machine>,
 }
 
 /// `VmService` of a machine.
 #[must_use]
-pub fn vm_service(machine: Arc<Machine>) -> VmServiceServer<VmEndpoint> {
+pub(crate) fn vm_service(machine: Arc<Machine>) -> VmServiceServer<VmEndpoint> {
     VmServiceServer::new(VmEndpoint { machine })
 }
 
 /// `MemoryService` of a machine.
 #[must_use]
-pub fn memory_service(machine: Arc<Machine>) -> MemoryServiceServer<VmEndpoint> {
+pub(crate) fn memory_service(machine: Arc<Machine>) -> MemoryServiceServer<VmEndpoint> {
     MemoryServiceServer::new(VmEndpoint { machine })
 }
 

@@ -37,7 +37,7 @@ mod x86_64;
 use kvm_ioctls::{Cap, Kvm};
 use slat_proto::model::BackendKind;
 
-pub use self::vm::KvmBackend;
+pub(crate) use self::vm::KvmBackend;
 use super::BackendError;
 
 /// Of `KVM_GET_API_VERSION` since Linux 2.6.22.
@@ -94,7 +94,7 @@ fn open() -> Result<Kvm, BackendError> {
 ///
 /// # Errors
 /// Why not: `/dev/kvm` cannot be opened, lacks a capability, or makes no VM.
-pub fn probe() -> Result<(), BackendError> {
+pub(crate) fn probe() -> Result<(), BackendError> {
     let vm = open()?.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     drop(vm);
     Ok(())

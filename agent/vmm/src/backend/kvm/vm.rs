@@ -12,7 +12,7 @@ use std::{
 use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, kvm_cpuid_entry2};
 use kvm_ioctls::VmFd;
 use slat_proto::{
-    model::{BackendKind, Format, GuestSpec, VmSpec},
+    model::{GuestSpec, VmSpec},
     v1,
 };
 
@@ -31,7 +31,7 @@ use crate::{guest::Layout, memory::SlotMemory};
 
 /// One VM of KVM.
 #[derive(Debug)]
-pub struct KvmBackend {
+pub(crate) struct KvmBackend {
     // Fields go in this order: threads leave the guest, the VM's descriptor closes, then memory may go.
     threads: Threads,
     stats: Stats,
@@ -50,7 +50,7 @@ impl KvmBackend {
     ///
     /// # Errors
     /// `Unsupported` when the host's KVM lacks something, `Ioctl` when it or the console's file refuses.
-    pub fn new(
+    pub(crate) fn new(
         spec: &VmSpec,
         events: EventSink,
         console: Option<&Path>,
@@ -126,14 +126,6 @@ impl KvmBackend {
 }
 
 impl Backend for KvmBackend {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Kvm
-    }
-
-    fn format(&self) -> Option<Format> {
-        None
-    }
-
     fn capabilities(&self) -> Vec<v1::Capability> {
         let mut all = vec![
             v1::Capability::DirtyLog,

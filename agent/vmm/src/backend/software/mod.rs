@@ -89,7 +89,7 @@ struct Slot {
 
 /// Runs memstress over the Common MMU. See the module.
 #[derive(Debug)]
-pub struct SoftwareBackend {
+pub(crate) struct SoftwareBackend {
     vm: Arc<Vm>,
     format: Format,
     vcpus: u32,
@@ -123,7 +123,7 @@ impl SoftwareBackend {
     ///
     /// # Errors
     /// `Unsupported` for a raw image or a format that the MMU has not; `Vcpu` when a thread cannot be made.
-    pub fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
+    pub(crate) fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
         if matches!(spec.guest, GuestSpec::RawImage(_)) {
             return Err(BackendError::Unsupported {
                 backend: BackendKind::Software,
@@ -205,14 +205,6 @@ impl Drop for SoftwareBackend {
 }
 
 impl Backend for SoftwareBackend {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Software
-    }
-
-    fn format(&self) -> Option<Format> {
-        Some(self.format)
-    }
-
     fn capabilities(&self) -> Vec<v1::Capability> {
         use v1::Capability::{DirtyLog, FaultStatistics, FlushStatistics, Invalidate, VcpuState};
         vec![

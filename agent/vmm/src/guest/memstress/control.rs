@@ -22,59 +22,59 @@ pub(super) mod pattern {
 }
 
 /// Offsets in a control page, bytes.
-pub mod offset {
+pub(crate) mod offset {
     /// Magic.
-    pub const MAGIC: u64 = 0x000;
+    pub(crate) const MAGIC: u64 = 0x000;
     /// Version.
-    pub const VERSION: u64 = 0x008;
+    pub(crate) const VERSION: u64 = 0x008;
     /// This vCPU.
-    pub const VCPU: u64 = 0x010;
+    pub(crate) const VCPU: u64 = 0x010;
     /// Number of vCPUs.
-    pub const VCPUS: u64 = 0x018;
+    pub(crate) const VCPUS: u64 = 0x018;
     /// Pattern.
-    pub const PATTERN: u64 = 0x020;
+    pub(crate) const PATTERN: u64 = 0x020;
     /// Visits that write, of 2^32.
-    pub const WRITE_SHARE: u64 = 0x028;
+    pub(crate) const WRITE_SHARE: u64 = 0x028;
     /// Visits to hot pages, of 2^32.
-    pub const HOT_SHARE: u64 = 0x030;
+    pub(crate) const HOT_SHARE: u64 = 0x030;
     /// Hot pages.
-    pub const HOT_PAGES: u64 = 0x038;
+    pub(crate) const HOT_PAGES: u64 = 0x038;
     /// First owned page.
-    pub const FIRST_PAGE: u64 = 0x040;
+    pub(crate) const FIRST_PAGE: u64 = 0x040;
     /// Owned pages.
-    pub const PAGES: u64 = 0x048;
+    pub(crate) const PAGES: u64 = 0x048;
     /// Working pages of the VM.
-    pub const WORKING_PAGES: u64 = 0x050;
+    pub(crate) const WORKING_PAGES: u64 = 0x050;
     /// Ceiling of the VM, bytes a second.
-    pub const RATE: u64 = 0x058;
+    pub(crate) const RATE: u64 = 0x058;
     /// Linear address of the expected-pass table.
-    pub const EXPECTED: u64 = 0x060;
+    pub(crate) const EXPECTED: u64 = 0x060;
     /// Linear address of the working pages.
-    pub const WORK: u64 = 0x068;
+    pub(crate) const WORK: u64 = 0x068;
     /// Where the hole is in linear addresses.
-    pub const LOW_LIMIT: u64 = 0x070;
+    pub(crate) const LOW_LIMIT: u64 = 0x070;
     /// What passes it.
-    pub const HOLE: u64 = 0x078;
+    pub(crate) const HOLE: u64 = 0x078;
     /// Visits in a batch.
-    pub const BATCH: u64 = 0x080;
+    pub(crate) const BATCH: u64 = 0x080;
     /// Idle from this many visits on.
-    pub const VISIT_LIMIT: u64 = 0x088;
+    pub(crate) const VISIT_LIMIT: u64 = 0x088;
     /// Next owned page.
-    pub const POSITION: u64 = 0x100;
+    pub(crate) const POSITION: u64 = 0x100;
     /// Random number generator.
-    pub const RANDOM: u64 = 0x108;
+    pub(crate) const RANDOM: u64 = 0x108;
     /// Visits so far.
-    pub const VISITS: u64 = 0x140;
+    pub(crate) const VISITS: u64 = 0x140;
     /// Pages written so far.
-    pub const PAGES_WRITTEN: u64 = 0x148;
+    pub(crate) const PAGES_WRITTEN: u64 = 0x148;
     /// Mismatches so far.
-    pub const ERRORS: u64 = 0x150;
+    pub(crate) const ERRORS: u64 = 0x150;
     /// Page of the first mismatch.
-    pub const FIRST_ERROR_PAGE: u64 = 0x158;
+    pub(crate) const FIRST_ERROR_PAGE: u64 = 0x158;
 }
 
 /// Guest-physical address of a vCPU's control page.
 #[must_use]
-pub fn control_page(vcpu: u32) -> u64 {
+pub(crate) fn control_page(vcpu: u32) -> u64 {
     Layout::CONTROL + u64::from(vcpu) * PAGE_SIZE
 }

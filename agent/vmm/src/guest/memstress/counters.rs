@@ -8,7 +8,7 @@ use crate::memory::SlotTable;
 /// What memstress counted, summed over `vcpus`; `None` when a control page is missing or not memstress'. May be called while
 /// vCPUs run: counters are then those of a moment within the last batch of each.
 #[must_use]
-pub fn counters(memory: &SlotTable, vcpus: u32) -> Option<v1::GuestCounters> {
+pub(crate) fn counters(memory: &SlotTable, vcpus: u32) -> Option<v1::GuestCounters> {
     let mut sum = v1::GuestCounters::default();
     let mut visits = 0u64;
     let mut first_error = NONE;

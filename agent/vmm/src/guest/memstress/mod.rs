@@ -51,13 +51,15 @@ mod pace;
 mod random;
 mod step;
 
-pub use self::{
-    control::{control_page, offset},
+pub(crate) use self::{
+    control::control_page,
     counters::counters,
     pace::{Pacer, Turn},
-    step::{BatchEnd, GuestAccess, NoMemory, run_batch},
+    step::{GuestAccess, run_batch},
 };
+#[cfg(test)]
+pub(crate) use self::{control::offset, step::NoMemory};
 pub(super) use install::install;
 
 /// Where machine code asks before each batch.
-pub const DOORBELL_PORT: u16 = 0xe4;
+pub(crate) const DOORBELL_PORT: u16 = 0xe4;

@@ -19,7 +19,7 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// What a vCPU may do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// Run a batch.
     Go,
     /// Wait that long, or until told to pause, then ask again.
@@ -30,7 +30,7 @@ pub enum Turn {
 
 /// Paces one vCPU.
 #[derive(Debug)]
-pub struct Pacer {
+pub(crate) struct Pacer {
     rate: u64,
     since: Instant,
     written: u64,
@@ -45,7 +45,7 @@ impl Default for Pacer {
 impl Pacer {
     /// For a vCPU about to run in this process.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             rate: NONE,
             since: Instant::now(),
@@ -57,7 +57,7 @@ impl Pacer {
     ///
     /// # Errors
     /// When the control page cannot be read.
-    pub fn turn<M: GuestAccess>(
+    pub(crate) fn turn<M: GuestAccess>(
         &mut self,
         memory: &mut M,
         vcpu: u32,

@@ -16,7 +16,7 @@ pub(super) const SECOND_STAMP: u64 = PAGE_SIZE - 16;
 
 /// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address outside memory is an error of
 /// the access, never a panic (a control page may come from another host).
-pub trait GuestAccess {
+pub(crate) trait GuestAccess {
     /// Why an access failed.
     type Error;
     /// Loads a little-endian word.
@@ -34,7 +34,7 @@ pub trait GuestAccess {
 /// There is no guest memory at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no guest memory at {gpa:#x}")]
-pub struct NoMemory {
+pub(crate) struct NoMemory {
     /// The address.
     pub gpa: u64,
 }
@@ -63,7 +63,7 @@ impl GuestAccess for &SlotTable {
 
 /// Counters of a vCPU after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchEnd {
+pub(crate) struct BatchEnd {
     /// Visits so far.
     pub visits: u64,
     /// Pages written so far.
@@ -76,7 +76,7 @@ pub struct BatchEnd {
 ///
 /// # Errors
 /// That of the first access that fails. The batch is then half done and the vCPU must not go on.
-pub fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<BatchEnd, M::Error> {
+pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<BatchEnd, M::Error> {
     let control = control_page(vcpu);
     let parameters = Parameters::read(memory, control)?;
     let mut position = memory.read_u64(control + offset::POSITION)?;

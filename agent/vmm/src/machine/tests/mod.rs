@@ -6,6 +6,7 @@ mod real;
 mod slots;
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
+use slat_record::journal::Entry;
 
 use super::*;
 use crate::fake::{self, FakeVm};

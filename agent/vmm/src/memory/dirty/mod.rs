@@ -49,13 +49,13 @@ use super::slots::SlotMemory;
 use crate::backend::{Backend, BackendError};
 
 /// Most cursors of the process, and most cursors of API callers.
-pub const MAX_CURSORS: usize = 16;
+pub(crate) const MAX_CURSORS: usize = 16;
 /// An API cursor that was not used for this long is removed.
-pub const API_CURSOR_IDLE: Duration = Duration::from_secs(600);
+pub(crate) const API_CURSOR_IDLE: Duration = Duration::from_secs(600);
 
 /// Pages delivered to one reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DirtyBatch {
+pub(crate) struct DirtyBatch {
     /// Number to acknowledge it with; grows by 1 at each harvest of the cursor.
     pub batch: u64,
     /// Every slot by number, and its bitmap: bit `i % 64` of word `i / 64` is page `i` of the slot.
@@ -66,7 +66,7 @@ pub struct DirtyBatch {
 
 /// What an API caller's harvest found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiHarvest {
+pub(crate) struct ApiHarvest {
     /// Number to acknowledge it with.
     pub batch: u64,
     /// Dirty guest frames as (first, length), ascending, adjacent ones joined.
@@ -109,17 +109,16 @@ struct Inner {
 
 /// The dirty log of one VM. See the module.
 #[derive(Debug, Default)]
-pub struct DirtyLog {
+pub(crate) struct DirtyLog {
     inner: Mutex<Inner>,
     enabled: AtomicBool,
     harvested: AtomicU64,
-    expired: AtomicU64,
 }
 
 impl DirtyLog {
     /// A log without a backend; every call of a reader is NO_SUCH_VM until `bind`.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
@@ -141,7 +140,7 @@ impl DirtyLog {
     ///
     /// # Errors
     /// LIMIT_REACHED, NO_SUCH_VM, or the backend's when logging cannot be turned on; nothing has changed then.
-    pub fn attach(&self, cursor: &CursorName) -> Result<bool, ApiError> {
+    pub(crate) fn attach(&self, cursor: &CursorName) -> Result<bool, ApiError> {
         let mut inner = self.lock();
         self.attach_reader(&mut inner, Reader::Process(cursor.clone()))
     }
@@ -150,7 +149,7 @@ impl DirtyLog {
     ///
     /// # Errors
     /// NO_SUCH_CURSOR, or the backend's; then nothing is lost: what was taken comes with the next harvest.
-    pub fn harvest(&self, cursor: &CursorName) -> Result<DirtyBatch, ApiError> {
+    pub(crate) fn harvest(&self, cursor: &CursorName) -> Result<DirtyBatch, ApiError> {
         let reader = Reader::Process(cursor.clone());
         let mut inner = self.lock();
         inner.cursor(&reader)?;
@@ -166,7 +165,7 @@ impl DirtyLog {
     ///
     /// # Errors
     /// NO_SUCH_CURSOR; BAD_PARAMETER when `batch` is not the last one.
-    pub fn acknowledge(&self, cursor: &CursorName, batch: u64) -> Result<(), ApiError> {
+    pub(crate) fn acknowledge(&self, cursor: &CursorName, batch: u64) -> Result<(), ApiError> {
         self.lock()
             .cursor(&Reader::Process(cursor.clone()))?
             .acknowledge(batch)
@@ -177,50 +176,27 @@ impl DirtyLog {
     /// # Errors
     /// NO_SUCH_CURSOR; the backend's when logging of a slot cannot be turned off. The reader is gone all the same, and
     /// [`DirtyLog::enabled`] says whether a slot still logs.
-    pub fn detach(&self, cursor: &CursorName) -> Result<(), ApiError> {
+    pub(crate) fn detach(&self, cursor: &CursorName) -> Result<(), ApiError> {
         let mut inner = self.lock();
         self.detach_reader(&mut inner, &Reader::Process(cursor.clone()))
     }
 
-    /// Pages that this process wrote itself: merged into every cursor. Pages outside the slot are a bug of the caller and
-    /// ignored with a log line.
-    pub fn mark(&self, slot: u32, page: u64, pages: u64) {
-        let mut inner = self.lock();
-        let Inner { slots, cursors, .. } = &mut *inner;
-        let fits = slots
-            .get(&slot)
-            .filter(|log| page.checked_add(pages).is_some_and(|end| end <= log.pages));
-        let Some(log) = fits else {
-            tracing::error!(slot, page, pages, "marked pages that are in no slot");
-            return;
-        };
-        for cursor in cursors.values_mut() {
-            cursor.mark(slot, log.pages, page, pages);
-        }
-    }
-
     /// Whether any slot has dirty logging on. Never waits.
     #[must_use]
-    pub fn enabled(&self) -> bool {
+    pub(crate) fn enabled(&self) -> bool {
         self.enabled.load(Ordering::Relaxed)
     }
 
     /// Whether this slot has dirty logging on.
     #[must_use]
-    pub fn slot_enabled(&self, slot: u32) -> bool {
+    pub(crate) fn slot_enabled(&self, slot: u32) -> bool {
         self.lock().slots.get(&slot).is_some_and(|log| log.logging)
     }
 
     /// Pages taken from the backend's log so far. Never waits.
     #[must_use]
-    pub fn pages_harvested(&self) -> u64 {
+    pub(crate) fn pages_harvested(&self) -> u64 {
         self.harvested.load(Ordering::Relaxed)
-    }
-
-    /// API cursors removed because nobody used them. Never waits.
-    #[must_use]
-    pub fn cursors_expired(&self) -> u64 {
-        self.expired.load(Ordering::Relaxed)
     }
 
     /// One call of an API reader: acknowledges `acknowledge` unless it is 0, makes the cursor when there is none, and
@@ -229,7 +205,7 @@ impl DirtyLog {
     /// # Errors
     /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged; BAD_PARAMETER when it is not the last batch;
     /// LIMIT_REACHED, NO_SUCH_VM, the backend's.
-    pub fn read_api(
+    pub(crate) fn read_api(
         &self,
         cursor: &CursorName,
         acknowledge: u64,
@@ -261,13 +237,13 @@ impl DirtyLog {
     ///
     /// # Errors
     /// As [`DirtyLog::detach`].
-    pub fn detach_api(&self, cursor: &CursorName) -> Result<(), ApiError> {
+    pub(crate) fn detach_api(&self, cursor: &CursorName) -> Result<(), ApiError> {
         let mut inner = self.lock();
         self.detach_reader(&mut inner, &Reader::Api(cursor.clone()))
     }
 
     /// Removes API cursors that were last used [`API_CURSOR_IDLE`] or longer before `now`; returns how many.
-    pub fn expire_idle(&self, now: Instant) -> usize {
+    pub(crate) fn expire_idle(&self, now: Instant) -> usize {
         let mut inner = self.lock();
         let idle: Vec<Reader> = inner
             .cursors
@@ -284,7 +260,6 @@ impl DirtyLog {
                 idle_seconds = API_CURSOR_IDLE.as_secs(),
                 "removing a dirty cursor that nobody uses"
             );
-            self.expired.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = self.detach_reader(&mut inner, reader) {
                 tracing::error!(%error, "dirty logging stays on in a slot");
             }

@@ -56,7 +56,7 @@ struct Halves {
 
 /// The service over one machine.
 #[derive(Clone, Debug)]
-pub struct TransferEndpoint {
+pub(crate) struct TransferEndpoint {
     machine: Arc<Machine>,
     vm: VmName,
     data_ip: IpAddr,
@@ -70,7 +70,7 @@ pub struct TransferEndpoint {
 impl TransferEndpoint {
     /// A door to `machine`, whose incoming pages are taken on `data_ip`.
     #[must_use]
-    pub fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
+    pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
         Self {
             machine,
             vm,
