@@ -1,5 +1,5 @@
 //! A VM whose process is dead and whose directory still has something to tell: a lost VM until it is deleted, migration
-//! halves until they are released.
+//! sides until they are released.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use slat_proto::{
 
 use super::{
     remains::{self, Remains},
-    side::HalfKey,
+    side::SideKey,
 };
 use slat_record::dir::VmDir;
 
@@ -28,11 +28,11 @@ pub(super) struct DeadVm {
     told: Mutex<Told>,
 }
 
-/// The halves' answers, fixed when the directory was read, so that each question gets the same.
+/// The sides' answers, fixed when the directory was read, so that each question gets the same.
 #[derive(Debug)]
 struct Told {
     remains: Result<Remains, ApiError>,
-    halves: BTreeMap<HalfKey, v1::Transfer>,
+    sides: BTreeMap<SideKey, v1::Transfer>,
 }
 
 impl DeadVm {
@@ -44,8 +44,8 @@ impl DeadVm {
         remains: Result<Remains, ApiError>,
         seen: Option<&v1::Vm>,
     ) -> Self {
-        let (lost, halves) = match &remains {
-            Ok(remains) => (remains.lost_vm(seen, host), remains.halves()),
+        let (lost, sides) = match &remains {
+            Ok(remains) => (remains.lost_vm(seen, host), remains.sides()),
             // It may have owned the VM: it is shown as lost, with the reason, until somebody looks and deletes it.
             Err(error) => {
                 let (uid, epoch) = seen.map_or((String::new(), 0), |vm| (vm.uid.clone(), vm.epoch));
@@ -56,15 +56,15 @@ impl DeadVm {
                 )
             }
         };
-        let halves = halves
+        let sides = sides
             .into_iter()
-            .filter_map(|half| Some((HalfKey::of(&half)?, half)))
+            .filter_map(|side| Some((SideKey::of(&side)?, side)))
             .collect();
         Self {
             name,
             dir,
             lost,
-            told: Mutex::new(Told { remains, halves }),
+            told: Mutex::new(Told { remains, sides }),
         }
     }
 
@@ -85,19 +85,19 @@ impl DeadVm {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Halves to report.
-    pub(super) fn halves(&self) -> Vec<v1::Transfer> {
-        self.told().halves.values().cloned().collect()
+    /// Sides to report.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        self.told().sides.values().cloned().collect()
     }
 
-    /// How a half stands; `None` when nothing here knows it.
+    /// How a side stands; `None` when nothing here knows it.
     ///
     /// # Errors
     /// JOURNAL when the directory cannot be read: then it may know it and cannot say.
-    pub(super) fn half(&self, key: &HalfKey) -> Result<Option<v1::Transfer>, ApiError> {
+    pub(super) fn side(&self, key: &SideKey) -> Result<Option<v1::Transfer>, ApiError> {
         let told = self.told();
-        if let Some(half) = told.halves.get(key) {
-            return Ok(Some(half.clone()));
+        if let Some(side) = told.sides.get(key) {
+            return Ok(Some(side.clone()));
         }
         match &told.remains {
             Ok(remains) => Ok(remains.verdict(key)),
@@ -105,10 +105,10 @@ impl DeadVm {
         }
     }
 
-    /// Forgets a released half.
-    pub(super) fn forget(&self, key: &HalfKey) {
+    /// Forgets a released side.
+    pub(super) fn forget(&self, key: &SideKey) {
         let mut told = self.told();
-        told.halves.remove(key);
+        told.sides.remove(key);
         if let Ok(remains) = &mut told.remains {
             remains.forget(key);
         }
@@ -121,6 +121,6 @@ impl DeadVm {
 
     /// Whether nothing is left to tell.
     pub(super) fn is_told(&self) -> bool {
-        self.lost.is_none() && self.told().halves.is_empty()
+        self.lost.is_none() && self.told().sides.is_empty()
     }
 }

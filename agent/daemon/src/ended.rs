@@ -1,6 +1,6 @@
-//! Halves that outlived their VM's directory: `<state>/transfers/`, one record each, until they are released.
+//! Sides that outlived their VM's directory: `<state>/transfers/`, one record each, until they are released.
 //!
-//! A directory goes when its VM is deleted or its name is taken again, while the server may not yet have stored how a half
+//! A directory goes when its VM is deleted or its name is taken again, while the server may not yet have stored how a side
 //! in it ended. The answer is written here, synced, before the directory is removed.
 //!
 //! # Locking
@@ -15,17 +15,17 @@ use std::{
 
 use slat_proto::v1;
 
-use super::side::HalfKey;
+use super::side::SideKey;
 use slat_record::dir::VmDir;
 
 /// The records.
 #[derive(Debug)]
-pub(super) struct EndedHalves {
+pub(super) struct EndedSides {
     dir: VmDir,
-    halves: Mutex<BTreeMap<HalfKey, v1::Transfer>>,
+    sides: Mutex<BTreeMap<SideKey, v1::Transfer>>,
 }
 
-impl EndedHalves {
+impl EndedSides {
     /// Opens the folder, making it when it is missing.
     ///
     /// # Errors
@@ -33,36 +33,36 @@ impl EndedHalves {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
         let dir = VmDir::new(path);
-        let halves = dir
+        let sides = dir
             .transfers()?
             .into_iter()
-            .filter_map(|half| Some((HalfKey::of(&half)?, half)))
+            .filter_map(|side| Some((SideKey::of(&side)?, side)))
             .collect();
         Ok(Self {
             dir,
-            halves: Mutex::new(halves),
+            sides: Mutex::new(sides),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<HalfKey, v1::Transfer>> {
-        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SideKey, v1::Transfer>> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps halves; returns when they are durable. Blocks on the disk.
+    /// Keeps sides; returns when they are durable. Blocks on the disk.
     ///
     /// # Errors
     /// When a record cannot be written.
-    pub(super) fn keep(&self, halves: &[v1::Transfer]) -> io::Result<()> {
-        for half in halves {
-            self.dir.save_transfer(half)?;
-            if let Some(key) = HalfKey::of(half) {
-                self.lock().insert(key, half.clone());
+    pub(super) fn keep(&self, sides: &[v1::Transfer]) -> io::Result<()> {
+        for side in sides {
+            self.dir.save_transfer(side)?;
+            if let Some(key) = SideKey::of(side) {
+                self.lock().insert(key, side.clone());
             }
         }
         Ok(())
     }
 
-    pub(super) fn get(&self, key: &HalfKey) -> Option<v1::Transfer> {
+    pub(super) fn get(&self, key: &SideKey) -> Option<v1::Transfer> {
         self.lock().get(key).cloned()
     }
 
@@ -70,11 +70,11 @@ impl EndedHalves {
         self.lock().values().cloned().collect()
     }
 
-    /// Forgets a half. No effect when there is none. Blocks on the disk.
+    /// Forgets a side. No effect when there is none. Blocks on the disk.
     ///
     /// # Errors
     /// When the record cannot be removed; it is then still told.
-    pub(super) fn forget(&self, key: &HalfKey) -> io::Result<()> {
+    pub(super) fn forget(&self, key: &SideKey) -> io::Result<()> {
         self.dir
             .remove_transfer(&key.migration, key.role.to_message())?;
         self.lock().remove(key);

@@ -11,8 +11,8 @@
 //! | `registry` | which names are held, and the memory they have reserved |
 //! | `living` | a VM with a process: channel and snapshot cache |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
-//! | `sighting` | source halves seen to have given their VM away |
-//! | `ended` | halves of migrations that outlived their VM's directory |
+//! | `sighting` | source sides seen to have given their VM away |
+//! | `ended` | sides of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
 //! | `report` | upcalls to the server |
 //! | `metrics` | `/metrics` |
@@ -22,8 +22,8 @@
 //! <state>/agent.lock            held with flock by the agent
 //! <state>/vms/<vm>/             one VM's directory (slat_record::dir), and in it
 //! <state>/vms/<vm>/seen.pb      the VM as the agent first saw it, for when its process is gone
-//! <state>/vms/<vm>/sighted/     source halves the agent saw RELINQUISHED or COMPLETED
-//! <state>/transfers/            halves nobody has released whose VM directory is gone
+//! <state>/vms/<vm>/sighted/     source sides the agent saw RELINQUISHED or COMPLETED
+//! <state>/transfers/            sides nobody has released whose VM directory is gone
 //! ```
 //!
 //! # Tasks and locks
@@ -76,7 +76,7 @@ mod vm_api;
 
 pub use error::HostError;
 
-use self::{ended::EndedHalves, host_api::HostCard, registry::Registry, supervisor::Supervisor};
+use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
 
 /// How long [`Agent::stop`] waits for work on directories.
 const FINISH: Duration = Duration::from_secs(20);
@@ -131,7 +131,7 @@ impl fmt::Debug for HostConfig {
 #[derive(Debug)]
 pub struct Agent {
     address: SocketAddr,
-    door: DoorHandle,
+    endpoint: DoorHandle,
     supervisor: Arc<Supervisor>,
     lock: StateLock,
     /// Ends the tasks of an agent that is dropped without a stop.
@@ -139,7 +139,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes the state directory, finds the VM processes there are, then opens the door and begins to report.
+    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and begins to report.
     ///
     /// # Errors
     /// See [`HostError`]. Nothing is left running; VM processes that were there go on.
@@ -192,7 +192,7 @@ impl Agent {
         };
         make_dir(&vms_dir).map_err(failed(&vms_dir))?;
         let transfers_dir = state_dir.join("transfers");
-        let ended = EndedHalves::open(&transfers_dir).map_err(failed(&transfers_dir))?;
+        let ended = EndedSides::open(&transfers_dir).map_err(failed(&transfers_dir))?;
         // Opens /dev/kvm: off the runtime's threads.
         let (backends, backend_message) = tokio::task::spawn_blocking(config.backends)
             .await
@@ -232,7 +232,7 @@ impl Agent {
             version: config.version,
             supervisor: Arc::clone(&supervisor),
         });
-        let door = Door::new()
+        let endpoint = Door::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
                 &supervisor,
@@ -253,7 +253,7 @@ impl Agent {
         tracing::info!(host = %supervisor.host, %address, "agent ready");
         Ok(Self {
             address,
-            door,
+            endpoint,
             supervisor,
             lock,
             _guard: guard,
@@ -266,10 +266,10 @@ impl Agent {
         self.address
     }
 
-    /// Ends every task and the door, and gives the state directory back. VM processes go on.
+    /// Ends every task and the endpoint, and gives the state directory back. VM processes go on.
     pub async fn stop(self) {
         self.supervisor.stop.cancel();
-        self.door.stop().await;
+        self.endpoint.stop().await;
         self.supervisor.tasks.close();
         if tokio::time::timeout(FINISH, self.supervisor.tasks.wait())
             .await
@@ -292,7 +292,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
                 memory_total,
                 memory_used,
                 vms: &supervisor.snapshots(),
-                transfers: &supervisor.halves(),
+                transfers: &supervisor.sides(),
             });
             let mut text = process.as_ref().map_or_else(String::new, |render| render());
             if !text.is_empty() && !text.ends_with('\n') {

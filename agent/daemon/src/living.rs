@@ -1,12 +1,12 @@
-//! A VM with a living process: one channel to its door, and the cache of what it last said.
+//! A VM with a living process: one channel to its endpoint, and the cache of what it last said.
 //!
 //! # The cache
-//! One [`follow_vm`] task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_half`] task per migration
-//! half keeps the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end with the
-//! process (`gone`) or with the agent; the half's also when the half is released.
+//! One [`follow_vm`] task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_side`] task per migration
+//! side keeps the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end with the
+//! process (`gone`) or with the agent; the side's also when the side is released.
 //!
 //! # Locking
-//! `seen` and `halves` are leaf mutexes: held for one read or write, nothing is called under them. `sighted` is held over the
+//! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them. `sighted` is held over the
 //! write or removal of a sighting's record, so that none is written after its release; only blocking threads write.
 
 use std::{
@@ -32,7 +32,7 @@ use tonic::{Code, Response, Status};
 use super::{
     process::Process,
     registry::Registry,
-    side::{HalfKey, is_terminal},
+    side::{SideKey, is_terminal},
     sighting,
 };
 use slat_record::dir::VmDir;
@@ -55,14 +55,14 @@ pub(super) struct LiveVm {
     process: Process,
     channel: TracedChannel,
     seen: Mutex<Option<v1::Vm>>,
-    halves: Mutex<BTreeMap<HalfKey, Option<v1::Transfer>>>,
-    /// Halves whose sighting is on disk, or was and is released.
-    sighted: Mutex<BTreeSet<HalfKey>>,
+    sides: Mutex<BTreeMap<SideKey, Option<v1::Transfer>>>,
+    /// Sides whose sighting is on disk, or was and is released.
+    sighted: Mutex<BTreeSet<SideKey>>,
     gone: CancellationToken,
 }
 
 impl LiveVm {
-    /// For a process that serves its door.
+    /// For a process that serves its endpoint.
     pub(super) fn new(name: VmName, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
         let channel = traced(connect(&Address::Unix(dir.socket()))?);
         Ok(Arc::new(Self {
@@ -71,7 +71,7 @@ impl LiveVm {
             process,
             channel,
             seen: Mutex::default(),
-            halves: Mutex::default(),
+            sides: Mutex::default(),
             sighted: Mutex::default(),
             gone: CancellationToken::new(),
         }))
@@ -165,8 +165,8 @@ impl LiveVm {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn half_map(&self) -> MutexGuard<'_, BTreeMap<HalfKey, Option<v1::Transfer>>> {
-        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn side_map(&self) -> MutexGuard<'_, BTreeMap<SideKey, Option<v1::Transfer>>> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The VM as it last said.
@@ -196,50 +196,50 @@ impl LiveVm {
         news
     }
 
-    /// Every half followed here that has said something.
-    pub(super) fn halves(&self) -> Vec<v1::Transfer> {
-        self.half_map().values().flatten().cloned().collect()
+    /// Every side followed here that has said something.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        self.side_map().values().flatten().cloned().collect()
     }
 
-    /// The half as it last said; the outer `None`: it is not known here.
-    pub(super) fn half(&self, key: &HalfKey) -> Option<Option<v1::Transfer>> {
-        self.half_map().get(key).cloned()
+    /// The side as it last said; the outer `None`: it is not known here.
+    pub(super) fn side(&self, key: &SideKey) -> Option<Option<v1::Transfer>> {
+        self.side_map().get(key).cloned()
     }
 
-    /// How a half ended that the process itself has forgotten over a later one: as it said then.
-    pub(super) fn kept(&self, key: &HalfKey) -> Option<v1::Transfer> {
-        self.half(key)
+    /// How a side ended that the process itself has forgotten over a later one: as it said then.
+    pub(super) fn kept(&self, key: &SideKey) -> Option<v1::Transfer> {
+        self.side(key)
             .flatten()
-            .filter(|half| is_terminal(half.phase()))
+            .filter(|side| is_terminal(side.phase()))
     }
 
-    /// Keeps what a half said; true when its phase is new. No effect on a half that is not followed any more.
-    fn see_half(&self, key: &HalfKey, half: v1::Transfer) -> bool {
-        match self.half_map().get_mut(key) {
+    /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed any more.
+    fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
+        match self.side_map().get_mut(key) {
             Some(seen) => {
-                let news = seen.as_ref().is_none_or(|old| old.phase != half.phase);
-                *seen = Some(half);
+                let news = seen.as_ref().is_none_or(|old| old.phase != side.phase);
+                *seen = Some(side);
                 news
             }
             None => false,
         }
     }
 
-    /// Makes it durable that a source half gave its VM away, when `half` says so. To be awaited before that is passed on: the
+    /// Makes it durable that a source side gave its VM away, when `side` says so. To be awaited before that is passed on: the
     /// journal of its process may lack it.
     ///
     /// # Errors
     /// STORE: the sighting must not be passed on.
-    pub(super) async fn witness(self: &Arc<Self>, half: &v1::Transfer) -> Result<(), ApiError> {
-        let Some(key) = HalfKey::of(half).filter(|key| sighting::gave_away(key, half.phase()))
+    pub(super) async fn witness(self: &Arc<Self>, side: &v1::Transfer) -> Result<(), ApiError> {
+        let Some(key) = SideKey::of(side).filter(|key| sighting::gave_away(key, side.phase()))
         else {
             return Ok(());
         };
-        let (me, half) = (Arc::clone(self), half.clone());
+        let (me, side) = (Arc::clone(self), side.clone());
         let saved = tokio::task::spawn_blocking(move || {
             let mut sighted = me.sighted.lock().unwrap_or_else(PoisonError::into_inner);
             if !sighted.contains(&key) {
-                sighting::save(&me.dir, &half)?;
+                sighting::save(&me.dir, &side)?;
                 sighted.insert(key);
             }
             Ok(())
@@ -247,7 +247,7 @@ impl LiveVm {
         .await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)));
         match saved {
-            // Its directory went: the half was released, or is told from what outlived it.
+            // Its directory went: the side was released, or is told from what outlived it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
             }
@@ -262,8 +262,8 @@ impl LiveVm {
         }
     }
 
-    /// Forgets a released half's sighting; none is kept of it again. Blocks on the disk.
-    pub(super) fn forget_sighting(&self, key: &HalfKey) {
+    /// Forgets a released side's sighting; none is kept of it again. Blocks on the disk.
+    pub(super) fn forget_sighting(&self, key: &SideKey) {
         let mut sighted = self.sighted.lock().unwrap_or_else(PoisonError::into_inner);
         sighted.insert(key.clone());
         if let Err(error) = sighting::forget(&self.dir, key) {
@@ -271,9 +271,9 @@ impl LiveVm {
         }
     }
 
-    /// Begins to know a half; true when it is new here. The caller then starts [`follow_half`].
-    pub(super) fn add_half(&self, key: &HalfKey, said: Option<v1::Transfer>) -> bool {
-        match self.half_map().entry(key.clone()) {
+    /// Begins to know a side; true when it is new here. The caller then starts [`follow_side`].
+    pub(super) fn add_side(&self, key: &SideKey, said: Option<v1::Transfer>) -> bool {
+        match self.side_map().entry(key.clone()) {
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(said);
                 true
@@ -288,9 +288,9 @@ impl LiveVm {
         }
     }
 
-    /// Forgets a released half.
-    pub(super) fn forget_half(&self, key: &HalfKey) {
-        self.half_map().remove(key);
+    /// Forgets a released side.
+    pub(super) fn forget_side(&self, key: &SideKey) {
+        self.side_map().remove(key);
     }
 }
 
@@ -316,15 +316,15 @@ pub(super) fn load_seen(dir: &VmDir) -> Option<v1::Vm> {
     v1::Vm::decode(bytes.as_slice()).ok()
 }
 
-/// Makes a source half known on disk before its process is asked to begin: a process and an agent that die together leave
-/// an answer then. The process itself writes its record when the half ends. True when this made it.
-pub(super) fn announce_half(vm: &LiveVm, key: &HalfKey, epoch: u64) -> std::io::Result<bool> {
+/// Makes a source side known on disk before its process is asked to begin: a process and an agent that die together leave
+/// an answer then. The process itself writes its record when the side ends. True when this made it.
+pub(super) fn announce_side(vm: &LiveVm, key: &SideKey, epoch: u64) -> std::io::Result<bool> {
     let known = vm
         .dir
         .transfers()?
         .iter()
-        .any(|half| HalfKey::of(half).as_ref() == Some(key));
-    if known || vm.half(key).is_some() {
+        .any(|side| SideKey::of(side).as_ref() == Some(key));
+    if known || vm.side(key).is_some() {
         return Ok(false);
     }
     vm.dir.save_transfer(&v1::Transfer {
@@ -338,8 +338,8 @@ pub(super) fn announce_half(vm: &LiveVm, key: &HalfKey, epoch: u64) -> std::io::
     Ok(true)
 }
 
-/// Removes a half's record; best effort, for one that its process does not know.
-pub(super) fn forget_record(vm: &LiveVm, key: &HalfKey) {
+/// Removes a side's record; best effort, for one that its process does not know.
+pub(super) fn forget_record(vm: &LiveVm, key: &SideKey) {
     if let Err(error) = vm
         .dir
         .remove_transfer(&key.migration, key.role.to_message())
@@ -386,8 +386,8 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
     }
 }
 
-/// Keeps a half's last state until it ended by itself (true), was released or its process is gone (false).
-pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: HalfKey) -> bool {
+/// Keeps a side's last state until it ended by itself (true), was released or its process is gone (false).
+pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
     let mut wait = RETRY_FIRST;
     loop {
         let request = v1::WatchTransferRequest {
@@ -404,7 +404,7 @@ pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: H
                     }
                     wait = RETRY_FIRST;
                     let ended = is_terminal(said.phase());
-                    if vm.see_half(&key, said) {
+                    if vm.see_side(&key, said) {
                         registry.note_change();
                     }
                     if ended {
@@ -414,16 +414,16 @@ pub(super) async fn follow_half(vm: Arc<LiveVm>, registry: Arc<Registry>, key: H
             }
             Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
                 // Released, or never begun: then a record that the agent made before is of no use.
-                vm.forget_half(&key);
+                vm.forget_side(&key);
                 forget_record(&vm, &key);
                 registry.note_change();
                 return false;
             }
             Err(status) => {
-                tracing::debug!(vm = %vm.name, migration = %key.migration, error = status.message(), "cannot watch a half");
+                tracing::debug!(vm = %vm.name, migration = %key.migration, error = status.message(), "cannot watch a side");
             }
         }
-        if vm.half(&key).is_none() || !again(&vm, &mut wait).await {
+        if vm.side(&key).is_none() || !again(&vm, &mut wait).await {
             return false;
         }
     }

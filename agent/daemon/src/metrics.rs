@@ -405,7 +405,7 @@ fn transfer_families(families: &mut Families, transfer: &v1::Transfer) {
         ("zero", progress.pages_zero.saturating_mul(PAGE_SIZE)),
     ] {
         let labels = [labels[0], labels[1], ("kind", kind)];
-        let help = "Of a running migration half: bytes on the wire, and guest memory sent with contents and as zero ranges.";
+        let help = "Of a running migration side: bytes on the wire, and guest memory sent with contents and as zero ranges.";
         families.counter("slat_migration_bytes_total", help, &labels, Some(bytes));
     }
     let iteration = Some(u64::from(progress.iteration));
@@ -557,14 +557,14 @@ mod tests {
     }
 
     #[test]
-    fn only_running_halves_are_shown() {
+    fn only_running_sides_are_shown() {
         let progress = v1::MigrationProgress {
             remaining_bytes: 5,
             pages_zero: 2,
             iteration: 3,
             ..Default::default()
         };
-        let half = |phase: v1::TransferPhase| v1::Transfer {
+        let side = |phase: v1::TransferPhase| v1::Transfer {
             vm: "vms/a".into(),
             migration: "migrations/m".into(),
             role: v1::TransferRole::Source.into(),
@@ -572,7 +572,7 @@ mod tests {
             progress: Some(progress.clone()),
             ..Default::default()
         };
-        let running = text(&[], &[half(v1::TransferPhase::Precopy)]);
+        let running = text(&[], &[side(v1::TransferPhase::Precopy)]);
         assert!(
             running.contains("slat_migration_remaining_bytes{vm=\"a\",direction=\"out\"} 5"),
             "{running}"
@@ -583,6 +583,6 @@ mod tests {
             )
         );
         assert!(!running.contains("expected_downtime"), "unset is absent");
-        assert!(!text(&[], &[half(v1::TransferPhase::Failed)]).contains("slat_migration"));
+        assert!(!text(&[], &[side(v1::TransferPhase::Failed)]).contains("slat_migration"));
     }
 }

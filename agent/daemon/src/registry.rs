@@ -27,7 +27,7 @@ use super::{dead::DeadVm, living::LiveVm};
 pub(super) enum Work {
     /// A new VM.
     Creating,
-    /// The destination half of a migration.
+    /// The destination side of a migration.
     Preparing(MigrationName),
     /// A process died, or its directory is being removed.
     Clearing,

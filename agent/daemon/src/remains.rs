@@ -1,12 +1,12 @@
-//! What the directory of a dead VM process tells: whether a VM was lost with it, and how its migration halves stand.
+//! What the directory of a dead VM process tells: whether a VM was lost with it, and how its migration sides stand.
 //!
-//! The journal decides, the records only add figures. Nothing here is a guess: a source half is RELINQUISHED exactly when
-//! the journal has that entry for that migration or the half was ever seen so ([`super::sighting`]: the entry may have failed
-//! while the process was fenced for ever), a destination half is COMPLETED exactly when the journal has its `Owned`.
-//! Memory died with the process, so every other half that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
+//! The journal decides, the records only add figures. Nothing here is a guess: a source side is RELINQUISHED exactly when
+//! the journal has that entry for that migration or the side was ever seen so ([`super::sighting`]: the entry may have failed
+//! while the process was fenced for ever), a destination side is COMPLETED exactly when the journal has its `Owned`.
+//! Memory died with the process, so every other side that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
 //! destination says nothing about the source: that one answers from its own journal.
 //!
-//! A journal that cannot be read answers nothing: every question about its halves is an error, so that nobody resumes or
+//! A journal that cannot be read answers nothing: every question about its sides is an error, so that nobody resumes or
 //! commits on the strength of a missing line.
 
 use std::{
@@ -21,7 +21,7 @@ use slat_proto::{
 };
 
 use super::{
-    side::{HalfKey, Role, is_terminal},
+    side::{Role, SideKey, is_terminal},
     sighting::{self, gave_away},
 };
 use slat_record::{
@@ -35,8 +35,8 @@ pub(super) struct Remains {
     vm: VmName,
     state: Option<JournalState>,
     history: Vec<Entry>,
-    records: BTreeMap<HalfKey, v1::Transfer>,
-    /// The end of its log, for the error of a half it did not end itself.
+    records: BTreeMap<SideKey, v1::Transfer>,
+    /// The end of its log, for the error of a side it did not end itself.
     log: String,
     /// The last warning or error in it.
     fault: Option<String>,
@@ -61,7 +61,7 @@ impl Remains {
         let records = dir.transfers().map_err(unreadable)?;
         let records = records
             .into_iter()
-            .filter_map(|record| Some((HalfKey::of(&record)?, record)));
+            .filter_map(|record| Some((SideKey::of(&record)?, record)));
         let mut remains = Self {
             vm: vm.clone(),
             state,
@@ -70,17 +70,17 @@ impl Remains {
             log: super::process::log_tail(dir),
             fault: super::process::last_fault(dir),
         };
-        for half in sighting::load(dir).map_err(unreadable)? {
-            if let Some(key) = HalfKey::of(&half) {
-                remains.add_seen(key, half);
+        for side in sighting::load(dir).map_err(unreadable)? {
+            if let Some(key) = SideKey::of(&side) {
+                remains.add_seen(key, side);
             }
         }
         Ok(remains)
     }
 
-    /// Adds what the agent saw of a half: better than a record from before its end, never better than one of its end. That
+    /// Adds what the agent saw of a side: better than a record from before its end, never better than one of its end. That
     /// it gave its VM away is better than anything but its completion.
-    pub(super) fn add_seen(&mut self, key: HalfKey, seen: v1::Transfer) {
+    pub(super) fn add_seen(&mut self, key: SideKey, seen: v1::Transfer) {
         match self.records.entry(key) {
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(seen);
@@ -100,14 +100,14 @@ impl Remains {
         }
     }
 
-    /// Forgets a half.
-    pub(super) fn forget(&mut self, key: &HalfKey) {
+    /// Forgets a side.
+    pub(super) fn forget(&mut self, key: &SideKey) {
         let gone = self
             .records
             .remove(key)
             .is_some_and(|record| gave_away(key, record.phase()));
         let of = |migration: &str| same(migration, &key.migration);
-        // The server has stored this half's outcome: what named it in the journal has nothing to tell any more.
+        // The server has stored this side's outcome: what named it in the journal has nothing to tell any more.
         if let Some(state) = &mut self.state {
             let told = match (&state.ownership, key.role) {
                 (Ownership::Relinquished { migration, .. }, Role::Source)
@@ -135,7 +135,7 @@ impl Remains {
         }
     }
 
-    /// How far the source half stands that gave the VM away, when one was seen to.
+    /// How far the source side stands that gave the VM away, when one was seen to.
     fn given(&self) -> Option<v1::TransferPhase> {
         self.records
             .iter()
@@ -145,7 +145,7 @@ impl Remains {
     }
 
     /// Whether the directory may go without being released: nothing of it can matter to an ownership question that is
-    /// still open, once its halves are kept elsewhere.
+    /// still open, once its sides are kept elsewhere.
     pub(super) fn replaceable(&self) -> bool {
         match self.state.as_ref().map(|state| &state.ownership) {
             None
@@ -157,24 +157,24 @@ impl Remains {
             ) => true,
             Some(Ownership::Relinquished { migration, .. }) => MigrationName::parse(migration)
                 .is_ok_and(|migration| {
-                    self.verdict(&HalfKey::source(migration))
-                        .is_some_and(|half| half.phase() == v1::TransferPhase::Completed)
+                    self.verdict(&SideKey::source(migration))
+                        .is_some_and(|side| side.phase() == v1::TransferPhase::Completed)
                 }),
             Some(Ownership::Owner { .. }) => self.given() == Some(v1::TransferPhase::Completed),
         }
     }
 
-    /// Halves that nobody released, as they stand.
-    pub(super) fn halves(&self) -> Vec<v1::Transfer> {
-        let mut keys: Vec<HalfKey> = self.records.keys().cloned().collect();
+    /// Sides that nobody released, as they stand.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        let mut keys: Vec<SideKey> = self.records.keys().cloned().collect();
         if let Some(state) = &self.state {
             let named = match &state.ownership {
                 Ownership::Relinquished { migration, .. } => {
-                    MigrationName::parse(migration).map(HalfKey::source).ok()
+                    MigrationName::parse(migration).map(SideKey::source).ok()
                 }
                 Ownership::Incoming { migration, .. } | Ownership::Prepared { migration, .. } => {
                     MigrationName::parse(migration)
-                        .map(HalfKey::destination)
+                        .map(SideKey::destination)
                         .ok()
                 }
                 // Aborted without a record: ended and released. Owner: the record says whether it is released.
@@ -187,8 +187,8 @@ impl Remains {
         keys.iter().filter_map(|key| self.verdict(key)).collect()
     }
 
-    /// How a half stands; `None` when neither journal nor record knows of it.
-    pub(super) fn verdict(&self, key: &HalfKey) -> Option<v1::Transfer> {
+    /// How a side stands; `None` when neither journal nor record knows of it.
+    pub(super) fn verdict(&self, key: &SideKey) -> Option<v1::Transfer> {
         let record = self.records.get(key);
         let base = || self.base(key, record);
         let of = |migration: &str| same(migration, &key.migration);
@@ -248,12 +248,12 @@ impl Remains {
                 } else {
                     "the destination's process died while it received"
                 };
-                let mut half = self.died(base(), key, false, what);
+                let mut side = self.died(base(), key, false, what);
                 if prepared
                     && !aborted
-                    && let Some(error) = &mut half.error
+                    && let Some(error) = &mut side.error
                 {
-                    error.advice = "ask the source half: RELINQUISHED there means the VM is lost, anything else that it \
+                    error.advice = "ask the source side: RELINQUISHED there means the VM is lost, anything else that it \
                                     goes on there"
                         .to_owned();
                     error
@@ -263,13 +263,13 @@ impl Remains {
                         .metadata
                         .insert("vm_location".to_owned(), "UNKNOWN".to_owned());
                 }
-                Some(half)
+                Some(side)
             }
         }
     }
 
     /// The record, or what the journal alone knows.
-    fn base(&self, key: &HalfKey, record: Option<&v1::Transfer>) -> v1::Transfer {
+    fn base(&self, key: &SideKey, record: Option<&v1::Transfer>) -> v1::Transfer {
         if let Some(record) = record {
             return record.clone();
         }
@@ -295,8 +295,8 @@ impl Remains {
         }
     }
 
-    fn died(&self, half: v1::Transfer, key: &HalfKey, vm_lost: bool, what: &str) -> v1::Transfer {
-        let phase = match half.phase() {
+    fn died(&self, side: v1::Transfer, key: &SideKey, vm_lost: bool, what: &str) -> v1::Transfer {
+        let phase = match side.phase() {
             v1::TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
             v1::TransferPhase::Switchover | v1::TransferPhase::Ready => {
                 v1::MigrationPhase::Switchover
@@ -322,10 +322,10 @@ impl Remains {
             error = error.with("advice", "migrate again");
         }
         let error = error.to_migration_error(phase, key.role.as_str());
-        let mut half = with_phase(half, v1::TransferPhase::Failed);
-        half.error = Some(error);
-        half.vm_lost = vm_lost;
-        half
+        let mut side = with_phase(side, v1::TransferPhase::Failed);
+        side.error = Some(error);
+        side.vm_lost = vm_lost;
+        side
     }
 
     /// The lost VM as it is shown until it is deleted; `seen` is what the agent last knew of it.
@@ -367,19 +367,19 @@ pub(super) fn lost(
 }
 
 /// Sets the phase, with the time it was found when it is new.
-fn with_phase(mut half: v1::Transfer, phase: v1::TransferPhase) -> v1::Transfer {
-    if half.phase() != phase {
-        half.set_phase(phase);
-        half.phase_times.push(v1::TransferPhaseTime {
+fn with_phase(mut side: v1::Transfer, phase: v1::TransferPhase) -> v1::Transfer {
+    if side.phase() != phase {
+        side.set_phase(phase);
+        side.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
             time: Some(now()),
         });
     }
     if phase != v1::TransferPhase::Failed {
-        half.error = None;
-        half.vm_lost = false;
+        side.error = None;
+        side.vm_lost = false;
     }
-    half
+    side
 }
 
 /// Whether a journal's `{migration}` is this one.

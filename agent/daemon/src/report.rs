@@ -135,7 +135,7 @@ impl Reporter {
             host: supervisor.host.to_string(),
             incarnation: self.card.incarnation.clone(),
             vms: supervisor.snapshots(),
-            transfers: supervisor.halves(),
+            transfers: supervisor.sides(),
             memory_used_bytes: supervisor.registry.memory().1,
         }
     }

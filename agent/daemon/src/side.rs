@@ -1,4 +1,4 @@
-//! The key of a migration half: which migration, which side.
+//! The key of a migration side: which migration, which side.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
@@ -37,14 +37,14 @@ impl Role {
     }
 }
 
-/// One half of one migration.
+/// One side of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct HalfKey {
+pub(super) struct SideKey {
     pub(super) migration: MigrationName,
     pub(super) role: Role,
 }
 
-impl HalfKey {
+impl SideKey {
     /// From a request's fields.
     pub(super) fn from_fields(migration: &str, role: i32) -> Result<Self, ApiError> {
         Ok(Self {
@@ -72,23 +72,23 @@ impl HalfKey {
         }
     }
 
-    /// Whether a journal's `{migration}` is this half's.
+    /// Whether a journal's `{migration}` is this side's.
     pub(super) fn is_of(&self, written: &str) -> bool {
         MigrationName::parse(written).is_ok_and(|written| written == self.migration)
     }
 
-    /// No such half at this door.
+    /// No such side at this endpoint.
     pub(super) fn unknown(&self) -> ApiError {
         ApiError::new(
             Reason::NoSuchMigration,
-            format!("no {} half of {} here", self.role.as_str(), self.migration),
+            format!("no {} side of {} here", self.role.as_str(), self.migration),
         )
         .with("migration", &self.migration)
         .with("side", self.role.as_str())
     }
 }
 
-/// Whether a half ended by itself; RELINQUISHED and READY wait for the other side.
+/// Whether a side ended by itself; RELINQUISHED and READY wait for the other side.
 pub(super) fn is_terminal(phase: v1::TransferPhase) -> bool {
     matches!(
         phase,

@@ -1,4 +1,4 @@
-//! Source halves that this agent has seen RELINQUISHED or COMPLETED: `<vm>/sighted/`, one record each.
+//! Source sides that this agent has seen RELINQUISHED or COMPLETED: `<vm>/sighted/`, one record each.
 //!
 //! A process that could not append RELINQUISHED is fenced all the same: it never runs the VM again and lets the destination
 //! have it. Its journal then says "owner" when it dies, so what the agent saw must outlive process and agent: the record is
@@ -10,11 +10,11 @@ use std::io;
 
 use slat_proto::v1;
 
-use super::side::{HalfKey, Role};
+use super::side::{Role, SideKey};
 use slat_record::dir::VmDir;
 
-/// Whether a half in this phase gave its VM away for good.
-pub(super) fn gave_away(key: &HalfKey, phase: v1::TransferPhase) -> bool {
+/// Whether a side in this phase gave its VM away for good.
+pub(super) fn gave_away(key: &SideKey, phase: v1::TransferPhase) -> bool {
     key.role == Role::Source
         && matches!(
             phase,
@@ -30,14 +30,14 @@ fn folder(dir: &VmDir) -> VmDir {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn save(dir: &VmDir, half: &v1::Transfer) -> io::Result<()> {
+pub(super) fn save(dir: &VmDir, side: &v1::Transfer) -> io::Result<()> {
     let folder = folder(dir);
     match std::fs::create_dir(folder.path()) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    folder.save_transfer(half)?;
+    folder.save_transfer(side)?;
     std::fs::File::open(dir.path())?.sync_all()
 }
 
@@ -56,6 +56,6 @@ pub(super) fn load(dir: &VmDir) -> io::Result<Vec<v1::Transfer>> {
 ///
 /// # Errors
 /// When it cannot be removed.
-pub(super) fn forget(dir: &VmDir, key: &HalfKey) -> io::Result<()> {
+pub(super) fn forget(dir: &VmDir, key: &SideKey) -> io::Result<()> {
     folder(dir).remove_transfer(&key.migration, key.role.to_message())
 }

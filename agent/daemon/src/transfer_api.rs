@@ -1,5 +1,5 @@
-//! TransferService at the agent: forwarded to the half's process while it lives, answered from what it left when it is
-//! dead. The agent decides nothing: a dead half's answer is its journal's ([`super::remains`]).
+//! TransferService at the agent: forwarded to the side's process while it lives, answered from what it left when it is
+//! dead. The agent decides nothing: a dead side's answer is its journal's ([`super::remains`]).
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     living::{HEAVY, LiveVm, QUICK},
-    side::{HalfKey, Role, is_terminal},
+    side::{Role, SideKey, is_terminal},
     supervisor::{Place, Supervisor, slot_bytes},
 };
 
@@ -22,18 +22,18 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Transfers(pub(super) Arc<Supervisor>);
 
-/// How a half stands where nobody can be asked any more.
+/// How a side stands where nobody can be asked any more.
 fn told(place: Place) -> Result<Arc<LiveVm>, Box<v1::Transfer>> {
     match place {
         Place::Live(live) => Ok(live),
-        Place::Dead(_, half) | Place::Ended(half) => Err(Box::new(half)),
+        Place::Dead(_, side) | Place::Ended(side) => Err(Box::new(side)),
     }
 }
 
 impl Transfers {
     async fn locate(
         &self,
-        key: &HalfKey,
+        key: &SideKey,
     ) -> Result<Result<Arc<LiveVm>, Box<v1::Transfer>>, ApiError> {
         self.0
             .locate(key)
@@ -42,12 +42,12 @@ impl Transfers {
             .ok_or_else(|| key.unknown())
     }
 
-    /// How a half stands, from its process or from what that left.
-    async fn half(&self, key: &HalfKey) -> Result<v1::Transfer, ApiError> {
+    /// How a side stands, from its process or from what that left.
+    async fn side(&self, key: &SideKey) -> Result<v1::Transfer, ApiError> {
         loop {
             let live = match self.locate(key).await? {
                 Ok(live) => live,
-                Err(half) => return Ok(*half),
+                Err(side) => return Ok(*side),
             };
             let request = v1::GetTransferRequest {
                 migration: key.migration.to_string(),
@@ -55,9 +55,9 @@ impl Transfers {
             };
             let mut client = live.transfers();
             match live.answer(QUICK, client.get_transfer(request)).await {
-                Ok(half) => {
-                    live.witness(&half).await?;
-                    return Ok(half);
+                Ok(side) => {
+                    live.witness(&side).await?;
+                    return Ok(side);
                 }
                 Err(error) if error.reason == Reason::NoSuchMigration => {
                     return live.kept(key).ok_or(error);
@@ -77,20 +77,20 @@ async fn went(live: &LiveVm) -> bool {
         .is_ok()
 }
 
-/// The half cannot be ended any more.
-fn past(key: &HalfKey, half: &v1::Transfer) -> ApiError {
-    let phase = half.phase().as_str_name();
-    let location = if half.phase() == v1::TransferPhase::Completed {
+/// The side cannot be ended any more.
+fn past(key: &SideKey, side: &v1::Transfer) -> ApiError {
+    let phase = side.phase().as_str_name();
+    let location = if side.phase() == v1::TransferPhase::Completed {
         "DESTINATION"
     } else {
         "UNKNOWN"
     };
     ApiError::new(
         Reason::PastPointOfNoReturn,
-        format!("{} has handed {} over: {phase}", key.migration, half.vm),
+        format!("{} has handed {} over: {phase}", key.migration, side.vm),
     )
     .with("migration", &key.migration)
-    .with("vm", &half.vm)
+    .with("vm", &side.vm)
     .with("phase", phase)
     .with("side", key.role.as_str())
     .with("vm_location", location)
@@ -139,7 +139,7 @@ impl TransferService for Transfers {
         request: Request<v1::StartOutgoingRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
-        let key = HalfKey::source(MigrationName::parse(&request.migration)?);
+        let key = SideKey::source(MigrationName::parse(&request.migration)?);
         let live = self.0.living(&VmName::parse(&request.vm)?).await?;
         let work = Arc::clone(&self.0).start_outgoing(live, key, request);
         Ok(Response::new(self.0.finish(work).await?))
@@ -150,8 +150,8 @@ impl TransferService for Transfers {
         request: Request<v1::GetTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
-        let key = HalfKey::from_fields(&request.migration, request.role)?;
-        Ok(Response::new(self.half(&key).await?))
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        Ok(Response::new(self.side(&key).await?))
     }
 
     type WatchTransferStream = ReceiverStream<Result<v1::Transfer, Status>>;
@@ -161,7 +161,7 @@ impl TransferService for Transfers {
         request: Request<v1::WatchTransferRequest>,
     ) -> Result<Response<Self::WatchTransferStream>, Status> {
         let request = request.into_inner();
-        let key = HalfKey::from_fields(&request.migration, request.role)?;
+        let key = SideKey::from_fields(&request.migration, request.role)?;
         let (sender, receiver) = mpsc::channel(4);
         match self.locate(&key).await? {
             Ok(live) => {
@@ -169,22 +169,22 @@ impl TransferService for Transfers {
                 let stream = match live.answer(QUICK, client.watch_transfer(request)).await {
                     Ok(stream) => stream,
                     Err(error) if error.reason == Reason::NoSuchMigration => {
-                        let half = live.kept(&key).ok_or(error)?;
+                        let side = live.kept(&key).ok_or(error)?;
                         self.0
                             .tasks
-                            .spawn(tell(Arc::clone(&self.0), key, half, sender));
+                            .spawn(tell(Arc::clone(&self.0), key, side, sender));
                         return Ok(Response::new(ReceiverStream::new(receiver)));
                     }
                     Err(error) => return Err(error.into()),
                 };
                 self.0
                     .tasks
-                    .spawn(relay_half(Arc::clone(&self.0), key, live, stream, sender));
+                    .spawn(relay_side(Arc::clone(&self.0), key, live, stream, sender));
             }
-            Err(half) => {
+            Err(side) => {
                 self.0
                     .tasks
-                    .spawn(tell(Arc::clone(&self.0), key, *half, sender));
+                    .spawn(tell(Arc::clone(&self.0), key, *side, sender));
             }
         }
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -195,31 +195,31 @@ impl TransferService for Transfers {
         request: Request<v1::CancelTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
-        let key = HalfKey::from_fields(&request.migration, request.role)?;
-        let half = match self.locate(&key).await? {
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        let side = match self.locate(&key).await? {
             Ok(live) => {
                 let mut client = live.transfers();
                 match live.answer(HEAVY, client.cancel_transfer(request)).await {
-                    Ok(half) => {
-                        live.witness(&half).await?;
-                        return Ok(Response::new(half));
+                    Ok(side) => {
+                        live.witness(&side).await?;
+                        return Ok(Response::new(side));
                     }
                     Err(error) if error.reason == Reason::NoSuchMigration => {
                         live.kept(&key).ok_or(error)?
                     }
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
-                        self.half(&key).await?
+                        self.side(&key).await?
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
-            Err(half) => *half,
+            Err(side) => *side,
         };
-        match half.phase() {
+        match side.phase() {
             v1::TransferPhase::Relinquished | v1::TransferPhase::Completed => {
-                Err(past(&key, &half).into())
+                Err(past(&key, &side).into())
             }
-            _ => Ok(Response::new(half)),
+            _ => Ok(Response::new(side)),
         }
     }
 
@@ -228,7 +228,7 @@ impl TransferService for Transfers {
         request: Request<v1::ResolveTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
-        let key = HalfKey {
+        let key = SideKey {
             migration: MigrationName::parse(&request.migration)?,
             role: Role::Destination,
         };
@@ -236,15 +236,15 @@ impl TransferService for Transfers {
             Ok(live) => {
                 let mut client = live.transfers();
                 match live.answer(HEAVY, client.resolve_transfer(request)).await {
-                    Ok(half) => Ok(Response::new(half)),
+                    Ok(side) => Ok(Response::new(side)),
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
-                        Ok(Response::new(self.half(&key).await?))
+                        Ok(Response::new(self.side(&key).await?))
                     }
                     Err(error) => Err(error.into()),
                 }
             }
             // Its memory is gone; no decision changes how it stands.
-            Err(half) => Ok(Response::new(*half)),
+            Err(side) => Ok(Response::new(*side)),
         }
     }
 
@@ -253,16 +253,16 @@ impl TransferService for Transfers {
         request: Request<v1::ReleaseTransferRequest>,
     ) -> Result<Response<v1::ReleaseTransferResponse>, Status> {
         let request = request.into_inner();
-        let key = HalfKey::from_fields(&request.migration, request.role)?;
+        let key = SideKey::from_fields(&request.migration, request.role)?;
         self.0.finish(Arc::clone(&self.0).release(key)).await?;
         Ok(Response::new(v1::ReleaseTransferResponse {}))
     }
 }
 
-/// Passes a half's stream on; when its process dies under it, goes on with what that left.
-async fn relay_half(
+/// Passes a side's stream on; when its process dies under it, goes on with what that left.
+async fn relay_side(
     supervisor: Arc<Supervisor>,
-    key: HalfKey,
+    key: SideKey,
     live: Arc<LiveVm>,
     mut stream: tonic::Streaming<v1::Transfer>,
     sender: mpsc::Sender<Result<v1::Transfer, Status>>,
@@ -293,9 +293,9 @@ async fn relay_half(
     };
     if failed.reason == Reason::VmUnreachable
         && went(&live).await
-        && let Ok(Some(Place::Dead(_, half) | Place::Ended(half))) = supervisor.locate(&key).await
+        && let Ok(Some(Place::Dead(_, side) | Place::Ended(side))) = supervisor.locate(&key).await
     {
-        tell(supervisor, key, half, sender).await;
+        tell(supervisor, key, side, sender).await;
         return;
     }
     tokio::select! {
@@ -304,23 +304,23 @@ async fn relay_half(
     }
 }
 
-/// Sends a dead half's state. A terminal one ends the stream; another waits for nothing but its release.
+/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its release.
 async fn tell(
     supervisor: Arc<Supervisor>,
-    key: HalfKey,
-    half: v1::Transfer,
+    key: SideKey,
+    side: v1::Transfer,
     sender: mpsc::Sender<Result<v1::Transfer, Status>>,
 ) {
-    let terminal = is_terminal(half.phase());
+    let terminal = is_terminal(side.phase());
     let mut changes = supervisor.registry.changes();
     tokio::select! {
         () = supervisor.stop.cancelled() => return,
-        sent = sender.send(Ok(half)) => if sent.is_err() || terminal { return },
+        sent = sender.send(Ok(side)) => if sent.is_err() || terminal { return },
     }
     while supervisor
-        .halves()
+        .sides()
         .iter()
-        .any(|half| HalfKey::of(half).as_ref() == Some(&key))
+        .any(|side| SideKey::of(side).as_ref() == Some(&key))
     {
         tokio::select! {
             () = supervisor.stop.cancelled() => return,

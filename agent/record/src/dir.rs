@@ -3,9 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `lock` | held with flock by the VM process while it lives; holds its pid as text |
-//! | `vm.sock` | its door: VmService, MemoryService, TransferService |
+//! | `vm.sock` | its endpoint: VmService, MemoryService, TransferService |
 //! | `journal` | who may run the VM ([`crate::journal`]) |
-//! | `transfer-<migration>-<source or destination>.pb` | a half's last state, a `slat.v1.Transfer`, for when the process is gone |
+//! | `transfer-<migration>-<source or destination>.pb` | a side's last state, a `slat.v1.Transfer`, for when the process is gone |
 //! | `console` | what a raw image printed |
 //! | `log` | the process's standard error |
 //!
@@ -38,7 +38,7 @@ impl VmDir {
         &self.0
     }
 
-    /// Of the VM process's door.
+    /// Of the VM process's endpoint.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.0.join("vm.sock")
@@ -118,7 +118,7 @@ impl VmDir {
         }
     }
 
-    /// Stores a half's state so that it survives the process: written aside, synced, renamed, directory synced.
+    /// Stores a side's state so that it survives the process: written aside, synced, renamed, directory synced.
     ///
     /// # Errors
     /// When a step fails; the old record is then still there.
@@ -133,7 +133,7 @@ impl VmDir {
         File::open(&self.0)?.sync_all()
     }
 
-    /// All stored halves.
+    /// All stored sides.
     ///
     /// # Errors
     /// When the directory or a record cannot be read.
@@ -153,7 +153,7 @@ impl VmDir {
         Ok(found)
     }
 
-    /// Forgets a half. No effect when there is none.
+    /// Forgets a side. No effect when there is none.
     ///
     /// # Errors
     /// When the record cannot be removed.

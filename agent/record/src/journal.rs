@@ -67,7 +67,7 @@ pub enum Entry {
         /// Its epoch.
         epoch: u64,
     },
-    /// The incoming half was given up; nothing is owned.
+    /// The incoming side was given up; nothing is owned.
     Aborted {
         /// `{migration}`.
         migration: String,
@@ -105,7 +105,7 @@ pub enum Ownership {
         /// The epoch given up.
         epoch: u64,
     },
-    /// Incoming half given up.
+    /// Incoming side given up.
     Aborted {
         /// `{migration}`.
         migration: String,

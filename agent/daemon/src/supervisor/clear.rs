@@ -1,4 +1,4 @@
-//! VMs deleted, halves released, directories removed.
+//! VMs deleted, sides released, directories removed.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::{
     living::{HEAVY, forget_record},
     process::{self, DirLock, Found},
     registry::{Held, Work},
-    side::{HalfKey, Role},
+    side::{Role, SideKey},
     sighting,
 };
 
 impl Supervisor {
-    /// Clears a dead directory that only holds ended halves, so that its name is free.
+    /// Clears a dead directory that only holds ended sides, so that its name is free.
     ///
     /// # Errors
     /// As [`Supervisor::clear`].
@@ -28,7 +28,7 @@ impl Supervisor {
         }
     }
 
-    /// Removes a dead process's directory; its unreleased halves are kept elsewhere first.
+    /// Removes a dead process's directory; its unreleased sides are kept elsewhere first.
     ///
     /// # Errors
     /// STORE when they cannot be: then all stays as it was.
@@ -45,8 +45,8 @@ impl Supervisor {
             )
             .with("vm", dead.name())
         };
-        let (ended, halves) = (Arc::clone(&self.ended), dead.halves());
-        let kept = tokio::task::spawn_blocking(move || ended.keep(&halves)).await;
+        let (ended, sides) = (Arc::clone(&self.ended), dead.sides());
+        let kept = tokio::task::spawn_blocking(move || ended.keep(&sides)).await;
         let lock = match kept {
             Ok(Ok(())) => process::find(dead.dir()).await,
             Ok(Err(error)) => Err(error),
@@ -120,8 +120,8 @@ impl Supervisor {
         }
     }
 
-    /// Releases a half wherever it is told. Returns when a process and a directory that existed only for it are gone.
-    pub(crate) async fn release(self: Arc<Self>, key: HalfKey) -> Result<(), ApiError> {
+    /// Releases a side wherever it is told. Returns when a process and a directory that existed only for it are gone.
+    pub(crate) async fn release(self: Arc<Self>, key: SideKey) -> Result<(), ApiError> {
         match self.locate(&key).await? {
             Some(Place::Live(live)) => {
                 let mut transfers = live.transfers();
@@ -145,9 +145,9 @@ impl Supervisor {
                             .is_ok() => {}
                     Err(error) => return Err(error),
                 }
-                live.forget_half(&key);
+                live.forget_side(&key);
                 live.forget_sighting(&key);
-                // The process removes its own; one that it forgot over a later half, or never wrote, is ours to remove.
+                // The process removes its own; one that it forgot over a later side, or never wrote, is ours to remove.
                 forget_record(&live, &key);
                 self.registry.note_change();
                 // A source that gave its VM away, and a destination that gave up, were there only for this migration.
@@ -178,7 +178,7 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn release_dead(&self, dead: &Arc<DeadVm>, key: &HalfKey) -> Result<(), ApiError> {
+    async fn release_dead(&self, dead: &Arc<DeadVm>, key: &SideKey) -> Result<(), ApiError> {
         dead.dir()
             .remove_transfer(&key.migration, key.role.to_message())
             .and_then(|()| sighting::forget(dead.dir(), key))

@@ -20,7 +20,7 @@ use crate::{
     process::{self, DirLock, Found, Process},
     registry::Claim,
     remains::Remains,
-    side::{HalfKey, is_terminal},
+    side::{SideKey, is_terminal},
 };
 
 impl Supervisor {
@@ -126,10 +126,10 @@ impl Supervisor {
         if let Some(seen) = seen {
             live.see(seen);
         }
-        let halves = found_halves(dir, journal.ok().flatten().as_ref());
+        let sides = found_sides(dir, journal.ok().flatten().as_ref());
         self.go_live(claim, &live, memory);
-        for (key, ended) in halves {
-            self.know_half(&live, key, ended);
+        for (key, ended) in sides {
+            self.know_side(&live, key, ended);
         }
         tracing::info!(%vm, pid, "VM process found again");
         None
@@ -200,9 +200,9 @@ impl Supervisor {
             let mut remains = Remains::read(&name, &dir);
             let seen = before.as_ref().and_then(|vm| vm.snapshot()).or_else(|| load_seen(&dir));
             if let (Ok(remains), Some(before)) = (&mut remains, &before) {
-                for half in before.halves() {
-                    if let Some(key) = HalfKey::of(&half) {
-                        remains.add_seen(key, half);
+                for side in before.sides() {
+                    if let Some(key) = SideKey::of(&side) {
+                        remains.add_seen(key, side);
                     }
                 }
             }
@@ -212,9 +212,9 @@ impl Supervisor {
                 return None;
             }
             // From here on the answers are on disk, whatever the process had managed to write.
-            for half in dead.halves() {
-                if let Err(error) = dead.dir().save_transfer(&half) {
-                    tracing::error!(vm = half.vm, migration = half.migration, %error, "cannot keep how a half ended");
+            for side in dead.sides() {
+                if let Err(error) = dead.dir().save_transfer(&side) {
+                    tracing::error!(vm = side.vm, migration = side.migration, %error, "cannot keep how a side ended");
                 }
             }
             Some(dead)
@@ -225,7 +225,7 @@ impl Supervisor {
                 match dead.lost() {
                     Some(lost) => tracing::error!(%vm, reason = lost.state_message, "VM lost"),
                     None => {
-                        tracing::info!(%vm, "a VM process ended; its migration half waits for its release")
+                        tracing::info!(%vm, "a VM process ended; its migration side waits for its release")
                     }
                 }
                 claim.fill_dead(Arc::new(dead));
@@ -242,32 +242,32 @@ impl Supervisor {
     }
 }
 
-/// Halves that a found VM's directory names, with how they ended where a record says so.
-fn found_halves(
+/// Sides that a found VM's directory names, with how they ended where a record says so.
+fn found_sides(
     dir: &VmDir,
     journal: Option<&JournalState>,
-) -> Vec<(HalfKey, Option<v1::Transfer>)> {
+) -> Vec<(SideKey, Option<v1::Transfer>)> {
     let records = dir.transfers().unwrap_or_else(|error| {
         tracing::warn!(dir = %dir.path().display(), %error, "transfer records cannot be read");
         Vec::new()
     });
     let named = journal.and_then(|state| match &state.ownership {
         Ownership::Relinquished { migration, .. } => {
-            MigrationName::parse(migration).map(HalfKey::source).ok()
+            MigrationName::parse(migration).map(SideKey::source).ok()
         }
         Ownership::Incoming { migration, .. }
         | Ownership::Prepared { migration, .. }
         | Ownership::Aborted { migration } => MigrationName::parse(migration)
-            .map(HalfKey::destination)
+            .map(SideKey::destination)
             .ok(),
         Ownership::Owner { .. } => {
             let arrived = state.arrived_by.as_deref()?;
-            MigrationName::parse(arrived).map(HalfKey::destination).ok()
+            MigrationName::parse(arrived).map(SideKey::destination).ok()
         }
         Ownership::Ended => None,
     });
     let recorded = records.into_iter().filter_map(|record| {
-        let key = HalfKey::of(&record)?;
+        let key = SideKey::of(&record)?;
         Some((key, is_terminal(record.phase()).then_some(record)))
     });
     recorded.chain(named.map(|key| (key, None))).collect()

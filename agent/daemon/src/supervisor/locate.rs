@@ -1,4 +1,4 @@
-//! Which door tells a migration half.
+//! Which endpoint tells a migration side.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use crate::{
     dead::DeadVm,
     living::LiveVm,
     registry::{Held, Work},
-    side::{HalfKey, Role},
+    side::{Role, SideKey},
 };
 
-/// Where a half is told.
+/// Where a side is told.
 #[derive(Debug)]
 pub(crate) enum Place {
     /// By its living process.
@@ -24,24 +24,24 @@ pub(crate) enum Place {
 }
 
 impl Supervisor {
-    /// Where a half is told.
+    /// Where a side is told.
     ///
     /// # Errors
-    /// VM_UNREACHABLE or JOURNAL when nobody knows it and somebody could not be asked: "no such half" would be a guess.
-    pub(crate) async fn locate(self: &Arc<Self>, key: &HalfKey) -> Result<Option<Place>, ApiError> {
+    /// VM_UNREACHABLE or JOURNAL when nobody knows it and somebody could not be asked: "no such side" would be a guess.
+    pub(crate) async fn locate(self: &Arc<Self>, key: &SideKey) -> Result<Option<Place>, ApiError> {
         let mut silent = None;
-        // Twice: once as things are, once more after names in work on this half have settled.
+        // Twice: once as things are, once more after names in work on this side have settled.
         for _ in 0..2 {
             silent = None;
             let mut in_work = Vec::new();
             for (_, held) in self.registry.all() {
                 match held {
-                    Held::Live(live) if live.half(key).is_some() => {
+                    Held::Live(live) if live.side(key).is_some() => {
                         return Ok(Some(Place::Live(live)));
                     }
                     Held::Live(_) => {}
-                    Held::Dead(dead) => match dead.half(key) {
-                        Ok(Some(half)) => return Ok(Some(Place::Dead(dead, half))),
+                    Held::Dead(dead) => match dead.side(key) {
+                        Ok(Some(side)) => return Ok(Some(Place::Dead(dead, side))),
                         Ok(None) => {}
                         Err(error) => silent = Some(error),
                     },
@@ -58,8 +58,8 @@ impl Supervisor {
                     Held::Busy { .. } => {}
                 }
             }
-            if let Some(half) = self.ended.get(key) {
-                return Ok(Some(Place::Ended(half)));
+            if let Some(side) = self.ended.get(key) {
+                return Ok(Some(Place::Ended(side)));
             }
             if in_work.is_empty() {
                 break;
@@ -76,7 +76,7 @@ impl Supervisor {
                 }
             }
         }
-        // A half this agent was not told of: it restarted while the process began it, or did not answer then.
+        // A side this agent was not told of: it restarted while the process began it, or did not answer then.
         let mut asked = tokio::task::JoinSet::new();
         for (_, held) in self.registry.all() {
             if let Held::Live(live) = held {
@@ -93,9 +93,9 @@ impl Supervisor {
         }
         while let Some(Ok((live, answer))) = asked.join_next().await {
             match answer {
-                Ok(half) => {
-                    live.witness(&half).await?;
-                    self.know_half(&live, key.clone(), Some(half));
+                Ok(side) => {
+                    live.witness(&side).await?;
+                    self.know_side(&live, key.clone(), Some(side));
                     return Ok(Some(Place::Live(live)));
                 }
                 Err(error) if error.reason == Reason::VmUnreachable => silent = Some(error),

@@ -11,16 +11,16 @@ use slat_proto::{
 use super::{
     ADOPT, Supervisor,
     clear::remove,
-    refuse::{exists, half_ended, refused},
+    refuse::{exists, refused, side_ended},
     task_failed,
 };
 use slat_record::{dir::VmDir, journal::Journal};
 
 use crate::{
-    living::{HEAVY, LiveVm, announce_half, forget_record, save_seen},
+    living::{HEAVY, LiveVm, announce_side, forget_record, save_seen},
     process::{self, Found, Launch},
     registry::{Held, Refusal, Work},
-    side::HalfKey,
+    side::SideKey,
 };
 
 /// Longest path of a Unix socket (sun_path without its final 0).
@@ -114,7 +114,7 @@ impl Supervisor {
         }
     }
 
-    /// Prepares the destination half of `migration`. The answer to a repeated request is the process's own.
+    /// Prepares the destination side of `migration`. The answer to a repeated request is the process's own.
     pub(crate) async fn prepare(
         self: Arc<Self>,
         vm: VmName,
@@ -123,7 +123,7 @@ impl Supervisor {
         backend: Option<BackendKind>,
         request: v1::PrepareIncomingRequest,
     ) -> Result<v1::PrepareIncomingResponse, ApiError> {
-        let key = HalfKey::destination(migration);
+        let key = SideKey::destination(migration);
         loop {
             match self.settled(&vm).await {
                 Some(Held::Busy {
@@ -134,15 +134,15 @@ impl Supervisor {
                     done.cancelled().await;
                     continue;
                 }
-                Some(Held::Live(live)) if live.half(&key).is_some() => {
+                Some(Held::Live(live)) if live.side(&key).is_some() => {
                     let mut transfers = live.transfers();
                     return live
                         .answer(HEAVY, transfers.prepare_incoming(request))
                         .await;
                 }
                 Some(Held::Dead(dead)) => {
-                    if let Some(half) = dead.half(&key)? {
-                        return Err(half_ended(&key, &half));
+                    if let Some(side) = dead.side(&key)? {
+                        return Err(side_ended(&key, &side));
                     }
                     if !dead.replaceable() {
                         return Err(exists(&vm, &Held::Dead(dead)));
@@ -152,8 +152,8 @@ impl Supervisor {
                 Some(held) => return Err(exists(&vm, &held)),
                 None => {}
             }
-            if let Some(half) = self.ended.get(&key) {
-                return Err(half_ended(&key, &half));
+            if let Some(side) = self.ended.get(&key) {
+                return Err(side_ended(&key, &side));
             }
             self.check_path(&vm)?;
             self.check_backend(backend)?;
@@ -182,7 +182,7 @@ impl Supervisor {
                     save_seen(live.dir(), &shown);
                     live.see(shown);
                     self.go_live(claim, &live, memory);
-                    self.know_half(&live, key, prepared.transfer.clone());
+                    self.know_side(&live, key, prepared.transfer.clone());
                     tracing::info!(%vm, pid = live.process().pid(), "ready to receive a VM");
                     Ok(prepared)
                 }
@@ -195,15 +195,15 @@ impl Supervisor {
         }
     }
 
-    /// Begins the source half of a migration: on disk first, then at the process.
+    /// Begins the source side of a migration: on disk first, then at the process.
     pub(crate) async fn start_outgoing(
         self: Arc<Self>,
         live: Arc<LiveVm>,
-        key: HalfKey,
+        key: SideKey,
         request: v1::StartOutgoingRequest,
     ) -> Result<v1::Transfer, ApiError> {
         let (announced, named, epoch) = (Arc::clone(&live), key.clone(), request.epoch);
-        let ours = tokio::task::spawn_blocking(move || announce_half(&announced, &named, epoch))
+        let ours = tokio::task::spawn_blocking(move || announce_side(&announced, &named, epoch))
             .await
             .map_err(|error| task_failed(&error))?
             .map_err(|error| {
@@ -215,10 +215,10 @@ impl Supervisor {
             })?;
         let mut transfers = live.transfers();
         match live.answer(HEAVY, transfers.start_outgoing(request)).await {
-            Ok(half) => {
-                live.witness(&half).await?;
-                self.know_half(&live, key, Some(half.clone()));
-                Ok(half)
+            Ok(side) => {
+                live.witness(&side).await?;
+                self.know_side(&live, key, Some(side.clone()));
+                Ok(side)
             }
             Err(error) => {
                 // A refusal began nothing. Silence may have: then the process says so, or what it leaves.
@@ -231,7 +231,7 @@ impl Supervisor {
     }
 
     /// An incoming VM as it shows itself, or as it was announced when it does not.
-    async fn incoming(&self, live: &LiveVm, announced: v1::Vm, key: &HalfKey) -> v1::Vm {
+    async fn incoming(&self, live: &LiveVm, announced: v1::Vm, key: &SideKey) -> v1::Vm {
         let mut vms = live.vms();
         let request = v1::GetVmRequest {
             name: live.name().to_string(),

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! * Work on a name happens under its [`Claim`]; a claim that is dropped frees name and memory.
-//! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every half that nobody released
-//!   is kept in [`EndedHalves`].
+//! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every side that nobody released
+//!   is kept in [`EndedSides`].
 //! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says Aborted, Ended or (after
 //!   the server released it) Relinquished. The one exception, without a look at the journal: a process just made whose
 //!   create or prepare failed or was not answered in time, and its directory (`make::undo`). Its claim is still held and
@@ -23,10 +23,10 @@ use slat_proto::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ended::EndedHalves,
-    living::{LiveVm, follow_half},
+    ended::EndedSides,
+    living::{LiveVm, follow_side},
     registry::{Held, Registry, Work},
-    side::{HalfKey, Role, is_terminal},
+    side::{Role, SideKey, is_terminal},
 };
 use slat_record::{
     dir::VmDir,
@@ -57,7 +57,7 @@ pub(super) struct Supervisor {
     pub(super) program: Vec<OsString>,
     pub(super) data_ip: IpAddr,
     pub(super) registry: Arc<Registry>,
-    pub(super) ended: Arc<EndedHalves>,
+    pub(super) ended: Arc<EndedSides>,
     /// That work here, best first.
     pub(super) backends: Vec<BackendKind>,
     /// Why one is missing.
@@ -101,32 +101,32 @@ impl Supervisor {
         });
     }
 
-    /// Learns of a half from what the VM says of itself, when nothing else told of it.
+    /// Learns of a side from what the VM says of itself, when nothing else told of it.
     fn discover(self: &Arc<Self>, live: &Arc<LiveVm>, said: &v1::Vm) {
         let Ok(migration) = MigrationName::parse(&said.migration) else {
             return;
         };
         let key = match said.state() {
-            v1::vm::State::Incoming => HalfKey::destination(migration),
-            _ => HalfKey::source(migration.clone()),
+            v1::vm::State::Incoming => SideKey::destination(migration),
+            _ => SideKey::source(migration.clone()),
         };
         // A VM that has just arrived may still name the migration it came by.
-        let arrived = HalfKey::destination(key.migration.clone());
-        if live.half(&arrived).is_none() {
-            self.know_half(live, key, None);
+        let arrived = SideKey::destination(key.migration.clone());
+        if live.side(&arrived).is_none() {
+            self.know_side(live, key, None);
         }
     }
 
-    /// Begins to follow a half, once.
-    pub(super) fn know_half(
+    /// Begins to follow a side, once.
+    pub(super) fn know_side(
         self: &Arc<Self>,
         live: &Arc<LiveVm>,
-        key: HalfKey,
+        key: SideKey,
         said: Option<v1::Transfer>,
     ) {
         let told = said.is_some();
-        let over = said.as_ref().is_some_and(|half| is_terminal(half.phase()));
-        if !live.add_half(&key, said) {
+        let over = said.as_ref().is_some_and(|side| is_terminal(side.phase()));
+        if !live.add_side(&key, said) {
             return;
         }
         if told {
@@ -134,9 +134,9 @@ impl Supervisor {
         }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {
-            // Nothing more comes of an ended half, and its process may have forgotten it over a later one.
+            // Nothing more comes of an ended side, and its process may have forgotten it over a later one.
             let ended =
-                over || follow_half(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
+                over || follow_side(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
             // A destination that gave up has nothing to wait for: its memory must not stay taken until a release.
             if ended && key.role == Role::Destination {
                 me.see_off(&live, |ownership| match ownership {
@@ -223,17 +223,17 @@ impl Supervisor {
         }
     }
 
-    /// Every half nobody released, from caches, directories and records; calls nobody.
-    pub(super) fn halves(&self) -> Vec<v1::Transfer> {
-        let mut halves = self.ended.all();
+    /// Every side nobody released, from caches, directories and records; calls nobody.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        let mut sides = self.ended.all();
         for (_, held) in self.registry.all() {
             match held {
-                Held::Live(live) => halves.extend(live.halves()),
-                Held::Dead(dead) => halves.extend(dead.halves()),
+                Held::Live(live) => sides.extend(live.sides()),
+                Held::Dead(dead) => sides.extend(dead.sides()),
                 Held::Busy { .. } => {}
             }
         }
-        halves
+        sides
     }
 
     /// Every VM as last seen, by name; calls nobody.

@@ -8,7 +8,7 @@ use slat_proto::{
 
 use crate::{
     registry::{Held, Refusal, Work},
-    side::HalfKey,
+    side::SideKey,
 };
 
 /// Bytes of a slot table.
@@ -68,9 +68,9 @@ pub(crate) fn no_memory(vm: &VmName, reason: Reason, needed: u64, free: u64) -> 
     )
 }
 
-/// A half that has ended cannot be prepared again.
-pub(super) fn half_ended(key: &HalfKey, half: &v1::Transfer) -> ApiError {
-    let cause = half
+/// A side that has ended cannot be prepared again.
+pub(super) fn side_ended(key: &SideKey, side: &v1::Transfer) -> ApiError {
+    let cause = side
         .error
         .as_ref()
         .map(|error| error.message.clone())
@@ -78,15 +78,15 @@ pub(super) fn half_ended(key: &HalfKey, half: &v1::Transfer) -> ApiError {
     ApiError::new(
         Reason::MigrationExists,
         format!(
-            "the {} half of {} has ended ({}) {cause}",
+            "the {} side of {} has ended ({}) {cause}",
             key.role.as_str(),
             key.migration,
-            half.phase().as_str_name()
+            side.phase().as_str_name()
         )
         .trim_end()
         .to_owned(),
     )
     .with("migration", &key.migration)
-    .with("phase", half.phase().as_str_name())
+    .with("phase", side.phase().as_str_name())
     .with("advice", "release it and begin a new migration")
 }

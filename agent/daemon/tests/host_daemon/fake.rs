@@ -1,4 +1,4 @@
-//! A VM process without a VM: holds the lock, serves the door, writes real journals and records. It is this test executable
+//! A VM process without a VM: holds the lock, serves the endpoint, writes real journals and records. It is this test executable
 //! started again, told apart by a variable; what goes wrong is chosen by the VM's or the migration's name.
 
 use std::{
@@ -78,10 +78,10 @@ async fn serve(dir: VmDir, vm: VmName, host: String) {
         vm,
         host,
         shown: watch::Sender::new(None),
-        halves: Mutex::default(),
+        sides: Mutex::default(),
         exit: Notify::new(),
     });
-    let door = Door::new()
+    let endpoint = Door::new()
         .service(VmServiceServer::from_arc(Arc::clone(&fake)))
         .service(MemoryServiceServer::from_arc(Arc::clone(&fake)))
         .service(TransferServiceServer::from_arc(Arc::clone(&fake)))
@@ -92,7 +92,7 @@ async fn serve(dir: VmDir, vm: VmName, host: String) {
     drop(tokio::time::timeout(LIFE, fake.exit.notified()).await);
     // The answer to the call that ended it goes out first.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    drop(door);
+    drop(endpoint);
     drop(lock);
 }
 
@@ -102,7 +102,7 @@ struct Fake {
     host: String,
     journal: Mutex<Journal>,
     shown: watch::Sender<Option<v1::Vm>>,
-    halves: Mutex<BTreeMap<(String, i32), watch::Sender<v1::Transfer>>>,
+    sides: Mutex<BTreeMap<(String, i32), watch::Sender<v1::Transfer>>>,
     exit: Notify,
 }
 
@@ -128,28 +128,28 @@ impl Fake {
         Ok(vm)
     }
 
-    fn half(&self, migration: &str, role: i32) -> Result<watch::Receiver<v1::Transfer>, ApiError> {
+    fn side(&self, migration: &str, role: i32) -> Result<watch::Receiver<v1::Transfer>, ApiError> {
         let migration = MigrationName::parse(migration)?.to_string();
-        let halves = self.halves.lock().unwrap();
-        let half = halves
+        let sides = self.sides.lock().unwrap();
+        let side = sides
             .get(&(migration.clone(), role))
             .map(watch::Sender::subscribe);
-        half.ok_or_else(|| ApiError::new(Reason::NoSuchMigration, format!("no {migration}")))
+        side.ok_or_else(|| ApiError::new(Reason::NoSuchMigration, format!("no {migration}")))
     }
 
-    /// Remembers a half; like a real process, on disk only once it has ended, and one at a time.
-    fn set_half(&self, half: v1::Transfer) -> v1::Transfer {
+    /// Remembers a side; like a real process, on disk only once it has ended, and one at a time.
+    fn set_side(&self, side: v1::Transfer) -> v1::Transfer {
         let ended =
-            [v1::TransferPhase::Completed, v1::TransferPhase::Cancelled].contains(&half.phase());
-        if ended || half.role() == v1::TransferRole::Destination {
-            self.dir.save_transfer(&half).unwrap();
+            [v1::TransferPhase::Completed, v1::TransferPhase::Cancelled].contains(&side.phase());
+        if ended || side.role() == v1::TransferRole::Destination {
+            self.dir.save_transfer(&side).unwrap();
         }
-        let mut halves = self.halves.lock().unwrap();
-        halves
-            .entry((half.migration.clone(), half.role))
-            .or_insert_with(|| watch::Sender::new(half.clone()))
-            .send_replace(half.clone());
-        half
+        let mut sides = self.sides.lock().unwrap();
+        sides
+            .entry((side.migration.clone(), side.role))
+            .or_insert_with(|| watch::Sender::new(side.clone()))
+            .send_replace(side.clone());
+        side
     }
 }
 
@@ -310,8 +310,8 @@ impl TransferService for Fake {
     ) -> Reply<v1::PrepareIncomingResponse> {
         let request = request.into_inner();
         let role = v1::TransferRole::Destination.into();
-        let half = match self.half(&request.migration, role) {
-            Ok(half) => half.borrow().clone(),
+        let side = match self.side(&request.migration, role) {
+            Ok(side) => side.borrow().clone(),
             Err(_) => {
                 if request.migration.ends_with("refused") {
                     return Err(ApiError::new(Reason::BadSlotTable, "says the fake").into());
@@ -330,7 +330,7 @@ impl TransferService for Fake {
                     migration: request.migration.clone(),
                     ..vm.clone()
                 }));
-                self.set_half(v1::Transfer {
+                self.set_side(v1::Transfer {
                     migration: request.migration,
                     vm: self.vm.to_string(),
                     role,
@@ -341,7 +341,7 @@ impl TransferService for Fake {
             }
         };
         Ok(Response::new(v1::PrepareIncomingResponse {
-            transfer: Some(half),
+            transfer: Some(side),
             data_address: "127.0.0.1:9".into(),
             ticket: std::process::id().to_be_bytes().to_vec(),
         }))
@@ -357,11 +357,11 @@ impl TransferService for Fake {
         if migration.id().starts_with("refused") {
             return Err(ApiError::new(Reason::StaleEpoch, "says the fake").into());
         }
-        self.halves
+        self.sides
             .lock()
             .unwrap()
             .retain(|(_, role), _| *role != i32::from(v1::TransferRole::Source));
-        let mut half = v1::Transfer {
+        let mut side = v1::Transfer {
             migration: migration.to_string(),
             vm: self.vm.to_string(),
             role: v1::TransferRole::Source.into(),
@@ -378,18 +378,18 @@ impl TransferService for Fake {
                 migration: migration.id().into(),
                 epoch: vm.epoch,
             });
-            half.set_phase(v1::TransferPhase::Completed);
+            side.set_phase(v1::TransferPhase::Completed);
         }
         if migration.id().starts_with("undurable") {
-            half.set_phase(v1::TransferPhase::Relinquished);
+            side.set_phase(v1::TransferPhase::Relinquished);
         }
-        Ok(Response::new(self.set_half(half)))
+        Ok(Response::new(self.set_side(side)))
     }
 
     async fn get_transfer(&self, request: Request<v1::GetTransferRequest>) -> Reply<v1::Transfer> {
         let request = request.into_inner();
         Ok(Response::new(
-            self.half(&request.migration, request.role)?
+            self.side(&request.migration, request.role)?
                 .borrow()
                 .clone(),
         ))
@@ -402,8 +402,8 @@ impl TransferService for Fake {
         request: Request<v1::WatchTransferRequest>,
     ) -> Reply<Self::WatchTransferStream> {
         let request = request.into_inner();
-        let half = self.half(&request.migration, request.role)?;
-        Ok(Response::new(Box::pin(WatchStream::new(half).map(Ok))))
+        let side = self.side(&request.migration, request.role)?;
+        Ok(Response::new(Box::pin(WatchStream::new(side).map(Ok))))
     }
 
     async fn cancel_transfer(
@@ -411,14 +411,14 @@ impl TransferService for Fake {
         request: Request<v1::CancelTransferRequest>,
     ) -> Reply<v1::Transfer> {
         let request = request.into_inner();
-        let mut half = self
-            .half(&request.migration, request.role)?
+        let mut side = self
+            .side(&request.migration, request.role)?
             .borrow()
             .clone();
-        half.set_phase(v1::TransferPhase::Cancelled);
-        let half = self.set_half(half);
-        if half.role() == v1::TransferRole::Destination {
-            let migration = MigrationName::parse(&half.migration)?.id().to_owned();
+        side.set_phase(v1::TransferPhase::Cancelled);
+        let side = self.set_side(side);
+        if side.role() == v1::TransferRole::Destination {
+            let migration = MigrationName::parse(&side.migration)?.id().to_owned();
             self.journal(&Entry::Aborted {
                 migration: migration.clone(),
             });
@@ -427,7 +427,7 @@ impl TransferService for Fake {
                 self.exit.notify_one();
             }
         }
-        Ok(Response::new(half))
+        Ok(Response::new(side))
     }
 
     async fn resolve_transfer(
@@ -442,17 +442,17 @@ impl TransferService for Fake {
         request: Request<v1::ReleaseTransferRequest>,
     ) -> Reply<v1::ReleaseTransferResponse> {
         let request = request.into_inner();
-        let half = self
-            .half(&request.migration, request.role)?
+        let side = self
+            .side(&request.migration, request.role)?
             .borrow()
             .clone();
-        let migration = MigrationName::parse(&half.migration)?;
-        self.dir.remove_transfer(&migration, half.role()).unwrap();
-        self.halves
+        let migration = MigrationName::parse(&side.migration)?;
+        self.dir.remove_transfer(&migration, side.role()).unwrap();
+        self.sides
             .lock()
             .unwrap()
-            .remove(&(half.migration, half.role));
-        if half.phase == i32::from(v1::TransferPhase::Completed) {
+            .remove(&(side.migration, side.role));
+        if side.phase == i32::from(v1::TransferPhase::Completed) {
             self.journal(&Entry::Ended);
             self.exit.notify_one();
         }

@@ -215,7 +215,7 @@ async fn an_agent_that_restarts_finds_its_vms() {
     assert_eq!((found.pid, found.uid), (made.pid, made.uid));
     assert_eq!(rig.used().await, 16 * MIB);
     assert_eq!(
-        rig.half("m1", v1::TransferRole::Source)
+        rig.side("m1", v1::TransferRole::Source)
             .await
             .unwrap()
             .phase(),
@@ -320,7 +320,7 @@ async fn a_silent_vm_holds_nobody_up() {
             .await
             .contains("slat_vm_info{vm=\"web\"")
     );
-    let unknown = rig.half("m1", v1::TransferRole::Source).await;
+    let unknown = rig.side("m1", v1::TransferRole::Source).await;
     assert_eq!(
         reason(unknown),
         Reason::VmUnreachable,

@@ -67,17 +67,17 @@ impl FleetService for Fleet {
 
 struct Server {
     heard: Arc<Mutex<Heard>>,
-    door: DoorHandle,
+    endpoint: DoorHandle,
 }
 
 impl Server {
     async fn start(address: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let heard = Arc::<Mutex<Heard>>::default();
-        let door = Door::new().service(FleetServiceServer::new(Fleet(Arc::clone(&heard))));
+        let endpoint = Door::new().service(FleetServiceServer::new(Fleet(Arc::clone(&heard))));
         Self {
             heard,
-            door: door.serve_tcp(listener).await.unwrap(),
+            endpoint: endpoint.serve_tcp(listener).await.unwrap(),
         }
     }
 
@@ -98,7 +98,7 @@ fn anywhere() -> SocketAddr {
 #[tokio::test]
 async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
     let server = Server::start(anywhere()).await;
-    let address = server.door.address().unwrap();
+    let address = server.endpoint.address().unwrap();
     let mut rig = Rig::new();
     rig.server = Some(address.to_string().parse().unwrap());
     rig.start().await;
@@ -118,11 +118,11 @@ async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
     let pid = server.report(|report| Some(report.vms.first()?.pid)).await;
     assert_eq!(pid, made.pid);
     rig.send("m1", "web").await.unwrap();
-    let half = server
+    let side = server
         .report(|report| report.transfers.first().cloned())
         .await;
     assert_eq!(
-        (half.migration.as_str(), half.phase()),
+        (side.migration.as_str(), side.phase()),
         ("migrations/m1", v1::TransferPhase::Precopy)
     );
     server
@@ -135,7 +135,7 @@ async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
 
     // Another server at the same address knows nobody.
     let incarnation = server.registered()[0].incarnation.clone();
-    server.door.stop().await;
+    server.endpoint.stop().await;
     let server = Server::start(address).await;
     rig.create("db", 16 * MIB).await.unwrap();
     server
@@ -151,11 +151,11 @@ async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
     server
         .report(|report| (report.vms.get(1)?.state() == v1::vm::State::Lost).then_some(()))
         .await;
-    let half = server
+    let side = server
         .report(|report| report.transfers.first().cloned())
         .await;
-    assert_eq!(half.phase(), v1::TransferPhase::Failed);
-    assert!(half.vm_lost);
+    assert_eq!(side.phase(), v1::TransferPhase::Failed);
+    assert!(side.vm_lost);
 
     rig.stop().await;
     rig.start().await;

@@ -223,7 +223,7 @@ impl Rig {
         answer(self.transfers().start_outgoing(request).await)
     }
 
-    pub(crate) async fn half(
+    pub(crate) async fn side(
         &self,
         migration: &str,
         role: v1::TransferRole,

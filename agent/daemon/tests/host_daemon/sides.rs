@@ -1,4 +1,4 @@
-//! Migration halves: routed while their process lives, answered from what it left when it is dead.
+//! Migration sides: routed while their process lives, answered from what it left when it is dead.
 
 use slat_proto::{
     Reason,
@@ -52,7 +52,7 @@ fn leave(rig: &Rig, vm: &str, entries: &[Entry], records: &[v1::Transfer]) {
 }
 
 #[tokio::test]
-async fn a_half_is_prepared_once() {
+async fn a_side_is_prepared_once() {
     let rig = Rig::started().await;
     let first = rig.prepare("m1", "web", 16 * MIB).await.unwrap();
     assert_eq!(
@@ -111,7 +111,7 @@ async fn a_cancelled_destination_leaves_its_answer_until_it_is_released() {
     assert_eq!(reason(rig.get("web").await), Reason::NoSuchVm);
     for _ in 0..2 {
         assert_eq!(
-            rig.half("m1", Role::Destination).await.unwrap().phase(),
+            rig.side("m1", Role::Destination).await.unwrap().phase(),
             Phase::Cancelled
         );
         assert_eq!(
@@ -129,17 +129,17 @@ async fn a_cancelled_destination_leaves_its_answer_until_it_is_released() {
     // A retry needs the name; the first one's answer stays.
     rig.prepare("m2", "web", 16 * MIB).await.unwrap();
     assert_eq!(
-        rig.half("m1", Role::Destination).await.unwrap().phase(),
+        rig.side("m1", Role::Destination).await.unwrap().phase(),
         Phase::Cancelled
     );
     rig.release("m1", Role::Destination).await.unwrap();
     rig.release("m1", Role::Destination).await.unwrap();
     assert_eq!(
-        reason(rig.half("m1", Role::Destination).await),
+        reason(rig.side("m1", Role::Destination).await),
         Reason::NoSuchMigration
     );
     assert_eq!(
-        rig.half("m2", Role::Destination).await.unwrap().phase(),
+        rig.side("m2", Role::Destination).await.unwrap().phase(),
         Phase::Preparing
     );
 }
@@ -151,7 +151,7 @@ async fn a_destination_that_gave_up_and_stays_is_seen_off() {
     rig.cancel("stays", Role::Destination).await.unwrap();
     until(async || (rig.used().await == 0).then_some(())).await;
     assert_eq!(
-        rig.half("stays", Role::Destination).await.unwrap().phase(),
+        rig.side("stays", Role::Destination).await.unwrap().phase(),
         Phase::Cancelled
     );
     rig.release("stays", Role::Destination).await.unwrap();
@@ -164,7 +164,7 @@ async fn a_released_source_is_gone_when_the_vm_comes_back() {
     rig.create("web", 16 * MIB).await.unwrap();
     rig.send("commit-1", "web").await.unwrap();
     assert_eq!(
-        rig.half("commit-1", Role::Source).await.unwrap().phase(),
+        rig.side("commit-1", Role::Source).await.unwrap().phase(),
         Phase::Completed
     );
     rig.release("commit-1", Role::Source).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_released_source_is_gone_when_the_vm_comes_back() {
 }
 
 #[tokio::test]
-async fn an_ended_half_is_told_although_its_process_has_begun_another() {
+async fn an_ended_side_is_told_although_its_process_has_begun_another() {
     let mut rig = Rig::started().await;
     rig.create("web", 16 * MIB).await.unwrap();
     assert_eq!(reason(rig.send("refused", "web").await), Reason::StaleEpoch);
@@ -191,7 +191,7 @@ async fn an_ended_half_is_told_although_its_process_has_begun_another() {
     rig.send("m2", "web").await.unwrap();
     for _ in 0..2 {
         assert_eq!(
-            rig.half("m1", Role::Source).await.unwrap().phase(),
+            rig.side("m1", Role::Source).await.unwrap().phase(),
             Phase::Cancelled
         );
         assert_eq!(
@@ -199,7 +199,7 @@ async fn an_ended_half_is_told_although_its_process_has_begun_another() {
             Phase::Cancelled
         );
         assert_eq!(
-            rig.half("m2", Role::Source).await.unwrap().phase(),
+            rig.side("m2", Role::Source).await.unwrap().phase(),
             Phase::Precopy
         );
         rig.stop().await;
@@ -207,11 +207,11 @@ async fn an_ended_half_is_told_although_its_process_has_begun_another() {
     }
     rig.release("m1", Role::Source).await.unwrap();
     assert_eq!(
-        reason(rig.half("m1", Role::Source).await),
+        reason(rig.side("m1", Role::Source).await),
         Reason::NoSuchMigration
     );
     assert_eq!(
-        rig.half("m2", Role::Source).await.unwrap().phase(),
+        rig.side("m2", Role::Source).await.unwrap().phase(),
         Phase::Precopy
     );
 }
@@ -226,8 +226,8 @@ async fn a_host_that_dies_mid_precopy_still_answers_for_its_source() {
     kill(made.pid);
     until(async || rig.dir("web").living_pid().unwrap().is_none().then_some(())).await;
     rig.start().await;
-    let half = rig.half("m1", Role::Source).await.unwrap();
-    assert_eq!((half.phase(), half.vm_lost), (Phase::Failed, true));
+    let side = rig.side("m1", Role::Source).await.unwrap();
+    assert_eq!((side.phase(), side.vm_lost), (Phase::Failed, true));
     assert_eq!(rig.get("web").await.unwrap().state(), v1::vm::State::Lost);
 }
 
@@ -269,25 +269,25 @@ async fn a_source_that_dies_in_precopy_has_lost_its_vm() {
             .unwrap()
             .is_none()
     );
-    let half = rig.half("m1", Role::Source).await.unwrap();
-    assert_eq!(half.error.unwrap().reason, Reason::VmProcessDied.as_str());
+    let side = rig.side("m1", Role::Source).await.unwrap();
+    assert_eq!(side.error.unwrap().reason, Reason::VmProcessDied.as_str());
     assert_eq!(
-        half.progress.unwrap().remaining_bytes,
+        side.progress.unwrap().remaining_bytes,
         77,
         "the last figures seen"
     );
-    // The VM is deleted before the server released the half: its answer stays.
+    // The VM is deleted before the server released the side: its answer stays.
     rig.delete("web").await.unwrap();
-    assert!(rig.half("m1", Role::Source).await.unwrap().vm_lost);
+    assert!(rig.side("m1", Role::Source).await.unwrap().vm_lost);
     rig.release("m1", Role::Source).await.unwrap();
     assert_eq!(
-        reason(rig.half("m1", Role::Source).await),
+        reason(rig.side("m1", Role::Source).await),
         Reason::NoSuchMigration
     );
 }
 
 #[tokio::test]
-async fn dead_halves_stand_as_their_journals_say() {
+async fn dead_sides_stand_as_their_journals_say() {
     let mut rig = Rig::new();
     let created = |vm: &str| Entry::Created {
         vm: vm.into(),
@@ -402,9 +402,9 @@ async fn dead_halves_stand_as_their_journals_say() {
         ("d5", destination, Phase::Failed, false),
     ];
     for (migration, role, phase, vm_lost) in stands {
-        let half = rig.half(migration, role).await.unwrap();
+        let side = rig.side(migration, role).await.unwrap();
         assert_eq!(
-            (half.phase(), half.vm_lost, half.epoch),
+            (side.phase(), side.vm_lost, side.epoch),
             (phase, vm_lost, 4),
             "{migration}"
         );
@@ -420,7 +420,7 @@ async fn dead_halves_stand_as_their_journals_say() {
             _ => assert_eq!(cancelled.unwrap().phase(), phase, "{migration}"),
         }
     }
-    let in_doubt = rig.half("d2", destination).await.unwrap().error.unwrap();
+    let in_doubt = rig.side("d2", destination).await.unwrap().error.unwrap();
     assert_eq!(in_doubt.reason, Reason::VmProcessDied.as_str());
     assert_eq!(
         in_doubt.metadata["vm_location"], "UNKNOWN",
@@ -453,7 +453,7 @@ async fn dead_halves_stand_as_their_journals_say() {
     );
     rig.prepare("new", "s2", 16 * MIB).await.unwrap();
     assert_eq!(
-        rig.half("s2", source).await.unwrap().phase(),
+        rig.side("s2", source).await.unwrap().phase(),
         Phase::Completed,
         "still told"
     );
@@ -470,7 +470,7 @@ async fn dead_halves_stand_as_their_journals_say() {
         "lost ones stay until deleted"
     );
     assert_eq!(
-        reason(rig.half("s1", source).await),
+        reason(rig.side("s1", source).await),
         Reason::NoSuchMigration
     );
 }
@@ -498,9 +498,9 @@ async fn a_broken_journal_answers_nothing() {
     text[3] ^= 1;
     std::fs::write(&path, text).unwrap();
     rig.start().await;
-    assert_eq!(reason(rig.half("m1", Role::Source).await), Reason::Journal);
+    assert_eq!(reason(rig.side("m1", Role::Source).await), Reason::Journal);
     assert_eq!(
-        reason(rig.half("unknown", Role::Source).await),
+        reason(rig.side("unknown", Role::Source).await),
         Reason::Journal,
         "it may have known"
     );
@@ -514,21 +514,21 @@ async fn a_broken_journal_answers_nothing() {
 }
 
 #[tokio::test]
-async fn a_half_seen_to_give_its_vm_away_never_takes_it_back() {
+async fn a_side_seen_to_give_its_vm_away_never_takes_it_back() {
     let mut rig = Rig::started().await;
     let vm = rig.create("web", 16 * MIB).await.unwrap();
     // Its journal lacks the entry, as after an append that failed.
-    let half = rig.send("undurable", "web").await.unwrap();
-    assert_eq!(half.phase(), Phase::Relinquished);
+    let side = rig.send("undurable", "web").await.unwrap();
+    assert_eq!(side.phase(), Phase::Relinquished);
     // The agent that saw it and the process end, in this order: only what is on disk can tell.
     rig.stop().await;
     kill(vm.pid);
     until(async || matches!(rig.dir("web").living_pid(), Ok(None)).then_some(())).await;
     for _ in 0..2 {
         rig.start().await;
-        let half = rig.half("undurable", Role::Source).await.unwrap();
-        assert_eq!((half.phase(), half.vm_lost), (Phase::Relinquished, false));
-        assert_eq!(half.error, None);
+        let side = rig.side("undurable", Role::Source).await.unwrap();
+        assert_eq!((side.phase(), side.vm_lost), (Phase::Relinquished, false));
+        assert_eq!(side.error, None);
         assert!(rig.names().await.is_empty(), "it is the destination's");
         rig.stop().await;
     }

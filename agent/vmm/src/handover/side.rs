@@ -1,16 +1,16 @@
-//! What both halves share: the published [`v1::Transfer`], and the gate between cancel and the point of no return.
+//! What both sides share: the published [`v1::Transfer`], and the gate between cancel and the point of no return.
 //!
 //! # Locking
 //! One mutex guards the transfer and the gate; it is held for field updates only, never across I/O. Watchers learn of changes
-//! by a version number. The gate has three states: open (may be cancelled), cancelled, committing. [`Half::close_gate`] moves
-//! open → committing and [`Half::cancel`] open → cancelled, under the same lock: exactly one of them wins, so a migration that
+//! by a version number. The gate has three states: open (may be cancelled), cancelled, committing. [`Side::close_gate`] moves
+//! open → committing and [`Side::cancel`] open → cancelled, under the same lock: exactly one of them wins, so a migration that
 //! was reported as cancelled never commits and one that commits was never reported as cancelled.
 //!
-//! A second mutex guards the half's record on disk, across the file's writing and removing, and is never held together with
-//! the first: a half is seen to have ended before its thread has written the last record, so the release may come first. Once
+//! A second mutex guards the side's record on disk, across the file's writing and removing, and is never held together with
+//! the first: a side is seen to have ended before its thread has written the last record, so the release may come first. Once
 //! released, a record is not written again: nobody would remove it.
 //!
-//! Cancelling also runs the interrupt that the half's thread registered (it shuts the sockets), so that blocked I/O ends.
+//! Cancelling also runs the interrupt that the side's thread registered (it shuts the sockets), so that blocked I/O ends.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -37,26 +37,26 @@ struct Inner {
     interrupt: Option<Interrupt>,
 }
 
-/// One half of a migration as seen from outside its threads.
-pub(crate) struct Half {
+/// One side of a migration as seen from outside its threads.
+pub(crate) struct Side {
     inner: Mutex<Inner>,
     version: watch::Sender<u64>,
-    /// Whether the half was released; guards its record.
+    /// Whether the side was released; guards its record.
     released: Mutex<bool>,
     migration: MigrationName,
     role: TransferRole,
 }
 
-impl std::fmt::Debug for Half {
+impl std::fmt::Debug for Side {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Half")
+        f.debug_struct("Side")
             .field("migration", &self.migration)
             .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }
 
-impl Half {
+impl Side {
     pub(crate) fn new(
         migration: &MigrationName,
         vm: &VmName,
@@ -102,7 +102,7 @@ impl Half {
         &self.migration
     }
 
-    /// The half now.
+    /// The side now.
     pub(crate) fn transfer(&self) -> v1::Transfer {
         self.lock().transfer.clone()
     }
@@ -111,7 +111,7 @@ impl Half {
         self.lock().transfer.phase()
     }
 
-    /// Changes whenever the half does.
+    /// Changes whenever the side does.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
@@ -134,7 +134,7 @@ impl Half {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Ends the half: its record first, durable, then the word. Whoever hears of the end finds it on disk.
+    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it on disk.
     pub(crate) fn end(&self, dir: &VmDir, phase: TransferPhase, error: Option<v1::MigrationError>) {
         self.keep_record(dir, &self.as_ended(phase, error.as_ref()));
         self.publish_end(phase, error);
@@ -146,7 +146,7 @@ impl Half {
         self.enter(phase);
     }
 
-    /// Writes `transfer` as the half's record in `dir`, unless the half was released.
+    /// Writes `transfer` as the side's record in `dir`, unless the side was released.
     pub(crate) fn keep_record(&self, dir: &VmDir, transfer: &v1::Transfer) {
         let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         if *released {
@@ -157,17 +157,17 @@ impl Half {
         }
     }
 
-    /// The half is released: removes its record from `dir`, for good.
+    /// The side is released: removes its record from `dir`, for good.
     ///
     /// # Errors
-    /// When the file cannot be removed; the half then counts as released all the same.
+    /// When the file cannot be removed; the side then counts as released all the same.
     pub(crate) fn release_record(&self, dir: &VmDir) -> std::io::Result<()> {
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         *released = true;
         dir.remove_transfer(&self.migration, self.role)
     }
 
-    /// The half as [`Half::publish_end`] would publish it.
+    /// The side as [`Side::publish_end`] would publish it.
     pub(crate) fn as_ended(
         &self,
         phase: TransferPhase,
@@ -202,7 +202,7 @@ impl Half {
         });
     }
 
-    /// Registers what ends blocked I/O of this half's threads; runs it at once when the half is cancelled already.
+    /// Registers what ends blocked I/O of this side's threads; runs it at once when the side is cancelled already.
     pub(crate) fn on_interrupt(&self, interrupt: impl Fn() + Send + 'static) {
         let mut inner = self.lock();
         if matches!(inner.gate, Gate::Cancelled(_)) {
@@ -229,7 +229,7 @@ impl Half {
             }
             Gate::Open => {}
         }
-        // A half that has ended has nothing to cancel.
+        // A side that has ended has nothing to cancel.
         if !is_terminal(inner.transfer.phase()) {
             inner.gate = Gate::Cancelled(error);
             if let Some(interrupt) = &inner.interrupt {
@@ -251,7 +251,7 @@ impl Half {
         }
     }
 
-    /// Closes the gate: from here on the half cannot be cancelled. False when a cancel came first.
+    /// Closes the gate: from here on the side cannot be cancelled. False when a cancel came first.
     #[must_use]
     pub(crate) fn close_gate(&self) -> bool {
         let mut inner = self.lock();
@@ -265,7 +265,7 @@ impl Half {
     }
 }
 
-/// Whether a half in this phase has ended.
+/// Whether a side in this phase has ended.
 pub(crate) fn is_terminal(phase: TransferPhase) -> bool {
     matches!(
         phase,
@@ -282,8 +282,8 @@ mod tests {
 
     use super::*;
 
-    fn half() -> Half {
-        Half::new(
+    fn side() -> Side {
+        Side::new(
             &MigrationName::parse("m").unwrap(),
             &VmName::parse("v").unwrap(),
             TransferRole::Source,
@@ -294,30 +294,30 @@ mod tests {
 
     #[test]
     fn cancel_and_commit_exclude_each_other() {
-        let half = half();
-        half.cancel(None).unwrap();
-        assert!(!half.close_gate());
+        let side = side();
+        side.cancel(None).unwrap();
+        assert!(!side.close_gate());
         assert_eq!(
-            half.cancel_cause().unwrap().unwrap_err().reason,
+            side.cancel_cause().unwrap().unwrap_err().reason,
             Reason::CancelledByUser
         );
 
-        let half = self::half();
-        assert!(half.close_gate());
+        let side = self::side();
+        assert!(side.close_gate());
         assert_eq!(
-            half.cancel(None).unwrap_err().reason,
+            side.cancel(None).unwrap_err().reason,
             Reason::PastPointOfNoReturn
         );
-        assert!(half.cancel_cause().is_none());
+        assert!(side.cancel_cause().is_none());
     }
 
     #[test]
     fn racing_cancels_and_commits_have_one_winner() {
         for _ in 0..200 {
-            let half = Arc::new(half());
-            let other = Arc::clone(&half);
+            let side = Arc::new(side());
+            let other = Arc::clone(&side);
             let cancel = std::thread::spawn(move || other.cancel(None).is_ok());
-            let committed = half.close_gate();
+            let committed = side.close_gate();
             assert_ne!(committed, cancel.join().unwrap());
         }
     }
@@ -326,26 +326,26 @@ mod tests {
     fn a_released_record_is_not_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let dir = VmDir::new(dir.path());
-        let half = half();
-        half.keep_record(&dir, &half.transfer());
+        let side = side();
+        side.keep_record(&dir, &side.transfer());
         assert_eq!(dir.transfers().unwrap().len(), 1);
-        half.release_record(&dir).unwrap();
-        half.keep_record(&dir, &half.transfer());
+        side.release_record(&dir).unwrap();
+        side.keep_record(&dir, &side.transfer());
         assert!(dir.transfers().unwrap().is_empty());
     }
 
     #[test]
     fn an_interrupt_runs_whether_it_comes_before_or_after_the_cancel() {
         let count = Arc::new(AtomicU32::new(0));
-        let half = half();
+        let side = side();
         let counter = Arc::clone(&count);
         let bump = move || {
             counter.fetch_add(1, Ordering::SeqCst);
         };
-        half.on_interrupt(bump.clone());
-        half.cancel(None).unwrap();
+        side.on_interrupt(bump.clone());
+        side.cancel(None).unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 1);
-        half.on_interrupt(bump);
+        side.on_interrupt(bump);
         assert_eq!(count.load(Ordering::SeqCst), 2);
     }
 }

@@ -145,7 +145,7 @@ impl Machine {
                     .with("migration", migration)
                     .with("vm_location", v1::VmLocation::Source.as_str_name())
             })?;
-        // Before the append: once the entry may be durable, only the source's journal may end this half.
+        // Before the append: once the entry may be durable, only the source's journal may end this side.
         self.shared.change(|view| {
             if let Engagement::Incoming { prepared, .. } = &mut view.engagement {
                 *prepared = true;
@@ -206,7 +206,7 @@ impl Machine {
         self.shown()
     }
 
-    /// Gives the incoming half up: journals ABORTED, state FAILED, the process is to end. After PREPARED the caller knows
+    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. After PREPARED the caller knows
     /// from the source's journal that the commit never was.
     ///
     /// # Errors

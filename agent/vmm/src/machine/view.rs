@@ -39,13 +39,13 @@ pub(super) struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Engagement {
     None,
-    /// The source's half. `switchover`: life-cycle calls are refused; `resume`: vCPUs ran when it began.
+    /// The source's side. `switchover`: life-cycle calls are refused; `resume`: vCPUs ran when it began.
     Outgoing {
         migration: MigrationName,
         switchover: bool,
         resume: bool,
     },
-    /// The destination's half. `prepared`: PREPARED may be durable.
+    /// The destination's side. `prepared`: PREPARED may be durable.
     Incoming {
         migration: MigrationName,
         prepared: bool,
@@ -200,7 +200,7 @@ impl Shared {
         .with("advice", "wait for the migration or cancel it")
     }
 
-    /// No half of that migration here.
+    /// No side of that migration here.
     pub(super) fn no_such_migration(&self, migration: &MigrationName) -> ApiError {
         ApiError::new(
             Reason::NoSuchMigration,

@@ -1,9 +1,9 @@
-//! The destination's half: receive, verify, journal, own. One coordinator thread, a control reader, a thread a data stream.
+//! The destination's side: receive, verify, journal, own. One coordinator thread, a control reader, a thread a data stream.
 //!
 //! # Order of things
 //! The coordinator alone decides; the other threads send it [`Note`]s. When every stream has ended pass n it says IterAck n.
 //! On State it checks that every page has arrived and that digests agree, loads the vCPUs, journals PREPARED and says READY.
-//! From then on the source may have relinquished, so nothing but knowledge ends the half:
+//! From then on the source may have relinquished, so nothing but knowledge ends the side:
 //!
 //! * COMMIT on the control connection, or a [`Decision`] of the control plane, or the source agent's answer that its journal
 //!   says RELINQUISHED: journal OWNED(e+1), run;
@@ -11,7 +11,7 @@
 //!
 //! While neither is to be had the VM stays here, stopped: in doubt, for as long as it takes.
 //!
-//! Before READY any failure ends the half: ABORTED, the process with its memory goes away.
+//! Before READY any failure ends the side: ABORTED, the process with its memory goes away.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ use super::{
 use crate::{
     handover::{
         payload::{Resumed, VmState, check_slots},
-        side::Half,
+        side::Side,
     },
     machine::{Machine, Switchover},
 };
@@ -78,10 +78,10 @@ pub(crate) enum Note {
     Cancelled,
 }
 
-/// What the destination's half needs.
+/// What the destination's side needs.
 pub(crate) struct Destination {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) half: Arc<Half>,
+    pub(crate) side: Arc<Side>,
     pub(crate) streams: u32,
     pub(crate) verify: bool,
     pub(crate) epoch: u64,
@@ -114,7 +114,7 @@ struct Link {
 }
 
 impl Destination {
-    /// The body of the coordinator thread: runs the half to a terminal phase.
+    /// The body of the coordinator thread: runs the side to a terminal phase.
     pub(crate) fn run(self) {
         let table = self.machine.memory().table();
         let mut link = Link {
@@ -131,7 +131,7 @@ impl Destination {
             threads: Vec::new(),
         };
         let cancelled = Mutex::new(self.sender.clone());
-        self.half.on_interrupt(move || {
+        self.side.on_interrupt(move || {
             // The coordinator may have ended already.
             drop(
                 cancelled
@@ -199,7 +199,7 @@ impl Destination {
                 }
                 Note::Decided(Decision::Commit) => {
                     // Not READY: whoever says so mistakes the migration. Nothing was promised.
-                    tracing::error!(migration = %self.half.migration(), "COMMIT decided before READY: ignored");
+                    tracing::error!(migration = %self.side.migration(), "COMMIT decided before READY: ignored");
                 }
                 Note::Control(frame) => {
                     let (header, payload) = frame?;
@@ -245,7 +245,7 @@ impl Destination {
         if let Some(populate) = link.populate.take() {
             link.populate_cpu = populate.finish();
         }
-        self.half.enter(TransferPhase::Precopy);
+        self.side.enter(TransferPhase::Precopy);
         Ok(true)
     }
 
@@ -361,7 +361,7 @@ impl Destination {
 
     /// Everything has arrived: check it, load it, journal PREPARED. How the VM left the source comes back.
     fn prepare(&self, link: &mut Link, payload: &[u8]) -> Result<Switchover, ApiError> {
-        self.half.enter(TransferPhase::Switchover);
+        self.side.enter(TransferPhase::Switchover);
         if let Some((slot, page)) = link.intake.first_missing() {
             return Err(ApiError::new(
                 Reason::StreamCorrupt,
@@ -396,19 +396,19 @@ impl Destination {
                 .into());
             }
         }
-        if !self.half.close_gate() {
+        if !self.side.close_gate() {
             return Err(ApiError::new(
                 Reason::CancelledByUser,
                 "cancelled on request",
             ));
         }
-        self.machine.prepare(self.half.migration(), &state.vcpus)?;
+        self.machine.prepare(self.side.migration(), &state.vcpus)?;
         Ok(state.left)
     }
 
-    /// PREPARED is durable: from READY on only knowledge ends the half.
+    /// PREPARED is durable: from READY on only knowledge ends the side.
     fn handover(&self, link: &mut Link, left: Switchover) -> Result<(), ApiError> {
-        self.half.enter(TransferPhase::Ready);
+        self.side.enter(TransferPhase::Ready);
         let said = link.say(Kind::Ready, 0, &[]);
         let mut connected = said.is_ok();
         loop {
@@ -430,7 +430,7 @@ impl Destination {
                         Ok((header, _)) => format!("{:?} instead of Commit", header.kind),
                         Err(error) => error.to_string(),
                     };
-                    tracing::warn!(what, migration = %self.half.migration(),
+                    tracing::warn!(what, migration = %self.side.migration(),
                         "in doubt: nothing more to hear from the source after READY; asking its agent");
                     connected = false;
                 }
@@ -450,10 +450,10 @@ impl Destination {
             digests: link.intake.digests(),
         };
         if let Err(error) = link.say(Kind::Resumed, 0, &resumed.encode()) {
-            tracing::info!(%error, migration = %self.half.migration(), "the source did not hear RESUMED; the server will tell it");
+            tracing::info!(%error, migration = %self.side.migration(), "the source did not hear RESUMED; the server will tell it");
         }
         self.publish(link);
-        self.half.end(
+        self.side.end(
             self.machine.dir(),
             TransferPhase::Completed,
             trouble.map(|error| {
@@ -467,14 +467,14 @@ impl Destination {
     /// why the VM, though owned here, does not run.
     fn own(&self, Switchover { run, never_ran }: Switchover) -> Option<ApiError> {
         loop {
-            match self.machine.own(self.half.migration(), run, never_ran) {
+            match self.machine.own(self.side.migration(), run, never_ran) {
                 Ok(_) => return None,
                 Err(error) if error.reason == Reason::Journal => {
-                    tracing::error!(%error, migration = %self.half.migration(), "OWNED could not be journalled; trying again");
+                    tracing::error!(%error, migration = %self.side.migration(), "OWNED could not be journalled; trying again");
                     std::thread::sleep(ASK_EVERY);
                 }
                 Err(error) => {
-                    tracing::error!(%error, migration = %self.half.migration(), "the VM is owned here but could not be run");
+                    tracing::error!(%error, migration = %self.side.migration(), "the VM is owned here but could not be run");
                     return Some(error);
                 }
             }
@@ -485,7 +485,7 @@ impl Destination {
     fn ask(&self) -> Option<Decision> {
         let address = self.source_agent.as_ref()?;
         let request = v1::GetTransferRequest {
-            migration: self.half.migration().to_string(),
+            migration: self.side.migration().to_string(),
             role: v1::TransferRole::Source.into(),
         };
         let answer = self.runtime.block_on(async {
@@ -502,14 +502,14 @@ impl Destination {
         }
     }
 
-    /// Before READY, or told so after it: this half goes away, its process with it.
+    /// Before READY, or told so after it: this side goes away, its process with it.
     fn abort(&self, error: &ApiError, link: &mut Link) {
-        let phase = match self.half.phase() {
+        let phase = match self.side.phase() {
             TransferPhase::Preparing => v1::MigrationPhase::Preparing,
             TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
             _ => v1::MigrationPhase::Switchover,
         };
-        let (ends_in, recorded) = match self.half.cancel_cause() {
+        let (ends_in, recorded) = match self.side.cancel_cause() {
             Some(Ok(elsewhere)) => (TransferPhase::Failed, elsewhere),
             Some(Err(cancelled)) => (
                 TransferPhase::Cancelled,
@@ -524,19 +524,19 @@ impl Destination {
                 error.to_migration_error(phase, "destination"),
             ),
         };
-        tracing::warn!(migration = %self.half.migration(), reason = recorded.reason, message = recorded.message,
+        tracing::warn!(migration = %self.side.migration(), reason = recorded.reason, message = recorded.message,
             "incoming migration ended");
         // The source learns why, if it still listens.
         drop(link.say(Kind::Abort, 0, &encode_abort(error)));
         // Record, journal, then word: whoever hears of the end finds it durable. Giving up ends the process.
-        self.half.keep_record(
+        self.side.keep_record(
             self.machine.dir(),
-            &self.half.as_ended(ends_in, Some(&recorded)),
+            &self.side.as_ended(ends_in, Some(&recorded)),
         );
-        if let Err(error) = self.machine.abort_incoming(self.half.migration()) {
-            tracing::error!(%error, migration = %self.half.migration(), "ABORTED could not be journalled");
+        if let Err(error) = self.machine.abort_incoming(self.side.migration()) {
+            tracing::error!(%error, migration = %self.side.migration(), "ABORTED could not be journalled");
         }
-        self.half.publish_end(ends_in, Some(recorded));
+        self.side.publish_end(ends_in, Some(recorded));
     }
 
     fn publish(&self, link: &Link) {
@@ -544,7 +544,7 @@ impl Destination {
         let intake = &link.intake;
         let cpu =
             Duration::from_nanos(load(&intake.cpu_nanos)) + link.populate_cpu + thread_cpu_time();
-        self.half.update(|progress| {
+        self.side.update(|progress| {
             progress.iteration = link.iteration;
             progress.bytes_transferred = load(&intake.bytes);
             progress.pages_normal = load(&intake.pages_normal);

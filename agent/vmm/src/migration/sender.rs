@@ -199,7 +199,7 @@ impl Sender {
                         .fetch_add(spent, Ordering::Relaxed);
                     cpu = now;
                     let failed = result.is_err();
-                    // The coordinator is gone only when the whole half has ended.
+                    // The coordinator is gone only when the whole side has ended.
                     if reports.send((number, result)).is_err() || failed {
                         return;
                     }

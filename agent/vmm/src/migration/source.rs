@@ -1,4 +1,4 @@
-//! The source's half: precopy, switchover, handover. One coordinator thread and one sender thread a stream.
+//! The source's side: precopy, switchover, handover. One coordinator thread and one sender thread a stream.
 //!
 //! # Order of things
 //! 1. Connect; wait until the destination's memory is populated; dirty logging on through a cursor of its own; bulk pass; then passes over what the cursor harvests. A batch is
@@ -11,7 +11,7 @@
 //!
 //! # Undoing
 //! Any failure before 4 ends in [`undo`]: vCPUs resumed, dirty logging off, the destination told, FAILED or CANCELLED
-//! recorded. After 4 nothing is undone: when the answer to COMMIT is lost the half stays RELINQUISHED, with the VM stopped
+//! recorded. After 4 nothing is undone: when the answer to COMMIT is lost the side stays RELINQUISHED, with the VM stopped
 //! here for ever, until the server releases it.
 
 use std::{
@@ -40,7 +40,7 @@ use super::{
 use crate::{
     handover::{
         payload::{Resumed, VmState, encode_slots},
-        side::Half,
+        side::Side,
     },
     machine::Machine,
     memory::{DirtyBatch, MemoryDigest},
@@ -55,10 +55,10 @@ const RETRY: Duration = Duration::from_millis(50);
 /// After a stream broke, this long for the destination's own word on why.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// What the source's half needs.
+/// What the source's side needs.
 pub(crate) struct Source {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) half: Arc<Half>,
+    pub(crate) side: Arc<Side>,
     pub(crate) address: SocketAddr,
     pub(crate) ticket: [u8; TICKET],
     pub(crate) params: MigrationParams,
@@ -70,7 +70,7 @@ pub(crate) struct Source {
 /// When things began.
 #[derive(Clone, Copy)]
 struct Started {
-    /// This half, with the wait for the destination's memory.
+    /// This side, with the wait for the destination's memory.
     migration: Instant,
     /// The first page.
     transfer: Instant,
@@ -87,7 +87,7 @@ struct Link {
 }
 
 impl Source {
-    /// The body of the coordinator thread: runs the half to a terminal phase, or to RELINQUISHED.
+    /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
         let mut link = None;
         let result = self.transfer(&mut link, Instant::now());
@@ -97,10 +97,10 @@ impl Source {
         if let Some(link) = link {
             link.close();
         }
-        if self.half.phase() == TransferPhase::Relinquished {
+        if self.side.phase() == TransferPhase::Relinquished {
             // No answer to COMMIT: what is known is kept all the same.
-            self.half
-                .keep_record(self.machine.dir(), &self.half.transfer());
+            self.side
+                .keep_record(self.machine.dir(), &self.side.transfer());
         }
     }
 
@@ -117,7 +117,7 @@ impl Source {
         };
         let cursor = self.cursor()?;
         self.machine.dirty().attach(&cursor)?;
-        self.half.enter(TransferPhase::Precopy);
+        self.side.enter(TransferPhase::Precopy);
         let mut convergence = Convergence::new(self.params);
         let mut pass = Pass::bulk(self.machine.memory().table().slots());
         let mut acknowledge = None;
@@ -138,22 +138,22 @@ impl Source {
             });
             self.note_dirty(iteration, &batch, duration, &convergence);
             match verdict {
-                Verdict::Continue(cause) => self.half.decide(iteration, Action::Continue, cause),
+                Verdict::Continue(cause) => self.side.decide(iteration, Action::Continue, cause),
                 Verdict::Switchover(cause) => {
-                    self.half.decide(iteration, Action::Switchover, cause);
+                    self.side.decide(iteration, Action::Switchover, cause);
                     return self.switchover(link, &cursor, iteration + 1, &convergence, started);
                 }
                 Verdict::ForceSwitchover(cause) => {
-                    self.half.decide(iteration, Action::ForceSwitchover, cause);
+                    self.side.decide(iteration, Action::ForceSwitchover, cause);
                     return self.switchover(link, &cursor, iteration + 1, &convergence, started);
                 }
                 Verdict::TimedOut(cause) => {
-                    self.half.decide(iteration, Action::GiveUp, cause.clone());
+                    self.side.decide(iteration, Action::GiveUp, cause.clone());
                     return Err(ApiError::new(Reason::CompletionTimeout, cause)
                         .with("advice", "raise --max-total-time or --max-downtime, or use --on-timeout force-switchover"));
                 }
                 Verdict::NotConverging(cause) => {
-                    self.half.decide(iteration, Action::GiveUp, cause.clone());
+                    self.side.decide(iteration, Action::GiveUp, cause.clone());
                     return Err(ApiError::new(Reason::NotConverging, cause)
                         .with("dirty_bytes", dirty_bytes)
                         .with("bandwidth_bytes_per_second", convergence.bandwidth().unwrap_or(0.0) as u64)
@@ -217,7 +217,7 @@ impl Source {
             senders.push(sender);
         }
         let stop = Arc::clone(&shared);
-        self.half.on_interrupt(move || {
+        self.side.on_interrupt(move || {
             stop.stop.store(true, Ordering::Relaxed);
             // A stream that is closed already needs no shutdown. The control connection can still say Abort.
             drop(ears.shutdown(Shutdown::Read));
@@ -305,7 +305,7 @@ impl Source {
             load(&counters.pages_zero),
         );
         let begin = Instant::now();
-        self.half.update(|progress| {
+        self.side.update(|progress| {
             progress.iteration = iteration;
             progress.remaining_bytes = total;
             progress.expected_downtime = Some(proto_duration(convergence.expected_downtime(total)));
@@ -329,7 +329,7 @@ impl Source {
             let sent = sent_pages * slat_proto::model::PAGE_SIZE;
             let bytes = load(&counters.bytes) - before.0;
             let seconds = begin.elapsed().as_secs_f64().max(1e-6);
-            self.half.update(|progress| {
+            self.side.update(|progress| {
                 progress.remaining_bytes = total.saturating_sub(sent);
                 progress.bytes_transferred = load(&counters.bytes);
                 progress.pages_normal = load(&counters.pages_normal);
@@ -351,7 +351,7 @@ impl Source {
                     "max_total_time {:.1} s passed during pass {iteration}",
                     self.params.max_total_time.as_secs_f64()
                 );
-                self.half.decide(iteration, Action::GiveUp, cause.clone());
+                self.side.decide(iteration, Action::GiveUp, cause.clone());
                 return Err(ApiError::new(Reason::CompletionTimeout, cause).with(
                     "advice",
                     "raise --max-total-time or the bandwidth, or use --on-timeout force-switchover",
@@ -369,7 +369,7 @@ impl Source {
         let duration = begin.elapsed();
         let bytes = load(&counters.bytes) - before.0;
         let normal = load(&counters.pages_normal) - before.1;
-        self.half.update(|progress| {
+        self.side.update(|progress| {
             progress.iterations.push(v1::MigrationIteration {
                 iteration,
                 bytes_transferred: bytes,
@@ -393,7 +393,7 @@ impl Source {
     ) {
         let dirty_bytes = batch.pages * slat_proto::model::PAGE_SIZE;
         let expected = convergence.expected_downtime(dirty_bytes);
-        self.half.update(|progress| {
+        self.side.update(|progress| {
             progress.remaining_bytes = dirty_bytes;
             progress.dirty_rate_bytes_per_second =
                 (dirty_bytes as f64 / duration.as_secs_f64().max(1e-6)) as u64;
@@ -419,9 +419,9 @@ impl Source {
         started: Started,
     ) -> Result<(), ApiError> {
         let blackout = Instant::now();
-        let left = self.machine.enter_switchover(self.half.migration())?;
+        let left = self.machine.enter_switchover(self.side.migration())?;
         let paused = blackout.elapsed();
-        self.half.enter(TransferPhase::Switchover);
+        self.side.enter(TransferPhase::Switchover);
         let batch = self.machine.dirty().harvest(cursor)?;
         self.send_pass(
             link,
@@ -452,23 +452,23 @@ impl Source {
         link.receive(Kind::Ready)?;
         let ready = blackout.elapsed();
 
-        if !self.half.close_gate() {
+        if !self.side.close_gate() {
             return Err(ApiError::new(
                 Reason::CancelledByUser,
                 "cancelled before the commit",
             ));
         }
-        match self.machine.relinquish(self.half.migration()) {
+        match self.machine.relinquish(self.side.migration()) {
             Ok(()) => {}
             // Not known to be durable, but this process will never run the VM again, and its memory dies with it: going on is
             // the only way for the VM to run anywhere.
             Err(error) if error.reason == Reason::InDoubt => {
-                tracing::error!(%error, migration = %self.half.migration(), "RELINQUISHED may not be durable");
+                tracing::error!(%error, migration = %self.side.migration(), "RELINQUISHED may not be durable");
             }
             // Nothing was journalled: the VM is still owned here.
             Err(error) => return Err(error),
         }
-        self.half.enter(TransferPhase::Relinquished);
+        self.side.enter(TransferPhase::Relinquished);
         let committed = blackout.elapsed();
         let resumed = link
             .send(Kind::Commit, 0, &[])
@@ -478,12 +478,12 @@ impl Source {
         let resumed = match resumed {
             Ok(resumed) => resumed,
             Err(error) => {
-                tracing::warn!(%error, migration = %self.half.migration(),
+                tracing::warn!(%error, migration = %self.side.migration(),
                     "no answer to COMMIT: the VM stays stopped here; the destination asks the journal");
                 return Ok(());
             }
         };
-        self.half.update(|progress| {
+        self.side.update(|progress| {
             progress.remaining_bytes = 0;
             // A VM that could not be started there is still down.
             progress.downtime = resumed.as_it_was.then(|| proto_duration(downtime));
@@ -505,7 +505,7 @@ impl Source {
         if let Err(error) = self.machine.dirty().detach(cursor) {
             tracing::debug!(%error, "dirty logging of a relinquished VM");
         }
-        self.half
+        self.side
             .end(self.machine.dir(), TransferPhase::Completed, None);
         Ok(())
     }
@@ -523,7 +523,7 @@ impl Source {
             Verify::None => return,
             Verify::BeforeCommit => before,
             Verify::AfterCommit => {
-                self.half
+                self.side
                     .update(|progress| progress.set_verification(v1::Verification::Pending));
                 Some(self.digest())
             }
@@ -536,23 +536,23 @@ impl Source {
         let verdict = if ours == resumed.digests {
             v1::Verification::Match
         } else {
-            tracing::error!(migration = %self.half.migration(), "memory digests differ after the commit");
+            tracing::error!(migration = %self.side.migration(), "memory digests differ after the commit");
             v1::Verification::Mismatch
         };
-        self.half
+        self.side
             .update(|progress| progress.set_verification(verdict));
     }
 
     /// Before the point of no return: the VM goes on here, and everything is as before.
     fn undo(&self, error: &ApiError, link: Option<&mut Link>) {
-        let phase = match self.half.phase() {
+        let phase = match self.side.phase() {
             TransferPhase::Preparing => v1::MigrationPhase::Preparing,
             TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
             _ => v1::MigrationPhase::Switchover,
         };
         // First the guest: it may be stopped.
-        if let Err(error) = self.machine.end_outgoing(self.half.migration()) {
-            tracing::error!(%error, migration = %self.half.migration(), "the VM could not be resumed");
+        if let Err(error) = self.machine.end_outgoing(self.side.migration()) {
+            tracing::error!(%error, migration = %self.side.migration(), "the VM could not be resumed");
         }
         match self
             .cursor()
@@ -561,12 +561,12 @@ impl Source {
             Ok(()) => {}
             Err(error) if error.reason == Reason::NoSuchCursor => {}
             Err(error) => {
-                tracing::error!(%error, migration = %self.half.migration(), "dirty logging could not be turned off");
+                tracing::error!(%error, migration = %self.side.migration(), "dirty logging could not be turned off");
             }
         }
-        let (ends_in, recorded) = match self.half.cancel_cause() {
+        let (ends_in, recorded) = match self.side.cancel_cause() {
             Some(Err(cancelled)) => {
-                self.half
+                self.side
                     .decide(self.iteration(), Action::Cancel, "the user cancelled");
                 (
                     TransferPhase::Cancelled,
@@ -579,7 +579,7 @@ impl Source {
                 error.to_migration_error(phase, "source"),
             ),
         };
-        tracing::warn!(migration = %self.half.migration(), reason = recorded.reason, message = recorded.message,
+        tracing::warn!(migration = %self.side.migration(), reason = recorded.reason, message = recorded.message,
             "migration ended before the commit; the VM stays here");
         if let Some(link) = link {
             let told = ApiError::new(
@@ -592,12 +592,12 @@ impl Source {
                     .send(&mut link.control, Kind::Abort, 0, &encode_abort(&told)),
             );
         }
-        self.half.update(|progress| progress.remaining_bytes = 0);
-        self.half.end(self.machine.dir(), ends_in, Some(recorded));
+        self.side.update(|progress| progress.remaining_bytes = 0);
+        self.side.end(self.machine.dir(), ends_in, Some(recorded));
     }
 
     fn iteration(&self) -> u32 {
-        self.half
+        self.side
             .transfer()
             .progress
             .map_or(0, |progress| progress.iteration)

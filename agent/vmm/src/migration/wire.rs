@@ -1,4 +1,4 @@
-//! Frames between the two halves of a migration.
+//! Frames between the two sides of a migration.
 //!
 //! # Protocol, version 1
 //! The source opens one control connection and N data connections. The first frame on each is `Hello` with the ticket that
@@ -143,7 +143,7 @@ pub(crate) enum WireError {
     /// The connection broke or ended.
     #[error("connection: {0}")]
     Io(#[from] io::Error),
-    /// The other half gave up.
+    /// The other side gave up.
     #[error("the other side gave up: {0}")]
     Aborted(ApiError),
 }

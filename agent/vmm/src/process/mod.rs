@@ -1,7 +1,7 @@
 //! `slat vm`: one process, one VM.
 //!
 //! # Life
-//! The process takes the lock of the VM's directory (no second process can), opens the journal, serves its door on
+//! The process takes the lock of the VM's directory (no second process can), opens the journal, serves its endpoint on
 //! `vm.sock` and prints one line, `ready`, on standard output once it can be called. It then lives until the machine says
 //! that it is over: the VM was deleted, released after a handover, or given up at the destination. It removes the socket
 //! and returns. The lock goes with the process, however it ends.
@@ -16,7 +16,7 @@
 //! wants the VM to outlive a restart of the agent does not signal VM processes (`KillMode=process`).
 //!
 //! # Tasks
-//! The door's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle dirty cursors.
+//! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle dirty cursors.
 
 use std::{
     io::{self, Write as _},
@@ -125,7 +125,7 @@ async fn serve(
         let path = path.to_owned();
         move |source| VmProcessError::Io { what, path, source }
     };
-    // Guest memory passes through this door: its directory is the owner's alone.
+    // Guest memory passes through this endpoint: its directory is the owner's alone.
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -146,7 +146,7 @@ async fn serve(
     let listener = UnixListener::bind(&socket).map_err(io_error("listening on", &socket))?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .map_err(io_error("guarding", &socket))?;
-    let door = door(config, &machine).serve_unix(listener).await;
+    let endpoint = endpoint(config, &machine).serve_unix(listener).await;
     ready();
     tracing::info!(vm = %config.vm, dir = %config.dir.display(), "VM process ready");
 
@@ -154,13 +154,13 @@ async fn serve(
     tracing::info!(vm = %config.vm, ?exit, "VM process ends");
     // No new caller from here on; those being answered get their answer.
     let removed = remove(&socket).map_err(io_error("removing", &socket));
-    door.stop().await;
+    endpoint.stop().await;
     drop(lock);
     removed
 }
 
 /// What this process serves.
-fn door(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
     Door::new()
         .service(TransferServiceServer::new(transfers))

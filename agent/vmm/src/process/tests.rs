@@ -78,7 +78,7 @@ async fn a_process_lives_as_long_as_its_vm() {
         let name = "vms/web".to_owned();
         within(vms.delete_vm(v1::DeleteVmRequest { name }))
             .await
-            .expect("the answer arrives before the door closes");
+            .expect("the answer arrives before the endpoint closes");
     };
     let (process, ()) = within(async { tokio::join!(process, user) }).await;
     process.unwrap();

@@ -1,4 +1,4 @@
-//! Both services through a real door on a Unix socket.
+//! Both services through a real endpoint on a Unix socket.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Served {
     vm: FakeVm,
-    door: DoorHandle,
+    endpoint: DoorHandle,
     vms: VmServiceClient<Channel>,
     memory: MemoryServiceClient<Channel>,
 }
 
 async fn serve(vm: FakeVm) -> Served {
     let socket = vm.machine.dir().socket();
-    let door = Door::new()
+    let endpoint = Door::new()
         .service(vm_service(Arc::clone(&vm.machine)))
         .service(memory_service(Arc::clone(&vm.machine)))
         .serve_unix(UnixListener::bind(&socket).unwrap())
@@ -35,7 +35,7 @@ async fn serve(vm: FakeVm) -> Served {
     let channel = connect(&Address::Unix(socket)).unwrap();
     Served {
         vm,
-        door,
+        endpoint,
         vms: VmServiceClient::new(channel.clone()),
         memory: MemoryServiceClient::new(channel),
     }
@@ -72,7 +72,7 @@ async fn next(watch: &mut tonic::Streaming<v1::Vm>) -> Option<v1::Vm> {
 }
 
 #[tokio::test]
-async fn a_vm_lives_and_ends_through_its_door() {
+async fn a_vm_lives_and_ends_through_its_endpoint() {
     let mut served = serve(fake::empty()).await;
     let vms = &mut served.vms;
     refused(vms.get_vm(get("vms/web")).await, Code::NotFound);
@@ -146,11 +146,11 @@ async fn a_vm_lives_and_ends_through_its_door() {
     tokio::time::timeout(PATIENCE, served.vm.machine.exited())
         .await
         .expect("the process is told to end");
-    served.door.stop().await;
+    served.endpoint.stop().await;
 }
 
 #[tokio::test]
-async fn slots_change_through_the_door() {
+async fn slots_change_through_the_endpoint() {
     let mut served = serve(fake::created()).await;
     let memory = &mut served.memory;
     let vm = || "vms/web".to_owned();
@@ -208,7 +208,7 @@ async fn slots_change_through_the_door() {
         .into_inner();
     assert_eq!((table.slots.len(), table.generation), (2, 2));
     assert_eq!(table.slots[1].base_gfn, 0x10_0000);
-    served.door.stop().await;
+    served.endpoint.stop().await;
 }
 
 #[tokio::test]
@@ -261,11 +261,11 @@ async fn dirty_pages_come_until_they_are_acknowledged() {
     served.vm.machine.dirty().attach(&own).unwrap();
     refused(memory.delete_dirty_cursor(delete()).await, Code::NotFound);
     assert!(served.vm.machine.dirty().enabled());
-    served.door.stop().await;
+    served.endpoint.stop().await;
 }
 
 #[tokio::test]
-async fn invalidation_and_digest_through_the_door() {
+async fn invalidation_and_digest_through_the_endpoint() {
     let mut served = serve(fake::created()).await;
     let memory = &mut served.memory;
     let vm = || "vms/web".to_owned();
@@ -289,5 +289,5 @@ async fn invalidation_and_digest_through_the_door() {
     let running = memory.digest_memory(v1::DigestMemoryRequest { vm: vm() });
     let error = refused(running.await, Code::FailedPrecondition);
     assert_eq!(error.reason, Reason::VmRunning);
-    served.door.stop().await;
+    served.endpoint.stop().await;
 }

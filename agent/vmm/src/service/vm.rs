@@ -129,12 +129,12 @@ impl VmService for VmEndpoint {
 
 /// Sends the VM until it ends, the process is to end, or nobody listens.
 async fn watch(
-    door: VmEndpoint,
+    endpoint: VmEndpoint,
     mut vm: Vm,
     mut changes: tokio::sync::watch::Receiver<u64>,
     send: mpsc::Sender<Result<Vm, Status>>,
 ) {
-    let exited = door.machine.exited();
+    let exited = endpoint.machine.exited();
     tokio::pin!(exited);
     loop {
         let running = vm.state() == State::Running;
@@ -147,7 +147,7 @@ async fn watch(
             changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(WATCH_INTERVAL), if running => {}
         }
-        let machine = Arc::clone(&door.machine);
+        let machine = Arc::clone(&endpoint.machine);
         vm = match tokio::task::spawn_blocking(move || machine.snapshot()).await {
             Ok(Some(vm)) => vm,
             Ok(None) | Err(_) => return,

@@ -1,8 +1,8 @@
-//! TransferService at the VM process's door: starts the halves and answers for them.
+//! TransferService at the VM process's endpoint: starts the sides and answers for them.
 //!
-//! A process has at most one running half. The last source half stays to be asked about after it ended, until it is released
-//! or another begins; so does the destination half that brought the VM here. Blocking work runs on `spawn_blocking`; the
-//! halves' threads are their own. The lock around the halves is held for look-ups only; beginning a half has a lock of its own, taken before it.
+//! A process has at most one running side. The last source side stays to be asked about after it ended, until it is released
+//! or another begins; so does the destination side that brought the VM here. Blocking work runs on `spawn_blocking`; the
+//! sides' threads are their own. The lock around the sides is held for look-ups only; beginning a side has a lock of its own, taken before it.
 
 #[cfg(test)]
 mod tests;
@@ -29,7 +29,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    handover::side::{Half, is_terminal},
+    handover::side::{Side, is_terminal},
     machine::Machine,
     migration::{
         destination::{Decision, Destination, Note},
@@ -39,19 +39,19 @@ use crate::{
     },
 };
 
-/// The destination half with what is needed to talk to it.
+/// The destination side with what is needed to talk to it.
 #[derive(Debug)]
 struct Incoming {
-    half: Arc<Half>,
+    side: Arc<Side>,
     notes: mpsc::Sender<Note>,
     data_address: String,
     ticket: [u8; TICKET],
 }
 
 #[derive(Debug, Default)]
-struct Halves {
+struct Sides {
     incoming: Option<Incoming>,
-    outgoing: Option<Arc<Half>>,
+    outgoing: Option<Arc<Side>>,
 }
 
 /// The service over one machine.
@@ -60,53 +60,53 @@ pub(crate) struct TransferEndpoint {
     machine: Arc<Machine>,
     vm: VmName,
     data_ip: IpAddr,
-    halves: Arc<Mutex<Halves>>,
-    /// Held while a half begins, which may take long; never by those who only ask.
+    sides: Arc<Mutex<Sides>>,
+    /// Held while a side begins, which may take long; never by those who only ask.
     starting: Arc<Mutex<()>>,
     #[cfg(test)]
     pub(super) omit: Option<(u32, u32, u32)>,
 }
 
 impl TransferEndpoint {
-    /// A door to `machine`, whose incoming pages are taken on `data_ip`.
+    /// A endpoint to `machine`, whose incoming pages are taken on `data_ip`.
     #[must_use]
     pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
         Self {
             machine,
             vm,
             data_ip,
-            halves: Arc::default(),
+            sides: Arc::default(),
             starting: Arc::default(),
             #[cfg(test)]
             omit: None,
         }
     }
 
-    fn halves(&self) -> MutexGuard<'_, Halves> {
-        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sides(&self) -> MutexGuard<'_, Sides> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn starting(&self) -> MutexGuard<'_, ()> {
         self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn find(&self, migration: &str, role: TransferRole) -> Result<Arc<Half>, ApiError> {
+    pub(super) fn find(&self, migration: &str, role: TransferRole) -> Result<Arc<Side>, ApiError> {
         let migration = MigrationName::parse(migration)?;
-        let halves = self.halves();
-        let half = match role {
-            TransferRole::Source => halves.outgoing.as_ref(),
-            TransferRole::Destination => halves.incoming.as_ref().map(|incoming| &incoming.half),
+        let sides = self.sides();
+        let side = match role {
+            TransferRole::Source => sides.outgoing.as_ref(),
+            TransferRole::Destination => sides.incoming.as_ref().map(|incoming| &incoming.side),
             TransferRole::Unspecified => {
                 return Err(ApiError::bad_parameter("role", "is SOURCE or DESTINATION"));
             }
         };
-        half.filter(|half| *half.migration() == migration)
+        side.filter(|side| *side.migration() == migration)
             .cloned()
             .ok_or_else(|| {
                 ApiError::new(
                     Reason::NoSuchMigration,
                     format!(
-                        "{} has no {} half of {migration}",
+                        "{} has no {} side of {migration}",
                         self.vm,
                         role.as_str_name()
                     ),
@@ -143,31 +143,31 @@ impl TransferEndpoint {
             "" => None,
             address => Some(address.parse::<Address>()?),
         };
-        // Held to the end: two calls for the same migration build one half.
+        // Held to the end: two calls for the same migration build one side.
         let _starting = self.starting();
-        if let Some(incoming) = &self.halves().incoming {
-            if *incoming.half.migration() == migration {
+        if let Some(incoming) = &self.sides().incoming {
+            if *incoming.side.migration() == migration {
                 return Ok(incoming.answer());
             }
             return Err(ApiError::new(
                 Reason::MigrationInProgress,
-                format!("{} arrives by {}", self.vm, incoming.half.migration()),
+                format!("{} arrives by {}", self.vm, incoming.side.migration()),
             )
-            .with("migration", incoming.half.migration()));
+            .with("migration", incoming.side.migration()));
         }
         self.machine.begin_incoming(&migration, vm, &slots)?;
         let total = slots.iter().map(|slot| slot.bytes()).sum();
-        let half = Arc::new(Half::new(
+        let side = Arc::new(Side::new(
             &migration,
             &self.vm,
             TransferRole::Destination,
             vm.epoch,
             total,
         ));
-        match self.listen(&half, params, vm.epoch, source_agent, runtime) {
+        match self.listen(&side, params, vm.epoch, source_agent, runtime) {
             Ok(incoming) => {
                 let answer = incoming.answer();
-                self.halves().incoming = Some(incoming);
+                self.sides().incoming = Some(incoming);
                 Ok(answer)
             }
             Err(error) => {
@@ -182,7 +182,7 @@ impl TransferEndpoint {
 
     fn listen(
         &self,
-        half: &Arc<Half>,
+        side: &Arc<Side>,
         params: MigrationParams,
         epoch: u64,
         source_agent: Option<Address>,
@@ -194,13 +194,13 @@ impl TransferEndpoint {
         let admit = Mutex::new(sender.clone());
         let listener = Listener::open(self.data_ip, ticket, epoch, move |peer| {
             let admit = admit.lock().unwrap_or_else(PoisonError::into_inner);
-            // The half has ended: the connection closes with the value.
+            // The side has ended: the connection closes with the value.
             drop(admit.send(Note::Connected(peer)));
         })?;
         let data_address = listener.address().to_string();
         let destination = Destination {
             machine: Arc::clone(&self.machine),
-            half: Arc::clone(half),
+            side: Arc::clone(side),
             streams: params.streams,
             verify: params.verify != Verify::None,
             epoch,
@@ -214,7 +214,7 @@ impl TransferEndpoint {
             .name("incoming".to_owned())
             .spawn(move || destination.run())?;
         Ok(Incoming {
-            half: Arc::clone(half),
+            side: Arc::clone(side),
             notes: sender,
             data_address,
             ticket,
@@ -241,15 +241,15 @@ impl TransferEndpoint {
             )
         })?;
         let _starting = self.starting();
-        let before = self.halves().outgoing.clone();
-        if let Some(half) = before
+        let before = self.sides().outgoing.clone();
+        if let Some(side) = before
             .as_ref()
-            .filter(|half| *half.migration() == migration)
+            .filter(|side| *side.migration() == migration)
         {
-            return Ok(half.transfer());
+            return Ok(side.transfer());
         }
         let total = self.machine.memory().table().pages() * slat_proto::model::PAGE_SIZE;
-        let half = Arc::new(Half::new(
+        let side = Arc::new(Side::new(
             &migration,
             &self.vm,
             TransferRole::Source,
@@ -257,31 +257,31 @@ impl TransferEndpoint {
             total,
         ));
         // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
-        self.halves().outgoing = Some(Arc::clone(&half));
-        let begun = self.begin(&half, address, ticket, params, request.epoch);
+        self.sides().outgoing = Some(Arc::clone(&side));
+        let begun = self.begin(&side, address, ticket, params, request.epoch);
         if let Err(error) = begun {
-            self.halves().outgoing = before;
-            half.publish_end(
+            self.sides().outgoing = before;
+            side.publish_end(
                 TransferPhase::Failed,
                 Some(error.to_migration_error(v1::MigrationPhase::Preparing, "source")),
             );
             return Err(error);
         }
-        Ok(half.transfer())
+        Ok(side.transfer())
     }
 
     fn begin(
         &self,
-        half: &Arc<Half>,
+        side: &Arc<Side>,
         address: std::net::SocketAddr,
         ticket: [u8; TICKET],
         params: MigrationParams,
         epoch: u64,
     ) -> Result<(), ApiError> {
-        self.machine.begin_outgoing(half.migration(), epoch)?;
+        self.machine.begin_outgoing(side.migration(), epoch)?;
         let source = Source {
             machine: Arc::clone(&self.machine),
-            half: Arc::clone(half),
+            side: Arc::clone(side),
             address,
             ticket,
             params,
@@ -293,7 +293,7 @@ impl TransferEndpoint {
             .name("outgoing".to_owned())
             .spawn(move || source.run())
         {
-            self.machine.end_outgoing(half.migration())?;
+            self.machine.end_outgoing(side.migration())?;
             return Err(ApiError::new(
                 Reason::Internal,
                 format!("no thread for the migration: {error}"),
@@ -303,29 +303,29 @@ impl TransferEndpoint {
     }
 
     fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError> {
-        let half = self.find(&request.migration, TransferRole::Destination)?;
+        let side = self.find(&request.migration, TransferRole::Destination)?;
         let decision = match WireDecision::try_from(request.decision) {
             Ok(WireDecision::Commit) => Decision::Commit,
             Ok(WireDecision::Abort) => Decision::Abort,
             _ => return Err(ApiError::bad_parameter("decision", "is COMMIT or ABORT")),
         };
-        if let Some(incoming) = &self.halves().incoming {
-            // A half that has ended needs no decision.
+        if let Some(incoming) = &self.sides().incoming {
+            // A side that has ended needs no decision.
             drop(incoming.notes.send(Note::Decided(decision)));
         }
-        Ok(half.transfer())
+        Ok(side.transfer())
     }
 
     fn release(&self, request: &v1::ReleaseTransferRequest) -> Result<(), ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
         let role = TransferRole::try_from(request.role).unwrap_or_default();
-        let half = match self.find(&request.migration, role) {
-            Ok(half) => half,
+        let side = match self.find(&request.migration, role) {
+            Ok(side) => side,
             // Released before.
             Err(error) if error.reason == Reason::NoSuchMigration => return Ok(()),
             Err(error) => return Err(error),
         };
-        let phase = half.phase();
+        let phase = side.phase();
         let relinquished = role == TransferRole::Source
             && matches!(
                 phase,
@@ -339,20 +339,20 @@ impl TransferEndpoint {
             .with("migration", &migration)
             .with("phase", phase.as_str_name()));
         }
-        half.release_record(self.machine.dir()).map_err(|error| {
+        side.release_record(self.machine.dir()).map_err(|error| {
             ApiError::new(
                 Reason::Store,
                 format!("the record of {migration} could not be removed: {error}"),
             )
         })?;
         if relinquished {
-            // Before the half is forgotten: a release that fails is tried again.
+            // Before the side is forgotten: a release that fails is tried again.
             self.machine.release()?;
         }
-        let mut halves = self.halves();
+        let mut sides = self.sides();
         match role {
-            TransferRole::Source => halves.outgoing = None,
-            _ => halves.incoming = None,
+            TransferRole::Source => sides.outgoing = None,
+            _ => sides.incoming = None,
         }
         Ok(())
     }
@@ -361,7 +361,7 @@ impl TransferEndpoint {
 impl Incoming {
     fn answer(&self) -> v1::PrepareIncomingResponse {
         v1::PrepareIncomingResponse {
-            transfer: Some(self.half.transfer()),
+            transfer: Some(self.side.transfer()),
             data_address: self.data_address.clone(),
             ticket: self.ticket.to_vec(),
         }
@@ -388,16 +388,16 @@ impl TransferService for TransferEndpoint {
         &self,
         request: Request<v1::PrepareIncomingRequest>,
     ) -> Result<Response<v1::PrepareIncomingResponse>, Status> {
-        let (door, runtime) = (self.clone(), tokio::runtime::Handle::current());
-        blocking(move || door.prepare(request.get_ref(), runtime)).await
+        let (endpoint, runtime) = (self.clone(), tokio::runtime::Handle::current());
+        blocking(move || endpoint.prepare(request.get_ref(), runtime)).await
     }
 
     async fn start_outgoing(
         &self,
         request: Request<v1::StartOutgoingRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
-        let door = self.clone();
-        blocking(move || door.start(request.get_ref())).await
+        let endpoint = self.clone();
+        blocking(move || endpoint.start(request.get_ref())).await
     }
 
     async fn get_transfer(
@@ -417,14 +417,14 @@ impl TransferService for TransferEndpoint {
         request: Request<v1::WatchTransferRequest>,
     ) -> Result<Response<TransferStream>, Status> {
         let request = request.get_ref();
-        let half = self.find(&request.migration, request.role())?;
+        let side = self.find(&request.migration, request.role())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        // Ends with the half or with its watcher.
+        // Ends with the side or with its watcher.
         tokio::spawn(async move {
-            let mut version = half.watch();
+            let mut version = side.watch();
             loop {
                 version.mark_unchanged();
-                let transfer = half.transfer();
+                let transfer = side.transfer();
                 let last = is_terminal(transfer.phase());
                 if sender.send(Ok(transfer)).await.is_err() || last {
                     return;
@@ -445,9 +445,9 @@ impl TransferService for TransferEndpoint {
         request: Request<v1::CancelTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
-        let half = self.find(&request.migration, request.role())?;
-        half.cancel(request.error)?;
-        Ok(Response::new(half.transfer()))
+        let side = self.find(&request.migration, request.role())?;
+        side.cancel(request.error)?;
+        Ok(Response::new(side.transfer()))
     }
 
     async fn resolve_transfer(
@@ -461,9 +461,10 @@ impl TransferService for TransferEndpoint {
         &self,
         request: Request<v1::ReleaseTransferRequest>,
     ) -> Result<Response<v1::ReleaseTransferResponse>, Status> {
-        let door = self.clone();
+        let endpoint = self.clone();
         blocking(move || {
-            door.release(request.get_ref())
+            endpoint
+                .release(request.get_ref())
                 .map(|()| v1::ReleaseTransferResponse {})
         })
         .await

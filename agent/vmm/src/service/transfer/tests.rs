@@ -1,4 +1,4 @@
-//! Both halves in one process, over real sockets and journals and a fake backend; and a source made by hand, for everything
+//! Both sides in one process, over real sockets and journals and a fake backend; and a source made by hand, for everything
 //! that an honest source never does.
 
 use std::{
@@ -40,7 +40,7 @@ fn name() -> MigrationName {
     MigrationName::parse("m1").unwrap()
 }
 
-fn door(vm: &FakeVm) -> TransferEndpoint {
+fn endpoint(vm: &FakeVm) -> TransferEndpoint {
     TransferEndpoint::new(
         Arc::clone(&vm.machine),
         VmName::parse("web").unwrap(),
@@ -48,18 +48,18 @@ fn door(vm: &FakeVm) -> TransferEndpoint {
     )
 }
 
-/// Waits until a half is in a phase that `done` accepts.
+/// Waits until a side is in a phase that `done` accepts.
 async fn wait(
-    door: &TransferEndpoint,
+    endpoint: &TransferEndpoint,
     role: TransferRole,
     done: impl Fn(&v1::Transfer) -> bool,
 ) -> v1::Transfer {
-    let half = door.find("m1", role).unwrap();
-    let mut version = half.watch();
+    let side = endpoint.find("m1", role).unwrap();
+    let mut version = side.watch();
     let waiting = async {
         loop {
             version.mark_unchanged();
-            let transfer = half.transfer();
+            let transfer = side.transfer();
             if done(&transfer) {
                 return transfer;
             }
@@ -70,14 +70,14 @@ async fn wait(
         Ok(transfer) => transfer,
         Err(_) => panic!(
             "{role:?} stays in {:?}: {:?}",
-            half.phase(),
-            half.transfer()
+            side.phase(),
+            side.transfer()
         ),
     }
 }
 
-async fn ended(door: &TransferEndpoint, role: TransferRole) -> v1::Transfer {
-    wait(door, role, |transfer| is_terminal(transfer.phase())).await
+async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1::Transfer {
+    wait(endpoint, role, |transfer| is_terminal(transfer.phase())).await
 }
 
 async fn prepare(
@@ -178,7 +178,7 @@ fn writer(vm: &FakeVm, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
 async fn a_writing_vm_moves_whole() {
     for verify in [Verify::AfterCommit, Verify::BeforeCommit] {
         let (source, destination) = (running(), fake::empty());
-        let (from, to) = (door(&source), door(&destination));
+        let (from, to) = (endpoint(&source), endpoint(&destination));
         let params = MigrationParams {
             verify,
             streams: 3,
@@ -237,7 +237,7 @@ async fn a_page_left_out_is_found() {
         (1, Verify::AfterCommit),
     ] {
         let (source, destination) = (running(), fake::empty());
-        let (mut from, to) = (door(&source), door(&destination));
+        let (mut from, to) = (endpoint(&source), endpoint(&destination));
         from.omit = Some((0, 100, from_iteration));
         let params = MigrationParams {
             verify,
@@ -297,14 +297,14 @@ async fn a_page_left_out_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
     let source = running();
-    let from = door(&source);
+    let from = endpoint(&source);
     let slow = MigrationParams {
         max_bandwidth: Some(1 << 20),
         ..MigrationParams::default()
     };
     {
         let destination = fake::empty();
-        let to = door(&destination);
+        let to = endpoint(&destination);
         let prepared = prepare(&source, &to, &slow).await;
         start(&from, &prepared, &slow).await;
         wait(&from, TransferRole::Source, |transfer| {
@@ -339,7 +339,7 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
     };
     from.release_transfer(Request::new(release)).await.unwrap();
     let destination = fake::empty();
-    let to = door(&destination);
+    let to = endpoint(&destination);
     let fast = MigrationParams::default();
     let prepared = prepare(&source, &to, &fast).await;
     start(&from, &prepared, &fast).await;
@@ -353,7 +353,7 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
 async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
     for on_timeout in [OnTimeout::Cancel, OnTimeout::ForceSwitchover] {
         let (source, destination) = (running(), fake::empty());
-        let (from, to) = (door(&source), door(&destination));
+        let (from, to) = (endpoint(&source), endpoint(&destination));
         let params = MigrationParams {
             // The bulk pass takes more than two seconds.
             max_bandwidth: Some(1 << 20),
@@ -496,7 +496,7 @@ async fn silence_after_ready_is_doubt_until_somebody_knows() {
     use v1::resolve_transfer_request::Decision;
     for decision in [Decision::Commit, Decision::Abort] {
         let (source, destination) = (running(), fake::empty());
-        let to = door(&destination);
+        let to = endpoint(&destination);
         let prepared = prepare(&source, &to, &one_stream()).await;
         let mut by_hand = ByHand::connect(&prepared);
         by_hand.until_ready(&source);
@@ -546,7 +546,7 @@ async fn silence_after_ready_is_doubt_until_somebody_knows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_commit_after_ready_is_as_good_as_silence() {
     let (source, destination) = (running(), fake::empty());
-    let to = door(&destination);
+    let to = endpoint(&destination);
     let prepared = prepare(&source, &to, &one_stream()).await;
     let mut by_hand = ByHand::connect(&prepared);
     by_hand.until_ready(&source);
@@ -567,7 +567,7 @@ async fn what_is_not_commit_after_ready_is_as_good_as_silence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_before_ready_and_decisions_before_ready_do_nothing_good() {
     let (source, destination) = (running(), fake::empty());
-    let to = door(&destination);
+    let to = endpoint(&destination);
     let prepared = prepare(&source, &to, &one_stream()).await;
     let mut by_hand = ByHand::connect(&prepared);
     by_hand.control(
@@ -584,7 +584,7 @@ async fn commit_before_ready_and_decisions_before_ready_do_nothing_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_bad_frame_ends_the_half_with_its_reason() {
+async fn each_bad_frame_ends_the_side_with_its_reason() {
     type Bad = fn(&mut ByHand, u64);
     let cases: [(&str, Bad); 7] = [
         ("PAGE_OUT_OF_SLOT", |by_hand, pages| {
@@ -631,7 +631,7 @@ async fn each_bad_frame_ends_the_half_with_its_reason() {
     ];
     for (reason, bad) in cases {
         let (source, destination) = (running(), fake::empty());
-        let to = door(&destination);
+        let to = endpoint(&destination);
         let prepared = prepare(&source, &to, &one_stream()).await;
         let mut by_hand = ByHand::connect(&prepared);
         let table = source.machine.memory().table();
@@ -647,7 +647,7 @@ async fn each_bad_frame_ends_the_half_with_its_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_cannot_disturb() {
     let (source, destination) = (running(), fake::empty());
-    let (from, to) = (door(&source), door(&destination));
+    let (from, to) = (endpoint(&source), endpoint(&destination));
     let params = MigrationParams {
         max_bandwidth: Some(16 << 20),
         ..MigrationParams::default()
@@ -687,7 +687,7 @@ async fn strangers_cannot_disturb() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_whose_commit_is_unanswered_stays_stopped_until_released() {
     let (source, destination) = (running(), fake::empty());
-    let (from, to) = (door(&source), door(&destination));
+    let (from, to) = (endpoint(&source), endpoint(&destination));
     let params = one_stream();
     let prepared = prepare(&source, &to, &params).await;
     // The destination journals OWNED and then its VM's vCPUs do not start: owned all the same.

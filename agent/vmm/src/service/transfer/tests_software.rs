@@ -1,4 +1,4 @@
-//! Both halves in one process over the real software backend and a guest that checks its own memory.
+//! Both sides in one process over the real software backend and a guest that checks its own memory.
 //!
 //! The guest is the judge: a page that was lost, stale or torn on the way is found at its next visit, whatever this program's
 //! own digests say.
@@ -27,13 +27,13 @@ const VCPUS: u32 = 2;
 /// Everything here takes a few seconds; a hang is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Side {
+struct Host {
     machine: Arc<Machine>,
-    door: TransferEndpoint,
+    endpoint: TransferEndpoint,
     _dir: tempfile::TempDir,
 }
 
-impl Side {
+impl Host {
     fn new(host: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let name = VmName::parse("web").unwrap();
@@ -43,18 +43,18 @@ impl Side {
             HostName::parse(host).unwrap(),
         )
         .unwrap();
-        let door =
+        let endpoint =
             TransferEndpoint::new(Arc::clone(&machine), name, IpAddr::V4(Ipv4Addr::LOCALHOST));
         Self {
             machine,
-            door,
+            endpoint,
             _dir: dir,
         }
     }
 
     /// With a running guest.
     fn running(host: &str, format: Format, guest: MemstressSpec) -> Self {
-        let side = Self::new(host);
+        let host = Self::new(host);
         let spec = VmSpec {
             memory_bytes: MEMORY,
             vcpus: VCPUS,
@@ -62,9 +62,9 @@ impl Side {
             format: Some(format),
             guest: GuestSpec::Memstress(guest),
         };
-        side.machine.create(spec).unwrap();
-        side.machine.start().unwrap();
-        side
+        host.machine.create(spec).unwrap();
+        host.machine.start().unwrap();
+        host
     }
 
     fn vm(&self) -> v1::Vm {
@@ -93,11 +93,11 @@ impl Side {
     }
 }
 
-/// Moves the VM as migration `id` and returns both halves as they ended.
+/// Moves the VM as migration `id` and returns both sides as they ended.
 async fn migrate(
     id: &str,
-    from: &Side,
-    to: &Side,
+    from: &Host,
+    to: &Host,
     params: &MigrationParams,
 ) -> (v1::Transfer, v1::Transfer) {
     let table = from.machine.memory().table();
@@ -112,7 +112,7 @@ async fn migrate(
         params: Some(params.to_message()),
         source_agent_address: String::new(),
     };
-    let prepared = to.door.prepare_incoming(Request::new(request)).await;
+    let prepared = to.endpoint.prepare_incoming(Request::new(request)).await;
     let prepared = prepared.unwrap().into_inner();
     let request = v1::StartOutgoingRequest {
         migration: format!("migrations/{id}"),
@@ -122,20 +122,20 @@ async fn migrate(
         params: Some(params.to_message()),
         epoch: from.vm().epoch,
     };
-    let started = from.door.start_outgoing(Request::new(request)).await;
+    let started = from.endpoint.start_outgoing(Request::new(request)).await;
     started.unwrap();
-    let there = ended(&to.door, id, TransferRole::Destination).await;
-    let here = ended(&from.door, id, TransferRole::Source).await;
+    let there = ended(&to.endpoint, id, TransferRole::Destination).await;
+    let here = ended(&from.endpoint, id, TransferRole::Source).await;
     (here, there)
 }
 
-async fn ended(door: &TransferEndpoint, id: &str, role: TransferRole) -> v1::Transfer {
-    let half = door.find(id, role).unwrap();
-    let mut version = half.watch();
+async fn ended(endpoint: &TransferEndpoint, id: &str, role: TransferRole) -> v1::Transfer {
+    let side = endpoint.find(id, role).unwrap();
+    let mut version = side.watch();
     let waiting = async {
         loop {
             version.mark_unchanged();
-            let transfer = half.transfer();
+            let transfer = side.transfer();
             if is_terminal(transfer.phase()) {
                 return transfer;
             }
@@ -144,7 +144,7 @@ async fn ended(door: &TransferEndpoint, id: &str, role: TransferRole) -> v1::Tra
     };
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(transfer) => transfer,
-        Err(_) => panic!("{role:?} does not end: {:?}", half.transfer()),
+        Err(_) => panic!("{role:?} does not end: {:?}", side.transfer()),
     }
 }
 
@@ -189,14 +189,14 @@ async fn a_writing_guest_moves_and_finds_nothing_wrong() {
             fill: MemstressFill::Random,
             ..MemstressSpec::default()
         };
-        let mut from = Side::running("a", format, guest);
+        let mut from = Host::running("a", format, guest);
         from.until_written(2000).await;
         // There and back again: what arrived must also leave well.
         for id in ["m1", "m2"] {
-            let to = Side::new("b");
+            let to = Host::new("b");
             let before = from.counters();
-            let halves = migrate(id, &from, &to, &params(verify)).await;
-            let progress = completed(id, &halves);
+            let sides = migrate(id, &from, &to, &params(verify)).await;
+            let progress = completed(id, &sides);
             assert_eq!(progress.verification(), v1::Verification::Match, "{format}");
             assert!(progress.iterations.len() >= 2, "{progress:?}");
             assert_eq!(to.vm().state(), v1::vm::State::Running);
@@ -225,21 +225,21 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
         },
         ..MemstressSpec::default()
     };
-    let mut from = Side::running("a", Format::Ept4, guest);
-    let to = Side::new("b");
+    let mut from = Host::running("a", Format::Ept4, guest);
+    let to = Host::new("b");
     from.until_written(1000).await;
     // One of the hot pages, written many times in every batch. The bulk pass sends it; no later write of it is sent.
     let working_page = 5;
     let layout = Layout::new(MEMORY).unwrap();
     let page = layout.working_page(working_page) / PAGE_SIZE;
-    from.door.omit = Some((0, u32::try_from(page).unwrap(), 1));
+    from.endpoint.omit = Some((0, u32::try_from(page).unwrap(), 1));
     // Slow enough for some batches during the bulk pass.
     let params = MigrationParams {
         max_bandwidth: Some(64 << 20),
         ..params(Verify::None)
     };
-    let halves = migrate("m1", &from, &to, &params).await;
-    completed("m1", &halves);
+    let sides = migrate("m1", &from, &to, &params).await;
+    completed("m1", &sides);
     assert_eq!(from.counters().errors, 0);
     to.until(|counters| counters.errors > 0).await;
     assert_eq!(to.counters().first_error_page, working_page);
