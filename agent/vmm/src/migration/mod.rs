@@ -2,7 +2,7 @@
 //!
 //! `source` sends (precopy, switchover, handover), `destination` receives. `wire` is the framed protocol between them;
 //! `sender`, `receiver`, `socket` and `listener` move pages, `populate` makes room for them; `convergence` decides, as pure
-//! arithmetic. [`crate::service::transfer`] starts the two sides.
+//! arithmetic. The transfer service starts the two sides.
 
 mod convergence;
 mod cpu_time;
