@@ -167,7 +167,7 @@ impl Tree {
     /// `cargo xtask interleavings` builds it, because what takes time there is the schedules.
     fn build(&self, target: &Target) -> anyhow::Result<Program> {
         let mut command = self.copy.cargo();
-        command.args(["test", "--quiet", "--locked", "--offline", "--no-run"]);
+        command.args(["test", "--quiet", "--locked", "--no-run"]);
         command.arg("--message-format=json");
         command.args(target.arguments());
         if let Some(feature) = &target.feature {
