@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: builds what is measured and what measures with optimisations, and runs it. Its output is the
-//! benchmark's alone, so that `--output json` is one JSON object on standard output.
+//! `cargo xtask bench`: builds what is measured and what measures with optimisations, and runs it.
+//! Its output is the benchmark's alone, so that `--output json` is one JSON object on standard
+//! output.
 
 use std::process::{Command, Stdio};
 
@@ -11,17 +12,21 @@ use crate::{shell, workspace::Workspace};
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many loopback connections
+    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many
+    /// loopback connections
     Migration {
-        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend kvm|software`
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend
+        /// kvm|software`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// The Common MMU beside other page-table crates and the machine's floors, at 4 GiB and 64 GiB of guest memory
+    /// The Common MMU beside other page-table crates and the machine's floors, at 4 GiB and 64 GiB
+    /// of guest memory
     // Its own --help says more, so it gets to see it.
     #[command(disable_help_flag = true)]
     Mmu {
-        /// Passed on: `--output table|json|markdown`, `--quick`, `--only SUBSTRING`, `--list`, `--help`
+        /// Passed on: `--output table|json|markdown`, `--quick`, `--only SUBSTRING`, `--list`,
+        /// `--help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -1,6 +1,6 @@
-//! All checks in order: the quick ones first, then what shares clippy's artefacts, then the tests' (debug), then the demo's
-//! (release), whose binary is built beside the models. Each profile is built once. A failure does not end the run: the summary
-//! names every one.
+//! All checks in order: the quick ones first, then what shares clippy's artefacts, then the tests'
+//! (debug), then the demo's (release), whose binary is built beside the models. Each profile is
+//! built once. A failure does not end the run: the summary names every one.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -38,8 +38,8 @@ const CHECKS: [Check; 19] = [
     ("leftovers", leftovers::run),
 ];
 
-/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own build waits for what is not
-/// done by then, and says what did not work.
+/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own
+/// build waits for what is not done by then, and says what did not work.
 const LEAVES_A_CORE: &str = "interleavings";
 
 /// Runs them all.

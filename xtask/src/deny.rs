@@ -1,5 +1,6 @@
-//! The parts of deny.toml that can be judged without cargo-deny and its advisory database: banned crates and sources
-//! against Cargo.lock (so for every platform, not this one alone), licences against cargo's metadata.
+//! The parts of deny.toml that can be judged without cargo-deny and its advisory database: banned
+//! crates and sources against Cargo.lock (so for every platform, not this one alone), licences
+//! against cargo's metadata.
 
 use anyhow::{Context as _, anyhow};
 use toml_edit::{DocumentMut, Item, Value};

@@ -1,7 +1,9 @@
-//! What a run may leave behind: `slat` and `slat-bare` processes of this build, guest memory, Unix sockets, temporary files.
+//! What a run may leave behind: `slat` and `slat-bare` processes of this build, guest memory, Unix
+//! sockets, temporary files.
 //!
-//! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`] is a temporary directory
-//! that is given to a run as its TMPDIR and must be empty again when the run has ended.
+//! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`]
+//! is a temporary directory that is given to a run as its TMPDIR and must be empty again when the
+//! run has ended.
 
 use std::{
     fs,
@@ -78,7 +80,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     {
         let text = path.display().to_string();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // A directory that a living process names is a run's that goes on: another checkout's, or a process reported above.
+        // A directory that a living process names is a run's that goes on: another checkout's, or a
+        // process reported above.
         if FLEETS.iter().any(|prefix| name.starts_with(prefix))
             && !lines.iter().any(|line| line.contains(&text))
         {

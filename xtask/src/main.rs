@@ -1,7 +1,9 @@
-//! `cargo xtask`: the one door for everything a developer repeats. Nothing to install beyond a Rust toolchain and a C
-//! compiler; each command is one file and one function from the workspace to a [`tally::Tally`].
+//! `cargo xtask`: the one door for everything a developer repeats. Nothing to install beyond a Rust
+//! toolchain and a C compiler; each command is one file and one function from the workspace to a
+//! [`tally::Tally`].
 //!
-//! Every command ends with the line `N passed, N failed, N skipped` and exits with 0 only when nothing failed.
+//! Every command ends with the line `N passed, N failed, N skipped` and exits with 0 only when
+//! nothing failed.
 
 mod bench;
 mod ci;
@@ -56,7 +58,8 @@ enum Command {
     Doc,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
-    /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them alone, and run it
+    /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them
+    /// alone, and run it
     NoStd,
     /// `cargo test --workspace`, with a summary of what was skipped and why
     Test {
@@ -70,36 +73,43 @@ enum Command {
     Miri,
     /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
-    /// Runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format, one at full size
+    /// Runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every
+    /// format, one at full size
     Demo(demo::Options),
     /// Measure; prints what it measured and nothing else on standard output
     Bench {
         #[command(subcommand)]
         bench: bench::Bench,
     },
-    /// Have emulated hardware walk page tables of every format, and compare each answer with the software's
+    /// Have emulated hardware walk page tables of every format, and compare each answer with the
+    /// software's
     ///
-    /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once setting them), QEMU's SVM
-    /// walks NPT, Bochs walks EPT. The first run fetches them as Debian packages into target/oracles, about 90 MB, and
-    /// unpacks them there; nothing is installed. Needs apt and dpkg for that, gcc and binutils for the x86 programs.
-    /// What cannot be had is SKIPPED with the reason. Before each format's run a corrupted leaf must be caught.
+    /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once
+    /// setting them), QEMU's SVM walks NPT, Bochs walks EPT. The first run fetches them as Debian
+    /// packages into target/oracles, about 90 MB, and unpacks them there; nothing is installed.
+    /// Needs apt and dpkg for that, gcc and binutils for the x86 programs. What cannot be had is
+    /// SKIPPED with the reason. Before each format's run a corrupted leaf must be caught.
     Oracles(oracles::Options),
     /// Plant known bugs, one at a time, and demand that a test fails
     ///
-    /// Each entry of tests/planted/*.toml is planted in a copy of the workspace below target/planted. The test that it
-    /// names must pass without it and fail, or hang, with it.
+    /// Each entry of tests/planted/*.toml is planted in a copy of the workspace below
+    /// target/planted. The test that it names must pass without it and fail, or hang, with it.
     Planted(planted::Options),
-    /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
+    /// Look for what a run may have left behind: processes, guest memory, sockets, temporary
+    /// directories
     Leftovers,
-    /// Length of files, their opening comment, and the arrows between crates
-    Structure,
-    /// Bans, sources and licences of deny.toml against Cargo.lock and cargo's metadata (advisories need cargo-deny)
+    /// Check the shape of the code against structure.toml: layers, lengths, `unsafe`
+    Structure(structure::Options),
+    /// Bans, sources and licences of deny.toml against Cargo.lock and cargo's metadata (advisories
+    /// need cargo-deny)
     Deny,
-    /// Check that every metric that deploy/ and docs/ name is exported, and every exported one explained
+    /// Check that every metric that deploy/ and docs/ name is exported, and every exported one
+    /// explained
     Metrics,
     /// Check that deploy/ sets only what slat reads, and that systemd accepts the units
     Units,
-    /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
+    /// Check that links between pages lead somewhere and docs/operations.md explains every error
+    /// reason
     Pages,
 }
 
@@ -124,7 +134,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
         Command::Planted(options) => planted::run(&workspace, &options),
         Command::Leftovers => leftovers::run(&workspace),
-        Command::Structure => structure::run(&workspace),
+        Command::Structure(options) => structure::run_with(&workspace, &options),
         Command::Deny => deny::run(&workspace),
         Command::Metrics => metrics::run(&workspace),
         Command::Units => units::run(&workspace),

@@ -1,7 +1,9 @@
-//! Metric names: what deploy/ and docs/ use must be exported, and what is exported must be explained.
+//! Metric names: what deploy/ and docs/ use must be exported, and what is exported must be
+//! explained.
 //!
-//! A name counts as exported when a non-test source of the agent, the server or proto has it as a whole string
-//! literal. The series that Prometheus derives from a histogram (`_bucket`, `_sum`, `_count`) count as the histogram.
+//! A name counts as exported when a non-test source of the agent, the server or proto has it as a
+//! whole string literal. The series that Prometheus derives from a histogram (`_bucket`, `_sum`,
+//! `_count`) count as the histogram.
 
 use std::collections::BTreeSet;
 
@@ -74,7 +76,8 @@ fn literals(source: &str) -> BTreeSet<String> {
     source.split('"').filter(whole).map(str::to_owned).collect()
 }
 
-/// Metric names anywhere in a text, comments included: a page that names one promises it. `slat_x:y` is a recording rule's.
+/// Metric names anywhere in a text, comments included: a page that names one promises it.
+/// `slat_x:y` is a recording rule's.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let found = text

@@ -1,5 +1,6 @@
-//! `cargo xtask oracles`: emulated hardware walks the tables that `slat-mmu` and `slat-arch` build, and must answer every
-//! question as the software does. The work is `slat_tests::oracle`'s; here it is built, bounded and counted.
+//! `cargo xtask oracles`: emulated hardware walks the tables that `slat-mmu` and `slat-arch` build,
+//! and must answer every question as the software does. The work is `slat_tests::oracle`'s; here it
+//! is built, bounded and counted.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! The written pages against the sources: links lead to files that exist, and docs/operations.md explains every reason an
-//! error can have.
+//! The written pages against the sources: links lead to files that exist, and docs/operations.md
+//! explains every reason an error can have.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Running other programs: shown before they run, bounded where they may hang, their failure an error.
+//! Running other programs: shown before they run, bounded where they may hang, their failure an
+//! error.
 
 use std::{
     io::Read,
@@ -106,7 +107,8 @@ pub(crate) fn bounded(command: &mut Command, bound: Duration) -> anyhow::Result<
     })
 }
 
-/// Runs a command for at most `bound`, quietly. When it had to be killed, `Err` has what it said on standard error.
+/// Runs a command for at most `bound`, quietly. When it had to be killed, `Err` has what it said on
+/// standard error.
 ///
 /// # Errors
 /// When it cannot be started.

@@ -1,7 +1,9 @@
-//! The workspace's tests, with what they skipped brought to the end, and a look at what they left behind.
+//! The workspace's tests, with what they skipped brought to the end, and a look at what they left
+//! behind.
 //!
-//! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest hides what passing tests
-//! print, so the run asks for it (`--show-output`) and this command keeps everything else of it back.
+//! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest
+//! hides what passing tests print, so the run asks for it (`--show-output`) and this command keeps
+//! everything else of it back.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -28,7 +30,8 @@ struct Reader {
 impl Reader {
     /// Takes one line; true when it is worth showing.
     fn line(&mut self, line: &str) -> bool {
-        // A test's line may follow libtest's own on the same line when it was written past the capture.
+        // A test's line may follow libtest's own on the same line when it was written past the
+        // capture.
         if let Some(at) = line.find("SKIPPED:") {
             let why = line[at + "SKIPPED:".len()..].trim().to_owned();
             self.tally.skipped.push(why);
@@ -91,8 +94,9 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
     Ok(tally)
 }
 
-/// Shows a `cargo test`, runs it, shows what of its lines is worth it, and counts its tests by the lines that libtest ends each
-/// program with. A run that failed without a test that did counts as one that failed.
+/// Shows a `cargo test`, runs it, shows what of its lines is worth it, and counts its tests by the
+/// lines that libtest ends each program with. A run that failed without a test that did counts as
+/// one that failed.
 ///
 /// # Errors
 /// When it cannot be started.

@@ -1,5 +1,5 @@
-//! The files of deploy/ against the binary: every environment variable they set is one that `slat` reads, and systemd
-//! accepts the units where it is installed.
+//! The files of deploy/ against the binary: every environment variable they set is one that `slat`
+//! reads, and systemd accepts the units where it is installed.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -20,7 +20,8 @@ fn names_in(workspace: &Workspace, folders: &[&str]) -> anyhow::Result<BTreeSet<
     Ok(names)
 }
 
-/// The variables that a source reads: by `env::var`, as an option's `env`, or through a function of its own that does so.
+/// The variables that a source reads: by `env::var`, as an option's `env`, or through a function of
+/// its own that does so.
 fn read_by(source: &str) -> impl Iterator<Item = &str> {
     let quotes: Vec<usize> = source.match_indices('"').map(|(at, _)| at).collect();
     let pairs = quotes.into_iter().zip(source.split('"').skip(1));
@@ -90,7 +91,8 @@ fn variables(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `systemd-analyze verify`, over copies that name a program which exists on this machine: it looks for it.
+/// `systemd-analyze verify`, over copies that name a program which exists on this machine: it looks
+/// for it.
 fn verify(workspace: &Workspace) -> anyhow::Result<Tally> {
     if shell::output(Command::new("systemd-analyze").arg("--version")).is_err() {
         return Ok(Tally::skipped(

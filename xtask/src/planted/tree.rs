@@ -1,7 +1,9 @@
-//! The copy of the workspace that bugs are planted in, below `target/planted`, with build artefacts of its own.
+//! The copy of the workspace that bugs are planted in, below `target/planted`, with build artefacts
+//! of its own.
 //!
-//! The sources themselves are never touched, and what an interrupted run leaves planted is written over by the next.
-//! A file that did not change keeps its time, so cargo builds only what an edit makes necessary.
+//! The sources themselves are never touched, and what an interrupted run leaves planted is written
+//! over by the next. A file that did not change keeps its time, so cargo builds only what an edit
+//! makes necessary.
 
 use std::{
     fs,
@@ -33,8 +35,9 @@ const SEED: &str = "1";
 pub(super) struct Tree {
     copy: Workspace,
     target: PathBuf,
-    /// The folder above those in which the models are built. Not those of the workspace: cargo takes the same crate at another
-    /// place for the same, and would run there what was planted here.
+    /// The folder above those in which the models are built. Not those of the workspace: cargo
+    /// takes the same crate at another place for the same, and would run there what was planted
+    /// here.
     models: PathBuf,
 }
 
@@ -113,7 +116,8 @@ impl Tree {
         Ok(tally)
     }
 
-    /// Plants one bug, builds its test and runs it, and takes the bug out again. Says how the test failed.
+    /// Plants one bug, builds its test and runs it, and takes the bug out again. Says how the test
+    /// failed.
     ///
     /// # Errors
     /// When the test passes, does not build, or is not there; when the bug does not fit.
@@ -163,8 +167,9 @@ impl Tree {
         Ok(shell::limited(&mut command, bound)?.ok())
     }
 
-    /// One format of each kind (`few_formats`), little optimised: what takes time is compiling. A model is built as
-    /// `cargo xtask interleavings` builds it, because what takes time there is the schedules.
+    /// One format of each kind (`few_formats`), little optimised: what takes time is compiling. A
+    /// model is built as `cargo xtask interleavings` builds it, because what takes time there is
+    /// the schedules.
     fn build(&self, target: &Target) -> anyhow::Result<Program> {
         let mut command = self.copy.cargo();
         command.args(["test", "--quiet", "--locked", "--no-run"]);
