@@ -26,7 +26,7 @@ const PROGRAMS: [&str; 2] = ["slat", example::NAME];
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one. Its path is short, for Unix sockets below it have room for 107 bytes in all.
+    /// Makes one. Its path is short, because the path of a Unix socket has at most 107 bytes.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn bound_doors_are_seen_in_the_kernels_table() {
+    fn bound_sockets_are_seen_in_the_kernels_table() {
         let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 20501 /tmp/slat-demo-x/agent/vms/a/vm.sock\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 20502 /run/other.sock\n";

@@ -52,7 +52,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     if installed.is_empty() {
         tally.add(Tally::skipped(
-            "no-std for bare metal: no such target is installed (rustup target add x86_64-unknown-none)",
+            "no-std for bare metal",
+            "no such target is installed (rustup target add x86_64-unknown-none)",
         ));
     }
     build(workspace)?;
@@ -85,10 +86,10 @@ fn build(workspace: &Workspace) -> anyhow::Result<()> {
 /// Runs it and shows what it says.
 fn run_example(workspace: &Workspace) -> anyhow::Result<Tally> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Ok(Tally::skipped(format!(
-            "{} built and not run: its console and its end are system calls of x86-64 Linux",
-            example::NAME
-        )));
+        return Ok(Tally::skipped(
+            format!("a run of {}", example::NAME),
+            "its console and its end are system calls of x86-64 Linux",
+        ));
     }
     let program = example::target_dir(workspace)?
         .join("debug")

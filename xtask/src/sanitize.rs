@@ -50,8 +50,7 @@ fn miri_is_missing(workspace: &Workspace) -> Option<String> {
     match shell::output(&mut command) {
         Ok(_) => None,
         Err(_) => Some(
-            "Miri: no nightly toolchain has it (rustup +nightly component add miri rust-src)"
-                .to_owned(),
+            "no nightly toolchain has it (rustup +nightly component add miri rust-src)".to_owned(),
         ),
     }
 }
@@ -62,7 +61,7 @@ fn miri_is_missing(workspace: &Workspace) -> Option<String> {
 /// When a test fails or Miri finds undefined behaviour.
 pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
     if let Some(why) = miri_is_missing(workspace) {
-        return Ok(Tally::skipped(why));
+        return Ok(Tally::skipped("Miri", why));
     }
     let mut tally = Tally::default();
     for (package, tests) in UNDER_MIRI {
@@ -85,7 +84,7 @@ pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
 
 /// Why ThreadSanitizer cannot run here, or nothing.
 fn tsan_is_missing() -> Option<String> {
-    let why = |what: &str| Some(format!("ThreadSanitizer: {what}"));
+    let why = |what: &str| Some(what.to_owned());
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return why("only set up for x86-64 Linux");
     }
@@ -157,7 +156,7 @@ fn reported(race: &Ended) -> anyhow::Result<()> {
 /// When a test fails, a data race is found, or the planted one is not.
 pub(crate) fn tsan(workspace: &Workspace) -> anyhow::Result<Tally> {
     if let Some(why) = tsan_is_missing() {
-        return Ok(Tally::skipped(why));
+        return Ok(Tally::skipped("ThreadSanitizer", why));
     }
     let mut tally = Tally::default();
     let mut planted = under_tsan(

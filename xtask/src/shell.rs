@@ -34,6 +34,20 @@ pub(crate) fn line(command: &Command) -> String {
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let shown = line(command);
     println!("{shown}");
+    ended_well(command, shown)
+}
+
+/// Like [`run`], but shown on standard error: standard output is the program's alone.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_aside(command: &mut Command) -> anyhow::Result<()> {
+    let shown = line(command);
+    eprintln!("{shown}");
+    ended_well(command, shown)
+}
+
+fn ended_well(command: &mut Command, shown: String) -> anyhow::Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()

@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use crate::{
     leftovers::{self, Scratch},
     shell,
-    tally::Tally,
+    tally::{Skip, Tally},
     workspace::Workspace,
 };
 
@@ -25,6 +25,8 @@ struct Reader {
     tally: Tally,
     /// Within the output of tests that passed.
     in_successes: bool,
+    /// Whose output this is.
+    test: String,
 }
 
 impl Reader {
@@ -33,9 +35,20 @@ impl Reader {
         // A test's line may follow libtest's own on the same line when it was written past the
         // capture.
         if let Some(at) = line.find("SKIPPED:") {
-            let why = line[at + "SKIPPED:".len()..].trim().to_owned();
-            self.tally.skipped.push(why);
+            let why = line[at + "SKIPPED:".len()..].trim();
+            let started = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.split_once(" ..."));
+            let name = started.map_or(self.test.as_str(), |(name, _)| name);
+            self.tally.skipped.push(Skip {
+                name: format!("test {name}"),
+                why: why.to_owned(),
+            });
             return false;
+        }
+        let header = line.trim_end().strip_prefix("---- ");
+        if let Some(name) = header.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.test = name.to_owned();
         }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.in_successes = false;
@@ -60,6 +73,14 @@ impl Reader {
         let plain = line.starts_with("test ") && line.ends_with("... ok");
         !(self.in_successes || plain)
     }
+}
+
+/// The tests beside the code: those that need no other process and no built binary.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn beside_the_code(workspace: &Workspace) -> anyhow::Result<Tally> {
+    run(workspace, &["--lib".to_owned(), "--bins".to_owned()])
 }
 
 /// `cargo test --workspace`, or of what `args` choose.
@@ -142,7 +163,12 @@ mod tests {
         let mut reader = Reader::default();
         let shown: Vec<&str> = text.lines().filter(|line| reader.line(line)).collect();
         assert_eq!((reader.tally.passed, reader.tally.failed), (16, 1));
-        assert_eq!(reader.tally.skipped, ["/dev/kvm cannot be opened"]);
+        assert_eq!(
+            reader.tally.skip_lines(),
+            ["SKIPPED: test b: /dev/kvm cannot be opened"]
+        );
+        assert!(!reader.line("test a::d ... SKIPPED: no network"));
+        assert_eq!(reader.tally.skipped[1].name, "test a::d");
         assert!(shown.contains(&"why") && shown.contains(&"test c ... FAILED"));
         assert!(!shown.contains(&"noise") && !shown.contains(&"test a ... ok"));
     }
