@@ -121,20 +121,25 @@ impl Modules {
             let child = self.add(own, file_node, &name, file, &inside, body, read)?;
             self.0[own].children.insert(name, child);
         }
-        for (name, path) in files {
-            let plain = folder.join(format!("{name}.rs"));
-            let child = match path {
-                Some(path) => {
-                    let beside = file.parent().unwrap_or(Path::new(""));
-                    self.add_file(own, &name, &beside.join(path), &folder.join(&name), read)?
-                }
-                None => {
-                    let (file, inside) = (folder.join(&name).join("mod.rs"), folder.join(&name));
-                    let file = if read(&plain).is_ok() { plain } else { file };
-                    self.add_file(own, &name, &file, &inside, read)?
-                }
-            };
-            self.0[own].children.insert(name, child);
+        for (name, given) in files {
+            let inside = folder.join(&name);
+            let beside = file.parent().unwrap_or(Path::new(""));
+            let mut places: Vec<PathBuf> = given.iter().map(|path| beside.join(path)).collect();
+            // Of alternatives, for this platform or that, some may not be written yet.
+            places.retain(|place| read(place).is_ok());
+            if places.is_empty() {
+                let plain = folder.join(format!("{name}.rs"));
+                let is_plain = read(&plain).is_ok();
+                places.push(if is_plain {
+                    plain
+                } else {
+                    inside.join("mod.rs")
+                });
+            }
+            for place in places {
+                let child = self.add_file(own, &name, &place, &inside, read)?;
+                self.0[own].children.insert(name.clone(), child);
+            }
         }
         Ok(own)
     }

@@ -25,8 +25,9 @@ pub(super) struct PathUse {
 /// What a module's body says. A file has one, and so has each inline module in it.
 #[derive(Debug, Default)]
 pub(super) struct Body {
-    /// Modules in files of their own, each with the `#[path]` it may have.
-    pub(super) files: Vec<(String, Option<String>)>,
+    /// Modules in files of their own, each with the files that a `#[path]` gives it; those of
+    /// `cfg_attr` are alternatives.
+    pub(super) files: Vec<(String, Vec<String>)>,
     pub(super) inline: Vec<(String, Body)>,
     /// Names that a `use` brings into scope.
     pub(super) aliases: BTreeMap<String, Vec<String>>,
@@ -81,17 +82,20 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
 fn scan(stream: TokenStream, body: &mut Body, is_module: bool) {
     let tokens: Vec<TokenTree> = stream.into_iter().collect();
     let mut at = 0;
-    let mut path = None;
+    let mut paths = Vec::new();
     while at < tokens.len() {
         if is(tokens.get(at), '#') {
             let inner = usize::from(is(tokens.get(at + 1), '!'));
             if let Some(attribute) = group(tokens.get(at + 1 + inner), Delimiter::Bracket) {
                 at += 2 + inner;
-                if is_for_tests(attribute) && inner == 0 {
-                    at = end_of_item(&tokens, at);
-                    path = None;
-                } else if let Some(named) = path_of(attribute) {
-                    path = Some(named);
+                match (is_for_tests(attribute), inner) {
+                    (true, 0) => {
+                        at = end_of_item(&tokens, at);
+                        paths.clear();
+                    }
+                    // `#![cfg(test)]` is about all that follows.
+                    (true, _) => return,
+                    (false, _) => paths.extend(path_of(attribute.stream())),
                 }
                 continue;
             }
@@ -99,7 +103,7 @@ fn scan(stream: TokenStream, body: &mut Body, is_module: bool) {
         at = match word(tokens.get(at)).as_deref() {
             Some("pub") => at + 1 + usize::from(is_scope(tokens.get(at + 1))),
             Some("use") => import(&tokens, at, body),
-            Some("mod") => declare(&tokens, at, body, path.take()),
+            Some("mod") => declare(&tokens, at, body, std::mem::take(&mut paths)),
             Some("unsafe") => {
                 body.unsafe_lines.push(tokens[at].span().start().line);
                 at + 1
@@ -145,14 +149,23 @@ fn demands_test(condition: &Group) -> bool {
     })
 }
 
-/// The file in `#[path = "file"]`.
-fn path_of(attribute: &Group) -> Option<String> {
-    let tokens: Vec<TokenTree> = attribute.stream().into_iter().collect();
-    if word(tokens.first()).as_deref() != Some("path") {
-        return None;
+/// The file in `path = "file"`, or in `cfg_attr(condition, path = "file")`.
+fn path_of(attribute: TokenStream) -> Option<String> {
+    let tokens: Vec<TokenTree> = attribute.into_iter().collect();
+    if word(tokens.first()).as_deref() == Some("cfg_attr") {
+        let inside = group(tokens.get(1), Delimiter::Parenthesis)?.stream();
+        let inside: Vec<TokenTree> = inside.into_iter().collect();
+        let mut parts = inside.split(|token| is(Some(token), ','));
+        return parts.find_map(|part| path_of(part.iter().cloned().collect()));
     }
-    let text = tokens.get(2)?.to_string();
-    Some(text.trim_matches('"').to_owned())
+    match tokens.as_slice() {
+        [name, equals, TokenTree::Literal(file)]
+            if word(Some(name)).as_deref() == Some("path") && is(Some(equals), '=') =>
+        {
+            Some(file.to_string().trim_matches('"').to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// The place behind an item, a field or a statement that begins at `at`.
@@ -195,7 +208,7 @@ fn defined(keyword: &str, tokens: &[TokenTree], at: usize) -> Option<String> {
 }
 
 /// `mod name;` or `mod name { .. }`; anything else that begins so is left alone.
-fn declare(tokens: &[TokenTree], at: usize, body: &mut Body, path: Option<String>) -> usize {
+fn declare(tokens: &[TokenTree], at: usize, body: &mut Body, paths: Vec<String>) -> usize {
     let Some(name) = word(tokens.get(at + 1)) else {
         return at + 1;
     };
@@ -207,7 +220,7 @@ fn declare(tokens: &[TokenTree], at: usize, body: &mut Body, path: Option<String
         return at + 3;
     }
     if is(tokens.get(at + 2), ';') {
-        body.files.push((name, path));
+        body.files.push((name, paths));
     }
     at + 2
 }
@@ -336,6 +349,7 @@ mod tests {
 
     #[test]
     fn what_is_for_tests_alone_does_not_count() {
+        assert!(paths("//! x\n#![cfg(test)]\nuse crate::no;\n").is_empty());
         let text = "#[cfg(test)]\nmod tests { use crate::no; }\n\
                     #[cfg(all(test, not(any(feature = \"x\"))))]\nmod more;\n\
                     #[cfg(test)]\nuse crate::{no, never};\n\
@@ -352,12 +366,18 @@ mod tests {
     #[test]
     fn modules_items_and_unsafe_are_found() {
         let body = read(
-            "mod a;\n#[path = \"c.rs\"]\nmod b;\nmod d { unsafe fn x() {} }\npub struct E;\nmacro_rules! f { () => {} }\nfn g() { fn h() {} unsafe { i() } }\n",
+            "mod a;\n#[path = \"c.rs\"]\nmod b;\nmod d { unsafe fn x() {} }\npub struct E;\n\
+             macro_rules! f { () => {} }\nfn g() { fn h() {} unsafe { i() } }\n\
+             #[cfg_attr(unix, path = \"x.rs\")]\n#[cfg_attr(not(unix), path = \"y.rs\")]\nmod e;\n",
         )
         .unwrap();
         assert_eq!(
             body.files,
-            [("a".into(), None), ("b".into(), Some("c.rs".into()))]
+            [
+                ("a".into(), vec![]),
+                ("b".into(), vec!["c.rs".into()]),
+                ("e".into(), vec!["x.rs".into(), "y.rs".into()]),
+            ]
         );
         assert_eq!(body.inline[0].0, "d");
         let items: Vec<&str> = body.items.iter().map(String::as_str).collect();
