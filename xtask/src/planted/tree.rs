@@ -6,7 +6,7 @@
 //! makes necessary.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -39,6 +39,8 @@ pub(super) struct Tree {
     /// takes the same crate at another place for the same, and would run there what was planted
     /// here.
     models: PathBuf,
+    /// Held for as long as the copy is used: two runs in one would judge each other's bugs.
+    _lock: File,
 }
 
 /// A built test program.
@@ -51,15 +53,20 @@ impl Tree {
     /// Brings the copy up to date.
     ///
     /// # Errors
-    /// When files cannot be read or written.
+    /// When files cannot be read or written, or another run uses the copy.
     pub(super) fn of(workspace: &Workspace) -> anyhow::Result<Self> {
         let folder = workspace.target_dir()?.join("planted");
+        fs::create_dir_all(&folder)?;
+        let lock = File::create(folder.join("lock"))?;
+        lock.try_lock()
+            .with_context(|| format!("another run plants bugs in {}", folder.display()))?;
         let tree = Self {
             copy: Workspace {
                 root: folder.join("tree"),
             },
             target: folder.join("target"),
             models: folder,
+            _lock: lock,
         };
         let files = workspace.files(&["."], &[""])?;
         for file in &files {
