@@ -52,9 +52,7 @@ pub(super) fn faults(findings: &[Finding], known: &BTreeMap<String, usize>) -> V
         let messages: Vec<&Finding> = findings.iter().filter(|it| it.key == *key).collect();
         let shown = messages.iter().take(SHOWN);
         faults.extend(shown.map(|finding| finding.message.clone()));
-        if excused > 0 || messages.len() > SHOWN {
-            faults.push(format!("{key}: {count} in all, {excused} of them known"));
-        }
+        faults.push(format!("\"{key}\": {count} in all, {excused} of them known"));
     }
     for (key, excused) in known {
         let count = counts.get(key.as_str()).copied().unwrap_or(0);
@@ -85,6 +83,6 @@ mod tests {
         let stale = faults(&findings, &known(3));
         assert!(stale[0].starts_with("stale exception: a -> b: 3 are known, 2 are there"));
         assert_eq!(faults(&[], &known(1)).len(), 1);
-        assert_eq!(faults(&findings, &BTreeMap::new()).len(), 2);
+        assert_eq!(faults(&findings, &BTreeMap::new()).len(), 3);
     }
 }

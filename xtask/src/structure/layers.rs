@@ -52,6 +52,8 @@ pub(super) fn findings(crate_name: &str, modules: &Modules, lists: &Lists) -> Ve
             None => findings.extend(circles(crate_name, folder, arrows)),
         }
     }
+    // Several names on one line are one import.
+    findings.dedup();
     findings
 }
 
