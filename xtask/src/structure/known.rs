@@ -52,7 +52,9 @@ pub(super) fn faults(findings: &[Finding], known: &BTreeMap<String, usize>) -> V
         let messages: Vec<&Finding> = findings.iter().filter(|it| it.key == *key).collect();
         let shown = messages.iter().take(SHOWN);
         faults.extend(shown.map(|finding| finding.message.clone()));
-        faults.push(format!("\"{key}\": {count} in all, {excused} of them known"));
+        faults.push(format!(
+            "\"{key}\": {count} in all, {excused} of them known"
+        ));
     }
     for (key, excused) in known {
         let count = counts.get(key.as_str()).copied().unwrap_or(0);

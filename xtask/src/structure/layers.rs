@@ -240,6 +240,32 @@ mod tests {
     }
 
     #[test]
+    fn modules_of_a_folder_have_layers_of_their_own() {
+        let lib = ("vmm/src/lib.rs", "mod backend;");
+        let own = (
+            "vmm/src/backend/mod.rs",
+            "mod kvm; mod dirty; pub trait Backend {}",
+        );
+        let kvm = (
+            "vmm/src/backend/kvm.rs",
+            "use super::{Backend, dirty::Log};",
+        );
+        let dirty = ("vmm/src/backend/dirty.rs", "pub struct Log;");
+        let files = [lib, own, kvm, dirty];
+        let down: [(&str, &[&str]); 1] = [("backend", &["mod", "dirty", "kvm"])];
+        assert!(found(&files, &down).is_empty());
+        let up: [(&str, &[&str]); 1] = [("backend", &["kvm", "dirty", "mod"])];
+        let keys: Vec<String> = found(&files, &up).into_iter().map(|it| it.key).collect();
+        assert_eq!(
+            keys,
+            [
+                "slat-vmm::backend::kvm -> slat-vmm::backend::mod",
+                "slat-vmm::backend::kvm -> slat-vmm::backend::dirty",
+            ]
+        );
+    }
+
+    #[test]
     fn a_listed_folder_lists_all_its_modules_and_no_others() {
         let kvm = ("vmm/src/backend/kvm.rs", "pub struct Kvm;");
         let files = [LIB, MACHINE, BACKEND, kvm, MEMORY];
