@@ -26,7 +26,8 @@ use super::{
 };
 use slat_record::{
     dir::VmDir,
-    journal::{Entry, Journal, JournalState, Ownership},
+    journal::{self, Contents, Entry, JournalState, Ownership},
+    standing::{self, Recorded},
 };
 
 /// What is left of a VM process.
@@ -55,9 +56,13 @@ impl Remains {
             )
             .with("vm", vm)
         };
-        let state =
-            Journal::read(&dir.journal()).map_err(|error| ApiError::from(error).with("vm", vm))?;
-        let history = Journal::history(&dir.journal()).map_err(unreadable)?;
+        let refused = |error| ApiError::from(error).with("vm", vm);
+        let mut contents = journal::contents(&dir.journal()).map_err(refused)?;
+        if gives_away(&contents) {
+            // A destination may run the VM on the strength of it: not before it is durable.
+            contents = journal::settled_contents(&dir.journal()).map_err(refused)?;
+        }
+        let Contents { state, entries } = contents;
         let records = dir.transfers().map_err(unreadable)?;
         let records = records
             .into_iter()
@@ -65,7 +70,7 @@ impl Remains {
         let mut remains = Self {
             vm: vm.clone(),
             state,
-            history,
+            history: entries,
             records: records.collect(),
             log: super::process::log_tail(dir),
             fault: super::process::last_fault(dir),
@@ -128,11 +133,7 @@ impl Remains {
 
     /// The epoch that this directory's process owned when it died: that VM is lost.
     pub(super) fn lost_epoch(&self) -> Option<u64> {
-        match self.state.as_ref()?.ownership {
-            // Seen to have given it away: the entry is missing, the VM is the destination's.
-            Ownership::Owner { epoch } if self.given().is_none() => Some(epoch),
-            _ => None,
-        }
+        standing::lost_epoch(self.state.as_ref(), self.given().is_some())
     }
 
     /// How far the source side stands that gave the VM away, when one was seen to.
@@ -190,82 +191,64 @@ impl Remains {
     /// How a side stands; `None` when neither journal nor record knows of it.
     pub(super) fn verdict(&self, key: &SideKey) -> Option<v1::Transfer> {
         let record = self.records.get(key);
+        let recorded = record.map(|record| recorded(record.phase()));
         let base = || self.base(key, record);
-        let of = |migration: &str| same(migration, &key.migration);
-        let has = |test: &dyn Fn(&Entry) -> bool| self.history.iter().any(test);
-        let phase = record.map(|record| record.phase());
+        let migration = key.migration.id();
         match key.role {
             Role::Source => {
-                if phase.is_some_and(|phase| gave_away(key, phase))
-                    || has(
-                        &|entry| matches!(entry, Entry::Relinquished { migration, .. } if of(migration)),
-                    )
-                {
-                    return Some(match phase {
-                        Some(v1::TransferPhase::Completed) => base(),
-                        _ => with_phase(base(), v1::TransferPhase::Relinquished),
-                    });
-                }
-                // It had ended, and the VM stayed.
-                if phase.is_some_and(is_terminal) {
-                    return record.cloned();
-                }
-                record?;
-                let lost = self.lost_epoch().is_some();
-                Some(self.died(
-                    base(),
-                    key,
-                    lost,
-                    if lost {
-                        "the VM's memory died with its process on the source"
-                    } else {
-                        "the source's process died after the VM had gone by another way"
+                let state = self.state.as_ref();
+                Some(
+                    match standing::source(state, &self.history, recorded, migration)? {
+                        standing::Source::Completed => base(),
+                        standing::Source::Relinquished => {
+                            with_phase(base(), v1::TransferPhase::Relinquished)
+                        }
+                        standing::Source::Ended => record.cloned()?,
+                        standing::Source::Died { .. } => {
+                            let lost = self.lost_epoch().is_some();
+                            let what = if lost {
+                                "the VM's memory died with its process on the source"
+                            } else {
+                                "the source's process died after the VM had gone by another way"
+                            };
+                            self.died(base(), key, lost, what)
+                        }
                     },
-                ))
+                )
             }
-            Role::Destination => {
-                if has(&|entry| matches!(entry, Entry::Owned { migration, .. } if of(migration))) {
-                    return Some(with_phase(base(), v1::TransferPhase::Completed));
-                }
-                let known = has(
-                    &|entry| matches!(entry, Entry::Incoming { migration, .. } | Entry::Prepared { migration, .. } | Entry::Aborted { migration } if of(migration)),
-                );
-                match phase {
-                    Some(v1::TransferPhase::Failed | v1::TransferPhase::Cancelled) => {
-                        return record.cloned();
+            Role::Destination => Some(
+                match standing::destination(&self.history, recorded, migration)? {
+                    standing::Destination::Completed => {
+                        with_phase(base(), v1::TransferPhase::Completed)
                     }
-                    None if !known => return None,
-                    _ => {}
-                }
-                let prepared = has(
-                    &|entry| matches!(entry, Entry::Prepared { migration, .. } if of(migration)),
-                );
-                let aborted =
-                    has(&|entry| matches!(entry, Entry::Aborted { migration } if of(migration)));
-                let what = if prepared && !aborted {
-                    "the destination's process died after it had said READY, and the memory it received with it; \
-                     the source's journal says whether the VM was handed over"
-                } else {
-                    "the destination's process died while it received"
-                };
-                let mut side = self.died(base(), key, false, what);
-                if prepared
-                    && !aborted
-                    && let Some(error) = &mut side.error
-                {
-                    error.advice = "ask the source side: RELINQUISHED there means the VM is lost, anything else that it \
-                                    goes on there"
-                        .to_owned();
-                    error
-                        .metadata
-                        .insert("prepared".to_owned(), "true".to_owned());
-                    error
-                        .metadata
-                        .insert("vm_location".to_owned(), "UNKNOWN".to_owned());
-                }
-                Some(side)
-            }
+                    standing::Destination::Ended => record.cloned()?,
+                    standing::Destination::Died { prepared } => {
+                        self.died_receiving(base(), key, prepared)
+                    }
+                },
+            ),
         }
+    }
+
+    fn died_receiving(&self, side: v1::Transfer, key: &SideKey, prepared: bool) -> v1::Transfer {
+        if !prepared {
+            let what = "the destination's process died while it received";
+            return self.died(side, key, false, what);
+        }
+        let what = "the destination's process died after it had said READY, and the memory it received with it; \
+                    the source's journal says whether the VM was handed over";
+        let mut side = self.died(side, key, false, what);
+        if let Some(error) = &mut side.error {
+            error.advice = "ask the source's side: RELINQUISHED there means the VM is lost, anything else that it \
+                            goes on there"
+                .to_owned();
+            let mut note = |key: &str, value: &str| {
+                error.metadata.insert(key.to_owned(), value.to_owned());
+            };
+            note("prepared", "true");
+            note("vm_location", "UNKNOWN");
+        }
+        side
     }
 
     /// The record, or what the journal alone knows.
@@ -363,6 +346,23 @@ pub(super) fn lost(
         pid: 0,
         dirty_logging: false,
         ..seen.cloned().unwrap_or_default()
+    }
+}
+
+/// Whether a journal says that its process gave the VM away.
+fn gives_away(contents: &Contents) -> bool {
+    contents
+        .entries
+        .iter()
+        .any(|entry| matches!(entry, Entry::Relinquished { .. }))
+}
+
+fn recorded(phase: v1::TransferPhase) -> Recorded {
+    match phase {
+        v1::TransferPhase::Relinquished => Recorded::Relinquished,
+        v1::TransferPhase::Completed => Recorded::Completed,
+        v1::TransferPhase::Cancelled | v1::TransferPhase::Failed => Recorded::Ended,
+        _ => Recorded::Running,
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! * [`dir`] names the files in a VM's directory: the lock, the socket, the records of transfers.
 //! * [`journal`] is the durable record of who may run the VM.
+//! * [`standing`] says how a migration's side stands once its process is dead, from what that left.
 //!
-//! Locking is by `flock` on files and belongs to the processes; nothing here holds state between calls but an open journal.
+//! Locking is by `flock` on files and belongs to the processes; nothing here holds state between
+//! calls but an open journal.
 
 pub mod dir;
 pub mod journal;
+pub mod standing;

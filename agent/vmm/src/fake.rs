@@ -5,8 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use slat_proto::{
@@ -14,7 +19,10 @@ use slat_proto::{
     model::{BackendKind, HostName, VmName, VmSpec},
     v1,
 };
-use slat_record::dir::VmDir;
+use slat_record::{
+    dir::VmDir,
+    journal::{Disk, RealDisk},
+};
 
 use crate::{
     backend::{Backend, BackendError, EventSink, GuestEvent},
@@ -226,6 +234,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
             Ok(())
         },
         oom_score: None,
+        disk: Arc::new(RealDisk),
         counters: |table: &SlotTable, _: u32| {
             let mut bytes = [0; 10];
             (table.read(0, &mut bytes) && &bytes == b"fake guest").then(|| v1::GuestCounters {
@@ -236,10 +245,56 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
     }
 }
 
+/// A disk that fails when the test says so.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDisk {
+    broken: AtomicBool,
+    /// A line arrives although its sync fails.
+    late: AtomicBool,
+}
+
+impl FakeDisk {
+    pub(crate) fn set_broken(&self, broken: bool) {
+        self.broken.store(broken, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_late(&self) {
+        self.late.store(true, Ordering::Relaxed);
+    }
+
+    fn fail(&self) -> io::Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::Error::other("a broken disk"));
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FakeDisk {
+    fn append(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        if self.late.load(Ordering::Relaxed) {
+            RealDisk.append(file, bytes)?;
+        }
+        self.fail()?;
+        RealDisk.append(file, bytes)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.fail()?;
+        RealDisk.replace(path, bytes)
+    }
+
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        self.fail()?;
+        RealDisk.truncate(file, len)
+    }
+}
+
 /// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the value.
 pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,
+    pub(crate) disk: Arc<FakeDisk>,
     _dir: tempfile::TempDir,
 }
 
@@ -247,12 +302,14 @@ pub(crate) struct FakeVm {
 pub(crate) fn empty() -> FakeVm {
     let dir = tempfile::tempdir().unwrap();
     let backend = Arc::new(FakeBackend::default());
+    let disk = Arc::new(FakeDisk::default());
     let machine = Machine::with_parts(
         VmDir::new(dir.path()),
         VmName::parse("web").unwrap(),
         HostName::parse("a").unwrap(),
         Parts {
             oom_score: Some(dir.path().join("oom_score_adj")),
+            disk: Arc::clone(&disk) as Arc<dyn Disk>,
             ..parts(&backend)
         },
     )
@@ -260,6 +317,7 @@ pub(crate) fn empty() -> FakeVm {
     FakeVm {
         machine,
         backend,
+        disk,
         _dir: dir,
     }
 }

@@ -220,7 +220,7 @@ impl VmService for Fake {
 
     async fn delete_vm(&self, _: Request<v1::DeleteVmRequest>) -> Reply<v1::DeleteVmResponse> {
         self.known()?;
-        self.journal(&Entry::Ended);
+        self.journal(&Entry::Ended { uid: self.uid() });
         self.exit.notify_one();
         Ok(Response::new(v1::DeleteVmResponse {}))
     }
@@ -375,6 +375,7 @@ impl TransferService for Fake {
         };
         if migration.id().starts_with("commit") {
             self.journal(&Entry::Relinquished {
+                uid: vm.uid.clone(),
                 migration: migration.id().into(),
                 epoch: vm.epoch,
             });
@@ -420,6 +421,7 @@ impl TransferService for Fake {
         if side.role() == v1::TransferRole::Destination {
             let migration = MigrationName::parse(&side.migration)?.id().to_owned();
             self.journal(&Entry::Aborted {
+                uid: self.uid(),
                 migration: migration.clone(),
             });
             // One of that name stays, so that somebody else has to see it off.
@@ -453,7 +455,7 @@ impl TransferService for Fake {
             .unwrap()
             .remove(&(side.migration, side.role));
         if side.phase == i32::from(v1::TransferPhase::Completed) {
-            self.journal(&Entry::Ended);
+            self.journal(&Entry::Ended { uid: self.uid() });
             self.exit.notify_one();
         }
         Ok(Response::new(v1::ReleaseTransferResponse {}))

@@ -19,6 +19,7 @@ fn incoming(vm: &str, migration: &str) -> Entry {
 
 fn prepared(migration: &str) -> Entry {
     Entry::Prepared {
+        uid: "u".into(),
         migration: migration.into(),
         epoch: 5,
     }
@@ -295,10 +296,12 @@ async fn dead_sides_stand_as_their_journals_say() {
         epoch: 4,
     };
     let relinquished = |migration: &str| Entry::Relinquished {
+        uid: "u".into(),
         migration: migration.into(),
         epoch: 4,
     };
     let owned = |migration: &str| Entry::Owned {
+        uid: "u".into(),
         migration: migration.into(),
         epoch: 5,
     };
@@ -359,13 +362,14 @@ async fn dead_sides_stand_as_their_journals_say() {
         &[
             incoming("d4", "d4"),
             Entry::Aborted {
+                uid: "u".into(),
                 migration: "d4".into(),
             },
         ],
         &[record("d4", "d4", destination, Phase::Failed)],
     );
     leave(&rig, "d5", &[incoming("d5", "d5")], &[]);
-    leave(&rig, "gone", &[created("gone"), Entry::Ended], &[]);
+    leave(&rig, "gone", &[created("gone"), Entry::Ended { uid: "u".into() }], &[]);
     leave(&rig, "none", &[], &[]);
     leave(
         &rig,
@@ -373,6 +377,7 @@ async fn dead_sides_stand_as_their_journals_say() {
         &[
             incoming("told", "told"),
             Entry::Aborted {
+                uid: "u".into(),
                 migration: "told".into(),
             },
         ],
@@ -484,6 +489,7 @@ async fn a_broken_journal_answers_nothing() {
         epoch: 4,
     };
     let relinquished = Entry::Relinquished {
+        uid: "u".into(),
         migration: "m1".into(),
         epoch: 4,
     };

@@ -32,7 +32,7 @@ pub struct Contents {
 ///
 /// # Errors
 /// `Io`, `Corrupt`, `Unknown`, `Version`, `Order`.
-pub fn read(path: &Path) -> Result<Contents, JournalError> {
+pub fn contents(path: &Path) -> Result<Contents, JournalError> {
     match std::fs::read(path) {
         Ok(bytes) => {
             let Decoded { state, entries, .. } = decode(path, &bytes)?;
@@ -46,12 +46,12 @@ pub fn read(path: &Path) -> Result<Contents, JournalError> {
     }
 }
 
-/// As [`read`], for the journal of a process that is dead: what is read is made durable first, so that
+/// As [`contents`], for the journal of a process that is dead: what is read is made durable first, so that
 /// nobody acts on a line that a crash of the host could still take back.
 ///
 /// # Errors
-/// As [`read`]; `Io` when it cannot be made durable.
-pub fn read_settled(path: &Path) -> Result<Contents, JournalError> {
+/// As [`contents`]; `Io` when it cannot be made durable.
+pub fn settled_contents(path: &Path) -> Result<Contents, JournalError> {
     let fail = |source| JournalError::Io {
         path: path.to_owned(),
         source,
@@ -98,7 +98,7 @@ impl Journal {
     /// crash cut off is removed; nothing else ever is.
     ///
     /// # Errors
-    /// As [`read`]; `ReadOnlyVersion`. The file is then as it was.
+    /// As [`contents`]; `ReadOnlyVersion`. The file is then as it was.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         Self::open_on(path, Arc::new(RealDisk))
     }
@@ -157,6 +157,14 @@ impl Journal {
             len,
             torn: false,
         })
+    }
+
+    /// What the entries in `path` add up to; `None` when there are none.
+    ///
+    /// # Errors
+    /// As [`contents`].
+    pub fn read(path: &Path) -> Result<Option<JournalState>, JournalError> {
+        Ok(contents(path)?.state)
     }
 
     /// The state so far; `None` before the first entry.

@@ -34,5 +34,5 @@ mod tests;
 pub use disk::{Disk, RealDisk};
 pub use entry::Entry;
 pub use error::JournalError;
-pub use file::{Contents, Journal, read, read_settled};
+pub use file::{Contents, Journal, contents, settled_contents};
 pub use state::{JournalState, Ownership};

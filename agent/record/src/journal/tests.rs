@@ -82,13 +82,13 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn ownership(path: &Path) -> Ownership {
-    read(path).unwrap().state.unwrap().ownership
+    contents(path).unwrap().state.unwrap().ownership
 }
 
 #[test]
 fn entries_survive_reopening() {
     let (_dir, path) = folder();
-    assert_eq!(read(&path).unwrap(), Contents::default());
+    assert_eq!(contents(&path).unwrap(), Contents::default());
     let mut journal = Journal::open(&path).unwrap();
     journal.append(&created()).unwrap();
     drop(journal);
@@ -96,8 +96,8 @@ fn entries_survive_reopening() {
     assert_eq!(journal.state().unwrap().ownership, owner());
     journal.append(&relinquished()).unwrap();
     assert_eq!(ownership(&path), given());
-    assert_eq!(read(&path).unwrap().entries, [created(), relinquished()]);
-    assert_eq!(read_settled(&path).unwrap(), read(&path).unwrap());
+    assert_eq!(contents(&path).unwrap().entries, [created(), relinquished()]);
+    assert_eq!(settled_contents(&path).unwrap(), contents(&path).unwrap());
 }
 
 #[test]
@@ -193,13 +193,13 @@ fn an_entry_with_a_right_checksum_that_is_not_understood_is_refused_and_left_alo
                 text.pop();
             }
             std::fs::write(&path, &text).unwrap();
-            for result in [Journal::open(&path).map(drop), read(&path).map(drop)] {
+            for result in [Journal::open(&path).map(drop), contents(&path).map(drop)] {
                 assert!(
                     matches!(result, Err(JournalError::Unknown { line: 3, .. })),
                     "{json}: {result:?}"
                 );
             }
-            assert!(read_settled(&path).is_err());
+            assert!(settled_contents(&path).is_err());
             assert_eq!(std::fs::read(&path).unwrap(), text, "{json}");
         }
     }
@@ -210,7 +210,7 @@ fn a_later_format_is_refused_and_left_alone() {
     let (_dir, path) = folder();
     let text = line(r#"{"journal":"slat","version":3}"#) + &line(r#"{"anything":1}"#);
     std::fs::write(&path, &text).unwrap();
-    for result in [Journal::open(&path).map(drop), read(&path).map(drop)] {
+    for result in [Journal::open(&path).map(drop), contents(&path).map(drop)] {
         assert!(
             matches!(result, Err(JournalError::Version { found: 3, known: 2, .. })),
             "{result:?}"
@@ -355,7 +355,7 @@ proptest! {
         text.extend(line(&tail).into_bytes());
         text.extend(bytes);
         std::fs::write(&path, &text).unwrap();
-        drop(read(&path));
+        drop(contents(&path));
         prop_assert_eq!(std::fs::read(&path).unwrap(), text);
     }
 }

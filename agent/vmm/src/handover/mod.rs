@@ -1,8 +1,19 @@
-//! What source and destination of a migration share about giving a VM away.
+//! How a VM changes its owner: the protocol of both sides, and what they say to each other about it.
 //!
-//! `side` is one side as seen from outside its threads, with the gate that makes cancel and commit exclude each other;
-//! `payload` is what the control frames around the switchover carry. Who owns the VM is decided by [`slat_record::journal`]
-//! alone; the order of its entries is described there.
+//! | module | what |
+//! |---|---|
+//! | [`protocol`] | both sides as pure machines: what comes after what |
+//! | `role` | what the two machines have in common |
+//! | `side` | one side in this process: machine, queue, published state, record |
+//! | `preamble` | what must fit before anything is reserved |
+//! | `state` | the VM's state in sections |
+//! | `payload` | what the control frames carry |
+//!
+//! Who owns the VM is decided by [`slat_record::journal`] alone.
 
 pub(crate) mod payload;
+pub(crate) mod preamble;
+pub mod protocol;
+pub(crate) mod role;
 pub(crate) mod side;
+pub(crate) mod state;

@@ -1,12 +1,14 @@
-//! Payloads of the control frames around the handover: the slot table, the VM's state, the answer to COMMIT.
+//! Payloads of the control frames around the handover: the slot table, how the VM left the source, the
+//! answer to COMMIT.
 //!
 //! All little-endian, all lengths explicit, all checked on receipt.
 //!
 //! * `SlotTable`: for each slot, number u32, flags u32 (1: read-only), base_gfn u64, pages u64.
-//! * `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had never run), slots u32, for each slot number u32 and digest u128, then
-//!   the backend's vCPU state to the end.
-//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number u32 and digest u128;
-//!   none without `verify`.
+//! * section `monitor` of `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had never
+//!   run), slots u32, for each slot number u32 and digest u128. In protocol 1 the vCPUs' state follows,
+//!   to the end.
+//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number
+//!   u32 and digest u128; none without `verify`.
 
 use slat_proto::{ApiError, Reason, model::SlotSpec};
 
@@ -30,7 +32,7 @@ pub(crate) struct PayloadError {
 }
 
 impl PayloadError {
-    fn new(field: &'static str, message: impl ToString) -> Self {
+    pub(crate) fn new(field: &'static str, message: impl ToString) -> Self {
         Self {
             field,
             message: message.to_string(),
@@ -122,61 +124,55 @@ fn decode_digests(bytes: &[u8]) -> Result<Vec<(u32, u128)>, PayloadError> {
         .collect())
 }
 
-/// Everything but memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VmState {
-    /// How the VM left the source.
-    pub(crate) left: Switchover,
-    /// Digest of the paused memory, with `verify` before the commit.
-    pub(crate) digest: Option<MemoryDigest>,
-    /// From [`crate::backend::Backend::save_state`].
-    pub(crate) vcpus: Vec<u8>,
+/// Digests by slot number.
+pub(crate) type Digests = Vec<(u32, u128)>;
+
+/// How the VM left the source, and the digests of its memory when they were taken.
+pub(crate) fn encode_monitor(left: Switchover, digest: Option<&MemoryDigest>) -> Vec<u8> {
+    let slots = digest.map_or(&[][..], |digest| &digest.slots);
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let flags =
+        flag(left.run, RUN) | flag(left.never_ran, NEVER_RAN) | flag(digest.is_some(), DIGESTS);
+    let mut bytes = Vec::with_capacity(8 + slots.len() * DIGEST);
+    bytes.extend_from_slice(&flags.to_le_bytes());
+    bytes.extend_from_slice(&(slots.len() as u32).to_le_bytes());
+    encode_digests(
+        slots.iter().map(|slot| (slot.slot, slot.digest)),
+        &mut bytes,
+    );
+    bytes
 }
 
-/// [`VmState`] as received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ReceivedState {
-    pub(crate) left: Switchover,
-    pub(crate) digests: Option<Vec<(u32, u128)>>,
-    pub(crate) vcpus: Vec<u8>,
+/// What [`encode_monitor`] wrote.
+pub(crate) fn decode_monitor(bytes: &[u8]) -> Result<(Switchover, Option<Digests>), PayloadError> {
+    let (left, digests, rest) = decode_legacy_state(bytes)?;
+    if !rest.is_empty() {
+        return Err(PayloadError::new("length", "of section monitor"));
+    }
+    Ok((left, digests))
 }
 
-impl VmState {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let slots = self.digest.as_ref().map_or(&[][..], |digest| &digest.slots);
-        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let flags = flag(self.left.run, RUN)
-            | flag(self.left.never_ran, NEVER_RAN)
-            | flag(self.digest.is_some(), DIGESTS);
-        let mut bytes = Vec::with_capacity(8 + slots.len() * DIGEST + self.vcpus.len());
-        bytes.extend_from_slice(&flags.to_le_bytes());
-        bytes.extend_from_slice(&(slots.len() as u32).to_le_bytes());
-        encode_digests(
-            slots.iter().map(|slot| (slot.slot, slot.digest)),
-            &mut bytes,
-        );
-        bytes.extend_from_slice(&self.vcpus);
-        bytes
-    }
-
-    pub(crate) fn decode(bytes: &[u8]) -> Result<ReceivedState, PayloadError> {
-        let short = || PayloadError::new("length", "of State");
-        let flags = u32_at(bytes, 0).ok_or_else(short)?;
-        let slots = u32_at(bytes, 4).ok_or_else(short)? as usize;
-        let end = slots
-            .checked_mul(DIGEST)
-            .and_then(|len| len.checked_add(8))
-            .ok_or_else(short)?;
-        let digests = decode_digests(bytes.get(8..end).ok_or_else(short)?)?;
-        Ok(ReceivedState {
-            left: Switchover {
-                run: flags & RUN != 0,
-                never_ran: flags & NEVER_RAN != 0,
-            },
-            digests: (flags & DIGESTS != 0).then_some(digests),
-            vcpus: bytes[end..].to_vec(),
-        })
-    }
+/// State in one piece, as protocol 1 has it: the rest is the vCPUs'.
+pub(crate) fn decode_legacy_state(
+    bytes: &[u8],
+) -> Result<(Switchover, Option<Digests>, &[u8]), PayloadError> {
+    let short = || PayloadError::new("length", "of State");
+    let flags = u32_at(bytes, 0).ok_or_else(short)?;
+    let slots = u32_at(bytes, 4).ok_or_else(short)? as usize;
+    let end = slots
+        .checked_mul(DIGEST)
+        .and_then(|len| len.checked_add(8))
+        .ok_or_else(short)?;
+    let digests = decode_digests(bytes.get(8..end).ok_or_else(short)?)?;
+    let left = Switchover {
+        run: flags & RUN != 0,
+        never_ran: flags & NEVER_RAN != 0,
+    };
+    Ok((
+        left,
+        (flags & DIGESTS != 0).then_some(digests),
+        &bytes[end..],
+    ))
 }
 
 /// The answer to COMMIT.
@@ -210,37 +206,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::memory::SlotDigest;
 
     #[test]
-    fn states_survive() {
-        let digest = MemoryDigest {
-            slots: vec![SlotDigest {
-                slot: 3,
-                pages: 9,
-                digest: 1 << 100,
-            }],
-        };
-        let state = VmState {
-            left: Switchover {
-                run: true,
-                never_ran: false,
-            },
-            digest: Some(digest),
-            vcpus: vec![1, 2, 3],
-        };
-        let back = VmState::decode(&state.encode()).unwrap();
-        assert_eq!(
-            back,
-            ReceivedState {
-                left: Switchover {
-                    run: true,
-                    never_ran: false,
-                },
-                digests: Some(vec![(3, 1 << 100)]),
-                vcpus: vec![1, 2, 3]
-            }
-        );
+    fn an_answer_survives() {
         let resumed = Resumed {
             as_it_was: true,
             digests: vec![(0, 5), (1, u128::MAX)],
@@ -251,7 +219,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            drop(VmState::decode(&bytes));
+            drop(decode_monitor(&bytes));
             drop(Resumed::decode(&bytes));
             drop(check_slots(&bytes, &SlotTable::default()));
         }

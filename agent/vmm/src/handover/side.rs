@@ -1,73 +1,73 @@
-//! What both sides share: the published [`v1::Transfer`], and the gate between cancel and the point of no return.
+//! One side of a migration: its protocol machine, its queue of actions, and what it tells of itself.
 //!
 //! # Locking
-//! One mutex guards the transfer and the gate; it is held for field updates only, never across I/O. Watchers learn of changes
-//! by a version number. The gate has three states: open (may be cancelled), cancelled, committing. [`Side::close_gate`] moves
-//! open → committing and [`Side::cancel`] open → cancelled, under the same lock: exactly one of them wins, so a migration that
-//! was reported as cancelled never commits and one that commits was never reported as cancelled.
+//! One mutex guards the machine, its queue and the published transfer. It is held for one step or one
+//! field update, never across I/O. Whoever has news feeds it: the coordinator what its work led to, an
+//! RPC a cancel. The machine answers under the lock, so a cancel and the point of no return exclude
+//! each other. Its actions are queued in order, and the coordinator alone carries them out; the one
+//! exception is the interrupt, which must reach a coordinator that is blocked.
 //!
-//! A second mutex guards the side's record on disk, across the file's writing and removing, and is never held together with
-//! the first: a side is seen to have ended before its thread has written the last record, so the release may come first. Once
-//! released, a record is not written again: nobody would remove it.
-//!
-//! Cancelling also runs the interrupt that the side's thread registered (it shuts the sockets), so that blocked I/O ends.
+//! A second mutex guards the side's record on disk, across the file's writing and removing, and is
+//! never held together with the first: a side is seen to have ended before its thread has written the
+//! last record, so the release may come first. Once released, a record is not written again: nobody
+//! would remove it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use slat_proto::{
     ApiError, Reason,
     model::{MigrationName, VmName, now},
-    v1::{self, TransferPhase, TransferRole},
+    v1::{self, TransferPhase},
 };
 use slat_record::dir::VmDir;
 use tokio::sync::watch;
 
+use super::role::Role;
+use crate::handover::protocol::Why;
+
 type Interrupt = Box<dyn Fn() + Send>;
 
-#[derive(Debug)]
-enum Gate {
-    Open,
-    Cancelled(Option<v1::MigrationError>),
-    Committing,
-}
-
-struct Inner {
+struct Inner<R: Role> {
+    machine: R,
+    queue: VecDeque<R::Action>,
     transfer: v1::Transfer,
-    gate: Gate,
+    /// What failed elsewhere, when a cancel came with it.
+    elsewhere: Option<v1::MigrationError>,
     interrupt: Option<Interrupt>,
 }
 
 /// One side of a migration as seen from outside its threads.
-pub(crate) struct Side {
-    inner: Mutex<Inner>,
+pub(crate) struct Side<R: Role> {
+    inner: Mutex<Inner<R>>,
     version: watch::Sender<u64>,
     /// Whether the side was released; guards its record.
     released: Mutex<bool>,
     migration: MigrationName,
-    role: TransferRole,
 }
 
-impl std::fmt::Debug for Side {
+impl<R: Role> std::fmt::Debug for Side<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Side")
             .field("migration", &self.migration)
-            .field("role", &self.role)
+            .field("role", &R::ROLE)
             .finish_non_exhaustive()
     }
 }
 
-impl Side {
+impl<R: Role> Side<R> {
     pub(crate) fn new(
         migration: &MigrationName,
         vm: &VmName,
-        role: TransferRole,
         epoch: u64,
         total_bytes: u64,
     ) -> Self {
         let transfer = v1::Transfer {
             migration: migration.to_string(),
             vm: vm.to_string(),
-            role: role.into(),
+            role: R::ROLE.into(),
             phase: TransferPhase::Preparing.into(),
             epoch,
             progress: Some(v1::MigrationProgress {
@@ -83,23 +83,39 @@ impl Side {
         };
         Self {
             inner: Mutex::new(Inner {
+                machine: R::default(),
+                queue: VecDeque::new(),
                 transfer,
-                gate: Gate::Open,
+                elsewhere: None,
                 interrupt: None,
             }),
             version: watch::Sender::new(0),
             released: Mutex::new(false),
             migration: migration.clone(),
-            role,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner<R>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn migration(&self) -> &MigrationName {
         &self.migration
+    }
+
+    /// Feeds the machine. Its actions are queued for the coordinator.
+    pub(crate) fn feed(&self, input: R::Input) {
+        self.lock().feed(input);
+    }
+
+    /// The next action to carry out.
+    pub(crate) fn next(&self) -> Option<R::Action> {
+        self.lock().queue.pop_front()
+    }
+
+    /// Looks at the machine.
+    pub(crate) fn machine<T>(&self, look: impl FnOnce(&R) -> T) -> T {
+        look(&self.lock().machine)
     }
 
     /// The side now.
@@ -134,7 +150,8 @@ impl Side {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it on disk.
+    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it on
+    /// disk.
     pub(crate) fn end(&self, dir: &VmDir, phase: TransferPhase, error: Option<v1::MigrationError>) {
         self.keep_record(dir, &self.as_ended(phase, error.as_ref()));
         self.publish_end(phase, error);
@@ -164,7 +181,7 @@ impl Side {
     pub(crate) fn release_record(&self, dir: &VmDir) -> std::io::Result<()> {
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         *released = true;
-        dir.remove_transfer(&self.migration, self.role)
+        dir.remove_transfer(&self.migration, R::ROLE)
     }
 
     /// The side as [`Side::publish_end`] would publish it.
@@ -202,71 +219,95 @@ impl Side {
         });
     }
 
-    /// Registers what ends blocked I/O of this side's threads; runs it at once when the side is cancelled already.
+    /// Registers what ends blocked work of this side's threads; runs it at once when the side is
+    /// cancelled already.
     pub(crate) fn on_interrupt(&self, interrupt: impl Fn() + Send + 'static) {
         let mut inner = self.lock();
-        if matches!(inner.gate, Gate::Cancelled(_)) {
+        if inner.machine.is_cancelled() {
             interrupt();
         }
         inner.interrupt = Some(Box::new(interrupt));
     }
 
-    /// Asks for the end. `error` is set when something failed elsewhere rather than the user cancelled. Idempotent.
+    /// Asks for the end. `error` is set when something failed elsewhere rather than the user cancelled.
+    /// Idempotent, and without effect on a side that has ended before the handover.
     ///
     /// # Errors
-    /// PAST_POINT_OF_NO_RETURN when the gate is closed.
+    /// PAST_POINT_OF_NO_RETURN when it is too late.
     pub(crate) fn cancel(&self, error: Option<v1::MigrationError>) -> Result<(), ApiError> {
         let mut inner = self.lock();
-        match inner.gate {
-            Gate::Cancelled(_) => return Ok(()),
-            Gate::Committing => {
-                return Err(ApiError::new(
-                    Reason::PastPointOfNoReturn,
-                    format!("{} has passed the point of no return", self.migration),
-                )
-                .with("migration", &self.migration)
-                .with("advice", "watch the migration: it completes"));
-            }
-            Gate::Open => {}
+        if !inner.machine.may_cancel() {
+            return Err(ApiError::new(
+                Reason::PastPointOfNoReturn,
+                format!("{} has passed the point of no return", self.migration),
+            )
+            .with("migration", &self.migration)
+            .with("advice", "watch the migration: it completes"));
         }
-        // A side that has ended has nothing to cancel.
-        if !is_terminal(inner.transfer.phase()) {
-            inner.gate = Gate::Cancelled(error);
-            if let Some(interrupt) = &inner.interrupt {
-                interrupt();
-            }
+        let why = if error.is_some() {
+            Why::Elsewhere
+        } else {
+            Why::Cancelled
+        };
+        if inner.feed(R::cancel(why)) {
+            inner.elsewhere = error;
         }
         Ok(())
     }
 
-    /// The error that goes with the cancel: what failed elsewhere, or the user's wish. `None` when nobody cancelled.
-    pub(crate) fn cancel_cause(&self) -> Option<Result<v1::MigrationError, ApiError>> {
-        match &self.lock().gate {
-            Gate::Cancelled(Some(error)) => Some(Ok(error.clone())),
-            Gate::Cancelled(None) => Some(Err(ApiError::new(
-                Reason::CancelledByUser,
-                "cancelled on request",
-            ))),
-            Gate::Open | Gate::Committing => None,
-        }
-    }
-
-    /// Closes the gate: from here on the side cannot be cancelled. False when a cancel came first.
-    #[must_use]
-    pub(crate) fn close_gate(&self) -> bool {
-        let mut inner = self.lock();
-        match inner.gate {
-            Gate::Cancelled(_) => false,
-            Gate::Open | Gate::Committing => {
-                inner.gate = Gate::Committing;
-                true
+    /// How the record of an end reads: its phase, and what was wrong. `fault` is what failed here.
+    pub(crate) fn ending(
+        &self,
+        why: Why,
+        fault: Option<&ApiError>,
+        during: v1::MigrationPhase,
+    ) -> (TransferPhase, v1::MigrationError) {
+        let side = R::NAME;
+        let elsewhere = self.lock().elsewhere.clone();
+        let unnamed = || ApiError::new(Reason::Internal, "the side ended without saying why");
+        match (why, elsewhere) {
+            (Why::Cancelled, _) => (
+                TransferPhase::Cancelled,
+                ApiError::new(Reason::CancelledByUser, "cancelled on request")
+                    .to_migration_error(during, side),
+            ),
+            (Why::Elsewhere, Some(error)) => (TransferPhase::Failed, error),
+            (Why::Elsewhere | Why::Fault, _) => {
+                let error = fault.cloned().unwrap_or_else(unnamed);
+                // The other side may have been cancelled and said so.
+                let phase = if error.reason == Reason::CancelledByUser {
+                    TransferPhase::Cancelled
+                } else {
+                    TransferPhase::Failed
+                };
+                (phase, error.to_migration_error(during, side))
             }
         }
     }
 }
 
+impl<R: Role> Inner<R> {
+    /// Feeds the machine; whether it answered with anything.
+    fn feed(&mut self, input: R::Input) -> bool {
+        let actions = self.machine.step(input);
+        let answered = !actions.is_empty();
+        let mut wake = false;
+        for action in actions {
+            if R::is_interrupt(&action) {
+                wake = true;
+            } else {
+                self.queue.push_back(action);
+            }
+        }
+        if wake && let Some(interrupt) = &self.interrupt {
+            interrupt();
+        }
+        answered
+    }
+}
+
 /// Whether a side in this phase has ended.
-pub(crate) fn is_terminal(phase: TransferPhase) -> bool {
+pub(crate) fn has_ended(phase: TransferPhase) -> bool {
     matches!(
         phase,
         TransferPhase::Completed | TransferPhase::Cancelled | TransferPhase::Failed
@@ -281,45 +322,74 @@ mod tests {
     };
 
     use super::*;
+    use crate::handover::protocol::source::{Action, Input, Source};
 
-    fn side() -> Side {
+    fn side() -> Side<Source> {
         Side::new(
             &MigrationName::parse("m").unwrap(),
             &VmName::parse("v").unwrap(),
-            TransferRole::Source,
             1,
             0,
         )
     }
 
+    /// Up to the moment before READY is heard.
+    fn about_to_commit() -> Side<Source> {
+        let side = side();
+        for input in [
+            Input::Connected,
+            Input::SwitchoverDecided,
+            Input::StateSent,
+        ] {
+            side.feed(input);
+            side.next().unwrap();
+        }
+        side
+    }
+
     #[test]
     fn cancel_and_commit_exclude_each_other() {
-        let side = side();
+        let side = about_to_commit();
         side.cancel(None).unwrap();
-        assert!(!side.close_gate());
-        assert_eq!(
-            side.cancel_cause().unwrap().unwrap_err().reason,
-            Reason::CancelledByUser
-        );
+        side.feed(Input::ReadyHeard);
+        assert_ne!(side.next(), Some(Action::JournalRelinquished));
 
-        let side = self::side();
-        assert!(side.close_gate());
+        let side = about_to_commit();
+        side.feed(Input::ReadyHeard);
         assert_eq!(
             side.cancel(None).unwrap_err().reason,
             Reason::PastPointOfNoReturn
         );
-        assert!(side.cancel_cause().is_none());
+        assert_eq!(side.next(), Some(Action::JournalRelinquished));
     }
 
     #[test]
     fn racing_cancels_and_commits_have_one_winner() {
         for _ in 0..200 {
-            let side = Arc::new(side());
+            let side = Arc::new(about_to_commit());
             let other = Arc::clone(&side);
             let cancel = std::thread::spawn(move || other.cancel(None).is_ok());
-            let committed = side.close_gate();
+            side.feed(Input::ReadyHeard);
+            let committed = side.next() == Some(Action::JournalRelinquished);
             assert_ne!(committed, cancel.join().unwrap());
         }
+    }
+
+    #[test]
+    fn what_failed_elsewhere_is_what_is_recorded() {
+        let side = side();
+        let error = ApiError::new(Reason::DstNoMemory, "full")
+            .to_migration_error(v1::MigrationPhase::Preparing, "destination");
+        side.cancel(Some(error.clone())).unwrap();
+        let broken = ApiError::new(Reason::ConnectionLost, "broken");
+        let during = v1::MigrationPhase::Preparing;
+        assert_eq!(
+            side.ending(Why::Elsewhere, Some(&broken), during),
+            (TransferPhase::Failed, error)
+        );
+        let (phase, error) = side.ending(Why::Cancelled, Some(&broken), during);
+        assert_eq!(phase, TransferPhase::Cancelled);
+        assert_eq!(error.reason, Reason::CancelledByUser.as_str());
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Machine {
             }
         });
         control.journal.append(&Entry::Prepared {
+            uid: view.uid(),
             migration: migration.id().to_owned(),
             epoch: view.epoch + 1,
         })?;
@@ -175,11 +176,12 @@ impl Machine {
         let view = self.incoming(migration)?;
         let epoch = view.epoch + 1;
         // An append that failed before may have reached the file: look before appending again.
-        control.journal.recover()?;
+        control.journal.settle()?;
         if control.journal.state().map(|state| &state.ownership)
             != Some(&Ownership::Owner { epoch })
         {
             control.journal.append(&Entry::Owned {
+                uid: view.uid(),
                 migration: migration.id().to_owned(),
                 epoch,
             })?;
@@ -230,6 +232,7 @@ impl Machine {
     ) -> Result<(), ApiError> {
         control.fenced = true;
         let appended = control.journal.append(&Entry::Aborted {
+            uid: self.shared.view().uid(),
             migration: migration.id().to_owned(),
         });
         self.shared.change(|view| {

@@ -233,12 +233,16 @@ impl Machine {
                 view.state = State::Paused;
             }
         });
-        control.journal.recover()?;
+        control.journal.settle()?;
         if !matches!(
             control.journal.state().map(|state| &state.ownership),
             Some(Ownership::Ended)
         ) {
-            control.journal.append(&Entry::Ended)?;
+            let uid = control
+                .journal
+                .state()
+                .map_or_else(String::new, |state| state.uid.clone());
+            control.journal.append(&Entry::Ended { uid })?;
         }
         self.shared.change(|view| view.identity = None);
         self.shared.end(exit);

@@ -13,8 +13,9 @@
 //! # Invariants
 //! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process owns exactly the epoch it
 //!   shows, and no fence is up.
-//! * The fence goes up *before* an entry that gives ownership up is appended, and never comes down: whether or not the
-//!   append succeeded, nothing in this process runs the VM again.
+//! * The fence goes up *before* an entry that gives ownership up is appended. It comes down in one
+//!   case: the append of RELINQUISHED failed, and the journal, read again and made durable, holds no
+//!   such entry. Nobody else reads a living process's journal, so nobody can have acted on it.
 //! * The published slot table, the backend's slots and the dirty log's are the same whenever `control` is free.
 
 mod build;
@@ -42,7 +43,7 @@ use slat_proto::{
 };
 use slat_record::{
     dir::VmDir,
-    journal::{Journal, Ownership},
+    journal::{Disk, Journal, Ownership},
 };
 use tokio::sync::watch;
 
@@ -51,7 +52,10 @@ use self::{
     guarded::Guarded,
     view::{Shared, State, View},
 };
-pub(crate) use self::{outgoing::Switchover, view::Exit};
+pub(crate) use self::{
+    outgoing::{RelinquishError, Switchover},
+    view::Exit,
+};
 use crate::{
     backend::Backend,
     memory::{DirtyLog, GuestMemory},
@@ -71,7 +75,7 @@ pub(crate) struct Machine {
 /// What only the holder of the control lock may touch.
 struct Control {
     journal: Journal,
-    /// Set for ever once this process may have given the VM up.
+    /// Set while this process may have given the VM up, and for ever once it has.
     fenced: bool,
     /// Held while the VM is received.
     oom: Option<oom::OomScore>,
@@ -103,7 +107,7 @@ impl Machine {
         host: HostName,
         parts: Parts,
     ) -> Result<Arc<Self>, ApiError> {
-        let journal = fresh_journal(&dir, &vm)?;
+        let journal = fresh_journal(&dir, &vm, &parts.disk)?;
         Ok(Arc::new(Self {
             dir,
             parts,
@@ -255,8 +259,8 @@ impl Machine {
 }
 
 /// Opens the journal of a VM that is to begin here.
-fn fresh_journal(dir: &VmDir, vm: &VmName) -> Result<Journal, ApiError> {
-    let journal = Journal::open(&dir.journal())?;
+fn fresh_journal(dir: &VmDir, vm: &VmName, disk: &Arc<dyn Disk>) -> Result<Journal, ApiError> {
+    let journal = Journal::open_on(&dir.journal(), Arc::clone(disk))?;
     let Some(state) = journal.state() else {
         return Ok(journal);
     };
@@ -270,7 +274,7 @@ fn fresh_journal(dir: &VmDir, vm: &VmName) -> Result<Journal, ApiError> {
                 )
                 .with("vm", vm)
             })?;
-            return Ok(Journal::open(&dir.journal())?);
+            return Ok(Journal::open_on(&dir.journal(), Arc::clone(disk))?);
         }
         Ownership::Owner { epoch } => (
             Reason::VmState,

@@ -1,6 +1,7 @@
 //! The source's side of a handover, as the migration drives it.
 //!
-//! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`, `end_outgoing` undoes everything.
+//! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`, `end_outgoing`
+//! undoes everything.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
@@ -8,7 +9,7 @@ use super::{
     Exit, Machine,
     view::{Engagement, State, View},
 };
-use slat_record::journal::Entry;
+use slat_record::journal::{Entry, Ownership};
 
 /// How a VM was found when its switchover began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,15 @@ pub(crate) struct Switchover {
     pub run: bool,
     /// It was CREATED: never started since it was made.
     pub never_ran: bool,
+}
+
+/// Why RELINQUISHED was not journalled for certain.
+#[derive(Debug)]
+pub(crate) enum RelinquishError {
+    /// It was not tried: the VM is owned here as before.
+    Refused(ApiError),
+    /// It was tried and may be durable or not.
+    Unknown(ApiError),
 }
 
 impl Machine {
@@ -109,66 +119,99 @@ impl Machine {
         Ok(found)
     }
 
-    /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and no call ever runs the
-    /// VM's vCPUs in this process again.
+    /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and no
+    /// call ever runs the VM's vCPUs in this process again.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; VM_STATE before the switchover; VM_STOPPED_DURING_MIGRATION: nothing was journalled, the source
-    /// still owns the VM. IN_DOUBT when the append failed: the entry may be durable, so the VM stays stopped here for ever
-    /// (state RELINQUISHED) and only the journal says who owns it.
-    pub(crate) fn relinquish(&self, migration: &MigrationName) -> Result<(), ApiError> {
+    /// `Refused`: nothing was journalled, the source still owns the VM. `Unknown`: the append failed,
+    /// and the VM stays stopped until [`Machine::settle_relinquished`] told whether it is durable.
+    pub(crate) fn relinquish(&self, migration: &MigrationName) -> Result<(), RelinquishError> {
+        let mut control = self.control();
+        let view = self.may_relinquish(migration, control.fenced)?;
+        control.fenced = true;
+        let appended = control.journal.append(&Entry::Relinquished {
+            uid: view.uid(),
+            migration: migration.id().to_owned(),
+            epoch: view.epoch,
+        });
+        match appended {
+            Ok(()) => {
+                self.show_relinquished();
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.change(|view| {
+                    view.message =
+                        format!("stopped: RELINQUISHED may or may not be durable: {error}");
+                });
+                Err(RelinquishError::Unknown(
+                    ApiError::from(error)
+                        .with("vm", &self.shared.vm)
+                        .with("migration", migration)
+                        .with("epoch", view.epoch),
+                ))
+            }
+        }
+    }
+
+    /// After `Unknown`: whether RELINQUISHED is durable, which from then on it is or will never be.
+    /// Where it is not, this process owns the VM as before.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION; JOURNAL: still not known, to be called again.
+    pub(crate) fn settle_relinquished(&self, migration: &MigrationName) -> Result<bool, ApiError> {
         let mut control = self.control();
         let view = self.outgoing(migration)?;
-        if control.fenced {
-            return Err(self.shared.stale_epoch(&view));
+        control.journal.settle()?;
+        let owner = Ownership::Owner { epoch: view.epoch };
+        if control.journal.state().map(|state| &state.ownership) == Some(&owner) {
+            control.fenced = false;
+            self.shared.change(|view| view.message.clear());
+            return Ok(false);
         }
-        if !matches!(
+        self.show_relinquished();
+        Ok(true)
+    }
+
+    fn may_relinquish(
+        &self,
+        migration: &MigrationName,
+        fenced: bool,
+    ) -> Result<View, RelinquishError> {
+        let refuse = RelinquishError::Refused;
+        let view = self.outgoing(migration).map_err(refuse)?;
+        if fenced {
+            return Err(refuse(self.shared.stale_epoch(&view)));
+        }
+        let in_switchover = matches!(
             view.engagement,
             Engagement::Outgoing {
                 switchover: true,
                 ..
             }
-        ) {
-            return Err(self
-                .shared
-                .bad_state(&view, "be relinquished before its switchover"));
+        );
+        if !in_switchover {
+            return Err(refuse(
+                self.shared
+                    .bad_state(&view, "be relinquished before its switchover"),
+            ));
         }
-        self.still_alive(&view, migration)?;
-        control.fenced = true;
-        let appended = control.journal.append(&Entry::Relinquished {
-            migration: migration.id().to_owned(),
-            epoch: view.epoch,
-        });
+        self.still_alive(&view, migration).map_err(refuse)?;
+        Ok(view)
+    }
+
+    fn show_relinquished(&self) {
         self.shared.change(|view| {
             view.state = State::Relinquished;
-            view.message = match &appended {
-                Ok(()) => String::new(),
-                Err(error) => {
-                    format!("stopped for good: RELINQUISHED may or may not be durable: {error}")
-                }
-            };
+            view.message.clear();
         });
-        appended.map_err(|error| {
-            ApiError::new(
-                Reason::InDoubt,
-                format!(
-                    "{} stays stopped here for ever: whether RELINQUISHED is durable is not known: {error}",
-                    self.shared.vm
-                ),
-            )
-            .with("vm", &self.shared.vm)
-            .with("migration", migration)
-            .with("epoch", view.epoch)
-            .with("vm_location", v1::VmLocation::PausedBoth.as_str_name())
-            .with("advice", "read the source's journal: RELINQUISHED there gives the VM to the destination")
-        })
     }
 
     /// Undoes an outgoing migration that did not commit: the VM is no longer part of it, and vCPUs that the switchover
     /// stopped run again.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN after [`Machine::relinquish`] whatever that returned; the backend's when
+    /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN while RELINQUISHED may be durable; the backend's when
     /// vCPUs cannot run: the migration is ended all the same and the VM PAUSED.
     pub(crate) fn end_outgoing(&self, migration: &MigrationName) -> Result<v1::Vm, ApiError> {
         let control = self.control();

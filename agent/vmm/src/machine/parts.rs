@@ -10,6 +10,7 @@ use slat_proto::{
     model::{BackendKind, VmSpec},
     v1,
 };
+use slat_record::journal::{Disk, RealDisk};
 
 use crate::{
     backend::{self, Backend, BackendError, EventSink},
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     pub(crate) counters: fn(&SlotTable, u32) -> Option<v1::GuestCounters>,
     /// The file with this process's OOM score adjustment; `None` leaves it alone.
     pub(crate) oom_score: Option<PathBuf>,
+    /// What the journal is written through.
+    pub(crate) disk: Arc<dyn Disk>,
 }
 
 impl Parts {
@@ -48,6 +51,7 @@ impl Parts {
             install: |table, spec| guest::install(table, spec).map_err(ApiError::from),
             counters: guest::memstress::counters,
             oom_score: Some("/proc/self/oom_score_adj".into()),
+            disk: Arc::new(RealDisk),
         }
     }
 }

@@ -72,6 +72,15 @@ pub(super) struct View {
     pub(super) engagement: Engagement,
 }
 
+impl View {
+    /// The VM's identity as the journal writes it; empty before there is a VM.
+    pub(super) fn uid(&self) -> String {
+        self.identity
+            .as_ref()
+            .map_or_else(String::new, |identity| identity.uid.clone())
+    }
+}
+
 /// The view, and who is told of changes.
 #[derive(Debug)]
 pub(super) struct Shared {

@@ -176,6 +176,12 @@ impl Destination {
         )
     }
 
+    /// Cancelled, and the coordinator has not noticed yet.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self.state, State::Interrupted(_))
+    }
+
     /// READY may have been said: only the source's journal says what happens.
     #[must_use]
     pub fn in_doubt(&self) -> bool {

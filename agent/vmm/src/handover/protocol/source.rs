@@ -171,13 +171,10 @@ impl Source {
         )
     }
 
-    /// Why the side was cancelled, once it was.
+    /// Cancelled, and what was going on is not undone yet.
     #[must_use]
-    pub fn cancelled(&self) -> Option<Why> {
-        match self.state {
-            State::Interrupted(why) => Some(why),
-            _ => None,
-        }
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self.state, State::Interrupted(_))
     }
 
     /// RELINQUISHED is durable: this side never runs the VM again.

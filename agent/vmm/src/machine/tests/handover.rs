@@ -57,7 +57,7 @@ fn a_source_gives_its_vm_away() {
         Reason::NoSuchMigration
     );
     assert_eq!(
-        reason(vm.machine.relinquish(&migration())),
+        refused(vm.machine.relinquish(&migration())),
         Reason::VmState,
         "not before the switchover"
     );
@@ -68,7 +68,7 @@ fn a_source_gives_its_vm_away() {
         assert_eq!(reason(refused), Reason::MigrationInProgress);
     }
     assert_eq!(
-        reason(vm.machine.relinquish(&other())),
+        refused(vm.machine.relinquish(&other())),
         Reason::NoSuchMigration
     );
     vm.machine.relinquish(&migration()).unwrap();
@@ -86,27 +86,68 @@ fn a_source_gives_its_vm_away() {
     assert_eq!(exit(&vm), Some(Exit::Released));
 }
 
-#[test]
-fn a_relinquish_that_may_not_be_durable_freezes_the_vm_all_the_same() {
+/// In the switchover, with a disk that is about to fail.
+fn about_to_relinquish() -> FakeVm {
     let vm = running();
     vm.machine.begin_outgoing(&migration(), 1).unwrap();
     vm.machine.enter_switchover(&migration()).unwrap();
-    break_journal(&vm);
-    let error = vm.machine.relinquish(&migration()).unwrap_err();
-    assert_eq!(error.reason, Reason::InDoubt);
-    assert_eq!(error.metadata["vm_location"], "VM_LOCATION_PAUSED_BOTH");
+    break_journal(&vm, true);
+    vm
+}
+
+fn refused(result: Result<(), RelinquishError>) -> Reason {
+    match result {
+        Err(RelinquishError::Refused(error)) => error.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn while_relinquished_may_be_durable_nothing_runs_the_vm() {
+    let vm = about_to_relinquish();
+    let failed = vm.machine.relinquish(&migration());
+    assert!(matches!(failed, Err(RelinquishError::Unknown(_))));
     let seen = vm.machine.snapshot().unwrap();
     assert!(
         seen.state_message.contains("may or may not"),
         "{}",
         seen.state_message
     );
+    assert_eq!(
+        reason(vm.machine.end_outgoing(&migration())),
+        Reason::PastPointOfNoReturn
+    );
+    assert_eq!(reason(vm.machine.resume()), Reason::MigrationInProgress);
+    assert_eq!(
+        reason(vm.machine.settle_relinquished(&migration())),
+        Reason::Journal
+    );
+    assert_eq!(vm.backend.state().runs, 1);
+}
+
+#[test]
+fn a_relinquish_that_never_reached_the_disk_leaves_the_vm_with_its_source() {
+    let vm = about_to_relinquish();
+    vm.machine.relinquish(&migration()).unwrap_err();
+    break_journal(&vm, false);
+    assert!(!vm.machine.settle_relinquished(&migration()).unwrap());
+    assert_eq!(ownership(&vm), Ownership::Owner { epoch: 1 });
+    vm.machine.end_outgoing(&migration()).unwrap();
+    assert_eq!(state(&vm), v1::vm::State::Running);
+}
+
+#[test]
+fn a_relinquish_that_did_reach_the_disk_counts() {
+    let vm = about_to_relinquish();
+    vm.disk.set_late();
+    vm.machine.relinquish(&migration()).unwrap_err();
+    break_journal(&vm, false);
+    assert!(vm.machine.settle_relinquished(&migration()).unwrap());
     nothing_runs_it(&vm);
     assert_eq!(
-        reason(vm.machine.relinquish(&migration())),
+        refused(vm.machine.relinquish(&migration())),
         Reason::StaleEpoch
     );
-    nothing_runs_it(&vm);
     vm.machine.release().unwrap();
     assert_eq!(ownership(&vm), Ownership::Ended);
 }
@@ -387,11 +428,12 @@ fn what_is_received_goes_first_when_memory_runs_out() {
 fn ownership_that_could_not_be_journalled_is_tried_again_before_anything_runs() {
     let vm = receiving();
     vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
-    break_journal(&vm);
+    break_journal(&vm, true);
     assert_eq!(
         reason(vm.machine.own(&migration(), true, false)),
         Reason::Journal
     );
+    break_journal(&vm, false);
     assert_eq!(vm.backend.state().runs, 0);
     assert_eq!(state(&vm), v1::vm::State::Incoming);
     let owned = vm.machine.own(&migration(), true, false).unwrap();

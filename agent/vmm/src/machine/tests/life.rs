@@ -220,14 +220,17 @@ fn a_dead_process_journal_is_refused_unless_it_ended() {
         epoch: 1,
     };
     let prepared = Entry::Prepared {
+        uid: "u".into(),
         migration: "m1".into(),
         epoch: 2,
     };
     let relinquished = Entry::Relinquished {
+        uid: "u".into(),
         migration: "m1".into(),
         epoch: 1,
     };
     let aborted = Entry::Aborted {
+        uid: "u".into(),
         migration: "m1".into(),
     };
     assert_eq!(begin(&[]).unwrap(), None);
@@ -246,7 +249,7 @@ fn a_dead_process_journal_is_refused_unless_it_ended() {
         reason(begin(&[created.clone(), relinquished])),
         Reason::StaleEpoch
     );
-    assert_eq!(begin(&[created, Entry::Ended]).unwrap(), None);
+    assert_eq!(begin(&[created, Entry::Ended { uid: "u".into() }]).unwrap(), None);
     assert_eq!(begin(&[incoming, aborted]).unwrap(), None);
 }
 

@@ -34,11 +34,9 @@ fn ownership(vm: &FakeVm) -> Ownership {
         .ownership
 }
 
-/// Makes the next append fail in the kernel.
-fn break_journal(vm: &FakeVm) {
-    let path = vm.machine.dir().journal();
-    let read_only = std::fs::File::open(&path).unwrap();
-    vm.machine.control().journal = Journal::over(&path, read_only).unwrap();
+/// Makes the journal's appends fail, or work again.
+fn break_journal(vm: &FakeVm, broken: bool) {
+    vm.disk.set_broken(broken);
 }
 
 /// Whether the process is to end, and why.

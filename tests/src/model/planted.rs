@@ -1,0 +1,43 @@
+//! Faults put into the drivers on purpose, to see that the exploration finds each.
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Planted {
+    /// RELINQUISHED is not synced before COMMIT is said.
+    NoSync,
+    /// COMMIT is said although the append of RELINQUISHED failed.
+    CommitUndurable,
+    /// A destination in doubt decides by a clock.
+    TimerDecides,
+    /// The destination runs the VM as soon as it has said READY.
+    RunsOnReady,
+    /// An agent that answers for a dead source forgets RELINQUISHED.
+    RestartForgets,
+    /// The server's store forgets that StartOutgoing was made.
+    StoreForgetsStart,
+}
+
+impl Planted {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::NoSync,
+        Self::CommitUndurable,
+        Self::TimerDecides,
+        Self::RunsOnReady,
+        Self::RestartForgets,
+        Self::StoreForgetsStart,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoSync => "no-sync-before-commit",
+            Self::CommitUndurable => "commit-after-failed-append",
+            Self::TimerDecides => "timer-decides-doubt",
+            Self::RunsOnReady => "destination-runs-on-ready",
+            Self::RestartForgets => "restart-forgets-relinquished",
+            Self::StoreForgetsStart => "store-forgets-start",
+        }
+    }
+}
