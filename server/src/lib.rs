@@ -19,7 +19,8 @@ mod dashboard;
 mod fleet;
 mod http;
 pub mod metrics;
-mod migration;
+pub mod migration;
+mod phase;
 mod store;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

@@ -8,8 +8,7 @@
 
 mod follower;
 mod machine;
-#[cfg(test)]
-mod machine_tests;
+pub mod protocol;
 mod reconciler;
 mod record;
 mod registry;

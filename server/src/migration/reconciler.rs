@@ -539,6 +539,7 @@ impl Reconciler {
             slots,
             params: migration.params,
             source_agent_address: fleet.host(&migration.source).map_err(at_source)?.address,
+            preamble: None,
         };
         let mut transfers = self.transfers(Role::Destination).map_err(at_destination)?;
         let answer = ask(PREPARE, transfers.prepare_incoming(request))
@@ -564,6 +565,7 @@ impl Reconciler {
             ticket: grant.ticket.clone(),
             params: migration.params,
             epoch: migration.epoch,
+            versions: None,
         };
         let answer = match self.transfers(Role::Source) {
             Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,
