@@ -8,16 +8,16 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Doors;
+use super::Services;
 
-impl Doors {
+impl Services {
     fn interval_millis(&self) -> u32 {
         u32::try_from(self.fleet.interval().as_millis()).unwrap_or(u32::MAX)
     }
 }
 
 #[tonic::async_trait]
-impl FleetService for Doors {
+impl FleetService for Services {
     async fn register_host(
         &self,
         request: Request<v1::RegisterHostRequest>,
@@ -34,7 +34,7 @@ impl FleetService for Doors {
         host.name.clone_from(&name);
         host.address.clone_from(&address);
         let stored = (name.clone(), address.clone());
-        self.shelf
+        self.store
             .with(move |store| store.put_host(&stored.0, &stored.1))
             .await
             .map_err(ApiError::from)?;

@@ -1,4 +1,4 @@
-//! The server's doors, one file a service. Each checks names and parameters with `slat_proto::model` before anything else
+//! The server's endpoint, one file a service. Each checks names and parameters with `slat_proto::model` before anything else
 //! sees them. What belongs to one VM is forwarded to its owner's agent; what belongs to the fleet is answered here.
 
 mod fleet;
@@ -24,10 +24,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
 use crate::{
-    dashboard::History,
     fleet::{Fleet, Owner, host_unreachable},
+    history::History,
     migration::Migrations,
-    store::Shelf,
+    store::BlockingStore,
 };
 
 /// A report carries every VM of a host, raw images in their specs included; a harvest every dirty range.
@@ -35,10 +35,10 @@ const LARGE_MESSAGE: usize = 64 << 20;
 
 /// What the services work on.
 #[derive(Clone)]
-pub(crate) struct Doors {
+pub(crate) struct Services {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) migrations: Arc<Migrations>,
-    pub(crate) shelf: Shelf,
+    pub(crate) store: BlockingStore,
     pub(crate) history: Arc<History>,
     pub(crate) watches: Watches,
 }
@@ -69,8 +69,8 @@ impl Watches {
     }
 }
 
-impl Doors {
-    /// Adds every service to a door.
+impl Services {
+    /// Adds every service to an endpoint.
     pub(crate) fn add_to(&self, door: Door) -> Door {
         door.service(VmServiceServer::new(self.clone()))
             .service(MemoryServiceServer::new(self.clone()))

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::{Doors, forwarded};
+use super::{Services, forwarded};
 
 /// How long a host that has not reported yet may take to say whether it has a VM.
 const LOOK: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ macro_rules! verb {
     }};
 }
 
-impl Doors {
+impl Services {
     /// Keeps what an agent answered, and shows it as the fleet does.
     fn seen(&self, host: &str, vm: v1::Vm) -> v1::Vm {
         let vm = self.noted(host, vm);
@@ -80,7 +80,7 @@ impl Doors {
 }
 
 #[tonic::async_trait]
-impl VmService for Doors {
+impl VmService for Services {
     async fn create_vm(
         &self,
         request: Request<v1::CreateVmRequest>,

@@ -23,7 +23,7 @@ use slat_proto::{
 use tokio::{sync::mpsc, time::sleep};
 use tonic::{Status, Streaming};
 
-use super::{Doors, forwarded};
+use super::{Services, forwarded};
 
 /// Pause before a watch looks for its VM again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -58,7 +58,7 @@ fn may_run(vm: &v1::Vm) -> bool {
     !matches!(vm.state(), State::Incoming | State::Relinquished)
 }
 
-impl Doors {
+impl Services {
     /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens.
     pub(super) async fn follow(self, vm: VmName, out: Out) {
         let name = vm.to_string();

@@ -5,10 +5,9 @@
 //! writes them as text. Read-only.
 //!
 //! * `/api/state` hosts, VMs, running and last migrations, now;
-//! * `/api/history?since=ms` raw counters with their times (see [`history`]); rates are computed by the page;
+//! * `/api/history?since=ms` raw counters with their times (see [`crate::history`]); rates are computed by the page;
 //! * `/api/migrations/{id}` one migration with its iterations and decisions, and its points.
 
-mod history;
 mod json;
 mod plotly;
 
@@ -24,8 +23,7 @@ use axum::{
 use serde::Deserialize;
 use slat_proto::{Reason, model::MigrationName};
 
-pub(crate) use self::history::History;
-use crate::{fleet::Fleet, migration::Migrations};
+use crate::{fleet::Fleet, history::History, migration::Migrations};
 
 const PAGE: &str = include_str!("assets/index.html");
 const SCRIPT: &str = include_str!("assets/app.js");

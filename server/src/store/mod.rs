@@ -1,17 +1,20 @@
 //! What the control plane must not forget, and nothing else.
 //!
-//! **Durable**: migrations (the record and which halves were released) and the last address of each host. **Not durable**:
+//! **Durable**: migrations (the record and which sides were released) and the last address of each host. **Not durable**:
 //! VMs and host figures; agents report them again within one interval, and they are the truth about them.
 //!
-//! A write that returned is on disk (redb's immediate durability: fsync before the commit returns). The reconciler relies
-//! on it: a state is stored before an action that assumes it is taken. Calls block; [`Store`] users on the runtime go
-//! through [`Shelf`], which moves them to the blocking pool.
+//! A write that returned is on disk (redb's immediate durability: fsync before the commit returns). A reconciler
+//! relies on it: a state is stored before an action that assumes it is begun. Calls block; users of [`Store`] on the
+//! runtime go through [`BlockingStore`], which moves them to the blocking pool.
 
 mod redb;
 
 use std::{path::PathBuf, sync::Arc};
 
 use slat_proto::{ApiError, Reason, v1};
+use tokio_util::task::TaskTracker;
+
+use crate::phase::has_ended;
 
 pub(crate) use self::redb::RedbStore;
 
@@ -67,12 +70,29 @@ pub(crate) struct StoredMigration {
     /// The resource.
     #[prost(message, optional, tag = "1")]
     pub(crate) migration: Option<v1::Migration>,
-    /// The source's half was released: its agent may have forgotten it.
+    /// The source's side was released: its agent may have forgotten it.
     #[prost(bool, tag = "2")]
     pub(crate) source_released: bool,
-    /// The destination's half was released, or there is none.
+    /// The destination's side was released, or there is none.
     #[prost(bool, tag = "3")]
     pub(crate) destination_released: bool,
+    /// Whether StartOutgoing may have been called.
+    #[prost(enumeration = "SourceStart", tag = "4")]
+    pub(crate) source_start: i32,
+}
+
+/// Calls of StartOutgoing that were made, or were about to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum SourceStart {
+    /// A version wrote this that did not say.
+    Unknown = 0,
+    /// None.
+    Never = 1,
+    /// One.
+    Once = 2,
+    /// More than one.
+    Again = 3,
 }
 
 impl StoredMigration {
@@ -82,7 +102,7 @@ impl StoredMigration {
             .migration
             .as_ref()
             .map_or(v1::MigrationPhase::Unspecified, v1::Migration::phase);
-        !crate::migration::is_terminal(phase) || !self.source_released || !self.destination_released
+        !has_ended(phase) || !self.source_released || !self.destination_released
     }
 }
 
@@ -115,11 +135,17 @@ pub(crate) trait Store: Send + Sync + 'static {
 
 /// A store used from async code: each call runs on the blocking pool.
 #[derive(Clone)]
-pub(crate) struct Shelf(Arc<dyn Store>);
+pub(crate) struct BlockingStore {
+    store: Arc<dyn Store>,
+    calls: TaskTracker,
+}
 
-impl Shelf {
+impl BlockingStore {
     pub(crate) fn new(store: impl Store) -> Self {
-        Self(Arc::new(store))
+        Self {
+            store: Arc::new(store),
+            calls: TaskTracker::new(),
+        }
     }
 
     /// Runs `work` on the store. A call that was begun ends, even when the caller goes away.
@@ -127,12 +153,19 @@ impl Shelf {
         &self,
         work: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let store = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || work(&*store))
+        let store = Arc::clone(&self.store);
+        self.calls
+            .spawn_blocking(move || work(&*store))
             .await
             .map_err(|source| StoreError::Transaction {
                 operation: "run a store call",
                 source: source.into(),
             })?
+    }
+
+    /// Waits for the calls that were begun; nobody makes new ones.
+    pub(crate) async fn finish(&self) {
+        self.calls.close();
+        self.calls.wait().await;
     }
 }

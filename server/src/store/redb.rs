@@ -238,7 +238,7 @@ mod tests {
 
     use slat_proto::v1;
 
-    use super::*;
+    use super::{super::SourceStart, *};
 
     fn record(name: &str, vm: &str, seconds: i64, phase: v1::MigrationPhase) -> StoredMigration {
         StoredMigration {
@@ -251,6 +251,7 @@ mod tests {
             }),
             source_released: true,
             destination_released: true,
+            source_start: SourceStart::Never.into(),
         }
     }
 

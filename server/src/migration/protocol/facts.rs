@@ -4,7 +4,7 @@ use slat_proto::v1::{TransferPhase, VmLocation as Location};
 
 use super::{
     MigrationProtocol,
-    view::{ActionSet, Contact, ended_without},
+    view::{ActionSet, Contact, View, ended_without},
     words::{Action, Answer, Cause, Input, Report, Side, Start},
 };
 use crate::phase::has_ended;
@@ -93,12 +93,9 @@ impl MigrationProtocol {
     fn answer(&mut self, action: Action, answer: Answer) {
         match (action, answer) {
             (Action::Describe, Answer::Done) => self.described = true,
-            (Action::Describe, Answer::Refused { lost }) => {
-                if lost {
-                    self.source.contact = Contact::Absent { owner: false };
-                }
-                self.refuse(Side::Source, lost);
-            }
+            // A VM that is not there may have been handed over by an earlier life's call: its side tells.
+            (Action::Describe, Answer::Refused { lost: true }) if self.started => {}
+            (Action::Describe, Answer::Refused { lost }) => self.refuse(Side::Source, lost),
             (Action::Describe, Answer::Silent) => self.unanswered(Side::Source),
             (Action::Prepare, Answer::Side(report)) => {
                 self.prepared = true;
@@ -118,8 +115,10 @@ impl MigrationProtocol {
             }
             (Action::Start, Answer::Refused { lost }) => {
                 self.landed = true;
-                self.source_absent(action, !lost);
-                self.refuse(Side::Source, lost);
+                if !self.stale.has(action) {
+                    self.source_absent(action, !lost);
+                    self.refuse(Side::Source, lost);
+                }
             }
             (Action::AskSourceCopy, Answer::Copy { gone }) => self.copy_gone = Some(gone),
             // A release before the end is nobody's wish; ignoring it keeps the record in step.
@@ -127,7 +126,9 @@ impl MigrationProtocol {
             (Action::ReleaseDestination, Answer::Done) => {
                 self.destination.released |= has_ended(self.phase);
             }
-            (Action::ReleaseSource | Action::ReleaseDestination | Action::AskSourceCopy, _)
+            // Perhaps it is another one by now, made by a PrepareIncoming that came late: it is looked at again.
+            (Action::ReleaseDestination, _) => self.destination = View::new(false),
+            (Action::ReleaseSource | Action::AskSourceCopy, _)
             | (_, Answer::Nothing | Answer::Done | Answer::Copy { .. } | Answer::Refused { .. }) => {
             }
             (_, Answer::Side(report)) => {

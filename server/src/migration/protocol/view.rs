@@ -3,6 +3,7 @@
 use slat_proto::v1::TransferPhase;
 
 use super::words::{Action, Report};
+use crate::phase::side_ended;
 
 /// What came back when a side was last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,13 +21,6 @@ pub(super) struct View {
     /// The last report; an older truth when `contact` is not `Answers`.
     pub(super) last: Option<Report>,
     pub(super) released: bool,
-}
-
-pub(super) const fn side_ended(phase: TransferPhase) -> bool {
-    matches!(
-        phase,
-        TransferPhase::Completed | TransferPhase::Cancelled | TransferPhase::Failed
-    )
 }
 
 pub(super) const fn ended_without(phase: TransferPhase) -> bool {
@@ -47,10 +41,11 @@ impl View {
         self.last = Some(report);
     }
 
-    /// The phase it reports now.
+    /// The phase it is in now, as it says or because that was its final one.
     pub(super) fn at(&self) -> Option<TransferPhase> {
         match self.contact {
             Contact::Answers => self.last.map(|report| report.phase),
+            Contact::Silent if self.has_ended() => self.last.map(|report| report.phase),
             _ => None,
         }
     }

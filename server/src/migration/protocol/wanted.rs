@@ -4,10 +4,10 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase};
 
 use super::{
     MigrationProtocol,
-    view::{Contact, ended_without, side_ended},
+    view::{Contact, ended_without},
     words::{Action, Start},
 };
-use crate::phase::has_ended;
+use crate::phase::{has_ended, side_ended};
 
 impl MigrationProtocol {
     pub(super) fn wants(&self, action: Action) -> bool {

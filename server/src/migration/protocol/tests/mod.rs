@@ -1,6 +1,7 @@
 //! The rules of the protocol: by example here, for any inputs in [`random`].
 
 mod random;
+mod world;
 
 use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLocation as Location};
 
