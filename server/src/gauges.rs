@@ -1,9 +1,15 @@
 //! Sets the gauges from what is known now, once a second: a scrape reads and never computes.
 
+use std::{sync::Arc, time::Duration};
+
 use ::metrics::gauge;
 use slat_proto::v1::{self, MigrationPhase as Phase};
 
+use tokio::time::MissedTickBehavior;
+
 use crate::{fleet::Fleet, migration::Migrations};
+
+const INTERVAL: Duration = Duration::from_secs(1);
 
 const PHASES: [Phase; 7] = [
     Phase::Pending,
@@ -19,8 +25,17 @@ fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-/// Sets the gauges from what is known now.
-pub(crate) fn refresh(fleet: &Fleet, migrations: &Migrations) {
+/// Sets them for ever.
+pub(crate) async fn keep(fleet: Arc<Fleet>, migrations: Arc<Migrations>) {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        refresh(&fleet, &migrations);
+    }
+}
+
+fn refresh(fleet: &Fleet, migrations: &Migrations) {
     use v1::{host::State as HostState, vm::State as VmState};
     let phases = migrations.phases();
     for phase in PHASES {

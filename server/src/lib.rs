@@ -1,18 +1,21 @@
-//! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by it.
+//! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by
+//! it.
 //!
-//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
-//! * `migration`: the pure state machine and the reconciler that carries it out;
+//! From the bottom:
 //! * `store`: what must survive (migrations, hosts' addresses), in redb;
-//! * `api`: one file a service;
-//! * `dashboard`: the page and its JSON; `http`: metrics and health;
-//! * [`metrics`](mod@metrics): what is counted.
+//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
+//! * [`migration`]: the pure protocol and the reconcilers that drive it;
+//! * `api`: one file a service; `dashboard`: the page and its JSON; `http`: metrics and health;
+//!   `gauges`: what is set once a second.
 //!
-//! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of a blackout: it can be
-//! stopped or killed at any moment of a migration and finds the true outcome when it starts again.
+//! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of
+//! a blackout: it can be stopped or killed at any moment of a migration and finds the true outcome
+//! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through `Migrations`) and the
-//! watches. [`Server::stop`] ends them and returns when they have ended.
+//! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
+//! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;
@@ -28,7 +31,7 @@ mod store;
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use slat_proto::transport::{Door, DoorHandle};
-use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     api::{Services, Watches},
@@ -38,13 +41,7 @@ use crate::{
     store::{BlockingStore, RedbStore},
 };
 
-pub use crate::store::StoreError;
-
-/// How often gauges are set.
-const GAUGES: Duration = Duration::from_secs(1);
-
-/// Renders the process's metrics as Prometheus text.
-pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+pub use crate::{http::Render, store::StoreError};
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -55,8 +52,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
-    /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics says that there is no
-    /// recorder.
+    /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
+    /// says that there is no recorder.
     pub render: Option<Render>,
     /// Slat's version, shown and exported.
     pub version: String,
@@ -181,10 +178,11 @@ impl Server {
             Ok(endpoint) => endpoint,
             Err(source) => {
                 migrations.stop().await;
+                store.finish().await;
                 return Err(listen_failed(source));
             }
         };
-        let gauges = tokio::spawn(refresh_gauges(fleet, Arc::clone(&migrations)));
+        let gauges = tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations)));
         tracing::info!(%address, "the server listens");
         Ok(Self {
             endpoint,
@@ -202,7 +200,8 @@ impl Server {
         self.address
     }
 
-    /// Stops: watches and reconcilers first, so that their streams end, then the listener. Migrations go on without it.
+    /// Stops: watches and reconcilers first, so that their streams end, then the listener.
+    /// Migrations go on without it.
     pub async fn stop(self) {
         self.gauges.abort();
         self.migrations.stop().await;
@@ -211,14 +210,5 @@ impl Server {
         self.store.finish().await;
         // An aborted task's error says so and nothing else.
         drop(self.gauges.await);
-    }
-}
-
-async fn refresh_gauges(fleet: Arc<Fleet>, migrations: Arc<Migrations>) {
-    let mut tick = tokio::time::interval(GAUGES);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        gauges::refresh(&fleet, &migrations);
     }
 }

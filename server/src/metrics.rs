@@ -1,5 +1,6 @@
-//! What the control plane counts, through the `metrics` facade: the command line installs the recorder. Names are
-//! `slat_*`, labels are bounded (`host` is the one open label, one series a host).
+//! What the control plane counts, through the `metrics` facade: the command line installs the
+//! recorder. Names are `slat_*`, labels are bounded (`host` is the one open label, one series a
+//! host).
 //!
 //! Counters and histograms grow when a migration ends. Gauges are set by `gauges`.
 
@@ -44,7 +45,7 @@ pub(crate) fn describe(version: &str) {
     );
     describe_histogram!(
         "slat_migration_iterations",
-        "Passes over memory of completed migrations."
+        "Iterations over memory of completed migrations."
     );
     describe_gauge!(
         "slat_migration_in_doubt",

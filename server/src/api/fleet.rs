@@ -1,4 +1,5 @@
-//! FleetService: agents register and report. An address is stored before the registration is answered.
+//! FleetService: agents register and report. An address is stored before the registration is
+//! answered.
 
 use slat_proto::{
     ApiError,
@@ -8,7 +9,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::services::Services;
 
 impl Services {
     fn interval_millis(&self) -> u32 {

@@ -6,7 +6,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::services::Services;
 
 #[tonic::async_trait]
 impl HostService for Services {

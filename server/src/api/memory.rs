@@ -7,7 +7,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{LARGE_MESSAGE, Services, forwarded};
+use super::services::{LARGE_MESSAGE, Services, forwarded};
 
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{

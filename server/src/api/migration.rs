@@ -10,7 +10,7 @@ use slat_proto::{
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::services::Services;
 use crate::migration::NewMigration;
 
 #[tonic::async_trait]

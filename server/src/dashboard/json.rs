@@ -1,5 +1,5 @@
-//! The JSON of the page: small, with times in milliseconds since 1970 and durations in seconds, null where nothing is
-//! known.
+//! The JSON of the page: small, with times in milliseconds since 1970 and durations in seconds,
+//! null where nothing is known.
 
 use serde_json::{Value, json};
 use slat_proto::{

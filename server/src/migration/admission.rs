@@ -22,8 +22,8 @@ pub(crate) struct NewMigration {
     pub(crate) validate_only: bool,
 }
 
-/// Everything about VM and destination that can be known before asking them to move. `keeper`: the failed migration that
-/// keeps the last copy of a VM.
+/// Everything about VM and destination that can be known before asking them to move. `keeper`: the
+/// failed migration that keeps the last copy of a VM.
 ///
 /// # Errors
 /// See `MigrationService.CreateMigration`.
@@ -123,7 +123,7 @@ async fn check_memory(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Res
     .with("needed_bytes", needed)
     .with("free_bytes", free)
     .with("vm_location", "SOURCE")
-    .with("advice", "name another host, or make room there"))
+    .with("advice", "name another host, or free memory there"))
 }
 
 fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {

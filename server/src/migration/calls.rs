@@ -1,7 +1,7 @@
 //! Carries one action out: a call to an agent, within its time limit, and what its answer means.
 //!
-//! Nothing here decides. What comes back is the protocol's [`Answer`], and beside it what the protocol has no use for:
-//! figures, texts, the description of the VM, the ticket.
+//! Nothing here decides. What comes back is the protocol's [`Answer`], and beside it what the
+//! protocol has no use for: figures, texts, the description of the VM, the ticket.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -139,7 +139,8 @@ impl Caller {
         Ok(description)
     }
 
-    /// Of a source whose process did not answer: whether it is gone. Its agent needs a moment to find out.
+    /// Of a source whose process did not answer: whether it is gone. Its agent needs a moment to
+    /// find out.
     async fn explained(&self, error: ApiError) -> ApiError {
         let begin = Instant::now();
         while begin.elapsed() < EXPLAIN {
@@ -283,7 +284,8 @@ impl Caller {
         Ended::found(side, found)
     }
 
-    /// Whether the process that holds the frozen memory is known to be gone. Silence is no such knowledge.
+    /// Whether the process that holds the frozen memory is known to be gone. Silence is no such
+    /// knowledge.
     pub(super) async fn ask_source_copy(self) -> Ended {
         let gone = match self.subject.vm_at(&self.fleet, Side::Source).await {
             Ok(vm) => vm.state() == v1::vm::State::Lost,

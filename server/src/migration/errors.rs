@@ -42,7 +42,8 @@ const fn advice(reason: Reason) -> Option<&'static str> {
 }
 
 impl Texts {
-    /// The error that goes with a cause: `phase` is the migration's phase before, `location` where its VM is now.
+    /// The error that goes with a cause: `phase` is the migration's phase before, `location` where
+    /// its VM is now.
     pub(super) fn error(
         &self,
         cause: Cause,
@@ -120,7 +121,8 @@ impl Texts {
             .to_migration_error(phase, side_name(side))
     }
 
-    /// The destination cannot know what its end means; the commit makes it the loss of what it had received.
+    /// The destination cannot know what its end means; the commit makes it the loss of what it had
+    /// received.
     fn destination_died(&self, phase: Phase, location: Location) -> v1::MigrationError {
         let (word, text, advice) = if location == Location::Lost {
             (

@@ -1,5 +1,6 @@
-//! Follows one side: GetTransfer, then its watch until that breaks. What the side says goes to the driver as it comes;
-//! how the following ended is the task's answer. A follower decides nothing, and the protocol begins the next one.
+//! Follows one side: GetTransfer, then its watch until that breaks. What the side says goes to the
+//! driver as it comes; how the following ended is the task's answer. A follower decides nothing,
+//! and the protocol begins the next one.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::phase::side_ended;
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// What a follower passes on.
+/// What a follower tells.
 pub(super) type News = (Side, Box<v1::Transfer>);
 
 /// The pause after one that brought nothing.
@@ -47,7 +48,7 @@ pub(super) async fn follow(
     Ended::with(answer)
 }
 
-/// Passes a watch on until it breaks or has said the last word.
+/// Tells what a watch says until it breaks or has said the last word.
 async fn watch(caller: &Caller, side: Side, out: &mpsc::Sender<News>) {
     let Ok(mut client) = caller.subject.transfers(&caller.fleet, side) else {
         return;

@@ -1,13 +1,15 @@
-//! All migrations: accepting, finding, listing, watching and cancelling them, and the reconcilers that drive them.
+//! All migrations: accepting, finding, listing, watching and cancelling them, and the reconcilers
+//! that drive them.
 //!
 //! # Locking
-//! * `creating` (async) is held from the first check of CreateMigration until the record is stored and listed: "one
-//!   migration per VM" and "a name is used once" are decided under it.
-//! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only, never across `.await`.
-//!   An entry leaves it when its task has ended; the store answers for it from then on.
+//! * `creating` (async) is held from the first check of CreateMigration until the record is stored
+//!   and listed: "one migration per VM" and "a name is used once" are decided under it.
+//! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only,
+//!   never across `.await`. An entry leaves it when its task has ended; the store answers for it
+//!   from then on.
 //!
-//! Reconcilers belong to this collection: [`Migrations::stop`] ends them. Ending one is like a crash: its record is the truth,
-//! and the next start takes it up.
+//! Reconcilers belong to this collection: [`Migrations::stop`] ends them. Ending one is like a
+//! crash: its record is the truth, and the next start takes it up.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -48,7 +50,8 @@ struct Active {
 }
 
 impl Active {
-    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit, not LOST.
+    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
+    /// not LOST.
     fn keeps(&self, vm: &str) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
@@ -161,7 +164,8 @@ impl Migrations {
             .map(|migration| migration.name.clone())
     }
 
-    /// Whether a migration carries a VM on without anybody's help: it is in flight and not in doubt.
+    /// Whether a migration carries a VM on without anybody's help: it is in flight and not in
+    /// doubt.
     pub(crate) fn carries(&self, vm: &str) -> bool {
         self.active().values().any(|active| {
             let migration = active.shown.borrow();
@@ -242,8 +246,9 @@ impl Migrations {
         Ok(shown(migration))
     }
 
-    /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses. Others are in
-    /// nobody's way: a host that does not come back keeps no VM from moving between the rest.
+    /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses.
+    /// Others are in nobody's way: a host that does not come back keeps no VM from moving between
+    /// the rest.
     fn unreleased(&self, vm: &str, hosts: [&str; 2]) -> Vec<Earlier> {
         let mut sides = Vec::new();
         for active in self.active().values() {
@@ -276,8 +281,8 @@ impl Migrations {
         sides
     }
 
-    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of that VM. Answers with the
-    /// source's host, or `None` when no migration keeps one.
+    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of
+    /// that VM. Answers with the source's host, or `None` when no migration keeps one.
     ///
     /// # Errors
     /// HOST_UNREACHABLE when the source's agent has not released it.
@@ -346,7 +351,8 @@ impl Migrations {
         page_token: &str,
         vm: Option<String>,
     ) -> Result<(Vec<v1::Migration>, String), ApiError> {
-        // The size is checked as everywhere; the store reads one more than the page to know whether it is the last.
+        // The size is checked as everywhere; the store reads one more than the page to know whether
+        // it is the last.
         PageRequest::new(page_size, page_token)?;
         let size = match usize::try_from(page_size) {
             Ok(size @ 1..) => size.min(1000),

@@ -2,8 +2,10 @@
 //!
 //! From the bottom:
 //! * [`protocol`] decides, without I/O. Its documentation has the rules.
-//! * `record` is what is stored and shown of one migration, `errors` what a user reads, `subject` what does not change.
-//! * `calls` and `follower` carry actions out, `tasks` owns what is under way, `waiting` waits for earlier migrations.
+//! * `record` is what is stored and shown of one migration, `errors` what a user reads, `subject`
+//!   what does not change.
+//! * `calls` and `follower` carry actions out, `tasks` owns what is under way, `waiting` waits for
+//!   earlier migrations.
 //! * `replies` holds answers that users wait for.
 //! * `reconciler` drives one migration: one task each, repaired by running again.
 //! * `admission` says whether a migration may begin, `updates` is a watch.

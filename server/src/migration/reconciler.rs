@@ -1,17 +1,18 @@
 //! Drives one migration: feeds the protocol, begins what it asks for, shows what is on disk.
 //!
-//! One task owns everything of one migration: protocol, record, texts, the ticket, the tasks of its calls. Nothing is
-//! shared but the watch channel that it publishes through, so there is no lock here. It never waits for a call or for the
-//! disk: each is a task of its own whose end is an input ([`super::tasks`]). A crash at any line is repaired by starting
-//! again from the record.
+//! One task owns everything of one migration: protocol, record, texts, the ticket, the tasks of its
+//! calls. Nothing is shared but the watch channel that it publishes through, so there is no lock
+//! here. It never waits for a call or for the disk: each is a task of its own whose end is an input
+//! ([`super::tasks`]). A crash at any line is repaired by starting again from the record.
 //!
-//! Shown is what is on disk. A terminal phase is shown after a first attempt to release both sides and a look for the VM
-//! where it is now: who sees COMPLETED finds the VM at its new host and may migrate it again. That is waited for briefly;
-//! the record on disk does not wait.
+//! Shown is what is on disk. A terminal phase is shown after a first attempt to release both sides
+//! and a look for the VM where it is now: who sees COMPLETED finds the VM at its new host and may
+//! migrate it again. That is waited for briefly; the record on disk does not wait.
 //!
-//! The ticket lives in this task's memory alone. After a restart PrepareIncoming is asked again (it is idempotent).
+//! The ticket lives in this task's memory alone. After a restart PrepareIncoming is asked again (it
+//! is idempotent).
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use slat_proto::v1::{self, MigrationPhase as Phase, resolve_transfer_request::Decision};
 use tokio::{
@@ -24,7 +25,7 @@ use super::{
     calls::{Brought, Caller, Ended, Grant},
     errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
-    protocol::{Action, Input, MigrationProtocol, Side},
+    protocol::{Action, Answer, Input, MigrationProtocol, Side},
     record::{Record, report},
     replies::{Command, Replies, Standing},
     subject::Subject,
@@ -36,11 +37,13 @@ use crate::{fleet::Fleet, history::History, metrics, phase::has_ended, store::Bl
 /// What is still wanted is asked for again this often.
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
-/// How long the source's last figures are waited for once the outcome is known, after its last change.
+/// How long the source's last figures are waited for once the outcome is known, after its last
+/// change.
 const FIGURES: Duration = Duration::from_secs(5);
 /// The same when it still compares digests.
 const FIGURES_VERIFYING: Duration = Duration::from_secs(120);
-/// How long the end is held back for the first attempt to clean up: of a cancel or a failure, and of a success.
+/// How long the end is held back for the first attempt to clean up: of a cancel or a failure, and
+/// of a success.
 const HOLD: Duration = Duration::from_millis(300);
 const HOLD_COMPLETED: Duration = Duration::from_secs(2);
 
@@ -142,14 +145,15 @@ impl Reconciler {
         }
     }
 
-    /// Runs until nothing is left to do, or `stop`. `before`: sides of the VM's earlier migrations that must be released
-    /// first.
+    /// Runs until nothing is left to do, or `stop`. `before`: sides of the VM's earlier migrations
+    /// that must be released first.
     pub(super) async fn run(mut self, before: Vec<Earlier>, stop: CancellationToken) {
         if self.protocol.phase() == Phase::Pending {
             self.wait(before);
         } else {
             tracing::info!(migration = %self.name(), phase = ?self.protocol.phase(), "a migration is taken up again");
-            // Asks for what the stored state still wants, without the patience of a handover that hangs.
+            // Asks for what the stored state still wants, without the patience of a handover that
+            // hangs.
             self.retry_at = Instant::now();
         }
         while !self.is_done() {
@@ -318,7 +322,8 @@ impl Reconciler {
             }
             Action::Start => match self.grant.clone() {
                 Some(grant) => tasks.call(action, caller.start(grant)),
-                None => tracing::error!("StartOutgoing without a ticket"),
+                // Start follows a Prepare of this life.
+                None => tasks.call(action, ready(Ended::with(Answer::Silent))),
             },
             Action::FollowSource => self.follow(action, Side::Source),
             Action::FollowDestination => self.follow(action, Side::Destination),
@@ -478,8 +483,8 @@ impl Reconciler {
     }
 }
 
-/// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody answering is no failure
-/// here: the next report tells.
+/// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
+/// answering is no failure here: the next report tells.
 async fn look_up(caller: Caller, location: v1::VmLocation) {
     let (subject, fleet) = (&caller.subject, &caller.fleet);
     let completed = location == v1::VmLocation::Destination;

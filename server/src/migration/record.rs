@@ -1,7 +1,9 @@
-//! The stored and shown form of a migration: the protocol's state and the sides' figures, folded into `v1::Migration`.
+//! The stored and shown form of a migration: the protocol's state and the sides' figures, folded
+//! into `v1::Migration`.
 //!
-//! Phase times: the source's own clock where it says when (it sees PRECOPY, SWITCHOVER and the commit happen), the server's
-//! clock otherwise. `generation` grows by one at each stored change; figures alone are shown, not stored.
+//! Phase times: the source's own clock where it says when (it sees PRECOPY, SWITCHOVER and the
+//! commit happen), the server's clock otherwise. `generation` grows by one at each stored change;
+//! figures alone are shown, not stored.
 
 use std::time::Duration;
 
@@ -119,7 +121,8 @@ impl Record {
         }
     }
 
-    /// Takes the protocol's state over; the caller stores it next. `error`: why, of a phase that is entered.
+    /// Takes the protocol's state over; the caller stores it next. `error`: why, of a phase that is
+    /// entered.
     pub(crate) fn apply(&mut self, durable: &Durable, error: Option<v1::MigrationError>) {
         let entered = self.migration.phase() != durable.phase;
         self.migration.phase = durable.phase.into();
@@ -132,7 +135,8 @@ impl Record {
         self.source_released = durable.source_released;
         self.destination_released = durable.destination_released;
         self.migration.generation += 1;
-        // The times double as durable facts: a switchover or commit that was seen must be found again.
+        // The times double as durable facts: a switchover or commit that was seen must be found
+        // again.
         if durable.switched {
             self.mark(Phase::Switchover, now(), false);
         }
@@ -194,7 +198,8 @@ impl Record {
         }
     }
 
-    /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the source has none.
+    /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the
+    /// source has none.
     pub(crate) fn destination_figures(&mut self, side: &v1::Transfer) {
         let Some(theirs) = &side.progress else { return };
         if theirs.cpu_time.is_some() {

@@ -8,7 +8,8 @@ use tokio::{sync::oneshot, time::Instant};
 use super::errors::past_point;
 use crate::{fleet::host_unreachable, phase::has_ended};
 
-/// How long a cancel's answer waits for the outcome, so that it mostly says CANCELLED rather than CANCELLING.
+/// How long a cancel's answer waits for the outcome, so that it mostly says CANCELLED rather than
+/// CANCELLING.
 const OUTCOME: Duration = Duration::from_millis(300);
 /// How long an answer waits for the disk, or for the source's agent.
 const LONGEST: Duration = Duration::from_secs(6);
@@ -95,12 +96,14 @@ impl Replies {
 
 fn cancel_answer(standing: Standing<'_>, age: Duration) -> Option<Result<v1::Migration, ApiError>> {
     let migration = standing.migration;
-    let ended = has_ended(migration.phase());
+    let told = if has_ended(migration.phase()) {
+        standing.may_show_end
+    } else {
+        migration.cancel_requested && age >= OUTCOME
+    };
     if standing.committed {
         Some(Err(past_point(migration)))
-    } else if ended && standing.may_show_end {
-        Some(Ok(migration.clone()))
-    } else if !ended && migration.cancel_requested && age >= OUTCOME {
+    } else if told {
         Some(Ok(migration.clone()))
     } else if age >= LONGEST {
         let text = "the cancel is not on disk yet; it stands while the server runs";

@@ -33,7 +33,8 @@ pub(super) struct Subject {
 #[derive(Clone, Debug)]
 pub(super) enum Found {
     Side(Box<v1::Transfer>),
-    /// No such side there; `owner`: afterwards the VM was at the source with its epoch, and may run.
+    /// No such side there; `owner`: afterwards the VM was at the source with its epoch, and may
+    /// run.
     Absent {
         owner: bool,
     },
@@ -138,7 +139,8 @@ impl Subject {
             }
             (Err(error), Side::Source) if error.reason == Reason::NoSuchMigration => {
                 match self.find_vm(fleet).await {
-                    // It may have begun, and handed over, between the two questions: then the side is there now.
+                    // It may have begun, and handed over, between the two questions: then the side
+                    // is there now.
                     Found::Absent { owner: false } => match self.get(fleet, side).await {
                         Ok(transfer) => Found::Side(Box::new(transfer)),
                         Err(error) if error.reason == Reason::NoSuchMigration => {

@@ -1,4 +1,5 @@
-//! The tasks that a reconciler owns: what is under way, and how it ends. They end before their owner does.
+//! The tasks that a reconciler owns: what is under way, and how it ends. They end before their
+//! owner does.
 
 use std::collections::HashMap;
 

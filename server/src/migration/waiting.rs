@@ -1,4 +1,5 @@
-//! What a new migration waits for in PENDING: sides of the VM's earlier migrations on its two hosts.
+//! What a new migration waits for in PENDING: sides of the VM's earlier migrations on its two
+//! hosts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::protocol::Side;
 use crate::fleet::Fleet;
 
-/// How many report intervals a host that holds an earlier side may be unreachable before a new migration gives up on it.
-/// After a server's restart that is the time its agents have to come back.
+/// How many report intervals a host that holds an earlier side may be unreachable before a new
+/// migration gives up on it. After a server's restart that is the time its agents have to come
+/// back.
 const HOST_PATIENCE: u32 = 10;
 
-/// Says to others that a migration's sides are released; each is cancelled when its side is, on disk.
+/// Says to others that a migration's sides are released; each is cancelled when its side is, on
+/// disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Released {
     pub(super) source: CancellationToken,

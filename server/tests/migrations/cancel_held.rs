@@ -1,5 +1,5 @@
-//! A cancel while a call to an agent hangs, for each call: it answers and takes effect within a second, and what the call
-//! does when it goes on changes nothing.
+//! A cancel while a call to an agent hangs, for each call: it answers and takes effect within a
+//! second, and what the call does when it goes on changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -108,7 +108,8 @@ async fn while_the_source_is_told_to_start() {
         let name = fleet.migrate_until_held(&a, call).await;
         fleet.cancel_at_once(&name).await;
         if call == "start" {
-            // A source that begins now finds no listener, and its side ends and goes like any other.
+            // A source that begins now finds no listener, and its side ends and goes like any
+            // other.
             let cancelled = format!("cancel TRANSFER_ROLE_DESTINATION {name}");
             assert!(asked(&b, &cancelled), "{:?}", b.calls());
         }

@@ -1,5 +1,5 @@
-//! Migrations through a real server over real sockets, with fake agents whose sides the test moves. Waits are on
-//! WatchMigration and on the calls the agents receive.
+//! Migrations through a real server over real sockets, with fake agents whose sides the test moves.
+//! Waits are on WatchMigration and on the calls the agents receive.
 
 mod cancel;
 mod cancel_held;
@@ -353,7 +353,8 @@ async fn a_dead_destination_makes_the_source_give_up() {
 async fn a_ready_destination_learns_the_commit_from_the_sources_journal() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    // The source's process died after it relinquished: its agent answers from the journal; COMMIT was never heard.
+    // The source's process died after it relinquished: its agent answers from the journal; COMMIT
+    // was never heard.
     fleet
         .b
         .fake

@@ -1,5 +1,5 @@
-//! What both ends must know before anything is reserved: passed on as the source says it, and a mismatch reaches the user as
-//! the destination says it.
+//! What both ends must know before anything is reserved: handed on as the source says it, and a
+//! mismatch reaches the user as the destination says it.
 
 use slat_proto::{
     ApiError, Reason,

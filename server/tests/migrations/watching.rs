@@ -79,7 +79,8 @@ async fn a_handover_is_not_shown_and_the_watch_does_not_wait_for_the_source() {
         .fake
         .phase(&name, Role::Source, SidePhase::Relinquished);
     fleet.clients.wait_phase(&name, Phase::Committed).await;
-    // Long enough for a watch to look at it again and again; were it too short, the test would only see less.
+    // Long enough for a watch to look at it again and again; were it too short, the test would only
+    // see less.
     tokio::time::sleep(Duration::from_millis(500)).await;
     // The source stays, frozen, with its side.
     fleet.a.fake.keep_sides(true);

@@ -1,5 +1,6 @@
-//! A fake agent: an in-process gRPC server that holds VMs and sides of migrations as data and lets a test move them. It
-//! behaves as `transfer.proto` says: idempotent calls, sides that stay until they are released, refusals with reasons.
+//! A fake agent: an in-process gRPC server that holds VMs and sides of migrations as data and lets
+//! a test move them. It behaves as `transfer.proto` says: idempotent calls, sides that stay until
+//! they are released, refusals with reasons.
 
 #![allow(
     dead_code,
@@ -94,8 +95,9 @@ impl Fake {
         }
     }
 
-    /// From now on such calls wait before they take effect: `describe`, `prepare`, `start`, `cancel`, `get`, `watch`,
-    /// `resolve` or `release`, the last five followed by the role; or, with `after ` in front, before they answer.
+    /// From now on such calls wait before they take effect: `describe`, `prepare`, `start`,
+    /// `cancel`, `get`, `watch`, `resolve` or `release`, the last five followed by the role; or,
+    /// with `after ` in front, before they answer.
     pub fn hold(&self, call: &str) {
         self.held.send_modify(|held| {
             held.insert(call.to_owned());

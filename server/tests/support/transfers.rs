@@ -1,4 +1,5 @@
-//! The fake agent's sides of migrations. A call that was taken goes on when its caller has given up, as at a real agent.
+//! The fake agent's sides of migrations. A call that was taken goes on when its caller has given
+//! up, as at a real agent.
 
 use std::pin::Pin;
 

@@ -3,7 +3,7 @@
 use slat_proto::v1::{TransferPhase, VmLocation as Location};
 
 use super::{
-    MigrationProtocol,
+    state::MigrationProtocol,
     view::{ActionSet, Contact, View, ended_without},
     words::{Action, Answer, Cause, Input, Report, Side, Start},
 };
@@ -93,7 +93,8 @@ impl MigrationProtocol {
     fn answer(&mut self, action: Action, answer: Answer) {
         match (action, answer) {
             (Action::Describe, Answer::Done) => self.described = true,
-            // A VM that is not there may have been handed over by an earlier life's call: its side tells.
+            // A VM that is not there may have been handed over by an earlier life's call: its side
+            // tells.
             (Action::Describe, Answer::Refused { lost: true }) if self.started => {}
             (Action::Describe, Answer::Refused { lost }) => self.refuse(Side::Source, lost),
             (Action::Describe, Answer::Silent) => self.unanswered(Side::Source),
@@ -126,7 +127,8 @@ impl MigrationProtocol {
             (Action::ReleaseDestination, Answer::Done) => {
                 self.destination.released |= has_ended(self.phase);
             }
-            // Perhaps it is another one by now, made by a PrepareIncoming that came late: it is looked at again.
+            // Perhaps it is another one by now, made by a PrepareIncoming that came late: it is
+            // looked at again.
             (Action::ReleaseDestination, _) => self.destination = View::new(false),
             (Action::ReleaseSource | Action::AskSourceCopy, _)
             | (_, Answer::Nothing | Answer::Done | Answer::Copy { .. } | Answer::Refused { .. }) => {
@@ -181,7 +183,8 @@ impl MigrationProtocol {
         }
     }
 
-    /// Silence before anything was begun. After a restart the host may register later; asking again is harmless.
+    /// Silence before anything was begun. After a restart the host may register later; asking again
+    /// is harmless.
     fn unanswered(&mut self, side: Side) {
         if !self.resumed {
             self.refuse(side, false);

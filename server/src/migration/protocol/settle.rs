@@ -3,7 +3,7 @@
 use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLocation as Location};
 
 use super::{
-    MigrationProtocol,
+    state::MigrationProtocol,
     view::{Contact, ended_without},
     words::Cause,
 };

@@ -55,7 +55,8 @@ impl View {
         self.last.is_some_and(|report| report.phase == phase)
     }
 
-    /// Whether the last report was its final one. A side that ended stays as it is until it is released.
+    /// Whether the last report was its final one. A side that ended stays as it is until it is
+    /// released.
     pub(super) fn has_ended(&self) -> bool {
         self.last.is_some_and(|report| side_ended(report.phase))
     }

@@ -1,9 +1,9 @@
-//! What is to be done now. Whether it is under way already is [`MigrationProtocol::step`]'s matter.
+//! What is to be done now. Whether it is under way already is `step`'s matter.
 
 use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase};
 
 use super::{
-    MigrationProtocol,
+    state::MigrationProtocol,
     view::{Contact, ended_without},
     words::{Action, Start},
 };

@@ -1,7 +1,7 @@
 //! The protocol's vocabulary: what happens, what is to be done, what a side says of itself.
 //!
-//! Small, bounded values only: a state that holds them can be cloned, compared and hashed by the million. Texts stay
-//! with the driver, which finds the one that belongs to a [`Cause`].
+//! Small, bounded values only: a state that holds them can be cloned, compared and hashed by the
+//! million. Texts stay with the driver, which finds the one that belongs to a [`Cause`].
 
 use slat_proto::v1::{MigrationPhase, TransferPhase, VmLocation};
 
@@ -40,7 +40,8 @@ impl Report {
 /// Something to carry out. All but [`Action::Persist`] are idempotent at the agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Store [`durable`](super::MigrationProtocol::durable) as it is now. Ends with [`Input::Stored`].
+    /// Store [`durable`](super::MigrationProtocol::durable) as it is now. Ends with
+    /// [`Input::Stored`].
     Persist,
     /// DescribeOutgoing at the source.
     Describe,
@@ -117,23 +118,27 @@ pub enum Answer {
     Done,
     /// Prepare, Start, Cancel, Fail, Resolve: the side, asked after the call took effect.
     Side(Report),
-    /// Follow, Cancel, Fail, Resolve: the agent answered and knows no such side. Of the source, `owner` says that the VM
-    /// was there afterwards, with this migration's epoch, and may run; at a destination it is false.
+    /// Follow, Cancel, Fail, Resolve: the agent answered and knows no such side. Of the source,
+    /// `owner` says that the VM was there afterwards, with this migration's epoch, and may run; at
+    /// a destination it is false.
     Absent {
         /// See above.
         owner: bool,
     },
-    /// Describe, Prepare, Start: an answer that refuses. It changed nothing, and of Start also: asked afterwards, the
-    /// agent knew no such side. `lost`: the source's agent says that the VM's process is gone.
+    /// Describe, Prepare, Start: an answer that refuses. Of Start also: asked afterwards, the agent
+    /// knew no such side. What a refused Prepare may have left is cleaned up. `lost`: the source's
+    /// agent says that the VM's process is gone.
     Refused {
         /// See above.
         lost: bool,
     },
-    /// Any: nobody answered in time, or the agent could not do it. The call may have taken effect, and may still.
+    /// Any: nobody answered in time, or the agent could not do it. The call may have taken effect,
+    /// and may still.
     Silent,
     /// Follow: it ended and there is nothing to add to what was heard.
     Nothing,
-    /// AskSourceCopy: whether the process that holds the frozen memory is known to be gone. Silence is `false`.
+    /// AskSourceCopy: whether the process that holds the frozen memory is known to be gone. Silence
+    /// is `false`.
     Copy {
         /// See above.
         gone: bool,
@@ -145,21 +150,23 @@ pub enum Answer {
 pub enum Input {
     /// Sides of earlier migrations that were in the way are released. Counts in PENDING only.
     Admitted,
-    /// A host that holds such a side does not answer, and was waited for long enough. Counts in PENDING only.
+    /// A host that holds such a side does not answer, and was waited for long enough. Counts in
+    /// PENDING only.
     Barred,
     /// The last [`Action::Persist`] is on disk. Once for each.
     Stored,
-    /// A side that is followed says how it is. Only while its Follow is in flight; true at some time since that began,
-    /// perhaps not the newest that was said.
+    /// A side that is followed says how it is. Only while its Follow is in flight; true at some
+    /// time since that began, perhaps not the newest that was said.
     Heard(Side, Report),
-    /// A call has ended: exactly once for each action, within a bounded time. One that is not in flight is ignored.
+    /// A call has ended: exactly once for each action, within a bounded time. One that is not in
+    /// flight is ignored.
     Answered(Action, Answer),
     /// The user wants it ended.
     CancelRequested,
     /// The user deletes the VM whose last copy is kept at the source.
     DeleteRequested,
-    /// The outcome is known and the source's last figures did not come. Fed by a clock, and only while
-    /// [`awaits_figures`](super::MigrationProtocol::awaits_figures).
+    /// The outcome is known and the source's last figures did not come. Fed by a clock, and only
+    /// while [`awaits_figures`](super::MigrationProtocol::awaits_figures).
     FiguresOverdue,
     /// Ask again for what is still wanted. Fed by a clock at any time.
     Retry,

@@ -139,7 +139,8 @@ fn nothing_is_done_on_a_state_that_is_not_on_disk() {
     let mut protocol = MigrationProtocol::new(&Durable::pending(false));
     assert_eq!(protocol.step(Input::Admitted), [Action::Persist]);
     assert_eq!(protocol.stored().phase, Phase::Pending);
-    // While the disk is slow the cancel is taken in, and the write that began is followed by another.
+    // While the disk is slow the cancel is taken in, and the write that began is followed by
+    // another.
     assert_eq!(protocol.step(Input::CancelRequested), []);
     assert_eq!(protocol.phase(), Phase::Cancelled);
     assert_eq!(protocol.step(Input::Retry), []);
@@ -362,7 +363,8 @@ fn after_a_restart_the_source_is_asked_before_anything_is_begun_again() {
     assert_eq!(rig.protocol.phase(), Phase::Preparing);
     assert_eq!(rig.step(Input::Retry), [Action::Describe]);
     rig.answer(Action::Describe, Answer::Done);
-    // Another StartOutgoing than the one that an earlier life may have made: that is on disk before it is made.
+    // Another StartOutgoing than the one that an earlier life may have made: that is on disk before
+    // it is made.
     assert_eq!(
         rig.answer(Action::Prepare, side(SidePhase::Preparing)),
         [Action::Start]

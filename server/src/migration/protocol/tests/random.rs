@@ -1,5 +1,5 @@
-//! Whatever comes in, in whatever order, even what contradicts itself: nothing is done before it is on disk, nothing twice at
-//! a time, and what was shown as final stays.
+//! Whatever comes in, in whatever order, even what contradicts itself: nothing is done before it is
+//! on disk, nothing twice at a time, and what was shown as final stays.
 
 use proptest::prelude::*;
 use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLocation as Location};

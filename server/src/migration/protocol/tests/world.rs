@@ -1,9 +1,10 @@
-//! The protocol in a small world: two agents that behave as `transfer.proto` says, calls that are slow, lost on the way
-//! back or executed after their caller gave up, a server that crashes between any two inputs and a disk that is slow.
+//! The protocol in a small world: two agents that behave as `transfer.proto` says, calls that are
+//! slow, lost on the way back or executed after their caller gave up, a server that crashes between
+//! any two inputs and a disk that is slow.
 //!
-//! What is checked: a migration that was shown as cancelled, or as failed with its VM at the source, is never handed over,
-//! now or later; the last copy outlives everything but the user's wish; and whatever happened, a world that is left in
-//! peace ends.
+//! What is checked: a migration that was shown as cancelled, or as failed with its VM at the
+//! source, is never handed over, now or later; the last copy outlives everything but the user's
+//! wish; and whatever happened, a world that is left in peace ends.
 
 use proptest::prelude::*;
 use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLocation as Location};
@@ -360,7 +361,7 @@ impl World {
             85..=129 => self.write(),
             130..=189 => self.advance(),
             190..=209 => self.feed(Input::Retry),
-            210..=219 => self.crash(pick % 2 == 0),
+            210..=219 => self.crash(pick.is_multiple_of(2)),
             220..=229 => self.feed(Input::CancelRequested),
             230..=231 => self.kill_destination(),
             232 => self.kill_source(),
