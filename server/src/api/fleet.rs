@@ -54,8 +54,10 @@ impl FleetService for Services {
         report.host = HostName::parse(&report.host)?.to_string();
         let host = report.host.clone();
         let samples = self.history.samples_of(&report);
+        let sides = std::mem::take(&mut report.transfers);
         self.fleet.report(report)?;
         self.history.vms(&host, samples);
+        self.migrations.sweep(&host, sides);
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
         }))

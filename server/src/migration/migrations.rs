@@ -7,12 +7,13 @@
 //! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only,
 //!   never across `.await`. An entry leaves it when its task has ended; the store answers for it
 //!   from then on.
+//! * `sweeping` (`std`) is a set of host names, the same way. Neither is locked while the other is.
 //!
 //! Reconcilers belong to this collection: [`Migrations::stop`] ends them. Ending one is like a
 //! crash: its record is the truth, and the next start takes it up.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     admission::{NewMigration, check},
     errors::{in_progress, no_such_migration, past_point},
+    orphans,
     reconciler::{Context, Reconciler},
     record::{Record, shown},
     replies::Command,
@@ -71,6 +73,8 @@ pub(crate) struct Migrations {
     context: Context,
     creating: tokio::sync::Mutex<()>,
     active: Mutex<HashMap<String, Active>>,
+    /// Hosts whose leftovers are being ended.
+    sweeping: Mutex<BTreeSet<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -94,6 +98,7 @@ impl Migrations {
             },
             creating: tokio::sync::Mutex::new(()),
             active: Mutex::new(HashMap::new()),
+            sweeping: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -153,6 +158,32 @@ impl Migrations {
                 this.active().remove(&name);
             }
         });
+    }
+
+    /// Ends sides in a host's report whose migrations are over: see `orphans`. One such task a
+    /// host.
+    pub(crate) fn sweep(self: &Arc<Self>, host: &str, mut sides: Vec<v1::Transfer>) {
+        {
+            let active = self.active();
+            sides.retain(|side| !active.contains_key(&side.migration));
+        }
+        let host = host.to_owned();
+        if sides.is_empty() || !self.sweeping().insert(host.clone()) {
+            return;
+        }
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = this.stop.cancelled() => {}
+                () = orphans::sweep(this.context.clone(), &host, sides) => {}
+            }
+            this.sweeping().remove(&host);
+        });
+    }
+
+    fn sweeping(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // As above.
+        self.sweeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The migration a VM is part of now.

@@ -8,6 +8,7 @@
 //!   earlier migrations.
 //! * `replies` holds answers that users wait for.
 //! * `reconciler` drives one migration: one task each, repaired by running again.
+//! * `orphans` ends sides that were made too late.
 //! * `admission` says whether a migration may begin, `updates` is a watch.
 //! * `migrations` accepts, finds, cancels and watches them, and owns the reconcilers.
 
@@ -16,6 +17,7 @@ mod calls;
 mod errors;
 mod follower;
 mod migrations;
+mod orphans;
 pub mod protocol;
 mod reconciler;
 mod record;

@@ -311,4 +311,26 @@ mod tests {
             assert_eq!(told.verification(), stored, "{verify:?}");
         }
     }
+
+    #[test]
+    fn a_record_that_does_not_say_whether_the_source_was_told_is_taken_for_one_that_was() {
+        let stored = |phase: Phase, source_start: SourceStart| {
+            let migration = v1::Migration {
+                phase: phase.into(),
+                ..Default::default()
+            };
+            let record = Record::from_stored(StoredMigration {
+                migration: Some(migration),
+                source_start: source_start.into(),
+                ..Default::default()
+            });
+            let record = record.unwrap();
+            assert_ne!(record.to_stored().source_start(), SourceStart::Unknown);
+            record.durable().start
+        };
+        assert_eq!(stored(Phase::Pending, SourceStart::Unknown), Start::Never);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Unknown), Start::Again);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Never), Start::Never);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Once), Start::Once);
+    }
 }

@@ -15,6 +15,8 @@ mod error;
 mod record;
 mod redb;
 
+#[cfg(test)]
+pub(crate) use self::contract::Store;
 pub use self::error::StoreError;
 pub(crate) use self::{
     blocking::BlockingStore,

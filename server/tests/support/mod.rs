@@ -256,7 +256,11 @@ impl Fake {
             incarnation: "1".into(),
             vms: inner.vms.values().cloned().collect(),
             memory_used_bytes: used.sum(),
-            ..Default::default()
+            transfers: inner
+                .sides
+                .values()
+                .map(|side| side.borrow().clone())
+                .collect(),
         }
     }
 }

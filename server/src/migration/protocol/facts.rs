@@ -58,6 +58,9 @@ impl MigrationProtocol {
     }
 
     fn hear_source(&mut self, report: Report) {
+        if self.start == Start::Never {
+            self.start = Start::Once;
+        }
         self.started = true;
         self.landed = true;
         self.out_for_good = false;
