@@ -139,6 +139,7 @@ fn nothing_is_done_on_a_state_that_is_not_on_disk() {
     let mut protocol = MigrationProtocol::new(&Durable::pending(false));
     assert_eq!(protocol.step(Input::Admitted), [Action::Persist]);
     assert_eq!(protocol.stored().phase, Phase::Pending);
+    assert_eq!(protocol.step(Input::Retry), []);
     // While the disk is slow the cancel is taken in, and the write that began is followed by
     // another.
     assert_eq!(protocol.step(Input::CancelRequested), []);
@@ -520,7 +521,7 @@ fn an_absence_from_before_a_side_was_heard_of_is_dropped() {
     let mut rig = Rig::starting();
     // The question was asked before StartOutgoing had its effect.
     rig.answer(Action::Start, side(SidePhase::Precopy));
-    assert_eq!(rig.answer(Action::FollowSource, NO_OWNER), []);
+    assert_eq!(rig.answer(Action::FollowSource, OWNER), []);
     assert_eq!(rig.protocol.phase(), Phase::PrecopyActive);
     // One that was asked since counts.
     rig.answer(Action::FollowSource, OWNER);
