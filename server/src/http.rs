@@ -1,8 +1,10 @@
-//! Plain HTTP beside the gRPC services: `/metrics` (Prometheus text) and the health endpoints. Rendering is the recorder's;
-//! nothing is measured or computed for a scrape.
+//! Plain HTTP beside the gRPC services: `/metrics` (Prometheus text) and the health endpoints.
+//! Rendering is the recorder's; nothing is measured or computed for a scrape.
 //!
-//! `/healthz` and `/livez`: the process serves. `/readyz`: the store was opened and unfinished migrations were taken up,
-//! which is so whenever the door is open.
+//! `/healthz` and `/livez`: the process serves. `/readyz`: the store was opened and unfinished
+//! migrations were taken up, which is so whenever the port is open.
+
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -11,7 +13,8 @@ use axum::{
     routing::get,
 };
 
-use crate::Render;
+/// Renders the process's metrics as Prometheus text.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 

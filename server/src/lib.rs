@@ -1,47 +1,47 @@
-//! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by it.
+//! The control plane: hosts report to it, VMs are reached through it, migrations are carried out by
+//! it.
 //!
-//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
-//! * `migration`: the pure state machine and the reconciler that carries it out;
+//! From the bottom:
 //! * `store`: what must survive (migrations, hosts' addresses), in redb;
-//! * `api`: one file a service;
-//! * `dashboard`: the page and its JSON; `http`: metrics and health;
-//! * [`metrics`](mod@metrics): what is counted.
+//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
+//! * [`migration`]: the pure protocol and the reconcilers that drive it;
+//! * `api`: one file a service; `dashboard`: the page and its JSON; `http`: metrics and health;
+//!   `gauges`: what is set once a second.
 //!
-//! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of a blackout: it can be
-//! stopped or killed at any moment of a migration and finds the true outcome when it starts again.
+//! [`Server::start`] puts them on one port: gRPC and plain HTTP. The server is never in the path of
+//! a blackout: it can be stopped or killed at any moment of a migration and finds the true outcome
+//! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the door, the housekeeping, one reconciler per migration (through `Migrations`) and the
-//! watches. [`Server::stop`] ends them and returns when they have ended.
+//! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
+//! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;
 mod fleet;
+mod gauges;
+mod history;
 mod http;
 pub mod metrics;
-mod migration;
+pub mod migration;
+mod phase;
 mod store;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use slat_proto::transport::{Door, DoorHandle};
-use tokio::{net::TcpListener, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    api::{Doors, Watches},
-    dashboard::History,
+    api::{Services, Watches},
     fleet::Fleet,
+    history::History,
     migration::Migrations,
-    store::{RedbStore, Shelf},
+    store::{BlockingStore, RedbStore},
 };
 
-pub use crate::store::StoreError;
-
-/// How often gauges are set.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
-/// Renders the process's metrics as Prometheus text.
-pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+pub use crate::{http::Render, store::StoreError};
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -52,8 +52,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
-    /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics says that there is no
-    /// recorder.
+    /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
+    /// says that there is no recorder.
     pub render: Option<Render>,
     /// Slat's version, shown and exported.
     pub version: String,
@@ -93,11 +93,12 @@ pub enum ServerError {
 
 /// A running control plane. See the crate.
 pub struct Server {
-    door: DoorHandle,
+    endpoint: DoorHandle,
     address: SocketAddr,
     migrations: Arc<Migrations>,
     watches: Watches,
-    housekeeping: JoinHandle<()>,
+    store: BlockingStore,
+    gauges: JoinHandle<()>,
 }
 
 impl fmt::Debug for Server {
@@ -128,7 +129,7 @@ impl Server {
                 path: config.state_dir.clone(),
                 source: source.into(),
             })??;
-        let shelf = Shelf::new(store);
+        let store = BlockingStore::new(store);
         // Bound before anything is taken up: a second server on the port must not move a VM.
         let listen_failed = |source| ServerError::Listen {
             address: config.listen,
@@ -141,7 +142,7 @@ impl Server {
 
         metrics::describe(&config.version);
         let fleet = Fleet::new(config.report_interval);
-        for (host, address) in shelf.with(|store| store.hosts()).await? {
+        for (host, address) in store.with(|store| store.hosts()).await? {
             fleet
                 .remember(&host, &address)
                 .map_err(|error| StoreError::Record {
@@ -152,12 +153,12 @@ impl Server {
         }
         let history = Arc::new(History::new());
         let migrations =
-            Migrations::start(Arc::clone(&fleet), shelf.clone(), Arc::clone(&history)).await?;
+            Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
         let watches = Watches::default();
-        let doors = Doors {
+        let services = Services {
             fleet: Arc::clone(&fleet),
             migrations: Arc::clone(&migrations),
-            shelf,
+            store: store.clone(),
             history: Arc::clone(&history),
             watches: watches.clone(),
         };
@@ -167,27 +168,29 @@ impl Server {
             history,
             version: config.version.as_str().into(),
         });
-        let door = doors
+        let endpoint = services
             .add_to(Door::new())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)
             .await;
-        let door = match door {
-            Ok(door) => door,
+        let endpoint = match endpoint {
+            Ok(endpoint) => endpoint,
             Err(source) => {
                 migrations.stop().await;
+                store.finish().await;
                 return Err(listen_failed(source));
             }
         };
-        let housekeeping = tokio::spawn(keep_house(fleet, Arc::clone(&migrations)));
+        let gauges = tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations)));
         tracing::info!(%address, "the server listens");
         Ok(Self {
-            door,
+            endpoint,
             address,
             migrations,
             watches,
-            housekeeping,
+            store,
+            gauges,
         })
     }
 
@@ -197,22 +200,15 @@ impl Server {
         self.address
     }
 
-    /// Stops: watches and reconcilers first, so that their streams end, then the door. Migrations go on without it.
+    /// Stops: watches and reconcilers first, so that their streams end, then the listener.
+    /// Migrations go on without it.
     pub async fn stop(self) {
-        self.housekeeping.abort();
+        self.gauges.abort();
         self.migrations.stop().await;
         self.watches.stop().await;
-        self.door.stop().await;
+        self.endpoint.stop().await;
+        self.store.finish().await;
         // An aborted task's error says so and nothing else.
-        drop(self.housekeeping.await);
-    }
-}
-
-async fn keep_house(fleet: Arc<Fleet>, migrations: Arc<Migrations>) {
-    let mut tick = tokio::time::interval(HOUSEKEEPING);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        metrics::refresh(&fleet, &migrations);
+        drop(self.gauges.await);
     }
 }

@@ -1,8 +1,8 @@
-//! What the control plane counts, through the `metrics` facade: the command line installs the recorder. Names are
-//! `slat_*`, labels are bounded (`host` is the one open label, one series a host).
+//! What the control plane counts, through the `metrics` facade: the command line installs the
+//! recorder. Names are `slat_*`, labels are bounded (`host` is the one open label, one series a
+//! host).
 //!
-//! Counters and histograms grow when a migration ends. Gauges are set once a second by the server's housekeeping, so a
-//! scrape reads and never computes.
+//! Counters and histograms grow when a migration ends. Gauges are set by `gauges`.
 
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ use slat_proto::{
     v1::{self, MigrationPhase as Phase},
 };
 
-use crate::{fleet::Fleet, migration::Migrations};
-
 /// Upper bounds of `slat_migration_downtime_seconds`, for the recorder.
 pub const DOWNTIME_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -27,16 +25,6 @@ pub const DURATION_BUCKETS: &[f64] = &[
 ];
 /// Upper bounds of `slat_migration_iterations`, for the recorder.
 pub const ITERATION_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0];
-
-const PHASES: [Phase; 7] = [
-    Phase::Pending,
-    Phase::Preparing,
-    Phase::PrecopyActive,
-    Phase::Switchover,
-    Phase::Committed,
-    Phase::Cancelling,
-    Phase::InDoubt,
-];
 
 /// Help texts and units, and the series that exist from the start.
 pub(crate) fn describe(version: &str) {
@@ -57,7 +45,7 @@ pub(crate) fn describe(version: &str) {
     );
     describe_histogram!(
         "slat_migration_iterations",
-        "Passes over memory of completed migrations."
+        "Iterations over memory of completed migrations."
     );
     describe_gauge!(
         "slat_migration_in_doubt",
@@ -107,59 +95,4 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
     }
     let iterations = u32::try_from(progress.iterations.len()).unwrap_or(u32::MAX);
     histogram!("slat_migration_iterations").record(f64::from(iterations));
-}
-
-fn count(number: usize) -> f64 {
-    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
-}
-
-/// Sets the gauges from what is known now.
-pub(crate) fn refresh(fleet: &Fleet, migrations: &Migrations) {
-    use v1::{host::State as HostState, vm::State as VmState};
-    let phases = migrations.phases();
-    for phase in PHASES {
-        let number = phases.get(&phase).copied().unwrap_or(0);
-        let label = phase
-            .as_str_name()
-            .trim_start_matches("MIGRATION_PHASE_")
-            .to_ascii_lowercase();
-        gauge!("slat_migrations", "phase" => label).set(count(number));
-        if phase == Phase::InDoubt {
-            gauge!("slat_migration_in_doubt").set(count(number));
-        }
-    }
-    let hosts = fleet.hosts();
-    for (state, label) in [
-        (HostState::Ready, "ready"),
-        (HostState::Unreachable, "unreachable"),
-    ] {
-        let number = hosts.iter().filter(|host| host.state() == state).count();
-        gauge!("slat_hosts", "state" => label).set(count(number));
-    }
-    for host in &hosts {
-        if let Some(time) = &host.last_seen_time {
-            let name = host.name.trim_start_matches("hosts/").to_owned();
-            let whole = u32::try_from(time.seconds).map_or(0.0, f64::from);
-            gauge!("slat_host_last_report_timestamp_seconds", "host" => name)
-                .set(whole + f64::from(time.nanos) / 1e9);
-        }
-    }
-    let states = fleet.vm_states();
-    for state in [
-        VmState::Created,
-        VmState::Running,
-        VmState::Paused,
-        VmState::Incoming,
-        VmState::Relinquished,
-        VmState::Failed,
-        VmState::Stopped,
-        VmState::Lost,
-    ] {
-        let number = states.get(state.as_str_name()).copied().unwrap_or(0);
-        let label = state
-            .as_str_name()
-            .trim_start_matches("STATE_")
-            .to_ascii_lowercase();
-        gauge!("slat_vms", "state" => label).set(count(number));
-    }
 }

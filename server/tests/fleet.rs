@@ -118,7 +118,7 @@ async fn vms_are_placed_routed_and_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_creates_of_one_name_one_passes() {
+async fn of_many_creates_of_one_name_one_is_taken() {
     let state = tempfile::tempdir().unwrap();
     let server = server(state.path()).await;
     let a = Agent::start(Fake::new("hosts/a"), server.address()).await;

@@ -1,4 +1,5 @@
-//! What the server counts, read at /metrics through a real recorder. One test: a process has one recorder.
+//! What the server counts, read at /metrics through a real recorder. One test: a process has one
+//! recorder.
 
 mod support;
 

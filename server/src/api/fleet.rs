@@ -1,4 +1,5 @@
-//! FleetService: agents register and report. An address is stored before the registration is answered.
+//! FleetService: agents register and report. An address is stored before the registration is
+//! answered.
 
 use slat_proto::{
     ApiError,
@@ -8,16 +9,16 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Doors;
+use super::services::Services;
 
-impl Doors {
+impl Services {
     fn interval_millis(&self) -> u32 {
         u32::try_from(self.fleet.interval().as_millis()).unwrap_or(u32::MAX)
     }
 }
 
 #[tonic::async_trait]
-impl FleetService for Doors {
+impl FleetService for Services {
     async fn register_host(
         &self,
         request: Request<v1::RegisterHostRequest>,
@@ -34,7 +35,7 @@ impl FleetService for Doors {
         host.name.clone_from(&name);
         host.address.clone_from(&address);
         let stored = (name.clone(), address.clone());
-        self.shelf
+        self.store
             .with(move |store| store.put_host(&stored.0, &stored.1))
             .await
             .map_err(ApiError::from)?;
@@ -53,8 +54,10 @@ impl FleetService for Doors {
         report.host = HostName::parse(&report.host)?.to_string();
         let host = report.host.clone();
         let samples = self.history.samples_of(&report);
+        let sides = std::mem::take(&mut report.transfers);
         self.fleet.report(report)?;
         self.history.vms(&host, samples);
+        self.migrations.sweep(&host, sides);
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
         }))

@@ -6,10 +6,10 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Doors;
+use super::services::Services;
 
 #[tonic::async_trait]
-impl HostService for Doors {
+impl HostService for Services {
     async fn get_host(
         &self,
         request: Request<v1::GetHostRequest>,

@@ -7,7 +7,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Doors, LARGE_MESSAGE, forwarded};
+use super::services::{LARGE_MESSAGE, Services, forwarded};
 
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{
@@ -25,7 +25,7 @@ macro_rules! forward {
 }
 
 #[tonic::async_trait]
-impl MemoryService for Doors {
+impl MemoryService for Services {
     async fn list_slots(
         &self,
         request: Request<v1::ListSlotsRequest>,

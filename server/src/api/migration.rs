@@ -10,11 +10,11 @@ use slat_proto::{
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::Doors;
+use super::services::Services;
 use crate::migration::NewMigration;
 
 #[tonic::async_trait]
-impl MigrationService for Doors {
+impl MigrationService for Services {
     async fn create_migration(
         &self,
         request: Request<v1::CreateMigrationRequest>,

@@ -1,97 +1,13 @@
-//! The server's doors, one file a service. Each checks names and parameters with `slat_proto::model` before anything else
-//! sees them. What belongs to one VM is forwarded to its owner's agent; what belongs to the fleet is answered here.
+//! The server's endpoint, one file a service. Each checks names and parameters with
+//! `slat_proto::model` before anything else sees them. What belongs to one VM is forwarded to its
+//! owner's agent; what belongs to the fleet is answered here.
 
 mod fleet;
 mod host;
 mod memory;
 mod migration;
+mod services;
 mod vm;
 mod watch;
 
-use std::sync::Arc;
-
-use slat_proto::{
-    ApiError,
-    model::VmName,
-    transport::{Door, TracedChannel},
-    v1::{
-        fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
-        memory_service_server::MemoryServiceServer,
-        migration_service_server::MigrationServiceServer, vm_service_server::VmServiceServer,
-    },
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
-
-use crate::{
-    dashboard::History,
-    fleet::{Fleet, Owner, host_unreachable},
-    migration::Migrations,
-    store::Shelf,
-};
-
-/// A report carries every VM of a host, raw images in their specs included; a harvest every dirty range.
-const LARGE_MESSAGE: usize = 64 << 20;
-
-/// What the services work on.
-#[derive(Clone)]
-pub(crate) struct Doors {
-    pub(crate) fleet: Arc<Fleet>,
-    pub(crate) migrations: Arc<Migrations>,
-    pub(crate) shelf: Shelf,
-    pub(crate) history: Arc<History>,
-    pub(crate) watches: Watches,
-}
-
-/// Owns the tasks behind WatchVm streams; they end with their listener or with the server.
-#[derive(Clone, Default)]
-pub(crate) struct Watches {
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl Watches {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
-    }
-
-    /// Ends them all.
-    pub(crate) async fn stop(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-}
-
-impl Doors {
-    /// Adds every service to a door.
-    pub(crate) fn add_to(&self, door: Door) -> Door {
-        door.service(VmServiceServer::new(self.clone()))
-            .service(MemoryServiceServer::new(self.clone()))
-            .service(HostServiceServer::new(self.clone()))
-            .service(MigrationServiceServer::new(self.clone()))
-            .service(FleetServiceServer::new(self.clone()).max_decoding_message_size(LARGE_MESSAGE))
-    }
-
-    /// A VM's owner and the way to its agent.
-    fn route(&self, vm: &VmName) -> Result<(Owner, TracedChannel), ApiError> {
-        let owner = self.fleet.owner(vm)?;
-        let channel = self.fleet.channel(&owner.host.name)?;
-        Ok((owner, channel))
-    }
-}
-
-/// An agent's refusal as it is; a silence becomes HOST_UNREACHABLE with the host's name.
-fn forwarded(host: &str, status: Status) -> Status {
-    let error = ApiError::from(status.clone());
-    if error.reason != slat_proto::Reason::PeerUnreachable {
-        return status;
-    }
-    host_unreachable(host).with("cause", error.message).into()
-}
+pub(crate) use self::services::{Services, Watches};

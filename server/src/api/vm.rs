@@ -1,4 +1,5 @@
-//! VmService for the fleet: lists from the reports, everything else at the owner's agent. Watches are in [`super::watch`].
+//! VmService for the fleet: lists from the reports, everything else at the owner's agent. Watches
+//! are in [`super::watch`].
 
 use std::{pin::Pin, time::Duration};
 
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::{Doors, forwarded};
+use super::services::{Services, forwarded};
 
 /// How long a host that has not reported yet may take to say whether it has a VM.
 const LOOK: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ macro_rules! verb {
     }};
 }
 
-impl Doors {
+impl Services {
     /// Keeps what an agent answered, and shows it as the fleet does.
     fn seen(&self, host: &str, vm: v1::Vm) -> v1::Vm {
         let vm = self.noted(host, vm);
@@ -80,7 +81,7 @@ impl Doors {
 }
 
 #[tonic::async_trait]
-impl VmService for Doors {
+impl VmService for Services {
     async fn create_vm(
         &self,
         request: Request<v1::CreateVmRequest>,
@@ -181,8 +182,8 @@ impl VmService for Doors {
         let vm = VmName::parse(&message.name)?;
         message.name = vm.to_string();
         self.migrations.refuse_if_migrating(&vm, "delete it")?;
-        // What a failed migration keeps is ended by its migration: agents delete no VM that was handed over. A VM of that
-        // name that may run is another one.
+        // What a failed migration keeps is ended by its migration: agents delete no VM that was
+        // handed over. A VM of that name that may run is another one.
         let owned = self
             .fleet
             .owner(&vm)

@@ -1,13 +1,15 @@
 //! WatchVm for the fleet: one VM's states, followed from host to host.
 //!
 //! # States of a handover
-//! Between RELINQUISHED at the source and RUNNING at the destination no host's state is the VM's: who watches the fleet is
-//! not told of it, since the migration ends it within moments. Such a state is held back, never thrown away: a frozen VM
-//! says nothing twice. It is looked at again until one of three things is true:
+//! Between RELINQUISHED at the source and RUNNING at the destination no host's state is the VM's:
+//! who watches the fleet is not told of it, since the migration ends it within moments. Such a
+//! state is held back, never thrown away: a frozen VM says nothing twice. It is looked at again
+//! until one of three things is true:
 //!
-//! * the owner's record is another host's: the VM has moved, and the watch with it, whenever the source is released;
-//! * no migration carries the VM on (it failed after the commit, or is in doubt): this is all there is of the VM, perhaps
-//!   its last copy, and it is shown;
+//! * the owner's record is another host's: the VM has moved, and the watch with it, whenever the
+//!   source is released;
+//! * no migration carries the VM on (it failed after the commit, or is in doubt): this is all there
+//!   is of the VM, perhaps its last copy, and it is shown;
 //! * the host says something newer.
 //!
 //! There is no lock here; a watch is one task, owned by [`super::Watches`].
@@ -23,7 +25,7 @@ use slat_proto::{
 use tokio::{sync::mpsc, time::sleep};
 use tonic::{Status, Streaming};
 
-use super::{Doors, forwarded};
+use super::services::{Services, forwarded};
 
 /// Pause before a watch looks for its VM again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -58,7 +60,7 @@ fn may_run(vm: &v1::Vm) -> bool {
     !matches!(vm.state(), State::Incoming | State::Relinquished)
 }
 
-impl Doors {
+impl Services {
     /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens.
     pub(super) async fn follow(self, vm: VmName, out: Out) {
         let name = vm.to_string();

@@ -1,5 +1,5 @@
-//! The JSON of the page: small, with times in milliseconds since 1970 and durations in seconds, null where nothing is
-//! known.
+//! The JSON of the page: small, with times in milliseconds since 1970 and durations in seconds,
+//! null where nothing is known.
 
 use serde_json::{Value, json};
 use slat_proto::{
@@ -7,7 +7,7 @@ use slat_proto::{
     v1,
 };
 
-use crate::fleet::Fleet;
+use crate::{fleet::Fleet, phase::has_ended};
 
 fn millis(time: Option<&prost_types::Timestamp>) -> Option<i64> {
     time.map(|time| {
@@ -157,7 +157,7 @@ pub(super) fn migration(migration: &v1::Migration) -> Value {
         "source": migration.source,
         "destination": migration.destination,
         "phase": word(migration.phase().as_str_name(), "MIGRATION_PHASE_"),
-        "terminal": crate::migration::is_terminal(migration.phase()),
+        "terminal": has_ended(migration.phase()),
         "vm_location": word(migration.vm_location().as_str_name(), "VM_LOCATION_"),
         "cancel_requested": migration.cancel_requested,
         "error": error,

@@ -1,14 +1,14 @@
 //! The dashboard: one page at `/`, made for looking, and the JSON it polls.
 //!
-//! Everything comes from this process: page, script and style are files in `assets/`, the charts are plotly.js as the
-//! `plotly` crate carries it. The Content-Security-Policy allows nothing else; names reach the page as JSON and the page
-//! writes them as text. Read-only.
+//! Everything comes from this process: page, script and style are files in `assets/`, the charts
+//! are plotly.js as the `plotly` crate carries it. The Content-Security-Policy allows nothing else;
+//! names reach the page as JSON and the page writes them as text. Read-only.
 //!
 //! * `/api/state` hosts, VMs, running and last migrations, now;
-//! * `/api/history?since=ms` raw counters with their times (see [`history`]); rates are computed by the page;
+//! * `/api/history?since=ms` raw counters with their times (see [`crate::history`]); rates are
+//!   computed by the page;
 //! * `/api/migrations/{id}` one migration with its iterations and decisions, and its points.
 
-mod history;
 mod json;
 mod plotly;
 
@@ -24,8 +24,7 @@ use axum::{
 use serde::Deserialize;
 use slat_proto::{Reason, model::MigrationName};
 
-pub(crate) use self::history::History;
-use crate::{fleet::Fleet, migration::Migrations};
+use crate::{fleet::Fleet, history::History, migration::Migrations};
 
 const PAGE: &str = include_str!("assets/index.html");
 const SCRIPT: &str = include_str!("assets/app.js");
@@ -105,7 +104,8 @@ fn asset(content_type: &'static str, body: &'static str) -> Response {
     guarded((headers, body).into_response())
 }
 
-/// The chart library: 4.6 MB that change only with the build, so its tag is its digest and an unchanged copy costs nothing.
+/// The chart library: 4.6 MB that change only with the build, so its tag is its digest and an
+/// unchanged copy costs nothing.
 async fn charts(request: HeaderMap) -> Response {
     let Some(library) = plotly::library() else {
         return guarded((StatusCode::NOT_FOUND, "no chart library in this build").into_response());

@@ -1,5 +1,5 @@
-//! plotly.js out of the `plotly` crate, whose public function wraps it and MathJax in script elements: the first element's
-//! text is the library. Cut out once, at the first request.
+//! plotly.js out of the `plotly` crate, whose public function wraps it and MathJax in script
+//! elements: the first element's text is the library. Cut out once, at the first request.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -15,8 +15,8 @@ pub(super) struct Library {
 const OPEN: &str = "<script type=\"text/javascript\">";
 const CLOSE: &str = "</script>";
 
-/// The text of the first of two script elements. The text itself may hold a closing tag in a string, so its end is the
-/// last one before the second element.
+/// The text of the first of two script elements. The text itself may hold a closing tag in a
+/// string, so its end is the last one before the second element.
 fn first_script(html: &str) -> Option<&str> {
     let body = html.strip_prefix(OPEN)?;
     let second = body.rfind(OPEN)?;

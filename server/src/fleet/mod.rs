@@ -1,12 +1,15 @@
 //! The fleet as its agents report it: hosts, the VMs on them, and the way to each agent.
 //!
-//! * [`table`] holds hosts and VMs and says which record of a VM is its owner's: plain data, no locks.
+//! * [`table`] holds hosts and VMs and says which record of a VM is its owner's: plain data, no
+//!   locks.
 //! * [`Fleet`] is the table behind one mutex, and a gRPC channel to each host's agent.
 //!
 //! # Locking
-//! `table` is one `std` mutex, held for lookups and updates in memory only, never across `.await`. `channels` is a map of
-//! its own whose values are cloned out; it is never touched while `table` is locked.
+//! `table` is one `std` mutex, held for lookups and updates in memory only, never across `.await`.
+//! `channels` is a map of its own whose values are cloned out; it is never touched while `table` is
+//! locked.
 
+mod errors;
 mod placement;
 mod table;
 
@@ -18,13 +21,15 @@ use std::{
 
 use dashmap::DashMap;
 use slat_proto::{
-    ApiError, Reason,
+    ApiError,
     model::{HostName, VmName, VmSpec},
     transport::{TracedChannel, connect, traced},
     v1,
 };
 
-use self::table::Table;
+use self::{errors::no_such_host, table::Table};
+
+pub(crate) use self::errors::host_unreachable;
 
 /// A host is unreachable when it missed this many reports.
 const MISSED_REPORTS: u32 = 3;
@@ -237,22 +242,6 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.fleet.table().unreserve(&self.vm);
     }
-}
-
-pub(crate) fn no_such_host(name: &str) -> ApiError {
-    ApiError::new(Reason::NoSuchHost, format!("no host {name}")).with("host", name)
-}
-
-pub(crate) fn host_unreachable(name: &str) -> ApiError {
-    ApiError::new(
-        Reason::HostUnreachable,
-        format!("the agent of {name} does not answer"),
-    )
-    .with("host", name)
-    .with(
-        "advice",
-        "see that `slat agent` runs there and reaches the server",
-    )
 }
 
 fn last_seen(host: &v1::Host) -> String {

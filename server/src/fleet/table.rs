@@ -1,14 +1,14 @@
-//! Hosts and VMs in memory, and the choice of a VM's owner among the records of several hosts. Plain data: time comes in,
-//! locks are the caller's.
+//! Hosts and VMs in memory, and the choice of a VM's owner among the records of several hosts.
+//! Plain data: time comes in, locks are the caller's.
 //!
 //! # Whose record counts
-//! A migrating VM is on two hosts. The record with the highest epoch wins; a half that may not run (INCOMING,
-//! RELINQUISHED) never hides one that may. An epoch once seen for a VM's uid is never undercut: a silent host's old record
-//! does not come back to life when the newer one is deleted.
+//! A migrating VM is on two hosts. The record with the highest epoch wins; a side that may not run
+//! (INCOMING, RELINQUISHED) never hides one that may. An epoch once seen for a VM's uid is never
+//! undercut: a silent host's old record does not come back to life when the newer one is deleted.
 //!
 //! # Reports and answers cross
-//! A report is composed before it arrives. What an agent answered to us meanwhile (a VM made or deleted) holds for one
-//! interval against reports that do not know it yet.
+//! A report is composed before it arrives. What an agent answered to us meanwhile (a VM made or
+//! deleted) holds for one interval against reports that do not know it yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -22,7 +22,7 @@ use slat_proto::{
 };
 
 use super::{
-    host_unreachable, no_such_host,
+    errors::{host_unreachable, no_such_host},
     placement::{Candidate, choose, has_backend},
 };
 

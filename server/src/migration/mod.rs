@@ -1,20 +1,30 @@
 //! Migrations: who may be moved, and the moving.
 //!
-//! * [`machine`] decides, without I/O. Its documentation has the rules.
-//! * [`record`] is what is stored and shown of one migration.
-//! * [`reconciler`] carries one migration out: one task each, repaired by running again.
-//! * [`follower`] asks one half how it is, again and again.
-//! * [`registry`] accepts, finds, cancels and watches migrations, and owns the tasks.
+//! From the bottom:
+//! * [`protocol`] decides, without I/O. Its documentation has the rules.
+//! * `record` is what is stored and shown of one migration, `errors` what a user reads, `subject`
+//!   what does not change.
+//! * `calls` and `follower` carry actions out, `tasks` owns what is under way, `waiting` waits for
+//!   earlier migrations.
+//! * `replies` holds answers that users wait for.
+//! * `reconciler` drives one migration: one task each, repaired by running again.
+//! * `orphans` ends sides that were made too late.
+//! * `admission` says whether a migration may begin, `updates` is a watch.
+//! * `migrations` accepts, finds, cancels and watches them, and owns the reconcilers.
 
+mod admission;
+mod calls;
+mod errors;
 mod follower;
-mod machine;
-#[cfg(test)]
-mod machine_tests;
+mod migrations;
+mod orphans;
+pub mod protocol;
 mod reconciler;
 mod record;
-mod registry;
+mod replies;
+mod subject;
+mod tasks;
+mod updates;
+mod waiting;
 
-pub(crate) use self::{
-    machine::is_terminal,
-    registry::{Migrations, NewMigration},
-};
+pub(crate) use self::{admission::NewMigration, migrations::Migrations};

@@ -1,28 +1,31 @@
-//! The stored and shown form of a migration: the machine's state and the halves' figures, folded into `v1::Migration`.
+//! The stored and shown form of a migration: the protocol's state and the sides' figures, folded
+//! into `v1::Migration`.
 //!
-//! Phase times: the source's own clock where it says when (it sees PRECOPY, SWITCHOVER and the commit happen), the server's
-//! clock otherwise. `generation` grows by one at each stored change; figures alone are shown, not stored.
+//! Phase times: the source's own clock where it says when (it sees PRECOPY, SWITCHOVER and the
+//! commit happen), the server's clock otherwise. `generation` grows by one at each stored change;
+//! figures alone are shown, not stored.
 
 use std::time::Duration;
 
 use slat_proto::{
     model::{now, proto_duration},
     v1::{
-        self, MigrationPhase as Phase, TransferPhase as Half, Verification,
+        self, MigrationPhase as Phase, TransferPhase as SidePhase, Verification,
         migration_params::Verify,
     },
 };
 
-use super::{
-    is_terminal,
-    machine::{Durable, Report},
+use super::protocol::{Durable, Report, Start};
+use crate::{
+    phase::has_ended,
+    store::{SourceStart, StoredMigration},
 };
-use crate::store::StoredMigration;
 
 /// One migration's record. See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     migration: v1::Migration,
+    start: Start,
     source_released: bool,
     destination_released: bool,
 }
@@ -53,6 +56,7 @@ impl Record {
                 create_time,
                 ..Default::default()
             },
+            start: Start::Never,
             source_released: false,
             destination_released: false,
         }
@@ -60,8 +64,19 @@ impl Record {
 
     /// From the store; `None` when the record is empty.
     pub(crate) fn from_stored(stored: StoredMigration) -> Option<Self> {
+        let start = match stored.source_start() {
+            SourceStart::Never => Start::Never,
+            SourceStart::Once => Start::Once,
+            SourceStart::Again => Start::Again,
+            // Written by a version that did not note it.
+            SourceStart::Unknown => {
+                let pending = stored.migration.as_ref()?.phase() == Phase::Pending;
+                if pending { Start::Never } else { Start::Again }
+            }
+        };
         Some(Self {
             migration: stored.migration?,
+            start,
             source_released: stored.source_released,
             destination_released: stored.destination_released,
         })
@@ -73,6 +88,12 @@ impl Record {
             migration: Some(self.migration.clone()),
             source_released: self.source_released,
             destination_released: self.destination_released,
+            source_start: match self.start {
+                Start::Never => SourceStart::Never,
+                Start::Once => SourceStart::Once,
+                Start::Again => SourceStart::Again,
+            }
+            .into(),
         }
     }
 
@@ -81,7 +102,7 @@ impl Record {
         &self.migration
     }
 
-    /// What the machine starts from.
+    /// What the protocol starts from.
     pub(crate) fn durable(&self) -> Durable {
         let seen = |phase: Phase| {
             let number = i32::from(phase);
@@ -91,26 +112,31 @@ impl Record {
             phase: self.migration.phase(),
             location: self.migration.vm_location(),
             cancel_requested: self.migration.cancel_requested,
-            error: self.migration.error.clone(),
             switched: seen(Phase::Switchover),
             committed: seen(Phase::Committed),
             unverified: self.unverified(),
+            start: self.start,
             source_released: self.source_released,
             destination_released: self.destination_released,
         }
     }
 
-    /// Takes the machine's state over; the caller stores it next.
-    pub(crate) fn apply(&mut self, durable: &Durable) {
+    /// Takes the protocol's state over; the caller stores it next. `error`: why, of a phase that is
+    /// entered.
+    pub(crate) fn apply(&mut self, durable: &Durable, error: Option<v1::MigrationError>) {
         let entered = self.migration.phase() != durable.phase;
         self.migration.phase = durable.phase.into();
         self.migration.vm_location = durable.location.into();
         self.migration.cancel_requested = durable.cancel_requested;
-        self.migration.error = durable.error.clone();
+        if entered {
+            self.migration.error = error;
+        }
+        self.start = durable.start;
         self.source_released = durable.source_released;
         self.destination_released = durable.destination_released;
         self.migration.generation += 1;
-        // The times double as durable facts: a switchover or commit that was seen must be found again.
+        // The times double as durable facts: a switchover or commit that was seen must be found
+        // again.
         if durable.switched {
             self.mark(Phase::Switchover, now(), false);
         }
@@ -124,7 +150,7 @@ impl Record {
         }
         if entered {
             self.mark(durable.phase, now(), false);
-            if is_terminal(durable.phase) {
+            if has_ended(durable.phase) {
                 let end = now();
                 self.migration.end_time = Some(end);
                 self.migration.total_time = Some(proto_duration(between(
@@ -148,8 +174,8 @@ impl Record {
     }
 
     /// Takes the source's figures over.
-    pub(crate) fn source_figures(&mut self, half: &v1::Transfer) {
-        if let Some(progress) = &half.progress {
+    pub(crate) fn source_figures(&mut self, side: &v1::Transfer) {
+        if let Some(progress) = &side.progress {
             let verification = self.migration.progress.as_ref().map(|p| p.verification());
             let mut progress = progress.clone();
             if !is_result(progress.verification())
@@ -159,11 +185,11 @@ impl Record {
             }
             self.migration.progress = Some(progress);
         }
-        for entry in &half.phase_times {
+        for entry in &side.phase_times {
             let phase = match entry.phase() {
-                Half::Precopy => Phase::PrecopyActive,
-                Half::Switchover => Phase::Switchover,
-                Half::Relinquished => Phase::Committed,
+                SidePhase::Precopy => Phase::PrecopyActive,
+                SidePhase::Switchover => Phase::Switchover,
+                SidePhase::Relinquished => Phase::Committed,
                 _ => continue,
             };
             if let Some(time) = entry.time {
@@ -172,9 +198,10 @@ impl Record {
         }
     }
 
-    /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the source has none.
-    pub(crate) fn destination_figures(&mut self, half: &v1::Transfer) {
-        let Some(theirs) = &half.progress else { return };
+    /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the
+    /// source has none.
+    pub(crate) fn destination_figures(&mut self, side: &v1::Transfer) {
+        let Some(theirs) = &side.progress else { return };
         if theirs.cpu_time.is_some() {
             self.migration.destination_cpu_time = theirs.cpu_time;
         }
@@ -203,16 +230,15 @@ impl Record {
     }
 }
 
-/// The machine's view of a half.
-pub(crate) fn report(half: &v1::Transfer) -> Report {
+/// The protocol's view of a side.
+pub(crate) fn report(side: &v1::Transfer) -> Report {
     Report {
-        phase: half.phase(),
-        vm_lost: half.vm_lost,
-        verified: half
+        phase: side.phase(),
+        vm_lost: side.vm_lost,
+        verified: side
             .progress
             .as_ref()
             .is_some_and(|progress| is_result(progress.verification())),
-        error: half.error.clone(),
     }
 }
 
@@ -280,9 +306,31 @@ mod tests {
                 committed: true,
                 ..record.durable()
             };
-            record.apply(&completed);
+            record.apply(&completed, None);
             let told = record.migration().progress.clone().unwrap_or_default();
             assert_eq!(told.verification(), stored, "{verify:?}");
         }
+    }
+
+    #[test]
+    fn a_record_that_does_not_say_whether_the_source_was_told_is_taken_for_one_that_was() {
+        let stored = |phase: Phase, source_start: SourceStart| {
+            let migration = v1::Migration {
+                phase: phase.into(),
+                ..Default::default()
+            };
+            let record = Record::from_stored(StoredMigration {
+                migration: Some(migration),
+                source_start: source_start.into(),
+                ..Default::default()
+            });
+            let record = record.unwrap();
+            assert_ne!(record.to_stored().source_start(), SourceStart::Unknown);
+            record.durable().start
+        };
+        assert_eq!(stored(Phase::Pending, SourceStart::Unknown), Start::Never);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Unknown), Start::Again);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Never), Start::Never);
+        assert_eq!(stored(Phase::Preparing, SourceStart::Once), Start::Once);
     }
 }

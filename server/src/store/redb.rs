@@ -1,7 +1,8 @@
 //! The store in one redb file, `slat-server.redb`, with mode 0600 in a directory with mode 0700.
 //!
-//! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name → nothing), `migrations_open`
-//! (names with work left) and `hosts` (name → address). The three of a migration change in one transaction.
+//! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
+//! nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
+//! migration change in one transaction.
 //!
 //! redb locks the file, so a second server on the same directory is refused at start.
 
@@ -14,7 +15,11 @@ use std::{
 use prost::Message as _;
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
-use super::{ListQuery, Store, StoreError, StoredMigration};
+use super::{
+    contract::{ListQuery, Store},
+    error::StoreError,
+    record::StoredMigration,
+};
 
 const MIGRATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("migrations");
 const BY_TIME: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("migrations_by_time");
@@ -238,7 +243,7 @@ mod tests {
 
     use slat_proto::v1;
 
-    use super::*;
+    use super::{super::record::SourceStart, *};
 
     fn record(name: &str, vm: &str, seconds: i64, phase: v1::MigrationPhase) -> StoredMigration {
         StoredMigration {
@@ -251,6 +256,7 @@ mod tests {
             }),
             source_released: true,
             destination_released: true,
+            source_start: SourceStart::Never.into(),
         }
     }
 

@@ -1,6 +1,9 @@
-//! Migrations through a real server over real sockets, with fake agents whose halves the test moves. Waits are on
-//! WatchMigration and on the calls the agents receive.
+//! Migrations through a real server over real sockets, with fake agents whose sides the test moves.
+//! Waits are on WatchMigration and on the calls the agents receive.
 
+mod cancel;
+mod cancel_held;
+mod preamble;
 #[path = "../support/mod.rs"]
 mod support;
 mod waiting;
@@ -11,8 +14,8 @@ use std::sync::Arc;
 use slat_proto::{
     ApiError, Reason,
     v1::{
-        self, MigrationPhase as Phase, TransferPhase as Half, TransferRole as Role, VmLocation,
-        vm::State,
+        self, MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role,
+        VmLocation, vm::State,
     },
 };
 use slat_server::Server;
@@ -52,7 +55,7 @@ impl Fleet {
     async fn precopy(&mut self) -> String {
         let name = self.clients.migrate(VM, "hosts/b").await.unwrap().name;
         self.a.fake.wait_call(&format!("start {name}")).await;
-        self.a.fake.phase(&name, Role::Source, Half::Precopy);
+        self.a.fake.phase(&name, Role::Source, SidePhase::Precopy);
         self.clients.wait_phase(&name, Phase::PrecopyActive).await;
         name
     }
@@ -110,7 +113,7 @@ async fn there_and_back_again() {
             Phase::Completed
         ]
     );
-    // Both halves were released, and who saw COMPLETED finds the VM at its new host.
+    // Both sides were released, and who saw COMPLETED finds the VM at its new host.
     fleet.a.fake.wait_call("release TRANSFER_ROLE_SOURCE").await;
     fleet
         .b
@@ -211,7 +214,7 @@ async fn what_cannot_be_moved_is_refused_before_anyone_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_creates_for_one_vm_one_passes() {
+async fn of_many_creates_for_one_vm_one_is_taken() {
     let fleet = Fleet::start().await;
     let attempts: Vec<_> = (0..8)
         .map(|_| {
@@ -293,54 +296,14 @@ async fn a_start_that_is_refused_cleans_the_destination() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_before_the_commit_keeps_the_vm_at_its_source() {
-    let mut fleet = Fleet::start().await;
-    let name = fleet.precopy().await;
-    fleet.clients.cancel(&name).await.unwrap();
-    let done = fleet.clients.wait_phase(&name, Phase::Cancelled).await;
-    assert_eq!(done.vm_location(), VmLocation::Source);
-    assert!(done.cancel_requested);
-    fleet
-        .b
-        .fake
-        .wait_call("release TRANSFER_ROLE_DESTINATION")
-        .await;
-    assert!(fleet.b.fake.vm(VM).is_none());
-    // Idempotent, and nothing is left that keeps the VM from moving.
-    assert_eq!(
-        fleet.clients.cancel(&name).await.unwrap().phase(),
-        Phase::Cancelled
-    );
-    fleet.precopy().await;
-    fleet.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_after_the_commit_is_refused_and_the_migration_completes() {
-    let mut fleet = Fleet::start().await;
-    let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
-    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
-    // Whether or not the server has heard of it yet, the source's word counts.
-    let error = fleet.clients.cancel(&name).await.unwrap_err();
-    assert_eq!(error.reason, Reason::PastPointOfNoReturn);
-    assert_eq!(error.metadata["vm_location"], "DESTINATION");
-    hand_over(&fleet.a.fake, &fleet.b.fake, &name, VM);
-    fleet.clients.wait_phase(&name, Phase::Completed).await;
-    let error = fleet.clients.cancel(&name).await.unwrap_err();
-    assert_eq!(error.reason, Reason::PastPointOfNoReturn);
-    fleet.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_fails_ends_the_migration_with_its_reason() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
     let why = ApiError::new(Reason::ConnectionLost, "the destination went away")
         .to_migration_error(Phase::PrecopyActive, "source");
-    fleet.a.fake.set(&name, Role::Source, |half| {
-        half.phase = Half::Failed.into();
-        half.error = Some(why);
+    fleet.a.fake.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Failed.into();
+        side.error = Some(why);
     });
     let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
     assert_eq!(reason(&failed), "CONNECTION_LOST");
@@ -362,9 +325,9 @@ async fn a_source_that_fails_ends_the_migration_with_its_reason() {
 async fn a_source_process_that_dies_before_the_commit_loses_the_vm() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    fleet.a.fake.set(&name, Role::Source, |half| {
-        half.phase = Half::Failed.into();
-        half.vm_lost = true;
+    fleet.a.fake.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Failed.into();
+        side.vm_lost = true;
     });
     let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
     assert_eq!(reason(&failed), "VM_PROCESS_DIED");
@@ -376,7 +339,10 @@ async fn a_source_process_that_dies_before_the_commit_loses_the_vm() {
 async fn a_dead_destination_makes_the_source_give_up() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Failed);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Failed);
     let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
     assert_eq!(reason(&failed), "CONNECTION_LOST");
     assert_eq!(failed.vm_location(), VmLocation::Source);
@@ -387,9 +353,16 @@ async fn a_dead_destination_makes_the_source_give_up() {
 async fn a_ready_destination_learns_the_commit_from_the_sources_journal() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    // The source's process died after it relinquished: its agent answers from the journal; COMMIT was never heard.
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
-    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
+    // The source's process died after it relinquished: its agent answers from the journal; COMMIT
+    // was never heard.
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Relinquished);
     let call = fleet.b.fake.wait_call("resolve").await;
     assert!(call.contains("DECISION_COMMIT"), "{call}");
     let done = fleet.clients.wait_phase(&name, Phase::Completed).await;
@@ -402,9 +375,12 @@ async fn a_ready_destination_learns_the_commit_from_the_sources_journal() {
 async fn a_ready_destination_is_told_that_the_source_failed() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
     fleet.clients.wait_phase(&name, Phase::Switchover).await;
-    fleet.a.fake.phase(&name, Role::Source, Half::Failed);
+    fleet.a.fake.phase(&name, Role::Source, SidePhase::Failed);
     let call = fleet.b.fake.wait_call("resolve").await;
     assert!(call.contains("DECISION_ABORT"), "{call}");
     let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
@@ -416,7 +392,10 @@ async fn a_ready_destination_is_told_that_the_source_failed() {
 async fn a_silent_source_after_the_switchover_is_doubt_until_its_journal_is_read() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
     fleet.clients.wait_phase(&name, Phase::Switchover).await;
     let (source, address) = fleet.a.stop().await;
     let doubt = fleet.clients.wait_phase(&name, Phase::InDoubt).await;
@@ -431,7 +410,7 @@ async fn a_silent_source_after_the_switchover_is_doubt_until_its_journal_is_read
             .all(|call| !call.starts_with("resolve"))
     );
     // The agent comes back; the process had relinquished before it died.
-    source.phase(&name, Role::Source, Half::Relinquished);
+    source.phase(&name, Role::Source, SidePhase::Relinquished);
     fleet.a = Agent::serve_at(source, address).await;
     let done = fleet.clients.wait_phase(&name, Phase::Completed).await;
     assert!(done.error.is_none());
@@ -488,9 +467,9 @@ async fn a_restarted_server_reports_that_it_failed_while_nobody_looked() {
     fleet.server.stop().await;
     let why = ApiError::new(Reason::NotConverging, "it dirties too fast")
         .to_migration_error(Phase::PrecopyActive, "source");
-    fleet.a.fake.set(&name, Role::Source, |half| {
-        half.phase = Half::Failed.into();
-        half.error = Some(why);
+    fleet.a.fake.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Failed.into();
+        side.error = Some(why);
     });
     fleet.server = server(fleet.state.path()).await;
     let mut clients = Clients::new(fleet.server.address());
@@ -532,8 +511,8 @@ async fn a_restart_between_prepare_and_start_begins_again_with_the_same_name() {
     let name = fleet.clients.migrate(VM, "hosts/b").await.unwrap().name;
     fleet.a.fake.wait_call("start").await;
     let mut fleet = fleet.restart_server().await;
-    until("the source has its half", async || {
-        fleet.a.fake.half(&name, Role::Source).is_some()
+    until("the source has its side", async || {
+        fleet.a.fake.side(&name, Role::Source).is_some()
     })
     .await;
     hand_over(&fleet.a.fake, &fleet.b.fake, &name, VM);
@@ -544,14 +523,23 @@ async fn a_restart_between_prepare_and_start_begins_again_with_the_same_name() {
 /// Of all there is: source RELINQUISHED and frozen, destination dead before it owned the VM.
 async fn destination_dies_after_the_commit(fleet: &mut Fleet) -> (String, v1::Migration) {
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
     fleet.clients.wait_phase(&name, Phase::Switchover).await;
     let mut frozen = fleet.a.fake.vm(VM).unwrap();
     frozen.state = State::Relinquished.into();
     fleet.a.fake.put_vm(frozen);
     fleet.b.fake.remove_vm(VM);
-    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
-    fleet.b.fake.phase(&name, Role::Destination, Half::Failed);
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Relinquished);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Failed);
     let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
     (name, failed)
 }
@@ -595,12 +583,12 @@ async fn the_last_copy_is_kept_until_the_user_deletes_the_vm() {
     assert!(!released_source(&fleet.a.fake));
 
     // A host that cannot release it says so; asked again, it is gone and its name is free.
-    fleet.a.fake.keep_halves(true);
+    fleet.a.fake.keep_sides(true);
     let delete = || v1::DeleteVmRequest { name: VM.into() };
     let refused = support::answer(fleet.clients.vms.delete_vm(delete()).await).unwrap_err();
     assert_eq!(refused.reason, Reason::HostUnreachable);
     assert!(fleet.a.fake.vm(VM).is_some());
-    fleet.a.fake.keep_halves(false);
+    fleet.a.fake.keep_sides(false);
     fleet.clients.vms.delete_vm(delete()).await.unwrap();
     assert!(released_source(&fleet.a.fake));
     assert!(fleet.a.fake.vm(VM).is_none());
@@ -627,10 +615,13 @@ async fn a_verification_is_waited_for_while_the_source_is_silent() {
     let created = fleet.clients.migrations.create_migration(request).await;
     let name = created.unwrap().into_inner().name;
     fleet.a.fake.wait_call(&format!("start {name}")).await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
-    fleet.a.fake.set(&name, Role::Source, |half| {
-        half.phase = Half::Relinquished.into();
-        let progress = half.progress.get_or_insert_default();
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
+    fleet.a.fake.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Relinquished.into();
+        let progress = side.progress.get_or_insert_default();
         progress.verification = v1::Verification::Pending.into();
     });
     fleet
@@ -643,7 +634,7 @@ async fn a_verification_is_waited_for_while_the_source_is_silent() {
     fleet
         .b
         .fake
-        .phase(&name, Role::Destination, Half::Completed);
+        .phase(&name, Role::Destination, SidePhase::Completed);
     until("the source is seen to be silent", async || {
         let list = Clients::new(fleet.server.address())
             .vms
@@ -660,9 +651,9 @@ async fn a_verification_is_waited_for_while_the_source_is_silent() {
         Phase::Committed
     );
     // It was comparing all the while.
-    source.set(&name, Role::Source, |half| {
-        half.phase = Half::Completed.into();
-        half.progress.get_or_insert_default().verification = v1::Verification::Mismatch.into();
+    source.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Completed.into();
+        side.progress.get_or_insert_default().verification = v1::Verification::Mismatch.into();
     });
     fleet.a = Agent::serve_at(source, address).await;
     let done = fleet.clients.wait_phase(&name, Phase::Completed).await;

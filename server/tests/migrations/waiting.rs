@@ -1,7 +1,7 @@
-//! A migration waits for halves of earlier ones on its own two hosts, and for no others.
+//! A migration waits for sides of earlier ones on its own two hosts, and for no others.
 
 use slat_proto::v1::{
-    MigrationPhase as Phase, TransferPhase as Half, TransferRole as Role, VmLocation,
+    MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role, VmLocation,
 };
 
 use super::{
@@ -15,12 +15,12 @@ async fn a_dead_host_keeps_no_vm_from_moving_to_another() {
     let c = Agent::start(Fake::new("hosts/c"), fleet.server.address()).await;
     let name = fleet.precopy().await;
     let (b, b_at) = fleet.b.stop().await;
-    fleet.a.fake.phase(&name, Role::Source, Half::Failed);
+    fleet.a.fake.phase(&name, Role::Source, SidePhase::Failed);
     fleet.clients.wait_phase(&name, Phase::Failed).await;
-    // Nobody released b's half, and nobody needs to.
+    // Nobody released b's side, and nobody needs to.
     let next = fleet.clients.migrate(VM, "hosts/c").await.unwrap().name;
     fleet.a.fake.wait_call(&format!("start {next}")).await;
-    assert!(b.half(&name, Role::Destination).is_some());
+    assert!(b.side(&name, Role::Destination).is_some());
     hand_over(&fleet.a.fake, &c.fake, &next, VM);
     fleet.clients.wait_phase(&next, Phase::Completed).await;
     fleet.b = Agent::serve_at(b, b_at).await;
@@ -28,9 +28,9 @@ async fn a_dead_host_keeps_no_vm_from_moving_to_another() {
     fleet.stop().await;
 }
 
-/// A second migration to b that waits there for the half of a first one, which was cancelled.
+/// A second migration to b that waits there for the side of a first one, which was cancelled.
 async fn waits_for_b(fleet: &mut Fleet) -> (String, String) {
-    fleet.b.fake.keep_halves(true);
+    fleet.b.fake.keep_sides(true);
     let first = fleet.precopy().await;
     fleet.clients.cancel(&first).await.unwrap();
     fleet.clients.wait_phase(&first, Phase::Cancelled).await;
@@ -60,7 +60,7 @@ async fn a_migration_that_waits_for_a_dead_host_fails_and_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_server_waits_for_the_same_halves() {
+async fn a_restarted_server_waits_for_the_same_sides() {
     let mut fleet = Fleet::start().await;
     let (_, second) = waits_for_b(&mut fleet).await;
     let released = |fake: &Fake| {
@@ -70,7 +70,7 @@ async fn a_restarted_server_waits_for_the_same_halves() {
     let before = released(&fleet.b.fake);
     let mut fleet = fleet.restart_server().await;
     fleet.report_again().await;
-    until("the new server tried to release b's half", async || {
+    until("the new server tried to release b's side", async || {
         released(&fleet.b.fake) > before
     })
     .await;
@@ -79,7 +79,7 @@ async fn a_restarted_server_waits_for_the_same_halves() {
         Phase::Pending
     );
     assert!(!prepared(&fleet.b.fake, &second));
-    fleet.b.fake.keep_halves(false);
+    fleet.b.fake.keep_sides(false);
     fleet.b.fake.wait_call(&format!("prepare {second}")).await;
     fleet.stop().await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use slat_proto::v1::{
-    self, MigrationPhase as Phase, TransferPhase as Half, TransferRole as Role, vm::State,
+    self, MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role, vm::State,
 };
 use tokio::time::timeout;
 use tonic::Streaming;
@@ -69,14 +69,21 @@ async fn a_handover_is_not_shown_and_the_watch_does_not_wait_for_the_source() {
     let mut fleet = Fleet::start().await;
     let mut updates = watch(&mut fleet.clients).await;
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
     freeze(&fleet.a.fake);
-    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Relinquished);
     fleet.clients.wait_phase(&name, Phase::Committed).await;
-    // Long enough for a watch to look at it again and again; were it too short, the test would only see less.
+    // Long enough for a watch to look at it again and again; were it too short, the test would only
+    // see less.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // The source stays, frozen, with its half.
-    fleet.a.fake.keep_halves(true);
+    // The source stays, frozen, with its side.
+    fleet.a.fake.keep_sides(true);
     hand_over(&fleet.a.fake, &fleet.b.fake, &name, VM);
     let shown = told(&mut updates, ("hosts/b", State::Running)).await;
     assert!(
@@ -91,7 +98,10 @@ async fn a_handover_is_not_shown_and_the_watch_does_not_wait_for_the_source() {
 async fn what_is_in_doubt_is_shown() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
-    fleet.b.fake.phase(&name, Role::Destination, Half::Ready);
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
     fleet.clients.wait_phase(&name, Phase::Switchover).await;
     // After its restart the server hears of the VM from the destination alone.
     let mut fleet = fleet.restart_server().await;
@@ -104,7 +114,10 @@ async fn what_is_in_doubt_is_shown() {
     // Back with its journal, it goes on as if nothing had been.
     fleet.a = Agent::serve_at(a, a_at).await;
     fleet.a.report_to(fleet.server.address()).await;
-    fleet.a.fake.phase(&name, Role::Source, Half::Relinquished);
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Relinquished);
     freeze(&fleet.a.fake);
     until("the destination is told", async || {
         fleet.b.fake.vm(VM).unwrap().state() == State::Running

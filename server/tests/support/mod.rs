@@ -1,5 +1,6 @@
-//! A fake agent: an in-process gRPC server that holds VMs and migration halves as data and lets a test move them. It
-//! behaves as `transfer.proto` says: idempotent calls, halves that stay until they are released, refusals with reasons.
+//! A fake agent: an in-process gRPC server that holds VMs and sides of migrations as data and lets
+//! a test move them. It behaves as `transfer.proto` says: idempotent calls, sides that stay until
+//! they are released, refusals with reasons.
 
 #![allow(
     dead_code,
@@ -8,10 +9,11 @@
     reason = "each test file uses its part of what is no library"
 )]
 
-mod doors;
+mod services;
+mod transfers;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -23,22 +25,18 @@ use slat_proto::{
     model::proto_duration,
     transport::{Door, DoorHandle, TracedChannel, connect, traced},
     v1::{
-        self, TransferPhase as Half, TransferRole as Role,
-        fleet_service_client::FleetServiceClient,
-        host_service_server::HostServiceServer,
+        self, TransferPhase as SidePhase, TransferRole as Role,
+        fleet_service_client::FleetServiceClient, host_service_server::HostServiceServer,
         memory_service_server::MemoryServiceServer,
         migration_service_client::MigrationServiceClient,
-        resolve_transfer_request::Decision,
-        transfer_service_server::{TransferService, TransferServiceServer},
-        vm::State,
-        vm_service_client::VmServiceClient,
-        vm_service_server::VmServiceServer,
+        transfer_service_server::TransferServiceServer, vm::State,
+        vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
     },
 };
 use slat_server::{Server, ServerConfig};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
-use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Response, Status};
 
 /// Nothing a test waits for takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,10 +46,12 @@ type Key = (String, i32);
 #[derive(Default)]
 struct Inner {
     vms: BTreeMap<String, v1::Vm>,
-    halves: HashMap<Key, watch::Sender<v1::Transfer>>,
+    sides: HashMap<Key, watch::Sender<v1::Transfer>>,
+    refuse_describe: Option<Status>,
     refuse_prepare: Option<ApiError>,
+    forget_versions: bool,
     refuse_start: Option<ApiError>,
-    keep_halves: bool,
+    keep_sides: bool,
     stopping: bool,
 }
 
@@ -62,13 +62,14 @@ pub struct Fake {
     pub arch: String,
     inner: Arc<Mutex<Inner>>,
     calls: watch::Sender<Vec<String>>,
+    held: watch::Sender<BTreeSet<String>>,
 }
 
 /// A fake agent that serves and reports.
 pub struct Agent {
     pub fake: Fake,
     pub address: SocketAddr,
-    door: DoorHandle,
+    endpoint: DoorHandle,
     reporter: Option<JoinHandle<()>>,
 }
 
@@ -76,8 +77,11 @@ fn key(migration: &str, role: Role) -> Key {
     (migration.to_owned(), role.into())
 }
 
-fn ended(phase: Half) -> bool {
-    matches!(phase, Half::Completed | Half::Cancelled | Half::Failed)
+fn ended(phase: SidePhase) -> bool {
+    matches!(
+        phase,
+        SidePhase::Completed | SidePhase::Cancelled | SidePhase::Failed
+    )
 }
 
 impl Fake {
@@ -87,6 +91,33 @@ impl Fake {
             arch: "x86_64".into(),
             inner: Arc::default(),
             calls: watch::channel(Vec::new()).0,
+            held: watch::channel(BTreeSet::new()).0,
+        }
+    }
+
+    /// From now on such calls wait before they take effect: `describe`, `prepare`, `start`,
+    /// `cancel`, `get`, `watch`, `resolve` or `release`, the last five followed by the role; or,
+    /// with `after ` in front, before they answer.
+    pub fn hold(&self, call: &str) {
+        self.held.send_modify(|held| {
+            held.insert(call.to_owned());
+        });
+    }
+
+    /// Lets go what is held of that call.
+    pub fn let_go(&self, call: &str) {
+        self.held.send_modify(|held| {
+            held.remove(call);
+        });
+    }
+
+    /// Waits while such calls are held; tells the test that one has come.
+    async fn gate(&self, call: &str) {
+        if self.held.borrow().contains(call) {
+            self.called("held", call);
+            let mut held = self.held.subscribe();
+            // The fake outlives its calls.
+            drop(held.wait_for(|held| !held.contains(call)).await);
         }
     }
 
@@ -117,6 +148,15 @@ impl Fake {
             .unwrap()
     }
 
+    pub fn refuse_describe(&self, status: Status) {
+        self.inner.lock().unwrap().refuse_describe = Some(status);
+    }
+
+    /// Answers PrepareIncoming as an agent does that knows no preamble.
+    pub fn forget_versions(&self) {
+        self.inner.lock().unwrap().forget_versions = true;
+    }
+
     pub fn refuse_prepare(&self, error: ApiError) {
         self.inner.lock().unwrap().refuse_prepare = Some(error);
     }
@@ -126,8 +166,8 @@ impl Fake {
     }
 
     /// Whether ReleaseTransfer is refused.
-    pub fn keep_halves(&self, keep: bool) {
-        self.inner.lock().unwrap().keep_halves = keep;
+    pub fn keep_sides(&self, keep: bool) {
+        self.inner.lock().unwrap().keep_sides = keep;
     }
 
     pub fn put_vm(&self, vm: v1::Vm) {
@@ -149,32 +189,32 @@ impl Fake {
         vm.filter(|_| !inner.stopping).cloned()
     }
 
-    pub fn half(&self, migration: &str, role: Role) -> Option<v1::Transfer> {
+    pub fn side(&self, migration: &str, role: Role) -> Option<v1::Transfer> {
         let inner = self.inner.lock().unwrap();
         inner
-            .halves
+            .sides
             .get(&key(migration, role))
-            .map(|half| half.borrow().clone())
+            .map(|side| side.borrow().clone())
     }
 
-    /// Moves a half on.
+    /// Moves a side on.
     pub fn set(&self, migration: &str, role: Role, change: impl FnOnce(&mut v1::Transfer)) {
         let inner = self.inner.lock().unwrap();
-        inner.halves[&key(migration, role)].send_modify(change);
+        inner.sides[&key(migration, role)].send_modify(change);
     }
 
-    pub fn phase(&self, migration: &str, role: Role, phase: Half) {
-        self.set(migration, role, |half| half.phase = phase.into());
+    pub fn phase(&self, migration: &str, role: Role, phase: SidePhase) {
+        self.set(migration, role, |side| side.phase = phase.into());
     }
 
-    /// A half as if an earlier life had made it.
-    pub fn put_half(&self, half: v1::Transfer) {
-        let key = key(&half.migration, half.role());
+    /// A side as if an earlier life had made it.
+    pub fn put_side(&self, side: v1::Transfer) {
+        let key = key(&side.migration, side.role());
         self.inner
             .lock()
             .unwrap()
-            .halves
-            .insert(key, watch::channel(half).0);
+            .sides
+            .insert(key, watch::channel(side).0);
     }
 
     fn change_vm(
@@ -193,12 +233,15 @@ impl Fake {
 
     fn find(&self, migration: &str, role: i32) -> Result<watch::Sender<v1::Transfer>, Status> {
         let inner = self.inner.lock().unwrap();
+        if inner.stopping {
+            return Err(Status::unavailable("stopping"));
+        }
         inner
-            .halves
+            .sides
             .get(&(migration.to_owned(), role))
             .cloned()
             .ok_or_else(|| {
-                ApiError::new(Reason::NoSuchMigration, format!("no half of {migration}")).into()
+                ApiError::new(Reason::NoSuchMigration, format!("no side of {migration}")).into()
             })
     }
 
@@ -213,7 +256,11 @@ impl Fake {
             incarnation: "1".into(),
             vms: inner.vms.values().cloned().collect(),
             memory_used_bytes: used.sum(),
-            ..Default::default()
+            transfers: inner
+                .sides
+                .values()
+                .map(|side| side.borrow().clone())
+                .collect(),
         }
     }
 }
@@ -260,7 +307,7 @@ impl Agent {
     /// Serves where an agent was before.
     pub async fn serve_at(fake: Fake, address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
-        let door = Door::new()
+        let endpoint = Door::new()
             .service(VmServiceServer::new(fake.clone()))
             .service(MemoryServiceServer::new(fake.clone()))
             .service(HostServiceServer::new(fake.clone()))
@@ -269,9 +316,9 @@ impl Agent {
             .await
             .unwrap();
         Self {
-            address: door.address().unwrap(),
+            address: endpoint.address().unwrap(),
             fake,
-            door,
+            endpoint,
             reporter: None,
         }
     }
@@ -316,22 +363,22 @@ impl Agent {
         if let Some(reporter) = self.reporter.take() {
             reporter.abort();
         }
-        // Open watches would hold the door for its drain time.
-        let halves: Vec<v1::Transfer> = {
+        // Open watches would hold the listener for its drain time.
+        let sides: Vec<v1::Transfer> = {
             let mut inner = self.fake.inner.lock().unwrap();
-            let halves = inner
-                .halves
+            let sides = inner
+                .sides
                 .values()
-                .map(|half| half.borrow().clone())
+                .map(|side| side.borrow().clone())
                 .collect();
-            inner.halves.clear();
+            inner.sides.clear();
             inner.stopping = true;
-            halves
+            sides
         };
-        self.door.stop().await;
+        self.endpoint.stop().await;
         self.fake.inner.lock().unwrap().stopping = false;
-        for half in halves {
-            self.fake.put_half(half);
+        for side in sides {
+            self.fake.put_side(side);
         }
         (self.fake, self.address)
     }
@@ -451,11 +498,11 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut()
     assert!(timeout(PATIENCE, search).await.is_ok(), "never: {what}");
 }
 
-/// Both halves of a handover as the two processes would do it, up to the end.
+/// Both sides of a handover as the two processes would do it, up to the end.
 pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
-    destination.phase(migration, Role::Destination, Half::Ready);
-    source.set(migration, Role::Source, |half| {
-        half.phase = Half::Relinquished.into();
+    destination.phase(migration, Role::Destination, SidePhase::Ready);
+    source.set(migration, Role::Source, |side| {
+        side.phase = SidePhase::Relinquished.into();
     });
     let mut moved = source.vm(vm).unwrap();
     let mut left = moved.clone();
@@ -465,203 +512,16 @@ pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
     moved.pid += 1;
     moved.state = State::Running.into();
     destination.put_vm(moved);
-    destination.set(migration, Role::Destination, |half| {
-        half.phase = Half::Completed.into();
-        let progress = half.progress.get_or_insert_default();
+    destination.set(migration, Role::Destination, |side| {
+        side.phase = SidePhase::Completed.into();
+        let progress = side.progress.get_or_insert_default();
         progress.cpu_time = Some(proto_duration(Duration::from_millis(7)));
     });
-    source.set(migration, Role::Source, |half| {
-        half.phase = Half::Completed.into();
-        let progress = half.progress.get_or_insert_default();
+    source.set(migration, Role::Source, |side| {
+        side.phase = SidePhase::Completed.into();
+        let progress = side.progress.get_or_insert_default();
         progress.downtime = Some(proto_duration(Duration::from_millis(12)));
         progress.iterations = vec![v1::MigrationIteration::default(); 3];
         progress.verification = v1::Verification::Match.into();
     });
-}
-
-#[tonic::async_trait]
-impl TransferService for Fake {
-    async fn prepare_incoming(
-        &self,
-        request: Request<v1::PrepareIncomingRequest>,
-    ) -> Result<Response<v1::PrepareIncomingResponse>, Status> {
-        let request = request.into_inner();
-        let mut inner = self.inner.lock().unwrap();
-        if let Some(error) = inner.refuse_prepare.take() {
-            self.called("prepare", &request.migration);
-            return Err(error.into());
-        }
-        let vm = request.vm.unwrap();
-        assert!(!request.slots.is_empty());
-        assert!(!request.source_agent_address.is_empty());
-        let half = v1::Transfer {
-            migration: request.migration.clone(),
-            vm: vm.name.clone(),
-            role: Role::Destination.into(),
-            phase: Half::Preparing.into(),
-            epoch: vm.epoch,
-            ..Default::default()
-        };
-        let incoming = v1::Vm {
-            state: State::Incoming.into(),
-            ..vm
-        };
-        inner.vms.insert(incoming.name.clone(), incoming);
-        let half = inner
-            .halves
-            .entry(key(&request.migration, Role::Destination))
-            .or_insert_with(|| watch::channel(half).0)
-            .borrow()
-            .clone();
-        // Told when it is done: who waits for the call finds the half.
-        self.called("prepare", &request.migration);
-        Ok(Response::new(v1::PrepareIncomingResponse {
-            transfer: Some(half),
-            data_address: "127.0.0.1:1".into(),
-            ticket: vec![7; 32],
-        }))
-    }
-
-    async fn start_outgoing(
-        &self,
-        request: Request<v1::StartOutgoingRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
-        assert_eq!(request.ticket, vec![7; 32]);
-        let mut inner = self.inner.lock().unwrap();
-        if let Some(error) = inner.refuse_start.take() {
-            self.called("start", &request.migration);
-            return Err(error.into());
-        }
-        let half = v1::Transfer {
-            migration: request.migration.clone(),
-            vm: request.vm,
-            role: Role::Source.into(),
-            phase: Half::Preparing.into(),
-            epoch: request.epoch,
-            ..Default::default()
-        };
-        let half = inner
-            .halves
-            .entry(key(&request.migration, Role::Source))
-            .or_insert_with(|| watch::channel(half).0)
-            .borrow()
-            .clone();
-        // Told when it is done: who waits for the call finds the half.
-        self.called("start", &request.migration);
-        Ok(Response::new(half))
-    }
-
-    async fn get_transfer(
-        &self,
-        request: Request<v1::GetTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
-        let half = self.find(&request.migration, request.role)?;
-        let now = half.borrow().clone();
-        Ok(Response::new(now))
-    }
-
-    type WatchTransferStream = Pin<Box<dyn Stream<Item = Result<v1::Transfer, Status>> + Send>>;
-
-    async fn watch_transfer(
-        &self,
-        request: Request<v1::WatchTransferRequest>,
-    ) -> Result<Response<Self::WatchTransferStream>, Status> {
-        let request = request.into_inner();
-        let half = self.find(&request.migration, request.role)?;
-        let updates = WatchStream::new(half.subscribe()).map(Ok);
-        Ok(Response::new(Box::pin(updates)))
-    }
-
-    async fn cancel_transfer(
-        &self,
-        request: Request<v1::CancelTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
-        let role = request.role();
-        self.called(
-            &format!("cancel {}", role.as_str_name()),
-            &request.migration,
-        );
-        let half = self.find(&request.migration, request.role)?;
-        let now = half.borrow().clone();
-        if matches!(now.phase(), Half::Relinquished | Half::Ready) || now.phase() == Half::Completed
-        {
-            return Err(ApiError::new(Reason::PastPointOfNoReturn, "too late").into());
-        }
-        if !ended(now.phase()) {
-            half.send_modify(|half| {
-                half.phase = if request.error.is_some() {
-                    Half::Failed.into()
-                } else {
-                    Half::Cancelled.into()
-                };
-                half.error = request.error;
-            });
-            if role == Role::Destination {
-                self.remove_vm(&now.vm);
-            }
-        }
-        let now = half.borrow().clone();
-        Ok(Response::new(now))
-    }
-
-    async fn resolve_transfer(
-        &self,
-        request: Request<v1::ResolveTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
-        let decision = request.decision();
-        self.called(
-            &format!("resolve {}", decision.as_str_name()),
-            &request.migration,
-        );
-        let half = self.find(&request.migration, Role::Destination.into())?;
-        let now = half.borrow().clone();
-        if now.phase() == Half::Ready {
-            match decision {
-                Decision::Commit => {
-                    let mut vm = self.vm(&now.vm).unwrap();
-                    vm.state = State::Running.into();
-                    vm.epoch = now.epoch + 1;
-                    self.put_vm(vm);
-                    half.send_modify(|half| half.phase = Half::Completed.into());
-                }
-                _ => {
-                    self.remove_vm(&now.vm);
-                    half.send_modify(|half| half.phase = Half::Failed.into());
-                }
-            }
-        }
-        let now = half.borrow().clone();
-        Ok(Response::new(now))
-    }
-
-    async fn release_transfer(
-        &self,
-        request: Request<v1::ReleaseTransferRequest>,
-    ) -> Result<Response<v1::ReleaseTransferResponse>, Status> {
-        let request = request.into_inner();
-        let role = request.role();
-        self.called(
-            &format!("release {}", role.as_str_name()),
-            &request.migration,
-        );
-        let half = self.find(&request.migration, request.role)?;
-        let now = half.borrow().clone();
-        let mut inner = self.inner.lock().unwrap();
-        if inner.keep_halves {
-            return Err(ApiError::new(Reason::Store, "the disk is full").into());
-        }
-        let gone = inner
-            .vms
-            .get(&now.vm)
-            .is_some_and(|vm| vm.state() == State::Relinquished);
-        if gone {
-            inner.vms.remove(&now.vm);
-        }
-        inner.halves.remove(&(request.migration, request.role));
-        Ok(Response::new(v1::ReleaseTransferResponse {}))
-    }
 }

@@ -1,7 +1,9 @@
-//! The last ten minutes of the agents' counters and of the migrations' progress, in memory, bounded.
+//! The last ten minutes of the agents' counters and of the migrations' progress, in memory,
+//! bounded.
 //!
-//! Raw counters with their times; who reads computes rates. A counter belongs to a VM *process* (host, pid, epoch): after a
-//! migration a new process starts at 0, which is a new line, not a fall.
+//! Raw counters with their times; who reads computes rates. A counter belongs to a VM *process*
+//! (host, pid, epoch): after a migration a new process starts at 0, which is a new line, not a
+//! fall.
 //!
 //! One `std` mutex, held for pushes and copies only.
 
@@ -30,7 +32,8 @@ const POINT_STEP_MILLIS: u64 = 50;
 pub(crate) struct Sample {
     vm: String,
     process: String,
-    /// The process has given the VM away: its last counters, which its migration made, are still wanted.
+    /// The process has given the VM away: its last counters, which its migration made, are still
+    /// wanted.
     left: bool,
     faults: Option<u64>,
     flush_requests: Option<u64>,
@@ -127,7 +130,7 @@ impl History {
         let mut rings = self.rings();
         for sample in samples {
             if !rings.vms.contains_key(&sample.vm) && rings.vms.len() >= MAX_VMS {
-                tracing::debug!(%host, vm = %sample.vm, "no room for another VM in the dashboard's history");
+                tracing::debug!(%host, vm = %sample.vm, "the dashboard's history holds no more VMs");
                 continue;
             }
             let ring = rings.vms.entry(sample.vm.clone()).or_default();

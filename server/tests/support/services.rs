@@ -1,4 +1,4 @@
-//! The fake agent's other doors: its host, its VMs, their memory.
+//! The fake agent's other services: its host, its VMs, their memory.
 
 use slat_proto::{
     ApiError,

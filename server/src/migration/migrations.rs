@@ -1,43 +1,45 @@
-//! All migrations: accepting, finding, watching and cancelling them, and the tasks that carry them out.
+//! All migrations: accepting, finding, listing, watching and cancelling them, and the reconcilers
+//! that drive them.
 //!
 //! # Locking
-//! * `creating` (async) is held from the first check of CreateMigration until the record is stored and listed: "one
-//!   migration per VM" and "a name is used once" are decided under it.
-//! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only, never across `.await`.
-//!   An entry leaves it when its task has ended; the store answers for it from then on.
+//! * `creating` (async) is held from the first check of CreateMigration until the record is stored
+//!   and listed: "one migration per VM" and "a name is used once" are decided under it.
+//! * `active` (`std`) is a map of migrations with work left, locked for lookups and changes only,
+//!   never across `.await`. An entry leaves it when its task has ended; the store answers for it
+//!   from then on.
+//! * `sweeping` (`std`) is a set of host names, the same way. Neither is locked while the other is.
 //!
-//! Tasks belong to this registry: [`Migrations::stop`] ends them. Ending one is like a crash: its record is the truth, and
-//! the next start takes it up.
+//! Reconcilers belong to this collection: [`Migrations::stop`] ends them. Ending one is like a
+//! crash: its record is the truth, and the next start takes it up.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    pin::Pin,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context as TaskContext, Poll},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, MigrationParams, PageRequest, VmName, paginate},
-    v1::{
-        self, Capability, MigrationPhase as Phase, TransferRole as Role,
-        host_service_client::HostServiceClient, vm::State,
-    },
+    model::{MigrationName, PageRequest, VmName, paginate},
+    v1::{self, MigrationPhase as Phase, TransferRole as Role},
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::{Stream, wrappers::WatchStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    follower::{ASK, ask},
-    is_terminal,
-    reconciler::{Command, Context, Earlier, Reconciler, Released, past_point},
+    admission::{NewMigration, check},
+    errors::{in_progress, no_such_migration, past_point},
+    orphans,
+    reconciler::{Context, Reconciler},
     record::{Record, shown},
+    replies::Command,
+    updates::Updates,
+    waiting::{Earlier, Released},
 };
 use crate::{
-    dashboard::History,
     fleet::Fleet,
-    store::{ListQuery, Shelf, StoreError},
+    history::History,
+    phase::has_ended,
+    store::{BlockingStore, ListQuery, StoreError},
 };
 
 /// Cancels that may wait for one migration's task.
@@ -50,7 +52,8 @@ struct Active {
 }
 
 impl Active {
-    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit, not LOST.
+    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
+    /// not LOST.
     fn keeps(&self, vm: &str) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
@@ -65,21 +68,13 @@ impl Active {
     }
 }
 
-/// A migration as asked for, its fields checked.
-#[derive(Clone, Debug)]
-pub(crate) struct NewMigration {
-    pub(crate) name: Option<MigrationName>,
-    pub(crate) vm: VmName,
-    pub(crate) destination: HostName,
-    pub(crate) params: MigrationParams,
-    pub(crate) validate_only: bool,
-}
-
 /// See the module.
 pub(crate) struct Migrations {
     context: Context,
     creating: tokio::sync::Mutex<()>,
     active: Mutex<HashMap<String, Active>>,
+    /// Hosts whose leftovers are being ended.
+    sweeping: Mutex<BTreeSet<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -91,25 +86,26 @@ impl Migrations {
     /// When a record cannot be read: a migration must not be forgotten.
     pub(crate) async fn start(
         fleet: Arc<Fleet>,
-        shelf: Shelf,
+        store: BlockingStore,
         history: Arc<History>,
     ) -> Result<Arc<Self>, StoreError> {
-        let open = shelf.with(|store| store.open_migrations()).await?;
+        let open = store.with(|store| store.open_migrations()).await?;
         let this = Arc::new(Self {
             context: Context {
                 fleet,
-                shelf,
+                store,
                 history,
             },
             creating: tokio::sync::Mutex::new(()),
             active: Mutex::new(HashMap::new()),
+            sweeping: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
         let (over, going): (Vec<_>, Vec<_>) = open
             .into_iter()
             .filter_map(Record::from_stored)
-            .partition(|record| is_terminal(record.migration().phase()));
+            .partition(|record| has_ended(record.migration().phase()));
         for record in over {
             this.spawn(record, Vec::new());
         }
@@ -141,11 +137,11 @@ impl Migrations {
         let (shown, receiver) = watch::channel(record.migration().clone());
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let released = Released::default();
-        let halves = record.durable();
-        if halves.source_released {
+        let durable = record.durable();
+        if durable.source_released {
             released.source.cancel();
         }
-        if halves.destination_released {
+        if durable.destination_released {
             released.destination.cancel();
         }
         let active = Active {
@@ -157,12 +153,37 @@ impl Migrations {
         let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox, released);
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = this.stop.cancelled() => return,
-                () = reconciler.run(before) => {}
+            reconciler.run(before, this.stop.clone()).await;
+            if !this.stop.is_cancelled() {
+                this.active().remove(&name);
             }
-            this.active().remove(&name);
         });
+    }
+
+    /// Ends sides in a host's report whose migrations are over: see `orphans`. One such task a
+    /// host.
+    pub(crate) fn sweep(self: &Arc<Self>, host: &str, mut sides: Vec<v1::Transfer>) {
+        {
+            let active = self.active();
+            sides.retain(|side| !active.contains_key(&side.migration));
+        }
+        let host = host.to_owned();
+        if sides.is_empty() || !self.sweeping().insert(host.clone()) {
+            return;
+        }
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = this.stop.cancelled() => {}
+                () = orphans::sweep(this.context.clone(), &host, sides) => {}
+            }
+            this.sweeping().remove(&host);
+        });
+    }
+
+    fn sweeping(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // As above.
+        self.sweeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The migration a VM is part of now.
@@ -170,16 +191,17 @@ impl Migrations {
         self.active()
             .values()
             .map(|active| active.shown.borrow())
-            .find(|migration| migration.vm == vm && !is_terminal(migration.phase()))
+            .find(|migration| migration.vm == vm && !has_ended(migration.phase()))
             .map(|migration| migration.name.clone())
     }
 
-    /// Whether a migration carries a VM on without anybody's help: it is in flight and not in doubt.
+    /// Whether a migration carries a VM on without anybody's help: it is in flight and not in
+    /// doubt.
     pub(crate) fn carries(&self, vm: &str) -> bool {
         self.active().values().any(|active| {
             let migration = active.shown.borrow();
             migration.vm == vm
-                && !is_terminal(migration.phase())
+                && !has_ended(migration.phase())
                 && migration.phase() != Phase::InDoubt
         })
     }
@@ -197,7 +219,7 @@ impl Migrations {
         let mut phases = BTreeMap::new();
         for active in self.active().values() {
             let phase = active.shown.borrow().phase();
-            if !is_terminal(phase) {
+            if !has_ended(phase) {
                 *phases.entry(phase).or_default() += 1;
             }
         }
@@ -235,7 +257,8 @@ impl Migrations {
             .with("advice", "name another migration_id"));
         }
         self.refuse_if_migrating(&wanted.vm, "migrate again")?;
-        let vm = self.check(&wanted).await?;
+        let keeper = |vm: &str| self.keeper(vm);
+        let vm = check(&self.context.fleet, &wanted, keeper).await?;
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
         if wanted.validate_only {
@@ -245,7 +268,7 @@ impl Migrations {
         let before = self.unreleased(&vm.name, hosts);
         let stored = record.to_stored();
         self.context
-            .shelf
+            .store
             .with(move |store| store.put_migration(&stored))
             .await?;
         let migration = record.migration().clone();
@@ -254,17 +277,18 @@ impl Migrations {
         Ok(shown(migration))
     }
 
-    /// Halves of a VM's earlier migrations that are not released yet, on hosts that a new one uses. Others are in nobody's
-    /// way: a host that does not come back keeps no VM from moving between the rest.
+    /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses.
+    /// Others are in nobody's way: a host that does not come back keeps no VM from moving between
+    /// the rest.
     fn unreleased(&self, vm: &str, hosts: [&str; 2]) -> Vec<Earlier> {
-        let mut halves = Vec::new();
+        let mut sides = Vec::new();
         for active in self.active().values() {
             let migration = active.shown.borrow();
             if migration.vm != vm {
                 continue;
             }
             let released = &active.released;
-            halves.extend(
+            sides.extend(
                 [
                     (Role::Source, &migration.source, &released.source),
                     (
@@ -285,11 +309,11 @@ impl Migrations {
                 }),
             );
         }
-        halves
+        sides
     }
 
-    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of that VM. Answers with the
-    /// source's host, or `None` when no migration keeps one.
+    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of
+    /// that VM. Answers with the source's host, or `None` when no migration keeps one.
     ///
     /// # Errors
     /// HOST_UNREACHABLE when the source's agent has not released it.
@@ -324,103 +348,6 @@ impl Migrations {
             .map(|active| active.shown.borrow().name.clone())
     }
 
-    /// Everything about VM and destination that can be known before asking them to move.
-    async fn check(&self, wanted: &NewMigration) -> Result<v1::Vm, ApiError> {
-        let fleet = &self.context.fleet;
-        let owner = fleet.owner(&wanted.vm)?;
-        let destination = fleet.ready_host(&wanted.destination.to_string())?;
-        let vm = owner.vm;
-        if owner.host.name == destination.name {
-            return Err(ApiError::new(
-                Reason::SameHost,
-                format!("{} is on {} already", vm.name, destination.name),
-            )
-            .with("vm", &vm.name)
-            .with("host", destination.name)
-            .with("advice", "name another host"));
-        }
-        if vm.state() == State::Relinquished
-            && let Some(keeper) = self.keeper(&vm.name)
-        {
-            return Err(ApiError::new(
-                Reason::VmNotRunning,
-                format!(
-                    "{} runs nowhere: {keeper} failed after the commit and what is left is a frozen copy on {}",
-                    vm.name, owner.host.name
-                ),
-            )
-            .with("vm", &vm.name)
-            .with("migration", keeper)
-            .with("state", vm.state().as_str_name())
-            .with("advice", "delete the VM and create it anew"));
-        }
-        match vm.state() {
-            State::Incoming | State::Relinquished => {
-                return Err(in_progress(&wanted.vm, &vm.migration, "migrate"));
-            }
-            State::Failed | State::Stopped | State::Lost | State::Unspecified => {
-                return Err(ApiError::new(
-                    Reason::VmNotRunning,
-                    format!(
-                        "{} is {}: {}",
-                        vm.name,
-                        vm.state().as_str_name(),
-                        vm.state_message
-                    ),
-                )
-                .with("vm", &vm.name)
-                .with("state", vm.state().as_str_name()));
-            }
-            State::Created | State::Running | State::Paused => {}
-        }
-        if owner.host.arch != destination.arch {
-            return Err(ApiError::new(
-                Reason::IsaMismatch,
-                format!(
-                    "{} is {}, {} is {}",
-                    owner.host.name, owner.host.arch, destination.name, destination.arch
-                ),
-            )
-            .with("vm", &vm.name)
-            .with("source_arch", &owner.host.arch)
-            .with("destination_arch", &destination.arch));
-        }
-        check_capabilities(&vm, &destination)?;
-        self.check_memory(&vm, &destination).await?;
-        Ok(vm)
-    }
-
-    async fn check_memory(&self, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
-        let needed = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
-        let free = |host: &v1::Host| host.memory_bytes.saturating_sub(host.memory_used_bytes);
-        if free(destination) >= needed {
-            return Ok(());
-        }
-        // The last report may be older than a VM that left: the agent itself decides.
-        let channel = self.context.fleet.channel(&destination.name)?;
-        let request = v1::GetHostRequest {
-            name: destination.name.clone(),
-        };
-        let fresh = ask(ASK, HostServiceClient::new(channel).get_host(request)).await;
-        let free = fresh.map_or_else(|_| free(destination), |host| free(&host));
-        if free >= needed {
-            return Ok(());
-        }
-        Err(ApiError::new(
-            Reason::DstNoMemory,
-            format!(
-                "{} has {free} bytes free, {} needs {needed}",
-                destination.name, vm.name
-            ),
-        )
-        .with("vm", &vm.name)
-        .with("host", &destination.name)
-        .with("needed_bytes", needed)
-        .with("free_bytes", free)
-        .with("vm_location", "SOURCE")
-        .with("advice", "name another host, or make room there"))
-    }
-
     fn live(&self, name: &str) -> Option<v1::Migration> {
         self.active()
             .get(name)
@@ -434,7 +361,7 @@ impl Migrations {
         let key = name.to_owned();
         let stored = self
             .context
-            .shelf
+            .store
             .with(move |store| store.migration(&key))
             .await?;
         Ok(stored.and_then(|record| record.migration))
@@ -455,7 +382,8 @@ impl Migrations {
         page_token: &str,
         vm: Option<String>,
     ) -> Result<(Vec<v1::Migration>, String), ApiError> {
-        // The size is checked as everywhere; the store reads one more than the page to know whether it is the last.
+        // The size is checked as everywhere; the store reads one more than the page to know whether
+        // it is the last.
         PageRequest::new(page_size, page_token)?;
         let size = match usize::try_from(page_size) {
             Ok(size @ 1..) => size.min(1000),
@@ -469,7 +397,7 @@ impl Migrations {
         };
         let found = self
             .context
-            .shelf
+            .store
             .with(move |store| store.migrations(&query))
             .await?;
         let migrations: Vec<v1::Migration> = found
@@ -494,11 +422,7 @@ impl Migrations {
             // Not active: what the store has is final, a stream of one.
             None => watch::channel(self.get(name).await?).1,
         };
-        Ok(Updates {
-            inner: WatchStream::new(receiver),
-            name: name.to_string(),
-            over: false,
-        })
+        Ok(Updates::new(receiver, name.to_string()))
     }
 
     /// See MigrationService.CancelMigration.
@@ -519,7 +443,7 @@ impl Migrations {
         let migration = self.get(name).await?;
         match migration.phase() {
             Phase::Completed => Err(past_point(&migration)),
-            phase if is_terminal(phase) => Ok(migration),
+            phase if has_ended(phase) => Ok(migration),
             _ => Err(ApiError::new(
                 Reason::PeerUnreachable,
                 "the server is stopping; the migration goes on without it",
@@ -528,90 +452,6 @@ impl Migrations {
             .with("advice", "ask again when the server runs")),
         }
     }
-}
-
-/// See [`Migrations::watch`].
-pub(crate) struct Updates {
-    inner: WatchStream<v1::Migration>,
-    name: String,
-    over: bool,
-}
-
-impl Stream for Updates {
-    type Item = Result<v1::Migration, tonic::Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        let Poll::Ready(next) = Pin::new(&mut self.inner).poll_next(cx) else {
-            return Poll::Pending;
-        };
-        Poll::Ready(Some(match next {
-            Some(migration) => {
-                self.over = is_terminal(migration.phase());
-                Ok(shown(migration))
-            }
-            None => {
-                self.over = true;
-                Err(ApiError::new(
-                    Reason::PeerUnreachable,
-                    "the server stops watching; the migration goes on",
-                )
-                .with("migration", &self.name)
-                .with("advice", "watch again")
-                .into())
-            }
-        }))
-    }
-}
-
-fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
-    for needed in [Capability::DirtyLog, Capability::VcpuState] {
-        if !vm.capabilities.contains(&needed.into()) {
-            return Err(ApiError::new(
-                Reason::CapabilityMissing,
-                format!("{} lacks {}", vm.name, needed.as_str_name()),
-            )
-            .with("vm", &vm.name)
-            .with("capability", needed.as_str_name()));
-        }
-    }
-    let backend = vm
-        .spec
-        .as_ref()
-        .map_or(v1::Backend::Unspecified, |spec| spec.backend());
-    if !destination.backends.contains(&backend.into()) {
-        return Err(ApiError::new(
-            Reason::CapabilityMissing,
-            format!(
-                "{} runs on {}, which {} lacks: {}",
-                vm.name,
-                backend.as_str_name(),
-                destination.name,
-                destination.backend_message
-            ),
-        )
-        .with("vm", &vm.name)
-        .with("host", &destination.name)
-        .with("capability", backend.as_str_name())
-        .with("advice", "name a host with that backend"));
-    }
-    Ok(())
-}
-
-fn in_progress(vm: &VmName, migration: &str, what: &str) -> ApiError {
-    ApiError::new(
-        Reason::MigrationInProgress,
-        format!("{vm} migrates now ({migration}): cannot {what}"),
-    )
-    .with("vm", vm)
-    .with("migration", migration)
-    .with("advice", "wait for its end, or cancel it")
-}
-
-fn no_such_migration(name: &MigrationName) -> ApiError {
-    ApiError::new(Reason::NoSuchMigration, format!("no migration {name}")).with("migration", name)
 }
 
 /// `{vm}-` and a number that grows with time; the VM's part is cut to keep the whole a name.

@@ -1,0 +1,91 @@
+//! What every service works on, and how it reaches a VM's owner.
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError,
+    model::VmName,
+    transport::{Door, TracedChannel},
+    v1::{
+        fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
+        memory_service_server::MemoryServiceServer,
+        migration_service_server::MigrationServiceServer, vm_service_server::VmServiceServer,
+    },
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+
+use crate::{
+    fleet::{Fleet, Owner, host_unreachable},
+    history::History,
+    migration::Migrations,
+    store::BlockingStore,
+};
+
+/// A report carries every VM of a host, raw images in their specs included; a harvest every dirty
+/// range.
+pub(super) const LARGE_MESSAGE: usize = 64 << 20;
+
+/// What the services work on.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) migrations: Arc<Migrations>,
+    pub(crate) store: BlockingStore,
+    pub(crate) history: Arc<History>,
+    pub(crate) watches: Watches,
+}
+
+/// Owns the tasks behind WatchVm streams; they end with their listener or with the server.
+#[derive(Clone, Default)]
+pub(crate) struct Watches {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Watches {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Ends them all.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Services {
+    /// Adds every service to an endpoint.
+    pub(crate) fn add_to(&self, endpoint: Door) -> Door {
+        endpoint
+            .service(VmServiceServer::new(self.clone()))
+            .service(MemoryServiceServer::new(self.clone()))
+            .service(HostServiceServer::new(self.clone()))
+            .service(MigrationServiceServer::new(self.clone()))
+            .service(FleetServiceServer::new(self.clone()).max_decoding_message_size(LARGE_MESSAGE))
+    }
+
+    /// A VM's owner and the way to its agent.
+    pub(super) fn route(&self, vm: &VmName) -> Result<(Owner, TracedChannel), ApiError> {
+        let owner = self.fleet.owner(vm)?;
+        let channel = self.fleet.channel(&owner.host.name)?;
+        Ok((owner, channel))
+    }
+}
+
+/// An agent's refusal as it is; a silence becomes HOST_UNREACHABLE with the host's name.
+pub(super) fn forwarded(host: &str, status: Status) -> Status {
+    let error = ApiError::from(status.clone());
+    if error.reason != slat_proto::Reason::PeerUnreachable {
+        return status;
+    }
+    host_unreachable(host).with("cause", error.message).into()
+}

@@ -1,0 +1,161 @@
+//! Whether a migration may begin: what the fleet knows of the VM and of its destination.
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{HostName, MigrationName, MigrationParams, VmName},
+    v1::{self, Capability, host_service_client::HostServiceClient, vm::State},
+};
+
+use super::{
+    errors::in_progress,
+    subject::{ASK, ask},
+};
+use crate::fleet::Fleet;
+
+/// A migration as asked for, its fields checked.
+#[derive(Clone, Debug)]
+pub(crate) struct NewMigration {
+    pub(crate) name: Option<MigrationName>,
+    pub(crate) vm: VmName,
+    pub(crate) destination: HostName,
+    pub(crate) params: MigrationParams,
+    pub(crate) validate_only: bool,
+}
+
+/// Everything about VM and destination that can be known before asking them to move. `keeper`: the
+/// failed migration that keeps the last copy of a VM.
+///
+/// # Errors
+/// See `MigrationService.CreateMigration`.
+pub(super) async fn check(
+    fleet: &Fleet,
+    wanted: &NewMigration,
+    keeper: impl Fn(&str) -> Option<String>,
+) -> Result<v1::Vm, ApiError> {
+    let owner = fleet.owner(&wanted.vm)?;
+    let destination = fleet.ready_host(&wanted.destination.to_string())?;
+    let vm = owner.vm;
+    if owner.host.name == destination.name {
+        return Err(ApiError::new(
+            Reason::SameHost,
+            format!("{} is on {} already", vm.name, destination.name),
+        )
+        .with("vm", &vm.name)
+        .with("host", destination.name)
+        .with("advice", "name another host"));
+    }
+    if vm.state() == State::Relinquished
+        && let Some(keeper) = keeper(&vm.name)
+    {
+        return Err(ApiError::new(
+            Reason::VmNotRunning,
+            format!(
+                "{} runs nowhere: {keeper} failed after the commit and what is left is a frozen copy on {}",
+                vm.name, owner.host.name
+            ),
+        )
+        .with("vm", &vm.name)
+        .with("migration", keeper)
+        .with("state", vm.state().as_str_name())
+        .with("advice", "delete the VM and create it anew"));
+    }
+    match vm.state() {
+        State::Incoming | State::Relinquished => {
+            return Err(in_progress(&wanted.vm, &vm.migration, "migrate"));
+        }
+        State::Failed | State::Stopped | State::Lost | State::Unspecified => {
+            return Err(ApiError::new(
+                Reason::VmNotRunning,
+                format!(
+                    "{} is {}: {}",
+                    vm.name,
+                    vm.state().as_str_name(),
+                    vm.state_message
+                ),
+            )
+            .with("vm", &vm.name)
+            .with("state", vm.state().as_str_name()));
+        }
+        State::Created | State::Running | State::Paused => {}
+    }
+    if owner.host.arch != destination.arch {
+        return Err(ApiError::new(
+            Reason::IsaMismatch,
+            format!(
+                "{} is {}, {} is {}",
+                owner.host.name, owner.host.arch, destination.name, destination.arch
+            ),
+        )
+        .with("vm", &vm.name)
+        .with("source_arch", &owner.host.arch)
+        .with("destination_arch", &destination.arch));
+    }
+    check_capabilities(&vm, &destination)?;
+    check_memory(fleet, &vm, &destination).await?;
+    Ok(vm)
+}
+
+async fn check_memory(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
+    let needed = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+    let free = |host: &v1::Host| host.memory_bytes.saturating_sub(host.memory_used_bytes);
+    if free(destination) >= needed {
+        return Ok(());
+    }
+    // The last report may be older than a VM that left: the agent itself decides.
+    let channel = fleet.channel(&destination.name)?;
+    let request = v1::GetHostRequest {
+        name: destination.name.clone(),
+    };
+    let fresh = ask(ASK, HostServiceClient::new(channel).get_host(request)).await;
+    let free = fresh.map_or_else(|_| free(destination), |host| free(&host));
+    if free >= needed {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Reason::DstNoMemory,
+        format!(
+            "{} has {free} bytes free, {} needs {needed}",
+            destination.name, vm.name
+        ),
+    )
+    .with("vm", &vm.name)
+    .with("host", &destination.name)
+    .with("needed_bytes", needed)
+    .with("free_bytes", free)
+    .with("vm_location", "SOURCE")
+    .with("advice", "name another host, or free memory there"))
+}
+
+fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
+    for needed in [Capability::DirtyLog, Capability::VcpuState] {
+        if !vm.capabilities.contains(&needed.into()) {
+            return Err(ApiError::new(
+                Reason::CapabilityMissing,
+                format!("{} lacks {}", vm.name, needed.as_str_name()),
+            )
+            .with("vm", &vm.name)
+            .with("capability", needed.as_str_name()));
+        }
+    }
+    let backend = vm
+        .spec
+        .as_ref()
+        .map_or(v1::Backend::Unspecified, |spec| spec.backend());
+    if !destination.backends.contains(&backend.into()) {
+        return Err(ApiError::new(
+            Reason::CapabilityMissing,
+            format!(
+                "{} runs on {}, which {} lacks: {}",
+                vm.name,
+                backend.as_str_name(),
+                destination.name,
+                destination.backend_message
+            ),
+        )
+        .with("vm", &vm.name)
+        .with("host", &destination.name)
+        .with("capability", backend.as_str_name())
+        .with("advice", "name a host with that backend"));
+    }
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! Carries one action out: a call to an agent, within its time limit, and what its answer means.
+//!
+//! Nothing here decides. What comes back is the protocol's [`Answer`], and beside it what the
+//! protocol has no use for: figures, texts, the description of the VM, the ticket.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use slat_proto::{
+    ApiError, Reason,
+    v1::{self, resolve_transfer_request::Decision},
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    protocol::{Answer, Side},
+    record::report,
+    subject::{ASK, Found, Subject, ask, is_silence, role, side_name},
+};
+use crate::fleet::Fleet;
+
+/// PrepareIncoming maps the VM's memory and starts its process.
+const PREPARE: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(10);
+/// How long the source's agent may take to notice that a VM's process has ended.
+const EXPLAIN: Duration = Duration::from_secs(2);
+
+/// What the source needs to reach the destination. Never printed.
+#[derive(Clone)]
+pub(super) struct Grant {
+    data_address: String,
+    ticket: Vec<u8>,
+    versions: v1::ChosenVersions,
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grant")
+            .field("data_address", &self.data_address)
+            .field("versions", &self.versions)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an answer brought along.
+#[derive(Debug)]
+pub(super) enum Brought {
+    Nothing,
+    Side(Side, Box<v1::Transfer>),
+    Description(Box<v1::DescribeOutgoingResponse>),
+    Grant(Grant, Box<v1::Transfer>),
+    /// Who refused, or did not answer.
+    Refusal(Side, ApiError),
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) answer: Answer,
+    pub(super) brought: Brought,
+}
+
+impl Ended {
+    pub(super) fn with(answer: Answer) -> Self {
+        Self {
+            answer,
+            brought: Brought::Nothing,
+        }
+    }
+
+    fn found(side: Side, found: Found) -> Self {
+        match found {
+            Found::Side(transfer) => Self {
+                answer: Answer::Side(report(&transfer)),
+                brought: Brought::Side(side, transfer),
+            },
+            Found::Absent { owner } => Self::with(Answer::Absent { owner }),
+            Found::Silent => Self::with(Answer::Silent),
+        }
+    }
+
+    fn refused(side: Side, error: ApiError) -> Self {
+        let lost = side == Side::Source && says_lost(&error);
+        let answer = if is_silence(&error) && !lost {
+            Answer::Silent
+        } else {
+            Answer::Refused { lost }
+        };
+        Self {
+            answer,
+            brought: Brought::Refusal(side, error),
+        }
+    }
+}
+
+/// Whether the source's host says that the VM's process is gone: an agent keeps such a VM as LOST.
+fn says_lost(error: &ApiError) -> bool {
+    error.reason == Reason::VmProcessDied
+        || error
+            .metadata
+            .get("state")
+            .is_some_and(|state| state == "LOST")
+}
+
+/// The way to the agents for one migration.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) subject: Arc<Subject>,
+}
+
+impl Caller {
+    /// DescribeOutgoing.
+    pub(super) async fn describe(self) -> Ended {
+        match self.try_describe().await {
+            Ok(description) => Ended {
+                answer: Answer::Done,
+                brought: Brought::Description(Box::new(description)),
+            },
+            Err(error) if error.reason == Reason::VmUnreachable => {
+                Ended::refused(Side::Source, self.explained(error).await)
+            }
+            Err(error) => Ended::refused(Side::Source, error),
+        }
+    }
+
+    async fn try_describe(&self) -> Result<v1::DescribeOutgoingResponse, ApiError> {
+        let subject = &self.subject;
+        let request = v1::DescribeOutgoingRequest {
+            migration: subject.migration.clone(),
+            vm: subject.vm.clone(),
+            epoch: subject.epoch,
+        };
+        let mut transfers = subject.transfers(&self.fleet, Side::Source)?;
+        let answer = ask(ASK, transfers.describe_outgoing(request)).await;
+        let description = answer.map_err(|error| self.if_too_old(Side::Source, error))?;
+        if description.vm.is_none() || description.preamble.is_none() {
+            return Err(self.too_old(Side::Source));
+        }
+        Ok(description)
+    }
+
+    /// Of a source whose process did not answer: whether it is gone. Its agent needs a moment to
+    /// find out.
+    async fn explained(&self, error: ApiError) -> ApiError {
+        let begin = Instant::now();
+        while begin.elapsed() < EXPLAIN {
+            match self.subject.find_vm(&self.fleet).await {
+                Found::Absent { owner: false } => return error.with("state", "LOST"),
+                Found::Absent { owner: true } | Found::Side(_) => break,
+                Found::Silent => sleep(EXPLAIN / 20).await,
+            }
+        }
+        error
+    }
+
+    /// PrepareIncoming, with what the source said of itself.
+    pub(super) async fn prepare(self, description: v1::DescribeOutgoingResponse) -> Ended {
+        match self.try_prepare(description).await {
+            Ok((grant, transfer)) => Ended {
+                answer: Answer::Side(report(&transfer)),
+                brought: Brought::Grant(grant, Box::new(transfer)),
+            },
+            Err(error) => Ended::refused(Side::Destination, error),
+        }
+    }
+
+    async fn try_prepare(
+        &self,
+        description: v1::DescribeOutgoingResponse,
+    ) -> Result<(Grant, v1::Transfer), ApiError> {
+        let subject = &self.subject;
+        let request = v1::PrepareIncomingRequest {
+            migration: subject.migration.clone(),
+            vm: description.vm,
+            slots: description.slots,
+            params: subject.params,
+            source_agent_address: self.fleet.host(&subject.source)?.address,
+            preamble: description.preamble,
+        };
+        let mut transfers = subject.transfers(&self.fleet, Side::Destination)?;
+        let answer = ask(PREPARE, transfers.prepare_incoming(request)).await?;
+        // An agent that knows no preamble compared nothing.
+        let Some(versions) = answer.versions else {
+            return Err(self.too_old(Side::Destination));
+        };
+        let grant = Grant {
+            data_address: answer.data_address,
+            ticket: answer.ticket,
+            versions,
+        };
+        Ok((grant, answer.transfer.unwrap_or_default()))
+    }
+
+    fn if_too_old(&self, side: Side, error: ApiError) -> ApiError {
+        let unknown_call = error
+            .metadata
+            .get("grpc_code")
+            .is_some_and(|code| code == "Unimplemented");
+        if unknown_call {
+            self.too_old(side)
+        } else {
+            error
+        }
+    }
+
+    fn too_old(&self, side: Side) -> ApiError {
+        let host = self.subject.host(side);
+        ApiError::new(
+            Reason::StateVersionUnsupported,
+            format!("the agent of {host} is too old: it cannot say which versions it speaks"),
+        )
+        .with("host", host)
+        .with("side", side_name(side))
+        .with("differs", "preamble")
+        .with("advice", format_args!("upgrade the agent of {host}"))
+    }
+
+    /// StartOutgoing, with what the destination said.
+    pub(super) async fn start(self, grant: Grant) -> Ended {
+        let subject = &self.subject;
+        let request = v1::StartOutgoingRequest {
+            migration: subject.migration.clone(),
+            vm: subject.vm.clone(),
+            data_address: grant.data_address,
+            ticket: grant.ticket,
+            params: subject.params,
+            epoch: subject.epoch,
+            versions: Some(grant.versions),
+        };
+        let answer = match subject.transfers(&self.fleet, Side::Source) {
+            Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(transfer) => Ended::found(Side::Source, Found::Side(Box::new(transfer))),
+            Err(error) if is_silence(&error) => Ended::with(Answer::Silent),
+            // A refusal counts only when there is no side: an earlier call may have begun it.
+            Err(error) => match subject.find(&self.fleet, Side::Source).await {
+                Found::Absent { .. } => Ended::refused(Side::Source, error),
+                found => Ended::found(Side::Source, found),
+            },
+        }
+    }
+
+    /// CancelTransfer.
+    pub(super) async fn cancel(self, side: Side, error: Option<v1::MigrationError>) -> Ended {
+        let request = v1::CancelTransferRequest {
+            migration: self.subject.migration.clone(),
+            role: role(side).into(),
+            error,
+        };
+        let answer = match self.subject.transfers(&self.fleet, side) {
+            Ok(mut transfers) => ask(ASK, transfers.cancel_transfer(request)).await,
+            Err(error) => Err(error),
+        };
+        self.after(side, answer).await
+    }
+
+    /// ResolveTransfer.
+    pub(super) async fn resolve(self, decision: Decision) -> Ended {
+        let migration = &self.subject.migration;
+        tracing::info!(%migration, ?decision, "a destination in doubt is told");
+        let request = v1::ResolveTransferRequest {
+            migration: migration.clone(),
+            decision: decision.into(),
+        };
+        let answer = match self.subject.transfers(&self.fleet, Side::Destination) {
+            Ok(mut transfers) => ask(ASK, transfers.resolve_transfer(request)).await,
+            Err(error) => Err(error),
+        };
+        self.after(Side::Destination, answer).await
+    }
+
+    /// What an answer, or a refusal, says of the side it was asked of.
+    async fn after(&self, side: Side, answer: Result<v1::Transfer, ApiError>) -> Ended {
+        let (subject, fleet) = (&self.subject, &self.fleet);
+        let found = match answer {
+            Err(error) if !is_silence(&error) && error.reason != Reason::NoSuchMigration => {
+                tracing::info!(migration = %subject.migration, host = %subject.host(side), %error, "a side refuses");
+                subject.find(fleet, side).await
+            }
+            answer => subject.found(fleet, side, answer).await,
+        };
+        Ended::found(side, found)
+    }
+
+    /// Whether the process that holds the frozen memory is known to be gone. Silence is no such
+    /// knowledge.
+    pub(super) async fn ask_source_copy(self) -> Ended {
+        let gone = match self.subject.vm_at(&self.fleet, Side::Source).await {
+            Ok(vm) => vm.state() == v1::vm::State::Lost,
+            Err(error) => error.reason == Reason::NoSuchVm,
+        };
+        Ended::with(Answer::Copy { gone })
+    }
+
+    /// ReleaseTransfer.
+    pub(super) async fn release(self, side: Side) -> Ended {
+        let subject = &self.subject;
+        let request = v1::ReleaseTransferRequest {
+            migration: subject.migration.clone(),
+            role: role(side).into(),
+        };
+        let answer = match subject.transfers(&self.fleet, side) {
+            Ok(mut transfers) => ask(ASK, transfers.release_transfer(request)).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(_) => Ended::with(Answer::Done),
+            Err(error) if error.reason == Reason::NoSuchMigration => Ended::with(Answer::Done),
+            Err(error) => {
+                tracing::info!(migration = %subject.migration, host = %subject.host(side), %error,
+                    "a side is not released yet");
+                Ended::with(Answer::Silent)
+            }
+        }
+    }
+}

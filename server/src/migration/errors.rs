@@ -1,0 +1,198 @@
+//! Texts: what a user reads about a [`Cause`], and the refusals of a migration's API.
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, VmName},
+    v1::{self, MigrationPhase as Phase, VmLocation as Location},
+};
+
+use super::{
+    protocol::{Cause, Side},
+    subject::side_name,
+};
+
+/// What the sides said, kept until a cause needs it. The newest of each.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    /// Who refused to take part or did not answer.
+    pub(super) refusal: Option<(Side, ApiError)>,
+    pub(super) source: Option<v1::MigrationError>,
+    pub(super) destination: Option<v1::MigrationError>,
+}
+
+fn made(phase: Phase, side: Side, reason: Reason, text: &str, advice: &str) -> v1::MigrationError {
+    ApiError::new(reason, text)
+        .with("advice", advice)
+        .to_migration_error(phase, side_name(side))
+}
+
+/// What to do about a refusal that brings no advice of its own.
+const fn advice(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::CpuIncompatible => "name a host whose CPU has what the VM was told of",
+        Reason::IsaMismatch => "name a host of the same architecture",
+        Reason::PageSizeMismatch => "name a host that counts pages of the same size",
+        Reason::StateVersionUnsupported => "upgrade the older of the two agents",
+        Reason::CapabilityMissing => "name a host that has it",
+        Reason::PeerUnreachable | Reason::HostUnreachable | Reason::VmUnreachable => {
+            "migrate again when it answers"
+        }
+        _ => return None,
+    })
+}
+
+impl Texts {
+    /// The error that goes with a cause: `phase` is the migration's phase before, `location` where
+    /// its VM is now.
+    pub(super) fn error(
+        &self,
+        cause: Cause,
+        phase: Phase,
+        location: Location,
+    ) -> Option<v1::MigrationError> {
+        Some(match cause {
+            Cause::Barred => self.refused(phase, location, Side::Destination),
+            Cause::Refused(side) => self.refused(phase, location, side),
+            Cause::SourceFailed => self.source.clone().unwrap_or_else(|| {
+                made(
+                    phase,
+                    Side::Source,
+                    Reason::Internal,
+                    "the source failed without saying why",
+                    "the VM runs on at the source; migrate again",
+                )
+            }),
+            Cause::SourceDied => self.source.clone().unwrap_or_else(|| {
+                made(
+                    phase,
+                    Side::Source,
+                    Reason::VmProcessDied,
+                    "the VM's process died at the source before the commit; its memory is lost",
+                    "create the VM again",
+                )
+            }),
+            // Ended all the same, and said so.
+            Cause::CancelledAtSource => return self.source.clone(),
+            Cause::SourceForgot => made(
+                phase,
+                Side::Source,
+                Reason::PeerRestarted,
+                "the source keeps no record of the migration; the VM is still there",
+                "migrate again",
+            ),
+            Cause::SourceGone => made(
+                phase,
+                Side::Source,
+                Reason::VmProcessDied,
+                "the VM is gone from the source and was not handed over",
+                "create the VM again",
+            ),
+            Cause::DestinationDied => self.destination_died(phase, location),
+            Cause::Doubt => ApiError::new(
+                Reason::InDoubt,
+                "the source cannot be asked whether it handed the VM over",
+            )
+            .with(
+                "advice",
+                "bring the source host's agent back: its journal decides, nothing else does",
+            )
+            .to_migration_error(Phase::Switchover, "server"),
+        })
+    }
+
+    fn refused(&self, phase: Phase, location: Location, side: Side) -> v1::MigrationError {
+        let (side, mut error) = self.refusal.clone().unwrap_or_else(|| {
+            let text = format!("the {} did not take part", side_name(side));
+            (side, ApiError::new(Reason::Internal, text))
+        });
+        let word = if location == Location::Lost {
+            error.reason = Reason::VmProcessDied;
+            "LOST"
+        } else {
+            "SOURCE"
+        };
+        if let Some(advice) = advice(error.reason)
+            && !error.metadata.contains_key("advice")
+        {
+            error = error.with("advice", advice);
+        }
+        error
+            .with("vm_location", word)
+            .to_migration_error(phase, side_name(side))
+    }
+
+    /// The destination cannot know what its end means; the commit makes it the loss of what it had
+    /// received.
+    fn destination_died(&self, phase: Phase, location: Location) -> v1::MigrationError {
+        let (word, text, advice) = if location == Location::Lost {
+            (
+                "LOST",
+                "the destination's process died after the source had handed the VM over, and the source's process is gone",
+                "delete the VM and create it anew",
+            )
+        } else {
+            (
+                "UNKNOWN",
+                "the destination's process died after the source had handed the VM over; the VM runs nowhere, its frozen \
+                 memory is kept at the source host",
+                "the frozen copy at the source host (state RELINQUISHED) cannot run and is kept until you delete it: \
+                 `slat delete vm NAME`",
+            )
+        };
+        let reason = Reason::VmProcessDied;
+        let mut error = made(phase, Side::Destination, reason, text, advice);
+        if let Some(cause) = &self.destination {
+            let message = cause.message.clone();
+            error.metadata.insert("cause".to_owned(), message);
+        }
+        error
+            .metadata
+            .insert("vm_location".to_owned(), word.to_owned());
+        error
+    }
+
+    /// What the source is told when the migration cannot go on.
+    pub(super) fn for_source(&self, phase: Phase) -> v1::MigrationError {
+        match &self.refusal {
+            Some((side, error)) => error.to_migration_error(phase, side_name(*side)),
+            None => made(
+                phase,
+                Side::Destination,
+                Reason::ConnectionLost,
+                "the destination's side ended; the VM runs on at the source",
+                "see the destination host's log, then migrate again",
+            ),
+        }
+    }
+}
+
+/// The refusal of a cancel that comes too late.
+pub(super) fn past_point(migration: &v1::Migration) -> ApiError {
+    ApiError::new(
+        Reason::PastPointOfNoReturn,
+        format!(
+            "{} is past the point of no return: {} goes to {}",
+            migration.name, migration.vm, migration.destination
+        ),
+    )
+    .with("migration", &migration.name)
+    .with("vm", &migration.vm)
+    .with("phase", migration.phase().as_str_name())
+    .with("vm_location", "DESTINATION")
+    .with("advice", "migrate it back when it has arrived")
+}
+
+/// The refusal of what cannot be done while a VM migrates.
+pub(super) fn in_progress(vm: &VmName, migration: &str, what: &str) -> ApiError {
+    ApiError::new(
+        Reason::MigrationInProgress,
+        format!("{vm} migrates now ({migration}): cannot {what}"),
+    )
+    .with("vm", vm)
+    .with("migration", migration)
+    .with("advice", "wait for its end, or cancel it")
+}
+
+pub(super) fn no_such_migration(name: &MigrationName) -> ApiError {
+    ApiError::new(Reason::NoSuchMigration, format!("no migration {name}")).with("migration", name)
+}

@@ -1,0 +1,170 @@
+//! Brings phase and location in line with what is known.
+
+use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLocation as Location};
+
+use super::{
+    state::MigrationProtocol,
+    view::{Contact, ended_without},
+    words::Cause,
+};
+use crate::phase::has_ended;
+
+impl MigrationProtocol {
+    pub(super) fn settle(&mut self) {
+        if has_ended(self.phase) {
+            return;
+        }
+        if self.committed() {
+            self.settle_committed();
+        } else {
+            self.settle_uncommitted();
+        }
+    }
+
+    fn end(&mut self, phase: Phase, location: Location, cause: Option<Cause>) {
+        self.phase = phase;
+        self.location = location;
+        self.cause = cause;
+        // Who was never asked has nothing to release.
+        self.source.released |= !self.started;
+        self.destination.released |= !self.prepare_asked;
+    }
+
+    pub(super) fn fail(&mut self, cause: Cause, location: Location) {
+        self.end(Phase::Failed, location, Some(cause));
+    }
+
+    fn cancelled(&mut self, cause: Option<Cause>) {
+        self.end(Phase::Cancelled, Location::Source, cause);
+    }
+
+    fn settle_committed(&mut self) {
+        self.phase = Phase::Committed;
+        self.location = Location::Destination;
+        self.cause = None;
+        let source_completed = self.source.said(SidePhase::Completed);
+        let completed = if self.destination_completed {
+            let source_over = match self.source.contact {
+                Contact::Absent { .. } => true,
+                Contact::Silent => !self.unverified,
+                Contact::Answers => self.source.has_ended(),
+                Contact::Unasked => false,
+            };
+            source_over || self.figures_overdue
+        } else {
+            source_completed && (self.destination.has_ended() || self.destination.is_gone())
+        };
+        if completed {
+            self.end(Phase::Completed, Location::Destination, None);
+        } else if self.destination_died() {
+            let gone = match self.source.contact {
+                Contact::Absent { .. } => Some(true),
+                _ => self.copy_gone,
+            };
+            match gone {
+                Some(true) => self.fail(Cause::DestinationDied, Location::Lost),
+                Some(false) => self.fail(Cause::DestinationDied, Location::Unknown),
+                // Neither side can run it; whether a copy is left is being asked.
+                None => self.location = Location::Unknown,
+            }
+        }
+    }
+
+    /// The destination ended after the commit and never owned the VM.
+    pub(super) fn destination_died(&self) -> bool {
+        self.committed()
+            && !self.source.said(SidePhase::Completed)
+            && !self.destination_completed
+            && self.destination.at().is_some_and(ended_without)
+    }
+
+    fn settle_uncommitted(&mut self) {
+        match self.source.contact {
+            Contact::Answers => self.settle_by_source(),
+            Contact::Absent { owner: false } => self.settle_without_vm(),
+            _ if self.cancel_requested && !self.started => self.cancelled(None),
+            Contact::Absent { owner: true } => self.settle_without_source(),
+            Contact::Silent if self.switched => self.doubt(),
+            // Taken up again in doubt, it stays that until somebody answers.
+            Contact::Unasked if self.phase == Phase::InDoubt => self.cause = Some(Cause::Doubt),
+            Contact::Silent | Contact::Unasked => self.go_on(),
+        }
+    }
+
+    fn settle_by_source(&mut self) {
+        let Some(report) = self.source.last else {
+            return;
+        };
+        match report.phase {
+            SidePhase::Failed if report.vm_lost => self.fail(Cause::SourceDied, Location::Lost),
+            // It failed because the cancel took its destination away.
+            SidePhase::Failed if self.cancel_requested && self.destination_cancelled => {
+                self.cancelled(None);
+            }
+            SidePhase::Failed => self.fail(Cause::SourceFailed, Location::Source),
+            SidePhase::Cancelled => {
+                let ours = self.cancel_requested;
+                self.cancelled((!ours).then_some(Cause::CancelledAtSource));
+            }
+            _ => self.go_on(),
+        }
+    }
+
+    /// The VM is at the source with its epoch, and was there without a side when asked.
+    fn settle_without_source(&mut self) {
+        if self.is_source_out() {
+            if self.cancel_requested {
+                self.cancelled(None);
+            } else if let Some(cause) = self.ending {
+                self.fail(cause, Location::Source);
+            } else if self.is_unstarted() {
+                self.go_on();
+            } else {
+                self.fail(Cause::SourceForgot, Location::Source);
+            }
+            return;
+        }
+        if !self.is_unstarted() && self.ending.is_none() {
+            self.ending = Some(Cause::SourceForgot);
+        }
+        self.go_on();
+    }
+
+    /// The VM is not at the source, and there is no side.
+    fn settle_without_vm(&mut self) {
+        if self.is_unstarted() || self.is_ticket_dead() {
+            self.fail(Cause::SourceGone, Location::Lost);
+        } else if self.switched {
+            self.doubt();
+        } else {
+            self.go_on();
+        }
+    }
+
+    fn doubt(&mut self) {
+        self.phase = Phase::InDoubt;
+        self.location = if self.destination_says(SidePhase::Ready) {
+            Location::PausedBoth
+        } else {
+            Location::Unknown
+        };
+        self.cause = Some(Cause::Doubt);
+    }
+
+    /// The phase of a migration that goes on. Its flags only grow, so it never goes back.
+    fn go_on(&mut self) {
+        self.location = Location::Source;
+        self.cause = None;
+        self.phase = if self.cancel_requested {
+            Phase::Cancelling
+        } else if self.switched {
+            Phase::Switchover
+        } else if self.precopy {
+            Phase::PrecopyActive
+        } else if self.admitted {
+            Phase::Preparing
+        } else {
+            Phase::Pending
+        };
+    }
+}

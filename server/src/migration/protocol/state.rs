@@ -1,0 +1,241 @@
+//! What is known of one migration, and what follows from it without deciding anything.
+
+use slat_proto::v1::{MigrationPhase as Phase, TransferPhase, VmLocation as Location};
+
+use super::{
+    view::{ActionSet, Contact, View, ended_without},
+    words::{Action, Cause, Durable, Start},
+};
+use crate::phase::has_ended;
+
+/// One migration's state. See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MigrationProtocol {
+    pub(super) phase: Phase,
+    pub(super) location: Location,
+    pub(super) cause: Option<Cause>,
+    pub(super) cancel_requested: bool,
+    pub(super) unverified: bool,
+    pub(super) switched: bool,
+    pub(super) start: Start,
+
+    /// Nothing is in the way any more.
+    pub(super) admitted: bool,
+    /// Taken up again after a restart of the server: an earlier life may have asked for anything
+    /// that its phase allows.
+    pub(super) resumed: bool,
+    pub(super) described: bool,
+    /// The destination was asked to prepare, in this life or perhaps in an earlier one.
+    pub(super) prepare_asked: bool,
+    pub(super) prepared: bool,
+    /// StartOutgoing was made in this life or perhaps in an earlier one.
+    pub(super) started: bool,
+    /// The only StartOutgoing was answered, or seen to have had its effect.
+    pub(super) landed: bool,
+    pub(super) precopy: bool,
+    pub(super) relinquished: bool,
+    pub(super) destination_completed: bool,
+    pub(super) figures_overdue: bool,
+    /// After the destination's death: whether the source's frozen memory is gone too.
+    pub(super) copy_gone: Option<bool>,
+    pub(super) delete_requested: bool,
+    /// A refusal that ends the migration once the source is known to be out.
+    pub(super) ending: Option<Cause>,
+    /// The destination was asked to end for the sake of a cancel.
+    pub(super) destination_cancelled: bool,
+    /// The source was asked after the destination's listener was gone, and has no side.
+    pub(super) out_for_good: bool,
+    /// Nothing changed since the last retry: help a handover that hangs.
+    pub(super) stuck: bool,
+    pub(super) source: View,
+    pub(super) destination: View,
+
+    pub(super) stored: Durable,
+    pub(super) storing: Option<Durable>,
+    pub(super) in_flight: ActionSet,
+    /// In flight, and the side was heard of since: an absence is stale.
+    pub(super) stale: ActionSet,
+    /// In flight, and asked for when the destination's listener was gone.
+    pub(super) late: ActionSet,
+    /// Asked for since the last retry or change.
+    pub(super) tried: ActionSet,
+}
+
+impl MigrationProtocol {
+    /// A migration from its stored state: a new one, or one that a restarted server takes up.
+    #[must_use]
+    pub fn new(durable: &Durable) -> Self {
+        let resumed = durable.phase != Phase::Pending;
+        let precopy = durable.phase == Phase::PrecopyActive;
+        let switched =
+            durable.switched || matches!(durable.phase, Phase::Switchover | Phase::InDoubt);
+        // A stored commit is the source's word, or the destination's that it runs: either way past
+        // the point.
+        let relinquished = durable.committed || durable.phase == Phase::Committed;
+        Self {
+            phase: durable.phase,
+            location: durable.location,
+            cause: None,
+            cancel_requested: durable.cancel_requested,
+            unverified: durable.unverified,
+            switched,
+            start: durable.start,
+            admitted: resumed,
+            resumed,
+            described: false,
+            prepare_asked: resumed,
+            prepared: false,
+            started: durable.start != Start::Never,
+            // These phases were reached by the source's word.
+            landed: durable.start == Start::Once && (precopy || switched || relinquished),
+            precopy,
+            relinquished,
+            destination_completed: durable.phase == Phase::Completed,
+            figures_overdue: false,
+            copy_gone: None,
+            delete_requested: false,
+            ending: None,
+            destination_cancelled: false,
+            out_for_good: false,
+            stuck: false,
+            source: View::new(durable.source_released),
+            destination: View::new(durable.destination_released),
+            stored: *durable,
+            storing: None,
+            in_flight: ActionSet::default(),
+            stale: ActionSet::default(),
+            late: ActionSet::default(),
+            tried: ActionSet::default(),
+        }
+    }
+
+    /// What must be stored of it as it is now.
+    #[must_use]
+    pub fn durable(&self) -> Durable {
+        Durable {
+            phase: self.phase,
+            location: self.location,
+            cancel_requested: self.cancel_requested,
+            switched: self.switched,
+            committed: self.committed(),
+            unverified: self.unverified,
+            start: self.start,
+            source_released: self.source.released,
+            destination_released: self.destination.released,
+        }
+    }
+
+    /// What is on disk. Nothing else may be shown.
+    #[must_use]
+    pub fn stored(&self) -> &Durable {
+        &self.stored
+    }
+
+    /// Whether the state is on disk as it is.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.storing.is_none() && self.stored == self.durable()
+    }
+
+    /// The phase, on disk or not yet.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Why it ended in this life, or is in doubt.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
+    }
+
+    /// Whether a call is under way.
+    #[must_use]
+    pub fn is_in_flight(&self, action: Action) -> bool {
+        match action {
+            Action::Persist => self.storing.is_some(),
+            call => self.in_flight.has(call),
+        }
+    }
+
+    /// Past the point of no return.
+    #[must_use]
+    pub fn committed(&self) -> bool {
+        self.relinquished || self.destination_completed
+    }
+
+    /// Terminal, both sides released, and that is on disk: nothing is left to do.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        has_ended(self.phase)
+            && self.source.released
+            && self.destination.released
+            && self.is_stored()
+    }
+
+    /// The outcome is known; only the source's last figures are waited for.
+    #[must_use]
+    pub fn awaits_figures(&self) -> bool {
+        self.phase == Phase::Committed && self.destination_completed
+    }
+
+    /// A comparison of digests was asked for and nobody has told its result.
+    #[must_use]
+    pub fn awaits_verdict(&self) -> bool {
+        self.unverified
+    }
+
+    /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it.
+    #[must_use]
+    pub fn keeps_source(&self) -> bool {
+        self.phase == Phase::Failed
+            && self.committed()
+            && self.location != Location::Lost
+            && !self.source.released
+    }
+
+    /// What changes what is wanted.
+    pub(super) fn known(&self) -> impl PartialEq + use<> {
+        let side = |view: &View| (view.contact, view.at(), view.released);
+        (
+            self.durable(),
+            side(&self.source),
+            side(&self.destination),
+            self.admitted,
+            self.delete_requested,
+        )
+    }
+
+    /// StartOutgoing was made and may arrive at a source that has no record of it.
+    pub(super) fn start_may_land(&self) -> bool {
+        self.started && !(self.start == Start::Once && self.landed)
+    }
+
+    /// No data connection can be opened with what a StartOutgoing of before carries.
+    pub(super) fn is_ticket_dead(&self) -> bool {
+        let ended = self
+            .destination
+            .last
+            .is_some_and(|report| ended_without(report.phase));
+        !self.prepare_asked || ended || self.destination.is_absent() || self.destination.released
+    }
+
+    /// The VM is at the source, which has no side and will have none that works. See the module.
+    pub(super) fn is_source_out(&self) -> bool {
+        self.source.contact == Contact::Absent { owner: true }
+            && (!self.start_may_land() || self.out_for_good)
+    }
+
+    /// Nothing says that the source ever had a side.
+    pub(super) fn is_unstarted(&self) -> bool {
+        !has_ended(self.phase)
+            && !self.committed()
+            && !self.precopy
+            && !self.switched
+            && self.source.last.is_none()
+    }
+
+    pub(super) fn destination_says(&self, phase: TransferPhase) -> bool {
+        self.destination.at() == Some(phase)
+    }
+}

@@ -1,0 +1,104 @@
+//! The driver with a disk that hangs: nothing is said or begun before the disk has it, and no input
+//! waits for it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::*;
+use crate::store::{ListQuery, Store, StoreError, StoredMigration};
+
+/// A store that writes while the test lets it.
+#[derive(Clone)]
+struct SlowStore {
+    gate: Arc<Mutex<()>>,
+    written: watch::Sender<Vec<Phase>>,
+    begun: watch::Sender<usize>,
+}
+
+impl Store for SlowStore {
+    fn put_migration(&self, record: &StoredMigration) -> Result<(), StoreError> {
+        self.begun.send_modify(|begun| *begun += 1);
+        let _open: MutexGuard<'_, ()> = self.gate.lock().unwrap();
+        let phase = record.migration.as_ref().unwrap().phase();
+        self.written.send_modify(|written| written.push(phase));
+        Ok(())
+    }
+
+    fn migration(&self, _: &str) -> Result<Option<StoredMigration>, StoreError> {
+        Ok(None)
+    }
+
+    fn migrations(&self, _: &ListQuery) -> Result<Vec<StoredMigration>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn open_migrations(&self) -> Result<Vec<StoredMigration>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not() {
+    let store = SlowStore {
+        gate: Arc::default(),
+        written: watch::channel(Vec::new()).0,
+        begun: watch::channel(0).0,
+    };
+    let vm = v1::Vm {
+        name: "vms/web".into(),
+        host: "hosts/a".into(),
+        ..Default::default()
+    };
+    let params = v1::MigrationParams::default();
+    let record = Record::new("migrations/m".into(), &vm, "hosts/b".into(), params);
+    let (shown, seen) = watch::channel(record.migration().clone());
+    let (commands, inbox) = mpsc::channel(1);
+    let context = Context {
+        fleet: Fleet::new(Duration::from_secs(1)),
+        store: BlockingStore::new(store.clone()),
+        history: Arc::new(History::new()),
+    };
+    let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
+    let gate = Arc::clone(&store.gate);
+    // Held by a thread of its own: a guard does not cross an await.
+    let (open, opened) = std::sync::mpsc::channel::<()>();
+    let (closed, is_closed) = oneshot::channel();
+    let holder = std::thread::spawn(move || {
+        let _closed = gate.lock().unwrap();
+        closed.send(()).unwrap();
+        opened.recv().unwrap();
+    });
+    is_closed.await.unwrap();
+    let run = tokio::spawn(reconciler.run(Vec::new(), CancellationToken::new()));
+    let mut begun = store.begun.subscribe();
+    begun.wait_for(|begun| *begun == 1).await.unwrap();
+
+    let (reply, mut answer) = oneshot::channel();
+    commands.send(Command::Cancel(reply)).await.unwrap();
+    // The inbox is free again: the cancel was taken in.
+    let permit = commands.reserve().await.unwrap();
+    drop(permit);
+    assert!(answer.try_recv().is_err(), "answered before it is on disk");
+    assert_eq!(seen.borrow().phase(), Phase::Pending);
+
+    open.send(()).unwrap();
+    let answer = answer.await.unwrap().unwrap();
+    assert_eq!(answer.phase(), Phase::Cancelled);
+    run.await.unwrap();
+    // Nobody was asked: there is no such host, and it did not fail.
+    assert_eq!(
+        *store.written.borrow(),
+        [Phase::Preparing, Phase::Cancelled]
+    );
+    assert_eq!(seen.borrow().phase(), Phase::Cancelled);
+    holder.join().unwrap();
+}

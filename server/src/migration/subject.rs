@@ -1,0 +1,186 @@
+//! What does not change about a migration, and the questions that can be put to its two sides.
+
+use std::time::Duration;
+
+use slat_proto::{
+    ApiError, Reason,
+    transport::TracedChannel,
+    v1::{
+        self, TransferRole, transfer_service_client::TransferServiceClient,
+        vm_service_client::VmServiceClient,
+    },
+};
+use tokio::time::timeout;
+
+use super::protocol::Side;
+use crate::fleet::Fleet;
+
+/// How long a question may take.
+pub(super) const ASK: Duration = Duration::from_secs(5);
+
+/// One migration: who goes where.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    pub(super) migration: String,
+    pub(super) vm: String,
+    pub(super) epoch: u64,
+    pub(super) source: String,
+    pub(super) destination: String,
+    pub(super) params: Option<v1::MigrationParams>,
+}
+
+/// What came back when a side was asked.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    Side(Box<v1::Transfer>),
+    /// No such side there; `owner`: afterwards the VM was at the source with its epoch, and may
+    /// run.
+    Absent {
+        owner: bool,
+    },
+    Silent,
+}
+
+pub(super) const fn role(side: Side) -> TransferRole {
+    match side {
+        Side::Source => TransferRole::Source,
+        Side::Destination => TransferRole::Destination,
+    }
+}
+
+/// As in error metadata (`side`).
+pub(super) const fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Destination => "destination",
+    }
+}
+
+/// `call` within `limit`; too late is PEER_UNREACHABLE.
+pub(super) async fn ask<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, ApiError> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer
+            .map(tonic::Response::into_inner)
+            .map_err(ApiError::from),
+        Err(_) => Err(ApiError::new(
+            Reason::PeerUnreachable,
+            format!("no answer within {} s", limit.as_secs()),
+        )),
+    }
+}
+
+/// Whether nobody answered, as against an answer that refuses.
+pub(super) fn is_silence(error: &ApiError) -> bool {
+    matches!(
+        error.reason,
+        Reason::PeerUnreachable
+            | Reason::PeerRestarted
+            | Reason::HostUnreachable
+            | Reason::VmUnreachable
+            | Reason::ConnectionLost
+    ) || error.metadata.contains_key("grpc_code")
+}
+
+impl Subject {
+    pub(super) fn of(migration: &v1::Migration) -> Self {
+        Self {
+            migration: migration.name.clone(),
+            vm: migration.vm.clone(),
+            epoch: migration.epoch,
+            source: migration.source.clone(),
+            destination: migration.destination.clone(),
+            params: migration.params,
+        }
+    }
+
+    pub(super) fn host(&self, side: Side) -> &str {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+
+    pub(super) fn transfers(
+        &self,
+        fleet: &Fleet,
+        side: Side,
+    ) -> Result<TransferServiceClient<TracedChannel>, ApiError> {
+        Ok(TransferServiceClient::new(fleet.channel(self.host(side))?))
+    }
+
+    /// A side now.
+    pub(super) async fn find(&self, fleet: &Fleet, side: Side) -> Found {
+        let answer = self.get(fleet, side).await;
+        self.found(fleet, side, answer).await
+    }
+
+    async fn get(&self, fleet: &Fleet, side: Side) -> Result<v1::Transfer, ApiError> {
+        let request = v1::GetTransferRequest {
+            migration: self.migration.clone(),
+            role: role(side).into(),
+        };
+        ask(ASK, self.transfers(fleet, side)?.get_transfer(request)).await
+    }
+
+    /// What an agent's answer to a call that returns the side says of it.
+    pub(super) async fn found(
+        &self,
+        fleet: &Fleet,
+        side: Side,
+        answer: Result<v1::Transfer, ApiError>,
+    ) -> Found {
+        match (answer, side) {
+            (Ok(transfer), _) => Found::Side(Box::new(transfer)),
+            (Err(error), Side::Destination) if error.reason == Reason::NoSuchMigration => {
+                Found::Absent { owner: false }
+            }
+            (Err(error), Side::Source) if error.reason == Reason::NoSuchMigration => {
+                match self.find_vm(fleet).await {
+                    // It may have begun, and handed over, between the two questions: then the side
+                    // is there now.
+                    Found::Absent { owner: false } => match self.get(fleet, side).await {
+                        Ok(transfer) => Found::Side(Box::new(transfer)),
+                        Err(error) if error.reason == Reason::NoSuchMigration => {
+                            Found::Absent { owner: false }
+                        }
+                        Err(_) => Found::Silent,
+                    },
+                    found => found,
+                }
+            }
+            (Err(error), _) => {
+                tracing::debug!(migration = %self.migration, host = %self.host(side), ?side, %error,
+                    "a side does not answer");
+                Found::Silent
+            }
+        }
+    }
+
+    /// The source knows no side: whether the VM is there and could run.
+    pub(super) async fn find_vm(&self, fleet: &Fleet) -> Found {
+        use v1::vm::State;
+        match self.vm_at(fleet, Side::Source).await {
+            Ok(vm) => Found::Absent {
+                owner: vm.epoch == self.epoch
+                    && !matches!(
+                        vm.state(),
+                        State::Incoming | State::Relinquished | State::Lost
+                    ),
+            },
+            Err(error) if error.reason == Reason::NoSuchVm => Found::Absent { owner: false },
+            Err(_) => Found::Silent,
+        }
+    }
+
+    /// The VM as one host shows it.
+    pub(super) async fn vm_at(&self, fleet: &Fleet, side: Side) -> Result<v1::Vm, ApiError> {
+        let request = v1::GetVmRequest {
+            name: self.vm.clone(),
+        };
+        let mut vms = VmServiceClient::new(fleet.channel(self.host(side))?);
+        ask(ASK, vms.get_vm(request)).await
+    }
+}
