@@ -17,7 +17,7 @@ use slat_proto::{
 use slat_record::dir::VmDir;
 
 use crate::{
-    backend::{Backend, BackendError, EventSink, GuestEvent},
+    backend::{Backend, BackendError, CpuFact, EventSink, GuestEvent},
     machine::{Machine, Parts},
     memory::{SlotMemory, SlotTable},
 };
@@ -106,6 +106,10 @@ impl Backend for FakeBackend {
             .into_iter()
             .filter(|capability| !state.lacks.contains(capability))
             .collect()
+    }
+
+    fn cpu_facts(&self) -> Vec<CpuFact> {
+        Vec::new()
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
