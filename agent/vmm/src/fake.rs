@@ -25,7 +25,7 @@ use slat_record::{
 };
 
 use crate::{
-    backend::{Backend, BackendError, EventSink, GuestEvent},
+    backend::{Backend, BackendError, CpuFact, EventSink, GuestEvent},
     machine::{Machine, Parts},
     memory::{SlotMemory, SlotTable},
 };
@@ -114,6 +114,10 @@ impl Backend for FakeBackend {
             .into_iter()
             .filter(|capability| !state.lacks.contains(capability))
             .collect()
+    }
+
+    fn cpu_facts(&self) -> Vec<CpuFact> {
+        Vec::new()
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {

@@ -1,4 +1,5 @@
-//! One VM's process, `slat vm`: guest memory, vCPUs, ownership, migration, and the services to ask for them.
+//! One VM's process, `slat vm`: guest memory, vCPUs, ownership, migration, and the services to ask
+//! for them.
 //!
 //! | module | what |
 //! |---|---|
@@ -11,8 +12,8 @@
 //! | `service` | VmService, MemoryService, TransferService |
 //! | [`process`] | `slat vm` itself |
 //!
-//! Arrows point up this table: a module knows those above it. The daemon of the host meets a VM process only over its socket
-//! and over what both read on disk ([`slat_record`]).
+//! Arrows point up this table: a module knows those above it. The daemon of the host meets a VM
+//! process only over its socket and over what both read on disk ([`slat_record`]).
 
 mod backend;
 mod guest;
@@ -26,4 +27,6 @@ mod service;
 #[cfg(test)]
 mod fake;
 
-pub use backend::available as available_backends;
+pub use backend::{
+    CpuDifference, CpuFact, available as available_backends, compare_facts, host_facts,
+};

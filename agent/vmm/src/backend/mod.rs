@@ -1,15 +1,18 @@
 //! What runs a VM's vCPUs and walks its second stage, behind one trait.
 //!
 //! # Protocol
-//! A backend is built stopped. Slots are added before the first [`Backend::run`]; [`Backend::load_state`] only while stopped
-//! and before the first run. `run` and `pause` alternate; `pause` returns when no vCPU executes guest code and every store
-//! of the guest is visible in guest memory. A backend never resumes by itself. The calls are made by one owner (the VM's
-//! machine) in order, except [`Backend::stats`], [`Backend::harvest_dirty`], [`Backend::set_dirty_logging`] and
-//! [`Backend::invalidate`], which may come from another thread while vCPUs run.
+//! A backend is built stopped. Slots are added before the first [`Backend::run`];
+//! [`Backend::load_state`] only while stopped and before the first run. `run` and `pause`
+//! alternate; `pause` returns when no vCPU executes guest code and every store of the guest is
+//! visible in guest memory. A backend never resumes by itself. The calls are made by one owner (the
+//! VM's machine) in order, except [`Backend::stats`], [`Backend::harvest_dirty`],
+//! [`Backend::set_dirty_logging`] and [`Backend::invalidate`], which may come from another thread
+//! while vCPUs run.
 //!
 //! # Invariants
-//! A page written by a vCPU after a harvest returned is in the next harvest. A harvest returns only after every stale
-//! writable translation is flushed. What a backend cannot do it refuses with [`BackendError::Unsupported`].
+//! A page written by a vCPU after a harvest returned is in the next harvest. A harvest returns only
+//! after every stale writable translation is flushed. What a backend cannot do it refuses with
+//! [`BackendError::Unsupported`].
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -21,9 +24,11 @@ use slat_proto::{
 
 use crate::memory::SlotMemory;
 
-#[cfg(target_arch = "x86_64")]
+mod cpu;
 pub(crate) mod kvm;
 pub(crate) mod software;
+
+pub use self::cpu::{CpuDifference, CpuFact, compare_facts};
 
 /// A failure of a backend.
 #[derive(Debug, thiserror::Error)]
@@ -101,11 +106,13 @@ impl From<BackendError> for ApiError {
 pub(crate) enum GuestEvent {
     /// The guest ended by itself; the vCPUs are stopped.
     Stopped,
-    /// The guest or the backend failed (triple fault, internal error, a stale translation used); the vCPUs are stopped.
+    /// The guest or the backend failed (triple fault, internal error, a stale translation used);
+    /// the vCPUs are stopped.
     Failed(String),
 }
 
-/// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not call the backend.
+/// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not
+/// call the backend.
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
@@ -113,7 +120,16 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
-    /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as long as the slot exists.
+    /// What its vCPUs were told of their CPU, whatever this host could tell them: a VM that came
+    /// from a lesser host can go back there. Empty where that is nothing.
+    #[allow(
+        dead_code,
+        reason = "what a source says of its VM in the preamble of a handover"
+    )]
+    fn cpu_facts(&self) -> Vec<CpuFact>;
+
+    /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as
+    /// long as the slot exists.
     ///
     /// # Errors
     /// `BadSlot` when it overlaps, is out of the format's range or there are too many.
@@ -129,20 +145,21 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// `NoSuchSlot`, `BadSlot`.
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError>;
 
-    /// Turns dirty logging of a slot on or off. When it returns from turning on, every later write is logged; the log
-    /// starts empty. Turning off restores huge mappings where the backend can.
+    /// Turns dirty logging of a slot on or off. When it returns from turning on, every later write
+    /// is logged; the log starts empty. Turning off restores huge mappings where the backend can.
     ///
     /// # Errors
     /// `NoSuchSlot`.
     fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError>;
-    /// Takes the pages written since the last harvest: ORs them into `bitmap` (bit `i % 64` of word `i / 64` is page `i` of
-    /// the slot), protects them again and flushes. Returns how many pages it took.
+    /// Takes the pages written since the last harvest: ORs them into `bitmap` (bit `i % 64` of word
+    /// `i / 64` is page `i` of the slot), protects them again and flushes. Returns how many pages
+    /// it took.
     ///
     /// # Errors
     /// `NoSuchSlot`; an error when logging is off for the slot or `bitmap` is too short.
     fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError>;
-    /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns when no vCPU can use a
-    /// dropped translation.
+    /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns
+    /// when no vCPU can use a dropped translation.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -158,7 +175,8 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Vcpu` when a vCPU does not stop within some seconds.
     fn pause(&self) -> Result<(), BackendError>;
-    /// State of all vCPUs, versioned, for [`Backend::load_state`] of the same kind elsewhere. Only while stopped.
+    /// State of all vCPUs, versioned, for [`Backend::load_state`] of the same kind elsewhere. Only
+    /// while stopped.
     ///
     /// # Errors
     /// `Ioctl`.
@@ -176,10 +194,7 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
 /// Backends that work on this host, best first, and why KVM is not among them when it is not.
 #[must_use]
 pub fn available() -> (Vec<BackendKind>, Option<String>) {
-    #[cfg(target_arch = "x86_64")]
     let why_no_kvm = kvm::probe().err().map(|error| error.to_string());
-    #[cfg(not(target_arch = "x86_64"))]
-    let why_no_kvm = Some("there is no KVM backend for this architecture".to_owned());
     let mut kinds = vec![BackendKind::Software];
     if why_no_kvm.is_none() {
         kinds.insert(0, BackendKind::Kvm);
@@ -187,8 +202,20 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already resolved. What a raw image
-/// prints is appended to the file `console`.
+/// What VMs of that backend can rely on here, for [`compare_facts`]. Asks the kernel each time,
+/// some milliseconds.
+///
+/// # Errors
+/// KVM_IOCTL when KVM cannot be asked.
+pub fn host_facts(kind: BackendKind) -> Result<Vec<CpuFact>, ApiError> {
+    match kind {
+        BackendKind::Software => Ok(Vec::new()),
+        BackendKind::Kvm => Ok(kvm::host_facts()?),
+    }
+}
+
+/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already
+/// resolved. What a raw image prints is appended to the file `console`.
 ///
 /// # Errors
 /// `Unsupported` when the host lacks it; `Ioctl`.
@@ -199,15 +226,6 @@ pub(crate) fn create(
 ) -> Result<Arc<dyn Backend>, BackendError> {
     match spec.backend.unwrap_or(BackendKind::Software) {
         BackendKind::Software => Ok(Arc::new(software::SoftwareBackend::new(spec, events)?)),
-        #[cfg(target_arch = "x86_64")]
         BackendKind::Kvm => Ok(Arc::new(kvm::KvmBackend::new(spec, events, console)?)),
-        #[cfg(not(target_arch = "x86_64"))]
-        backend => {
-            let _ = console;
-            Err(BackendError::Unsupported {
-                backend,
-                what: "run on this architecture".to_owned(),
-            })
-        }
     }
 }

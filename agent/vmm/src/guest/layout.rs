@@ -1,7 +1,8 @@
-//! Where things are in guest-physical memory: a function of the memory's size alone. The table is in the parent's doc.
+//! Where things are in guest-physical memory: a function of the memory's size alone. The table is
+//! in the parent's doc.
 //!
-//! "Linear" offsets count RAM bytes from [`Layout::LINEAR_BASE`] up to the guest page tables and on from 4 GiB, without the
-//! hole; [`Layout::gpa`] turns one into an address.
+//! "Linear" offsets count RAM bytes from [`Layout::LINEAR_BASE`] up to the guest page tables and on
+//! from 4 GiB, without the hole; [`Layout::gpa`] turns one into an address.
 
 use slat_proto::{
     ApiError,
@@ -10,17 +11,18 @@ use slat_proto::{
 
 use super::{memstress, raw, tables};
 
-/// Registers a vCPU starts with. All others are those of 64-bit mode at CPL 3 with IOPL 3, or zero.
+/// Where and with what a vCPU starts. All other registers are zero, or what the architecture's
+/// mode for the guest asks for (see [`super`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Instruction pointer.
-    pub rip: u64,
+pub(crate) struct BootEntry {
+    /// Program counter.
+    pub pc: u64,
     /// Stack pointer.
-    pub rsp: u64,
+    pub sp: u64,
     /// First argument: memstress' control page, or a raw image's vCPU number.
-    pub rdi: u64,
+    pub argument: u64,
     /// Root of the guest page tables.
-    pub cr3: u64,
+    pub page_tables: u64,
 }
 
 /// Layout of guest memory of one size.
@@ -76,7 +78,8 @@ impl Layout {
         self.slots[0].bytes() - self.table_pages * PAGE_SIZE
     }
 
-    /// What to add to an address at or above [`Layout::low_limit`] to pass the page tables and the hole.
+    /// What to add to an address at or above [`Layout::low_limit`] to skip the page tables and the
+    /// hole.
     #[must_use]
     pub(crate) fn hole(&self) -> u64 {
         self.slots
@@ -90,7 +93,7 @@ impl Layout {
         self.working_pages
     }
 
-    /// Linear address of the expected-pass table.
+    /// Linear address of the count table.
     #[must_use]
     pub(crate) fn expected(&self) -> u64 {
         Self::LINEAR_BASE
@@ -120,20 +123,20 @@ impl Layout {
 
     /// How vCPU `vcpu` starts.
     #[must_use]
-    pub(crate) fn entry(&self, spec: &VmSpec, vcpu: u32) -> Entry {
-        let cr3 = self.page_tables();
+    pub(crate) fn entry(&self, spec: &VmSpec, vcpu: u32) -> BootEntry {
+        let page_tables = self.page_tables();
         match spec.guest {
-            GuestSpec::Memstress(_) => Entry {
-                rip: Self::CODE,
-                rsp: 0,
-                rdi: memstress::control_page(vcpu),
-                cr3,
+            GuestSpec::Memstress(_) => BootEntry {
+                pc: Self::CODE,
+                sp: 0,
+                argument: memstress::control_page(vcpu),
+                page_tables,
             },
-            GuestSpec::RawImage(_) => Entry {
-                rip: raw::LOAD,
-                rsp: raw::stack(vcpu),
-                rdi: u64::from(vcpu),
-                cr3,
+            GuestSpec::RawImage(_) => BootEntry {
+                pc: raw::LOAD,
+                sp: raw::stack(vcpu),
+                argument: u64::from(vcpu),
+                page_tables,
             },
         }
     }
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_size_has_room_and_nothing_overlaps() {
+    fn every_size_fits_and_nothing_overlaps() {
         for bytes in [
             8 << 20,
             64 << 20,
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_pass_the_hole() {
+    fn addresses_skip_the_hole() {
         let layout = Layout::new(4 << 30).unwrap();
         assert_eq!(layout.gpa(layout.low_limit() - 1), layout.low_limit() - 1);
         assert_eq!(layout.gpa(layout.low_limit()), 4 << 30);

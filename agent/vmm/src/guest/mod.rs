@@ -1,23 +1,29 @@
 //! Guests: memstress and the raw image.
 //!
-//! [`install`] writes all a fresh VM needs into its memory; the layout of guest memory is a function of the VM's size alone
-//! ([`Layout`]), so that a backend knows where to enter ([`Layout::entry`]) without being told, on the source and on the
-//! destination of a migration alike. Memory images do not depend on the backend: a guest's page tables and x86-64 code are
+//! [`install`] writes all a fresh VM needs into its memory. The layout of guest memory is a
+//! function of the VM's size alone ([`Layout`]), so that a backend knows where to enter
+//! ([`Layout::entry`]) without being told, on the source and on the destination of a migration
+//! alike. Memory images do not depend on the backend: a guest's page tables and machine code are
 //! there on the software backend too, which executes the portable form of the same steps.
 //!
 //! # Guest-physical layout
 //! | from | to | what |
 //! |---|---|---|
 //! | `0x0` | `0x1000` | nothing, zero |
-//! | `0x1000` | `0x9000` | memstress' machine code (x86-64) |
-//! | `0x10000` | `0x50000` | memstress' control pages, one a vCPU, room for 64 |
-//! | `0x50000` | | memstress' expected-pass table, a `u32` for each working page; then, from the next page, the working pages; both run on above the hole at 4 GiB where memory does |
+//! | `0x1000` | `0x9000` | memstress' machine code |
+//! | `0x10000` | `0x50000` | memstress' control pages, one a vCPU, 64 at most |
+//! | `0x50000` | | memstress' count table, a `u32` for each working page |
+//! | after it | | from the next page, the working pages |
 //! | `0x0` | `0x200000` | raw image: stacks, 32 KiB a vCPU, vCPU 0's topmost |
 //! | `0x200000` | | raw image: the image |
-//! | end of slot 0 less the tables | end of slot 0 | guest page tables: every slot mapped one to one by 2 MiB pages, user, writable, executable |
+//! | end of slot 0 less the tables | end of slot 0 | guest page tables |
 //!
-//! Accessed and dirty bits of the guest page tables are set beforehand, so running the guest does not write them.
+//! The count table and the working pages run on above the hole at 4 GiB where memory does. The
+//! guest page tables, in the format of x86-64, map every slot one to one by 2 MiB pages: user,
+//! writable, executable. Accessed and dirty bits are set beforehand, so running the guest does not
+//! write them.
 
+pub(crate) mod arch;
 mod layout;
 pub(crate) mod memstress;
 pub(crate) mod raw;
@@ -28,7 +34,7 @@ use slat_proto::{
     model::{GuestSpec, VmSpec},
 };
 
-pub(crate) use self::layout::{Entry, Layout};
+pub(crate) use self::layout::{BootEntry, Layout};
 use crate::memory::SlotTable;
 
 /// Why a guest cannot be put into memory.
@@ -39,12 +45,12 @@ pub enum GuestError {
     #[error("guest memory: {0}")]
     Memory(#[from] ApiError),
     /// The image does not fit between its load address and the page tables.
-    #[error("the image has {bytes} bytes; this VM's memory has room for {room}")]
+    #[error("the image has {bytes} bytes; this VM's memory holds {limit}")]
     ImageTooLarge {
         /// Its length.
         bytes: u64,
         /// What fits.
-        room: u64,
+        limit: u64,
     },
     /// The slot table is not the one the VM's size asks for.
     #[error("no guest memory at {gpa:#x}, where the guest's {what} belongs")]
@@ -64,10 +70,10 @@ impl From<GuestError> for ApiError {
         let message = error.to_string();
         match error {
             GuestError::Memory(error) => error,
-            GuestError::ImageTooLarge { bytes, room } => {
+            GuestError::ImageTooLarge { bytes, limit } => {
                 ApiError::bad_parameter("spec.raw_image.image", message)
                     .with("bytes", bytes)
-                    .with("room", room)
+                    .with("limit", limit)
             }
             GuestError::NoMemory { gpa, .. } => {
                 ApiError::new(Reason::BadSlotTable, message).with("gpa", gpa)
@@ -77,11 +83,13 @@ impl From<GuestError> for ApiError {
     }
 }
 
-/// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: guest page tables, code, control pages,
-/// and the random fill with as many threads as there are processors (at most 8).
+/// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: guest page
+/// tables, code, control pages, and the random fill with as many threads as there are processors
+/// (at most 8).
 ///
 /// # Errors
-/// When `memory` does not have the slots that `spec.memory_bytes` asks for, or the image does not fit.
+/// When `memory` does not have the slots that `spec.memory_bytes` asks for, or the image does not
+/// fit.
 pub(crate) fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestError> {
     let layout = Layout::new(spec.memory_bytes)?;
     put(

@@ -1,9 +1,10 @@
-//! The raw image: flat code, entered in 64-bit mode at CPL 3 with IOPL 3, memory mapped one to one.
+//! The raw image: flat code, memory mapped one to one.
 //!
-//! # Contract
-//! Loaded and entered at [`LOAD`] by every vCPU, its number in `rdi`. The stack grows down from [`stack`]. There is no
-//! interrupt and no exception handler: an exception is a triple fault and fails the VM. `out` of a byte to
-//! [`PORT_CONSOLE`] prints it to the VM's console file, `out` to [`PORT_END`] ends the guest; any other port fails it.
+//! # Contract on x86-64
+//! Loaded and entered at [`LOAD`] by every vCPU, in 64-bit mode at CPL 3 with IOPL 3, its number in
+//! `rdi`. The stack grows down from [`stack`]. There is no interrupt and no exception handler: an
+//! exception is a triple fault and fails the VM. `out` of a byte to port 0xe9 prints it to the VM's
+//! console file, `out` to port 0xf4 ends the guest; any other port fails it.
 
 use slat_proto::model::PAGE_SIZE;
 
@@ -12,10 +13,6 @@ use crate::memory::SlotTable;
 
 /// Where the image is loaded and entered.
 pub(crate) const LOAD: u64 = 0x20_0000;
-/// Prints bytes.
-pub(crate) const PORT_CONSOLE: u16 = 0xe9;
-/// Ends the guest.
-pub(crate) const PORT_END: u16 = 0xf4;
 
 const STACK_BYTES: u64 = 8 * PAGE_SIZE;
 
@@ -26,11 +23,11 @@ pub(crate) fn stack(vcpu: u32) -> u64 {
 }
 
 pub(super) fn install(memory: &SlotTable, layout: &Layout, image: &[u8]) -> Result<(), GuestError> {
-    let room = layout.low_limit().saturating_sub(LOAD);
-    if image.len() as u64 > room {
+    let limit = layout.low_limit().saturating_sub(LOAD);
+    if image.len() as u64 > limit {
         return Err(GuestError::ImageTooLarge {
             bytes: image.len() as u64,
-            room,
+            limit,
         });
     }
     put(memory, LOAD, image, "image")

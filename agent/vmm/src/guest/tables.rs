@@ -17,8 +17,8 @@ fn bounds(slot: &SlotSpec) -> (u64, u64) {
     (slot.base_gfn * PAGE_SIZE, slot.end_gfn() * PAGE_SIZE)
 }
 
-/// Pages the tables take: a root, a page for each 512 GiB up to the end, a page for each GiB that holds memory. Slots start
-/// at whole GiB, so no GiB holds two.
+/// Pages the tables take: a root, a page for each 512 GiB up to the end, a page for each GiB that
+/// holds memory. Slots start at whole GiB, so no GiB holds two.
 pub(super) fn pages_for(slots: &[SlotSpec]) -> u64 {
     let end = slots.iter().map(|slot| bounds(slot).1).max().unwrap_or(0);
     let directories: u64 = slots
@@ -50,7 +50,8 @@ pub(super) fn identity(layout: &Layout) -> Vec<u8> {
     for slot in layout.slots() {
         let (base, end) = bounds(slot);
         for gib in base / PD_BYTES..end.div_ceil(PD_BYTES) {
-            // PDPTs lie one after the other, so a GiB's number is its entry's number in all of them.
+            // PDPTs lie one after the other, so a GiB's number is its entry's number in all of
+            // them.
             words[(ENTRIES + gib) as usize] = (root + next * PAGE_SIZE) | TABLE;
             for leaf in 0..ENTRIES {
                 let at = gib * PD_BYTES + leaf * LEAF_BYTES;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use slat_proto::v1;
 
 use crate::{
-    backend::{Backend, BackendError},
+    backend::{Backend, BackendError, CpuFact},
     memory::SlotMemory,
 };
 
@@ -24,6 +24,9 @@ fn refused<T>(what: &str) -> Result<T, BackendError> {
 impl Backend for Guarded {
     fn capabilities(&self) -> Vec<v1::Capability> {
         self.0.capabilities()
+    }
+    fn cpu_facts(&self) -> Vec<CpuFact> {
+        self.0.cpu_facts()
     }
     fn add_slot(&self, _: &Arc<SlotMemory>) -> Result<(), BackendError> {
         refused("adds slots")

@@ -17,7 +17,8 @@ use super::VmEndpoint;
 
 /// Most changes in one UpdateSlots.
 const MAX_CHANGES: usize = 64;
-/// Most ranges in one harvest: about 2 MB, within gRPC's usual 4 MiB. What is left comes with the next harvest.
+/// Most ranges in one harvest: about 2 MB, within gRPC's usual 4 MiB. What is left comes with the
+/// next harvest.
 const MAX_RANGES: usize = 100_000;
 /// The cursor of a caller that names none.
 const DEFAULT_CURSOR: &str = "default";

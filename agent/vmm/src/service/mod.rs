@@ -1,7 +1,9 @@
-//! What a VM process serves: `VmService` and `MemoryService` for a collection of one, and [`transfer`].
+//! What a VM process serves: `VmService` and `MemoryService` for a collection of one, and
+//! [`transfer`].
 //!
-//! Handlers of the two hold no state and no lock. A machine's calls block (they stop vCPUs, sync the journal, read all memory), so
-//! each runs on a blocking thread; a caller that goes away does not stop a call that has begun.
+//! Handlers of the two hold no state and no lock. A machine's calls block (they stop vCPUs, sync
+//! the journal, read all memory), so each runs on a blocking thread; a caller that goes away does
+//! not stop a call that has begun.
 
 mod memory;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! `VmService` for the one VM of this process.
 //!
-//! A watch is a task of its own that ends with its caller, with the VM, or with the process's machine; it sends the VM at
-//! once, at each change, and every [`WATCH_INTERVAL`] while the VM runs, so that statistics move.
+//! A watch is a task of its own that ends with its caller, with the VM, or with the process's
+//! machine; it sends the VM at once, at each change, and every [`WATCH_INTERVAL`] while the VM
+//! runs, so that statistics move.
 
 use std::{sync::Arc, time::Duration};
 

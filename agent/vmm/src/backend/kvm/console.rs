@@ -1,4 +1,5 @@
-//! What a raw image prints, into a file. A guest cannot fill the host's disk: after [`LIMIT`] bytes the rest is dropped.
+//! What a raw image prints, into a file. A guest cannot fill the host's disk: after [`LIMIT`] bytes
+//! the rest is dropped.
 
 use std::{
     fs::{File, OpenOptions},

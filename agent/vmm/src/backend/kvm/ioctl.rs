@@ -19,7 +19,8 @@ ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
-/// Copies a slot's dirty log, `pages` bits rounded up to whole words. Without manual protection it also clears it.
+/// Copies a slot's dirty log, `pages` bits rounded up to whole words. Without manual protection it
+/// also clears it.
 ///
 /// # Panics
 /// When `bitmap` is shorter: the kernel would write past it.
@@ -42,8 +43,8 @@ pub(super) fn get_dirty_log(
     Ok(())
 }
 
-/// Clears the bits of `bitmap` in a slot's dirty log, protects those pages again and flushes. `first` is a multiple of 64;
-/// `pages` is too, unless the range ends with the slot.
+/// Clears the bits of `bitmap` in a slot's dirty log, protects those pages again and flushes.
+/// `first` is a multiple of 64; `pages` is too, unless the range ends with the slot.
 ///
 /// # Panics
 /// When `bitmap` is shorter than `pages`: the kernel would read past it.
@@ -63,7 +64,8 @@ pub(super) fn clear_dirty_log(
             dirty_bitmap: bitmap.as_ptr().cast_mut().cast(),
         },
     };
-    // SAFETY: `vm` is a VM descriptor; the kernel only reads the bitmap, at most the words just asserted.
+    // SAFETY: `vm` is a VM descriptor; the kernel only reads the bitmap, at most the words just
+    // asserted.
     check(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &clear) })?;
     Ok(())
 }

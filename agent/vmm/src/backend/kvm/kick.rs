@@ -1,8 +1,9 @@
 //! How a vCPU thread is got out of the guest.
 //!
-//! Two things together lose no request: the immediate-exit flag in the vCPU's shared page makes the next KVM_RUN return at
-//! once, and a signal interrupts one that already runs. The flag stays set until the thread itself clears it, so it does not
-//! matter when the signal arrives. The handler does nothing; it is there so that the signal is not ignored or fatal.
+//! Two things together lose no request: the immediate-exit flag in the vCPU's shared page makes the
+//! next KVM_RUN return at once, and a signal interrupts one that already runs. The flag stays set
+//! until the thread itself clears it, so it does not matter when the signal arrives. The handler
+//! does nothing; it is there so that the signal is not ignored or fatal.
 
 use std::{
     io,
@@ -34,7 +35,8 @@ pub(super) fn install_handler() -> io::Result<()> {
             // SAFETY: all zero is a valid sigaction; its handler is set below.
             let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
             action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
-            // SAFETY: `action` is valid, its handler does nothing and so is safe at any point of any thread.
+            // SAFETY: `action` is valid, its handler does nothing and so is safe at any point of
+            // any thread.
             if unsafe { libc::sigaction(signal(), &action, ptr::null_mut()) } == 0 {
                 Ok(())
             } else {
@@ -46,7 +48,8 @@ pub(super) fn install_handler() -> io::Result<()> {
 
 /// Lets this thread be kicked, whatever mask it inherited.
 pub(super) fn unblock() {
-    // SAFETY: all zero is a valid set, and it is emptied at once; the calls only touch this thread's mask.
+    // SAFETY: all zero is a valid set, and it is emptied at once; the calls only touch this
+    // thread's mask.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
@@ -76,15 +79,16 @@ impl Target {
     }
 }
 
-/// A vCPU's immediate-exit flag, through a mapping of its own: the one inside kvm-ioctls belongs to the vCPU's thread.
+/// A vCPU's immediate-exit flag, through a mapping of its own: the one inside kvm-ioctls belongs to
+/// the vCPU's thread.
 #[derive(Debug)]
 pub(super) struct ExitFlag {
     page: ptr::NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the page is shared with the kernel anyway, lives as long as the value, and only one byte of it is accessed,
-// atomically.
+// SAFETY: the page is shared with the kernel anyway, lives as long as the value, and only one byte
+// of it is accessed, atomically.
 unsafe impl Send for ExitFlag {}
 // SAFETY: as above.
 unsafe impl Sync for ExitFlag {}
@@ -111,7 +115,8 @@ impl ExitFlag {
     }
 
     pub(super) fn set(&self, exit: bool) {
-        // SAFETY: the field lies within the mapping, whose length was checked, and lives as long as `self`.
+        // SAFETY: the field lies within the mapping, whose length was checked, and lives as long as
+        // `self`.
         let flag = unsafe {
             AtomicU8::from_ptr(self.page.as_ptr().add(offset_of!(kvm_run, immediate_exit)))
         };

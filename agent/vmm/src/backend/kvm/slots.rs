@@ -1,9 +1,10 @@
 //! Memory slots, their dirty log and invalidation.
 //!
 //! # Protocol
-//! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection (the kernel's
-//! KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts empty) a harvest copies the log and then
-//! clears exactly what it copied: a page written in between keeps its bit. Without it the kernel clears as it copies.
+//! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection
+//! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts
+//! empty) a harvest copies the log and then clears exactly what it copied: a page written in
+//! between keeps its bit. Without it the kernel clears as it copies.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -28,7 +29,8 @@ use super::{
 };
 use crate::memory::{GuestMemory, SlotMemory};
 
-/// Words of a bitmap cleared at once: 64 Ki pages, some 2 ms under the kernel's MMU lock when all are dirty.
+/// Words of a bitmap cleared at once: 64 Ki pages, some 2 ms under the kernel's MMU lock when all
+/// are dirty.
 const CLEAR_WORDS: usize = 1024;
 
 #[derive(Debug)]
@@ -51,8 +53,8 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// None yet. `end_gfn` is where the guest's physical addresses end; manual protection of the dirty log is used where the
-    /// kernel has it and `manual` asks for it.
+    /// None yet. `end_gfn` is where the guest's physical addresses end; manual protection of the
+    /// dirty log is used where the kernel has it and `manual` asks for it.
     pub(super) fn new(vm: &VmFd, end_gfn: u64, manual: bool) -> Result<Self, BackendError> {
         let offered = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
         let manual_protect = manual && offered & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as i32 != 0;
@@ -116,8 +118,8 @@ impl Slots {
             memory_size: pages * PAGE_SIZE,
             userspace_addr: memory.mapping().as_ptr() as u64,
         };
-        // SAFETY: the range is a mapping of the slot's length, which the table's Arc keeps until the kernel has let go of it;
-        // nothing in this process holds references into it.
+        // SAFETY: the range is a mapping of the slot's length, which the table's Arc keeps until
+        // the kernel has let go of it; nothing in this process holds references into it.
         unsafe { vm.set_user_memory_region(region) }.map_err(|error| match error.errno() {
             libc::EEXIST => bad(spec, "overlaps a slot that the kernel has"),
             libc::EINVAL => bad(spec, "the kernel refuses it"),
@@ -253,8 +255,8 @@ impl Slots {
         Ok(taken)
     }
 
-    /// Drops the mappings of `[gfn, gfn + pages)`. The kernel's notifier zaps the second stage and flushes before the call
-    /// returns.
+    /// Drops the mappings of `[gfn, gfn + pages)`. The kernel's notifier zaps the second stage and
+    /// flushes before the call returns.
     pub(super) fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         let end = gfn.saturating_add(pages);
         for slot in self.memory.table().slots() {

@@ -1,6 +1,8 @@
-//! KVM's binary statistics: found by name once, then read by `pread` alone, which locks and stops nothing.
+//! KVM's binary statistics: found by name once, then read by `pread` alone, which locks and stops
+//! nothing.
 //!
-//! A name that the kernel does not have stays unset; so does a vCPU sum of which one vCPU lacks a part.
+//! A name that the kernel does not have stays unset; so does a vCPU sum of which one vCPU lacks a
+//! part.
 
 use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _};
 

@@ -1,17 +1,19 @@
 //! vCPU threads.
 //!
 //! # Protocol
-//! One thread a vCPU, parked when it is made. A thread that is let go clears its exit flag, takes its vCPU's descriptor and
-//! runs the guest until KVM_RUN is interrupted while the wanted state is no longer "run"; then it gives the descriptor back
-//! and parks. Because every park follows an interrupted KVM_RUN with the exit flag set, I/O of the last exit has been
-//! completed by then and the registers are those after the instruction: state can be saved.
+//! One thread a vCPU, parked when it is made. A thread that is let go clears its exit flag, takes
+//! its vCPU's descriptor and runs the guest until KVM_RUN is interrupted while the wanted state is
+//! no longer "run"; then it gives the descriptor back and parks. Because every park follows an
+//! interrupted KVM_RUN with the exit flag set, I/O of the last exit has been completed by then and
+//! the registers are those after the instruction: state can be saved.
 //!
-//! Wanted state and exit flags change together under `control`, so a thread never clears a flag it should obey. A guest that
-//! ends or fails stops all vCPUs; the last one to park reports it, once.
+//! Wanted state and exit flags change together under `control`, so a thread never clears a flag it
+//! should obey. A guest that ends or fails stops all vCPUs; the last one to park reports it, once.
 //!
 //! # Invariants
-//! `parked` counts threads that hold no descriptor and run no guest code. A thread's kick target is there exactly while the
-//! thread lives. Threads end when `control.wanted` is `Exit` and are joined by [`Threads::stop`].
+//! `parked` counts threads that hold no descriptor and run no guest code. A thread's kick target is
+//! there exactly while the thread lives. Threads end when `control.wanted` is `Exit` and are joined
+//! by [`Threads::stop`].
 
 use std::{
     io,
@@ -23,32 +25,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::VcpuFd;
 
 use super::{
     super::{BackendError, EventSink, GuestEvent},
+    arch,
     console::Console,
+    exit::{Contract, Exit},
     kick::{self, ExitFlag, Target},
     slots::Slots,
-    x86_64,
 };
-use crate::guest::{
-    memstress::{DOORBELL_PORT, Pacer, Turn},
-    raw::{PORT_CONSOLE, PORT_END},
-};
+use crate::guest::memstress::{Pacer, Turn};
 
 /// How long a vCPU may take to stop.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 /// An idle guest's control page is looked at again after this.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
-/// What the ports mean.
+/// What the guest may ask for, and what that takes.
 #[derive(Debug)]
-pub(super) enum Ports {
+pub(super) enum Serving {
     /// The doorbell.
     Memstress,
     /// Console and end.
     Raw(Option<Console>),
+}
+
+impl Serving {
+    fn contract(&self) -> Contract {
+        match self {
+            Self::Memstress => Contract::Memstress,
+            Self::Raw(_) => Contract::Raw,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +96,7 @@ struct Shared {
     /// Mirror of `wanted == Run` for the path that takes no lock.
     go: AtomicBool,
     slots: Arc<Slots>,
-    ports: Ports,
+    serving: Serving,
     events: EventSink,
 }
 
@@ -117,7 +126,7 @@ impl Threads {
         vcpus: Vec<VcpuFd>,
         run_size: usize,
         slots: Arc<Slots>,
-        ports: Ports,
+        serving: Serving,
         events: EventSink,
     ) -> Result<Self, BackendError> {
         let ioctl = |op| move |source: io::Error| BackendError::Ioctl { op, source };
@@ -146,7 +155,7 @@ impl Threads {
             parked: Condvar::new(),
             go: AtomicBool::new(false),
             slots,
-            ports,
+            serving,
             events,
         });
         // Dropped on an error below, it ends the threads made so far.
@@ -236,7 +245,8 @@ impl Threads {
             let mut control = self.shared.lock();
             self.shared.want(&mut control, Wanted::Exit);
         }
-        // The last owner may be a vCPU thread itself, through the event sink; it cannot wait for its own end.
+        // The last owner may be a vCPU thread itself, through the event sink; it cannot wait for
+        // its own end.
         let me = Target::current();
         let alive = |control: &mut Control| {
             let mut targets = control.targets.iter().flatten();
@@ -279,7 +289,8 @@ impl Shared {
             for (vcpu, target) in self.vcpus.iter().zip(&control.targets) {
                 vcpu.exit.set(true);
                 if let Some(target) = target {
-                    // SAFETY: a thread takes its target away under `control`, which is held, before it ends.
+                    // SAFETY: a thread takes its target away under `control`, which is held, before
+                    // it ends.
                     unsafe { target.kick() };
                 }
             }
@@ -343,9 +354,10 @@ impl Shared {
             .fd
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let contract = self.serving.contract();
         loop {
-            let failure = match fd.run() {
-                Ok(exit) => match self.exit(index, pacer, exit) {
+            let failure = match arch::run(&mut fd, contract) {
+                Ok(exit) => match self.serve(index, pacer, exit) {
                     Ok(()) => continue,
                     Err(failure) => failure,
                 },
@@ -356,14 +368,14 @@ impl Shared {
                     return;
                 }
                 Err(error) => {
-                    let rip = x86_64::rip(&fd);
+                    let place = arch::program_counter(&fd);
                     self.end(GuestEvent::Failed(format!(
-                        "vCPU {index}: KVM_RUN failed at rip {rip}: {error}"
+                        "vCPU {index}: KVM_RUN failed at {place}: {error}"
                     )));
                     return;
                 }
             };
-            let rip = x86_64::rip(&fd);
+            let place = arch::program_counter(&fd);
             let detail = if failure == INTERNAL_ERROR {
                 // SAFETY: the exit reason says that this member of the union was filled.
                 let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
@@ -372,61 +384,26 @@ impl Shared {
                 String::new()
             };
             self.end(GuestEvent::Failed(format!(
-                "vCPU {index}: {failure}{detail} at rip {rip}"
+                "vCPU {index}: {failure}{detail} at {place}"
             )));
         }
     }
 
     /// Serves an exit, or says what is wrong with it.
-    fn exit(&self, index: usize, pacer: &mut Pacer, exit: VcpuExit<'_>) -> Result<(), String> {
-        match (exit, &self.ports) {
-            (VcpuExit::IoIn(DOORBELL_PORT, data), Ports::Memstress) => {
-                data.fill(u8::from(!self.may_go(index, pacer)?));
-                Ok(())
-            }
-            (VcpuExit::IoOut(PORT_CONSOLE, data), Ports::Raw(console)) => {
-                if let Some(console) = console {
-                    console.print(data);
+    fn serve(&self, index: usize, pacer: &mut Pacer, exit: Exit<'_>) -> Result<(), String> {
+        match exit {
+            Exit::Again => {}
+            Exit::Doorbell(answer) => answer.fill(u8::from(!self.may_go(index, pacer)?)),
+            Exit::Print(bytes) => {
+                if let Serving::Raw(Some(console)) = &self.serving {
+                    console.print(bytes);
                 }
-                Ok(())
             }
-            (VcpuExit::IoOut(PORT_END, _), Ports::Raw(_)) => {
-                self.end(GuestEvent::Stopped);
-                Ok(())
-            }
-            (VcpuExit::Intr, _) => Ok(()),
-            (VcpuExit::IoOut(port, data), _) => Err(format!(
-                "write of {} bytes to port {port:#x}, which does nothing here,",
-                data.len()
-            )),
-            (VcpuExit::IoIn(port, data), _) => {
-                data.fill(0xff);
-                Err(format!(
-                    "read from port {port:#x}, which does nothing here,"
-                ))
-            }
-            (VcpuExit::MmioRead(gpa, data), _) => {
-                data.fill(0xff);
-                Err(format!(
-                    "read of guest-physical {gpa:#x}, where no slot is,"
-                ))
-            }
-            (VcpuExit::MmioWrite(gpa, _), _) => Err(format!(
-                "write to guest-physical {gpa:#x}, where no writable slot is,"
-            )),
-            (VcpuExit::Shutdown, _) => {
-                Err("triple fault (an exception that the guest does not handle)".to_owned())
-            }
-            (VcpuExit::Hlt, _) => Err("halt without a source of interrupts".to_owned()),
-            (VcpuExit::InternalError, _) => Err(INTERNAL_ERROR.to_owned()),
-            (VcpuExit::FailEntry(reason, cpu), _) => Err(format!(
-                "the CPU refused to enter the guest (reason {reason:#x}, CPU {cpu})"
-            )),
-            (VcpuExit::MemoryFault { flags, gpa, size }, _) => Err(format!(
-                "the kernel cannot map guest-physical {gpa:#x}+{size:#x} (flags {flags:#x})"
-            )),
-            (other, _) => Err(format!("exit {other:?}")),
+            Exit::End => self.end(GuestEvent::Stopped),
+            Exit::Refused(what) => return Err(what),
+            Exit::Internal => return Err(INTERNAL_ERROR.to_owned()),
         }
+        Ok(())
     }
 
     /// Waits until memstress may run a batch (true) or its vCPU shall stop (false).

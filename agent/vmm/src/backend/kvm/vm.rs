@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, kvm_cpuid_entry2};
+use kvm_bindings::KVM_CAP_BINARY_STATS_FD;
 use kvm_ioctls::VmFd;
 use slat_proto::{
     model::{GuestSpec, VmSpec},
@@ -17,39 +17,41 @@ use slat_proto::{
 };
 
 use super::{
-    super::{Backend, BackendError, EventSink},
+    super::{Backend, BackendError, EventSink, cpu::CpuFact},
+    arch::{self, ARCH, HostCpu, Told, VcpuState},
     console::Console,
-    failed, ioctl, open,
+    failed, ioctl, open_to_run,
     slots::Slots,
     state::{Reader, Writer, bad},
     stats::Stats,
     unsupported,
-    vcpu::{Ports, Threads},
-    x86_64::{self, ARCH, HostCpu, VcpuState},
+    vcpu::{Serving, Threads},
 };
 use crate::{guest::Layout, memory::SlotMemory};
 
 /// One VM of KVM.
 #[derive(Debug)]
 pub(crate) struct KvmBackend {
-    // Fields go in this order: threads leave the guest, the VM's descriptor closes, then memory may go.
+    // Fields go in this order: threads leave the guest, the VM's descriptor closes, then memory may
+    // go.
     threads: Threads,
     stats: Stats,
     vm: VmFd,
     slots: Arc<Slots>,
     host: HostCpu,
-    /// What each vCPU was told by CPUID. Held only to copy in or out.
-    cpuid: Mutex<Vec<Vec<kvm_cpuid_entry2>>>,
+    /// What each vCPU was told of its CPU. Held only to copy in or out.
+    told: Mutex<Vec<Told>>,
     vcpus: u32,
     /// A load failed in the middle: some vCPU is neither new nor loaded, and must not run.
-    half_loaded: AtomicBool,
+    partly_loaded: AtomicBool,
 }
 
 impl KvmBackend {
     /// A stopped VM without slots. A raw image prints into the file `console`, or nowhere.
     ///
     /// # Errors
-    /// `Unsupported` when the host's KVM lacks something, `Ioctl` when it or the console's file refuses.
+    /// `Unsupported` when the host's KVM lacks something, `Ioctl` when it or the console's file
+    /// refuses.
     pub(crate) fn new(
         spec: &VmSpec,
         events: EventSink,
@@ -65,7 +67,7 @@ impl KvmBackend {
         console: Option<&Path>,
         manual_protect: bool,
     ) -> Result<Self, BackendError> {
-        let kvm = open()?;
+        let kvm = open_to_run()?;
         let most = kvm.get_max_vcpus();
         if spec.vcpus as usize > most {
             return Err(unsupported(format!(
@@ -77,16 +79,16 @@ impl KvmBackend {
             .map_err(|error| unsupported(format!("lay out guest memory: {error}")))?;
         let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         let host = HostCpu::new(&kvm, &vm)?;
-        x86_64::prepare_vm(&vm)?;
+        arch::prepare_vm(&vm)?;
         let slots = Arc::new(Slots::new(&vm, host.end_gfn(), manual_protect)?);
         let mut vcpus = Vec::with_capacity(spec.vcpus as usize);
-        let mut cpuid = Vec::with_capacity(spec.vcpus as usize);
+        let mut told = Vec::with_capacity(spec.vcpus as usize);
         for index in 0..spec.vcpus {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
             let entry = layout.entry(spec, index);
-            cpuid.push(x86_64::prepare_vcpu(&host, &vcpu, index, entry)?);
+            told.push(arch::prepare_vcpu(&host, &vcpu, index, entry)?);
             vcpus.push(vcpu);
         }
         let stats = if vm.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0 {
@@ -100,10 +102,10 @@ impl KvmBackend {
         } else {
             Stats::default()
         };
-        let ports = match spec.guest {
-            GuestSpec::Memstress(_) => Ports::Memstress,
+        let serving = match spec.guest {
+            GuestSpec::Memstress(_) => Serving::Memstress,
             GuestSpec::RawImage(_) => {
-                Ports::Raw(console.map(Console::open).transpose().map_err(|source| {
+                Serving::Raw(console.map(Console::open).transpose().map_err(|source| {
                     BackendError::Ioctl {
                         op: "opening the guest's console file",
                         source,
@@ -111,17 +113,24 @@ impl KvmBackend {
                 })?)
             }
         };
-        let threads = Threads::new(vcpus, vm.run_size(), Arc::clone(&slots), ports, events)?;
+        let threads = Threads::new(vcpus, vm.run_size(), Arc::clone(&slots), serving, events)?;
         Ok(Self {
             threads,
             stats,
             vm,
             slots,
             host,
-            cpuid: Mutex::new(cpuid),
+            told: Mutex::new(told),
             vcpus: spec.vcpus,
-            half_loaded: AtomicBool::new(false),
+            partly_loaded: AtomicBool::new(false),
         })
+    }
+
+    fn told(&self) -> Vec<Told> {
+        self.told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -140,6 +149,13 @@ impl Backend for KvmBackend {
             all.push(v1::Capability::FlushStatistics);
         }
         all
+    }
+
+    fn cpu_facts(&self) -> Vec<CpuFact> {
+        // All vCPUs of a VM are told the same but for their own number, which is no fact.
+        let told = self.told();
+        told.first()
+            .map_or_else(Vec::new, |told| told.facts(&self.host))
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
@@ -167,9 +183,9 @@ impl Backend for KvmBackend {
     }
 
     fn run(&self) -> Result<(), BackendError> {
-        if self.half_loaded.load(Ordering::SeqCst) {
+        if self.partly_loaded.load(Ordering::SeqCst) {
             return Err(BackendError::Vcpu {
-                message: "loading vCPU state failed half-way; this VM cannot run".to_owned(),
+                message: "loading vCPU state failed in the middle; this VM cannot run".to_owned(),
             });
         }
         self.threads.run()
@@ -181,13 +197,9 @@ impl Backend for KvmBackend {
 
     fn save_state(&self) -> Result<Vec<u8>, BackendError> {
         let mut writer = Writer::new(ARCH, self.vcpus);
-        let cpuid = self
-            .cpuid
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let told = self.told();
         self.threads.while_stopped(false, |index, vcpu| {
-            VcpuState::save(&self.host, vcpu, &cpuid[index as usize])?.write(&mut writer);
+            VcpuState::save(&self.host, vcpu, &told[index as usize])?.write(&mut writer);
             Ok(())
         })?;
         Ok(writer.finish())
@@ -199,15 +211,15 @@ impl Backend for KvmBackend {
             .map(|index| VcpuState::read(&mut reader, &self.host).map_err(of_vcpu(index)))
             .collect::<Result<Vec<_>, _>>()?;
         reader.finish()?;
-        let cpuid = states.iter().map(|state| state.cpuid().to_vec()).collect();
+        let told = states.iter().map(VcpuState::told).collect();
         self.threads.while_stopped(true, |index, vcpu| {
-            self.half_loaded.store(true, Ordering::SeqCst);
+            self.partly_loaded.store(true, Ordering::SeqCst);
             states[index as usize]
                 .load(&self.host, vcpu)
                 .map_err(of_vcpu(index))
         })?;
-        *self.cpuid.lock().unwrap_or_else(PoisonError::into_inner) = cpuid;
-        self.half_loaded.store(false, Ordering::SeqCst);
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        self.partly_loaded.store(false, Ordering::SeqCst);
         Ok(())
     }
 

@@ -63,7 +63,7 @@ use self::{
     tables::{Budget, TableHeap},
     vcpu::Vcpu,
 };
-use super::{Backend, BackendError, EventSink};
+use super::{Backend, BackendError, CpuFact, EventSink};
 use crate::memory::SlotMemory;
 
 /// What vCPUs and owner share.
@@ -214,6 +214,10 @@ impl Backend for SoftwareBackend {
             FlushStatistics,
             Invalidate,
         ]
+    }
+
+    fn cpu_facts(&self) -> Vec<CpuFact> {
+        Vec::new()
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {

@@ -5,20 +5,21 @@ use slat_proto::model::PAGE_SIZE;
 use crate::guest::Layout;
 
 /// `SLATMEM1`.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"SLATMEM1");
-pub(super) const VERSION: u64 = 1;
+pub(in crate::guest) const MAGIC: u64 = u64::from_le_bytes(*b"SLATMEM1");
+pub(in crate::guest) const VERSION: u64 = 1;
 /// In the rate, the visit ceiling and the first error: there is none.
-pub(super) const NONE: u64 = u64::MAX;
+pub(in crate::guest) const NONE: u64 = u64::MAX;
 /// All of 2^32: a visit always writes, without asking the generator.
-pub(super) const ALWAYS: u64 = 1 << 32;
-/// Owned ranges begin at multiples of this, so that two vCPUs never share a word or a cache line of the table.
-pub(super) const GRAIN: u64 = 16;
+pub(in crate::guest) const ALWAYS: u64 = 1 << 32;
+/// Owned ranges begin at multiples of this, so that two vCPUs never share a word or a cache line of
+/// the table.
+pub(in crate::guest) const GRAIN: u64 = 16;
 
 /// Values of [`offset::PATTERN`].
-pub(super) mod pattern {
-    pub(in super::super) const SEQUENTIAL: u64 = 0;
-    pub(in super::super) const RANDOM: u64 = 1;
-    pub(in super::super) const HOT_COLD: u64 = 2;
+pub(in crate::guest) mod pattern {
+    pub(in crate::guest) const SEQUENTIAL: u64 = 0;
+    pub(in crate::guest) const RANDOM: u64 = 1;
+    pub(in crate::guest) const HOT_COLD: u64 = 2;
 }
 
 /// Offsets in a control page, bytes.
@@ -47,13 +48,13 @@ pub(crate) mod offset {
     pub(crate) const WORKING_PAGES: u64 = 0x050;
     /// Ceiling of the VM, bytes a second.
     pub(crate) const RATE: u64 = 0x058;
-    /// Linear address of the expected-pass table.
+    /// Linear address of the count table.
     pub(crate) const EXPECTED: u64 = 0x060;
     /// Linear address of the working pages.
     pub(crate) const WORK: u64 = 0x068;
     /// Where the hole is in linear addresses.
     pub(crate) const LOW_LIMIT: u64 = 0x070;
-    /// What passes it.
+    /// What to add beyond it.
     pub(crate) const HOLE: u64 = 0x078;
     /// Visits in a batch.
     pub(crate) const BATCH: u64 = 0x080;

@@ -5,8 +5,9 @@ use slat_proto::v1;
 use super::control::{MAGIC, NONE, VERSION, control_page, offset};
 use crate::memory::SlotTable;
 
-/// What memstress counted, summed over `vcpus`; `None` when a control page is missing or not memstress'. May be called while
-/// vCPUs run: counters are then those of a moment within the last batch of each.
+/// What memstress counted, summed over `vcpus`; `None` when a control page is missing or not
+/// memstress'. May be called while vCPUs run: counters are then those of a moment within the last
+/// batch of each.
 #[must_use]
 pub(crate) fn counters(memory: &SlotTable, vcpus: u32) -> Option<v1::GuestCounters> {
     let mut sum = v1::GuestCounters::default();

@@ -10,7 +10,7 @@ use super::{
     step::SECOND_STAMP,
 };
 use crate::{
-    guest::{GuestError, layout::Layout, put},
+    guest::{GuestError, arch, layout::Layout, put},
     memory::SlotTable,
 };
 
@@ -26,13 +26,7 @@ pub(in crate::guest) fn install(
     vcpus: u32,
     spec: &MemstressSpec,
 ) -> Result<(), GuestError> {
-    #[cfg(target_arch = "x86_64")]
-    put(
-        memory,
-        Layout::CODE,
-        super::code_x86_64::bytes(),
-        "machine code",
-    )?;
+    put(memory, Layout::CODE, arch::memstress(), "machine code")?;
     for vcpu in 0..vcpus {
         for (at, value) in parameters(layout, vcpu, vcpus, spec) {
             put(
@@ -102,7 +96,7 @@ fn parameters(layout: &Layout, vcpu: u32, vcpus: u32, spec: &MemstressSpec) -> V
     ]
 }
 
-/// Random bytes in every working page, each stamped with pass 1; the table says 1 throughout.
+/// Random bytes in every working page, each stamped with count 1; the table says 1 throughout.
 fn fill(memory: &SlotTable, layout: &Layout, seed: u64) -> Result<(), GuestError> {
     let pages = layout.working_pages();
     let ones = [1u32.to_le_bytes(); PAGE / 4].concat();
@@ -112,7 +106,7 @@ fn fill(memory: &SlotTable, layout: &Layout, seed: u64) -> Result<(), GuestError
             memory,
             layout.gpa(layout.expected() + table_page * PAGE_SIZE),
             &ones[..entries * 4],
-            "expected-pass table",
+            "count table",
         )?;
     }
     let threads = thread::available_parallelism().map_or(1, |n| n.get().min(8)) as u64;

@@ -1,7 +1,8 @@
-//! Says before each batch whether a vCPU may go on: keeps pages written under the ceiling, lets an idle guest wait.
+//! Says before each batch whether a vCPU may go on: keeps pages written under the ceiling, lets an
+//! idle guest wait.
 //!
-//! A pacer belongs to one vCPU of one process. It measures from when it first saw the vCPU (or from when the ceiling
-//! changed), so it needs nothing from the process that ran the vCPU before.
+//! A pacer belongs to one vCPU of one process. It measures from when it first saw the vCPU (or from
+//! when the ceiling changed), so it needs nothing from the process that ran the vCPU before.
 
 use std::time::{Duration, Instant};
 

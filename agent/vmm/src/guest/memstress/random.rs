@@ -1,7 +1,8 @@
-//! xorshift64*: small enough to be the same in Rust and in machine code. Good for spreading visits, for nothing secret.
+//! xorshift64*: small enough to be the same in Rust and in machine code. Good for spreading visits,
+//! for nothing secret.
 
 /// The multiplier of the output.
-pub(super) const MULTIPLIER: u64 = 0x2545_f491_4f6c_dd1d;
+pub(in crate::guest) const MULTIPLIER: u64 = 0x2545_f491_4f6c_dd1d;
 
 /// Next number. `state` is never 0 and does not become 0.
 pub(super) fn next(state: &mut u64) -> u64 {

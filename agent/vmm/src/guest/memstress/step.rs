@@ -1,4 +1,5 @@
-//! memstress in portable Rust. Step for step what `code_x86_64` does; change both together.
+//! memstress in portable Rust. Step for step what the machine code of
+//! [`arch`](crate::guest::arch) does; change both together.
 
 use slat_proto::model::PAGE_SIZE;
 
@@ -14,8 +15,9 @@ const MAX_BATCH: u64 = 4096;
 /// Offset in a page of its second stamp.
 pub(super) const SECOND_STAMP: u64 = PAGE_SIZE - 16;
 
-/// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address outside memory is an error of
-/// the access, never a panic (a control page may come from another host).
+/// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address
+/// outside memory is an error of the access, never a panic (a control page may come from another
+/// host).
 pub(crate) trait GuestAccess {
     /// Why an access failed.
     type Error;
@@ -75,7 +77,7 @@ pub(crate) struct BatchEnd {
 /// Runs one batch of a vCPU: some visits, at most 4,096. Ask a [`super::Pacer`] before each.
 ///
 /// # Errors
-/// That of the first access that fails. The batch is then half done and the vCPU must not go on.
+/// That of the first access that fails. The batch is then partly done and the vCPU must not go on.
 pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<BatchEnd, M::Error> {
     let control = control_page(vcpu);
     let parameters = Parameters::read(memory, control)?;
@@ -87,17 +89,17 @@ pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<Bat
         let entry = parameters.gpa(parameters.expected.wrapping_add(page.wrapping_mul(4)));
         let at = parameters.gpa(parameters.work.wrapping_add(page.wrapping_mul(PAGE_SIZE)))
             & !(PAGE_SIZE - 1);
-        // The table's entries are half a word; no other vCPU owns the other half.
+        // The table's entries are 32 bits; no other vCPU owns the rest of the word.
         let (word, shift) = (entry & !7, (entry & 4) * 8);
         let pair = memory.read_u64(word)?;
-        let pass = u64::from((pair >> shift) as u32);
-        if pass != 0 && !stamped(memory, at, page, pass)? {
+        let count = u64::from((pair >> shift) as u32);
+        if count != 0 && !stamped(memory, at, page, count)? {
             count_error(memory, control, page)?;
         }
         if !parameters.writes(&mut state) {
             continue;
         }
-        let next = u64::from((pass as u32).wrapping_add(1).max(1));
+        let next = u64::from((count as u32).wrapping_add(1).max(1));
         for stamp in [at, at + SECOND_STAMP] {
             memory.write_u64(stamp, page)?;
             memory.write_u64(stamp + 8, next)?;
@@ -127,10 +129,10 @@ fn stamped<M: GuestAccess>(
     memory: &mut M,
     at: u64,
     page: u64,
-    pass: u64,
+    count: u64,
 ) -> Result<bool, M::Error> {
     for stamp in [at, at + SECOND_STAMP] {
-        if memory.read_u64(stamp)? != page || memory.read_u64(stamp + 8)? != pass {
+        if memory.read_u64(stamp)? != page || memory.read_u64(stamp + 8)? != count {
             return Ok(false);
         }
     }
@@ -341,12 +343,12 @@ mod tests {
         assert!((45..55).contains(&written), "{written} % written");
         let table = memory.table();
         let hot = layout.working_pages() / 10;
-        let passes = |pages: std::ops::Range<u64>| -> u64 {
+        let writes = |pages: std::ops::Range<u64>| -> u64 {
             pages
                 .map(|page| (&*table).read_u64(layout.working_page(page) + 8).unwrap())
                 .sum()
         };
-        let share = passes(0..hot) * 100 / passes(0..layout.working_pages());
+        let share = writes(0..hot) * 100 / writes(0..layout.working_pages());
         assert!((87..93).contains(&share), "{share} % to the hot pages");
     }
 

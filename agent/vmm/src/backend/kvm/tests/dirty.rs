@@ -145,7 +145,7 @@ fn invalidated_memory_is_faulted_in_again_with_its_contents() {
     vm.run_visits(4 * visits);
     assert_eq!(vm.counters().errors, 0);
     if let (Some(warm), Some(idle), Some(after)) = (warm, idle, faults()) {
-        assert!(idle - warm < 100, "{} faults in a warm pass", idle - warm);
+        assert!(idle - warm < 100, "{} faults once warm", idle - warm);
         // With huge pages one fault brings 512 pages back.
         assert!(after - idle >= 16, "{} faults after", after - idle);
     }
@@ -155,7 +155,7 @@ fn invalidated_memory_is_faulted_in_again_with_its_contents() {
     for _ in 0..20 {
         let passes = vm.counters().passes;
         vm.backend.invalidate(100, 5000).unwrap();
-        vm.wait("a pass", || vm.counters().passes > passes);
+        vm.wait("each page", || vm.counters().passes > passes);
     }
     vm.backend.pause().unwrap();
     assert_eq!(vm.counters().errors, 0);

@@ -3,7 +3,7 @@
 use slat_proto::model::{MemstressFill, MemstressPattern};
 
 use super::*;
-use crate::guest::Layout;
+use crate::{backend::compare_facts, guest::Layout};
 
 fn random() -> MemstressSpec {
     MemstressSpec {
@@ -171,22 +171,47 @@ fn damaged_state_is_refused_or_loads() {
     assert_eq!(target.counters().errors, 0);
 }
 
-#[test]
-fn a_host_that_lacks_a_feature_says_which_leaf() {
-    need_kvm!();
-    let vm = Vm::new(memstress(8 << 20, 1, random()));
-    let state = vm.backend.save_state().unwrap();
-    // The first CPUID entry begins after the container's header and the section's; find leaf 1 and set all of its edx.
+/// Saved state whose leaf 1 of CPUID is changed: `change` gets its ecx and edx.
+fn with_other_features(state: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    // The first CPUID entry begins after the container's header and the section's.
     let mut body = state[..state.len() - 4].to_vec();
     let entries = 20 + 8;
     let leaf_1 = (0..64)
         .map(|entry| entries + entry * 40)
         .find(|at| body[*at..at + 4] == 1u32.to_le_bytes())
         .unwrap();
-    body[leaf_1 + 24..leaf_1 + 28].fill(0xff);
-    let error = vm.backend.load_state(&signed(body)).unwrap_err();
-    assert!(
-        error.to_string().contains("CPUID leaf 0x1.0 Edx"),
-        "{error}"
-    );
+    change(&mut body[leaf_1 + 20..leaf_1 + 28]);
+    signed(body)
+}
+
+#[test]
+fn a_host_that_lacks_a_feature_says_which() {
+    need_kvm!();
+    let vm = Vm::new(memstress(8 << 20, 1, random()));
+    let state = vm.backend.save_state().unwrap();
+    let state = with_other_features(&state, |words| words[4..].fill(0xff));
+    let error = vm.backend.load_state(&state).unwrap_err();
+    assert!(error.to_string().contains("x86.cpuid.1.0.edx"), "{error}");
+}
+
+#[test]
+fn a_vm_says_what_it_was_told_and_not_what_its_host_could_tell() {
+    need_kvm!();
+    let host = crate::backend::host_facts(BackendKind::Kvm).unwrap();
+    let vm = Vm::new(memstress(8 << 20, 1, random()));
+    assert_eq!(compare_facts(&vm.backend.cpu_facts(), &host), []);
+    // Of a host that lacks the lowest feature of ecx.
+    let state = vm.backend.save_state().unwrap();
+    let state = with_other_features(&state, |words| {
+        let ecx = u32::from_le_bytes(words[..4].try_into().unwrap());
+        assert_ne!(ecx, 0);
+        words[..4].copy_from_slice(&(ecx & (ecx - 1)).to_le_bytes());
+    });
+    let arrived = Vm::over(copy(&vm.memory.table()), vm.spec.clone(), None);
+    arrived.backend.load_state(&state).unwrap();
+    let lesser = arrived.backend.cpu_facts();
+    assert_eq!(compare_facts(&lesser, &host), []);
+    let differences = compare_facts(&host, &lesser);
+    assert_eq!(differences.len(), 1, "{differences:?}");
+    assert_eq!(differences[0].name, "x86.cpuid.1.0.ecx");
 }

@@ -23,7 +23,8 @@ fn run(image: &[u8], vcpus: u32) -> (GuestEvent, Vec<u8>) {
     (event, std::fs::read(console).unwrap())
 }
 
-/// Prints `text` and goes on with `then`: lea rsi, [rip + text]; mov ecx, len; 1: lodsb; out 0xe9, al; loop 1b; then; text.
+/// Prints `text` and goes on with `then`: lea rsi, [rip + text]; mov ecx, len; 1: lodsb; out 0xe9,
+/// al; loop 1b; then; text.
 fn printer(text: &[u8], then: &[u8]) -> Vec<u8> {
     let mut code = vec![0x48, 0x8d, 0x35];
     code.extend((5 + 5 + then.len() as u32).to_le_bytes());

@@ -11,7 +11,7 @@ fn it_writes_at_full_speed_and_finds_no_error() {
     for vcpus in [1, 2] {
         let vm = Vm::new(memstress(64 << 20, vcpus, MemstressSpec::default()));
         vm.backend.run().unwrap();
-        vm.wait("3 passes", || vm.counters().passes >= 3);
+        vm.wait("3 visits of each page", || vm.counters().passes >= 3);
         vm.backend.pause().unwrap();
         let stopped = vm.counters();
         assert_eq!(stopped.errors, 0);
@@ -23,7 +23,7 @@ fn it_writes_at_full_speed_and_finds_no_error() {
         vm.backend.pause().unwrap();
         assert_eq!(vm.counters(), stopped, "a paused guest does nothing");
         vm.backend.run().unwrap();
-        vm.wait("another pass", || vm.counters().passes > stopped.passes);
+        vm.wait("each page again", || vm.counters().passes > stopped.passes);
         vm.backend.run().unwrap();
         vm.backend.pause().unwrap();
         assert_eq!(vm.counters().errors, 0);
@@ -119,7 +119,7 @@ fn an_idle_guest_writes_nothing_and_pauses_at_once() {
         vm.set_word(vcpu, offset::RATE, u64::MAX);
     }
     vm.backend.run().unwrap();
-    vm.wait("a pass", || vm.counters().passes > 0);
+    vm.wait("each page", || vm.counters().passes > 0);
     vm.backend.pause().unwrap();
     assert_eq!(vm.counters().errors, 0);
 }
@@ -163,7 +163,7 @@ fn dropping_a_running_vm_ends_its_threads() {
     need_kvm!();
     let vm = Vm::new(memstress(16 << 20, 2, MemstressSpec::default()));
     vm.backend.run().unwrap();
-    vm.wait("a pass", || vm.counters().passes > 0);
+    vm.wait("each page", || vm.counters().passes > 0);
     let Vm {
         backend, events, ..
     } = vm;

@@ -1,9 +1,11 @@
-//! All that is x86-64: what the host's CPU offers, how a vCPU starts, how its state is saved and loaded.
+//! All that is x86-64: what the host's CPU offers, how a vCPU starts, how its state is saved and
+//! loaded.
 //!
-//! There is no in-kernel interrupt controller, so a vCPU has no LAPIC state; its base register travels with the special
-//! registers.
+//! There is no in-kernel interrupt controller, so a vCPU has no LAPIC state; its base register
+//! travels with the special registers.
 
 mod cpuid;
+mod exit;
 mod msrs;
 mod vcpu_state;
 
@@ -13,12 +15,21 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-pub(super) use self::vcpu_state::VcpuState;
-use super::{super::BackendError, failed};
-use crate::guest::Entry;
+pub(in crate::backend::kvm) use self::{exit::run, vcpu_state::VcpuState};
+use crate::{
+    backend::{BackendError, cpu::CpuFact, kvm::failed},
+    guest::BootEntry,
+};
 
 /// In saved state.
-pub(super) const ARCH: u32 = 1;
+pub(in crate::backend::kvm) const ARCH: u32 = 1;
+/// Beside what every architecture needs.
+pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 4] = [
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+];
 
 /// Real-mode helper pages that VMX wants to know about; in the hole below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -40,9 +51,48 @@ const RFLAGS_FIXED: u64 = 1 << 1;
 /// I/O from CPL 3.
 const RFLAGS_IOPL_3: u64 = 3 << 12;
 
+/// It can, wherever `/dev/kvm` opens.
+pub(in crate::backend::kvm) fn supported() -> Result<(), BackendError> {
+    Ok(())
+}
+
+/// What this host's KVM gives guests: CPUID, and the frequency of a new vCPU's time-stamp counter.
+///
+/// # Errors
+/// `Ioctl` when no vCPU can be made to ask.
+pub(in crate::backend::kvm) fn host_facts(kvm: &Kvm) -> Result<Vec<CpuFact>, BackendError> {
+    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let host = HostCpu::new(kvm, &vm)?;
+    let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+    let told = Told {
+        cpuid: host.supported.as_slice().to_vec(),
+        tsc_khz: host.tsc_khz_of(&vcpu)?,
+    };
+    Ok(told.facts(&host))
+}
+
+/// What a vCPU was told of its CPU.
+#[derive(Clone, Debug)]
+pub(in crate::backend::kvm) struct Told {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// `None` where the host cannot say.
+    tsc_khz: Option<u32>,
+}
+
+impl Told {
+    /// The same for the handover's preamble, with whether `host` scales the time-stamp counter.
+    pub(in crate::backend::kvm) fn facts(&self, host: &HostCpu) -> Vec<CpuFact> {
+        let mut facts = cpuid::facts(&self.cpuid);
+        facts.extend(self.tsc_khz.map(|khz| CpuFact::new("x86.tsc_khz", khz)));
+        let scaling = if host.tsc_control { "yes" } else { "no" };
+        facts.push(CpuFact::new("x86.tsc_scaling", scaling));
+        facts
+    }
+}
+
 /// What the host offers to every VM.
 #[derive(Debug)]
-pub(super) struct HostCpu {
+pub(in crate::backend::kvm) struct HostCpu {
     supported: CpuId,
     msrs: Vec<u32>,
     xcrs: bool,
@@ -53,7 +103,7 @@ pub(super) struct HostCpu {
 }
 
 impl HostCpu {
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd) -> Result<Self, BackendError> {
+    pub(in crate::backend::kvm) fn new(kvm: &Kvm, vm: &VmFd) -> Result<Self, BackendError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -73,14 +123,21 @@ impl HostCpu {
         })
     }
 
+    /// Frequency of a vCPU's time-stamp counter, where the host can say.
+    fn tsc_khz_of(&self, vcpu: &VcpuFd) -> Result<Option<u32>, BackendError> {
+        self.tsc_khz
+            .then(|| vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ")))
+            .transpose()
+    }
+
     /// First guest frame that the CPU cannot address.
-    pub(super) fn end_gfn(&self) -> u64 {
+    pub(in crate::backend::kvm) fn end_gfn(&self) -> u64 {
         1 << (cpuid::physical_bits(self.supported.as_slice()).clamp(32, 52) - 12)
     }
 }
 
 /// What a new VM needs before it has slots.
-pub(super) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
+pub(in crate::backend::kvm) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
     if vm.check_extension(Cap::SetTssAddr) {
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(failed("KVM_SET_TSS_ADDR"))?;
@@ -88,14 +145,15 @@ pub(super) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Makes a new vCPU ready to enter the guest: CPUID, 64-bit mode at CPL 3 with IOPL 3, the entry's registers. CPUID comes
-/// first: the kernel checks the control registers by it. Returns what the vCPU was told.
-pub(super) fn prepare_vcpu(
+/// Makes a new vCPU ready to enter the guest: CPUID, 64-bit mode at CPL 3 with IOPL 3, the entry's
+/// registers. CPUID comes first: the kernel checks the control registers by it. Returns what the
+/// vCPU was told.
+pub(in crate::backend::kvm) fn prepare_vcpu(
     host: &HostCpu,
     vcpu: &VcpuFd,
     index: u32,
-    entry: Entry,
-) -> Result<Vec<kvm_cpuid_entry2>, BackendError> {
+    entry: BootEntry,
+) -> Result<Told, BackendError> {
     let cpuid = cpuid::for_vcpu(&host.supported, index);
     vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
@@ -142,25 +200,28 @@ pub(super) fn prepare_vcpu(
     sregs.gdt.limit = 0;
     sregs.idt.limit = 0;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
-    sregs.cr3 = entry.cr3;
+    sregs.cr3 = entry.page_tables;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     sregs.efer = EFER_LME | EFER_LMA | EFER_NX;
     vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
     let regs = kvm_regs {
-        rip: entry.rip,
-        rsp: entry.rsp,
-        rdi: entry.rdi,
+        rip: entry.pc,
+        rsp: entry.sp,
+        rdi: entry.argument,
         rflags: RFLAGS_FIXED | RFLAGS_IOPL_3,
         ..Default::default()
     };
     vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
-    Ok(cpuid.as_slice().to_vec())
+    Ok(Told {
+        cpuid: cpuid.as_slice().to_vec(),
+        tsc_khz: host.tsc_khz_of(vcpu)?,
+    })
 }
 
 /// Instruction pointer, for messages.
-pub(super) fn rip(vcpu: &VcpuFd) -> String {
+pub(in crate::backend::kvm) fn program_counter(vcpu: &VcpuFd) -> String {
     vcpu.get_regs().map_or_else(
-        |error| format!("unknown ({error})"),
-        |regs| format!("{:#x}", regs.rip),
+        |error| format!("rip unknown ({error})"),
+        |regs| format!("rip {:#x}", regs.rip),
     )
 }

@@ -1,14 +1,19 @@
 //! CPUID: what a vCPU is told, and whether a vCPU from another host can live here.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-use super::super::{BackendError, state::bad};
+use crate::backend::{
+    BackendError,
+    cpu::{CpuFact, compare_facts},
+    kvm::state::bad,
+};
 
 const LEAF_VENDOR: u32 = 0;
 const LEAF_FEATURES: u32 = 1;
 const LEAVES_TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+const LEAF_XSAVE: u32 = 0xd;
 const LEAF_ADDRESSES: u32 = 0x8000_0008;
 
 /// Registers of a leaf.
@@ -30,9 +35,19 @@ impl Register {
             Edx => entry.edx,
         }
     }
+
+    fn name(self) -> &'static str {
+        match self {
+            Eax => "eax",
+            Ebx => "ebx",
+            Ecx => "ecx",
+            Edx => "edx",
+        }
+    }
 }
 
-/// Words whose bits each are a feature: (leaf, subleaf, register, bits that the kernel changes on its own).
+/// Words whose bits each are a feature: (leaf, subleaf, register, bits that the kernel changes on
+/// its own).
 const FEATURE_WORDS: [(u32, u32, Register, u32); 23] = [
     (LEAF_FEATURES, 0, Ecx, 1 << 27 | 1 << 3), // OSXSAVE follows CR4, MONITOR a quirk
     (LEAF_FEATURES, 0, Edx, 1 << 9),           // APIC follows its base register
@@ -44,11 +59,11 @@ const FEATURE_WORDS: [(u32, u32, Register, u32); 23] = [
     (7, 1, Ecx, 0),
     (7, 1, Edx, 0),
     (7, 2, Edx, 0),
-    (0xd, 0, Eax, 0),
-    (0xd, 0, Edx, 0),
-    (0xd, 1, Eax, 0),
-    (0xd, 1, Ecx, 0),
-    (0xd, 1, Edx, 0),
+    (LEAF_XSAVE, 0, Eax, 0),
+    (LEAF_XSAVE, 0, Edx, 0),
+    (LEAF_XSAVE, 1, Eax, 0),
+    (LEAF_XSAVE, 1, Ecx, 0),
+    (LEAF_XSAVE, 1, Edx, 0),
     (0x4000_0001, 0, Eax, 0),
     (0x8000_0001, 0, Ecx, 0),
     (0x8000_0001, 0, Edx, 0),
@@ -83,53 +98,48 @@ pub(super) fn physical_bits(entries: &[kvm_cpuid_entry2]) -> u32 {
     find(entries, LEAF_ADDRESSES, 0).map_or(36, |entry| entry.eax & 0xff)
 }
 
+fn word(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32, register: Register) -> u32 {
+    find(entries, leaf, subleaf).map_or(0, |entry| register.of(entry))
+}
+
+/// What these entries promise a guest. Words without a feature are left out.
+pub(super) fn facts(entries: &[kvm_cpuid_entry2]) -> Vec<CpuFact> {
+    let vendor = [Ebx, Edx, Ecx].map(|register| word(entries, LEAF_VENDOR, 0, register));
+    let vendor = vendor.map(u32::to_le_bytes).concat();
+    let mut facts = vec![
+        CpuFact::new("x86.vendor", vendor.escape_ascii()),
+        CpuFact::new("x86.physical_bits", physical_bits(entries)),
+    ];
+    let xsave_bytes = word(entries, LEAF_XSAVE, 0, Ecx);
+    if xsave_bytes != 0 {
+        facts.push(CpuFact::new("x86.xsave_bytes", xsave_bytes));
+    }
+    for (leaf, subleaf, register, volatile) in FEATURE_WORDS {
+        let features = word(entries, leaf, subleaf, register) & !volatile;
+        if features != 0 {
+            let name = format!("x86.cpuid.{leaf:x}.{subleaf:x}.{}", register.name());
+            facts.push(CpuFact::new(name, format_args!("{features:#x}")));
+        }
+    }
+    facts
+}
+
 /// Whether a vCPU that was told `saved` can run where `supported` is all there is.
 ///
 /// # Errors
-/// `State`, naming the first leaf that this host cannot honour.
+/// `State`, naming the first fact that this host cannot honour.
 pub(super) fn check(
     saved: &[kvm_cpuid_entry2],
     supported: &[kvm_cpuid_entry2],
 ) -> Result<(), BackendError> {
-    let word = |entries, leaf, subleaf, register: Register| {
-        find(entries, leaf, subleaf).map_or(0, |entry| register.of(entry))
-    };
-    let vendor = |entries| [Ebx, Edx, Ecx].map(|register| word(entries, LEAF_VENDOR, 0, register));
-    if vendor(saved) != vendor(supported) {
-        let name = |words: [u32; 3]| {
-            words
-                .map(u32::to_le_bytes)
-                .concat()
-                .escape_ascii()
-                .to_string()
-        };
-        return Err(bad(format!(
-            "CPUID leaf 0x0: the vCPU is of vendor {}, this host's CPU of {}",
-            name(vendor(saved)),
-            name(vendor(supported))
-        )));
+    if let Some(difference) = compare_facts(&facts(saved), &facts(supported)).first() {
+        return Err(bad(format!("CPUID: {difference}")));
     }
-    for (leaf, subleaf, register, volatile) in FEATURE_WORDS {
-        let missing = word(saved, leaf, subleaf, register)
-            & !word(supported, leaf, subleaf, register)
-            & !volatile;
-        if missing != 0 {
-            return Err(bad(format!(
-                "CPUID leaf {leaf:#x}.{subleaf} {register:?}: this host does not support bits {missing:#x}"
-            )));
-        }
-    }
-    if physical_bits(saved) > physical_bits(supported) {
-        return Err(bad(format!(
-            "CPUID leaf {LEAF_ADDRESSES:#x} Eax: {} bits of physical address, this host has {}",
-            physical_bits(saved),
-            physical_bits(supported)
-        )));
-    }
-    // The kernel takes duplicates and then answers by the first; a list with any is not one it gave.
-    let mut seen = HashMap::new();
+    // The kernel takes duplicates and then answers by the first; a list with any is not one it
+    // gave.
+    let mut seen = HashSet::new();
     for entry in saved {
-        if seen.insert((entry.function, entry.index), ()).is_some() {
+        if !seen.insert((entry.function, entry.index)) {
             return Err(bad(format!(
                 "CPUID leaf {:#x}.{} twice",
                 entry.function, entry.index
@@ -160,12 +170,36 @@ mod tests {
         let message = |saved: &[kvm_cpuid_entry2]| check(saved, &here).unwrap_err().to_string();
         let missing = message(&[entry(0, 0, 5), entry(7, 0, 0b101)]);
         assert!(
-            missing.contains("leaf 0x7.0 Ecx") && missing.contains("0x4"),
+            missing.contains("x86.cpuid.7.0.ecx: 0x5 at the source, 0x1 here"),
             "{missing}"
         );
-        assert!(message(&[entry(0, 0, 6)]).contains("vendor"));
+        assert!(message(&[entry(0, 0, 6)]).contains("x86.vendor"));
         assert!(message(&[entry(0, 0, 5), entry(0, 0, 5)]).contains("twice"));
         let unknown = message(&[entry(0, 0, 5), entry(0x8000_0001, 0, 1)]);
-        assert!(unknown.contains("0x80000001"), "{unknown}");
+        assert!(unknown.contains("x86.cpuid.80000001.0.ecx"), "{unknown}");
+    }
+
+    #[test]
+    fn facts_say_what_the_entries_say() {
+        let vendor = kvm_cpuid_entry2 {
+            ebx: u32::from_le_bytes(*b"Auth"),
+            edx: u32::from_le_bytes(*b"enti"),
+            ecx: u32::from_le_bytes(*b"cAMD"),
+            ..Default::default()
+        };
+        let wide = kvm_cpuid_entry2 {
+            eax: 48,
+            ..entry(LEAF_ADDRESSES, 0, 0)
+        };
+        let facts = facts(&[vendor, entry(1, 0, 6), entry(LEAF_XSAVE, 0, 832), wide]);
+        assert_eq!(
+            facts,
+            [
+                CpuFact::new("x86.vendor", "AuthenticAMD"),
+                CpuFact::new("x86.physical_bits", 48),
+                CpuFact::new("x86.xsave_bytes", 832),
+                CpuFact::new("x86.cpuid.1.0.ecx", "0x6"),
+            ]
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! memstress as x86-64 machine code. Step for step what [`super::run_batch`] does; change both together.
+//! memstress as machine code. Step for step what
+//! [`run_batch`](crate::guest::memstress::run_batch) does; change both together.
 //!
-//! The code lies in this program's read-only data between two labels and is copied from there into guest memory, so it is
-//! position-independent: only short jumps, no data, no stack. It is never executed in this process.
+//! The code lies in this program's read-only data between two labels and is copied from there into
+//! guest memory, so it is position-independent: only short jumps, no data, no stack. It is never
+//! executed in this process.
 //!
 //! | register | what |
 //! |---|---|
@@ -13,19 +15,19 @@
 //! | rsi | page number |
 //! | rbx | address of its table entry |
 //! | rcx | address of the page |
-//! | rdx | its pass |
+//! | rdx | its count |
 //! | r12 | the generator's multiplier |
 
 use std::{arch::global_asm, slice};
 
-use super::{
-    DOORBELL_PORT,
+use super::PORT_DOORBELL;
+use crate::guest::memstress::{
     control::{ALWAYS, NONE, offset, pattern},
     random::MULTIPLIER,
 };
 
 // The code below tests for `ALWAYS` by its one bit and for `NONE` by a sign-extended -1.
-const _: () = assert!(ALWAYS == 1 << 32 && NONE == u64::MAX && DOORBELL_PORT < 0x100);
+const _: () = assert!(ALWAYS == 1 << 32 && NONE == u64::MAX && PORT_DOORBELL < 0x100);
 
 global_asm!(
     ".pushsection .rodata.slat_memstress, \"a\", @progbits",
@@ -164,7 +166,7 @@ global_asm!(
     "slat_memstress_code_end:",
     ".popsection",
     multiplier = const MULTIPLIER,
-    doorbell = const DOORBELL_PORT,
+    doorbell = const PORT_DOORBELL,
     sequential = const pattern::SEQUENTIAL,
     hot_cold = const pattern::HOT_COLD,
     position = const offset::POSITION,
@@ -192,13 +194,13 @@ unsafe extern "C" {
 }
 
 /// The code's bytes.
-pub(super) fn bytes() -> &'static [u8] {
+pub(in crate::guest) fn bytes() -> &'static [u8] {
     let (start, end) = (
         &raw const slat_memstress_code,
         &raw const slat_memstress_code_end,
     );
-    // SAFETY: both labels are in one section of this program's read-only data, the second after the first, and the bytes
-    // between them are the assembled code, which nothing ever writes.
+    // SAFETY: both labels are in one section of this program's read-only data, the second after the
+    // first, and the bytes between them are the assembled code, which nothing ever writes.
     unsafe { slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
@@ -209,7 +211,7 @@ mod tests {
     #[test]
     fn the_code_fits_its_place() {
         // See the layout in `crate::guest`.
-        let room = 0x8000;
-        assert!((100..room).contains(&bytes().len()));
+        let place = 0x8000;
+        assert!((100..place).contains(&bytes().len()));
     }
 }

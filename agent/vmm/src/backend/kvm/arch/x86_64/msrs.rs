@@ -1,9 +1,13 @@
-//! Model-specific registers: all of the kernel's list that can be read, and what to do when one cannot be set.
+//! Model-specific registers: all of the kernel's list that can be read, and what to do when one
+//! cannot be set.
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::super::{BackendError, failed, state::bad};
+use crate::backend::{
+    BackendError,
+    kvm::{failed, state::bad},
+};
 
 /// KVM's paravirtual interrupt for asynchronous page faults.
 const KVM_ASYNC_PF_INT: u32 = 0x4b56_4d06;

@@ -15,9 +15,10 @@
 //! | `MPST` | multiprocessing state, 4 bytes | never |
 //!
 //! # Order of loading
-//! That of the sections: CPUID decides which bits of the others are legal; special registers set the mode under which the
-//! general ones mean something; XCR0 before the area it masks; MSRs after the mode; pending events last but for whether the
-//! vCPU runs at all. Everything is decoded and checked before the first register is set.
+//! That of the sections: CPUID decides which bits of the others are legal; special registers set
+//! the mode under which the general ones mean something; XCR0 before the area it masks; MSRs after
+//! the mode; pending events last but for whether the vCPU runs at all. Everything is decoded and
+//! checked before the first register is set.
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs,
@@ -25,16 +26,16 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use super::{
-    super::{
-        BackendError, failed,
+use super::{HostCpu, Told, cpuid, msrs};
+use crate::backend::{
+    BackendError,
+    cpu::TSC_TOLERANCE,
+    kvm::{
+        failed,
         state::{Reader, Writer, bad},
     },
-    HostCpu, cpuid, msrs,
 };
 
-/// Frequencies closer than this (1 in 4,000, as the kernel's own tolerance of 250 ppm) count as equal.
-const TSC_TOLERANCE: u32 = 4000;
 /// Largest XSAVE area that is decoded; today's are under 12 KiB.
 const MAX_XSAVE: usize = 64 << 10;
 
@@ -43,7 +44,8 @@ const MAX_XSAVE: usize = 64 << 10;
 /// # Safety
 /// No padding, no pointers, every bit pattern valid.
 unsafe trait Plain: Copy + Default {}
-// SAFETY: integers and arrays of them, with padding spelt out as fields (the bindings' layout tests fix the sizes).
+// SAFETY: integers and arrays of them, with padding spelt out as fields (the bindings' layout tests
+// fix the sizes).
 unsafe impl Plain for kvm_regs {}
 // SAFETY: as above.
 unsafe impl Plain for kvm_sregs {}
@@ -72,7 +74,7 @@ fn value_of<T: Plain>(what: &str, bytes: &[u8]) -> Result<T, BackendError> {
         )));
     }
     let mut value = T::default();
-    // SAFETY: the lengths are equal, the ranges apart, and every bit pattern is a valid `T`.
+    // SAFETY: the lengths are equal, the ranges disjoint, and every bit pattern is a valid `T`.
     unsafe {
         std::ptr::copy_nonoverlapping(
             bytes.as_ptr(),
@@ -113,9 +115,8 @@ fn u32_of(what: &str, bytes: &[u8]) -> Result<u32, BackendError> {
 
 /// State of one vCPU.
 #[derive(Clone, Debug)]
-pub(in super::super) struct VcpuState {
-    cpuid: Vec<kvm_cpuid_entry2>,
-    tsc_khz: Option<u32>,
+pub(in crate::backend::kvm) struct VcpuState {
+    told: Told,
     sregs: kvm_sregs,
     regs: kvm_regs,
     xcrs: Option<kvm_xcrs>,
@@ -127,20 +128,16 @@ pub(in super::super) struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads a vCPU that does not run, has no I/O to complete and was told `cpuid`. The kernel's own copy will not do: it
-    /// mixes in what it changed on its own account, which another host may not take back.
-    pub(in super::super) fn save(
+    /// Reads a vCPU that does not run, has no I/O to complete and was `told` that. The kernel's
+    /// own copy will not do: it mixes in what it changed on its own account, which another host may
+    /// not take back.
+    pub(in crate::backend::kvm) fn save(
         host: &HostCpu,
         vcpu: &VcpuFd,
-        cpuid: &[kvm_cpuid_entry2],
+        told: &Told,
     ) -> Result<Self, BackendError> {
         Ok(Self {
-            cpuid: cpuid.to_vec(),
-            tsc_khz: if host.tsc_khz {
-                Some(vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?)
-            } else {
-                None
-            },
+            told: told.clone(),
             // Before the events: reading it may raise an interrupt that they then hold.
             mp_state: vcpu
                 .get_mp_state()
@@ -163,9 +160,9 @@ impl VcpuState {
     }
 
     /// Writes it down.
-    pub(in super::super) fn write(&self, to: &mut Writer) {
-        to.section(*b"CPID", bytes_of(&self.cpuid));
-        let khz = self.tsc_khz.map(u32::to_le_bytes);
+    pub(in crate::backend::kvm) fn write(&self, to: &mut Writer) {
+        to.section(*b"CPID", bytes_of(&self.told.cpuid));
+        let khz = self.told.tsc_khz.map(u32::to_le_bytes);
         to.section(*b"TSCK", khz.as_ref().map_or(&[], |khz| khz));
         to.section(*b"SREG", bytes_of(&[self.sregs]));
         to.section(*b"REGS", bytes_of(&[self.regs]));
@@ -181,13 +178,15 @@ impl VcpuState {
     ///
     /// # Errors
     /// `State` when it is malformed or needs what this host lacks.
-    pub(in super::super) fn read(
+    pub(in crate::backend::kvm) fn read(
         from: &mut Reader<'_>,
         host: &HostCpu,
     ) -> Result<Self, BackendError> {
         let state = Self {
-            cpuid: list_of("CPUID", from.section(*b"CPID")?, KVM_MAX_CPUID_ENTRIES)?,
-            tsc_khz: optional(from.section(*b"TSCK")?, |b| u32_of("TSC frequency", b))?,
+            told: Told {
+                cpuid: list_of("CPUID", from.section(*b"CPID")?, KVM_MAX_CPUID_ENTRIES)?,
+                tsc_khz: optional(from.section(*b"TSCK")?, |b| u32_of("TSC frequency", b))?,
+            },
             sregs: value_of("special registers", from.section(*b"SREG")?)?,
             regs: value_of("registers", from.section(*b"REGS")?)?,
             xcrs: optional(from.section(*b"XCRS")?, |b| value_of("XCRs", b))?,
@@ -197,7 +196,7 @@ impl VcpuState {
             events: value_of("events", from.section(*b"EVNT")?)?,
             mp_state: u32_of("MP state", from.section(*b"MPST")?)?,
         };
-        cpuid::check(&state.cpuid, host.supported.as_slice())?;
+        cpuid::check(&state.told.cpuid, host.supported.as_slice())?;
         let xsave = &state.xsave;
         if !(size_of::<kvm_xsave>()..=MAX_XSAVE).contains(&xsave.len())
             || !xsave.len().is_multiple_of(4)
@@ -218,17 +217,21 @@ impl VcpuState {
     }
 
     /// What the vCPU is told.
-    pub(in super::super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
-        &self.cpuid
+    pub(in crate::backend::kvm) fn told(&self) -> Told {
+        self.told.clone()
     }
 
     /// Sets a vCPU that never ran.
     ///
     /// # Errors
     /// `State` naming what the kernel refuses.
-    pub(in super::super) fn load(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
-        let cpuid = CpuId::from_entries(&self.cpuid)
-            .map_err(|_| bad(format!("{} CPUID entries", self.cpuid.len())))?;
+    pub(in crate::backend::kvm) fn load(
+        &self,
+        host: &HostCpu,
+        vcpu: &VcpuFd,
+    ) -> Result<(), BackendError> {
+        let cpuid = CpuId::from_entries(&self.told.cpuid)
+            .map_err(|_| bad(format!("{} CPUID entries", self.told.cpuid.len())))?;
         vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
         self.load_tsc_khz(host, vcpu)?;
         vcpu.set_sregs(&self.sregs)
@@ -250,14 +253,13 @@ impl VcpuState {
     }
 
     fn load_tsc_khz(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
-        let Some(wanted) = self.tsc_khz else {
+        let Some(wanted) = self.told.tsc_khz else {
             return Ok(());
         };
-        if host.tsc_khz {
-            let here = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
-            if here.abs_diff(wanted) <= here / TSC_TOLERANCE {
-                return Ok(());
-            }
+        if let Some(here) = host.tsc_khz_of(vcpu)?
+            && u64::from(here.abs_diff(wanted)) <= u64::from(here) / TSC_TOLERANCE
+        {
+            return Ok(());
         }
         if !host.tsc_control {
             return Err(bad(format!(
@@ -283,7 +285,8 @@ impl VcpuState {
         for (into, word) in area.as_mut_slice().iter_mut().zip(&mut words) {
             *into = word;
         }
-        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled dynamically.
+        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
+        // dynamically.
         unsafe { vcpu.set_xsave2(&area) }.map_err(refused("XSAVE area"))
     }
 }
@@ -300,7 +303,8 @@ fn new_xsave(host: &HostCpu) -> Result<Xsave, BackendError> {
 fn save_xsave(host: &HostCpu, vcpu: &VcpuFd) -> Result<Vec<u8>, BackendError> {
     let mut area = new_xsave(host)?;
     if host.xsave_bytes > size_of::<kvm_xsave>() {
-        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled dynamically.
+        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
+        // dynamically.
         unsafe { vcpu.get_xsave2(&mut area) }.map_err(failed("KVM_GET_XSAVE2"))?;
     } else {
         let plain = vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;

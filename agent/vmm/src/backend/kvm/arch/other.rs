@@ -1,0 +1,22 @@
+//! Architectures that this program knows nothing of: no vCPUs, no facts. The software backend runs
+//! there.
+
+use kvm_ioctls::{Kvm, VcpuFd};
+
+pub(in crate::backend::kvm) use super::refused::{
+    HostCpu, NEEDED, Told, VcpuState, prepare_vcpu, prepare_vm, run, supported,
+};
+use crate::backend::{BackendError, cpu::CpuFact};
+
+/// Of no state that was ever saved.
+pub(in crate::backend::kvm) const ARCH: u32 = 0;
+
+/// Nothing is known.
+pub(in crate::backend::kvm) fn host_facts(_: &Kvm) -> Result<Vec<CpuFact>, BackendError> {
+    Ok(Vec::new())
+}
+
+/// Not known either.
+pub(in crate::backend::kvm) fn program_counter(_: &VcpuFd) -> String {
+    "an unknown place".to_owned()
+}

@@ -1,0 +1,112 @@
+//! For architectures whose vCPUs this program cannot run yet: the façade's types without values.
+//!
+//! [`HostCpu::new`] refuses, so there is never a [`HostCpu`], and the compiler knows that whatever
+//! takes one is never called. No function here pretends to work, and none can fail at run time.
+
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+
+use super::super::{
+    super::{BackendError, cpu::CpuFact},
+    exit::{Contract, Exit},
+    state::{Reader, Writer},
+    unsupported,
+};
+use crate::guest::BootEntry;
+
+/// Nothing is asked of a KVM that is not used.
+pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 0] = [];
+
+fn refusal() -> BackendError {
+    unsupported(format!(
+        "run vCPUs on {}: this build does not support that yet",
+        std::env::consts::ARCH
+    ))
+}
+
+/// Never.
+pub(in crate::backend::kvm) fn supported() -> Result<(), BackendError> {
+    Err(refusal())
+}
+
+/// There is none.
+#[derive(Debug)]
+pub(in crate::backend::kvm) enum HostCpu {}
+
+impl HostCpu {
+    pub(in crate::backend::kvm) fn new(_: &Kvm, _: &VmFd) -> Result<Self, BackendError> {
+        Err(refusal())
+    }
+
+    pub(in crate::backend::kvm) fn end_gfn(&self) -> u64 {
+        match *self {}
+    }
+}
+
+/// No vCPU was told anything.
+#[derive(Clone, Debug)]
+pub(in crate::backend::kvm) enum Told {}
+
+impl Told {
+    #[allow(dead_code, reason = "as `Backend::cpu_facts`, which alone asks")]
+    pub(in crate::backend::kvm) fn facts(&self, host: &HostCpu) -> Vec<CpuFact> {
+        match *host {}
+    }
+}
+
+pub(in crate::backend::kvm) fn prepare_vm(_: &VmFd) -> Result<(), BackendError> {
+    Err(refusal())
+}
+
+pub(in crate::backend::kvm) fn prepare_vcpu(
+    host: &HostCpu,
+    _: &VcpuFd,
+    _: u32,
+    _: BootEntry,
+) -> Result<Told, BackendError> {
+    match *host {}
+}
+
+/// State of no vCPU.
+#[derive(Debug)]
+pub(in crate::backend::kvm) enum VcpuState {}
+
+impl VcpuState {
+    pub(in crate::backend::kvm) fn save(
+        host: &HostCpu,
+        _: &VcpuFd,
+        _: &Told,
+    ) -> Result<Self, BackendError> {
+        match *host {}
+    }
+
+    pub(in crate::backend::kvm) fn write(&self, _: &mut Writer) {
+        match *self {}
+    }
+
+    pub(in crate::backend::kvm) fn read(
+        _: &mut Reader<'_>,
+        host: &HostCpu,
+    ) -> Result<Self, BackendError> {
+        match *host {}
+    }
+
+    pub(in crate::backend::kvm) fn told(&self) -> Told {
+        match *self {}
+    }
+
+    pub(in crate::backend::kvm) fn load(
+        &self,
+        host: &HostCpu,
+        _: &VcpuFd,
+    ) -> Result<(), BackendError> {
+        match *host {}
+    }
+}
+
+/// Enters the guest; every exit is one that all architectures have, or unknown.
+pub(in crate::backend::kvm) fn run(
+    vcpu: &mut VcpuFd,
+    _: Contract,
+) -> Result<Exit<'_>, kvm_ioctls::Error> {
+    vcpu.run().map(|exit: VcpuExit<'_>| Exit::common(exit))
+}
