@@ -63,9 +63,9 @@ pub fn source(
     recorded: Option<Recorded>,
     migration: &str,
 ) -> Option<Source> {
-    let relinquished = entries.iter().any(|entry| {
-        matches!(entry, Entry::Relinquished { migration: of, .. } if of == migration)
-    });
+    let relinquished = entries
+        .iter()
+        .any(|entry| matches!(entry, Entry::Relinquished { migration: of, .. } if of == migration));
     match recorded {
         Some(Recorded::Completed) => Some(Source::Completed),
         Some(Recorded::Relinquished) => Some(Source::Relinquished),
@@ -149,7 +149,10 @@ mod tests {
             Some(Source::Died { vm_lost: true })
         );
         assert_eq!(ask(Some(Recorded::Ended)), Some(Source::Ended));
-        assert_eq!(ask(Some(Recorded::Relinquished)), Some(Source::Relinquished));
+        assert_eq!(
+            ask(Some(Recorded::Relinquished)),
+            Some(Source::Relinquished)
+        );
 
         let given = [created(), relinquished()];
         let state = journal(&given);

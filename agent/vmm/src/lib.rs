@@ -17,7 +17,7 @@
 
 mod backend;
 mod guest;
-mod handover;
+pub mod handover;
 mod machine;
 mod memory;
 mod migration;

@@ -369,7 +369,12 @@ async fn dead_sides_stand_as_their_journals_say() {
         &[record("d4", "d4", destination, Phase::Failed)],
     );
     leave(&rig, "d5", &[incoming("d5", "d5")], &[]);
-    leave(&rig, "gone", &[created("gone"), Entry::Ended { uid: "u".into() }], &[]);
+    leave(
+        &rig,
+        "gone",
+        &[created("gone"), Entry::Ended { uid: "u".into() }],
+        &[],
+    );
     leave(&rig, "none", &[], &[]);
     leave(
         &rig,

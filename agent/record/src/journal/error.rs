@@ -51,7 +51,9 @@ pub enum JournalError {
         known: u32,
     },
     /// A format that is read and not written any more.
-    #[error("journal {path} has format version {found}, which is only read; this program writes {known}")]
+    #[error(
+        "journal {path} has format version {found}, which is only read; this program writes {known}"
+    )]
     ReadOnlyVersion {
         /// The file.
         path: PathBuf,

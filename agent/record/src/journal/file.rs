@@ -182,8 +182,8 @@ impl Journal {
     pub fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         self.settle()?;
         let next = JournalState::after(self.state.as_ref(), entry)?;
-        let json = serde_json::to_string(entry)
-            .map_err(|error| self.failed(io::Error::other(error)))?;
+        let json =
+            serde_json::to_string(entry).map_err(|error| self.failed(io::Error::other(error)))?;
         let line = line(&json);
         self.torn = true;
         self.disk
@@ -206,10 +206,7 @@ impl Journal {
         }
         let bytes = std::fs::read(&self.path).map_err(|source| self.failed(source))?;
         let decoded = decode(&self.path, &bytes)?;
-        match self
-            .disk
-            .replace(&self.path, &terminated(&bytes, &decoded))
-        {
+        match self.disk.replace(&self.path, &terminated(&bytes, &decoded)) {
             Ok(()) => {}
             // No room for a copy. What was durable before is a shorter file, and needs none.
             Err(error) if is_full(&error) => self

@@ -96,7 +96,10 @@ fn entries_survive_reopening() {
     assert_eq!(journal.state().unwrap().ownership, owner());
     journal.append(&relinquished()).unwrap();
     assert_eq!(ownership(&path), given());
-    assert_eq!(contents(&path).unwrap().entries, [created(), relinquished()]);
+    assert_eq!(
+        contents(&path).unwrap().entries,
+        [created(), relinquished()]
+    );
     assert_eq!(settled_contents(&path).unwrap(), contents(&path).unwrap());
 }
 
@@ -212,7 +215,14 @@ fn a_later_format_is_refused_and_left_alone() {
     std::fs::write(&path, &text).unwrap();
     for result in [Journal::open(&path).map(drop), contents(&path).map(drop)] {
         assert!(
-            matches!(result, Err(JournalError::Version { found: 3, known: 2, .. })),
+            matches!(
+                result,
+                Err(JournalError::Version {
+                    found: 3,
+                    known: 2,
+                    ..
+                })
+            ),
             "{result:?}"
         );
     }

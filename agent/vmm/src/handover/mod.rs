@@ -12,7 +12,7 @@
 //! Who owns the VM is decided by [`slat_record::journal`] alone.
 
 pub(crate) mod payload;
-pub(crate) mod preamble;
+pub mod preamble;
 pub mod protocol;
 pub(crate) mod role;
 pub(crate) mod side;

@@ -22,7 +22,7 @@ use slat_proto::{
     v1,
 };
 
-use crate::backend::{compare_facts, host_facts};
+use crate::backend::{CpuFact, compare_facts, host_facts};
 
 /// Versions of the data port's protocol spoken here. 1: state in one piece; 2: state in sections.
 const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 1, max: 2 };
@@ -40,7 +40,13 @@ pub fn describe(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
         architecture: std::env::consts::ARCH.to_owned(),
         page_bytes: PAGE_SIZE,
         backends: vec![backend.to_message().into()],
-        cpu: host_facts(backend)?,
+        cpu: host_facts(backend)?
+            .into_iter()
+            .map(|fact| v1::CpuFact {
+                name: fact.name,
+                value: fact.value,
+            })
+            .collect(),
     })
 }
 
@@ -68,7 +74,10 @@ pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVers
             &own.page_bytes,
         ));
     }
-    if let Some(missing) = source.backends().find(|backend| !own.backends().any(|own| own == *backend)) {
+    if let Some(missing) = source
+        .backends()
+        .find(|backend| !own.backends().any(|own| own == *backend))
+    {
         return Err(ApiError::new(
             Reason::CapabilityMissing,
             format!("the destination has no backend {}", missing.as_str_name()),
@@ -77,7 +86,7 @@ pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVers
         .with("vm_location", "SOURCE")
         .with("advice", "take a destination that has it"));
     }
-    let differences = compare_facts(&source.cpu, &own.cpu);
+    let differences = compare_facts(&facts(source), &facts(own));
     if differences.is_empty() {
         return Ok(v1::ChosenVersions { protocol, state });
     }
@@ -89,7 +98,21 @@ pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVers
     )
     .with("differs", names.join(","))
     .with("vm_location", "SOURCE")
-    .with("advice", "take a destination whose CPU has all that the source's has"))
+    .with(
+        "advice",
+        "take a destination whose CPU has all that the source's has",
+    ))
+}
+
+fn facts(preamble: &v1::Preamble) -> Vec<CpuFact> {
+    preamble
+        .cpu
+        .iter()
+        .map(|fact| CpuFact {
+            name: fact.name.clone(),
+            value: fact.value.clone(),
+        })
+        .collect()
 }
 
 /// Whether this program speaks what the destination chose.
@@ -99,7 +122,12 @@ pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVers
 pub(crate) fn accept(chosen: Option<&v1::ChosenVersions>) -> Result<v1::ChosenVersions, ApiError> {
     let chosen =
         chosen.ok_or_else(|| ApiError::bad_parameter("versions", "PrepareIncoming says them"))?;
-    let one = |version| Some(v1::VersionRange { min: version, max: version });
+    let one = |version| {
+        Some(v1::VersionRange {
+            min: version,
+            max: version,
+        })
+    };
     common("protocol", one(chosen.protocol), Some(PROTOCOL))?;
     common("state", one(chosen.state), Some(STATE))?;
     Ok(*chosen)

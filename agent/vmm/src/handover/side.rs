@@ -306,6 +306,48 @@ impl<R: Role> Inner<R> {
     }
 }
 
+/// A side, whichever it is.
+pub(crate) trait AnySide: Send + Sync {
+    /// `migrations/{migration}`.
+    fn migration(&self) -> &MigrationName;
+    /// See [`Side::transfer`].
+    fn transfer(&self) -> v1::Transfer;
+    /// See [`Side::phase`].
+    fn phase(&self) -> TransferPhase;
+    /// See [`Side::watch`].
+    fn watch(&self) -> watch::Receiver<u64>;
+    /// See [`Side::cancel`].
+    fn cancel(&self, error: Option<v1::MigrationError>) -> Result<(), ApiError>;
+    /// See [`Side::release_record`].
+    fn release_record(&self, dir: &VmDir) -> std::io::Result<()>;
+}
+
+impl<R: Role> AnySide for Side<R> {
+    fn migration(&self) -> &MigrationName {
+        self.migration()
+    }
+
+    fn transfer(&self) -> v1::Transfer {
+        self.transfer()
+    }
+
+    fn phase(&self) -> TransferPhase {
+        self.phase()
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.watch()
+    }
+
+    fn cancel(&self, error: Option<v1::MigrationError>) -> Result<(), ApiError> {
+        self.cancel(error)
+    }
+
+    fn release_record(&self, dir: &VmDir) -> std::io::Result<()> {
+        self.release_record(dir)
+    }
+}
+
 /// Whether a side in this phase has ended.
 pub(crate) fn has_ended(phase: TransferPhase) -> bool {
     matches!(
@@ -336,11 +378,7 @@ mod tests {
     /// Up to the moment before READY is heard.
     fn about_to_commit() -> Side<Source> {
         let side = side();
-        for input in [
-            Input::Connected,
-            Input::SwitchoverDecided,
-            Input::StateSent,
-        ] {
+        for input in [Input::Connected, Input::SwitchoverDecided, Input::StateSent] {
             side.feed(input);
             side.next().unwrap();
         }

@@ -82,16 +82,17 @@ impl From<StateError> for ApiError {
         let message = error.to_string();
         match error {
             StateError::Layout(error) => error.into(),
-            StateError::Section { name, version, .. } => {
-                ApiError::new(Reason::StateVersionUnsupported, message)
-                    .with("section", name)
-                    .with("version", version)
-                    .with("vm_location", "SOURCE")
-                    .with(
-                        "advice",
-                        "the VM goes on at the source; bring both hosts to the same version of slat",
-                    )
-            }
+            StateError::Section { name, version, .. } => ApiError::new(
+                Reason::StateVersionUnsupported,
+                message,
+            )
+            .with("section", name)
+            .with("version", version)
+            .with("vm_location", "SOURCE")
+            .with(
+                "advice",
+                "the VM goes on at the source; bring both hosts to the same version of slat",
+            ),
         }
     }
 }

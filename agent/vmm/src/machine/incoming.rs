@@ -1,7 +1,7 @@
 //! The destination's side of a handover, as the migration drives it.
 //!
-//! `begin_incoming`, `prepare`, then `own` once the source has committed, or `abort_incoming` once it is certain that it
-//! never will.
+//! `begin_incoming`, `load`, `prepare`, then `own` and `run_owned` once the source has committed, or
+//! `abort_incoming` once it is certain that it never will.
 
 use slat_proto::{
     ApiError, Reason,
@@ -11,7 +11,7 @@ use slat_proto::{
 use slat_record::journal::{Entry, Ownership};
 
 use super::{
-    Control, Exit, Machine,
+    Control, Exit, Machine, Switchover,
     oom::OomScore,
     resolve,
     slots::check_free,
@@ -118,17 +118,16 @@ impl Machine {
         resolve(&self.parts, &spec)
     }
 
-    /// Loads the vCPUs' state, then journals PREPARED. When it returns, READY may be said; until then the source never
-    /// commits. Not to be repeated.
+    /// Loads the vCPUs' state. Not to be repeated after PREPARED.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; STATE_VERSION_UNSUPPORTED, STATE_LOAD; JOURNAL: the entry may be durable, READY must not be said.
-    pub(crate) fn prepare(
+    /// NO_SUCH_MIGRATION; STATE_VERSION_UNSUPPORTED, STATE_LOAD.
+    pub(crate) fn load(
         &self,
         migration: &MigrationName,
         vcpu_state: &[u8],
     ) -> Result<(), ApiError> {
-        let mut control = self.control();
+        let _control = self.control();
         let view = self.incoming(migration)?;
         if matches!(view.engagement, Engagement::Incoming { prepared: true, .. }) {
             return Err(self.shared.bad_state(&view, "be prepared twice"));
@@ -144,8 +143,18 @@ impl Machine {
                     .with("vm", &self.shared.vm)
                     .with("migration", migration)
                     .with("vm_location", v1::VmLocation::Source.as_str_name())
-            })?;
-        // Before the append: once the entry may be durable, only the source's journal may end this side.
+            })
+    }
+
+    /// Journals PREPARED. When it returns, READY may be said; until then the source never commits.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION; JOURNAL: the entry may be durable, READY must not be said.
+    pub(crate) fn prepare(&self, migration: &MigrationName) -> Result<(), ApiError> {
+        let mut control = self.control();
+        let view = self.incoming(migration)?;
+        // Before the append: once the entry may be durable, only the source's journal may end this
+        // side.
         self.shared.change(|view| {
             if let Engagement::Incoming { prepared, .. } = &mut view.engagement {
                 *prepared = true;
@@ -159,19 +168,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes ownership at the source's epoch + 1, then runs the vCPUs if `run`. State RUNNING; else PAUSED, or CREATED when
-    /// the VM had `never_ran` at its switchover: it may have been started since its migration was prepared. After JOURNAL it
-    /// may be called again.
+    /// Takes ownership at the source's epoch + 1. State PAUSED, or CREATED when the VM had never run at
+    /// its switchover. vCPUs do not run yet. After JOURNAL it may be called again.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, not run, call again. The backend's when vCPUs do not run: the VM
-    /// is owned here all the same (metadata `vm_location`), PAUSED, and can be resumed.
-    pub(crate) fn own(
-        &self,
-        migration: &MigrationName,
-        run: bool,
-        never_ran: bool,
-    ) -> Result<v1::Vm, ApiError> {
+    /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, call again.
+    pub(crate) fn own(&self, migration: &MigrationName, left: Switchover) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.incoming(migration)?;
         let epoch = view.epoch + 1;
@@ -190,14 +192,29 @@ impl Machine {
         control.oom = None;
         self.shared.change(|view| {
             view.epoch = epoch;
-            view.state = if never_ran && !run {
+            view.state = if left.never_ran && !left.run {
                 State::Created
             } else {
                 State::Paused
             };
             view.engagement = Engagement::None;
         });
-        if run {
+        Ok(())
+    }
+
+    /// Runs the vCPUs of a VM that [`Machine::own`] took, if they ran at the source.
+    ///
+    /// # Errors
+    /// The backend's: the VM is owned here all the same (metadata `vm_location`), PAUSED, and can be
+    /// resumed.
+    pub(crate) fn run_owned(
+        &self,
+        migration: &MigrationName,
+        left: Switchover,
+    ) -> Result<v1::Vm, ApiError> {
+        let control = self.control();
+        // Somebody may have resumed it already.
+        if left.run && self.shared.view().state == State::Paused {
             self.run_vcpus(&control).map_err(|error| {
                 error
                     .with("migration", migration)

@@ -41,9 +41,38 @@ impl Machine {
         epoch: u64,
     ) -> Result<v1::Vm, ApiError> {
         let control = self.control();
+        self.may_begin(control.fenced, epoch)?;
+        self.shared.change(|view| {
+            view.engagement = Engagement::Outgoing {
+                migration: migration.clone(),
+                switchover: false,
+                resume: false,
+            };
+        });
+        self.shown()
+    }
+
+    /// The VM as it would be part of an outgoing migration. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Machine::begin_outgoing`]; a VM that is part of `migration` already is described all the
+    /// same.
+    pub(crate) fn describe_outgoing(
+        &self,
+        migration: &MigrationName,
+        epoch: u64,
+    ) -> Result<v1::Vm, ApiError> {
+        let control = self.control();
+        if self.outgoing(migration).is_err() {
+            self.may_begin(control.fenced, epoch)?;
+        }
+        self.shown()
+    }
+
+    fn may_begin(&self, fenced: bool, epoch: u64) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
-        if control.fenced || view.state == State::Relinquished {
+        if fenced || view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
         if let Some(other) = view.engagement.migration() {
@@ -80,14 +109,7 @@ impl Machine {
             .with("vm", &self.shared.vm)
             .with("blocked_reasons", missing.join(",")));
         }
-        self.shared.change(|view| {
-            view.engagement = Engagement::Outgoing {
-                migration: migration.clone(),
-                switchover: false,
-                resume: false,
-            };
-        });
-        self.shown()
+        Ok(())
     }
 
     /// Stops the vCPUs for the switchover; life-cycle calls of users are refused from here on.

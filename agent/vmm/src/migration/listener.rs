@@ -45,6 +45,7 @@ impl Listener {
     pub(crate) fn open(
         ip: IpAddr,
         ticket: [u8; TICKET],
+        protocol: u32,
         epoch: u64,
         admit: impl Fn(Peer) + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
@@ -55,7 +56,15 @@ impl Listener {
         let count = Arc::clone(&refused);
         let thread = std::thread::Builder::new()
             .name("data-port".to_owned())
-            .spawn(move || accept(&accepting, ticket, epoch, &count, &Arc::new(admit)))?;
+            .spawn(move || {
+                accept(
+                    &accepting,
+                    ticket,
+                    (protocol, epoch),
+                    &count,
+                    &Arc::new(admit),
+                )
+            })?;
         Ok(Self {
             socket,
             address,
@@ -95,7 +104,7 @@ impl Drop for Listener {
 fn accept(
     socket: &TcpListener,
     ticket: [u8; TICKET],
-    epoch: u64,
+    (protocol, epoch): (u32, u64),
     refused: &Arc<AtomicU64>,
     admit: &Arc<impl Fn(Peer) + Send + Sync + 'static>,
 ) {
@@ -117,7 +126,7 @@ fn accept(
             std::thread::Builder::new()
                 .name("introduction".to_owned())
                 .spawn(move || {
-                    let result = introduce(stream, &ticket, epoch);
+                    let result = introduce(stream, &ticket, protocol, epoch);
                     room.leave(number);
                     match result {
                         Ok(guest) => admit(guest),
@@ -161,9 +170,14 @@ impl Waiting {
     }
 }
 
-fn introduce(mut stream: TcpStream, ticket: &[u8; TICKET], epoch: u64) -> Result<Peer, WireError> {
+fn introduce(
+    mut stream: TcpStream,
+    ticket: &[u8; TICKET],
+    protocol: u32,
+    epoch: u64,
+) -> Result<Peer, WireError> {
     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-    let mut reader = FrameReader::new(epoch);
+    let mut reader = FrameReader::new(protocol, epoch);
     let header = reader.header(&mut stream)?;
     if header.kind != Kind::Hello {
         return Err(WireError::corrupt(

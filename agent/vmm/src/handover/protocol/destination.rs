@@ -170,9 +170,7 @@ impl Destination {
     pub fn may_cancel(&self) -> bool {
         !matches!(
             self.state,
-            State::Ready { .. }
-                | State::JournallingOwned { .. }
-                | State::Ended(End::Owned)
+            State::Ready { .. } | State::JournallingOwned { .. } | State::Ended(End::Owned)
         )
     }
 

@@ -32,7 +32,7 @@ fn nothing_runs_it(vm: &FakeVm) {
     assert_eq!(reason(machine.check_dirty_readable()), Reason::StaleEpoch);
     assert_eq!(reason(machine.stop()), Reason::PastPointOfNoReturn);
     assert!(machine.enter_switchover(&migration()).is_err());
-    assert!(machine.own(&migration(), true, false).is_err());
+    assert!(own(machine, true, false).is_err());
     assert!(machine.backend().unwrap().run().is_err());
     assert_eq!(vm.backend.state().runs, runs);
     assert!(!vm.backend.state().running);
@@ -57,7 +57,7 @@ fn a_source_gives_its_vm_away() {
         Reason::NoSuchMigration
     );
     assert_eq!(
-        refused(vm.machine.relinquish(&migration())),
+        refusal(vm.machine.relinquish(&migration())),
         Reason::VmState,
         "not before the switchover"
     );
@@ -68,7 +68,7 @@ fn a_source_gives_its_vm_away() {
         assert_eq!(reason(refused), Reason::MigrationInProgress);
     }
     assert_eq!(
-        refused(vm.machine.relinquish(&other())),
+        refusal(vm.machine.relinquish(&other())),
         Reason::NoSuchMigration
     );
     vm.machine.relinquish(&migration()).unwrap();
@@ -95,7 +95,7 @@ fn about_to_relinquish() -> FakeVm {
     vm
 }
 
-fn refused(result: Result<(), RelinquishError>) -> Reason {
+fn refusal(result: Result<(), RelinquishError>) -> Reason {
     match result {
         Err(RelinquishError::Refused(error)) => error.reason,
         other => panic!("{other:?}"),
@@ -145,7 +145,7 @@ fn a_relinquish_that_did_reach_the_disk_counts() {
     assert!(vm.machine.settle_relinquished(&migration()).unwrap());
     nothing_runs_it(&vm);
     assert_eq!(
-        refused(vm.machine.relinquish(&migration())),
+        refusal(vm.machine.relinquish(&migration())),
         Reason::StaleEpoch
     );
     vm.machine.release().unwrap();
@@ -229,8 +229,10 @@ fn a_guest_that_ends_during_migration_is_not_given_away() {
     vm.machine.begin_outgoing(&migration(), 1).unwrap();
     vm.machine.enter_switchover(&migration()).unwrap();
     vm.backend.guest_event(GuestEvent::Failed("late".into()));
-    let error = vm.machine.relinquish(&migration()).unwrap_err();
-    assert_eq!(error.reason, Reason::VmStoppedDuringMigration);
+    assert_eq!(
+        refusal(vm.machine.relinquish(&migration())),
+        Reason::VmStoppedDuringMigration
+    );
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 1 });
     let after = vm.machine.end_outgoing(&migration()).unwrap();
     assert_eq!(after.state(), v1::vm::State::Failed);
@@ -293,23 +295,23 @@ fn a_destination_takes_the_vm_over() {
     vm.machine
         .digest()
         .expect("for the comparison before the commit");
-    assert!(
-        vm.machine.own(&migration(), true, false).is_err(),
-        "not prepared"
-    );
+    assert!(own(&vm.machine, true, false).is_err(), "not prepared");
     assert_eq!(vm.backend.state().runs, 0);
 
-    vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
-    assert_eq!(
-        reason(vm.machine.prepare(&migration(), b"fake vCPUs")),
-        Reason::VmState
-    );
+    prepare(&vm.machine, b"fake vCPUs").unwrap();
+    assert_eq!(reason(prepare(&vm.machine, b"fake vCPUs")), Reason::VmState);
     assert_eq!(reason(vm.machine.stop()), Reason::PastPointOfNoReturn);
     assert_eq!(
-        reason(vm.machine.own(&other(), true, false)),
+        reason(vm.machine.own(
+            &other(),
+            Switchover {
+                run: true,
+                never_ran: false
+            }
+        )),
         Reason::NoSuchMigration
     );
-    let owned = vm.machine.own(&migration(), true, false).unwrap();
+    let owned = own(&vm.machine, true, false).unwrap();
     assert_eq!(owned.state(), v1::vm::State::Running);
     assert_eq!((owned.epoch, owned.migration.as_str()), (2, ""));
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 2 });
@@ -338,14 +340,8 @@ fn a_vm_arrives_paused_or_unrun_as_it_left() {
         vm.machine
             .begin_incoming(&migration(), &source, &slots)
             .unwrap();
-        vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
-        assert_eq!(
-            vm.machine
-                .own(&migration(), false, never_ran)
-                .unwrap()
-                .state(),
-            arrives
-        );
+        prepare(&vm.machine, b"fake vCPUs").unwrap();
+        assert_eq!(own(&vm.machine, false, never_ran).unwrap().state(), arrives);
         assert_eq!(vm.backend.state().runs, 0);
         if arrives == v1::vm::State::Paused {
             vm.machine.resume().unwrap();
@@ -413,9 +409,9 @@ fn what_is_received_goes_first_when_memory_runs_out() {
         .begin_incoming(&migration(), &source, &slots)
         .unwrap();
     assert_eq!(score(), "500");
-    vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
+    prepare(&vm.machine, b"fake vCPUs").unwrap();
     assert_eq!(score(), "500");
-    vm.machine.own(&migration(), true, false).unwrap();
+    own(&vm.machine, true, false).unwrap();
     assert_eq!(score(), "-100");
 
     let vm = fake::empty();
@@ -427,16 +423,13 @@ fn what_is_received_goes_first_when_memory_runs_out() {
 #[test]
 fn ownership_that_could_not_be_journalled_is_tried_again_before_anything_runs() {
     let vm = receiving();
-    vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
+    prepare(&vm.machine, b"fake vCPUs").unwrap();
     break_journal(&vm, true);
-    assert_eq!(
-        reason(vm.machine.own(&migration(), true, false)),
-        Reason::Journal
-    );
+    assert_eq!(reason(own(&vm.machine, true, false)), Reason::Journal);
     break_journal(&vm, false);
     assert_eq!(vm.backend.state().runs, 0);
     assert_eq!(state(&vm), v1::vm::State::Incoming);
-    let owned = vm.machine.own(&migration(), true, false).unwrap();
+    let owned = own(&vm.machine, true, false).unwrap();
     assert_eq!((owned.state(), owned.epoch), (v1::vm::State::Running, 2));
     assert_eq!(ownership(&vm), Ownership::Owner { epoch: 2 });
 }
@@ -444,9 +437,9 @@ fn ownership_that_could_not_be_journalled_is_tried_again_before_anything_runs() 
 #[test]
 fn an_owner_whose_vcpus_do_not_run_can_be_resumed() {
     let vm = receiving();
-    vm.machine.prepare(&migration(), b"fake vCPUs").unwrap();
+    prepare(&vm.machine, b"fake vCPUs").unwrap();
     vm.backend.state().fail.push("run");
-    let error = vm.machine.own(&migration(), true, false).unwrap_err();
+    let error = own(&vm.machine, true, false).unwrap_err();
     assert_eq!(error.metadata["vm_location"], "VM_LOCATION_DESTINATION");
     assert_eq!(state(&vm), v1::vm::State::Paused);
     vm.machine.resume().unwrap();
@@ -455,10 +448,10 @@ fn an_owner_whose_vcpus_do_not_run_can_be_resumed() {
 #[test]
 fn a_destination_that_is_given_up_owns_nothing() {
     let vm = receiving();
-    let bad = vm.machine.prepare(&migration(), b"other vCPUs");
+    let bad = prepare(&vm.machine, b"other vCPUs");
     assert_eq!(reason(bad), Reason::StateVersionUnsupported);
     vm.backend.state().fail.push("load_state");
-    let bad = vm.machine.prepare(&migration(), b"fake vCPUs");
+    let bad = prepare(&vm.machine, b"fake vCPUs");
     assert_eq!(reason(bad), Reason::StateLoad);
     assert_eq!(
         reason(vm.machine.abort_incoming(&other())),
@@ -468,7 +461,7 @@ fn a_destination_that_is_given_up_owns_nothing() {
     vm.machine.abort_incoming(&migration()).expect("idempotent");
     assert_eq!(state(&vm), v1::vm::State::Failed);
     assert_eq!(exit(&vm), Some(Exit::Aborted));
-    assert!(vm.machine.own(&migration(), true, false).is_err());
+    assert!(own(&vm.machine, true, false).is_err());
     assert!(vm.machine.resume().is_err());
     assert_eq!(vm.backend.state().runs, 0);
     assert_eq!(

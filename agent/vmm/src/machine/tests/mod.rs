@@ -39,6 +39,19 @@ fn break_journal(vm: &FakeVm, broken: bool) {
     vm.disk.set_broken(broken);
 }
 
+/// Everything up to READY.
+fn prepare(machine: &Machine, vcpus: &[u8]) -> Result<(), ApiError> {
+    machine.load(&migration(), vcpus)?;
+    machine.prepare(&migration())
+}
+
+/// Everything after COMMIT.
+fn own(machine: &Machine, run: bool, never_ran: bool) -> Result<v1::Vm, ApiError> {
+    let left = Switchover { run, never_ran };
+    machine.own(&migration(), left)?;
+    machine.run_owned(&migration(), left)
+}
+
 /// Whether the process is to end, and why.
 fn exit(vm: &FakeVm) -> Option<Exit> {
     *vm.machine.shared.exit().borrow()

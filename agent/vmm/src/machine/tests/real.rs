@@ -96,7 +96,7 @@ fn moves(kind: BackendKind) {
     let copied = copy(&source, &destination, dirty);
     assert!(copied > 0 && copied == batch.pages, "{copied}");
     let state = source.backend().unwrap().save_state().unwrap();
-    destination.prepare(&migration(), &state).unwrap();
+    prepare(&destination, &state).unwrap();
     source.relinquish(&migration()).unwrap();
     assert_eq!(
         source.digest().unwrap(),
@@ -104,7 +104,7 @@ fn moves(kind: BackendKind) {
         "{kind}: every page arrived"
     );
     let before = counters(&source);
-    let owned = destination.own(&migration(), true, false).unwrap();
+    let owned = own(&destination, true, false).unwrap();
     assert_eq!(owned.state(), v1::vm::State::Running);
     runs_on(&destination, 5000);
     destination.pause().unwrap();

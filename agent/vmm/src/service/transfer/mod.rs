@@ -1,57 +1,46 @@
 //! TransferService at the VM process's endpoint: starts the sides and answers for them.
 //!
-//! A process has at most one running side. The last source side stays to be asked about after it ended, until it is released
-//! or another begins; so does the destination side that brought the VM here. Blocking work runs on `spawn_blocking`; the
-//! sides' threads are their own. The lock around the sides is held for look-ups only; beginning a side has a lock of its own, taken before it.
+//! A process has at most one running side. The last source's side stays to be asked about after it
+//! ended, until it is released or another begins; so does the destination's side that brought the VM
+//! here. Blocking work runs on `spawn_blocking`; the sides' threads are their own. The lock around the
+//! sides is held for look-ups only; beginning a side has a lock of its own, taken before it.
+//!
+//! `incoming` prepares the destination's side, `outgoing` describes and starts the source's.
 
+mod incoming;
+mod outgoing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_software;
 
 use std::{
-    io::Read as _,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, check_slot_table},
-    transport::Address,
-    v1::{
-        self, TransferPhase, TransferRole, resolve_transfer_request::Decision as WireDecision,
-        transfer_service_server::TransferService,
-    },
+    model::{MigrationName, VmName},
+    v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService},
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use self::incoming::Incoming;
 use crate::{
-    handover::side::{Side, is_terminal},
-    machine::Machine,
-    migration::{
-        destination::{Decision, Destination, Note},
-        listener::Listener,
-        source::Source,
-        wire::TICKET,
+    handover::{
+        protocol::source::Source as SourceProtocol,
+        side::{AnySide, Side, has_ended},
     },
+    machine::Machine,
 };
-
-/// The destination side with what is needed to talk to it.
-#[derive(Debug)]
-struct Incoming {
-    side: Arc<Side>,
-    notes: mpsc::Sender<Note>,
-    data_address: String,
-    ticket: [u8; TICKET],
-}
 
 #[derive(Debug, Default)]
 struct Sides {
     incoming: Option<Incoming>,
-    outgoing: Option<Arc<Side>>,
+    outgoing: Option<Arc<Side<SourceProtocol>>>,
 }
 
 /// The service over one machine.
@@ -68,7 +57,7 @@ pub(crate) struct TransferEndpoint {
 }
 
 impl TransferEndpoint {
-    /// A endpoint to `machine`, whose incoming pages are taken on `data_ip`.
+    /// An endpoint to `machine`, whose incoming pages are taken on `data_ip`.
     #[must_use]
     pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
         Self {
@@ -90,18 +79,24 @@ impl TransferEndpoint {
         self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn find(&self, migration: &str, role: TransferRole) -> Result<Arc<Side>, ApiError> {
+    pub(super) fn find(
+        &self,
+        migration: &str,
+        role: TransferRole,
+    ) -> Result<Arc<dyn AnySide>, ApiError> {
         let migration = MigrationName::parse(migration)?;
         let sides = self.sides();
-        let side = match role {
-            TransferRole::Source => sides.outgoing.as_ref(),
-            TransferRole::Destination => sides.incoming.as_ref().map(|incoming| &incoming.side),
+        let side: Option<Arc<dyn AnySide>> = match role {
+            TransferRole::Source => sides.outgoing.clone().map(|side| side as Arc<dyn AnySide>),
+            TransferRole::Destination => sides
+                .incoming
+                .as_ref()
+                .map(|incoming| Arc::clone(&incoming.side) as Arc<dyn AnySide>),
             TransferRole::Unspecified => {
                 return Err(ApiError::bad_parameter("role", "is SOURCE or DESTINATION"));
             }
         };
         side.filter(|side| *side.migration() == migration)
-            .cloned()
             .ok_or_else(|| {
                 ApiError::new(
                     Reason::NoSuchMigration,
@@ -113,207 +108,6 @@ impl TransferEndpoint {
                 )
                 .with("migration", &migration)
             })
-    }
-
-    /// Builds the empty VM and listens. Idempotent for the same migration.
-    fn prepare(
-        &self,
-        request: &v1::PrepareIncomingRequest,
-        runtime: tokio::runtime::Handle,
-    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
-        let migration = MigrationName::parse(&request.migration)?;
-        let vm = request
-            .vm
-            .as_ref()
-            .ok_or_else(|| ApiError::bad_parameter("vm", "is missing"))?;
-        if VmName::parse(&vm.name)? != self.vm {
-            return Err(ApiError::bad_parameter(
-                "vm.name",
-                format_args!("this process is {}'s", self.vm),
-            ));
-        }
-        let params = MigrationParams::from_message(request.params.as_ref())?;
-        let slots: Vec<SlotSpec> = request
-            .slots
-            .iter()
-            .map(SlotSpec::from_message)
-            .collect::<Result<_, _>>()?;
-        check_slot_table(&slots)?;
-        let source_agent = match request.source_agent_address.as_str() {
-            "" => None,
-            address => Some(address.parse::<Address>()?),
-        };
-        // Held to the end: two calls for the same migration build one side.
-        let _starting = self.starting();
-        if let Some(incoming) = &self.sides().incoming {
-            if *incoming.side.migration() == migration {
-                return Ok(incoming.answer());
-            }
-            return Err(ApiError::new(
-                Reason::MigrationInProgress,
-                format!("{} arrives by {}", self.vm, incoming.side.migration()),
-            )
-            .with("migration", incoming.side.migration()));
-        }
-        self.machine.begin_incoming(&migration, vm, &slots)?;
-        let total = slots.iter().map(|slot| slot.bytes()).sum();
-        let side = Arc::new(Side::new(
-            &migration,
-            &self.vm,
-            TransferRole::Destination,
-            vm.epoch,
-            total,
-        ));
-        match self.listen(&side, params, vm.epoch, source_agent, runtime) {
-            Ok(incoming) => {
-                let answer = incoming.answer();
-                self.sides().incoming = Some(incoming);
-                Ok(answer)
-            }
-            Err(error) => {
-                self.machine.abort_incoming(&migration)?;
-                Err(ApiError::new(
-                    Reason::Internal,
-                    format!("data port on {}: {error}", self.data_ip),
-                ))
-            }
-        }
-    }
-
-    fn listen(
-        &self,
-        side: &Arc<Side>,
-        params: MigrationParams,
-        epoch: u64,
-        source_agent: Option<Address>,
-        runtime: tokio::runtime::Handle,
-    ) -> std::io::Result<Incoming> {
-        let mut ticket = [0; TICKET];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut ticket)?;
-        let (sender, notes) = mpsc::channel();
-        let admit = Mutex::new(sender.clone());
-        let listener = Listener::open(self.data_ip, ticket, epoch, move |peer| {
-            let admit = admit.lock().unwrap_or_else(PoisonError::into_inner);
-            // The side has ended: the connection closes with the value.
-            drop(admit.send(Note::Connected(peer)));
-        })?;
-        let data_address = listener.address().to_string();
-        let destination = Destination {
-            machine: Arc::clone(&self.machine),
-            side: Arc::clone(side),
-            streams: params.streams,
-            verify: params.verify != Verify::None,
-            epoch,
-            source_agent,
-            runtime,
-            listener,
-            notes,
-            sender: sender.clone(),
-        };
-        std::thread::Builder::new()
-            .name("incoming".to_owned())
-            .spawn(move || destination.run())?;
-        Ok(Incoming {
-            side: Arc::clone(side),
-            notes: sender,
-            data_address,
-            ticket,
-        })
-    }
-
-    /// Starts sending. Idempotent for the same migration.
-    fn start(&self, request: &v1::StartOutgoingRequest) -> Result<v1::Transfer, ApiError> {
-        let migration = MigrationName::parse(&request.migration)?;
-        let params = MigrationParams::from_message(request.params.as_ref())?;
-        let address = request.data_address.parse().map_err(|_| {
-            ApiError::bad_parameter(
-                "data_address",
-                format_args!(
-                    "\"{}\" is not ip:port",
-                    request.data_address.escape_default()
-                ),
-            )
-        })?;
-        let ticket = request.ticket.as_slice().try_into().map_err(|_| {
-            ApiError::bad_parameter(
-                "ticket",
-                format_args!("{} bytes, not {TICKET}", request.ticket.len()),
-            )
-        })?;
-        let _starting = self.starting();
-        let before = self.sides().outgoing.clone();
-        if let Some(side) = before
-            .as_ref()
-            .filter(|side| *side.migration() == migration)
-        {
-            return Ok(side.transfer());
-        }
-        let total = self.machine.memory().table().pages() * slat_proto::model::PAGE_SIZE;
-        let side = Arc::new(Side::new(
-            &migration,
-            &self.vm,
-            TransferRole::Source,
-            request.epoch,
-            total,
-        ));
-        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
-        self.sides().outgoing = Some(Arc::clone(&side));
-        let begun = self.begin(&side, address, ticket, params, request.epoch);
-        if let Err(error) = begun {
-            self.sides().outgoing = before;
-            side.publish_end(
-                TransferPhase::Failed,
-                Some(error.to_migration_error(v1::MigrationPhase::Preparing, "source")),
-            );
-            return Err(error);
-        }
-        Ok(side.transfer())
-    }
-
-    fn begin(
-        &self,
-        side: &Arc<Side>,
-        address: std::net::SocketAddr,
-        ticket: [u8; TICKET],
-        params: MigrationParams,
-        epoch: u64,
-    ) -> Result<(), ApiError> {
-        self.machine.begin_outgoing(side.migration(), epoch)?;
-        let source = Source {
-            machine: Arc::clone(&self.machine),
-            side: Arc::clone(side),
-            address,
-            ticket,
-            params,
-            epoch,
-            #[cfg(test)]
-            omit: self.omit,
-        };
-        if let Err(error) = std::thread::Builder::new()
-            .name("outgoing".to_owned())
-            .spawn(move || source.run())
-        {
-            self.machine.end_outgoing(side.migration())?;
-            return Err(ApiError::new(
-                Reason::Internal,
-                format!("no thread for the migration: {error}"),
-            ));
-        }
-        Ok(())
-    }
-
-    fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError> {
-        let side = self.find(&request.migration, TransferRole::Destination)?;
-        let decision = match WireDecision::try_from(request.decision) {
-            Ok(WireDecision::Commit) => Decision::Commit,
-            Ok(WireDecision::Abort) => Decision::Abort,
-            _ => return Err(ApiError::bad_parameter("decision", "is COMMIT or ABORT")),
-        };
-        if let Some(incoming) = &self.sides().incoming {
-            // A side that has ended needs no decision.
-            drop(incoming.notes.send(Note::Decided(decision)));
-        }
-        Ok(side.transfer())
     }
 
     fn release(&self, request: &v1::ReleaseTransferRequest) -> Result<(), ApiError> {
@@ -331,7 +125,7 @@ impl TransferEndpoint {
                 phase,
                 TransferPhase::Relinquished | TransferPhase::Completed
             );
-        if !relinquished && !is_terminal(phase) {
+        if !relinquished && !has_ended(phase) {
             return Err(ApiError::new(
                 Reason::MigrationInProgress,
                 format!("{migration} has not ended here: {}", phase.as_str_name()),
@@ -358,16 +152,6 @@ impl TransferEndpoint {
     }
 }
 
-impl Incoming {
-    fn answer(&self) -> v1::PrepareIncomingResponse {
-        v1::PrepareIncomingResponse {
-            transfer: Some(self.side.transfer()),
-            data_address: self.data_address.clone(),
-            ticket: self.ticket.to_vec(),
-        }
-    }
-}
-
 /// Runs blocking work of the machine off the runtime's workers.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -384,6 +168,14 @@ type TransferStream = Pin<Box<dyn Stream<Item = Result<v1::Transfer, Status>> + 
 
 #[tonic::async_trait]
 impl TransferService for TransferEndpoint {
+    async fn describe_outgoing(
+        &self,
+        request: Request<v1::DescribeOutgoingRequest>,
+    ) -> Result<Response<v1::DescribeOutgoingResponse>, Status> {
+        let endpoint = self.clone();
+        blocking(move || endpoint.describe(request.get_ref())).await
+    }
+
     async fn prepare_incoming(
         &self,
         request: Request<v1::PrepareIncomingRequest>,
@@ -425,7 +217,7 @@ impl TransferService for TransferEndpoint {
             loop {
                 version.mark_unchanged();
                 let transfer = side.transfer();
-                let last = is_terminal(transfer.phase());
+                let last = has_ended(transfer.phase());
                 if sender.send(Ok(transfer)).await.is_err() || last {
                     return;
                 }

@@ -13,7 +13,7 @@ use std::{
 
 use slat_proto::{
     Reason,
-    model::{MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName},
+    model::{BackendKind, MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName},
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
 use slat_record::journal::Ownership;
@@ -22,10 +22,7 @@ use tonic::Request;
 use super::TransferEndpoint;
 use crate::{
     fake::{self, FakeVm},
-    handover::{
-        payload::{VmState, encode_slots},
-        side::is_terminal,
-    },
+    handover::{payload::encode_slots, preamble, side::has_ended, state::VmState},
     machine::Switchover,
     migration::wire::{
         FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
@@ -77,7 +74,7 @@ async fn wait(
 }
 
 async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1::Transfer {
-    wait(endpoint, role, |transfer| is_terminal(transfer.phase())).await
+    wait(endpoint, role, |transfer| has_ended(transfer.phase())).await
 }
 
 async fn prepare(
@@ -99,6 +96,7 @@ async fn prepare(
         slots,
         params: Some(params.to_message()),
         source_agent_address: String::new(),
+        preamble: Some(preamble::describe(BackendKind::Software).unwrap()),
     };
     to.prepare_incoming(Request::new(request))
         .await
@@ -118,6 +116,7 @@ async fn start(
         ticket: prepared.ticket.clone(),
         params: Some(params.to_message()),
         epoch: 1,
+        versions: prepared.versions,
     };
     from.start_outgoing(Request::new(request)).await.unwrap();
 }
@@ -394,8 +393,8 @@ fn introduce(
     let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
     let mut stream = TcpStream::connect(&prepared.data_address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut writer = FrameWriter::new(1);
-    let mut reader = FrameReader::new(1);
+    let mut writer = FrameWriter::new(2, 1);
+    let mut reader = FrameReader::new(2, 1);
     writer
         .send(
             &mut stream,
@@ -461,7 +460,7 @@ impl ByHand {
             digest: None,
             vcpus: b"fake vCPUs".to_vec(),
         };
-        self.control(Kind::State, &state.encode());
+        self.control(Kind::State, &state.encode(2));
         assert_eq!(self.answer(), Kind::Ready);
     }
 
@@ -665,7 +664,7 @@ async fn strangers_cannot_disturb() {
     }
     .encode();
     let mut hello = Vec::new();
-    FrameWriter::new(1)
+    FrameWriter::new(2, 1)
         .send(&mut hello, Kind::Hello, 0, &wrong)
         .unwrap();
     knock(b"GET / HTTP/1.1\r\n\r\n");
@@ -678,7 +677,7 @@ async fn strangers_cannot_disturb() {
     }
     let here = ended(&from, TransferRole::Source).await;
     assert_eq!(here.phase(), TransferPhase::Completed, "{here:?}");
-    // A stranger with a wrong ticket is closed without a word.
+    // A peer with a wrong ticket is closed without a word.
     let mut byte = [0];
     silent[1].set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(matches!(silent[1].read(&mut byte), Ok(0) | Err(_)));

@@ -20,7 +20,11 @@ use slat_record::dir::VmDir;
 use tonic::Request;
 
 use super::TransferEndpoint;
-use crate::{guest::Layout, handover::side::is_terminal, machine::Machine};
+use crate::{
+    guest::Layout,
+    handover::{preamble, side::has_ended},
+    machine::Machine,
+};
 
 const MEMORY: u64 = 16 << 20;
 const VCPUS: u32 = 2;
@@ -111,6 +115,7 @@ async fn migrate(
             .collect(),
         params: Some(params.to_message()),
         source_agent_address: String::new(),
+        preamble: Some(preamble::describe(BackendKind::Software).unwrap()),
     };
     let prepared = to.endpoint.prepare_incoming(Request::new(request)).await;
     let prepared = prepared.unwrap().into_inner();
@@ -121,6 +126,7 @@ async fn migrate(
         ticket: prepared.ticket,
         params: Some(params.to_message()),
         epoch: from.vm().epoch,
+        versions: prepared.versions,
     };
     let started = from.endpoint.start_outgoing(Request::new(request)).await;
     started.unwrap();
@@ -136,7 +142,7 @@ async fn ended(endpoint: &TransferEndpoint, id: &str, role: TransferRole) -> v1:
         loop {
             version.mark_unchanged();
             let transfer = side.transfer();
-            if is_terminal(transfer.phase()) {
+            if has_ended(transfer.phase()) {
                 return transfer;
             }
             version.changed().await.unwrap();

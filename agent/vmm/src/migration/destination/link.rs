@@ -1,0 +1,147 @@
+//! The source's connections, as they are let in.
+
+use std::{
+    collections::BTreeMap,
+    net::{Shutdown, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slat_proto::{ApiError, Reason};
+
+use super::{
+    super::{
+        listener::Peer,
+        populate::Populate,
+        receiver::{Intake, receive},
+        wire::{FrameWriter, Kind, Role, WireError},
+    },
+    Destination, Note,
+};
+use crate::memory::SlotTable;
+
+/// SlotTable, State, Commit: no more is read from the control connection, so that nothing can be
+/// queued up.
+const CONTROL_FRAMES: u32 = 3;
+
+/// Connections so far, and what came over them.
+pub(super) struct Link {
+    pub(super) control: Option<(TcpStream, FrameWriter)>,
+    pub(super) data: BTreeMap<u16, TcpStream>,
+    pub(super) intake: Arc<Intake>,
+    /// Streams that have ended the running iteration.
+    pub(super) ended: u32,
+    /// The iteration that runs.
+    pub(super) iteration: u32,
+    pub(super) table_seen: bool,
+    /// Until all memory is there and the source knows it.
+    pub(super) populate: Option<Populate>,
+    /// What the source was told of it, and when.
+    pub(super) told: Option<u32>,
+    pub(super) told_at: Instant,
+    /// CPU time of populating, once it is over.
+    pub(super) populate_cpu: Duration,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Link {
+    pub(super) fn new(table: &SlotTable, verify: bool) -> Self {
+        Self {
+            control: None,
+            data: BTreeMap::new(),
+            intake: Arc::new(Intake::new(table, verify)),
+            ended: 0,
+            iteration: 0,
+            table_seen: false,
+            populate: None,
+            told: None,
+            told_at: Instant::now(),
+            populate_cpu: Duration::ZERO,
+            threads: Vec::new(),
+        }
+    }
+
+    pub(super) fn say(&mut self, kind: Kind, count: u32, payload: &[u8]) -> Result<(), ApiError> {
+        match &mut self.control {
+            Some((stream, writer)) => Ok(writer.send(stream, kind, count, payload)?),
+            None => Err(ApiError::new(
+                Reason::ConnectionLost,
+                "the source is not connected",
+            )),
+        }
+    }
+
+    pub(super) fn close(self) {
+        for stream in self
+            .data
+            .values()
+            .chain(self.control.as_ref().map(|(stream, _)| stream))
+        {
+            // A stream that is closed already needs no shutdown.
+            drop(stream.shutdown(Shutdown::Both));
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a receiving thread panicked");
+            }
+        }
+    }
+}
+
+impl Destination {
+    /// A connection with a good ticket. One that comes twice is turned away; the first stays.
+    pub(super) fn connected(&self, link: &mut Link, peer: Peer) -> Result<(), ApiError> {
+        let Peer {
+            role,
+            mut stream,
+            mut reader,
+        } = peer;
+        let taken = match role {
+            Role::Control => link.control.is_some(),
+            Role::Data(number) => {
+                u32::from(number) >= self.streams || link.data.contains_key(&number)
+            }
+        };
+        if taken {
+            tracing::warn!(?role, "a second connection for a stream was turned away");
+            return Ok(());
+        }
+        let io = |error: std::io::Error| ApiError::from(WireError::from(error));
+        let mut writer = FrameWriter::new(self.versions.protocol, self.epoch);
+        if let Err(error) = writer.send(&mut stream, Kind::HelloAck, 0, &[]) {
+            tracing::warn!(%error, ?role, "a connection broke while it was let in");
+            return Ok(());
+        }
+        let sender = self.sender.clone();
+        let ours = stream.try_clone().map_err(io)?;
+        let builder = std::thread::Builder::new().name(match role {
+            Role::Control => "control".to_owned(),
+            Role::Data(number) => format!("receive-{number}"),
+        });
+        let thread = match role {
+            Role::Control => {
+                link.control = Some((ours, writer));
+                builder.spawn(move || {
+                    for _ in 0..CONTROL_FRAMES {
+                        let frame = reader.frame(&mut stream).map_err(ApiError::from);
+                        let last = frame.is_err();
+                        if sender.send(Note::Control(frame)).is_err() || last {
+                            return;
+                        }
+                    }
+                })
+            }
+            Role::Data(number) => {
+                link.data.insert(number, ours);
+                let intake = Arc::clone(&link.intake);
+                builder.spawn(move || {
+                    receive(number, &stream, reader, &intake, |event| {
+                        sender.send(Note::Data(event)).is_ok()
+                    });
+                })
+            }
+        };
+        link.threads.push(thread.map_err(io)?);
+        Ok(())
+    }
+}

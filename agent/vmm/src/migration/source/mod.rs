@@ -1,0 +1,231 @@
+//! The source's driver: carries out what the protocol asks for, one action after the other, on a
+//! coordinator thread, with one sender thread for each stream.
+//!
+//! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source); this
+//! is how it is done. `link` opens the connections, `precopy` runs the iterations, `switchover` is the
+//! blackout and what is measured in it, `end` undoes or completes.
+//!
+//! # Undoing
+//! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
+//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the side
+//! stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+
+mod end;
+mod link;
+mod precopy;
+mod switchover;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slat_proto::{
+    ApiError,
+    model::{CursorName, MigrationParams},
+    v1::{self, TransferPhase},
+};
+
+use self::{link::Link, precopy::Precopied, switchover::Blackout};
+use super::wire::TICKET;
+use crate::{
+    handover::{
+        payload::Resumed,
+        protocol::{
+            Settled, Why, Written,
+            source::{Action, End, Input, Source as Protocol},
+        },
+        side::Side,
+    },
+    machine::{Machine, RelinquishError},
+};
+
+/// A journal that cannot be settled is tried again this often.
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
+
+/// What the source's side needs.
+pub(crate) struct Source {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) side: Arc<Side<Protocol>>,
+    pub(crate) address: SocketAddr,
+    pub(crate) ticket: [u8; TICKET],
+    pub(crate) params: MigrationParams,
+    pub(crate) epoch: u64,
+    pub(crate) versions: v1::ChosenVersions,
+    #[cfg(test)]
+    pub(crate) omit: Option<(u32, u32, u32)>,
+}
+
+/// What the actions have led to so far.
+struct Work {
+    /// When the side began, with the wait for the destination's memory.
+    begun: Instant,
+    /// When the first page went.
+    transfer: Instant,
+    link: Option<Link>,
+    precopied: Option<Precopied>,
+    blackout: Option<Blackout>,
+    resumed: Option<Resumed>,
+    /// The first thing that failed here.
+    fault: Option<ApiError>,
+}
+
+impl Source {
+    /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
+    pub(crate) fn run(self) {
+        let begun = Instant::now();
+        let mut work = Work {
+            begun,
+            transfer: begun,
+            link: None,
+            precopied: None,
+            blackout: None,
+            resumed: None,
+            fault: None,
+        };
+        let connected = self.connect(begun).map(|link| {
+            work.transfer = Instant::now();
+            work.link = Some(link);
+            Input::Connected
+        });
+        self.side.feed(work.input(connected));
+        while let Some(action) = self.side.next() {
+            if let Some(input) = self.carry_out(action, &mut work) {
+                self.side.feed(input);
+            }
+        }
+        if let Some(link) = work.link {
+            link.close();
+        }
+        if self.side.phase() == TransferPhase::Relinquished {
+            // No answer to COMMIT: what is known is kept all the same.
+            self.side
+                .keep_record(self.machine.dir(), &self.side.transfer());
+        }
+    }
+
+    fn carry_out(&self, action: Action, work: &mut Work) -> Option<Input> {
+        match action {
+            Action::Precopy => {
+                let decided = self.precopy(work).map(|precopied| {
+                    work.precopied = Some(precopied);
+                    Input::SwitchoverDecided
+                });
+                Some(work.input(decided))
+            }
+            Action::SwitchOver => {
+                let blackout = self.switch_over(work);
+                Some(work.input(blackout.map(|()| Input::StateSent)))
+            }
+            Action::AwaitReady => {
+                let ready = self.await_ready(work);
+                Some(work.input(ready.map(|()| Input::ReadyHeard)))
+            }
+            Action::JournalRelinquished => Some(Input::Journalled(self.relinquish(work))),
+            Action::SettleJournal => Some(Input::JournalSettled(self.settle(work))),
+            Action::PublishRelinquished => {
+                self.side.enter(TransferPhase::Relinquished);
+                if let Some(blackout) = &mut work.blackout {
+                    blackout.committed();
+                }
+                None
+            }
+            Action::Commit => Some(match self.commit(work) {
+                Ok(resumed) => {
+                    work.resumed = Some(resumed);
+                    Input::ResumedHeard
+                }
+                Err(error) => {
+                    tracing::warn!(%error, migration = %self.side.migration(),
+                        "no answer to COMMIT: the VM stays stopped here; the destination asks the journal");
+                    Input::LinkLost
+                }
+            }),
+            Action::ResumeVm => {
+                self.resume_vm();
+                None
+            }
+            Action::StopLogging => {
+                self.stop_logging();
+                None
+            }
+            Action::SayAbort(why) => {
+                self.say_abort(why, work);
+                None
+            }
+            Action::RecordEnd(End::HandedOver) => {
+                self.complete(work);
+                None
+            }
+            Action::RecordEnd(End::Kept(why)) => {
+                self.record_kept(why, work);
+                None
+            }
+            // Carried out where it was asked for: this thread may be what is blocked.
+            Action::Interrupt => None,
+        }
+    }
+
+    fn relinquish(&self, work: &mut Work) -> Written {
+        match self.machine.relinquish(self.side.migration()) {
+            Ok(()) => Written::Durable,
+            Err(RelinquishError::Refused(error)) => {
+                work.note(error);
+                Written::Refused
+            }
+            Err(RelinquishError::Unknown(error)) => {
+                tracing::error!(%error, migration = %self.side.migration(),
+                    "RELINQUISHED may not be durable: the VM stays stopped until the journal can be read again");
+                work.note(error);
+                Written::Unknown
+            }
+        }
+    }
+
+    /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe before.
+    fn settle(&self, work: &mut Work) -> Settled {
+        loop {
+            match self.machine.settle_relinquished(self.side.migration()) {
+                Ok(true) => return Settled::Present,
+                Ok(false) => return Settled::Absent,
+                Err(error) if error.reason == slat_proto::Reason::Journal => {
+                    tracing::error!(%error, migration = %self.side.migration(), "the journal is not settled yet");
+                    std::thread::sleep(SETTLE_EVERY);
+                }
+                // The process was told to stop meanwhile: there is nothing to resume.
+                Err(error) => {
+                    work.note(error);
+                    return Settled::Absent;
+                }
+            }
+        }
+    }
+
+    fn cursor(&self) -> Result<CursorName, ApiError> {
+        // Cursors of API callers have a name space of their own: a caller's of the same name is another.
+        CursorName::from_id("slat-migration")
+    }
+
+    fn iteration(&self) -> u32 {
+        self.side
+            .transfer()
+            .progress
+            .map_or(0, |progress| progress.iteration)
+    }
+}
+
+impl Work {
+    /// Keeps what failed first; later failures follow from it.
+    fn note(&mut self, error: ApiError) {
+        self.fault.get_or_insert(error);
+    }
+
+    /// The input that a result is.
+    fn input(&mut self, result: Result<Input, ApiError>) -> Input {
+        result.unwrap_or_else(|error| {
+            self.note(error);
+            Input::Failed(Why::Fault)
+        })
+    }
+}

@@ -1,0 +1,146 @@
+//! Frames between the two sides of a migration.
+//!
+//! # Protocol
+//! Version 2 sends State in sections, version 1 in one piece; nothing else differs. Both ends chose the
+//! version before a connection is opened ([`crate::handover::preamble`]), and every frame carries it.
+//!
+//! The source opens one control connection and N data connections. The first frame on each is `Hello`
+//! with the ticket that the destination gave out through the control plane; anything else is closed
+//! without a word. Then:
+//!
+//! ```text
+//! source                         destination
+//!   Hello (each connection)  ->
+//!                            <-  HelloAck
+//!   SlotTable (control)      ->                       must equal what PrepareIncoming announced
+//!                            <-  Populated (control)  per cent of memory that is there, again and again until 100
+//!   Pages, Zero … (data)     ->                       iteration n, split over the streams in any way
+//!   IterEnd n (each data)    ->
+//!                            <-  IterAck n (control)  every page of iteration n is in memory
+//!   …                                                 only then iteration n + 1 begins: no page grows older
+//!   State (control)          ->                       after the last iteration, the VM paused
+//!                            <-  Ready                journalled Prepared(e+1)
+//!   Commit                   ->                       journalled Relinquished(e)
+//!                            <-  Resumed              journalled Owned(e+1), vCPUs run
+//! ```
+//! Either side may send `Abort` (reason, message) on the control connection before `Commit` and closes.
+//!
+//! # Frame
+//! A header of 48 bytes, little-endian, then `length` bytes:
+//!
+//! | at | size | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `SLAT` |
+//! | 4 | 2 | version |
+//! | 6 | 2 | kind |
+//! | 8 | 4 | length of the payload, bytes |
+//! | 12 | 4 | slot (Pages, Zero) |
+//! | 16 | 4 | count: runs (Pages, Zero), iteration (IterEnd, IterAck), per cent (Populated) |
+//! | 20 | 4 | sequence number of the frame on its connection, from 0 |
+//! | 24 | 8 | epoch of the source |
+//! | 32 | 12 | zero |
+//! | 44 | 4 | CRC-32 of the 44 bytes before |
+//!
+//! `Pages` and `Zero` begin their payload with `count` runs of (first page in the slot u32, pages u32);
+//! `Pages` goes on with the contents, one run after the other. Contents carry no sum: they are read by
+//! the kernel from memory that the guest may be writing, so any sum taken before would be of other
+//! bytes; the digests of `verify` prove contents at rest.
+//!
+//! # Invariants
+//! Every length is checked against its bound before a byte is allocated or read; every run against its
+//! slot before memory is touched. The stream is hostile until its ticket was shown, and its contents
+//! even then.
+
+mod abort;
+mod error;
+mod frame;
+mod header;
+mod hello;
+mod runs;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::{
+    abort::encode_abort,
+    error::{TOLD, WireError},
+    frame::{FrameReader, FrameWriter, payload},
+    header::Header,
+    hello::{Hello, Role},
+    runs::{Run, decode_runs, encode_runs},
+};
+
+/// Bytes of a frame's header.
+pub(crate) const HEADER: usize = 48;
+/// Bytes of a ticket.
+pub(crate) const TICKET: usize = 32;
+/// Most pages in one `Pages` frame: 1 MiB of contents.
+pub(crate) const MAX_FRAME_PAGES: u32 = 256;
+/// Most runs in one frame.
+pub(crate) const MAX_RUNS: u32 = MAX_FRAME_PAGES;
+/// Bytes of one run.
+pub(crate) const RUN: usize = 8;
+/// Bytes of a page.
+pub(crate) const PAGE: usize = slat_proto::model::PAGE_SIZE as usize;
+
+const MAGIC: [u8; 4] = *b"SLAT";
+const MAX_HELLO: u32 = 128;
+const MAX_SLOT_TABLE: u32 = 510 * 24;
+const MAX_STATE: u32 = 64 << 20;
+const MAX_RESUMED: u32 = 4 + 510 * 24;
+const MAX_ABORT: u32 = 4096;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Kind {
+    Hello = 1,
+    HelloAck = 2,
+    SlotTable = 3,
+    Pages = 4,
+    Zero = 5,
+    IterEnd = 6,
+    IterAck = 7,
+    State = 8,
+    Ready = 9,
+    Commit = 10,
+    Resumed = 11,
+    Abort = 12,
+    Populated = 13,
+}
+
+impl Kind {
+    const ALL: [Kind; 13] = [
+        Kind::Hello,
+        Kind::HelloAck,
+        Kind::SlotTable,
+        Kind::Pages,
+        Kind::Zero,
+        Kind::IterEnd,
+        Kind::IterAck,
+        Kind::State,
+        Kind::Ready,
+        Kind::Commit,
+        Kind::Resumed,
+        Kind::Abort,
+        Kind::Populated,
+    ];
+
+    /// Most payload bytes of a frame of this kind.
+    fn max_length(self) -> u32 {
+        match self {
+            Kind::Hello => MAX_HELLO,
+            Kind::SlotTable => MAX_SLOT_TABLE,
+            Kind::Pages => MAX_RUNS * RUN as u32 + MAX_FRAME_PAGES * PAGE as u32,
+            Kind::Zero => MAX_RUNS * RUN as u32,
+            Kind::State => MAX_STATE,
+            Kind::Resumed => MAX_RESUMED,
+            Kind::Abort => MAX_ABORT,
+            Kind::HelloAck
+            | Kind::IterEnd
+            | Kind::IterAck
+            | Kind::Ready
+            | Kind::Commit
+            | Kind::Populated => 0,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The destination's side begins: what the source said is checked, an empty VM is built, and the data
+//! port opened.
+
+use std::{
+    io::Read as _,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, VmSpec, check_slot_table},
+    transport::Address,
+    v1::{self, TransferRole, resolve_transfer_request::Decision as WireDecision},
+};
+
+use super::TransferEndpoint;
+use crate::{
+    handover::{
+        preamble,
+        protocol::destination::{Decision, Destination as Protocol},
+        side::Side,
+    },
+    migration::{
+        destination::{Destination, Note},
+        listener::Listener,
+        wire::TICKET,
+    },
+};
+
+/// The destination's side with what is needed to talk to it.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) side: Arc<Side<Protocol>>,
+    notes: mpsc::Sender<Note>,
+    data_address: String,
+    ticket: [u8; TICKET],
+    versions: v1::ChosenVersions,
+}
+
+/// What a side needs to know of its source.
+struct From {
+    params: MigrationParams,
+    epoch: u64,
+    versions: v1::ChosenVersions,
+    agent: Option<Address>,
+}
+
+impl TransferEndpoint {
+    /// Builds the empty VM and listens. Idempotent for the same migration.
+    pub(super) fn prepare(
+        &self,
+        request: &v1::PrepareIncomingRequest,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
+        let migration = MigrationName::parse(&request.migration)?;
+        let vm = request
+            .vm
+            .as_ref()
+            .ok_or_else(|| ApiError::bad_parameter("vm", "is missing"))?;
+        if VmName::parse(&vm.name)? != self.vm {
+            return Err(ApiError::bad_parameter(
+                "vm.name",
+                format_args!("this process is {}'s", self.vm),
+            ));
+        }
+        let params = MigrationParams::from_message(request.params.as_ref())?;
+        let slots: Vec<SlotSpec> = request
+            .slots
+            .iter()
+            .map(SlotSpec::from_message)
+            .collect::<Result<_, _>>()?;
+        check_slot_table(&slots)?;
+        // Before anything is reserved.
+        let versions = self.admit(vm, request.preamble.as_ref())?;
+        let agent = match request.source_agent_address.as_str() {
+            "" => None,
+            address => Some(address.parse::<Address>()?),
+        };
+        // Held to the end: two calls for the same migration build one side.
+        let _starting = self.starting();
+        if let Some(incoming) = &self.sides().incoming {
+            if *incoming.side.migration() == migration {
+                return Ok(incoming.answer());
+            }
+            return Err(ApiError::new(
+                Reason::MigrationInProgress,
+                format!("{} arrives by {}", self.vm, incoming.side.migration()),
+            )
+            .with("migration", incoming.side.migration()));
+        }
+        self.machine.begin_incoming(&migration, vm, &slots)?;
+        let total = slots.iter().map(|slot| slot.bytes()).sum();
+        let side = Arc::new(Side::new(&migration, &self.vm, vm.epoch, total));
+        let from = From {
+            params,
+            epoch: vm.epoch,
+            versions,
+            agent,
+        };
+        match self.listen(&side, from, runtime) {
+            Ok(incoming) => {
+                let answer = incoming.answer();
+                self.sides().incoming = Some(incoming);
+                Ok(answer)
+            }
+            Err(error) => {
+                self.machine.abort_incoming(&migration)?;
+                Err(ApiError::new(
+                    Reason::Internal,
+                    format!("data port on {}: {error}", self.data_ip),
+                ))
+            }
+        }
+    }
+
+    fn listen(
+        &self,
+        side: &Arc<Side<Protocol>>,
+        from: From,
+        runtime: tokio::runtime::Handle,
+    ) -> std::io::Result<Incoming> {
+        let mut ticket = [0; TICKET];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut ticket)?;
+        let (sender, notes) = mpsc::channel();
+        let protocol = from.versions.protocol;
+        let admit = Mutex::new(sender.clone());
+        let listener = Listener::open(self.data_ip, ticket, protocol, from.epoch, move |peer| {
+            let admit = admit.lock().unwrap_or_else(PoisonError::into_inner);
+            // The side has ended: the connection closes with the value.
+            drop(admit.send(Note::Connected(peer)));
+        })?;
+        let data_address = listener.address().to_string();
+        let destination = Destination {
+            machine: Arc::clone(&self.machine),
+            side: Arc::clone(side),
+            streams: from.params.streams,
+            verify: from.params.verify != Verify::None,
+            epoch: from.epoch,
+            versions: from.versions,
+            source_agent: from.agent,
+            runtime,
+            listener,
+            notes,
+            sender: sender.clone(),
+        };
+        std::thread::Builder::new()
+            .name("incoming".to_owned())
+            .spawn(move || destination.run())?;
+        Ok(Incoming {
+            side: Arc::clone(side),
+            notes: sender,
+            data_address,
+            ticket,
+            versions: from.versions,
+        })
+    }
+
+    /// Whether a VM from where `preamble` was said can live here.
+    fn admit(
+        &self,
+        vm: &v1::Vm,
+        preamble: Option<&v1::Preamble>,
+    ) -> Result<v1::ChosenVersions, ApiError> {
+        let missing = |field| ApiError::bad_parameter(field, "is missing");
+        let source = preamble.ok_or_else(|| missing("preamble"))?;
+        let spec = vm.spec.as_ref().ok_or_else(|| missing("vm.spec"))?;
+        let spec = VmSpec::from_resource(spec)?;
+        let backend = spec
+            .backend
+            .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
+        preamble::admit(source, &preamble::describe(backend)?)
+            .map_err(|error| error.with("vm", &self.vm))
+    }
+
+    pub(super) fn resolve(
+        &self,
+        request: &v1::ResolveTransferRequest,
+    ) -> Result<v1::Transfer, ApiError> {
+        let side = self.find(&request.migration, TransferRole::Destination)?;
+        let decision = match WireDecision::try_from(request.decision) {
+            Ok(WireDecision::Commit) => Decision::Commit,
+            Ok(WireDecision::Abort) => Decision::Abort,
+            _ => return Err(ApiError::bad_parameter("decision", "is COMMIT or ABORT")),
+        };
+        if let Some(incoming) = &self.sides().incoming {
+            // A side that has ended needs no decision.
+            drop(incoming.notes.send(Note::Decided(decision)));
+        }
+        Ok(side.transfer())
+    }
+}
+
+impl Incoming {
+    fn answer(&self) -> v1::PrepareIncomingResponse {
+        v1::PrepareIncomingResponse {
+            transfer: Some(self.side.transfer()),
+            data_address: self.data_address.clone(),
+            ticket: self.ticket.to_vec(),
+            versions: Some(self.versions),
+        }
+    }
+}

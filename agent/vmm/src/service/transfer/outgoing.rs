@@ -1,0 +1,132 @@
+//! The source's side begins: it says what the destination must know, then sends.
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, MigrationParams, PAGE_SIZE, VmName, VmSpec},
+    v1::{self, TransferPhase},
+};
+
+use super::TransferEndpoint;
+use crate::{
+    handover::{preamble, protocol::source::Source as Protocol, side::Side},
+    migration::{source::Source, wire::TICKET},
+};
+
+/// What a side needs to know of its destination.
+struct Towards {
+    address: std::net::SocketAddr,
+    ticket: [u8; TICKET],
+    params: MigrationParams,
+    epoch: u64,
+    versions: v1::ChosenVersions,
+}
+
+impl TransferEndpoint {
+    /// What the destination must know before it reserves anything.
+    pub(super) fn describe(
+        &self,
+        request: &v1::DescribeOutgoingRequest,
+    ) -> Result<v1::DescribeOutgoingResponse, ApiError> {
+        let migration = MigrationName::parse(&request.migration)?;
+        if VmName::parse(&request.vm)? != self.vm {
+            return Err(ApiError::bad_parameter(
+                "vm",
+                format_args!("this process is {}'s", self.vm),
+            ));
+        }
+        let vm = self.machine.describe_outgoing(&migration, request.epoch)?;
+        let spec = vm.spec.clone().unwrap_or_default();
+        let backend = VmSpec::from_resource(&spec)?
+            .backend
+            .ok_or_else(|| ApiError::new(Reason::Internal, "a VM without a backend"))?;
+        let (slots, _) = self.machine.list_slots()?;
+        Ok(v1::DescribeOutgoingResponse {
+            preamble: Some(preamble::describe(backend)?),
+            vm: Some(vm),
+            slots,
+        })
+    }
+
+    /// Starts sending. Idempotent for the same migration.
+    pub(super) fn start(
+        &self,
+        request: &v1::StartOutgoingRequest,
+    ) -> Result<v1::Transfer, ApiError> {
+        let migration = MigrationName::parse(&request.migration)?;
+        let params = MigrationParams::from_message(request.params.as_ref())?;
+        let address = request.data_address.parse().map_err(|_| {
+            ApiError::bad_parameter(
+                "data_address",
+                format_args!(
+                    "\"{}\" is not ip:port",
+                    request.data_address.escape_default()
+                ),
+            )
+        })?;
+        let ticket = request.ticket.as_slice().try_into().map_err(|_| {
+            ApiError::bad_parameter(
+                "ticket",
+                format_args!("{} bytes, not {TICKET}", request.ticket.len()),
+            )
+        })?;
+        let versions = preamble::accept(request.versions.as_ref())?;
+        let _starting = self.starting();
+        let before = self.sides().outgoing.clone();
+        if let Some(side) = before
+            .as_ref()
+            .filter(|side| *side.migration() == migration)
+        {
+            return Ok(side.transfer());
+        }
+        let total = self.machine.memory().table().pages() * PAGE_SIZE;
+        let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        self.sides().outgoing = Some(Arc::clone(&side));
+        let towards = Towards {
+            address,
+            ticket,
+            params,
+            epoch: request.epoch,
+            versions,
+        };
+        let begun = self.begin(&side, towards);
+        if let Err(error) = begun {
+            self.sides().outgoing = before;
+            side.publish_end(
+                TransferPhase::Failed,
+                Some(error.to_migration_error(v1::MigrationPhase::Preparing, "source")),
+            );
+            return Err(error);
+        }
+        Ok(side.transfer())
+    }
+
+    fn begin(&self, side: &Arc<Side<Protocol>>, towards: Towards) -> Result<(), ApiError> {
+        self.machine
+            .begin_outgoing(side.migration(), towards.epoch)?;
+        let source = Source {
+            machine: Arc::clone(&self.machine),
+            side: Arc::clone(side),
+            address: towards.address,
+            ticket: towards.ticket,
+            params: towards.params,
+            epoch: towards.epoch,
+            versions: towards.versions,
+            #[cfg(test)]
+            omit: self.omit,
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("outgoing".to_owned())
+            .spawn(move || source.run())
+        {
+            self.machine.end_outgoing(side.migration())?;
+            return Err(ApiError::new(
+                Reason::Internal,
+                format!("no thread for the migration: {error}"),
+            ));
+        }
+        Ok(())
+    }
+}
