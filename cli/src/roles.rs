@@ -100,6 +100,7 @@ impl AgentRole {
             data_ip: self.data_ip,
             vm_program: self.vm_program,
             backends: slat_vmm::available_backends,
+            admit: Arc::new(slat_vmm::handover::preamble::admit_here),
             version: VERSION.to_owned(),
             render: Some(self.render),
         };

@@ -44,10 +44,11 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
+    ApiError,
     model::{BackendKind, HostName},
     transport::{Address, Door, DoorHandle, connect, traced},
     v1::{
-        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -105,11 +106,17 @@ pub struct HostConfig {
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Whether a VM that is announced could live here; asked before anything is reserved. May block.
+    pub admit: Admit,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.
     pub render: Option<Render>,
 }
+
+/// Compares what a VM's source said of itself with this host.
+pub type Admit =
+    Arc<dyn Fn(&v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> + Send + Sync>;
 
 impl fmt::Debug for HostConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -222,6 +229,7 @@ impl Agent {
             ended: Arc::new(ended),
             backends,
             backend_message,
+            admit: config.admit,
             stop,
             tasks: TaskTracker::new(),
         });

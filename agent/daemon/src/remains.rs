@@ -260,7 +260,12 @@ impl Remains {
             .history
             .iter()
             .find_map(|entry| match (entry, key.role) {
-                (Entry::Relinquished { migration, epoch }, Role::Source)
+                (
+                    Entry::Relinquished {
+                        migration, epoch, ..
+                    },
+                    Role::Source,
+                )
                 | (
                     Entry::Incoming {
                         migration, epoch, ..

@@ -102,6 +102,20 @@ fn past(key: &SideKey, side: &v1::Transfer) -> ApiError {
 
 #[tonic::async_trait]
 impl TransferService for Transfers {
+    async fn describe_outgoing(
+        &self,
+        request: Request<v1::DescribeOutgoingRequest>,
+    ) -> Result<Response<v1::DescribeOutgoingResponse>, Status> {
+        let request = request.into_inner();
+        MigrationName::parse(&request.migration)?;
+        let live = self.0.living(&VmName::parse(&request.vm)?).await?;
+        let mut client = live.transfers();
+        let answer = live
+            .answer(QUICK, client.describe_outgoing(request))
+            .await?;
+        Ok(Response::new(answer))
+    }
+
     async fn prepare_incoming(
         &self,
         request: Request<v1::PrepareIncomingRequest>,
@@ -125,6 +139,8 @@ impl TransferService for Transfers {
             .map(SlotSpec::from_message)
             .collect::<Result<_, _>>()?;
         check_slot_table(&slots)?;
+        // Before anything is taken, and before a process is started.
+        self.0.admits(&request).await?;
         let memory = if slots.is_empty() {
             spec.memory_bytes
         } else {

@@ -13,7 +13,9 @@
 //! All run on one tracker and end with the agent's token; work that changes directories is not cut off but awaited, for it
 //! is bounded. A caller that goes away does not cut it off either: it runs in a task of its own.
 
-use std::{ffi::OsString, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString, fmt, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use slat_proto::{
     ApiError, Reason,
@@ -23,6 +25,7 @@ use slat_proto::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    Admit,
     ended::EndedSides,
     living::{LiveVm, follow_side},
     registry::{Held, Registry, Work},
@@ -50,7 +53,6 @@ const LEAVE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(15);
 
 /// See the module.
-#[derive(Debug)]
 pub(super) struct Supervisor {
     pub(super) host: HostName,
     pub(super) vms_dir: PathBuf,
@@ -62,8 +64,18 @@ pub(super) struct Supervisor {
     pub(super) backends: Vec<BackendKind>,
     /// Why one is missing.
     pub(super) backend_message: Option<String>,
+    /// Compares what a VM's source said of itself with this host.
+    pub(super) admit: Admit,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The task that did some work has failed: a fault of ours.
@@ -77,6 +89,25 @@ fn task_failed(error: &tokio::task::JoinError) -> ApiError {
 impl Supervisor {
     fn dir(&self, vm: &VmName) -> VmDir {
         VmDir::new(self.vms_dir.join(vm.id()))
+    }
+
+    /// Whether the VM that is announced could live here. Takes nothing.
+    ///
+    /// # Errors
+    /// CPU_INCOMPATIBLE, ISA_MISMATCH, PAGE_SIZE_MISMATCH, CAPABILITY_MISSING,
+    /// STATE_VERSION_UNSUPPORTED, each with the names of what differs; BAD_PARAMETER.
+    pub(super) async fn admits(
+        &self,
+        request: &v1::PrepareIncomingRequest,
+    ) -> Result<(), ApiError> {
+        let (admit, request) = (Arc::clone(&self.admit), request.clone());
+        // It may open /dev/kvm: off the runtime's threads.
+        match tokio::task::spawn_blocking(move || admit(&request)).await {
+            Ok(admitted) => admitted
+                .map(drop)
+                .map_err(|error| error.with("host", &self.host)),
+            Err(error) => Err(task_failed(&error)),
+        }
     }
 
     /// Runs `work` to its end even when the caller goes away.

@@ -110,6 +110,13 @@ type Reply<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Fake {
+    fn uid(&self) -> String {
+        let journal = self.journal.lock().unwrap();
+        journal
+            .state()
+            .map_or_else(String::new, |state| state.uid.clone())
+    }
+
     fn journal(&self, entry: &Entry) {
         self.journal.lock().unwrap().append(entry).unwrap();
     }
@@ -304,6 +311,24 @@ impl MemoryService for Fake {
 
 #[tonic::async_trait]
 impl TransferService for Fake {
+    async fn describe_outgoing(
+        &self,
+        request: Request<v1::DescribeOutgoingRequest>,
+    ) -> Reply<v1::DescribeOutgoingResponse> {
+        let vm = self.known()?;
+        if vm.epoch != request.get_ref().epoch {
+            return Err(ApiError::new(Reason::StaleEpoch, "says the fake").into());
+        }
+        Ok(Response::new(v1::DescribeOutgoingResponse {
+            preamble: Some(v1::Preamble {
+                architecture: "fake".into(),
+                ..Default::default()
+            }),
+            vm: Some(vm),
+            slots: Vec::new(),
+        }))
+    }
+
     async fn prepare_incoming(
         &self,
         request: Request<v1::PrepareIncomingRequest>,
@@ -341,6 +366,7 @@ impl TransferService for Fake {
             }
         };
         Ok(Response::new(v1::PrepareIncomingResponse {
+            versions: None,
             transfer: Some(side),
             data_address: "127.0.0.1:9".into(),
             ticket: std::process::id().to_be_bytes().to_vec(),
@@ -460,4 +486,18 @@ impl TransferService for Fake {
         }
         Ok(Response::new(v1::ReleaseTransferResponse {}))
     }
+}
+
+/// Takes whatever is announced, unless its architecture is called `other`.
+pub(crate) fn admit(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> {
+    let other = |preamble: &v1::Preamble| preamble.architecture == "other";
+    if request.preamble.as_ref().is_some_and(other) {
+        return Err(
+            ApiError::new(Reason::IsaMismatch, "says the fake").with("vm_location", "SOURCE")
+        );
+    }
+    Ok(v1::ChosenVersions {
+        protocol: 1,
+        state: 1,
+    })
 }

@@ -1,6 +1,6 @@
 //! One agent under test: its state directory, its clients, and the end of every process it started.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use slat_daemon::{Agent, HostConfig, HostError};
 use slat_proto::{
@@ -79,6 +79,7 @@ impl Rig {
             data_ip: "127.0.0.1".parse().unwrap(),
             vm_program: fake::program(),
             backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
+            admit: Arc::new(fake::admit),
             version: "9.9.9".into(),
             render: None,
         }
@@ -193,6 +194,17 @@ impl Rig {
         vm: &str,
         memory_bytes: u64,
     ) -> Result<v1::PrepareIncomingResponse, ApiError> {
+        self.prepare_from("fake", migration, vm, memory_bytes).await
+    }
+
+    /// As `prepare`, of a VM on a host of that architecture.
+    pub(crate) async fn prepare_from(
+        &self,
+        architecture: &str,
+        migration: &str,
+        vm: &str,
+        memory_bytes: u64,
+    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
         let spec = v1::VmSpec {
             memory_bytes,
             vcpus: 1,
@@ -209,9 +221,27 @@ impl Rig {
             migration: format!("migrations/{migration}"),
             vm: Some(vm),
             source_agent_address: "127.0.0.1:1".into(),
+            preamble: Some(v1::Preamble {
+                architecture: architecture.into(),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         answer(self.transfers().prepare_incoming(request).await)
+    }
+
+    pub(crate) async fn describe(
+        &self,
+        migration: &str,
+        vm: &str,
+        epoch: u64,
+    ) -> Result<v1::DescribeOutgoingResponse, ApiError> {
+        let request = v1::DescribeOutgoingRequest {
+            migration: format!("migrations/{migration}"),
+            vm: format!("vms/{vm}"),
+            epoch,
+        };
+        answer(self.transfers().describe_outgoing(request).await)
     }
 
     pub(crate) async fn send(&self, migration: &str, vm: &str) -> Result<v1::Transfer, ApiError> {

@@ -53,6 +53,36 @@ fn leave(rig: &Rig, vm: &str, entries: &[Entry], records: &[v1::Transfer]) {
 }
 
 #[tokio::test]
+async fn a_vm_that_cannot_live_here_takes_nothing() {
+    let rig = Rig::started().await;
+    let refused = rig.prepare_from("other", "m1", "web", 16 * MIB).await;
+    let error = refused.unwrap_err();
+    assert_eq!(error.reason, Reason::IsaMismatch);
+    assert_eq!(error.metadata["host"], "hosts/a");
+    assert_eq!(rig.used().await, 0);
+    assert!(!rig.path("web").exists(), "no process was started");
+    assert!(rig.side("m1", Role::Destination).await.is_err());
+    rig.prepare("m1", "web", 16 * MIB).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_source_describes_itself_at_the_epoch_that_is_asked_for() {
+    let rig = Rig::started().await;
+    rig.create("web", 16 * MIB).await.unwrap();
+    let described = rig.describe("m1", "web", 1).await.unwrap();
+    assert_eq!(described.vm.unwrap().name, "vms/web");
+    assert_eq!(described.preamble.unwrap().architecture, "fake");
+    assert_eq!(
+        reason(rig.describe("m1", "web", 2).await),
+        Reason::StaleEpoch
+    );
+    assert_eq!(
+        reason(rig.describe("m1", "none", 1).await),
+        Reason::NoSuchVm
+    );
+}
+
+#[tokio::test]
 async fn a_side_is_prepared_once() {
     let rig = Rig::started().await;
     let first = rig.prepare("m1", "web", 16 * MIB).await.unwrap();

@@ -18,7 +18,7 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, PAGE_SIZE},
+    model::{BackendKind, PAGE_SIZE, VmSpec},
     v1,
 };
 
@@ -48,6 +48,25 @@ pub fn describe(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
             })
             .collect(),
     })
+}
+
+/// Whether the VM that `request` announces can be taken by this program on this host. Reserves nothing.
+/// May block on the kernel.
+///
+/// # Errors
+/// As [`admit`].
+pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> {
+    let missing = |field| ApiError::bad_parameter(field, "is missing");
+    let source = request
+        .preamble
+        .as_ref()
+        .ok_or_else(|| missing("preamble"))?;
+    let vm = request.vm.as_ref().ok_or_else(|| missing("vm"))?;
+    let spec = vm.spec.as_ref().ok_or_else(|| missing("vm.spec"))?;
+    let backend = VmSpec::from_resource(spec)?
+        .backend
+        .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
+    admit(source, &describe(backend)?).map_err(|error| error.with("vm", &vm.name))
 }
 
 /// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in which

@@ -8,7 +8,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, VmSpec, check_slot_table},
+    model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, check_slot_table},
     transport::Address,
     v1::{self, TransferRole, resolve_transfer_request::Decision as WireDecision},
 };
@@ -71,7 +71,7 @@ impl TransferEndpoint {
             .collect::<Result<_, _>>()?;
         check_slot_table(&slots)?;
         // Before anything is reserved.
-        let versions = self.admit(vm, request.preamble.as_ref())?;
+        let versions = preamble::admit_here(request)?;
         let agent = match request.source_agent_address.as_str() {
             "" => None,
             address => Some(address.parse::<Address>()?),
@@ -153,23 +153,6 @@ impl TransferEndpoint {
             ticket,
             versions: from.versions,
         })
-    }
-
-    /// Whether a VM from where `preamble` was said can live here.
-    fn admit(
-        &self,
-        vm: &v1::Vm,
-        preamble: Option<&v1::Preamble>,
-    ) -> Result<v1::ChosenVersions, ApiError> {
-        let missing = |field| ApiError::bad_parameter(field, "is missing");
-        let source = preamble.ok_or_else(|| missing("preamble"))?;
-        let spec = vm.spec.as_ref().ok_or_else(|| missing("vm.spec"))?;
-        let spec = VmSpec::from_resource(spec)?;
-        let backend = spec
-            .backend
-            .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
-        preamble::admit(source, &preamble::describe(backend)?)
-            .map_err(|error| error.with("vm", &self.vm))
     }
 
     pub(super) fn resolve(
