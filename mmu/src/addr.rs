@@ -83,7 +83,7 @@ impl Level {
 
     /// The level's position in a per-level array, from 0.
     #[inline(always)]
-    pub const fn slot(self) -> usize {
+    pub const fn index(self) -> usize {
         (self.0 - 1) as usize
     }
 

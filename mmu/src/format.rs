@@ -225,7 +225,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
 
     /// Index bits of `level`; 0 above the root.
     fn index_bits(level: Level) -> u32 {
-        Self::INDEX_BITS.get(level.slot()).copied().unwrap_or(0)
+        Self::INDEX_BITS.get(level.index()).copied().unwrap_or(0)
     }
 
     /// Entries in a table at `level`.
@@ -240,7 +240,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
 
     /// log2 of the pages that one entry at `level` spans.
     fn shift(level: Level) -> u32 {
-        Self::INDEX_BITS.iter().take(level.slot()).sum()
+        Self::INDEX_BITS.iter().take(level.index()).sum()
     }
 
     /// Pages that one entry at `level` spans.

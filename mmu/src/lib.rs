@@ -40,7 +40,7 @@
 //!     mmu.create_slot(SlotSpec::new(0, Gfn(0), 64 << 8, Pfn(0x10_0000))).ok()?;
 //!     let mut vcpu = mmu.vcpu();
 //!     match mmu.fault(&mut vcpu, Fault::new(Gfn(5), Access::Write)) {
-//!         FaultOutcome::Fixed { .. } => Some(mmu.walk(Gfn(5))),
+//!         FaultOutcome::Fixed { .. } => Some(mmu.space(0).walk(Gfn(5))),
 //!         _ => None,
 //!     }
 //! }
@@ -59,7 +59,7 @@
 //!   A table is filled before the entry that links it; a removed table is flushed before its memory can be used again.
 //! - *The slots lock* serialises changes of slots and everything that takes dirty bits, with the flush that makes it complete. Slots are
 //!   kept in two copies: faults read one while the other is changed.
-//! - *Order*: slots lock, MMU lock, the list of roots, limbo, the registry of cells. Flushes are carried out with the first two
+//! - *Order*: slots lock, MMU lock, the list of roots, limbo, the participants of cells. Flushes are carried out with the first two
 //!   held, and a vCPU obeys them with none.
 //!
 //! The modules say the rest, each at its head: `rcu` (who is inside, grace periods, the lock), `table` (entries and tickets),
@@ -141,7 +141,7 @@ pub use self::{
         memory::{EntryCell, TableMemory},
     },
     tdp::{
-        DirtyLogError, DirtyLogStart, MmuConfig, PrefaultError, Root, SecondStage, TdpMmu,
-        Translation, Vcpu, Walk, WalkFault, WalkStep, Walker, WalkerSeat,
+        AddressSpace, DirtyLogError, DirtyLogStart, MmuConfig, PrefaultError, Root, SecondStage,
+        TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep, Walker, WalkerSlot,
     },
 };

@@ -10,7 +10,7 @@ use crate::{
     flush::{Flush, FlushCause},
     rcu::{
         cell::{Cell, Counter},
-        registry::Registry,
+        participants::Participants,
     },
     sync::{Relaxed, Statistic},
 };
@@ -78,13 +78,13 @@ impl FlushCounters {
 }
 
 pub(crate) fn snapshot(
-    registry: &Registry,
+    participants: &Participants,
     flushes: &FlushCounters,
     tables: u64,
     tables_retired: u64,
     roots: u64,
 ) -> MmuStats {
-    let sum = |counter| registry.sum(|cell| cell.counted(counter));
+    let sum = |counter| participants.sum(|cell| cell.counted(counter));
     let (fixed, spurious) = (sum(Counter::Fixed), sum(Counter::Spurious));
     let (retried, emulated) = (sum(Counter::Retried), sum(Counter::Emulated));
     let failed = sum(Counter::Failed);
@@ -104,7 +104,7 @@ pub(crate) fn snapshot(
         nx_splits: sum(Counter::NxSplits),
         yields: sum(Counter::Yields),
         flushes: flushes.snapshot(),
-        pages: core::array::from_fn(|slot| registry.sum(|cell| cell.pages(slot)) as i64),
+        pages: core::array::from_fn(|slot| participants.sum(|cell| cell.pages(slot)) as i64),
         tables,
         tables_retired,
         roots,
@@ -170,7 +170,7 @@ pub struct MmuStats {
 impl MmuStats {
     /// Leaves installed at `level`.
     pub fn pages_at(&self, level: crate::Level) -> i64 {
-        self.pages[level.slot()]
+        self.pages[level.index()]
     }
 
     /// Ranged flushes requested, for any cause.

@@ -4,16 +4,16 @@
 //! reader of the other copy has left, the same change is made to that one. So a reader never waits, and a change costs what
 //! it changes, not a copy of everything (KVM's two sets of memory slots).
 //!
-//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the registry of its readers. Only
+//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the participants of its readers. Only
 //! the set makes a [`Writer`], and only through it is one of its buffers changed, so there is no other lock to hold by mistake and
-//! no other registry to wait for. A reader shows that it is inside; that it is inside *this* registry is asserted in debug builds.
+//! no other participants to wait for. A reader shows that it is inside; that it is inside *this* participants is asserted in debug builds.
 //!
 //! *Order*: the lock of writers is the first of all (see the module above); it is held for the whole change.
 
 use alloc::{boxed::Box, sync::Arc};
 use core::ops::Deref;
 
-use super::registry::{Inside, Registry};
+use super::participants::{Inside, Participants};
 use crate::sync::{
     AcqRel, Acquire, AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed, Release, UnsafeCell,
 };
@@ -21,7 +21,7 @@ use crate::sync::{
 /// Buffers with the same readers and the same writers. For readers, it is a slice of them.
 #[derive(Debug)]
 pub(crate) struct Buffers<T> {
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
     writers: Mutex<()>,
     buffers: Box<[DoubleBuffer<T>]>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct DoubleBuffer<T> {
     generation: AtomicU64,
     step: u64,
     /// Whose participants are waited for: for assertions.
-    registry: usize,
+    participants: usize,
 }
 
 /// The only writer of a set, until this is dropped.
@@ -49,7 +49,7 @@ pub(crate) struct Writer<'b, T> {
 #[derive(Debug)]
 pub(crate) struct Copies<'w, T> {
     buffer: &'w DoubleBuffer<T>,
-    registry: &'w Registry,
+    participants: &'w Participants,
 }
 
 // SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one writer on any thread
@@ -59,18 +59,22 @@ unsafe impl<T: Send + Sync> Sync for DoubleBuffer<T> {}
 impl<T> Buffers<T> {
     /// `count` buffers, whose generations never meet. `make` is given each one's number, once for each copy, and must make the
     /// same both times.
-    pub(crate) fn new(registry: Arc<Registry>, count: usize, make: impl Fn(usize) -> T) -> Self {
+    pub(crate) fn new(
+        participants: Arc<Participants>,
+        count: usize,
+        make: impl Fn(usize) -> T,
+    ) -> Self {
         let buffer = |number| DoubleBuffer {
             copies: [UnsafeCell::new(make(number)), UnsafeCell::new(make(number))],
             current: AtomicUsize::new(0),
             generation: AtomicU64::new(number as u64),
             step: count as u64,
-            registry: registry.id(),
+            participants: participants.id(),
         };
         Self {
             buffers: (0..count).map(buffer).collect(),
             writers: Mutex::new(()),
-            registry,
+            participants,
         }
     }
 
@@ -99,12 +103,12 @@ impl<T> DoubleBuffer<T> {
         self.generation.load(Acquire)
     }
 
-    /// The value as it is; it stays as it is for as long as the reader is inside the registry of the set.
+    /// The value as it is; it stays as it is for as long as the reader is inside the participants of the set.
     #[inline(always)]
     pub(crate) fn read<'a>(&'a self, inside: &'a Inside<'_>) -> &'a T {
         debug_assert!(
-            inside.is_of(self.registry),
-            "inside another registry: no change waits for this reader"
+            inside.is_of(self.participants),
+            "inside another participants: no change waits for this reader"
         );
         let current = self.current.load(Acquire) & 1;
         // SAFETY: a writer changes a copy only after a grace period that began when the copy was not current any more, and
@@ -145,7 +149,7 @@ impl<T> Writer<'_, T> {
         let buffer = self.set.buffers.get(number)?;
         Some(Copies {
             buffer,
-            registry: &self.set.registry,
+            participants: &self.set.participants,
         })
     }
 }
@@ -174,7 +178,7 @@ impl<T> Copies<'_, T> {
         buffer.current.store(spare, Release);
         // After the copy: who reads the new generation reads the new copy. Who reads the old one is waited for.
         buffer.generation.fetch_add(buffer.step, AcqRel);
-        self.registry.synchronize();
+        self.participants.synchronize();
         // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new readers use the other.
         buffer.copies[current].with_mut(|copy| edit(unsafe { &mut *copy }));
         result
@@ -193,10 +197,10 @@ mod tests {
 
     #[test]
     fn an_edit_reaches_both_copies_once() {
-        let registry = Registry::new();
-        let buffers = Buffers::new(Arc::clone(&registry), 2, |_| Vec::new());
+        let participants = Participants::new();
+        let buffers = Buffers::new(Arc::clone(&participants), 2, |_| Vec::new());
         let mut writer = buffers.lock();
-        let seat = registry.seat();
+        let reader = participants.reader_slot();
         for number in 0..4 {
             let mut second = writer.at(1).unwrap();
             let length = second.change(|value| {
@@ -207,7 +211,7 @@ mod tests {
             let expected: Vec<usize> = (0..=number).collect();
             assert_eq!(second.read(), &expected);
             assert_eq!(second.generation(), 1 + 2 * (number as u64 + 1));
-            assert_eq!(buffers[1].read(&registry.pin(&seat)), &expected);
+            assert_eq!(buffers[1].read(&participants.pin(&reader)), &expected);
             assert_eq!(buffers[1].generation(), 1 + 2 * (number as u64 + 1));
             // Nothing of it is in the other.
             assert_eq!(writer.read(0), Some(&Vec::new()));
@@ -219,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_writer_of_one_set_leaves_another_sets_writer_alone() {
-        let registry = Registry::new();
-        let of = |value| Buffers::new(Arc::clone(&registry), 1, move |_| value);
+        let participants = Participants::new();
+        let of = |value| Buffers::new(Arc::clone(&participants), 1, move |_| value);
         let (one, other) = (of(1), of(2));
         let (mut first, mut second) = (one.lock(), other.lock());
         first.at(0).unwrap().change(|value| *value += 10);
@@ -236,9 +240,9 @@ mod tests {
 
         use super::super::lock::MmuLock;
 
-        let (registry, other) = (Registry::new(), Registry::new());
-        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| 0);
-        let (seat, theirs) = (registry.seat(), other.seat());
+        let (participants, other) = (Participants::new(), Participants::new());
+        let buffers = Buffers::new(Arc::clone(&participants), 1, |_| 0);
+        let (reader, theirs) = (participants.reader_slot(), other.reader_slot());
         let caught = |look: &dyn Fn()| catch_unwind(AssertUnwindSafe(look)).is_err();
         assert!(caught(&|| {
             buffers[0].read(&other.pin(&theirs));
@@ -247,24 +251,24 @@ mod tests {
         assert!(caught(&|| {
             buffers[0].read(&lock.shared(&theirs));
         }));
-        // Nor does one registry let another's participants in.
-        assert!(caught(&|| drop(registry.pin(&theirs))));
-        assert!(caught(&|| drop(lock.shared(&seat))));
-        assert_eq!(buffers[0].read(&registry.pin(&seat)), &0);
+        // Nor does one participants let another's participants in.
+        assert!(caught(&|| drop(participants.pin(&theirs))));
+        assert!(caught(&|| drop(lock.shared(&reader))));
+        assert_eq!(buffers[0].read(&participants.pin(&reader)), &0);
     }
 
     #[test]
     fn a_reader_sees_one_value_for_as_long_as_it_is_inside() {
-        let registry = Registry::new();
-        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| [0u64; 8]);
+        let participants = Participants::new();
+        let buffers = Buffers::new(Arc::clone(&participants), 1, |_| [0u64; 8]);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    let seat = registry.seat();
+                    let reader = participants.reader_slot();
                     let mut last = 0;
                     while !stop.load(SeqCst) {
-                        let inside = registry.pin(&seat);
+                        let inside = participants.pin(&reader);
                         let generation = buffers[0].generation();
                         let value = buffers[0].read(&inside);
                         let first = value[0];

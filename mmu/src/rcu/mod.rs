@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `cell` | one participant's mark, and its counters |
-//! | `registry` | all participants; grace periods |
+//! | `participants` | all participants; grace periods |
 //! | `lock` | the MMU lock: shared by faults, exclusive for zaps |
 //! | `buffer` | a value in two copies, changed while others read it |
 //!
@@ -30,10 +30,10 @@
 //!
 //! # Order of locks
 //!
-//! slots lock → MMU lock → roots' lock → limbo's lock → registry's lock. A flush is carried out with the first two held, so
+//! slots lock → MMU lock → roots' lock → limbo's lock → participants's lock. A flush is carried out with the first two held, so
 //! the receiver of flushes takes neither, and a vCPU in the guest takes neither to acknowledge one or to walk.
 
 pub(crate) mod buffer;
 pub(crate) mod cell;
 pub(crate) mod lock;
-pub(crate) mod registry;
+pub(crate) mod participants;

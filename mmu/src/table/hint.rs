@@ -9,10 +9,7 @@
 //!
 //! The table may have been *detached* by then, as in every walk; whoever tears it down freezes or takes what is put into it.
 
-use super::{
-    memory::TableMemory,
-    node::{Guard, Node},
-};
+use super::{guard::Guard, memory::TableMemory, node::Node};
 use crate::{
     addr::{Gfn, Level},
     format::Format,

@@ -12,19 +12,19 @@ use core::{fmt, marker::PhantomData, slice};
 use super::{
     header::{Header, PageRole, frames_of},
     memory::TableMemory,
-    node::{Blank, Detached, RootTable, Unlinked},
+    ticket::{Blank, Detached, RootTable, Unlinked},
 };
 use crate::{
     addr::{Gfn, Pfn},
     format::Format,
-    rcu::registry::Registry,
+    rcu::participants::Participants,
     sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
 };
 
 /// All tables of one MMU.
 pub(crate) struct Tables<F: Format, H: TableMemory> {
     memory: H,
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
     limbo: Mutex<VecDeque<Retired>>,
     live: Statistic,
     /// How many tables were ever retired: a hint that is older than this may be stale.
@@ -68,10 +68,10 @@ impl Retiring {
 }
 
 impl<F: Format, H: TableMemory> Tables<F, H> {
-    pub(crate) fn new(memory: H, registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(memory: H, participants: Arc<Participants>) -> Self {
         Self {
             memory,
-            registry,
+            participants,
             limbo: Mutex::new(VecDeque::new()),
             live: Statistic::new(0),
             unlinks: AtomicU64::new(0),
@@ -196,7 +196,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
         self.unlinks.fetch_add(1, AcqRel);
         let mut limbo = self.limbo.lock();
         // Under the lock, so that eras in the queue never fall.
-        let era = self.registry.end_era();
+        let era = self.participants.end_era();
         limbo.push_back(Retired { era, table });
     }
 
@@ -208,9 +208,9 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             // All or the oldest: asking about each would look at every cell as often.
             let all = last.era;
             let Some(first) = limbo.front() else { return };
-            let upto = if self.registry.is_over(all) {
+            let upto = if self.participants.is_over(all) {
                 all
-            } else if self.registry.is_over(first.era) {
+            } else if self.participants.is_over(first.era) {
                 first.era
             } else {
                 return;

@@ -6,14 +6,11 @@
 //!
 //! *Locking*: none; inside. Every other change of an entry copes with this one (`protect`). *Roots*: valid.
 
-use super::{TdpMmu, root::RootPage};
+use super::{mmu::TdpMmu, root::RootPage};
 use crate::{
     addr::{Gfn, GfnRange},
     format::Format,
-    table::{
-        memory::TableMemory,
-        node::{Guard, Node},
-    },
+    table::{guard::Guard, memory::TableMemory, node::Node},
 };
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
@@ -54,8 +51,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if range.is_empty() {
             return;
         }
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let valid = |root: &RootPage| !root.is_invalid() && !root.mirror;
         for root in self.roots_of(as_id, valid) {
             if Self::each_leaf_under(&guard, guard.root(&root.table), Gfn(0), range, &mut visit) {

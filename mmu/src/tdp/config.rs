@@ -12,6 +12,14 @@ pub enum DirtyLogStart {
     InitiallySet,
 }
 
+/// Tables that splitting ahead leaves for faults unless configured otherwise: 128 KiB, enough for eight vCPUs that fault in
+/// new places at once. Models have few tables, and no splits ahead that could take them all.
+const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shuttle")) {
+    0
+} else {
+    32
+};
+
 /// Choices that last as long as an MMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -25,6 +33,9 @@ pub struct MmuConfig {
     /// Split huge mappings ahead of the writes that would, when logging begins or pages are cleared. Without it each is
     /// protected as a whole and split by the first write.
     pub eager_split: bool,
+    /// Tables that splitting ahead leaves for faults: it stops when it cannot get one without them. A fault takes three or four
+    /// for the first page in a new place, and one for each 2 MiB after it.
+    pub fault_reserve: u32,
     /// Address spaces, each with slots of its own; at least 1.
     pub address_spaces: u8,
     /// Remember frames without a slot in the table, where the format can, so that device accesses skip the lookup.
@@ -40,6 +51,7 @@ impl Default for MmuConfig {
             max_slots: DEFAULT_MAX_SLOTS,
             dirty_log_start: DirtyLogStart::default(),
             eager_split: true,
+            fault_reserve: DEFAULT_FAULT_RESERVE,
             address_spaces: 1,
             mmio_caching: false,
             nx_huge_pages: false,
@@ -73,6 +85,13 @@ impl MmuConfig {
     #[must_use]
     pub const fn with_eager_split(mut self, on: bool) -> Self {
         self.eager_split = on;
+        self
+    }
+
+    /// The same with another number of tables that splitting ahead leaves for faults.
+    #[must_use]
+    pub const fn with_fault_reserve(mut self, tables: u32) -> Self {
+        self.fault_reserve = tables;
         self
     }
 

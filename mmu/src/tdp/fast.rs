@@ -10,13 +10,13 @@
 //!
 //! Anything that is not such a case is left to the slow path. *Locking*: none; inside.
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::Level,
     fault::{Access, Fault, FaultOutcome},
     format::{AdPolicy, Entry, Format},
     rcu::cell::Counter,
-    table::{memory::TableMemory, node::Guard},
+    table::{guard::Guard, memory::TableMemory},
 };
 
 /// Lost exchanges before the slow path is taken.
@@ -31,7 +31,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             root: Some(root),
             slot,
@@ -40,7 +40,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return None;
         };
-        let guard = Guard::new(&self.tables, self.registry.pin(seat));
+        let guard = Guard::new(&self.tables, self.participants.pin(reader));
         let slot = &*self.slot_of(guard.inside(), *as_id, fault.gfn, slot)?.slot;
         if slot.invalid {
             return None;
@@ -74,14 +74,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 return None;
             }
             if new == raw {
-                seat.count(Counter::Fast, 1);
+                reader.count(Counter::Fast, 1);
                 return Some(FaultOutcome::Spurious { level });
             }
             if node.replace(index, raw, new).is_ok() {
                 if write && (gives_write || !leaf.dirty) {
                     slot.mark_dirty(fault.gfn);
                 }
-                seat.count(Counter::Fast, 1);
+                reader.count(Counter::Fast, 1);
                 return Some(FaultOutcome::Fixed { level });
             }
         }

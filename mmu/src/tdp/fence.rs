@@ -22,7 +22,7 @@
 //!
 //! A table that a huge leaf replaced is flushed everywhere by the MMU itself, so nothing of it is left to remember.
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, GfnRange},
     fault::FaultOutcome,

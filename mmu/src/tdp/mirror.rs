@@ -9,8 +9,8 @@
 //! so a leak is the only safe answer, and it shows in the page statistics.
 
 use super::{
-    TdpMmu,
-    fault::{Changed, Descent},
+    descent::{Changed, Descent},
+    mmu::TdpMmu,
     root::RootPage,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
@@ -22,7 +22,8 @@ use crate::{
     format::{Entry, Format, Leaf},
     table::{
         memory::TableMemory,
-        node::{Absent, Blank, Node, Run, Unlinked},
+        node::{Absent, Node, Run},
+        ticket::{Blank, Unlinked},
     },
 };
 
@@ -55,7 +56,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if !accepted {
             return Ok(FaultOutcome::Retry);
         }
-        descent.root.count_apart(level, 1);
+        descent.root.count_separately(level, 1);
         descent.slot.mark_dirty(descent.fault.gfn);
         Ok(FaultOutcome::Fixed { level })
     }
@@ -108,7 +109,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let owned = node.replace(index, F::FROZEN, new);
             debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
             if gone {
-                root.count_apart(level, -1);
+                root.count_separately(level, -1);
                 owed = owed.merge(Flush::range(span));
             }
         }
@@ -118,19 +119,19 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the finest up. A table that its
     /// owner keeps is leaked, with the mirror's own.
     pub(super) fn empty_mirror(&self, root: &RootPage) {
-        let seat = self.registry.seat();
+        let reader = self.participants.reader_slot();
         let cause = FlushCause::Roots;
-        let mut session = Session::begin(self, &seat, Mode::Exclusive, cause, root.as_id);
+        let mut session = Session::begin(self, &reader, Mode::Exclusive, cause, root.as_id);
         let everything = GfnRange {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
         let leaves = Sweep::leaves(everything);
-        (session, _) = sweep(
+        session = sweep(
             session,
             root,
             leaves,
-            || true,
+            || {},
             |_, run| {
                 self.take_mirrored_leaves(&run, root);
                 Visit::Done(Flush::None)
@@ -138,12 +139,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         );
         let mut pass = Some(Level::SIZE_2M);
         while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
-            let tables = Sweep::leaves(everything).floor(level);
-            (session, _) = sweep(
+            let tables = Sweep::leaves(everything).finest(level);
+            session = sweep(
                 session,
                 root,
                 tables,
-                || true,
+                || {},
                 |_, run| {
                     if run.node.level() == level {
                         for index in run.first..run.end {

@@ -8,11 +8,11 @@
 //! *Locking*: the list of noted tables has its own lock, the last in the order. A table is noted before it is linked, so
 //! whoever unlinks it sees the note, and takes it back. Recovery holds the slots lock and the shared MMU lock.
 
-use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 use super::{
-    TdpMmu,
     level::Goal,
+    mmu::TdpMmu,
     root::RootPage,
     session::{Mode, Session},
 };
@@ -20,24 +20,8 @@ use crate::{
     addr::{Gfn, GfnRange, Pfn},
     flush::{Flush, FlushCause},
     format::Format,
-    sync::Mutex,
     table::memory::TableMemory,
 };
-
-/// The tables that the mitigation keeps.
-#[derive(Debug)]
-pub(super) struct NxTables(Mutex<BTreeSet<Pfn>>);
-
-impl NxTables {
-    pub(super) fn new() -> Self {
-        Self(Mutex::new(BTreeSet::new()))
-    }
-
-    #[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
-    pub(super) fn all(&self) -> alloc::vec::Vec<Pfn> {
-        self.0.lock().iter().copied().collect()
-    }
-}
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(always)]
@@ -76,8 +60,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Zaps up to `most` noted tables, so that the guest's next accesses may map them huge. Returns how many.
     pub(super) fn do_recover_nx_huge_pages(&self, most: usize) -> usize {
         let slots = self.spaces.lock();
-        let seat = self.registry.seat();
-        let noted: alloc::vec::Vec<Pfn> = {
+        let reader = self.participants.reader_slot();
+        let noted: Vec<Pfn> = {
             let noted = self.nx_tables.0.lock();
             noted.iter().copied().collect()
         };
@@ -85,7 +69,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         // One session for each address space: what is owed is owed to one.
         for (as_id, set) in (0..=u8::MAX).zip(slots.iter()) {
             let cause = FlushCause::NxRecovery;
-            let mut session = Session::begin(self, &seat, Mode::Shared, cause, as_id);
+            let mut session = Session::begin(self, &reader, Mode::Shared, cause, as_id);
             for &pfn in &noted {
                 // Of those that may go: tables of logged slots do not hold up the others.
                 if zapped >= most {

@@ -8,18 +8,14 @@
 
 use thiserror::Error;
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, GfnRange, Level},
     fault::{Fault, FaultOutcome},
     format::{Entry, Format},
-    slot::Slot,
-    table::{
-        header::PageRole,
-        hint::Hint,
-        memory::TableMemory,
-        node::{Guard, Run},
-    },
+    rcu::cell::Counter,
+    slot::Memslot,
+    table::{guard::Guard, header::PageRole, hint::Hint, memory::TableMemory, node::Run},
 };
 
 /// Times that a page is tried again when an entry or a root is going.
@@ -130,7 +126,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             cache,
             root: Some(root),
@@ -141,7 +137,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return None;
         };
-        let inside = self.lock.shared(seat);
+        let inside = self.lock.shared(reader);
         let guard = Guard::new(&self.tables, inside);
         let slot = &*self.slot_of(guard.inside(), *as_id, first, slot)?.slot;
         let table_pages = 1u64 << F::INDEX_BITS[0];
@@ -195,8 +191,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 cache.push(self.tables.blank_again(table));
                 return None;
             }
-            seat.add_pages(Level::SIZE_4K.slot(), count);
-            seat.count(crate::rcu::cell::Counter::Prefetched, count as u64);
+            reader.add_pages(Level::SIZE_4K.index(), count);
+            reader.count(Counter::Prefetched, count as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, end);
             return Some(end);
         }
@@ -227,15 +223,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let gfn = Gfn(first.0 + done as u64);
         if installed > 0 {
-            seat.add_pages(Level::SIZE_4K.slot(), installed);
-            seat.count(crate::rcu::cell::Counter::Prefetched, installed as u64);
+            reader.add_pages(Level::SIZE_4K.index(), installed);
+            reader.count(Counter::Prefetched, installed as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, gfn);
         }
         (gfn > first).then_some(gfn)
     }
 }
 
-fn mark_if_writable(slot: &Slot, writable: bool, first: Gfn, end: Gfn) {
+fn mark_if_writable(slot: &Memslot, writable: bool, first: Gfn, end: Gfn) {
     if writable && let Some(dirty) = &slot.dirty {
         let base = slot.spec.base_gfn.0;
         dirty.set_range(first.0 - base, end.0 - base);

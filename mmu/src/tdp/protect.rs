@@ -14,7 +14,7 @@
 //!   it logs for a grace period when the sweep begins. Withdrawn roots are passed over.
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
 };
@@ -127,18 +127,18 @@ pub(super) fn are_settled<F: Format>(raw: [u64; LINE]) -> bool {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Takes a bit from every leaf of `floor` or coarser over `range` (`wrprot_slot`, `clear_dirty_slot`). The caller holds
+    /// Takes a bit from every leaf of `finest` or coarser over `range` (`wrprot_slot`, `clear_dirty_slot`). The caller holds
     /// the slots lock and owes the flush.
-    pub(super) fn take_from_range(&self, as_id: u8, range: GfnRange, floor: Level, take: Take) {
-        let seat = self.registry.seat();
+    pub(super) fn take_from_range(&self, as_id: u8, range: GfnRange, finest: Level, take: Take) {
+        let reader = self.participants.reader_slot();
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-            let session = Session::begin(self, &seat, Mode::Shared, FlushCause::DirtyLog, as_id);
-            let plan = Sweep::leaves(range).floor(floor);
-            let (session, _) = sweep(
+            let session = Session::begin(self, &reader, Mode::Shared, FlushCause::DirtyLog, as_id);
+            let plan = Sweep::leaves(range).finest(finest);
+            let session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |_, run| {
                     // Withdrawn before this burst: its zapper does not hold the slots lock, and a plain store would bring back
                     // a leaf that it has counted out.
@@ -155,19 +155,19 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Takes the leave to write from the leaf over `gfn`, if it is of `min_level` or coarser (`write_protect_gfn`): the next
     /// write is a slow fault. Whether anything changed; then it has been flushed.
     pub(super) fn do_write_protect_gfn(&self, as_id: u8, gfn: Gfn, min_level: Level) -> bool {
-        let seat = self.registry.seat();
+        let reader = self.participants.reader_slot();
         let mut changed = false;
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
             let cause = FlushCause::WriteProtect;
-            let session = Session::begin(self, &seat, Mode::Exclusive, cause, as_id);
+            let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
             let plan = Sweep::leaves(GfnRange::new(gfn, 1))
-                .floor(min_level)
+                .finest(min_level)
                 .atomic();
-            let (session, _) = sweep(
+            let session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |_, run| {
                     let mut owed = Flush::None;
                     for index in run.first..run.end {

@@ -1,6 +1,6 @@
 //! What a vCPU brings along.
 //!
-//! The counterpart of the MMU's part of `struct kvm_vcpu`: a seat in the registry, a cache of tables that is filled before
+//! The counterpart of the MMU's part of `struct kvm_vcpu`: a reader in the participants, a cache of tables that is filled before
 //! the lock is taken, the roots it has loaded, and what it remembers from its last fault. It is handed to each call as `&mut`,
 //! so one thread at a time uses it and none of this needs a lock.
 //!
@@ -11,28 +11,18 @@ use alloc::{sync::Arc, vec::Vec};
 use core::fmt;
 
 use super::{
-    TdpMmu,
-    nearby::KeptSlot,
+    kept::KeptSlot,
     root::{Root, RootPage},
 };
 use crate::{
-    addr::MAX_LEVELS,
-    format::Format,
-    rcu::registry::{Inside, Seat},
+    rcu::participants::ReaderSlot,
     sync::{Counted, Mutex},
-    table::{hint::Hint, memory::TableMemory, node::Blank},
-};
-
-/// Tables fetched at a time. A model needs no more than one fault does.
-const CACHE: usize = if cfg!(any(feature = "loom", feature = "shuttle", miri)) {
-    MAX_LEVELS - 1
-} else {
-    8
+    table::{hint::Hint, ticket::Blank},
 };
 
 /// A vCPU's part of the MMU; made by [`SecondStage::vcpu`](crate::SecondStage::vcpu).
 pub struct Vcpu {
-    pub(super) seat: Seat,
+    pub(super) reader: ReaderSlot,
     pub(super) as_id: u8,
     pub(super) cache: Vec<Blank>,
     pub(super) root: Option<Counted<RootPage>>,
@@ -42,7 +32,7 @@ pub struct Vcpu {
     pub(super) hint: Hint,
     /// A fault of this vCPU made an entry point to a table, and no fence for it was handed out yet (see `fence`).
     pub(super) linked: bool,
-    bin: Arc<Bin>,
+    pub(super) free_list: Arc<FreeList>,
 }
 
 impl Vcpu {
@@ -64,7 +54,7 @@ impl Vcpu {
             self.as_id = as_id;
             self.slot = None;
             self.hint = Hint::default();
-            self.bin
+            self.free_list
                 .leave(Vec::new(), self.root.take(), self.mirror.take());
         }
     }
@@ -73,7 +63,8 @@ impl Vcpu {
 impl Drop for Vcpu {
     fn drop(&mut self) {
         let cache = core::mem::take(&mut self.cache);
-        self.bin.leave(cache, self.root.take(), self.mirror.take());
+        self.free_list
+            .leave(cache, self.root.take(), self.mirror.take());
     }
 }
 
@@ -88,11 +79,11 @@ impl fmt::Debug for Vcpu {
 
 /// What vCPUs left behind.
 #[derive(Debug)]
-pub(super) struct Bin(Mutex<Left>);
+pub(super) struct FreeList(Mutex<Left>);
 
 type Left = (Vec<Blank>, Vec<Counted<RootPage>>);
 
-impl Bin {
+impl FreeList {
     pub(super) fn new() -> Self {
         Self(Mutex::new((Vec::new(), Vec::new())))
     }
@@ -110,77 +101,5 @@ impl Bin {
 
     pub(super) fn empty(&self) -> Left {
         core::mem::take(&mut *self.0.lock())
-    }
-}
-
-impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn do_vcpu(&self) -> Vcpu {
-        Vcpu {
-            seat: self.registry.seat(),
-            as_id: 0,
-            cache: Vec::new(),
-            root: None,
-            mirror: None,
-            slot: None,
-            hint: Hint::default(),
-            linked: false,
-            bin: Arc::clone(&self.bin),
-        }
-    }
-
-    /// Whether `vcpu` was made by this MMU.
-    #[inline(always)]
-    pub(super) fn owns(&self, vcpu: &Vcpu) -> bool {
-        Arc::ptr_eq(&self.bin, &vcpu.bin)
-    }
-
-    /// Makes sure that a fault finds a table for each level; false without memory. Never with a lock held.
-    #[inline(always)]
-    pub(super) fn top_up(&self, cache: &mut Vec<Blank>) -> bool {
-        cache.len() >= MAX_LEVELS - 1 || self.refill(cache, CACHE)
-    }
-
-    /// Fills `cache` up to `count` tables; true if a fault, or a split, has enough.
-    #[cold]
-    pub(super) fn refill(&self, cache: &mut Vec<Blank>, count: usize) -> bool {
-        let enough = (F::INDEX_BITS.len() - 1).min(count);
-        self.take_blanks(cache, count);
-        if cache.len() < enough {
-            // What other vCPUs left, and what waited for readers, may do.
-            self.tidy();
-            self.take_blanks(cache, enough);
-        }
-        cache.len() >= enough
-    }
-
-    fn take_blanks(&self, cache: &mut Vec<Blank>, count: usize) {
-        let before = cache.len();
-        while cache.len() < count
-            && let Some(blank) = self.tables.blank()
-        {
-            cache.push(blank);
-        }
-        // They are taken from the end. Tables of neighbouring frames then lie as their frames do, which sweeps are the faster for.
-        cache[before..].reverse();
-    }
-
-    /// The slot over `gfn`, or `None`. `kept` is what the vCPU remembers.
-    #[inline(always)]
-    pub(super) fn slot_of<'k>(
-        &self,
-        inside: &Inside<'_>,
-        as_id: u8,
-        gfn: crate::Gfn,
-        kept: &'k mut Option<KeptSlot>,
-    ) -> Option<&'k KeptSlot> {
-        let space = self.spaces.get(usize::from(as_id))?;
-        let generation = space.generation();
-        let hit =
-            matches!(kept, Some(kept) if kept.generation == generation && kept.slot.contains(gfn));
-        if !hit {
-            let found = space.read(inside).find(gfn)?;
-            *kept = Some(self.keep_slot(found, generation));
-        }
-        kept.as_ref()
     }
 }

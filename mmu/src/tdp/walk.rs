@@ -9,20 +9,16 @@
 
 use core::fmt;
 
-use super::{TdpMmu, vcpu::Vcpu};
 use thiserror::Error;
 
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, Level, MAX_LEVELS, Pfn},
     fault::Access,
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
-    rcu::registry::{Registry, Seat},
+    rcu::participants::{Participants, ReaderSlot},
     sync::Counted,
-    table::{
-        hint::Hint,
-        memory::TableMemory,
-        node::{Guard, RootTable},
-    },
+    table::{guard::Guard, hint::Hint, memory::TableMemory, ticket::RootTable},
 };
 
 /// Where a guest frame leads.
@@ -153,22 +149,22 @@ impl<F: Format, H: TableMemory> fmt::Debug for Walker<'_, F, H> {
 }
 
 /// A place to walk from: see [`TdpMmu::walker`].
-pub struct WalkerSeat<'a, F: Format, H: TableMemory> {
+pub struct WalkerSlot<'a, F: Format, H: TableMemory> {
     mmu: &'a TdpMmu<F, H>,
-    seat: Seat,
-    registry: &'a Registry,
+    reader: ReaderSlot,
+    participants: &'a Participants,
 }
 
-impl<F: Format, H: TableMemory> fmt::Debug for WalkerSeat<'_, F, H> {
+impl<F: Format, H: TableMemory> fmt::Debug for WalkerSlot<'_, F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WalkerSeat").finish_non_exhaustive()
+        f.debug_struct("WalkerSlot").finish_non_exhaustive()
     }
 }
 
-impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
+impl<F: Format, H: TableMemory> WalkerSlot<'_, F, H> {
     /// Begins a read section on the valid root of address space 0. One at a time: hence `&mut`.
     pub fn enter(&mut self) -> Walker<'_, F, H> {
-        let guard = Guard::new(&self.mmu.tables, self.registry.pin(&self.seat));
+        let guard = Guard::new(&self.mmu.tables, self.participants.pin(&self.reader));
         Walker {
             guard,
             root: self
@@ -182,11 +178,11 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// For walking often.
-    pub fn walker(&self) -> WalkerSeat<'_, F, H> {
-        WalkerSeat {
+    pub fn walker(&self) -> WalkerSlot<'_, F, H> {
+        WalkerSlot {
             mmu: self,
-            seat: self.registry.seat(),
-            registry: &self.registry,
+            reader: self.participants.reader_slot(),
+            participants: &self.participants,
         }
     }
 
@@ -195,8 +191,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if gfn >= F::MAX_GFN {
             return walk;
         }
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let Some(root) = self.valid_root(as_id) else {
             return walk;
         };
@@ -219,8 +215,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let root = self
             .valid_root(as_id)
             .map(|root| Counted::clone(&root.table));
@@ -243,7 +239,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return Err(WalkFault::NotPresent);
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             root: Some(root),
             slot,
@@ -252,7 +248,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return Err(WalkFault::NotPresent);
         };
-        let guard = Guard::new(&self.tables, self.registry.pin(seat));
+        let guard = Guard::new(&self.tables, self.participants.pin(reader));
         loop {
             let (node, raw) = guard.descend(&root.table, gfn);
             let level = node.level();

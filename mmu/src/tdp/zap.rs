@@ -15,7 +15,7 @@
 //! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner.
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     protect::are_settled,
     root::RootPage,
     session::{Mode, Session},
@@ -29,9 +29,11 @@ use crate::{
     rcu::cell::Cell,
     sync::Backoff,
     table::{
+        guard::Guard,
         memory::TableMemory,
-        node::{Absent, Bottom, Detached, Guard, LINE, Run},
+        node::{Absent, Bottom, LINE, Run},
         tables::Retiring,
+        ticket::Detached,
     },
 };
 
@@ -39,14 +41,14 @@ use crate::{
 const TABLES_A_STEP: usize = 513;
 
 /// Leaves that were removed from a run.
-struct Taken {
+struct Removed {
     count: i64,
     /// Positions in the table of the first and the last of them.
     first: usize,
     last: usize,
 }
 
-fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Taken> {
+fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Removed> {
     let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), Level::SIZE_4K);
     let first = (0..bottom.len()).find(is_leaf);
     let last = (0..bottom.len()).rfind(is_leaf);
@@ -62,7 +64,7 @@ fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Take
         index += LINE;
     }
     count += take_each::<F>(bottom, index, bottom.len());
-    Some(Taken {
+    Some(Removed {
         count,
         first: first? + offset,
         last: last? + offset,
@@ -83,9 +85,9 @@ fn take_each<F: Format>(bottom: Bottom<'_>, first: usize, end: usize) -> i64 {
     count
 }
 
-fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
+fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Removed> {
     let level = run.node.level();
-    let mut taken: Option<Taken> = None;
+    let mut taken: Option<Removed> = None;
     for index in run.first..run.end {
         if !F::is_leaf(run.node.load(index), level) {
             continue;
@@ -93,7 +95,7 @@ fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
         let (old, table) = run.node.take(index, Absent::Empty);
         debug_assert!(table.is_none(), "a leaf became a table under our lock");
         if F::is_leaf(old, level) {
-            let so_far = taken.get_or_insert(Taken {
+            let so_far = taken.get_or_insert(Removed {
                 count: 0,
                 first: index,
                 last: index,
@@ -114,8 +116,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         cause: FlushCause,
         may_yield: bool,
     ) -> bool {
-        let seat = self.registry.seat();
-        let session = Session::begin(self, &seat, Mode::Exclusive, cause, as_id);
+        let reader = self.participants.reader_slot();
+        let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
         self.unmap_in(session, as_id, range, may_yield)
     }
 
@@ -131,11 +133,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             if !may_yield {
                 plan = plan.atomic();
             }
-            (session, _) = sweep(
+            session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |session, run| {
                     let removed = self.take_leaves(&run, &root, session.cell);
                     // Under a withdrawn root nothing is cached any more.
@@ -164,9 +166,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let level = run.node.level();
         if root.is_invalid() {
-            root.count_apart(level, -taken.count);
+            root.count_separately(level, -taken.count);
         } else {
-            cell.add_pages(level.slot(), -taken.count);
+            cell.add_pages(level.index(), -taken.count);
         }
         Flush::range(GfnRange {
             start: run.span_of(taken.first).start,
@@ -180,8 +182,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         range: GfnRange,
         may_yield: bool,
     ) -> Invalidation {
-        let seat = self.registry.seat();
-        let session = Session::begin(self, &seat, Mode::Exclusive, FlushCause::Unmap, as_id);
+        let reader = self.participants.reader_slot();
+        let session = Session::begin(self, &reader, Mode::Exclusive, FlushCause::Unmap, as_id);
         // First the mark, then the zap: a fault that comes between would map what is about to go.
         let token = self.invalidations.begin(range);
         self.unmap_in(session, as_id, range, may_yield);
@@ -215,7 +217,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             }
         }
         if leaves != 0 {
-            cell.add_pages(level.slot(), -leaves);
+            cell.add_pages(level.index(), -leaves);
         }
         self.forget_nx_table(table.pfn());
         self.tables.retire(table);
@@ -223,8 +225,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// Gives back all tables under a withdrawn root.
     pub(super) fn zap_withdrawn_root(&self, root: &RootPage) {
-        let seat = self.registry.seat();
-        let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::Roots, root.as_id);
+        let reader = self.participants.reader_slot();
+        let mut session =
+            Session::begin(self, &reader, Mode::Shared, FlushCause::Roots, root.as_id);
         let mut pass = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
         while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
             session = self.cut_tables(session, root, level);
@@ -247,13 +250,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             end: F::MAX_GFN,
         };
         // An entry at a time: none is gone into, because it points nowhere when it was shown.
-        let floor = pass.child().unwrap_or(pass);
-        let plan = Sweep::leaves(everything).floor(floor).tables();
-        let (session, _) = sweep(
+        let finest = pass.child().unwrap_or(pass);
+        let plan = Sweep::leaves(everything).finest(finest).tables();
+        let session = sweep(
             session,
             root,
             plan,
-            || true,
+            || {},
             |session, run| {
                 if run.node.level() != pass {
                     return Visit::Done(Flush::None);
@@ -289,7 +292,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         // only after a look, in the same section, that the root is valid. We hold it shared, and the root was withdrawn under
         // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end of the
         // MMU (`tear_down`) nobody else has it at all.
-        unsafe { guard.take_apart(table, &mut tables) };
+        unsafe { guard.detach_all(table, &mut tables) };
         if self.avoids_executable_huge_pages() {
             for &pfn in tables.pfns() {
                 self.forget_nx_table(pfn);

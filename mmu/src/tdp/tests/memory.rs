@@ -43,29 +43,33 @@ fn running_out_of_memory_loses_nothing() {
             done: 0
         })
     );
-    assert!(rig.mmu.translate(Gfn(0)).is_some());
-    assert!(!rig.mmu.split_huge_pages(range(512, 1), Level::SIZE_4K));
+    assert!(rig.mmu.space(0).translate(Gfn(0)).is_some());
+    let space = rig.mmu.space(0);
+    assert_eq!(space.split_huge_pages(range(512, 1), Level::SIZE_4K), 1);
     // Logging cannot split either, so it protects the whole leaf.
-    rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-    assert!(!rig.mmu.translate(Gfn(600)).unwrap().writable);
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+        .unwrap();
+    assert!(!rig.mmu.space(0).translate(Gfn(600)).unwrap().writable);
     let write = Fault::new(Gfn(512), Access::Write);
     assert_eq!(rig.fault(write), FaultOutcome::OutOfMemory);
     assert_eq!(rig.mmu.stats().faults_failed, 2);
     give_back(&rig.arena, taken);
     give_back(&rig.arena, more);
     rig.touch(512, Level::SIZE_4K);
-    assert!(!rig.mmu.translate(Gfn(513)).unwrap().writable);
-    assert!(rig.mmu.translate(Gfn(512)).unwrap().writable);
+    assert!(!rig.mmu.space(0).translate(Gfn(513)).unwrap().writable);
+    assert!(rig.mmu.space(0).translate(Gfn(512)).unwrap().writable);
 }
 
 #[test]
 fn there_may_be_no_memory_for_a_root() {
     let mut rig = small();
     let taken: Vec<Pfn> = core::iter::from_fn(|| rig.arena.allocate(16384)).collect();
-    assert_eq!(rig.mmu.root(), None);
+    assert_eq!(rig.mmu.space(0).root(), None);
     let outcome = rig.fault(Fault::new(Gfn(0), Access::Read));
     assert_eq!(outcome, FaultOutcome::OutOfMemory);
-    assert_eq!(rig.mmu.translate(Gfn(0)), None);
+    assert_eq!(rig.mmu.space(0).translate(Gfn(0)), None);
     for pfn in taken {
         #[expect(unsafe_code, reason = "gives back what the test took")]
         // SAFETY: allocated above with this size and never used.
@@ -82,17 +86,20 @@ fn without_memory_to_split_the_whole_leaf_is_protected_and_flushed() {
     let mut rig = rig::<Flat>(64, config);
     rig.touch(0, Level::SIZE_2M);
     rig.flushed();
-    rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+        .unwrap();
     assert_eq!(rig.flushed(), []);
     let taken = hog(&rig.arena, 0);
-    assert!(rig.mmu.translate(Gfn(300)).unwrap().writable);
-    assert_eq!(rig.mmu.clear_dirty_log(0, 64, 64, &[1]), Ok(1));
+    assert!(rig.mmu.space(0).translate(Gfn(300)).unwrap().writable);
+    assert_eq!(rig.mmu.space(0).clear_dirty_log(0, 64, 64, &[1]), Ok(1));
     assert_eq!(
         rig.flushed(),
         [(Flush::range(range(0, 512)), FlushCause::DirtyLog)]
     );
-    assert!(!rig.mmu.translate(Gfn(300)).unwrap().writable);
-    assert_eq!(rig.mmu.dirty_pages(0), Ok((1 << 20) - 1));
+    assert!(!rig.mmu.space(0).translate(Gfn(300)).unwrap().writable);
+    assert_eq!(rig.mmu.space(0).dirty_pages(0), Ok((1 << 20) - 1));
     give_back(&rig.arena, taken);
 }
 
@@ -100,8 +107,8 @@ fn without_memory_to_split_the_whole_leaf_is_protected_and_flushed() {
 fn a_reader_keeps_removed_tables_in_memory() {
     let mut rig = small();
     rig.touch(0, Level::SIZE_4K);
-    let mut seat = rig.mmu.walker();
-    let mut walker = seat.enter();
+    let mut reader = rig.mmu.walker();
+    let mut walker = reader.enter();
     assert!(walker.translate(Gfn(0)).is_some());
     drop(std::mem::replace(&mut rig.vcpu, rig.mmu.vcpu()));
     rig.mmu.zap_all();
@@ -112,7 +119,7 @@ fn a_reader_keeps_removed_tables_in_memory() {
         "it walks a root that was emptied"
     );
     drop(walker);
-    drop(seat);
+    drop(reader);
     rig.mmu.reclaim();
     assert_eq!((rig.mmu.stats().tables, rig.arena.used_frames()), (0, 0));
 }

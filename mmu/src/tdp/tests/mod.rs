@@ -14,13 +14,15 @@ use alloc::{sync::Arc, vec, vec::Vec};
 use std::sync::Mutex as StdMutex;
 
 use super::{
+    root::RootPage,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
     *,
 };
 use crate::{
-    Access, AdPolicy, Arena, DirtyLogPolicy, Entry, Fault, FaultOutcome, FlushPrimitive, Gfn,
-    GfnRange, Leaf, Level, MemoryType, Pfn, SlotFlags, SlotSpec, table::node::Guard,
+    Access, AdPolicy, Arena, DirtyLogPolicy, Entry, Fault, FaultOutcome, Flush, FlushCause,
+    FlushPrimitive, FlushRequest, Format, Gfn, GfnRange, Host, Leaf, Level, MemoryType, Pfn,
+    SlotFlags, SlotSpec, TableMemory, table::guard::Guard,
 };
 
 /// A format of `LEVELS` levels, two or four, that wants break before make or not.
@@ -195,8 +197,8 @@ impl<F: Format> Rig<F> {
 
     /// With the root's table in hand.
     pub(super) fn at_root<R>(&self, look: impl FnOnce(crate::table::node::Node<'_, F>) -> R) -> R {
-        let (seat, root) = (self.mmu.registry.seat(), self.root());
-        let guard = Guard::new(&self.mmu.tables, self.mmu.registry.pin(&seat));
+        let (reader, root) = (self.mmu.participants.reader_slot(), self.root());
+        let guard = Guard::new(&self.mmu.tables, self.mmu.participants.pin(&reader));
         look(guard.root(&root.table))
     }
 

@@ -11,7 +11,7 @@ use super::cell::Cell;
 use crate::sync::{Acquire, AtomicU64, Backoff, Mutex, SeqCst, fence};
 
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub(crate) struct Participants {
     cells: Mutex<Cells>,
     /// Moves on with each unlinking.
     era: AtomicU64,
@@ -25,12 +25,12 @@ struct Cells {
 
 /// A cell that nobody else owns; it goes back when dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct ReaderSlot {
     cell: Arc<Cell>,
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
 }
 
-impl core::ops::Deref for Seat {
+impl core::ops::Deref for ReaderSlot {
     type Target = Cell;
 
     #[inline(always)]
@@ -39,9 +39,13 @@ impl core::ops::Deref for Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ReaderSlot {
     fn drop(&mut self) {
-        self.registry.cells.lock().free.push(Arc::clone(&self.cell));
+        self.participants
+            .cells
+            .lock()
+            .free
+            .push(Arc::clone(&self.cell));
     }
 }
 
@@ -55,8 +59,8 @@ impl<'a> Inside<'a> {
     }
 
     #[inline(always)]
-    pub(super) fn is_of(&self, registry: usize) -> bool {
-        self.0.is_of(registry)
+    pub(super) fn is_of(&self, participants: usize) -> bool {
+        self.0.is_of(participants)
     }
 }
 
@@ -67,7 +71,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-impl Registry {
+impl Participants {
     pub(crate) fn new() -> Arc<Self> {
         #[cfg(feature = "shuttle")]
         crate::sync::forget_steps();
@@ -80,23 +84,23 @@ impl Registry {
         })
     }
 
-    /// Tells registries apart for as long as they live.
+    /// Tells sets of participants apart for as long as they live.
     #[inline(always)]
     pub(super) fn id(&self) -> usize {
         core::ptr::from_ref(self).addr()
     }
 
     /// A cell for a new participant.
-    pub(crate) fn seat(self: &Arc<Self>) -> Seat {
+    pub(crate) fn reader_slot(self: &Arc<Self>) -> ReaderSlot {
         let mut cells = self.cells.lock();
         let cell = cells.free.pop().unwrap_or_else(|| {
             let cell = Arc::new(Cell::new(self.id()));
             cells.all.push(Arc::clone(&cell));
             cell
         });
-        Seat {
+        ReaderSlot {
             cell,
-            registry: Arc::clone(self),
+            participants: Arc::clone(self),
         }
     }
 
@@ -108,7 +112,7 @@ impl Registry {
     /// Enters a read section: what is reachable from here on is not freed before it ends.
     #[inline(always)]
     pub(crate) fn pin<'a>(&self, cell: &'a Cell) -> Inside<'a> {
-        debug_assert!(cell.is_of(self.id()), "another registry's participant");
+        debug_assert!(cell.is_of(self.id()), "another participants's participant");
         cell.pin(self.era());
         Inside(cell)
     }
@@ -170,26 +174,26 @@ mod tests {
 
     #[test]
     fn a_grace_period_waits_for_older_readers_and_for_no_newer_ones() {
-        let registry = Registry::new();
-        let (old, new) = (registry.seat(), registry.seat());
-        let reader = registry.pin(&old);
-        let era = registry.end_era();
-        assert!(!registry.is_over(era));
-        let _newer = registry.pin(&new);
-        assert!(!registry.is_over(era));
+        let participants = Participants::new();
+        let (old, new) = (participants.reader_slot(), participants.reader_slot());
+        let reader = participants.pin(&old);
+        let era = participants.end_era();
+        assert!(!participants.is_over(era));
+        let _newer = participants.pin(&new);
+        assert!(!participants.is_over(era));
         drop(reader);
-        assert!(registry.is_over(era), "the newer reader cannot see it");
+        assert!(participants.is_over(era), "the newer reader cannot see it");
     }
 
     #[test]
-    fn seats_are_used_again_and_keep_their_counts() {
+    fn reader_slots_are_used_again_and_keep_their_counts() {
         use super::super::cell::Counter;
-        let registry = Registry::new();
+        let participants = Participants::new();
         for _ in 0..3 {
-            registry.seat().count(Counter::Fixed, 2);
+            participants.reader_slot().count(Counter::Fixed, 2);
         }
-        assert_eq!(registry.cells.lock().all.len(), 1);
-        assert_eq!(registry.sum(|cell| cell.counted(Counter::Fixed)), 6);
-        assert!(registry.seat().is_idle());
+        assert_eq!(participants.cells.lock().all.len(), 1);
+        assert_eq!(participants.sum(|cell| cell.counted(Counter::Fixed)), 6);
+        assert!(participants.reader_slot().is_idle());
     }
 }
