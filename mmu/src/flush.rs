@@ -1,8 +1,9 @@
 //! TLB flushes: what is flushed, why, and who carries it out.
 //!
-//! The MMU changes tables; TLBs are the host's. It tells the host through [`Host::flush`](crate::Host::flush), which returns
-//! when no vCPU uses a translation that the request covers. The MMU calls it at the moments that the rules below demand, so an
-//! operation that has returned is complete.
+//! The MMU changes tables; TLBs are the host's. It tells the host through
+//! [`Host::flush`](crate::Host::flush), which returns when no vCPU uses a translation that the
+//! request covers. The MMU calls it at the moments that the rules below demand, so an operation
+//! that has returned is complete.
 //!
 //! # When a flush is owed
 //!
@@ -21,8 +22,9 @@
 //!
 //! # Accumulating
 //!
-//! A long operation gathers what it owes and pays at the end, or *before* it yields the lock, whichever comes first; after
-//! a yield it starts from nothing. [`Flush::merge`] takes the hull, so it may flush more than was asked, never less.
+//! A long operation gathers what it owes and pays at the end, or *before* it yields the lock,
+//! whichever comes first; after a yield it starts from nothing. [`Flush::merge`] takes the hull, so
+//! it may flush more than was asked, never less.
 
 use crate::addr::{Gfn, GfnRange};
 
@@ -109,10 +111,12 @@ pub struct FlushRequest {
     pub flush: Flush,
     /// Why.
     pub cause: FlushCause,
-    /// The address space that the frames of a range are of. [`Flush::All`] is for every address space, whatever stands here.
+    /// The address space that the frames of a range are of. [`Flush::All`] is for every address
+    /// space, whatever stands here.
     pub as_id: u8,
-    /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence by address drops cached
-    /// leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`; x86 has no other).
+    /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence
+    /// by address drops cached leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`;
+    /// x86 has no other).
     pub tables: bool,
 }
 

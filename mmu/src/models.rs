@@ -1,4 +1,5 @@
-//! Loom models of the parts that have no door of their own: the lock, the grace period, the double buffer, the bitmap.
+//! Loom models of the parts that cannot be reached alone from outside: the lock, the grace period,
+//! the double buffer, the bitmap.
 //!
 //! The scenes that need a whole MMU are in `tests/loom_*.rs`.
 
@@ -175,7 +176,7 @@ fn readers_never_meet_a_change() {
                 let generation = other[0].generation();
                 let (first, second) = other[0].read(&inside);
                 let (first, second) = (first.get(), second.get());
-                assert_eq!(first, second, "half of a change");
+                assert_eq!(first, second, "a change in part");
                 assert!(first >= last && first >= generation, "an old copy");
                 last = first;
             }
@@ -214,8 +215,8 @@ fn a_bit_is_taken_or_stays() {
     });
 }
 
-/// `clear_dirty_log` takes bits and leaves the summary as it is, so a setter finds it set and need not set it, unless a harvest
-/// clears it at that moment.
+/// `clear_dirty_log` takes bits and leaves the summary as it is, so a setter finds it set and need
+/// not set it, unless a harvest clears it at that moment.
 #[test]
 fn a_bit_under_a_summary_that_is_still_set() {
     explore("bitmap: set x take, summary still set", 3, || {

@@ -1,11 +1,12 @@
 //! Counters.
 //!
-//! Each participant counts in its own cell, so counting costs no shared cache line; a snapshot sums all cells. It is
-//! consistent figure by figure, not across figures. Counters only grow; `pages`, `tables` and `roots` are gauges, and are 0
-//! when nothing is mapped and every table has been given back.
+//! Each participant counts in its own cell, so counting costs no shared cache line; a snapshot sums
+//! all cells. It is consistent figure by figure, not across figures. Counters only grow; `pages`,
+//! `tables` and `roots` are gauges, and are 0 when nothing is mapped and every table has been given
+//! back.
 
 use crate::{
-    addr::MAX_LEVELS,
+    addr::{Level, MAX_LEVELS},
     fault::FaultOutcome,
     flush::{Flush, FlushCause},
     rcu::{
@@ -169,7 +170,7 @@ pub struct MmuStats {
 
 impl MmuStats {
     /// Leaves installed at `level`.
-    pub fn pages_at(&self, level: crate::Level) -> i64 {
+    pub fn pages_at(&self, level: Level) -> i64 {
         self.pages[level.index()]
     }
 

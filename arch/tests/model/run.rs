@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use slat_mmu::{
-    Access, DirtyLogStart, Fault, FaultOutcome, Gfn, GfnRange, Level, Pfn, PrefaultError,
+    Access, DirtyLogStart, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, Pfn, PrefaultError,
     SlotFlags, SlotSpec, WalkFault,
 };
 
@@ -520,7 +520,30 @@ impl World {
             place += pages;
         }
         if forbid {
+            let hull = space.tree.over(range).into_iter().map(|start| {
+                let pages = space.tree.leaves[&start].pages;
+                GfnRange::new(Gfn(start), pages)
+            });
+            let hull = hull.fold(GfnRange::default(), GfnRange::hull);
             space.tree.split_over(range, pages / HUGE, nx);
+            let leaves = space.tree.over(range);
+            let real = self.mmu.space(as_id);
+            let mapped = |gfn| real.translate(Gfn(gfn)).is_some();
+            if self.tight && !leaves.is_empty() && !leaves.into_iter().any(mapped) {
+                // Too little memory to split them all, so the range was unmapped instead. Of what sticks out of it, that
+                // stays which had been split before.
+                let is_table = |level: u8, gfn| {
+                    let walk = real.walk(Gfn(gfn));
+                    let step = walk.steps().find(|step| step.level.get() == level);
+                    step.is_some_and(|step| matches!(step.entry, Entry::Table { .. }))
+                };
+                let tree = &mut space.tree;
+                tree.leaves
+                    .retain(|&gfn, _| !hull.contains(Gfn(gfn)) || mapped(gfn));
+                tree.tables
+                    .retain(|&(level, gfn), _| !hull.contains(Gfn(gfn)) || is_table(level, gfn));
+                self.unmap(as_id, range)?;
+            }
             self.adopt(as_id)?;
         }
         Ok(())

@@ -1,14 +1,18 @@
 //! A value in two copies: readers use one while the other is changed.
 //!
-//! A change is made to the copy that nobody reads; then that copy becomes the one that new readers use; then, when the last
-//! reader of the other copy has left, the same change is made to that one. So a reader never waits, and a change costs what
-//! it changes, not a copy of everything (KVM's two sets of memory slots).
+//! A change is made to the copy that nobody reads; then that copy becomes the one that new readers
+//! use; then, when the last reader of the other copy has left, the same change is made to that one.
+//! So a reader never waits, and a change costs what it changes, not a copy of everything (KVM's two
+//! sets of memory slots).
 //!
-//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the participants of its readers. Only
-//! the set makes a [`Writer`], and only through it is one of its buffers changed, so there is no other lock to hold by mistake and
-//! no other participants to wait for. A reader shows that it is inside; that it is inside *this* participants is asserted in debug builds.
+//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the
+//! participants of its readers. Only the set makes a [`Writer`], and only through it is one of its
+//! buffers changed, so there is no other lock to hold by mistake and no other participants to wait
+//! for. A reader shows that it is inside; that it is inside *this* participants is asserted in
+//! debug builds.
 //!
-//! *Order*: the lock of writers is the first of all (see the module above); it is held for the whole change.
+//! *Order*: the lock of writers is the slots lock, the first of all (`locks`); it is held for the
+//! whole change.
 
 use alloc::{boxed::Box, sync::Arc};
 use core::ops::Deref;
@@ -31,7 +35,8 @@ pub(crate) struct DoubleBuffer<T> {
     copies: [UnsafeCell<T>; 2],
     /// The copy that new readers use.
     current: AtomicUsize,
-    /// Changes with each change. A reader that finds the same generation as before finds the same value.
+    /// Changes with each change. A reader that finds the same generation as before finds the same
+    /// value.
     generation: AtomicU64,
     step: u64,
     /// Whose participants are waited for: for assertions.
@@ -52,13 +57,13 @@ pub(crate) struct Copies<'w, T> {
     participants: &'w Participants,
 }
 
-// SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one writer on any thread
-// (`T: Send`), never both at once, as `change` explains.
+// SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one
+// writer on any thread (`T: Send`), never both at once, as `change` explains.
 unsafe impl<T: Send + Sync> Sync for DoubleBuffer<T> {}
 
 impl<T> Buffers<T> {
-    /// `count` buffers, whose generations never meet. `make` is given each one's number, once for each copy, and must make the
-    /// same both times.
+    /// `count` buffers, whose generations never meet. `make` is given each one's number, once for
+    /// each copy, and must make the same both times.
     pub(crate) fn new(
         participants: Arc<Participants>,
         count: usize,
@@ -103,7 +108,8 @@ impl<T> DoubleBuffer<T> {
         self.generation.load(Acquire)
     }
 
-    /// The value as it is; it stays as it is for as long as the reader is inside the participants of the set.
+    /// The value as it is; it stays as it is for as long as the reader is inside the participants
+    /// of the set.
     #[inline(always)]
     pub(crate) fn read<'a>(&'a self, inside: &'a Inside<'_>) -> &'a T {
         debug_assert!(
@@ -111,8 +117,9 @@ impl<T> DoubleBuffer<T> {
             "inside another participants: no change waits for this reader"
         );
         let current = self.current.load(Acquire) & 1;
-        // SAFETY: a writer changes a copy only after a grace period that began when the copy was not current any more, and
-        // we read `current` after we went inside: so as long as we are, the copy is not changed.
+        // SAFETY: a writer changes a copy only after a grace period that began when the copy was
+        // not current any more, and we read `current` after we went inside: so as long as we are,
+        // the copy is not changed.
         self.copies[current].with(|copy| unsafe { &*copy })
     }
 
@@ -162,24 +169,28 @@ impl<T> Copies<'_, T> {
 
     /// The value as a writer sees it.
     pub(crate) fn read(&self) -> &T {
-        // SAFETY: `Writer` is borrowed for as long as we live, and to change the buffer we would have to be borrowed mutably.
+        // SAFETY: `Writer` is borrowed for as long as we live, and to change the buffer we would
+        // have to be borrowed mutably.
         unsafe { self.buffer.read_as_writer() }
     }
 
-    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns what it gave the first
-    /// time. Waits for readers, so the caller must not be inside.
+    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns
+    /// what it gave the first time. Waits for readers, so the caller must not be inside.
     pub(crate) fn change<R>(&mut self, mut edit: impl FnMut(&mut T) -> R) -> R {
         let buffer = self.buffer;
         let current = buffer.current.load(Relaxed) & 1;
         let spare = 1 - current;
-        // SAFETY: we are the only writer (`Writer` made us, and is borrowed mutably until we go). Readers of the spare copy left
-        // before the change before this one ended (it waited for them), and `current` has not named this copy since.
+        // SAFETY: we are the only writer (`Writer` made us, and is borrowed mutably until we go).
+        // Readers of the spare copy left before the change before this one ended (it waited for
+        // them), and `current` has not named this copy since.
         let result = buffer.copies[spare].with_mut(|copy| edit(unsafe { &mut *copy }));
         buffer.current.store(spare, Release);
-        // After the copy: who reads the new generation reads the new copy. Who reads the old one is waited for.
+        // After the copy: who reads the new generation reads the new copy. Who reads the old one is
+        // waited for.
         buffer.generation.fetch_add(buffer.step, AcqRel);
         self.participants.synchronize();
-        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new readers use the other.
+        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new
+        // readers use the other.
         buffer.copies[current].with_mut(|copy| edit(unsafe { &mut *copy }));
         result
     }

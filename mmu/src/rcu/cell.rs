@@ -1,7 +1,7 @@
 //! One participant's mark, and the counters that it alone writes.
 //!
-//! *Locking*: the mark and the counters are written by the owner alone and read by anyone. Who the owner is, is settled by
-//! the participants: a vCPU for its whole life, a thread for one operation.
+//! *Locking*: the mark and the counters are written by the owner alone and read by anyone. Who the
+//! owner is, is settled by the participants: a vCPU for its whole life, a thread for one operation.
 
 use crate::{
     addr::MAX_LEVELS,
@@ -45,7 +45,8 @@ pub(crate) struct Cell {
     pages: [Statistic; MAX_LEVELS],
     /// Whose participant this is: for assertions.
     participants: usize,
-    /// Whether the owner is inside: for assertions. Beside the mark, so that a model need not try one access more.
+    /// Whether the owner is inside: for assertions. Beside the mark, so that a model need not try
+    /// one access more.
     inside: Statistic,
 }
 
@@ -65,8 +66,8 @@ impl Cell {
         self.participants == participants
     }
 
-    /// Going inside does not nest: the inner end would take back the mark of the outer one, and what the outer one still
-    /// looks at could be freed.
+    /// Going inside does not nest: the inner end would take back the mark of the outer one, and
+    /// what the outer one still looks at could be freed.
     #[inline(always)]
     fn assert_outside(&self) {
         if cfg!(debug_assertions) {

@@ -1,13 +1,15 @@
 //! The MMU lock.
 //!
-//! Faults hold it *shared*, by a mark in their own cell: two faults on two processors write no common cache line. Zaps
-//! hold it *exclusive*: the locker raises a flag and waits until no cell is marked.
+//! Faults hold it *shared*, by a mark in their own cell: two faults on two processors write no
+//! common cache line. Zaps hold it *exclusive*: the locker raises a flag and waits until no cell is
+//! marked.
 //!
-//! *Fairness*: who finds the flag raised takes its mark back and waits, counted. The next exclusive locker first lets
-//! those pass who wait, so neither side starves. *Contention* can be asked about by both sides, for long operations to yield.
+//! *Fairness*: who finds the flag raised takes its mark back and waits, counted. The next exclusive
+//! locker lets those who wait go first, so neither side starves. *Contention* can be asked about
+//! by both sides, for long operations to yield.
 //!
-//! *Order*: dropping either kind is a release, taking either an acquire: who holds the lock sees all that was done under
-//! it before in a mode that excludes its own.
+//! *Order*: dropping either kind is a release, taking either an acquire: who holds the lock sees
+//! all that was done under it before in a mode that excludes its own.
 
 use alloc::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! All participants, and waiting for them.
 //!
-//! Cells are made as they are needed and kept for the life of the MMU: their counters stay part of the sums when their
-//! owner has gone, and the next owner counts on.
+//! Cells are made as they are needed and kept for the life of the MMU: their counters stay part of
+//! the sums when their owner has gone, and the next owner counts on.
 //!
 //! *Locking*: `cells` is held for a look at the list only, never while waiting.
 
@@ -84,7 +84,7 @@ impl Participants {
         })
     }
 
-    /// Tells sets of participants apart for as long as they live.
+    /// Distinguishes sets of participants for as long as they live.
     #[inline(always)]
     pub(super) fn id(&self) -> usize {
         core::ptr::from_ref(self).addr()
@@ -140,7 +140,8 @@ impl Participants {
 
     /// Waits until `busy` is false, once, of each cell.
     pub(super) fn wait_for(&self, busy: impl Fn(&Cell) -> bool) {
-        // The usual case is that nobody is. The lock is not held while waiting: who is waited for may need it.
+        // The usual case is that nobody is. The lock is not held while waiting: who is waited for
+        // may need it.
         let waiting: Vec<_> = {
             let cells = self.cells.lock();
             cells
@@ -195,5 +196,39 @@ mod tests {
         assert_eq!(participants.cells.lock().all.len(), 1);
         assert_eq!(participants.sum(|cell| cell.counted(Counter::Fixed)), 6);
         assert!(participants.reader_slot().is_idle());
+    }
+
+    /// The end of the inner section would end the outer one.
+    #[test]
+    #[cfg(debug_assertions)]
+    fn a_participant_that_goes_inside_twice_is_caught() {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use super::super::lock::MmuLock;
+
+        let participants = Participants::new();
+        let lock = MmuLock::new(Arc::clone(&participants));
+        let reader = participants.reader_slot();
+        let caught = |enter: &dyn Fn()| catch_unwind(AssertUnwindSafe(enter)).is_err();
+        let pin = || drop(participants.pin(&reader));
+        let share = || drop(lock.shared(&reader));
+        // One after the other is what they are for.
+        pin();
+        share();
+        {
+            let _inside = participants.pin(&reader);
+            assert!(caught(&pin) && caught(&share));
+            let era = participants.end_era();
+            assert!(
+                !participants.is_over(era),
+                "the mark of the outer one stands"
+            );
+        }
+        {
+            let _inside = lock.shared(&reader);
+            assert!(caught(&pin) && caught(&share));
+        }
+        assert!(reader.is_idle());
+        pin();
     }
 }

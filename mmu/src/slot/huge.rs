@@ -1,16 +1,20 @@
 //! Where huge mappings are forbidden, whatever alignment would allow.
 //!
-//! A count of reasons for each place, because reasons overlap (write tracking, memory whose attributes differ): a mapping is
-//! allowed again when every reason is gone. The counterpart of `lpage_info[level].disallow_lpage`; what follows from alignment
-//! alone is computed instead ([`Memslot::allows_span`](super::Memslot::allows_span)), so an untouched slot needs no memory for
-//! this.
+//! A count of reasons for each place, because reasons overlap (write tracking, memory whose
+//! attributes differ): a mapping is allowed again when every reason is gone. The counterpart of
+//! `lpage_info[level].disallow_lpage`; what follows from alignment alone is computed instead
+//! ([`Memslot::allows_span`](super::Memslot::allows_span)), so an untouched slot needs no memory
+//! for this.
 //!
-//! A reason is a range, and may be as long as the address space. So counts are kept by the places where they change: memory
-//! and time depend on how many reasons there are, not on how long they are.
+//! A reason is a range, and may be as long as the address space. So counts are kept by the places
+//! where they change: memory and time depend on how many reasons there are, not on how long they
+//! are.
 //!
-//! *Locking*: a lock of its own (`locks`), and a flag that spares faults the lock where nothing is forbidden.
+//! *Locking*: a lock of its own (`locks`), and a flag that spares faults the lock where nothing is
+//! forbidden.
 //!
-//! *Invariant*: neighbouring counts differ, and the last count of a level is 0. So a level without reasons has no counts.
+//! *Invariant*: neighbouring counts differ, and the last count of a level is 0. So a level without
+//! reasons has no counts.
 
 use alloc::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! A slot as the MMU uses it.
 //!
-//! Immutable and shared: to change a slot is to put a new value into the set. Its dirty bitmap and its huge-page permissions
-//! are atomic or locked by themselves, and survive changes of flags.
+//! Immutable and shared: to change a slot is to put a new value into the set. Its dirty bitmap and
+//! its huge-page permissions are atomic or locked by themselves, and survive changes of flags.
 
 use alloc::sync::Arc;
 
@@ -57,7 +57,8 @@ impl Memslot {
         }
     }
 
-    /// Whether a leaf of `span` pages over `gfn` lies inside the slot and can be aligned on both sides.
+    /// Whether a leaf of `span` pages over `gfn` lies inside the slot and can be aligned on both
+    /// sides.
     pub(crate) fn allows_span(&self, gfn: Gfn, span: u64) -> bool {
         let start = gfn.0 & !(span - 1);
         let range = self.spec.range();

@@ -1,15 +1,17 @@
 //! Memory slots: which guest frames have memory, and where it is.
 //!
-//! A slot maps `npages` guest frames from `base_gfn` on to as many contiguous host frames. The rules of creation and
-//! change are those of `KVM_SET_USER_MEMORY_REGION` (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for
-//! each.
+//! A slot maps `npages` guest frames from `base_gfn` on to as many contiguous host frames. The
+//! rules of creation and change are those of `KVM_SET_USER_MEMORY_REGION`
+//! (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for each.
 //!
-//! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock, inside the participants; changes
-//! hold the slots lock. A [`Memslot`] is immutable and shared: changing one puts a new value into the set. Its dirty bitmap
-//! and its huge-page permissions are atomic or locked by themselves, and survive changes of flags.
+//! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock,
+//! inside the participants; changes hold the slots lock. A [`Memslot`] is immutable and shared:
+//! changing one puts a new value into the set. Its dirty bitmap and its huge-page permissions are
+//! atomic or locked by themselves, and survive changes of flags.
 //!
-//! *Going away.* A slot that is to be deleted or moved is first made *invalid*: faults on it retry. When no fault can
-//! hold the valid slot any more, its mappings are removed, and only then does the slot go.
+//! *Going away.* A slot that is to be deleted or moved is first made *invalid*: faults on it retry.
+//! When no fault can hold the valid slot any more, its mappings are removed, and only then does the
+//! slot go.
 //!
 //! | file | what |
 //! |---|---|

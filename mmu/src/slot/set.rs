@@ -165,7 +165,8 @@ impl SlotSet {
     fn check_overlap(&self, spec: &SlotSpec) -> Result<(), SlotError> {
         let range = spec.range();
         let others = self.by_gfn.range(..range.end).rev();
-        // Slots are disjoint and sorted, so the last one that begins before our end is the only one to ask.
+        // Slots are disjoint and sorted, so the last one that begins before our end is the only one
+        // to ask.
         match others
             .map(|(_, slot)| slot)
             .find(|slot| slot.spec.id != spec.id)

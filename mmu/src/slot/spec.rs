@@ -1,7 +1,7 @@
 //! What a caller says about a slot, and why it may be refused.
 //!
-//! The rules of creation and change are those of `KVM_SET_USER_MEMORY_REGION` (Documentation/virt/kvm/api.rst, 4.35), with
-//! an error of its own for each. `set` checks them.
+//! The rules of creation and change are those of `KVM_SET_USER_MEMORY_REGION`
+//! (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for each. `set` checks them.
 
 use bitflags::bitflags;
 use thiserror::Error;
@@ -25,7 +25,8 @@ bitflags! {
     pub struct SlotFlags: u32 {
         /// Record which pages the guest writes.
         const LOG_DIRTY = 1 << 0;
-        /// The guest may not write; a write is reported as [`FaultOutcome::ReadOnly`](crate::FaultOutcome::ReadOnly).
+        /// The guest may not write; a write is reported as
+        /// [`FaultOutcome::ReadOnly`](crate::FaultOutcome::ReadOnly).
         const READONLY = 1 << 1;
     }
 }

@@ -36,8 +36,8 @@ impl Blank {
             } else {
                 raw
             };
-            // SAFETY: the ticket exists, so the memory is ours alone, and as long as every table's that is not a root;
-            // nobody reads it before it is linked.
+            // SAFETY: the ticket exists, so the memory is ours alone, and as long as every table's
+            // that is not a root; nobody reads it before it is linked.
             unsafe { init(first.add(index), raw) };
         }
         Unlinked { pfn, level }

@@ -1,7 +1,7 @@
 //! The right to follow entries: a read section over the tables of one MMU.
 //!
-//! While a [`Guard`] lives, no table that is reachable is freed, so a pointer read from an entry may be followed. All walks
-//! from a root go through here.
+//! While a [`Guard`] lives, no table that is reachable is freed, so a pointer read from an entry
+//! may be followed. All walks from a root go through here.
 //!
 //! *Locking*: none; whoever holds a guard is inside (`rcu`).
 
@@ -23,7 +23,8 @@ use crate::{
 /// Leave to look at tables: nothing that is reachable now is freed while it lives.
 pub(crate) struct Guard<'a, F: Format, H: TableMemory> {
     pub(super) tables: &'a Tables<F, H>,
-    /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after each entry. Null if not asked for.
+    /// Kept here, where it stays in a register: behind `tables` the compiler must fetch it after
+    /// each entry. Null if not asked for.
     direct_map: *mut EntryCell,
     inside: Inside<'a>,
 }
@@ -55,16 +56,18 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
 
     /// A table that was unlinked but not retired.
     pub(crate) fn detached(&self, node: &Detached) -> Node<'_, F> {
-        // SAFETY: the ticket exists, so the table is not retired yet; if it is retired later, this guard is older.
+        // SAFETY: the ticket exists, so the table is not retired yet; if it is retired later, this
+        // guard is older.
         unsafe { self.node(node.pfn.hpa(), node.level) }
     }
 
-    /// Takes a cut-off table apart: all tables below it, and then itself, become `gone`. Entries stay as they are, and who is
-    /// still in there goes on reading them.
+    /// Detaches all tables below a cut-off table: they, and then itself, become `gone`. Entries
+    /// stay as they are, and who is still in there goes on reading them.
     ///
     /// # Safety
     ///
-    /// Nobody else exchanges an entry that points to a table, in this table or below it, since it was cut off.
+    /// Nobody else exchanges an entry that points to a table, in this table or below it, since it
+    /// was cut off.
     pub(crate) unsafe fn detach_all(&self, table: Detached, gone: &mut Retiring) {
         let node = self.detached(&table);
         for entry in node.entries {
@@ -122,7 +125,8 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
 
     /// To the 4 KiB table, or to `end` at a coarser level.
     ///
-    /// Level by level with each level a constant, also to `end`, because this is what every TLB miss and every fault does.
+    /// Level by level with each level a constant, also to `end`, because this is what every TLB
+    /// miss and every fault does.
     #[inline(always)]
     fn descend_tables<'g, R>(
         &'g self,
@@ -131,7 +135,8 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
         mut end: impl FnMut(Node<'g, F>, u64, Level) -> R,
     ) -> Result<Node<'g, F>, R> {
         let mut node = Node {
-            // SAFETY: this many entries are at this pointer while the root is live, which it is while `root` is.
+            // SAFETY: this many entries are at this pointer while the root is live, which it is
+            // while `root` is.
             entries: unsafe {
                 slice::from_raw_parts(root.entries.as_ptr(), F::entries(F::ROOT_LEVEL))
             },
@@ -171,8 +176,8 @@ impl<'a, F: Format, H: TableMemory> Guard<'a, F, H> {
             unsafe { self.tables.memory().entries(Pfn(hpa >> PAGE_SHIFT)) }
         };
         Node {
-            // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer while the table is live;
-            // the caller promises that it is.
+            // SAFETY: `TableMemory` promises `node_size(level)` bytes of atomics at this pointer
+            // while the table is live; the caller promises that it is.
             entries: unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) },
             hpa,
             level,

@@ -2,25 +2,31 @@
 //!
 //! # Protocol
 //!
-//! Any participant that is inside may read entries; they change only by atomic operations, so a reader sees the old or
-//! the new value, and a table's contents before the entry that links it (release on link, acquire on load).
+//! Any participant that is inside may read entries; they change only by atomic operations, so a
+//! reader sees the old or the new value, and a table's contents before the entry that links it
+//! (release on link, acquire on load).
 //!
 //! How an entry may be changed depends on what it holds and on the MMU lock:
 //!
-//! - *compare-exchange* ([`Node::replace`], [`Node::link`]): always allowed; fails if the entry changed.
-//! - *exchange* ([`Node::take`]): for who may remove the entry whatever it holds (exclusive lock, or a table that is
-//!   being torn down).
-//! - *plain store* ([`Run::bottom`]): for a 4 KiB leaf that nobody else changes: the holder of the exclusive lock, or of the slots
-//!   lock and the shared lock, on an entry that is not [volatile](crate::Format::is_volatile). Ageing may clear Accessed at
-//!   the same time, and that may be lost.
+//! - *compare-exchange* ([`Node::replace`], [`Node::link`]): always allowed; fails if the entry
+//!   changed.
+//! - *exchange* ([`Node::take`]): for who may remove the entry whatever it holds (exclusive lock,
+//!   or a table that is being torn down).
+//! - *plain store* ([`Run::bottom`]): for a 4 KiB leaf that nobody else changes: the holder of the
+//!   exclusive lock, or of the slots lock and the shared lock, on an entry that is not
+//!   [volatile](crate::Format::is_volatile). Ageing may clear Accessed at the same time, and that
+//!   may be lost.
 //!
 //! # Invariants
 //!
-//! 1. An entry that decodes to `Table { pfn }` in a node of level *n* was stored by [`Node::link`], so `pfn` is a live
-//!    table of level *n* - 1. [`Node::replace`] and `Blank::fill` refuse to store a table entry; at 4 KiB no value is one.
-//! 2. A table is linked by at most one entry: linking consumes its [`Unlinked`], overwriting the entry, or taking the table
-//!    that holds it apart, produces its [`Detached`], and neither can be copied.
-//! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after a grace period.
+//! 1. An entry that decodes to `Table { pfn }` in a node of level *n* was stored by [`Node::link`],
+//!    so `pfn` is a live table of level *n* - 1. [`Node::replace`] and `Blank::fill` refuse to
+//!    store a table entry; at 4 KiB no value is one.
+//! 2. A table is linked by at most one entry: linking consumes its [`Unlinked`], overwriting the
+//!    entry, or detaching all below the table that holds it, produces its [`Detached`], and neither
+//!    can be copied.
+//! 3. A table is freed either as `Blank` or `Unlinked` (nobody ever saw it) or as `Detached` after
+//!    a grace period.
 
 use core::marker::PhantomData;
 
@@ -90,11 +96,13 @@ impl<'g, F: Format> Node<'g, F> {
         self.entries[index].0.load(Acquire)
     }
 
-    /// Stores `new`, which is not a table, if the entry is still `old`. If `old` linked a table, that table is returned.
+    /// Stores `new`, which is not a table, if the entry is still `old`. If `old` linked a table,
+    /// that table is returned.
     ///
     /// # Errors
     ///
-    /// The entry's present value if it is not `old` (or if `new` is a table: a caller's mistake that changes nothing).
+    /// The entry's present value if it is not `old` (or if `new` is a table: a caller's mistake
+    /// that changes nothing).
     #[inline(always)]
     pub(crate) fn replace(
         &self,
@@ -121,7 +129,8 @@ impl<'g, F: Format> Node<'g, F> {
         (old, self.detach(old))
     }
 
-    /// Points the entry to `child`, with all that was written into it, if the entry is still `old` and `old` is no table.
+    /// Points the entry to `child`, with all that was written into it, if the entry is still `old`
+    /// and `old` is no table.
     ///
     /// # Errors
     ///
@@ -147,7 +156,8 @@ impl<'g, F: Format> Node<'g, F> {
         Some(Detached { pfn, level })
     }
 
-    /// Asks for the entries, so that they are near when their turn comes. Nothing waits, and nothing is read.
+    /// Asks for the entries, so that they are near when their turn comes. Nothing waits, and
+    /// nothing is read.
     #[inline(always)]
     pub(crate) fn fetch(&self) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -161,7 +171,8 @@ impl<'g, F: Format> Node<'g, F> {
         }
     }
 
-    /// The part of a 4 KiB table that covers `range`, of which it covers at least one frame from `first` on.
+    /// The part of a 4 KiB table that covers `range`, of which it covers at least one frame from
+    /// `first` on.
     pub(crate) fn entries_at_bottom(&self) -> Option<&'g [EntryCell]> {
         (self.level == Level::SIZE_4K).then_some(self.entries)
     }
@@ -184,7 +195,8 @@ impl<'g, F: Format> Run<'g, F> {
         GfnRange::new(Gfn(self.gfn.0 + (index - self.first) as u64 * span), span)
     }
 
-    /// The entries, if this is a 4 KiB table: there no value is ever followed, so every store is sound.
+    /// The entries, if this is a 4 KiB table: there no value is ever followed, so every store is
+    /// sound.
     #[inline(always)]
     pub(crate) fn bottom(&self) -> Option<Bottom<'g>> {
         let entries = self.node.entries_at_bottom()?;
@@ -207,8 +219,9 @@ impl Bottom<'_> {
         self.0[index].0.load(Relaxed)
     }
 
-    /// Brings the entries near before they are looked at one by one: one load a cache line, none of which waits for another,
-    /// where a loop that decides about each entry has only a few lines under way.
+    /// Brings the entries near before they are looked at one by one: one load a cache line, none of
+    /// which waits for another, where a loop that decides about each entry has only a few lines
+    /// under way.
     #[inline(always)]
     pub(crate) fn warm(&self) {
         let all = self.0.iter().step_by(LINE);
@@ -249,8 +262,8 @@ impl Bottom<'_> {
     /// Overwrites an entry that nobody else changes (see the module).
     #[inline(always)]
     pub(crate) fn store(&self, index: usize, raw: u64) {
-        // loom lets another thread's exchange come after a store that it did not read, which no machine does. An exchange
-        // overwrites as blindly as the store.
+        // loom lets another thread's exchange come after a store that it did not read, which no
+        // machine does. An exchange overwrites as blindly as the store.
         if cfg!(feature = "loom") {
             self.0[index].0.swap(raw, Release);
             return;

@@ -2,8 +2,8 @@
 //!
 //! A ticket cannot be copied, and each step of a table's life consumes one and yields the next:
 //!
-//! `Blank` (memory) → `Unlinked` (filled, nobody has seen it) → linked (no ticket: the entry is it) → `Detached` (unlinked,
-//! readers may still be in it) → retired, and freed after a grace period.
+//! `Blank` (memory) → `Unlinked` (filled, nobody has seen it) → linked (no ticket: the entry is it)
+//! → `Detached` (unlinked, readers may still be in it) → retired, and freed after a grace period.
 //!
 //! Only this folder makes tickets. The rules that they stand for are invariants 2 and 3 of `node`.
 
@@ -42,7 +42,8 @@ pub(crate) struct RootTable {
     pub(super) entries: NonNull<EntryCell>,
 }
 
-// SAFETY: a pointer to atomics, which live as long as the table memory; who follows it shows that the root is live.
+// SAFETY: a pointer to atomics, which live as long as the table memory; who follows it shows that
+// the root is live.
 unsafe impl Send for RootTable {}
 // SAFETY: as above.
 unsafe impl Sync for RootTable {}

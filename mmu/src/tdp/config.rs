@@ -12,8 +12,9 @@ pub enum DirtyLogStart {
     InitiallySet,
 }
 
-/// Tables that splitting ahead leaves for faults unless configured otherwise: 128 KiB, enough for eight vCPUs that fault in
-/// new places at once. Models have few tables, and no splits ahead that could take them all.
+/// Tables that splitting ahead leaves for faults unless configured otherwise: 128 KiB, enough for
+/// eight vCPUs that fault in new places at once. Models have few tables, and no splits ahead that
+/// could take them all.
 const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shuttle")) {
     0
 } else {
@@ -24,23 +25,27 @@ const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shut
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MmuConfig {
-    /// The coarsest mapping ever made, on top of what format and slot allow. 1 GiB unless changed, as in KVM.
+    /// The coarsest mapping ever made, on top of what format and slot allow. 1 GiB unless changed,
+    /// as in KVM.
     pub max_level: Level,
     /// Slots that may exist in each address space; numbers are below it.
     pub max_slots: u16,
     /// How dirty logging begins.
     pub dirty_log_start: DirtyLogStart,
-    /// Split huge mappings ahead of the writes that would, when logging begins or pages are cleared. Without it each is
-    /// protected as a whole and split by the first write.
+    /// Split huge mappings ahead of the writes that would, when logging begins or pages are
+    /// cleared. Without it each is protected as a whole and split by the first write.
     pub eager_split: bool,
-    /// Tables that splitting ahead leaves for faults: it stops when it cannot get one without them. A fault takes three or four
-    /// for the first page in a new place, and one for each 2 MiB after it.
+    /// Tables that splitting ahead leaves for faults: it stops when it cannot get one without them.
+    /// A fault takes three or four for the first page in a new place, and one for each 2 MiB after
+    /// it.
     pub fault_reserve: u32,
     /// Address spaces, each with slots of its own; at least 1.
     pub address_spaces: u8,
-    /// Remember frames without a slot in the table, where the format can, so that device accesses skip the lookup.
+    /// Remember frames without a slot in the table, where the format can, so that device accesses
+    /// skip the lookup.
     pub mmio_caching: bool,
-    /// Never map huge pages executable (the iTLB-multihit mitigation); only where the format asks for it.
+    /// Never map huge pages executable (the iTLB-multihit mitigation); only where the format asks
+    /// for it.
     pub nx_huge_pages: bool,
 }
 

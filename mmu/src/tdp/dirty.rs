@@ -2,18 +2,22 @@
 //!
 //! # Order
 //!
-//! Losing no write depends on one order, for each page: **take the bit → protect → flush → use the page's contents**.
-//! A write before the protection is in the contents; a write after it faults (or sets D and is logged) and sets the bit
-//! again; a write through a stale TLB entry happens before the flush is complete, so it is in the contents too. Hence a
-//! harvest, with its flush, holds the slots lock: of two, the second never reports as clean what the first has not flushed.
+//! Losing no write depends on one order, for each page: **take the bit → protect → flush → use the
+//! page's contents**. A write before the protection is in the contents; a write after it faults (or
+//! sets D and is logged) and sets the bit again; a write through a stale TLB entry happens before
+//! the flush is complete, so it is in the contents too. Hence a harvest, with its flush, holds the
+//! slots lock: of two, the second never reports as clean what the first has not flushed.
 //!
-//! The flush is owed for every bit taken, even where the entry had lost its W bit before, and for nothing if none was taken.
+//! The flush is owed for every bit taken, even where the entry had lost its W bit before, and for
+//! nothing if none was taken.
 //!
-//! *Protecting* means taking W, or D where hardware logs by Dirty bits. A huge leaf under a taken bit is split first, wherever in
-//! the bitmap's words it begins: words need not be aligned to huge pages. Without memory for that the whole leaf loses
-//! W, which is always safe: its other pages fault once more.
+//! *Protecting* means taking W, or D where hardware logs by Dirty bits. A huge leaf under a taken
+//! bit is split first, wherever in the bitmap's words it begins: words need not be aligned to huge
+//! pages. Without memory for that the whole leaf loses W, which is always safe: its other pages
+//! fault once more.
 //!
-//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages and inside them.
+//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages
+//! and inside them.
 
 use alloc::sync::Arc;
 use core::cell::Cell;
@@ -67,7 +71,8 @@ pub enum DirtyLogError {
         /// 64-bit words given.
         got: usize,
     },
-    /// The first page is not a multiple of 64, or the length is not and does not end at the slot's end.
+    /// The first page is not a multiple of 64, or the length is not and does not end at the slot's
+    /// end.
     #[error("pages {first_page}+{num_pages} are not in units of 64")]
     Unaligned {
         /// First page, relative to the slot.
@@ -308,7 +313,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
             let plan = Sweep::leaves(range);
             let session = sweep(session, &root, plan, refill, |session, run| {
                 if root.is_invalid() {
-                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as one sum.
+                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as
+                    // one sum.
                     return Visit::Done(Flush::None);
                 }
                 if let Some(bottom) = run.bottom() {
@@ -331,7 +337,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                         continue;
                     };
                     dry.set(false);
-                    // Under the exclusive lock only hardware changes the entry; it sets bits, so try until it is quiet.
+                    // Under the exclusive lock only hardware changes the entry; it sets bits, so
+                    // try until it is quiet.
                     let mut attempt = Some((raw, blank));
                     while let Some((raw, blank)) = attempt.take() {
                         let node = run.node;

@@ -1,12 +1,14 @@
 //! The fast path: giving back a permission that bookkeeping took away, without the lock.
 //!
-//! A write to a page that lost its W bit to the dirty log, or a use of a page that was aged, needs one bit and no
-//! decision. The vCPU goes inside, finds the leaf, and sets the bit by compare-exchange. That is safe although anyone may
-//! be changing the tables: an entry of a table always stands for the same frame, so if it still holds the value that was
-//! judged, the judgement stands (`fast_page_fault`; ABA does no harm).
+//! A write to a page that lost its W bit to the dirty log, or a use of a page that was aged, needs
+//! one bit and no decision. The vCPU goes inside, finds the leaf, and sets the bit by
+//! compare-exchange. That is safe although anyone may be changing the tables: an entry of a table
+//! always stands for the same frame, so if it still holds the value that was judged, the judgement
+//! stands (`fast_page_fault`; ABA does no harm).
 //!
-//! The dirty bit is set *after* the exchange and before the guest can write. A harvest that took the page's bits before the
-//! exchange, or protects it after, loses nothing: either it sees the bit next time, or takes W away again.
+//! The dirty bit is set *after* the exchange and before the guest can write. A harvest that took
+//! the page's bits before the exchange, or protects it after, loses nothing: either it sees the bit
+//! next time, or takes W away again.
 //!
 //! Anything that is not such a case is left to the slow path. *Locking*: none; inside.
 

@@ -1,13 +1,16 @@
 //! Resolving a fault.
 //!
-//! The order (`kvm_tdp_mmu_page_fault`): the fast path if the walk found a mapping; tables into the cache; a root; then, under
-//! the shared lock and inside: is the root still valid, is there a slot, is its memory being taken back, at which level; then
-//! the walk down, which links missing tables, splits a huge leaf above the goal, and at the goal installs the leaf.
+//! The order (`kvm_tdp_mmu_page_fault`): the fast path if the walk found a mapping; tables into the
+//! cache; a root; then, under the shared lock and inside: is the root still valid, is there a slot,
+//! is its memory being taken back, at which level; then the walk down, which links missing tables,
+//! splits a huge leaf above the goal, and at the goal installs the leaf.
 //!
-//! Each change is one compare-exchange. Who loses it looks at what the winner put there and judges again; who finds an
-//! entry *frozen* gives up and lets the guest try again, because the owner of the entry may wait for a flush.
+//! Each change is one compare-exchange. Who loses it looks at what the winner put there and judges
+//! again; who finds an entry *frozen* gives up and lets the guest try again, because the owner of
+//! the entry may wait for a flush.
 //!
-//! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set. Nothing here yields.
+//! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set.
+//! Nothing here yields.
 
 use alloc::vec::Vec;
 
@@ -48,7 +51,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(never)]
     fn whole_fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
         if !self.owns(vcpu) {
-            // Another MMU's vCPU: its caches are that one's. A reader slot for one fault is slow but right.
+            // Another MMU's vCPU: its caches are that one's. A reader slot for one fault is slow
+            // but right.
             let mut own = self.do_vcpu();
             own.as_id = vcpu.as_id;
             let outcome = self.whole_fault(&mut own, fault);
@@ -99,8 +103,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return FaultOutcome::Retry;
         }
         let guard = Guard::new(&self.tables, inside);
-        // Before the look for a slot: a hole that is found now may have got one by the time it is remembered, and then it must
-        // be remembered as old.
+        // Before the look for a slot: a hole that is found now may have got one by the time it is
+        // remembered, and then it must be remembered as old.
         let generation = if self.config.mmio_caching {
             self.mmio_generation(*as_id)
         } else {
@@ -193,7 +197,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     let Some(blank) = cache.pop() else {
                         return FaultOutcome::Retry;
                     };
-                    // The table that replaces an executable-less huge page holds what the mitigation forbids to be huge.
+                    // The table that replaces an executable-less huge page holds what the
+                    // mitigation forbids to be huge.
                     let nx = goal.nx_disallowed();
                     match self.split(node, index, raw, blank, descent.cell, nx) {
                         Split::Done => *linked |= F::INSTALL_NEEDS_FENCE,
@@ -221,9 +226,10 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let host_writable = !slot.is_readonly();
         let write = fault.access == Access::Write;
         let by_software = F::AD_POLICY != AdPolicy::Hardware;
-        // While writes are logged by protection, only a write makes a page writable; otherwise a read does too and
-        // spares a fault. Logged by Dirty bits, a read may, as long as it leaves D clear for hardware to set and log.
-        // A mirror is never protected, so it is writable from the start, and counts as written when it is made.
+        // While writes are logged by protection, only a write makes a page writable; otherwise a
+        // read does too and spares a fault. Logged by Dirty bits, a read may, as long as it leaves
+        // D clear for hardware to set and log. A mirror is never protected, so it is writable from
+        // the start, and counts as written when it is made.
         let logging = slot.dirty.is_some() && !fault.mirror;
         let by_dirty_bit = matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit);
         let writable = host_writable && (write || !logging || by_dirty_bit);
@@ -323,8 +329,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(FaultOutcome::Fixed { level })
     }
 
-    /// Links an empty table into the entry at hand. `Err` has the memory if someone else changed the entry, nothing if
-    /// an external owner refused.
+    /// Links an empty table into the entry at hand. `Err` has the memory if someone else changed
+    /// the entry, nothing if an external owner refused.
     fn link_table(
         &self,
         node: Node<'_, F>,
@@ -372,7 +378,8 @@ fn allows(leaf: &Leaf, fault: &Fault) -> bool {
         }
 }
 
-/// The access is allowed as far as permissions go. Where hardware faults for want of A or D, they are set.
+/// The access is allowed as far as permissions go. Where hardware faults for want of A or D, they
+/// are set.
 fn use_leaf<F: Format>(
     node: Node<'_, F>,
     index: usize,
@@ -442,7 +449,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         cache.push(self.tables.blank_again(table));
                     }
                 }
-                // A leaf of a slot that is going, or an entry that another thread owns: nothing to remember.
+                // A leaf of a slot that is going, or an entry that another thread owns: nothing to
+                // remember.
                 _ => return FaultOutcome::NoSlot,
             }
         }

@@ -1,12 +1,13 @@
 //! Which level a fault is mapped at.
 //!
-//! The coarsest that everyone allows: the format, the configuration, the slot's backing and alignment, the places where
-//! huge mappings are forbidden, the host's own mapping, the fault. While a slot logs writes it is 4 KiB, because a page is
-//! the unit of the log; a mirrored mapping is 4 KiB, because its owner knows no other. While memory is being taken back, no
-//! mapping reaches into it, however far from it the fault is.
+//! The coarsest that everyone allows: the format, the configuration, the slot's backing and
+//! alignment, the places where huge mappings are forbidden, the host's own mapping, the fault.
+//! While a slot logs writes it is 4 KiB, because a page is the unit of the log; a mirrored mapping
+//! is 4 KiB, because its owner knows no other. While memory is being taken back, no mapping reaches
+//! into it, however far from it the fault is.
 //!
-//! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between the question and the
-//! mapping, which the invalidation sequence sees to.
+//! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between
+//! the question and the mapping, which the invalidation sequence sees to.
 
 use super::mmu::TdpMmu;
 use crate::{
@@ -45,8 +46,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.goal_below(slot, fault, limit)
     }
 
-    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as they are: for reasons that
-    /// do not come and go, as invalidations, the host's mapping and forbidden places do.
+    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as
+    /// they are: for reasons that do not come and go, as invalidations, the host's mapping and
+    /// forbidden places do.
     #[inline(always)]
     pub(super) fn is_always_small(&self, slot: &Memslot, gfn: Gfn) -> bool {
         slot.dirty.is_some()

@@ -1,12 +1,13 @@
 //! Mirror roots: tables whose real counterpart an external owner keeps.
 //!
-//! The MMU keeps a tree of its own that it can read, and pushes each change to the owner: it freezes the entry, asks the
-//! owner, and stores the new value, or on refusal the old one. Nobody else touches an entry that is frozen, so the two trees
-//! change together. Leaves are 4 KiB; they are made under the shared lock and removed under the exclusive one; nothing is ever
-//! changed in place, split, recovered, aged or logged here, and a fast zap leaves mirrors alone.
+//! The MMU keeps a tree of its own that it can read, and pushes each change to the owner: it
+//! freezes the entry, asks the owner, and stores the new value, or on refusal the old one. Nobody
+//! else touches an entry that is frozen, so the two trees change together. Leaves are 4 KiB; they
+//! are made under the shared lock and removed under the exclusive one; nothing is ever changed in
+//! place, split, recovered, aged or logged here, and a fast zap leaves mirrors alone.
 //!
-//! A removal that the owner refuses leaves the mapping where it is: memory that the owner still maps must not be reused,
-//! so a leak is the only safe answer, and it shows in the page statistics.
+//! A removal that the owner refuses leaves the mapping where it is: memory that the owner still
+//! maps must not be reused, so a leak is the only safe answer, and it shows in the page statistics.
 
 use super::{
     descent::{Changed, Descent},
@@ -116,8 +117,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         owed
     }
 
-    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the finest up. A table that its
-    /// owner keeps is leaked, with the mirror's own.
+    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the
+    /// finest up. A table that its owner keeps is leaked, with the mirror's own.
     pub(super) fn empty_mirror(&self, root: &RootPage) {
         let reader = self.participants.reader_slot();
         let cause = FlushCause::Roots;
@@ -137,8 +138,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 Visit::Done(Flush::None)
             },
         );
-        let mut pass = Some(Level::SIZE_2M);
-        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
+        let mut next = Some(Level::SIZE_2M);
+        while let Some(level) = next.filter(|level| *level <= F::ROOT_LEVEL) {
             let tables = Sweep::leaves(everything).finest(level);
             session = sweep(
                 session,
@@ -154,7 +155,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     Visit::Done(Flush::None)
                 },
             );
-            pass = level.parent();
+            next = level.parent();
         }
         session.finish();
     }

@@ -1,7 +1,7 @@
 //! The state of one MMU, and how it begins and ends.
 //!
-//! The operations are methods on it, each in a file of its own. Fields that are changed by several of them are behind the
-//! locks that `locks` lists.
+//! The operations are methods on it, each in a file of its own. Fields that are changed by several
+//! of them are behind the locks that `locks` lists.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
@@ -26,15 +26,16 @@ use crate::{
 
 /// A guest's second-stage page tables of format `F`, in memory `H`.
 ///
-/// Its operations are the methods of [`SecondStage`](super::SecondStage), and of the [`AddressSpace`](super::AddressSpace) handles that it gives out.
+/// Its operations are the methods of [`SecondStage`](super::SecondStage), and of the
+/// [`AddressSpace`](super::AddressSpace) handles that it gives out.
 pub struct TdpMmu<F: Format, H: TableMemory> {
     pub(super) config: MmuConfig,
     pub(super) host: Box<dyn Host>,
     pub(super) participants: Arc<Participants>,
     pub(super) lock: MmuLock,
     pub(super) tables: Tables<F, H>,
-    /// One set of slots an address space. The lock of who changes them is the *slots lock*: it serialises all that changes slots
-    /// or takes dirty bits, each with its flush.
+    /// One set of slots an address space. The lock of who changes them is the *slots lock*: it
+    /// serialises all that changes slots or takes dirty bits, each with its flush.
     pub(super) spaces: Buffers<SlotSet>,
     pub(super) invalidations: Invalidations,
     pub(super) roots: Mutex<Vec<Counted<RootPage>>>,
@@ -49,8 +50,8 @@ pub struct TdpMmu<F: Format, H: TableMemory> {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// An MMU without slots and without a root. `host` carries out its flushes; [`NoTlb`](crate::NoTlb) where there is
-    /// nothing to flush.
+    /// An MMU without slots and without a root. `host` carries out its flushes;
+    /// [`NoTlb`](crate::NoTlb) where there is nothing to flush.
     pub fn new(memory: H, host: impl Host + 'static, config: MmuConfig) -> Self {
         let participants = Participants::new();
         let spaces = usize::from(config.address_spaces.max(1));

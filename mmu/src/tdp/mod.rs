@@ -3,21 +3,27 @@
 //! | file | what |
 //! |---|---|
 //! | `config` | choices for an MMU's life |
-//! | `stage` | [`SecondStage`]: the operations as users call them |
-//! | `vcpu` | what a vCPU brings along: its reader, its caches, its roots |
-//! | `root` | roots: made, withdrawn, given back |
+//! | `root`, `kept`, `vcpu` | a root; a slot as a vCPU remembers it; what a vCPU brings along |
+//! | `nx_list` | the tables that the NX-huge-page mitigation keeps |
+//! | `mmu` | [`TdpMmu`]: the state of one MMU, how it begins and ends |
+//! | `stock` | table memory at hand, for faults and for work ahead of them |
 //! | `session`, `sweep` | holding the lock over a range, with yields and owed flushes |
-//! | `fault`, `nearby`, `fast`, `level` | resolving a fault: under the shared lock, beside the last one, without the lock; at which level |
-//! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
-//! | `prefault` | mapping a range in advance |
-//! | `walk` | lockless walks |
-//! | `slots` | memory slots come, change and go |
-//! | `dirty`, `protect` | the dirty log; taking W and D away |
+//! | `descent`, `level` | a fault on its way down; at which level it is mapped |
+//! | `roots` | roots: made, withdrawn, given back |
+//! | `protect` | taking W and D away |
 //! | `split`, `recover` | huge leaf → table, and back |
 //! | `zap` | removing leaves, tables, roots |
-//! | `age` | Accessed bits, without the lock |
-//! | `nx` | the NX-huge-page mitigation |
 //! | `mirror` | tables that an external owner keeps |
+//! | `nx` | the NX-huge-page mitigation |
+//! | `nearby`, `fast`, `fault` | resolving a fault: beside the last one, without the lock, in full |
+//! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
+//! | `prefault` | mapping a range in advance |
+//! | `walk`, `age` | lockless walks; Accessed bits |
+//! | `dirty` | the dirty log |
+//! | `slots` | memory slots come, change and go |
+//! | `space`, `stage` | the operations as users call them: on one address space, on the MMU |
+//!
+//! A file imports only from files above it.
 //!
 //! # Locking
 //!
@@ -36,23 +42,26 @@
 //! | age | none (inside) | – | none | valid |
 //! | NX recovery | shared | yes | before yield and at the end | valid |
 //!
-//! The order of locks is in [`crate::rcu`]. Slots are looked up inside, without a lock; changing them takes the slots lock and
-//! waits for those who may still see the old ones.
+//! The order of locks is in `locks`. Slots are looked up inside, without a lock; changing
+//! them takes the slots lock and waits for those who may still see the old ones.
 //!
 //! # Observers
 //!
-//! - A vCPU that walks sees each entry before or after a change, and never a table that was given back.
-//! - Once an operation has returned, no walk that begins later uses what it removed, and no TLB does.
-//! - A page's dirty bit is set after its writable entry is installed and before the guest can use it; a harvest takes
-//!   bits, then protects, then flushes: no write goes unseen.
+//! - A vCPU that walks sees each entry before or after a change, and never a table that was given
+//!   back.
+//! - Once an operation has returned, no walk that begins later uses what it removed, and no TLB
+//!   does.
+//! - A page's dirty bit is set after its writable entry is installed and before the guest can use
+//!   it; a harvest takes bits, then protects, then flushes: no write goes unseen.
 //!
 //! # Invariants
 //!
 //! - A leaf maps what the slot over it says; a frame without a slot has no leaf.
-//! - While a slot logs writes by protection, each page under a writable leaf has its dirty bit set, or its fault has not
-//!   returned yet.
-//! - Under the shared lock, a 4 KiB leaf with W and D set is changed by nobody but the holder of the slots lock, teardown of
-//!   the table it is in, and ageing (which may be lost). So the holder of the slots lock may store plainly.
+//! - While a slot logs writes by protection, each page under a writable leaf has its dirty bit set,
+//!   or its fault has not returned yet.
+//! - Under the shared lock, a 4 KiB leaf with W and D set is changed by nobody but the holder of
+//!   the slots lock, teardown of the table it is in, and ageing (which may be lost). So the holder
+//!   of the slots lock may store plainly.
 //! - `MmuStats::pages` counts the leaves reachable from roots, valid or not.
 
 mod age;

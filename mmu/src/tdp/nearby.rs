@@ -1,12 +1,14 @@
 //! A fault in the slot of the last one.
 //!
-//! Most first touches fall into the slot of the vCPU's last fault, and, as guests touch memory in order, into the 4 KiB table
-//! that it ended in. For those all decisions were made before: the vCPU remembers the slot with the entry of its first page,
-//! and the table. What is left is what must be asked each time under the lock: has the root gone, have slots changed, is
-//! memory being taken back, has a table been retired (if so, a walk); then one compare-exchange from *empty*, without a look
-//! before it: a line that another processor has just written then moves once, not twice.
+//! Most first touches fall into the slot of the vCPU's last fault, and, as guests touch memory in
+//! order, into the 4 KiB table that it ended in. For those all decisions were made before: the vCPU
+//! remembers the slot with the entry of its first page, and the table. What is left is what must be
+//! asked each time under the lock: has the root gone, have slots changed, is memory being taken
+//! back, has a table been retired (if so, a walk); then one compare-exchange from *empty*, without
+//! a look before it: a line that another processor has just written then moves once, not twice.
 //!
-//! Whatever is not exactly this case is left to the whole path; nothing is decided here that is not decided there.
+//! Whatever is not exactly this case is left to the whole path; nothing is decided here that is not
+//! decided there.
 //!
 //! *Locking*: as a fault: the shared MMU lock.
 

@@ -1,8 +1,9 @@
 //! Mapping a range in advance (`KVM_PRE_FAULT_MEMORY`, fault-around).
 //!
-//! Each page is mapped as a read would map it, without counting as a use. Whole tables that are missing are filled before
-//! they are linked, so a large range costs little more than writing its entries; single entries are installed one by one, by
-//! compare-exchange like any fault. A page that is mapped already is left as it is, better or not.
+//! Each page is mapped as a read would map it, without counting as a use. Whole tables that are
+//! missing are filled before they are linked, so a large range costs little more than writing its
+//! entries; single entries are installed one by one, by compare-exchange like any fault. A page
+//! that is mapped already is left as it is, better or not.
 //!
 //! *Locking*: as a fault: the shared MMU lock, one table's worth at a time.
 
@@ -49,7 +50,8 @@ pub enum PrefaultError {
         /// Pages mapped before it.
         done: u64,
     },
-    /// The table holds something that the MMU did not write, or there is no root for the vCPU's address space.
+    /// The table holds something that the MMU did not write, or there is no root for the vCPU's
+    /// address space.
     #[error("{gfn} cannot be mapped, after {done} pages: {outcome:?}")]
     Failed {
         /// The frame.
@@ -114,8 +116,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(range.pages())
     }
 
-    /// Maps as much of `range`'s beginning as 4 KiB tables are missing for, or as lies in the first one. `None`: not such
-    /// a case; take a fault. Otherwise the frame to go on from.
+    /// Maps as much of `range`'s beginning as 4 KiB tables are missing for, or as lies in the first
+    /// one. `None`: not such a case; take a fault. Otherwise the frame to go on from.
     fn fill_tables(&self, vcpu: &mut Vcpu, range: GfnRange, max_level: Level) -> Option<Gfn> {
         let first = range.start;
         if first >= F::MAX_GFN
@@ -208,7 +210,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let bottom = run.bottom()?;
         let (mut installed, mut raw, mut done) = (0, new, 0);
         while done < bottom.len() {
-            // A look first: a page that is mapped costs a load then, and no line is taken from who writes it.
+            // A look first: a page that is mapped costs a load then, and no line is taken from who
+            // writes it.
             let old = bottom.load(done);
             if old == F::EMPTY {
                 if bottom.replace(done, old, raw).is_err() {

@@ -1,14 +1,14 @@
 //! Recovering huge pages when dirty logging ends.
 //!
-//! A table whose whole span may be one leaf is replaced by that leaf, in place: the guest takes no fault for it. That is valid
-//! because within a slot guest and host frames run alike, so the leaf's frame follows from any of its pages; and the host's
-//! mapping was asked for under the lock.
+//! A table whose whole span may be one leaf is replaced by that leaf, in place: the guest takes no
+//! fault for it. That is valid because within a slot guest and host frames run alike, so the leaf's
+//! frame follows from any of its pages; and the host's mapping was asked for under the lock.
 //!
-//! Nothing is recovered where nothing was mapped, where an invalidation is in progress, while the slot logs writes, or
-//! outside the slot.
+//! Nothing is recovered where nothing was mapped, where an invalidation is in progress, while the
+//! slot logs writes, or outside the slot.
 //!
-//! *Locking*: the slots lock and the shared MMU lock; yields. *Flush*: the replaced tables' ranges, before a yield and at the
-//! end: before the read section that keeps the tables is left.
+//! *Locking*: the slots lock and the shared MMU lock; yields. *Flush*: the replaced tables' ranges,
+//! before a yield and at the end: before the read section that keeps the tables is left.
 
 use super::{
     mmu::TdpMmu,

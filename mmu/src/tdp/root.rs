@@ -2,7 +2,8 @@
 //!
 //! What happens to roots is in `roots`.
 //!
-//! *Locking*: a root's fields are atomic. Where its leaves are counted is behind a lock of its own (`locks`).
+//! *Locking*: a root's fields are atomic. Where its leaves are counted is behind a lock of its own
+//! (`locks`).
 
 use alloc::sync::Arc;
 
@@ -18,8 +19,8 @@ use crate::{
 pub struct Root {
     /// First frame of the root table.
     pub pfn: Pfn,
-    /// Changes with each new root. A vCPU that loads another generation flushes its own TLB: entries may be tagged by
-    /// something that stays the same (RISC-V's VMID).
+    /// Changes with each new root. A vCPU that loads another generation flushes its own TLB:
+    /// entries may be tagged by something that stays the same (RISC-V's VMID).
     pub generation: u64,
 }
 

@@ -2,21 +2,25 @@
 //!
 //! # Life
 //!
-//! 1. *Made* when a vCPU of an address space first needs it, with two references: that vCPU's and the MMU's own. So a valid
-//!    root's count never falls to nothing, whatever vCPUs come and go.
-//! 2. *Withdrawn*: marked invalid under the exclusive lock, with a full flush in the same section, so no fault maps anything
-//!    under it any more, and vCPUs load another.
-//! 3. *Zapped*: under the shared lock, with yields, while unmapping still visits it, because a vCPU's translations are only
-//!    gone because of the flush, and its memory may be taken back meanwhile.
-//! 4. The MMU gives its reference up; who gives up the last one takes the root off the list and hands it to the grace period.
+//! 1. *Made* when a vCPU of an address space first needs it, with two references: that vCPU's and
+//!    the MMU's own. So a valid root's count never falls to nothing, whatever vCPUs come and go.
+//! 2. *Withdrawn*: marked invalid under the exclusive lock, with a full flush in the same section,
+//!    so no fault maps anything under it any more, and vCPUs load another.
+//! 3. *Zapped*: under the shared lock, with yields, while unmapping still visits it, because a
+//!    vCPU's translations are only gone because of the flush, and its memory may be taken back
+//!    meanwhile.
+//! 4. The MMU gives its reference up; who gives up the last one takes the root off the list and
+//!    hands it to the grace period.
 //!
 //! # Counting leaves
 //!
-//! Leaves under valid roots are counted by who installs and removes them, in cells. When roots are withdrawn, all that is
-//! counted there is theirs: the sum moves to a count of its own ([`SeparateCount`]), from which unmapping subtracts, and which vanishes
-//! when the last of them is zapped. So zapping need not look at a single leaf. Mirrors have such a count from the beginning.
+//! Leaves under valid roots are counted by who installs and removes them, in cells. When roots are
+//! withdrawn, all that is counted there is theirs: the sum moves to a count of its own
+//! ([`SeparateCount`]), from which unmapping subtracts, and which vanishes when the last of them is
+//! zapped. So zapping need not look at a single leaf. Mirrors have such a count from the beginning.
 //!
-//! *Locking*: the list has its own lock, below the MMU lock. Roots are added under the shared MMU lock.
+//! *Locking*: the list has its own lock (`locks`). Roots are added under the shared MMU
+//! lock.
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -70,8 +74,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         true
     }
 
-    /// As [`load_root`](Self::load_root) for the guest's own tables, but makes no root: that takes the MMU lock, whose holder
-    /// may be waiting for this very vCPU to obey a flush.
+    /// As [`load_root`](Self::load_root) for the guest's own tables, but makes no root: that takes
+    /// the MMU lock, whose holder may be waiting for this very vCPU to obey a flush.
     #[inline(always)]
     pub(super) fn load_root_if_any(&self, vcpu: &mut Vcpu) -> bool {
         match &vcpu.root {
@@ -97,8 +101,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         usize::from(as_id) < self.spaces.len() && (!mirror || self.host.external().is_some())
     }
 
-    /// The valid root of an address space, with a reference; made if there is none. `None` without memory, or if there
-    /// can be none.
+    /// The valid root of an address space, with a reference; made if there is none. `None` without
+    /// memory, or if there can be none.
     pub(super) fn get_root(
         &self,
         cell: &Cell,
@@ -161,7 +165,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.tables.retire_root(Counted::clone(&root.table));
     }
 
-    /// Roots of an address space that pass `filter`. They cannot go while they are held, whatever locks do.
+    /// Roots of an address space that `filter` selects. They cannot go while they are held,
+    /// whatever locks do.
     pub(super) fn roots_of(
         &self,
         as_id: u8,

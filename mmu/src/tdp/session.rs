@@ -1,7 +1,8 @@
 //! Holding the MMU lock for a long operation.
 //!
-//! A session holds the lock in one mode, is inside the participants, and gathers the flush it owes. It yields by value: what
-//! was borrowed from it (every node) is gone before the lock is, so nothing can be written through a stale position.
+//! A session holds the lock in one mode, is inside the participants, and gathers the flush it owes.
+//! It yields by value: what was borrowed from it (every node) is gone before the lock is, so
+//! nothing can be written through a stale position.
 
 use super::mmu::TdpMmu;
 use crate::{

@@ -1,13 +1,15 @@
 //! Memory slots come, change and go.
 //!
-//! Every change holds the slots lock for its whole length, flushes included, and is published to faults in two steps
-//! (`rcu::buffer`). When publishing returns, no fault uses the slots as they were before.
+//! Every change holds the slots lock for its whole length, flushes included, and is published to
+//! faults in two steps (`rcu::buffer`). When publishing returns, no fault uses the slots as they
+//! were before.
 //!
 //! - *Create*: publish.
-//! - *Flags*: publish, then protect (logging on) or recover (logging off): a fault cannot map huge, or writable without
-//!   marking, after that, because it sees the new flags.
-//! - *Delete, move*: publish the slot as invalid, so that faults retry; unmap what it covered, with its flush; publish it gone,
-//!   or at its new place. So when the operation returns nothing maps the slot's memory, and no fault is on its way to.
+//! - *Flags*: publish, then protect (logging on) or recover (logging off): a fault cannot map huge,
+//!   or writable without marking, after that, because it sees the new flags.
+//! - *Delete, move*: publish the slot as invalid, so that faults retry; unmap what it covered, with
+//!   its flush; publish it gone, or at its new place. So when the operation returns nothing maps
+//!   the slot's memory, and no fault is on its way to.
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -38,7 +40,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         space.change(edit);
         let bits = F::MMIO_GENERATION_BITS;
         if self.config.mmio_caching && bits > 0 && before >> bits != space.generation() >> bits {
-            // The part of the generation that entries keep has come round: old entries would look current.
+            // The part of the generation that entries keep has come round: old entries would look
+            // current.
             self.do_zap_all();
         }
     }
@@ -144,8 +147,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(unsplit)
     }
 
-    /// Protects what is mapped, split if so configured; how many huge leaves there was no memory to split. Faults see the slot as
-    /// logged already.
+    /// Protects what is mapped, split if so configured; how many huge leaves there was no memory to
+    /// split. Faults see the slot as logged already.
     fn begin_logging(&self, spec: &SlotSpec) -> u64 {
         if self.config.dirty_log_start == DirtyLogStart::InitiallySet {
             return 0;
@@ -162,7 +165,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         } else {
             self.take_from_range(as_id, range, Level::SIZE_4K, Take::Writable);
         }
-        // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB still.
+        // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB
+        // still.
         self.flush(Flush::range(range), FlushCause::DirtyLog, as_id);
         unsplit
     }
@@ -173,8 +177,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         slots.map(|slot| slot.spec).collect()
     }
 
-    /// Forbids mappings of `level` over the frames of `range`, or takes such a reason back. What is mapped already is split
-    /// when it is forbidden.
+    /// Forbids mappings of `level` over the frames of `range`, or takes such a reason back. What is
+    /// mapped already is split when it is forbidden.
     ///
     /// The work is a step for each slot and each table in the range, whatever its length.
     pub(super) fn do_forbid_huge_pages(

@@ -1,8 +1,9 @@
 //! The operations on one address space.
 //!
-//! [`AddressSpace`] is a handle: it names a space of an MMU and holds nothing. Each operation is documented here, once; what
-//! carries it out is in the file of its name. The format is a type parameter of the MMU and not of the handle, so the handle
-//! reaches the MMU through [`Operations`], which only this crate implements.
+//! [`AddressSpace`] is a handle: it names a space of an MMU and holds nothing. Each operation is
+//! documented here, once; what carries it out is in the file of its name. The format is a type
+//! parameter of the MMU and not of the handle, so the handle reaches the MMU through
+//! [`Operations`], which only this crate implements.
 
 use core::fmt;
 
@@ -23,8 +24,9 @@ use crate::{
 
 /// One address space of an MMU: the operations on its slots, mappings and dirty logs.
 ///
-/// Given out by [`SecondStage::space`](crate::SecondStage::space), for any number. A space that was not configured has no slot
-/// and no root, and stays like that: what can fail fails, and the rest finds nothing to do.
+/// Given out by [`SecondStage::space`](crate::SecondStage::space), for any number. A space that was
+/// not configured has no slot and no root, and stays like that: what can fail fails, and the rest
+/// finds nothing to do.
 ///
 /// An operation that has returned is complete: its flushes have been carried out.
 #[derive(Clone, Copy)]
@@ -51,7 +53,8 @@ impl<'m> AddressSpace<'m> {
         self.as_id
     }
 
-    /// The root to load, made if there is none. `None` if there is no memory for it, or no such space.
+    /// The root to load, made if there is none. `None` if there is no memory for it, or no such
+    /// space.
     pub fn root(self) -> Option<Root> {
         self.mmu.root(self.as_id)
     }
@@ -65,8 +68,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.delete_slot(self.as_id, id)
     }
 
-    /// Moves a slot, with its dirty bitmap, to another guest frame. The guest may see the gap between; it never sees
-    /// the memory at both places.
+    /// Moves a slot, with its dirty bitmap, to another guest frame. The guest may see the gap
+    /// between; it never sees the memory at both places.
     ///
     /// # Errors
     ///
@@ -75,24 +78,26 @@ impl<'m> AddressSpace<'m> {
         self.mmu.move_slot(self.as_id, id, base_gfn)
     }
 
-    /// Changes a slot's flags: dirty logging on or off. When it goes off, the bits collected so far are lost, and what may be
-    /// huge becomes huge again.
+    /// Changes a slot's flags: dirty logging on or off. When it goes off, the bits collected so far
+    /// are lost, and what may be huge becomes huge again.
     ///
     /// Returns how many huge mappings were left whole although they should have been split ahead
-    /// ([`MmuConfig::eager_split`](crate::MmuConfig::eager_split)), for want of table memory. No write to them is lost: they are
-    /// protected whole, and the first write to each splits it, for which that fault needs a table. Not 0 means that the
-    /// memory for tables is too small (see the crate's page).
+    /// ([`MmuConfig::eager_split`](crate::MmuConfig::eager_split)), for want of table memory. No
+    /// write to them is lost: they are protected whole, and the first write to each splits it, for
+    /// which that fault needs a table. Not 0 means that the memory for tables is too small (see the
+    /// crate's page).
     ///
     /// # Errors
     ///
-    /// [`SlotError::UnknownId`], [`SlotError::UnknownAddressSpace`], [`SlotError::ReadOnlyIsFixed`],
-    /// [`SlotError::UnknownFlags`], [`SlotError::NoMemory`].
+    /// [`SlotError::UnknownId`], [`SlotError::UnknownAddressSpace`],
+    /// [`SlotError::ReadOnlyIsFixed`], [`SlotError::UnknownFlags`], [`SlotError::NoMemory`].
     pub fn set_slot_flags(self, id: SlotId, flags: SlotFlags) -> Result<u64, SlotError> {
         self.mmu.set_slot_flags(self.as_id, id, flags)
     }
 
-    /// Forbids mappings of `level` over the frames of `range`, whatever alignment allows, and splits those there are. Each
-    /// call is one reason; [`allow_huge_pages`](Self::allow_huge_pages) takes one back. Reasons go with the slot.
+    /// Forbids mappings of `level` over the frames of `range`, whatever alignment allows, and
+    /// splits those there are. Each call is one reason;
+    /// [`allow_huge_pages`](Self::allow_huge_pages) takes one back. Reasons go with the slot.
     ///
     /// # Errors
     ///
@@ -101,7 +106,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.forbid_huge_pages(self.as_id, range, level, true)
     }
 
-    /// Takes back one reason given by [`forbid_huge_pages`](Self::forbid_huge_pages) with the same range and level.
+    /// Takes back one reason given by [`forbid_huge_pages`](Self::forbid_huge_pages) with the same
+    /// range and level.
     ///
     /// # Errors
     ///
@@ -110,8 +116,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.forbid_huge_pages(self.as_id, range, level, false)
     }
 
-    /// Where `gfn` leads now. Changes nothing. Walks without a lock, from a root that it looks up under the lock of
-    /// their list.
+    /// Where `gfn` leads now. Changes nothing. Walks without a lock, from a root that it looks up
+    /// under the lock of their list.
     pub fn translate(self, gfn: Gfn) -> Option<Translation> {
         self.mmu.translate(self.as_id, gfn)
     }
@@ -121,38 +127,43 @@ impl<'m> AddressSpace<'m> {
         self.mmu.walk(self.as_id, gfn)
     }
 
-    /// The host is about to take back the memory behind `range`: unmaps it and holds faults off until
-    /// [`invalidate_end`](crate::SecondStage::invalidate_end).
+    /// The host is about to take back the memory behind `range`: unmaps it and holds faults off
+    /// until [`invalidate_end`](crate::SecondStage::invalidate_end).
     ///
-    /// `may_yield`: vCPUs may fault elsewhere meanwhile. Without it the lock is held to the end, so the range should be
-    /// small. Memory is named by guest frames: until the end, a slot over the range must neither be moved nor made anew
-    /// elsewhere, or faults would map what is being taken at its new place.
+    /// `may_yield`: vCPUs may fault elsewhere meanwhile. Without it the lock is held to the end, so
+    /// the range should be small. Memory is named by guest frames: until the end, a slot over the
+    /// range must neither be moved nor made anew elsewhere, or faults would map what is being taken
+    /// at its new place.
     pub fn invalidate_begin(self, range: GfnRange, may_yield: bool) -> Invalidation {
         self.mmu.invalidate_begin(self.as_id, range, may_yield)
     }
 
-    /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in again. Whether
-    /// anything was mapped.
+    /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in
+    /// again. Whether anything was mapped.
     pub fn zap_gfn_range(self, range: GfnRange) -> bool {
         self.mmu.zap_gfn_range(self.as_id, range)
     }
 
-    /// Splits mappings coarser than `target` over `range`, ahead of the faults that would. Needs no flush.
+    /// Splits mappings coarser than `target` over `range`, ahead of the faults that would. Needs no
+    /// flush.
     ///
-    /// Returns how many are left whole because table memory ran out, down to what is kept for faults
-    /// ([`MmuConfig::fault_reserve`](crate::MmuConfig::fault_reserve)). Those are split on fault.
+    /// Returns how many are left whole because table memory ran out, down to what is kept for
+    /// faults ([`MmuConfig::fault_reserve`](crate::MmuConfig::fault_reserve)). Those are split on
+    /// fault.
     pub fn split_huge_pages(self, range: GfnRange, target: Level) -> u64 {
         self.mmu.split_huge_pages(self.as_id, range, target)
     }
 
-    /// Takes the leave to write from the mapping over `gfn`, if it is of `min_level` or coarser, and flushes: the next
-    /// write faults and is judged anew. Whether there was any to take. A huge mapping over the frame would allow writes
-    /// again, so [`forbid_huge_pages`](Self::forbid_huge_pages) there as well where it must last.
+    /// Takes the leave to write from the mapping over `gfn`, if it is of `min_level` or coarser,
+    /// and flushes: the next write faults and is judged anew. Whether there was any to take. A huge
+    /// mapping over the frame would allow writes again, so
+    /// [`forbid_huge_pages`](Self::forbid_huge_pages) there as well where it must last.
     pub fn write_protect_gfn(self, gfn: Gfn, min_level: Level) -> bool {
         self.mmu.write_protect_gfn(self.as_id, gfn, min_level)
     }
 
-    /// Copies a slot's dirty bitmap and changes nothing (`KVM_GET_DIRTY_LOG` with manual protection).
+    /// Copies a slot's dirty bitmap and changes nothing (`KVM_GET_DIRTY_LOG` with manual
+    /// protection).
     ///
     /// # Errors
     ///
@@ -162,8 +173,9 @@ impl<'m> AddressSpace<'m> {
     }
 
     /// Clears those bits that are set both in `bitmap` and in the slot's, and protects their pages
-    /// (`KVM_CLEAR_DIRTY_LOG`). `first_page` is relative to the slot and a multiple of 64; so is `num_pages`, unless it
-    /// ends with the slot. Bit 0 of `bitmap` is `first_page`. Returns how many bits were cleared; their pages may be read.
+    /// (`KVM_CLEAR_DIRTY_LOG`). `first_page` is relative to the slot and a multiple of 64; so is
+    /// `num_pages`, unless it ends with the slot. Bit 0 of `bitmap` is `first_page`. Returns how
+    /// many bits were cleared; their pages may be read.
     ///
     /// # Errors
     ///
@@ -179,8 +191,8 @@ impl<'m> AddressSpace<'m> {
             .clear_dirty_log(self.as_id, id, first_page, num_pages, bitmap)
     }
 
-    /// Takes all dirty bits of a slot, protects their pages, and *adds* the bits to `bitmap` (`KVM_GET_DIRTY_LOG`
-    /// without manual protection). Returns how many; their pages may be read.
+    /// Takes all dirty bits of a slot, protects their pages, and *adds* the bits to `bitmap`
+    /// (`KVM_GET_DIRTY_LOG` without manual protection). Returns how many; their pages may be read.
     ///
     /// # Errors
     ///
@@ -189,8 +201,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.harvest_dirty_log(self.as_id, id, bitmap)
     }
 
-    /// Marks pages dirty that the host wrote, that hardware logged, or whose harvested bits are given back. Frames
-    /// outside logged slots are left out. Returns how many pages were marked.
+    /// Marks pages dirty that the host wrote, that hardware logged, or whose harvested bits are
+    /// given back. Frames outside logged slots are left out. Returns how many pages were marked.
     pub fn mark_dirty(self, range: GfnRange) -> u64 {
         self.mmu.mark_dirty(self.as_id, range)
     }
@@ -204,7 +216,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.dirty_pages(self.as_id, id)
     }
 
-    /// Clears Accessed over `range`; whether any page was used since the last time. No lock, no flush: idle is a hint.
+    /// Clears Accessed over `range`; whether any page was used since the last time. No lock, no
+    /// flush: idle is a hint.
     pub fn age(self, range: GfnRange) -> bool {
         self.mmu.age(self.as_id, range)
     }

@@ -1,13 +1,14 @@
 //! Splitting a huge leaf into a table of finer ones.
 //!
-//! The table is filled before it is linked, and translates and permits exactly what the leaf did; so no flush is owed.
-//! A format that wants *break before make* is served in its order: the leaf is frozen, flushed, and then replaced.
+//! The table is filled before it is linked, and translates and permits exactly what the leaf did;
+//! so no flush is owed. A format that wants *break before make* is served in its order: the leaf is
+//! frozen, flushed, and then replaced.
 //!
-//! A range is split as far as table memory goes that faults can spare (`stock`); the rest stays whole, is counted, and is split by
-//! the faults that need it.
+//! A range is split as far as table memory goes that faults can spare (`stock`); the rest stays
+//! whole, is counted, and is split by the faults that need it.
 //!
-//! *Locking*: the MMU lock in either mode. Memory is fetched before the lock is taken; when it runs out in the middle of a
-//! range, the range yields to fetch more.
+//! *Locking*: the MMU lock in either mode. Memory is fetched before the lock is taken; when it runs
+//! out in the middle of a range, the range yields to fetch more.
 
 use core::cell::Cell;
 
@@ -43,7 +44,8 @@ pub(super) enum Split {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Replaces the huge leaf `raw` by a table. `nx`: it is the NX mitigation that wants it, so the table is noted.
+    /// Replaces the huge leaf `raw` by a table. `nx`: it is the NX mitigation that wants it, so the
+    /// table is noted.
     pub(super) fn split(
         &self,
         node: Node<'_, F>,
@@ -116,7 +118,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         (gfn, as_id)
     }
 
-    /// Replaces `raw`, which points to a table, by the leaf `new`; the table comes back. In the architecture's order.
+    /// Replaces `raw`, which points to a table, by the leaf `new`; the table comes back. In the
+    /// architecture's order.
     pub(super) fn exchange(
         &self,
         node: Node<'_, F>,
@@ -139,8 +142,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(table)
     }
 
-    /// Splits every leaf over `range` that is coarser than `target`, as far as memory goes that faults can spare; how many are
-    /// left whole. The caller holds the slots lock.
+    /// Splits every leaf over `range` that is coarser than `target`, as far as memory goes that
+    /// faults can spare; how many are left whole. The caller holds the slots lock.
     pub(super) fn do_split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> u64 {
         let Some(finest) = target.parent() else {
             return 0;

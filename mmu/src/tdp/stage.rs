@@ -1,7 +1,7 @@
 //! The MMU without its format: the trait through which a backend drives any of them.
 //!
-//! Here is what concerns the whole MMU, or a vCPU, which says itself where it is. What concerns one address space is in
-//! `space`.
+//! Here is what concerns the whole MMU, or a vCPU, which says itself where it is. What concerns one
+//! address space is in `space`.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -27,21 +27,24 @@ use crate::{
 
 /// A guest's second-stage page tables, whatever their format.
 ///
-/// All methods take `&self` and may be called from any thread, by vCPUs in parallel. An operation that has returned is
-/// complete: its flushes have been carried out by the [`Host`](crate::Host). So a vCPU calls [`fault`](Self::fault) and
-/// everything else here only *outside* the guest, where it does not hold up flushes; [`access`](Self::access) and
-/// [`translate`](AddressSpace::translate) wait for no flush and for nobody who waits for one, and may be called inside.
+/// All methods take `&self` and may be called from any thread, by vCPUs in parallel. An operation
+/// that has returned is complete: its flushes have been carried out by the [`Host`](crate::Host).
+/// So a vCPU calls [`fault`](Self::fault) and everything else here only *outside* the guest, where
+/// it does not hold up flushes; [`access`](Self::access) and [`translate`](AddressSpace::translate)
+/// wait for no flush and for nobody who waits for one, and may be called inside.
 ///
-/// Address spaces (x86: system-management mode) have slots and roots of their own. [`space`](Self::space) gives the
-/// handle of one, with its operations; most guests have number 0 alone. A [`Vcpu`] says where it is itself.
+/// Address spaces (x86: system-management mode) have slots and roots of their own.
+/// [`space`](Self::space) gives the handle of one, with its operations; most guests have number 0
+/// alone. A [`Vcpu`] says where it is itself.
 ///
 /// # A vCPU with a TLB of its own
 ///
 /// 1. Look `gfn` up in the TLB. On a miss, [`access`](Self::access).
-/// 2. If that fails, [`fault`](Self::fault), outside: on `Fixed`, `Spurious` and `Retry` begin anew, after
-///    [`install_fence`](Self::install_fence) if the TLB remembers what was not mapped; the other outcomes leave the guest.
-/// 3. Before an entry that was just filled is used, obey the flush requests that have arrived meanwhile; and whoever
-///    flushes waits until each vCPU has obeyed or is outside the guest.
+/// 2. If that fails, [`fault`](Self::fault), outside: on `Fixed`, `Spurious` and `Retry` begin
+///    anew, after [`install_fence`](Self::install_fence) if the TLB remembers what was not mapped;
+///    the other outcomes leave the guest.
+/// 3. Before an entry that was just filled is used, obey the flush requests that have arrived
+///    meanwhile; and whoever flushes waits until each vCPU has obeyed or is outside the guest.
 pub trait SecondStage: Send + Sync + fmt::Debug {
     /// The format's constants.
     fn format(&self) -> FormatInfo;
@@ -52,8 +55,8 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// A vCPU's part of the MMU, in address space 0.
     fn vcpu(&self) -> Vcpu;
 
-    /// The root that `vcpu` is to run on, loaded: a withdrawn one is given up for the valid one. To be called before each
-    /// entry into the guest by a vCPU that hardware walks for.
+    /// The root that `vcpu` is to run on, loaded: a withdrawn one is given up for the valid one. To
+    /// be called before each entry into the guest by a vCPU that hardware walks for.
     fn load_root(&self, vcpu: &mut Vcpu) -> Option<Root>;
 
     /// Counters. Takes no lock that an operation holds for long.
@@ -62,7 +65,8 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// The header of the table that host frame `frame` is part of.
     fn page_header(&self, frame: Pfn) -> Option<PageHeader>;
 
-    /// Adds a slot to the address space that `spec` names. Nothing is mapped until the guest faults.
+    /// Adds a slot to the address space that `spec` names. Nothing is mapped until the guest
+    /// faults.
     ///
     /// # Errors
     ///
@@ -72,14 +76,15 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// All slots by address space and number.
     fn slots(&self) -> Vec<SlotSpec>;
 
-    /// Walks as hardware does, from the vCPU's root: checks permissions and, where the format says so, sets Accessed and
-    /// Dirty.
+    /// Walks as hardware does, from the vCPU's root: checks permissions and, where the format says
+    /// so, sets Accessed and Dirty.
     ///
-    /// It takes no lock while the vCPU's root is valid. A vCPU whose root was withdrawn moves to the root that has taken
-    /// its place, or finds nothing mapped while there is none. To move it takes the lock of the list of roots and, if it
-    /// was the last to have the old root loaded, that of the tables to be given back. It may have to wait until another
-    /// has looked through the one or given back a batch of the other; whoever holds them never waits for a flush, a grace
-    /// period or the MMU lock, so a flush may wait for a vCPU that is in here.
+    /// It takes no lock while the vCPU's root is valid. A vCPU whose root was withdrawn moves to
+    /// the root that has taken its place, or finds nothing mapped while there is none. To move it
+    /// takes the lock of the list of roots and, if it was the last to have the old root loaded,
+    /// that of the tables to be given back. It may have to wait until another has looked through
+    /// the one or given back a batch of the other; whoever holds them never waits for a flush, a
+    /// grace period or the MMU lock, so a flush may wait for a vCPU that is in here.
     ///
     /// # Errors
     ///
@@ -89,22 +94,24 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// Resolves a fault. A write to a logged page marks it dirty before this returns.
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome;
 
-    /// What the vCPU that took a fault on `gfn`, which ended in `outcome`, flushes in the TLB of the processor it runs on
-    /// before it enters the guest again: because hardware may remember that entries were *invalid*
-    /// ([`Format::INSTALL_NEEDS_FENCE`]). Nobody else has to. To be asked once after each [`fault`](Self::fault) on the
-    /// guest's own tables, before the next.
+    /// What the vCPU that took a fault on `gfn`, which ended in `outcome`, flushes in the TLB of
+    /// the processor it runs on before it enters the guest again: because hardware may remember
+    /// that entries were *invalid* ([`Format::INSTALL_NEEDS_FENCE`]). Nobody else has to. To be
+    /// asked once after each [`fault`](Self::fault) on the guest's own tables, before the next.
     ///
-    /// [`Flush::None`] for a format without the constant, and for an outcome that leaves nothing to be tried again. The
-    /// span of the leaf if the fault made a leaf alone. [`Flush::All`] if it linked a table on the way or split a huge
-    /// leaf, since a fence by address leaves entries above the leaf alone; and after
-    /// [`Spurious`](FaultOutcome::Spurious), when it was another vCPU that may have done so. `All` stands for this guest's
-    /// translations on this processor (RISC-V: `HFENCE.GVMA` with `rs1 = x0` and the VMID); the root stays loaded.
+    /// [`Flush::None`] for a format without the constant, and for an outcome that leaves nothing to
+    /// be tried again. The span of the leaf if the fault made a leaf alone. [`Flush::All`] if it
+    /// linked a table on the way or split a huge leaf, since a fence by address leaves entries
+    /// above the leaf alone; and after [`Spurious`](FaultOutcome::Spurious), when it was another
+    /// vCPU that may have done so. `All` stands for this guest's translations on this processor
+    /// (RISC-V: `HFENCE.GVMA` with `rs1 = x0` and the VMID); the root stays loaded.
     ///
-    /// [`prefault`](Self::prefault) owes nothing: a vCPU that remembers what was invalid before takes one spurious fault.
+    /// [`prefault`](Self::prefault) owes nothing: a vCPU that remembers what was invalid before
+    /// takes one spurious fault.
     fn install_fence(&self, vcpu: &mut Vcpu, gfn: Gfn, outcome: FaultOutcome) -> Flush;
 
-    /// Maps every page of `range` as a read would, at `max_level` or finer, without counting as a use. Returns the number
-    /// of pages.
+    /// Maps every page of `range` as a read would, at `max_level` or finer, without counting as a
+    /// use. Returns the number of pages.
     ///
     /// # Errors
     ///
@@ -137,8 +144,8 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
     /// Zaps and gives back the tables of withdrawn roots.
     fn zap_invalidated_roots(&self);
 
-    /// Gives back tables that were removed while a reader looked, and what dropped vCPUs left. Operations do so by
-    /// themselves; this is for when no operation follows.
+    /// Gives back tables that were removed while a reader looked, and what dropped vCPUs left.
+    /// Operations do so by themselves; this is for when no operation follows.
     fn reclaim(&self);
 
     /// Zaps up to `most` of the tables that the NX-huge-page mitigation keeps; returns how many.

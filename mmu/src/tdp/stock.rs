@@ -1,16 +1,18 @@
 //! Table memory at hand: the caches of vCPUs, and what is fetched for work ahead of faults.
 //!
-//! A fault fetches tables into its vCPU's cache before it takes the MMU lock. Work ahead of faults, which splits huge mappings
-//! when logging begins or dirty bits are taken, fetches batches. It could take all memory there is, and faults of slots that
-//! have nothing to do with it would find none.
+//! A fault fetches tables into its vCPU's cache before it takes the MMU lock. Work ahead of faults,
+//! which splits huge mappings when logging begins or dirty bits are taken, fetches batches. It
+//! could take all memory there is, and faults of slots that have nothing to do with it would find
+//! none.
 //!
 //! So it works with what faults can spare. Before each batch it fills the *reserve*
-//! ([`MmuConfig::fault_reserve`](super::MmuConfig::fault_reserve) tables), from which a fault takes what it cannot get elsewhere; if
-//! the reserve cannot be filled there is no batch. What is left of the reserve goes back to the memory when the work is over, so
-//! it is there for faults then, and costs nothing while no such work runs.
+//! ([`MmuConfig::fault_reserve`](super::MmuConfig::fault_reserve) tables), from which a fault takes
+//! what it cannot get elsewhere; if the reserve cannot be filled there is no batch. What is left of
+//! the reserve goes back to the memory when the work is over, so it is there for faults then, and
+//! costs nothing while no such work runs.
 //!
-//! *Locking*: the reserve has a lock of its own (`locks`). Work ahead of faults holds the slots lock, so one at a time fills the
-//! reserve.
+//! *Locking*: the reserve has a lock of its own (`locks`). Work ahead of faults holds the slots
+//! lock, so one at a time fills the reserve.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::cell::RefCell;
@@ -50,7 +52,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Arc::ptr_eq(&self.free_list, &vcpu.free_list)
     }
 
-    /// Makes sure that a fault finds a table for each level; false without memory. Never with a lock held.
+    /// Makes sure that a fault finds a table for each level; false without memory. Never with a
+    /// lock held.
     #[inline(always)]
     pub(super) fn top_up(&self, cache: &mut Vec<Blank>) -> bool {
         cache.len() >= MAX_LEVELS - 1 || self.refill(cache)
@@ -84,7 +87,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         {
             cache.push(blank);
         }
-        // They are taken from the end. Tables of neighbouring frames then lie as their frames do, which makes sweeps faster.
+        // They are taken from the end. Tables of neighbouring frames then lie as their frames do,
+        // which makes sweeps faster.
         cache[before..].reverse();
     }
 
@@ -104,11 +108,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 }
 
-/// Tables for work ahead of faults. What is left when this is dropped goes back to the memory, and the reserve with it.
-/// Whoever has one holds the slots lock, and drops it without the MMU lock.
+/// Tables for work ahead of faults. What is left when this is dropped goes back to the memory, and
+/// the reserve with it. Whoever has one holds the slots lock, and drops it without the MMU lock.
 pub(super) struct Ahead<'m, F: Format, H: TableMemory> {
     mmu: &'m TdpMmu<F, H>,
-    /// A cell, because the visitor of a sweep takes from it and the refill between two bursts puts into it.
+    /// A cell, because the visitor of a sweep takes from it and the refill between two bursts puts
+    /// into it.
     tables: RefCell<Vec<Blank>>,
 }
 
@@ -120,7 +125,8 @@ impl<'m, F: Format, H: TableMemory> Ahead<'m, F, H> {
         }
     }
 
-    /// Fetches up to `count` tables, unless faults need them. Never with the MMU lock held. Whether there is any.
+    /// Fetches up to `count` tables, unless faults need them. Never with the MMU lock held. Whether
+    /// there is any.
     pub(super) fn refill(&self, count: usize) -> bool {
         let mut tables = self.tables.borrow_mut();
         if self.mmu.fill_reserve() {

@@ -1,15 +1,17 @@
 //! Visiting the entries over a range of guest frames.
 //!
-//! A sweep goes down from a root and shows its visitor *runs*: neighbouring entries of one table. Below the
-//! finest level asked for it does not look. In tables of that level a run is all entries in the range, so the
-//! visitor's loop is tight; above, each present entry that is a leaf (or any, if asked) is a run of its own, shown before what is
-//! below it, and what is below is looked for after the visit: a leaf that the visitor split is followed into its new table.
+//! A sweep goes down from a root and shows its visitor *runs*: neighbouring entries of one table.
+//! Below the finest level asked for it does not look. In tables of that level a run is all entries
+//! in the range, so the visitor's loop is tight; above, each present entry that is a leaf (or any,
+//! if asked) is a run of its own, shown before what is below it, and what is below is looked for
+//! after the visit: a leaf that the visitor split is followed into its new table.
 //!
 //! # Yielding
 //!
-//! Before each run that begins at a later frame than its burst, the sweep asks whether someone waits for the lock. If so it
-//! stops, pays what is owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing
-//! that was done is done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
+//! Before each run that begins at a later frame than its burst, the sweep asks whether someone
+//! waits for the lock. If so it stops, pays what is owed, lets go, and begins again from the root
+//! at the frame that was due: nothing is skipped, nothing that was done is done twice except
+//! entries above, and each burst makes progress, so a sweep ends however often it must yield.
 
 use core::ops::ControlFlow;
 
@@ -67,8 +69,8 @@ impl Sweep {
 pub(super) enum Visit {
     /// Done; this flush is owed.
     Done(Flush),
-    /// Cannot go on without something that is only to be had without the lock. The run is shown again after the refill, so a
-    /// visitor must not ask twice for what the refill could not give.
+    /// Cannot go on without something that is only to be had without the lock. The run is shown
+    /// again after the refill, so a visitor must not ask twice for what the refill could not give.
     Stop,
 }
 
@@ -121,7 +123,8 @@ where
     H: TableMemory,
     V: FnMut(&Session<'a, F, H>, Run<'_, F>) -> Visit,
 {
-    /// Visits what `node`, whose first frame is `base`, has in the range. Breaks with the frame to go on from.
+    /// Visits what `node`, whose first frame is `base`, has in the range. Breaks with the frame to
+    /// go on from.
     fn descend(&mut self, node: Node<'s, F>, base: Gfn) -> ControlFlow<Gfn> {
         let level = node.level();
         let span = F::span(level);
@@ -168,7 +171,8 @@ where
 
     fn show(&mut self, run: Run<'_, F>) -> ControlFlow<Gfn> {
         let due = Gfn(run.gfn.0.max(self.from.0));
-        // A table that was shown is shown again after a restart at the same frame; only a later frame is progress.
+        // A table that was shown is shown again after a restart at the same frame; only a later
+        // frame is progress.
         if self.progress && due > self.from && self.sweep.may_yield && self.session.is_contended() {
             return ControlFlow::Break(due);
         }

@@ -1,10 +1,11 @@
 //! What a vCPU brings along.
 //!
-//! The counterpart of the MMU's part of `struct kvm_vcpu`: a reader in the participants, a cache of tables that is filled before
-//! the lock is taken, the roots it has loaded, and what it remembers from its last fault. It is handed to each call as `&mut`,
-//! so one thread at a time uses it and none of this needs a lock.
+//! The counterpart of the MMU's part of `struct kvm_vcpu`: a reader in the participants, a cache of
+//! tables that is filled before the lock is taken, the roots it has loaded, and what it remembers
+//! from its last fault. It is handed to each call as `&mut`, so one thread at a time uses it and
+//! none of this needs a lock.
 //!
-//! A vCPU that is dropped leaves its tables and roots in the MMU's *bin*, which is emptied by
+//! A vCPU that is dropped leaves its tables and roots on the MMU's *free list*, which is emptied by
 //! [`reclaim`](crate::SecondStage::reclaim) and when the MMU goes.
 
 use alloc::{sync::Arc, vec::Vec};
@@ -30,7 +31,8 @@ pub struct Vcpu {
     /// The slot of the last fault.
     pub(super) slot: Option<KeptSlot>,
     pub(super) hint: Hint,
-    /// A fault of this vCPU made an entry point to a table, and no fence for it was handed out yet (see `fence`).
+    /// A fault of this vCPU made an entry point to a table, and no fence for it was handed out yet
+    /// (see `fence`).
     pub(super) linked: bool,
     pub(super) free_list: Arc<FreeList>,
 }
@@ -41,14 +43,15 @@ impl Vcpu {
         self.as_id
     }
 
-    /// The root that the vCPU has loaded, withdrawn or not: the one that its last [`access`](crate::SecondStage::access) walked
-    /// from, and a tag for what a TLB of its own keeps of that walk. `None` before it has loaded any.
+    /// The root that the vCPU has loaded, withdrawn or not: the one that its last
+    /// [`access`](crate::SecondStage::access) walked from, and a tag for what a TLB of its own
+    /// keeps of that walk. `None` before it has loaded any.
     pub fn root(&self) -> Option<Root> {
         self.root.as_ref().map(|root| root.root())
     }
 
-    /// Moves the vCPU to another address space: its next access loads that one's root. An address space that does not exist
-    /// has no root, and each fault says so.
+    /// Moves the vCPU to another address space: its next access loads that one's root. An address
+    /// space that does not exist has no root, and each fault says so.
     pub fn set_as_id(&mut self, as_id: u8) {
         if self.as_id != as_id {
             self.as_id = as_id;

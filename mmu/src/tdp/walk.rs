@@ -1,9 +1,9 @@
 //! Lock-free walks.
 //!
-//! What a vCPU does on a TLB miss. A walk sees each entry as it is at one moment; the table may change while the walk
-//! goes down, and the result is then either the old or the new translation. A TLB that keeps the result must make sure
-//! that a flush ordered *after* the walk began also hits the entry: check for flush requests after filling the TLB and
-//! before using the entry.
+//! What a vCPU does on a TLB miss. A walk sees each entry as it is at one moment; the table may
+//! change while the walk goes down, and the result is then either the old or the new translation. A
+//! TLB that keeps the result must make sure that a flush ordered *after* the walk began also hits
+//! the entry: check for flush requests after filling the TLB and before using the entry.
 //!
 //! *Locking*: none; inside.
 
@@ -37,8 +37,8 @@ pub struct Translation {
     pub executable: bool,
     /// Hardware would not note another use of it: Accessed is set.
     pub accessed: bool,
-    /// Hardware would not note another write to it: Dirty is set. A TLB that holds the translation without it walks again
-    /// at the first write.
+    /// Hardware would not note another write to it: Dirty is set. A TLB that holds the translation
+    /// without it walks again at the first write.
     pub dirty: bool,
 }
 
@@ -55,8 +55,9 @@ pub enum WalkFault {
     /// The mapping allows it, but Accessed or Dirty is clear and hardware does not set it.
     #[error("Accessed or Dirty is clear and hardware does not set it")]
     AccessedDirty,
-    /// The frame is known to have no slot: the access is the device model's, without a look at slots. Only while the
-    /// entry's generation is the current one; an older entry is reported as [`NotPresent`](Self::NotPresent).
+    /// The frame is known to have no slot: the access is the device model's, without a look at
+    /// slots. Only while the entry's generation is the current one; an older entry is reported as
+    /// [`NotPresent`](Self::NotPresent).
     #[error("there is no memory slot: a device's")]
     Mmio,
     /// Bits that hardware does not accept.
@@ -108,8 +109,9 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 
 /// Many walks in one read section: no cost per walk beyond the walk.
 ///
-/// While it lives no table is given back, and nothing that waits for a grace period (changing slots) gets on: keep it for
-/// as long as a vCPU stays in the guest, not longer. It stays on the thread that entered.
+/// While it lives no table is given back, and nothing that waits for a grace period (changing
+/// slots) gets on: keep it for as long as a vCPU stays in the guest, not longer. It stays on the
+/// thread that entered.
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Counted<RootTable>>,
@@ -284,8 +286,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 continue;
             }
             if lacks_dirty && matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
-                // Hardware writes the address to its page-modification log, drained before the harvest reads the bitmap;
-                // this log is one address long and drained at once.
+                // Hardware writes the address to its page-modification log, drained before the
+                // harvest reads the bitmap; this log is one address long and drained at once.
                 if let Some(kept) = self.slot_of(guard.inside(), *as_id, gfn, slot) {
                     kept.slot.mark_dirty(gfn);
                 }

@@ -1,18 +1,22 @@
 //! Removing leaves, tables and roots.
 //!
-//! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end goes too, and the flush
-//! covers all of it; the guest faults the rest in again. Tables stay. It visits invalid roots as well, because a vCPU may
-//! have been running on one a moment ago and its zapper may have yielded: memory is not safe to reuse while any root maps it.
+//! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end
+//! goes too, and the flush covers all of it; the guest faults the rest in again. Tables stay. It
+//! visits invalid roots as well, because a vCPU may have been running on one a moment ago and its
+//! zapper may have yielded: memory is not safe to reuse while any root maps it.
 //!
-//! *Zapping a root* happens under the shared lock, in passes: the first cuts the tables off the 1 GiB entries, each with the 4 KiB
-//! tables below it, the next cuts off what is then left on 512 GiB entries, and so on to the root's. A step is one entry, so at
-//! most 513 tables, and leaves are not looked at: nobody maps anything under a withdrawn root, nothing is cached of it, and its
-//! leaves are counted as one sum (`root`). So there are no passes for 4 KiB and 2 MiB entries, which the kernel makes only to
-//! prove itself (`CONFIG_KVM_PROVE_MMU`). What is cut off is taken apart without an exchange an entry: nobody else changes it.
-//! No flush: the root is unreachable since the flush that withdrew it.
+//! *Zapping a root* happens under the shared lock, level by level: the first step cuts the tables
+//! off the 1 GiB entries, each with the 4 KiB tables below it, the next cuts off what is then left
+//! on 512 GiB entries, and so on to the root's. A step is one entry, so at most 513 tables, and
+//! leaves are not looked at: nobody maps anything under a withdrawn root, nothing is cached of it,
+//! and its leaves are counted as one sum (`root`). So there are no steps for 4 KiB and 2 MiB
+//! entries, which the kernel makes only to prove itself (`CONFIG_KVM_PROVE_MMU`). What is cut off
+//! is detached without an exchange an entry: nobody else changes it. No flush: the root is
+//! unreachable since the flush that withdrew it.
 //!
-//! *Tearing down a table* that was cut off elsewhere, under the shared lock: faults may still be on their way into it, so every
-//! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner.
+//! *Tearing down a table* that was cut off elsewhere, under the shared lock: faults may still be on
+//! their way into it, so every entry is exchanged for *frozen*; who finds an entry frozen by
+//! another waits for its owner.
 
 use super::{
     mmu::TdpMmu,
@@ -195,8 +199,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.invalidations.end(token)
     }
 
-    /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The
-    /// caller flushes before it leaves the read section.
+    /// Tears down a table that no entry points to any more, with all below it
+    /// (`handle_removed_pt`), and retires it. The caller flushes before it leaves the read section.
     pub(super) fn remove_table(&self, guard: &Guard<'_, F, H>, table: Detached, cell: &Cell) {
         let (node, level) = (guard.detached(&table), table.level());
         let mut leaves = 0;
@@ -228,21 +232,21 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let reader = self.participants.reader_slot();
         let mut session =
             Session::begin(self, &reader, Mode::Shared, FlushCause::Roots, root.as_id);
-        let mut pass = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
-        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
+        let mut next = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
+        while let Some(level) = next.filter(|level| *level <= F::ROOT_LEVEL) {
             session = self.cut_tables(session, root, level);
-            pass = level.parent();
+            next = level.parent();
         }
         session.finish();
     }
 
-    /// Cuts off every table that hangs on an entry of `pass`, with what is below it. The root was withdrawn, and the caller is the
-    /// one who zaps it.
+    /// Cuts off every table that hangs on an entry of `level`, with what is below it. The root was
+    /// withdrawn, and the caller is the one who zaps it.
     pub(super) fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
         root: &RootPage,
-        pass: Level,
+        level: Level,
     ) -> Session<'a, F, H> {
         debug_assert!(root.is_invalid(), "others may still change what hangs here");
         let everything = GfnRange {
@@ -250,7 +254,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             end: F::MAX_GFN,
         };
         // An entry at a time: none is gone into, because it points nowhere when it was shown.
-        let finest = pass.child().unwrap_or(pass);
+        let finest = level.child().unwrap_or(level);
         let plan = Sweep::leaves(everything).finest(finest).tables();
         let session = sweep(
             session,
@@ -258,16 +262,17 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             plan,
             || {},
             |session, run| {
-                if run.node.level() != pass {
+                if run.node.level() != level {
                     return Visit::Done(Flush::None);
                 }
                 for index in run.first..run.end {
-                    if F::as_table(run.node.load(index), pass).is_some() {
+                    if F::as_table(run.node.load(index), level).is_some() {
                         if let (_, Some(table)) = run.node.take(index, Absent::Empty) {
                             self.give_back(&session.guard, table);
                         }
-                    } else if pass == F::ROOT_LEVEL {
-                        // The root itself stays for as long as someone holds it, so its own leaves go.
+                    } else if level == F::ROOT_LEVEL {
+                        // The root itself stays for as long as someone holds it, so its own leaves
+                        // go.
                         run.node.take(index, Absent::Empty);
                     }
                 }
@@ -288,10 +293,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         } else {
             1
         });
-        // SAFETY: entries that point to tables change under the MMU lock alone, shared or exclusive, and under the shared one
-        // only after a look, in the same section, that the root is valid. We hold it shared, and the root was withdrawn under
-        // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end of the
-        // MMU (`tear_down`) nobody else has it at all.
+        // SAFETY: entries that point to tables change under the MMU lock alone, shared or
+        // exclusive, and under the shared one only after a look, in the same section, that the root
+        // is valid. We hold it shared, and the root was withdrawn under the exclusive one. Only one
+        // thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end
+        // of the MMU (`tear_down`) nobody else has it at all.
         unsafe { guard.detach_all(table, &mut tables) };
         if self.avoids_executable_huge_pages() {
             for &pfn in tables.pfns() {

@@ -141,3 +141,64 @@ fn a_vcpu_may_come_and_go_without_a_trace() {
     rig.mmu.zap_all();
     assert_eq!(rig.arena.used_frames(), 0);
 }
+
+/// More than a batch of them, and a root that a vCPU still has loaded.
+#[test]
+fn reclaiming_frees_all_but_what_is_held() {
+    let mut rig = rig::<Flat>(1100, MmuConfig::default());
+    let tables = 1000;
+    for table in 0..tables {
+        rig.touch(table * 512, Level::SIZE_4K);
+    }
+    let mut walker = rig.mmu.walker();
+    let inside = walker.enter();
+    rig.mmu.zap_all();
+    // The vCPU's root is not retired before the vCPU gives it up.
+    assert_eq!(rig.mmu.stats().tables_retired, tables);
+    drop(std::mem::replace(&mut rig.vcpu, rig.mmu.vcpu()));
+    rig.mmu.reclaim();
+    assert_eq!(rig.mmu.stats().tables_retired, tables + 1);
+    drop(inside);
+    rig.mmu.reclaim();
+    let stats = rig.mmu.stats();
+    assert_eq!((stats.tables_retired, stats.tables), (0, 0));
+    assert_eq!(rig.arena.used_frames(), 0);
+}
+
+#[test]
+fn forbidding_huge_pages_everywhere_is_no_step_for_each_place() {
+    let mut rig = rig::<Deep>(64, MmuConfig::default());
+    rig.touch(0, Level::SIZE_2M);
+    // 2^29 places of 2 MiB: as steps, they would take minutes.
+    let everywhere = range(0, u64::MAX);
+    let space = rig.mmu.space(0);
+    space.forbid_huge_pages(everywhere, Level::SIZE_2M).unwrap();
+    assert_eq!(space.translate(Gfn(5)).unwrap().level, Level::SIZE_4K);
+    rig.touch(512, Level::SIZE_2M);
+    let space = rig.mmu.space(0);
+    assert_eq!(space.translate(Gfn(512)).unwrap().level, Level::SIZE_4K);
+    // An empty range is no reason, and takes none back.
+    space.allow_huge_pages(range(5, 0), Level::SIZE_2M).unwrap();
+    rig.touch(1024, Level::SIZE_2M);
+    let space = rig.mmu.space(0);
+    assert_eq!(space.translate(Gfn(1024)).unwrap().level, Level::SIZE_4K);
+    space.allow_huge_pages(everywhere, Level::SIZE_2M).unwrap();
+    rig.touch(2048, Level::SIZE_2M);
+    let space = rig.mmu.space(0);
+    assert_eq!(space.translate(Gfn(2048)).unwrap().level, Level::SIZE_2M);
+}
+
+/// More tables than one read section looks at.
+#[test]
+fn ageing_reaches_the_end_of_a_long_range() {
+    let mut rig = rig::<Flat>(300, MmuConfig::default());
+    for table in 0..200 {
+        rig.touch(table * 512 + 7, Level::SIZE_4K);
+    }
+    let space = rig.mmu.space(0);
+    let last = range(199 * 512 + 7, 1);
+    assert!(space.age(range(3, 1 << 20)));
+    assert!(!space.test_age(last) && !space.age(range(0, u64::MAX)));
+    rig.touch(700 * 512, Level::SIZE_2M);
+    assert!(rig.mmu.space(0).test_age(range(0, u64::MAX)));
+}

@@ -41,7 +41,8 @@ impl Host for Looker {
     }
 }
 
-/// The flush of break before make comes before the table is linked, so it shows what whoever unlinks the table will see.
+/// The flush of break before make comes before the table is linked, so it shows what whoever
+/// unlinks the table will see.
 #[test]
 fn a_fetch_notes_the_table_before_it_can_be_unlinked() {
     let arena = Arc::new(Arena::new(Pfn(0x400), 64));
@@ -127,7 +128,8 @@ fn a_noted_table_is_noted_once_and_forgotten_when_it_is_recovered() {
     assert_eq!(rig.table(7), None);
 }
 
-/// The mark in the header goes when the next table in the same memory is described; the note must not stay behind.
+/// The mark in the header goes when the next table in the same memory is described; the note must
+/// not stay behind.
 #[test]
 fn a_note_goes_though_the_mark_is_gone() {
     let mut rig = rig::<Flat>(64, nx());

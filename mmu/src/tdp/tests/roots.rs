@@ -117,9 +117,9 @@ fn a_root_is_zapped_level_by_level_and_to_the_last_table() {
     let reader = rig.mmu.participants.reader_slot();
     let _inside = rig.mmu.participants.pin(&reader);
     let mut gone = vec![];
-    for pass in [Level::SIZE_1G, Level::SIZE_512G] {
+    for level in [Level::SIZE_1G, Level::SIZE_512G] {
         let session = Session::begin(&rig.mmu, &zapper, Mode::Shared, FlushCause::Roots, 0);
-        rig.mmu.cut_tables(session, &root, pass).finish();
+        rig.mmu.cut_tables(session, &root, level).finish();
         gone.push(before - tables());
     }
     // The four tables of pages with the three above; then the one below the root.

@@ -57,8 +57,8 @@ fn ageing_never_undoes_what_a_sweep_takes_by_plain_stores() {
     assert_eq!(rig.mmu.stats().pages[..2], [1024, 0]);
 }
 
-/// Host and table memory that hold a fault up between its choice of a level and its mapping, until something else is done or
-/// plainly waits for the fault.
+/// Host and table memory that hold a fault up between its choice of a level and its mapping, until
+/// something else is done or plainly waits for the fault.
 #[derive(Debug)]
 struct Slow {
     arena: Arena,
