@@ -253,10 +253,10 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
-        // An entry at a time: none is gone into, because it points nowhere when it was shown.
+        // An entry at a time: none is entered, because it points nowhere once it was shown.
         let finest = level.child().unwrap_or(level);
         let plan = Sweep::leaves(everything).finest(finest).tables();
-        let session = sweep(
+        sweep(
             session,
             root,
             plan,
@@ -278,8 +278,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 }
                 Visit::Done(Flush::None)
             },
-        );
-        session
+        )
     }
 
     /// Retires a table that was cut off a withdrawn root, with all below it.
