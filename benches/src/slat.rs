@@ -1,8 +1,8 @@
 //! Slat, the only file here that knows its API.
 //!
-//! The concrete `TdpMmu<Npt4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said otherwise, no vCPU to flush.
-//! NPT because its entries are those of the peers' x86-64 tables, and because it logs writes by protection, which is the
-//! work that the peers can do too.
+//! The concrete `TdpMmu<Npt4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said
+//! otherwise, no vCPU to flush. NPT because its entries are those of the peers' x86-64 tables, and
+//! because it logs writes by protection, which is the work that the peers can do too.
 
 use std::hint::black_box;
 
@@ -142,7 +142,8 @@ impl Slat {
         sum
     }
 
-    /// As [`Table::translate`], each frame as one vCPU's read that missed its TLB: rights, Accessed, a guard of its own.
+    /// As [`Table::translate`], each frame as one vCPU's read that missed its TLB: rights,
+    /// Accessed, a guard of its own.
     pub(crate) fn access_each(&self, frames: impl Iterator<Item = u64>) -> u64 {
         let mut vcpu = self.vcpu();
         let mut sum = 0;

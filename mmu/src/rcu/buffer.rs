@@ -8,7 +8,7 @@
 //! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the
 //! participants of its readers. Only the set makes a [`Writer`], and only through it is one of its
 //! buffers changed, so there is no other lock to hold by mistake and no other participants to wait
-//! for. A reader shows that it is inside; that it is inside *this* participants is asserted in
+//! for. A reader shows that it is inside; that it is a participant of *this* set is asserted in
 //! debug builds.
 //!
 //! *Order*: the lock of writers is the slots lock, the first of all (`locks`); it is held for the
@@ -108,13 +108,12 @@ impl<T> DoubleBuffer<T> {
         self.generation.load(Acquire)
     }
 
-    /// The value as it is; it stays as it is for as long as the reader is inside the participants
-    /// of the set.
+    /// The value as it is; it stays as it is for as long as the reader is inside.
     #[inline(always)]
     pub(crate) fn read<'a>(&'a self, inside: &'a Inside<'_>) -> &'a T {
         debug_assert!(
             inside.is_of(self.participants),
-            "inside another participants: no change waits for this reader"
+            "inside, but of another set: no change waits for this reader"
         );
         let current = self.current.load(Acquire) & 1;
         // SAFETY: a writer changes a copy only after a grace period that began when the copy was
@@ -246,7 +245,7 @@ mod tests {
     /// Neither the writer nor its grace period would know of the reader.
     #[test]
     #[cfg(debug_assertions)]
-    fn a_reader_that_is_inside_another_registry_is_caught() {
+    fn a_reader_of_another_set_is_caught() {
         use std::panic::{AssertUnwindSafe, catch_unwind};
 
         use super::super::lock::MmuLock;

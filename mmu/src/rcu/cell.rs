@@ -1,7 +1,7 @@
 //! One participant's mark, and the counters that it alone writes.
 //!
 //! *Locking*: the mark and the counters are written by the owner alone and read by anyone. Who the
-//! owner is, is settled by the participants: a vCPU for its whole life, a thread for one operation.
+//! owner is, is settled by `participants`: a vCPU for its whole life, a thread for one operation.
 
 use crate::{
     addr::MAX_LEVELS,

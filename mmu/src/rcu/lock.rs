@@ -63,7 +63,7 @@ impl MmuLock {
     pub(crate) fn shared<'a>(&self, cell: &'a Cell) -> Inside<'a> {
         debug_assert!(
             cell.is_of(self.participants.id()),
-            "another participants's participant"
+            "a participant of another set"
         );
         loop {
             cell.share(self.participants.era());

@@ -112,7 +112,7 @@ impl Participants {
     /// Enters a read section: what is reachable from here on is not freed before it ends.
     #[inline(always)]
     pub(crate) fn pin<'a>(&self, cell: &'a Cell) -> Inside<'a> {
-        debug_assert!(cell.is_of(self.id()), "another participants's participant");
+        debug_assert!(cell.is_of(self.id()), "a participant of another set");
         cell.pin(self.era());
         Inside(cell)
     }

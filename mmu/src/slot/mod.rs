@@ -5,7 +5,7 @@
 //! (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for each.
 //!
 //! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock,
-//! inside the participants; changes hold the slots lock. A [`Memslot`] is immutable and shared:
+//! inside; changes hold the slots lock. A [`Memslot`] is immutable and shared:
 //! changing one puts a new value into the set. Its dirty bitmap and its huge-page permissions are
 //! atomic or locked by themselves, and survive changes of flags.
 //!

@@ -1,6 +1,6 @@
 //! Holding the MMU lock for a long operation.
 //!
-//! A session holds the lock in one mode, is inside the participants, and gathers the flush it owes.
+//! A session holds the lock in one mode, is inside, and gathers the flush it owes.
 //! It yields by value: what was borrowed from it (every node) is gone before the lock is, so
 //! nothing can be written through a stale position.
 

@@ -1,6 +1,6 @@
 //! What a vCPU brings along.
 //!
-//! The counterpart of the MMU's part of `struct kvm_vcpu`: a reader in the participants, a cache of
+//! The counterpart of the MMU's part of `struct kvm_vcpu`: a reader slot, a cache of
 //! tables that is filled before the lock is taken, the roots it has loaded, and what it remembers
 //! from its last fault. It is handed to each call as `&mut`, so one thread at a time uses it and
 //! none of this needs a lock.

@@ -8,7 +8,8 @@ use crate::hardware::Manual;
 /// One bit a page.
 type Bitmap = [u64; RAM_PAGES as usize / 64];
 
-/// Switching logging on splits huge pages and sees to it that the next write to each page is noticed.
+/// Switching logging on splits huge pages and sees to it that the next write to each page is
+/// noticed.
 pub(super) fn switch_on<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     let before = guest.machine.flushes();
     let set = guest.mmu.space(0).set_slot_flags(RAM, SlotFlags::LOG_DIRTY);
@@ -81,8 +82,8 @@ pub(super) fn switch_off<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Fail
     Ok(())
 }
 
-/// Ageing asks whether memory was used. It owes no flush, so a page that is still in a TLB may look idle: who must know
-/// for sure flushes first.
+/// Ageing asks whether memory was used. It owes no flush, so a page that is still in a TLB may look
+/// idle: who must know for sure flushes first.
 pub(super) fn age<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     let range = GfnRange::new(RAM_GFN, HUGE);
     check!(guest.mmu.space(0).age(range), "used memory looks idle");
