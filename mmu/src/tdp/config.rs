@@ -12,9 +12,9 @@ pub enum DirtyLogStart {
     InitiallySet,
 }
 
-/// Tables that splitting ahead leaves for faults unless configured otherwise: 128 KiB, enough for
-/// eight vCPUs that fault in new places at once. Models have few tables, and no splits ahead that
-/// could take them all.
+/// Tables that splitting ahead leaves for faults unless configured otherwise: enough for eight
+/// vCPUs that fault in new places at once. Models have few tables, and no splits ahead that could
+/// take them all.
 const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shuttle")) {
     0
 } else {
@@ -35,9 +35,9 @@ pub struct MmuConfig {
     /// Split huge mappings ahead of the writes that would, when logging begins or pages are
     /// cleared. Without it each is protected as a whole and split by the first write.
     pub eager_split: bool,
-    /// Tables that splitting ahead leaves for faults: it stops when it cannot get one without them.
-    /// A fault takes three or four for the first page in a new place, and one for each 2 MiB after
-    /// it.
+    /// Tables that splitting ahead leaves for faults: it stops before it would touch them. 32
+    /// unless changed (128 KiB). A fault takes up to one for each level below the root in a new
+    /// place, and one for each 2 MiB after that.
     pub fault_reserve: u32,
     /// Address spaces, each with slots of its own; at least 1.
     pub address_spaces: u8,

@@ -15,7 +15,7 @@
 //! lock, so one at a time fills the reserve.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
@@ -95,6 +95,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Fills the reserve; whether it is full.
     fn fill_reserve(&self) -> bool {
         let wanted = self.config.fault_reserve as usize;
+        if wanted == 0 {
+            return true;
+        }
         let missing = wanted.saturating_sub(self.reserve.lock().len());
         let mut fetched = Vec::new();
         self.take_blanks(&mut fetched, missing);
@@ -115,6 +118,8 @@ pub(super) struct Ahead<'m, F: Format, H: TableMemory> {
     /// A cell, because the visitor of a sweep takes from it and the refill between two bursts puts
     /// into it.
     tables: RefCell<Vec<Blank>>,
+    /// Something was fetched, for this or for the reserve.
+    used: Cell<bool>,
 }
 
 impl<'m, F: Format, H: TableMemory> Ahead<'m, F, H> {
@@ -122,12 +127,14 @@ impl<'m, F: Format, H: TableMemory> Ahead<'m, F, H> {
         Self {
             mmu,
             tables: RefCell::new(Vec::new()),
+            used: Cell::new(false),
         }
     }
 
     /// Fetches up to `count` tables, unless faults need them. Never with the MMU lock held. Whether
     /// there is any.
     pub(super) fn refill(&self, count: usize) -> bool {
+        self.used.set(true);
         let mut tables = self.tables.borrow_mut();
         if self.mmu.fill_reserve() {
             self.mmu.take_blanks(&mut tables, count);
@@ -150,6 +157,9 @@ impl<'m, F: Format, H: TableMemory> Ahead<'m, F, H> {
 
 impl<F: Format, H: TableMemory> Drop for Ahead<'_, F, H> {
     fn drop(&mut self) {
+        if !self.used.get() {
+            return;
+        }
         let reserve = core::mem::take(&mut *self.mmu.reserve.lock());
         for blank in self.tables.take().into_iter().chain(reserve) {
             self.mmu.tables.free_blank(blank);
