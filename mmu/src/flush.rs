@@ -9,16 +9,21 @@
 //!
 //! | change | flush |
 //! |---|---|
-//! | non-present → present | none (formats that remember invalid entries: the faulting vCPU's [own fence](crate::SecondStage::install_fence)) |
+//! | non-present → present | none; a vCPU may owe itself a [fence] |
 //! | huge leaf → table of the same mappings | none (the same) |
 //! | table → huge leaf, or table removed | its whole range, before the table can be freed |
 //! | leaf removed | its range, before the lock is let go of |
-//! | leaf loses MMU-writable | its range, **even if it had lost W before**: a TLB may still hold it writable |
-//! | leaf loses W or D for the dirty log | the pages reported, after the lock: only they are affected |
-//! | logging switched on | the whole slot, **even if nothing changed**: an entry may have lost W without a flush yet |
+//! | leaf loses MMU-writable | its range, **also if W was off**: a TLB may hold it writable |
+//! | leaf loses W or D for the dirty log | the pages reported, after the lock |
+//! | logging switched on | the whole slot, **even if nothing changed** |
 //! | leaf loses Accessed | none: idle is a hint |
 //! | change under an invalid root | none: all was flushed when the root became invalid |
 //! | break-before-make | the entry's range, between break and make |
+//!
+//! The fence is for formats that remember invalid entries. When logging is switched on, an entry may
+//! have lost W before without a flush, so the whole slot is flushed.
+//!
+//! [fence]: crate::SecondStage::install_fence
 //!
 //! # Accumulating
 //!

@@ -40,7 +40,8 @@
 //!
 //! ```
 //! use slat_mmu::{
-//!     Access, Arena, Fault, FaultOutcome, Format, Gfn, MmuConfig, NoTlb, Pfn, SecondStage, SlotSpec, TdpMmu, Walk,
+//!     Access, Arena, Fault, FaultOutcome, Format, Gfn, MmuConfig, NoTlb, Pfn, SecondStage,
+//!     SlotSpec, TdpMmu, Walk,
 //! };
 //!
 //! /// Maps the frame that a guest with 64 MiB touches first, and walks to it.
@@ -109,17 +110,22 @@
 //!
 //! # Layers
 //!
-//! From the bottom. A module imports only from layers above it in this table.
+//! From the bottom. A module imports only from those above it in this list; `cargo xtask structure`
+//! checks it, and the same for the files of each folder.
 //!
-//! | layer | modules | hold |
-//! |---|---|---|
-//! | 1 | `addr`, `sync` | frame numbers and levels; atomics and locks, so that model checkers can replace them |
-//! | 2 | `fault`, `flush`, `format`, `invalidate`, `rcu` | a fault and its outcome; what is flushed, why, when; the border to an architecture: raw entry ⇄ neutral [`Entry`]; how a fault notices that memory was taken back; participants, grace periods, the MMU lock, double buffers |
-//! | 3 | `slot`, `stats`, `table` | memory slots with their dirty bitmaps; counters; table memory: nodes, tickets, headers, reclamation |
-//! | 4 | `host` | the border to whoever runs the MMU |
-//! | 5 | `tdp` | the operations: fault, dirty log, zap, split, recover, age, walk, roots, mirrors |
-//!
-//! `locks` is a page without code: every lock, in its order.
+//! - `locks`: a page without code: every lock, in its order
+//! - `addr`: frame numbers and levels
+//! - `sync`: atomics, locks and waiting, so that model checkers can replace them
+//! - `fault`: a fault and its outcome
+//! - `flush`: what is flushed, why, and when it is owed
+//! - `format`: the border to an architecture: raw entry ⇄ neutral [`Entry`]
+//! - `invalidate`: the sequence by which a fault notices that memory was taken back
+//! - `rcu`: participants, grace periods, the MMU lock, double buffers
+//! - `slot`: memory slots, their dirty bitmaps, where huge pages are forbidden
+//! - `stats`: counters
+//! - `table`: table memory: headers, tickets, nodes, reclamation
+//! - `host`: the border to whoever runs the MMU
+//! - `tdp`: the operations: fault, dirty log, zap, split, recover, age, walk, roots, mirrors
 //!
 //! # Adding an architecture
 //!

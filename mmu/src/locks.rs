@@ -3,25 +3,28 @@
 //! Whoever holds a lock takes only locks further down this list. This is the one place that says
 //! so; the modules refer to it.
 //!
-//! | | lock | where | guards | held |
-//! |---|---|---|---|---|
-//! | 1 | *slots lock* | `rcu::buffer::Buffers` | changes of slots, taking dirty bits, splitting ahead, zapping roots | for a whole operation |
-//! | 2 | *MMU lock* | `rcu::lock::MmuLock` | shared: faults, long operations that cope with them; exclusive (one at a time by its `turn`): unmapping, harvesting, withdrawing | until done, or a yield |
-//! | 3 | list of roots | `tdp::mmu::TdpMmu::roots` | which roots exist | for a look or a change |
-//! | 4 | a root's count | `tdp::root::RootPage::counted_in` | where its leaves are counted | for a look or a change |
-//! | 5 | list of counts | `tdp::mmu::TdpMmu::separate_counts` | counts of leaves that are not in cells | for a look or a change |
-//! | 6 | *limbo* | `table::tables::Tables::limbo` | tables that wait for readers | for a batch of tables |
-//! | 7 | list of cells | `rcu::participants::Participants::cells` | who may be inside | for a look at all cells |
+//! 1. *Slots lock* (`rcu::buffer::Buffers`): changes of slots, taking dirty bits, splitting ahead,
+//!    zapping roots. Held for a whole operation.
+//! 2. *MMU lock* (`rcu::lock::MmuLock`): shared for faults and for long operations that cope with
+//!    them; exclusive, one at a time by its `turn`, for unmapping, harvesting and withdrawing roots.
+//!    Held until the operation is done, or yields.
+//! 3. *List of roots* (`tdp::mmu::TdpMmu::roots`): which roots exist. Held for a look or a change.
+//! 4. *A root's count* (`tdp::root::RootPage::counted_in`): where its leaves are counted. Held for a
+//!    look or a change.
+//! 5. *List of counts* (`tdp::mmu::TdpMmu::separate_counts`): counts of leaves that are not in
+//!    cells. Held for a look or a change.
+//! 6. *Limbo* (`table::tables::Tables::limbo`): tables that wait for readers. Held for a batch of
+//!    tables.
+//! 7. *List of cells* (`rcu::participants::Participants::cells`): who may be inside. Held for a look
+//!    at all cells.
 //!
-//! Nothing of this crate is taken while one of these is held, so they have no order among
+//! While one of these is held, nothing else of this crate is taken, so they have no order among
 //! themselves:
 //!
-//! | lock | where | guards |
-//! |---|---|---|
-//! | reserve | `tdp::mmu::TdpMmu::reserve` | tables that work ahead of faults leaves for them |
-//! | free list | `tdp::vcpu::FreeList` | what dropped vCPUs left behind |
-//! | noted tables | `tdp::nx_list::NxTables` | tables of the NX-huge-page mitigation |
-//! | permissions | `slot::huge::HugePermission` | where huge mappings of a slot are forbidden |
+//! - *Reserve* (`tdp::mmu::TdpMmu::reserve`): tables that work ahead of faults leaves for them.
+//! - *Free list* (`tdp::vcpu::FreeList`): what dropped vCPUs left behind.
+//! - *Noted tables* (`tdp::nx_list::NxTables`): tables of the NX-huge-page mitigation.
+//! - *Permissions* (`slot::huge::HugePermission`): where huge mappings of a slot are forbidden.
 //!
 //! Last comes the host's own: a [`TableMemory`](crate::TableMemory) may have a lock for its free
 //! frames (the [`Arena`](crate::Arena) does), which is taken with limbo held.

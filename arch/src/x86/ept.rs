@@ -44,13 +44,15 @@
 //! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be seen loses Dirty and keeps W, so
 //! the write does not fault. The MMU never looks for Dirty bits; what tells it is the log that the processor writes when it sets
 //! Dirty. So its owner enables PML ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every vCPU
-//! while a slot logs, and drains each vCPU's log into [`mark_dirty`](slat_mmu::AddressSpace::mark_dirty) when it is full and before
+//! while a slot logs, and drains each vCPU's log into [`mark_dirty`] when it is full and before
 //! each harvest, with the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
 //! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need nothing of the processor.
 //!
 //! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
 //! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
 //! is mapped by huge executable leaves; hence [`Format::NX_HUGE_PAGES`].
+//!
+//! [`mark_dirty`]: slat_mmu::AddressSpace::mark_dirty
 
 use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,

@@ -15,7 +15,7 @@
 //! | `zap` | removing leaves, tables, roots |
 //! | `mirror` | tables that an external owner keeps |
 //! | `nx` | the NX-huge-page mitigation |
-//! | `nearby`, `fast`, `fault` | resolving a fault: beside the last one, without the lock, in full |
+//! | `nearby`, `fast`, `fault` | faults: beside the last one, without the lock, in full |
 //! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
 //! | `walk`, `age` | lockless walks; Accessed bits |
@@ -32,8 +32,8 @@
 //! | fault, pre-fault | shared | no | range if a table becomes a leaf | the vCPU's |
 //! | fast fault, walk | none (inside) | – | none | the vCPU's |
 //! | unmap, invalidate | exclusive | unless atomic | before yield and at the end | valid, invalid |
-//! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller of the sweep | valid |
-//! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, iff a bit was taken | valid |
+//! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller | valid |
+//! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, if due | valid |
 //! | write-protect a frame | exclusive | no | before the lock goes | valid |
 //! | split | shared + slots lock, or exclusive | yes | none | valid |
 //! | recover huge pages | shared + slots lock | yes | before yield and at the end | valid |
