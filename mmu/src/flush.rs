@@ -20,8 +20,8 @@
 //! | change under an invalid root | none: all was flushed when the root became invalid |
 //! | break-before-make | the entry's range, between break and make |
 //!
-//! The fence is for formats that remember invalid entries. When logging is switched on, an entry may
-//! have lost W before without a flush, so the whole slot is flushed.
+//! The fence is for formats that remember invalid entries. When logging is switched on, an entry
+//! may have lost W before without a flush, so the whole slot is flushed.
 //!
 //! [fence]: crate::SecondStage::install_fence
 //!

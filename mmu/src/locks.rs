@@ -6,17 +6,17 @@
 //! 1. *Slots lock* (`rcu::buffer::Buffers`): changes of slots, taking dirty bits, splitting ahead,
 //!    zapping roots. Held for a whole operation.
 //! 2. *MMU lock* (`rcu::lock::MmuLock`): shared for faults and for long operations that cope with
-//!    them; exclusive, one at a time by its `turn`, for unmapping, harvesting and withdrawing roots.
-//!    Held until the operation is done, or yields.
+//!    them; exclusive, one at a time by its `turn`, for unmapping, harvesting and withdrawing
+//!    roots. Held until the operation is done, or yields.
 //! 3. *List of roots* (`tdp::mmu::TdpMmu::roots`): which roots exist. Held for a look or a change.
-//! 4. *A root's count* (`tdp::root::RootPage::counted_in`): where its leaves are counted. Held for a
-//!    look or a change.
+//! 4. *A root's count* (`tdp::root::RootPage::counted_in`): where its leaves are counted. Held for
+//!    a look or a change.
 //! 5. *List of counts* (`tdp::mmu::TdpMmu::separate_counts`): counts of leaves that are not in
 //!    cells. Held for a look or a change.
 //! 6. *Limbo* (`table::tables::Tables::limbo`): tables that wait for readers. Held for a batch of
 //!    tables.
-//! 7. *List of cells* (`rcu::participants::Participants::cells`): who may be inside. Held for a look
-//!    at all cells.
+//! 7. *List of cells* (`rcu::participants::Participants::cells`): who may be inside. Held for a
+//!    look at all cells.
 //!
 //! While one of these is held, nothing else of this crate is taken, so they have no order among
 //! themselves:
