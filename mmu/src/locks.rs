@@ -32,8 +32,8 @@
 //! # What is done with which lock held
 //!
 //! - [`Host::flush`](crate::Host::flush) and [`ExternalTables`](crate::ExternalTables) are called
-//!   with 1 and 2 held, never with one further down. A vCPU acknowledges a flush, and walks, with
-//!   neither of the two.
+//!   with at most 1 and 2 held, never with one further down. A vCPU acknowledges a flush, and
+//!   walks, with neither of the two.
 //! - A grace period is waited for with 1 held. So nobody who is inside takes the slots lock.
 //! - Memory for tables is allocated with no lock held, or with the slots lock alone.
 //! - Being inside (an RCU read section) is no lock: nobody waits to get in. It does not nest, which

@@ -142,7 +142,11 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
 
     /// A walk beside the guest and past the TLB, to see what a processor would see.
     pub(crate) fn walk(&self, gfn: Gfn, access: Access) -> Result<Found, Trap> {
-        let root = self.mmu.space(0).root().ok_or(Trap::NotPresent { pages: 1 })?;
+        let root = self
+            .mmu
+            .space(0)
+            .root()
+            .ok_or(Trap::NotPresent { pages: 1 })?;
         hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)
     }
 }

@@ -14,7 +14,10 @@ pub(super) fn take_back<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Faile
     guest.read(gfn)?;
     let before = guest.machine.flushes();
     let seq = guest.mmu.invalidate_seq();
-    let taken = guest.mmu.space(0).invalidate_begin(GfnRange::new(RAM_GFN, HUGE), true);
+    let taken = guest
+        .mmu
+        .space(0)
+        .invalidate_begin(GfnRange::new(RAM_GFN, HUGE), true);
     check!(
         guest.machine.flushes() > before,
         "no flush: TLBs hold the memory"

@@ -70,7 +70,10 @@ fn collect<M: Manual>(guest: &mut Guest<'_, M>) -> Result<Bitmap, Failed> {
 
 /// Without logging, what may be huge becomes huge again, in place.
 pub(super) fn switch_off<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
-    same!(guest.mmu.space(0).set_slot_flags(RAM, SlotFlags::empty()), Ok(0));
+    same!(
+        guest.mmu.space(0).set_slot_flags(RAM, SlotFlags::empty()),
+        Ok(0)
+    );
     for (gfn, value) in [(3, 3), (64, 0x6464), (600, 600)] {
         same!(guest.read(Gfn(gfn))?, value);
         same!(guest.found(Gfn(gfn))?.pages, HUGE);
