@@ -128,13 +128,14 @@
 extern crate alloc;
 
 pub mod arm64;
-mod bits;
+mod layout;
 pub mod riscv;
 mod stage;
 pub mod x86;
 
 pub use self::{
     arm64::{Arm64Ipa40, Arm64Ipa48},
+    layout::Encoded,
     riscv::{Sv39x4, Sv48x4, Sv57x4},
     stage::{GuestStage, UnknownStage},
     x86::{Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5},

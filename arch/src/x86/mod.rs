@@ -34,8 +34,6 @@ pub use self::{
     violation::EptViolation,
 };
 
-/// Where the frame number starts.
-const PFN_SHIFT: u32 = 12;
 /// Ignored by hardware everywhere: the MMU means this entry as present.
 const MMU_PRESENT: u64 = 1 << 11;
 /// Marks a leaf above 4 KiB.
