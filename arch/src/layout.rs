@@ -1,31 +1,16 @@
-//! One description of an entry's bits, and the format that follows from it.
+//! Where the bits of an entry are: what an architecture says about its format.
 //!
-//! An architecture says in a [`Layout`] where the bits are. [`Encoded`] turns that into a
-//! [`Format`]: making, reading and changing entries, and the shortcuts that walks and sweeps use.
-//! So the code that the MMU's soundness rests on exists once, and adding a format means filling
-//! in a table.
-//!
-//! # Invariants
-//!
-//! - What a layout must keep for the laws of `Format` to hold is checked at compile time
-//!   ([`Encoded::CHECKED`]) as far as constants can show it: fields do not overlap, a pointer to
-//!   a table is never mistaken for a leaf, and `FROZEN` and `EMPTY` are absent.
-//! - `decode` accepts a leaf only if making it again gives the same bits. Whatever a manual
-//!   reserves is therefore malformed without a line of its own.
-//! - The shortcuts are one mask and one comparison each, chosen at compile time.
+//! A [`Layout`] is constants: flags, fields, and the marks that tell one kind of entry from
+//! another. [`Encoded`](super::Encoded) turns it into a [`Format`](slat_mmu::Format). What a
+//! layout must keep is checked there at compile time.
 
-use core::{fmt, marker::PhantomData};
-
-use slat_mmu::{
-    AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType,
-    PAGE_SHIFT, Pfn,
-};
+use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, MemoryType};
 
 /// Bits that mean yes with one value and no with its opposite.
 #[derive(Clone, Copy, Debug)]
 pub struct Flag {
-    mask: u64,
-    yes: u64,
+    pub(crate) mask: u64,
+    pub(crate) yes: u64,
 }
 
 impl Flag {
@@ -44,13 +29,13 @@ impl Flag {
 
     /// The bits that say `on`.
     #[inline(always)]
-    const fn bits(self, on: bool) -> u64 {
+    pub(crate) const fn bits(self, on: bool) -> u64 {
         if on { self.yes } else { self.mask ^ self.yes }
     }
 
     /// Whether `raw` says yes.
     #[inline(always)]
-    const fn is_on(self, raw: u64) -> bool {
+    pub(crate) const fn is_on(self, raw: u64) -> bool {
         raw & self.mask == self.yes
     }
 }
@@ -58,8 +43,8 @@ impl Flag {
 /// A value of some bits, by which a kind of entry is told from all others.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
-    mask: u64,
-    value: u64,
+    pub(crate) mask: u64,
+    pub(crate) value: u64,
 }
 
 impl Mark {
@@ -79,9 +64,9 @@ impl Mark {
         raw & self.mask == self.value
     }
 
-    /// Both marks at once.
+    /// The mark, with the flag on.
     #[inline(always)]
-    const fn and(self, flag: Flag) -> Self {
+    pub(crate) const fn and(self, flag: Flag) -> Self {
         Self::new(self.mask | flag.mask, self.value | flag.yes)
     }
 }
@@ -89,8 +74,8 @@ impl Mark {
 /// The field that holds a frame number.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
-    shift: u32,
-    bits: u32,
+    pub(crate) shift: u32,
+    pub(crate) bits: u32,
 }
 
 impl Frame {
@@ -127,8 +112,9 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// The bits of a type.
     #[inline(always)]
-    const fn bits(self, memory: MemoryType) -> u64 {
+    pub(crate) const fn bits(self, memory: MemoryType) -> u64 {
         match memory {
             MemoryType::Normal => self.normal,
             MemoryType::NonCacheable => self.non_cacheable,
@@ -138,7 +124,7 @@ impl Memory {
 
     /// An unknown type reads as normal; `decode` sees that making it again gives something else.
     #[inline(always)]
-    const fn of(self, raw: u64) -> MemoryType {
+    pub(crate) const fn of(self, raw: u64) -> MemoryType {
         match raw & self.mask {
             field if field == self.normal => MemoryType::Normal,
             field if field == self.non_cacheable => MemoryType::NonCacheable,
@@ -150,7 +136,7 @@ impl Memory {
 
 /// Where the bits of a format are. Implemented in this crate only.
 ///
-/// The constants without a comment are those of [`Format`].
+/// The constants without a comment are those of [`Format`](slat_mmu::Format).
 pub trait Layout: Copy + Send + Sync + 'static {
     const NAME: &'static str;
     const INDEX_BITS: &'static [u32];
@@ -163,6 +149,7 @@ pub trait Layout: Copy + Send + Sync + 'static {
     const MMIO_GENERATION_BITS: u32 = 0;
     const EXECUTE_ONLY: bool = false;
     const NX_HUGE_PAGES: bool = false;
+    const OPTIONAL_MEMORY_TYPES: bool = false;
     const EMPTY: u64 = 0;
     /// Bits 5, 7 and 8 beside an empty entry: absent in every format so far.
     const FROZEN: u64 = Self::EMPTY | 0x1a0;
@@ -202,7 +189,7 @@ pub trait Layout: Copy + Send + Sync + 'static {
     /// R, W and X are clear. W is not saved, because a write must be seen anyway.
     const SAVED_SHIFT: u32 = 0;
 
-    /// [`Format::make_mmio`].
+    /// [`Format::make_mmio`](slat_mmu::Format::make_mmio).
     fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
         let _ = (gfn, generation);
         None
@@ -215,350 +202,3 @@ pub trait Layout: Copy + Send + Sync + 'static {
     }
 }
 
-/// The format that a [`Layout`] describes.
-#[derive(Clone, Copy)]
-pub struct Encoded<L>(PhantomData<L>);
-
-impl<L: Layout> fmt::Debug for Encoded<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(L::NAME)
-    }
-}
-
-impl<L: Layout> Encoded<L> {
-    /// What a layout must keep, checked when a format is first used.
-    const CHECKED: () = {
-        let flags = [
-            L::WRITE,
-            L::EXECUTE,
-            L::ACCESSED,
-            L::DIRTY,
-            L::MMU_WRITABLE,
-            L::HOST_WRITABLE,
-        ];
-        // Fields of a leaf do not overlap.
-        let fixed = L::SMALL.mask | L::HUGE.mask | L::LEAF;
-        let mut used = fixed | L::FRAME.mask();
-        assert!(fixed & L::FRAME.mask() == 0 && used & L::MEMORY.mask == 0);
-        used |= L::MEMORY.mask;
-        assert!(used & L::READ.mask == 0);
-        used |= L::READ.mask;
-        let mut i = 0;
-        while i < flags.len() {
-            assert!(flags[i].mask != 0 && used & flags[i].mask == 0);
-            used |= flags[i].mask;
-            i += 1;
-        }
-        let memory = L::MEMORY;
-        assert!((memory.normal | memory.non_cacheable | memory.device) & !memory.mask == 0);
-        assert!(memory.normal != memory.non_cacheable && memory.normal != memory.device);
-        assert!(memory.non_cacheable != memory.device);
-
-        // A pointer is present, and no flag that changes makes a leaf of it or the reverse.
-        assert!(L::TABLE & L::PRESENT == L::PRESENT && L::TABLE & L::FRAME.mask() == 0);
-        assert!(!L::HUGE.is_on(L::TABLE) && !L::MMU_WRITABLE.is_on(L::TABLE));
-        assert!(L::SMALL.value & L::PRESENT == L::PRESENT);
-        assert!(L::HUGE.value & L::PRESENT == L::PRESENT);
-
-        // What is absent is absent to the MMU and to hardware.
-        let present = L::PRESENT | L::HARDWARE_PRESENT;
-        assert!((L::EMPTY | L::FROZEN) & present == 0 && L::EMPTY != L::FROZEN);
-
-        // Saved permissions have a place of their own.
-        if matches!(L::AD_POLICY, AdPolicy::AccessTracking) {
-            let home = L::READ.mask | L::EXECUTE.mask;
-            assert!(L::READ.yes | L::EXECUTE.yes == home && L::SAVED_SHIFT > 0);
-            assert!((home << L::SAVED_SHIFT) & used == 0);
-        }
-    };
-
-    const ROOT_BITS: u32 = L::INDEX_BITS[L::INDEX_BITS.len() - 1];
-    /// R and X, in the place where hardware obeys them.
-    const SAVABLE: u64 = L::READ.mask | L::EXECUTE.mask;
-
-    /// What tells a leaf of `level` from everything else at its level.
-    #[inline(always)]
-    fn mark(level: Level) -> Mark {
-        if level > Level::SIZE_4K {
-            L::HUGE
-        } else {
-            L::SMALL
-        }
-    }
-
-    /// Whether `raw` is a leaf that says yes. Where a pointer to a table never does, the answer
-    /// needs no look at the level.
-    #[inline(always)]
-    fn is_leaf_with(raw: u64, level: Level, flag: Flag) -> bool {
-        if flag.is_on(L::TABLE) {
-            Self::mark(level).and(flag).is_on(raw)
-        } else {
-            Mark::set(L::PRESENT).and(flag).is_on(raw)
-        }
-    }
-
-    /// How far up R and X of this leaf are.
-    #[inline(always)]
-    fn home(raw: u64) -> u32 {
-        match L::AD_POLICY {
-            AdPolicy::AccessTracking if !L::ACCESSED.is_on(raw) => L::SAVED_SHIFT,
-            _ => 0,
-        }
-    }
-
-    #[inline(always)]
-    fn with(raw: u64, flag: Flag, on: bool) -> u64 {
-        raw & !flag.mask | flag.bits(on)
-    }
-
-    /// `leaf` if the format holds it, otherwise `leaf` without W if it holds that.
-    #[inline(always)]
-    fn held(leaf: &Leaf) -> Option<Leaf> {
-        if Self::holds(leaf) {
-            return Some(*leaf);
-        }
-        let leaf = Leaf {
-            writable: false,
-            ..*leaf
-        };
-        Self::holds(&leaf).then_some(leaf)
-    }
-}
-
-// SAFETY: `decode` accepts only what `make_leaf` and `make_table` give back, and `CHECKED` keeps
-// pointers, leaves and absent entries apart whatever the flags say. A flag of a leaf is no bit of
-// its frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
-// pointer of a leaf. `tests/format_laws.rs` tests each law on each format.
-#[expect(unsafe_code, reason = "a format vouches for its laws")]
-unsafe impl<L: Layout> Format for Encoded<L> {
-    const NAME: &'static str = L::NAME;
-    const INDEX_BITS: &'static [u32] = L::INDEX_BITS;
-    const MAX_LEAF_LEVEL: Level = L::MAX_LEAF_LEVEL;
-    const MAX_GFN: Gfn = {
-        let () = Self::CHECKED;
-        let (mut level, mut bits) = (0, 0);
-        while level < L::INDEX_BITS.len() {
-            // `shift` counts on it.
-            assert!(level + 1 == L::INDEX_BITS.len() || L::INDEX_BITS[level] == 9);
-            bits += L::INDEX_BITS[level];
-            level += 1;
-        }
-        Gfn(1 << bits)
-    };
-    const MAX_PFN: Pfn = Pfn(1 << L::FRAME.bits);
-    const EMPTY: u64 = L::EMPTY;
-    const FROZEN: u64 = L::FROZEN;
-    const AD_POLICY: AdPolicy = L::AD_POLICY;
-    const DIRTY_LOG: DirtyLogPolicy = L::DIRTY_LOG;
-    const INSTALL_NEEDS_FENCE: bool = L::INSTALL_NEEDS_FENCE;
-    const BREAK_BEFORE_MAKE: bool = L::BREAK_BEFORE_MAKE;
-    const FLUSH: FlushPrimitive = L::FLUSH;
-    const MMIO_GENERATION_BITS: u32 = L::MMIO_GENERATION_BITS;
-    const EXECUTE_ONLY: bool = L::EXECUTE_ONLY;
-    const NX_HUGE_PAGES: bool = L::NX_HUGE_PAGES;
-
-    #[inline]
-    fn decode(raw: u64, level: Level) -> Entry {
-        if raw & L::PRESENT == 0 {
-            return if raw == L::FROZEN {
-                Entry::Frozen
-            } else if raw & L::HARDWARE_PRESENT == 0 {
-                Entry::NonPresent
-            } else if let Some(generation) = L::mmio_generation(raw) {
-                Entry::Mmio { generation }
-            } else {
-                Entry::Malformed
-            };
-        }
-        if let Some(pfn) = Self::as_table(raw, level) {
-            return Entry::Table { pfn };
-        }
-        let leaf = Self::leaf(raw, level);
-        if level <= L::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
-        }
-    }
-
-    #[inline(always)]
-    fn leaf(raw: u64, _: Level) -> Leaf {
-        let permissions = raw >> Self::home(raw);
-        Leaf {
-            pfn: Pfn(L::FRAME.get(raw)),
-            readable: L::READ.is_on(permissions),
-            writable: L::WRITE.is_on(raw),
-            executable: L::EXECUTE.is_on(permissions),
-            mmu_writable: L::MMU_WRITABLE.is_on(raw),
-            host_writable: L::HOST_WRITABLE.is_on(raw),
-            accessed: L::ACCESSED.is_on(raw),
-            dirty: L::DIRTY.is_on(raw),
-            memory: L::MEMORY.of(raw),
-        }
-    }
-
-    #[inline]
-    fn make_leaf(leaf: &Leaf, level: Level) -> u64 {
-        let Some(leaf) = Self::held(leaf) else {
-            return L::EMPTY;
-        };
-        let shift = Self::shift(level);
-        let accessed = L::ACCESSED.bits(leaf.accessed);
-        let permissions = L::READ.bits(leaf.readable) | L::EXECUTE.bits(leaf.executable);
-        L::FRAME.put(leaf.pfn.0 >> shift << shift)
-            | Self::mark(level).value
-            | L::LEAF
-            | L::MEMORY.bits(leaf.memory)
-            | permissions << Self::home(accessed)
-            | L::WRITE.bits(leaf.writable)
-            | L::MMU_WRITABLE.bits(leaf.mmu_writable)
-            | L::HOST_WRITABLE.bits(leaf.host_writable)
-            | accessed
-            | L::DIRTY.bits(leaf.dirty)
-    }
-
-    #[inline(always)]
-    fn make_table(pfn: Pfn) -> u64 {
-        L::FRAME.put(pfn.0) | L::TABLE
-    }
-
-    #[inline(always)]
-    fn with_writable(raw: u64, on: bool) -> u64 {
-        let raw = match L::AD_POLICY {
-            // Back to its place first: W beside a clear R is reserved.
-            AdPolicy::AccessTracking if on => Self::with_accessed(raw, true),
-            _ => raw,
-        };
-        Self::with(raw, L::WRITE, on)
-    }
-
-    #[inline(always)]
-    fn clear_mmu_writable(raw: u64) -> u64 {
-        let both = L::WRITE.mask | L::MMU_WRITABLE.mask;
-        raw & !both | L::WRITE.bits(false) | L::MMU_WRITABLE.bits(false)
-    }
-
-    #[inline(always)]
-    fn with_accessed(raw: u64, on: bool) -> u64 {
-        if L::AD_POLICY != AdPolicy::AccessTracking {
-            return Self::with(raw, L::ACCESSED, on);
-        }
-        let (savable, saved) = (Self::SAVABLE, Self::SAVABLE << L::SAVED_SHIFT);
-        match (on, L::ACCESSED.is_on(raw)) {
-            (true, false) => {
-                let permissions = (raw & saved) >> L::SAVED_SHIFT;
-                raw & !saved | permissions | L::ACCESSED.bits(true)
-            }
-            (false, true) => {
-                let permissions = (raw & savable) << L::SAVED_SHIFT;
-                let rest = Self::with(raw & !savable, L::ACCESSED, false);
-                Self::with(rest, L::WRITE, false) | permissions
-            }
-            _ => raw,
-        }
-    }
-
-    #[inline(always)]
-    fn with_dirty(raw: u64, on: bool) -> u64 {
-        Self::with(raw, L::DIRTY, on)
-    }
-
-    #[inline(always)]
-    fn with_executable(raw: u64, on: bool) -> u64 {
-        let home = Self::home(raw);
-        raw & !(L::EXECUTE.mask << home) | L::EXECUTE.bits(on) << home
-    }
-
-    #[inline(always)]
-    fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
-        L::make_mmio(gfn, generation)
-    }
-
-    #[inline(always)]
-    fn shift(level: Level) -> u32 {
-        9 * (level.get() as u32 - 1)
-    }
-
-    #[inline(always)]
-    fn index(gfn: Gfn, level: Level) -> usize {
-        let bits = if level == Self::ROOT_LEVEL {
-            Self::ROOT_BITS
-        } else {
-            9
-        };
-        (gfn.0 >> Self::shift(level)) as usize & ((1 << bits) - 1)
-    }
-
-    #[inline(always)]
-    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
-        let is_pointer = raw & !L::FRAME.mask() == L::TABLE && level > Level::SIZE_4K;
-        is_pointer.then_some(Pfn(L::FRAME.get(raw)))
-    }
-
-    #[inline(always)]
-    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
-        if L::FRAME.shift != PAGE_SHIFT {
-            return Self::as_table(raw, level).map(Pfn::hpa);
-        }
-        // By subtraction, which the compiler folds into the next address.
-        let is_pointer = raw & !L::FRAME.mask() == L::TABLE && level > Level::SIZE_4K;
-        is_pointer.then_some(raw.wrapping_sub(L::TABLE))
-    }
-
-    #[inline(always)]
-    fn is_leaf(raw: u64, level: Level) -> bool {
-        Self::mark(level).is_on(raw)
-    }
-
-    #[inline(always)]
-    fn is_writable(raw: u64, level: Level) -> bool {
-        Self::is_leaf_with(raw, level, L::WRITE)
-    }
-
-    #[inline(always)]
-    fn is_mmu_writable(raw: u64, level: Level) -> bool {
-        Self::is_leaf_with(raw, level, L::MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn is_accessed(raw: u64, level: Level) -> bool {
-        Self::is_leaf_with(raw, level, L::ACCESSED)
-    }
-
-    #[inline(always)]
-    fn is_dirty(raw: u64, level: Level) -> bool {
-        Self::is_leaf_with(raw, level, L::DIRTY)
-    }
-
-    #[inline(always)]
-    fn leaf_step(level: Level) -> u64 {
-        1 << (Self::shift(level) + L::FRAME.shift)
-    }
-
-    #[inline(always)]
-    fn is_volatile(raw: u64, level: Level) -> bool {
-        let may_write = Mark::new(0, 0).and(L::WRITE);
-        match L::AD_POLICY {
-            // Settled: W and D, or neither W nor the leave to set it.
-            AdPolicy::Hardware => {
-                let neither = L::WRITE.mask | L::MMU_WRITABLE.mask;
-                let none = L::WRITE.bits(false) | L::MMU_WRITABLE.bits(false);
-                let settled = may_write.and(L::DIRTY).is_on(raw) || raw & neither == none;
-                Self::is_leaf(raw, level) && !settled
-            }
-            AdPolicy::SetAtInstall => {
-                let leave = Mark::set(L::PRESENT).and(L::MMU_WRITABLE);
-                let withheld = Mark::new(L::WRITE.mask, L::WRITE.bits(false));
-                raw & (leave.mask | withheld.mask) == leave.value | withheld.value
-            }
-            AdPolicy::AccessTracking => {
-                Self::is_leaf(raw, level) && !may_write.and(L::ACCESSED).is_on(raw)
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn is_present(raw: u64, level: Level) -> bool {
-        Self::is_leaf(raw, level) || Self::as_table(raw, level).is_some()
-    }
-}

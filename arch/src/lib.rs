@@ -128,6 +128,7 @@
 extern crate alloc;
 
 pub mod arm64;
+mod encoded;
 mod layout;
 pub mod riscv;
 mod stage;
@@ -135,7 +136,7 @@ pub mod x86;
 
 pub use self::{
     arm64::{Arm64Ipa40, Arm64Ipa48},
-    layout::Encoded,
+    encoded::Encoded,
     riscv::{Sv39x4, Sv48x4, Sv57x4},
     stage::{GuestStage, UnknownStage},
     x86::{Ept4, Ept4NoAd, Ept5, Ept5NoAd, Npt4, Npt5},

@@ -30,7 +30,10 @@
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Level};
 
-use crate::layout::{Encoded, Flag, Frame, Layout, Mark, Memory};
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
+};
 
 const VALID: u64 = 1 << 0;
 const TYPE: u64 = 3;

@@ -41,7 +41,10 @@
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Level, Pfn};
 
 use super::{Hgatp, HgatpMode};
-use crate::layout::{Encoded, Flag, Frame, Layout, Mark, Memory};
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
+};
 
 const VALID: u64 = 1 << 0;
 const READ: u64 = 1 << 1;
@@ -117,6 +120,8 @@ impl<const LEVELS: usize> Layout for GStageLayout<LEVELS> {
     const BREAK_BEFORE_MAKE: bool = false;
     const FLUSH: FlushPrimitive = FlushPrimitive::new("HFENCE.GVMA");
     const EXECUTE_ONLY: bool = true;
+    /// Bits 62:61 are reserved on a hart without Svpbmt.
+    const OPTIONAL_MEMORY_TYPES: bool = true;
 
     const FRAME: Frame = Frame::new(10, 44);
     const PRESENT: u64 = VALID;

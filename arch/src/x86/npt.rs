@@ -39,7 +39,10 @@
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, Pfn};
 
 use super::{GENERATION_BITS, HUGE, MMU_PRESENT, pack_generation, unpack_generation};
-use crate::layout::{Encoded, Flag, Frame, Layout, Mark, Memory};
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
+};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;

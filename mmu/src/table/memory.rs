@@ -38,6 +38,16 @@ impl EntryCell {
     pub fn load(&self) -> u64 {
         self.0.load(crate::sync::Acquire)
     }
+
+    /// Makes it hold `raw`. A walker that sees `raw` sees what was stored before it.
+    ///
+    /// For memory that no MMU uses as a table: to lay tables by hand for a walker, or to clear
+    /// frames before they are lent to [`TableMemory`] and after they have come back. From
+    /// [`allocate`](TableMemory::allocate) until [`free`](TableMemory::free) entries are the MMU's
+    /// alone; a store there breaks the promise that the implementing type has made (4).
+    pub fn store(&self, raw: u64) {
+        self.0.store(raw, crate::sync::Release);
+    }
 }
 
 /// Where the MMU gets frames for its tables.

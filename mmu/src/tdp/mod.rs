@@ -10,7 +10,7 @@
 //! | `fault`, `nearby`, `fast`, `level` | resolving a fault: under the shared lock, beside the last one, without the lock; at which level |
 //! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
-//! | `walk` | lockless walks |
+//! | `walk`, `leaves` | lockless walks; listing what is mapped |
 //! | `slots` | memory slots come, change and go |
 //! | `dirty`, `protect` | the dirty log; taking W and D away |
 //! | `split`, `recover` | huge leaf → table, and back |
@@ -24,7 +24,7 @@
 //! | operation | MMU lock | yields | flush | roots |
 //! |---|---|---|---|---|
 //! | fault, pre-fault | shared | no | range if a table becomes a leaf | the vCPU's |
-//! | fast fault, walk | none (inside) | – | none | the vCPU's |
+//! | fast fault, walk, listing leaves | none (inside) | – | none | the vCPU's |
 //! | unmap, invalidate | exclusive | unless atomic | before yield and at the end | valid, invalid |
 //! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller of the sweep | valid |
 //! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, iff a bit was taken | valid |
@@ -61,6 +61,7 @@ mod dirty;
 mod fast;
 mod fault;
 mod fence;
+mod leaves;
 mod level;
 mod mirror;
 mod nearby;
@@ -87,6 +88,7 @@ use core::fmt;
 pub use self::{
     config::{DirtyLogStart, MmuConfig},
     dirty::DirtyLogError,
+    leaves::{LeafBatch, Leaves, MappedLeaf},
     prefault::PrefaultError,
     root::Root,
     stage::SecondStage,
@@ -144,6 +146,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 slots: config.max_slots,
                 gfn: F::MAX_GFN,
                 pfn: F::MAX_PFN,
+                memory_types: config.memory_types || !F::OPTIONAL_MEMORY_TYPES,
             };
             SlotSet::new(limits)
         };

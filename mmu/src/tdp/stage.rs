@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{DirtyLogError, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk, WalkFault};
+use super::{DirtyLogError, LeafBatch, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk, WalkFault};
 use crate::{
     addr::{Gfn, GfnRange, Level, Pfn},
     fault::{Access, Fault, FaultOutcome},
@@ -156,6 +156,10 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// The entries on the way to `gfn`, as [`translate_in`](Self::translate_in) finds them.
     fn walk_in(&self, as_id: u8, gfn: Gfn) -> Walk;
+
+    /// The first leaves over `range`, by guest frame, and the rest of the range:
+    /// [`Leaves`](crate::Leaves) goes through all of it. Takes no lock and changes nothing.
+    fn leaf_batch_in(&self, as_id: u8, range: GfnRange) -> LeafBatch;
 
     /// [`walk_in`](Self::walk_in) address space 0.
     fn walk(&self, gfn: Gfn) -> Walk {
@@ -442,6 +446,10 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
 
     fn walk_in(&self, as_id: u8, gfn: Gfn) -> Walk {
         self.do_walk(as_id, gfn)
+    }
+
+    fn leaf_batch_in(&self, as_id: u8, range: GfnRange) -> LeafBatch {
+        self.do_leaf_batch(as_id, range)
     }
 
     #[inline(always)]
