@@ -201,4 +201,3 @@ pub trait Layout: Copy + Send + Sync + 'static {
         None
     }
 }
-

@@ -141,7 +141,8 @@ pub use self::{
         memory::{EntryCell, TableMemory},
     },
     tdp::{
-        DirtyLogError, DirtyLogStart, LeafBatch, Leaves, MappedLeaf, MmuConfig, PrefaultError, Root,
-        SecondStage, TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep, Walker, WalkerSeat,
+        DirtyLogError, DirtyLogStart, LeafBatch, Leaves, MappedLeaf, MmuConfig, PrefaultError,
+        Root, SecondStage, TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep, Walker,
+        WalkerSeat,
     },
 };

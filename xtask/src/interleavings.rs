@@ -43,7 +43,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
             "shuttle",
             &[
                 "-p",
-                "slat-arch",
+                "slat-mmu",
                 "--features",
                 "shuttle",
                 "--test",

@@ -270,7 +270,9 @@ pub enum SlotError {
     },
     /// The memory type needs an extension, and
     /// [`MmuConfig::memory_types`](crate::MmuConfig::memory_types) does not say that it is there.
-    #[error("slot {id}: {memory:?} memory needs an extension that the processor is not said to have")]
+    #[error(
+        "slot {id}: {memory:?} memory needs an extension that the processor is not said to have"
+    )]
     MemoryType {
         /// The slot.
         id: SlotId,

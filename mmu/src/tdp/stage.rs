@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{DirtyLogError, LeafBatch, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk, WalkFault};
+use super::{
+    DirtyLogError, LeafBatch, PrefaultError, Root, TdpMmu, Translation, Vcpu, Walk, WalkFault,
+};
 use crate::{
     addr::{Gfn, GfnRange, Level, Pfn},
     fault::{Access, Fault, FaultOutcome},

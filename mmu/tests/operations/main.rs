@@ -2,6 +2,8 @@
 //!
 //! *Rig*: one MMU with one slot of 2048 pages, aligned to huge pages on both sides, one vCPU, and a host that records flushes.
 
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;

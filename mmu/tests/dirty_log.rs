@@ -8,6 +8,8 @@
 //! A CPU obeys flushes between two instructions only, or is marked as outside while it resolves a fault; and whoever flushes
 //! waits until each has obeyed or is outside: the use of a TLB entry that outlived its flush is an error that the oracle sees.
 
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
+
 use std::{
     collections::HashMap,
     sync::{

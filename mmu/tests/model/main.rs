@@ -19,6 +19,8 @@
 //!
 //! `model.regressions.txt`, one case a line, is replayed first. `SLAT_TEST_SEED` repeats a run; `SLAT_TEST_CASES` makes it longer.
 
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
+
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -63,7 +65,7 @@ fn agrees_with_the_model(stage: GuestStage) {
             replay(stage, &case).unwrap_or_else(|error| panic!("{error}"));
         }
     }
-    common::check(CASES, &op::case(OPS), |case| replay(stage, &case));
+    common::property::check(CASES, &op::case(OPS), |case| replay(stage, &case));
 }
 
 macro_rules! formats {

@@ -3,6 +3,8 @@
 //! What is checked is what must hold whatever the threads did: translations are the slot's, counters are 0 at the end, and
 //! every table came back.
 
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
+
 mod common;
 #[path = "common/planted_race.rs"]
 mod planted_race;

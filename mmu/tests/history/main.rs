@@ -7,6 +7,7 @@
 //! The *rig* lets a test in where races happen: its host calls a hook inside each flush and when asked for a mapping's size,
 //! its memory calls one inside each allocation, so an interleaving that history needed luck for is the same each time.
 
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
 #![allow(
     unexpected_cfgs,
     reason = "`few_formats` is set by cargo xtask mutations"
