@@ -131,8 +131,8 @@ impl<L: Layout> Encoded<L> {
 }
 
 // SAFETY: `decode` accepts only what `make_leaf` and `make_table` give back, and `CHECKED` keeps
-// pointers, leaves and absent entries apart whatever the flags say. A flag of a leaf is no bit of
-// its frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
+// pointers, leaves and absent entries distinct whatever the flags say. A flag of a leaf is no bit
+// of its frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
 // pointer of a leaf. `tests/format_laws.rs` tests each law on each format.
 #[expect(unsafe_code, reason = "a format vouches for its laws")]
 unsafe impl<L: Layout> Format for Encoded<L> {

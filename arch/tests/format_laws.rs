@@ -1,6 +1,7 @@
 //! The laws of `slat_mmu::Format`, on every format: those of the list at the end.
 //!
-//! Raw values are arbitrary, and near valid entries as well (one bit flipped), because almost no arbitrary value is accepted.
+//! Raw values are arbitrary, and near valid entries as well (one bit flipped), because almost no
+//! arbitrary value is accepted.
 
 #[path = "../../mmu/tests/common/property.rs"]
 mod property;
@@ -135,7 +136,8 @@ fn round_trip<F: Format>() {
     });
 }
 
-/// Laws 2 and 4: whatever the bits, decoding is total, and what it accepts is encoded back to the same bits.
+/// Laws 2 and 4: whatever the bits, decoding is total, and what it accepts is encoded back to the
+/// same bits.
 fn exactness<F: Format>() {
     property::check(CASES, &any_seed(), |seed| {
         for level in levels::<F>() {
@@ -232,7 +234,8 @@ fn mutators<F: Format>() {
     });
 }
 
-/// Law 5: no mutator, and nothing that hardware does to a leaf, makes a table of what was none, or changes a frame.
+/// Law 5: no mutator, and nothing that hardware does to a leaf, makes a table of what was none, or
+/// changes a frame.
 fn mutators_make_no_table<F: Format>() {
     let mutate = |raw: u64, on: bool| {
         [

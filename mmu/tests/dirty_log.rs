@@ -1,12 +1,13 @@
-//! The kernel's `dirty_log_test` in small: virtual CPUs with TLBs of their own write while their dirty log is harvested
-//! and, in the second test, while their tables are torn down under them.
+//! The kernel's `dirty_log_test` in small: virtual CPUs with TLBs of their own write while their
+//! dirty log is harvested and, in the second test, while their tables are torn down under them.
 //!
-//! Oracle, for every round: a page that is clean in this harvest *and* in a look at the log taken after its memory was
-//! read holds what was last copied from it. At the end, with the CPUs stopped and one more harvest, the copy is the
-//! memory: no write was lost.
+//! Oracle, for every round: a page that is clean in this harvest *and* in a look at the log taken
+//! after its memory was read holds what was last copied from it. At the end, with the CPUs stopped
+//! and one more harvest, the copy is the memory: no write was lost.
 //!
-//! A CPU obeys flushes between two instructions only, or is marked as outside while it resolves a fault; and whoever flushes
-//! waits until each has obeyed or is outside: the use of a TLB entry that outlived its flush is an error that the oracle sees.
+//! A CPU obeys flushes between two instructions only, or is marked as outside while it resolves a
+//! fault; and whoever flushes waits until each has obeyed or is outside: the use of a TLB entry
+//! that outlived its flush is an error that the oracle sees.
 
 #![cfg(not(any(feature = "loom", feature = "shuttle")))]
 
@@ -197,7 +198,8 @@ impl Machine {
         dirty
     }
 
-    /// Harvests, copies and checks until the rounds are over, then stops the CPUs and checks the copy.
+    /// Harvests, copies and checks until the rounds are over, then stops the CPUs and checks the
+    /// copy.
     fn migrate(&self, manual: bool) {
         let is_set = |bitmap: &[u64], page: usize| bitmap[page / 64] >> (page % 64) & 1 == 1;
         self.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();

@@ -1,7 +1,7 @@
 //! The dirty log beside writers: no write is lost.
 //!
-//! The oracle is that of a migration: what a harvest reports is copied after it; when the writer has stopped and a last harvest
-//! is copied too, the copy is the memory.
+//! The oracle is that of a migration: what a harvest reports is copied after it; when the writer
+//! has stopped and a last harvest is copied too, the copy is the memory.
 #![cfg(feature = "loom")]
 
 mod loom_scene;
@@ -48,7 +48,8 @@ fn a_write_that_faults() {
 
 #[test]
 fn a_write_to_a_page_whose_bit_is_set() {
-    // The bit is there before the write, so the writer has nothing to set unless the harvest takes it first.
+    // The bit is there before the write, so the writer has nothing to set unless the harvest takes
+    // it first.
     let scene = || {
         harvest::<Tiny>(DirtyLogStart::InitiallySet, |scene, vcpu| {
             scene.map(vcpu, 1, Access::Read);

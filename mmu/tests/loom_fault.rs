@@ -95,7 +95,8 @@ fn a_table_becomes_a_leaf_under_a_fault() {
     );
 }
 
-/// A vCPU remembers the table of its last fault while another one's huge fault takes that table away and gives it back.
+/// A vCPU remembers the table of its last fault while another one's huge fault takes that table
+/// away and gives it back.
 #[test]
 fn a_remembered_table_goes() {
     explore("hint x retire", 3, || {
@@ -119,7 +120,8 @@ fn a_remembered_table_goes() {
     });
 }
 
-/// The same, where the walk that finds the table comes before it is taken away and its next use after it was given back.
+/// The same, where the walk that finds the table comes before it is taken away and its next use
+/// after it was given back.
 #[test]
 fn a_table_is_remembered_as_of_before_its_walk() {
     explore("hint x retire x hint", 2, || {
@@ -134,7 +136,8 @@ fn a_table_is_remembered_as_of_before_its_walk() {
                 beside.mmu.reclaim();
             },
             || {
-                // The first walks, the second walks there again and remembers; the third begins with what is remembered.
+                // The first walks, the second walks there again and remembers; the third begins
+                // with what is remembered.
                 scene.fault(&mut b, small(1, Access::Read));
                 scene.fault(&mut b, small(0, Access::Read));
                 scene.fault(&mut b, small(1, Access::Read));
@@ -167,7 +170,8 @@ fn prefault_beside_a_write() {
     });
 }
 
-/// A hole is looked up, gets a slot, and is remembered: it must be remembered as what it was, not as what it has become.
+/// A hole is looked up, gets a slot, and is remembered: it must be remembered as what it was, not
+/// as what it has become.
 #[test]
 fn a_hole_that_gets_a_slot() {
     explore("fault on a hole x slot", 2, || {

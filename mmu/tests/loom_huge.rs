@@ -22,7 +22,8 @@ fn split<const BREAK: bool>() {
     let beside = Arc::clone(&scene);
     both(
         move || {
-            // Translates to the same frame before, during and after; a moment without a mapping is for formats that break.
+            // Translates to the same frame before, during and after; a moment without a mapping is
+            // for formats that break.
             beside.touch(0, &mut a, Fault::new(Gfn(1), Access::Write), |_| {});
             if !BREAK {
                 assert!(beside.mmu.translate(Gfn(0)).is_some());
@@ -92,8 +93,8 @@ fn fault_beside_a_recovery() {
     explore("fault x recover, break before make", 2, recover::<true>);
 }
 
-/// The frozen entry of a break-before-make split lies in a table that a recovery a level up would tear down; here the
-/// invalidation of the range comes in between.
+/// The frozen entry of a break-before-make split lies in a table that a recovery a level up would
+/// tear down; here the invalidation of the range comes in between.
 #[test]
 fn invalidation_beside_a_split() {
     explore("invalidate x split, break before make", 3, || {

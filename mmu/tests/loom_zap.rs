@@ -47,8 +47,9 @@ impl Page {
     }
 }
 
-/// The host takes a page's memory away between begin and end. No access that was translated before may still be under way,
-/// and none may be translated meanwhile: each would race with the host's own write. The fault is told of `fault`.
+/// The host takes a page's memory away between begin and end. No access that was translated before
+/// may still be under way, and none may be translated meanwhile: each would race with the host's
+/// own write. The fault is told of `fault`.
 fn invalidate(fault: Fault, config: MmuConfig) {
     let scene = Scene::<Tiny>::new(1, 16, config);
     let mut a = scene.vcpu();
@@ -90,8 +91,8 @@ fn invalidation_of_a_part_of_a_huge_page() {
     });
 }
 
-/// Unmapping under a withdrawn root owes no flush, because whoever withdrew it has flushed: an access that was translated
-/// before the withdrawal is over when the host takes the memory.
+/// Unmapping under a withdrawn root owes no flush, because whoever withdrew it has flushed: an
+/// access that was translated before the withdrawal is over when the host takes the memory.
 #[test]
 fn invalidation_beside_a_withdrawal() {
     explore("access x withdrawal x invalidate", 2, || {
@@ -148,7 +149,8 @@ fn two_fast_zaps() {
     });
 }
 
-/// A walk that began before a table was given back never touches it afterwards; the memory fails the model if it does.
+/// A walk that began before a table was given back never touches it afterwards; the memory fails
+/// the model if it does.
 #[test]
 fn walk_beside_the_freeing_of_its_tables() {
     explore("walk x table free", 2, || {
@@ -216,7 +218,8 @@ fn root_loaded_beside_its_withdrawal() {
     });
 }
 
-/// A hardware walker's access beside the withdrawal of its root: it must not wait for the one who flushes.
+/// A hardware walker's access beside the withdrawal of its root: it must not wait for the one who
+/// flushes.
 #[test]
 fn access_beside_a_withdrawal() {
     explore("access x withdrawal", 3, || {
@@ -294,8 +297,8 @@ fn move_beside_a_fault() {
     });
 }
 
-/// The owner of external tables is asked for each change while the mirror's entry is frozen: its view and the mirror's
-/// never differ when nobody holds an entry.
+/// The owner of external tables is asked for each change while the mirror's entry is frozen: its
+/// view and the mirror's never differ when nobody holds an entry.
 #[test]
 fn mirror_frozen_beside_removal() {
     explore("mirror freeze x removal", 2, || {

@@ -1,5 +1,5 @@
-//! Mirror roots and the owner of the tables that they stand for, on every format. What happens when the owner refuses at random is
-//! the model's; here are single refusals and their consequences.
+//! Mirror roots and the owner of the tables that they stand for, on every format. What happens when
+//! the owner refuses at random is the model's; here are single refusals and their consequences.
 
 #![cfg(not(any(feature = "loom", feature = "shuttle")))]
 

@@ -1,7 +1,8 @@
-//! Real threads against one MMU: faults beside harvests, unmaps, slot changes and fast zaps, on every format.
+//! Real threads against one MMU: faults beside harvests, unmaps, slot changes and fast zaps, on
+//! every format.
 //!
-//! What is checked is what must hold whatever the threads did: translations are the slot's, counters are 0 at the end, and
-//! every table came back.
+//! What is checked is what must hold whatever the threads did: translations are the slot's,
+//! counters are 0 at the end, and every table came back.
 
 #![cfg(not(any(feature = "loom", feature = "shuttle")))]
 

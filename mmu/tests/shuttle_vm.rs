@@ -1,23 +1,26 @@
-//! A whole VM under random schedules (shuttle), on every format: vCPUs with TLBs, a harvester, a notifier, slots that
-//! come, move and go, fast zaps, ageing.
+//! A whole VM under random schedules (shuttle), on every format: vCPUs with TLBs, a harvester, a
+//! notifier, slots that come, move and go, fast zaps, ageing.
 //!
-//! A TLB is emptied by an acknowledged flush, and by the vCPU's own fault at the frame; nothing else makes what it holds
-//! wrong or right. The host is slow to ask for a flush now and then, or what is flushed too late would hardly ever be used.
+//! A TLB is emptied by an acknowledged flush, and by the vCPU's own fault at the frame; nothing
+//! else makes what it holds wrong or right. The host is slow to ask for a flush now and then, or
+//! what is flushed too late would hardly ever be used.
 //!
 //! # What is checked
 //!
-//! - *Stale translations*: a vCPU uses its TLB between two looks at the flush requests, and whoever flushes waits until
-//!   each vCPU in the guest has looked. So each use is checked against what the host has been promised: not a page that is
-//!   being taken back, not a slot that is deleted, not the place from which a slot has moved.
-//! - *The dirty log*: what a harvest reports is copied; when the vCPUs have stopped, after one more harvest the copy is the
-//!   memory (the oracle of the kernel's `dirty_log_test`).
+//! - *Stale translations*: a vCPU uses its TLB between two looks at the flush requests, and whoever
+//!   flushes waits until each vCPU in the guest has looked. So each use is checked against what the
+//!   host has been promised: not a page that is being taken back, not a slot that is deleted, not
+//!   the place from which a slot has moved.
+//! - *The dirty log*: what a harvest reports is copied; when the vCPUs have stopped, after one more
+//!   harvest the copy is the memory (the oracle of the kernel's `dirty_log_test`).
 //! - *Progress*: shuttle fails a schedule that deadlocks or does not come to its end.
 //! - *Counters*: no leaf and no table is left.
 //!
 //! # Repeating a failure
 //!
-//! Each run prints its seed. `SLAT_SHUTTLE_SEED` repeats the run, `SLAT_SHUTTLE_SCHEDULES` sets how many schedules it has,
-//! and the schedule that failed, which shuttle prints, is repeated alone by `SLAT_SHUTTLE_REPLAY`.
+//! Each run prints its seed. `SLAT_SHUTTLE_SEED` repeats the run, `SLAT_SHUTTLE_SCHEDULES` sets how
+//! many schedules it has, and the schedule that failed, which shuttle prints, is repeated alone by
+//! `SLAT_SHUTTLE_REPLAY`.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -48,8 +51,8 @@ const PLACES: [u64; 2] = [0, 2048];
 /// Pages that are touched, by their place in the slot.
 const TOUCHED: [u64; 4] = [0, 1, 511, 513];
 
-/// The host and its guest. Ordinary atomics on purpose: shuttle's threads switch only at its own, so what is written
-/// between two of those is one step, as the use of a translation is.
+/// The host and its guest. Ordinary atomics on purpose: shuttle's threads switch only at its own,
+/// so what is written between two of those is one step, as the use of a translation is.
 struct Machine {
     flushes: shuttle::sync::Mutex<Vec<Flush>>,
     requested: shuttle::sync::atomic::AtomicUsize,
@@ -60,8 +63,8 @@ struct Machine {
     revoked: Vec<AtomicBool>,
     /// Bit n: the slot may be at `PLACES[n]`.
     places: AtomicU64,
-    /// The host does not move a slot while it takes the slot's memory back: an invalidation names guest frames, and would
-    /// not cover the memory at its new place.
+    /// The host does not move a slot while it takes the slot's memory back: an invalidation names
+    /// guest frames, and would not cover the memory at its new place.
     layout: shuttle::sync::Mutex<()>,
 }
 
@@ -196,7 +199,8 @@ impl Vm {
                 other => panic!("{other:?} at {gfn}"),
             }
         }
-        // The others may keep it busy for long; that it is not for ever is for shuttle's limit of steps to say.
+        // The others may keep it busy for long; that it is not for ever is for shuttle's limit of
+        // steps to say.
         false
     }
 
@@ -312,7 +316,8 @@ fn spawn(vm: &Arc<Vm>, body: impl FnOnce(&Vm) + Send + 'static) -> thread::JoinH
     thread::spawn(move || body(&vm))
 }
 
-/// Dirty logging goes on, is harvested and goes off and on again, beside writers and everything that takes mappings away.
+/// Dirty logging goes on, is harvested and goes off and on again, beside writers and everything
+/// that takes mappings away.
 fn dirty_log(stage: GuestStage) {
     let vm = Vm::new(stage, 2);
     let cpus: Vec<_> = (0..2)
@@ -410,8 +415,8 @@ fn slots(stage: GuestStage) {
     vm.finish();
 }
 
-/// Memory is taken back while roots are withdrawn: unmapping flushes nothing under a withdrawn root, because the flush of the
-/// withdrawal was in the same section.
+/// Memory is taken back while roots are withdrawn: unmapping flushes nothing under a withdrawn
+/// root, because the flush of the withdrawal was in the same section.
 fn revocations(stage: GuestStage) {
     let vm = Vm::new(stage, 2);
     let cpus: Vec<_> = (0..2)
@@ -486,7 +491,7 @@ fn schedules(name: &str, share: usize, scene: fn(GuestStage)) {
         Runner::new(priorities, config.clone()).run(counted(&begun.1));
     }
     println!(
-        "{name}: {} schedules, half of them by priorities, {:.1} s",
+        "{name}: {} schedules, every second one by priorities, {:.1} s",
         begun.1.load(SeqCst),
         begin.elapsed().as_secs_f64()
     );

@@ -55,7 +55,10 @@ fn is_read(source: &str, before: &str) -> bool {
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     let slat = names_in(workspace, &["cli/src"])?;
     // Pages for developers also name what tests and tools read.
-    let tools = names_in(workspace, &["arch/tests", "mmu/tests", "tests", "xtask/src"])?;
+    let tools = names_in(
+        workspace,
+        &["arch/tests", "mmu/tests", "tests", "xtask/src"],
+    )?;
     let mut faults = Vec::new();
     let mut used = 0;
     for path in workspace.files(

@@ -13,20 +13,24 @@
 //! | 54:53 | XN: 10b no execution, 00b execution | 0 |
 //! | 55, 56, 57 | software: MMU-writable, host-writable, Dirty | 0 |
 //!
-//! Arm numbers levels from the root, down to level 3; the MMU's 4 KiB, 2 MiB, 1 GiB and 512 GiB are Arm's 3, 2, 1 and
-//! 0, which holds no blocks in this granule. An invalid descriptor's other bits are free; one such value is `FROZEN`.
+//! Arm numbers levels from the root, down to level 3; the MMU's 4 KiB, 2 MiB, 1 GiB and 512 GiB are
+//! Arm's 3, 2, 1 and 0, which holds no blocks in this granule. An invalid descriptor's other bits
+//! are free; one such value is `FROZEN`.
 //!
-//! *Concatenated root*: a 40-bit address has one bit too many for three levels. The walk starts at Arm's level 1 with two tables
-//! side by side, which is one table of 1024 entries, as the RISC-V root is four.
+//! *Concatenated root*: a 40-bit address has one bit too many for three levels. The walk starts at
+//! Arm's level 1 with two tables side by side, which is one table of 1024 entries, as the RISC-V
+//! root is four.
 //!
-//! *Permissions*: read and write are separate bits, so write-only is legal for hardware but nothing this MMU writes;
-//! execute-only (S2AP 00, XN 00) is legal. XN bit 53 belongs to FEAT_XNX and stays 0.
+//! *Permissions*: read and write are separate bits, so write-only is legal for hardware but nothing
+//! this MMU writes; execute-only (S2AP 00, XN 00) is legal. XN bit 53 belongs to FEAT_XNX and stays
+//! 0.
 //!
-//! *Memory types* (without FEAT_S2FWB): Normal write-back 1111b, Normal non-cacheable 0101b, Device-nGnRE 0001b. The
-//! stronger of both stages' attributes wins.
+//! *Memory types* (without FEAT_S2FWB): Normal write-back 1111b, Normal non-cacheable 0101b,
+//! Device-nGnRE 0001b. The stronger of both stages' attributes wins.
 //!
-//! *Accessed and Dirty*: the processor may be one that faults where AF is clear (`VTCR_EL2.HA` = 0), so leaves are made with
-//! it set. Dirty is the MMU's own bit; hardware's (DBM) stays off and writes are logged by taking S2AP's write bit away.
+//! *Accessed and Dirty*: the processor may be one that faults where AF is clear (`VTCR_EL2.HA` =
+//! 0), so leaves are made with it set. Dirty is the MMU's own bit; hardware's (DBM) stays off and
+//! writes are logged by taking S2AP's write bit away.
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Level};
 
@@ -150,7 +154,8 @@ mod tests {
     #[test]
     fn what_the_mmu_never_writes_is_malformed() {
         let page = Arm64Ipa40::make_leaf(&LEAF, Level::SIZE_4K);
-        // Reserved type; write-only; an unused memory type; not shareable; DBM; Contiguous; XNX; a high output address.
+        // Reserved type; write-only; an unused memory type; not shareable; DBM; Contiguous; XNX; a
+        // high output address.
         for wrong in [
             page & !2,
             page & !READ,

@@ -1,7 +1,8 @@
 //! G-stage page-table entries: Sv39x4, Sv48x4, Sv57x4.
 //!
-//! The root has two more index bits than the other levels: 2048 entries in 16 KiB, aligned to 16 KiB. Otherwise the three
-//! formats differ in the number of levels alone; each level may hold leaves.
+//! The root has two more index bits than the other levels: 2048 entries in 16 KiB, aligned to 16
+//! KiB. Otherwise the three formats differ in the number of levels alone; each level may hold
+//! leaves.
 //!
 //! | bit | use |
 //! |---|---|
@@ -13,30 +14,33 @@
 //! | 8, 9 | RSW: MMU-writable, host-writable |
 //! | 53:10 | PPN |
 //! | 60:54 | reserved |
-//! | 62:61 | PBMT (Svpbmt): 0 as the physical memory attributes say, 1 NC, 2 IO; 0 on a hart without it |
+//! | 62:61 | PBMT: 0 as the physical memory attributes say; with Svpbmt also 1 NC, 2 IO |
 //! | 63 | N (Svnapot), never set |
 //!
-//! An invalid entry's other bits are free; one such value is `FROZEN`. The two RSW bits are the only free ones of a valid
-//! entry (without Svrsw60t59b, which adds bits 60 and 59), and enough: V says that the entry is present, and there are no
-//! access-tracked and no MMIO entries.
+//! An invalid entry's other bits are free; one such value is `FROZEN`. The two RSW bits are the
+//! only free ones of a valid entry (without Svrsw60t59b, which adds bits 60 and 59), and enough: V
+//! says that the entry is present, and there are no access-tracked and no MMIO entries.
 //!
 //! # Accessed and Dirty: one format for Svade and Svadu
 //!
-//! A hart with Svade faults where A, or D on a write, is clear; one with Svadu enabled sets the bit. A guest may run on either,
-//! or move between them, so leaves are made with both set, which no hart changes and none faults on. Ageing clears A; the next
-//! use sets it in hardware or faults, and the fault finds the access permitted and sets it.
+//! A hart with Svade faults where A, or D on a write, is clear; one with Svadu enabled sets the
+//! bit. A guest may run on either, or move between them, so leaves are made with both set, which no
+//! hart changes and none faults on. Ageing clears A; the next use sets it in hardware or faults,
+//! and the fault finds the access permitted and sets it.
 //!
-//! There is no variant of these formats that logs writes by clearing D. It would need Svadu on every hart that the guest may
-//! ever run on, and would still gain nothing: no RISC-V extension keeps a log of the addresses whose D it set, so a
-//! harvest would have to read every leaf of the slot, where write protection finds the dirty pages in the bitmap that the
-//! faults filled. A clean slot of 1 TiB would cost 268 million reads instead of a bitmap scan.
+//! There is no variant of these formats that logs writes by clearing D. It would need Svadu on
+//! every hart that the guest may ever run on, and would still gain nothing: no RISC-V extension
+//! keeps a log of the addresses whose D it set, so a harvest would have to read every leaf of the
+//! slot, where write protection finds the dirty pages in the bitmap that the faults filled. A clean
+//! slot of 1 TiB would cost 268 million reads instead of a bitmap scan.
 //!
 //! # Svnapot
 //!
-//! N = 1 at 4 KiB with PPN bits 3:0 = 1000b maps 64 KiB by sixteen equal entries. The MMU has no such
-//! level, so N is malformed. It would go into `make_leaf` as a property of the leaf ("sixteen neighbours map one block"), set when
-//! the sixteen leaves are filled at once, and would have to be taken back from all sixteen before one of them changes: a
-//! break-before-make rule within a table, which is why it is not a mere bit.
+//! N = 1 at 4 KiB with PPN bits 3:0 = 1000b maps 64 KiB by sixteen equal entries. The MMU has no
+//! such level, so N is malformed. It would go into `make_leaf` as a property of the leaf ("sixteen
+//! neighbours map one block"), set when the sixteen leaves are filled at once, and would have to be
+//! taken back from all sixteen before one of them changes: a break-before-make rule within a table,
+//! which is why it is not a mere bit.
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Level, Pfn};
 
@@ -146,7 +150,8 @@ mod tests {
 
     use super::*;
 
-    /// Privileged specification, "Sv39": figure of the page-table entry, which Sv39x4 to Sv57x4 share.
+    /// Privileged specification, "Sv39": figure of the page-table entry, which Sv39x4 to Sv57x4
+    /// share.
     #[test]
     fn bits_are_where_the_manual_has_them() {
         let leaf = Leaf {
@@ -183,7 +188,8 @@ mod tests {
     #[test]
     fn what_the_specification_reserves_is_malformed() {
         let table = VALID | 5 << 10;
-        // A pointer with U, A, D, G or PBMT; a table at the last level; W without R; N; PBMT 3; a reserved bit.
+        // A pointer with U, A, D, G or PBMT; a table at the last level; W without R; N; PBMT 3; a
+        // reserved bit.
         for extra in [
             USER,
             ACCESSED,
@@ -237,7 +243,8 @@ mod tests {
                 ..
             })
         ));
-        // Hardware would follow it but for U, A and D, which are reserved in a pointer and make the access fault.
+        // Hardware would follow it but for U, A and D, which are reserved in a pointer and make the
+        // access fault.
         let nothing = Sv39x4::with_executable(execute_only, false);
         assert_eq!(Sv39x4::as_table(nothing, Level::SIZE_2M), None);
         assert_eq!(Sv39x4::decode(nothing, Level::SIZE_2M), Entry::Malformed);

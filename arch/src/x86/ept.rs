@@ -1,8 +1,10 @@
-//! Intel extended page tables: four or five levels, with Accessed and Dirty kept by hardware or by faults.
+//! Intel extended page tables: four or five levels, with Accessed and Dirty kept by hardware or by
+//! faults.
 //!
-//! Source: Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": the tables of entry formats, "EPT
-//! Misconfigurations", "Accessed and Dirty Flags for EPT". Bits that the SDM calls ignored, or that belong to features left
-//! off (57: guest-paging verification, 58: paging-write), hold our software bits, at the positions that KVM uses:
+//! Source: Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": the tables of entry
+//! formats, "EPT Misconfigurations", "Accessed and Dirty Flags for EPT". Bits that the SDM calls
+//! ignored, or that belong to features left off (57: guest-paging verification, 58: paging-write),
+//! hold our software bits, at the positions that KVM uses:
 //!
 //! | bit | leaf | pointer to a table |
 //! |---|---|---|
@@ -19,38 +21,46 @@
 //! | 57, 58 | software: host-writable, MMU-writable | 0 |
 //! | 63 | suppress #VE | 0 |
 //!
-//! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT violation and not
-//! an exception of its own.
+//! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT
+//! violation and not an exception of its own.
 //!
-//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X alone is one
-//! too on a processor without `IA32_VMX_EPT_VPID_CAP` bit 0. The MMU makes every leaf readable, so its owner need not check that
-//! bit; execute-only leaves are understood where tables of another's making are read.
+//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X
+//! alone is one too on a processor without `IA32_VMX_EPT_VPID_CAP` bit 0. The MMU makes every leaf
+//! readable, so its owner need not check that bit; execute-only leaves are understood where tables
+//! of another's making are read.
 //!
-//! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration, read the page through a
-//! write-back mapping, and must see what the guest wrote whatever its PAT says. Non-cacheable memory is WC and device
-//! memory UC, both combined with the guest's PAT, so that a guest can still choose WC for a frame buffer. WT and WP are
-//! legal for hardware but nothing this MMU writes; 2, 3 and 7 are reserved. All five are malformed here.
+//! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration,
+//! read the page through a write-back mapping, and must see what the guest wrote whatever its PAT
+//! says. Non-cacheable memory is WC and device memory UC, both combined with the guest's PAT, so
+//! that a guest can still choose WC for a frame buffer. WT and WP are legal for hardware but
+//! nothing this MMU writes; 2, 3 and 7 are reserved. All five are malformed here.
 //!
-//! *MMIO* entries hold 110b (W and X without R) in bits 2:0, a misconfiguration on every processor (see the [parent
-//! module](super)). The frame is stored inverted: on processors with L1 terminal fault a walk that ends in an illegal entry goes on
-//! speculatively with the address in it, and an inverted guest frame names the top of the physical address space, where
-//! no RAM is. Of a 57-bit guest address the lowest 52 are kept; no processor has more physical address bits.
+//! *MMIO* entries hold 110b (W and X without R) in bits 2:0, a misconfiguration on every processor
+//! (see the [parent module](super)). The frame is stored inverted: on processors with L1 terminal
+//! fault a walk that ends in an illegal entry goes on speculatively with the address in it, and an
+//! inverted guest frame names the top of the physical address space, where no RAM is. Of a 57-bit
+//! guest address the lowest 52 are kept; no processor has more physical address bits.
 //!
-//! *Accessed and Dirty.* With hardware's (`ept4`, `ept5`, EPTP bit 6 set) bits 8 and 9 are the processor's; a table is linked with
-//! Accessed set, so hardware never changes a pointer. Without (`ept4-noad`, `ept5-noad`) the processor ignores both
-//! bits and they are the MMU's own. A leaf that was not accessed is then *access-tracked*: R, W and X are clear, R and X are
-//! saved 54 bits up, and W is not saved, because a write must be seen anyway.
+//! *Accessed and Dirty.* With hardware's (`ept4`, `ept5`, EPTP bit 6 set) bits 8 and 9 are the
+//! processor's; a table is linked with Accessed set, so hardware never changes a pointer. Without
+//! (`ept4-noad`, `ept5-noad`) the processor ignores both bits and they are the MMU's own. A leaf
+//! that was not accessed is then *access-tracked*: R, W and X are clear, R and X are saved 54 bits
+//! up, and W is not saved, because a write must be seen anyway.
 //!
-//! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be seen loses Dirty and keeps W, so
-//! the write does not fault. The MMU never looks for Dirty bits; what tells it is the log that the processor writes when it sets
-//! Dirty. So its owner enables PML ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every vCPU
-//! while a slot logs, and drains each vCPU's log into [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) when it is full and before
-//! each harvest, with the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
-//! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need nothing of the processor.
+//! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be
+//! seen loses Dirty and keeps W, so the write does not fault. The MMU never looks for Dirty bits;
+//! what tells it is the log that the processor writes when it sets Dirty. So its owner enables PML
+//! ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every
+//! vCPU while a slot logs, and drains each vCPU's log into
+//! [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) when it is full and before each harvest, with
+//! the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
+//! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need
+//! nothing of the processor.
 //!
-//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
-//! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
-//! is mapped by huge executable leaves; hence [`Format::NX_HUGE_PAGES`].
+//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES`
+//! raise a machine check if an instruction fetch finds a page in the instruction TLB in two sizes,
+//! which a guest can bring about where its memory is mapped by huge executable leaves; hence
+//! [`Format::NX_HUGE_PAGES`].
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, Pfn};
 
@@ -197,10 +207,12 @@ mod tests {
         memory: MemoryType::Normal,
     };
 
-    /// SDM vol. 3C, "Format of an EPT Page-Table Entry that Maps a 4-KByte Page" and its 2-MByte sister.
+    /// SDM vol. 3C, "Format of an EPT Page-Table Entry that Maps a 4-KByte Page" and its 2-MByte
+    /// sister.
     #[test]
     fn bits_are_where_the_manual_has_them() {
-        // RWX = 7, WB = 6 << 3 and ignore PAT = 0x70, A and D = 0x300, software 0x800, 57, 58, suppress #VE.
+        // RWX = 7, WB = 6 << 3 and ignore PAT = 0x70, A and D = 0x300, software 0x800, 57, 58,
+        // suppress #VE.
         assert_eq!(
             Ept4::make_leaf(&LEAF, Level::SIZE_4K),
             0x8600_0000_1234_5b77

@@ -1,8 +1,9 @@
 //! AMD nested page tables: four or five levels.
 //!
-//! Source: AMD APM vol. 2, "Nested Paging" (15.25) and "Page-Translation-Table Entry Fields" (5.4). A nested table is an
-//! ordinary x86-64 page table, whose number of levels is that of the host's own paging when the guest is entered
-//! (`CR4.LA57`). Our software bits are at the positions that KVM uses:
+//! Source: AMD APM vol. 2, "Nested Paging" (15.25) and "Page-Translation-Table Entry Fields" (5.4).
+//! A nested table is an ordinary x86-64 page table, whose number of levels is that of the host's
+//! own paging when the guest is entered (`CR4.LA57`). Our software bits are at the positions that
+//! KVM uses:
 //!
 //! | bit | leaf | pointer to a table |
 //! |---|---|---|
@@ -22,19 +23,23 @@
 //!
 //! *Permissions*: a present entry can always be read, so there are no execute-only leaves.
 //!
-//! *Memory types* are an index into the *host's* PAT, combined with the guest's (15.25.8). Ordinary memory has index 0, WB in
-//! every PAT in use. Device memory has index 3, UC. Non-cacheable memory has index 2, UC-: unlike index 1, which is WC only if
-//! the host has set it so and otherwise WT, it is never cached, and the guest's PAT may still weaken it to WC.
+//! *Memory types* are an index into the *host's* PAT, combined with the guest's (15.25.8). Ordinary
+//! memory has index 0, WB in every PAT in use. Device memory has index 3, UC. Non-cacheable memory
+//! has index 2, UC-: unlike index 1, which is WC only if the host has set it so and otherwise WT,
+//! it is never cached, and the guest's PAT may still weaken it to WC.
 //!
-//! *MMIO* entries are present with bit 51 set (see the [parent module](super)). That bit is reserved, and the access faults
-//! with RSV in its error code, only if the processor has fewer than 52 physical address bits (CPUID
-//! `8000_0008` EAX 7:0). On one with 52 the MMU's owner must not use MMIO entries; [`Npt::mmio_faults`] says so.
-//! Memory encryption (a C-bit) is not supported. Frames are below bit 51 in any case.
+//! *MMIO* entries are present with bit 51 set (see the [parent module](super)). That bit is
+//! reserved, and the access faults with RSV in its error code, only if the processor has fewer than
+//! 52 physical address bits (CPUID `8000_0008` EAX 7:0). On one with 52 the MMU's owner must not
+//! use MMIO entries; [`Npt::mmio_faults`] says so. Memory encryption (a C-bit) is not supported.
+//! Frames are below bit 51 in any case.
 //!
-//! *Accessed and Dirty* are always hardware's; the walker sets them in nested entries for guest page tables as well. There is no log
-//! of dirty addresses as Intel's, so writes are logged by taking W away.
+//! *Accessed and Dirty* are always hardware's; the walker sets them in nested entries for guest
+//! page tables as well. There is no log of dirty addresses as Intel's, so writes are logged by
+//! taking W away.
 //!
-//! *iTLB multihit* is an erratum of Intel processors; no other vendor's are affected, so huge leaves stay executable.
+//! *iTLB multihit* is an erratum of Intel processors; no other vendor's are affected, so huge
+//! leaves stay executable.
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, Pfn};
 
@@ -166,7 +171,8 @@ mod tests {
         memory: MemoryType::Normal,
     };
 
-    /// APM vol. 2, 5.3.3 "4-Kbyte Page Translation" and 5.3.4 "2-Mbyte Page Translation", figures of PTE and PDE.
+    /// APM vol. 2, 5.3.3 "4-Kbyte Page Translation" and 5.3.4 "2-Mbyte Page Translation", figures
+    /// of PTE and PDE.
     #[test]
     fn bits_are_where_the_manual_has_them() {
         // P W U = 7, A D = 0x60, software 9, 10, 11 = 0xe00, NX.
@@ -225,7 +231,8 @@ mod tests {
         assert_eq!(Npt4::make_leaf(&leaf, Level::SIZE_4K), Npt4::EMPTY);
     }
 
-    /// APM vol. 2, 15.25.6 "Nested versus Guest Page Faults": RSV is reported for a present entry with a reserved bit.
+    /// APM vol. 2, 15.25.6 "Nested versus Guest Page Faults": RSV is reported for a present entry
+    /// with a reserved bit.
     #[test]
     fn mmio_entries_are_present_with_a_reserved_bit() {
         let raw = Npt4::make_mmio(Gfn(0xfee00), 0x7_ff01).unwrap();

@@ -337,3 +337,44 @@ impl Slot {
         self.spec.fits_leaf(gfn, span)
     }
 }
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_fits_where_both_sides_are_aligned_alike_and_all_of_it_is_there() {
+        let slot = |gfn, pages, pfn| SlotSpec::new(0, Gfn(gfn), pages, Pfn(pfn));
+        assert!(slot(512, 512, 1024).fits_leaf(Gfn(700), 512));
+        assert!(!slot(512, 511, 1024).fits_leaf(Gfn(700), 512), "too short");
+        assert!(
+            !slot(513, 512, 1025).fits_leaf(Gfn(700), 512),
+            "begins inside"
+        );
+        assert!(
+            !slot(512, 1024, 1025).fits_leaf(Gfn(700), 512),
+            "not congruent"
+        );
+        let inside = slot(500, 1024, 500 + (1 << 18));
+        assert!(!inside.fits_leaf(Gfn(511), 512) && inside.fits_leaf(Gfn(512), 512));
+        assert!(!inside.fits_leaf(Gfn(1 << 40), 512), "outside the slot");
+        assert!(!inside.fits_leaf(Gfn(u64::MAX), 512));
+        assert!(slot(5, 1, 77).fits_leaf(Gfn(5), 1));
+    }
+
+    #[test]
+    fn the_coarsest_level_follows_from_both_bases_and_the_length() {
+        let level = |gfn, pages, pfn| SlotSpec::new(0, Gfn(gfn), pages, Pfn(pfn)).alignment_level();
+        assert_eq!(level(0, 512, 0), Level::SIZE_2M);
+        assert_eq!(level(0, 511, 0), Level::SIZE_4K);
+        assert_eq!(level(0, 1 << 20, 1), Level::SIZE_4K);
+        assert_eq!(
+            level(7, 1 << 20, 7),
+            Level::SIZE_1G,
+            "a whole gigabyte inside"
+        );
+        assert_eq!(level(0, 1 << 20, 1 << 9), Level::SIZE_2M);
+        assert_eq!(level(0, 1 << 28, 1 << 27), Level::SIZE_512G);
+        assert_eq!(level(u64::MAX - 5, 5, u64::MAX - 5), Level::SIZE_4K);
+    }
+}

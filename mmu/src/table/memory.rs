@@ -146,3 +146,33 @@ unsafe impl<T: TableMemory> TableMemory for Arc<T> {
         (**self).header(pfn)
     }
 }
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use std::{sync::atomic::AtomicBool, thread};
+
+    use super::*;
+
+    /// A table laid by hand, and a walker that sees the entry that links it.
+    #[test]
+    fn who_sees_a_stored_entry_sees_what_was_stored_before() {
+        let (table, link) = ([const { EntryCell::new(0) }; 8], EntryCell::new(0));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..2000 {
+                    for entry in &table {
+                        entry.store(round);
+                    }
+                    link.store(round);
+                }
+                stop.store(true, core::sync::atomic::Ordering::Relaxed);
+            });
+            while !stop.load(core::sync::atomic::Ordering::Relaxed) {
+                let linked = link.load();
+                assert!(table.iter().all(|entry| entry.load() >= linked));
+            }
+        });
+        assert_eq!((link.load(), table[7].load()), (1999, 1999));
+    }
+}

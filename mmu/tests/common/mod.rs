@@ -142,8 +142,8 @@ pub(crate) fn hardware_reach(stage: GuestStage, arena: &Arena, root: Pfn) -> Rea
     reach
 }
 
-/// RISC-V privileged specification, "Virtual Address Translation Process", as modified for two-stage translation, on a hart that
-/// faults where A or D is clear (Svade).
+/// RISC-V privileged specification, "Virtual Address Translation Process", as modified for
+/// two-stage translation, on a hart that faults where A or D is clear (Svade).
 fn g_stage_pte(pte: u64, level: u32) -> Pte {
     let bit = |n: u32| pte >> n & 1 == 1;
     if !bit(0) {
@@ -206,7 +206,8 @@ fn ept_pte(entry: u64, level: u32) -> Pte {
     Pte::Table(pfn)
 }
 
-/// AMD APM vol. 2, 5.3 "Long-Mode Page Translation" and 15.25 "Nested Paging", 51 physical address bits.
+/// AMD APM vol. 2, 5.3 "Long-Mode Page Translation" and 15.25 "Nested Paging", 51 physical address
+/// bits.
 fn npt_pte(entry: u64, level: u32) -> Pte {
     let bit = |n: u32| entry >> n & 1 == 1;
     if !bit(0) {

@@ -1,9 +1,11 @@
-//! A data race on purpose, for `cargo xtask tsan` alone: before it believes that the MMU has none, ThreadSanitizer must report
-//! this one, and must not report its twin, whose only difference is an ordering.
+//! A data race on purpose, for `cargo xtask tsan` alone: before it believes that the MMU has none,
+//! ThreadSanitizer must report this one, and must not report its twin, whose only difference is an
+//! ordering.
 //!
-//! One thread writes a value plainly and raises a flag; another waits for the flag and reads the value. With a release and an
-//! acquire the two are ordered; relaxed they are not, although on x86-64 the same instructions run. What is shown is that
-//! ThreadSanitizer judges by orderings, sees through the calls and the threads of these tests, and is not told to look away.
+//! One thread writes a value plainly and raises a flag; another waits for the flag and reads the
+//! value. With a release and an acquire the two are ordered; relaxed they are not, although on
+//! x86-64 the same instructions run. What is shown is that ThreadSanitizer judges by orderings,
+//! sees through the calls and the threads of these tests, and is not told to look away.
 //!
 //! Both are ignored, so an ordinary run has no race.
 

@@ -12,7 +12,8 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner},
 };
 
-/// Runs `test` on `cases` values. The seed is printed (the harness shows it on failure); `SLAT_TEST_SEED` repeats it.
+/// Runs `test` on `cases` values. The seed is printed (the harness shows it on failure);
+/// `SLAT_TEST_SEED` repeats it.
 pub(crate) fn check<S: Strategy>(
     cases: u32,
     strategy: &S,

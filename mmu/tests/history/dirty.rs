@@ -24,8 +24,8 @@ fn initially_set() -> MmuConfig {
     MmuConfig::default().with_dirty_log_start(DirtyLogStart::InitiallySet)
 }
 
-/// Entries that are no leaf hold bits where leaves hold W and D. Cleared there, they would become something else: on EPT an
-/// entry that remembers a hole turns into an executable page.
+/// Entries that are no leaf hold bits where leaves hold W and D. Cleared there, they would become
+/// something else: on EPT an entry that remembers a hole turns into an executable page.
 #[test]
 fn protecting_touches_nothing_but_leaves() {
     each_with(MmuConfig::default().with_mmio_caching(true), |rig| {
@@ -85,16 +85,17 @@ fn exactly_the_pages_of_the_bits_are_protected() {
     });
 }
 
-/// All bits set from the beginning and nothing protected; a word of 64 pages lies across two huge pages.
+/// All bits set from the beginning and nothing protected; a word of 64 pages lies across two huge
+/// pages.
 #[test]
 fn a_word_across_two_huge_pages_protects_both() {
     each_with(initially_set(), |rig| {
         let mut vcpu = rig.mmu.vcpu();
         let base = 2 * GIGA + HUGE - 32;
         rig.slot(1, base, 3 * HUGE);
-        let halves = [2 * GIGA + HUGE, 2 * GIGA + 2 * HUGE];
-        for half in halves {
-            rig.map(&mut vcpu, half, Access::Write, Level::SIZE_2M);
+        let places = [2 * GIGA + HUGE, 2 * GIGA + 2 * HUGE];
+        for place in places {
+            rig.map(&mut vcpu, place, Access::Write, Level::SIZE_2M);
         }
         rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
         // Pages 512.. of the slot: the last 32 of one huge page and the first 32 of the next.
@@ -107,7 +108,8 @@ fn a_word_across_two_huge_pages_protects_both() {
     });
 }
 
-/// Without eager splitting a huge page loses W as a whole, and the first write must not give it back as a whole.
+/// Without eager splitting a huge page loses W as a whole, and the first write must not give it
+/// back as a whole.
 #[test]
 fn the_fast_path_never_makes_a_logged_huge_page_writable() {
     each_with(MmuConfig::default().with_eager_split(false), |rig| {
@@ -166,7 +168,8 @@ fn no_way_to_write_leaves_the_bit_clear() {
     });
 }
 
-/// A write while the flush of a clear is carried out belongs to the next round: its bit must survive.
+/// A write while the flush of a clear is carried out belongs to the next round: its bit must
+/// survive.
 #[test]
 fn a_write_during_the_flush_of_a_clear_stays_dirty() {
     each(|rig| {
@@ -236,7 +239,8 @@ fn no_fault_maps_huge_in_a_logged_slot() {
     });
 }
 
-/// Recovery when logging ends: not where the slot ends within the huge page, nor where another slot is still logged.
+/// Recovery when logging ends: not where the slot ends within the huge page, nor where another slot
+/// is still logged.
 #[test]
 fn recovery_stays_inside_the_slot_and_out_of_logged_ones() {
     each(|rig| {
@@ -278,7 +282,8 @@ fn a_split_of_a_range_splits_what_it_cuts_at_both_ends() {
         let levels =
             [0, 1, 2, 3].map(|huge| rig.mmu.translate(Gfn(huge * HUGE)).unwrap().level.get());
         assert_eq!(levels, [2, 1, 1, 2], "{}", rig.stage);
-        // Unmapping a part of a huge page is never passed over: all of it goes, and the guest faults the rest in.
+        // Unmapping a part of a huge page is never passed over: all of it goes, and the guest
+        // faults the rest in.
         assert!(
             rig.mmu.zap_gfn_range(range(3 * HUGE + 17, 1)),
             "{}",
@@ -292,7 +297,8 @@ fn a_split_of_a_range_splits_what_it_cuts_at_both_ends() {
     });
 }
 
-/// A huge leaf needs guest and host frames that run alike: the leaf's frame is aligned, and every page is its own.
+/// A huge leaf needs guest and host frames that run alike: the leaf's frame is aligned, and every
+/// page is its own.
 #[test]
 fn host_memory_that_is_not_aligned_alike_is_never_mapped_huge() {
     each(|rig| {

@@ -1,9 +1,10 @@
 //! Entries that hardware remembers as invalid: pitfall 31.
 //!
-//! A *hart* here has a TLB that remembers nothing but absence: where its walk ended at an entry that maps nothing, it keeps
-//! that entry's level and frames and faults on all of them without another look, as a RISC-V hart without Svvptc may. A
-//! fence of everything empties it. A fence by address makes it forget an entry only if that is a leaf by now: what
-//! points to a table is not a leaf, and the manual promises nothing about it.
+//! A *hart* here has a TLB that remembers nothing but absence: where its walk ended at an entry
+//! that maps nothing, it keeps that entry's level and frames and faults on all of them without
+//! another look, as a RISC-V hart without Svvptc may. A fence of everything empties it. A fence by
+//! address makes it forget an entry only if that is a leaf by now: what points to a table is not a
+//! leaf, and the manual promises nothing about it.
 
 use slat_mmu::{Access, Entry, Fault, FaultOutcome, Flush, Gfn, GfnRange, Level, Vcpu};
 
@@ -115,8 +116,9 @@ fn span(level: Level) -> u64 {
     1 << (9 * level.slot())
 }
 
-/// Runs `test` where harts may remember absence, with `vcpu`'s and everybody's walk to [`PAGE`] ending at each level in turn: a
-/// neighbour in the table of that level is mapped, and nothing nearer.
+/// Runs `test` where harts may remember absence, with `vcpu`'s and everybody's walk to [`PAGE`]
+/// ending at each level in turn: a neighbour in the table of that level is mapped, and nothing
+/// nearer.
 fn each_level(test: impl Fn(&Rig, Level)) {
     each(|rig| {
         let info = rig.mmu.format();
@@ -142,7 +144,8 @@ fn each_level(test: impl Fn(&Rig, Level)) {
     });
 }
 
-/// The fence it is told gets a hart past the page that it faulted on, with one fault; without it there is no end.
+/// The fence it is told gets a hart past the page that it faulted on, with one fault; without it
+/// there is no end.
 #[test]
 fn a_hart_that_remembers_an_invalid_entry_gets_past_it_by_the_fence_it_owes() {
     each_level(|rig, level| {
@@ -173,8 +176,8 @@ fn a_hart_that_remembers_an_invalid_entry_gets_past_it_by_the_fence_it_owes() {
     });
 }
 
-/// A hart may remember an entry that another has made valid, with the tables below it: its faults are spurious, or install no more
-/// than a leaf, and still come to an end.
+/// A hart may remember an entry that another has made valid, with the tables below it: its faults
+/// are spurious, or install no more than a leaf, and still come to an end.
 #[test]
 fn a_hart_gets_past_what_another_has_linked() {
     each_level(|rig, level| {
@@ -204,7 +207,8 @@ fn a_hart_gets_past_what_was_mapped_in_advance() {
     });
 }
 
-/// A huge leaf takes a fence of its own span, also where the entry was remembered; its splitting one of everything.
+/// A huge leaf takes a fence of its own span, also where the entry was remembered; its splitting
+/// one of everything.
 #[test]
 fn a_huge_leaf_owes_its_span_and_its_splitting_everything() {
     each_level(|rig, level| {
@@ -226,7 +230,8 @@ fn a_huge_leaf_owes_its_span_and_its_splitting_everything() {
     });
 }
 
-/// What leaves the guest, or is to be tried again, owes nothing; nor does a format whose hardware remembers no absence.
+/// What leaves the guest, or is to be tried again, owes nothing; nor does a format whose hardware
+/// remembers no absence.
 #[test]
 fn no_fence_is_owed_where_nothing_is_remembered_or_nothing_was_mapped() {
     each(|rig| {

@@ -28,7 +28,8 @@ fn a_table_that_becomes_a_leaf_is_flushed_as_wide_as_it_was() {
     });
 }
 
-/// Recovery in place: the flush covers the whole of each replaced table, and no table's memory comes back before it.
+/// Recovery in place: the flush covers the whole of each replaced table, and no table's memory
+/// comes back before it.
 #[test]
 fn a_table_is_flushed_before_its_memory_comes_back() {
     each(|rig| {
@@ -61,7 +62,8 @@ fn a_table_is_flushed_before_its_memory_comes_back() {
     });
 }
 
-/// W went to the dirty log, whose flush is the harvester's: a TLB may still have it when the leave to write is taken.
+/// W went to the dirty log, whose flush is the harvester's: a TLB may still have it when the leave
+/// to write is taken.
 #[test]
 fn taking_the_leave_to_write_is_flushed_even_if_w_was_gone() {
     each(|rig| {
@@ -149,8 +151,9 @@ fn a_harvest_flushes_exactly_what_it_took() {
     });
 }
 
-/// Where an invalid entry may be remembered, the format says that an install needs the faulting hart's fence; and another hart
-/// that remembers it takes one fault, told to be spurious, and not one for ever.
+/// Where an invalid entry may be remembered, the format says that an install needs the faulting
+/// hart's fence; and another hart that remembers it takes one fault, told to be spurious, and not
+/// one for ever.
 #[test]
 fn a_hart_that_remembers_nothing_there_faults_once() {
     each(|rig| {
@@ -200,7 +203,8 @@ fn a_range_to_the_end_of_all_numbers_is_unmapped_and_flushed() {
     });
 }
 
-/// A generation that a vCPU does not know makes it flush by itself: its tag may be the same as before.
+/// A generation that a vCPU does not know makes it flush by itself: its tag may be the same as
+/// before.
 #[test]
 fn a_new_root_has_a_new_generation() {
     each_with(MmuConfig::default(), |rig| {

@@ -24,7 +24,8 @@ fn populate(rig: &Rig) -> Vec<u64> {
     gfns
 }
 
-/// Repeats `round` until sweeps yielded often; `round` says how many runs its sweeps had to visit at most.
+/// Repeats `round` until sweeps yielded often; `round` says how many runs its sweeps had to visit
+/// at most.
 fn until_yields(rig: &Rig, mut round: impl FnMut() -> u64) {
     contended(rig, |_| {
         let begin = std::time::Instant::now();
@@ -87,7 +88,8 @@ fn a_protecting_sweep_that_yields_skips_nothing() {
             }
             rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
             rig.mmu.zap_all();
-            // Split, protected, recovered: three sweeps and more, each of one run a table at most and one an upper entry.
+            // Split, protected, recovered: three sweeps and more, each of one run a table at most
+            // and one an upper entry.
             8 * TABLES
         });
     });
@@ -115,8 +117,8 @@ fn a_sweep_changes_its_range_and_nothing_beside_it() {
     });
 }
 
-/// Whoever gets the lock when a sweep yields finds everything flushed that the sweep removed. It looks from inside a flush of
-/// its own, so while it holds the lock.
+/// Whoever gets the lock when a sweep yields finds everything flushed that the sweep removed. It
+/// looks from inside a flush of its own, so while it holds the lock.
 #[test]
 fn what_was_removed_is_flushed_before_the_lock_is_let_go_of() {
     const MARK: u64 = 1000 * HUGE;

@@ -23,7 +23,7 @@ fn no_fault_runs_out_of_tables_on_its_way() {
     each(|rig| {
         let top = rig.mmu.format().max_gfn.0;
         let mut vcpu = rig.mmu.vcpu();
-        // Far apart: a table for each level each time.
+        // Far from each other: a table for each level each time.
         for (id, gfn) in (1..40).map(|n| (n as u16, top / 64 * n)) {
             rig.slot(id, gfn, 1);
             let outcome = rig.fault(&mut vcpu, gfn, Access::Write);
@@ -39,7 +39,8 @@ fn no_fault_runs_out_of_tables_on_its_way() {
     });
 }
 
-/// Without memory every operation says so or does without; nothing is half done, and all goes on when there is memory.
+/// Without memory every operation says so or does without; nothing stops midway, and all goes on
+/// when there is memory.
 #[test]
 fn without_memory_nothing_breaks() {
     each(|rig| {
@@ -70,7 +71,8 @@ fn without_memory_nothing_breaks() {
     });
 }
 
-/// Memory may take its time and call back into the host, which may want the MMU's lock: nobody asks for it under the lock.
+/// Memory may take its time and call back into the host, which may want the MMU's lock: nobody asks
+/// for it under the lock.
 #[test]
 fn tables_are_allocated_without_the_lock() {
     each(|rig| {

@@ -134,7 +134,8 @@ fn an_unmap_that_may_not_yield_does_not() {
     });
 }
 
-/// Mapping ahead gives up where memory is being taken back, instead of waiting for who may be waiting for it.
+/// Mapping ahead gives up where memory is being taken back, instead of waiting for who may be
+/// waiting for it.
 #[test]
 fn mapping_ahead_gives_up_where_memory_is_going() {
     each(|rig| {
@@ -185,7 +186,8 @@ fn retrying_faults_do_not_starve_the_invalidator() {
     });
 }
 
-/// A token belongs to the MMU that gave it: another one neither loses a count nor stops holding its own range off.
+/// A token belongs to the MMU that gave it: another one neither loses a count nor stops holding its
+/// own range off.
 #[test]
 fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
     each(|rig| {
@@ -234,7 +236,8 @@ fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
     });
 }
 
-/// Whoever lost its token may have left the memory half taken: the guest is held off for good, other invalidations or not.
+/// Whoever lost its token may have left the memory partly taken: the guest is held off for good,
+/// other invalidations or not.
 #[test]
 fn a_token_that_is_dropped_holds_faults_off() {
     each(|rig| {

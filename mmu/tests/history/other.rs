@@ -32,7 +32,8 @@ fn page_counts_follow_splits_recoveries_and_zaps() {
     });
 }
 
-/// Entries keep a part of the slots' generation. When that part comes round, what is older must be gone.
+/// Entries keep a part of the slots' generation. When that part comes round, what is older must be
+/// gone.
 #[test]
 fn an_entry_for_a_hole_never_outlives_a_round_of_generations() {
     each_with(MmuConfig::default().with_mmio_caching(true), |rig| {
@@ -158,7 +159,8 @@ fn nx_recovery_is_not_held_up_by_logged_slots() {
     });
 }
 
-/// Attributes that differ within a huge page forbid it, also where the range that differs is a part of it.
+/// Attributes that differ within a huge page forbid it, also where the range that differs is a part
+/// of it.
 #[test]
 fn a_range_that_differs_forbids_the_huge_pages_around_it() {
     each(|rig| {

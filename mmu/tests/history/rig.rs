@@ -1,7 +1,7 @@
 //! An MMU whose host and memory a test can see through.
 //!
-//! *Locking*: hooks are called without any lock of the rig's, so they may look at it; whether they may call the MMU is the
-//! MMU's rule (`slat_mmu::Host`): not from the thread that is in it.
+//! *Locking*: hooks are called without any lock of the rig's, so they may look at it; whether they
+//! may call the MMU is the MMU's rule (`slat_mmu::Host`): not from the thread that is in it.
 
 use std::{
     sync::{
@@ -70,7 +70,8 @@ impl Host for Outside {
 /// In memory that is given out: no entry of any format, and one that points to a table on most.
 const GARBAGE: u64 = 0x0000_0000_dead_b007;
 
-// SAFETY: the arena's own promises; what is written on allocation is written before the frame is given out.
+// SAFETY: the arena's own promises; what is written on allocation is written before the frame is
+// given out.
 unsafe impl TableMemory for Memory {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         call(&self.world.allocate, ());
@@ -178,8 +179,8 @@ impl Rig {
         Self { stage, memory, mmu }
     }
 
-    /// Slot `id` over `pages` from `gfn` on, whose host frames run alike: frame `HOST + gfn` behind frame `gfn`, as far as host
-    /// frames reach.
+    /// Slot `id` over `pages` from `gfn` on, whose host frames run alike: frame `HOST + gfn` behind
+    /// frame `gfn`, as far as host frames reach.
     pub(crate) fn slot(&self, id: u16, gfn: u64, pages: u64) {
         let host = Pfn(HOST + gfn % (1 << 26));
         let spec = SlotSpec::new(id, Gfn(gfn), pages, host);
@@ -313,8 +314,8 @@ pub(crate) fn range(gfn: u64, pages: u64) -> GfnRange {
     GfnRange::new(Gfn(gfn), pages)
 }
 
-/// Runs `main` while two threads have the exclusive lock taken again and again, by unmapping frames that no slot covers.
-/// `main` is told how often they had it.
+/// Runs `main` while two threads have the exclusive lock taken again and again, by unmapping frames
+/// that no slot covers. `main` is told how often they had it.
 pub(crate) fn contended(rig: &Rig, main: impl FnOnce(&AtomicU64)) {
     let (stop, times) = (AtomicBool::new(false), AtomicU64::new(0));
     struct Stop<'a>(&'a AtomicBool);

@@ -149,8 +149,8 @@ fn nothing_is_mapped_under_a_withdrawn_root() {
     });
 }
 
-/// The flush that makes vCPUs leave a root is in the section that withdraws it: while it is carried out the lock is held, so
-/// nobody maps anything, under whatever root.
+/// The flush that makes vCPUs leave a root is in the section that withdraws it: while it is carried
+/// out the lock is held, so nobody maps anything, under whatever root.
 #[test]
 fn withdrawal_and_flush_are_one_section() {
     each_kind(|rig| {
@@ -211,7 +211,8 @@ fn every_table_of_a_zapped_root_comes_back() {
     });
 }
 
-/// Each step of a zap is small: whoever wants the lock gets it in between, whatever the size of the guest.
+/// Each step of a zap is small: whoever wants the lock gets it in between, whatever the size of the
+/// guest.
 #[test]
 fn zapping_a_root_lets_others_in() {
     each_kind(|rig| {
@@ -219,7 +220,7 @@ fn zapping_a_root_lets_others_in() {
         rig.slot(1, 2 * GIGA, 60 * GIGA);
         contended(rig, |_| {
             loop {
-                // Tables far apart: a step is what hangs on one table.
+                // Tables far from each other: a step is what hangs on one table.
                 let mut vcpu = rig.mmu.vcpu();
                 for giga in 2..62 {
                     rig.touch_small(&mut vcpu, giga * GIGA);
@@ -257,7 +258,8 @@ fn a_fault_on_a_vcpu_whose_root_went_twice_is_served() {
     });
 }
 
-/// A format whose root holds leaves: they go with the rest, though the root stays for whoever still has it loaded.
+/// A format whose root holds leaves: they go with the rest, though the root stays for whoever still
+/// has it loaded.
 fn leaves_of_a_withdrawn_root<F: Format>() {
     assert_eq!(F::ROOT_LEVEL, Level::SIZE_1G, "{}", F::NAME);
     let arena = Arc::new(Arena::new(Pfn(0x1000), 64));

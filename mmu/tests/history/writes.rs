@@ -16,8 +16,9 @@ use slat_mmu::{
 
 use crate::rig::{GIGA, HUGE, PATIENCE, each, each_with, range, until};
 
-/// A leaf is volatile exactly when someone without the lock may set its W or D, so that a plain store would lose it; and never
-/// for want of Accessed alone, which would make every sweep as slow as exchanges are.
+/// A leaf is volatile exactly when someone without the lock may set its W or D, so that a plain
+/// store would lose it; and never for want of Accessed alone, which would make every sweep as slow
+/// as exchanges are.
 fn volatility<F: Format>() {
     for bits in 0..16u32 {
         let bit = |n: u32| bits >> n & 1 == 1;
@@ -67,8 +68,9 @@ fn an_entry_is_volatile_exactly_when_a_store_could_lose_a_bit() {
     volatility::<Arm64Ipa48>();
 }
 
-/// While one thread holds a frozen entry (an arm64 split waits for its flush), another replaces the table above it by a leaf.
-/// Tearing that table down must wait for the owner, whose new table is then taken out as well.
+/// While one thread holds a frozen entry (an arm64 split waits for its flush), another replaces the
+/// table above it by a leaf. Tearing that table down must wait for the owner, whose new table is
+/// then taken out as well.
 #[test]
 fn teardown_waits_for_the_owner_of_a_frozen_entry() {
     each(|rig| {
@@ -83,7 +85,8 @@ fn teardown_waits_for_the_owner_of_a_frozen_entry() {
         let (seen, ended, too_early) = (Arc::clone(&breaks), Arc::clone(&over), Arc::clone(&early));
         rig.on_flush(move |request| {
             if request.cause == FlushCause::BreakBeforeMake && seen.fetch_add(1, SeqCst) == 0 {
-                // The splitter: wait for the other to have broken the entry above, and some time for it to go wrong.
+                // The splitter: wait for the other to have broken the entry above, and some time
+                // for it to go wrong.
                 assert!(until(PATIENCE, || seen.load(SeqCst) == 2));
                 too_early.store(
                     until(Duration::from_millis(300), || ended.load(SeqCst)),
@@ -164,7 +167,8 @@ fn corrupt(rig: &crate::rig::Rig, gfn: u64, raw: u64) {
     });
     // SAFETY: the walk led there, and nothing was zapped since.
     let entry = unsafe { rig.memory.entries(table) };
-    // SAFETY: the table is in use and has 512 entries; an `EntryCell` is an `AtomicU64` (transparent).
+    // SAFETY: the table is in use and has 512 entries; an `EntryCell` is an `AtomicU64`
+    // (transparent).
     let entry = unsafe {
         entry
             .add((gfn % HUGE) as usize)
@@ -178,7 +182,8 @@ fn corrupt(rig: &crate::rig::Rig, gfn: u64, raw: u64) {
 fn a_leaf_to_other_memory_is_reported_and_not_changed() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        // The neighbour's entry holds the neighbour's frame. Mapped for reading while writes are logged: the write upgrades it.
+        // The neighbour's entry holds the neighbour's frame. Mapped for reading while writes are
+        // logged: the write upgrades it.
         rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
         for gfn in [3, 4] {
             rig.touch_small(&mut vcpu, gfn);
@@ -324,8 +329,8 @@ fn nx_recovery_removes_the_noted_table_and_no_other() {
     });
 }
 
-/// What was judged may be old when it is stored: the exchange fails and the new value is judged. Here the walk that hardware does
-/// sets D between.
+/// What was judged may be old when it is stored: the exchange fails and the new value is judged.
+/// Here the walk that hardware does sets D between.
 #[test]
 fn writers_and_a_harvester_lose_no_bit() {
     each(|rig| {

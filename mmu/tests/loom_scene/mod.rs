@@ -1,12 +1,15 @@
-//! What the loom models share: a format with two entries a table, table memory that notices a use after free, and a guest.
+//! What the loom models share: a format with two entries a table, table memory that notices a use
+//! after free, and a guest.
 //!
-//! *Table memory.* A frame is never given out twice. Freeing one writes to each of its entries without synchronisation, so
-//! loom fails the model unless every use of the table, by whomever, happens before: a grace period that is too short, or an
-//! ordering that is too weak for it, cannot hide.
+//! *Table memory.* A frame is never given out twice. Freeing one writes to each of its entries
+//! without synchronisation, so loom fails the model unless every use of the table, by whomever,
+//! happens before: a grace period that is too short, or an ordering that is too weak for it, cannot
+//! hide.
 //!
-//! *The guest.* A vCPU translates and uses the translation while it holds its own lock, "in the guest"; a flush takes each
-//! vCPU's lock once, as a shoot-down waits for each acknowledgement. So there is no TLB, and what a flush has to achieve is
-//! still modelled: when it returns, no access that was translated before it is under way.
+//! *The guest.* A vCPU translates and uses the translation while it holds its own lock, "in the
+//! guest"; a flush takes each vCPU's lock once, as a shoot-down waits for each acknowledgement. So
+//! there is no TLB, and what a flush has to achieve is still modelled: when it returns, no access
+//! that was translated before it is under way.
 
 #![allow(
     dead_code,
@@ -57,8 +60,8 @@ const fn bit(on: bool, mask: u64) -> u64 {
     if on { mask } else { 0 }
 }
 
-// SAFETY: `decode` accepts exactly what the makers make: tables have VALID alone, leaves LEAF too, holes MMIO and not VALID, and
-// FROZEN is a bit of its own.
+// SAFETY: `decode` accepts exactly what the makers make: tables have VALID alone, leaves LEAF too,
+// holes MMIO and not VALID, and FROZEN is a bit of its own.
 unsafe impl<const LEVELS: usize, const BREAK: bool, const AD: u8> Format
     for Tiny<LEVELS, BREAK, AD>
 {
@@ -174,8 +177,8 @@ struct Frame {
     live: UnsafeCell<bool>,
 }
 
-/// See the module. Its own lock is the real one: it is never held across a step of a model, and gives no order that a real
-/// allocator would not.
+/// See the module. Its own lock is the real one: it is never held across a step of a model, and
+/// gives no order that a real allocator would not.
 pub struct Frames {
     #[expect(clippy::vec_box, reason = "a frame stays where it is when others come")]
     frames: Mutex<Vec<Box<std::cell::UnsafeCell<Frame>>>>,
@@ -184,8 +187,8 @@ pub struct Frames {
     nowhere: Header,
 }
 
-// SAFETY: a frame is written through `&mut` only by `free`, which the MMU promises not to race with; whether it keeps the
-// promise is what loom checks.
+// SAFETY: a frame is written through `&mut` only by `free`, which the MMU promises not to race
+// with; whether it keeps the promise is what loom checks.
 unsafe impl Send for Frames {}
 // SAFETY: as above.
 unsafe impl Sync for Frames {}
@@ -211,7 +214,8 @@ impl Frames {
     }
 }
 
-// SAFETY: frames are boxed, never given out twice and never moved; an entry is written by nobody but the MMU while it is live.
+// SAFETY: frames are boxed, never given out twice and never moved; an entry is written by nobody
+// but the MMU while it is live.
 unsafe impl TableMemory for Frames {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         assert_eq!(bytes, 16, "two entries");
@@ -230,7 +234,8 @@ unsafe impl TableMemory for Frames {
 
     unsafe fn free(&self, pfn: Pfn, _: usize) {
         let frame = self.frame(pfn).expect("a frame of ours");
-        // SAFETY: the caller promises that nobody uses the frame; loom fails the model if that is not so.
+        // SAFETY: the caller promises that nobody uses the frame; loom fails the model if that is
+        // not so.
         let (live, entries) = unsafe { (&mut (*frame).live, &mut (*frame).entries) };
         live.with_mut(|live| {
             // SAFETY: loom lets nobody else in meanwhile.
@@ -365,7 +370,8 @@ impl<F: Format> Scene<F> {
         Arc::new(Self { mmu, frames, guest })
     }
 
-    /// A vCPU that has a root and tables at hand, so that its next fault does only what the model is about.
+    /// A vCPU that has a root and tables at hand, so that its next fault does only what the model
+    /// is about.
     pub fn vcpu(&self) -> Vcpu {
         let mut vcpu = self.mmu.vcpu();
         assert!(self.mmu.load_root(&mut vcpu).is_some());
@@ -477,7 +483,8 @@ pub fn small(gfn: u64, access: Access) -> Fault {
     Fault::new(Gfn(gfn), access).with_max_level(Level::SIZE_4K)
 }
 
-/// Runs `scene` in every interleaving with at most `preemptions` preemptions, and says how many there were.
+/// Runs `scene` in every interleaving with at most `preemptions` preemptions, and says how many
+/// there were.
 pub fn explore(name: &str, preemptions: usize, scene: impl Fn() + Send + Sync + 'static) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
-use slat_mmu::{Entry, Gfn, GfnRange, Pfn};
+use slat_mmu::{Entry, Gfn, GfnRange, Leaves, Pfn};
 
 use crate::{
     common::{self, Found},
@@ -11,7 +11,8 @@ use crate::{
     state::{Leaf, SPACES, Tree, World, level_of},
 };
 
-/// Leaves whose entries are compared bit by bit after each operation; all of them are compared with the hardware's view.
+/// Leaves whose entries are compared bit by bit after each operation; all of them are compared with
+/// the hardware's view.
 const SAMPLE: usize = 24;
 
 impl World {
@@ -61,6 +62,16 @@ impl World {
         let reach = common::hardware_reach(self.stage, &self.arena, root.pfn);
         prop_assert_eq!(&reach.leaves, &self.visible(tree), "hardware's view");
         prop_assert_eq!(reach.tables, tree.tables.len() as u64 + 1, "tables");
+        if self.steps.is_multiple_of(8) {
+            let all = GfnRange::new(Gfn(0), u64::MAX);
+            let listed = Leaves::new(&*self.mmu, as_id, all);
+            let listed: Vec<_> = listed.map(|l| (l.gfn.0, l.leaf.pfn.0, l.level)).collect();
+            let modelled = tree.leaves.iter();
+            let modelled: Vec<_> = modelled
+                .map(|(&gfn, leaf)| (gfn, leaf.pfn, level_of(leaf.pages)))
+                .collect();
+            prop_assert_eq!(listed, modelled, "the list of leaves");
+        }
         let stride = (tree.leaves.len() / SAMPLE).max(1);
         let skip = self.steps as usize % stride;
         for (&gfn, leaf) in tree.leaves.iter().skip(skip).step_by(stride) {
@@ -166,8 +177,8 @@ impl World {
         Ok(())
     }
 
-    /// Where memory may have run out in the middle: the tables may be coarser or less writable than the model, nothing
-    /// else; the model takes them over.
+    /// Where memory may have run out in the middle: the tables may be coarser or less writable than
+    /// the model, nothing else; the model takes them over.
     pub(crate) fn adopt(&mut self, as_id: u8) -> TestCaseResult {
         if !self.tight {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The host's half: TLBs that obey only the flushes that the MMU asks for, and an owner of mirrored tables that keeps its own
-//! map and sometimes refuses.
+//! The host's side: TLBs that obey only the flushes that the MMU asks for, and an owner of mirrored
+//! tables that keeps its own map and sometimes refuses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

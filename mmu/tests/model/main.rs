@@ -1,23 +1,26 @@
 //! The MMU against a flat model, on every format, with all operations interleaved.
 //!
-//! The model (`state`) keeps, for each address space, leaves by guest frame (host frame, level, permissions, Accessed, Dirty), which
-//! tables exist, dirty pages by slot, and holes that the table remembers; `fault` and `run` say what each operation does to
-//! that, from the MMU's documentation. After every operation (`check`):
+//! The model (`state`) keeps, for each address space, leaves by guest frame (host frame, level,
+//! permissions, Accessed, Dirty), which tables exist, dirty pages by slot, and holes that the table
+//! remembers; `fault` and `run` say what each operation does to that, from the MMU's documentation.
+//! After every operation (`check`):
 //!
 //! - the outcome is the one expected;
 //! - a walker written from the manual finds exactly the model's leaves and as many tables;
-//! - the MMU's own walks agree, entry by entry;
+//! - the MMU's own walks agree, entry by entry, and so does its list of leaves;
 //! - page statistics match, by level, withdrawn roots and mirrors included;
-//! - no TLB, filled at random and obeying only the host's flushes (`host`), holds more than the table allows, nor could write a page
-//!   of a logged slot that the log does not have;
+//! - no TLB, filled at random and obeying only the host's flushes (`host`), holds more than the
+//!   table allows, nor could write a page of a logged slot that the log does not have;
 //! - the external owner's map is the mirror's.
 //!
 //! At the end everything is given back, to the last frame.
 //!
-//! *Running out of table memory* (a third of the cases): which leaves are split is then not known, so after an operation that
-//! splits, the tables may be coarser or less writable than the model, and the model takes them over; no other liberty.
+//! *Running out of table memory* (a third of the cases): which leaves are split is then not known,
+//! so after an operation that splits, the tables may be coarser or less writable than the model,
+//! and the model takes them over; no other liberty.
 //!
-//! `model.regressions.txt`, one case a line, is replayed first. `SLAT_TEST_SEED` repeats a run; `SLAT_TEST_CASES` makes it longer.
+//! `model.regressions.txt`, one case a line, is replayed first. `SLAT_TEST_SEED` repeats a run;
+//! `SLAT_TEST_CASES` makes it longer.
 
 #![cfg(not(any(feature = "loom", feature = "shuttle")))]
 

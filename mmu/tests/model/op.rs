@@ -1,7 +1,8 @@
 //! Operations as data: a name and four numbers.
 //!
-//! A list of operations is one line of text, so a failure can be kept in `model.regressions.txt` and outlives changes of the
-//! strategies here. What the numbers mean is said where they are carried out (`run`); every number is legal.
+//! A list of operations is one line of text, so a failure can be kept in `model.regressions.txt`
+//! and outlives changes of the strategies here. What the numbers mean is said where they are
+//! carried out (`run`); every number is legal.
 
 use std::{fmt, str::FromStr};
 

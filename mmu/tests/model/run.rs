@@ -384,7 +384,8 @@ impl World {
         let mut mirror = self.host.mirror.lock().unwrap();
         let refused = std::mem::take(&mut mirror.refused);
         let now = mirror.leaves.get(&gfn).copied();
-        // A leaf that the owner would not give up may be of an older slot, with less leave to write.
+        // A leaf that the owner would not give up may be of an older slot, with less leave to
+        // write.
         let leftover = mirror.ever_kept.contains(&gfn) && fault.access == Access::Write;
         drop(mirror);
         let slot = self.spaces[0].slot_at(gfn).cloned();

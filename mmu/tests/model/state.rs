@@ -241,7 +241,7 @@ impl World {
             mmu,
             steps: 0,
         };
-        // Most cases begin with memory, and half of them with a vCPU in either address space.
+        // Most cases begin with memory, and every second one with a vCPU in either address space.
         if choices >> 24 & 3 != 0 {
             for as_id in 0..SPACES {
                 let spec = SlotSpec::new(0, Gfn(0), 1100, Pfn(0x40_0000)).with_as_id(as_id);

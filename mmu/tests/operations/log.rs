@@ -90,7 +90,8 @@ fn logging_that_starts_with_all_bits_set_splits_and_protects_as_they_are_cleared
 fn a_word_that_crosses_huge_pages_splits_both() {
     let config = MmuConfig::default().with_dirty_log_start(DirtyLogStart::InitiallySet);
     each_with(config, |rig| {
-        // A slot whose words are not aligned to huge pages: word 7 covers frames 480..544 of the two.
+        // A slot whose words are not aligned to huge pages: word 7 covers frames 480..544 of the
+        // two.
         let spec = SlotSpec::new(1, Gfn(0x1_0000 - 32), 1088, Pfn(0x30_0000 - 32));
         rig.mmu.create_slot(spec).unwrap();
         for gfn in [0x1_0000, 0x1_0200] {

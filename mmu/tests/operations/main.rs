@@ -1,6 +1,7 @@
 //! Single operations with the flushes they ask for, on every format.
 //!
-//! *Rig*: one MMU with one slot of 2048 pages, aligned to huge pages on both sides, one vCPU, and a host that records flushes.
+//! *Rig*: one MMU with one slot of 2048 pages, aligned to huge pages on both sides, one vCPU, and a
+//! host that records flushes.
 
 #![cfg(not(any(feature = "loom", feature = "shuttle")))]
 
@@ -16,9 +17,9 @@ use std::sync::Arc;
 use common::Recorder;
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Access, AdPolicy, Arena, DirtyLogError, DirtyLogPolicy, DirtyLogStart, Fault, FaultOutcome,
-    Flush, FlushCause, Gfn, GfnRange, Level, MmuConfig, Pfn, PrefaultError, SecondStage, SlotError,
-    SlotFlags, SlotSpec, Translation, Vcpu, WalkFault,
+    Access, AdPolicy, Arena, DirtyLogError, DirtyLogPolicy, DirtyLogStart, Entry, Fault,
+    FaultOutcome, Flush, FlushCause, Gfn, GfnRange, Level, MemoryType, MmuConfig, Pfn,
+    PrefaultError, SecondStage, SlotError, SlotFlags, SlotSpec, Translation, Vcpu, WalkFault,
 };
 
 const BASE: Gfn = Gfn(1024);

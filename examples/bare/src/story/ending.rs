@@ -56,7 +56,8 @@ pub(super) fn withdraw<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed
     Ok(())
 }
 
-/// When deletion returns, nothing maps the slot's memory: it may be used for something else at once.
+/// When deletion returns, nothing maps the slot's memory: it may be used for something else at
+/// once.
 pub(super) fn delete<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     guest.read(Gfn(5))?;
     guest.read(ODD_GFN)?;

@@ -8,7 +8,8 @@ use crate::hardware::Manual;
 /// One bit a page.
 type Bitmap = [u64; RAM_PAGES as usize / 64];
 
-/// Switching logging on splits huge pages and sees to it that the next write to each page is noticed.
+/// Switching logging on splits huge pages and sees to it that the next write to each page is
+/// noticed.
 pub(super) fn switch_on<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     let before = guest.machine.flushes();
     let set = guest.mmu.set_slot_flags(RAM, SlotFlags::LOG_DIRTY);
@@ -44,7 +45,7 @@ pub(super) fn harvest<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed>
     }
     same!(collect(guest)?, meant);
 
-    // A TLB that had missed the harvest's flush would let this write pass.
+    // A TLB that had missed the harvest's flush would let this write through.
     guest.write(Gfn(64), 0x6464)?;
     let mut meant: Bitmap = [0; _];
     meant[1] = 1;
@@ -80,8 +81,8 @@ pub(super) fn switch_off<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Fail
     Ok(())
 }
 
-/// Ageing asks whether memory was used. It owes no flush, so a page that is still in a TLB may look idle: who must know
-/// for sure flushes first.
+/// Ageing asks whether memory was used. It owes no flush, so a page that is still in a TLB may look
+/// idle: who must know for sure flushes first.
 pub(super) fn age<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     let range = GfnRange::new(RAM_GFN, HUGE);
     check!(guest.mmu.age(range), "used memory looks idle");

@@ -3,11 +3,14 @@
 //! | chapter | what |
 //! |---|---|
 //! | `faults` | slots; faults that map huge and 4 KiB pages, and those that are not the MMU's |
+//! | `dump` | what is mapped, entry by entry |
 //! | `logging` | dirty logging and ageing |
 //! | `ending` | memory taken back, slots deleted |
 //!
-//! Each step is checked three times over: what the MMU says, what the processor's walker sees, and what is in the guest's memory.
+//! Each step is checked three times over: what the MMU says, what the processor's walker sees, and
+//! what is in the guest's memory.
 
+mod dump;
 mod ending;
 mod faults;
 mod logging;
@@ -27,11 +30,11 @@ use crate::{
     vcpu::{Exit, Mmu, VirtualCpu},
 };
 
-/// Ordinary memory, aligned alike on both sides, so that huge pages fit: two of 2 MiB.
+/// Ordinary memory, congruent modulo 2 MiB on both sides, so that huge pages fit: two of them.
 const RAM: SlotId = 0;
 const RAM_GFN: Gfn = Gfn(0);
 const RAM_PAGES: u64 = 1024;
-/// Memory that is not aligned alike: 4 KiB pages only.
+/// Memory that is not congruent: 4 KiB pages only.
 const ODD: SlotId = 1;
 const ODD_GFN: Gfn = Gfn(0x1000);
 const ODD_PAGES: u64 = 32;
@@ -162,7 +165,8 @@ pub(crate) fn tell<M: Manual>(frames: &Arc<Frames>) -> Result<(), Failed> {
     ram::clear();
     let heap_before = heap::used();
     let machine = Arc::new(Machine::new());
-    // The defaults are KVM's. A slot's number costs a place in a table, so say how many there will be.
+    // The defaults are KVM's. A slot's number costs a place in a table, so say how many there will
+    // be.
     let config = MmuConfig::default().with_max_slots(4);
     let mmu: Mmu<M> = TdpMmu::new(Arc::clone(frames), Arc::clone(&machine), config);
     {
@@ -175,6 +179,7 @@ pub(crate) fn tell<M: Manual>(frames: &Arc<Frames>) -> Result<(), Failed> {
         faults::huge(&mut guest)?;
         faults::small(&mut guest)?;
         faults::not_ours(&mut guest)?;
+        dump::dump(&guest)?;
         logging::switch_on(&mut guest)?;
         logging::harvest(&mut guest)?;
         logging::switch_off(&mut guest)?;
