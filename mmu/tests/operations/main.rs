@@ -11,6 +11,7 @@ mod faults;
 mod log;
 mod roots;
 mod slots;
+mod spec;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use slat_mmu::{Gfn, GfnRange, Leaves, SecondStage};
 
-use super::{Failed, Guest, check, same};
+use super::guest::{Failed, Guest, check, same};
 use crate::hardware::Manual;
 
 /// Each leaf with the place of its entry; the processor's walk must end in the same mapping.

@@ -4,7 +4,7 @@ use slat_mmu::{
     Access, FaultOutcome, Gfn, Level, MemoryType, Pfn, SecondStage, SlotError, SlotFlags, SlotSpec,
 };
 
-use super::{
+use super::guest::{
     DEVICE_GFN, Failed, Guest, HUGE, ODD, ODD_GFN, ODD_PAGES, ODD_PFN, RAM, RAM_GFN, RAM_PAGES,
     ROM, ROM_GFN, ROM_PAGES, ROM_PFN, SMALL, check, same,
 };

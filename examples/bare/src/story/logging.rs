@@ -2,7 +2,7 @@
 
 use slat_mmu::{Access, Flush, Gfn, GfnRange, Level, SecondStage, SlotFlags};
 
-use super::{Failed, Guest, HUGE, RAM, RAM_GFN, RAM_PAGES, SMALL, check, same};
+use super::guest::{Failed, Guest, HUGE, RAM, RAM_GFN, RAM_PAGES, SMALL, check, same};
 use crate::hardware::Manual;
 
 /// One bit a page.
