@@ -211,7 +211,7 @@ fn a_list_beside_changes_holds_only_what_was_mapped() {
                     };
                     for gfn in (0..PAGES).step_by(256) {
                         let fault = Fault::new(Gfn(gfn), Access::Write).with_max_level(level);
-                        rig.mmu.fault(&mut vcpu, fault);
+                        let _outcome = rig.mmu.fault(&mut vcpu, fault);
                     }
                     match round % 3 {
                         0 => rig.mmu.zap_all(),
