@@ -5,9 +5,8 @@
 //!
 //! # Invariants
 //!
-//! - What a layout must keep for the laws of [`Format`] to hold is checked at compile time
-//!   (`CHECKED`) as far as constants can show it: fields do not overlap, a pointer to a table is
-//!   never taken for a leaf, `FROZEN` and `EMPTY` are absent.
+//! - What a layout must keep for the laws of [`Format`] to hold is checked at compile time, as far
+//!   as constants can show it (`check`).
 //! - `decode` accepts a leaf only if making it again gives the same bits. Whatever a manual
 //!   reserves is therefore malformed without a line of its own.
 //! - The shortcuts are one mask and one comparison each, chosen at compile time.
@@ -18,7 +17,10 @@ use slat_mmu::{
     AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, PAGE_SHIFT, Pfn,
 };
 
-use crate::layout::{Flag, Layout, Mark};
+use crate::{
+    check,
+    layout::{Flag, Layout, Mark},
+};
 
 /// The format that a [`Layout`] describes.
 #[derive(Clone, Copy)]
@@ -31,50 +33,10 @@ impl<L: Layout> fmt::Debug for Encoded<L> {
 }
 
 impl<L: Layout> Encoded<L> {
-    /// What a layout must keep, checked when a format is first used.
-    const CHECKED: () = {
-        let flags = [
-            L::WRITE,
-            L::EXECUTE,
-            L::ACCESSED,
-            L::DIRTY,
-            L::MMU_WRITABLE,
-            L::HOST_WRITABLE,
-        ];
-        // Fields of a leaf do not overlap.
-        let fixed = L::SMALL.mask | L::HUGE.mask | L::LEAF;
-        let mut used = fixed | L::FRAME.mask();
-        assert!(fixed & L::FRAME.mask() == 0 && used & L::MEMORY.mask == 0);
-        used |= L::MEMORY.mask;
-        assert!(used & L::READ.mask == 0);
-        used |= L::READ.mask;
-        let mut i = 0;
-        while i < flags.len() {
-            assert!(flags[i].mask != 0 && used & flags[i].mask == 0);
-            used |= flags[i].mask;
-            i += 1;
-        }
-        let memory = L::MEMORY;
-        assert!((memory.normal | memory.non_cacheable | memory.device) & !memory.mask == 0);
-        assert!(memory.normal != memory.non_cacheable && memory.normal != memory.device);
-        assert!(memory.non_cacheable != memory.device);
-
-        // A pointer is present, and no flag that changes makes a leaf of it or the reverse.
-        assert!(L::TABLE & L::PRESENT == L::PRESENT && L::TABLE & L::FRAME.mask() == 0);
-        assert!(!L::HUGE.is_on(L::TABLE) && !L::MMU_WRITABLE.is_on(L::TABLE));
-        assert!(L::SMALL.value & L::PRESENT == L::PRESENT);
-        assert!(L::HUGE.value & L::PRESENT == L::PRESENT);
-
-        // What is absent is absent to the MMU and to hardware.
-        let present = L::PRESENT | L::HARDWARE_PRESENT;
-        assert!((L::EMPTY | L::FROZEN) & present == 0 && L::EMPTY != L::FROZEN);
-
-        // Saved permissions have a place of their own.
-        if matches!(L::AD_POLICY, AdPolicy::AccessTracking) {
-            let home = L::READ.mask | L::EXECUTE.mask;
-            assert!(L::READ.yes | L::EXECUTE.yes == home && L::SAVED_SHIFT > 0);
-            assert!((home << L::SAVED_SHIFT) & used == 0);
-        }
+    /// A layout that is at fault does not compile.
+    const CHECKED: () = match check::fault::<L>() {
+        None => (),
+        Some(what) => panic!("{}", what),
     };
 
     const ROOT_BITS: u32 = L::INDEX_BITS[L::INDEX_BITS.len() - 1];
@@ -130,7 +92,7 @@ impl<L: Layout> Encoded<L> {
     }
 }
 
-// SAFETY: `decode` accepts only what `make_leaf` and `make_table` give back, and `CHECKED` keeps
+// SAFETY: `decode` accepts only what `make_leaf` and `make_table` give back, and `check` keeps
 // pointers, leaves and absent entries distinct whatever the flags say. A flag of a leaf is no bit
 // of its frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
 // pointer of a leaf. `tests/format_laws.rs` tests each law on each format.
@@ -143,8 +105,6 @@ unsafe impl<L: Layout> Format for Encoded<L> {
         let () = Self::CHECKED;
         let (mut level, mut bits) = (0, 0);
         while level < L::INDEX_BITS.len() {
-            // `shift` counts on it.
-            assert!(level + 1 == L::INDEX_BITS.len() || L::INDEX_BITS[level] == 9);
             bits += L::INDEX_BITS[level];
             level += 1;
         }

@@ -2,7 +2,7 @@
 //!
 //! A [`Layout`] is constants: flags, fields, and the marks that tell one kind of entry from
 //! another. [`Encoded`](super::Encoded) turns it into a [`Format`](slat_mmu::Format). What a
-//! layout must keep is checked there at compile time.
+//! layout must keep is checked at compile time (`check`).
 
 use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, MemoryType};
 

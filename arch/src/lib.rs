@@ -144,6 +144,7 @@
 extern crate alloc;
 
 pub mod arm64;
+mod check;
 mod encoded;
 mod layout;
 pub mod riscv;
