@@ -85,12 +85,12 @@ pub(crate) struct AgentRole {
 }
 
 /// One host's agent, serving.
-pub(crate) struct RunningAgent(slat_agent::host::Agent);
+pub(crate) struct RunningAgent(slat_daemon::Agent);
 
 impl AgentRole {
     /// Finds the host's VMs again and opens the door.
     pub(crate) async fn start(self) -> Result<RunningAgent, RoleError> {
-        let config = slat_agent::host::HostConfig {
+        let config = slat_daemon::HostConfig {
             name: self.name,
             listen: self.listen,
             advertise: self.advertise,
@@ -99,10 +99,11 @@ impl AgentRole {
             memory_bytes: self.memory_bytes,
             data_ip: self.data_ip,
             vm_program: self.vm_program,
+            backends: slat_vmm::available_backends,
             version: VERSION.to_owned(),
             render: Some(self.render),
         };
-        Ok(RunningAgent(slat_agent::host::Agent::start(config).await?))
+        Ok(RunningAgent(slat_daemon::Agent::start(config).await?))
     }
 }
 
@@ -133,13 +134,13 @@ pub(crate) struct VmRole {
 impl VmRole {
     /// Runs until the VM is over or SIGTERM comes; says `ready` on standard output when its door is open.
     pub(crate) async fn run(self) -> Result<(), RoleError> {
-        let config = slat_agent::vm::process::VmProcessConfig {
+        let config = slat_vmm::process::VmProcessConfig {
             dir: self.dir,
             vm: self.vm,
             host: self.host,
             data_ip: self.data_ip,
         };
-        Ok(slat_agent::vm::process::run(config).await?)
+        Ok(slat_vmm::process::run(config).await?)
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    crates, demo, deny, interleavings, leftovers, lint, metrics, mutations, no_std, oracles, pages,
-    pitfalls, sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, planted,
+    sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
@@ -21,14 +21,14 @@ const CHECKS: [Check; 19] = [
     ("metrics", metrics::run),
     ("units", units::run),
     ("pages", pages::run),
-    ("pitfalls", pitfalls::run),
+    ("planted-fit", planted::check),
     ("lint", lint::clippy),
     ("doc", lint::doc),
     ("crates", crates::run),
     ("no-std", no_std::run),
     ("test", |workspace| test::run(workspace, &[])),
     ("interleavings", interleavings::run),
-    ("mutations", mutations::sample),
+    ("planted", planted::sample),
     ("miri", sanitize::miri),
     ("tsan", sanitize::tsan),
     ("demo", |workspace| {

@@ -14,11 +14,10 @@ mod leftovers;
 mod licence;
 mod lint;
 mod metrics;
-mod mutations;
 mod no_std;
 mod oracles;
 mod pages;
-mod pitfalls;
+mod planted;
 mod sanitize;
 mod shell;
 mod structure;
@@ -69,7 +68,7 @@ enum Command {
     Interleavings,
     /// The small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
     Miri,
-    /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
+    /// The threads of slat-mmu's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
     /// Runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format, one at full size
     Demo(demo::Options),
@@ -85,11 +84,11 @@ enum Command {
     /// unpacks them there; nothing is installed. Needs apt and dpkg for that, gcc and binutils for the x86 programs.
     /// What cannot be had is SKIPPED with the reason. Before each format's run a corrupted leaf must be caught.
     Oracles(oracles::Options),
-    /// Put bugs of the past back, one at a time, and demand that a test fails
+    /// Plant known bugs, one at a time, and demand that a test fails
     ///
-    /// Each patch of tests/mutations is applied to a copy of mmu and arch below target/mutations, and the test that it names must
-    /// pass without it and fail, or hang, with it. docs/pitfalls.md has the list, docs/proofs.md that of the models.
-    Mutations(mutations::Options),
+    /// Each entry of tests/planted/*.toml is planted in a copy of the workspace below target/planted. The test that it
+    /// names must pass without it and fail, or hang, with it.
+    Planted(planted::Options),
     /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
     Leftovers,
     /// Length of files, their opening comment, and the arrows between crates
@@ -100,8 +99,6 @@ enum Command {
     Metrics,
     /// Check that deploy/ sets only what slat reads, and that systemd accepts the units
     Units,
-    /// Check that docs/pitfalls.md is complete, its tests and those of docs/proofs.md exist, and each patch still applies
-    Pitfalls,
     /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
     Pages,
 }
@@ -125,13 +122,12 @@ fn run(command: Command) -> anyhow::Result<Tally> {
             Ok(Tally::passed())
         }
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
-        Command::Mutations(options) => mutations::run(&workspace, &options),
+        Command::Planted(options) => planted::run(&workspace, &options),
         Command::Leftovers => leftovers::run(&workspace),
         Command::Structure => structure::run(&workspace),
         Command::Deny => deny::run(&workspace),
         Command::Metrics => metrics::run(&workspace),
         Command::Units => units::run(&workspace),
-        Command::Pitfalls => pitfalls::run(&workspace),
         Command::Pages => pages::run(&workspace),
     }
 }

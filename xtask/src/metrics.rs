@@ -18,7 +18,15 @@ const LABELS: [&str; 3] = ["rpc_method", "rpc_status_code", "rpc_system"];
 /// When a file cannot be read.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     let mut exported = BTreeSet::new();
-    for path in workspace.files(&["agent/src", "server/src", "proto/src"], &[".rs"])? {
+    for path in workspace.files(
+        &[
+            "agent/daemon/src",
+            "agent/vmm/src",
+            "server/src",
+            "proto/src",
+        ],
+        &[".rs"],
+    )? {
         exported.extend(literals(&without_tests(&workspace.read(path)?)));
     }
     let mut faults = Vec::new();

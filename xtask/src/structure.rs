@@ -13,11 +13,25 @@ const MAX_LINES: usize = 800;
 const CONFLICT: &str = "<<<<<<< ";
 
 /// Which of our crates each crate may name. Tests, benchmarks and this tool stand above the house and may name any.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     (example::NAME, &["slat-arch", "slat-mmu"]),
-    ("slat", &["slat-agent", "slat-server", "slat-proto"]),
+    (
+        "slat",
+        &[
+            "slat-daemon",
+            "slat-vmm",
+            "slat-record",
+            "slat-server",
+            "slat-proto",
+        ],
+    ),
     ("slat-server", &["slat-proto"]),
-    ("slat-agent", &["slat-arch", "slat-mmu", "slat-proto"]),
+    ("slat-daemon", &["slat-record", "slat-proto"]),
+    (
+        "slat-vmm",
+        &["slat-arch", "slat-mmu", "slat-record", "slat-proto"],
+    ),
+    ("slat-record", &["slat-proto"]),
     ("slat-arch", &["slat-mmu"]),
     ("slat-mmu", &[]),
     ("slat-proto", &[]),
@@ -169,7 +183,7 @@ mod tests {
         let metadata = |server: &[&str], mmu: &[&str]| {
             let packages = vec![
                 package("slat-server", server),
-                package("slat-agent", &["slat-proto"]),
+                package("slat-daemon", &["slat-proto"]),
                 package("slat-proto", &[]),
                 package("slat-mmu", mmu),
                 package("tokio", &[]),
@@ -187,12 +201,12 @@ mod tests {
             Metadata { packages, resolved }
         };
         assert!(arrow_faults(&metadata(&["slat-proto", "tokio"], &[])).is_empty());
-        let faults = arrow_faults(&metadata(&["slat-agent"], &["tokio"]));
+        let faults = arrow_faults(&metadata(&["slat-daemon"], &["tokio"]));
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(
             faults
                 .iter()
-                .any(|fault| fault.starts_with("slat-server -> slat-agent"))
+                .any(|fault| fault.starts_with("slat-server -> slat-daemon"))
         );
         assert!(
             faults

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 /// The last spans have this long to leave the process.
 const FLUSH: Duration = Duration::from_secs(3);
 /// Spans worth exporting: ours in detail, others when they matter.
-const TRACED: &str = "warn,slat=debug,slat_server=debug,slat_agent=debug,slat_proto=debug";
+const TRACED: &str = "warn,slat=debug,slat_server=debug,slat_daemon=debug,slat_vmm=debug,slat_record=debug,slat_proto=debug";
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -45,7 +45,7 @@ pub(crate) struct LogArgs {
         value_name = "FORMAT"
     )]
     pub(crate) log_format: LogFormat,
-    /// What to log, as `info` or `warn,slat_agent=debug` (else RUST_LOG, else info)
+    /// What to log, as `info` or `warn,slat_vmm=debug` (else RUST_LOG, else info)
     #[arg(long, env = "SLAT_LOG_FILTER", value_name = "FILTER")]
     pub(crate) log_filter: Option<String>,
 }

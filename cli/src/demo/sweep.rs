@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use slat_agent::vm::dir::VmDir;
+use slat_record::dir::VmDir;
 
 /// Between two looks at the locks.
 const LOOK: Duration = Duration::from_millis(20);

@@ -132,7 +132,7 @@ fn build(
     stage.build(memory, host, config)
 }
 
-/// `cargo xtask mutations` compiles these tests many times.
+/// `cargo xtask planted` compiles these tests many times.
 #[cfg(few_formats)]
 fn stages() -> impl Iterator<Item = GuestStage> {
     KINDS.into_iter()

@@ -1,0 +1,366 @@
+//! The daemon of one hypervisor host.
+//!
+//! It starts one `slat vm` process per VM, finds them again after its own restart, routes requests to them and reports to
+//! the server. It holds no guest and decides nothing about ownership: an agent can crash, restart or be upgraded and no
+//! guest notices.
+//!
+//! | file | what |
+//! |---|---|
+//! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
+//! | `process` | one process: spawn, pidfd, lock |
+//! | `registry` | which names are held, and the memory they have reserved |
+//! | `living` | a VM with a process: channel and snapshot cache |
+//! | `dead`, `remains` | a VM without one: what its journal and records say |
+//! | `sighting` | source sides seen to have given their VM away |
+//! | `ended` | sides of migrations that outlived their VM's directory |
+//! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
+//! | `report` | upcalls to the server |
+//! | `metrics` | `/metrics` |
+//!
+//! # State directory
+//! ```text
+//! <state>/agent.lock            held with flock by the agent
+//! <state>/vms/<vm>/             one VM's directory (slat_record::dir), and in it
+//! <state>/vms/<vm>/seen.pb      the VM as the agent first saw it, for when its process is gone
+//! <state>/vms/<vm>/sighted/     source sides the agent saw RELINQUISHED or COMPLETED
+//! <state>/transfers/            sides nobody has released whose VM directory is gone
+//! ```
+//!
+//! # Tasks and locks
+//! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on a directory that is
+//! waited for. Locks are leaf mutexes, each in its own file's contract; none is held across an `.await`.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::File,
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use slat_proto::{
+    model::{BackendKind, HostName},
+    transport::{Address, Door, DoorHandle, connect, traced},
+    v1::{
+        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
+    },
+};
+use tokio::net::TcpListener;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+mod dead;
+mod ended;
+mod error;
+mod host_api;
+mod living;
+mod memory_api;
+mod metrics;
+mod process;
+mod registry;
+mod remains;
+mod report;
+mod side;
+mod sighting;
+mod supervisor;
+mod transfer_api;
+mod vm_api;
+
+pub use error::HostError;
+
+use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
+
+/// How long [`Agent::stop`] waits for work on directories.
+const FINISH: Duration = Duration::from_secs(20);
+
+/// Renders the process-wide metrics, which the owner of the process installed, as Prometheus text.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What an agent needs to know.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// This host's name.
+    pub name: HostName,
+    /// Where to serve gRPC, `/metrics` and `/healthz`.
+    pub listen: SocketAddr,
+    /// `host:port` under which the server and other agents reach this one; `None`: the bound address.
+    pub advertise: Option<String>,
+    /// The server to report to; `None`: to nobody.
+    pub server: Option<Address>,
+    /// Where VM directories and records are; made when missing.
+    pub state_dir: PathBuf,
+    /// Memory that VMs may use, bytes.
+    pub memory_bytes: u64,
+    /// Where VM processes listen for pages.
+    pub data_ip: IpAddr,
+    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --host --data-ip`.
+    pub vm_program: Vec<OsString>,
+    /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
+    pub backends: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Slat's version, for people and metrics.
+    pub version: String,
+    /// Process-wide metrics to put before this agent's own on `/metrics`.
+    pub render: Option<Render>,
+}
+
+impl fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostConfig")
+            .field("name", &self.name)
+            .field("listen", &self.listen)
+            .field("advertise", &self.advertise)
+            .field("server", &self.server)
+            .field("state_dir", &self.state_dir)
+            .field("memory_bytes", &self.memory_bytes)
+            .field("data_ip", &self.data_ip)
+            .field("vm_program", &self.vm_program)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    address: SocketAddr,
+    endpoint: DoorHandle,
+    supervisor: Arc<Supervisor>,
+    lock: StateLock,
+    /// Ends the tasks of an agent that is dropped without a stop.
+    _guard: DropGuard,
+}
+
+impl Agent {
+    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and begins to report.
+    ///
+    /// # Errors
+    /// See [`HostError`]. Nothing is left running; VM processes that were there go on.
+    pub async fn start(config: HostConfig) -> Result<Self, HostError> {
+        let advertise = config
+            .advertise
+            .as_deref()
+            .map(str::parse::<Address>)
+            .transpose();
+        if let Err(error) = &advertise {
+            return Err(HostError::Config {
+                message: format!("the advertised address: {error}"),
+            });
+        }
+        if config.server.is_some()
+            && config.advertise.is_none()
+            && config.listen.ip().is_unspecified()
+        {
+            return Err(HostError::Config {
+                message: format!(
+                    "listening on {}, every address of this host: say which one others use (advertise)",
+                    config.listen
+                ),
+            });
+        }
+        if config.vm_program.is_empty() {
+            return Err(HostError::Config {
+                message: "no program for VM processes is configured".to_owned(),
+            });
+        }
+        let channel = match &config.server {
+            Some(server) => {
+                let channel = connect(server).map_err(|source| HostError::Server { source })?;
+                Some((server.clone(), traced(channel)))
+            }
+            None => None,
+        };
+        // VM processes get the directory as an argument and may be asked for it from anywhere.
+        let state_dir = make_dir(&config.state_dir)
+            .and_then(|()| config.state_dir.canonicalize())
+            .map_err(|source| HostError::StateDir {
+                path: config.state_dir.clone(),
+                source,
+            })?;
+        let lock = StateLock::take(&state_dir)?;
+        let vms_dir = state_dir.join("vms");
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| HostError::StateDir { path, source }
+        };
+        make_dir(&vms_dir).map_err(failed(&vms_dir))?;
+        let transfers_dir = state_dir.join("transfers");
+        let ended = EndedSides::open(&transfers_dir).map_err(failed(&transfers_dir))?;
+        // Opens /dev/kvm: off the runtime's threads.
+        let (backends, backend_message) = tokio::task::spawn_blocking(config.backends)
+            .await
+            .unwrap_or_else(|error| {
+                (
+                    Vec::new(),
+                    Some(format!("probing for backends failed: {error}")),
+                )
+            });
+        // Bound before VMs are looked for, so that a wrong address costs nothing; served after.
+        let listen = |source| HostError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+
+        let stop = CancellationToken::new();
+        // Until the agent is whole, a failure below ends what was begun.
+        let guard = stop.clone().drop_guard();
+        let supervisor = Arc::new(Supervisor {
+            host: config.name,
+            vms_dir: vms_dir.clone(),
+            program: config.vm_program,
+            data_ip: config.data_ip,
+            registry: Registry::new(config.memory_bytes),
+            ended: Arc::new(ended),
+            backends,
+            backend_message,
+            stop,
+            tasks: TaskTracker::new(),
+        });
+        supervisor.scan().await.map_err(failed(&vms_dir))?;
+        let card = Arc::new(HostCard {
+            address: config.advertise.unwrap_or_else(|| address.to_string()),
+            incarnation: uuid::Uuid::now_v7().to_string(),
+            version: config.version,
+            supervisor: Arc::clone(&supervisor),
+        });
+        let endpoint = Door::new()
+            .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
+            .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
+                &supervisor,
+            ))))
+            .service(TransferServiceServer::new(transfer_api::Transfers(
+                Arc::clone(&supervisor),
+            )))
+            .service(HostServiceServer::new(host_api::Hosts(Arc::clone(&card))))
+            .http(http(Arc::clone(&card), config.render))
+            .serve_tcp(listener)
+            .await
+            .map_err(listen)?;
+        if let Some((server, channel)) = channel {
+            supervisor
+                .tasks
+                .spawn(report::report(card, server, channel));
+        }
+        tracing::info!(host = %supervisor.host, %address, "agent ready");
+        Ok(Self {
+            address,
+            endpoint,
+            supervisor,
+            lock,
+            _guard: guard,
+        })
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends every task and the endpoint, and gives the state directory back. VM processes go on.
+    pub async fn stop(self) {
+        self.supervisor.stop.cancel();
+        self.endpoint.stop().await;
+        self.supervisor.tasks.close();
+        if tokio::time::timeout(FINISH, self.supervisor.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("work on VM directories outlived the agent's stop");
+        }
+        drop(self.lock);
+    }
+}
+
+/// `/metrics` and `/healthz`.
+fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
+    let metrics = move || {
+        let text = {
+            let supervisor = &card.supervisor;
+            let (memory_total, memory_used) = supervisor.registry.memory();
+            let own = metrics::render(&metrics::Seen {
+                version: &card.version,
+                memory_total,
+                memory_used,
+                vms: &supervisor.snapshots(),
+                transfers: &supervisor.sides(),
+            });
+            let mut text = process.as_ref().map_or_else(String::new, |render| render());
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text + &own
+        };
+        async move {
+            (
+                [("content-type", "text/plain; version=0.0.4; charset=utf-8")],
+                text,
+            )
+        }
+    };
+    axum::Router::new()
+        .route("/metrics", axum::routing::get(metrics))
+        .route("/healthz", axum::routing::get(|| async { "ok\n" }))
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// The state directory's lock, given back explicitly: a copy of the descriptor in a child that is being forked at this
+/// moment would keep it otherwise.
+#[derive(Debug)]
+struct StateLock(File);
+
+impl StateLock {
+    fn take(state_dir: &Path) -> Result<Self, HostError> {
+        let path = state_dir.join("agent.lock");
+        let failed = |source| HostError::StateDir {
+            path: path.clone(),
+            source,
+        };
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let pid = io::read_to_string(&file)
+                    .ok()
+                    .and_then(|text| text.trim().parse().ok());
+                return Err(HostError::StateDirInUse {
+                    path: state_dir.to_owned(),
+                    pid,
+                });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        file.set_len(0)
+            .and_then(|()| write!(file, "{}", std::process::id()))
+            .map_err(failed)?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for StateLock {
+    fn drop(&mut self) {
+        // The descriptor is ours and open; what follows is only its close.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}

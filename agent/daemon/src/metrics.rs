@@ -1,0 +1,588 @@
+//! The agent's own metric families, as Prometheus text, rendered from the snapshot caches: a scrape measures nothing, takes
+//! no lock of a VM and calls no process.
+//!
+//! # Names
+//! One family for both backends, with the label `backend`: `slat_page_faults_total{vm,backend,type}`,
+//! `slat_vcpu_tlb_flushes_total`, `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`,
+//! `slat_vm_exits_total`, `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
+//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`, `slat_mmu_flushes_total{cause,scope}`. Beside them, for
+//! VMs on KVM only, the kernel's counters under the names its users know (`kvm_*`) and `kvm_stat_supported`.
+//!
+//! A statistic that a VM does not offer is absent, never 0; a family without samples is left out. Label values are names of
+//! this host's VMs and bounded words. Rates are the reader's.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use slat_proto::{
+    model::{PAGE_SIZE, std_duration},
+    v1,
+};
+
+use super::side::is_terminal;
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// Families in the making; samples of one stay together whatever order they come in.
+#[derive(Default)]
+struct Families(BTreeMap<&'static str, Family>);
+
+struct Family {
+    help: &'static str,
+    kind: Kind,
+    samples: String,
+}
+
+impl Families {
+    fn add(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: impl std::fmt::Display,
+    ) {
+        let family = self.0.entry(name).or_insert_with(|| Family {
+            help,
+            kind,
+            samples: String::new(),
+        });
+        let samples = &mut family.samples;
+        samples.push_str(name);
+        for (index, (label, text)) in labels.iter().enumerate() {
+            samples.push(if index == 0 { '{' } else { ',' });
+            samples.push_str(label);
+            samples.push_str("=\"");
+            for c in text.chars() {
+                match c {
+                    '\\' => samples.push_str("\\\\"),
+                    '"' => samples.push_str("\\\""),
+                    '\n' => samples.push_str("\\n"),
+                    c => samples.push(c),
+                }
+            }
+            samples.push('"');
+        }
+        if !labels.is_empty() {
+            samples.push('}');
+        }
+        // Writing to a String does not fail.
+        let _ = writeln!(samples, " {value}");
+    }
+
+    fn counter(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: Option<u64>,
+    ) {
+        if let Some(value) = value {
+            self.add(name, Kind::Counter, help, labels, value);
+        }
+    }
+
+    fn gauge(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: Option<u64>,
+    ) {
+        if let Some(value) = value {
+            self.add(name, Kind::Gauge, help, labels, value);
+        }
+    }
+
+    fn render(self) -> String {
+        let mut text = String::new();
+        for (name, family) in self.0 {
+            let kind = match family.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+            };
+            let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", family.help);
+            text.push_str(&family.samples);
+        }
+        text
+    }
+}
+
+/// What is rendered.
+#[derive(Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) version: &'a str,
+    pub(super) memory_total: u64,
+    pub(super) memory_used: u64,
+    pub(super) vms: &'a [v1::Vm],
+    pub(super) transfers: &'a [v1::Transfer],
+}
+
+/// All families.
+pub(super) fn render(seen: &Seen<'_>) -> String {
+    let mut families = Families::default();
+    families.gauge(
+        "slat_build_info",
+        "Version of this agent.",
+        &[("version", seen.version)],
+        Some(1),
+    );
+    let free = seen.memory_total.saturating_sub(seen.memory_used);
+    for (kind, bytes) in [
+        ("total", seen.memory_total),
+        ("used", seen.memory_used),
+        ("free", free),
+    ] {
+        let help = "Memory that VMs may use, of it reserved by VMs, and the rest.";
+        families.gauge(
+            "slat_host_memory_bytes",
+            help,
+            &[("kind", kind)],
+            Some(bytes),
+        );
+    }
+    for vm in seen.vms {
+        vm_families(&mut families, vm);
+    }
+    for transfer in seen.transfers {
+        if !is_terminal(transfer.phase()) {
+            transfer_families(&mut families, transfer);
+        }
+    }
+    families.render()
+}
+
+fn id(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, id)| id)
+}
+
+fn state_word(state: v1::vm::State) -> &'static str {
+    match state {
+        v1::vm::State::Unspecified => "unknown",
+        v1::vm::State::Created => "created",
+        v1::vm::State::Running => "running",
+        v1::vm::State::Paused => "paused",
+        v1::vm::State::Incoming => "incoming",
+        v1::vm::State::Relinquished => "relinquished",
+        v1::vm::State::Failed => "failed",
+        v1::vm::State::Stopped => "stopped",
+        v1::vm::State::Lost => "lost",
+    }
+}
+
+fn vm_families(families: &mut Families, vm: &v1::Vm) {
+    let name = id(&vm.name);
+    let kind = vm
+        .spec
+        .as_ref()
+        .map_or(v1::Backend::Unspecified, |spec| spec.backend());
+    let backend = match kind {
+        v1::Backend::Unspecified => "unknown",
+        v1::Backend::Kvm => "kvm",
+        v1::Backend::Software => "software",
+    };
+    let info = [
+        ("vm", name),
+        ("state", state_word(vm.state())),
+        ("backend", backend),
+    ];
+    families.gauge("slat_vm_info", "A VM of this host.", &info, Some(1));
+    let logging = (vm.state() != v1::vm::State::Lost).then_some(u64::from(vm.dirty_logging));
+    families.gauge(
+        "slat_vm_dirty_logging",
+        "Whether any slot has dirty logging on.",
+        &[("vm", name)],
+        logging,
+    );
+    if let Some(counters) = &vm.guest_counters {
+        for (family, help, value) in [
+            (
+                "slat_guest_memstress_errors_total",
+                "Stamps the guest read back that were not what it wrote: lost or stale memory.",
+                counters.errors,
+            ),
+            (
+                "slat_guest_memstress_pages_written_total",
+                "Pages the guest wrote and stamped.",
+                counters.pages_written,
+            ),
+            (
+                "slat_guest_memstress_passes_total",
+                "Rounds of the guest over its working pages.",
+                counters.passes,
+            ),
+        ] {
+            families.counter(family, help, &[("vm", name)], Some(value));
+        }
+    }
+    if let Some(stats) = &vm.mmu_stats {
+        common_families(families, name, backend, stats);
+        if kind == v1::Backend::Kvm {
+            kvm_families(families, name, stats);
+        }
+    }
+}
+
+/// Fault counters: our word, KVM's statistic, its word in the pass-through, value.
+fn faults(stats: &v1::MmuStats) -> [(&'static str, &'static str, &'static str, Option<u64>); 6] {
+    [
+        ("taken", "pf_taken", "taken", stats.faults_taken),
+        ("fixed", "pf_fixed", "fixed", stats.faults_fixed),
+        ("fast", "pf_fast", "fast", stats.faults_fast),
+        ("spurious", "pf_spurious", "spurious", stats.faults_spurious),
+        ("emulated", "pf_emulate", "emulate", stats.faults_emulated),
+        ("guest", "pf_guest", "guest", stats.faults_guest),
+    ]
+}
+
+fn levels(stats: &v1::MmuStats) -> [(&'static str, &'static str, Option<u64>); 3] {
+    [
+        ("4k", "pages_4k", stats.pages_4k),
+        ("2m", "pages_2m", stats.pages_2m),
+        ("1g", "pages_1g", stats.pages_1g),
+    ]
+}
+
+fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1::MmuStats) {
+    let labels = [("vm", vm), ("backend", backend)];
+    for (word, _, _, value) in faults(stats) {
+        let labels = [("vm", vm), ("backend", backend), ("type", word)];
+        families.counter(
+            "slat_page_faults_total",
+            "Second-stage page faults by outcome.",
+            &labels,
+            value,
+        );
+    }
+    for (word, _, value) in levels(stats) {
+        let labels = [("vm", vm), ("backend", backend), ("level", word)];
+        families.gauge(
+            "slat_mappings",
+            "Second-stage leaf mappings by size.",
+            &labels,
+            value,
+        );
+    }
+    for (family, help, value) in [
+        (
+            "slat_vcpu_tlb_flushes_total",
+            "Flushes that vCPUs did of their own TLB.",
+            stats.vcpu_tlb_flushes,
+        ),
+        (
+            "slat_remote_tlb_flush_requests_total",
+            "Requests for a TLB flush of all vCPUs.",
+            stats.remote_tlb_flush_requests,
+        ),
+        (
+            "slat_remote_tlb_flushes_total",
+            "Requests for a TLB flush that reached at least one vCPU.",
+            stats.remote_tlb_flushes,
+        ),
+        (
+            "slat_vm_exits_total",
+            "Exits from guest mode over all vCPUs.",
+            stats.exits,
+        ),
+        (
+            "slat_dirty_pages_harvested_total",
+            "Dirty pages taken from the log.",
+            stats.dirty_pages_harvested,
+        ),
+        (
+            "slat_huge_pages_split_total",
+            "Huge second-stage mappings split into smaller ones.",
+            stats.huge_pages_split,
+        ),
+        (
+            "slat_huge_pages_recovered_total",
+            "Huge second-stage mappings put back in place of smaller ones.",
+            stats.huge_pages_recovered,
+        ),
+    ] {
+        families.counter(family, help, &labels, value);
+    }
+    for flush in &stats.flushes {
+        for (scope, count) in [("range", flush.ranges), ("all", flush.alls)] {
+            let [vm, backend] = labels;
+            let labels = [vm, backend, ("cause", &flush.cause), ("scope", scope)];
+            families.counter(
+                "slat_mmu_flushes_total",
+                "TLB flushes that the second stage asked for, by cause and scope.",
+                &labels,
+                Some(count),
+            );
+        }
+    }
+    families.gauge(
+        "slat_table_pages",
+        "Second-stage page-table pages in use.",
+        &labels,
+        stats.table_pages,
+    );
+}
+
+fn kvm_families(families: &mut Families, vm: &str, stats: &v1::MmuStats) {
+    let mut offered: Vec<(&str, bool)> = Vec::new();
+    for (_, stat, word, value) in faults(stats) {
+        let labels = [("vm", vm), ("type", word)];
+        families.counter(
+            "kvm_page_faults_total",
+            "KVM's pf_* counters.",
+            &labels,
+            value,
+        );
+        offered.push((stat, value.is_some()));
+    }
+    for (word, stat, value) in levels(stats) {
+        let labels = [("vm", vm), ("level", word)];
+        families.gauge(
+            "kvm_mmu_pages",
+            "KVM's pages_* levels: second-stage leaf mappings.",
+            &labels,
+            value,
+        );
+        offered.push((stat, value.is_some()));
+    }
+    let flushes = [("vm", vm), ("scope", "vcpu")];
+    families.counter(
+        "kvm_tlb_flushes_total",
+        "KVM's tlb_flush over all vCPUs.",
+        &flushes,
+        stats.vcpu_tlb_flushes,
+    );
+    offered.push(("tlb_flush", stats.vcpu_tlb_flushes.is_some()));
+    for (family, stat, help, value) in [
+        (
+            "kvm_remote_tlb_flush_requests_total",
+            "remote_tlb_flush_requests",
+            "KVM's remote_tlb_flush_requests.",
+            stats.remote_tlb_flush_requests,
+        ),
+        (
+            "kvm_remote_tlb_flushes_total",
+            "remote_tlb_flush",
+            "KVM's remote_tlb_flush.",
+            stats.remote_tlb_flushes,
+        ),
+        (
+            "kvm_exits_total",
+            "exits",
+            "KVM's exits over all vCPUs.",
+            stats.exits,
+        ),
+    ] {
+        families.counter(family, help, &[("vm", vm)], value);
+        offered.push((stat, value.is_some()));
+    }
+    for (stat, offered) in offered {
+        let help = "Whether this kernel and architecture offer a statistic.";
+        families.gauge(
+            "kvm_stat_supported",
+            help,
+            &[("vm", vm), ("stat", stat)],
+            Some(u64::from(offered)),
+        );
+    }
+}
+
+fn transfer_families(families: &mut Families, transfer: &v1::Transfer) {
+    let Some(progress) = &transfer.progress else {
+        return;
+    };
+    let direction = match transfer.role() {
+        v1::TransferRole::Source => "out",
+        v1::TransferRole::Destination => "in",
+        v1::TransferRole::Unspecified => return,
+    };
+    let labels = [("vm", id(&transfer.vm)), ("direction", direction)];
+    for (kind, bytes) in [
+        ("wire", progress.bytes_transferred),
+        ("normal", progress.pages_normal.saturating_mul(PAGE_SIZE)),
+        ("zero", progress.pages_zero.saturating_mul(PAGE_SIZE)),
+    ] {
+        let labels = [labels[0], labels[1], ("kind", kind)];
+        let help = "Of a running migration side: bytes on the wire, and guest memory sent with contents and as zero ranges.";
+        families.counter("slat_migration_bytes_total", help, &labels, Some(bytes));
+    }
+    let iteration = Some(u64::from(progress.iteration));
+    families.gauge(
+        "slat_migration_iteration",
+        "Running pass over memory; 0 is the bulk pass.",
+        &labels,
+        iteration,
+    );
+    if transfer.role() == v1::TransferRole::Source {
+        let help = "Bytes left to send in the running pass.";
+        families.gauge(
+            "slat_migration_remaining_bytes",
+            help,
+            &labels,
+            Some(progress.remaining_bytes),
+        );
+        if progress.expected_downtime.is_some() {
+            let seconds = std_duration(progress.expected_downtime.as_ref()).as_secs_f64();
+            let help = "Downtime if the VM were stopped now.";
+            families.add(
+                "slat_migration_expected_downtime_seconds",
+                Kind::Gauge,
+                help,
+                &labels,
+                seconds,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(backend: v1::Backend, stats: v1::MmuStats) -> v1::Vm {
+        v1::Vm {
+            name: "vms/a".into(),
+            state: v1::vm::State::Running.into(),
+            spec: Some(v1::VmSpec {
+                backend: backend.into(),
+                ..Default::default()
+            }),
+            mmu_stats: Some(stats),
+            ..Default::default()
+        }
+    }
+
+    fn text(vms: &[v1::Vm], transfers: &[v1::Transfer]) -> String {
+        render(&Seen {
+            version: "1.2.3",
+            memory_total: 10,
+            memory_used: 4,
+            vms,
+            transfers,
+        })
+    }
+
+    #[test]
+    fn flushes_are_told_apart_by_cause_and_scope() {
+        let stats = v1::MmuStats {
+            huge_pages_split: Some(3),
+            flushes: vec![v1::TlbFlushCount {
+                cause: "dirty_log".into(),
+                ranges: 5,
+                range_pages: 99,
+                alls: 0,
+            }],
+            ..Default::default()
+        };
+        let text = text(&[vm(v1::Backend::Software, stats)], &[]);
+        for line in [
+            "slat_huge_pages_split_total{vm=\"a\",backend=\"software\"} 3",
+            "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"range\"} 5",
+            "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"all\"} 0",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("slat_huge_pages_recovered_total"));
+    }
+
+    #[test]
+    fn what_is_not_offered_is_absent_and_said_to_be() {
+        let stats = v1::MmuStats {
+            faults_taken: Some(7),
+            remote_tlb_flushes: Some(0),
+            ..Default::default()
+        };
+        let text = text(&[vm(v1::Backend::Kvm, stats)], &[]);
+        for line in [
+            "slat_page_faults_total{vm=\"a\",backend=\"kvm\",type=\"taken\"} 7",
+            "kvm_page_faults_total{vm=\"a\",type=\"taken\"} 7",
+            "kvm_remote_tlb_flushes_total{vm=\"a\"} 0",
+            "kvm_stat_supported{vm=\"a\",stat=\"pf_taken\"} 1",
+            "kvm_stat_supported{vm=\"a\",stat=\"pf_fixed\"} 0",
+            "slat_vm_info{vm=\"a\",state=\"running\",backend=\"kvm\"} 1",
+            "slat_host_memory_bytes{kind=\"free\"} 6",
+            "slat_build_info{version=\"1.2.3\"} 1",
+        ] {
+            assert!(
+                text.lines().any(|seen| seen == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        for absent in [
+            "type=\"fixed\"",
+            "kvm_exits_total",
+            "slat_table_pages",
+            "memstress",
+            "slat_migration",
+        ] {
+            assert!(!text.contains(absent), "{absent} is in\n{text}");
+        }
+    }
+
+    #[test]
+    fn software_vms_have_no_kvm_families() {
+        let stats = v1::MmuStats {
+            faults_taken: Some(7),
+            table_pages: Some(3),
+            ..Default::default()
+        };
+        let text = text(&[vm(v1::Backend::Software, stats)], &[]);
+        assert!(text.contains("slat_table_pages{vm=\"a\",backend=\"software\"} 3"));
+        assert!(!text.contains("kvm_"), "{text}");
+    }
+
+    #[test]
+    fn each_family_is_announced_once_and_stays_together() {
+        let stats = v1::MmuStats {
+            faults_taken: Some(1),
+            faults_fixed: Some(2),
+            ..Default::default()
+        };
+        let mut other = vm(v1::Backend::Kvm, stats.clone());
+        other.name = "vms/b".into();
+        let text = text(&[vm(v1::Backend::Kvm, stats), other], &[]);
+        let mut announced = std::collections::BTreeSet::new();
+        let mut current = "";
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                current = rest.split(' ').next().unwrap();
+                assert!(announced.insert(current), "{current} twice");
+            } else if !line.starts_with('#') {
+                assert_eq!(line.split(['{', ' ']).next().unwrap(), current);
+            }
+        }
+        assert!(announced.contains("slat_page_faults_total"));
+    }
+
+    #[test]
+    fn only_running_sides_are_shown() {
+        let progress = v1::MigrationProgress {
+            remaining_bytes: 5,
+            pages_zero: 2,
+            iteration: 3,
+            ..Default::default()
+        };
+        let side = |phase: v1::TransferPhase| v1::Transfer {
+            vm: "vms/a".into(),
+            migration: "migrations/m".into(),
+            role: v1::TransferRole::Source.into(),
+            phase: phase.into(),
+            progress: Some(progress.clone()),
+            ..Default::default()
+        };
+        let running = text(&[], &[side(v1::TransferPhase::Precopy)]);
+        assert!(
+            running.contains("slat_migration_remaining_bytes{vm=\"a\",direction=\"out\"} 5"),
+            "{running}"
+        );
+        assert!(
+            running.contains(
+                "slat_migration_bytes_total{vm=\"a\",direction=\"out\",kind=\"zero\"} 8192"
+            )
+        );
+        assert!(!running.contains("expected_downtime"), "unset is absent");
+        assert!(!text(&[], &[side(v1::TransferPhase::Failed)]).contains("slat_migration"));
+    }
+}

@@ -1,0 +1,388 @@
+//! What the directory of a dead VM process tells: whether a VM was lost with it, and how its migration sides stand.
+//!
+//! The journal decides, the records only add figures. Nothing here is a guess: a source side is RELINQUISHED exactly when
+//! the journal has that entry for that migration or the side was ever seen so ([`super::sighting`]: the entry may have failed
+//! while the process was fenced for ever), a destination side is COMPLETED exactly when the journal has its `Owned`.
+//! Memory died with the process, so every other side that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
+//! destination says nothing about the source: that one answers from its own journal.
+//!
+//! A journal that cannot be read answers nothing: every question about its sides is an error, so that nobody resumes or
+//! commits on the strength of a missing line.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    io,
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{HostName, MigrationName, VmName, now},
+    v1,
+};
+
+use super::{
+    side::{Role, SideKey, is_terminal},
+    sighting::{self, gave_away},
+};
+use slat_record::{
+    dir::VmDir,
+    journal::{Entry, Journal, JournalState, Ownership},
+};
+
+/// What is left of a VM process.
+#[derive(Clone, Debug)]
+pub(super) struct Remains {
+    vm: VmName,
+    state: Option<JournalState>,
+    history: Vec<Entry>,
+    records: BTreeMap<SideKey, v1::Transfer>,
+    /// The end of its log, for the error of a side it did not end itself.
+    log: String,
+    /// The last warning or error in it.
+    fault: Option<String>,
+}
+
+impl Remains {
+    /// Reads the directory. Its process is dead: nothing changes any more.
+    ///
+    /// # Errors
+    /// JOURNAL when the journal or a record cannot be read or is corrupt.
+    pub(super) fn read(vm: &VmName, dir: &VmDir) -> Result<Self, ApiError> {
+        let unreadable = |error: io::Error| {
+            ApiError::new(
+                Reason::Journal,
+                format!("{}: {error}", dir.path().display()),
+            )
+            .with("vm", vm)
+        };
+        let state =
+            Journal::read(&dir.journal()).map_err(|error| ApiError::from(error).with("vm", vm))?;
+        let history = Journal::history(&dir.journal()).map_err(unreadable)?;
+        let records = dir.transfers().map_err(unreadable)?;
+        let records = records
+            .into_iter()
+            .filter_map(|record| Some((SideKey::of(&record)?, record)));
+        let mut remains = Self {
+            vm: vm.clone(),
+            state,
+            history,
+            records: records.collect(),
+            log: super::process::log_tail(dir),
+            fault: super::process::last_fault(dir),
+        };
+        for side in sighting::load(dir).map_err(unreadable)? {
+            if let Some(key) = SideKey::of(&side) {
+                remains.add_seen(key, side);
+            }
+        }
+        Ok(remains)
+    }
+
+    /// Adds what the agent saw of a side: better than a record from before its end, never better than one of its end. That
+    /// it gave its VM away is better than anything but its completion.
+    pub(super) fn add_seen(&mut self, key: SideKey, seen: v1::Transfer) {
+        match self.records.entry(key) {
+            btree_map::Entry::Vacant(entry) => {
+                entry.insert(seen);
+            }
+            btree_map::Entry::Occupied(mut entry) => {
+                let (known, new) = (entry.get().phase(), seen.phase());
+                let better = match (gave_away(entry.key(), known), gave_away(entry.key(), new)) {
+                    (true, true) => known != v1::TransferPhase::Completed,
+                    (true, false) => false,
+                    (false, true) => true,
+                    (false, false) => !is_terminal(known),
+                };
+                if better {
+                    entry.insert(seen);
+                }
+            }
+        }
+    }
+
+    /// Forgets a side.
+    pub(super) fn forget(&mut self, key: &SideKey) {
+        let gone = self
+            .records
+            .remove(key)
+            .is_some_and(|record| gave_away(key, record.phase()));
+        let of = |migration: &str| same(migration, &key.migration);
+        // The server has stored this side's outcome: what named it in the journal has nothing to tell any more.
+        if let Some(state) = &mut self.state {
+            let told = match (&state.ownership, key.role) {
+                (Ownership::Relinquished { migration, .. }, Role::Source)
+                | (
+                    Ownership::Incoming { migration, .. }
+                    | Ownership::Prepared { migration, .. }
+                    | Ownership::Aborted { migration },
+                    Role::Destination,
+                ) => of(migration),
+                (Ownership::Owner { .. }, Role::Source) => gone,
+                _ => false,
+            };
+            if told {
+                state.ownership = Ownership::Ended;
+            }
+        }
+    }
+
+    /// The epoch that this directory's process owned when it died: that VM is lost.
+    pub(super) fn lost_epoch(&self) -> Option<u64> {
+        match self.state.as_ref()?.ownership {
+            // Seen to have given it away: the entry is missing, the VM is the destination's.
+            Ownership::Owner { epoch } if self.given().is_none() => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// How far the source side stands that gave the VM away, when one was seen to.
+    fn given(&self) -> Option<v1::TransferPhase> {
+        self.records
+            .iter()
+            .map(|(key, record)| (key, record.phase()))
+            .find(|(key, phase)| gave_away(key, *phase))
+            .map(|(_, phase)| phase)
+    }
+
+    /// Whether the directory may go without being released: nothing of it can matter to an ownership question that is
+    /// still open, once its sides are kept elsewhere.
+    pub(super) fn replaceable(&self) -> bool {
+        match self.state.as_ref().map(|state| &state.ownership) {
+            None
+            | Some(
+                Ownership::Ended
+                | Ownership::Aborted { .. }
+                | Ownership::Incoming { .. }
+                | Ownership::Prepared { .. },
+            ) => true,
+            Some(Ownership::Relinquished { migration, .. }) => MigrationName::parse(migration)
+                .is_ok_and(|migration| {
+                    self.verdict(&SideKey::source(migration))
+                        .is_some_and(|side| side.phase() == v1::TransferPhase::Completed)
+                }),
+            Some(Ownership::Owner { .. }) => self.given() == Some(v1::TransferPhase::Completed),
+        }
+    }
+
+    /// Sides that nobody released, as they stand.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        let mut keys: Vec<SideKey> = self.records.keys().cloned().collect();
+        if let Some(state) = &self.state {
+            let named = match &state.ownership {
+                Ownership::Relinquished { migration, .. } => {
+                    MigrationName::parse(migration).map(SideKey::source).ok()
+                }
+                Ownership::Incoming { migration, .. } | Ownership::Prepared { migration, .. } => {
+                    MigrationName::parse(migration)
+                        .map(SideKey::destination)
+                        .ok()
+                }
+                // Aborted without a record: ended and released. Owner: the record says whether it is released.
+                Ownership::Owner { .. } | Ownership::Aborted { .. } | Ownership::Ended => None,
+            };
+            keys.extend(named);
+        }
+        keys.sort();
+        keys.dedup();
+        keys.iter().filter_map(|key| self.verdict(key)).collect()
+    }
+
+    /// How a side stands; `None` when neither journal nor record knows of it.
+    pub(super) fn verdict(&self, key: &SideKey) -> Option<v1::Transfer> {
+        let record = self.records.get(key);
+        let base = || self.base(key, record);
+        let of = |migration: &str| same(migration, &key.migration);
+        let has = |test: &dyn Fn(&Entry) -> bool| self.history.iter().any(test);
+        let phase = record.map(|record| record.phase());
+        match key.role {
+            Role::Source => {
+                if phase.is_some_and(|phase| gave_away(key, phase))
+                    || has(
+                        &|entry| matches!(entry, Entry::Relinquished { migration, .. } if of(migration)),
+                    )
+                {
+                    return Some(match phase {
+                        Some(v1::TransferPhase::Completed) => base(),
+                        _ => with_phase(base(), v1::TransferPhase::Relinquished),
+                    });
+                }
+                // It had ended, and the VM stayed.
+                if phase.is_some_and(is_terminal) {
+                    return record.cloned();
+                }
+                record?;
+                let lost = self.lost_epoch().is_some();
+                Some(self.died(
+                    base(),
+                    key,
+                    lost,
+                    if lost {
+                        "the VM's memory died with its process on the source"
+                    } else {
+                        "the source's process died after the VM had gone by another way"
+                    },
+                ))
+            }
+            Role::Destination => {
+                if has(&|entry| matches!(entry, Entry::Owned { migration, .. } if of(migration))) {
+                    return Some(with_phase(base(), v1::TransferPhase::Completed));
+                }
+                let known = has(
+                    &|entry| matches!(entry, Entry::Incoming { migration, .. } | Entry::Prepared { migration, .. } | Entry::Aborted { migration } if of(migration)),
+                );
+                match phase {
+                    Some(v1::TransferPhase::Failed | v1::TransferPhase::Cancelled) => {
+                        return record.cloned();
+                    }
+                    None if !known => return None,
+                    _ => {}
+                }
+                let prepared = has(
+                    &|entry| matches!(entry, Entry::Prepared { migration, .. } if of(migration)),
+                );
+                let aborted =
+                    has(&|entry| matches!(entry, Entry::Aborted { migration } if of(migration)));
+                let what = if prepared && !aborted {
+                    "the destination's process died after it had said READY, and the memory it received with it; \
+                     the source's journal says whether the VM was handed over"
+                } else {
+                    "the destination's process died while it received"
+                };
+                let mut side = self.died(base(), key, false, what);
+                if prepared
+                    && !aborted
+                    && let Some(error) = &mut side.error
+                {
+                    error.advice = "ask the source side: RELINQUISHED there means the VM is lost, anything else that it \
+                                    goes on there"
+                        .to_owned();
+                    error
+                        .metadata
+                        .insert("prepared".to_owned(), "true".to_owned());
+                    error
+                        .metadata
+                        .insert("vm_location".to_owned(), "UNKNOWN".to_owned());
+                }
+                Some(side)
+            }
+        }
+    }
+
+    /// The record, or what the journal alone knows.
+    fn base(&self, key: &SideKey, record: Option<&v1::Transfer>) -> v1::Transfer {
+        if let Some(record) = record {
+            return record.clone();
+        }
+        let epoch = self
+            .history
+            .iter()
+            .find_map(|entry| match (entry, key.role) {
+                (Entry::Relinquished { migration, epoch }, Role::Source)
+                | (
+                    Entry::Incoming {
+                        migration, epoch, ..
+                    },
+                    Role::Destination,
+                ) if same(migration, &key.migration) => Some(*epoch),
+                _ => None,
+            });
+        v1::Transfer {
+            migration: key.migration.to_string(),
+            vm: self.vm.to_string(),
+            role: key.role.to_message().into(),
+            epoch: epoch.unwrap_or(0),
+            ..Default::default()
+        }
+    }
+
+    fn died(&self, side: v1::Transfer, key: &SideKey, vm_lost: bool, what: &str) -> v1::Transfer {
+        let phase = match side.phase() {
+            v1::TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
+            v1::TransferPhase::Switchover | v1::TransferPhase::Ready => {
+                v1::MigrationPhase::Switchover
+            }
+            _ => v1::MigrationPhase::Preparing,
+        };
+        let mut error = ApiError::new(Reason::VmProcessDied, what)
+            .with("vm", &self.vm)
+            .with("migration", &key.migration)
+            .with("side", key.role.as_str());
+        if !self.log.is_empty() {
+            error = error.with("log", &self.log);
+        }
+        if key.role == Role::Source {
+            error = if vm_lost {
+                error
+                    .with("vm_location", "LOST")
+                    .with("advice", "delete the VM and create it anew")
+            } else {
+                error
+            };
+        } else {
+            error = error.with("advice", "migrate again");
+        }
+        let error = error.to_migration_error(phase, key.role.as_str());
+        let mut side = with_phase(side, v1::TransferPhase::Failed);
+        side.error = Some(error);
+        side.vm_lost = vm_lost;
+        side
+    }
+
+    /// The lost VM as it is shown until it is deleted; `seen` is what the agent last knew of it.
+    pub(super) fn lost_vm(&self, seen: Option<&v1::Vm>, host: &HostName) -> Option<v1::Vm> {
+        let epoch = self.lost_epoch()?;
+        let state = self.state.as_ref()?;
+        let mut message = "its process died, and its memory with it".to_owned();
+        if let Some(fault) = &self.fault {
+            message.push_str(": ");
+            message.extend(fault.chars().take(200));
+        }
+        Some(lost(&self.vm, host, seen, &state.uid, epoch, message))
+    }
+}
+
+/// A VM in state LOST, from what was last seen of it.
+pub(super) fn lost(
+    vm: &VmName,
+    host: &HostName,
+    seen: Option<&v1::Vm>,
+    uid: &str,
+    epoch: u64,
+    message: String,
+) -> v1::Vm {
+    v1::Vm {
+        name: vm.to_string(),
+        uid: uid.to_owned(),
+        host: host.to_string(),
+        epoch,
+        state: v1::vm::State::Lost.into(),
+        state_message: message,
+        migration: String::new(),
+        mmu_stats: None,
+        guest_counters: None,
+        pid: 0,
+        dirty_logging: false,
+        ..seen.cloned().unwrap_or_default()
+    }
+}
+
+/// Sets the phase, with the time it was found when it is new.
+fn with_phase(mut side: v1::Transfer, phase: v1::TransferPhase) -> v1::Transfer {
+    if side.phase() != phase {
+        side.set_phase(phase);
+        side.phase_times.push(v1::TransferPhaseTime {
+            phase: phase.into(),
+            time: Some(now()),
+        });
+    }
+    if phase != v1::TransferPhase::Failed {
+        side.error = None;
+        side.vm_lost = false;
+    }
+    side
+}
+
+/// Whether a journal's `{migration}` is this one.
+fn same(written: &str, migration: &MigrationName) -> bool {
+    MigrationName::parse(written).is_ok_and(|written| written == *migration)
+}

@@ -1,0 +1,191 @@
+//! Upcalls to the server: RegisterHost, then ReportHost at each interval and at once on changes.
+//!
+//! ```text
+//! register --ok--> report --interval or change--> report ...
+//!    ^               |  STALE_INCARNATION: at once
+//!    +---------------+  anything else: after a pause that doubles, with jitter
+//! ```
+//! A report is put together from the caches only. Contact with the server, its loss and a refusal are each logged once,
+//! when they begin. The task ends with the agent's token.
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    transport::{Address, TracedChannel},
+    v1::{self, fleet_service_client::FleetServiceClient},
+};
+use tokio::time::Instant;
+
+use super::host_api::HostCard;
+
+/// How long the server may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Pause after the first failure, doubling to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// Changes within this are reported together.
+const GATHER: Duration = Duration::from_millis(20);
+/// Contact that lasted this long was good: what ends it is answered at once. Sooner (two agents of one name, a server that
+/// dies over every report) it counts as one more failure.
+const SETTLED: Duration = Duration::from_secs(5);
+/// What the server may ask for.
+const INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(50)..=Duration::from_secs(60);
+/// When it asks for nothing.
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+
+/// How contact with the server stands, for logging its changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Contact {
+    Unknown,
+    Registered,
+    Lost(Reason),
+}
+
+/// Reports until the agent stops.
+pub(super) async fn report(card: Arc<HostCard>, server: Address, channel: TracedChannel) {
+    let stop = card.supervisor.stop.clone();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown }.run() => {}
+    }
+}
+
+struct Reporter {
+    card: Arc<HostCard>,
+    server: Address,
+    client: FleetServiceClient<TracedChannel>,
+    contact: Contact,
+}
+
+impl Reporter {
+    async fn run(mut self) {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let begun = Instant::now();
+            let error = match self.register().await {
+                Ok(()) => {
+                    self.turned(Contact::Registered, None);
+                    self.keep_reporting().await
+                }
+                Err(error) => error,
+            };
+            if begun.elapsed() > SETTLED {
+                pause = PAUSE_FIRST;
+                if error.reason == Reason::StaleIncarnation {
+                    tracing::info!(server = %self.server, "the server asks for a new registration");
+                    continue;
+                }
+            }
+            self.turned(Contact::Lost(error.reason), Some(&error));
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(PAUSE_LAST);
+        }
+    }
+
+    fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
+        if self.contact == contact {
+            return;
+        }
+        match error {
+            Some(error) => {
+                tracing::warn!(server = %self.server, %error, reason = %error.reason, "no contact with the server")
+            }
+            None => tracing::info!(server = %self.server, "registered with the server"),
+        }
+        self.contact = contact;
+    }
+
+    async fn register(&mut self) -> Result<(), ApiError> {
+        let request = v1::RegisterHostRequest {
+            host: Some(self.card.host()),
+        };
+        // The first report follows at once; its answer says when the next one is due.
+        answer(self.client.register_host(request)).await?;
+        Ok(())
+    }
+
+    /// Reports until the server refuses or does not answer.
+    async fn keep_reporting(&mut self) -> ApiError {
+        let mut changes = self.card.supervisor.registry.changes();
+        loop {
+            let begun = Instant::now();
+            changes.mark_unchanged();
+            let request = self.request();
+            let every = match answer(self.client.report_host(request)).await {
+                Ok(said) => interval(said.report_interval_millis),
+                Err(error) => return error,
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(begun + every) => {}
+                // The sender lives as long as the registry, which this task's card holds.
+                _ = changes.changed() => tokio::time::sleep(GATHER).await,
+            }
+        }
+    }
+
+    fn request(&self) -> v1::ReportHostRequest {
+        let supervisor = &self.card.supervisor;
+        v1::ReportHostRequest {
+            host: supervisor.host.to_string(),
+            incarnation: self.card.incarnation.clone(),
+            vms: supervisor.snapshots(),
+            transfers: supervisor.sides(),
+            memory_used_bytes: supervisor.registry.memory().1,
+        }
+    }
+}
+
+async fn answer<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(ApiError::new(
+            Reason::PeerUnreachable,
+            format!("no answer within {} s", ANSWER.as_secs()),
+        )),
+    }
+}
+
+fn interval(millis: u32) -> Duration {
+    match millis {
+        0 => INTERVAL_DEFAULT,
+        millis => Duration::from_millis(millis.into()).clamp(*INTERVAL.start(), *INTERVAL.end()),
+    }
+}
+
+/// Between half and all of `pause`, so that hosts do not return in step.
+fn jittered(pause: Duration) -> Duration {
+    // A hasher's keys are this process's only source of chance that needs no crate.
+    let chance = std::hash::RandomState::new().build_hasher().finish();
+    let part = u32::try_from(chance % 1000).unwrap_or(0);
+    pause / 2 + pause * part / 2000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_stay_in_their_range() {
+        for _ in 0..100 {
+            let pause = jittered(PAUSE_LAST);
+            assert!(pause >= PAUSE_LAST / 2 && pause <= PAUSE_LAST, "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn the_server_cannot_ask_for_nonsense() {
+        assert_eq!(interval(0), INTERVAL_DEFAULT);
+        assert_eq!(interval(1), *INTERVAL.start());
+        assert_eq!(interval(250), Duration::from_millis(250));
+        assert_eq!(interval(u32::MAX), *INTERVAL.end());
+    }
+}

@@ -1,0 +1,325 @@
+//! VMs made: name and memory taken, process started, request forwarded — or everything undone.
+
+use std::{io, os::unix::fs::DirBuilderExt as _, sync::Arc};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{BackendKind, MigrationName, VmName},
+    v1,
+};
+
+use super::{
+    ADOPT, Supervisor,
+    clear::remove,
+    refuse::{exists, refused, side_ended},
+    task_failed,
+};
+use slat_record::{dir::VmDir, journal::Journal};
+
+use crate::{
+    living::{HEAVY, LiveVm, announce_side, forget_record, save_seen},
+    process::{self, Found, Launch},
+    registry::{Held, Refusal, Work},
+    side::SideKey,
+};
+
+/// Longest path of a Unix socket (sun_path without its final 0).
+const MAX_SOCKET_PATH: usize = 107;
+
+impl Supervisor {
+    /// Checks a name, a backend and memory for a VM without taking anything.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER, VM_EXISTS, CAPABILITY_MISSING, NO_MEMORY.
+    pub(crate) async fn check_new(
+        &self,
+        vm: &VmName,
+        memory: u64,
+        backend: Option<BackendKind>,
+    ) -> Result<(), ApiError> {
+        self.check_path(vm)?;
+        self.check_backend(backend)?;
+        match self.settled(vm).await {
+            Some(Held::Dead(dead)) if dead.replaceable() => {}
+            Some(held) => return Err(exists(vm, &held)),
+            None => {}
+        }
+        self.registry
+            .fits(memory)
+            .map_err(|refusal| refused(vm, Reason::NoMemory, refusal))
+    }
+
+    fn check_path(&self, vm: &VmName) -> Result<(), ApiError> {
+        let length = self.dir(vm).socket().as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(ApiError::bad_parameter(
+                "vm",
+                format_args!(
+                    "its socket's path would be {length} bytes, at most {MAX_SOCKET_PATH}; take a shorter name or a \
+                     shorter state directory"
+                ),
+            )
+            .with("value", vm));
+        }
+        Ok(())
+    }
+
+    /// Refuses a backend that does not work here.
+    fn check_backend(&self, backend: Option<BackendKind>) -> Result<(), ApiError> {
+        match backend {
+            Some(kind) if !self.backends.contains(&kind) => {
+                let why = self.backend_message.as_deref().unwrap_or("not built in");
+                Err(ApiError::new(
+                    Reason::CapabilityMissing,
+                    format!("{} has no {kind} backend: {why}", self.host),
+                )
+                .with("host", &self.host)
+                .with("capability", kind)
+                .with("advice", "take another backend or another host"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing is left.
+    pub(crate) async fn create(
+        self: Arc<Self>,
+        vm: VmName,
+        memory: u64,
+        backend: Option<BackendKind>,
+        request: v1::CreateVmRequest,
+    ) -> Result<v1::Vm, ApiError> {
+        self.check_path(&vm)?;
+        self.check_backend(backend)?;
+        self.clear_told(&vm).await?;
+        let claim = self
+            .registry
+            .claim(&vm, memory, Work::Creating)
+            .map_err(|refusal| refused(&vm, Reason::NoMemory, refusal))?;
+        let live = self.launch(&vm).await?;
+        let mut vms = live.vms();
+        match live.answer(HEAVY, vms.create_vm(request)).await {
+            Ok(made) => {
+                save_seen(live.dir(), &made);
+                live.see(made.clone());
+                self.go_live(claim, &live, memory);
+                tracing::info!(%vm, pid = live.process().pid(), "VM created");
+                Ok(made)
+            }
+            Err(error) => {
+                self.undo(&live).await;
+                drop(claim);
+                Err(error)
+            }
+        }
+    }
+
+    /// Prepares the destination side of `migration`. The answer to a repeated request is the process's own.
+    pub(crate) async fn prepare(
+        self: Arc<Self>,
+        vm: VmName,
+        migration: MigrationName,
+        memory: u64,
+        backend: Option<BackendKind>,
+        request: v1::PrepareIncomingRequest,
+    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
+        let key = SideKey::destination(migration);
+        loop {
+            match self.settled(&vm).await {
+                Some(Held::Busy {
+                    work: Work::Preparing(other),
+                    done,
+                }) if other == key.migration => {
+                    // The same request is being worked on: its outcome is this one's.
+                    done.cancelled().await;
+                    continue;
+                }
+                Some(Held::Live(live)) if live.side(&key).is_some() => {
+                    let mut transfers = live.transfers();
+                    return live
+                        .answer(HEAVY, transfers.prepare_incoming(request))
+                        .await;
+                }
+                Some(Held::Dead(dead)) => {
+                    if let Some(side) = dead.side(&key)? {
+                        return Err(side_ended(&key, &side));
+                    }
+                    if !dead.replaceable() {
+                        return Err(exists(&vm, &Held::Dead(dead)));
+                    }
+                    self.clear(&dead).await?;
+                }
+                Some(held) => return Err(exists(&vm, &held)),
+                None => {}
+            }
+            if let Some(side) = self.ended.get(&key) {
+                return Err(side_ended(&key, &side));
+            }
+            self.check_path(&vm)?;
+            self.check_backend(backend)?;
+            let claim =
+                match self
+                    .registry
+                    .claim(&vm, memory, Work::Preparing(key.migration.clone()))
+                {
+                    Ok(claim) => claim,
+                    // Somebody was quicker: look again who.
+                    Err(Refusal::Held(_)) => continue,
+                    Err(refusal) => {
+                        return Err(refused(&vm, Reason::DstNoMemory, refusal)
+                            .with("migration", &key.migration));
+                    }
+                };
+            let live = self.launch(&vm).await?;
+            let mut transfers = live.transfers();
+            let spec = request.vm.clone();
+            return match live
+                .answer(HEAVY, transfers.prepare_incoming(request))
+                .await
+            {
+                Ok(prepared) => {
+                    let shown = self.incoming(&live, spec.unwrap_or_default(), &key).await;
+                    save_seen(live.dir(), &shown);
+                    live.see(shown);
+                    self.go_live(claim, &live, memory);
+                    self.know_side(&live, key, prepared.transfer.clone());
+                    tracing::info!(%vm, pid = live.process().pid(), "ready to receive a VM");
+                    Ok(prepared)
+                }
+                Err(error) => {
+                    self.undo(&live).await;
+                    drop(claim);
+                    Err(error)
+                }
+            };
+        }
+    }
+
+    /// Begins the source side of a migration: on disk first, then at the process.
+    pub(crate) async fn start_outgoing(
+        self: Arc<Self>,
+        live: Arc<LiveVm>,
+        key: SideKey,
+        request: v1::StartOutgoingRequest,
+    ) -> Result<v1::Transfer, ApiError> {
+        let (announced, named, epoch) = (Arc::clone(&live), key.clone(), request.epoch);
+        let ours = tokio::task::spawn_blocking(move || announce_side(&announced, &named, epoch))
+            .await
+            .map_err(|error| task_failed(&error))?
+            .map_err(|error| {
+                ApiError::new(
+                    Reason::Store,
+                    format!("{}: {error}", live.dir().path().display()),
+                )
+                .with("vm", live.name())
+            })?;
+        let mut transfers = live.transfers();
+        match live.answer(HEAVY, transfers.start_outgoing(request)).await {
+            Ok(side) => {
+                live.witness(&side).await?;
+                self.know_side(&live, key, Some(side.clone()));
+                Ok(side)
+            }
+            Err(error) => {
+                // A refusal began nothing. Silence may have: then the process says so, or what it leaves.
+                if ours && error.reason != Reason::VmUnreachable {
+                    forget_record(&live, &key);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// An incoming VM as it shows itself, or as it was announced when it does not.
+    async fn incoming(&self, live: &LiveVm, announced: v1::Vm, key: &SideKey) -> v1::Vm {
+        let mut vms = live.vms();
+        let request = v1::GetVmRequest {
+            name: live.name().to_string(),
+        };
+        match live.answer(ADOPT, vms.get_vm(request)).await {
+            Ok(vm) => vm,
+            Err(error) => {
+                tracing::debug!(vm = %live.name(), %error, "an incoming VM does not show itself");
+                v1::Vm {
+                    state: v1::vm::State::Incoming.into(),
+                    state_message: String::new(),
+                    host: self.host.to_string(),
+                    migration: key.migration.to_string(),
+                    pid: live.process().pid(),
+                    mmu_stats: None,
+                    guest_counters: None,
+                    ..announced
+                }
+            }
+        }
+    }
+
+    /// Starts a process in a new directory. On failure neither is left.
+    async fn launch(&self, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
+        let dir = self.dir(vm);
+        let make = || std::fs::DirBuilder::new().mode(0o700).create(dir.path());
+        let made = match make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                clear_stray(vm, &dir).await;
+                make()
+            }
+            made => made,
+        };
+        made.map_err(|error| {
+            ApiError::new(Reason::Store, format!("{}: {error}", dir.path().display()))
+                .with("vm", vm)
+        })?;
+        let launch = Launch {
+            program: &self.program,
+            vm,
+            host: &self.host,
+            data_ip: self.data_ip,
+        };
+        let live = match process::spawn(&launch, &dir).await {
+            Ok(process) => LiveVm::new(vm.clone(), dir.clone(), process),
+            Err(error) => Err(error),
+        };
+        if live.is_err() {
+            clear_dir(&dir).await;
+        }
+        live
+    }
+
+    /// Takes back a process that never got its VM.
+    async fn undo(&self, live: &Arc<LiveVm>) {
+        live.process().put_down().await;
+        live.gone().cancel();
+        clear_dir(live.dir()).await;
+    }
+}
+
+/// Clears a directory that nobody holds and that has no journal: made by a process that began only after its agent had
+/// ended, or left by a removal that failed. One with a journal is left alone: it is looked at when the agent starts.
+async fn clear_stray(vm: &VmName, dir: &VmDir) {
+    match Journal::read(&dir.journal()) {
+        Ok(None) => {}
+        _ => return,
+    }
+    tracing::warn!(%vm, dir = %dir.path().display(), "clearing a directory that no VM was made in");
+    if let Ok(Found::Living(process)) = process::find(dir).await {
+        process.put_down().await;
+    }
+    if let Ok(Found::Dead(lock)) = process::find(dir).await
+        && matches!(Journal::read(&dir.journal()), Ok(None))
+    {
+        remove(dir, lock);
+    }
+}
+
+/// Removes the directory of a process that was put down.
+async fn clear_dir(dir: &VmDir) {
+    match process::find(dir).await {
+        Ok(Found::Dead(lock)) => remove(dir, lock),
+        Ok(Found::Living(process)) => {
+            tracing::error!(dir = %dir.path().display(), pid = process.pid(), "a process that was put down lives");
+        }
+        Err(error) => {
+            tracing::error!(dir = %dir.path().display(), %error, "cannot remove a VM's directory")
+        }
+    }
+}

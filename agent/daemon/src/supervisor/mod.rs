@@ -1,0 +1,256 @@
+//! The VM processes of this host: found again at the start, made, watched to their end, cleared away.
+//!
+//! # Invariants
+//! * Work on a name happens under its [`Claim`]; a claim that is dropped frees name and memory.
+//! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every side that nobody released
+//!   is kept in [`EndedSides`].
+//! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says Aborted, Ended or (after
+//!   the server released it) Relinquished. The one exception, without a look at the journal: a process just made whose
+//!   create or prepare failed or was not answered in time, and its directory (`make::undo`). Its claim is still held and
+//!   nobody was told that it has a VM: what it may have journalled has no guest that ever ran. Who may run a VM is decided by the VM processes and their journals alone.
+//!
+//! # Tasks
+//! All run on one tracker and end with the agent's token; work that changes directories is not cut off but awaited, for it
+//! is bounded. A caller that goes away does not cut it off either: it runs in a task of its own.
+
+use std::{ffi::OsString, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{BackendKind, HostName, MigrationName, VmName},
+    v1,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    ended::EndedSides,
+    living::{LiveVm, follow_side},
+    registry::{Held, Registry, Work},
+    side::{Role, SideKey, is_terminal},
+};
+use slat_record::{
+    dir::VmDir,
+    journal::{Journal, Ownership},
+};
+
+mod clear;
+mod found;
+mod locate;
+mod make;
+mod refuse;
+
+pub(super) use locate::Place;
+pub(super) use refuse::{no_memory, slot_bytes};
+
+/// How long a process may take to answer a question asked in passing.
+const ADOPT: Duration = Duration::from_secs(2);
+/// How long a process may take to end by itself once it has nothing left to do.
+const LEAVE: Duration = Duration::from_secs(5);
+/// How long a question waits for a name that is being cleared.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    pub(super) host: HostName,
+    pub(super) vms_dir: PathBuf,
+    pub(super) program: Vec<OsString>,
+    pub(super) data_ip: IpAddr,
+    pub(super) registry: Arc<Registry>,
+    pub(super) ended: Arc<EndedSides>,
+    /// That work here, best first.
+    pub(super) backends: Vec<BackendKind>,
+    /// Why one is missing.
+    pub(super) backend_message: Option<String>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// The task that did some work has failed: a fault of ours.
+fn task_failed(error: &tokio::task::JoinError) -> ApiError {
+    ApiError::new(
+        Reason::Internal,
+        format!("a task of the agent failed: {error}"),
+    )
+}
+
+impl Supervisor {
+    fn dir(&self, vm: &VmName) -> VmDir {
+        VmDir::new(self.vms_dir.join(vm.id()))
+    }
+
+    /// Runs `work` to its end even when the caller goes away.
+    pub(super) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        match self.tasks.spawn(work).await {
+            Ok(result) => result,
+            Err(error) => Err(task_failed(&error)),
+        }
+    }
+
+    /// Runs `task` until it ends or the agent stops.
+    fn follow(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Learns of a side from what the VM says of itself, when nothing else told of it.
+    fn discover(self: &Arc<Self>, live: &Arc<LiveVm>, said: &v1::Vm) {
+        let Ok(migration) = MigrationName::parse(&said.migration) else {
+            return;
+        };
+        let key = match said.state() {
+            v1::vm::State::Incoming => SideKey::destination(migration),
+            _ => SideKey::source(migration.clone()),
+        };
+        // A VM that has just arrived may still name the migration it came by.
+        let arrived = SideKey::destination(key.migration.clone());
+        if live.side(&arrived).is_none() {
+            self.know_side(live, key, None);
+        }
+    }
+
+    /// Begins to follow a side, once.
+    pub(super) fn know_side(
+        self: &Arc<Self>,
+        live: &Arc<LiveVm>,
+        key: SideKey,
+        said: Option<v1::Transfer>,
+    ) {
+        let told = said.is_some();
+        let over = said.as_ref().is_some_and(|side| is_terminal(side.phase()));
+        if !live.add_side(&key, said) {
+            return;
+        }
+        if told {
+            self.registry.note_change();
+        }
+        let (me, live) = (Arc::clone(self), Arc::clone(live));
+        self.follow(async move {
+            // Nothing more comes of an ended side, and its process may have forgotten it over a later one.
+            let ended =
+                over || follow_side(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
+            // A destination that gave up has nothing to wait for: its memory must not stay taken until a release.
+            if ended && key.role == Role::Destination {
+                me.see_off(&live, |ownership| match ownership {
+                    Ownership::Aborted { migration } => key.is_of(migration),
+                    Ownership::Ended => true,
+                    _ => false,
+                })
+                .await;
+            }
+        });
+    }
+
+    /// Waits for a process that has nothing left to do, and ends it when it stays although its journal says that it owns
+    /// nothing (`owns_nothing`). True when it is gone.
+    async fn see_off(
+        &self,
+        live: &Arc<LiveVm>,
+        owns_nothing: impl Fn(&Ownership) -> bool + Send,
+    ) -> bool {
+        if tokio::time::timeout(LEAVE, live.gone().cancelled())
+            .await
+            .is_ok()
+        {
+            return true;
+        }
+        if !owns(live).is_some_and(|ownership| owns_nothing(&ownership)) {
+            return false;
+        }
+        tracing::warn!(vm = %live.name(), pid = live.process().pid(), "ending a process that owns nothing and stays");
+        live.process().put_down().await;
+        tokio::time::timeout(LEAVE, live.gone().cancelled())
+            .await
+            .is_ok()
+    }
+
+    /// What a name stands for, once it is not being cleared.
+    pub(super) async fn settled(&self, vm: &VmName) -> Option<Held> {
+        loop {
+            match self.registry.get(vm) {
+                Some(Held::Busy {
+                    work: Work::Clearing,
+                    done,
+                }) => {
+                    if tokio::time::timeout(SETTLE, done.cancelled())
+                        .await
+                        .is_err()
+                    {
+                        return self.registry.get(vm);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The living VM of that name.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM; VM_UNREACHABLE when its process is dead.
+    pub(super) async fn living(&self, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
+        match self.settled(vm).await {
+            Some(Held::Live(live)) => Ok(live),
+            Some(Held::Dead(dead)) => match dead.lost() {
+                Some(lost) => Err(ApiError::new(
+                    Reason::VmUnreachable,
+                    format!("{vm} is lost: {}", lost.state_message),
+                )
+                .with("vm", vm)
+                .with("state", "LOST")
+                .with("vm_location", "LOST")
+                .with("advice", "delete it and create it anew")),
+                None => Err(ApiError::no_such_vm(vm)),
+            },
+            Some(Held::Busy {
+                work: Work::Clearing,
+                ..
+            }) => Err(ApiError::new(
+                Reason::VmUnreachable,
+                format!("{vm} is still being cleared away"),
+            )
+            .with("vm", vm)
+            .with("advice", "try again")),
+            Some(Held::Busy { .. }) | None => Err(ApiError::no_such_vm(vm)),
+        }
+    }
+
+    /// Every side nobody released, from caches, directories and records; calls nobody.
+    pub(super) fn sides(&self) -> Vec<v1::Transfer> {
+        let mut sides = self.ended.all();
+        for (_, held) in self.registry.all() {
+            match held {
+                Held::Live(live) => sides.extend(live.sides()),
+                Held::Dead(dead) => sides.extend(dead.sides()),
+                Held::Busy { .. } => {}
+            }
+        }
+        sides
+    }
+
+    /// Every VM as last seen, by name; calls nobody.
+    pub(super) fn snapshots(&self) -> Vec<v1::Vm> {
+        let shown = |(_, held): (VmName, Held)| match held {
+            Held::Live(live) => live.snapshot(),
+            Held::Dead(dead) => dead.lost().cloned(),
+            Held::Busy { .. } => None,
+        };
+        self.registry.all().into_iter().filter_map(shown).collect()
+    }
+}
+
+/// What a living process's journal says now.
+fn owns(live: &LiveVm) -> Option<Ownership> {
+    Journal::read(&live.dir().journal())
+        .ok()
+        .flatten()
+        .map(|state| state.ownership)
+}

@@ -1,0 +1,331 @@
+//! TransferService at the agent: forwarded to the side's process while it lives, answered from what it left when it is
+//! dead. The agent decides nothing: a dead side's answer is its journal's ([`super::remains`]).
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, MigrationParams, SlotSpec, VmName, VmSpec, check_slot_table},
+    v1::{self, transfer_service_server::TransferService},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{
+    living::{HEAVY, LiveVm, QUICK},
+    side::{Role, SideKey, is_terminal},
+    supervisor::{Place, Supervisor, slot_bytes},
+};
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Transfers(pub(super) Arc<Supervisor>);
+
+/// How a side stands where nobody can be asked any more.
+fn told(place: Place) -> Result<Arc<LiveVm>, Box<v1::Transfer>> {
+    match place {
+        Place::Live(live) => Ok(live),
+        Place::Dead(_, side) | Place::Ended(side) => Err(Box::new(side)),
+    }
+}
+
+impl Transfers {
+    async fn locate(
+        &self,
+        key: &SideKey,
+    ) -> Result<Result<Arc<LiveVm>, Box<v1::Transfer>>, ApiError> {
+        self.0
+            .locate(key)
+            .await?
+            .map(told)
+            .ok_or_else(|| key.unknown())
+    }
+
+    /// How a side stands, from its process or from what that left.
+    async fn side(&self, key: &SideKey) -> Result<v1::Transfer, ApiError> {
+        loop {
+            let live = match self.locate(key).await? {
+                Ok(live) => live,
+                Err(side) => return Ok(*side),
+            };
+            let request = v1::GetTransferRequest {
+                migration: key.migration.to_string(),
+                role: key.role.to_message().into(),
+            };
+            let mut client = live.transfers();
+            match live.answer(QUICK, client.get_transfer(request)).await {
+                Ok(side) => {
+                    live.witness(&side).await?;
+                    return Ok(side);
+                }
+                Err(error) if error.reason == Reason::NoSuchMigration => {
+                    return live.kept(key).ok_or(error);
+                }
+                // It died over the question: what it left answers.
+                Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Whether the process has just gone.
+async fn went(live: &LiveVm) -> bool {
+    tokio::time::timeout(std::time::Duration::from_secs(1), live.gone().cancelled())
+        .await
+        .is_ok()
+}
+
+/// The side cannot be ended any more.
+fn past(key: &SideKey, side: &v1::Transfer) -> ApiError {
+    let phase = side.phase().as_str_name();
+    let location = if side.phase() == v1::TransferPhase::Completed {
+        "DESTINATION"
+    } else {
+        "UNKNOWN"
+    };
+    ApiError::new(
+        Reason::PastPointOfNoReturn,
+        format!("{} has handed {} over: {phase}", key.migration, side.vm),
+    )
+    .with("migration", &key.migration)
+    .with("vm", &side.vm)
+    .with("phase", phase)
+    .with("side", key.role.as_str())
+    .with("vm_location", location)
+    .with(
+        "advice",
+        "wait for its end; move the VM back if it should not stay there",
+    )
+}
+
+#[tonic::async_trait]
+impl TransferService for Transfers {
+    async fn prepare_incoming(
+        &self,
+        request: Request<v1::PrepareIncomingRequest>,
+    ) -> Result<Response<v1::PrepareIncomingResponse>, Status> {
+        let request = request.into_inner();
+        let migration = MigrationName::parse(&request.migration)?;
+        let shown = request
+            .vm
+            .as_ref()
+            .ok_or_else(|| ApiError::bad_parameter("vm", "is missing"))?;
+        let vm = VmName::parse(&shown.name)?;
+        let spec = shown
+            .spec
+            .as_ref()
+            .ok_or_else(|| ApiError::bad_parameter("vm.spec", "is missing"))?;
+        let spec = VmSpec::from_resource(spec)?;
+        MigrationParams::from_message(request.params.as_ref())?;
+        let slots: Vec<SlotSpec> = request
+            .slots
+            .iter()
+            .map(SlotSpec::from_message)
+            .collect::<Result<_, _>>()?;
+        check_slot_table(&slots)?;
+        let memory = if slots.is_empty() {
+            spec.memory_bytes
+        } else {
+            slot_bytes(&request.slots)
+        };
+        let work = Arc::clone(&self.0).prepare(vm, migration, memory, spec.backend, request);
+        Ok(Response::new(self.0.finish(work).await?))
+    }
+
+    async fn start_outgoing(
+        &self,
+        request: Request<v1::StartOutgoingRequest>,
+    ) -> Result<Response<v1::Transfer>, Status> {
+        let request = request.into_inner();
+        let key = SideKey::source(MigrationName::parse(&request.migration)?);
+        let live = self.0.living(&VmName::parse(&request.vm)?).await?;
+        let work = Arc::clone(&self.0).start_outgoing(live, key, request);
+        Ok(Response::new(self.0.finish(work).await?))
+    }
+
+    async fn get_transfer(
+        &self,
+        request: Request<v1::GetTransferRequest>,
+    ) -> Result<Response<v1::Transfer>, Status> {
+        let request = request.into_inner();
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        Ok(Response::new(self.side(&key).await?))
+    }
+
+    type WatchTransferStream = ReceiverStream<Result<v1::Transfer, Status>>;
+
+    async fn watch_transfer(
+        &self,
+        request: Request<v1::WatchTransferRequest>,
+    ) -> Result<Response<Self::WatchTransferStream>, Status> {
+        let request = request.into_inner();
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        let (sender, receiver) = mpsc::channel(4);
+        match self.locate(&key).await? {
+            Ok(live) => {
+                let mut client = live.transfers();
+                let stream = match live.answer(QUICK, client.watch_transfer(request)).await {
+                    Ok(stream) => stream,
+                    Err(error) if error.reason == Reason::NoSuchMigration => {
+                        let side = live.kept(&key).ok_or(error)?;
+                        self.0
+                            .tasks
+                            .spawn(tell(Arc::clone(&self.0), key, side, sender));
+                        return Ok(Response::new(ReceiverStream::new(receiver)));
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                self.0
+                    .tasks
+                    .spawn(relay_side(Arc::clone(&self.0), key, live, stream, sender));
+            }
+            Err(side) => {
+                self.0
+                    .tasks
+                    .spawn(tell(Arc::clone(&self.0), key, *side, sender));
+            }
+        }
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn cancel_transfer(
+        &self,
+        request: Request<v1::CancelTransferRequest>,
+    ) -> Result<Response<v1::Transfer>, Status> {
+        let request = request.into_inner();
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        let side = match self.locate(&key).await? {
+            Ok(live) => {
+                let mut client = live.transfers();
+                match live.answer(HEAVY, client.cancel_transfer(request)).await {
+                    Ok(side) => {
+                        live.witness(&side).await?;
+                        return Ok(Response::new(side));
+                    }
+                    Err(error) if error.reason == Reason::NoSuchMigration => {
+                        live.kept(&key).ok_or(error)?
+                    }
+                    Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
+                        self.side(&key).await?
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(side) => *side,
+        };
+        match side.phase() {
+            v1::TransferPhase::Relinquished | v1::TransferPhase::Completed => {
+                Err(past(&key, &side).into())
+            }
+            _ => Ok(Response::new(side)),
+        }
+    }
+
+    async fn resolve_transfer(
+        &self,
+        request: Request<v1::ResolveTransferRequest>,
+    ) -> Result<Response<v1::Transfer>, Status> {
+        let request = request.into_inner();
+        let key = SideKey {
+            migration: MigrationName::parse(&request.migration)?,
+            role: Role::Destination,
+        };
+        match self.locate(&key).await? {
+            Ok(live) => {
+                let mut client = live.transfers();
+                match live.answer(HEAVY, client.resolve_transfer(request)).await {
+                    Ok(side) => Ok(Response::new(side)),
+                    Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
+                        Ok(Response::new(self.side(&key).await?))
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            // Its memory is gone; no decision changes how it stands.
+            Err(side) => Ok(Response::new(*side)),
+        }
+    }
+
+    async fn release_transfer(
+        &self,
+        request: Request<v1::ReleaseTransferRequest>,
+    ) -> Result<Response<v1::ReleaseTransferResponse>, Status> {
+        let request = request.into_inner();
+        let key = SideKey::from_fields(&request.migration, request.role)?;
+        self.0.finish(Arc::clone(&self.0).release(key)).await?;
+        Ok(Response::new(v1::ReleaseTransferResponse {}))
+    }
+}
+
+/// Passes a side's stream on; when its process dies under it, goes on with what that left.
+async fn relay_side(
+    supervisor: Arc<Supervisor>,
+    key: SideKey,
+    live: Arc<LiveVm>,
+    mut stream: tonic::Streaming<v1::Transfer>,
+    sender: mpsc::Sender<Result<v1::Transfer, Status>>,
+) {
+    let stop = supervisor.stop.clone();
+    let failed = loop {
+        let message = tokio::select! {
+            () = stop.cancelled() => {
+                let error = ApiError::new(Reason::HostUnreachable, "the agent is stopping; watch again");
+                drop(sender.try_send(Err(error.into())));
+                return;
+            }
+            () = sender.closed() => return,
+            message = stream.message() => message,
+        };
+        let message = match message {
+            Ok(Some(message)) => match live.witness(&message).await {
+                Ok(()) => message,
+                Err(error) => break error,
+            },
+            Ok(None) => return,
+            Err(status) => break live.refusal(status),
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            sent = sender.send(Ok(message)) => if sent.is_err() { return },
+        }
+    };
+    if failed.reason == Reason::VmUnreachable
+        && went(&live).await
+        && let Ok(Some(Place::Dead(_, side) | Place::Ended(side))) = supervisor.locate(&key).await
+    {
+        tell(supervisor, key, side, sender).await;
+        return;
+    }
+    tokio::select! {
+        () = stop.cancelled() => {}
+        sent = sender.send(Err(failed.into())) => drop(sent),
+    }
+}
+
+/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its release.
+async fn tell(
+    supervisor: Arc<Supervisor>,
+    key: SideKey,
+    side: v1::Transfer,
+    sender: mpsc::Sender<Result<v1::Transfer, Status>>,
+) {
+    let terminal = is_terminal(side.phase());
+    let mut changes = supervisor.registry.changes();
+    tokio::select! {
+        () = supervisor.stop.cancelled() => return,
+        sent = sender.send(Ok(side)) => if sent.is_err() || terminal { return },
+    }
+    while supervisor
+        .sides()
+        .iter()
+        .any(|side| SideKey::of(side).as_ref() == Some(&key))
+    {
+        tokio::select! {
+            () = supervisor.stop.cancelled() => return,
+            () = sender.closed() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}

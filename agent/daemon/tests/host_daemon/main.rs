@@ -1,0 +1,7 @@
+//! The host agent against VM processes without VMs ([`fake`]): real processes, sockets, locks and journals.
+
+mod fake;
+mod life;
+mod reports;
+mod rig;
+mod sides;

@@ -1,0 +1,188 @@
+//! The report loop against a server that remembers what it was told.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    transport::{Door, DoorHandle},
+    v1::{
+        self,
+        fleet_service_server::{FleetService, FleetServiceServer},
+    },
+};
+use tonic::{Request, Response, Status};
+
+use crate::rig::{MIB, Rig, kill, until};
+
+#[derive(Default)]
+struct Heard {
+    registered: Vec<v1::Host>,
+    reports: Vec<v1::ReportHostRequest>,
+}
+
+/// Knows only agents that registered with this very server.
+struct Fleet(Arc<Mutex<Heard>>);
+
+const INTERVAL: u32 = 30_000;
+
+#[tonic::async_trait]
+impl FleetService for Fleet {
+    async fn register_host(
+        &self,
+        request: Request<v1::RegisterHostRequest>,
+    ) -> Result<Response<v1::RegisterHostResponse>, Status> {
+        self.0
+            .lock()
+            .unwrap()
+            .registered
+            .extend(request.into_inner().host);
+        Ok(Response::new(v1::RegisterHostResponse {
+            report_interval_millis: INTERVAL,
+        }))
+    }
+
+    async fn report_host(
+        &self,
+        request: Request<v1::ReportHostRequest>,
+    ) -> Result<Response<v1::ReportHostResponse>, Status> {
+        let request = request.into_inner();
+        let mut heard = self.0.lock().unwrap();
+        if heard
+            .registered
+            .last()
+            .is_none_or(|host| host.incarnation != request.incarnation)
+        {
+            return Err(ApiError::new(Reason::StaleIncarnation, "who are you?").into());
+        }
+        heard.reports.push(request);
+        Ok(Response::new(v1::ReportHostResponse {
+            report_interval_millis: INTERVAL,
+        }))
+    }
+}
+
+struct Server {
+    heard: Arc<Mutex<Heard>>,
+    endpoint: DoorHandle,
+}
+
+impl Server {
+    async fn start(address: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let heard = Arc::<Mutex<Heard>>::default();
+        let endpoint = Door::new().service(FleetServiceServer::new(Fleet(Arc::clone(&heard))));
+        Self {
+            heard,
+            endpoint: endpoint.serve_tcp(listener).await.unwrap(),
+        }
+    }
+
+    /// Waits for a report of which `ask` makes something.
+    async fn report<T>(&self, ask: impl Fn(&v1::ReportHostRequest) -> Option<T>) -> T {
+        until(async || self.heard.lock().unwrap().reports.last().and_then(&ask)).await
+    }
+
+    fn registered(&self) -> Vec<v1::Host> {
+        self.heard.lock().unwrap().registered.clone()
+    }
+}
+
+fn anywhere() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
+    let server = Server::start(anywhere()).await;
+    let address = server.endpoint.address().unwrap();
+    let mut rig = Rig::new();
+    rig.server = Some(address.to_string().parse().unwrap());
+    rig.start().await;
+    server
+        .report(|report| report.vms.is_empty().then_some(()))
+        .await;
+    let host = server.registered().remove(0);
+    assert_eq!(
+        (host.name.as_str(), host.memory_bytes),
+        ("hosts/a", 256 * MIB)
+    );
+    assert_eq!(host.address, rig.address().to_string());
+    assert!(!host.backends.is_empty());
+
+    // The interval is longer than the test may take: what follows are reports of changes.
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    let pid = server.report(|report| Some(report.vms.first()?.pid)).await;
+    assert_eq!(pid, made.pid);
+    rig.send("m1", "web").await.unwrap();
+    let side = server
+        .report(|report| report.transfers.first().cloned())
+        .await;
+    assert_eq!(
+        (side.migration.as_str(), side.phase()),
+        ("migrations/m1", v1::TransferPhase::Precopy)
+    );
+    server
+        .report(|report| (report.vms.first()?.migration == "migrations/m1").then_some(()))
+        .await;
+    assert_eq!(
+        server.report(|report| Some(report.memory_used_bytes)).await,
+        16 * MIB
+    );
+
+    // Another server at the same address knows nobody.
+    let incarnation = server.registered()[0].incarnation.clone();
+    server.endpoint.stop().await;
+    let server = Server::start(address).await;
+    rig.create("db", 16 * MIB).await.unwrap();
+    server
+        .report(|report| (report.vms.len() == 2).then_some(()))
+        .await;
+    assert_eq!(
+        server.registered()[0].incarnation,
+        incarnation,
+        "the same agent"
+    );
+
+    kill(made.pid);
+    server
+        .report(|report| (report.vms.get(1)?.state() == v1::vm::State::Lost).then_some(()))
+        .await;
+    let side = server
+        .report(|report| report.transfers.first().cloned())
+        .await;
+    assert_eq!(side.phase(), v1::TransferPhase::Failed);
+    assert!(side.vm_lost);
+
+    rig.stop().await;
+    rig.start().await;
+    until(async || {
+        server
+            .registered()
+            .last()
+            .is_some_and(|host| host.incarnation != incarnation)
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_does_not_need_its_server() {
+    // A port that nobody listens on: bound once and given back.
+    let gone = tokio::net::TcpListener::bind(anywhere())
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut rig = Rig::new();
+    rig.server = Some(gone.to_string().parse().unwrap());
+    rig.start().await;
+    rig.create("web", 16 * MIB).await.unwrap();
+    let server = Server::start(gone).await;
+    server.report(|report| report.vms.first().map(drop)).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(10), rig.stop()).await;
+    assert!(stopped.is_ok(), "a stop does not wait for the server");
+}

@@ -1,0 +1,307 @@
+//! One agent under test: its state directory, its clients, and the end of every process it started.
+
+use std::{path::PathBuf, time::Duration};
+
+use slat_daemon::{Agent, HostConfig, HostError};
+use slat_proto::{
+    ApiError, Reason,
+    model::{BackendKind, HostName},
+    transport::{Address, connect},
+    v1::{
+        self, host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
+        transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
+    },
+};
+use slat_record::dir::VmDir;
+use tonic::{Response, Status, transport::Channel};
+
+use crate::fake;
+
+pub(crate) const MIB: u64 = 1 << 20;
+/// Everything awaited here happens within this or the test fails.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) struct Rig {
+    state: tempfile::TempDir,
+    agent: Option<Agent>,
+    channel: Option<Channel>,
+    pub(crate) server: Option<Address>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.state.path().join("vms"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if let Ok(Some(pid)) = VmDir::new(entry.path()).living_pid() {
+                kill(pid);
+            }
+        }
+    }
+}
+
+pub(crate) fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    assert_ne!(pid, rustix::process::getpid());
+    // It may have ended already.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+impl Rig {
+    /// A state directory without an agent.
+    pub(crate) fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        Self {
+            state,
+            agent: None,
+            channel: None,
+            server: None,
+        }
+    }
+
+    /// With an agent.
+    pub(crate) async fn started() -> Self {
+        let mut rig = Self::new();
+        rig.start().await;
+        rig
+    }
+
+    pub(crate) fn config(&self) -> HostConfig {
+        HostConfig {
+            name: HostName::parse("a").unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: None,
+            server: self.server.clone(),
+            state_dir: self.state.path().to_owned(),
+            memory_bytes: 256 * MIB,
+            data_ip: "127.0.0.1".parse().unwrap(),
+            vm_program: fake::program(),
+            backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
+            version: "9.9.9".into(),
+            render: None,
+        }
+    }
+
+    pub(crate) async fn start(&mut self) {
+        self.start_with(self.config()).await.unwrap();
+    }
+
+    pub(crate) async fn start_with(&mut self, config: HostConfig) -> Result<(), HostError> {
+        let agent = Agent::start(config).await?;
+        self.channel = Some(connect(&self.address_of(&agent)).unwrap());
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    fn address_of(&self, agent: &Agent) -> Address {
+        agent.address().to_string().parse().unwrap()
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.agent.as_ref().unwrap().address()
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.channel = None;
+        self.agent.take().unwrap().stop().await;
+    }
+
+    pub(crate) fn dir(&self, vm: &str) -> VmDir {
+        VmDir::new(self.path(vm))
+    }
+
+    pub(crate) fn path(&self, vm: &str) -> PathBuf {
+        self.state.path().join("vms").join(vm)
+    }
+
+    /// A directory as a dead process left it.
+    pub(crate) fn dead_dir(&self, vm: &str) -> VmDir {
+        std::fs::create_dir_all(self.path(vm)).unwrap();
+        self.dir(vm)
+    }
+
+    pub(crate) fn vms(&self) -> VmServiceClient<Channel> {
+        VmServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) fn memory(&self) -> MemoryServiceClient<Channel> {
+        MemoryServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {
+        TransferServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) fn hosts(&self) -> HostServiceClient<Channel> {
+        HostServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) async fn create(&self, vm: &str, memory_bytes: u64) -> Result<v1::Vm, ApiError> {
+        let spec = v1::VmSpec {
+            memory_bytes,
+            vcpus: 1,
+            ..Default::default()
+        };
+        let request = v1::CreateVmRequest {
+            vm_id: vm.into(),
+            spec: Some(spec),
+            ..Default::default()
+        };
+        answer(self.vms().create_vm(request).await)
+    }
+
+    pub(crate) async fn get(&self, vm: &str) -> Result<v1::Vm, ApiError> {
+        answer(
+            self.vms()
+                .get_vm(v1::GetVmRequest {
+                    name: format!("vms/{vm}"),
+                })
+                .await,
+        )
+    }
+
+    pub(crate) async fn delete(&self, vm: &str) -> Result<(), ApiError> {
+        answer(
+            self.vms()
+                .delete_vm(v1::DeleteVmRequest {
+                    name: format!("vms/{vm}"),
+                })
+                .await,
+        )
+        .map(drop)
+    }
+
+    pub(crate) async fn names(&self) -> Vec<String> {
+        let list = answer(self.vms().list_vms(v1::ListVmsRequest::default()).await).unwrap();
+        list.vms.into_iter().map(|vm| vm.name).collect()
+    }
+
+    pub(crate) async fn used(&self) -> u64 {
+        let request = v1::GetHostRequest {
+            name: "hosts/a".into(),
+        };
+        answer(self.hosts().get_host(request).await)
+            .unwrap()
+            .memory_used_bytes
+    }
+
+    pub(crate) async fn prepare(
+        &self,
+        migration: &str,
+        vm: &str,
+        memory_bytes: u64,
+    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
+        let spec = v1::VmSpec {
+            memory_bytes,
+            vcpus: 1,
+            ..Default::default()
+        };
+        let vm = v1::Vm {
+            name: format!("vms/{vm}"),
+            uid: "u".into(),
+            epoch: 4,
+            spec: Some(spec),
+            ..Default::default()
+        };
+        let request = v1::PrepareIncomingRequest {
+            migration: format!("migrations/{migration}"),
+            vm: Some(vm),
+            source_agent_address: "127.0.0.1:1".into(),
+            ..Default::default()
+        };
+        answer(self.transfers().prepare_incoming(request).await)
+    }
+
+    pub(crate) async fn send(&self, migration: &str, vm: &str) -> Result<v1::Transfer, ApiError> {
+        let request = v1::StartOutgoingRequest {
+            migration: format!("migrations/{migration}"),
+            vm: format!("vms/{vm}"),
+            ..Default::default()
+        };
+        answer(self.transfers().start_outgoing(request).await)
+    }
+
+    pub(crate) async fn side(
+        &self,
+        migration: &str,
+        role: v1::TransferRole,
+    ) -> Result<v1::Transfer, ApiError> {
+        let request = v1::GetTransferRequest {
+            migration: format!("migrations/{migration}"),
+            role: role.into(),
+        };
+        answer(self.transfers().get_transfer(request).await)
+    }
+
+    pub(crate) async fn cancel(
+        &self,
+        migration: &str,
+        role: v1::TransferRole,
+    ) -> Result<v1::Transfer, ApiError> {
+        let migration = format!("migrations/{migration}");
+        let request = v1::CancelTransferRequest {
+            migration,
+            role: role.into(),
+            error: None,
+        };
+        answer(self.transfers().cancel_transfer(request).await)
+    }
+
+    pub(crate) async fn release(
+        &self,
+        migration: &str,
+        role: v1::TransferRole,
+    ) -> Result<(), ApiError> {
+        let request = v1::ReleaseTransferRequest {
+            migration: format!("migrations/{migration}"),
+            role: role.into(),
+        };
+        answer(self.transfers().release_transfer(request).await).map(drop)
+    }
+
+    /// Waits until the VM is shown in `state`.
+    pub(crate) async fn becomes(&self, vm: &str, state: v1::vm::State) -> v1::Vm {
+        until(async || self.get(vm).await.ok().filter(|vm| vm.state() == state)).await
+    }
+
+    /// A plain HTTP request.
+    pub(crate) async fn scrape(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.address())
+            .await
+            .unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        tokio::time::timeout(SOON, stream.read_to_string(&mut text))
+            .await
+            .unwrap()
+            .unwrap();
+        text
+    }
+}
+
+pub(crate) fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, ApiError> {
+    result.map(Response::into_inner).map_err(ApiError::from)
+}
+
+/// Asks until there is an answer.
+pub(crate) async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, asking)
+        .await
+        .expect("it did not happen in time")
+}
+
+pub(crate) fn reason<T: std::fmt::Debug>(result: Result<T, ApiError>) -> Reason {
+    result.unwrap_err().reason
+}

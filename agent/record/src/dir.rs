@@ -1,0 +1,215 @@
+//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find each other.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lock` | held with flock by the VM process while it lives; holds its pid as text |
+//! | `vm.sock` | its endpoint: VmService, MemoryService, TransferService |
+//! | `journal` | who may run the VM ([`crate::journal`]) |
+//! | `transfer-<migration>-<source or destination>.pb` | a side's last state, a `slat.v1.Transfer`, for when the process is gone |
+//! | `console` | what a raw image printed |
+//! | `log` | the process's standard error |
+//!
+//! The agent trusts the lock, not the pid: a lock that can be taken has no process behind it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use prost::Message as _;
+use rustix::fs::{FlockOperation, flock};
+use slat_proto::{model::MigrationName, v1};
+
+/// Names in a VM's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmDir(PathBuf);
+
+impl VmDir {
+    /// The directory at `path`; it need not exist.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Of the VM process's endpoint.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("vm.sock")
+    }
+
+    /// Of the ownership journal.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+
+    /// Of the guest's console output.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console")
+    }
+
+    /// Of the process's standard error.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    fn transfer_path(&self, migration: &MigrationName, role: v1::TransferRole) -> PathBuf {
+        let role = match role {
+            v1::TransferRole::Destination => "destination",
+            v1::TransferRole::Source | v1::TransferRole::Unspecified => "source",
+        };
+        self.0
+            .join(format!("transfer-{}-{role}.pb", migration.id()))
+    }
+
+    /// Takes the lock for this process's life and writes its pid. `None`: another process holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(self.lock_path())?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                file.set_len(0)?;
+                write!(file, "{}", std::process::id())?;
+                Ok(Some(file))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Pid of the living VM process; `None` when no process holds the lock.
+    ///
+    /// # Errors
+    /// When the lock cannot be read.
+    pub fn living_pid(&self) -> io::Result<Option<u32>> {
+        let file = match File::open(self.lock_path()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            // Nobody holds it exclusively; closing the file gives our shared lock back.
+            Ok(()) => Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let text = io::read_to_string(&file)?;
+                Ok(text.trim().parse().ok())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores a side's state so that it survives the process: written aside, synced, renamed, directory synced.
+    ///
+    /// # Errors
+    /// When a step fails; the old record is then still there.
+    pub fn save_transfer(&self, transfer: &v1::Transfer) -> io::Result<()> {
+        let migration = MigrationName::parse(&transfer.migration).map_err(io::Error::other)?;
+        let path = self.transfer_path(&migration, transfer.role());
+        let aside = path.with_extension("new");
+        let mut file = File::create(&aside)?;
+        file.write_all(&transfer.encode_to_vec())?;
+        file.sync_all()?;
+        std::fs::rename(&aside, &path)?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// All stored sides.
+    ///
+    /// # Errors
+    /// When the directory or a record cannot be read.
+    pub fn transfers(&self) -> io::Result<Vec<v1::Transfer>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            if name.starts_with("transfer-") && name.ends_with(".pb") {
+                let bytes = std::fs::read(&path)?;
+                found.push(v1::Transfer::decode(bytes.as_slice()).map_err(io::Error::other)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Forgets a side. No effect when there is none.
+    ///
+    /// # Errors
+    /// When the record cannot be removed.
+    pub fn remove_transfer(
+        &self,
+        migration: &MigrationName,
+        role: v1::TransferRole,
+    ) -> io::Result<()> {
+        match std::fs::remove_file(self.transfer_path(migration, role)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_kept_by_migration_and_role() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(dir.path());
+        let transfer = v1::Transfer {
+            migration: "migrations/m1".into(),
+            role: v1::TransferRole::Source.into(),
+            epoch: 3,
+            ..Default::default()
+        };
+        dir.save_transfer(&transfer).unwrap();
+        dir.save_transfer(&v1::Transfer {
+            epoch: 4,
+            ..transfer.clone()
+        })
+        .unwrap();
+        let found = dir.transfers().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].epoch, 4);
+        let name = MigrationName::parse("m1").unwrap();
+        dir.remove_transfer(&name, v1::TransferRole::Destination)
+            .unwrap();
+        assert_eq!(dir.transfers().unwrap().len(), 1);
+        dir.remove_transfer(&name, v1::TransferRole::Source)
+            .unwrap();
+        assert!(dir.transfers().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_lock_tells_the_living() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(dir.path());
+        assert_eq!(dir.living_pid().unwrap(), None);
+        let held = dir.lock().unwrap().unwrap();
+        assert!(dir.lock().unwrap().is_none());
+        assert_eq!(dir.living_pid().unwrap(), Some(std::process::id()));
+        drop(held);
+        assert_eq!(dir.living_pid().unwrap(), None);
+    }
+}

@@ -1,7 +1,0 @@
-//! The host agent against VM processes without VMs ([`fake`]): real processes, sockets, locks and journals.
-
-mod fake;
-mod halves;
-mod life;
-mod reports;
-mod rig;

@@ -1,0 +1,175 @@
+//! The backend on the real `/dev/kvm`; skipped where there is none.
+
+mod dirty;
+
+mod migrate;
+mod raw;
+mod running;
+
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use slat_proto::{
+    model::{BackendKind, GuestSpec, MemstressSpec, VmSpec, slots_for_memory},
+    v1,
+};
+
+use super::{super::Backend as _, *};
+use crate::{
+    backend::GuestEvent,
+    guest::{
+        self,
+        memstress::{GuestAccess as _, control_page, counters, offset},
+    },
+    memory::{GuestMemory, SlotMemory, SlotTable},
+};
+
+/// Bound on any wait; far more than any of them takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+macro_rules! need_kvm {
+    () => {
+        if let Err(error) = crate::backend::kvm::probe() {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+    };
+}
+use need_kvm;
+
+struct Vm {
+    backend: KvmBackend,
+    memory: GuestMemory,
+    spec: VmSpec,
+    events: mpsc::Receiver<GuestEvent>,
+}
+
+fn memory(bytes: u64) -> GuestMemory {
+    let memory = GuestMemory::new();
+    memory.publish(
+        slots_for_memory(bytes)
+            .unwrap()
+            .into_iter()
+            .map(|spec| Arc::new(SlotMemory::new(spec).unwrap()))
+            .collect(),
+    );
+    memory
+}
+
+/// Same contents in other memory, as after a migration.
+fn copy(from: &SlotTable) -> GuestMemory {
+    let to = memory(from.pages() * 4096);
+    for (from, to) in from.slots().iter().zip(to.table().slots()) {
+        let mut bytes = vec![0; from.mapping().len()];
+        from.mapping().read(0, &mut bytes);
+        to.mapping().write(0, &bytes);
+    }
+    to
+}
+
+fn same(one: &SlotTable, other: &SlotTable) -> bool {
+    let (mut a, mut b) = ([0; 4096], [0; 4096]);
+    one.slots().iter().zip(other.slots()).all(|(one, other)| {
+        (0..one.mapping().pages() as usize).all(|page| {
+            one.mapping().read(page * 4096, &mut a);
+            other.mapping().read(page * 4096, &mut b);
+            a == b
+        })
+    })
+}
+
+fn memstress(bytes: u64, vcpus: u32, spec: MemstressSpec) -> VmSpec {
+    VmSpec {
+        memory_bytes: bytes,
+        vcpus,
+        backend: Some(BackendKind::Kvm),
+        format: None,
+        guest: GuestSpec::Memstress(spec),
+    }
+}
+
+impl Vm {
+    fn over(memory: GuestMemory, spec: VmSpec, console: Option<&Path>) -> Self {
+        Self::build(memory, spec, console, true)
+    }
+
+    fn build(
+        memory: GuestMemory,
+        spec: VmSpec,
+        console: Option<&Path>,
+        manual_protect: bool,
+    ) -> Self {
+        let (send, events) = mpsc::channel();
+        let sink = Arc::new(move |event| {
+            // A test that ended listens no more.
+            drop(send.send(event));
+        });
+        let backend = KvmBackend::build(&spec, sink, console, manual_protect).unwrap();
+        for slot in memory.table().slots() {
+            backend.add_slot(slot).unwrap();
+        }
+        Self {
+            backend,
+            memory,
+            spec,
+            events,
+        }
+    }
+
+    fn new(spec: VmSpec) -> Self {
+        Self::with_log(spec, true)
+    }
+
+    fn with_log(spec: VmSpec, manual_protect: bool) -> Self {
+        let memory = memory(spec.memory_bytes);
+        guest::install(&memory.table(), &spec).unwrap();
+        Self::build(memory, spec, None, manual_protect)
+    }
+
+    fn counters(&self) -> v1::GuestCounters {
+        counters(&self.memory.table(), self.spec.vcpus).unwrap()
+    }
+
+    fn word(&self, vcpu: u32, at: u64) -> u64 {
+        (&*self.memory.table())
+            .read_u64(control_page(vcpu) + at)
+            .unwrap()
+    }
+
+    fn set_word(&self, vcpu: u32, at: u64, value: u64) {
+        (&*self.memory.table())
+            .write_u64(control_page(vcpu) + at, value)
+            .unwrap();
+    }
+
+    fn limit_visits(&self, visits: u64) {
+        for vcpu in 0..self.spec.vcpus {
+            self.set_word(vcpu, offset::VISIT_LIMIT, visits);
+        }
+    }
+
+    /// Runs until every vCPU made that many visits, and pauses.
+    fn run_visits(&self, visits: u64) {
+        self.limit_visits(visits);
+        self.backend.run().unwrap();
+        self.wait("the visits", || {
+            (0..self.spec.vcpus).all(|vcpu| self.word(vcpu, offset::VISITS) >= visits)
+        });
+        self.backend.pause().unwrap();
+    }
+
+    fn wait(&self, what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            if let Ok(event) = self.events.try_recv() {
+                panic!("waiting for {what}: {event:?}");
+            }
+            assert!(start.elapsed() < LIMIT, "waiting for {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

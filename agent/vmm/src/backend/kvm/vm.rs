@@ -1,0 +1,228 @@
+//! One VM of KVM behind the backend trait.
+
+use std::{
+    fs::File,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, kvm_cpuid_entry2};
+use kvm_ioctls::VmFd;
+use slat_proto::{
+    model::{GuestSpec, VmSpec},
+    v1,
+};
+
+use super::{
+    super::{Backend, BackendError, EventSink},
+    console::Console,
+    failed, ioctl, open,
+    slots::Slots,
+    state::{Reader, Writer, bad},
+    stats::Stats,
+    unsupported,
+    vcpu::{Ports, Threads},
+    x86_64::{self, ARCH, HostCpu, VcpuState},
+};
+use crate::{guest::Layout, memory::SlotMemory};
+
+/// One VM of KVM.
+#[derive(Debug)]
+pub(crate) struct KvmBackend {
+    // Fields go in this order: threads leave the guest, the VM's descriptor closes, then memory may go.
+    threads: Threads,
+    stats: Stats,
+    vm: VmFd,
+    slots: Arc<Slots>,
+    host: HostCpu,
+    /// What each vCPU was told by CPUID. Held only to copy in or out.
+    cpuid: Mutex<Vec<Vec<kvm_cpuid_entry2>>>,
+    vcpus: u32,
+    /// A load failed in the middle: some vCPU is neither new nor loaded, and must not run.
+    half_loaded: AtomicBool,
+}
+
+impl KvmBackend {
+    /// A stopped VM without slots. A raw image prints into the file `console`, or nowhere.
+    ///
+    /// # Errors
+    /// `Unsupported` when the host's KVM lacks something, `Ioctl` when it or the console's file refuses.
+    pub(crate) fn new(
+        spec: &VmSpec,
+        events: EventSink,
+        console: Option<&Path>,
+    ) -> Result<Self, BackendError> {
+        Self::build(spec, events, console, true)
+    }
+
+    /// As [`KvmBackend::new`]; without `manual_protect` as on kernels before Linux 5.0.
+    pub(super) fn build(
+        spec: &VmSpec,
+        events: EventSink,
+        console: Option<&Path>,
+        manual_protect: bool,
+    ) -> Result<Self, BackendError> {
+        let kvm = open()?;
+        let most = kvm.get_max_vcpus();
+        if spec.vcpus as usize > most {
+            return Err(unsupported(format!(
+                "run {} vCPUs in a VM; its most is {most}",
+                spec.vcpus
+            )));
+        }
+        let layout = Layout::new(spec.memory_bytes)
+            .map_err(|error| unsupported(format!("lay out guest memory: {error}")))?;
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let host = HostCpu::new(&kvm, &vm)?;
+        x86_64::prepare_vm(&vm)?;
+        let slots = Arc::new(Slots::new(&vm, host.end_gfn(), manual_protect)?);
+        let mut vcpus = Vec::with_capacity(spec.vcpus as usize);
+        let mut cpuid = Vec::with_capacity(spec.vcpus as usize);
+        for index in 0..spec.vcpus {
+            let vcpu = vm
+                .create_vcpu(index.into())
+                .map_err(failed("KVM_CREATE_VCPU"))?;
+            let entry = layout.entry(spec, index);
+            cpuid.push(x86_64::prepare_vcpu(&host, &vcpu, index, entry)?);
+            vcpus.push(vcpu);
+        }
+        let stats = if vm.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0 {
+            let files: std::io::Result<Vec<File>> = vcpus.iter().map(ioctl::stats_file).collect();
+            ioctl::stats_file(&vm)
+                .and_then(|of_vm| Stats::new(of_vm, files?))
+                .map_err(|source| BackendError::Ioctl {
+                    op: "KVM_GET_STATS_FD",
+                    source,
+                })?
+        } else {
+            Stats::default()
+        };
+        let ports = match spec.guest {
+            GuestSpec::Memstress(_) => Ports::Memstress,
+            GuestSpec::RawImage(_) => {
+                Ports::Raw(console.map(Console::open).transpose().map_err(|source| {
+                    BackendError::Ioctl {
+                        op: "opening the guest's console file",
+                        source,
+                    }
+                })?)
+            }
+        };
+        let threads = Threads::new(vcpus, vm.run_size(), Arc::clone(&slots), ports, events)?;
+        Ok(Self {
+            threads,
+            stats,
+            vm,
+            slots,
+            host,
+            cpuid: Mutex::new(cpuid),
+            vcpus: spec.vcpus,
+            half_loaded: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Backend for KvmBackend {
+    fn capabilities(&self) -> Vec<v1::Capability> {
+        let mut all = vec![
+            v1::Capability::DirtyLog,
+            v1::Capability::VcpuState,
+            v1::Capability::RawImage,
+            v1::Capability::Invalidate,
+        ];
+        if self.stats.offers_faults() {
+            all.push(v1::Capability::FaultStatistics);
+        }
+        if self.stats.offers_flushes() {
+            all.push(v1::Capability::FlushStatistics);
+        }
+        all
+    }
+
+    fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
+        self.slots.add(&self.vm, memory)
+    }
+
+    fn remove_slot(&self, slot: u32) -> Result<(), BackendError> {
+        self.slots.remove(&self.vm, slot)
+    }
+
+    fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
+        self.slots.shift(&self.vm, slot, base_gfn)
+    }
+
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
+        self.slots.set_logging(&self.vm, slot, on)
+    }
+
+    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
+        self.slots.harvest(&self.vm, slot, bitmap)
+    }
+
+    fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
+        self.slots.invalidate(gfn, pages)
+    }
+
+    fn run(&self) -> Result<(), BackendError> {
+        if self.half_loaded.load(Ordering::SeqCst) {
+            return Err(BackendError::Vcpu {
+                message: "loading vCPU state failed half-way; this VM cannot run".to_owned(),
+            });
+        }
+        self.threads.run()
+    }
+
+    fn pause(&self) -> Result<(), BackendError> {
+        self.threads.pause()
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, BackendError> {
+        let mut writer = Writer::new(ARCH, self.vcpus);
+        let cpuid = self
+            .cpuid
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.threads.while_stopped(false, |index, vcpu| {
+            VcpuState::save(&self.host, vcpu, &cpuid[index as usize])?.write(&mut writer);
+            Ok(())
+        })?;
+        Ok(writer.finish())
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), BackendError> {
+        let mut reader = Reader::new(state, ARCH, self.vcpus)?;
+        let states = (0..self.vcpus)
+            .map(|index| VcpuState::read(&mut reader, &self.host).map_err(of_vcpu(index)))
+            .collect::<Result<Vec<_>, _>>()?;
+        reader.finish()?;
+        let cpuid = states.iter().map(|state| state.cpuid().to_vec()).collect();
+        self.threads.while_stopped(true, |index, vcpu| {
+            self.half_loaded.store(true, Ordering::SeqCst);
+            states[index as usize]
+                .load(&self.host, vcpu)
+                .map_err(of_vcpu(index))
+        })?;
+        *self.cpuid.lock().unwrap_or_else(PoisonError::into_inner) = cpuid;
+        self.half_loaded.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn stats(&self) -> v1::MmuStats {
+        v1::MmuStats {
+            dirty_pages_harvested: Some(self.slots.harvested()),
+            ..self.stats.read()
+        }
+    }
+}
+
+/// Says which vCPU a refused state is of.
+fn of_vcpu(index: u32) -> impl Fn(BackendError) -> BackendError {
+    move |error| match error {
+        BackendError::State { message } => bad(format!("vCPU {index}: {message}")),
+        other => other,
+    }
+}

@@ -1,0 +1,396 @@
+//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any format on any host.
+//!
+//! | file | what |
+//! |---|---|
+//! | `tables` | memory for page tables, bounded by what the slots need |
+//! | `frames` | made-up host frames: what entries point to |
+//! | `shootdown` | how a flush reaches the vCPUs; the protocol in prose, and the check that it is kept |
+//! | `tlb` | a vCPU's TLB |
+//! | `vcpu` | a vCPU's thread: memstress through the TLB |
+//! | `gate` | run, pause, end, failure |
+//! | `state` | saved vCPU state |
+//!
+//! # Locking
+//! The MMU serialises its own operations and flushes before they return, so there is little left to lock here. `slots` guards
+//! the list of slots and keeps a slot's host frames in step with the slot; no vCPU takes it, and it is not held while the
+//! dirty log is taken. Below it come the MMU's locks, and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the
+//! table memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`]
+//! take none of these for long.
+//!
+//! vCPUs fault in parallel: see `vcpu` for what they take.
+//!
+//! # Invariants
+//! * An operation returns when its flush is complete.
+//! * A slot's memory is in `frames` from before its first translation until after its last. Its host frames are congruent to
+//!   its guest frames up to 1 GiB, so that it can be mapped hugely; a slot that is moved elsewhere keeps its host frames, and with
+//!   them only the sizes that still fit, as in KVM.
+//! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are flushed.
+//!
+//! [`Host`]: slat_mmu::Host
+
+mod frames;
+mod gate;
+#[cfg(test)]
+mod kernel_oracles;
+mod shootdown;
+mod state;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod tlb;
+mod vcpu;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use slat_arch::GuestStage;
+use slat_mmu::{
+    DirtyLogError, FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError,
+    SlotFlags, SlotId, SlotSpec,
+};
+use slat_proto::{
+    model::{BackendKind, Format, GuestSpec, VmSpec},
+    v1,
+};
+
+use self::{
+    frames::Frames,
+    gate::Gate,
+    shootdown::Shootdown,
+    tables::{Budget, TableHeap},
+    vcpu::Vcpu,
+};
+use super::{Backend, BackendError, EventSink};
+use crate::memory::SlotMemory;
+
+/// What vCPUs and owner share.
+#[derive(Debug)]
+struct Vm {
+    mmu: Box<dyn SecondStage>,
+    frames: Frames,
+    shootdown: Arc<Shootdown>,
+    gate: Gate,
+    #[cfg(test)]
+    hooks: kernel_oracles::Hooks,
+}
+
+/// A slot as this backend keeps it.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    id: SlotId,
+    pages: u64,
+    read_only: bool,
+    /// First of its made-up host frames.
+    frames: u64,
+}
+
+/// Runs memstress over the Common MMU. See the module.
+#[derive(Debug)]
+pub(crate) struct SoftwareBackend {
+    vm: Arc<Vm>,
+    format: Format,
+    vcpus: u32,
+    budget: Arc<Budget>,
+    slots: Mutex<BTreeMap<u32, Slot>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Vm {
+    fn new(
+        stage: GuestStage,
+        vcpus: u32,
+        config: MmuConfig,
+        tables: TableHeap,
+        events: EventSink,
+    ) -> Arc<Self> {
+        let shootdown = Arc::new(Shootdown::new(vcpus));
+        Arc::new(Self {
+            mmu: stage.build(tables, Arc::clone(&shootdown), config),
+            frames: Frames::new(vcpus),
+            shootdown,
+            gate: Gate::new(vcpus, events),
+            #[cfg(test)]
+            hooks: kernel_oracles::Hooks::default(),
+        })
+    }
+}
+
+impl SoftwareBackend {
+    /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless the spec says otherwise.
+    ///
+    /// # Errors
+    /// `Unsupported` for a raw image or a format that the MMU has not; `Vcpu` when a thread cannot be made.
+    pub(crate) fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
+        if matches!(spec.guest, GuestSpec::RawImage(_)) {
+            return Err(BackendError::Unsupported {
+                backend: BackendKind::Software,
+                what: format!("run a {}", v1::Capability::RawImage.as_str_name()),
+            });
+        }
+        let format = spec.format.unwrap_or(Format::Ept4);
+        let budget = Arc::new(Budget::default());
+        let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
+            message: format!("no room for page tables: {error}"),
+        })?;
+        let vm = Vm::new(
+            stage(format)?,
+            spec.vcpus,
+            MmuConfig::default(),
+            tables,
+            events,
+        );
+        let mut backend = Self {
+            vm,
+            format,
+            vcpus: spec.vcpus,
+            budget,
+            slots: Mutex::default(),
+            threads: Vec::new(),
+        };
+        for number in 0..spec.vcpus {
+            let vcpu = Vcpu::new(Arc::clone(&backend.vm), number);
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{number}"))
+                .spawn(move || vcpu.live())
+                .map_err(|error| BackendError::Vcpu {
+                    message: format!("no thread for vCPU {number}: {error}"),
+                })?;
+            backend.threads.push(thread);
+        }
+        Ok(backend)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, slot: u32) -> Result<Slot, BackendError> {
+        find(&self.slots(), slot)
+    }
+
+    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is more than those that
+    /// remain can need.
+    fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
+        let needed = Budget::needed_for(slots.values().map(|slot| slot.pages))
+            + Budget::stock_of(self.vcpus);
+        if self.budget.used() > needed {
+            self.vm.mmu.zap_all();
+        }
+        self.budget.allow(needed);
+    }
+
+    fn refuse_unless_stopped(&self, what: &str) -> Result<(), BackendError> {
+        if self.vm.gate.stopped() {
+            Ok(())
+        } else {
+            Err(BackendError::Vcpu {
+                message: format!("vCPU state is {what} only while the vCPUs are stopped"),
+            })
+        }
+    }
+}
+
+impl Drop for SoftwareBackend {
+    fn drop(&mut self) {
+        self.vm.gate.end();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Backend for SoftwareBackend {
+    fn capabilities(&self) -> Vec<v1::Capability> {
+        use v1::Capability::{DirtyLog, FaultStatistics, FlushStatistics, Invalidate, VcpuState};
+        vec![
+            DirtyLog,
+            VcpuState,
+            FaultStatistics,
+            FlushStatistics,
+            Invalidate,
+        ]
+    }
+
+    fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        let bad = |message: String| BackendError::BadSlot {
+            slot: spec.slot,
+            message,
+        };
+        let mut slots = self.slots();
+        let id = SlotId::try_from(spec.slot).map_err(|_| bad("number too high".to_owned()))?;
+        let frames = self
+            .vm
+            .frames
+            .add(memory.mapping(), spec.base_gfn)
+            .ok_or_else(|| bad("no host frame numbers are left".to_owned()))?;
+        let slot = Slot {
+            id,
+            pages: spec.pages,
+            read_only: spec.read_only,
+            frames,
+        };
+        let created = SlotSpec::new(id, Gfn(spec.base_gfn), spec.pages, Pfn(frames))
+            .with_flags(flags(&slot, false));
+        if let Err(error) = self.vm.mmu.create_slot(created) {
+            self.vm.frames.remove(frames);
+            return Err(slot_error(spec.slot, &error));
+        }
+        slots.insert(spec.slot, slot);
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn remove_slot(&self, slot: u32) -> Result<(), BackendError> {
+        let mut slots = self.slots();
+        let found = find(&slots, slot)?;
+        self.vm
+            .mmu
+            .delete_slot(found.id)
+            .map_err(|error| slot_error(slot, &error))?;
+        self.vm.frames.remove(found.frames);
+        slots.remove(&slot);
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
+        let slots = self.slots();
+        let found = find(&slots, slot)?;
+        self.vm
+            .mmu
+            .move_slot(found.id, Gfn(base_gfn))
+            .map_err(|error| slot_error(slot, &error))?;
+        self.settle_tables(&slots);
+        Ok(())
+    }
+
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
+        let found = self.find(slot)?;
+        self.vm
+            .mmu
+            .set_slot_flags(found.id, flags(&found, on))
+            .map_err(|error| slot_error(slot, &error))
+    }
+
+    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
+        let found = self.find(slot)?;
+        self.vm
+            .mmu
+            .harvest_dirty_log(found.id, bitmap)
+            .map_err(|error| log_error(slot, &error))
+    }
+
+    fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
+        let range = GfnRange::new(Gfn(gfn), pages);
+        let begun = self.vm.mmu.invalidate_begin(range);
+        // It was begun at the very MMU, so it ends there.
+        let ended = self.vm.mmu.invalidate_end(begun);
+        debug_assert!(ended.is_ok());
+        Ok(())
+    }
+
+    fn run(&self) -> Result<(), BackendError> {
+        self.vm.gate.run()
+    }
+
+    fn pause(&self) -> Result<(), BackendError> {
+        self.vm.gate.pause()
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, BackendError> {
+        self.refuse_unless_stopped("saved")?;
+        Ok(state::save(self.vcpus, self.format))
+    }
+
+    fn load_state(&self, bytes: &[u8]) -> Result<(), BackendError> {
+        self.refuse_unless_stopped("loaded")?;
+        if self.vm.gate.started() {
+            return Err(BackendError::Vcpu {
+                message: "vCPU state is loaded only before the first run".to_owned(),
+            });
+        }
+        state::check(bytes, self.vcpus, self.format)
+    }
+
+    fn stats(&self) -> v1::MmuStats {
+        let mmu = self.vm.mmu.stats();
+        let flushes = self.vm.shootdown.counts();
+        let pages = |level| u64::try_from(mmu.pages_at(level)).ok();
+        v1::MmuStats {
+            faults_taken: Some(mmu.faults_taken),
+            faults_fixed: Some(mmu.faults_fixed),
+            faults_fast: Some(mmu.faults_fast),
+            faults_spurious: Some(mmu.faults_spurious),
+            faults_emulated: Some(mmu.faults_emulated),
+            remote_tlb_flush_requests: Some(flushes.requests),
+            remote_tlb_flushes: Some(flushes.reached),
+            vcpu_tlb_flushes: Some(flushes.by_vcpus),
+            pages_4k: pages(Level::SIZE_4K),
+            pages_2m: pages(Level::SIZE_2M),
+            pages_1g: pages(Level::SIZE_1G),
+            table_pages: Some(self.budget.used()),
+            huge_pages_split: Some(mmu.splits),
+            huge_pages_recovered: Some(mmu.recovered),
+            flushes: mmu.flushes.iter().map(flush_count).collect(),
+            ..v1::MmuStats::default()
+        }
+    }
+}
+
+fn flush_count(flush: &FlushStats) -> v1::TlbFlushCount {
+    v1::TlbFlushCount {
+        cause: flush.cause.name().to_owned(),
+        ranges: flush.ranges,
+        range_pages: flush.pages,
+        alls: flush.alls,
+    }
+}
+
+/// The MMU's format of the same name. A test holds both lists against each other.
+fn stage(format: Format) -> Result<GuestStage, BackendError> {
+    let known = format.to_string().parse::<GuestStage>();
+    known.map_err(|error| BackendError::Unsupported {
+        backend: BackendKind::Software,
+        what: format!("walk tables of that format: {error}"),
+    })
+}
+
+fn find(slots: &BTreeMap<u32, Slot>, slot: u32) -> Result<Slot, BackendError> {
+    slots
+        .get(&slot)
+        .copied()
+        .ok_or(BackendError::NoSuchSlot { slot })
+}
+
+fn flags(slot: &Slot, logging: bool) -> SlotFlags {
+    let mut flags = SlotFlags::empty();
+    flags.set(SlotFlags::READONLY, slot.read_only);
+    flags.set(SlotFlags::LOG_DIRTY, logging);
+    flags
+}
+
+fn slot_error(slot: u32, error: &SlotError) -> BackendError {
+    match error {
+        SlotError::UnknownId { .. } => BackendError::NoSuchSlot { slot },
+        error => BackendError::BadSlot {
+            slot,
+            message: error.to_string(),
+        },
+    }
+}
+
+fn log_error(slot: u32, error: &DirtyLogError) -> BackendError {
+    match error {
+        DirtyLogError::UnknownSlot { .. } => BackendError::NoSuchSlot { slot },
+        error => BackendError::BadSlot {
+            slot,
+            message: error.to_string(),
+        },
+    }
+}

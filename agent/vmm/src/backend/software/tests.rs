@@ -1,0 +1,631 @@
+//! memstress over every format: nothing lost, nothing stale, whatever is done to slots and tables meanwhile.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use slat_proto::model::{
+    BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, PAGE_SIZE,
+    SlotSpec, VmSpec,
+};
+
+use super::*;
+use crate::{
+    backend::GuestEvent,
+    guest::{self, Layout, memstress},
+    memory::GuestMemory,
+};
+
+const MEMORY: u64 = 8 << 20;
+/// Everything here takes a second at most; a hang is an error.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NO_PAGES: [u64; 0] = [];
+
+fn spec(format: Format, vcpus: u32, guest: MemstressSpec) -> VmSpec {
+    VmSpec {
+        memory_bytes: MEMORY,
+        vcpus,
+        backend: Some(BackendKind::Software),
+        format: Some(format),
+        guest: GuestSpec::Memstress(guest),
+    }
+}
+
+fn random(fill: MemstressFill) -> MemstressSpec {
+    MemstressSpec {
+        pattern: MemstressPattern::Random,
+        write_percent: 60,
+        fill,
+        ..MemstressSpec::default()
+    }
+}
+
+struct Vm {
+    backend: SoftwareBackend,
+    memory: GuestMemory,
+    spec: VmSpec,
+    events: Arc<Mutex<Vec<GuestEvent>>>,
+}
+
+impl Vm {
+    /// With the memory its size asks for, empty.
+    fn empty(spec: VmSpec, slots: &[SlotSpec]) -> Self {
+        let events: Arc<Mutex<Vec<GuestEvent>>> = Arc::default();
+        let sink = Arc::clone(&events);
+        let sink: EventSink = Arc::new(move |event| sink.lock().unwrap().push(event));
+        let backend = SoftwareBackend::new(&spec, sink).unwrap();
+        let memory = GuestMemory::new();
+        let slots: Vec<_> = slots
+            .iter()
+            .map(|slot| Arc::new(SlotMemory::new(*slot).unwrap()))
+            .collect();
+        for slot in &slots {
+            backend.add_slot(slot).unwrap();
+        }
+        memory.publish(slots);
+        Self {
+            backend,
+            memory,
+            spec,
+            events,
+        }
+    }
+
+    fn new(spec: VmSpec) -> Self {
+        let layout = Layout::new(spec.memory_bytes).unwrap();
+        let vm = Self::empty(spec, layout.slots());
+        guest::install(&vm.memory.table(), &vm.spec).unwrap();
+        vm
+    }
+
+    fn counters(&self) -> v1::GuestCounters {
+        memstress::counters(&self.memory.table(), self.spec.vcpus).unwrap()
+    }
+
+    /// Waits until the guest has written so many pages more.
+    fn until_written(&self, pages: u64) {
+        let goal = self.counters().pages_written + pages;
+        self.until(|| self.counters().pages_written >= goal);
+    }
+
+    fn until(&self, done: impl Fn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(
+                Instant::now() < until,
+                "{:?} {:?}",
+                self.counters(),
+                self.events
+            );
+            thread::yield_now();
+        }
+    }
+
+    fn failure(&self) -> String {
+        self.until(|| !self.events.lock().unwrap().is_empty());
+        match self.events.lock().unwrap().as_slice() {
+            [GuestEvent::Failed(message)] => message.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn assert_well(&self) {
+        assert_eq!(*self.events.lock().unwrap(), []);
+        let counters = self.counters();
+        assert_eq!(counters.errors, 0, "{counters:?}");
+        assert!(counters.pages_written > 0);
+    }
+
+    fn pages(&self) -> u64 {
+        self.memory.table().pages()
+    }
+
+    fn copy(&self, page: u64, to: &mut [u8]) {
+        let at = page as usize * PAGE_SIZE as usize;
+        let to = &mut to[at..at + PAGE_SIZE as usize];
+        assert!(self.memory.table().read(page * PAGE_SIZE, to));
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![0; MEMORY as usize];
+        (0..self.pages()).for_each(|page| self.copy(page, &mut bytes));
+        bytes
+    }
+
+    fn harvest(&self) -> Vec<u64> {
+        let mut bitmap = vec![0; self.pages().div_ceil(64) as usize];
+        let taken = self.backend.harvest_dirty(0, &mut bitmap).unwrap();
+        let pages: Vec<u64> = (0..self.pages())
+            .filter(|page| bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1)
+            .collect();
+        assert_eq!(pages.len() as u64, taken);
+        pages
+    }
+}
+
+/// Pages whose contents differ.
+fn changed(one: &[u8], two: &[u8]) -> Vec<u64> {
+    let page = |bytes: &[u8], page: usize| {
+        let range: Range<usize> = page * 4096..page * 4096 + 4096;
+        bytes[range].to_vec()
+    };
+    (0..one.len() / 4096)
+        .filter(|&at| page(one, at) != page(two, at))
+        .map(|at| at as u64)
+        .collect()
+}
+
+#[test]
+fn a_format_has_the_same_name_at_the_api_and_in_the_mmu() {
+    for format in Format::ALL {
+        assert_eq!(
+            super::stage(format).unwrap().to_string(),
+            format.to_string()
+        );
+    }
+}
+
+#[test]
+fn memstress_runs_on_every_format_and_the_counters_move() {
+    for (format, vcpus) in Format::ALL
+        .into_iter()
+        .zip([2, 3, 4, 1].into_iter().cycle())
+    {
+        let vm = Vm::new(spec(format, vcpus, random(MemstressFill::Random)));
+        vm.backend.run().unwrap();
+        vm.until_written(6000);
+        vm.backend.pause().unwrap();
+        vm.assert_well();
+        let stats = vm.backend.stats();
+        assert!(
+            stats.faults_taken > Some(0) && stats.faults_fixed > Some(0),
+            "{stats:?}"
+        );
+        assert!(
+            stats.pages_2m > Some(0),
+            "huge pages are possible: {stats:?}"
+        );
+        assert!(stats.table_pages > Some(0));
+        assert_eq!(stats.exits, None);
+        vm.backend.run().unwrap();
+        // A flush that reaches vCPUs. It takes one that is inside the guest at that moment.
+        vm.until(|| {
+            vm.backend.invalidate(0, 512).unwrap();
+            vm.backend.stats().remote_tlb_flushes > Some(0)
+        });
+        vm.until_written(100);
+        vm.backend.pause().unwrap();
+        let later = vm.backend.stats();
+        assert!(later.faults_taken > stats.faults_taken);
+        assert!(later.remote_tlb_flush_requests > stats.remote_tlb_flush_requests);
+        assert!(later.vcpu_tlb_flushes > stats.vcpu_tlb_flushes);
+        vm.assert_well();
+    }
+}
+
+#[test]
+fn the_dirty_log_is_exactly_what_was_written() {
+    for format in Format::ALL {
+        let guest = MemstressSpec {
+            write_percent: 10,
+            ..random(MemstressFill::Zero)
+        };
+        let vm = Vm::new(spec(format, 2, guest));
+        vm.backend.run().unwrap();
+        vm.until_written(500);
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.backend.pause().unwrap();
+        vm.harvest();
+        assert_eq!(vm.harvest(), NO_PAGES, "nothing ran");
+        let mut before = vm.snapshot();
+        for _ in 0..3 {
+            vm.backend.run().unwrap();
+            vm.until_written(50);
+            vm.backend.pause().unwrap();
+            let now = vm.snapshot();
+            assert_eq!(vm.harvest(), changed(&before, &now), "{format}");
+            before = now;
+        }
+        // What is there already stays: bits are ORed in.
+        let mut bitmap = vec![u64::MAX; 32];
+        assert_eq!(vm.backend.harvest_dirty(0, &mut bitmap).unwrap(), 0);
+        assert_eq!(bitmap, [u64::MAX; 32]);
+        vm.assert_well();
+    }
+}
+
+#[test]
+fn no_write_is_lost_between_harvests_while_the_guest_runs() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 3, random(MemstressFill::Zero)));
+        vm.backend.run().unwrap();
+        vm.until_written(500);
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        let mut copy = vm.snapshot();
+        for _ in 0..20 {
+            vm.until_written(20);
+            for page in vm.harvest() {
+                vm.copy(page, &mut copy);
+            }
+        }
+        vm.backend.pause().unwrap();
+        for page in vm.harvest() {
+            vm.copy(page, &mut copy);
+        }
+        assert_eq!(changed(&copy, &vm.snapshot()), NO_PAGES, "{format}");
+        vm.assert_well();
+    }
+}
+
+#[test]
+fn huge_mappings_come_back_in_place_when_logging_ends() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 2, random(MemstressFill::Zero)));
+        vm.backend.run().unwrap();
+        vm.until(|| vm.backend.stats().pages_2m >= Some(3));
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.until_written(2000);
+        let logging = vm.backend.stats();
+        assert_eq!(logging.pages_2m, Some(0), "{format}");
+        assert!(logging.pages_4k > Some(100) && logging.huge_pages_split >= Some(3));
+        vm.backend.set_dirty_logging(0, false).unwrap();
+        // At once, and not by faults.
+        let after = vm.backend.stats();
+        assert!(after.pages_2m >= Some(3) && after.huge_pages_recovered >= Some(3));
+        assert_eq!(after.pages_4k, Some(0), "{format}");
+        let flushes = |cause| {
+            let found = after.flushes.iter().find(|flush| flush.cause == cause);
+            found.map(|flush| flush.ranges)
+        };
+        assert!(flushes("dirty_log") > Some(0) && flushes("huge_page") > Some(0));
+        assert_eq!(flushes("unmap"), Some(0), "{format}: nothing was zapped");
+        let mut bitmap = [0; 32];
+        assert!(
+            vm.backend.harvest_dirty(0, &mut bitmap).is_err(),
+            "logging is off"
+        );
+        vm.until_written(1000);
+        vm.backend.pause().unwrap();
+        vm.assert_well();
+    }
+}
+
+#[test]
+fn a_storm_of_harvests_invalidations_and_slot_changes_loses_nothing() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 4, random(MemstressFill::Random)));
+        vm.backend.run().unwrap();
+        let stop = AtomicBool::new(false);
+        let running = || !stop.load(Relaxed);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut page = 0;
+                while running() {
+                    vm.backend.invalidate(page, 100).unwrap();
+                    page = (page + 777) % 2000;
+                }
+            });
+            scope.spawn(|| {
+                while running() {
+                    vm.backend.set_dirty_logging(0, true).unwrap();
+                    (0..5).for_each(|_| drop(vm.harvest()));
+                    vm.backend.set_dirty_logging(0, false).unwrap();
+                }
+            });
+            scope.spawn(|| {
+                let at = |gfn| SlotSpec::new(9, gfn, 600, false).unwrap();
+                while running() {
+                    let slot = Arc::new(SlotMemory::new(at(1 << 20)).unwrap());
+                    vm.backend.add_slot(&slot).unwrap();
+                    vm.backend.move_slot(9, 3 << 20).unwrap();
+                    vm.backend.remove_slot(9).unwrap();
+                    assert_eq!(
+                        Arc::strong_count(slot.mapping()),
+                        1,
+                        "nothing maps it any more"
+                    );
+                }
+            });
+            vm.until_written(20_000);
+            stop.store(true, Relaxed);
+        });
+        vm.until_written(2000);
+        vm.backend.pause().unwrap();
+        vm.assert_well();
+    }
+}
+
+#[test]
+fn a_guest_goes_on_over_copied_memory() {
+    for format in Format::ALL {
+        let source = Vm::new(spec(format, 2, random(MemstressFill::Random)));
+        source.backend.run().unwrap();
+        assert!(source.backend.save_state().is_err(), "the vCPUs run");
+        source.until_written(1000);
+        source.backend.pause().unwrap();
+        let state = source.backend.save_state().unwrap();
+        let target = Vm::empty(source.spec.clone(), Layout::new(MEMORY).unwrap().slots());
+        for garbage in [&b""[..], b"garbage", &state[1..], &[0; 4096]] {
+            let refused = target.backend.load_state(garbage).unwrap_err();
+            assert!(matches!(refused, BackendError::State { .. }), "{refused}");
+        }
+        assert!(target.memory.table().write(0, &source.snapshot()));
+        target.backend.load_state(&state).unwrap();
+        let written = target.counters().pages_written;
+        target.backend.run().unwrap();
+        target.until_written(3000);
+        target.backend.pause().unwrap();
+        target.assert_well();
+        assert!(target.counters().pages_written >= written + 3000);
+        assert!(target.backend.load_state(&state).is_err(), "it has run");
+    }
+}
+
+#[test]
+fn a_page_reverted_behind_the_guests_back_is_found_by_the_guest() {
+    let vm = Vm::new(spec(Format::Sv39x4, 2, MemstressSpec::default()));
+    let layout = Layout::new(MEMORY).unwrap();
+    vm.backend.run().unwrap();
+    vm.until_written(2 * layout.working_pages());
+    vm.backend.pause().unwrap();
+    vm.assert_well();
+    let page = layout.working_page(123);
+    assert!(vm.memory.table().write(page, &[0; PAGE_SIZE as usize]));
+    vm.backend.run().unwrap();
+    vm.until(|| vm.counters().errors > 0);
+    assert_eq!(vm.counters().first_error_page, 123);
+}
+
+/// Something that revokes translations the guest is using.
+type Revocation = (&'static str, fn(&Vm));
+
+#[test]
+fn a_translation_used_after_its_flush_stops_the_vm() {
+    let revocations: [Revocation; 5] = [
+        ("invalidate", |vm| {
+            vm.backend.invalidate(0, MEMORY / PAGE_SIZE).unwrap();
+        }),
+        ("begin to log", |vm| {
+            vm.backend.set_dirty_logging(0, false).unwrap();
+            vm.backend.set_dirty_logging(0, true).unwrap();
+        }),
+        ("harvest", |vm| drop(vm.harvest())),
+        ("recover huge pages", |vm| {
+            vm.backend.set_dirty_logging(0, false).unwrap();
+        }),
+        ("withdraw the root", |vm| vm.backend.vm.mmu.zap_all()),
+    ];
+    // Every format, every revocation; not every pair.
+    for (number, format) in Format::ALL.into_iter().enumerate() {
+        let (name, revoke) = revocations[number % revocations.len()];
+        let vm = Vm::new(spec(format, 2, MemstressSpec::default()));
+        vm.backend.run().unwrap();
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.until_written(1000);
+        vm.backend.vm.hooks.deaf.store(true, Relaxed);
+        revoke(&vm);
+        let message = vm.failure();
+        assert!(
+            message.contains("after the flush that revoked it"),
+            "{format}, {name}: {message}"
+        );
+        assert!(vm.backend.run().is_err(), "it does not run again");
+        vm.backend.pause().unwrap();
+    }
+}
+
+#[test]
+fn no_lock_of_the_owners_holds_up_a_vcpu() {
+    for format in Format::ALL {
+        let vm = Vm::new(spec(format, 3, random(MemstressFill::Zero)));
+        vm.backend.run().unwrap();
+        let _slots = vm.backend.slots();
+        let _numbers = vm.backend.vm.frames.hold_for_test();
+        let faults = vm.backend.stats().faults_taken;
+        vm.backend.vm.mmu.zap_all();
+        vm.until_written(500);
+        assert!(vm.backend.stats().faults_taken > faults, "{format}");
+    }
+}
+
+#[test]
+fn accesses_without_memory_fail_with_their_address() {
+    let layout = Layout::new(MEMORY).unwrap();
+    let vm = Vm::new(spec(Format::Sv48x4, 2, MemstressSpec::default()));
+    vm.backend.run().unwrap();
+    vm.until_written(100);
+    vm.backend.remove_slot(0).unwrap();
+    let message = vm.failure();
+    assert!(
+        message.contains("0x") && message.contains("no memory"),
+        "{message}"
+    );
+
+    let read_only = SlotSpec {
+        read_only: true,
+        ..layout.slots()[0]
+    };
+    let vm = Vm::empty(
+        spec(Format::Sv57x4, 1, MemstressSpec::default()),
+        &[read_only],
+    );
+    guest::install(&vm.memory.table(), &vm.spec).unwrap();
+    vm.backend.run().unwrap();
+    let message = vm.failure();
+    let first = format!("{:#x}", layout.working_page(0));
+    assert!(
+        message.contains(&first) && message.contains("read-only"),
+        "{message}"
+    );
+}
+
+#[test]
+fn without_table_memory_the_vm_fails_with_words() {
+    let vm = Vm::new(spec(Format::Ept4, 1, MemstressSpec::default()));
+    vm.backend.set_dirty_logging(0, true).unwrap();
+    vm.backend.budget.limit_for_test(4);
+    vm.backend.run().unwrap();
+    let message = vm.failure();
+    assert!(message.contains("no table memory"), "{message}");
+}
+
+#[test]
+fn tables_of_slots_that_are_gone_are_given_back() {
+    let vm = Vm::new(spec(Format::Ept4, 1, MemstressSpec::default()));
+    vm.backend.run().unwrap();
+    vm.until_written(100);
+    vm.backend.pause().unwrap();
+    let slot = SlotSpec::new(1, 1 << 20, 3, false).unwrap();
+    vm.backend
+        .add_slot(&Arc::new(SlotMemory::new(slot).unwrap()))
+        .unwrap();
+    let mut vcpu = vm.backend.vm.mmu.vcpu();
+    let mut most = 0;
+    for place in 1..200 {
+        let gfn = place << 20;
+        vm.backend.move_slot(1, gfn).unwrap();
+        let fault = slat_mmu::Fault::prefetch(Gfn(gfn));
+        let outcome = vm.backend.vm.mmu.fault(&mut vcpu, fault);
+        assert!(
+            matches!(outcome, slat_mmu::FaultOutcome::Fixed { .. }),
+            "{outcome:?}"
+        );
+        most = most.max(vm.backend.budget.used());
+    }
+    // 200 places want a table each; vCPUs keep some ready.
+    assert!(most < 100, "{most} tables for 8 MiB");
+    vm.backend.run().unwrap();
+    vm.until_written(1000);
+    vm.assert_well();
+}
+
+#[test]
+fn pause_wakes_an_idle_guest_and_bad_requests_are_refused() {
+    let idle = MemstressSpec {
+        dirty_rate: Some(0),
+        ..MemstressSpec::default()
+    };
+    let slow = MemstressSpec {
+        dirty_rate: Some(4096),
+        ..MemstressSpec::default()
+    };
+    for guest in [idle, slow, MemstressSpec::default()] {
+        let vm = Vm::new(spec(Format::Ept4, 2, guest));
+        for _ in 0..10 {
+            vm.backend.run().unwrap();
+            vm.backend.pause().unwrap();
+            vm.backend.pause().unwrap();
+            let before = vm.snapshot();
+            vm.backend.save_state().unwrap();
+            assert_eq!(
+                changed(&before, &vm.snapshot()),
+                NO_PAGES,
+                "it runs after a pause"
+            );
+        }
+        vm.backend.run().unwrap();
+        let no_slot = |result: Result<(), BackendError>| {
+            assert!(matches!(result, Err(BackendError::NoSuchSlot { slot: 7 })));
+        };
+        no_slot(vm.backend.remove_slot(7));
+        no_slot(vm.backend.move_slot(7, 0));
+        no_slot(vm.backend.set_dirty_logging(7, true));
+        no_slot(vm.backend.harvest_dirty(7, &mut []).map(drop));
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        assert!(vm.backend.harvest_dirty(0, &mut [0; 31]).is_err());
+        for slot in [(0, 1 << 20), (3, 5), (3, 1 << 36), (u32::MAX, 1 << 20)] {
+            let bad = SlotSpec {
+                slot: slot.0,
+                base_gfn: slot.1,
+                pages: 1,
+                read_only: false,
+            };
+            let memory = Arc::new(SlotMemory::new(bad).unwrap());
+            let refused = vm.backend.add_slot(&memory).unwrap_err();
+            assert!(matches!(refused, BackendError::BadSlot { .. }), "{refused}");
+            assert_eq!(Arc::strong_count(memory.mapping()), 1);
+        }
+        vm.backend.invalidate(u64::MAX, u64::MAX).unwrap();
+    }
+}
+
+#[test]
+fn a_raw_image_is_refused_by_the_name_of_what_is_missing() {
+    let raw = VmSpec {
+        guest: GuestSpec::RawImage(Default::default()),
+        ..spec(Format::Ept4, 1, MemstressSpec::default())
+    };
+    let refused = SoftwareBackend::new(&raw, Arc::new(|_| {})).unwrap_err();
+    assert!(matches!(refused, BackendError::Unsupported { .. }));
+    assert!(refused.to_string().contains("RAW_IMAGE"), "{refused}");
+}
+
+/// A host whose flushes wait until a vCPU that is inside the guest has walked once more.
+#[derive(Debug, Default)]
+struct Walks {
+    ask: Mutex<Option<std::sync::mpsc::Sender<()>>>,
+    walked: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+    stuck: AtomicBool,
+}
+
+impl slat_mmu::Host for Walks {
+    fn flush(&self, _: &slat_mmu::FlushRequest) {
+        if let Some(ask) = &*self.ask.lock().unwrap() {
+            ask.send(()).unwrap();
+            let walked = self.walked.lock().unwrap();
+            let in_time = walked.as_ref().unwrap().recv_timeout(PATIENCE / 30);
+            self.stuck.store(in_time.is_err(), Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_walk_inside_the_guest_waits_for_nobody_while_roots_are_withdrawn() {
+    for format in Format::ALL {
+        let host = Arc::new(Walks::default());
+        let tables = slat_mmu::Arena::new(Pfn(0x100), 64);
+        let stage = stage(format).unwrap();
+        let mmu = stage.build(tables, Arc::clone(&host), MmuConfig::default());
+        let slot = slat_mmu::SlotSpec::new(SlotId::default(), Gfn(0), 512, Pfn(0x1000));
+        mmu.create_slot(slot).unwrap();
+        let (ask, asked) = std::sync::mpsc::channel();
+        let (tell, walked) = std::sync::mpsc::channel();
+        *host.walked.lock().unwrap() = Some(walked);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let asked = asked;
+                let mut vcpu = mmu.vcpu();
+                let mapped = mmu.fault(
+                    &mut vcpu,
+                    slat_mmu::Fault::new(Gfn(3), slat_mmu::Access::Read),
+                );
+                assert!(matches!(mapped, slat_mmu::FaultOutcome::Fixed { .. }));
+                tell.send(()).unwrap();
+                while asked.recv().is_ok() {
+                    let _ = mmu.access(&mut vcpu, Gfn(3), slat_mmu::Access::Read);
+                    tell.send(()).unwrap();
+                }
+            });
+            host.walked
+                .lock()
+                .unwrap()
+                .as_ref()
+                .unwrap()
+                .recv()
+                .unwrap();
+            *host.ask.lock().unwrap() = Some(ask);
+            mmu.zap_all();
+            *host.ask.lock().unwrap() = None;
+        });
+        assert!(
+            !host.stuck.load(Relaxed),
+            "{format}: the walk waited for the flush"
+        );
+    }
+}

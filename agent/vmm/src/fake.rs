@@ -1,0 +1,282 @@
+//! A backend for tests: its "guest" writes when the test says so, and every call can be made to fail.
+//!
+//! It is strict about the protocol: harvesting a slot that does not log, or running twice, is an error, so that a test sees
+//! a caller that breaks it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use slat_proto::{
+    ApiError,
+    model::{BackendKind, HostName, VmName, VmSpec},
+    v1,
+};
+use slat_record::dir::VmDir;
+
+use crate::{
+    backend::{Backend, BackendError, EventSink, GuestEvent},
+    machine::{Machine, Parts},
+    memory::{SlotMemory, SlotTable},
+};
+
+/// A slot as the fake sees it.
+#[derive(Debug, Default)]
+pub(crate) struct FakeSlot {
+    pub(crate) base_gfn: u64,
+    pub(crate) pages: u64,
+    pub(crate) logging: bool,
+    pub(crate) dirty: BTreeSet<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct FakeState {
+    pub(crate) slots: BTreeMap<u32, FakeSlot>,
+    pub(crate) running: bool,
+    pub(crate) runs: u32,
+    pub(crate) loaded: Option<Vec<u8>>,
+    pub(crate) invalidated: Vec<(u64, u64)>,
+    /// Names of calls that fail: each entry fails the next such call, once.
+    pub(crate) fail: Vec<&'static str>,
+    /// Capabilities not offered.
+    pub(crate) lacks: Vec<v1::Capability>,
+    events: Option<EventSink>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct FakeBackend(Mutex<FakeState>);
+
+impl std::fmt::Debug for FakeBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FakeBackend")
+    }
+}
+
+impl FakeBackend {
+    pub(crate) fn state(&self) -> MutexGuard<'_, FakeState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest writes a page.
+    pub(crate) fn guest_writes(&self, slot: u32, page: u64) {
+        let mut state = self.state();
+        let slot = state.slots.get_mut(&slot).expect("the slot exists");
+        assert!(page < slot.pages);
+        if slot.logging {
+            slot.dirty.insert(page);
+        }
+    }
+
+    /// The guest ends.
+    pub(crate) fn guest_event(&self, event: GuestEvent) {
+        let mut state = self.state();
+        state.running = false;
+        let events = state.events.clone().expect("built by a machine");
+        drop(state);
+        events(event);
+    }
+
+    fn enter(&self, call: &'static str) -> Result<MutexGuard<'_, FakeState>, BackendError> {
+        let mut state = self.state();
+        if let Some(at) = state.fail.iter().position(|fail| *fail == call) {
+            state.fail.remove(at);
+            return Err(BackendError::Ioctl {
+                op: call,
+                source: std::io::Error::from_raw_os_error(libc::EIO),
+            });
+        }
+        Ok(state)
+    }
+}
+
+fn vcpu(message: &str) -> BackendError {
+    BackendError::Vcpu {
+        message: message.to_owned(),
+    }
+}
+
+impl Backend for FakeBackend {
+    fn capabilities(&self) -> Vec<v1::Capability> {
+        use v1::Capability::{DirtyLog, FaultStatistics, Invalidate, VcpuState};
+        let state = self.state();
+        [DirtyLog, VcpuState, FaultStatistics, Invalidate]
+            .into_iter()
+            .filter(|capability| !state.lacks.contains(capability))
+            .collect()
+    }
+
+    fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        let slot = FakeSlot {
+            base_gfn: spec.base_gfn,
+            pages: spec.pages,
+            ..FakeSlot::default()
+        };
+        let before = self.enter("add_slot")?.slots.insert(spec.slot, slot);
+        assert!(before.is_none(), "slot {} added twice", spec.slot);
+        Ok(())
+    }
+
+    fn remove_slot(&self, slot: u32) -> Result<(), BackendError> {
+        match self.enter("remove_slot")?.slots.remove(&slot) {
+            Some(_) => Ok(()),
+            None => Err(BackendError::NoSuchSlot { slot }),
+        }
+    }
+
+    fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
+        let mut state = self.enter("move_slot")?;
+        let found = state.slots.get_mut(&slot);
+        found.ok_or(BackendError::NoSuchSlot { slot })?.base_gfn = base_gfn;
+        Ok(())
+    }
+
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
+        let mut state = self.enter(if on { "log_on" } else { "log_off" })?;
+        let found = state.slots.get_mut(&slot);
+        let found = found.ok_or(BackendError::NoSuchSlot { slot })?;
+        found.logging = on;
+        found.dirty.clear();
+        Ok(())
+    }
+
+    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
+        let mut state = self.state();
+        let found = state.slots.get_mut(&slot);
+        let found = found.ok_or(BackendError::NoSuchSlot { slot })?;
+        if !found.logging {
+            return Err(vcpu("harvest of a slot that does not log"));
+        }
+        // Half is taken before the call fails, as a kernel that fails in the middle of CLEAR.
+        let failing = state.fail.iter().position(|fail| *fail == "harvest");
+        let found = state.slots.get_mut(&slot).expect("found above");
+        let all = found.dirty.len();
+        let take = if failing.is_some() { all / 2 } else { all };
+        for page in found.dirty.iter().take(take) {
+            bitmap[(page / 64) as usize] |= 1 << (page % 64);
+        }
+        found.dirty = found.dirty.iter().skip(take).copied().collect();
+        match failing {
+            None => Ok(take as u64),
+            Some(at) => {
+                state.fail.remove(at);
+                Err(vcpu("told to fail"))
+            }
+        }
+    }
+
+    fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
+        self.enter("invalidate")?.invalidated.push((gfn, pages));
+        Ok(())
+    }
+
+    fn run(&self) -> Result<(), BackendError> {
+        let mut state = self.enter("run")?;
+        state.running = true;
+        state.runs += 1;
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), BackendError> {
+        self.enter("pause")?.running = false;
+        Ok(())
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, BackendError> {
+        let state = self.enter("save_state")?;
+        if state.running {
+            return Err(vcpu("saving the state of running vCPUs"));
+        }
+        Ok(b"fake vCPUs".to_vec())
+    }
+
+    fn load_state(&self, bytes: &[u8]) -> Result<(), BackendError> {
+        let mut state = self.enter("load_state")?;
+        if bytes != b"fake vCPUs" {
+            return Err(BackendError::State {
+                message: "not a fake's state".to_owned(),
+            });
+        }
+        state.loaded = Some(bytes.to_vec());
+        Ok(())
+    }
+
+    fn stats(&self) -> v1::MmuStats {
+        v1::MmuStats {
+            faults_taken: Some(7),
+            ..v1::MmuStats::default()
+        }
+    }
+}
+
+/// Parts that build `backend`.
+pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
+    let backend = Arc::clone(backend);
+    Parts {
+        available: || (vec![BackendKind::Software], Some("a test".to_owned())),
+        create: Arc::new(move |_: &VmSpec, events: EventSink, _: Option<&Path>| {
+            backend.enter("create")?.events = Some(events);
+            Ok(Arc::clone(&backend) as Arc<dyn Backend>)
+        }),
+        install: |table: &SlotTable, _: &VmSpec| -> Result<(), ApiError> {
+            assert!(table.write(0, b"fake guest"));
+            Ok(())
+        },
+        oom_score: None,
+        counters: |table: &SlotTable, _: u32| {
+            let mut bytes = [0; 10];
+            (table.read(0, &mut bytes) && &bytes == b"fake guest").then(|| v1::GuestCounters {
+                pages: table.pages(),
+                ..v1::GuestCounters::default()
+            })
+        },
+    }
+}
+
+/// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the value.
+pub(crate) struct FakeVm {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) backend: Arc<FakeBackend>,
+    _dir: tempfile::TempDir,
+}
+
+/// Without a VM.
+pub(crate) fn empty() -> FakeVm {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Arc::new(FakeBackend::default());
+    let machine = Machine::with_parts(
+        VmDir::new(dir.path()),
+        VmName::parse("web").unwrap(),
+        HostName::parse("a").unwrap(),
+        Parts {
+            oom_score: Some(dir.path().join("oom_score_adj")),
+            ..parts(&backend)
+        },
+    )
+    .unwrap();
+    FakeVm {
+        machine,
+        backend,
+        _dir: dir,
+    }
+}
+
+/// A spec of 8 MiB.
+pub(crate) fn spec() -> VmSpec {
+    VmSpec::from_message(&v1::VmSpec {
+        memory_bytes: 8 << 20,
+        vcpus: 1,
+        ..v1::VmSpec::default()
+    })
+    .unwrap()
+}
+
+/// With a VM in state CREATED.
+pub(crate) fn created() -> FakeVm {
+    let vm = empty();
+    vm.machine.create(spec()).unwrap();
+    vm
+}

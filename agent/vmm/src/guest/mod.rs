@@ -1,0 +1,107 @@
+//! Guests: memstress and the raw image.
+//!
+//! [`install`] writes all a fresh VM needs into its memory; the layout of guest memory is a function of the VM's size alone
+//! ([`Layout`]), so that a backend knows where to enter ([`Layout::entry`]) without being told, on the source and on the
+//! destination of a migration alike. Memory images do not depend on the backend: a guest's page tables and x86-64 code are
+//! there on the software backend too, which executes the portable form of the same steps.
+//!
+//! # Guest-physical layout
+//! | from | to | what |
+//! |---|---|---|
+//! | `0x0` | `0x1000` | nothing, zero |
+//! | `0x1000` | `0x9000` | memstress' machine code (x86-64) |
+//! | `0x10000` | `0x50000` | memstress' control pages, one a vCPU, room for 64 |
+//! | `0x50000` | | memstress' expected-pass table, a `u32` for each working page; then, from the next page, the working pages; both run on above the hole at 4 GiB where memory does |
+//! | `0x0` | `0x200000` | raw image: stacks, 32 KiB a vCPU, vCPU 0's topmost |
+//! | `0x200000` | | raw image: the image |
+//! | end of slot 0 less the tables | end of slot 0 | guest page tables: every slot mapped one to one by 2 MiB pages, user, writable, executable |
+//!
+//! Accessed and dirty bits of the guest page tables are set beforehand, so running the guest does not write them.
+
+mod layout;
+pub(crate) mod memstress;
+pub(crate) mod raw;
+mod tables;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{GuestSpec, VmSpec},
+};
+
+pub(crate) use self::layout::{Entry, Layout};
+use crate::memory::SlotTable;
+
+/// Why a guest cannot be put into memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// No slots can be made for that much memory.
+    #[error("guest memory: {0}")]
+    Memory(#[from] ApiError),
+    /// The image does not fit between its load address and the page tables.
+    #[error("the image has {bytes} bytes; this VM's memory has room for {room}")]
+    ImageTooLarge {
+        /// Its length.
+        bytes: u64,
+        /// What fits.
+        room: u64,
+    },
+    /// The slot table is not the one the VM's size asks for.
+    #[error("no guest memory at {gpa:#x}, where the guest's {what} belongs")]
+    NoMemory {
+        /// Guest-physical address.
+        gpa: u64,
+        /// What was to be written.
+        what: &'static str,
+    },
+    /// A thread could not be made.
+    #[error("filling guest memory: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+impl From<GuestError> for ApiError {
+    fn from(error: GuestError) -> Self {
+        let message = error.to_string();
+        match error {
+            GuestError::Memory(error) => error,
+            GuestError::ImageTooLarge { bytes, room } => {
+                ApiError::bad_parameter("spec.raw_image.image", message)
+                    .with("bytes", bytes)
+                    .with("room", room)
+            }
+            GuestError::NoMemory { gpa, .. } => {
+                ApiError::new(Reason::BadSlotTable, message).with("gpa", gpa)
+            }
+            GuestError::Thread(_) => ApiError::new(Reason::Internal, message),
+        }
+    }
+}
+
+/// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: guest page tables, code, control pages,
+/// and the random fill with as many threads as there are processors (at most 8).
+///
+/// # Errors
+/// When `memory` does not have the slots that `spec.memory_bytes` asks for, or the image does not fit.
+pub(crate) fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestError> {
+    let layout = Layout::new(spec.memory_bytes)?;
+    put(
+        memory,
+        layout.page_tables(),
+        &tables::identity(&layout),
+        "page tables",
+    )?;
+    match &spec.guest {
+        GuestSpec::Memstress(memstress) => {
+            memstress::install(memory, &layout, spec.vcpus, memstress)
+        }
+        GuestSpec::RawImage(raw) => raw::install(memory, &layout, &raw.bytes),
+    }
+}
+
+fn put(memory: &SlotTable, gpa: u64, bytes: &[u8], what: &'static str) -> Result<(), GuestError> {
+    if memory.write(gpa, bytes) {
+        Ok(())
+    } else {
+        Err(GuestError::NoMemory { gpa, what })
+    }
+}

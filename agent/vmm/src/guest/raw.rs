@@ -1,0 +1,37 @@
+//! The raw image: flat code, entered in 64-bit mode at CPL 3 with IOPL 3, memory mapped one to one.
+//!
+//! # Contract
+//! Loaded and entered at [`LOAD`] by every vCPU, its number in `rdi`. The stack grows down from [`stack`]. There is no
+//! interrupt and no exception handler: an exception is a triple fault and fails the VM. `out` of a byte to
+//! [`PORT_CONSOLE`] prints it to the VM's console file, `out` to [`PORT_END`] ends the guest; any other port fails it.
+
+use slat_proto::model::PAGE_SIZE;
+
+use super::{GuestError, layout::Layout, put};
+use crate::memory::SlotTable;
+
+/// Where the image is loaded and entered.
+pub(crate) const LOAD: u64 = 0x20_0000;
+/// Prints bytes.
+pub(crate) const PORT_CONSOLE: u16 = 0xe9;
+/// Ends the guest.
+pub(crate) const PORT_END: u16 = 0xf4;
+
+const STACK_BYTES: u64 = 8 * PAGE_SIZE;
+
+/// Top of a vCPU's stack. 64 stacks fill what is below [`LOAD`].
+#[must_use]
+pub(crate) fn stack(vcpu: u32) -> u64 {
+    LOAD - u64::from(vcpu.min(63)) * STACK_BYTES
+}
+
+pub(super) fn install(memory: &SlotTable, layout: &Layout, image: &[u8]) -> Result<(), GuestError> {
+    let room = layout.low_limit().saturating_sub(LOAD);
+    if image.len() as u64 > room {
+        return Err(GuestError::ImageTooLarge {
+            bytes: image.len() as u64,
+            room,
+        });
+    }
+    put(memory, LOAD, image, "image")
+}

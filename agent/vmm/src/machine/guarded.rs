@@ -1,0 +1,61 @@
+//! The backend as the machine hands it out: to look, to save state and to invalidate, nothing else.
+//!
+//! Who runs vCPUs, changes slots or reads the dirty log without the machine breaks its invariants: two owners, a table that
+//! is not the backend's, dirty pages that a reader never sees. So those calls fail here whoever makes them.
+
+use std::sync::Arc;
+
+use slat_proto::v1;
+
+use crate::{
+    backend::{Backend, BackendError},
+    memory::SlotMemory,
+};
+
+#[derive(Debug)]
+pub(super) struct Guarded(pub(super) Arc<dyn Backend>);
+
+fn refused<T>(what: &str) -> Result<T, BackendError> {
+    Err(BackendError::Vcpu {
+        message: format!("only the machine {what}"),
+    })
+}
+
+impl Backend for Guarded {
+    fn capabilities(&self) -> Vec<v1::Capability> {
+        self.0.capabilities()
+    }
+    fn add_slot(&self, _: &Arc<SlotMemory>) -> Result<(), BackendError> {
+        refused("adds slots")
+    }
+    fn remove_slot(&self, _: u32) -> Result<(), BackendError> {
+        refused("removes slots")
+    }
+    fn move_slot(&self, _: u32, _: u64) -> Result<(), BackendError> {
+        refused("moves slots")
+    }
+    fn set_dirty_logging(&self, _: u32, _: bool) -> Result<(), BackendError> {
+        refused("'s dirty log switches logging")
+    }
+    fn harvest_dirty(&self, _: u32, _: &mut [u64]) -> Result<u64, BackendError> {
+        refused("'s dirty log harvests")
+    }
+    fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
+        self.0.invalidate(gfn, pages)
+    }
+    fn run(&self) -> Result<(), BackendError> {
+        refused("runs vCPUs")
+    }
+    fn pause(&self) -> Result<(), BackendError> {
+        refused("pauses vCPUs")
+    }
+    fn save_state(&self) -> Result<Vec<u8>, BackendError> {
+        self.0.save_state()
+    }
+    fn load_state(&self, _: &[u8]) -> Result<(), BackendError> {
+        refused("loads vCPU state")
+    }
+    fn stats(&self) -> v1::MmuStats {
+        self.0.stats()
+    }
+}

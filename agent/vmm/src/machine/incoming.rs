@@ -1,0 +1,254 @@
+//! The destination's side of a handover, as the migration drives it.
+//!
+//! `begin_incoming`, `prepare`, then `own` once the source has committed, or `abort_incoming` once it is certain that it
+//! never will.
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, SlotSpec, VmName, VmSpec, check_slot_table, slots_for_memory},
+    v1,
+};
+use slat_record::journal::{Entry, Ownership};
+
+use super::{
+    Control, Exit, Machine,
+    oom::OomScore,
+    resolve,
+    slots::check_free,
+    view::{Engagement, Identity, State, View},
+};
+use crate::backend::BackendError;
+
+impl Machine {
+    /// Builds an empty VM that receives: backend and slots of zeroes, no guest. Journals INCOMING at the source's epoch.
+    ///
+    /// # Errors
+    /// VM_EXISTS; BAD_PARAMETER, BAD_SLOT_TABLE when what the source says of the VM is not sound; CAPABILITY_MISSING;
+    /// DST_NO_MEMORY; KVM_IOCTL; JOURNAL. There is then no VM here.
+    pub(crate) fn begin_incoming(
+        &self,
+        migration: &MigrationName,
+        vm: &v1::Vm,
+        slots: &[SlotSpec],
+    ) -> Result<(), ApiError> {
+        let mut control = self.control();
+        self.free_for_a_vm()?;
+        let spec = self.incoming_spec(vm)?;
+        check_slot_table(slots)?;
+        for needed in slots_for_memory(spec.memory_bytes)? {
+            if !slots.contains(&needed) {
+                return Err(ApiError::new(
+                    Reason::BadSlotTable,
+                    format!(
+                        "slot {}: the VM's own memory is not among the slots",
+                        needed.slot
+                    ),
+                )
+                .with("slot", needed.slot));
+            }
+        }
+        // Zeroes take no memory until pages arrive; by then it is too late to refuse.
+        let needed = slots
+            .iter()
+            .fold(0_u64, |sum, slot| sum.saturating_add(slot.bytes()));
+        check_free(needed, Reason::DstNoMemory).map_err(|error| {
+            error
+                .with("vm", &self.shared.vm)
+                .with("migration", migration)
+        })?;
+        let built = self
+            .build(&spec, slots, Reason::DstNoMemory)
+            .and_then(|()| {
+                Ok(control.journal.append(&Entry::Incoming {
+                    vm: self.shared.vm.id().to_owned(),
+                    uid: vm.uid.clone(),
+                    migration: migration.id().to_owned(),
+                    epoch: vm.epoch,
+                })?)
+            });
+        if let Err(error) = built {
+            self.tear_down();
+            return Err(error
+                .with("vm", &self.shared.vm)
+                .with("migration", migration));
+        }
+        // Should the host run out of memory all the same, a copy that nobody runs yet is the least loss.
+        control.oom = self.parts.oom_score.as_deref().and_then(OomScore::raise);
+        self.shared.change(|view| {
+            view.identity = Some(Identity {
+                uid: vm.uid.clone(),
+                spec,
+                create_time: vm.create_time,
+            });
+            view.state = State::Incoming;
+            view.epoch = vm.epoch;
+            view.engagement = Engagement::Incoming {
+                migration: migration.clone(),
+                prepared: false,
+            };
+        });
+        Ok(())
+    }
+
+    fn incoming_spec(&self, vm: &v1::Vm) -> Result<VmSpec, ApiError> {
+        if VmName::parse(&vm.name)? != self.shared.vm {
+            return Err(ApiError::bad_parameter(
+                "vm.name",
+                format_args!("this process is for {}", self.shared.vm),
+            ));
+        }
+        if vm.uid.is_empty() || vm.uid.len() > 64 {
+            return Err(ApiError::bad_parameter("vm.uid", "is 1 to 64 characters"));
+        }
+        if vm.epoch == 0 || vm.epoch == u64::MAX {
+            return Err(ApiError::bad_parameter("vm.epoch", "is out of range"));
+        }
+        let spec = vm
+            .spec
+            .as_ref()
+            .ok_or_else(|| ApiError::bad_parameter("vm.spec", "is missing"))?;
+        let spec = VmSpec::from_resource(spec)?;
+        if spec.backend.is_none() {
+            // Another host's default may be another backend, and vCPU state moves only between equals.
+            return Err(ApiError::bad_parameter(
+                "vm.spec.backend",
+                "the source says which",
+            ));
+        }
+        resolve(&self.parts, &spec)
+    }
+
+    /// Loads the vCPUs' state, then journals PREPARED. When it returns, READY may be said; until then the source never
+    /// commits. Not to be repeated.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION; STATE_VERSION_UNSUPPORTED, STATE_LOAD; JOURNAL: the entry may be durable, READY must not be said.
+    pub(crate) fn prepare(
+        &self,
+        migration: &MigrationName,
+        vcpu_state: &[u8],
+    ) -> Result<(), ApiError> {
+        let mut control = self.control();
+        let view = self.incoming(migration)?;
+        if matches!(view.engagement, Engagement::Incoming { prepared: true, .. }) {
+            return Err(self.shared.bad_state(&view, "be prepared twice"));
+        }
+        self.built_backend()?
+            .load_state(vcpu_state)
+            .map_err(|error| {
+                let error = match error {
+                    BackendError::State { .. } => ApiError::from(error),
+                    other => ApiError::new(Reason::StateLoad, other.to_string()),
+                };
+                error
+                    .with("vm", &self.shared.vm)
+                    .with("migration", migration)
+                    .with("vm_location", v1::VmLocation::Source.as_str_name())
+            })?;
+        // Before the append: once the entry may be durable, only the source's journal may end this side.
+        self.shared.change(|view| {
+            if let Engagement::Incoming { prepared, .. } = &mut view.engagement {
+                *prepared = true;
+            }
+        });
+        control.journal.append(&Entry::Prepared {
+            migration: migration.id().to_owned(),
+            epoch: view.epoch + 1,
+        })?;
+        Ok(())
+    }
+
+    /// Takes ownership at the source's epoch + 1, then runs the vCPUs if `run`. State RUNNING; else PAUSED, or CREATED when
+    /// the VM had `never_ran` at its switchover: it may have been started since its migration was prepared. After JOURNAL it
+    /// may be called again.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, not run, call again. The backend's when vCPUs do not run: the VM
+    /// is owned here all the same (metadata `vm_location`), PAUSED, and can be resumed.
+    pub(crate) fn own(
+        &self,
+        migration: &MigrationName,
+        run: bool,
+        never_ran: bool,
+    ) -> Result<v1::Vm, ApiError> {
+        let mut control = self.control();
+        let view = self.incoming(migration)?;
+        let epoch = view.epoch + 1;
+        // An append that failed before may have reached the file: look before appending again.
+        control.journal.recover()?;
+        if control.journal.state().map(|state| &state.ownership)
+            != Some(&Ownership::Owner { epoch })
+        {
+            control.journal.append(&Entry::Owned {
+                migration: migration.id().to_owned(),
+                epoch,
+            })?;
+        }
+        // It is the VM now: as precious as any other.
+        control.oom = None;
+        self.shared.change(|view| {
+            view.epoch = epoch;
+            view.state = if never_ran && !run {
+                State::Created
+            } else {
+                State::Paused
+            };
+            view.engagement = Engagement::None;
+        });
+        if run {
+            self.run_vcpus(&control).map_err(|error| {
+                error
+                    .with("migration", migration)
+                    .with("vm_location", v1::VmLocation::Destination.as_str_name())
+                    .with("advice", "the VM is owned here and paused: resume it")
+            })?;
+        }
+        self.shown()
+    }
+
+    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. After PREPARED the caller knows
+    /// from the source's journal that the commit never was.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION (once owned, too); JOURNAL: the process is to end all the same.
+    pub(crate) fn abort_incoming(&self, migration: &MigrationName) -> Result<(), ApiError> {
+        let mut control = self.control();
+        let view = self.shared.view();
+        if view.state == State::Failed
+            && matches!(&view.engagement, Engagement::Incoming { migration: of, .. } if of == migration)
+        {
+            return Ok(());
+        }
+        self.incoming(migration)?;
+        self.give_up_incoming(&mut control, migration)
+    }
+
+    pub(super) fn give_up_incoming(
+        &self,
+        control: &mut Control,
+        migration: &MigrationName,
+    ) -> Result<(), ApiError> {
+        control.fenced = true;
+        let appended = control.journal.append(&Entry::Aborted {
+            migration: migration.id().to_owned(),
+        });
+        self.shared.change(|view| {
+            view.state = State::Failed;
+            view.message = format!("{migration} was given up");
+        });
+        self.shared.end(Exit::Aborted);
+        Ok(appended?)
+    }
+
+    fn incoming(&self, migration: &MigrationName) -> Result<View, ApiError> {
+        let view = self.shared.view();
+        match &view.engagement {
+            Engagement::Incoming { migration: of, .. }
+                if of == migration && view.state == State::Incoming =>
+            {
+                Ok(view)
+            }
+            _ => Err(self.shared.no_such_migration(migration)),
+        }
+    }
+}

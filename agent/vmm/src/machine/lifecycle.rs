@@ -1,0 +1,247 @@
+//! Start, pause, resume, delete, stop: what users ask of a VM, and the one gate through which vCPUs run.
+
+use slat_proto::{ApiError, Reason, v1};
+
+use super::{
+    Control, Exit, Machine,
+    view::{Engagement, State, View},
+};
+use slat_record::journal::{Entry, Ownership};
+
+impl Machine {
+    /// CREATED to RUNNING. No effect on a RUNNING VM.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover; VM_STATE; the backend's.
+    pub(crate) fn start(&self) -> Result<v1::Vm, ApiError> {
+        self.lifecycle("be started", |control, view| match view.state {
+            State::Running => Ok(()),
+            State::Created => self.run_vcpus(control),
+            State::Paused => Err(self
+                .shared
+                .bad_state(view, "be started")
+                .with("advice", "resume it")),
+            _ => Err(self.shared.bad_state(view, "be started")),
+        })
+    }
+
+    /// RUNNING to PAUSED; returns when no vCPU runs. No effect on a PAUSED VM. During a migration's precopy the pause is
+    /// kept: the VM arrives paused.
+    ///
+    /// # Errors
+    /// As [`Machine::start`]; SOURCE_PAUSE when a vCPU does not stop.
+    pub(crate) fn pause(&self) -> Result<v1::Vm, ApiError> {
+        self.lifecycle("be paused", |_, view| match view.state {
+            State::Paused => Ok(()),
+            State::Running => self.stop_vcpus(),
+            _ => Err(self.shared.bad_state(view, "be paused")),
+        })
+    }
+
+    /// PAUSED to RUNNING. No effect on a RUNNING VM.
+    ///
+    /// # Errors
+    /// As [`Machine::start`].
+    pub(crate) fn resume(&self) -> Result<v1::Vm, ApiError> {
+        self.lifecycle("be resumed", |control, view| match view.state {
+            State::Running => Ok(()),
+            State::Paused => self.run_vcpus(control),
+            State::Created => Err(self
+                .shared
+                .bad_state(view, "be resumed")
+                .with("advice", "start it")),
+            _ => Err(self.shared.bad_state(view, "be resumed")),
+        })
+    }
+
+    /// Ends the VM: vCPUs stopped, the journal ended, [`Machine::exited`] told. The memory goes with the process.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM; MIGRATION_IN_PROGRESS while it migrates; STALE_EPOCH when handed over; JOURNAL: the VM is then stopped
+    /// for good in this process, and the call can be made again.
+    pub(crate) fn delete(&self) -> Result<(), ApiError> {
+        self.refuse_at_once("be deleted")?;
+        let mut control = self.control();
+        let view = self.shared.view();
+        self.shared.identity(&view)?;
+        if view.state == State::Relinquished {
+            return Err(self.shared.stale_epoch(&view));
+        }
+        if let Some(migration) = view.engagement.migration() {
+            return Err(self.shared.migrating(migration, "be deleted"));
+        }
+        self.finish(&mut control, Exit::Deleted)
+    }
+
+    /// Stops this VM for good because the process is told to end (SIGTERM): as [`Machine::delete`], but an outgoing
+    /// migration before its commit dies with it, and an incoming one before PREPARED is given up. Without a VM the process
+    /// just ends.
+    ///
+    /// # Errors
+    /// PAST_POINT_OF_NO_RETURN when a handover is past RELINQUISHED here, or past PREPARED at the destination: this process
+    /// may hold the only copy of the VM, or the answer to who owns it. JOURNAL as [`Machine::delete`].
+    pub(crate) fn stop(&self) -> Result<(), ApiError> {
+        let mut control = self.control();
+        let view = self.shared.view();
+        if view.identity.is_none() {
+            self.shared.end(Exit::Deleted);
+            return Ok(());
+        }
+        match &view.engagement {
+            _ if view.state == State::Relinquished => {
+                Err(self.past_no_return(&view, "it was handed over and not yet released"))
+            }
+            Engagement::Incoming { prepared: true, .. } => Err(self.past_no_return(
+                &view,
+                "it is PREPARED here and the source may have committed",
+            )),
+            Engagement::Incoming {
+                migration,
+                prepared: false,
+                ..
+            } => self.give_up_incoming(&mut control, migration),
+            Engagement::None | Engagement::Outgoing { .. } => {
+                self.finish(&mut control, Exit::Deleted)
+            }
+        }
+    }
+
+    pub(super) fn past_no_return(&self, view: &View, why: &str) -> ApiError {
+        let vm = &self.shared.vm;
+        let error = ApiError::new(
+            Reason::PastPointOfNoReturn,
+            format!("{vm} cannot end: {why}"),
+        )
+        .with("vm", vm)
+        .with("state", view.state.as_str_name());
+        match view.engagement.migration() {
+            Some(migration) => error.with("migration", migration),
+            None => error,
+        }
+    }
+
+    fn lifecycle(
+        &self,
+        what: &str,
+        act: impl FnOnce(&Control, &View) -> Result<(), ApiError>,
+    ) -> Result<v1::Vm, ApiError> {
+        self.refuse_at_once(what)?;
+        let control = self.control();
+        let view = self.admit(what)?;
+        act(&control, &view)?;
+        self.shown()
+    }
+
+    /// Answers a user without waiting for the control lock, which a switchover holds: `what` must not lengthen the downtime.
+    ///
+    /// # Errors
+    /// MIGRATION_IN_PROGRESS during the switchover.
+    pub(crate) fn refuse_at_once(&self, what: &str) -> Result<(), ApiError> {
+        let view = self.shared.view();
+        match &view.engagement {
+            Engagement::Outgoing {
+                migration,
+                switchover: true,
+                ..
+            } if view.state != State::Relinquished => Err(self.shared.migrating(migration, what)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The view, when a user may do `what` to the VM now.
+    fn admit(&self, what: &str) -> Result<View, ApiError> {
+        let view = self.shared.view();
+        self.shared.identity(&view)?;
+        if view.state == State::Relinquished {
+            return Err(self.shared.stale_epoch(&view));
+        }
+        match &view.engagement {
+            Engagement::Outgoing {
+                migration,
+                switchover: true,
+                ..
+            } => Err(self.shared.migrating(migration, what)),
+            Engagement::Incoming { migration, .. } => Err(self
+                .shared
+                .bad_state(&view, what)
+                .with("migration", migration)),
+            _ => Ok(view),
+        }
+    }
+
+    /// The only way vCPUs ever run. On an error they are stopped and the state is what it was.
+    pub(super) fn run_vcpus(&self, control: &Control) -> Result<(), ApiError> {
+        let view = self.shared.view();
+        let owned = match control.journal.state().map(|state| &state.ownership) {
+            Some(Ownership::Owner { epoch }) => *epoch == view.epoch,
+            _ => false,
+        };
+        if control.fenced || !owned {
+            return Err(self.shared.stale_epoch(&view));
+        }
+        let backend = self.built_backend()?;
+        // Before the vCPUs run: the guest may end before `run` returns.
+        let before = self
+            .shared
+            .change(|view| std::mem::replace(&mut view.state, State::Running));
+        backend.run().map_err(|error| {
+            if let Err(error) = backend.pause() {
+                tracing::error!(%error, vm = %self.shared.vm, "vCPUs that failed to run cannot be stopped either");
+            }
+            self.shared.change(|view| {
+                if view.state == State::Running {
+                    view.state = before;
+                }
+            });
+            ApiError::from(error).with("vm", &self.shared.vm)
+        })
+    }
+
+    /// Stops the vCPUs of a RUNNING VM: PAUSED, unless the guest ended by itself meanwhile. When they cannot be stopped they
+    /// run on; when not even that, the VM is FAILED.
+    pub(super) fn stop_vcpus(&self) -> Result<(), ApiError> {
+        let backend = self.built_backend()?;
+        if let Err(error) = backend.pause() {
+            let message = format!("vCPUs of {} cannot be stopped: {error}", self.shared.vm);
+            if let Err(error) = backend.run() {
+                self.shared.change(|view| {
+                    view.state = State::Failed;
+                    view.message = format!("{message}; and not run again: {error}");
+                });
+            }
+            return Err(ApiError::new(Reason::SourcePause, message).with("vm", &self.shared.vm));
+        }
+        self.shared.change(|view| {
+            if view.state == State::Running {
+                view.state = State::Paused;
+            }
+        });
+        Ok(())
+    }
+
+    /// Stops vCPUs, ends the journal, ends the process.
+    pub(super) fn finish(&self, control: &mut Control, exit: Exit) -> Result<(), ApiError> {
+        // Ended forbids running, durable or not.
+        control.fenced = true;
+        if let Some(backend) = self.raw_backend()
+            && let Err(error) = backend.pause()
+        {
+            tracing::warn!(%error, vm = %self.shared.vm, "vCPUs end with the process");
+        }
+        self.shared.change(|view| {
+            if view.state == State::Running {
+                view.state = State::Paused;
+            }
+        });
+        control.journal.recover()?;
+        if !matches!(
+            control.journal.state().map(|state| &state.ownership),
+            Some(Ownership::Ended)
+        ) {
+            control.journal.append(&Entry::Ended)?;
+        }
+        self.shared.change(|view| view.identity = None);
+        self.shared.end(exit);
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! One VM: its life, its slots, its vCPUs, and who may run them.
+//!
+//! The API is synchronous and may be called from any thread; calls that stop vCPUs, write the journal or read all memory
+//! block, so async callers go through `spawn_blocking`.
+//!
+//! # Locking
+//! * `control` serialises everything that changes the VM: it is held for the whole of a call, across the backend, the
+//!   journal's fsync and a digest. Order: `control`, then the dirty log's lock, then whatever the backend locks inside.
+//! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under `control`, never across a
+//!   call. [`Machine::snapshot`] takes only this one, so it answers while a call blocks.
+//! * The event sink runs on vCPU threads and takes only the view's lock.
+//!
+//! # Invariants
+//! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process owns exactly the epoch it
+//!   shows, and no fence is up.
+//! * The fence goes up *before* an entry that gives ownership up is appended, and never comes down: whether or not the
+//!   append succeeded, nothing in this process runs the VM again.
+//! * The published slot table, the backend's slots and the dirty log's are the same whenever `control` is free.
+
+mod build;
+mod guarded;
+mod incoming;
+mod lifecycle;
+mod oom;
+mod outgoing;
+mod parts;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{GuestSpec, HostName, VmName},
+    v1,
+};
+use slat_record::{
+    dir::VmDir,
+    journal::{Journal, Ownership},
+};
+use tokio::sync::watch;
+
+pub(crate) use self::{build::resolve, parts::Parts};
+use self::{
+    guarded::Guarded,
+    view::{Shared, State, View},
+};
+pub(crate) use self::{outgoing::Switchover, view::Exit};
+use crate::{
+    backend::Backend,
+    memory::{DirtyLog, GuestMemory},
+};
+
+/// One VM. See the module for locking and invariants.
+pub(crate) struct Machine {
+    dir: VmDir,
+    parts: Parts,
+    memory: GuestMemory,
+    dirty: DirtyLog,
+    shared: Arc<Shared>,
+    backend: Mutex<Option<Arc<dyn Backend>>>,
+    control: Mutex<Control>,
+}
+
+/// What only the holder of the control lock may touch.
+struct Control {
+    journal: Journal,
+    /// Set for ever once this process may have given the VM up.
+    fenced: bool,
+    /// Held while the VM is received.
+    oom: Option<oom::OomScore>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("vm", &self.shared.vm)
+            .field("view", &self.shared.view())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released, aborted) is begun anew.
+    ///
+    /// # Errors
+    /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE when it owned the VM or
+    /// was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it had RELINQUISHED. JOURNAL when it cannot be
+    /// read.
+    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
+        Self::with_parts(dir, vm, host, Parts::real())
+    }
+
+    pub(crate) fn with_parts(
+        dir: VmDir,
+        vm: VmName,
+        host: HostName,
+        parts: Parts,
+    ) -> Result<Arc<Self>, ApiError> {
+        let journal = fresh_journal(&dir, &vm)?;
+        Ok(Arc::new(Self {
+            dir,
+            parts,
+            memory: GuestMemory::new(),
+            dirty: DirtyLog::new(),
+            shared: Arc::new(Shared::new(vm, host)),
+            backend: Mutex::new(None),
+            control: Mutex::new(Control {
+                journal,
+                fenced: false,
+                oom: None,
+            }),
+        }))
+    }
+
+    /// The VM now; `None` before it is built and after it was deleted. Takes no lock that a blocking call holds.
+    pub(crate) fn snapshot(&self) -> Option<v1::Vm> {
+        let view = self.shared.view();
+        self.show(&view)
+    }
+
+    fn show(&self, view: &View) -> Option<v1::Vm> {
+        let identity = view.identity.as_ref()?;
+        let backend = self.raw_backend();
+        let stats = backend.as_ref().map(|backend| v1::MmuStats {
+            dirty_pages_harvested: backend
+                .capabilities()
+                .contains(&v1::Capability::DirtyLog)
+                .then(|| self.dirty.pages_harvested()),
+            ..backend.stats()
+        });
+        // While pages arrive, the guest's counters page may be anything.
+        let counters = match (&identity.spec.guest, view.state) {
+            (GuestSpec::RawImage(_), _) | (_, State::Incoming) => None,
+            (GuestSpec::Memstress(_), _) => {
+                (self.parts.counters)(&self.memory.table(), identity.spec.vcpus)
+            }
+        };
+        Some(v1::Vm {
+            name: self.shared.vm.to_string(),
+            uid: identity.uid.clone(),
+            spec: Some(identity.spec.to_resource()),
+            state: view.state.into(),
+            state_message: view.message.clone(),
+            host: self.shared.host.to_string(),
+            epoch: view.epoch,
+            migration: view
+                .engagement
+                .migration()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            mmu_stats: stats,
+            guest_counters: counters,
+            capabilities: backend
+                .map(|backend| backend.capabilities())
+                .unwrap_or_default()
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            create_time: identity.create_time,
+            pid: std::process::id(),
+            dirty_logging: self.dirty.enabled(),
+        })
+    }
+
+    /// The VM after a call that succeeded.
+    fn shown(&self) -> Result<v1::Vm, ApiError> {
+        self.snapshot()
+            .ok_or_else(|| ApiError::no_such_vm(&self.shared.vm))
+    }
+
+    /// A number that grows at each change of state.
+    #[must_use]
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.changes()
+    }
+
+    /// Ends when the process is to end: the VM was deleted, released or given up.
+    pub(crate) fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+        let mut exit = self.shared.exit();
+        async move {
+            match exit.wait_for(Option::is_some).await {
+                Ok(exit) => exit.unwrap_or(Exit::Deleted),
+                // The machine itself is gone.
+                Err(_) => Exit::Deleted,
+            }
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub(crate) fn name(&self) -> &VmName {
+        &self.shared.vm
+    }
+
+    /// The host it is on.
+    #[must_use]
+    pub(crate) fn host(&self) -> &HostName {
+        &self.shared.host
+    }
+
+    /// Guest memory and the slot table.
+    #[must_use]
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The readers of dirty pages.
+    #[must_use]
+    pub(crate) fn dirty(&self) -> &DirtyLog {
+        &self.dirty
+    }
+
+    /// The VM's directory.
+    #[must_use]
+    pub(crate) fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
+    /// The backend, to look, to save vCPU state and to invalidate; everything else goes through the machine and is refused
+    /// there.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM before the VM is built.
+    pub(crate) fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
+        let backend = self.built_backend()?;
+        Ok(Arc::new(Guarded(backend)))
+    }
+
+    fn raw_backend(&self) -> Option<Arc<dyn Backend>> {
+        self.backend
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn built_backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
+        self.raw_backend()
+            .ok_or_else(|| ApiError::no_such_vm(&self.shared.vm))
+    }
+
+    fn set_backend(&self, backend: Option<Arc<dyn Backend>>) {
+        *self.backend.lock().unwrap_or_else(PoisonError::into_inner) = backend;
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the journal of a VM that is to begin here.
+fn fresh_journal(dir: &VmDir, vm: &VmName) -> Result<Journal, ApiError> {
+    let journal = Journal::open(&dir.journal())?;
+    let Some(state) = journal.state() else {
+        return Ok(journal);
+    };
+    let (reason, what) = match &state.ownership {
+        Ownership::Ended | Ownership::Aborted { .. } => {
+            drop(journal);
+            std::fs::remove_file(dir.journal()).map_err(|error| {
+                ApiError::new(
+                    Reason::Journal,
+                    format!("an ended journal cannot be removed: {error}"),
+                )
+                .with("vm", vm)
+            })?;
+            return Ok(Journal::open(&dir.journal())?);
+        }
+        Ownership::Owner { epoch } => (
+            Reason::VmState,
+            format!("an earlier process owned it at epoch {epoch} and died; its memory is gone"),
+        ),
+        Ownership::Incoming { migration, .. } => (
+            Reason::VmState,
+            format!("an earlier process was receiving it by migrations/{migration} and died"),
+        ),
+        Ownership::Prepared { migration, .. } => (
+            Reason::InDoubt,
+            format!(
+                "an earlier process had PREPARED it for migrations/{migration} and died; the source's journal decides"
+            ),
+        ),
+        Ownership::Relinquished { migration, epoch } => (
+            Reason::StaleEpoch,
+            format!("an earlier process gave epoch {epoch} away by migrations/{migration}"),
+        ),
+    };
+    Err(ApiError::new(reason, format!("{vm}: {what}"))
+        .with("vm", vm)
+        .with("state", State::Lost.as_str_name())
+        .with(
+            "advice",
+            "settle the old journal, remove the VM's directory, then create the VM again",
+        ))
+}

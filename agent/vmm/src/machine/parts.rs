@@ -1,0 +1,53 @@
+//! What a machine is built from, in one place: backends and guests. Tests put a fake backend here.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use slat_proto::{
+    ApiError,
+    model::{BackendKind, VmSpec},
+    v1,
+};
+
+use crate::{
+    backend::{self, Backend, BackendError, EventSink},
+    guest,
+    memory::SlotTable,
+};
+
+/// Builds a stopped backend without slots; a raw image prints to the file, when there is one.
+pub(crate) type CreateBackend = Arc<
+    dyn Fn(&VmSpec, EventSink, Option<&Path>) -> Result<Arc<dyn Backend>, BackendError>
+        + Send
+        + Sync,
+>;
+
+/// Where backends and guests come from.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    /// Backends that work here, best first, and why KVM is not among them.
+    pub(crate) available: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Builds a backend.
+    pub(crate) create: CreateBackend,
+    /// Puts the guest into empty memory.
+    pub(crate) install: fn(&SlotTable, &VmSpec) -> Result<(), ApiError>,
+    /// Reads memstress' counters.
+    pub(crate) counters: fn(&SlotTable, u32) -> Option<v1::GuestCounters>,
+    /// The file with this process's OOM score adjustment; `None` leaves it alone.
+    pub(crate) oom_score: Option<PathBuf>,
+}
+
+impl Parts {
+    /// The real ones.
+    pub(crate) fn real() -> Self {
+        Self {
+            available: backend::available,
+            create: Arc::new(backend::create),
+            install: |table, spec| guest::install(table, spec).map_err(ApiError::from),
+            counters: guest::memstress::counters,
+            oom_score: Some("/proc/self/oom_score_adj".into()),
+        }
+    }
+}

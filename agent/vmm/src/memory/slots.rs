@@ -1,0 +1,185 @@
+//! The slot table of a VM, and the memory behind each slot.
+//!
+//! The table is an immutable snapshot behind a lock that is held only to swap it: readers take the `Arc` and go on with a
+//! consistent table. Changes come from one owner (the VM's machine), which tells the backend first.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use slat_proto::model::SlotSpec;
+
+use super::mapping::Mapping;
+
+/// One slot and its memory. Moving a slot keeps the memory and makes a new value.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotMemory {
+    spec: SlotSpec,
+    mapping: Arc<Mapping>,
+}
+
+impl SlotMemory {
+    /// A slot of zeroes.
+    ///
+    /// # Errors
+    /// When the memory cannot be mapped.
+    pub(crate) fn new(spec: SlotSpec) -> io::Result<Self> {
+        let mapping = Arc::new(Mapping::new(
+            &format!("slat-slot{}", spec.slot),
+            spec.pages,
+        )?);
+        Ok(Self { spec, mapping })
+    }
+
+    /// The same memory elsewhere in guest-physical space.
+    #[must_use]
+    pub(crate) fn moved(&self, spec: SlotSpec) -> Self {
+        Self {
+            spec,
+            mapping: Arc::clone(&self.mapping),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub(crate) fn spec(&self) -> SlotSpec {
+        self.spec
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+}
+
+/// An immutable table of slots, by `base_gfn`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SlotTable {
+    slots: Vec<Arc<SlotMemory>>,
+    generation: u64,
+}
+
+impl SlotTable {
+    /// Its slots, by `base_gfn`.
+    #[must_use]
+    pub(crate) fn slots(&self) -> &[Arc<SlotMemory>] {
+        &self.slots
+    }
+
+    /// Grows by 1 at each change.
+    #[must_use]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The slot of that number.
+    #[must_use]
+    pub(crate) fn slot(&self, number: u32) -> Option<&Arc<SlotMemory>> {
+        self.slots.iter().find(|slot| slot.spec.slot == number)
+    }
+
+    /// The slot that holds a guest frame, and the page's index in it.
+    #[must_use]
+    pub(crate) fn find(&self, gfn: u64) -> Option<(&Arc<SlotMemory>, u64)> {
+        let at = self
+            .slots
+            .partition_point(|slot| slot.spec.base_gfn <= gfn)
+            .checked_sub(1)?;
+        let slot = &self.slots[at];
+        (gfn < slot.spec.end_gfn()).then(|| (slot, gfn - slot.spec.base_gfn))
+    }
+
+    /// All pages.
+    #[must_use]
+    pub(crate) fn pages(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.spec.pages).sum()
+    }
+
+    /// Copies bytes in at a guest-physical address. Returns false, having written nothing, when the range is not within
+    /// one slot.
+    #[must_use]
+    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
+        self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
+            slot.mapping.write(offset, bytes);
+            true
+        })
+    }
+
+    /// Copies bytes out from a guest-physical address. Returns false when the range is not within one slot.
+    #[must_use]
+    pub(crate) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
+            slot.mapping.read(offset, bytes);
+            true
+        })
+    }
+
+    fn locate(&self, gpa: u64, len: usize) -> Option<(&Arc<SlotMemory>, usize)> {
+        let (slot, page) = self.find(gpa / slat_proto::model::PAGE_SIZE)?;
+        let offset =
+            (page * slat_proto::model::PAGE_SIZE + gpa % slat_proto::model::PAGE_SIZE) as usize;
+        (offset.checked_add(len)? <= slot.mapping.len()).then_some((slot, offset))
+    }
+}
+
+/// The VM's current slot table.
+#[derive(Debug, Default)]
+pub(crate) struct GuestMemory {
+    table: Mutex<Arc<SlotTable>>,
+}
+
+impl GuestMemory {
+    /// A VM without slots.
+    #[must_use]
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The table now.
+    #[must_use]
+    pub(crate) fn table(&self) -> Arc<SlotTable> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Publishes a new table, one generation on. The caller has checked it and told the backend.
+    pub(crate) fn publish(&self, mut slots: Vec<Arc<SlotMemory>>) {
+        slots.sort_by_key(|slot| slot.spec.base_gfn);
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = table.generation + 1;
+        *table = Arc::new(SlotTable { slots, generation });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_found_in_their_slot() {
+        let memory = GuestMemory::new();
+        let slot = |number, base| {
+            Arc::new(SlotMemory::new(SlotSpec::new(number, base, 4, false).unwrap()).unwrap())
+        };
+        memory.publish(vec![slot(1, 100), slot(0, 0)]);
+        let table = memory.table();
+        assert_eq!(table.generation(), 1);
+        assert_eq!(
+            table.find(3).map(|(slot, page)| (slot.spec().slot, page)),
+            Some((0, 3))
+        );
+        assert_eq!(
+            table.find(101).map(|(slot, page)| (slot.spec().slot, page)),
+            Some((1, 1))
+        );
+        for hole in [4, 99, 104, u64::MAX] {
+            assert!(table.find(hole).is_none(), "{hole}");
+        }
+        assert!(table.write(100 * 4096 + 5, b"abc"));
+        let mut back = [0; 3];
+        assert!(table.read(100 * 4096 + 5, &mut back));
+        assert_eq!(&back, b"abc");
+        assert!(!table.write(3 * 4096 + 4090, &[0; 10]));
+    }
+}

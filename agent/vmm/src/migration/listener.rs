@@ -1,0 +1,186 @@
+//! The destination's data port: lets in whoever shows the ticket, and nobody else.
+//!
+//! A connection has [`CONNECT_TIMEOUT`] to introduce itself; until it has, it holds one small thread and can send one frame of
+//! bounded length. At most [`MAX_STRANGERS`] wait at a time: one more closes the oldest, so that silent strangers never keep
+//! the source out, which introduces itself at once. A wrong ticket is closed without a word. Nothing a stranger does reaches
+//! the migration.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use super::{
+    socket::{CONNECT_TIMEOUT, configure},
+    wire::{FrameReader, Hello, Kind, Role, TICKET, WireError},
+};
+
+/// Connections that have not introduced themselves yet.
+const MAX_STRANGERS: usize = 64;
+
+/// A connection whose ticket is good.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) role: Role,
+    pub(crate) stream: TcpStream,
+    pub(crate) reader: FrameReader,
+}
+
+/// The listening port and its accepting thread.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    refused: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Listens on a free port of `ip`. `admit` is called on a thread of its own for each good connection.
+    pub(crate) fn open(
+        ip: IpAddr,
+        ticket: [u8; TICKET],
+        epoch: u64,
+        admit: impl Fn(Peer) + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let socket = TcpListener::bind((ip, 0))?;
+        let address = socket.local_addr()?;
+        let refused = Arc::new(AtomicU64::new(0));
+        let accepting = socket.try_clone()?;
+        let count = Arc::clone(&refused);
+        let thread = std::thread::Builder::new()
+            .name("data-port".to_owned())
+            .spawn(move || accept(&accepting, ticket, epoch, &count, &Arc::new(admit)))?;
+        Ok(Self {
+            socket,
+            address,
+            refused,
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections turned away so far.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Listener {
+    /// Closes the port; the accepting thread ends.
+    fn drop(&mut self) {
+        // On Linux this makes a blocked accept return.
+        if let Err(error) = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both) {
+            tracing::warn!(%error, "closing the data port");
+            return;
+        }
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
+            tracing::error!("the data port's thread panicked");
+        }
+    }
+}
+
+fn accept(
+    socket: &TcpListener,
+    ticket: [u8; TICKET],
+    epoch: u64,
+    refused: &Arc<AtomicU64>,
+    admit: &Arc<impl Fn(Peer) + Send + Sync + 'static>,
+) {
+    let waiting = Arc::new(Waiting::default());
+    for number in 0_u64.. {
+        let (stream, peer) = match socket.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
+            Err(error) => {
+                // Out of descriptors or a connection gone before it was taken: the others go on.
+                tracing::warn!(%error, "accepting on the data port");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                continue;
+            }
+        };
+        let (room, refused, admit) = (Arc::clone(&waiting), Arc::clone(refused), Arc::clone(admit));
+        let started = stream.try_clone().and_then(|ours| {
+            room.enter(number, ours);
+            std::thread::Builder::new()
+                .name("introduction".to_owned())
+                .spawn(move || {
+                    let result = introduce(stream, &ticket, epoch);
+                    room.leave(number);
+                    match result {
+                        Ok(guest) => admit(guest),
+                        Err(error) => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            tracing::warn!(%peer, %error, "a connection to the data port was turned away");
+                        }
+                    }
+                })
+        });
+        if let Err(error) = started {
+            waiting.leave(number);
+            tracing::warn!(%error, %peer, "no means to let a connection introduce itself");
+        }
+    }
+}
+
+/// Connections that have not introduced themselves yet, oldest first. The lock is held for list updates and a shutdown.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<VecDeque<(u64, TcpStream)>>);
+
+impl Waiting {
+    fn list(&self) -> MutexGuard<'_, VecDeque<(u64, TcpStream)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one in; when there are too many, the oldest is closed.
+    fn enter(&self, number: u64, stream: TcpStream) {
+        let mut list = self.list();
+        list.push_back((number, stream));
+        if list.len() > MAX_STRANGERS
+            && let Some((_, oldest)) = list.pop_front()
+        {
+            // Closed by itself meanwhile: as good.
+            drop(oldest.shutdown(Shutdown::Both));
+        }
+    }
+
+    fn leave(&self, number: u64) {
+        self.list().retain(|(other, _)| *other != number);
+    }
+}
+
+fn introduce(mut stream: TcpStream, ticket: &[u8; TICKET], epoch: u64) -> Result<Peer, WireError> {
+    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    let mut reader = FrameReader::new(epoch);
+    let header = reader.header(&mut stream)?;
+    if header.kind != Kind::Hello {
+        return Err(WireError::corrupt(
+            "kind",
+            format!("{:?} before Hello", header.kind),
+        ));
+    }
+    let hello = Hello::decode(&super::wire::payload(&mut stream, &header)?)?;
+    if !hello.shows(ticket) {
+        return Err(WireError::corrupt("ticket", "not this migration's"));
+    }
+    configure(&stream, matches!(hello.role, Role::Data(_)))?;
+    // Between passes the source is busy elsewhere for as long as it takes; its death or the network's ends the read.
+    stream.set_read_timeout(None)?;
+    Ok(Peer {
+        role: hello.role,
+        stream,
+        reader,
+    })
+}

@@ -1,0 +1,393 @@
+//! Sends pages: one thread a data stream, all taking chunks of the same pass.
+//!
+//! # Protocol
+//! A [`Pass`] is a set of pages by slot. The coordinator hands the same pass to every [`Sender`]; each takes the next chunk of
+//! 256 pages until none is left, sends its pages that are not zero with their contents and the zero ones as ranges, ends with
+//! `IterEnd` and reports. A page is in one chunk, so one stream sends it once a pass; passes are separated by the
+//! destination's `IterAck`, so an old copy never overtakes a newer one.
+//!
+//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator shuts the sockets.
+
+use std::{
+    net::TcpStream,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::{
+    cpu_time::thread_cpu_time,
+    socket::{Pieces, send_all},
+    wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
+};
+use crate::memory::SlotMemory;
+
+const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
+/// A paced sender looks at `stop` this often.
+const PACE_STEP: Duration = Duration::from_millis(20);
+
+/// One slot's pages of a pass.
+#[derive(Debug)]
+pub(super) struct PassSlot {
+    pub(super) memory: Arc<SlotMemory>,
+    /// Bit `i % 64` of word `i / 64` is page `i`.
+    pub(super) bitmap: Vec<u64>,
+}
+
+/// Pages to send once.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) iteration: u32,
+    slots: Vec<PassSlot>,
+    pages: u64,
+    next: AtomicUsize,
+    chunks: usize,
+}
+
+impl Pass {
+    pub(super) fn new(iteration: u32, slots: Vec<PassSlot>) -> Self {
+        let pages = slots
+            .iter()
+            .flat_map(|slot| &slot.bitmap)
+            .map(|word| u64::from(word.count_ones()))
+            .sum();
+        let chunks = slots
+            .iter()
+            .map(|slot| slot.bitmap.len().div_ceil(CHUNK_WORDS))
+            .sum();
+        Self {
+            iteration,
+            slots,
+            pages,
+            next: AtomicUsize::new(0),
+            chunks,
+        }
+    }
+
+    /// Every page of the slots.
+    pub(super) fn bulk(slots: &[Arc<SlotMemory>]) -> Self {
+        let whole = |memory: &Arc<SlotMemory>| {
+            let pages = memory.spec().pages;
+            let mut bitmap = vec![u64::MAX; pages.div_ceil(64) as usize];
+            if let (Some(last), rest @ 1..) = (bitmap.last_mut(), pages % 64) {
+                *last = (1 << rest) - 1;
+            }
+            PassSlot {
+                memory: Arc::clone(memory),
+                bitmap,
+            }
+        };
+        Self::new(0, slots.iter().map(whole).collect())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.pages * PAGE as u64
+    }
+
+    /// The next chunk nobody has taken: its slot, first page and words.
+    fn take(&self) -> Option<(&PassSlot, u32, &[u64])> {
+        let mut chunk = self.next.fetch_add(1, Ordering::Relaxed);
+        if chunk >= self.chunks {
+            return None;
+        }
+        for slot in &self.slots {
+            let chunks = slot.bitmap.len().div_ceil(CHUNK_WORDS);
+            if chunk < chunks {
+                let first = chunk * CHUNK_WORDS;
+                let words = &slot.bitmap[first..slot.bitmap.len().min(first + CHUNK_WORDS)];
+                return Some((slot, (first * 64) as u32, words));
+            }
+            chunk -= chunks;
+        }
+        None
+    }
+}
+
+/// Figures that all senders add to and the coordinator reads while they work.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// On the wire, headers included.
+    pub(super) bytes: AtomicU64,
+    pub(super) pages_normal: AtomicU64,
+    pub(super) pages_zero: AtomicU64,
+    /// Of all sender threads, nanoseconds, brought up to date after each pass.
+    pub(super) cpu_nanos: AtomicU64,
+}
+
+/// Keeps all streams together below a number of bytes a second.
+#[derive(Debug)]
+pub(super) struct Pacer {
+    bytes_per_second: u64,
+    /// When the wire is free again.
+    free_at: Mutex<Instant>,
+}
+
+impl Pacer {
+    pub(super) fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bytes_per_second: bytes_per_second.max(1),
+            free_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Books `bytes` and waits until the wire would have taken what was booked before.
+    fn pace(&self, bytes: u64, stop: &AtomicBool) {
+        let wait_until = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = (*free_at).max(Instant::now());
+            *free_at = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+            start
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let left = wait_until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(PACE_STEP));
+        }
+    }
+}
+
+/// What all senders of a migration share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) counters: Counters,
+    pub(super) stop: AtomicBool,
+    pub(super) pacer: Option<Pacer>,
+    /// A page that is deliberately never sent: (slot, page, from iteration).
+    #[cfg(test)]
+    pub(super) omit: Option<(u32, u32, u32)>,
+}
+
+/// A sender's report: the pass is sent, or what went wrong.
+pub(super) type Report = (usize, Result<(), WireError>);
+
+/// A running sender thread. Dropping the pass channel ends it after its pass.
+#[derive(Debug)]
+pub(super) struct Sender {
+    passes: mpsc::Sender<Arc<Pass>>,
+    thread: JoinHandle<()>,
+}
+
+impl Sender {
+    /// Starts a thread that sends on `stream`, whose introduction is done.
+    pub(super) fn spawn(
+        number: usize,
+        stream: TcpStream,
+        writer: FrameWriter,
+        shared: Arc<Shared>,
+        reports: mpsc::Sender<Report>,
+    ) -> std::io::Result<Self> {
+        let (passes, inbox) = mpsc::channel::<Arc<Pass>>();
+        let thread = std::thread::Builder::new()
+            .name(format!("send-{number}"))
+            .spawn(move || {
+                let mut worker = Worker::new(stream, writer, shared);
+                let mut cpu = Duration::ZERO;
+                for pass in inbox {
+                    let result = worker.send_pass(&pass);
+                    let now = thread_cpu_time();
+                    let spent = now.saturating_sub(cpu).as_nanos() as u64;
+                    worker
+                        .shared
+                        .counters
+                        .cpu_nanos
+                        .fetch_add(spent, Ordering::Relaxed);
+                    cpu = now;
+                    let failed = result.is_err();
+                    // The coordinator is gone only when the whole side has ended.
+                    if reports.send((number, result)).is_err() || failed {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self { passes, thread })
+    }
+
+    /// Hands a pass over. A sender whose thread has ended has reported why.
+    pub(super) fn start(&self, pass: &Arc<Pass>) {
+        drop(self.passes.send(Arc::clone(pass)));
+    }
+
+    /// Waits for the thread's end.
+    pub(super) fn join(self) {
+        drop(self.passes);
+        if self.thread.join().is_err() {
+            tracing::error!("a sender thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    stream: TcpStream,
+    writer: FrameWriter,
+    shared: Arc<Shared>,
+    pieces: Pieces,
+    head: Vec<u8>,
+    normal: Vec<Run>,
+    zero: Vec<Run>,
+}
+
+/// Adds a page to the last run, or begins one.
+fn push(runs: &mut Vec<Run>, page: u32) {
+    match runs.last_mut() {
+        Some(run) if run.page + run.pages == page => run.pages += 1,
+        _ => runs.push(Run { page, pages: 1 }),
+    }
+}
+
+fn total(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| u64::from(run.pages)).sum()
+}
+
+impl Worker {
+    fn new(stream: TcpStream, writer: FrameWriter, shared: Arc<Shared>) -> Self {
+        Self {
+            stream,
+            writer,
+            shared,
+            pieces: Pieces::default(),
+            head: Vec::with_capacity(HEADER + MAX_FRAME_PAGES as usize * RUN),
+            normal: Vec::new(),
+            zero: Vec::new(),
+        }
+    }
+
+    fn send_pass(&mut self, pass: &Pass) -> Result<(), WireError> {
+        while let Some((slot, first, words)) = pass.take() {
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return Err(WireError::Io(std::io::ErrorKind::ConnectionAborted.into()));
+            }
+            self.collect(slot, first, words, pass.iteration);
+            self.send_chunk(&slot.memory)?;
+        }
+        let end = self.writer.header(Kind::IterEnd, 0, pass.iteration, 0);
+        send_all(&self.stream, &end)?;
+        self.shared
+            .counters
+            .bytes
+            .fetch_add(HEADER as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sorts a chunk's pages into runs with contents and runs of zeroes.
+    fn collect(&mut self, slot: &PassSlot, first: u32, words: &[u64], iteration: u32) {
+        self.normal.clear();
+        self.zero.clear();
+        for (index, &word) in words.iter().enumerate() {
+            let mut bits = word;
+            while bits != 0 {
+                let page = first + index as u32 * 64 + bits.trailing_zeros();
+                bits &= bits - 1;
+                if self.omitted(slot.memory.spec().slot, page, iteration) {
+                    continue;
+                }
+                if slot.memory.mapping().page_is_zero(page.into()) {
+                    push(&mut self.zero, page);
+                } else {
+                    push(&mut self.normal, page);
+                }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn omitted(&self, slot: u32, page: u32, iteration: u32) -> bool {
+        self.shared
+            .omit
+            .is_some_and(|(of, which, from)| (of, which) == (slot, page) && iteration >= from)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the test build looks at self")]
+    fn omitted(&self, _slot: u32, _page: u32, _iteration: u32) -> bool {
+        false
+    }
+
+    fn send_chunk(&mut self, memory: &SlotMemory) -> Result<(), WireError> {
+        let slot = memory.spec().slot;
+        let counters = &self.shared.counters;
+        let mut sent = 0;
+        if !self.normal.is_empty() {
+            let pages = total(&self.normal);
+            let length = self.normal.len() * RUN + pages as usize * PAGE;
+            self.head.clear();
+            self.head.extend_from_slice(&self.writer.header(
+                Kind::Pages,
+                slot,
+                self.normal.len() as u32,
+                length as u32,
+            ));
+            encode_runs(&self.normal, &mut self.head);
+            self.pieces
+                .send(&self.stream, &self.head, memory.mapping(), &self.normal)?;
+            counters.pages_normal.fetch_add(pages, Ordering::Relaxed);
+            sent += (HEADER + length) as u64;
+        }
+        if !self.zero.is_empty() {
+            let length = self.zero.len() * RUN;
+            self.head.clear();
+            self.head.extend_from_slice(&self.writer.header(
+                Kind::Zero,
+                slot,
+                self.zero.len() as u32,
+                length as u32,
+            ));
+            encode_runs(&self.zero, &mut self.head);
+            send_all(&self.stream, &self.head)?;
+            counters
+                .pages_zero
+                .fetch_add(total(&self.zero), Ordering::Relaxed);
+            sent += (HEADER + length) as u64;
+        }
+        counters.bytes.fetch_add(sent, Ordering::Relaxed);
+        if let Some(pacer) = &self.shared.pacer {
+            pacer.pace(sent, &self.shared.stop);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slat_proto::model::SlotSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_bulk_pass_has_every_page_once() {
+        let slot = |number, base, pages| {
+            let spec = SlotSpec::new(number, base, pages, false).unwrap();
+            Arc::new(SlotMemory::new(spec).unwrap())
+        };
+        let pass = Pass::bulk(&[slot(0, 0, 1000), slot(1, 5000, 64)]);
+        assert_eq!(pass.bytes(), 1064 * 4096);
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some((slot, first, words)) = pass.take() {
+            for (index, word) in words.iter().enumerate() {
+                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
+                    let page = first + index as u32 * 64 + bit;
+                    assert!(u64::from(page) < slot.memory.spec().pages);
+                    assert!(seen.insert((slot.memory.spec().slot, page)));
+                }
+            }
+        }
+        assert_eq!(seen.len(), 1064);
+    }
+
+    #[test]
+    fn a_pacer_keeps_the_rate() {
+        let pacer = Pacer::new(1 << 20);
+        let stop = AtomicBool::new(false);
+        let start = Instant::now();
+        for _ in 0..5 {
+            pacer.pace(1 << 16, &stop);
+        }
+        // The first booking waits for nothing; four of 1/16 s each come before the last.
+        assert!(start.elapsed() >= Duration::from_millis(240));
+    }
+}

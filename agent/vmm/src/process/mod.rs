@@ -1,0 +1,210 @@
+//! `slat vm`: one process, one VM.
+//!
+//! # Life
+//! The process takes the lock of the VM's directory (no second process can), opens the journal, serves its endpoint on
+//! `vm.sock` and prints one line, `ready`, on standard output once it can be called. It then lives until the machine says
+//! that it is over: the VM was deleted, released after a handover, or given up at the destination. It removes the socket
+//! and returns. The lock goes with the process, however it ends.
+//!
+//! A process that finds the journal of a dead one refuses to begin: the memory is gone with it, and running the VM again
+//! would be another VM under the same epoch.
+//!
+//! # SIGTERM
+//! SIGTERM stops this VM for good, as the operator's DeleteVm would: vCPUs stopped, the journal ended. An outgoing migration
+//! before its commit fails with it, an incoming one before PREPARED is given up. Past RELINQUISHED at the source, or
+//! PREPARED at the destination, the signal is logged and ignored: this process may hold the only copy of the VM. Whoever
+//! wants the VM to outlive a restart of the agent does not signal VM processes (`KillMode=process`).
+//!
+//! # Tasks
+//! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle dirty cursors.
+
+use std::{
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{HostName, VmName},
+    transport::Door,
+    v1::transfer_service_server::TransferServiceServer,
+};
+use slat_record::dir::VmDir;
+use tokio::{
+    net::UnixListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use crate::{
+    machine::{Exit, Machine},
+    service::{memory_service, transfer::TransferEndpoint, vm_service},
+};
+
+/// How often idle dirty cursors are looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// What a VM process is told.
+#[derive(Clone, Debug)]
+pub struct VmProcessConfig {
+    /// The VM's directory ([`slat_record::dir`]); made when it is missing.
+    pub dir: PathBuf,
+    /// The VM.
+    pub vm: VmName,
+    /// The host it is on.
+    pub host: HostName,
+    /// Where incoming pages are received.
+    pub data_ip: IpAddr,
+}
+
+/// Why a VM process could not begin or had to end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmProcessError {
+    /// Another process has the VM.
+    #[error("{vm}: process {pid} has it (lock in {dir})", dir = dir.display())]
+    Locked {
+        /// The VM.
+        vm: VmName,
+        /// The other process; 0 when it did not say.
+        pid: u32,
+        /// The VM's directory.
+        dir: PathBuf,
+    },
+    /// The VM cannot begin here: above all, the journal of a dead process.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A file or a socket.
+    #[error("{what} {path}: {source}", path = path.display())]
+    Io {
+        /// What was done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs one VM process until its VM is over. See the module.
+///
+/// # Errors
+/// `Locked`, `Api` with the journal's reason, `Io`. Nothing is left behind but the journal.
+pub async fn run(config: VmProcessConfig) -> Result<(), VmProcessError> {
+    let mut terminate = terminate(&config.dir)?;
+    serve(&config, Machine::new, &mut terminate, || {
+        let mut out = io::stdout();
+        // Whoever started the process may have gone; the VM does not depend on being heard.
+        if let Err(error) = writeln!(out, "ready").and_then(|()| out.flush()) {
+            tracing::warn!(%error, "nobody reads standard output");
+        }
+    })
+    .await
+}
+
+fn terminate(dir: &Path) -> Result<Signal, VmProcessError> {
+    signal(SignalKind::terminate()).map_err(|source| VmProcessError::Io {
+        what: "catching SIGTERM in",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+async fn serve(
+    config: &VmProcessConfig,
+    machine: impl FnOnce(VmDir, VmName, HostName) -> Result<Arc<Machine>, ApiError>,
+    terminate: &mut Signal,
+    ready: impl FnOnce(),
+) -> Result<(), VmProcessError> {
+    let dir = VmDir::new(&config.dir);
+    let io_error = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| VmProcessError::Io { what, path, source }
+    };
+    // Guest memory passes through this endpoint: its directory is the owner's alone.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir.path())
+        .map_err(io_error("making", dir.path()))?;
+    let Some(lock) = dir.lock().map_err(io_error("locking", dir.path()))? else {
+        return Err(VmProcessError::Locked {
+            vm: config.vm.clone(),
+            pid: dir.living_pid().ok().flatten().unwrap_or(0),
+            dir: config.dir.clone(),
+        });
+    };
+    let machine = machine(dir.clone(), config.vm.clone(), config.host.clone())?;
+
+    // With the lock held, a socket that is there is a dead process's.
+    let socket = dir.socket();
+    remove(&socket).map_err(io_error("removing the old socket", &socket))?;
+    let listener = UnixListener::bind(&socket).map_err(io_error("listening on", &socket))?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+        .map_err(io_error("guarding", &socket))?;
+    let endpoint = endpoint(config, &machine).serve_unix(listener).await;
+    ready();
+    tracing::info!(vm = %config.vm, dir = %config.dir.display(), "VM process ready");
+
+    let exit = live(&machine, terminate).await;
+    tracing::info!(vm = %config.vm, ?exit, "VM process ends");
+    // No new caller from here on; those being answered get their answer.
+    let removed = remove(&socket).map_err(io_error("removing", &socket));
+    endpoint.stop().await;
+    drop(lock);
+    removed
+}
+
+/// What this process serves.
+fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+    let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
+    Door::new()
+        .service(TransferServiceServer::new(transfers))
+        .service(vm_service(Arc::clone(machine)))
+        .service(memory_service(Arc::clone(machine)))
+}
+
+/// Until the machine is over.
+async fn live(machine: &Arc<Machine>, terminate: &mut Signal) -> Exit {
+    let exited = machine.exited();
+    tokio::pin!(exited);
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        tokio::select! {
+            exit = &mut exited => return exit,
+            _ = terminate.recv() => if let Err(error) = on_machine(machine, Machine::stop).await {
+                tracing::error!(%error, reason = %error.reason, vm = %machine.name(), "SIGTERM refused");
+            },
+            _ = housekeeping.tick() => {
+                let expire = |machine: &Machine| Ok(machine.dirty().expire_idle(Instant::now()));
+                if let Err(error) = on_machine(machine, expire).await {
+                    tracing::error!(%error, "idle dirty cursors stay");
+                }
+            }
+        }
+    }
+}
+
+async fn on_machine<T: Send + 'static>(
+    machine: &Arc<Machine>,
+    call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let machine = Arc::clone(machine);
+    tokio::task::spawn_blocking(move || call(&machine))
+        .await
+        .map_err(|error| ApiError::new(Reason::Internal, format!("a call failed: {error}")))?
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! A whole VM process but for its main function: lock, socket, ready, end.
+
+use std::os::unix::net::UnixStream;
+
+use slat_proto::{
+    transport::{Address, connect},
+    v1::{self, vm_service_client::VmServiceClient},
+};
+use slat_record::journal::{Journal, Ownership};
+
+use super::*;
+use crate::fake::{self, FakeBackend};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(dir: &Path) -> VmProcessConfig {
+    VmProcessConfig {
+        dir: dir.join("vms/web"),
+        vm: VmName::parse("web").unwrap(),
+        host: HostName::parse("a").unwrap(),
+        data_ip: [127, 0, 0, 1].into(),
+    }
+}
+
+/// A signal nobody sends to this test process.
+fn never() -> Signal {
+    signal(SignalKind::user_defined2()).unwrap()
+}
+
+type Made = Result<Arc<Machine>, ApiError>;
+
+/// Makes machines over a fake backend.
+fn fakes() -> impl FnOnce(VmDir, VmName, HostName) -> Made {
+    let backend = Arc::new(FakeBackend::default());
+    move |dir, vm, host| Machine::with_parts(dir, vm, host, fake::parts(&backend))
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("in time")
+}
+
+#[tokio::test]
+async fn a_process_lives_as_long_as_its_vm() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = config(temp.path());
+    let dir = VmDir::new(&config.dir);
+    let (ready, told) = tokio::sync::oneshot::channel();
+    let mut signal = never();
+    let process = serve(&config, fakes(), &mut signal, move || {
+        ready.send(()).unwrap();
+    });
+    let user = async {
+        within(told).await.unwrap();
+        assert_eq!(dir.living_pid().unwrap(), Some(std::process::id()));
+        let mode = std::fs::metadata(dir.socket()).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        // A second process for the same VM.
+        let mut signal = never();
+        let second = serve(&config, fakes(), &mut signal, || panic!("ready twice")).await;
+        assert!(
+            matches!(second, Err(VmProcessError::Locked { pid, .. }) if pid == std::process::id())
+        );
+        assert!(
+            dir.socket().exists(),
+            "the first one's socket is left alone"
+        );
+
+        let mut vms = VmServiceClient::new(connect(&Address::Unix(dir.socket())).unwrap());
+        let request = v1::CreateVmRequest {
+            vm_id: "web".into(),
+            spec: Some(fake::spec().to_message()),
+            ..v1::CreateVmRequest::default()
+        };
+        within(vms.create_vm(request)).await.unwrap();
+        let name = "vms/web".to_owned();
+        within(vms.delete_vm(v1::DeleteVmRequest { name }))
+            .await
+            .expect("the answer arrives before the endpoint closes");
+    };
+    let (process, ()) = within(async { tokio::join!(process, user) }).await;
+    process.unwrap();
+    assert!(!dir.socket().exists());
+    assert_eq!(dir.living_pid().unwrap(), None);
+    let journal = Journal::read(&dir.journal()).unwrap().unwrap();
+    assert_eq!(journal.ownership, Ownership::Ended);
+}
+
+#[tokio::test]
+async fn a_stale_socket_goes_and_a_dead_owners_journal_refuses() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = config(temp.path());
+    let dir = VmDir::new(&config.dir);
+    std::fs::create_dir_all(dir.path()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(dir.socket()).unwrap());
+    assert!(UnixStream::connect(dir.socket()).is_err(), "stale");
+    let machine = fakes();
+    let mut made = None;
+    let keep = |dir, vm, host| {
+        let machine: Made = machine(dir, vm, host);
+        made = machine.as_ref().ok().cloned();
+        machine
+    };
+    let (ready, told) = tokio::sync::oneshot::channel();
+    let socket = dir.socket();
+    let mut signal = never();
+    let process = serve(&config, keep, &mut signal, move || {
+        UnixStream::connect(socket).expect("ready means that it can be called");
+        ready.send(()).unwrap();
+    });
+    {
+        tokio::pin!(process);
+        // Dies with its VM, as by kill -9: the future is dropped where it stands.
+        let alive = within(async {
+            tokio::select! {
+                result = &mut process => Some(result),
+                _ = told => None,
+            }
+        })
+        .await;
+        assert!(alive.is_none());
+    }
+    made.unwrap().create(fake::spec()).unwrap();
+    assert_eq!(dir.living_pid().unwrap(), None);
+
+    let mut signal = never();
+    let again = serve(&config, fakes(), &mut signal, || panic!("ready")).await;
+    let Err(VmProcessError::Api(error)) = again else {
+        panic!("{again:?}");
+    };
+    assert_eq!(error.reason, Reason::VmState);
+    assert_eq!(error.metadata["state"], "STATE_LOST");
+}
+
+#[tokio::test]
+async fn a_signal_stops_the_vm_but_not_one_that_was_handed_over() {
+    use rustix::process::{Signal as Kill, getpid, kill_process};
+    // SIGUSR1 stands for SIGTERM here: the test process must outlive it, and no other test uses it.
+    let mut usr1 = signal(SignalKind::user_defined1()).unwrap();
+    let vm = fake::created();
+    let machine = Arc::clone(&vm.machine);
+    machine.start().unwrap();
+    let migration = slat_proto::model::MigrationName::parse("m1").unwrap();
+    machine.begin_outgoing(&migration, 1).unwrap();
+    machine.enter_switchover(&migration).unwrap();
+    machine.relinquish(&migration).unwrap();
+    let refused = on_machine(&machine, Machine::stop).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::PastPointOfNoReturn);
+    // Whatever comes first, the signal or the release, only the release ends it.
+    kill_process(getpid(), Kill::USR1).unwrap();
+    machine.release().unwrap();
+    assert_eq!(within(live(&machine, &mut usr1)).await, Exit::Released);
+
+    let vm = fake::created();
+    vm.machine.start().unwrap();
+    kill_process(getpid(), Kill::USR1).unwrap();
+    assert_eq!(within(live(&vm.machine, &mut usr1)).await, Exit::Deleted);
+    assert!(!vm.backend.state().running);
+}

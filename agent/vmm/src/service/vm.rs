@@ -1,0 +1,156 @@
+//! `VmService` for the one VM of this process.
+//!
+//! A watch is a task of its own that ends with its caller, with the VM, or with the process's machine; it sends the VM at
+//! once, at each change, and every [`WATCH_INTERVAL`] while the VM runs, so that statistics move.
+
+use std::{sync::Arc, time::Duration};
+
+use slat_proto::{
+    ApiError,
+    model::{PageRequest, VmName, VmSpec, paginate},
+    v1::{
+        CreateVmRequest, DeleteVmRequest, DeleteVmResponse, GetVmRequest, ListVmsRequest,
+        ListVmsResponse, PauseVmRequest, ResumeVmRequest, StartVmRequest, Vm, WatchVmRequest,
+        vm::State, vm_service_server::VmService,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::VmEndpoint;
+use crate::machine::Machine;
+
+/// How often a watcher of a RUNNING VM hears of it at least.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// A watcher that does not read holds up its own task after this many messages, nothing else.
+const WATCH_BUFFER: usize = 4;
+
+fn seen(machine: &Machine) -> Result<Vm, ApiError> {
+    machine
+        .snapshot()
+        .ok_or_else(|| ApiError::no_such_vm(machine.name()))
+}
+
+#[tonic::async_trait]
+impl VmService for VmEndpoint {
+    async fn create_vm(&self, request: Request<CreateVmRequest>) -> Result<Response<Vm>, Status> {
+        let request = request.into_inner();
+        let name = VmName::from_id(&request.vm_id)?;
+        if name != *self.machine.name() {
+            let vm = self.machine.name();
+            return Err(
+                ApiError::bad_parameter("vm_id", format_args!("this process is for {vm}"))
+                    .with("vm", vm)
+                    .into(),
+            );
+        }
+        let spec = request
+            .spec
+            .ok_or_else(|| ApiError::bad_parameter("spec", "is missing"))?;
+        let spec = VmSpec::from_message(&spec)?;
+        let validate_only = request.validate_only;
+        let vm = self
+            .blocking(move |machine| {
+                if validate_only {
+                    Ok(Vm {
+                        name: machine.name().to_string(),
+                        spec: Some(machine.plan(&spec)?.to_message()),
+                        host: machine.host().to_string(),
+                        ..Vm::default()
+                    })
+                } else {
+                    machine.create(spec)
+                }
+            })
+            .await?;
+        Ok(Response::new(vm))
+    }
+
+    async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {
+        let vm = self.on(&request.get_ref().name, seen).await?;
+        Ok(Response::new(vm))
+    }
+
+    async fn list_vms(
+        &self,
+        request: Request<ListVmsRequest>,
+    ) -> Result<Response<ListVmsResponse>, Status> {
+        let request = request.into_inner();
+        let page = PageRequest::new(request.page_size, &request.page_token)?;
+        let vms = self
+            .blocking(|machine| Ok(machine.snapshot().into_iter().collect::<Vec<_>>()))
+            .await?;
+        let (vms, next_page_token) = paginate(vms, &page, |vm| vm.name.clone());
+        Ok(Response::new(ListVmsResponse {
+            vms,
+            next_page_token,
+            unreachable: Vec::new(),
+        }))
+    }
+
+    type WatchVmStream = ReceiverStream<Result<Vm, Status>>;
+
+    async fn watch_vm(
+        &self,
+        request: Request<WatchVmRequest>,
+    ) -> Result<Response<Self::WatchVmStream>, Status> {
+        // Before the first look, so that no change falls between.
+        let changes = self.machine.watch();
+        let first = self.on(&request.get_ref().name, seen).await?;
+        let (send, receive) = mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(watch(self.clone(), first, changes, send));
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn start_vm(&self, request: Request<StartVmRequest>) -> Result<Response<Vm>, Status> {
+        let vm = self.on(&request.get_ref().name, Machine::start).await?;
+        Ok(Response::new(vm))
+    }
+
+    async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Result<Response<Vm>, Status> {
+        let vm = self.on(&request.get_ref().name, Machine::pause).await?;
+        Ok(Response::new(vm))
+    }
+
+    async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Result<Response<Vm>, Status> {
+        let vm = self.on(&request.get_ref().name, Machine::resume).await?;
+        Ok(Response::new(vm))
+    }
+
+    async fn delete_vm(
+        &self,
+        request: Request<DeleteVmRequest>,
+    ) -> Result<Response<DeleteVmResponse>, Status> {
+        self.on(&request.get_ref().name, Machine::delete).await?;
+        Ok(Response::new(DeleteVmResponse {}))
+    }
+}
+
+/// Sends the VM until it ends, the process is to end, or nobody listens.
+async fn watch(
+    endpoint: VmEndpoint,
+    mut vm: Vm,
+    mut changes: tokio::sync::watch::Receiver<u64>,
+    send: mpsc::Sender<Result<Vm, Status>>,
+) {
+    let exited = endpoint.machine.exited();
+    tokio::pin!(exited);
+    loop {
+        let running = vm.state() == State::Running;
+        if send.send(Ok(vm)).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            _ = &mut exited => return,
+            () = send.closed() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(WATCH_INTERVAL), if running => {}
+        }
+        let machine = Arc::clone(&endpoint.machine);
+        vm = match tokio::task::spawn_blocking(move || machine.snapshot()).await {
+            Ok(Some(vm)) => vm,
+            Ok(None) | Err(_) => return,
+        };
+    }
+}
