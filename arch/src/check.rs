@@ -1,5 +1,5 @@
-//! What a layout must keep for the laws of [`Format`](slat_mmu::Format) to hold, as far as constants
-//! can show it. A format whose layout does not keep it does not compile.
+//! What a layout must keep for the laws of [`Format`](slat_mmu::Format) to hold, as far as
+//! constants can show it. A format whose layout does not keep it does not compile.
 
 use slat_mmu::AdPolicy;
 

@@ -1,4 +1,5 @@
-//! Listing what is mapped: the leaves over a range, lowest frame first.
+//! Listing what is mapped: a bounded part of the leaves over a range, lowest frame first.
+//! [`Leaves`](super::Leaves) goes through all of them.
 //!
 //! For dumps, for comparing tables with a model, for statistics of mapping sizes. The tables may
 //! change while they are listed: each leaf is as it was at the moment it was read, and a leaf that
@@ -9,9 +10,9 @@
 //! so that no grace period waits for a long listing, and the caller looks at what was found
 //! outside, where it may call the MMU.
 
-use alloc::vec::{self, Vec};
+use alloc::vec::Vec;
 
-use super::{SecondStage, TdpMmu};
+use super::TdpMmu;
 use crate::{
     addr::{Gfn, GfnRange, Level},
     format::{Entry, Format, Leaf},
@@ -46,56 +47,6 @@ pub struct LeafBatch {
     pub leaves: Vec<MappedLeaf>,
     /// What was not looked at yet. Empty at the end.
     pub rest: GfnRange,
-}
-
-/// All leaves over a range, by guest frame.
-///
-/// Between batches it holds nothing of the MMU, so it may be kept, and left, at any time.
-///
-/// ```
-/// # use slat_mmu::{Arena, Format, GfnRange, Gfn, Leaves, Level, SecondStage};
-/// /// How many 2 MiB pages the first gigabyte has.
-/// fn huge(mmu: &dyn SecondStage) -> usize {
-///     let leaves = Leaves::new(mmu, 0, GfnRange::new(Gfn(0), 1 << 18));
-///     leaves.filter(|found| found.level == Level::SIZE_2M).count()
-/// }
-/// ```
-#[derive(Debug)]
-pub struct Leaves<'m> {
-    mmu: &'m dyn SecondStage,
-    as_id: u8,
-    found: vec::IntoIter<MappedLeaf>,
-    rest: GfnRange,
-}
-
-impl<'m> Leaves<'m> {
-    /// The leaves of address space `as_id` over `range`.
-    pub fn new(mmu: &'m dyn SecondStage, as_id: u8, range: GfnRange) -> Self {
-        Self {
-            mmu,
-            as_id,
-            found: Vec::new().into_iter(),
-            rest: range,
-        }
-    }
-}
-
-impl Iterator for Leaves<'_> {
-    type Item = MappedLeaf;
-
-    fn next(&mut self) -> Option<MappedLeaf> {
-        loop {
-            if let Some(found) = self.found.next() {
-                return Some(found);
-            }
-            if self.rest.is_empty() {
-                return None;
-            }
-            let batch = self.mmu.leaf_batch_in(self.as_id, self.rest);
-            self.found = batch.leaves.into_iter();
-            self.rest = batch.rest;
-        }
-    }
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {

@@ -10,7 +10,7 @@
 //! | `fault`, `nearby`, `fast`, `level` | resolving a fault: under the shared lock, beside the last one, without the lock; at which level |
 //! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
-//! | `walk`, `leaves` | lockless walks; listing what is mapped |
+//! | `walk`, `leaves`, `list` | lockless walks; listing what is mapped |
 //! | `slots` | memory slots come, change and go |
 //! | `dirty`, `protect` | the dirty log; taking W and D away |
 //! | `split`, `recover` | huge leaf → table, and back |
@@ -63,6 +63,7 @@ mod fault;
 mod fence;
 mod leaves;
 mod level;
+mod list;
 mod mirror;
 mod nearby;
 mod nx;
@@ -88,7 +89,8 @@ use core::fmt;
 pub use self::{
     config::{DirtyLogStart, MmuConfig},
     dirty::DirtyLogError,
-    leaves::{LeafBatch, Leaves, MappedLeaf},
+    leaves::{LeafBatch, MappedLeaf},
+    list::Leaves,
     prefault::PrefaultError,
     root::Root,
     stage::SecondStage,
