@@ -67,18 +67,18 @@
 //! assert_eq!(mmu.access(&mut vcpu, gfn, Access::Write)?.pfn, Pfn(0x100000 + gfn.0));
 //!
 //! // The walk itself: a root entry that points to a table, and in it the leaf.
-//! let walk = mmu.walk(gfn);
+//! let walk = mmu.space(0).walk(gfn);
 //! let levels: Vec<u8> = walk.steps().map(|step| step.level.get()).collect();
 //! assert_eq!(levels, [3, 2]);
 //! assert!(matches!(walk.last().unwrap().entry, Entry::Leaf(leaf) if leaf.writable));
 //!
 //! // Dirty logging: the huge page becomes small ones without W, and the next write is noted.
-//! mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY)?;
-//! assert!(!mmu.translate(gfn).unwrap().writable);
+//! mmu.space(0).set_slot_flags(0, SlotFlags::LOG_DIRTY)?;
+//! assert!(!mmu.space(0).translate(gfn).unwrap().writable);
 //! let write = Fault::new(gfn, Access::Write).with_present();
 //! assert_eq!(mmu.fault(&mut vcpu, write), FaultOutcome::Fixed { level: Level::SIZE_4K });
 //! let mut bitmap = vec![0; (64 << 20) / 4096 / 64];
-//! assert_eq!(mmu.harvest_dirty_log(0, &mut bitmap)?, 1);
+//! assert_eq!(mmu.space(0).harvest_dirty_log(0, &mut bitmap)?, 1);
 //! assert_eq!(bitmap[(gfn.0 / 64) as usize], 1 << (gfn.0 % 64));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

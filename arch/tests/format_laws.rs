@@ -314,7 +314,7 @@ fn geometry<F: Format>() {
         );
         assert_eq!(
             F::shift(level),
-            F::INDEX_BITS.iter().take(level.slot()).sum()
+            F::INDEX_BITS.iter().take(level.index()).sum()
         );
         assert_eq!(F::span(level), 512u64.pow(u32::from(level.get()) - 1));
     }

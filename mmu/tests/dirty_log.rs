@@ -190,10 +190,13 @@ impl Machine {
     fn harvest(&self, manual: bool) -> Vec<u64> {
         let mut dirty = vec![0; PAGES.div_ceil(64) as usize];
         if manual {
-            self.mmu.get_dirty_log(0, &mut dirty).unwrap();
-            self.mmu.clear_dirty_log(0, 0, PAGES, &dirty).unwrap();
+            self.mmu.space(0).get_dirty_log(0, &mut dirty).unwrap();
+            self.mmu
+                .space(0)
+                .clear_dirty_log(0, 0, PAGES, &dirty)
+                .unwrap();
         } else {
-            self.mmu.harvest_dirty_log(0, &mut dirty).unwrap();
+            self.mmu.space(0).harvest_dirty_log(0, &mut dirty).unwrap();
         }
         dirty
     }
@@ -202,7 +205,10 @@ impl Machine {
     /// copy.
     fn migrate(&self, manual: bool) {
         let is_set = |bitmap: &[u64], page: usize| bitmap[page / 64] >> (page % 64) & 1 == 1;
-        self.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        self.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         self.logging.store(true, SeqCst);
         // The first copy is of everything.
         let mut copy: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
@@ -212,7 +218,7 @@ impl Machine {
             let dirty = self.harvest(manual);
             let now: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
             let mut later = vec![0; dirty.len()];
-            self.mmu.get_dirty_log(0, &mut later).unwrap();
+            self.mmu.space(0).get_dirty_log(0, &mut later).unwrap();
             for page in 0..PAGES as usize {
                 if is_set(&dirty, page) {
                     copy[page] = now[page];
@@ -256,18 +262,20 @@ impl Machine {
                     self.mmu.zap_invalidated_roots();
                 }
                 2 => {
-                    let token = self.mmu.invalidate_begin(range);
+                    let token = self.mmu.space(0).invalidate_begin(range, true);
                     self.mmu.invalidate_end(token).unwrap();
                 }
-                3 => assert!(self.mmu.split_huge_pages(range, Level::SIZE_4K)),
+                3 => assert_eq!(self.mmu.space(0).split_huge_pages(range, Level::SIZE_4K), 0),
                 4 => {
-                    self.mmu.write_protect_gfn(range.start, Level::SIZE_4K);
+                    self.mmu
+                        .space(0)
+                        .write_protect_gfn(range.start, Level::SIZE_4K);
                 }
                 5 => {
-                    self.mmu.age(range);
+                    self.mmu.space(0).age(range);
                 }
                 _ => {
-                    self.mmu.zap_gfn_range(range);
+                    self.mmu.space(0).zap_gfn_range(range);
                 }
             }
             thread::yield_now();

@@ -15,8 +15,8 @@ use std::{
 use common::{Found, hardware_reach};
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Leaves, Level, MappedLeaf, MmuConfig,
-    NoTlb, Pfn, SecondStage, SlotSpec, Vcpu,
+    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, MappedLeaf, MmuConfig, NoTlb,
+    Pfn, SecondStage, SlotSpec, Vcpu,
 };
 
 const HOST: u64 = 0x20_0000;
@@ -62,7 +62,7 @@ impl Rig {
     }
 
     fn list(&self, range: GfnRange) -> Vec<MappedLeaf> {
-        Leaves::new(&*self.mmu, 0, range).collect()
+        self.mmu.space(0).leaves(range).collect()
     }
 
     fn word(&self, address: u64) -> Option<u64> {
@@ -100,13 +100,13 @@ fn the_list_is_what_hardware_reaches() {
         rig.map(1535, Access::Execute, Level::SIZE_4K);
         rig.map(top, Access::Write, Level::SIZE_2M);
         let listed = rig.list(EVERYTHING);
-        let root = rig.mmu.root().unwrap();
+        let root = rig.mmu.space(0).root().unwrap();
         let reach = hardware_reach(rig.stage, &rig.arena, root.pfn);
         assert_eq!(listed.iter().map(found).collect::<Vec<_>>(), reach.leaves);
         assert_eq!(listed.len(), 5);
         for leaf in &listed {
             assert_eq!(rig.word(leaf.address), Some(leaf.raw), "{leaf:?}");
-            let last = rig.mmu.walk(leaf.gfn).last().copied().unwrap();
+            let last = rig.mmu.space(0).walk(leaf.gfn).last().copied().unwrap();
             assert_eq!((last.address, last.raw), (leaf.address, leaf.raw));
             assert_eq!(last.entry, Entry::Leaf(leaf.leaf));
         }
@@ -117,10 +117,10 @@ fn the_list_is_what_hardware_reaches() {
 fn each_step_of_a_walk_says_where_its_entry_is() {
     each(|rig| {
         rig.map(5, Access::Write, Level::SIZE_4K);
-        let walk = rig.mmu.walk(Gfn(5));
+        let walk = rig.mmu.space(0).walk(Gfn(5));
         let levels = usize::from(rig.stage.info().root_level.get());
         assert_eq!(walk.steps().count(), levels);
-        let mut table = rig.mmu.root().unwrap().pfn;
+        let mut table = rig.mmu.space(0).root().unwrap().pfn;
         for step in walk.steps() {
             let bytes = rig.stage.info().root_size as u64;
             assert!((table.hpa()..table.hpa() + bytes).contains(&step.address));
@@ -149,7 +149,7 @@ fn a_range_gives_what_reaches_into_it_and_nothing_else() {
         assert_eq!(gfns(700, 1), [512], "a huge leaf whole");
         assert_eq!(gfns(0, 0), []);
         assert_eq!(gfns(u64::MAX - 1, 10), [], "beyond the format");
-        let nowhere = Leaves::new(&*rig.mmu, 9, EVERYTHING);
+        let nowhere = rig.mmu.space(9).leaves(EVERYTHING);
         assert_eq!(nowhere.count(), 0, "no such address space");
     });
 }
@@ -164,7 +164,7 @@ fn a_batch_is_bounded_and_batches_are_the_whole() {
             .unwrap();
         let (mut rest, mut all, mut batches) = (EVERYTHING, vec![], 0);
         while !rest.is_empty() {
-            let batch = rig.mmu.leaf_batch_in(0, rest);
+            let batch = rig.mmu.space(0).leaf_batch(rest);
             assert!(batch.leaves.len() <= 512);
             assert!(batch.rest.pages() < rest.pages(), "it goes on");
             all.extend(batch.leaves);
@@ -184,11 +184,11 @@ fn between_batches_the_mmu_may_be_called() {
             .prefault(&mut rig.vcpu, range, Level::SIZE_4K)
             .unwrap();
         let mut listed = 0;
-        for leaf in Leaves::new(&*rig.mmu, 0, EVERYTHING) {
+        for leaf in rig.mmu.space(0).leaves(EVERYTHING) {
             listed += 1;
             // What is ahead beyond the batch goes, with its tables.
             let ahead = GfnRange::new(Gfn(leaf.gfn.0 + 1024), 512);
-            rig.mmu.zap_gfn_range(ahead);
+            rig.mmu.space(0).zap_gfn_range(ahead);
         }
         assert!((512..PAGES).contains(&listed), "{listed}");
         assert_eq!(rig.mmu.stats().tables_retired, 0);
@@ -216,7 +216,9 @@ fn a_list_beside_changes_holds_only_what_was_mapped() {
                     match round % 3 {
                         0 => rig.mmu.zap_all(),
                         _ => {
-                            rig.mmu.zap_gfn_range(GfnRange::new(Gfn(512), 1024));
+                            rig.mmu
+                                .space(0)
+                                .zap_gfn_range(GfnRange::new(Gfn(512), 1024));
                         }
                     }
                 }
@@ -224,7 +226,7 @@ fn a_list_beside_changes_holds_only_what_was_mapped() {
             });
             while !done.load(Relaxed) {
                 let mut end = 0;
-                for leaf in Leaves::new(&*rig.mmu, 0, GfnRange::new(Gfn(0), PAGES)) {
+                for leaf in rig.mmu.space(0).leaves(GfnRange::new(Gfn(0), PAGES)) {
                     assert_eq!(leaf.leaf.pfn.0, HOST + leaf.gfn.0, "{leaf:?}");
                     let found = found(&leaf);
                     assert!(found.gfn + found.pages > end, "never backwards");

@@ -150,7 +150,11 @@ fn enable<F: Format>(huge: bool) {
             })
         },
         || {
-            scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+            scene
+                .mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                .unwrap();
             copy = scene.contents(1);
         },
     );
@@ -184,13 +188,17 @@ fn ageing_beside_protection() {
         let beside = Arc::clone(&scene);
         both(
             move || {
-                beside.mmu.age(GfnRange::new(Gfn(0), 4));
+                beside.mmu.space(0).age(GfnRange::new(Gfn(0), 4));
             },
             || {
-                scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+                scene
+                    .mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
             },
         );
-        let to = scene.mmu.translate(Gfn(0)).unwrap();
+        let to = scene.mmu.space(0).translate(Gfn(0)).unwrap();
         assert!(!to.writable, "protected and writable");
         scene.settled();
     });
@@ -211,7 +219,11 @@ fn protection_beside_a_fast_zap() {
         both(
             move || beside.mmu.zap_all(),
             || {
-                scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+                scene
+                    .mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
             },
         );
         scene.settled();

@@ -24,7 +24,7 @@ fn two_faults<F: Format>(one: Fault, other: Fault) -> impl Fn() + Send + Sync + 
             },
         );
         for fault in [one, other] {
-            let to = scene.mmu.translate(fault.gfn).unwrap();
+            let to = scene.mmu.space(0).translate(fault.gfn).unwrap();
             assert!(to.writable || fault.access != Access::Write);
         }
         scene.settled();
@@ -80,7 +80,7 @@ fn collapse<const BREAK: bool>() {
             drop(b);
         },
     );
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert!(to.writable && to.level == Level::SIZE_2M, "{to:?}");
     scene.settled();
 }
@@ -104,7 +104,7 @@ fn a_remembered_table_goes() {
         let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
         scene.map(&mut a, 0, Access::Read);
         scene.map(&mut b, 0, Access::Read);
-        scene.mmu.age(GfnRange::new(Gfn(0), 1));
+        scene.mmu.space(0).age(GfnRange::new(Gfn(0), 1));
         let beside = Arc::clone(&scene);
         both(
             move || {
@@ -165,7 +165,7 @@ fn prefault_beside_a_write() {
                 drop(b);
             },
         );
-        assert_eq!(scene.mmu.dirty_pages(0), Ok(1));
+        assert_eq!(scene.mmu.space(0).dirty_pages(0), Ok(1));
         scene.settled();
     });
 }
@@ -178,7 +178,7 @@ fn a_hole_that_gets_a_slot() {
         let config = MmuConfig::default().with_mmio_caching(true);
         let scene = Scene::<Tiny>::new(2, 16, config);
         let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
-        scene.mmu.delete_slot(0).unwrap();
+        scene.mmu.space(0).delete_slot(0).unwrap();
         let beside = Arc::clone(&scene);
         both(
             move || {

@@ -12,7 +12,7 @@ fn huge<const BREAK: bool, const AD: u8>() -> (Arc<Scene<Tiny<2, BREAK, AD>>>, s
     let scene = Scene::new(2, 24, MmuConfig::default());
     let mut vcpu = scene.vcpu();
     scene.fault(&mut vcpu, Fault::new(Gfn(0), Access::Write));
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert_eq!(to.level, Level::SIZE_2M);
     (scene, vcpu)
 }
@@ -26,12 +26,15 @@ fn split<const BREAK: bool>() {
             // for formats that break.
             beside.touch(0, &mut a, Fault::new(Gfn(1), Access::Write), |_| {});
             if !BREAK {
-                assert!(beside.mmu.translate(Gfn(0)).is_some());
+                assert!(beside.mmu.space(0).translate(Gfn(0)).is_some());
             }
         },
         || {
             let range = GfnRange::new(Gfn(0), 2);
-            assert!(scene.mmu.split_huge_pages(range, Level::SIZE_4K));
+            assert_eq!(
+                scene.mmu.space(0).split_huge_pages(range, Level::SIZE_4K),
+                0
+            );
         },
     );
     scene.settled();
@@ -49,11 +52,14 @@ fn two_splits<const BREAK: bool>() {
     let beside = Arc::clone(&scene);
     both(
         move || {
-            beside.mmu.write_protect_gfn(Gfn(0), Level::SIZE_2M);
+            beside
+                .mmu
+                .space(0)
+                .write_protect_gfn(Gfn(0), Level::SIZE_2M);
         },
         || {
             let range = GfnRange::new(Gfn(0), 2);
-            scene.mmu.split_huge_pages(range, Level::SIZE_4K);
+            scene.mmu.space(0).split_huge_pages(range, Level::SIZE_4K);
         },
     );
     scene.settled();
@@ -79,10 +85,14 @@ fn recover<const BREAK: bool>() {
     both(
         move || beside.write(0, &mut a, 1, 5),
         || {
-            scene.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+            scene
+                .mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::empty())
+                .unwrap();
         },
     );
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert!(to.writable && to.level == Level::SIZE_2M, "{to:?}");
     scene.settled();
 }
@@ -104,11 +114,11 @@ fn invalidation_beside_a_split() {
         both(
             move || {
                 let range = GfnRange::new(Gfn(0), 2);
-                beside.mmu.split_huge_pages(range, Level::SIZE_4K);
+                beside.mmu.space(0).split_huge_pages(range, Level::SIZE_4K);
             },
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(1), 1));
-                assert!(scene.mmu.translate(Gfn(1)).is_none());
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(1), 1));
+                assert!(scene.mmu.space(0).translate(Gfn(1)).is_none());
             },
         );
         scene.settled();

@@ -21,10 +21,10 @@ fn unmap() {
         both(
             move || beside.touch(0, &mut a, small(1, Access::Write), |_| {}),
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 2));
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 2));
             },
         );
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
@@ -68,7 +68,10 @@ fn invalidate(fault: Fault, config: MmuConfig) {
             }
         },
         || {
-            let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
+            let token = scene
+                .mmu
+                .space(0)
+                .invalidate_begin(GfnRange::new(Gfn(1), 1), true);
             page.replace();
             // Where the memory comes from next is told to vCPUs by the lock that the end takes.
             scene.mmu.invalidate_end(token).unwrap();
@@ -110,7 +113,10 @@ fn invalidation_beside_a_withdrawal() {
         });
         let beside = Arc::clone(&scene);
         let withdrawal = loom::thread::spawn(move || beside.mmu.invalidate_roots());
-        let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
+        let token = scene
+            .mmu
+            .space(0)
+            .invalidate_begin(GfnRange::new(Gfn(1), 1), true);
         page.replace();
         scene.mmu.invalidate_end(token).unwrap();
         vcpu.join().unwrap();
@@ -130,7 +136,7 @@ fn fast_zap() {
             move || beside.touch(0, &mut a, small(1, Access::Write), |_| {}),
             || scene.mmu.zap_all(),
         );
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
@@ -144,7 +150,7 @@ fn two_fast_zaps() {
         drop(a);
         let beside = Arc::clone(&scene);
         both(move || beside.mmu.zap_all(), || scene.mmu.zap_all());
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
@@ -161,9 +167,9 @@ fn walk_beside_the_freeing_of_its_tables() {
         let beside = Arc::clone(&scene);
         both(
             move || {
-                let mut seat = beside.mmu.walker();
+                let mut slot = beside.mmu.walker();
                 for _ in 0..2 {
-                    let mut walker = seat.enter();
+                    let mut walker = slot.enter();
                     let before = walker.translate(Gfn(5));
                     let after = walker.translate(Gfn(5));
                     assert!(before.is_some() || after.is_none(), "it came back");
@@ -188,7 +194,7 @@ fn root_given_up_beside_its_withdrawal() {
         both(
             move || {
                 // Taken and given up at once; and by a vCPU that comes and goes.
-                assert!(beside.mmu.root().is_some());
+                assert!(beside.mmu.space(0).root().is_some());
                 beside.mmu.reclaim();
             },
             || {
@@ -263,9 +269,13 @@ fn delete_beside_a_fault() {
                 drop(a);
             },
             || {
-                scene.mmu.delete_slot(0).unwrap();
+                scene.mmu.space(0).delete_slot(0).unwrap();
                 for gfn in 0..4 {
-                    assert_eq!(scene.mmu.translate(Gfn(gfn)), None, "mapped without a slot");
+                    assert_eq!(
+                        scene.mmu.space(0).translate(Gfn(gfn)),
+                        None,
+                        "mapped without a slot"
+                    );
                 }
             },
         );
@@ -277,7 +287,7 @@ fn delete_beside_a_fault() {
 fn move_beside_a_fault() {
     explore("fault x slot move", 2, || {
         let scene = Scene::<Tiny<3>>::new(1, 16, MmuConfig::default());
-        scene.mmu.delete_slot(0).unwrap();
+        scene.mmu.space(0).delete_slot(0).unwrap();
         let spec = SlotSpec::new(0, Gfn(0), 2, slat_mmu::Pfn(loom_scene::HOST));
         scene.mmu.create_slot(spec).unwrap();
         let mut a = scene.vcpu();
@@ -287,9 +297,9 @@ fn move_beside_a_fault() {
                 let _ = beside.mmu.fault(&mut a, small(0, Access::Write));
                 drop(a);
             },
-            || scene.mmu.move_slot(0, Gfn(4)).unwrap(),
+            || scene.mmu.space(0).move_slot(0, Gfn(4)).unwrap(),
         );
-        assert_eq!(scene.mmu.translate(Gfn(0)), None, "the old place");
+        assert_eq!(scene.mmu.space(0).translate(Gfn(0)), None, "the old place");
         assert_eq!(scene.mmu.stats().pages, [0; 5]);
         scene.mmu.zap_all();
         scene.mmu.reclaim();
@@ -312,7 +322,7 @@ fn mirror_frozen_beside_removal() {
         both(
             move || beside.fault_once(&mut a, fault(1)),
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 2));
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 2));
             },
         );
         let owner = scene.guest.owner.as_ref().unwrap();

@@ -126,16 +126,26 @@ fn a_mirror_is_its_owners_in_pages_of_4_kib() {
         assert_eq!(rig.owner.frames(), [5, 6]);
         assert_eq!(rig.owner.leaves.lock().unwrap()[&6].pfn, Pfn(HOST + 6));
         assert_eq!(rig.owner.tables.lock().unwrap().len(), rig.levels - 1);
-        assert_eq!(rig.mmu.translate(Gfn(5)), None, "not the guest's own");
+        assert_eq!(
+            rig.mmu.space(0).translate(Gfn(5)),
+            None,
+            "not the guest's own"
+        );
         // What is done to the guest's tables leaves it alone.
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
-        assert!(!rig.mmu.age(GfnRange::new(Gfn(0), 9)));
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
+        assert!(!rig.mmu.space(0).age(GfnRange::new(Gfn(0), 9)));
         rig.mmu.zap_all();
         assert_eq!(rig.mmu.stats().pages, [2, 0, 0, 0, 0]);
-        assert!(rig.mmu.zap_gfn_range(GfnRange::new(Gfn(5), 1)));
+        assert!(rig.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(5), 1)));
         assert_eq!(rig.owner.frames(), [6]);
-        rig.mmu.delete_slot(0).unwrap();
+        rig.mmu.space(0).delete_slot(0).unwrap();
         assert_eq!(
             (rig.owner.frames(), rig.mmu.stats().pages),
             (vec![], [0; 5])
@@ -156,10 +166,10 @@ fn what_the_owner_refuses_does_not_happen() {
         assert_eq!(rig.fault(5, Access::Write), FIXED);
         rig.owner.refuse.store(true, SeqCst);
         assert_eq!(rig.fault(6, Access::Write), FaultOutcome::Retry);
-        assert!(!rig.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 9)));
+        assert!(!rig.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 9)));
         assert_eq!((rig.owner.frames(), rig.mmu.stats().pages[0]), (vec![5], 1));
         rig.owner.refuse.store(false, SeqCst);
-        assert!(rig.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 9)));
+        assert!(rig.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 9)));
         assert_eq!((rig.owner.frames(), rig.mmu.stats().pages[0]), (vec![], 0));
     });
 }
@@ -168,7 +178,7 @@ fn what_the_owner_refuses_does_not_happen() {
 fn a_table_that_the_owner_keeps_is_leaked_and_nothing_else() {
     each(|mut rig| {
         assert_eq!(rig.fault(5, Access::Write), FIXED);
-        rig.mmu.delete_slot(0).unwrap();
+        rig.mmu.space(0).delete_slot(0).unwrap();
         rig.owner.refuse.store(true, SeqCst);
         drop(rig.vcpu);
         drop(rig.mmu);

@@ -82,22 +82,27 @@ fn faults_in_parallel_with_everything_else() {
             }
             let mut bitmap = vec![0; PAGES as usize / 64];
             for round in 0..20u64 {
-                mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+                mmu.space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
                 for _ in 0..4 {
-                    mmu.harvest_dirty_log(0, &mut bitmap).unwrap();
-                    mmu.age(GfnRange::new(Gfn(0), PAGES));
+                    mmu.space(0).harvest_dirty_log(0, &mut bitmap).unwrap();
+                    mmu.space(0).age(GfnRange::new(Gfn(0), PAGES));
                     thread::yield_now();
                 }
-                let token = mmu.invalidate_begin(GfnRange::new(Gfn(round * 31 % PAGES), 700));
+                let token = mmu
+                    .space(0)
+                    .invalidate_begin(GfnRange::new(Gfn(round * 31 % PAGES), 700), true);
                 mmu.invalidate_end(token).unwrap();
-                mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
-                mmu.split_huge_pages(GfnRange::new(Gfn(0), 2048), Level::SIZE_4K);
+                mmu.space(0).set_slot_flags(0, SlotFlags::empty()).unwrap();
+                mmu.space(0)
+                    .split_huge_pages(GfnRange::new(Gfn(0), 2048), Level::SIZE_4K);
                 if round % 7 == 0 {
                     mmu.zap_all();
                 }
                 if round % 11 == 0 {
-                    mmu.delete_slot(0).unwrap();
-                    assert!(mmu.translate(Gfn(5)).is_none());
+                    mmu.space(0).delete_slot(0).unwrap();
+                    assert!(mmu.space(0).translate(Gfn(5)).is_none());
                     mmu.create_slot(SlotSpec::new(0, Gfn(0), PAGES, Pfn(HOST)))
                         .unwrap();
                 }
@@ -122,7 +127,7 @@ fn a_prefaulted_range_translates_and_counts() {
         assert_eq!(mmu.stats().pages_at(Level::SIZE_4K), PAGES as i64 - 5);
         for gfn in 0..PAGES {
             let expected = range.contains(Gfn(gfn)).then_some(Pfn(HOST + gfn));
-            assert_eq!(mmu.translate(Gfn(gfn)).map(|to| to.pfn), expected);
+            assert_eq!(mmu.space(0).translate(Gfn(gfn)).map(|to| to.pfn), expected);
         }
         assert!(
             mmu.prefault(&mut vcpu, GfnRange::new(Gfn(PAGES - 3), 9), Level::SIZE_4K)

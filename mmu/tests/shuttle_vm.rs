@@ -233,7 +233,8 @@ impl Vm {
         let gfn = Gfn(self.place() + page);
         let token = self
             .mmu
-            .invalidate_begin_in(0, GfnRange::new(gfn, 1), random(2) == 0);
+            .space(0)
+            .invalidate_begin(GfnRange::new(gfn, 1), random(2) == 0);
         machine.revoked[page as usize].store(true, SeqCst);
         // Long enough for a vCPU to come back to the page.
         for _ in 0..4 {
@@ -256,11 +257,11 @@ impl Vm {
                     self.mmu.zap_invalidated_roots();
                 }
                 2 => {
-                    self.mmu.age(range);
+                    self.mmu.space(0).age(range);
                     self.mmu.reclaim();
                 }
                 _ => {
-                    self.mmu.split_huge_pages(range, Level::SIZE_4K);
+                    self.mmu.space(0).split_huge_pages(range, Level::SIZE_4K);
                 }
             }
         }
@@ -330,10 +331,13 @@ fn dirty_log(stage: GuestStage) {
     let harvest = |copy: &mut Vec<u64>, manual: bool| {
         let mut bitmap = [0; PAGES.div_ceil(64) as usize];
         if manual {
-            vm.mmu.get_dirty_log(0, &mut bitmap).unwrap();
-            vm.mmu.clear_dirty_log(0, 0, PAGES, &bitmap).unwrap();
+            vm.mmu.space(0).get_dirty_log(0, &mut bitmap).unwrap();
+            vm.mmu
+                .space(0)
+                .clear_dirty_log(0, 0, PAGES, &bitmap)
+                .unwrap();
         } else {
-            vm.mmu.harvest_dirty_log(0, &mut bitmap).unwrap();
+            vm.mmu.space(0).harvest_dirty_log(0, &mut bitmap).unwrap();
         }
         for (page, copied) in copy.iter_mut().enumerate() {
             if bitmap[page / 64] >> (page % 64) & 1 == 1 {
@@ -342,19 +346,28 @@ fn dirty_log(stage: GuestStage) {
         }
     };
     for log in 0..2 {
-        vm.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        vm.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         for (page, copied) in copy.iter_mut().enumerate() {
             *copied = contents(page);
         }
         harvest(&mut copy, random(2) == 0);
         if log == 0 && random(2) == 0 {
-            vm.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+            vm.mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::empty())
+                .unwrap();
         } else {
             break;
         }
     }
     if vm.mmu.slots()[0].flags.is_empty() {
-        vm.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        vm.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         for (page, copied) in copy.iter_mut().enumerate() {
             *copied = contents(page);
         }
@@ -388,7 +401,7 @@ fn slots(stage: GuestStage) {
         let _layout = vm.machine.layout.lock().unwrap();
         match random(3) {
             0 => {
-                vm.mmu.delete_slot(0).unwrap();
+                vm.mmu.space(0).delete_slot(0).unwrap();
                 let place = places.swap(0, SeqCst);
                 thread::yield_now();
                 places.store(place, SeqCst);
@@ -398,12 +411,18 @@ fn slots(stage: GuestStage) {
             1 => {
                 let to = usize::from(places.load(SeqCst) & 1 == 1);
                 places.store(0b11, SeqCst);
-                vm.mmu.move_slot(0, Gfn(PLACES[to])).unwrap();
+                vm.mmu.space(0).move_slot(0, Gfn(PLACES[to])).unwrap();
                 places.store(1 << to, SeqCst);
             }
             _ => {
-                vm.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-                vm.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+                vm.mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
+                vm.mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::empty())
+                    .unwrap();
             }
         }
     }

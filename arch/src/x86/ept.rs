@@ -52,7 +52,7 @@
 //! what tells it is the log that the processor writes when it sets Dirty. So its owner enables PML
 //! ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every
 //! vCPU while a slot logs, and drains each vCPU's log into
-//! [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) when it is full and before each harvest, with
+//! [`mark_dirty`](slat_mmu::AddressSpace::mark_dirty) when it is full and before each harvest, with
 //! the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
 //! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need
 //! nothing of the processor.

@@ -10,7 +10,7 @@
 //! `npt4`, `npt5`, `ept4-noad` and `ept5-noad` log by write protection. `ept4` and `ept5` log by
 //! Dirty bits and lose writes unless the MMU's owner has page-modification logging (PML) on for
 //! every vCPU while a slot logs, and drains the logs into
-//! [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) before each harvest.
+//! [`mark_dirty`](slat_mmu::AddressSpace::mark_dirty) before each harvest.
 //!
 //! # MMIO entries
 //!

@@ -136,13 +136,13 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
     /// have left the guest for it.
     pub(crate) fn drain(&mut self) {
         for gfn in self.log.drain(..) {
-            self.mmu.mark_dirty(GfnRange::new(gfn, 1));
+            self.mmu.space(0).mark_dirty(GfnRange::new(gfn, 1));
         }
     }
 
     /// A walk beside the guest and past the TLB, to see what a processor would see.
     pub(crate) fn walk(&self, gfn: Gfn, access: Access) -> Result<Found, Trap> {
-        let root = self.mmu.root().ok_or(Trap::NotPresent { pages: 1 })?;
+        let root = self.mmu.space(0).root().ok_or(Trap::NotPresent { pages: 1 })?;
         hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)
     }
 }

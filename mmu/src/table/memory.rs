@@ -8,8 +8,8 @@ use crate::{addr::Pfn, sync::EntryWord};
 
 /// One entry of a table: 64 bits that the MMU, and a hardware walker, change atomically.
 ///
-/// An `AtomicU64`; under the features `loom` and `shuttle` that crate's. Hosts only make room for entries and hand out
-/// pointers to them.
+/// An `AtomicU64`; under the features `loom` and `shuttle` that crate's. Hosts only provide memory
+/// for entries and hand out pointers to them.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct EntryCell(pub(crate) EntryWord);
@@ -27,8 +27,8 @@ impl EntryCell {
         Self(EntryWord::new(raw))
     }
 
-    /// Overwrites an entry that nobody may use any more, for models: loom fails if any use of it does not happen before this,
-    /// and each use after it.
+    /// Overwrites an entry that nobody may use any more, for models: loom fails if any use of it
+    /// does not happen before this, and each use after it.
     #[cfg(feature = "loom")]
     pub fn poison(&mut self) {
         self.0.with_mut(|raw| *raw = u64::MAX);
@@ -52,20 +52,23 @@ impl EntryCell {
 
 /// Where the MMU gets frames for its tables.
 ///
-/// A bare-metal hypervisor answers with RAM that the hardware walker reads; tests and the software backend with an
-/// [`Arena`](crate::Arena). [`allocate`](Self::allocate) is called without the MMU lock where it can be (vCPUs fill their
-/// caches first, splits let go of it), so it may take its time; none may call back into the MMU.
+/// A bare-metal hypervisor answers with RAM that the hardware walker reads; tests and the software
+/// backend with an [`Arena`](crate::Arena). [`allocate`](Self::allocate) is called without the MMU
+/// lock where it can be (vCPUs fill their caches first, splits let go of it), so it may take its
+/// time; none may call back into the MMU.
 ///
 /// # Safety
 ///
 /// For as long as the implementing value lives:
 ///
-/// 1. a frame range returned by [`allocate`](Self::allocate) is owned by the caller until [`free`](Self::free), starts
-///    at a physical address that is a multiple of its size, and is disjoint from every other such range;
-/// 2. for the first frame of such a range, [`entries`](Self::entries) always returns the same pointer, aligned to 8
-///    bytes and valid for atomic reads and writes of `bytes / 8` values, initialised to anything;
-/// 3. if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED), [`direct_map`](Self::direct_map) always returns the same, and
-///    `entries(pfn)` is that `.wrapping_byte_add(pfn.hpa())`;
+/// 1. a frame range returned by [`allocate`](Self::allocate) is owned by the caller until
+///    [`free`](Self::free), starts at a physical address that is a multiple of its size, and is
+///    disjoint from every other such range;
+/// 2. for the first frame of such a range, [`entries`](Self::entries) always returns the same
+///    pointer, aligned to 8 bytes and valid for atomic reads and writes of `bytes / 8` values,
+///    initialised to anything;
+/// 3. if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED), [`direct_map`](Self::direct_map)
+///    always returns the same, and `entries(pfn)` is that `.wrapping_byte_add(pfn.hpa())`;
 /// 4. no software but the MMU writes there. Hardware may set Accessed and Dirty bits.
 pub unsafe trait TableMemory: Send + Sync {
     /// Takes `bytes` (a power of two) of memory aligned to `bytes`, or `None` if there is none.
@@ -75,8 +78,8 @@ pub unsafe trait TableMemory: Send + Sync {
     ///
     /// # Safety
     ///
-    /// `pfn` came from [`allocate`](Self::allocate) with the same `bytes`, was not freed since, and neither the caller
-    /// nor a hardware walker uses it any more.
+    /// `pfn` came from [`allocate`](Self::allocate) with the same `bytes`, was not freed since, and
+    /// neither the caller nor a hardware walker uses it any more.
     unsafe fn free(&self, pfn: Pfn, bytes: usize);
 
     /// Gives several pieces of `bytes` each back; for hosts that can do better than one by one.
@@ -91,24 +94,27 @@ pub unsafe trait TableMemory: Send + Sync {
         }
     }
 
-    /// The entries of a table whose first frame is `pfn`: arithmetic, please, because every walk asks once a level.
+    /// The entries of a table whose first frame is `pfn`: arithmetic, please, because every walk
+    /// asks once a level.
     ///
     /// # Safety
     ///
     /// [`allocate`](Self::allocate) returned `pfn`, and it was not freed since.
     unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell>;
 
-    /// Every table lies at its physical address plus one offset, which [`direct_map`](Self::direct_map) tells: a walk then needs an
-    /// addition a level and no call.
+    /// Every table lies at its physical address plus one offset, which
+    /// [`direct_map`](Self::direct_map) tells: a walk then needs an addition a level and no call.
     const DIRECTLY_MAPPED: bool = false;
 
-    /// Where frame 0 would be, if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED); not asked for otherwise.
+    /// Where frame 0 would be, if tables are [`DIRECTLY_MAPPED`](Self::DIRECTLY_MAPPED); not asked
+    /// for otherwise.
     fn direct_map(&self) -> *mut EntryCell {
         core::ptr::null_mut()
     }
 
-    /// The header of a frame of table memory: always the same one for the same frame. For a frame that this memory has
-    /// never given out it may be a header of its own that nobody describes, so that any number may be asked about.
+    /// The header of a frame of table memory: always the same one for the same frame. For a frame
+    /// that this memory has never given out it may be a header of its own that nobody describes, so
+    /// that any number may be asked about.
     fn header(&self, pfn: Pfn) -> &Header;
 }
 

@@ -1,5 +1,5 @@
 //! Listing what is mapped: a bounded part of the leaves over a range, lowest frame first.
-//! [`Leaves`](super::Leaves) goes through all of them.
+//! [`AddressSpace::leaves`](super::AddressSpace::leaves) goes through all of them.
 //!
 //! For dumps, for comparing tables with a model, for statistics of mapping sizes. The tables may
 //! change while they are listed: each leaf is as it was at the moment it was read, and a leaf that
@@ -12,11 +12,11 @@
 
 use alloc::vec::Vec;
 
-use super::TdpMmu;
+use super::mmu::TdpMmu;
 use crate::{
     addr::{Gfn, GfnRange, Level},
     format::{Entry, Format, Leaf},
-    table::{memory::TableMemory, node::Guard},
+    table::{guard::Guard, memory::TableMemory},
 };
 
 /// Entries looked at in one batch, and leaves found in it.
@@ -57,8 +57,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             end,
         };
         let mut leaves = Vec::with_capacity(rest.pages().min(MOST as u64) as usize);
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let Some(root) = self.valid_root(as_id) else {
             return LeafBatch::default();
         };

@@ -4,7 +4,7 @@
 
 use alloc::vec::{self, Vec};
 
-use super::{leaves::MappedLeaf, stage::SecondStage};
+use super::{leaves::MappedLeaf, space::AddressSpace};
 use crate::addr::GfnRange;
 
 /// All leaves over a range, by guest frame.
@@ -12,27 +12,25 @@ use crate::addr::GfnRange;
 /// Between batches it holds nothing of the MMU, so it may be kept, and left, at any time.
 ///
 /// ```
-/// # use slat_mmu::{Arena, Format, GfnRange, Gfn, Leaves, Level, SecondStage};
+/// # use slat_mmu::{AddressSpace, Gfn, GfnRange, Level};
 /// /// How many 2 MiB pages the first gigabyte has.
-/// fn huge(mmu: &dyn SecondStage) -> usize {
-///     let leaves = Leaves::new(mmu, 0, GfnRange::new(Gfn(0), 1 << 18));
+/// fn huge(space: AddressSpace<'_>) -> usize {
+///     let leaves = space.leaves(GfnRange::new(Gfn(0), 1 << 18));
 ///     leaves.filter(|found| found.level == Level::SIZE_2M).count()
 /// }
 /// ```
 #[derive(Debug)]
 pub struct Leaves<'m> {
-    mmu: &'m dyn SecondStage,
-    as_id: u8,
+    space: AddressSpace<'m>,
     found: vec::IntoIter<MappedLeaf>,
     rest: GfnRange,
 }
 
-impl<'m> Leaves<'m> {
-    /// The leaves of address space `as_id` over `range`.
-    pub fn new(mmu: &'m dyn SecondStage, as_id: u8, range: GfnRange) -> Self {
-        Self {
-            mmu,
-            as_id,
+impl<'m> AddressSpace<'m> {
+    /// The leaves over `range`, by guest frame. Takes no lock and changes nothing.
+    pub fn leaves(self, range: GfnRange) -> Leaves<'m> {
+        Leaves {
+            space: self,
             found: Vec::new().into_iter(),
             rest: range,
         }
@@ -50,7 +48,7 @@ impl Iterator for Leaves<'_> {
             if self.rest.is_empty() {
                 return None;
             }
-            let batch = self.mmu.leaf_batch_in(self.as_id, self.rest);
+            let batch = self.space.leaf_batch(self.rest);
             self.found = batch.leaves.into_iter();
             self.rest = batch.rest;
         }

@@ -11,7 +11,7 @@ use crate::rig::{GIGA, HOST, HUGE, Rig, each, each_with, range};
 
 /// Whether the next write to a page is noticed.
 fn is_watched(rig: &Rig, gfn: u64) -> bool {
-    let Some(found) = rig.mmu.translate(Gfn(gfn)) else {
+    let Some(found) = rig.mmu.space(0).translate(Gfn(gfn)) else {
         return true;
     };
     match rig.mmu.format().dirty_log {
@@ -35,10 +35,13 @@ fn protecting_touches_nothing_but_leaves() {
         rig.slot(1, 2 * GIGA, 64);
         rig.touch_small(&mut vcpu, 2 * GIGA);
         let before = [rig.raw(hole), rig.raw(2 * GIGA + 4)];
-        rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
-        rig.mmu.mark_dirty(range(2 * GIGA, 64));
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::LOG_DIRTY)
+            .unwrap();
+        rig.mmu.space(0).mark_dirty(range(2 * GIGA, 64));
         let mut bitmap = [0];
-        assert_eq!(rig.mmu.harvest_dirty_log(1, &mut bitmap), Ok(64));
+        assert_eq!(rig.mmu.space(0).harvest_dirty_log(1, &mut bitmap), Ok(64));
         assert_eq!(
             [rig.raw(hole), rig.raw(2 * GIGA + 4)],
             before,
@@ -56,7 +59,10 @@ fn exactly_the_pages_of_the_bits_are_protected() {
         // 64-page words that do not begin at a multiple of 64 frames.
         let base = 2 * GIGA + 40;
         rig.slot(1, base, 300);
-        rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let pages: Vec<u64> = (0..300).collect();
         for mask in [
             0b1011_0101,
@@ -69,7 +75,7 @@ fn exactly_the_pages_of_the_bits_are_protected() {
                 rig.touch(&mut vcpu, base + page, Access::Write);
             }
             assert_eq!(
-                rig.mmu.clear_dirty_log(1, 64, 128, &[mask, mask]),
+                rig.mmu.space(0).clear_dirty_log(1, 64, 128, &[mask, mask]),
                 Ok(2 * u64::from(mask.count_ones()))
             );
             for &page in &pages {
@@ -97,9 +103,15 @@ fn a_word_across_two_huge_pages_protects_both() {
         for place in places {
             rig.map(&mut vcpu, place, Access::Write, Level::SIZE_2M);
         }
-        rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::LOG_DIRTY)
+            .unwrap();
         // Pages 512.. of the slot: the last 32 of one huge page and the first 32 of the next.
-        assert_eq!(rig.mmu.clear_dirty_log(1, 512, 64, &[u64::MAX]), Ok(64));
+        assert_eq!(
+            rig.mmu.space(0).clear_dirty_log(1, 512, 64, &[u64::MAX]),
+            Ok(64)
+        );
         for page in 512..576 {
             assert!(is_watched(rig, base + page), "{}: page {page}", rig.stage);
             rig.touch(&mut vcpu, base + page, Access::Write);
@@ -115,7 +127,10 @@ fn the_fast_path_never_makes_a_logged_huge_page_writable() {
     each_with(MmuConfig::default().with_eager_split(false), |rig| {
         let mut vcpu = rig.mmu.vcpu();
         rig.map(&mut vcpu, 0, Access::Write, Level::SIZE_2M);
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         for gfn in [5, 6] {
             assert!(is_watched(rig, gfn), "{}", rig.stage);
             while rig.mmu.access(&mut vcpu, Gfn(gfn), Access::Write).is_err() {
@@ -148,7 +163,10 @@ fn no_way_to_write_leaves_the_bit_clear() {
         for gfn in 0..3 {
             rig.touch_small(&mut vcpu, gfn);
         }
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         check(&mut vcpu, 0, "fast path", &|mmu, vcpu| {
             let _ = mmu.fault(vcpu, Fault::new(Gfn(0), Access::Write).with_present());
         });
@@ -173,7 +191,10 @@ fn no_way_to_write_leaves_the_bit_clear() {
 #[test]
 fn a_write_during_the_flush_of_a_clear_stays_dirty() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let vcpu = Arc::new(Mutex::new(rig.mmu.vcpu()));
         rig.touch(&mut vcpu.lock().unwrap(), 5, Access::Write);
         let (go, gone) = (
@@ -193,7 +214,7 @@ fn a_write_during_the_flush_of_a_clear_stays_dirty() {
                 rig.touch(&mut vcpu.lock().unwrap(), 5, Access::Write);
                 gone.wait();
             });
-            assert_eq!(rig.mmu.clear_dirty_log(0, 0, 64, &[1 << 5]), Ok(1));
+            assert_eq!(rig.mmu.space(0).clear_dirty_log(0, 0, 64, &[1 << 5]), Ok(1));
         });
         rig.no_hooks();
         assert_eq!(
@@ -208,10 +229,13 @@ fn a_write_during_the_flush_of_a_clear_stays_dirty() {
 #[test]
 fn a_log_without_a_vcpu_is_complete() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-        assert_eq!(rig.mmu.mark_dirty(range(100, 3)), 3);
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
+        assert_eq!(rig.mmu.space(0).mark_dirty(range(100, 3)), 3);
         let mut bitmap = vec![0; (2 * GIGA / 64) as usize];
-        assert_eq!(rig.mmu.harvest_dirty_log(0, &mut bitmap), Ok(3));
+        assert_eq!(rig.mmu.space(0).harvest_dirty_log(0, &mut bitmap), Ok(3));
         assert_eq!(bitmap[1], 0b111 << 36, "{}", rig.stage);
     });
 }
@@ -219,7 +243,10 @@ fn a_log_without_a_vcpu_is_complete() {
 #[test]
 fn no_fault_maps_huge_in_a_logged_slot() {
     each_with(initially_set(), |rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let mut vcpu = rig.mmu.vcpu();
         for (gfn, access) in [
             (0, Access::Read),
@@ -249,18 +276,24 @@ fn recovery_stays_inside_the_slot_and_out_of_logged_ones() {
         rig.slot(1, base, 2 * HUGE);
         let end = base + 2 * HUGE;
         for id in [0, 1] {
-            rig.mmu.set_slot_flags(id, SlotFlags::LOG_DIRTY).unwrap();
+            rig.mmu
+                .space(0)
+                .set_slot_flags(id, SlotFlags::LOG_DIRTY)
+                .unwrap();
         }
         for gfn in [0, base, base + HUGE, end - 1] {
             rig.touch(&mut vcpu, gfn, Access::Write);
         }
-        rig.mmu.set_slot_flags(1, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::empty())
+            .unwrap();
         let levels = [0, base, base + HUGE, end - 1]
-            .map(|gfn| rig.mmu.translate(Gfn(gfn)).unwrap().level.get());
+            .map(|gfn| rig.mmu.space(0).translate(Gfn(gfn)).unwrap().level.get());
         assert_eq!(levels, [1, 1, 2, 1], "{}", rig.stage);
         for outside in [base - 1, end, end + HUGE - 101] {
             assert!(
-                rig.mmu.translate(Gfn(outside)).is_none(),
+                rig.mmu.space(0).translate(Gfn(outside)).is_none(),
                 "{}: {outside:#x} has no slot",
                 rig.stage
             );
@@ -275,22 +308,30 @@ fn a_split_of_a_range_splits_what_it_cuts_at_both_ends() {
         for huge in 0..4 {
             rig.map(&mut vcpu, huge * HUGE, Access::Write, Level::SIZE_2M);
         }
-        assert!(
+        assert_eq!(
             rig.mmu
-                .split_huge_pages(range(HUGE + 200, 500), Level::SIZE_4K)
+                .space(0)
+                .split_huge_pages(range(HUGE + 200, 500), Level::SIZE_4K),
+            0
         );
-        let levels =
-            [0, 1, 2, 3].map(|huge| rig.mmu.translate(Gfn(huge * HUGE)).unwrap().level.get());
+        let levels = [0, 1, 2, 3].map(|huge| {
+            rig.mmu
+                .space(0)
+                .translate(Gfn(huge * HUGE))
+                .unwrap()
+                .level
+                .get()
+        });
         assert_eq!(levels, [2, 1, 1, 2], "{}", rig.stage);
         // Unmapping a part of a huge page is never passed over: all of it goes, and the guest
         // faults the rest in.
         assert!(
-            rig.mmu.zap_gfn_range(range(3 * HUGE + 17, 1)),
+            rig.mmu.space(0).zap_gfn_range(range(3 * HUGE + 17, 1)),
             "{}",
             rig.stage
         );
         assert!(
-            rig.mmu.translate(Gfn(3 * HUGE + 17)).is_none(),
+            rig.mmu.space(0).translate(Gfn(3 * HUGE + 17)).is_none(),
             "{}",
             rig.stage
         );
@@ -317,7 +358,7 @@ fn host_memory_that_is_not_aligned_alike_is_never_mapped_huge() {
                 "{}",
                 rig.stage
             );
-            let found = rig.mmu.translate(Gfn(gfn)).unwrap();
+            let found = rig.mmu.space(0).translate(Gfn(gfn)).unwrap();
             assert_eq!(
                 found.pfn,
                 Pfn(HOST + 8 * GIGA + 1 + gfn - base),

@@ -37,7 +37,7 @@ impl<'r> Hart<'r> {
 
     /// The entry at `level` on the way to `gfn`, and the frames it covers.
     fn entry(&self, gfn: Gfn, level: Level) -> Option<Entry> {
-        let walk = self.rig.mmu.walk(gfn);
+        let walk = self.rig.mmu.space(0).walk(gfn);
         let mut steps = walk.steps();
         Some(steps.find(|step| step.level == level)?.entry)
     }
@@ -47,7 +47,7 @@ impl<'r> Hart<'r> {
         if self.absent.iter().any(|(_, span)| span.contains(Gfn(gfn))) {
             return false;
         }
-        let walk = self.rig.mmu.walk(Gfn(gfn));
+        let walk = self.rig.mmu.space(0).walk(Gfn(gfn));
         let end = walk.last().expect("a root was loaded");
         match end.entry {
             Entry::Leaf(leaf) => leaf.readable,
@@ -113,7 +113,7 @@ impl<'r> Hart<'r> {
 
 /// Pages of an entry. Every level but the root's has nine bits of the frame.
 fn span(level: Level) -> u64 {
-    1 << (9 * level.slot())
+    1 << (9 * level.index())
 }
 
 /// Runs `test` where harts may remember absence, with `vcpu`'s and everybody's walk to [`PAGE`]
@@ -136,7 +136,12 @@ fn each_level(test: impl Fn(&Rig, Level)) {
             }
             rig.mmu.zap_all();
             rig.map(&mut vcpu, neighbour, Access::Read, Level::SIZE_4K);
-            let end = rig.mmu.walk(Gfn(PAGE)).last().map(|step| step.level);
+            let end = rig
+                .mmu
+                .space(0)
+                .walk(Gfn(PAGE))
+                .last()
+                .map(|step| step.level);
             assert_eq!(end, Some(now), "{}", rig.stage);
             test(rig, now);
             level = now.parent();
@@ -221,7 +226,7 @@ fn a_huge_leaf_owes_its_span_and_its_splitting_everything() {
         let owed = Flush::range(range(0, HUGE));
         assert_eq!(hart.fault(fault), (FaultOutcome::Fixed { level }, owed));
         assert!(hart.load(PAGE), "{}", rig.stage);
-        assert!(rig.mmu.write_protect_gfn(Gfn(PAGE), level));
+        assert!(rig.mmu.space(0).write_protect_gfn(Gfn(PAGE), level));
         let fault = fault.with_max_level(Level::SIZE_4K).with_present();
         let fixed = FaultOutcome::Fixed {
             level: Level::SIZE_4K,
@@ -242,7 +247,7 @@ fn no_fence_is_owed_where_nothing_is_remembered_or_nothing_was_mapped() {
             hart.fault_small(nowhere),
             (FaultOutcome::NoSlot, Flush::None)
         );
-        let taken = rig.mmu.invalidate_begin(range(PAGE, 1));
+        let taken = rig.mmu.space(0).invalidate_begin(range(PAGE, 1), true);
         assert_eq!(hart.fault_small(PAGE), (FaultOutcome::Retry, Flush::None));
         rig.mmu.invalidate_end(taken).unwrap();
         let remembers = rig.mmu.format().install_needs_fence;

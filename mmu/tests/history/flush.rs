@@ -34,12 +34,18 @@ fn a_table_that_becomes_a_leaf_is_flushed_as_wide_as_it_was() {
 fn a_table_is_flushed_before_its_memory_comes_back() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         for gfn in [3 * HUGE + 5, 3 * HUGE + 6] {
             rig.touch(&mut vcpu, gfn, Access::Write);
         }
         rig.events();
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
         rig.mmu.reclaim();
         let events = rig.events();
         let freed = events
@@ -72,10 +78,13 @@ fn taking_the_leave_to_write_is_flushed_even_if_w_was_gone() {
         }
         let mut vcpu = rig.mmu.vcpu();
         rig.touch_small(&mut vcpu, 5);
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-        assert!(!rig.mmu.translate(Gfn(5)).unwrap().writable);
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
+        assert!(!rig.mmu.space(0).translate(Gfn(5)).unwrap().writable);
         rig.events();
-        assert!(rig.mmu.write_protect_gfn(Gfn(5), Level::SIZE_4K));
+        assert!(rig.mmu.space(0).write_protect_gfn(Gfn(5), Level::SIZE_4K));
         assert_eq!(
             rig.flushes(),
             [(flush(5, 1), FlushCause::WriteProtect)],
@@ -83,7 +92,7 @@ fn taking_the_leave_to_write_is_flushed_even_if_w_was_gone() {
             rig.stage
         );
         assert!(
-            !rig.mmu.write_protect_gfn(Gfn(5), Level::SIZE_4K),
+            !rig.mmu.space(0).write_protect_gfn(Gfn(5), Level::SIZE_4K),
             "nothing was left to take"
         );
         assert_eq!(rig.flushes(), []);
@@ -93,7 +102,10 @@ fn taking_the_leave_to_write_is_flushed_even_if_w_was_gone() {
 #[test]
 fn logging_begins_with_a_flush_whatever_changed() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(
             rig.flushes(),
             [(flush(0, 2 * GIGA), FlushCause::DirtyLog)],
@@ -107,24 +119,32 @@ fn logging_begins_with_a_flush_whatever_changed() {
 fn what_changes_nothing_flushes_nothing() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        rig.mmu.zap_gfn_range(range(0, GIGA));
+        rig.mmu.space(0).zap_gfn_range(range(0, GIGA));
         assert_eq!(rig.flushes(), [], "nothing was mapped");
         // From nothing to something, and from huge to small: the same translations.
         rig.map(&mut vcpu, 0, Access::Write, Level::SIZE_2M);
-        rig.mmu.split_huge_pages(range(0, HUGE), Level::SIZE_4K);
-        rig.mmu.age(range(0, HUGE));
+        rig.mmu
+            .space(0)
+            .split_huge_pages(range(0, HUGE), Level::SIZE_4K);
+        rig.mmu.space(0).age(range(0, HUGE));
         assert_eq!(rig.flushes(), [], "{}", rig.stage);
         // Logging ends where nothing can be recovered.
         rig.slot(1, 3 * GIGA, 8);
-        rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::LOG_DIRTY)
+            .unwrap();
         rig.touch(&mut vcpu, 3 * GIGA, Access::Write);
         rig.events();
-        rig.mmu.set_slot_flags(1, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::empty())
+            .unwrap();
         assert_eq!(rig.flushes(), [], "{}", rig.stage);
         // Under a withdrawn root nothing is cached, and zapping it says nothing.
         rig.mmu.invalidate_roots();
         rig.events();
-        rig.mmu.zap_gfn_range(range(0, HUGE));
+        rig.mmu.space(0).zap_gfn_range(range(0, HUGE));
         rig.mmu.zap_invalidated_roots();
         assert_eq!(rig.flushes(), [], "{}", rig.stage);
     });
@@ -135,13 +155,16 @@ fn what_changes_nothing_flushes_nothing() {
 fn a_harvest_flushes_exactly_what_it_took() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         rig.events();
         let mut bitmap = vec![0; (2 * GIGA / 64) as usize];
-        assert_eq!(rig.mmu.harvest_dirty_log(0, &mut bitmap), Ok(0));
+        assert_eq!(rig.mmu.space(0).harvest_dirty_log(0, &mut bitmap), Ok(0));
         assert_eq!(rig.flushes(), [], "{}", rig.stage);
         rig.touch(&mut vcpu, 700, Access::Write);
-        assert_eq!(rig.mmu.harvest_dirty_log(0, &mut bitmap), Ok(1));
+        assert_eq!(rig.mmu.space(0).harvest_dirty_log(0, &mut bitmap), Ok(1));
         assert_eq!(
             rig.flushes(),
             [(flush(700, 1), FlushCause::DirtyLog)],
@@ -189,11 +212,11 @@ fn a_range_to_the_end_of_all_numbers_is_unmapped_and_flushed() {
         rig.map(&mut vcpu, top - 1, Access::Write, Level::SIZE_4K);
         rig.events();
         assert!(
-            rig.mmu.zap_gfn_range(range(top - 4, u64::MAX)),
+            rig.mmu.space(0).zap_gfn_range(range(top - 4, u64::MAX)),
             "{}",
             rig.stage
         );
-        assert!(rig.mmu.translate(Gfn(top - 1)).is_none());
+        assert!(rig.mmu.space(0).translate(Gfn(top - 1)).is_none());
         let flushes = rig.flushes();
         assert!(
             flushes.iter().any(|(flush, _)| flush.covers(Gfn(top - 1))),

@@ -54,10 +54,10 @@ fn a_yield_skips_nothing_and_each_burst_makes_progress() {
     each_kind(|rig| {
         until_yields(rig, || {
             let gfns = populate(rig);
-            assert!(rig.mmu.zap_gfn_range(range(0, TABLES * HUGE)));
+            assert!(rig.mmu.space(0).zap_gfn_range(range(0, TABLES * HUGE)));
             for gfn in gfns {
                 assert!(
-                    rig.mmu.translate(Gfn(gfn)).is_none(),
+                    rig.mmu.space(0).translate(Gfn(gfn)).is_none(),
                     "{}: {gfn:#x} was skipped",
                     rig.stage
                 );
@@ -73,9 +73,12 @@ fn a_protecting_sweep_that_yields_skips_nothing() {
         let protects = rig.mmu.format().dirty_log == slat_mmu::DirtyLogPolicy::WriteProtect;
         until_yields(rig, || {
             let gfns = populate(rig);
-            rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+            rig.mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                .unwrap();
             for gfn in gfns {
-                let found = rig.mmu.translate(Gfn(gfn)).unwrap();
+                let found = rig.mmu.space(0).translate(Gfn(gfn)).unwrap();
                 assert!(
                     if protects {
                         !found.writable
@@ -86,7 +89,10 @@ fn a_protecting_sweep_that_yields_skips_nothing() {
                     rig.stage
                 );
             }
-            rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+            rig.mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::empty())
+                .unwrap();
             rig.mmu.zap_all();
             // Split, protected, recovered: three sweeps and more, each of one run a table at most
             // and one an upper entry.
@@ -103,11 +109,11 @@ fn a_sweep_changes_its_range_and_nothing_beside_it() {
             for gfn in 0..3 * HUGE {
                 rig.touch_small(&mut vcpu, gfn);
             }
-            rig.mmu.zap_gfn_range(range(first, pages));
+            rig.mmu.space(0).zap_gfn_range(range(first, pages));
             for gfn in 0..3 * HUGE {
                 let inside = (first..first + pages).contains(&gfn);
                 assert_eq!(
-                    rig.mmu.translate(Gfn(gfn)).is_none(),
+                    rig.mmu.space(0).translate(Gfn(gfn)).is_none(),
                     inside,
                     "{}: {gfn:#x}",
                     rig.stage
@@ -130,7 +136,7 @@ fn what_was_removed_is_flushed_before_the_lock_is_let_go_of() {
         let (times, wrong) = (Arc::clone(&looked), Arc::clone(&violations));
         let gfns = Arc::new(Mutex::new(Vec::new()));
         let mapped = Arc::clone(&gfns);
-        let root = rig.mmu.root().unwrap().pfn;
+        let root = rig.mmu.space(0).root().unwrap().pfn;
         rig.on_flush(move |request| {
             if request.cause != FlushCause::Unmap {
                 return;
@@ -156,7 +162,7 @@ fn what_was_removed_is_flushed_before_the_lock_is_let_go_of() {
                     let mut vcpu = rig.mmu.vcpu();
                     while !stop.load(SeqCst) {
                         rig.touch_small(&mut vcpu, MARK);
-                        rig.mmu.zap_gfn_range(range(MARK, 1));
+                        rig.mmu.space(0).zap_gfn_range(range(MARK, 1));
                     }
                 });
             }
@@ -168,7 +174,7 @@ fn what_was_removed_is_flushed_before_the_lock_is_let_go_of() {
                 let populated = populate(rig);
                 flushed.lock().unwrap().clear();
                 *gfns.lock().unwrap() = populated;
-                rig.mmu.zap_gfn_range(range(0, TABLES * HUGE));
+                rig.mmu.space(0).zap_gfn_range(range(0, TABLES * HUGE));
             }
             stop.store(true, SeqCst);
             assert!(

@@ -60,7 +60,9 @@ fn without_memory_nothing_breaks() {
                 Ok(_) | Err(PrefaultError::OutOfMemory { .. }) => {}
                 Err(other) => panic!("{}: {other} with {left} tables", rig.stage),
             }
-            rig.mmu.split_huge_pages(range(0, GIGA), Level::SIZE_4K);
+            rig.mmu
+                .space(0)
+                .split_huge_pages(range(0, GIGA), Level::SIZE_4K);
             rig.allocations_left(usize::MAX / 2);
             for gfn in [0, HUGE, GIGA + 3] {
                 rig.touch(&mut vcpu, gfn, Access::Write);
@@ -103,15 +105,17 @@ fn tables_are_allocated_without_the_lock() {
             scope.spawn(move || {
                 // Ends with the hook, which owns the other end.
                 while let Ok(answer) = asked.recv() {
-                    rig.mmu.zap_gfn_range(range(100 * GIGA, 1));
+                    rig.mmu.space(0).zap_gfn_range(range(100 * GIGA, 1));
                     // Who asked may have given up waiting: then the test fails by what it noted.
                     answer.send(()).ok();
                 }
             });
             // More tables than are fetched at a time, so that some are fetched in the middle.
-            assert!(
+            assert_eq!(
                 rig.mmu
-                    .split_huge_pages(range(0, 80 * HUGE), Level::SIZE_4K)
+                    .space(0)
+                    .split_huge_pages(range(0, 80 * HUGE), Level::SIZE_4K),
+                0
             );
             rig.touch_small(&mut rig.mmu.vcpu(), GIGA);
             rig.no_hooks();
@@ -134,7 +138,7 @@ fn a_new_table_holds_what_the_format_calls_empty() {
         // The root's, which is filled in another place.
         let empty = rig.raw(rig.mmu.format().max_gfn.0 - 1);
         for gfn in [6, HUGE, GIGA] {
-            let walk = rig.mmu.walk(Gfn(gfn));
+            let walk = rig.mmu.space(0).walk(Gfn(gfn));
             let last = walk.last().unwrap();
             assert_eq!(
                 (last.raw, last.entry),
@@ -147,7 +151,7 @@ fn a_new_table_holds_what_the_format_calls_empty() {
             .prefault(&mut vcpu, range(HUGE + 1, 1), Level::SIZE_4K)
             .unwrap();
         assert_eq!(rig.raw(HUGE), empty, "{}", rig.stage);
-        let root = rig.mmu.root().unwrap().pfn;
+        let root = rig.mmu.space(0).root().unwrap().pfn;
         let reach = hardware_reach(rig.stage, &rig.memory.arena, root);
         assert_eq!(
             reach.leaves.iter().map(|leaf| leaf.gfn).collect::<Vec<_>>(),

@@ -15,7 +15,7 @@ fn a_lookup_from_before_an_invalidation_is_tried_again() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
         let seen = rig.mmu.invalidate_seq();
-        let token = rig.mmu.invalidate_begin(range(5, 1));
+        let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
         rig.mmu.invalidate_end(token).unwrap();
         let fault = Fault::new(Gfn(5), Access::Write).with_max_level(Level::SIZE_4K);
         assert_eq!(
@@ -47,7 +47,7 @@ fn a_lookup_from_before_an_invalidation_is_tried_again() {
 fn exactly_the_range_is_held_off() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        let token = rig.mmu.invalidate_begin(range(HUGE + 10, 5));
+        let token = rig.mmu.space(0).invalidate_begin(range(HUGE + 10, 5), true);
         for (gfn, held) in [(9, false), (10, true), (14, true), (15, false)] {
             let outcome = rig.fault(&mut vcpu, HUGE + gfn, Access::Write);
             let expected = if held {
@@ -80,8 +80,8 @@ fn exactly_the_range_is_held_off() {
 fn an_invalidation_ends_though_its_slot_went() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        let token = rig.mmu.invalidate_begin(range(5, 1));
-        rig.mmu.delete_slot(0).unwrap();
+        let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
+        rig.mmu.space(0).delete_slot(0).unwrap();
         rig.slot(0, 0, GIGA);
         assert_eq!(
             rig.fault(&mut vcpu, 5, Access::Read),
@@ -89,7 +89,7 @@ fn an_invalidation_ends_though_its_slot_went() {
             "{}",
             rig.stage
         );
-        rig.mmu.delete_slot(0).unwrap();
+        rig.mmu.space(0).delete_slot(0).unwrap();
         rig.mmu.invalidate_end(token).unwrap();
         rig.slot(0, 0, GIGA);
         assert_eq!(
@@ -116,7 +116,7 @@ fn an_unmap_that_may_not_yield_does_not() {
                         rig.touch_small(&mut vcpu, giga * GIGA);
                     }
                     let before = rig.mmu.stats().yields;
-                    let token = rig.mmu.invalidate_begin_in(0, everything, may_yield);
+                    let token = rig.mmu.space(0).invalidate_begin(everything, may_yield);
                     let yields = rig.mmu.stats().yields - before;
                     rig.mmu.invalidate_end(token).unwrap();
                     assert!(may_yield || yields == 0, "{}: {yields} yields", rig.stage);
@@ -140,7 +140,10 @@ fn an_unmap_that_may_not_yield_does_not() {
 fn mapping_ahead_gives_up_where_memory_is_going() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        let token = rig.mmu.invalidate_begin(range(2 * HUGE + 3, 1));
+        let token = rig
+            .mmu
+            .space(0)
+            .invalidate_begin(range(2 * HUGE + 3, 1), true);
         let error = rig
             .mmu
             .prefault(&mut vcpu, range(0, 4 * HUGE), Level::SIZE_4K)
@@ -177,7 +180,7 @@ fn retrying_faults_do_not_starve_the_invalidator() {
             }
             let begin = Instant::now();
             for _ in 0..50 {
-                let token = rig.mmu.invalidate_begin(range(5, 1));
+                let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
                 rig.mmu.invalidate_end(token).unwrap();
             }
             stop.store(true, SeqCst);
@@ -194,7 +197,7 @@ fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
         let other = Rig::new(rig.stage, MmuConfig::default());
         other.slot(0, 0, GIGA);
         let (mut vcpu, mut theirs) = (rig.mmu.vcpu(), other.mmu.vcpu());
-        let token = rig.mmu.invalidate_begin(range(5, 1));
+        let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
         let refused = other.mmu.invalidate_end(token).unwrap_err();
         assert_eq!(
             other.fault(&mut theirs, 5, Access::Write),
@@ -210,7 +213,7 @@ fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
             "{}",
             rig.stage
         );
-        let own = other.mmu.invalidate_begin(range(5, 1));
+        let own = other.mmu.space(0).invalidate_begin(range(5, 1), true);
         let refused = other
             .mmu
             .invalidate_end(refused.into_token())
@@ -242,8 +245,8 @@ fn an_invalidation_ends_only_at_the_mmu_that_began_it() {
 fn a_token_that_is_dropped_holds_faults_off() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
-        drop(rig.mmu.invalidate_begin(range(5, 1)));
-        let token = rig.mmu.invalidate_begin(range(5, 1));
+        drop(rig.mmu.space(0).invalidate_begin(range(5, 1), true));
+        let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
         rig.mmu.invalidate_end(token).unwrap();
         for (gfn, held) in [(4, false), (5, true), (6, false)] {
             let held_off = rig.fault(&mut vcpu, gfn, Access::Write) == FaultOutcome::Retry;

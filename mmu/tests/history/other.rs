@@ -14,18 +14,34 @@ fn page_counts_follow_splits_recoveries_and_zaps() {
         let counts = || rig.mmu.stats().pages;
         rig.map(&mut vcpu, 0, Access::Write, Level::SIZE_1G);
         assert_eq!(counts(), [0, 0, 1, 0, 0], "{}", rig.stage);
-        assert!(rig.mmu.split_huge_pages(range(0, GIGA), Level::SIZE_2M));
+        assert_eq!(
+            rig.mmu
+                .space(0)
+                .split_huge_pages(range(0, GIGA), Level::SIZE_2M),
+            0
+        );
         assert_eq!(counts(), [0, 512, 0, 0, 0], "{}", rig.stage);
-        assert!(rig.mmu.split_huge_pages(range(3 * HUGE, 1), Level::SIZE_4K));
+        assert_eq!(
+            rig.mmu
+                .space(0)
+                .split_huge_pages(range(3 * HUGE, 1), Level::SIZE_4K),
+            0
+        );
         assert_eq!(counts(), [512, 511, 0, 0, 0], "{}", rig.stage);
-        rig.mmu.zap_gfn_range(range(3 * HUGE + 1, 10));
+        rig.mmu.space(0).zap_gfn_range(range(3 * HUGE + 1, 10));
         assert_eq!(counts(), [502, 511, 0, 0, 0], "{}", rig.stage);
         // A table with leaves below becomes a leaf.
         rig.map(&mut vcpu, 3 * HUGE + 1, Access::Write, Level::SIZE_2M);
         assert_eq!(counts(), [0, 512, 0, 0, 0], "{}", rig.stage);
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(counts(), [512 * 512, 0, 0, 0, 0], "{}", rig.stage);
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
         assert_eq!(counts(), [0, 0, 1, 0, 0], "{}", rig.stage);
         drop(vcpu);
         rig.settled();
@@ -56,7 +72,7 @@ fn an_entry_for_a_hole_never_outlives_a_round_of_generations() {
         // A slot comes and goes elsewhere: three generations.
         for _ in 0..((1u64 << bits) - 6) / 3 {
             rig.slot(1, 4 * GIGA, 1);
-            rig.mmu.delete_slot(1).unwrap();
+            rig.mmu.space(0).delete_slot(1).unwrap();
         }
         // One by one over the place where the round ends.
         rig.slot(1, 4 * GIGA, 1);
@@ -66,7 +82,7 @@ fn an_entry_for_a_hole_never_outlives_a_round_of_generations() {
             } else {
                 SlotFlags::empty()
             };
-            rig.mmu.set_slot_flags(1, flags).unwrap();
+            rig.mmu.space(0).set_slot_flags(1, flags).unwrap();
             let found = rig.mmu.access(&mut vcpu, Gfn(hole), Access::Read);
             assert_eq!(found, Err(WalkFault::NotPresent), "{}: {step}", rig.stage);
         }
@@ -91,9 +107,14 @@ fn frames_beyond_the_format_are_refused_everywhere() {
                 rig.mmu.access(&mut vcpu, Gfn(gfn), Access::Read),
                 Err(WalkFault::NotPresent)
             );
-            assert_eq!(rig.mmu.translate(Gfn(gfn)), None, "{}: an alias", rig.stage);
-            assert!(rig.mmu.walk(Gfn(gfn)).last().is_none());
-            assert!(!rig.mmu.write_protect_gfn(Gfn(gfn), Level::SIZE_4K));
+            assert_eq!(
+                rig.mmu.space(0).translate(Gfn(gfn)),
+                None,
+                "{}: an alias",
+                rig.stage
+            );
+            assert!(rig.mmu.space(0).walk(Gfn(gfn)).last().is_none());
+            assert!(!rig.mmu.space(0).write_protect_gfn(Gfn(gfn), Level::SIZE_4K));
         }
         let spec = SlotSpec::new(1, Gfn(top - 1), 2, Pfn(0));
         assert!(matches!(
@@ -101,9 +122,15 @@ fn frames_beyond_the_format_are_refused_everywhere() {
             Err(SlotError::BeyondFormat { .. })
         ));
         // Frame 5 is at `top + 5`, if the walk looks at the low bits alone.
-        assert!(!rig.mmu.zap_gfn_range(range(top, top)));
-        assert!(!rig.mmu.test_age(range(top, 64)) && !rig.mmu.age(range(top + 5, 1)));
-        assert!(rig.mmu.translate(Gfn(5)).is_some(), "{}", rig.stage);
+        assert!(!rig.mmu.space(0).zap_gfn_range(range(top, top)));
+        assert!(
+            !rig.mmu.space(0).test_age(range(top, 64)) && !rig.mmu.space(0).age(range(top + 5, 1))
+        );
+        assert!(
+            rig.mmu.space(0).translate(Gfn(5)).is_some(),
+            "{}",
+            rig.stage
+        );
         assert_eq!(rig.mmu.stats().tables, tables, "{}", rig.stage);
     });
 }
@@ -116,15 +143,25 @@ fn nx_recovery_leaves_logged_slots_alone() {
         }
         let mut vcpu = rig.mmu.vcpu();
         rig.touch(&mut vcpu, 7, Access::Execute);
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(
             rig.mmu.recover_nx_huge_pages(usize::MAX),
             0,
             "{}",
             rig.stage
         );
-        assert!(rig.mmu.translate(Gfn(7)).is_some(), "{}", rig.stage);
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+        assert!(
+            rig.mmu.space(0).translate(Gfn(7)).is_some(),
+            "{}",
+            rig.stage
+        );
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
         assert!(
             rig.mmu.recover_nx_huge_pages(usize::MAX) > 0,
             "{}",
@@ -152,9 +189,16 @@ fn nx_recovery_is_not_held_up_by_logged_slots() {
                 }
             );
         }
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(rig.mmu.recover_nx_huge_pages(1), 1, "{}", rig.stage);
-        assert!(rig.mmu.translate(Gfn(2 * GIGA)).is_none(), "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(2 * GIGA)).is_none(),
+            "{}",
+            rig.stage
+        );
         assert_eq!(rig.mmu.recover_nx_huge_pages(1), 0, "{}", rig.stage);
     });
 }
@@ -170,10 +214,10 @@ fn a_range_that_differs_forbids_the_huge_pages_around_it() {
         // From the middle of one huge page into the next; for 1 GiB as well.
         let differs = range(HUGE + 100, HUGE);
         for level in [Level::SIZE_2M, Level::SIZE_1G] {
-            rig.mmu.forbid_huge_pages(0, differs, level).unwrap();
+            rig.mmu.space(0).forbid_huge_pages(differs, level).unwrap();
         }
         assert_eq!(
-            rig.mmu.translate(Gfn(HUGE)).unwrap().level,
+            rig.mmu.space(0).translate(Gfn(HUGE)).unwrap().level,
             Level::SIZE_4K,
             "{}: it was huge",
             rig.stage
@@ -186,7 +230,7 @@ fn a_range_that_differs_forbids_the_huge_pages_around_it() {
         ] {
             rig.touch(&mut vcpu, gfn, Access::Write);
             assert_eq!(
-                rig.mmu.translate(Gfn(gfn)).unwrap().level.get(),
+                rig.mmu.space(0).translate(Gfn(gfn)).unwrap().level.get(),
                 level,
                 "{}: {gfn:#x}",
                 rig.stage
@@ -200,7 +244,7 @@ fn a_range_that_differs_forbids_the_huge_pages_around_it() {
             }
         );
         for level in [Level::SIZE_2M, Level::SIZE_1G] {
-            rig.mmu.allow_huge_pages(0, differs, level).unwrap();
+            rig.mmu.space(0).allow_huge_pages(differs, level).unwrap();
         }
         rig.mmu.zap_all();
         assert_eq!(
@@ -225,20 +269,25 @@ fn huge_pages_are_forbidden_without_memory_for_tables() {
         let differs = range(HUGE / 2, 2 * HUGE);
         let level = Level::SIZE_2M;
         rig.mmu
-            .forbid_huge_pages(0, differs, Level::SIZE_1G)
+            .space(0)
+            .forbid_huge_pages(differs, Level::SIZE_1G)
             .unwrap();
         rig.flushes();
         rig.allocations_left(1);
-        rig.mmu.forbid_huge_pages(0, differs, level).unwrap();
+        rig.mmu.space(0).forbid_huge_pages(differs, level).unwrap();
         for huge in 0..3 {
-            let found = rig.mmu.translate(Gfn(huge * HUGE));
+            let found = rig.mmu.space(0).translate(Gfn(huge * HUGE));
             assert!(
                 found.is_none_or(|found| found.level < level),
                 "{}: {found:?}",
                 rig.stage
             );
         }
-        let beside = rig.mmu.translate(Gfn(3 * HUGE)).map(|found| found.level);
+        let beside = rig
+            .mmu
+            .space(0)
+            .translate(Gfn(3 * HUGE))
+            .map(|found| found.level);
         assert_eq!(beside, Some(level), "{}", rig.stage);
         // At least the last two were mapped whole, and are flushed whole.
         let flushes = rig.flushes();
@@ -251,7 +300,7 @@ fn huge_pages_are_forbidden_without_memory_for_tables() {
         rig.allocations_left(usize::MAX / 2);
         for huge in 0..3 {
             rig.touch(&mut vcpu, huge * HUGE, Access::Write);
-            let found = rig.mmu.translate(Gfn(huge * HUGE)).unwrap();
+            let found = rig.mmu.space(0).translate(Gfn(huge * HUGE)).unwrap();
             assert_eq!(found.level, Level::SIZE_4K, "{}", rig.stage);
         }
         drop(vcpu);

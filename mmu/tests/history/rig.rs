@@ -268,12 +268,17 @@ impl Rig {
 
     /// The entry that ends the walk.
     pub(crate) fn raw(&self, gfn: u64) -> u64 {
-        self.mmu.walk(Gfn(gfn)).last().expect("there is a root").raw
+        self.mmu
+            .space(0)
+            .walk(Gfn(gfn))
+            .last()
+            .expect("there is a root")
+            .raw
     }
 
     pub(crate) fn dirty(&self, id: u16, pages: u64) -> Vec<u64> {
         let mut bitmap = vec![0; pages.div_ceil(64) as usize];
-        self.mmu.get_dirty_log(id, &mut bitmap).unwrap();
+        self.mmu.space(0).get_dirty_log(id, &mut bitmap).unwrap();
         bitmap
     }
 
@@ -328,7 +333,7 @@ pub(crate) fn contended(rig: &Rig, main: impl FnOnce(&AtomicU64)) {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(SeqCst) {
-                    rig.mmu.zap_gfn_range(range(100 * GIGA, 1));
+                    rig.mmu.space(0).zap_gfn_range(range(100 * GIGA, 1));
                     times.fetch_add(1, SeqCst);
                 }
             });

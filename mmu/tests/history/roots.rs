@@ -25,11 +25,15 @@ fn a_root_outlives_its_vcpus() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
         rig.map(&mut vcpu, 5, Access::Write, Level::SIZE_4K);
-        let root = rig.mmu.root().unwrap();
+        let root = rig.mmu.space(0).root().unwrap();
         drop(vcpu);
         rig.mmu.reclaim();
-        assert_eq!(rig.mmu.root(), Some(root), "{}", rig.stage);
-        assert!(rig.mmu.translate(Gfn(5)).is_some(), "{}", rig.stage);
+        assert_eq!(rig.mmu.space(0).root(), Some(root), "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(5)).is_some(),
+            "{}",
+            rig.stage
+        );
         rig.settled();
     });
 }
@@ -58,8 +62,8 @@ fn a_look_that_ends_early_leaks_no_root() {
             rig.touch_small(&mut vcpu, gfn);
         }
         // Ends at the first page.
-        assert!(rig.mmu.test_age(range(0, 2 * HUGE)));
-        assert!(rig.mmu.age(range(0, 2 * HUGE)));
+        assert!(rig.mmu.space(0).test_age(range(0, 2 * HUGE)));
+        assert!(rig.mmu.space(0).age(range(0, 2 * HUGE)));
         drop(vcpu);
         rig.settled();
     });
@@ -70,12 +74,12 @@ fn unmapping_visits_withdrawn_roots() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
         rig.touch_small(&mut vcpu, 5);
-        let old = rig.mmu.root().unwrap().pfn;
+        let old = rig.mmu.space(0).root().unwrap().pfn;
         rig.mmu.invalidate_roots();
         let mapped = || hardware_walk(rig.stage, &rig.memory.arena, old, 5).is_some();
         assert!(mapped(), "{}: its zapper has not begun", rig.stage);
         rig.events();
-        let token = rig.mmu.invalidate_begin(range(5, 1));
+        let token = rig.mmu.space(0).invalidate_begin(range(5, 1), true);
         assert!(
             !mapped(),
             "{}: a withdrawn root maps memory that is the host's again",
@@ -94,11 +98,11 @@ fn a_deleted_slot_is_in_no_root_withdrawn_or_not() {
     each(|rig| {
         let mut vcpu = rig.mmu.vcpu();
         rig.touch_small(&mut vcpu, 5);
-        let old = rig.mmu.root().unwrap().pfn;
+        let old = rig.mmu.space(0).root().unwrap().pfn;
         rig.mmu.invalidate_roots();
         rig.touch_small(&mut vcpu, 6);
-        rig.mmu.delete_slot(0).unwrap();
-        let new = rig.mmu.root().unwrap().pfn;
+        rig.mmu.space(0).delete_slot(0).unwrap();
+        let new = rig.mmu.space(0).root().unwrap().pfn;
         assert_ne!(old, new);
         for (root, gfn) in [(old, 5), (new, 6)] {
             assert_eq!(
@@ -120,7 +124,7 @@ fn nothing_is_mapped_under_a_withdrawn_root() {
         // Beside the last fault: the vCPU remembers the table.
         rig.map(&mut vcpu, 6, Access::Write, Level::SIZE_4K);
         assert!(
-            rig.mmu.translate(Gfn(6)).is_some(),
+            rig.mmu.space(0).translate(Gfn(6)).is_some(),
             "{}: mapped where nobody looks",
             rig.stage
         );
@@ -130,7 +134,11 @@ fn nothing_is_mapped_under_a_withdrawn_root() {
             rig.mmu.prefault(&mut vcpu, range(7, 1), Level::SIZE_4K),
             Ok(1)
         );
-        assert!(rig.mmu.translate(Gfn(7)).is_some(), "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(7)).is_some(),
+            "{}",
+            rig.stage
+        );
         // And the fast path gives nothing back there.
         rig.mmu.invalidate_roots();
         let _ = rig
@@ -139,6 +147,7 @@ fn nothing_is_mapped_under_a_withdrawn_root() {
         rig.touch(&mut vcpu, 7, Access::Write);
         assert!(
             rig.mmu
+                .space(0)
                 .translate(Gfn(7))
                 .is_some_and(|found| found.writable),
             "{}",
@@ -186,7 +195,11 @@ fn withdrawal_and_flush_are_one_section() {
             "{}: mapped while vCPUs were told to leave their root",
             rig.stage
         );
-        assert!(rig.mmu.translate(Gfn(6)).is_some(), "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(6)).is_some(),
+            "{}",
+            rig.stage
+        );
         assert_eq!(
             rig.flushes(),
             [(Flush::All, FlushCause::Roots)],
@@ -204,7 +217,7 @@ fn every_table_of_a_zapped_root_comes_back() {
         for gfn in [0, HUGE, GIGA] {
             rig.touch_small(&mut vcpu, gfn);
         }
-        rig.mmu.zap_gfn_range(range(HUGE, 1));
+        rig.mmu.space(0).zap_gfn_range(range(HUGE, 1));
         rig.map(&mut vcpu, 2 * HUGE, Access::Write, Level::SIZE_2M);
         drop(vcpu);
         rig.settled();
@@ -282,7 +295,7 @@ fn leaves_of_a_withdrawn_root<F: Format>() {
     mmu.invalidate_roots();
     assert_eq!(mmu.stats().pages[..3], [1, 0, 2], "still mapped");
     // Unmapped in the meantime: counted out of what the withdrawn root has, once.
-    mmu.zap_gfn_range(range(GIGA, 1));
+    mmu.space(0).zap_gfn_range(range(GIGA, 1));
     assert_eq!(mmu.stats().pages[..3], [1, 0, 1], "{}", F::NAME);
     assert!(walker.translate(Gfn(GIGA)).is_none());
     mmu.zap_invalidated_roots();
@@ -293,7 +306,7 @@ fn leaves_of_a_withdrawn_root<F: Format>() {
         assert_eq!(walker.translate(Gfn(gfn)), None, "{}: {gfn:#x}", F::NAME);
     }
     // Nothing is left to be found there, and no count falls below nothing.
-    assert!(!mmu.zap_gfn_range(range(0, 4 * GIGA)));
+    assert!(!mmu.space(0).zap_gfn_range(range(0, 4 * GIGA)));
     assert_eq!(mmu.stats().pages, [0; 5], "{}", F::NAME);
     drop(walker);
     drop(vcpu);

@@ -96,9 +96,11 @@ fn teardown_waits_for_the_owner_of_a_frozen_entry() {
         });
         thread::scope(|scope| {
             scope.spawn(|| {
-                assert!(
+                assert_eq!(
                     rig.mmu
-                        .split_huge_pages(range(5 * HUGE, HUGE), Level::SIZE_4K)
+                        .space(0)
+                        .split_huge_pages(range(5 * HUGE, HUGE), Level::SIZE_4K),
+                    0
                 )
             });
             assert!(until(PATIENCE, || breaks.load(SeqCst) == 1));
@@ -143,7 +145,14 @@ fn a_fault_on_a_frozen_entry_tries_again() {
             }
         });
         thread::scope(|scope| {
-            scope.spawn(|| assert!(rig.mmu.split_huge_pages(range(0, HUGE), Level::SIZE_4K)));
+            scope.spawn(|| {
+                assert_eq!(
+                    rig.mmu
+                        .space(0)
+                        .split_huge_pages(range(0, HUGE), Level::SIZE_4K),
+                    0
+                )
+            });
             assert!(until(PATIENCE, || frozen.load(SeqCst)));
             let outcomes = [Level::SIZE_4K, Level::SIZE_2M].map(|level| {
                 let fault = Fault::new(Gfn(3), Access::Write).with_max_level(level);
@@ -159,8 +168,8 @@ fn a_fault_on_a_frozen_entry_tries_again() {
 
 /// Puts `raw` into the 4 KiB table that maps `gfn`, as memory corruption would.
 fn corrupt(rig: &crate::rig::Rig, gfn: u64, raw: u64) {
-    let root = rig.mmu.root().unwrap().pfn;
-    let walk = rig.mmu.walk(Gfn(gfn));
+    let root = rig.mmu.space(0).root().unwrap().pfn;
+    let walk = rig.mmu.space(0).walk(Gfn(gfn));
     let table = walk.steps().fold(root, |table, step| match step.entry {
         Entry::Table { pfn } => pfn,
         _ => table,
@@ -184,12 +193,15 @@ fn a_leaf_to_other_memory_is_reported_and_not_changed() {
         let mut vcpu = rig.mmu.vcpu();
         // The neighbour's entry holds the neighbour's frame. Mapped for reading while writes are
         // logged: the write upgrades it.
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         for gfn in [3, 4] {
             rig.touch_small(&mut vcpu, gfn);
         }
-        assert!(rig.mmu.write_protect_gfn(Gfn(3), Level::SIZE_4K));
-        assert!(rig.mmu.write_protect_gfn(Gfn(4), Level::SIZE_4K));
+        assert!(rig.mmu.space(0).write_protect_gfn(Gfn(3), Level::SIZE_4K));
+        assert!(rig.mmu.space(0).write_protect_gfn(Gfn(4), Level::SIZE_4K));
         let foreign = rig.raw(4);
         corrupt(rig, 3, foreign);
         let outcome = rig.mmu.fault(&mut vcpu, Fault::new(Gfn(3), Access::Write));
@@ -208,12 +220,19 @@ fn a_leaf_to_other_memory_is_reported_and_not_changed() {
 #[test]
 fn a_write_to_a_page_mapped_for_reading_makes_it_writable() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let mut vcpu = rig.mmu.vcpu();
         rig.touch(&mut vcpu, 9, Access::Read);
         // Without a word about the entry that is there, then with.
         rig.touch(&mut vcpu, 9, Access::Write);
-        assert!(rig.mmu.translate(Gfn(9)).unwrap().writable, "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(9)).unwrap().writable,
+            "{}",
+            rig.stage
+        );
         assert_eq!(rig.dirty(0, 2 * GIGA)[0], 1 << 9, "{}", rig.stage);
         let again = rig.fault(&mut vcpu, 9, Access::Write);
         assert_eq!(
@@ -230,7 +249,10 @@ fn a_write_to_a_page_mapped_for_reading_makes_it_writable() {
 #[test]
 fn what_is_mapped_ahead_never_replaces_what_is_mapped() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let mut vcpu = rig.mmu.vcpu();
         rig.touch(&mut vcpu, 9, Access::Write);
         rig.touch(&mut vcpu, 10, Access::Read);
@@ -240,9 +262,9 @@ fn what_is_mapped_ahead_never_replaces_what_is_mapped() {
             Ok(HUGE)
         );
         assert_eq!([rig.raw(9), rig.raw(10)], before, "{}", rig.stage);
-        assert!(rig.mmu.translate(Gfn(11)).is_some());
+        assert!(rig.mmu.space(0).translate(Gfn(11)).is_some());
         // Nor makes it a used page of an idle one.
-        rig.mmu.age(range(9, 1));
+        rig.mmu.space(0).age(range(9, 1));
         let aged = rig.raw(9);
         let outcome = rig.mmu.fault(&mut vcpu, Fault::prefetch(Gfn(9)));
         assert_eq!(
@@ -276,6 +298,7 @@ fn a_note_of_the_nx_mitigation_goes_with_its_table() {
         );
         let noted = rig
             .mmu
+            .space(0)
             .walk(Gfn(7))
             .steps()
             .filter(|step| match step.entry {
@@ -293,7 +316,7 @@ fn a_note_of_the_nx_mitigation_goes_with_its_table() {
         assert_eq!(rig.mmu.recover_nx_huge_pages(100), 0, "{}", rig.stage);
         for huge in 0..64 {
             assert!(
-                rig.mmu.translate(Gfn(huge * HUGE)).is_some(),
+                rig.mmu.space(0).translate(Gfn(huge * HUGE)).is_some(),
                 "{}",
                 rig.stage
             );
@@ -318,10 +341,14 @@ fn nx_recovery_removes_the_noted_table_and_no_other() {
         rig.map(&mut vcpu, HUGE, Access::Write, Level::SIZE_2M);
         rig.map(&mut vcpu, 2 * HUGE, Access::Write, Level::SIZE_4K);
         assert_eq!(rig.mmu.recover_nx_huge_pages(1), 1, "{}", rig.stage);
-        assert!(rig.mmu.translate(Gfn(7)).is_none(), "{}", rig.stage);
+        assert!(
+            rig.mmu.space(0).translate(Gfn(7)).is_none(),
+            "{}",
+            rig.stage
+        );
         for gfn in [HUGE, 2 * HUGE] {
             assert!(
-                rig.mmu.translate(Gfn(gfn)).is_some(),
+                rig.mmu.space(0).translate(Gfn(gfn)).is_some(),
                 "{}: {gfn:#x} went too",
                 rig.stage
             );
@@ -334,7 +361,10 @@ fn nx_recovery_removes_the_noted_table_and_no_other() {
 #[test]
 fn writers_and_a_harvester_lose_no_bit() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let reported = Mutex::new([0u64; 64]);
         let written = AtomicU64::new(0);
         thread::scope(|scope| {
@@ -347,7 +377,7 @@ fn writers_and_a_harvester_lose_no_bit() {
             });
             let harvest = || {
                 let mut bitmap = vec![0; (2 * GIGA / 64) as usize];
-                rig.mmu.harvest_dirty_log(0, &mut bitmap).unwrap();
+                rig.mmu.space(0).harvest_dirty_log(0, &mut bitmap).unwrap();
                 reported.lock().unwrap()[0] |= bitmap[0];
             };
             while !writer.is_finished() {

@@ -436,7 +436,7 @@ impl<F: Format> Scene<F> {
 
     pub fn harvest(&self) -> u64 {
         let mut bitmap = [0];
-        self.mmu.harvest_dirty_log(0, &mut bitmap).unwrap();
+        self.mmu.space(0).harvest_dirty_log(0, &mut bitmap).unwrap();
         bitmap[0]
     }
 
@@ -449,7 +449,7 @@ impl<F: Format> Scene<F> {
         let mut leaves = [0; 5];
         let mut gfn = 0;
         while gfn < F::MAX_GFN.0 {
-            gfn += match self.mmu.translate(Gfn(gfn)) {
+            gfn += match self.mmu.space(0).translate(Gfn(gfn)) {
                 Some(to) => {
                     assert_eq!(to.pfn, Pfn(HOST + gfn), "{gfn}");
                     leaves[to.level.get() as usize - 1] += 1;

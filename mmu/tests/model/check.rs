@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
-use slat_mmu::{Entry, Gfn, GfnRange, Leaves, Pfn};
+use slat_mmu::{Entry, Gfn, GfnRange, Pfn};
 
 use crate::{
     common::{self, Found},
@@ -52,10 +52,10 @@ impl World {
         let tree = &space.tree;
         if tree.leaves.is_empty() && tree.tables.is_empty() && !self.steps.is_multiple_of(4) {
             // Not to make each root by looking for it.
-            prop_assert!(self.mmu.translate_in(as_id, self.place(3)).is_none());
+            prop_assert!(self.mmu.space(as_id).translate(self.place(3)).is_none());
             return Ok(());
         }
-        let Some(root) = self.mmu.root_in(as_id) else {
+        let Some(root) = self.mmu.space(as_id).root() else {
             prop_assert!(self.tight && tree.leaves.is_empty(), "no root");
             return Ok(());
         };
@@ -64,7 +64,7 @@ impl World {
         prop_assert_eq!(reach.tables, tree.tables.len() as u64 + 1, "tables");
         if self.steps.is_multiple_of(8) {
             let all = GfnRange::new(Gfn(0), u64::MAX);
-            let listed = Leaves::new(&*self.mmu, as_id, all);
+            let listed = self.mmu.space(as_id).leaves(all);
             let listed: Vec<_> = listed.map(|l| (l.gfn.0, l.leaf.pfn.0, l.level)).collect();
             let modelled = tree.leaves.iter();
             let modelled: Vec<_> = modelled
@@ -76,7 +76,7 @@ impl World {
         let skip = self.steps as usize % stride;
         for (&gfn, leaf) in tree.leaves.iter().skip(skip).step_by(stride) {
             let at = gfn + self.steps % leaf.pages;
-            let step = self.mmu.walk_in(as_id, Gfn(at)).last().copied();
+            let step = self.mmu.space(as_id).walk(Gfn(at)).last().copied();
             let Some(Entry::Leaf(found)) = step.map(|step| step.entry) else {
                 return Err(TestCaseError::fail(format!(
                     "{at:#x}: {step:?} for {leaf:?}"
@@ -93,7 +93,7 @@ impl World {
             };
             prop_assert_eq!(seen, *leaf, "the entry for {:#x}", at);
             prop_assert_eq!(step.map(|step| step.level), Some(level_of(leaf.pages)));
-            let hit = self.mmu.translate_in(as_id, Gfn(at)).map(|to| to.pfn);
+            let hit = self.mmu.space(as_id).translate(Gfn(at)).map(|to| to.pfn);
             prop_assert_eq!(hit, Some(Pfn(leaf.pfn + at - gfn)));
             let walked = common::hardware_walk(self.stage, &self.arena, root.pfn, at);
             prop_assert_eq!(walked.is_some(), leaf.a || self.hardware_ad());
@@ -103,7 +103,7 @@ impl World {
             let expected = tree
                 .at(gfn.0)
                 .map(|(start, leaf)| Pfn(leaf.pfn + gfn.0 - start));
-            let found = self.mmu.translate_in(as_id, gfn).map(|to| to.pfn);
+            let found = self.mmu.space(as_id).translate(gfn).map(|to| to.pfn);
             prop_assert_eq!(found, expected, "{}", gfn);
         }
         Ok(())
@@ -169,7 +169,7 @@ impl World {
         let trees = self.spaces.iter().map(|space| &space.tree);
         for tree in trees.chain(self.withdrawn.iter().map(|(_, _, tree)| tree)) {
             for leaf in tree.leaves.values() {
-                pages[level_of(leaf.pages).slot()] += 1;
+                pages[level_of(leaf.pages).index()] += 1;
             }
         }
         pages[0] += self.host.mirror.lock().unwrap().leaves.len() as i64;
@@ -192,7 +192,7 @@ impl World {
             if tree.at(gfn).is_some() {
                 continue;
             }
-            let walk = self.mmu.walk_in(as_id, Gfn(gfn));
+            let walk = self.mmu.space(as_id).walk(Gfn(gfn));
             let Some(step) = walk.last() else { continue };
             let Entry::Leaf(found) = step.entry else {
                 return Err(TestCaseError::fail(format!("{gfn:#x} is {step:?}")));

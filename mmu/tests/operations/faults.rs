@@ -11,7 +11,7 @@ fn a_prefetch_maps_but_is_no_use_and_no_fault() {
         assert_eq!((stats.faults_taken, stats.faults_fixed), (0, 0));
         assert_eq!(stats.prefetched, 1);
         assert_eq!(
-            rig.mmu.test_age(GfnRange::new(BASE, 1)),
+            rig.mmu.space(0).test_age(GfnRange::new(BASE, 1)),
             rig.stage.info().ad_policy != AdPolicy::Hardware
         );
     });
@@ -20,7 +20,10 @@ fn a_prefetch_maps_but_is_no_use_and_no_fault() {
 #[test]
 fn a_prefetch_leaves_a_better_mapping_alone() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         let before = rig.run(BASE.0, Access::Write);
         assert_eq!(rig.fault(Fault::prefetch(BASE)), spurious(Level::SIZE_4K));
         assert_eq!(
@@ -28,8 +31,12 @@ fn a_prefetch_leaves_a_better_mapping_alone() {
                 .prefault(&mut rig.vcpu, GfnRange::new(BASE, 8), Level::SIZE_4K),
             Ok(8)
         );
-        assert_eq!(rig.mmu.translate(BASE), Some(before));
-        assert_eq!(rig.mmu.dirty_pages(0), Ok(1), "nothing else was written");
+        assert_eq!(rig.mmu.space(0).translate(BASE), Some(before));
+        assert_eq!(
+            rig.mmu.space(0).dirty_pages(0),
+            Ok(1),
+            "nothing else was written"
+        );
     });
 }
 
@@ -43,7 +50,10 @@ fn prefault_stops_where_the_memory_stops_and_says_how_far_it_got() {
             Err(PrefaultError::NoSlot { gfn: end, done: 3 })
         );
         assert_eq!(rig.pages().0, 3);
-        let token = rig.mmu.invalidate_begin(GfnRange::new(Gfn(BASE.0 + 2), 1));
+        let token = rig
+            .mmu
+            .space(0)
+            .invalidate_begin(GfnRange::new(Gfn(BASE.0 + 2), 1), true);
         let result = rig
             .mmu
             .prefault(&mut rig.vcpu, GfnRange::new(BASE, 4), Level::SIZE_4K);
@@ -79,12 +89,12 @@ fn a_gigabyte_is_mapped_at_once_if_everything_is_aligned() {
             .create_slot(SlotSpec::new(1, Gfn(huge), 2 * huge, Pfn(4 * huge)))
             .unwrap();
         assert_eq!(rig.touch(huge + 5, Access::Write), fixed(Level::SIZE_1G));
-        let last = |rig: &Rig| rig.mmu.translate(Gfn(2 * huge - 1)).unwrap().pfn;
+        let last = |rig: &Rig| rig.mmu.space(0).translate(Gfn(2 * huge - 1)).unwrap().pfn;
         assert_eq!(last(rig), Pfn(5 * huge - 1));
         let first = GfnRange::new(Gfn(huge), 1);
-        assert!(rig.mmu.split_huge_pages(first, Level::SIZE_2M));
+        assert_eq!(rig.mmu.space(0).split_huge_pages(first, Level::SIZE_2M), 0);
         assert_eq!(rig.mmu.stats().pages[1..3], [512, 0]);
-        assert!(rig.mmu.split_huge_pages(first, Level::SIZE_4K));
+        assert_eq!(rig.mmu.space(0).split_huge_pages(first, Level::SIZE_4K), 0);
         assert_eq!(rig.mmu.stats().pages[..3], [512, 511, 0]);
         assert_eq!(last(rig), Pfn(5 * huge - 1));
         assert_eq!(
@@ -93,9 +103,15 @@ fn a_gigabyte_is_mapped_at_once_if_everything_is_aligned() {
             "the same memory with the same permissions"
         );
         // On, off: a gigabyte again, in place.
-        rig.mmu.set_slot_flags(1, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(rig.mmu.stats().pages[..3], [1 << 18, 0, 0]);
-        rig.mmu.set_slot_flags(1, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::empty())
+            .unwrap();
         assert_eq!(rig.mmu.stats().pages[..3], [0, 0, 1]);
         assert_eq!(last(rig), Pfn(5 * huge - 1));
     });
@@ -107,14 +123,17 @@ fn a_fault_may_not_map_what_an_invalidation_takes() {
         let seq = rig.mmu.invalidate_seq();
         rig.run(BASE.0, Access::Write);
         rig.flushed();
-        let token = rig.mmu.invalidate_begin(GfnRange::new(Gfn(BASE.0 + 8), 8));
+        let token = rig
+            .mmu
+            .space(0)
+            .invalidate_begin(GfnRange::new(Gfn(BASE.0 + 8), 8), true);
         assert_eq!(rig.flushed(), [(range(BASE.0, 512), FlushCause::Unmap)]);
         assert_eq!(token.range(), GfnRange::new(Gfn(BASE.0 + 8), 8));
         assert_eq!(rig.touch(BASE.0 + 15, Access::Write), FaultOutcome::Retry);
         // A neighbour may go on, but no leaf may reach into the range.
         rig.run(BASE.0 + 16, Access::Write);
-        assert_eq!(rig.mmu.translate(Gfn(BASE.0 + 15)), None);
-        assert_eq!(rig.mmu.translate(Gfn(BASE.0 + 8)), None);
+        assert_eq!(rig.mmu.space(0).translate(Gfn(BASE.0 + 15)), None);
+        assert_eq!(rig.mmu.space(0).translate(Gfn(BASE.0 + 8)), None);
         rig.mmu.invalidate_end(token).unwrap();
         let stale = Fault::new(Gfn(BASE.0 + 8), Access::Read).with_seq(seq);
         assert_eq!(rig.fault(stale), FaultOutcome::Retry);
@@ -132,7 +151,7 @@ fn no_huge_page_is_executable_where_the_mitigation_is_on() {
             return;
         }
         assert_eq!(rig.touch(BASE.0, Access::Write), fixed(Level::SIZE_2M));
-        assert!(!rig.mmu.translate(BASE).unwrap().executable);
+        assert!(!rig.mmu.space(0).translate(BASE).unwrap().executable);
         assert!(rig.run(BASE.0 + 4, Access::Execute).executable);
         assert_eq!((rig.pages(), rig.mmu.stats().nx_splits), ((512, 0), 1));
         // Data accesses do not make it huge again; the worker does.
@@ -142,13 +161,19 @@ fn no_huge_page_is_executable_where_the_mitigation_is_on() {
         );
         rig.flushed();
         assert_eq!(rig.mmu.recover_nx_huge_pages(0), 0);
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         assert_eq!(
             rig.mmu.recover_nx_huge_pages(8),
             0,
             "it would only be split again"
         );
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
         assert_eq!(rig.pages(), (512, 0), "its worker brings it back, not this");
         rig.flushed();
         assert_eq!(rig.mmu.recover_nx_huge_pages(8), 1);

@@ -39,7 +39,7 @@ fn a_vcpu_of_another_mmu_is_served_all_the_same() {
             "it runs on no root of this MMU"
         );
         assert_eq!(other.load_root(&mut rig.vcpu), None);
-        assert_eq!(other.translate(BASE).unwrap().pfn, Pfn(64));
+        assert_eq!(other.space(0).translate(BASE).unwrap().pfn, Pfn(64));
         other.zap_all();
         assert_eq!(other.stats().tables, 0);
     });
@@ -48,7 +48,10 @@ fn a_vcpu_of_another_mmu_is_served_all_the_same() {
 #[test]
 fn flush_requests_are_counted_by_cause() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         rig.run(BASE.0, Access::Write);
         rig.mmu.zap_all();
         let stats = rig.mmu.stats();

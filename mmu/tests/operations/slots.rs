@@ -6,13 +6,16 @@ use super::*;
 fn deleting_a_slot_unmaps_it_and_flushes_what_was_mapped() {
     each(|rig| {
         rig.run(BASE.0 + 600, Access::Write);
-        rig.mmu.delete_slot(0).unwrap();
+        rig.mmu.space(0).delete_slot(0).unwrap();
         assert_eq!(
             rig.flushed(),
             [(range(BASE.0 + 512, 512), FlushCause::Slot)]
         );
         assert_eq!((rig.pages(), rig.mmu.slots()), ((0, 0), vec![]));
-        assert_eq!(rig.mmu.delete_slot(0), Err(SlotError::UnknownId { id: 0 }));
+        assert_eq!(
+            rig.mmu.space(0).delete_slot(0),
+            Err(SlotError::UnknownId { id: 0 })
+        );
         assert_eq!(rig.touch(BASE.0, Access::Read), FaultOutcome::NoSlot);
         assert_eq!(rig.flushed(), []);
     });
@@ -21,7 +24,7 @@ fn deleting_a_slot_unmaps_it_and_flushes_what_was_mapped() {
 #[test]
 fn deleting_a_slot_that_was_never_touched_flushes_nothing() {
     each(|rig| {
-        rig.mmu.delete_slot(0).unwrap();
+        rig.mmu.space(0).delete_slot(0).unwrap();
         assert_eq!(rig.flushed(), []);
     });
 }
@@ -29,24 +32,27 @@ fn deleting_a_slot_that_was_never_touched_flushes_nothing() {
 #[test]
 fn a_moved_slot_takes_its_log_along_and_leaves_nothing_behind() {
     each(|rig| {
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
         rig.run(BASE.0 + 5, Access::Write);
         rig.flushed();
         let seq = rig.mmu.invalidate_seq();
-        rig.mmu.move_slot(0, Gfn(0x8000)).unwrap();
+        rig.mmu.space(0).move_slot(0, Gfn(0x8000)).unwrap();
         assert_eq!(rig.flushed(), [(range(BASE.0 + 5, 1), FlushCause::Slot)]);
         assert_eq!(rig.touch(BASE.0 + 5, Access::Read), FaultOutcome::NoSlot);
         let stale = Fault::new(Gfn(0x8005), Access::Read).with_seq(seq);
         assert_eq!(rig.fault(stale), FaultOutcome::Retry);
         assert_eq!(rig.run(0x8005, Access::Read).pfn, Pfn(HOST.0 + 5));
         let mut bitmap = [0; 32];
-        assert_eq!(rig.mmu.harvest_dirty_log(0, &mut bitmap), Ok(1));
+        assert_eq!(rig.mmu.space(0).harvest_dirty_log(0, &mut bitmap), Ok(1));
         assert_eq!(bitmap[0], 1 << 5);
         assert!(matches!(
-            rig.mmu.move_slot(0, rig.stage.info().max_gfn),
+            rig.mmu.space(0).move_slot(0, rig.stage.info().max_gfn),
             Err(SlotError::BeyondFormat { .. } | SlotError::Wraps { .. })
         ));
-        assert_eq!(rig.mmu.move_slot(0, Gfn(0x8000)), Ok(()));
+        assert_eq!(rig.mmu.space(0).move_slot(0, Gfn(0x8000)), Ok(()));
     });
 }
 
@@ -54,10 +60,18 @@ fn a_moved_slot_takes_its_log_along_and_leaves_nothing_behind() {
 fn zapping_part_of_a_huge_leaf_flushes_all_of_it() {
     each(|rig| {
         assert_eq!(rig.touch(BASE.0, Access::Write), fixed(Level::SIZE_2M));
-        assert!(rig.mmu.zap_gfn_range(GfnRange::new(Gfn(BASE.0 + 7), 1)));
+        assert!(
+            rig.mmu
+                .space(0)
+                .zap_gfn_range(GfnRange::new(Gfn(BASE.0 + 7), 1))
+        );
         assert_eq!(rig.flushed(), [(range(BASE.0, 512), FlushCause::Unmap)]);
-        assert!(rig.mmu.translate(Gfn(BASE.0 + 300)).is_none());
-        assert!(!rig.mmu.zap_gfn_range(GfnRange::new(Gfn(0), u64::MAX)));
+        assert!(rig.mmu.space(0).translate(Gfn(BASE.0 + 300)).is_none());
+        assert!(
+            !rig.mmu
+                .space(0)
+                .zap_gfn_range(GfnRange::new(Gfn(0), u64::MAX))
+        );
         assert_eq!(rig.flushed(), []);
     });
 }
@@ -74,15 +88,18 @@ fn a_read_only_slot_is_never_writable() {
         let fast = Fault::new(Gfn(1), Access::Write).with_present();
         assert_eq!(rig.fault(fast), FaultOutcome::ReadOnly);
         assert_eq!(
-            rig.mmu.set_slot_flags(1, SlotFlags::empty()),
+            rig.mmu.space(0).set_slot_flags(1, SlotFlags::empty()),
             Err(SlotError::ReadOnlyIsFixed { id: 1 })
         );
         // Logged as well, its pages stay as they are and the log stays empty.
         let both = SlotFlags::READONLY | SlotFlags::LOG_DIRTY;
-        rig.mmu.set_slot_flags(1, both).unwrap();
+        rig.mmu.space(0).set_slot_flags(1, both).unwrap();
         assert_eq!(rig.touch(2, Access::Write), FaultOutcome::ReadOnly);
-        assert_eq!(rig.mmu.dirty_pages(1), Ok(0));
-        rig.mmu.set_slot_flags(1, SlotFlags::READONLY).unwrap();
+        assert_eq!(rig.mmu.space(0).dirty_pages(1), Ok(0));
+        rig.mmu
+            .space(0)
+            .set_slot_flags(1, SlotFlags::READONLY)
+            .unwrap();
         assert_eq!(access(rig), Err(WalkFault::Permission));
     });
 }
@@ -95,8 +112,8 @@ fn the_format_bounds_guest_frames() {
         assert_eq!(rig.touch(max.0, Access::Read), FaultOutcome::OutOfRange);
         assert_eq!(rig.touch(u64::MAX, Access::Read), FaultOutcome::OutOfRange);
         assert_eq!(access(rig), Err(WalkFault::NotPresent));
-        assert_eq!(rig.mmu.walk(max).last(), None);
-        assert_eq!(rig.mmu.translate(max), None);
+        assert_eq!(rig.mmu.space(0).walk(max).last(), None);
+        assert_eq!(rig.mmu.space(0).translate(max), None);
         rig.mmu
             .create_slot(SlotSpec::new(1, Gfn(max.0 - 1), 1, HOST))
             .unwrap();
@@ -106,9 +123,14 @@ fn the_format_bounds_guest_frames() {
             rig.mmu.create_slot(spec),
             Err(SlotError::BeyondFormat { .. })
         ));
-        assert!(rig.mmu.age(GfnRange::new(Gfn(max.0 - 1), u64::MAX)));
         assert!(
             rig.mmu
+                .space(0)
+                .age(GfnRange::new(Gfn(max.0 - 1), u64::MAX))
+        );
+        assert!(
+            rig.mmu
+                .space(0)
                 .zap_gfn_range(GfnRange::new(Gfn(max.0 - 1), u64::MAX))
         );
     });
@@ -119,23 +141,41 @@ fn huge_pages_come_back_only_where_no_reason_forbids_them() {
     each(|rig| {
         let frame = GfnRange::new(Gfn(BASE.0 + 3), 1);
         rig.run(BASE.0, Access::Write);
-        rig.mmu.forbid_huge_pages(0, frame, Level::SIZE_2M).unwrap();
-        rig.mmu.forbid_huge_pages(0, frame, Level::SIZE_2M).unwrap();
+        rig.mmu
+            .space(0)
+            .forbid_huge_pages(frame, Level::SIZE_2M)
+            .unwrap();
+        rig.mmu
+            .space(0)
+            .forbid_huge_pages(frame, Level::SIZE_2M)
+            .unwrap();
         assert_eq!(rig.pages(), (512, 0));
         assert_eq!(
             rig.touch(BASE.0 + 9, Access::Write),
             spurious(Level::SIZE_4K)
         );
-        rig.mmu.allow_huge_pages(0, frame, Level::SIZE_2M).unwrap();
-        rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-        rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+        rig.mmu
+            .space(0)
+            .allow_huge_pages(frame, Level::SIZE_2M)
+            .unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+            .unwrap();
+        rig.mmu
+            .space(0)
+            .set_slot_flags(0, SlotFlags::empty())
+            .unwrap();
         assert_eq!(rig.pages(), (512, 0), "one reason is left");
-        rig.mmu.allow_huge_pages(0, frame, Level::SIZE_2M).unwrap();
+        rig.mmu
+            .space(0)
+            .allow_huge_pages(frame, Level::SIZE_2M)
+            .unwrap();
         rig.flushed();
         assert_eq!(rig.touch(BASE.0 + 9, Access::Write), fixed(Level::SIZE_2M));
         assert_eq!(rig.flushed(), [(range(BASE.0, 512), FlushCause::HugePage)]);
         assert_eq!(
-            rig.mmu.forbid_huge_pages(7, frame, Level::SIZE_2M),
+            rig.mmu.space(7).forbid_huge_pages(frame, Level::SIZE_2M),
             Err(SlotError::UnknownAddressSpace { as_id: 7 })
         );
     });
@@ -155,17 +195,17 @@ fn two_address_spaces_share_nothing() {
         ));
         let fault = Fault::new(BASE, Access::Read);
         assert_eq!(rig.mmu.fault(&mut other, fault), fixed(Level::SIZE_4K));
-        let hit = rig.mmu.translate_in(1, BASE).unwrap();
+        let hit = rig.mmu.space(1).translate(BASE).unwrap();
         assert_eq!(hit.pfn, Pfn(0x40_0000));
-        assert_eq!(rig.mmu.translate(BASE).unwrap().pfn, HOST);
-        assert!(rig.mmu.zap_gfn_range_in(1, GfnRange::new(BASE, 8)));
-        assert_eq!(rig.mmu.translate_in(1, BASE), None);
-        assert!(rig.mmu.translate(BASE).is_some());
+        assert_eq!(rig.mmu.space(0).translate(BASE).unwrap().pfn, HOST);
+        assert!(rig.mmu.space(1).zap_gfn_range(GfnRange::new(BASE, 8)));
+        assert_eq!(rig.mmu.space(1).translate(BASE), None);
+        assert!(rig.mmu.space(0).translate(BASE).is_some());
         other.set_as_id(2);
         assert_eq!(rig.mmu.fault(&mut other, fault), FaultOutcome::NoRoot);
-        assert_eq!(rig.mmu.root_in(2), None);
+        assert_eq!(rig.mmu.space(2).root(), None);
         assert_eq!(
-            rig.mmu.delete_slot_in(2, 0),
+            rig.mmu.space(2).delete_slot(0),
             Err(SlotError::UnknownAddressSpace { as_id: 2 })
         );
     });
@@ -185,7 +225,7 @@ fn known_holes_are_remembered_until_slots_change() {
         };
         assert_eq!(walk(rig), Err(known));
         assert_eq!(rig.mmu.stats().mmio_entries_created, u64::from(caches));
-        assert_eq!(rig.mmu.translate(Gfn(hole)), None);
+        assert_eq!(rig.mmu.space(0).translate(Gfn(hole)), None);
         rig.mmu
             .create_slot(SlotSpec::new(1, Gfn(0), 8, Pfn(64)))
             .unwrap();
@@ -195,7 +235,7 @@ fn known_holes_are_remembered_until_slots_change() {
             "its generation is over"
         );
         assert_eq!(rig.run(hole, Access::Write).pfn, Pfn(71));
-        rig.mmu.delete_slot(1).unwrap();
+        rig.mmu.space(0).delete_slot(1).unwrap();
         assert_eq!(walk(rig), Err(WalkFault::NotPresent));
         assert_eq!(rig.touch(hole, Access::Write), FaultOutcome::NoSlot);
         assert_eq!(walk(rig), Err(known));

@@ -16,7 +16,7 @@ fn a_memory_type_that_hardware_may_not_know_is_refused() {
                 assert_eq!(rig.touch(0x8000, Access::Read), FaultOutcome::NoSlot);
             } else {
                 assert_eq!(created, Ok(()));
-                rig.mmu.delete_slot(1).unwrap();
+                rig.mmu.space(0).delete_slot(1).unwrap();
             }
         }
         // What the platform itself says of the memory holds.
@@ -26,12 +26,12 @@ fn a_memory_type_that_hardware_may_not_know_is_refused() {
         for memory in types {
             rig.mmu.create_slot(slot(memory)).unwrap();
             rig.run(0x8000, Access::Write);
-            let entry = rig.mmu.walk(Gfn(0x8000)).last().unwrap().entry;
+            let entry = rig.mmu.space(0).walk(Gfn(0x8000)).last().unwrap().entry;
             assert!(
                 matches!(entry, Entry::Leaf(leaf) if leaf.memory == memory),
                 "{entry:?}"
             );
-            rig.mmu.delete_slot(1).unwrap();
+            rig.mmu.space(0).delete_slot(1).unwrap();
         }
     });
 }
@@ -74,7 +74,7 @@ fn a_page_is_huge_where_the_slot_says_that_one_fits() {
                 coarsest = coarsest.max(level);
             }
             assert_eq!(spec.alignment_level(), coarsest, "{spec:?}");
-            rig.mmu.delete_slot(1).unwrap();
+            rig.mmu.space(0).delete_slot(1).unwrap();
         }
     });
 }

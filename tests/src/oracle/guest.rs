@@ -96,7 +96,7 @@ impl Guest {
     /// # Errors
     /// When there is no root.
     pub fn image(&self) -> anyhow::Result<Image> {
-        let root = self.mmu.root().context("no root")?.pfn;
+        let root = self.mmu.space(0).root().context("no root")?.pfn;
         let base = self.plan.layout.tables();
         let words = (0..TABLE_FRAMES as u64 * PAGE / 8).map(|word| {
             // SAFETY: the guest's tables are made by calls on it, and it is only one thread's.
@@ -119,7 +119,7 @@ impl Guest {
             };
             return Ok(GuestStage::Ept4.root_register(pfn, 0));
         }
-        let root = self.mmu.root().context("no root")?.pfn;
+        let root = self.mmu.space(0).root().context("no root")?.pfn;
         Ok(self.plan.ops.register(root))
     }
 
@@ -326,29 +326,34 @@ impl Guest {
             let small = slot.npages <= 4096;
             if logged(&slot) {
                 let mut bitmap = vec![0; slot.npages.div_ceil(64) as usize];
-                self.mmu.harvest_dirty_log(slot.id, &mut bitmap)?;
+                self.mmu.space(0).harvest_dirty_log(slot.id, &mut bitmap)?;
                 for _ in 0..4 {
                     self.fault(Self::page_of(rng, &slot), Access::Write, Level::SIZE_256T)?;
                 }
             } else if small && !slot.flags.contains(SlotFlags::READONLY) && rng.chance(30) {
-                self.mmu.set_slot_flags(slot.id, SlotFlags::LOG_DIRTY)?;
+                self.mmu
+                    .space(0)
+                    .set_slot_flags(slot.id, SlotFlags::LOG_DIRTY)?;
                 for _ in 0..3 {
                     self.fault(Self::page_of(rng, &slot), Access::Write, Level::SIZE_256T)?;
                 }
             } else if small && rng.chance(10) {
-                let _all = self.mmu.split_huge_pages(slot.range(), Level::SIZE_4K);
+                let _all = self
+                    .mmu
+                    .space(0)
+                    .split_huge_pages(slot.range(), Level::SIZE_4K);
             }
             if rng.chance(15) {
                 let part = GfnRange::new(Self::page_of(rng, &slot), 1 + rng.below(64));
-                let _young = self.mmu.age(part);
+                let _young = self.mmu.space(0).age(part);
             }
             if rng.chance(15) {
                 let part = GfnRange::new(Self::page_of(rng, &slot), 1 + rng.below(32));
-                let invalidation = self.mmu.invalidate_begin(part);
+                let invalidation = self.mmu.space(0).invalidate_begin(part, true);
                 self.mmu.invalidate_end(invalidation)?;
             }
             if small && rng.chance(5) {
-                self.mmu.delete_slot(slot.id)?;
+                self.mmu.space(0).delete_slot(slot.id)?;
             }
         }
         // Accesses to devices leave MMIO entries where the format has them.

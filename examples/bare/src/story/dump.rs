@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use slat_mmu::{Gfn, GfnRange, Leaves, SecondStage};
+use slat_mmu::{Gfn, GfnRange, SecondStage};
 
 use super::guest::{Failed, Guest, check, same};
 use crate::hardware::Manual;
@@ -11,7 +11,7 @@ use crate::hardware::Manual;
 pub(super) fn dump<M: Manual>(guest: &Guest<'_, M>) -> Result<(), Failed> {
     let all = GfnRange::new(Gfn(0), M::MAX_GFN.0);
     let mut count = 0;
-    for found in Leaves::new(guest.mmu, 0, all) {
+    for found in guest.mmu.space(0).leaves(all) {
         let (leaf, right) = (found.leaf, |on, letter| if on { letter } else { '-' });
         guest.say(format_args!(
             "  {:#7x} {:<2} -> {:#7x} {}{}{}  {:#018x} at {:#x}",

@@ -59,7 +59,7 @@ pub(super) fn huge<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     same!(guest.mmu.stats().pages_at(Level::SIZE_2M), 2);
 
     // What a dump of the tables shows: each is known by any of its frames.
-    let root = guest.mmu.root().map(|root| root.pfn);
+    let root = guest.mmu.space(0).root().map(|root| root.pfn);
     let last = Pfn(root.map_or(0, |root| root.0) + M::info().root_size as u64 / 4096 - 1);
     let header = guest.mmu.page_header(last);
     same!(header.map(|header| header.pfn), root);

@@ -1,7 +1,7 @@
 //! All participants, and waiting for them.
 //!
-//! Cells are made as they are needed and kept for the life of the MMU: their counters stay part of the sums when their
-//! owner has gone, and the next owner counts on.
+//! Cells are made as they are needed and kept for the life of the MMU: their counters stay part of
+//! the sums when their owner has gone, and the next owner counts on.
 //!
 //! *Locking*: `cells` is held for a look at the list only, never while waiting.
 
@@ -11,7 +11,7 @@ use super::cell::Cell;
 use crate::sync::{Acquire, AtomicU64, Backoff, Mutex, SeqCst, fence};
 
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub(crate) struct Participants {
     cells: Mutex<Cells>,
     /// Moves on with each unlinking.
     era: AtomicU64,
@@ -25,12 +25,12 @@ struct Cells {
 
 /// A cell that nobody else owns; it goes back when dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct ReaderSlot {
     cell: Arc<Cell>,
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
 }
 
-impl core::ops::Deref for Seat {
+impl core::ops::Deref for ReaderSlot {
     type Target = Cell;
 
     #[inline(always)]
@@ -39,9 +39,13 @@ impl core::ops::Deref for Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ReaderSlot {
     fn drop(&mut self) {
-        self.registry.cells.lock().free.push(Arc::clone(&self.cell));
+        self.participants
+            .cells
+            .lock()
+            .free
+            .push(Arc::clone(&self.cell));
     }
 }
 
@@ -55,8 +59,8 @@ impl<'a> Inside<'a> {
     }
 
     #[inline(always)]
-    pub(super) fn is_of(&self, registry: usize) -> bool {
-        self.0.is_of(registry)
+    pub(super) fn is_of(&self, participants: usize) -> bool {
+        self.0.is_of(participants)
     }
 }
 
@@ -67,7 +71,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-impl Registry {
+impl Participants {
     pub(crate) fn new() -> Arc<Self> {
         #[cfg(feature = "shuttle")]
         crate::sync::forget_steps();
@@ -80,23 +84,23 @@ impl Registry {
         })
     }
 
-    /// Tells registries apart for as long as they live.
+    /// Distinguishes sets of participants for as long as they live.
     #[inline(always)]
     pub(super) fn id(&self) -> usize {
         core::ptr::from_ref(self).addr()
     }
 
     /// A cell for a new participant.
-    pub(crate) fn seat(self: &Arc<Self>) -> Seat {
+    pub(crate) fn reader_slot(self: &Arc<Self>) -> ReaderSlot {
         let mut cells = self.cells.lock();
         let cell = cells.free.pop().unwrap_or_else(|| {
             let cell = Arc::new(Cell::new(self.id()));
             cells.all.push(Arc::clone(&cell));
             cell
         });
-        Seat {
+        ReaderSlot {
             cell,
-            registry: Arc::clone(self),
+            participants: Arc::clone(self),
         }
     }
 
@@ -108,7 +112,7 @@ impl Registry {
     /// Enters a read section: what is reachable from here on is not freed before it ends.
     #[inline(always)]
     pub(crate) fn pin<'a>(&self, cell: &'a Cell) -> Inside<'a> {
-        debug_assert!(cell.is_of(self.id()), "another registry's participant");
+        debug_assert!(cell.is_of(self.id()), "a participant of another set");
         cell.pin(self.era());
         Inside(cell)
     }
@@ -136,7 +140,8 @@ impl Registry {
 
     /// Waits until `busy` is false, once, of each cell.
     pub(super) fn wait_for(&self, busy: impl Fn(&Cell) -> bool) {
-        // The usual case is that nobody is. The lock is not held while waiting: who is waited for may need it.
+        // The usual case is that nobody is. The lock is not held while waiting: who is waited for
+        // may need it.
         let waiting: Vec<_> = {
             let cells = self.cells.lock();
             cells
@@ -170,26 +175,60 @@ mod tests {
 
     #[test]
     fn a_grace_period_waits_for_older_readers_and_for_no_newer_ones() {
-        let registry = Registry::new();
-        let (old, new) = (registry.seat(), registry.seat());
-        let reader = registry.pin(&old);
-        let era = registry.end_era();
-        assert!(!registry.is_over(era));
-        let _newer = registry.pin(&new);
-        assert!(!registry.is_over(era));
+        let participants = Participants::new();
+        let (old, new) = (participants.reader_slot(), participants.reader_slot());
+        let reader = participants.pin(&old);
+        let era = participants.end_era();
+        assert!(!participants.is_over(era));
+        let _newer = participants.pin(&new);
+        assert!(!participants.is_over(era));
         drop(reader);
-        assert!(registry.is_over(era), "the newer reader cannot see it");
+        assert!(participants.is_over(era), "the newer reader cannot see it");
     }
 
     #[test]
-    fn seats_are_used_again_and_keep_their_counts() {
+    fn reader_slots_are_used_again_and_keep_their_counts() {
         use super::super::cell::Counter;
-        let registry = Registry::new();
+        let participants = Participants::new();
         for _ in 0..3 {
-            registry.seat().count(Counter::Fixed, 2);
+            participants.reader_slot().count(Counter::Fixed, 2);
         }
-        assert_eq!(registry.cells.lock().all.len(), 1);
-        assert_eq!(registry.sum(|cell| cell.counted(Counter::Fixed)), 6);
-        assert!(registry.seat().is_idle());
+        assert_eq!(participants.cells.lock().all.len(), 1);
+        assert_eq!(participants.sum(|cell| cell.counted(Counter::Fixed)), 6);
+        assert!(participants.reader_slot().is_idle());
+    }
+
+    /// The end of the inner section would end the outer one.
+    #[test]
+    #[cfg(debug_assertions)]
+    fn a_participant_that_goes_inside_twice_is_caught() {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use super::super::lock::MmuLock;
+
+        let participants = Participants::new();
+        let lock = MmuLock::new(Arc::clone(&participants));
+        let reader = participants.reader_slot();
+        let caught = |enter: &dyn Fn()| catch_unwind(AssertUnwindSafe(enter)).is_err();
+        let pin = || drop(participants.pin(&reader));
+        let share = || drop(lock.shared(&reader));
+        // One after the other is what they are for.
+        pin();
+        share();
+        {
+            let _inside = participants.pin(&reader);
+            assert!(caught(&pin) && caught(&share));
+            let era = participants.end_era();
+            assert!(
+                !participants.is_over(era),
+                "the mark of the outer one stands"
+            );
+        }
+        {
+            let _inside = lock.shared(&reader);
+            assert!(caught(&pin) && caught(&share));
+        }
+        assert!(reader.is_idle());
+        pin();
     }
 }
