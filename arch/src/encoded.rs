@@ -22,7 +22,7 @@ use crate::{
     layout::{Flag, Layout, Mark},
 };
 
-/// The format that a [`Layout`] describes.
+/// The format that a table of bits describes; the formats of this crate are aliases of it.
 #[derive(Clone, Copy)]
 pub struct Encoded<L>(PhantomData<L>);
 
