@@ -192,6 +192,11 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// Whether the machine may need the NX-huge-page mitigation (iTLB multihit): huge leaves
     /// without execute permission.
     const NX_HUGE_PAGES: bool = false;
+    /// Whether a memory type other than [`Normal`](MemoryType::Normal) needs an extension that not
+    /// every processor has (RISC-V: Svpbmt). Without it the type's bits are reserved, and each
+    /// access to such a page faults for ever. So slots with such a type are refused unless
+    /// [`MmuConfig::memory_types`](crate::MmuConfig::memory_types) says that it is there.
+    const OPTIONAL_MEMORY_TYPES: bool = false;
 
     /// Judges a raw entry of a table at `level`.
     fn decode(raw: u64, level: Level) -> Entry;
@@ -417,6 +422,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
             mmio_generation_bits: Self::MMIO_GENERATION_BITS,
             execute_only: Self::EXECUTE_ONLY,
             nx_huge_pages: Self::NX_HUGE_PAGES,
+            optional_memory_types: Self::OPTIONAL_MEMORY_TYPES,
         }
     }
 }
@@ -453,4 +459,6 @@ pub struct FormatInfo {
     pub execute_only: bool,
     /// [`Format::NX_HUGE_PAGES`].
     pub nx_huge_pages: bool,
+    /// [`Format::OPTIONAL_MEMORY_TYPES`].
+    pub optional_memory_types: bool,
 }

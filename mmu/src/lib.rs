@@ -20,7 +20,10 @@
 //!    lock: a vCPU is *outside* the guest whenever it calls into the MMU for anything but
 //!    [`access`](SecondStage::access) and [`translate`](AddressSpace::translate).
 //! 3. *Slots*: [`create_slot`](SecondStage::create_slot) for each piece of guest memory. Nothing is
-//!    mapped yet.
+//!    mapped yet. *Huge pages* need guest and host frame congruent modulo the page's size: place
+//!    memory so that [`SlotSpec::alignment_level`] says what you want. *Memory types* other than
+//!    normal may need an extension of the processor, of which the MMU must be told
+//!    ([`MmuConfig::memory_types`]).
 //! 4. *vCPUs*: one [`Vcpu`] each. Before entering the guest, [`load_root`](SecondStage::load_root)
 //!    says what to load. On a fault, [`fault`](SecondStage::fault); its outcome says whether to
 //!    enter again or to leave to the device model. Before it enters again the vCPU flushes, on its
@@ -37,6 +40,9 @@
 //!    [`invalidate_end`](SecondStage::invalidate_end) at the same MMU; a token that is dropped ends
 //!    nothing. A fault that looked its memory up outside the MMU passes the [sequence](Fault::seq)
 //!    that it saw first.
+//!
+//! To see what is mapped, [`leaves`](AddressSpace::leaves) lists it; [`walk`](AddressSpace::walk) shows the way to one
+//! frame.
 //!
 //! ```
 //! use slat_mmu::{
@@ -184,7 +190,8 @@ pub use self::{
         memory::{EntryCell, TableMemory},
     },
     tdp::{
-        AddressSpace, DirtyLogError, DirtyLogStart, MmuConfig, PrefaultError, Root, SecondStage,
-        TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep, Walker, WalkerSlot,
+        AddressSpace, DirtyLogError, DirtyLogStart, LeafBatch, Leaves, MappedLeaf, MmuConfig,
+        PrefaultError, Root, SecondStage, TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep,
+        Walker, WalkerSlot,
     },
 };

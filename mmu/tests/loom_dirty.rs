@@ -4,11 +4,11 @@
 //! has stopped and a last harvest is copied too, the copy is the memory.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{DIRTY_BIT, HARDWARE, SOFTWARE, Scene, Tiny, both, explore, small};
+use loom_scene::{DIRTY_BIT, HARDWARE, SOFTWARE, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, DirtyLogStart, Fault, Format, Gfn, GfnRange, Level, MmuConfig, SecondStage, SlotFlags,
 };

@@ -1,11 +1,11 @@
 //! Faults beside faults.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{HARDWARE, HOST, SOFTWARE, Scene, Tiny, both, explore, small};
+use loom_scene::{HARDWARE, HOST, SOFTWARE, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, Fault, FaultOutcome, Format, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage,
     SlotSpec, WalkFault,

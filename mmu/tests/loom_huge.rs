@@ -1,11 +1,11 @@
 //! Huge leaves split and recovered beside faults, walks and each other.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{HARDWARE, SOFTWARE, Scene, Tiny, both, explore};
+use loom_scene::{HARDWARE, SOFTWARE, Scene, Tiny, both, explore};
 use slat_mmu::{Access, Fault, Gfn, GfnRange, Level, MmuConfig, SecondStage, SlotFlags};
 
 fn huge<const BREAK: bool, const AD: u8>() -> (Arc<Scene<Tiny<2, BREAK, AD>>>, slat_mmu::Vcpu) {

@@ -1,12 +1,12 @@
 //! Faults and walks beside everything that takes mappings, tables and roots away.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use loom::cell::UnsafeCell;
-use model::{HARDWARE, Owner, Scene, Tiny, both, explore, small};
+use loom_scene::{HARDWARE, Owner, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, Fault, FaultOutcome, Gfn, GfnRange, MmuConfig, SecondStage, SlotFlags, SlotSpec,
 };
@@ -256,7 +256,7 @@ fn delete_beside_a_fault() {
         both(
             move || {
                 if let Ok(to) = beside.mmu.access(&mut a, Gfn(0), Access::Read) {
-                    assert_eq!(to.pfn.0, model::HOST);
+                    assert_eq!(to.pfn.0, loom_scene::HOST);
                 }
                 let outcome = beside.mmu.fault(&mut a, small(1, Access::Write));
                 assert!(
@@ -288,7 +288,7 @@ fn move_beside_a_fault() {
     explore("fault x slot move", 2, || {
         let scene = Scene::<Tiny<3>>::new(1, 16, MmuConfig::default());
         scene.mmu.space(0).delete_slot(0).unwrap();
-        let spec = SlotSpec::new(0, Gfn(0), 2, slat_mmu::Pfn(model::HOST));
+        let spec = SlotSpec::new(0, Gfn(0), 2, slat_mmu::Pfn(loom_scene::HOST));
         scene.mmu.create_slot(spec).unwrap();
         let mut a = scene.vcpu();
         let beside = Arc::clone(&scene);

@@ -57,13 +57,8 @@ impl Memslot {
         }
     }
 
-    /// Whether a leaf of `span` pages over `gfn` lies inside the slot and can be aligned on both
-    /// sides.
+    /// [`SlotSpec::fits_leaf`].
     pub(crate) fn allows_span(&self, gfn: Gfn, span: u64) -> bool {
-        let start = gfn.0 & !(span - 1);
-        let range = self.spec.range();
-        start >= range.start.0
-            && range.end.0 - start >= span
-            && (self.spec.base_gfn.0 ^ self.spec.host_base_pfn.0) & (span - 1) == 0
+        self.spec.fits_leaf(gfn, span)
     }
 }

@@ -9,7 +9,10 @@ use super::{
     memslot::Memslot,
     spec::{MAX_SLOT_PAGES, SlotError, SlotFlags, SlotId, SlotSpec},
 };
-use crate::addr::{Gfn, GfnRange, Pfn};
+use crate::{
+    addr::{Gfn, GfnRange, Pfn},
+    format::MemoryType,
+};
 
 /// The numbers a slot has to stay below.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) slots: u16,
     pub(crate) gfn: Gfn,
     pub(crate) pfn: Pfn,
+    /// Entries may carry memory types other than normal.
+    pub(crate) memory_types: bool,
 }
 
 #[derive(Debug)]
@@ -128,6 +133,10 @@ impl SlotSet {
                 limit: self.limits.slots,
             });
         }
+        let memory = spec.memory;
+        if memory != MemoryType::Normal && !self.limits.memory_types {
+            return Err(SlotError::MemoryType { id, memory });
+        }
         if npages == 0 {
             return Err(SlotError::Empty { id });
         }
@@ -206,6 +215,7 @@ mod tests {
             slots: 4,
             gfn: Gfn(1 << 36),
             pfn: Pfn(1 << 40),
+            memory_types: false,
         })
     }
 
@@ -266,6 +276,11 @@ mod tests {
             ..spec(1, 64, 1)
         };
         assert_eq!(refuse(space), SlotError::UnknownAddressSpace { as_id: 1 });
+        let memory = MemoryType::Device;
+        assert_eq!(
+            refuse(spec(1, 64, 1).with_memory(memory)),
+            SlotError::MemoryType { id: 1, memory }
+        );
         let flags = spec(1, 64, 1).with_flags(SlotFlags::from_bits_retain(1 << 7));
         assert_eq!(refuse(flags), SlotError::UnknownFlags { bits: 1 << 7 });
         assert_eq!(

@@ -43,13 +43,16 @@ pub struct SlotSpec {
     pub base_gfn: Gfn,
     /// Length in pages, 1 to [`MAX_SLOT_PAGES`].
     pub npages: u64,
-    /// Host frame behind `base_gfn`; the following frames are contiguous.
+    /// Host frame behind `base_gfn`; the following frames are contiguous. Huge pages need the two
+    /// congruent: [`fits_leaf`](Self::fits_leaf).
     pub host_base_pfn: Pfn,
     /// Properties.
     pub flags: SlotFlags,
     /// The coarsest mapping that the host's backing allows (its own page size).
     pub max_level: Level,
-    /// Cacheability of the slot's memory.
+    /// Cacheability of the slot's memory. On RISC-V, other than
+    /// [`Normal`](MemoryType::Normal) only with Svpbmt:
+    /// [`MmuConfig::memory_types`](crate::MmuConfig::memory_types).
     pub memory: MemoryType,
 }
 
@@ -115,6 +118,36 @@ impl SlotSpec {
     pub const fn with_max_level(mut self, level: Level) -> Self {
         self.max_level = level;
         self
+    }
+
+    /// Whether a leaf of `pages` pages over `gfn` fits into the slot; `pages` is a power of two, 512
+    /// for 2 MiB.
+    ///
+    /// An entry holds one host frame, aligned to the leaf's size, and hardware adds the low bits of
+    /// the guest's address. So `base_gfn` and `host_base_pfn` must be *congruent modulo* `pages`,
+    /// and the whole aligned leaf must lie in the slot. Memory placed otherwise is mapped in finer
+    /// pages; nothing else says so.
+    pub const fn fits_leaf(&self, gfn: Gfn, pages: u64) -> bool {
+        let low = pages.wrapping_sub(1);
+        let (start, range) = (gfn.0 & !low, self.range());
+        start >= range.start.0
+            && range.end.0.saturating_sub(start) >= pages
+            && (self.base_gfn.0 ^ self.host_base_pfn.0) & low == 0
+    }
+
+    /// The coarsest level whose leaf fits anywhere into the slot, where a level's pages are as its
+    /// name says: to be asked when memory is placed. What is mapped may be finer still, for
+    /// [`max_level`](Self::max_level), the format, [`MmuConfig::max_level`](crate::MmuConfig) and
+    /// [`Host::mapping_level`](crate::Host::mapping_level) limit it, too.
+    pub fn alignment_level(&self) -> Level {
+        let fits = |level: &Level| {
+            let pages = 1 << (9 * u32::from(level.get() - 1));
+            // The first frame at or after the base where such a leaf could begin.
+            let first = self.base_gfn.0.checked_next_multiple_of(pages);
+            first.is_some_and(|first| self.fits_leaf(Gfn(first), pages))
+        };
+        let coarser = core::iter::successors(Level::SIZE_4K.parent(), |level| level.parent());
+        coarser.filter(fits).last().unwrap_or(Level::SIZE_4K)
     }
 
     /// The guest frames of the slot.
@@ -217,10 +250,62 @@ pub enum SlotError {
         /// The unknown bits.
         bits: u32,
     },
+    /// The memory type needs an extension, and
+    /// [`MmuConfig::memory_types`](crate::MmuConfig::memory_types) does not say that it is there.
+    #[error(
+        "slot {id}: {memory:?} memory needs an extension that the processor is not said to have"
+    )]
+    MemoryType {
+        /// The slot.
+        id: SlotId,
+        /// The type asked for.
+        memory: MemoryType,
+    },
     /// No memory for the dirty bitmap.
     #[error("no memory for the dirty bitmap of slot {id}")]
     NoMemory {
         /// The slot.
         id: SlotId,
     },
+}
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_fits_where_both_sides_are_aligned_alike_and_all_of_it_is_there() {
+        let slot = |gfn, pages, pfn| SlotSpec::new(0, Gfn(gfn), pages, Pfn(pfn));
+        assert!(slot(512, 512, 1024).fits_leaf(Gfn(700), 512));
+        assert!(!slot(512, 511, 1024).fits_leaf(Gfn(700), 512), "too short");
+        assert!(
+            !slot(513, 512, 1025).fits_leaf(Gfn(700), 512),
+            "begins inside"
+        );
+        assert!(
+            !slot(512, 1024, 1025).fits_leaf(Gfn(700), 512),
+            "not congruent"
+        );
+        let inside = slot(500, 1024, 500 + (1 << 18));
+        assert!(!inside.fits_leaf(Gfn(511), 512) && inside.fits_leaf(Gfn(512), 512));
+        assert!(!inside.fits_leaf(Gfn(1 << 40), 512), "outside the slot");
+        assert!(!inside.fits_leaf(Gfn(u64::MAX), 512));
+        assert!(slot(5, 1, 77).fits_leaf(Gfn(5), 1));
+    }
+
+    #[test]
+    fn the_coarsest_level_follows_from_both_bases_and_the_length() {
+        let level = |gfn, pages, pfn| SlotSpec::new(0, Gfn(gfn), pages, Pfn(pfn)).alignment_level();
+        assert_eq!(level(0, 512, 0), Level::SIZE_2M);
+        assert_eq!(level(0, 511, 0), Level::SIZE_4K);
+        assert_eq!(level(0, 1 << 20, 1), Level::SIZE_4K);
+        assert_eq!(
+            level(7, 1 << 20, 7),
+            Level::SIZE_1G,
+            "a whole gigabyte inside"
+        );
+        assert_eq!(level(0, 1 << 20, 1 << 9), Level::SIZE_2M);
+        assert_eq!(level(0, 1 << 28, 1 << 27), Level::SIZE_512G);
+        assert_eq!(level(u64::MAX - 5, 5, u64::MAX - 5), Level::SIZE_4K);
+    }
 }

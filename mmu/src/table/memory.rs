@@ -38,6 +38,16 @@ impl EntryCell {
     pub fn load(&self) -> u64 {
         self.0.load(crate::sync::Acquire)
     }
+
+    /// Makes it hold `raw`. A walker that sees `raw` sees what was stored before it.
+    ///
+    /// For memory that no MMU uses as a table: to lay tables by hand for a walker, or to clear
+    /// frames before they are lent to [`TableMemory`] and after they have come back. From
+    /// [`allocate`](TableMemory::allocate) until [`free`](TableMemory::free) entries are the MMU's
+    /// alone; a store there breaks the promise that the implementing type has made (4).
+    pub fn store(&self, raw: u64) {
+        self.0.store(raw, crate::sync::Release);
+    }
 }
 
 /// Where the MMU gets frames for its tables.
@@ -140,5 +150,35 @@ unsafe impl<T: TableMemory> TableMemory for Arc<T> {
     #[inline(always)]
     fn header(&self, pfn: Pfn) -> &Header {
         (**self).header(pfn)
+    }
+}
+
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
+mod tests {
+    use std::{sync::atomic::AtomicBool, thread};
+
+    use super::*;
+
+    /// A table laid by hand, and a walker that sees the entry that links it.
+    #[test]
+    fn who_sees_a_stored_entry_sees_what_was_stored_before() {
+        let (table, link) = ([const { EntryCell::new(0) }; 8], EntryCell::new(0));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..2000 {
+                    for entry in &table {
+                        entry.store(round);
+                    }
+                    link.store(round);
+                }
+                stop.store(true, core::sync::atomic::Ordering::Relaxed);
+            });
+            while !stop.load(core::sync::atomic::Ordering::Relaxed) {
+                let linked = link.load();
+                assert!(table.iter().all(|entry| entry.load() >= linked));
+            }
+        });
+        assert_eq!((link.load(), table[7].load()), (1999, 1999));
     }
 }

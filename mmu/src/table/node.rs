@@ -81,6 +81,11 @@ impl<'g, F: Format> Node<'g, F> {
         self.hpa
     }
 
+    /// Host physical address of an entry, in bytes.
+    pub(crate) fn address_of(&self, index: usize) -> u64 {
+        self.hpa + (index * size_of::<u64>()) as u64
+    }
+
     #[inline(always)]
     pub(crate) fn level(&self) -> Level {
         self.level

@@ -47,6 +47,15 @@ pub struct MmuConfig {
     /// Never map huge pages executable (the iTLB-multihit mitigation); only where the format asks
     /// for it.
     pub nx_huge_pages: bool,
+    /// Every processor that the guest may run on has the extension by which its entries carry a
+    /// memory type ([`Format::OPTIONAL_MEMORY_TYPES`](crate::Format::OPTIONAL_MEMORY_TYPES)).
+    /// False unless said. Without it a slot whose memory is not
+    /// [`Normal`](crate::MemoryType::Normal) is refused with
+    /// [`SlotError::MemoryType`](crate::SlotError::MemoryType). Nothing is mapped as normal
+    /// instead: where the platform itself knows what is device memory, as RISC-V's physical memory
+    /// attributes do, the owner says `Normal`, which means just that. Formats that always have
+    /// memory types ignore this.
+    pub memory_types: bool,
 }
 
 impl Default for MmuConfig {
@@ -60,6 +69,7 @@ impl Default for MmuConfig {
             address_spaces: 1,
             mmio_caching: false,
             nx_huge_pages: false,
+            memory_types: false,
         }
     }
 }
@@ -118,6 +128,13 @@ impl MmuConfig {
     #[must_use]
     pub const fn with_nx_huge_pages(mut self, on: bool) -> Self {
         self.nx_huge_pages = on;
+        self
+    }
+
+    /// The same with or without an extension for memory types.
+    #[must_use]
+    pub const fn with_memory_types(mut self, on: bool) -> Self {
+        self.memory_types = on;
         self
     }
 }

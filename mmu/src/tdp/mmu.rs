@@ -61,6 +61,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 slots: config.max_slots,
                 gfn: F::MAX_GFN,
                 pfn: F::MAX_PFN,
+                memory_types: config.memory_types || !F::OPTIONAL_MEMORY_TYPES,
             };
             SlotSet::new(limits)
         };

@@ -18,10 +18,11 @@
 //! | `nearby`, `fast`, `fault` | faults: beside the last one, without the lock, in full |
 //! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
-//! | `walk`, `age` | lockless walks; Accessed bits |
+//! | `walk`, `leaves`, `age` | lockless walks; listing what is mapped; Accessed bits |
 //! | `dirty` | the dirty log |
 //! | `slots` | memory slots come, change and go |
 //! | `space`, `stage` | the operations as users call them: on one address space, on the MMU |
+//! | `list` | all leaves over a range |
 //!
 //! A file imports only from files above it.
 //!
@@ -30,7 +31,7 @@
 //! | operation | MMU lock | yields | flush | roots |
 //! |---|---|---|---|---|
 //! | fault, pre-fault | shared | no | range if a table becomes a leaf | the vCPU's |
-//! | fast fault, walk | none (inside) | – | none | the vCPU's |
+//! | fast fault, walk, listing leaves | none (inside) | – | none | the vCPU's |
 //! | unmap, invalidate | exclusive | unless atomic | before yield and at the end | valid, invalid |
 //! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller | valid |
 //! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, if due | valid |
@@ -72,7 +73,9 @@ mod fast;
 mod fault;
 mod fence;
 mod kept;
+mod leaves;
 mod level;
+mod list;
 mod mirror;
 mod mmu;
 mod nearby;
@@ -100,6 +103,8 @@ mod tests;
 pub use self::{
     config::{DirtyLogStart, MmuConfig},
     dirty::DirtyLogError,
+    leaves::{LeafBatch, MappedLeaf},
+    list::Leaves,
     mmu::TdpMmu,
     prefault::PrefaultError,
     root::Root,

@@ -9,6 +9,7 @@ use core::fmt;
 
 use super::{
     dirty::DirtyLogError,
+    leaves::LeafBatch,
     mmu::TdpMmu,
     root::Root,
     walk::{Translation, Walk},
@@ -127,6 +128,12 @@ impl<'m> AddressSpace<'m> {
         self.mmu.walk(self.as_id, gfn)
     }
 
+    /// The first leaves over `range`, by guest frame, and the rest of the range:
+    /// [`leaves`](Self::leaves) goes through all of it. Takes no lock and changes nothing.
+    pub fn leaf_batch(self, range: GfnRange) -> LeafBatch {
+        self.mmu.leaf_batch(self.as_id, range)
+    }
+
     /// The host is about to take back the memory behind `range`: unmaps it and holds faults off
     /// until [`invalidate_end`](crate::SecondStage::invalidate_end).
     ///
@@ -243,6 +250,7 @@ pub(super) trait Operations {
     ) -> Result<(), SlotError>;
     fn translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation>;
     fn walk(&self, as_id: u8, gfn: Gfn) -> Walk;
+    fn leaf_batch(&self, as_id: u8, range: GfnRange) -> LeafBatch;
     fn invalidate_begin(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation;
     fn zap_gfn_range(&self, as_id: u8, range: GfnRange) -> bool;
     fn split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> u64;
@@ -302,6 +310,10 @@ impl<F: Format, H: TableMemory> Operations for TdpMmu<F, H> {
 
     fn walk(&self, as_id: u8, gfn: Gfn) -> Walk {
         self.do_walk(as_id, gfn)
+    }
+
+    fn leaf_batch(&self, as_id: u8, range: GfnRange) -> LeafBatch {
+        self.do_leaf_batch(as_id, range)
     }
 
     fn invalidate_begin(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation {

@@ -70,6 +70,8 @@ pub enum WalkFault {
 pub struct WalkStep {
     /// Level of the entry.
     pub level: Level,
+    /// Host physical address of the entry, in bytes.
+    pub address: u64,
     /// The entry in the hardware's layout.
     pub raw: u64,
     /// The entry decoded.
@@ -204,6 +206,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let raw = node.load(index);
             *step = Some(WalkStep {
                 level,
+                address: node.address_of(index),
                 raw,
                 entry: F::decode(raw, level),
             });

@@ -9,8 +9,8 @@ use std::{cell::RefCell, sync::Arc};
 use anyhow::{Context as _, bail, ensure};
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, MmuConfig, NoTlb, Pfn,
-    SecondStage, SlotError, SlotFlags, SlotSpec, Vcpu, WalkFault,
+    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, MemoryType, MmuConfig, NoTlb,
+    Pfn, SecondStage, SlotError, SlotFlags, SlotSpec, Vcpu, WalkFault,
 };
 
 use super::{
@@ -36,6 +36,8 @@ pub struct Plan {
     pub below_root: bool,
     /// Whether the program runs a guest of its own, whose memory is mapped from guest physical address 0 on.
     pub own_guest: bool,
+    /// The machine has memory types. Where they are an extension, it may lack them.
+    pub memory_types: bool,
 }
 
 impl Plan {
@@ -71,7 +73,8 @@ impl Guest {
         );
         let config = MmuConfig::default()
             .with_max_level(Level::SIZE_256T)
-            .with_mmio_caching(true);
+            .with_mmio_caching(true)
+            .with_memory_types(plan.memory_types);
         let mmu = plan.ops.stage.build(Arc::clone(&arena), NoTlb, config);
         let mut guest = Self {
             plan,
@@ -189,6 +192,26 @@ impl Guest {
         Ok(())
     }
 
+    /// Memory of another type than normal, where the format has that as an extension, is created if
+    /// the machine has the extension, and refused if not.
+    fn memory(&self, spec: SlotSpec, rng: &mut Rng) -> anyhow::Result<SlotSpec> {
+        if !self.plan.ops.info.optional_memory_types || !rng.chance(25) {
+            return Ok(spec);
+        }
+        let types = [MemoryType::NonCacheable, MemoryType::Device];
+        let memory = rng.pick(&types).copied().unwrap_or_default();
+        let special = spec.with_memory(memory);
+        if self.plan.memory_types {
+            return Ok(special);
+        }
+        let created = self.mmu.create_slot(special);
+        ensure!(
+            matches!(created, Err(SlotError::MemoryType { .. })),
+            "the machine has no memory type {memory:?}, and the MMU says {created:?}"
+        );
+        Ok(spec)
+    }
+
     /// A frame anywhere, small ones as likely as large ones in the logarithm, aligned to `align` pages.
     fn somewhere(&self, rng: &mut Rng, align: u64) -> Gfn {
         let top = 63 - self.plan.max_gfn().0.leading_zeros();
@@ -212,6 +235,7 @@ impl Guest {
             }
             let id = self.slots.len() as u16 + 1;
             let spec = SlotSpec::new(id, gfn, pages, host).with_flags(flags);
+            let spec = self.memory(spec, rng)?;
             match self.mmu.create_slot(spec) {
                 Ok(()) => {
                     self.slots.push(spec);

@@ -2,7 +2,7 @@
 
 use slat_mmu::{Access, FaultOutcome, Gfn, GfnRange, SecondStage};
 
-use super::{Failed, Guest, HUGE, ODD, ODD_GFN, RAM, RAM_GFN, ROM, check, same};
+use super::guest::{Failed, Guest, HUGE, ODD, ODD_GFN, RAM, RAM_GFN, ROM, check, same};
 use crate::{
     hardware::{Manual, Trap},
     vcpu::Exit,

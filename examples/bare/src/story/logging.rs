@@ -2,7 +2,7 @@
 
 use slat_mmu::{Access, Flush, Gfn, GfnRange, Level, SecondStage, SlotFlags};
 
-use super::{Failed, Guest, HUGE, RAM, RAM_GFN, RAM_PAGES, SMALL, check, same};
+use super::guest::{Failed, Guest, HUGE, RAM, RAM_GFN, RAM_PAGES, SMALL, check, same};
 use crate::hardware::Manual;
 
 /// One bit a page.
@@ -46,7 +46,7 @@ pub(super) fn harvest<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed>
     }
     same!(collect(guest)?, meant);
 
-    // A TLB that had missed the harvest's flush would let this write pass.
+    // A TLB that had missed the harvest's flush would let this write through.
     guest.write(Gfn(64), 0x6464)?;
     let mut meant: Bitmap = [0; _];
     meant[1] = 1;
