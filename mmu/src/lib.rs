@@ -41,8 +41,8 @@
 //!    nothing. A fault that looked its memory up outside the MMU passes the [sequence](Fault::seq)
 //!    that it saw first.
 //!
-//! To see what is mapped, [`leaves`](AddressSpace::leaves) lists it; [`walk`](AddressSpace::walk) shows the way to one
-//! frame.
+//! To see what is mapped, [`leaves`](AddressSpace::leaves) lists it;
+//! [`walk`](AddressSpace::walk) shows the way to one frame.
 //!
 //! ```
 //! use slat_mmu::{

@@ -120,8 +120,8 @@ impl SlotSpec {
         self
     }
 
-    /// Whether a leaf of `pages` pages over `gfn` fits into the slot; `pages` is a power of two, 512
-    /// for 2 MiB.
+    /// Whether a leaf of `pages` pages over `gfn` fits into the slot; `pages` is a power of two,
+    /// 512 for 2 MiB.
     ///
     /// An entry holds one host frame, aligned to the leaf's size, and hardware adds the low bits of
     /// the guest's address. So `base_gfn` and `host_base_pfn` must be *congruent modulo* `pages`,

@@ -531,8 +531,8 @@ impl World {
             let real = self.mmu.space(as_id);
             let mapped = |gfn| real.translate(Gfn(gfn)).is_some();
             if self.tight && !leaves.is_empty() && !leaves.into_iter().any(mapped) {
-                // Too little memory to split them all, so the range was unmapped instead. Of what sticks out of it, that
-                // stays which had been split before.
+                // Too little memory to split them all, so the range was unmapped instead. Of what
+                // sticks out of it, that stays which had been split before.
                 let is_table = |level: u8, gfn| {
                     let walk = real.walk(Gfn(gfn));
                     let step = walk.steps().find(|step| step.level.get() == level);
