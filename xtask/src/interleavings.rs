@@ -46,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
             "shuttle",
             &[
                 "-p",
-                "slat-arch",
+                "slat-mmu",
                 "--features",
                 "shuttle",
                 "--test",

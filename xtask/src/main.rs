@@ -104,7 +104,7 @@ enum Command {
     },
     /// Run the small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
     Miri,
-    /// Run the threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
+    /// Run the threads of slat-mmu's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
     /// Have emulated hardware walk page tables of every format, and compare its answers with ours
     ///

@@ -2,8 +2,8 @@
 //!
 //! Both need a nightly toolchain with a component that not every machine has; without it the check
 //! is skipped, with the reason. Miri runs the unit tests and the threads of
-//! `arch/tests/parallel.rs` under strict provenance; ThreadSanitizer the threads of
-//! `arch/tests/parallel.rs` on real processors, after it has reported a race that is planted there.
+//! `mmu/tests/parallel.rs` under strict provenance; ThreadSanitizer the threads of
+//! `mmu/tests/parallel.rs` on real processors, after it has reported a race that is planted there.
 
 use std::{process::Command, time::Duration};
 
@@ -17,8 +17,8 @@ use crate::{
 
 /// What Miri runs: package, and which tests of it.
 const UNDER_MIRI: [(&str, &[&str]); 2] = [
-    ("slat-mmu", &["--lib"]),
-    ("slat-arch", &["--lib", "--test", "parallel"]),
+    ("slat-mmu", &["--lib", "--test", "parallel"]),
+    ("slat-arch", &["--lib"]),
 ];
 
 /// Races that are none: the standard library is not instrumented, so the channel of the test
@@ -108,11 +108,11 @@ fn tsan_is_missing() -> Option<String> {
     }
 }
 
-/// The tests of `arch/tests/parallel.rs` under ThreadSanitizer. `tests` are the test program's
+/// The tests of `mmu/tests/parallel.rs` under ThreadSanitizer. `tests` are the test program's
 /// arguments.
 fn under_tsan(workspace: &Workspace, tests: &[&str]) -> anyhow::Result<Command> {
     let mut command = nightly(workspace);
-    command.args(["test", "--locked", "-p", "slat-arch", "--test", "parallel"]);
+    command.args(["test", "--locked", "-p", "slat-mmu", "--test", "parallel"]);
     // A target of its own, or build scripts and macros would be instrumented, too.
     command.args(["--target", TARGET]);
     let folder = workspace.target_dir()?.join("tsan");

@@ -30,7 +30,8 @@ pub(super) fn findings(structure: &Structure, metadata: &Metadata) -> Vec<Findin
             for (other, kind) in &package.dependencies {
                 let is_ours =
                     own.iter().any(|it| it.name == *other) || structure.crates.contains_key(other);
-                if is_ours && !may_use.contains(other) {
+                let for_tests = kind == "dev" && layout.tests_may_use.contains(other);
+                if is_ours && !for_tests && !may_use.contains(other) {
                     add(format!(
                         "{name} -> {other} ({kind}): arrows point down only"
                     ));
@@ -94,6 +95,7 @@ mod tests {
             let layout = Layout {
                 root: "src/lib.rs".into(),
                 may_use: may_use.map(owned),
+                tests_may_use: Vec::new(),
                 may_link: may_link.map(owned),
                 lists: BTreeMap::new(),
             };
@@ -139,6 +141,27 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].message.starts_with("slat-mmu links tokio"));
         assert!(found[1].message.starts_with("slat-server -> slat-daemon"));
+    }
+
+    #[test]
+    fn tests_may_look_up_where_the_table_says_so() {
+        let crates: [Row<'_>; 4] = [
+            ("slat-server", Some(&[]), None),
+            ("slat-daemon", None, None),
+            ("slat-proto", Some(&[]), None),
+            ("slat-mmu", Some(&[]), None),
+        ];
+        let with = |kind: &str, allowed: &[&str]| {
+            let mut structure = structure(&crates);
+            let mmu = structure.crates.get_mut("slat-mmu").unwrap();
+            mmu.tests_may_use = allowed.iter().map(|it| (*it).to_owned()).collect();
+            let mut metadata = metadata(&[], &["slat-server"]);
+            metadata.packages[3].dependencies[0].1 = kind.into();
+            findings(&structure, &metadata).len()
+        };
+        assert_eq!(with("dev", &["slat-server"]), 0);
+        assert_eq!(with("dev", &["slat-proto"]), 1);
+        assert_eq!(with("normal", &["slat-server"]), 1, "tests alone");
     }
 
     #[test]

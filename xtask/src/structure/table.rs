@@ -30,6 +30,8 @@ pub(super) struct Layout {
     pub(super) root: PathBuf,
     /// Which of our crates it may ask for; `None`: any.
     pub(super) may_use: Option<Vec<String>>,
+    /// And which its integration tests may ask for besides.
+    pub(super) tests_may_use: Vec<String>,
     /// All that may be linked into it; `None`: anything.
     pub(super) may_link: Option<Vec<String>>,
     /// Layers, bottom first, of the crate's root and of folders.
@@ -89,7 +91,14 @@ impl Layout {
     fn parse(layout: &Table) -> anyhow::Result<Self> {
         only(
             layout,
-            &["root", "may-use", "may-link", "modules", "folders"],
+            &[
+                "root",
+                "may-use",
+                "tests-may-use",
+                "may-link",
+                "modules",
+                "folders",
+            ],
         )?;
         let root = layout.get("root").and_then(Item::as_str);
         let mut lists = Lists::new();
@@ -106,6 +115,7 @@ impl Layout {
         Ok(Self {
             root: root.context("no `root`")?.into(),
             may_use: names(layout, "may-use")?,
+            tests_may_use: names(layout, "tests-may-use")?.unwrap_or_default(),
             may_link: names(layout, "may-link")?,
             lists,
         })
