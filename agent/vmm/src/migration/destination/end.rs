@@ -6,15 +6,11 @@ use slat_proto::{
 };
 
 use super::{
-    super::wire::{Kind, TOLD, encode_abort},
-    Destination, Work, is_owned,
+    super::wire::{Kind, encode_abort},
+    parts::Destination,
+    work::Work,
 };
 use crate::handover::protocol::{Why, destination::End};
-
-/// Whether the error is the source's own word (Abort), not a broken connection.
-pub(super) fn was_told(error: &ApiError) -> bool {
-    error.metadata.contains_key(TOLD)
-}
 
 impl Destination {
     fn during(&self) -> v1::MigrationPhase {
@@ -85,7 +81,7 @@ impl Destination {
 
     pub(super) fn publish_end(&self, end: End, work: &Work) {
         let (phase, error) = self.ending(end, work);
-        if is_owned(end) {
+        if end == End::Owned {
             tracing::info!(migration = %self.side.migration(), "the VM is owned here");
         }
         self.side.publish_end(phase, error);

@@ -16,7 +16,7 @@ use super::{
         receiver::{Intake, receive},
         wire::{FrameWriter, Kind, Role, WireError},
     },
-    Destination, Note,
+    parts::{Destination, Note},
 };
 use crate::memory::SlotTable;
 

@@ -1,9 +1,10 @@
 //! The destination's driver: a coordinator thread, a control reader, a thread for each data stream.
 //!
 //! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination) and
-//! carries out what it asks for; the other threads send it [`Note`]s. `link` lets the source's
-//! connections in, `receive` follows the iterations, `take_over` is everything from the state's
-//! arrival to the running VM, `end` gives up or completes.
+//! carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is made from,
+//! `link` lets the source's connections in, `work` is what has happened so far, `receive` follows the
+//! iterations, `take_over` is everything from the state's arrival to the running VM, `end` gives up or
+//! completes.
 //!
 //! # In doubt
 //! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control plane.
@@ -12,32 +13,24 @@
 
 mod end;
 mod link;
+mod parts;
 mod receive;
 mod take_over;
+mod work;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError, mpsc},
+    time::Duration,
 };
 
-use slat_proto::{ApiError, Reason, transport::Address, v1};
+use slat_proto::{ApiError, Reason, v1};
 
-use self::link::Link;
-use super::{
-    listener::{Listener, Peer},
-    populate::Populate,
-    receiver::Event,
-    wire::Header,
-};
-use crate::{
-    handover::{
-        protocol::{
-            Why,
-            destination::{Action, Decision, Destination as Protocol, End, Input},
-        },
-        side::Side,
-    },
-    machine::{Machine, Switchover},
+pub(crate) use self::parts::{Destination, Note};
+use self::work::Work;
+use super::populate::Populate;
+use crate::handover::protocol::{
+    Why,
+    destination::{Action, Destination as Protocol, Input},
 };
 
 /// Figures are published this often.
@@ -47,62 +40,11 @@ const POPULATING: Duration = Duration::from_millis(5);
 /// In doubt, the source's agent is asked this often.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// What the coordinator hears.
-#[derive(Debug)]
-pub(crate) enum Note {
-    Connected(Peer),
-    Control(Result<(Header, Vec<u8>), ApiError>),
-    Data(Event),
-    Decided(Decision),
-    /// Look at the queue: somebody else fed the machine.
-    Interrupted,
-}
-
-/// What the destination's side needs.
-pub(crate) struct Destination {
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) side: Arc<Side<Protocol>>,
-    pub(crate) streams: u32,
-    pub(crate) verify: bool,
-    pub(crate) epoch: u64,
-    pub(crate) versions: v1::ChosenVersions,
-    /// The source's agent, asked when in doubt.
-    pub(crate) source_agent: Option<Address>,
-    pub(crate) runtime: tokio::runtime::Handle,
-    pub(crate) listener: Listener,
-    pub(crate) notes: mpsc::Receiver<Note>,
-    pub(crate) sender: mpsc::Sender<Note>,
-}
-
-/// What has happened so far.
-struct Work {
-    started: Instant,
-    link: Link,
-    /// The source's state as it came.
-    state: Vec<u8>,
-    /// How the VM left the source.
-    left: Switchover,
-    /// The VM is owned here and could not be run.
-    trouble: Option<ApiError>,
-    /// The first thing that failed here.
-    fault: Option<ApiError>,
-}
-
 impl Destination {
     /// The body of the coordinator thread: runs the side to its end.
     pub(crate) fn run(self) {
         let table = self.machine.memory().table();
-        let mut work = Work {
-            started: Instant::now(),
-            link: Link::new(&table, self.verify),
-            state: Vec::new(),
-            left: Switchover {
-                run: false,
-                never_ran: false,
-            },
-            trouble: None,
-            fault: None,
-        };
+        let mut work = Work::new(&table, self.verify);
         self.wake_on_interrupt();
         match Populate::start(&table) {
             Ok(populate) => work.link.populate = Some(populate),
@@ -232,22 +174,4 @@ impl Destination {
             },
         }
     }
-}
-
-impl Work {
-    /// Keeps what failed first, and is the input that says so.
-    fn fail(&mut self, error: ApiError) -> Input {
-        let told = end::was_told(&error);
-        self.fault.get_or_insert(error);
-        if told {
-            Input::AbortHeard
-        } else {
-            Input::Failed(Why::Fault)
-        }
-    }
-}
-
-/// How the VM came to be where it is.
-fn is_owned(end: End) -> bool {
-    end == End::Owned
 }

@@ -14,9 +14,9 @@ use super::{
         receiver::Event,
         wire::{Header, Kind, WireError},
     },
-    Destination, Note, Work,
-    end::was_told,
     link::Link,
+    parts::{Destination, Note},
+    work::{Work, was_told},
 };
 use crate::handover::{payload::check_slots, protocol::destination::Input};
 

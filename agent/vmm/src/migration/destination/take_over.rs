@@ -8,8 +8,8 @@ use slat_proto::{
 
 use super::{
     super::wire::{Header, Kind, WireError},
-    Destination, Work,
-    end::was_told,
+    parts::Destination,
+    work::{Work, was_told},
 };
 use crate::handover::{
     payload::Resumed,

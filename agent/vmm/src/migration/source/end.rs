@@ -8,7 +8,8 @@ use slat_proto::{
 
 use super::{
     super::wire::{Kind, encode_abort},
-    Source, Work,
+    parts::Source,
+    work::Work,
 };
 use crate::{
     handover::{payload::Resumed, protocol::Why},

@@ -18,7 +18,7 @@ use super::{
         socket::{CONNECT_TIMEOUT, configure},
         wire::{FrameReader, FrameWriter, Hello, Kind, Role, WireError},
     },
-    Source,
+    parts::Source,
 };
 use crate::handover::payload;
 

@@ -2,8 +2,9 @@
 //! coordinator thread, with one sender thread for each stream.
 //!
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source); this
-//! is how it is done. `link` opens the connections, `precopy` runs the iterations, `switchover` is the
-//! blackout and what is measured in it, `end` undoes or completes.
+//! is how it is done. `parts` is what a side is made from, `link` opens the connections, `work` is
+//! what the actions have led to, `precopy` runs the iterations, `switchover` is the blackout, `end`
+//! undoes or completes.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -12,78 +13,33 @@
 
 mod end;
 mod link;
+mod parts;
 mod precopy;
 mod switchover;
+mod work;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use slat_proto::{
-    ApiError,
-    model::{CursorName, MigrationParams},
-    v1::{self, TransferPhase},
-};
+use slat_proto::v1::TransferPhase;
 
-use self::{link::Link, precopy::Precopied, switchover::Blackout};
-use super::wire::TICKET;
+pub(crate) use self::parts::Source;
+use self::work::Work;
 use crate::{
-    handover::{
-        payload::Resumed,
-        protocol::{
-            Settled, Why, Written,
-            source::{Action, End, Input, Source as Protocol},
-        },
-        side::Side,
+    handover::protocol::{
+        Settled, Written,
+        source::{Action, End, Input},
     },
-    machine::{Machine, RelinquishError},
+    machine::RelinquishError,
 };
 
 /// A journal that cannot be settled is tried again this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
-/// What the source's side needs.
-pub(crate) struct Source {
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) side: Arc<Side<Protocol>>,
-    pub(crate) address: SocketAddr,
-    pub(crate) ticket: [u8; TICKET],
-    pub(crate) params: MigrationParams,
-    pub(crate) epoch: u64,
-    pub(crate) versions: v1::ChosenVersions,
-    #[cfg(test)]
-    pub(crate) omit: Option<(u32, u32, u32)>,
-}
-
-/// What the actions have led to so far.
-struct Work {
-    /// When the side began, with the wait for the destination's memory.
-    begun: Instant,
-    /// When the first page went.
-    transfer: Instant,
-    link: Option<Link>,
-    precopied: Option<Precopied>,
-    blackout: Option<Blackout>,
-    resumed: Option<Resumed>,
-    /// The first thing that failed here.
-    fault: Option<ApiError>,
-}
-
 impl Source {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
         let begun = Instant::now();
-        let mut work = Work {
-            begun,
-            transfer: begun,
-            link: None,
-            precopied: None,
-            blackout: None,
-            resumed: None,
-            fault: None,
-        };
+        let mut work = Work::new(begun);
         let connected = self.connect(begun).map(|link| {
             work.transfer = Instant::now();
             work.link = Some(link);
@@ -200,32 +156,5 @@ impl Source {
                 }
             }
         }
-    }
-
-    fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Cursors of API callers have a name space of their own: a caller's of the same name is another.
-        CursorName::from_id("slat-migration")
-    }
-
-    fn iteration(&self) -> u32 {
-        self.side
-            .transfer()
-            .progress
-            .map_or(0, |progress| progress.iteration)
-    }
-}
-
-impl Work {
-    /// Keeps what failed first; later failures follow from it.
-    fn note(&mut self, error: ApiError) {
-        self.fault.get_or_insert(error);
-    }
-
-    /// The input that a result is.
-    fn input(&mut self, result: Result<Input, ApiError>) -> Input {
-        result.unwrap_or_else(|error| {
-            self.note(error);
-            Input::Failed(Why::Fault)
-        })
     }
 }

@@ -18,44 +18,14 @@ use super::{
         sender::{Pass, PassSlot},
         wire::{Kind, WireError},
     },
-    Source, Work,
     link::Link,
+    parts::Source,
+    work::{Precopied, Started, Work},
 };
 use crate::memory::DirtyBatch;
 
 /// Progress is published this often while an iteration runs.
 const PUBLISH: Duration = Duration::from_millis(100);
-
-/// Precopy has done what it can.
-pub(super) struct Precopied {
-    pub(super) convergence: Convergence,
-    /// Of the last pages.
-    pub(super) iteration: u32,
-}
-
-/// When things began.
-#[derive(Clone, Copy)]
-pub(super) struct Started {
-    /// This side, with the wait for the destination's memory.
-    pub(super) migration: Instant,
-    /// The first page.
-    pub(super) transfer: Instant,
-}
-
-impl Work {
-    pub(super) fn started(&self) -> Started {
-        Started {
-            migration: self.begun,
-            transfer: self.transfer,
-        }
-    }
-
-    pub(super) fn link(&mut self) -> Result<&mut Link, ApiError> {
-        self.link
-            .as_mut()
-            .ok_or_else(|| ApiError::new(Reason::Internal, "there is no connection"))
-    }
-}
 
 impl Source {
     /// Until the VM is to be switched over; an error when it should rather stay.

@@ -10,30 +10,13 @@ use slat_proto::{
 
 use super::{
     super::{cpu_time::thread_cpu_time, wire::Kind},
-    Source, Work,
+    parts::Source,
+    work::{Blackout, Work},
 };
 use crate::{
     handover::{payload::Resumed, state::VmState},
     memory::MemoryDigest,
 };
-
-/// What is known of the blackout so far.
-pub(super) struct Blackout {
-    begun: Instant,
-    paused: Duration,
-    copied: Duration,
-    ready: Duration,
-    committed: Duration,
-    resumed: Duration,
-    pub(super) digest: Option<MemoryDigest>,
-}
-
-impl Blackout {
-    /// RELINQUISHED is durable.
-    pub(super) fn committed(&mut self) {
-        self.committed = self.begun.elapsed();
-    }
-}
 
 impl Source {
     /// Stops the vCPUs, sends the last pages and the state.

@@ -1,0 +1,42 @@
+//! What the source's side is made from.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use slat_proto::{
+    ApiError,
+    model::{CursorName, MigrationParams},
+    v1,
+};
+
+use super::super::wire::TICKET;
+use crate::{
+    handover::{protocol::source::Source as Protocol, side::Side},
+    machine::Machine,
+};
+
+/// What the source's side needs.
+pub(crate) struct Source {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) side: Arc<Side<Protocol>>,
+    pub(crate) address: SocketAddr,
+    pub(crate) ticket: [u8; TICKET],
+    pub(crate) params: MigrationParams,
+    pub(crate) epoch: u64,
+    pub(crate) versions: v1::ChosenVersions,
+    #[cfg(test)]
+    pub(crate) omit: Option<(u32, u32, u32)>,
+}
+
+impl Source {
+    pub(super) fn cursor(&self) -> Result<CursorName, ApiError> {
+        // Cursors of API callers have a name space of their own: a caller's of the same name is another.
+        CursorName::from_id("slat-migration")
+    }
+
+    pub(super) fn iteration(&self) -> u32 {
+        self.side
+            .transfer()
+            .progress
+            .map_or(0, |progress| progress.iteration)
+    }
+}
