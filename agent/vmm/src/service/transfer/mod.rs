@@ -1,9 +1,12 @@
-//! TransferService at the VM process's endpoint: starts the sides and answers for them.
+//! Our own machine's sides of migrations: starts them and answers for them. [`TransferApi`] serves
+//! them.
 //!
-//! A process has at most one running side. The last source side stays to be asked about after it ended, until it is released
-//! or another begins; so does the destination side that brought the VM here. Blocking work runs on `spawn_blocking`; the
-//! sides' threads are their own. The lock around the sides is held for look-ups only; beginning a side has a lock of its own, taken before it.
+//! A process has at most one running side. The last source side stays to be asked about after it
+//! ended, until it is released or another begins; so does the destination side that brought the VM
+//! here. Blocking work runs on `spawn_blocking`; the sides' threads are their own. The lock around
+//! the sides is held for look-ups only; beginning a side has a lock of its own, taken before it.
 
+mod api;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -12,7 +15,6 @@ mod tests_software;
 use std::{
     io::Read as _,
     net::IpAddr,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
@@ -20,14 +22,10 @@ use slat_proto::{
     ApiError, Reason,
     model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, check_slot_table},
     transport::Address,
-    v1::{
-        self, TransferPhase, TransferRole, resolve_transfer_request::Decision as WireDecision,
-        transfer_service_server::TransferService,
-    },
+    v1::{self, TransferPhase, TransferRole, resolve_transfer_request::Decision as WireDecision},
 };
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
 
+use super::monitor::{Transfers, Watched};
 use crate::{
     handover::side::{Side, is_terminal},
     machine::Machine,
@@ -38,6 +36,8 @@ use crate::{
         wire::TICKET,
     },
 };
+
+pub(crate) use self::api::TransferApi;
 
 /// The destination side with what is needed to talk to it.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ struct Sides {
     outgoing: Option<Arc<Side>>,
 }
 
-/// The service over one machine.
+/// The sides over one machine.
 #[derive(Clone, Debug)]
 pub(crate) struct TransferEndpoint {
     machine: Arc<Machine>,
@@ -68,7 +68,7 @@ pub(crate) struct TransferEndpoint {
 }
 
 impl TransferEndpoint {
-    /// A endpoint to `machine`, whose incoming pages are taken on `data_ip`.
+    /// No sides yet of `machine`, whose incoming pages are taken on `data_ip`.
     #[must_use]
     pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
         Self {
@@ -256,7 +256,8 @@ impl TransferEndpoint {
             request.epoch,
             total,
         ));
-        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is
+        // none.
         self.sides().outgoing = Some(Arc::clone(&side));
         let begun = self.begin(&side, address, ticket, params, request.epoch);
         if let Err(error) = begun {
@@ -368,105 +369,53 @@ impl Incoming {
     }
 }
 
-/// Runs blocking work of the machine off the runtime's workers.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<Response<T>, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(Response::new(result?)),
-        Err(error) => {
-            Err(ApiError::new(Reason::Internal, format!("a call failed: {error}")).into())
-        }
-    }
-}
-
-type TransferStream = Pin<Box<dyn Stream<Item = Result<v1::Transfer, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl TransferService for TransferEndpoint {
-    async fn prepare_incoming(
+impl Transfers for TransferEndpoint {
+    fn prepare_incoming(
         &self,
-        request: Request<v1::PrepareIncomingRequest>,
-    ) -> Result<Response<v1::PrepareIncomingResponse>, Status> {
-        let (endpoint, runtime) = (self.clone(), tokio::runtime::Handle::current());
-        blocking(move || endpoint.prepare(request.get_ref(), runtime)).await
+        request: &v1::PrepareIncomingRequest,
+    ) -> Result<v1::PrepareIncomingResponse, ApiError> {
+        self.prepare(request, tokio::runtime::Handle::current())
     }
 
-    async fn start_outgoing(
-        &self,
-        request: Request<v1::StartOutgoingRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let endpoint = self.clone();
-        blocking(move || endpoint.start(request.get_ref())).await
+    fn start_outgoing(&self, request: &v1::StartOutgoingRequest) -> Result<v1::Transfer, ApiError> {
+        self.start(request)
     }
 
-    async fn get_transfer(
+    fn transfer(
         &self,
-        request: Request<v1::GetTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.get_ref();
-        Ok(Response::new(
-            self.find(&request.migration, request.role())?.transfer(),
-        ))
+        migration: &MigrationName,
+        role: TransferRole,
+    ) -> Result<v1::Transfer, ApiError> {
+        Ok(self.find(migration.id(), role)?.transfer())
     }
 
-    type WatchTransferStream = TransferStream;
-
-    async fn watch_transfer(
-        &self,
-        request: Request<v1::WatchTransferRequest>,
-    ) -> Result<Response<TransferStream>, Status> {
-        let request = request.get_ref();
-        let side = self.find(&request.migration, request.role())?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        // Ends with the side or with its watcher.
-        tokio::spawn(async move {
-            let mut version = side.watch();
-            loop {
-                version.mark_unchanged();
-                let transfer = side.transfer();
-                let last = is_terminal(transfer.phase());
-                if sender.send(Ok(transfer)).await.is_err() || last {
-                    return;
-                }
-                tokio::select! {
-                    changed = version.changed() => if changed.is_err() { return },
-                    () = sender.closed() => return,
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(
-            tokio_stream::wrappers::ReceiverStream::new(receiver),
-        )))
-    }
-
-    async fn cancel_transfer(
-        &self,
-        request: Request<v1::CancelTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
-        let side = self.find(&request.migration, request.role())?;
-        side.cancel(request.error)?;
-        Ok(Response::new(side.transfer()))
-    }
-
-    async fn resolve_transfer(
-        &self,
-        request: Request<v1::ResolveTransferRequest>,
-    ) -> Result<Response<v1::Transfer>, Status> {
-        Ok(Response::new(self.resolve(request.get_ref())?))
-    }
-
-    async fn release_transfer(
-        &self,
-        request: Request<v1::ReleaseTransferRequest>,
-    ) -> Result<Response<v1::ReleaseTransferResponse>, Status> {
-        let endpoint = self.clone();
-        blocking(move || {
-            endpoint
-                .release(request.get_ref())
-                .map(|()| v1::ReleaseTransferResponse {})
+    fn watch(&self, migration: &MigrationName, role: TransferRole) -> Result<Watched, ApiError> {
+        let side = self.find(migration.id(), role)?;
+        Ok(Watched {
+            changes: side.watch(),
+            now: Box::new(move || side.transfer()),
         })
-        .await
+    }
+
+    fn cancel(
+        &self,
+        migration: &MigrationName,
+        role: TransferRole,
+        cause: Option<v1::MigrationError>,
+    ) -> Result<v1::Transfer, ApiError> {
+        let side = self.find(migration.id(), role)?;
+        side.cancel(cause)?;
+        Ok(side.transfer())
+    }
+
+    fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError> {
+        self.resolve(request)
+    }
+
+    fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError> {
+        self.release(&v1::ReleaseTransferRequest {
+            migration: migration.to_string(),
+            role: role.into(),
+        })
     }
 }

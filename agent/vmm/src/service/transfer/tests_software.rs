@@ -1,7 +1,7 @@
 //! Both sides in one process over the real software backend and a guest that checks its own memory.
 //!
-//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next visit, whatever this program's
-//! own digests say.
+//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next
+//! visit, whatever this program's own digests say.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -19,7 +19,7 @@ use slat_proto::{
 use slat_record::dir::VmDir;
 use tonic::Request;
 
-use super::TransferEndpoint;
+use super::{TransferEndpoint, tests::api};
 use crate::{guest::Layout, handover::side::is_terminal, machine::Machine};
 
 const MEMORY: u64 = 16 << 20;
@@ -112,7 +112,9 @@ async fn migrate(
         params: Some(params.to_message()),
         source_agent_address: String::new(),
     };
-    let prepared = to.endpoint.prepare_incoming(Request::new(request)).await;
+    let prepared = api(&to.endpoint)
+        .prepare_incoming(Request::new(request))
+        .await;
     let prepared = prepared.unwrap().into_inner();
     let request = v1::StartOutgoingRequest {
         migration: format!("migrations/{id}"),
@@ -122,7 +124,9 @@ async fn migrate(
         params: Some(params.to_message()),
         epoch: from.vm().epoch,
     };
-    let started = from.endpoint.start_outgoing(Request::new(request)).await;
+    let started = api(&from.endpoint)
+        .start_outgoing(Request::new(request))
+        .await;
     started.unwrap();
     let there = ended(&to.endpoint, id, TransferRole::Destination).await;
     let here = ended(&from.endpoint, id, TransferRole::Source).await;
@@ -228,7 +232,8 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
     let mut from = Host::running("a", Format::Ept4, guest);
     let to = Host::new("b");
     from.until_written(1000).await;
-    // One of the hot pages, written many times in every batch. The bulk pass sends it; no later write of it is sent.
+    // One of the hot pages, written many times in every batch. The bulk pass sends it; no later
+    // write of it is sent.
     let working_page = 5;
     let layout = Layout::new(MEMORY).unwrap();
     let page = layout.working_page(working_page) / PAGE_SIZE;
