@@ -9,12 +9,12 @@ use std::{
 
 use crate::{
     crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, planted,
-    sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
+    riscv64, sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
 
-const CHECKS: [Check; 19] = [
+const CHECKS: [Check; 20] = [
     ("fmt", |workspace| lint::format(workspace, true)),
     ("structure", structure::run),
     ("deny", deny::run),
@@ -26,6 +26,7 @@ const CHECKS: [Check; 19] = [
     ("doc", lint::doc),
     ("crates", crates::run),
     ("no-std", no_std::run),
+    ("riscv64", riscv64::run),
     ("test", |workspace| test::run(workspace, &[])),
     ("interleavings", interleavings::run),
     ("planted", planted::sample),

@@ -18,6 +18,7 @@ mod no_std;
 mod oracles;
 mod pages;
 mod planted;
+mod riscv64;
 mod sanitize;
 mod shell;
 mod structure;
@@ -56,6 +57,11 @@ enum Command {
     Doc,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
+    /// Check that the agent's crates compile for riscv64, warnings denied
+    ///
+    /// With the toolchain's own target (rustup target add riscv64gc-unknown-linux-gnu), or else with
+    /// a compiler out of Debian's packages, about 190 MB, unpacked into target/riscv64.
+    Riscv64,
     /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them alone, and run it
     NoStd,
     /// `cargo test --workspace`, with a summary of what was skipped and why
@@ -111,6 +117,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Lint => lint::clippy(&workspace),
         Command::Doc => lint::doc(&workspace),
         Command::Crates => crates::run(&workspace),
+        Command::Riscv64 => riscv64::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Test { args } => test::run(&workspace, &args),
         Command::Interleavings => interleavings::run(&workspace),

@@ -32,8 +32,7 @@ pub use self::cpu::{CpuDifference, CpuFact, compare_facts};
 
 /// A failure of a backend.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
+pub(crate) enum BackendError {
     /// A kernel call failed.
     #[error("{op} failed: {source}")]
     Ioctl {

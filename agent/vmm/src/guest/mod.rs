@@ -39,8 +39,7 @@ use crate::memory::SlotTable;
 
 /// Why a guest cannot be put into memory.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GuestError {
+pub(crate) enum GuestError {
     /// No slots can be made for that much memory.
     #[error("guest memory: {0}")]
     Memory(#[from] ApiError),

@@ -8,6 +8,8 @@
 mod memory;
 mod monitor;
 #[cfg(test)]
+mod other_monitor;
+#[cfg(test)]
 mod tests;
 pub(crate) mod transfer;
 mod vm;

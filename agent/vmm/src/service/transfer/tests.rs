@@ -105,7 +105,7 @@ async fn prepare(
         params: Some(params.to_message()),
         source_agent_address: String::new(),
     };
-    api(&to)
+    api(to)
         .prepare_incoming(Request::new(request))
         .await
         .unwrap()
@@ -125,7 +125,7 @@ async fn start(
         params: Some(params.to_message()),
         epoch: 1,
     };
-    api(&from)
+    api(from)
         .start_outgoing(Request::new(request))
         .await
         .unwrap();
@@ -501,7 +501,7 @@ async fn resolve(to: &TransferEndpoint, decision: v1::resolve_transfer_request::
         migration: "m1".into(),
         decision: decision.into(),
     };
-    api(&to)
+    api(to)
         .resolve_transfer(Request::new(request))
         .await
         .unwrap();

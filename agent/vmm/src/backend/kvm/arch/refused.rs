@@ -110,3 +110,31 @@ pub(in crate::backend::kvm) fn run(
 ) -> Result<Exit<'_>, kvm_ioctls::Error> {
     vcpu.run().map(|exit: VcpuExit<'_>| Exit::common(exit))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use slat_proto::{
+        ApiError, Reason,
+        model::{BackendKind, GuestSpec, MemstressSpec, VmSpec},
+    };
+
+    use crate::backend;
+
+    #[test]
+    fn a_vm_is_refused_in_words_and_software_is_offered() {
+        let (kinds, why) = backend::available();
+        assert_eq!(kinds, [BackendKind::Software]);
+        assert!(why.unwrap().contains("does not support that yet"));
+        let spec = VmSpec {
+            memory_bytes: 8 << 20,
+            vcpus: 1,
+            backend: Some(BackendKind::Kvm),
+            format: None,
+            guest: GuestSpec::Memstress(MemstressSpec::default()),
+        };
+        let error = backend::create(&spec, Arc::new(|_| ()), None).unwrap_err();
+        assert_eq!(ApiError::from(error).reason, Reason::CapabilityMissing);
+    }
+}

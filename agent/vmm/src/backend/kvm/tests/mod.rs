@@ -173,3 +173,20 @@ impl Vm {
         }
     }
 }
+
+#[test]
+fn a_host_takes_the_vms_of_its_own_kind() {
+    let facts = match host_facts() {
+        Ok(facts) => facts,
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+    };
+    // More than the two that every architecture needs.
+    assert!(facts.len() > 3, "{facts:?}");
+    assert_eq!(crate::backend::compare_facts(&facts, &facts), []);
+    for fact in &facts {
+        println!("{} = {}", fact.name, fact.value);
+    }
+}
