@@ -1,5 +1,5 @@
-//! The agent for RISC-V: its crates are checked for that target, warnings denied, so that nothing of
-//! them is for x86-64 alone except behind the architecture façade. Nothing is linked or run.
+//! The agent for RISC-V: its crates are checked for that target, warnings denied, so that nothing
+//! of them is for x86-64 alone except behind the architecture façade. Nothing is linked or run.
 //!
 //! The compiler is the toolchain's own where it has the target's standard library. Elsewhere one is
 //! fetched out of Debian's packages. Where neither can be had, the check is skipped.
@@ -24,7 +24,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
             Ok(rustc) => check.env("RUSTC", rustc),
             Err(error) => {
                 let why = format!("{error:#}").replace('\n', "; ");
-                return Ok(Tally::skipped(format!("no Rust for {TARGET}: {why}")));
+                return Ok(Tally::skipped(
+                    "riscv64",
+                    format!("no Rust for {TARGET}: {why}"),
+                ));
             }
         };
     }

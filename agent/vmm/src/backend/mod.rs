@@ -201,7 +201,7 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// What VMs of that backend can rely on here, for [`compare_facts`]. Asks the kernel each time,
+/// What VMs of that backend can rely on here, for [`compare_facts`]. The first call asks the kernel,
 /// some milliseconds.
 ///
 /// # Errors

@@ -24,8 +24,8 @@ use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
 use super::{
     super::BackendError,
-    failed,
     ioctl::{clear_dirty_log, get_dirty_log},
+    refuse::failed,
 };
 use crate::memory::{GuestMemory, SlotMemory};
 

@@ -255,6 +255,7 @@ impl Backend for SoftwareBackend {
         let found = find(&slots, slot)?;
         self.vm
             .mmu
+            .space(0)
             .delete_slot(found.id)
             .map_err(|error| slot_error(slot, &error))?;
         self.vm.frames.remove(found.frames);
@@ -268,6 +269,7 @@ impl Backend for SoftwareBackend {
         let found = find(&slots, slot)?;
         self.vm
             .mmu
+            .space(0)
             .move_slot(found.id, Gfn(base_gfn))
             .map_err(|error| slot_error(slot, &error))?;
         self.settle_tables(&slots);
@@ -276,23 +278,34 @@ impl Backend for SoftwareBackend {
 
     fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
         let found = self.find(slot)?;
-        self.vm
+        let unsplit = self
+            .vm
             .mmu
+            .space(0)
             .set_slot_flags(found.id, flags(&found, on))
-            .map_err(|error| slot_error(slot, &error))
+            .map_err(|error| slot_error(slot, &error))?;
+        if unsplit > 0 {
+            tracing::warn!(
+                slot,
+                unsplit,
+                "huge mappings are logged whole for want of table memory"
+            );
+        }
+        Ok(())
     }
 
     fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
         let found = self.find(slot)?;
         self.vm
             .mmu
+            .space(0)
             .harvest_dirty_log(found.id, bitmap)
             .map_err(|error| log_error(slot, &error))
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         let range = GfnRange::new(Gfn(gfn), pages);
-        let begun = self.vm.mmu.invalidate_begin(range);
+        let begun = self.vm.mmu.space(0).invalidate_begin(range, true);
         // It was begun at the very MMU, so it ends there.
         let ended = self.vm.mmu.invalidate_end(begun);
         debug_assert!(ended.is_ok());

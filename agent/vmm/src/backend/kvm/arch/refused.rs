@@ -8,8 +8,8 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use super::super::{
     super::{BackendError, cpu::CpuFact},
     exit::{Contract, Exit},
+    refuse::unsupported,
     state::{Reader, Writer},
-    unsupported,
 };
 use crate::guest::BootEntry;
 

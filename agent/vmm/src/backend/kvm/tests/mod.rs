@@ -20,7 +20,7 @@ use slat_proto::{
 
 use super::{super::Backend as _, *};
 use crate::{
-    backend::GuestEvent,
+    backend::{BackendError, GuestEvent},
     guest::{
         self,
         memstress::{GuestAccess as _, control_page, counters, offset},
