@@ -32,8 +32,7 @@ pub use self::cpu::{CpuDifference, CpuFact, compare_facts};
 
 /// A failure of a backend.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
+pub(crate) enum BackendError {
     /// A kernel call failed.
     #[error("{op} failed: {source}")]
     Ioctl {
@@ -122,10 +121,6 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
 
     /// What its vCPUs were told of their CPU, whatever this host could tell them: a VM that came
     /// from a lesser host can go back there. Empty where that is nothing.
-    #[allow(
-        dead_code,
-        reason = "what a source says of its VM in the preamble of a handover"
-    )]
     fn cpu_facts(&self) -> Vec<CpuFact>;
 
     /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as
@@ -202,7 +197,7 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// What VMs of that backend can rely on here, for [`compare_facts`]. Asks the kernel each time,
+/// What VMs of that backend can rely on here, for [`compare_facts`]. The first call asks the kernel,
 /// some milliseconds.
 ///
 /// # Errors

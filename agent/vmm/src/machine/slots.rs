@@ -178,12 +178,10 @@ impl Machine {
         }
         let backend = self.built_backend()?;
         if !backend.capabilities().contains(&v1::Capability::Invalidate) {
-            return Err(ApiError::new(
-                Reason::CapabilityMissing,
-                format!("{} cannot drop mappings on request", self.shared.vm),
-            )
-            .with("vm", &self.shared.vm)
-            .with("capability", v1::Capability::Invalidate.as_str_name()));
+            return Err(ApiError::capability_missing(
+                &self.shared.vm,
+                v1::Capability::Invalidate,
+            ));
         }
         let table = self.memory.table();
         let pieces = match range {
@@ -270,12 +268,10 @@ impl Machine {
         if capabilities.contains(&v1::Capability::DirtyLog) {
             return Ok(());
         }
-        Err(ApiError::new(
-            Reason::CapabilityMissing,
-            format!("{} has no dirty log", self.shared.vm),
-        )
-        .with("vm", &self.shared.vm)
-        .with("capability", v1::Capability::DirtyLog.as_str_name()))
+        Err(ApiError::capability_missing(
+            &self.shared.vm,
+            v1::Capability::DirtyLog,
+        ))
     }
 }
 

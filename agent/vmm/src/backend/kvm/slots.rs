@@ -24,8 +24,8 @@ use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
 use super::{
     super::BackendError,
-    failed,
     ioctl::{clear_dirty_log, get_dirty_log},
+    refuse::failed,
 };
 use crate::memory::{GuestMemory, SlotMemory};
 
@@ -34,7 +34,7 @@ use crate::memory::{GuestMemory, SlotMemory};
 const CLEAR_WORDS: usize = 1024;
 
 #[derive(Debug)]
-struct Slot {
+struct KvmSlot {
     memory: Arc<SlotMemory>,
     logging: bool,
     /// A harvest's copy of the log, kept to save the allocation.
@@ -43,7 +43,7 @@ struct Slot {
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    table: Mutex<BTreeMap<u32, Slot>>,
+    table: Mutex<BTreeMap<u32, KvmSlot>>,
     memory: GuestMemory,
     manual_protect: bool,
     read_only: bool,
@@ -88,11 +88,11 @@ impl Slots {
         self.harvested.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, KvmSlot>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, table: &BTreeMap<u32, Slot>) {
+    fn publish(&self, table: &BTreeMap<u32, KvmSlot>) {
         self.memory.publish(
             table
                 .values()
@@ -156,7 +156,7 @@ impl Slots {
             return Err(bad(spec, "the number is taken"));
         };
         self.set(vm, memory, spec.pages, false)?;
-        place.insert(Slot {
+        place.insert(KvmSlot {
             memory: Arc::clone(memory),
             logging: false,
             copy: Vec::new(),
@@ -275,7 +275,7 @@ impl Slots {
     }
 }
 
-fn find(table: &mut BTreeMap<u32, Slot>, number: u32) -> Result<&mut Slot, BackendError> {
+fn find(table: &mut BTreeMap<u32, KvmSlot>, number: u32) -> Result<&mut KvmSlot, BackendError> {
     table
         .get_mut(&number)
         .ok_or(BackendError::NoSuchSlot { slot: number })

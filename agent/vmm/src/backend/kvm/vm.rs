@@ -20,14 +20,18 @@ use super::{
     super::{Backend, BackendError, EventSink, cpu::CpuFact},
     arch::{self, ARCH, HostCpu, Told, VcpuState},
     console::Console,
-    failed, ioctl, open_to_run,
+    host::open_to_run,
+    ioctl,
+    refuse::{failed, unsupported},
     slots::Slots,
     state::{Reader, Writer, bad},
     stats::Stats,
-    unsupported,
     vcpu::{Serving, Threads},
 };
-use crate::{guest::Layout, memory::SlotMemory};
+use crate::{
+    guest::{BootEntry, Layout},
+    memory::SlotMemory,
+};
 
 /// One VM of KVM.
 #[derive(Debug)]
@@ -87,7 +91,7 @@ impl KvmBackend {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
-            let entry = layout.entry(spec, index);
+            let entry = BootEntry::new(spec, &layout, index);
             told.push(arch::prepare_vcpu(&host, &vcpu, index, entry)?);
             vcpus.push(vcpu);
         }

@@ -181,7 +181,7 @@ impl Parameters {
     }
 
     fn pick(&self, position: &mut u64, state: &mut u64) -> u64 {
-        // The upper half of a random number scaled to `pages`.
+        // The upper 32 bits of a random number, scaled to `pages`.
         let scale = |upper: u64, pages: u64| upper.wrapping_mul(pages) >> 32;
         let owned = if self.pattern == pattern::SEQUENTIAL {
             let now = *position;

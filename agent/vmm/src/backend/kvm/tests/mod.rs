@@ -20,7 +20,7 @@ use slat_proto::{
 
 use super::{super::Backend as _, *};
 use crate::{
-    backend::GuestEvent,
+    backend::{BackendError, GuestEvent},
     guest::{
         self,
         memstress::{GuestAccess as _, control_page, counters, offset},
@@ -171,5 +171,22 @@ impl Vm {
             assert!(start.elapsed() < LIMIT, "waiting for {what}");
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+#[test]
+fn a_host_takes_the_vms_of_its_own_kind() {
+    let facts = match host_facts() {
+        Ok(facts) => facts,
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+    };
+    // More than the two that every architecture needs.
+    assert!(facts.len() > 3, "{facts:?}");
+    assert_eq!(crate::backend::compare_facts(&facts, &facts), []);
+    for fact in &facts {
+        println!("{} = {}", fact.name, fact.value);
     }
 }
