@@ -1,15 +1,16 @@
 //! What runs a VM's vCPUs and walks its second stage, behind one trait.
 //!
 //! # Protocol
-//! A backend is built stopped. Slots are added before the first [`Backend::run`]; [`Backend::load_state`] only while stopped
-//! and before the first run. `run` and `pause` alternate; `pause` returns when no vCPU executes guest code and every store
-//! of the guest is visible in guest memory. A backend never resumes by itself. The calls are made by one owner (the VM's
-//! machine) in order, except [`Backend::stats`], [`Backend::harvest_dirty`], [`Backend::set_dirty_logging`] and
-//! [`Backend::invalidate`], which may come from another thread while vCPUs run.
+//! A backend is built stopped. Slots are added before the first [`Backend::run`];
+//! [`Backend::load_state`] only while stopped and before the first run. `run` and `pause`
+//! alternate; `pause` returns when no vCPU executes guest code and every store of the guest is
+//! visible in guest memory. A backend never resumes by itself. The calls are made by one owner (the
+//! VM's machine) in order, except [`Backend::stats`], [`Backend::invalidate`] and those of
+//! [`DirtySource`], which may come from another thread while vCPUs run.
 //!
 //! # Invariants
-//! A page written by a vCPU after a harvest returned is in the next harvest. A harvest returns only after every stale
-//! writable translation is flushed. What a backend cannot do it refuses with [`BackendError::Unsupported`].
+//! What a backend cannot do it refuses with [`BackendError::Unsupported`]. A slot's memory is
+//! reached through its guest view alone.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -19,7 +20,7 @@ use slat_proto::{
     v1,
 };
 
-use crate::memory::SlotMemory;
+use crate::memory::{DirtyError, DirtySource, SlotMemory};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod kvm;
@@ -74,6 +75,16 @@ pub enum BackendError {
     },
 }
 
+impl From<DirtyError> for BackendError {
+    fn from(error: DirtyError) -> Self {
+        match error {
+            DirtyError::Kernel { op, source, .. } => Self::Ioctl { op, source },
+            DirtyError::NoSuchSlot { slot } => Self::NoSuchSlot { slot },
+            DirtyError::Refused { slot, message } => Self::BadSlot { slot, message },
+        }
+    }
+}
+
 impl From<BackendError> for ApiError {
     fn from(error: BackendError) -> Self {
         let message = error.to_string();
@@ -109,7 +120,7 @@ pub(crate) enum GuestEvent {
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
-pub(crate) trait Backend: Send + Sync + fmt::Debug {
+pub(crate) trait Backend: DirtySource + Send + Sync + fmt::Debug {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
@@ -129,18 +140,6 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// `NoSuchSlot`, `BadSlot`.
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError>;
 
-    /// Turns dirty logging of a slot on or off. When it returns from turning on, every later write is logged; the log
-    /// starts empty. Turning off restores huge mappings where the backend can.
-    ///
-    /// # Errors
-    /// `NoSuchSlot`.
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError>;
-    /// Takes the pages written since the last harvest: ORs them into `bitmap` (bit `i % 64` of word `i / 64` is page `i` of
-    /// the slot), protects them again and flushes. Returns how many pages it took.
-    ///
-    /// # Errors
-    /// `NoSuchSlot`; an error when logging is off for the slot or `bitmap` is too short.
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError>;
     /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns when no vCPU can use a
     /// dropped translation.
     ///

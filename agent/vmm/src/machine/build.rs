@@ -13,7 +13,10 @@ use super::{
     Machine, Parts,
     view::{Identity, State},
 };
-use crate::{backend::EventSink, memory::SlotMemory};
+use crate::{
+    backend::EventSink,
+    memory::{DirtySource, SlotMemory},
+};
 
 /// The epoch a VM is created with.
 const FIRST_EPOCH: u64 = 1;
@@ -137,12 +140,13 @@ impl Machine {
             }
         });
         let backend = (self.parts.create)(spec, events, Some(&self.dir.console()))?;
-        self.dirty.bind(Arc::clone(&backend));
-        self.set_backend(Some(backend));
+        self.dirty
+            .bind(Arc::clone(&backend) as Arc<dyn DirtySource>);
+        self.set_backend(Some(Arc::clone(&backend)));
         let mut table = Vec::with_capacity(slots.len());
         for slot in slots {
             let memory = map(*slot, no_memory)?;
-            self.dirty.add_slot(&memory)?;
+            self.add_slot(&backend, &memory)?;
             table.push(memory);
         }
         self.memory.publish(table);

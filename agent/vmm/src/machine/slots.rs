@@ -18,7 +18,7 @@ use super::{
     view::{Engagement, State},
 };
 use crate::{
-    backend::BackendError,
+    backend::{Backend, BackendError},
     memory::{MemoryDigest, SlotMemory, SlotTable},
 };
 
@@ -70,6 +70,29 @@ impl Machine {
         Ok(self.memory.table())
     }
 
+    /// A slot of the backend's and of the dirty log's.
+    pub(super) fn add_slot(
+        &self,
+        backend: &Arc<dyn Backend>,
+        memory: &Arc<SlotMemory>,
+    ) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        self.dirty.add_slot(
+            spec,
+            || backend.add_slot(memory),
+            || backend.remove_slot(spec.slot),
+        )
+    }
+
+    fn remove_slot(&self, backend: &Arc<dyn Backend>, slot: u32) -> Result<(), BackendError> {
+        self.dirty.remove_slot(slot, || backend.remove_slot(slot))
+    }
+
+    fn move_slot(&self, backend: &Arc<dyn Backend>, spec: SlotSpec) -> Result<(), BackendError> {
+        self.dirty
+            .move_slot(spec, || backend.move_slot(spec.slot, spec.base_gfn))
+    }
+
     fn carry_out(
         &self,
         table: &SlotTable,
@@ -79,12 +102,13 @@ impl Machine {
         let mut now: Vec<Arc<SlotMemory>> = table.slots().to_vec();
         let mut done = Vec::with_capacity(changes.len());
         let mut added = added.into_iter();
+        let backend = self.built_backend()?;
         for (index, change) in changes.iter().enumerate() {
-            match self.step(&mut now, change, &mut added) {
+            match self.step(&backend, &mut now, change, &mut added) {
                 Ok(step) => done.push(step),
                 Err(error) => {
                     let error = ApiError::from(error).with("change", index);
-                    return Err(self.undo(now, done, error));
+                    return Err(self.undo(&backend, now, done, error));
                 }
             }
         }
@@ -94,6 +118,7 @@ impl Machine {
 
     fn step(
         &self,
+        backend: &Arc<dyn Backend>,
         now: &mut Vec<Arc<SlotMemory>>,
         change: &SlotChange,
         added: &mut impl Iterator<Item = Arc<SlotMemory>>,
@@ -108,20 +133,20 @@ impl Machine {
                 let memory = added
                     .next()
                     .ok_or(BackendError::NoSuchSlot { slot: spec.slot })?;
-                self.dirty.add_slot(&memory)?;
+                self.add_slot(backend, &memory)?;
                 now.push(memory);
                 Ok(Step::Added(spec.slot))
             }
             SlotChange::Delete { slot } => {
                 let at = position(now, slot)?;
-                self.dirty.remove_slot(slot)?;
+                self.remove_slot(backend, slot)?;
                 Ok(Step::Removed(now.remove(at)))
             }
             SlotChange::Move { slot, base_gfn } => {
                 let at = position(now, slot)?;
                 let old = now[at].spec();
                 let new = SlotSpec { base_gfn, ..old };
-                self.dirty.move_slot(new)?;
+                self.move_slot(backend, new)?;
                 now[at] = Arc::new(now[at].moved(new));
                 Ok(Step::Moved(old))
             }
@@ -129,14 +154,20 @@ impl Machine {
     }
 
     /// Takes the steps back, last first, and returns the error to report.
-    fn undo(&self, mut now: Vec<Arc<SlotMemory>>, done: Vec<Step>, cause: ApiError) -> ApiError {
+    fn undo(
+        &self,
+        backend: &Arc<dyn Backend>,
+        mut now: Vec<Arc<SlotMemory>>,
+        done: Vec<Step>,
+        cause: ApiError,
+    ) -> ApiError {
         for step in done.into_iter().rev() {
             let undone = match step {
-                Step::Added(slot) => self.dirty.remove_slot(slot).map(|()| {
+                Step::Added(slot) => self.remove_slot(backend, slot).map(|()| {
                     now.retain(|memory| memory.spec().slot != slot);
                 }),
-                Step::Removed(memory) => self.dirty.add_slot(&memory).map(|()| now.push(memory)),
-                Step::Moved(old) => self.dirty.move_slot(old).map(|()| {
+                Step::Removed(memory) => self.add_slot(backend, &memory).map(|()| now.push(memory)),
+                Step::Moved(old) => self.move_slot(backend, old).map(|()| {
                     for memory in now
                         .iter_mut()
                         .filter(|memory| memory.spec().slot == old.slot)

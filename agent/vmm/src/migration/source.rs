@@ -33,7 +33,9 @@ use slat_proto::{
 use super::{
     convergence::{Convergence, Pass as FinishedPass, Verdict},
     cpu_time::thread_cpu_time,
-    sender::{Counters, Pacer, Pass, PassSlot, Report, Sender, Shared},
+    sender::{
+        Counters, EveryPage, Iteration, IterationSlot, Pacer, PageFilter, Report, Sender, Shared,
+    },
     socket::{CONNECT_TIMEOUT, configure},
     wire::{FrameReader, FrameWriter, Hello, Kind, Role, TICKET, WireError, encode_abort},
 };
@@ -119,10 +121,10 @@ impl Source {
         self.machine.dirty().attach(&cursor)?;
         self.side.enter(TransferPhase::Precopy);
         let mut convergence = Convergence::new(self.params);
-        let mut pass = Pass::bulk(self.machine.memory().table().slots());
+        let mut pass = Iteration::bulk(self.machine.memory().table().slots());
         let mut acknowledge = None;
         loop {
-            let iteration = pass.iteration;
+            let iteration = pass.number;
             let (bytes, duration) = self.send_pass(link, pass, false, &convergence, started)?;
             if let Some(batch) = acknowledge.take() {
                 self.machine.dirty().acknowledge(&cursor, batch)?;
@@ -196,8 +198,7 @@ impl Source {
             counters: Counters::default(),
             stop: AtomicBool::new(false),
             pacer: self.params.max_bandwidth.map(Pacer::new),
-            #[cfg(test)]
-            omit: self.omit,
+            filter: self.filter(),
         });
         let (report, reports) = mpsc::channel();
         let mut senders = Vec::new();
@@ -272,29 +273,43 @@ impl Source {
         Ok((stream, writer, reader))
     }
 
-    fn pass_of(&self, iteration: u32, batch: DirtyBatch) -> Pass {
+    #[cfg(test)]
+    fn filter(&self) -> Box<dyn PageFilter> {
+        match self.omit {
+            Some(omit) => Box::new(Omit(omit)),
+            None => Box::new(EveryPage),
+        }
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the test build looks at self")]
+    fn filter(&self) -> Box<dyn PageFilter> {
+        Box::new(EveryPage)
+    }
+
+    fn pass_of(&self, iteration: u32, batch: DirtyBatch) -> Iteration {
         let table = self.machine.memory().table();
         let slots = batch
             .slots
             .into_iter()
             .filter_map(|(number, bitmap)| {
                 let memory = Arc::clone(table.slot(number)?);
-                Some(PassSlot { memory, bitmap })
+                Some(IterationSlot { memory, bitmap })
             })
             .collect();
-        Pass::new(iteration, slots)
+        Iteration::new(iteration, slots)
     }
 
     /// Sends a pass on all streams and waits until the destination has it. Returns its bytes of pages and its duration.
     fn send_pass(
         &self,
         link: &mut Link,
-        pass: Pass,
+        pass: Iteration,
         last: bool,
         convergence: &Convergence,
         started: Started,
     ) -> Result<(u64, Duration), ApiError> {
-        let iteration = pass.iteration;
+        let iteration = pass.number;
         let total = pass.bytes();
         let shared = Arc::clone(&link.shared);
         let counters = &shared.counters;
@@ -601,6 +616,19 @@ impl Source {
             .transfer()
             .progress
             .map_or(0, |progress| progress.iteration)
+    }
+}
+
+/// A page that is deliberately never sent: (slot, page, from iteration).
+#[cfg(test)]
+#[derive(Debug)]
+struct Omit((u32, u32, u32));
+
+#[cfg(test)]
+impl PageFilter for Omit {
+    fn sends(&self, slot: u32, page: u32, iteration: u32) -> bool {
+        let Self((of, which, from)) = *self;
+        (slot, page) != (of, which) || iteration < from
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::memory::Mapping;
+use crate::memory::GuestView;
 
 /// Frames of the largest page that is ever mapped, 1 GiB.
 const GIANT: u64 = 1 << 18;
@@ -25,12 +25,12 @@ const END: u64 = 1 << 40;
 
 /// A vCPU's hold on a mapping.
 #[derive(Debug)]
-pub(super) struct Lease(Arc<Mapping>);
+pub(super) struct Lease(Arc<GuestView>);
 
 impl std::ops::Deref for Lease {
-    type Target = Mapping;
+    type Target = GuestView;
 
-    fn deref(&self) -> &Mapping {
+    fn deref(&self) -> &GuestView {
         &self.0
     }
 }
@@ -54,8 +54,9 @@ impl View {
     }
 }
 
+/// Which numbers are whose.
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Inner {
     /// Pages of each range, by its first number.
     ranges: BTreeMap<u64, u64>,
     next: u64,
@@ -77,13 +78,9 @@ impl Frames {
         }
     }
 
-    fn numbers(&self) -> MutexGuard<'_, Inner> {
+    /// The lock that serialises changes.
+    pub(super) fn numbers(&self) -> MutexGuard<'_, Inner> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    #[cfg(test)]
-    pub(super) fn hold_for_test(&self) -> impl Drop + '_ {
-        self.numbers()
     }
 
     /// The view of a vCPU.
@@ -92,7 +89,7 @@ impl Frames {
     }
 
     /// Numbers the mapping's pages, congruent to guest frames from `base_gfn` on. `None` when no range is free.
-    pub(super) fn add(&self, mapping: &Arc<Mapping>, base_gfn: u64) -> Option<u64> {
+    pub(super) fn add(&self, mapping: &Arc<GuestView>, base_gfn: u64) -> Option<u64> {
         let mut inner = self.numbers();
         let room = (base_gfn % GIANT + mapping.pages()).next_multiple_of(GIANT);
         let start = inner
@@ -136,23 +133,27 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Region;
+
+    fn view(pages: u64) -> Arc<GuestView> {
+        Arc::clone(Region::new("test", pages).unwrap().guest())
+    }
 
     #[test]
     fn ranges_are_congruent_disjoint_and_not_used_again_soon() {
         let frames = Frames::new(2);
-        let (view, other) = (frames.view(0), frames.view(1));
-        let mapping = || Arc::new(Mapping::new("test", 8).unwrap());
-        let (one, two) = (mapping(), mapping());
+        let (first_cpu, other) = (frames.view(0), frames.view(1));
+        let (one, two) = (view(8), view(8));
         let first = frames.add(&one, 5 * GIANT + 77).unwrap();
         let second = frames.add(&two, 3).unwrap();
         assert_eq!((first % GIANT, second % GIANT), (77, 3));
-        let (found, page) = view.find(first + 7).unwrap();
+        let (found, page) = first_cpu.find(first + 7).unwrap();
         assert!(Arc::ptr_eq(&found.0, &one) && page == 7);
         let (same, _) = other.find(first).unwrap();
         assert!(Arc::ptr_eq(&same.0, &one) && !Arc::ptr_eq(&same, &found));
-        assert!(view.find(first + 8).is_none() && view.find(first - 1).is_none());
+        assert!(first_cpu.find(first + 8).is_none() && first_cpu.find(first - 1).is_none());
         frames.remove(first);
-        assert!(view.find(first).is_none() && other.find(first).is_none());
+        assert!(first_cpu.find(first).is_none() && other.find(first).is_none());
         drop((found, same));
         assert_eq!(Arc::strong_count(&one), 1, "no view holds it any more");
         assert!(frames.add(&one, 77).unwrap() > second);
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn when_all_numbers_were_used_the_free_ones_come_again() {
         let frames = Frames::new(0);
-        let mapping = Arc::new(Mapping::new("test", 1).unwrap());
+        let mapping = view(1);
         let kept = frames.add(&mapping, 0).unwrap();
         frames.numbers().next = END;
         let next = frames.add(&mapping, 0).unwrap();

@@ -44,7 +44,7 @@
 use std::{
     hint,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release, SeqCst},
@@ -54,6 +54,8 @@ use std::{
 };
 
 use slat_mmu::{Flush, FlushRequest, Gfn, GfnRange, Host};
+
+use super::port::Port;
 
 /// Looks at a mailbox before the sender sleeps.
 const SPINS: u32 = 200;
@@ -199,9 +201,7 @@ pub(super) struct Shootdown {
     mailboxes: Vec<Mailbox>,
     journal: Journal,
     counters: Counters,
-    /// Complete flushes are not noted, so the check finds nothing: for tests that want the damage itself.
-    #[cfg(test)]
-    pub(super) blind: AtomicBool,
+    port: Arc<dyn Port>,
 }
 
 /// Flush requests, requests that reached a vCPU, and flushes done by vCPUs.
@@ -213,14 +213,13 @@ pub(super) struct FlushCounts {
 }
 
 impl Shootdown {
-    pub(super) fn new(vcpus: u32) -> Self {
+    pub(super) fn new(vcpus: u32, port: Arc<dyn Port>) -> Self {
         Self {
             order: Mutex::new(0),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
             journal: Journal::new(),
             counters: Counters::default(),
-            #[cfg(test)]
-            blind: AtomicBool::new(false),
+            port,
         }
     }
 
@@ -236,11 +235,9 @@ impl Shootdown {
         if reached {
             self.counters.reached.fetch_add(1, Relaxed);
         }
-        #[cfg(test)]
-        if self.blind.load(Relaxed) {
-            return;
+        if self.port.notes() {
+            self.journal.note(number, flush);
         }
-        self.journal.note(number, flush);
     }
 
     fn post(&self, flush: Flush) -> u64 {
@@ -322,11 +319,15 @@ impl Host for Shootdown {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread};
+    use std::thread;
 
     use slat_mmu::Gfn;
 
-    use super::*;
+    use super::{super::port::Direct, *};
+
+    fn shootdown(vcpus: u32) -> Arc<Shootdown> {
+        Arc::new(Shootdown::new(vcpus, Arc::new(Direct)))
+    }
 
     fn page(gfn: u64) -> Flush {
         Flush::range(GfnRange::new(Gfn(gfn), 1))
@@ -334,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_vcpu_outside_is_not_waited_for_and_finds_everything_when_it_enters() {
-        let shootdown = Shootdown::new(1);
+        let shootdown = shootdown(1);
         shootdown.shoot(page(5));
         shootdown.shoot(page(9));
         shootdown.enter(0);
@@ -348,7 +349,7 @@ mod tests {
     #[test]
     fn a_sender_sleeps_until_a_vcpu_inside_obeys_or_leaves() {
         for leaves in [false, true] {
-            let shootdown = Arc::new(Shootdown::new(1));
+            let shootdown = shootdown(1);
             shootdown.enter(0);
             let sender = {
                 let shootdown = Arc::clone(&shootdown);
@@ -374,7 +375,7 @@ mod tests {
 
     #[test]
     fn the_journal_knows_what_was_revoked() {
-        let shootdown = Shootdown::new(0);
+        let shootdown = shootdown(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
         shootdown.shoot(page(5));
         assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
@@ -393,7 +394,7 @@ mod tests {
 
     #[test]
     fn what_is_read_while_it_is_overwritten_is_not_believed() {
-        let shootdown = Arc::new(Shootdown::new(0));
+        let shootdown = shootdown(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
         let writer = {
             let shootdown = Arc::clone(&shootdown);

@@ -78,11 +78,11 @@ impl Budget {
 
     /// Allows what the slots need on top of as much that slots elsewhere left behind.
     pub(super) fn allow(&self, needed: u64) {
-        self.limit.store(2 * needed + SLACK, Relaxed);
+        self.limit_to(2 * needed + SLACK);
     }
 
-    #[cfg(test)]
-    pub(super) fn limit_for_test(&self, frames: u64) {
+    /// Allows so many frames in all.
+    pub(super) fn limit_to(&self, frames: u64) {
         self.limit.store(frames, Relaxed);
     }
 
@@ -354,7 +354,7 @@ mod tests {
 
     fn heap(frames: u64) -> TableHeap {
         let heap = TableHeap::new(Arc::default()).unwrap();
-        heap.budget.limit_for_test(frames);
+        heap.budget.limit_to(frames);
         heap
     }
 

@@ -15,11 +15,11 @@ use slat_proto::model::{
     SlotSpec, VmSpec,
 };
 
-use super::*;
+use super::{kernel_oracles::Hooks, *};
 use crate::{
     backend::GuestEvent,
     guest::{self, Layout, memstress},
-    memory::GuestMemory,
+    memory::{DirtyBitmap, GuestMemory},
 };
 
 const MEMORY: u64 = 8 << 20;
@@ -51,6 +51,7 @@ struct Vm {
     memory: GuestMemory,
     spec: VmSpec,
     events: Arc<Mutex<Vec<GuestEvent>>>,
+    hooks: Arc<Hooks>,
 }
 
 impl Vm {
@@ -59,7 +60,9 @@ impl Vm {
         let events: Arc<Mutex<Vec<GuestEvent>>> = Arc::default();
         let sink = Arc::clone(&events);
         let sink: EventSink = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let backend = SoftwareBackend::new(&spec, sink).unwrap();
+        let hooks = Arc::new(Hooks::default());
+        let port = Arc::clone(&hooks) as Arc<dyn Port>;
+        let backend = SoftwareBackend::with_port(&spec, sink, port).unwrap();
         let memory = GuestMemory::new();
         let slots: Vec<_> = slots
             .iter()
@@ -74,6 +77,7 @@ impl Vm {
             memory,
             spec,
             events,
+            hooks,
         }
     }
 
@@ -139,13 +143,16 @@ impl Vm {
     }
 
     fn harvest(&self) -> Vec<u64> {
-        let mut bitmap = vec![0; self.pages().div_ceil(64) as usize];
-        let taken = self.backend.harvest_dirty(0, &mut bitmap).unwrap();
-        let pages: Vec<u64> = (0..self.pages())
-            .filter(|page| bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1)
-            .collect();
-        assert_eq!(pages.len() as u64, taken);
-        pages
+        let bitmap = self.harvest_slot(0, self.pages()).unwrap();
+        let runs = bitmap.runs();
+        runs.flat_map(|(first, len)| first..first + len).collect()
+    }
+
+    /// One slot's dirty pages, by a bitmap of so many.
+    fn harvest_slot(&self, slot: u32, pages: u64) -> Result<DirtyBitmap, DirtyError> {
+        let mut into = SlotBitmaps::from([(slot, DirtyBitmap::new(pages))]);
+        self.backend.harvest_dirty(&mut into)?;
+        Ok(into.remove(&slot).unwrap())
     }
 }
 
@@ -232,10 +239,6 @@ fn the_dirty_log_is_exactly_what_was_written() {
             assert_eq!(vm.harvest(), changed(&before, &now), "{format}");
             before = now;
         }
-        // What is there already stays: bits are ORed in.
-        let mut bitmap = vec![u64::MAX; 32];
-        assert_eq!(vm.backend.harvest_dirty(0, &mut bitmap).unwrap(), 0);
-        assert_eq!(bitmap, [u64::MAX; 32]);
         vm.assert_well();
     }
 }
@@ -285,11 +288,8 @@ fn huge_mappings_come_back_in_place_when_logging_ends() {
         };
         assert!(flushes("dirty_log") > Some(0) && flushes("huge_page") > Some(0));
         assert_eq!(flushes("unmap"), Some(0), "{format}: nothing was zapped");
-        let mut bitmap = [0; 32];
-        assert!(
-            vm.backend.harvest_dirty(0, &mut bitmap).is_err(),
-            "logging is off"
-        );
+        let harvested = vm.harvest_slot(0, vm.pages());
+        assert!(harvested.is_err(), "logging is off");
         vm.until_written(1000);
         vm.backend.pause().unwrap();
         vm.assert_well();
@@ -326,7 +326,7 @@ fn a_storm_of_harvests_invalidations_and_slot_changes_loses_nothing() {
                     vm.backend.move_slot(9, 3 << 20).unwrap();
                     vm.backend.remove_slot(9).unwrap();
                     assert_eq!(
-                        Arc::strong_count(slot.mapping()),
+                        Arc::strong_count(slot.guest()),
                         1,
                         "nothing maps it any more"
                     );
@@ -408,7 +408,7 @@ fn a_translation_used_after_its_flush_stops_the_vm() {
         vm.backend.run().unwrap();
         vm.backend.set_dirty_logging(0, true).unwrap();
         vm.until_written(1000);
-        vm.backend.vm.hooks.deaf.store(true, Relaxed);
+        vm.hooks.deaf.store(true, Relaxed);
         revoke(&vm);
         let message = vm.failure();
         assert!(
@@ -426,7 +426,7 @@ fn no_lock_of_the_owners_holds_up_a_vcpu() {
         let vm = Vm::new(spec(format, 3, random(MemstressFill::Zero)));
         vm.backend.run().unwrap();
         let _slots = vm.backend.slots();
-        let _numbers = vm.backend.vm.frames.hold_for_test();
+        let _numbers = vm.backend.vm.frames.numbers();
         let faults = vm.backend.stats().faults_taken;
         vm.backend.vm.mmu.zap_all();
         vm.until_written(500);
@@ -469,7 +469,7 @@ fn accesses_without_memory_fail_with_their_address() {
 fn without_table_memory_the_vm_fails_with_words() {
     let vm = Vm::new(spec(Format::Ept4, 1, MemstressSpec::default()));
     vm.backend.set_dirty_logging(0, true).unwrap();
-    vm.backend.budget.limit_for_test(4);
+    vm.backend.budget.limit_to(4);
     vm.backend.run().unwrap();
     let message = vm.failure();
     assert!(message.contains("no table memory"), "{message}");
@@ -535,10 +535,13 @@ fn pause_wakes_an_idle_guest_and_bad_requests_are_refused() {
         };
         no_slot(vm.backend.remove_slot(7));
         no_slot(vm.backend.move_slot(7, 0));
-        no_slot(vm.backend.set_dirty_logging(7, true));
-        no_slot(vm.backend.harvest_dirty(7, &mut []).map(drop));
+        let no_log = |result: Result<(), DirtyError>| {
+            assert!(matches!(result, Err(DirtyError::NoSuchSlot { slot: 7 })));
+        };
+        no_log(vm.backend.set_dirty_logging(7, true));
+        no_log(vm.harvest_slot(7, 64).map(drop));
         vm.backend.set_dirty_logging(0, true).unwrap();
-        assert!(vm.backend.harvest_dirty(0, &mut [0; 31]).is_err());
+        assert!(vm.harvest_slot(0, vm.pages() - 1).is_err());
         for slot in [(0, 1 << 20), (3, 5), (3, 1 << 36), (u32::MAX, 1 << 20)] {
             let bad = SlotSpec {
                 slot: slot.0,
@@ -549,7 +552,7 @@ fn pause_wakes_an_idle_guest_and_bad_requests_are_refused() {
             let memory = Arc::new(SlotMemory::new(bad).unwrap());
             let refused = vm.backend.add_slot(&memory).unwrap_err();
             assert!(matches!(refused, BackendError::BadSlot { .. }), "{refused}");
-            assert_eq!(Arc::strong_count(memory.mapping()), 1);
+            assert_eq!(Arc::strong_count(memory.guest()), 1);
         }
         vm.backend.invalidate(u64::MAX, u64::MAX).unwrap();
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use slat_mmu::{Flush, Gfn, GfnRange, Level};
 
 use super::{frames::Lease, shootdown::Shootdown};
-use crate::memory::Mapping;
+use crate::memory::GuestView;
 
 /// Base-2 logarithm of the pages an entry maps, and of how many entries there are, for each size.
 const SIZES: [(u32, u32); 3] = [(0, 10), (9, 7), (18, 3)];
@@ -158,7 +158,7 @@ impl Tlb {
     }
 
     /// The memory of a hit, and the page in it. `None` never follows a hit.
-    pub(super) fn memory(&self, hit: Hit) -> Option<(&Mapping, u64)> {
+    pub(super) fn memory(&self, hit: Hit) -> Option<(&GuestView, u64)> {
         let entry = self.sizes[hit.size][hit.index].as_ref()?;
         Some((&**entry.mapping, hit.page))
     }
@@ -215,12 +215,16 @@ impl Tlb {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::frames::Frames, *};
+    use super::{
+        super::{frames::Frames, port::Direct},
+        *,
+    };
+    use crate::memory::Region;
 
     fn tlb(entries: &[(u64, Level)]) -> (Tlb, Shootdown) {
         let frames = Frames::new(1);
-        let mapping = Arc::new(Mapping::new("test", 1).unwrap());
-        let base = frames.add(&mapping, 0).unwrap();
+        let region = Region::new("test", 1).unwrap();
+        let base = frames.add(region.guest(), 0).unwrap();
         let (lease, _) = frames.view(0).find(base).unwrap();
         let mut tlb = Tlb::new();
         for &(gfn, level) in entries {
@@ -235,7 +239,7 @@ mod tests {
             };
             tlb.fill(fill, 0);
         }
-        (tlb, Shootdown::new(0))
+        (tlb, Shootdown::new(0, Arc::new(Direct)))
     }
 
     #[test]

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     guest::memstress::{GuestAccess, Pacer, Turn, run_batch},
-    memory::Mapping,
+    memory::GuestView,
 };
 
 /// Why the guest cannot go on.
@@ -137,11 +137,6 @@ impl Vcpu {
         Ok(())
     }
 
-    #[cfg(test)]
-    pub(super) fn may_run(&self) -> bool {
-        self.vm.gate.running()
-    }
-
     fn index(&self) -> usize {
         self.number as usize
     }
@@ -154,16 +149,9 @@ impl Vcpu {
 
     /// The TLB follows the root: after whatever may have loaded another.
     fn retag(&mut self) {
-        #[cfg(test)]
-        if self
-            .vm
-            .hooks
-            .deaf
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            return;
+        if self.vm.port.follows_root() {
+            self.tlb.load(Tag::of(&self.context));
         }
-        self.tlb.load(Tag::of(&self.context));
     }
 
     pub(super) fn leave(&self) {
@@ -177,24 +165,13 @@ impl Vcpu {
         }
         let (number, flush) = self.vm.shootdown.take(self.index());
         self.reload |= flush == Flush::All;
-        #[cfg(test)]
-        let flush = if self
-            .vm
-            .hooks
-            .deaf
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            Flush::None
-        } else {
-            flush
-        };
-        self.tlb.flush(flush);
+        self.tlb.flush(self.vm.port.dropped(flush));
         self.obeyed = number;
         self.vm.shootdown.acknowledge(self.index(), number);
     }
 
     /// The memory behind an address, and the offset in it. It may be used until the next obeying.
-    fn memory(&mut self, gpa: u64, write: bool) -> Result<(&Mapping, usize), AccessError> {
+    fn memory(&mut self, gpa: u64, write: bool) -> Result<(&GuestView, usize), AccessError> {
         if !gpa.is_multiple_of(8) {
             return Err(AccessError::Unaligned { gpa });
         }
@@ -243,13 +220,9 @@ impl Vcpu {
             Err(_) => Fault::new(gfn, access),
         };
         self.leave();
-        #[cfg(test)]
-        let fault = match self.vm.hooks.page_in(&*self.vm.mmu, fault) {
-            Some(fault) => fault,
-            None => {
-                self.enter();
-                return Err(AccessError::NoFrame { gpa });
-            }
+        let Some(fault) = self.vm.port.page_in(&*self.vm.mmu, fault) else {
+            self.enter();
+            return Err(AccessError::NoFrame { gpa });
         };
         let outcome = self.vm.mmu.fault(&mut self.context, fault);
         if outcome == FaultOutcome::Retry {
@@ -299,31 +272,46 @@ impl GuestAccess for Vcpu {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
-
     use slat_arch::GuestStage;
     use slat_mmu::{MmuConfig, Pfn, SlotSpec};
 
-    use super::{super::tables::TableHeap, *};
+    use super::{
+        super::{
+            port::Port,
+            tables::{Budget, TableHeap},
+        },
+        *,
+    };
+    use crate::memory::Region;
+
+    /// Complete flushes are not noted, so the check of stale translations finds nothing.
+    #[derive(Debug)]
+    struct Blind;
+
+    impl Port for Blind {
+        fn notes(&self) -> bool {
+            false
+        }
+    }
 
     /// A slot of one page at frame 0, over new memory.
-    fn plug(vm: &Vm) -> Arc<Mapping> {
-        let mapping = Arc::new(Mapping::new("tags", 1).unwrap());
-        let frames = vm.frames.add(&mapping, 0).unwrap();
+    fn plug(vm: &Vm) -> Region {
+        let region = Region::new("tags", 1).unwrap();
+        let frames = vm.frames.add(region.guest(), 0).unwrap();
         let slot = SlotSpec::new(0, Gfn(0), 1, Pfn(frames));
         vm.mmu.create_slot(slot).unwrap();
-        mapping
+        region
     }
 
     /// The full flush that goes with a new root is lost, and so is the check that finds such a loss.
     #[test]
     fn nothing_walked_from_a_withdrawn_root_is_used_under_the_next() {
         for stage in GuestStage::ALL {
-            let budget = Arc::new(super::super::tables::Budget::default());
-            budget.limit_for_test(1 << 10);
+            let budget = Arc::new(Budget::default());
+            budget.limit_to(1 << 10);
             let tables = TableHeap::new(budget).unwrap();
-            let vm = Vm::new(stage, 1, MmuConfig::default(), tables, Arc::new(|_| {}));
-            vm.shootdown.blind.store(true, Relaxed);
+            let (config, events) = (MmuConfig::default(), Arc::new(|_| {}));
+            let vm = Vm::new(stage, 1, config, tables, events, Arc::new(Blind));
             let mut vcpu = Vcpu::new(Arc::clone(&vm), 0);
             let old = plug(&vm);
             vcpu.enter();
@@ -333,7 +321,7 @@ mod tests {
 
             vm.mmu.delete_slot(0).unwrap();
             let new = plug(&vm);
-            new.store(0, 2);
+            new.host().store(0, 2);
             vm.mmu.zap_all();
             (vcpu.obeyed, _) = vm.shootdown.take(0);
             vm.shootdown.acknowledge(0, vcpu.obeyed);
@@ -342,7 +330,7 @@ mod tests {
             assert_eq!(vcpu.read_u64(0).unwrap(), 2, "{stage}");
             vcpu.leave();
             assert_ne!(vcpu.context.root(), withdrawn, "{stage}");
-            assert_eq!(old.load(0), 1, "{stage}");
+            assert_eq!(old.host().load(0), 1, "{stage}");
         }
     }
 }

@@ -5,20 +5,16 @@ use slat_proto::v1;
 use super::control::{MAGIC, NONE, VERSION, control_page, offset};
 use crate::memory::SlotTable;
 
-/// What memstress counted, summed over `vcpus`; `None` when a control page is missing or not memstress'. May be called while
-/// vCPUs run: counters are then those of a moment within the last batch of each.
+/// What memstress counted, summed over `vcpus`; `None` when a control page is missing or not
+/// memstress'. May be called while vCPUs run: counters are then those of a moment within the last
+/// batch of each.
 #[must_use]
 pub(crate) fn counters(memory: &SlotTable, vcpus: u32) -> Option<v1::GuestCounters> {
     let mut sum = v1::GuestCounters::default();
     let mut visits = 0u64;
     let mut first_error = NONE;
     for vcpu in 0..vcpus {
-        let word = |at: u64| {
-            let mut bytes = [0; 8];
-            memory
-                .read(control_page(vcpu) + at, &mut bytes)
-                .then(|| u64::from_le_bytes(bytes))
-        };
+        let word = |at: u64| memory.load(control_page(vcpu) + at);
         if word(offset::MAGIC)? != MAGIC || word(offset::VERSION)? != VERSION {
             return None;
         }

@@ -39,21 +39,16 @@ pub(crate) struct NoMemory {
     pub gpa: u64,
 }
 
-/// The host's own view: past the second stage, so nothing it writes is in a dirty log.
+/// Through the host view: past the second stage, so nothing it writes is in a dirty log.
 impl GuestAccess for &SlotTable {
     type Error = NoMemory;
 
     fn read_u64(&mut self, gpa: u64) -> Result<u64, NoMemory> {
-        let mut bytes = [0; 8];
-        if self.read(gpa, &mut bytes) {
-            Ok(u64::from_le_bytes(bytes))
-        } else {
-            Err(NoMemory { gpa })
-        }
+        self.load(gpa).ok_or(NoMemory { gpa })
     }
 
     fn write_u64(&mut self, gpa: u64, value: u64) -> Result<(), NoMemory> {
-        if self.write(gpa, &value.to_le_bytes()) {
+        if self.store(gpa, value) {
             Ok(())
         } else {
             Err(NoMemory { gpa })

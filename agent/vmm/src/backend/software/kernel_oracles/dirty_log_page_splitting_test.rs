@@ -66,7 +66,7 @@ fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -
                 touch()?;
                 expect("initially set, enabled", now(), populated)?;
                 for slot in &slots {
-                    let pages = slot.mapping.pages();
+                    let pages = slot.memory.guest().pages();
                     let all = vec![u64::MAX; pages.div_ceil(64) as usize];
                     let cleared = machine.mmu().clear_dirty_log(slot.id, 0, pages, &all);
                     check(cleared == Ok(pages), || {

@@ -22,10 +22,10 @@ struct Counts {
 
 fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
     let machine = Machine::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
-    let mapping = Arc::new(Mapping::new("aliased", PAGES).unwrap());
+    let memory = Region::new("aliased", PAGES).unwrap();
     let at = |slot: u16| BASE + u64::from(slot) * PAGES;
     let slots: Vec<_> = (0..SLOTS)
-        .map(|id| machine.plug_in(id, at(id), Arc::clone(&mapping)))
+        .map(|id| machine.plug_in(id, at(id), memory.clone()))
         .collect();
     let protected = Arc::new(AtomicBool::new(false));
     let pager: Pager = {
@@ -36,7 +36,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
             (!refused).then(|| fault.with_seq(seq))
         })
     };
-    assert!(machine.vm.hooks.pager.set(pager).is_ok());
+    assert!(machine.hooks.pager.set(pager).is_ok());
     let version = Version::default();
     let counts: Vec<Counts> = (0..3).map(|_| Counts::default()).collect();
     let program = |cpu: &mut Cpu<'_>| {

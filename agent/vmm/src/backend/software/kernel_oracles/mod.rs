@@ -37,15 +37,17 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Fault, Gfn, GfnRange, MmuConfig, PAGE_SIZE, Pfn, SecondStage, SlotFlags, SlotId, SlotSpec,
+    Fault, Flush, Gfn, GfnRange, MmuConfig, PAGE_SIZE, Pfn, SecondStage, SlotFlags, SlotId,
+    SlotSpec,
 };
 
 use super::{
     Vm,
+    port::Port,
     tables::{Budget, TableHeap},
     vcpu::{AccessError, Vcpu},
 };
-use crate::{backend::GuestEvent, guest::memstress::GuestAccess, memory::Mapping};
+use crate::{backend::GuestEvent, guest::memstress::GuestAccess, memory::Region};
 
 /// A hang is an error.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,15 +55,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// `Err` says what the oracle objects to.
 type Verdict = Result<(), String>;
 
-/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. Called outside the guest; `None`: the
+/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. `None`: the
 /// host refuses (`EFAULT`).
 type Pager = Box<dyn Fn(&dyn SecondStage, Fault) -> Option<Fault> + Send + Sync>;
 
-/// What tests do to a VM.
+/// A port through which tests do things to a VM.
 #[derive(Default)]
 pub(super) struct Hooks {
     /// vCPUs acknowledge flushes without carrying them out.
     pub(super) deaf: AtomicBool,
+    /// Complete flushes are not noted, so the check of stale translations finds nothing: for tests
+    /// that want the damage itself.
+    blind: AtomicBool,
     pager: OnceLock<Pager>,
 }
 
@@ -73,12 +78,28 @@ impl fmt::Debug for Hooks {
     }
 }
 
-impl Hooks {
-    pub(super) fn page_in(&self, mmu: &dyn SecondStage, fault: Fault) -> Option<Fault> {
+impl Port for Hooks {
+    fn page_in(&self, mmu: &dyn SecondStage, fault: Fault) -> Option<Fault> {
         match self.pager.get() {
             Some(pager) => pager(mmu, fault),
             None => Some(fault),
         }
+    }
+
+    fn dropped(&self, flush: Flush) -> Flush {
+        if self.deaf.load(Relaxed) {
+            Flush::None
+        } else {
+            flush
+        }
+    }
+
+    fn follows_root(&self) -> bool {
+        !self.deaf.load(Relaxed)
+    }
+
+    fn notes(&self) -> bool {
+        !self.blind.load(Relaxed)
     }
 }
 
@@ -133,21 +154,21 @@ struct Plug {
     id: SlotId,
     base: u64,
     frames: u64,
-    mapping: Arc<Mapping>,
+    memory: Region,
 }
 
 impl Plug {
     fn range(&self) -> GfnRange {
-        GfnRange::new(Gfn(self.base), self.mapping.pages())
+        GfnRange::new(Gfn(self.base), self.memory.guest().pages())
     }
 
     /// The first word of a page, as the host sees it.
     fn value(&self, page: u64) -> u64 {
-        self.mapping.load((page * PAGE_SIZE) as usize)
+        self.memory.host().load((page * PAGE_SIZE) as usize)
     }
 
     fn set(&self, page: u64, value: u64) {
-        self.mapping.store((page * PAGE_SIZE) as usize, value);
+        self.memory.host().store((page * PAGE_SIZE) as usize, value);
     }
 }
 
@@ -189,6 +210,7 @@ fn is_mmio<T>(result: &Result<T, AccessError>) -> bool {
 /// A VM without a guest.
 struct Machine {
     vm: Arc<Vm>,
+    hooks: Arc<Hooks>,
     vcpus: u32,
     seed: u64,
     events: Arc<Mutex<Vec<GuestEvent>>>,
@@ -200,13 +222,16 @@ impl Machine {
         let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(0x51a7);
         println!("{name} on {stage}: SLAT_ORACLE_SEED={seed}");
         let budget = Arc::new(Budget::default());
-        budget.limit_for_test(1 << 16);
+        budget.limit_to(1 << 16);
         let tables = TableHeap::new(budget).unwrap();
         let events: Arc<Mutex<Vec<GuestEvent>>> = Arc::default();
         let sink = Arc::clone(&events);
         let sink = Arc::new(move |event| sink.lock().unwrap().push(event));
+        let hooks = Arc::new(Hooks::default());
+        let port = Arc::clone(&hooks) as Arc<dyn Port>;
         Self {
-            vm: Vm::new(stage, vcpus, config, tables, sink),
+            vm: Vm::new(stage, vcpus, config, tables, sink, port),
+            hooks,
             vcpus,
             seed,
             events,
@@ -216,13 +241,13 @@ impl Machine {
     /// To be called before anything was flushed.
     fn prepare(self, sabotage: Option<Sabotage>) -> Self {
         let blind = sabotage == Some(Sabotage::Deaf);
-        self.vm.shootdown.blind.store(blind, Relaxed);
+        self.hooks.blind.store(blind, Relaxed);
         self
     }
 
     fn sabotage(&self, sabotage: Option<Sabotage>) {
         let deaf = sabotage == Some(Sabotage::Deaf);
-        self.vm.hooks.deaf.store(deaf, Relaxed);
+        self.hooks.deaf.store(deaf, Relaxed);
     }
 
     fn mmu(&self) -> &dyn SecondStage {
@@ -240,19 +265,19 @@ impl Machine {
 
     /// Plugs in memory of zeroes.
     fn plug(&self, id: SlotId, base: u64, pages: u64) -> Plug {
-        let mapping = Arc::new(Mapping::new("oracle", pages).unwrap());
-        self.plug_in(id, base, mapping)
+        self.plug_in(id, base, Region::new("oracle", pages).unwrap())
     }
 
-    fn plug_in(&self, id: SlotId, base: u64, mapping: Arc<Mapping>) -> Plug {
-        let frames = self.vm.frames.add(&mapping, base).unwrap();
-        let spec = SlotSpec::new(id, Gfn(base), mapping.pages(), Pfn(frames));
+    fn plug_in(&self, id: SlotId, base: u64, memory: Region) -> Plug {
+        let view = memory.guest();
+        let frames = self.vm.frames.add(view, base).unwrap();
+        let spec = SlotSpec::new(id, Gfn(base), view.pages(), Pfn(frames));
         self.mmu().create_slot(spec).unwrap();
         Plug {
             id,
             base,
             frames,
-            mapping,
+            memory,
         }
     }
 
@@ -312,7 +337,7 @@ impl Machine {
                 scope.spawn(move || {
                     vcpu.live_by(|vcpu| {
                         vcpu.enter();
-                        while vcpu.may_run() {
+                        while self.vm.gate.running() {
                             program(&mut Cpu {
                                 vcpu,
                                 number: u64::from(number),

@@ -124,11 +124,11 @@ fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
     let owner = || {
         machine.run()?;
         for round in 1..=30 {
-            let mapping = Arc::new(Mapping::new("racing", PAGES).unwrap());
-            (0..PAGES).for_each(|page| mapping.store((page * PAGE_SIZE) as usize, round));
+            let memory = Region::new("racing", PAGES).unwrap();
+            (0..PAGES).for_each(|page| memory.host().store((page * PAGE_SIZE) as usize, round));
             let slot = version.change(|| {
                 generation.store(round, Relaxed);
-                machine.plug_in(0, base, mapping)
+                machine.plug_in(0, base, memory)
             });
             if round % 4 == 0 {
                 let goal = done.load(Relaxed) + 2;

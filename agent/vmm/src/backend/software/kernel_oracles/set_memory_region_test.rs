@@ -15,9 +15,10 @@ fn value(generation: u64, page: u64) -> u64 {
     generation << 32 | (page + 1)
 }
 
-fn fill(slot: &Mapping, generation: u64) {
+fn fill(slot: &Region, generation: u64) {
     for page in 0..PAGES {
-        slot.store((page * PAGE_SIZE) as usize, value(generation, page));
+        slot.host()
+            .store((page * PAGE_SIZE) as usize, value(generation, page));
     }
 }
 
@@ -74,10 +75,10 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
         let mut random = machine.random(99);
         for round in 1..=12 {
             let base = PLACES[0];
-            let mapping = Arc::new(Mapping::new("moving", PAGES).unwrap());
-            fill(&mapping, round);
+            let memory = Region::new("moving", PAGES).unwrap();
+            fill(&memory, round);
             let slot = version.change(|| {
-                let slot = machine.plug_in(3, base, Arc::clone(&mapping));
+                let slot = machine.plug_in(3, base, memory.clone());
                 place.store(base, Relaxed);
                 generation.store(round, Relaxed);
                 slot
