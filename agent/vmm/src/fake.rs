@@ -1,4 +1,5 @@
-//! A backend for tests: its "guest" writes when the test says so, and every call can be made to fail.
+//! A backend for tests: its "guest" writes when the test says so, and every call can be made to
+//! fail.
 //!
 //! It is strict about the protocol: harvesting a slot that does not log, or running twice, is an
 //! error, so that a test sees a caller that breaks it.
@@ -119,7 +120,7 @@ impl DirtySource for FakeBackend {
     fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
         let mut state = self.state();
         for (slot, bitmap) in into {
-            // Half is taken before the call fails, as a kernel that fails in the middle of CLEAR.
+            // Some are taken before the call fails, as a kernel that fails in the middle of CLEAR.
             let failing = state.fail.iter().position(|fail| *fail == "harvest");
             let found = state.slots.get_mut(slot);
             let found = found.ok_or(DirtyError::NoSuchSlot { slot: *slot })?;
@@ -245,7 +246,8 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
     }
 }
 
-/// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the value.
+/// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the
+/// value.
 pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,

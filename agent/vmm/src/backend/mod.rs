@@ -112,11 +112,13 @@ impl From<BackendError> for ApiError {
 pub(crate) enum GuestEvent {
     /// The guest ended by itself; the vCPUs are stopped.
     Stopped,
-    /// The guest or the backend failed (triple fault, internal error, a stale translation used); the vCPUs are stopped.
+    /// The guest or the backend failed (triple fault, internal error, a stale translation used);
+    /// the vCPUs are stopped.
     Failed(String),
 }
 
-/// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not call the backend.
+/// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not
+/// call the backend.
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
@@ -124,7 +126,8 @@ pub(crate) trait Backend: DirtySource + Send + Sync + fmt::Debug {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
-    /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as long as the slot exists.
+    /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as
+    /// long as the slot exists.
     ///
     /// # Errors
     /// `BadSlot` when it overlaps, is out of the format's range or there are too many.
@@ -140,8 +143,8 @@ pub(crate) trait Backend: DirtySource + Send + Sync + fmt::Debug {
     /// `NoSuchSlot`, `BadSlot`.
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError>;
 
-    /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns when no vCPU can use a
-    /// dropped translation.
+    /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns
+    /// when no vCPU can use a dropped translation.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -157,7 +160,8 @@ pub(crate) trait Backend: DirtySource + Send + Sync + fmt::Debug {
     /// # Errors
     /// `Vcpu` when a vCPU does not stop within some seconds.
     fn pause(&self) -> Result<(), BackendError>;
-    /// State of all vCPUs, versioned, for [`Backend::load_state`] of the same kind elsewhere. Only while stopped.
+    /// State of all vCPUs, versioned, for [`Backend::load_state`] of the same kind elsewhere. Only
+    /// while stopped.
     ///
     /// # Errors
     /// `Ioctl`.
@@ -186,8 +190,8 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already resolved. What a raw image
-/// prints is appended to the file `console`.
+/// Builds a stopped backend for `spec` without slots. `spec.backend` and `spec.format` are already
+/// resolved. What a raw image prints is appended to the file `console`.
 ///
 /// # Errors
 /// `Unsupported` when the host lacks it; `Ioctl`.

@@ -21,7 +21,8 @@ use crate::{
 /// The epoch a VM is created with.
 const FIRST_EPOCH: u64 = 1;
 
-/// Fills in backend and format. A format without a backend means the software backend: on KVM the kernel chooses.
+/// Fills in backend and format. A format without a backend means the software backend: on KVM the
+/// kernel chooses.
 pub(crate) fn resolve(parts: &Parts, spec: &VmSpec) -> Result<VmSpec, ApiError> {
     let (available, why_not_kvm) = (parts.available)();
     let backend = match (spec.backend, spec.format) {
@@ -73,11 +74,13 @@ impl Machine {
         Ok(spec)
     }
 
-    /// Builds the VM: memory mapped, backend built, guest in place, journalled as owned at epoch 1. State CREATED.
+    /// Builds the VM: memory mapped, backend built, guest in place, journalled as owned at epoch 1.
+    /// State CREATED.
     ///
     /// # Errors
-    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is then still no VM.
-    /// JOURNAL: the entry may or may not be durable, and this process will not run the VM.
+    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is
+    /// then still no VM. JOURNAL: the entry may or may not be durable, and this process will not
+    /// run the VM.
     pub(crate) fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError> {
         let mut control = self.control();
         let spec = self.plan(&spec)?;

@@ -30,13 +30,15 @@ enum Step {
 }
 
 impl Machine {
-    /// Changes slots, all or none, in order. `expected_generation`: 0 or the table's present generation.
+    /// Changes slots, all or none, in order. `expected_generation`: 0 or the table's present
+    /// generation.
     ///
     /// # Errors
-    /// MIGRATION_IN_PROGRESS while the VM migrates; STALE_EPOCH; STALE_GENERATION; BAD_SLOT_TABLE, NO_SUCH_SLOT with the
-    /// `change` at fault (from 0); BAD_SLOT_TABLE also for a change to the memory the VM was created with, where its guest
-    /// lives; NO_MEMORY; the backend's. The table is then as it was; should undoing fail too, INTERNAL says so and the
-    /// published table is what the backend has.
+    /// MIGRATION_IN_PROGRESS while the VM migrates; STALE_EPOCH; STALE_GENERATION; BAD_SLOT_TABLE,
+    /// NO_SUCH_SLOT with the `change` at fault (from 0); BAD_SLOT_TABLE also for a change to the
+    /// memory the VM was created with, where its guest lives; NO_MEMORY; the backend's. The table
+    /// is then as it was; should undoing fail too, INTERNAL says so and the published table is what
+    /// the backend has.
     pub(crate) fn update_slots(
         &self,
         changes: &[SlotChange],
@@ -192,12 +194,12 @@ impl Machine {
         cause
     }
 
-    /// Drops the second-stage mappings of guest frames (first, pages), or of every slot. Contents stay. Returns the pages in
-    /// the range and how long the backend took.
+    /// Drops the second-stage mappings of guest frames (first, pages), or of every slot. Contents
+    /// stay. Returns the pages in the range and how long the backend took.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH; CAPABILITY_MISSING; BAD_PARAMETER when the range is empty or not all of it lies in slots; the
-    /// backend's.
+    /// NO_SUCH_VM; STALE_EPOCH; CAPABILITY_MISSING; BAD_PARAMETER when the range is empty or not
+    /// all of it lies in slots; the backend's.
     pub(crate) fn invalidate(
         &self,
         range: Option<(u64, u64)>,
@@ -234,10 +236,12 @@ impl Machine {
         Ok((pages, started.elapsed()))
     }
 
-    /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes meanwhile.
+    /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes
+    /// meanwhile.
     ///
     /// # Errors
-    /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would lengthen.
+    /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would
+    /// lengthen.
     pub(crate) fn digest(&self) -> Result<MemoryDigest, ApiError> {
         let _control = self.control();
         // Under the lock: the switchover may have begun while this waited for it.
@@ -284,7 +288,8 @@ impl Machine {
     /// Whether callers may read dirty pages now.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH when handed over; VM_STATE while the VM is received; CAPABILITY_MISSING.
+    /// NO_SUCH_VM; STALE_EPOCH when handed over; VM_STATE while the VM is received;
+    /// CAPABILITY_MISSING.
     pub(crate) fn check_dirty_readable(&self) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
@@ -349,7 +354,8 @@ fn plan(
         .collect()
 }
 
-/// `no_memory` when the host could not hold new slots of so many bytes now. Where the kernel does not say, it is not checked.
+/// `no_memory` when the host could not hold new slots of so many bytes now. Where the kernel does
+/// not say, it is not checked.
 pub(super) fn check_free(needed: u64, no_memory: Reason) -> Result<(), ApiError> {
     let free = std::fs::read_to_string("/proc/meminfo")
         .ok()

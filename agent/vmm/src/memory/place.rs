@@ -46,7 +46,7 @@ impl SlotMemory {
     /// When memory is short.
     ///
     /// # Panics
-    /// When the range passes the slot's end.
+    /// When the range reaches beyond the slot's end.
     pub(crate) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
         self.guest().populate(page, pages)?;
         self.host().map(page, pages)

@@ -2,8 +2,8 @@
 //!
 //! The [`GuestView`] is what backends map for the guest: its address is what KVM's slot names, and
 //! software vCPUs load and store through it. Whatever takes translations away from the guest
-//! (invalidation, and what watches its faults) works on this mapping alone. The [`HostView`] is what
-//! our own threads read and write through: sockets, digests, guest installation, the counters'
+//! (invalidation, and what watches its faults) works on this mapping alone. The [`HostView`] is
+//! what our own threads read and write through: sockets, digests, guest installation, the counters'
 //! reader. It never faults on the guest's view, so no fault of the guest's can stop them.
 //!
 //! Guest vCPUs and our threads use the memory at the same time; that is the nature of guest memory.
@@ -69,7 +69,7 @@ impl Mapped {
         let end = offset.checked_add(len);
         assert!(
             end.is_some_and(|end| end <= self.backing.len()),
-            "guest memory access at {offset:#x}+{len:#x} passes the end {:#x}",
+            "guest memory access at {offset:#x}+{len:#x} reaches beyond the end {:#x}",
             self.backing.len()
         );
         // SAFETY: offset + len was just checked against the mapping's length.
@@ -138,7 +138,7 @@ impl GuestView {
     /// An aligned little-endian word, as a vCPU loads it.
     ///
     /// # Panics
-    /// When it is unaligned or passes the end.
+    /// When it is unaligned or reaches beyond the end.
     #[must_use]
     pub(crate) fn load(&self, offset: usize) -> u64 {
         self.0.load(offset)
@@ -147,7 +147,7 @@ impl GuestView {
     /// Stores an aligned little-endian word, as a vCPU does.
     ///
     /// # Panics
-    /// When it is unaligned or passes the end.
+    /// When it is unaligned or reaches beyond the end.
     pub(crate) fn store(&self, offset: usize, value: u64) {
         self.0.store(offset, value);
     }
@@ -159,7 +159,7 @@ impl GuestView {
     /// When memory is short.
     ///
     /// # Panics
-    /// When the range passes the end.
+    /// When the range reaches beyond the end.
     pub(super) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
         self.0.advise(page, pages, Advice::LinuxPopulateWrite)
     }
@@ -171,7 +171,7 @@ impl GuestView {
     /// When the kernel refuses.
     ///
     /// # Panics
-    /// When the range passes the end.
+    /// When the range reaches beyond the end.
     pub(crate) fn drop_mappings(&self, page: u64, pages: u64) -> io::Result<()> {
         self.0.advise(page, pages, Advice::LinuxDontNeed)
     }
@@ -192,7 +192,7 @@ impl HostView {
     /// `self` lives.
     ///
     /// # Panics
-    /// When the range passes the end. Ranges from outside are checked against the slot before.
+    /// When the range reaches beyond the end. Ranges from outside are checked against the slot before.
     #[must_use]
     pub(crate) fn range_ptr(&self, offset: usize, len: usize) -> *mut u8 {
         self.0.at(offset, len)
@@ -201,7 +201,7 @@ impl HostView {
     /// An aligned little-endian word, in one piece whatever writes it meanwhile.
     ///
     /// # Panics
-    /// When it is unaligned or passes the end.
+    /// When it is unaligned or reaches beyond the end.
     #[must_use]
     pub(crate) fn load(&self, offset: usize) -> u64 {
         self.0.load(offset)
@@ -210,7 +210,7 @@ impl HostView {
     /// Stores an aligned little-endian word in one piece.
     ///
     /// # Panics
-    /// When it is unaligned or passes the end.
+    /// When it is unaligned or reaches beyond the end.
     pub(crate) fn store(&self, offset: usize, value: u64) {
         self.0.store(offset, value);
     }
@@ -218,7 +218,7 @@ impl HostView {
     /// Copies out.
     ///
     /// # Panics
-    /// When the range passes the end.
+    /// When the range reaches beyond the end.
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         let from = self.0.at(offset, to.len());
         // SAFETY: both ranges are valid for to.len() bytes, and a shared mapping never overlaps a
@@ -229,7 +229,7 @@ impl HostView {
     /// Copies in.
     ///
     /// # Panics
-    /// When the range passes the end.
+    /// When the range reaches beyond the end.
     pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         let to = self.0.at(offset, from.len());
         // SAFETY: both ranges are valid for from.len() bytes, and a shared mapping never overlaps a
@@ -260,7 +260,7 @@ impl HostView {
     /// When memory is short.
     ///
     /// # Panics
-    /// When the range passes the end.
+    /// When the range reaches beyond the end.
     pub(super) fn map(&self, page: u64, pages: u64) -> io::Result<()> {
         self.0.advise(page, pages, Advice::LinuxPopulateRead)
     }
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "passes the end")]
+    #[should_panic(expected = "reaches beyond the end")]
     fn access_beyond_the_end_is_caught() {
         views(1).1.write(PAGE - 1, &[0, 0]);
     }

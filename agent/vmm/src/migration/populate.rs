@@ -129,7 +129,8 @@ impl Populate {
             .map_or(100, |percent| percent as u32))
     }
 
-    /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they cost.
+    /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they
+    /// cost.
     pub(super) fn finish(self) -> Duration {
         let shared = Arc::clone(&self.shared);
         drop(self);

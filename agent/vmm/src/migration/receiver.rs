@@ -1,15 +1,15 @@
 //! Receives pages: one thread a data stream, straight into guest memory.
 //!
 //! Every run is checked against the slot table before memory is touched. `received` remembers which
-//! pages have ever arrived: a page that never did is found before READY, and a zero range over fresh
-//! memory costs nothing. With `verify` on, the digest of each page is taken as it lands; the sums
-//! over slots are kept up to date at each iteration's end, so that comparing costs nothing in the
-//! blackout.
+//! pages have ever arrived: a page that never did is found before READY, and a zero range over
+//! fresh memory costs nothing. With `verify` on, the digest of each page is taken as it lands; the
+//! sums over slots are kept up to date at each iteration's end, so that comparing costs nothing in
+//! the blackout.
 //!
 //! # Locking
 //! Within an iteration a page belongs to one stream, and iterations are separated by the barrier of
-//! `IterEnd` and `IterAck`; so relaxed atomics are enough for the per-page state, and the channel to
-//! the coordinator orders them.
+//! `IterEnd` and `IterAck`; so relaxed atomics are enough for the per-page state, and the channel
+//! to the coordinator orders them.
 
 use std::{
     net::TcpStream,
@@ -125,7 +125,8 @@ pub(crate) enum Event {
     },
 }
 
-/// Receives on one data stream until it ends, or until `emit` answers false. The body of its thread.
+/// Receives on one data stream until it ends, or until `emit` answers false. The body of its
+/// thread.
 pub(super) fn receive(
     stream: u16,
     connection: &TcpStream,

@@ -2,13 +2,14 @@
 //!
 //! # Protocol
 //! An [`Iteration`] is a set of pages by slot. The coordinator hands the same iteration to every
-//! [`Sender`]; each takes the next chunk of 256 pages with something in it until none is left, sends
-//! its pages that are not zero with their contents and the zero ones as ranges, ends with `IterEnd`
-//! and reports. A page is in one chunk, so one stream sends it once an iteration; iterations are
-//! separated by the destination's `IterAck`, so an old copy never overtakes a newer one.
+//! [`Sender`]; each takes the next chunk of 256 pages with something in it until none is left,
+//! sends its pages that are not zero with their contents and the zero ones as ranges, ends with
+//! `IterEnd` and reports. A page is in one chunk, so one stream sends it once an iteration;
+//! iterations are separated by the destination's `IterAck`, so an old copy never overtakes a newer
+//! one.
 //!
-//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator shuts
-//! the sockets.
+//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator
+//! shuts the sockets.
 
 use std::{
     fmt,

@@ -72,7 +72,7 @@ impl Pieces {
     /// Sends `head` and then the pages of `runs`, straight from guest memory.
     ///
     /// # Panics
-    /// When a run passes the end of `memory`: runs are made from the slot's own bitmap.
+    /// When a run reaches beyond the end of `memory`: runs are made from the slot's own bitmap.
     pub(super) fn send(
         &mut self,
         stream: &TcpStream,
@@ -89,9 +89,9 @@ impl Pieces {
             },
         );
         self.all(|pieces| {
-            // SAFETY: every piece is `head` or a bounds-checked range of a mapping that outlives the
-            // call; the kernel only reads them. The guest may write the pages meanwhile: the dirty
-            // log sends such a page again.
+            // SAFETY: every piece is `head` or a bounds-checked range of a mapping that outlives
+            // the call; the kernel only reads them. The guest may write the pages meanwhile: the
+            // dirty log sends such a page again.
             unsafe { libc::writev(stream.as_raw_fd(), pieces.as_ptr(), count(pieces)) }
         })
     }
@@ -99,7 +99,8 @@ impl Pieces {
     /// Receives the pages of `runs`, straight into guest memory.
     ///
     /// # Panics
-    /// When a run passes the end of `memory`: runs are checked against the slot when they are decoded.
+    /// When a run reaches beyond the end of `memory`: runs are checked against the slot when they are
+    /// decoded.
     pub(super) fn receive(
         &mut self,
         stream: &TcpStream,

@@ -1,10 +1,11 @@
 //! Memory slots, their dirty log and invalidation.
 //!
 //! # Protocol
-//! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection (the
-//! kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts empty) a
-//! harvest has the kernel write the log into the reader's bitmap and then clears exactly what it
-//! wrote: a page written in between keeps its bit. Without it the kernel clears as it copies.
+//! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection
+//! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts
+//! empty) a harvest has the kernel write the log into the reader's bitmap and then clears exactly
+//! what it wrote: a page written in between keeps its bit. Without it the kernel clears as it
+//! copies.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

@@ -1,15 +1,17 @@
 //! Made-up host frames: what the tables' entries point to.
 //!
-//! Each slot's mapping gets a range of frame numbers of its own, congruent to the slot's guest frames so that huge pages are
-//! possible. Numbers are used again only after all others were, so that a translation kept too long leads nowhere instead
-//! of into another slot.
+//! Each slot's mapping gets a range of frame numbers of its own, congruent to the slot's guest
+//! frames so that huge pages are possible. Numbers are used again only after all others were, so
+//! that a translation kept too long leads nowhere instead of into another slot.
 //!
-//! Each vCPU has a *view*: its own copy of the map, which hands out its own leases on the mappings. So vCPUs share no lock and no
-//! reference count: two that miss at the same time write no common cache line.
+//! Each vCPU has a *view*: its own copy of the map, which hands out its own leases on the mappings.
+//! So vCPUs share no lock and no reference count: two that miss at the same time write no common
+//! cache line.
 //!
-//! *Locking*: `numbers` serialises changes; below it each view's lock in turn, which its vCPU takes for a look-up. None is held
-//! across a call. *Invariants*: ranges are disjoint; views differ only while a change is under way, before the range's first
-//! translation or after its last; a range goes only after the flush that took its translations.
+//! *Locking*: `numbers` serialises changes; below it each view's lock in turn, which its vCPU takes
+//! for a look-up. None is held across a call. *Invariants*: ranges are disjoint; views differ only
+//! while a change is under way, before the range's first translation or after its last; a range
+//! goes only after the flush that took its translations.
 
 use std::{
     collections::BTreeMap,
@@ -88,14 +90,15 @@ impl Frames {
         Arc::clone(&self.views[vcpu])
     }
 
-    /// Numbers the mapping's pages, congruent to guest frames from `base_gfn` on. `None` when no range is free.
+    /// Numbers the mapping's pages, congruent to guest frames from `base_gfn` on. `None` when no
+    /// range is free.
     pub(super) fn add(&self, mapping: &Arc<GuestView>, base_gfn: u64) -> Option<u64> {
         let mut inner = self.numbers();
-        let room = (base_gfn % GIANT + mapping.pages()).next_multiple_of(GIANT);
+        let span = (base_gfn % GIANT + mapping.pages()).next_multiple_of(GIANT);
         let start = inner
-            .free_from(inner.next.max(GIANT), room)
-            .or_else(|| inner.free_from(GIANT, room))?;
-        inner.next = start + room;
+            .free_from(inner.next.max(GIANT), span)
+            .or_else(|| inner.free_from(GIANT, span))?;
+        inner.next = start + span;
         let base = start + base_gfn % GIANT;
         inner.ranges.insert(base, mapping.pages());
         for view in &self.views {
@@ -116,17 +119,17 @@ impl Frames {
 }
 
 impl Inner {
-    /// First multiple of [`GIANT`] at or after `from` with `room` free numbers.
-    fn free_from(&self, from: u64, room: u64) -> Option<u64> {
+    /// First multiple of [`GIANT`] at or after `from` with `span` free numbers.
+    fn free_from(&self, from: u64, span: u64) -> Option<u64> {
         let mut start = from;
         let before = self.ranges.range(..from).next_back();
         for (base, pages) in before.into_iter().chain(self.ranges.range(from..)) {
-            if start + room <= *base {
+            if start + span <= *base {
                 break;
             }
             start = start.max((base + pages).next_multiple_of(GIANT));
         }
-        (start + room <= END).then_some(start)
+        (start + span <= END).then_some(start)
     }
 }
 

@@ -1,10 +1,11 @@
-//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any format on any host.
+//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any
+//! format on any host.
 //!
 //! | file | what |
 //! |---|---|
 //! | `tables` | memory for page tables, bounded by what the slots need |
 //! | `frames` | made-up host frames: what entries point to |
-//! | `shootdown` | how a flush reaches the vCPUs; the protocol in prose, and the check that it is kept |
+//! | `shootdown` | how a flush reaches the vCPUs, and the check that it did |
 //! | `tlb` | a vCPU's TLB |
 //! | `vcpu` | a vCPU's thread: memstress through the TLB |
 //! | `gate` | run, pause, end, failure |
@@ -13,20 +14,20 @@
 //!
 //! # Locking
 //! The MMU serialises its own operations and flushes before they return, so there is little left to
-//! lock here. `slots` guards the list of slots and keeps a slot's host frames in step with the slot;
-//! no vCPU takes it, and it is not held while the dirty log is taken. Below it come the MMU's locks,
-//! and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the table memory's. The
-//! frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`] and
-//! [`Backend::stats`] take none of these for long.
+//! lock here. `slots` guards the list of slots and keeps a slot's host frames in step with the
+//! slot; no vCPU takes it, and it is not held while the dirty log is taken. Below it come the MMU's
+//! locks, and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the table
+//! memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`]
+//! and [`Backend::stats`] take none of these for long.
 //!
 //! vCPUs fault in parallel: see `vcpu` for what they take.
 //!
 //! # Invariants
 //! * An operation returns when its flush is complete.
-//! * A slot's memory is in `frames` from before its first translation until after its last. Its host
-//!   frames are congruent to its guest frames up to 1 GiB, so that it can be mapped hugely; a slot
-//!   that is moved elsewhere keeps its host frames, and with them only the sizes that still fit, as
-//!   in KVM.
+//! * A slot's memory is in `frames` from before its first translation until after its last. Its
+//!   host frames are congruent to its guest frames up to 1 GiB, so that it can be mapped hugely; a
+//!   slot that is moved elsewhere keeps its host frames, and with them only the sizes that still
+//!   fit, as in KVM.
 //! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are
 //!   flushed.
 //!
@@ -148,7 +149,7 @@ impl SoftwareBackend {
         let format = spec.format.unwrap_or(Format::Ept4);
         let budget = Arc::new(Budget::default());
         let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
-            message: format!("no room for page tables: {error}"),
+            message: format!("no addresses for page tables: {error}"),
         })?;
         let vm = Vm::new(
             stage(format)?,
@@ -188,8 +189,8 @@ impl SoftwareBackend {
         found.ok_or(DirtyError::NoSuchSlot { slot })
     }
 
-    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is more than those that
-    /// remain can need.
+    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is
+    /// more than those that remain can need.
     fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
         let needed = Budget::needed_for(slots.values().map(|slot| slot.pages))
             + Budget::stock_of(self.vcpus);

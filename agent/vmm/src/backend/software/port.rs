@@ -1,9 +1,9 @@
-//! What may stand between a vCPU, the MMU and the shoot-down: given from outside when the backend is
-//! built.
+//! What may stand between a vCPU, the MMU and the shoot-down: given from outside when the backend
+//! is built.
 //!
 //! [`Direct`] lets everything through. A pager decides about a fault before the MMU does; whoever
-//! wants to see that a broken backend is noticed breaks it here. Nothing on the path of an access is
-//! here, only what happens on a miss or a flush, so that the port costs nothing that can be
+//! wants to see that a broken backend is noticed breaks it here. Nothing on the path of an access
+//! is here, only what happens on a miss or a flush, so that the port costs nothing that can be
 //! measured.
 
 use std::fmt;

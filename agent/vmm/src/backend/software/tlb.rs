@@ -1,18 +1,21 @@
 //! A vCPU's TLB: direct mapped, one array for each page size.
 //!
-//! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory goes when the last TLB has
-//! dropped it. An entry allows what hardware would do with it without a walk: a read, or a write if it is writable *and* its Dirty bit was
-//! set; otherwise the write walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
+//! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory
+//! goes when the last TLB has dropped it. An entry allows what hardware would do with it without a
+//! walk: a read, or a write if it is writable *and* its Dirty bit was set; otherwise the write
+//! walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may
+//! be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
 //!
 //! # Tags
-//! An entry is tagged with the address space and the root that it was walked from ([`Tag`]), as a processor's are with a VMID, an
-//! ASID or the EPTP, and only entries of the loaded tag are used. A root's generation is never used twice, so what was
-//! cached under a root that was withdrawn is never used under the next, flushed or not. Whether an entry should be gone is
-//! judged before its tag, so that no tag hides a flush that was not carried out.
+//! An entry is tagged with the address space and the root that it was walked from ([`Tag`]), as a
+//! processor's are with a VMID, an ASID or the EPTP, and only entries of the loaded tag are used. A
+//! root's generation is never used twice, so what was cached under a root that was withdrawn is
+//! never used under the next, flushed or not. Whether an entry should be gone is judged before its
+//! tag, so that no tag hides a flush that was not carried out.
 //!
 //! Only what is mapped is cached. A format may let hardware remember that nothing was
-//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); this TLB does not, and has no use for
-//! [`install_fence`](slat_mmu::SecondStage::install_fence).
+//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); this TLB does not, and has no
+//! use for [`install_fence`](slat_mmu::SecondStage::install_fence).
 
 use std::sync::Arc;
 

@@ -1,18 +1,22 @@
 //! A vCPU: a thread that runs memstress through a TLB of its own and the Common MMU's tables.
 //!
-//! The order of its steps is `shootdown`'s protocol. It pauses between batches, never within one: a batch is the guest's
-//! instruction as far as its state is concerned. Within a batch it obeys flushes at each access.
+//! The order of its steps is `shootdown`'s protocol. It pauses between batches, never within one: a
+//! batch is the guest's instruction as far as its state is concerned. Within a batch it obeys
+//! flushes at each access.
 //!
 //! # A miss
-//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] sets Accessed and Dirty where the format's hardware
-//! does, and tells the dirty log. It takes no lock, but when the root was withdrawn: then it moves to the next one, and may wait for
-//! a lock whose holder never waits for a flush, so a flush can still wait for this vCPU. A fault is taken *outside*, because it takes the MMU's lock, whose holder may be
-//! waiting for this vCPU to obey. What the walk said goes along: a mapping that is there and does not allow the access is worth
-//! the path without the lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
+//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] sets Accessed and
+//! Dirty where the format's hardware does, and tells the dirty log. It takes no lock, but when the
+//! root was withdrawn: then it moves to the next one, and may wait for a lock whose holder never
+//! waits for a flush, so a flush can still wait for this vCPU. A fault is taken *outside*, because
+//! it takes the MMU's lock, whose holder may be waiting for this vCPU to obey. What the walk said
+//! goes along: a mapping that is there and does not allow the access is worth the path without the
+//! lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
 //!
-//! *Locking*: takes the MMU's lock shared (in faults, outside), its own view's of the frames (in misses), its own mailbox's, and
-//! the gate's when it sleeps; one at a time. None of these is held by another vCPU that does the same; the MMU's table memory
-//! has a lock that vCPUs share, for a few instructions in every dozen new tables.
+//! *Locking*: takes the MMU's lock shared (in faults, outside), its own view's of the frames (in
+//! misses), its own mailbox's, and the gate's when it sleeps; one at a time. None of these is held
+//! by another vCPU that does the same; the MMU's table memory has a lock that vCPUs share, for a
+//! few instructions in every dozen new tables.
 //!
 //! [`SecondStage::access`]: slat_mmu::SecondStage::access
 
@@ -98,7 +102,8 @@ impl Vcpu {
     pub(super) fn live_by<E: Display>(mut self, mut run: impl FnMut(&mut Self) -> Result<(), E>) {
         let mut next = self.vm.gate.wait();
         while next == Next::Run {
-            // A panic here is a bug, but one that must not leave a sender or the owner waiting for ever.
+            // A panic here is a bug, but one that must not leave a sender or the owner waiting for
+            // ever.
             let ended = catch_unwind(AssertUnwindSafe(|| run(&mut self)));
             self.leave();
             match ended {
@@ -229,8 +234,8 @@ impl Vcpu {
             thread::yield_now();
         }
         self.enter();
-        // What allowed less. `install_fence` would add nothing: it is for a TLB that remembers that nothing was mapped, which some
-        // formats allow and this one does not do.
+        // What allowed less. `install_fence` would add nothing: it is for a TLB that remembers that
+        // nothing was mapped, which some formats allow and this one does not do.
         self.tlb.drop_frame(gfn.0);
         match outcome {
             FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {
@@ -303,7 +308,8 @@ mod tests {
         region
     }
 
-    /// The full flush that goes with a new root is lost, and so is the check that finds such a loss.
+    /// The full flush that goes with a new root is lost, and so is the check that finds such a
+    /// loss.
     #[test]
     fn nothing_walked_from_a_withdrawn_root_is_used_under_the_next() {
         for stage in GuestStage::ALL {

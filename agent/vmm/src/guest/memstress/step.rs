@@ -14,8 +14,9 @@ const MAX_BATCH: u64 = 4096;
 /// Offset in a page of its second stamp.
 pub(super) const SECOND_STAMP: u64 = PAGE_SIZE - 16;
 
-/// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address outside memory is an error of
-/// the access, never a panic (a control page may come from another host).
+/// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address
+/// outside memory is an error of the access, never a panic (a control page may come from another
+/// host).
 pub(crate) trait GuestAccess {
     /// Why an access failed.
     type Error;
@@ -70,7 +71,7 @@ pub(crate) struct BatchEnd {
 /// Runs one batch of a vCPU: some visits, at most 4,096. Ask a [`super::Pacer`] before each.
 ///
 /// # Errors
-/// That of the first access that fails. The batch is then half done and the vCPU must not go on.
+/// That of the first access that fails. The batch is then unfinished and the vCPU must not go on.
 pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<BatchEnd, M::Error> {
     let control = control_page(vcpu);
     let parameters = Parameters::read(memory, control)?;
@@ -82,7 +83,7 @@ pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<Bat
         let entry = parameters.gpa(parameters.expected.wrapping_add(page.wrapping_mul(4)));
         let at = parameters.gpa(parameters.work.wrapping_add(page.wrapping_mul(PAGE_SIZE)))
             & !(PAGE_SIZE - 1);
-        // The table's entries are half a word; no other vCPU owns the other half.
+        // The table's entries are 32 bits; no other vCPU owns the other entry of the word.
         let (word, shift) = (entry & !7, (entry & 4) * 8);
         let pair = memory.read_u64(word)?;
         let pass = u64::from((pair >> shift) as u32);
@@ -174,7 +175,7 @@ impl Parameters {
     }
 
     fn pick(&self, position: &mut u64, state: &mut u64) -> u64 {
-        // The upper half of a random number scaled to `pages`.
+        // The upper 32 bits of a random number scaled to `pages`.
         let scale = |upper: u64, pages: u64| upper.wrapping_mul(pages) >> 32;
         let owned = if self.pattern == pattern::SEQUENTIAL {
             let now = *position;

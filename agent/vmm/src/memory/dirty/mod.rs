@@ -1,11 +1,11 @@
 //! Dirty pages have readers, not one owner.
 //!
-//! What tells dirty pages apart is destructive: who reads it owns it. So one reads it, the log, and
-//! keeps a cursor for each reader.
+//! Reading which pages are dirty is destructive: who reads it owns it. So one reads it, the log,
+//! and keeps a cursor for each reader.
 //!
 //! | file | what |
 //! |---|---|
-//! | `bitmap` | which pages of a slot are dirty, with a summary that passes over clean regions |
+//! | `bitmap` | which pages of a slot are dirty, with a summary that skips clean regions |
 //! | `source` | [`DirtySource`]: what a backend offers below the log |
 //! | `batch` | what a reader is given |
 //! | `cursor` | one reader: what it is owed, what it has not acknowledged |

@@ -1,4 +1,4 @@
-//! What tells dirty pages apart: KVM's bitmap, the software MMU's log, later KVM's ring.
+//! What knows which pages were written: KVM's bitmap, the software MMU's log, later KVM's ring.
 //!
 //! # Protocol
 //! One reader, the dirty log, calls in order; vCPUs may run meanwhile. [`DirtySource::harvest`]
@@ -6,7 +6,7 @@
 //! bitmaps that the log brings along: a source that keeps bitmaps fills or swaps them, one that
 //! keeps entries (slot, page) sets a bit for each.
 //!
-//! A source of bounded room, such as a ring, may be full before it is harvested. That concerns
+//! A source of bounded capacity, such as a ring, may be full before it is harvested. That concerns
 //! nobody but the source: the vCPU whose ring is full has left the guest, and its own thread moves
 //! the entries into bitmaps that the source holds back, one a slot, and goes on. The next harvest
 //! delivers those together with what the ring has. So nothing calls upwards, and a vCPU never waits

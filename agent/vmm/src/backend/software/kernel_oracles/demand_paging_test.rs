@@ -1,8 +1,10 @@
-//! `demand_paging_test`: memory that is not there is served by the host when the guest faults on it, and taken back at random.
+//! `demand_paging_test`: memory that is not there is served by the host when the guest faults on
+//! it, and taken back at random.
 //!
-//! The host serves a unit (a page, or a huge page) under that unit's lock, in versions, after it read the invalidation sequence;
-//! it takes one back between *invalidate begin* and *end*, and leaves poison. The guest never sees poison, never an older version
-//! than it saw before, and a unit is served once for each time it was taken back. While an invalidation is in progress
+//! The host serves a unit (a page, or a huge page) under that unit's lock, in versions, after it
+//! read the invalidation sequence; it takes one back between *invalidate begin* and *end*, and
+//! leaves poison. The guest never sees poison, never an older version than it saw before, and a
+//! unit is served once for each time it was taken back. While an invalidation is in progress
 //! nothing maps its range.
 
 use slat_mmu::Level;

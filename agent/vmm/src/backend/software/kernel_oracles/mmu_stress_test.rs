@@ -1,9 +1,9 @@
-//! `mmu_stress_test`: vCPUs write through several slots over one memory while the host resets the MMU, protects the memory and
-//! allows it again.
+//! `mmu_stress_test`: vCPUs write through several slots over one memory while the host resets the
+//! MMU, protects the memory and allows it again.
 //!
-//! Protecting is what `mprotect` does to KVM: invalidate begins, the host's own mapping becomes read-only, invalidate ends. From
-//! then until it is writable again *every* write fails, by every vCPU; after, every write succeeds. A write that began
-//! and ended in one state is judged by it.
+//! Protecting is what `mprotect` does to KVM: invalidate begins, the host's own mapping becomes
+//! read-only, invalidate ends. From then until it is writable again *every* write fails, by every
+//! vCPU; after, every write succeeds. A write that began and ended in one state is judged by it.
 
 use slat_mmu::{Access, Level};
 

@@ -1,20 +1,23 @@
-//! The kernel's KVM selftests, as oracles over this backend's real vCPU threads: same walk, TLB, faults, shoot-down and gate as
-//! memstress runs on, with little access programs in its place.
+//! The kernel's KVM selftests, as oracles over this backend's real vCPU threads: same walk, TLB,
+//! faults, shoot-down and gate as memstress runs on, with little access programs in its place.
 //!
-//! | file | selftest | oracle |
-//! |---|---|---|
-//! | `dirty_log_test` | `dirty_log_test` | a set bit: the value is this or the last iteration's; a clear one: older, or set next time |
-//! | `dirty_log_page_splitting_test` | `x86/dirty_log_page_splitting_test` | mappings by size, before, in and after logging |
-//! | `set_memory_region_test` | `set_memory_region_test` | a moving, going and coming slot never shows the wrong place's memory |
-//! | `memslot_modification_stress_test` | `memslot_modification_stress_test` | slots beside the guest's come and go: it notices nothing |
-//! | `mmu_stress_test` | `mmu_stress_test` | while memory is protected every write faults; after, every write succeeds |
-//! | `demand_paging_test` | `demand_paging_test` | what the host took is served once, and never seen before it is served |
-//! | `access_tracking_perf_test` | `access_tracking_perf_test` | exactly the pages used since the last ageing are young |
-//! | `pre_fault_memory_test` | `pre_fault_memory_test` | a range mapped in advance takes no fault; where it ends, and what deletes it, is said |
+//! Each file has the name of its selftest.
 //!
-//! Each oracle returns a [`Verdict`], so that it is also run with the backend sabotaged, where it must object. Each runs on one
-//! format of every *class*: who keeps Accessed and Dirty, how writes are logged, break before make. Randomness comes from
-//! seeds, printed; `SLAT_ORACLE_SEED` sets them. Waiting is for events, with a bound.
+//! | file | oracle |
+//! |---|---|
+//! | `dirty_log_test` | a set bit: the value is recent; a clear one: older, or set next time |
+//! | `dirty_log_page_splitting_test` | mappings by size, before, in and after logging |
+//! | `set_memory_region_test` | a slot that moves never shows the wrong place's memory |
+//! | `memslot_modification_stress_test` | slots beside the guest's change: it notices nothing |
+//! | `mmu_stress_test` | while memory is protected every write faults; after, none does |
+//! | `demand_paging_test` | what the host took is served once, and never seen before |
+//! | `access_tracking_perf_test` | exactly the pages used since the last ageing are young |
+//! | `pre_fault_memory_test` | a range mapped in advance takes no fault, to where it ends |
+//!
+//! Each oracle returns a [`Verdict`], so that it is also run with the backend sabotaged, where it
+//! must object. Each runs on one format of every *class*: who keeps Accessed and Dirty, how writes
+//! are logged, break before make. Randomness comes from seeds, printed; `SLAT_ORACLE_SEED` sets
+//! them. Waiting is for events, with a bound.
 
 mod access_tracking_perf_test;
 mod demand_paging_test;
@@ -55,8 +58,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// `Err` says what the oracle objects to.
 type Verdict = Result<(), String>;
 
-/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. `None`: the
-/// host refuses (`EFAULT`).
+/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. `None`:
+/// the host refuses (`EFAULT`).
 type Pager = Box<dyn Fn(&dyn SecondStage, Fault) -> Option<Fault> + Send + Sync>;
 
 /// A port through which tests do things to a VM.
@@ -322,8 +325,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Has vCPUs repeat `program` while `owner` does its work; ends them all. The vCPUs begin stopped. What a program objects to
-    /// stops them, and is the verdict.
+    /// Has vCPUs repeat `program` while `owner` does its work; ends them all. The vCPUs begin
+    /// stopped. What a program objects to stops them, and is the verdict.
     fn with_vcpus(
         &self,
         program: impl Fn(&mut Cpu<'_>) -> Verdict + Sync,
@@ -360,7 +363,8 @@ impl Machine {
         }
     }
 
-    /// One vCPU on this thread, inside the guest: what flushes is to be done [outside](Cpu::outside), or waits for ever.
+    /// One vCPU on this thread, inside the guest: what flushes is to be done
+    /// [outside](Cpu::outside), or waits for ever.
     fn alone<R>(&self, act: impl FnOnce(&mut Cpu<'_>) -> R) -> R {
         let mut vcpu = Vcpu::new(Arc::clone(&self.vm), 0);
         vcpu.enter();
@@ -374,7 +378,8 @@ impl Machine {
     }
 }
 
-/// What one place means now, for readers that cannot stop the owner: an even version for as long as nothing changes.
+/// What one place means now, for readers that cannot stop the owner: an even version for as long as
+/// nothing changes.
 #[derive(Debug, Default)]
 struct Version(AtomicU64);
 

@@ -1,13 +1,14 @@
 //! `set_memory_region_test`: slots move, go and come under a guest that reads them all the time.
 //!
-//! Each page of the slot's memory holds its index and the memory's generation. A read that began and ended while nothing
-//! changed sees exactly what is at that place now, or a device's place; one that overlaps a change may see the gap or either
-//! side of it, but never memory of another place.
+//! Each page of the slot's memory holds its index and the memory's generation. A read that began
+//! and ended while nothing changed sees exactly what is at that place now, or a device's place; one
+//! that overlaps a change may see the gap or either side of it, but never memory of another place.
 
 use super::*;
 
 const PAGES: u64 = 1024;
-/// Where it may be: aligned for huge pages, off by one page, far away, and at the edge of another table.
+/// Where it may be: aligned for huge pages, off by one page, far away, and at the edge of another
+/// table.
 const PLACES: [u64; 4] = [1 << 19, (1 << 19) + 1, (1 << 19) + 4096, (1 << 19) - 700];
 const NOWHERE: u64 = u64::MAX;
 

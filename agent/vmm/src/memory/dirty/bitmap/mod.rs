@@ -2,7 +2,7 @@
 //!
 //! Bit `i % 64` of word `i / 64` is page `i` of the slot, as in KVM's dirty log. A bit of the
 //! summary stands for a group of 64 words (4096 pages, 16 MiB of memory), so that what is clean
-//! costs one bit in 4096 to pass over: of a slot of 4 TiB, whose bitmap is 128 MiB, the summary is
+//! costs one bit in 4096 to skip: of a slot of 4 TiB, whose bitmap is 128 MiB, the summary is
 //! 32 KiB. Words of clean groups are neither read nor written, and as they come zeroed from the
 //! kernel they take no memory until they are.
 //!
@@ -83,7 +83,10 @@ impl DirtyBitmap {
     pub(crate) fn set(&mut self, first: u64, len: u64) {
         let end = first.checked_add(len).filter(|end| *end <= self.pages);
         let Some(end) = end else {
-            panic!("pages {first}+{len} pass the slot's {}", self.pages);
+            panic!(
+                "pages {first}+{len} are not all in the slot's {}",
+                self.pages
+            );
         };
         let mut page = first;
         while page < end {

@@ -164,7 +164,7 @@ fn what_a_failed_load_has_set_is_kept() {
 }
 
 #[test]
-#[should_panic(expected = "pass the slot's 10")]
+#[should_panic(expected = "not all in the slot's 10")]
 fn pages_beyond_the_slot_are_refused() {
     DirtyBitmap::new(10).set(9, 2);
 }
@@ -205,7 +205,7 @@ fn clean_regions_of_a_bitmap_of_4_tib_are_never_touched() {
     bitmap.clear();
     untouched(&bitmap);
 
-    // Pages far apart cost a page of the bitmap each, and no operation touches another.
+    // Distant pages cost a page of the bitmap each, and no operation touches another.
     let dirty = [(5, 1), (PAGES / 2 - 1, 2), (PAGES - 1, 1)];
     for (first, len) in dirty {
         bitmap.set(first, len);

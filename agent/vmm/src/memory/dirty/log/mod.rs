@@ -1,6 +1,6 @@
-//! The dirty log of a VM: the only reader of a [`DirtySource`], with a cursor for each reader of its
-//! own, so that a backup and a migration each see every page written since their last acknowledged
-//! harvest.
+//! The dirty log of a VM: the only reader of a [`DirtySource`], with a cursor for each reader of
+//! its own, so that a backup and a migration each see every page written since their last
+//! acknowledged harvest.
 //!
 //! # Protocol of a reader
 //! `attach` (logging goes on in every slot with the first reader), then `harvest` and `acknowledge`
@@ -22,7 +22,7 @@
 //!
 //! # Bitmaps
 //! A harvest fills one bitmap a slot. It goes to the last cursor as it is and is united with those
-//! of the others; cursors pass theirs on to batches. A bitmap comes back when its batch was
+//! of the others; cursors hand theirs on to batches. A bitmap comes back when its batch was
 //! acknowledged or became part of a newer one, and is used again: the memory of a large slot's is
 //! not fetched anew during a switchover.
 //!
@@ -151,10 +151,12 @@ impl DirtyLog {
         self.enabled.store(false, Ordering::Relaxed);
     }
 
-    /// Makes a reader of this process. True when it is new; its first harvest then has the pages written from now on.
+    /// Makes a reader of this process. True when it is new; its first harvest then has the pages
+    /// written from now on.
     ///
     /// # Errors
-    /// LIMIT_REACHED, NO_SUCH_VM, or the source's when logging cannot be turned on; nothing has changed then.
+    /// LIMIT_REACHED, NO_SUCH_VM, or the source's when logging cannot be turned on; nothing has
+    /// changed then.
     pub(crate) fn attach(&self, cursor: &CursorName) -> Result<bool, ApiError> {
         let mut inner = self.lock();
         self.attach_reader(&mut inner, Reader::Process(cursor.clone()))
@@ -188,8 +190,8 @@ impl DirtyLog {
     /// Ends a reader. Logging goes off in every slot with the last one.
     ///
     /// # Errors
-    /// NO_SUCH_CURSOR; the source's when logging of a slot cannot be turned off. The reader is gone all the same, and
-    /// [`DirtyLog::enabled`] says whether a slot still logs.
+    /// NO_SUCH_CURSOR; the source's when logging of a slot cannot be turned off. The reader is gone
+    /// all the same, and [`DirtyLog::enabled`] says whether a slot still logs.
     pub(crate) fn detach(&self, cursor: &CursorName) -> Result<(), ApiError> {
         let mut inner = self.lock();
         self.detach_reader(&mut inner, &Reader::Process(cursor.clone()))
@@ -213,12 +215,13 @@ impl DirtyLog {
         self.harvested.load(Ordering::Relaxed)
     }
 
-    /// One call of an API reader: acknowledges `acknowledge` unless it is 0, makes the cursor when there is none, and
-    /// delivers at most `max_ranges` runs of pages within slots; what is left comes with the next call.
+    /// One call of an API reader: acknowledges `acknowledge` unless it is 0, makes the cursor when
+    /// there is none, and delivers at most `max_ranges` runs of pages within slots; what is left
+    /// comes with the next call.
     ///
     /// # Errors
-    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged; BAD_PARAMETER when it is not the last batch;
-    /// LIMIT_REACHED, NO_SUCH_VM, the source's.
+    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged; BAD_PARAMETER when it
+    /// is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the source's.
     pub(crate) fn read_api(
         &self,
         cursor: &CursorName,
@@ -256,7 +259,8 @@ impl DirtyLog {
         self.detach_reader(&mut inner, &Reader::Api(cursor.clone()))
     }
 
-    /// Removes API cursors that were last used [`API_CURSOR_IDLE`] or longer before `now`; returns how many.
+    /// Removes API cursors that were last used [`API_CURSOR_IDLE`] or longer before `now`; returns
+    /// how many.
     pub(crate) fn expire_idle(&self, now: Instant) -> usize {
         let mut inner = self.lock();
         let idle: Vec<Reader> = inner
@@ -433,8 +437,8 @@ impl DirtyLog {
         result
     }
 
-    /// Takes everything from the source and gives it to every cursor. What was taken before an error
-    /// is kept.
+    /// Takes everything from the source and gives it to every cursor. What was taken before an
+    /// error is kept.
     fn pull(&self, inner: &mut Inner) -> Result<(), ApiError> {
         let source = inner.bound()?;
         let Inner { slots, cursors, .. } = inner;

@@ -1,5 +1,5 @@
-//! A source for tests: its "guest" writes when the test says so, and every call can be made to fail.
-//! It keeps what was written as a bitmap does, or as a ring of little room.
+//! A source for tests: its "guest" writes when the test says so, and every call can be made to
+//! fail. It keeps what was written as a bitmap does, or as a small ring.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +11,8 @@ use crate::memory::dirty::{
     source::{DirtyError, DirtySource, SlotBitmaps},
 };
 
-/// Entries that the ring has room for.
-const ROOM: usize = 3;
+/// Entries that the ring holds.
+const CAPACITY: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -26,7 +26,7 @@ pub(super) struct FakeSlot {
     pub(super) logging: bool,
     /// Written since the last harvest: what is there is written without being told of again.
     dirty: BTreeSet<u64>,
-    /// Of a ring: entries that it had no room for.
+    /// Of a ring: entries that did not fit.
     held_back: DirtyBitmap,
 }
 
@@ -114,8 +114,8 @@ impl FakeSource {
         if !found.logging || !found.dirty.insert(page) || self.kind == Kind::Bitmap {
             return;
         }
-        if state.ring.len() == ROOM {
-            // The vCPU left the guest; its thread makes room.
+        if state.ring.len() == CAPACITY {
+            // The vCPU left the guest; its thread empties the ring.
             state.drain();
         }
         state.ring.push((slot, page));
@@ -143,7 +143,7 @@ impl DirtySource for FakeSource {
                 return Err(refused(*slot, "harvest of a slot that does not log"));
             }
         }
-        // Half is taken before the call fails, as a kernel that fails in the middle of CLEAR.
+        // Some are taken before the call fails, as a kernel that fails in the middle of CLEAR.
         let failing = state.fails("harvest");
         let share = |all: usize| if failing { all / 2 } else { all };
         match self.kind {
