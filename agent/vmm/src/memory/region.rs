@@ -2,6 +2,8 @@
 
 use std::{io, sync::Arc};
 
+use slat_proto::model::PAGE_SIZE;
+
 use super::{
     backing::Backing,
     view::{GuestView, HostView},
@@ -10,6 +12,7 @@ use super::{
 /// Both views of one backing. A clone is the same memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Region {
+    backing: Arc<Backing>,
     guest: Arc<GuestView>,
     host: Arc<HostView>,
 }
@@ -24,7 +27,18 @@ impl Region {
         Ok(Self {
             guest: Arc::new(GuestView::new(&backing)?),
             host: Arc::new(HostView::new(&backing)?),
+            backing,
         })
+    }
+
+    /// See [`SlotMemory::populate`](super::SlotMemory::populate).
+    pub(super) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
+        if self.backing.allocate(page * PAGE_SIZE, pages * PAGE_SIZE)? {
+            self.guest.map(page, pages)?;
+        } else {
+            self.guest.populate(page, pages)?;
+        }
+        self.host.map(page, pages)
     }
 
     /// What the guest's slot maps.

@@ -48,6 +48,10 @@ impl SlotMemory {
         self.spec
     }
 
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
     /// What the guest's slot maps.
     #[must_use]
     pub(crate) fn guest(&self) -> &Arc<GuestView> {

@@ -91,6 +91,12 @@ impl Mapped {
         self.word(offset).store(value.to_le(), Ordering::Relaxed);
     }
 
+    /// Pages of a shared memfd that are mapped to be read can be written, too: the kernel does not
+    /// watch for the first write of memory that is never written back.
+    fn map(&self, page: u64, pages: u64) -> io::Result<()> {
+        self.advise(page, pages, Advice::LinuxPopulateRead)
+    }
+
     /// Advice that changes no contents: populating, or dropping translations.
     fn advise(&self, page: u64, pages: u64, advice: Advice) -> io::Result<()> {
         let (offset, len) = (page as usize * PAGE, pages as usize * PAGE);
@@ -152,8 +158,7 @@ impl GuestView {
         self.0.store(offset, value);
     }
 
-    /// Allocates pages and maps them for writing, so that the guest's first access costs no fault
-    /// of the host's.
+    /// Allocates pages that are not there and maps all of them, each by a fault of its own.
     ///
     /// # Errors
     /// When memory is short.
@@ -162,6 +167,18 @@ impl GuestView {
     /// When the range reaches beyond the end.
     pub(super) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
         self.0.advise(page, pages, Advice::LinuxPopulateWrite)
+    }
+
+    /// Maps pages that are there, many at a time, so that the guest's first access costs no fault
+    /// of the host's.
+    ///
+    /// # Errors
+    /// When memory is short.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the end.
+    pub(super) fn map(&self, page: u64, pages: u64) -> io::Result<()> {
+        self.0.map(page, pages)
     }
 
     /// Drops the view's translations of the range; the backing keeps the contents. Under KVM the
@@ -253,8 +270,7 @@ impl HostView {
         })
     }
 
-    /// Maps pages that the backing has, so that our threads' first access costs no fault. Pages of
-    /// a shared memfd that are mapped to be read can be written, too.
+    /// Maps pages that are there, many at a time, so that our threads' first access costs no fault.
     ///
     /// # Errors
     /// When memory is short.
@@ -262,7 +278,7 @@ impl HostView {
     /// # Panics
     /// When the range reaches beyond the end.
     pub(super) fn map(&self, page: u64, pages: u64) -> io::Result<()> {
-        self.0.advise(page, pages, Advice::LinuxPopulateRead)
+        self.0.map(page, pages)
     }
 }
 
