@@ -11,8 +11,8 @@ use crate::{
     arm64::{VmidBits, vttbr},
 };
 
-/// Writes `GuestStage` and everything that has one arm a format, from one list: variant (the type of the same name) and the
-/// register that holds the root.
+/// Writes `GuestStage` and everything that has one arm a format, from one list: variant (the type
+/// of the same name) and the register that holds the root.
 macro_rules! stages {
     ($($variant:ident => |$root:ident, $vmid:ident| $register:expr,)*) => {
         /// Which second-stage format a guest uses.
@@ -53,8 +53,9 @@ macro_rules! stages {
                 }
             }
 
-            /// The register that makes hardware walk `root`: EPTP on Intel and `N_CR3` on AMD, which have no room for
-            /// `vmid`, `hgatp` on RISC-V, `VTTBR_EL2` with a 16-bit VMID on arm64.
+            /// The register that makes hardware walk `root`: EPTP on Intel and `N_CR3` on AMD,
+            /// which have no field for `vmid`, `hgatp` on RISC-V, `VTTBR_EL2` with a 16-bit VMID on
+            /// arm64.
             pub fn root_register(self, root: Pfn, vmid: u16) -> u64 {
                 match self {
                     $(Self::$variant => {

@@ -1,8 +1,10 @@
 //! The laws of `slat_mmu::Format`, on every format: those of the list at the end.
 //!
-//! Raw values are arbitrary, and near valid entries as well (one bit flipped), because almost no arbitrary value is accepted.
+//! Raw values are arbitrary, and near valid entries as well (one bit flipped), because almost no
+//! arbitrary value is accepted.
 
-mod common;
+#[path = "../../mmu/tests/common/property.rs"]
+mod property;
 
 use proptest::prelude::*;
 use slat_arch::{
@@ -105,7 +107,7 @@ impl Seed {
 
 /// Law 1.
 fn round_trip<F: Format>() {
-    common::check(CASES, &any_leaf(), |leaf| {
+    property::check(CASES, &any_leaf(), |leaf| {
         for level in leaf_levels::<F>() {
             let any = fit::<F>(leaf, level);
             let without = Leaf {
@@ -134,9 +136,10 @@ fn round_trip<F: Format>() {
     });
 }
 
-/// Laws 2 and 4: whatever the bits, decoding is total, and what it accepts is encoded back to the same bits.
+/// Laws 2 and 4: whatever the bits, decoding is total, and what it accepts is encoded back to the
+/// same bits.
 fn exactness<F: Format>() {
-    common::check(CASES, &any_seed(), |seed| {
+    property::check(CASES, &any_seed(), |seed| {
         for level in levels::<F>() {
             for raw in seed.raws::<F>(level) {
                 match F::decode(raw, level) {
@@ -182,7 +185,7 @@ fn absence<F: Format>() {
 /// Law 5: what each mutator does to a leaf.
 fn mutators<F: Format>() {
     let tracking = F::AD_POLICY == AdPolicy::AccessTracking;
-    common::check(CASES, &(any_leaf(), any::<bool>()), |(leaf, on)| {
+    property::check(CASES, &(any_leaf(), any::<bool>()), |(leaf, on)| {
         for level in leaf_levels::<F>() {
             let leaf = hold::<F>(leaf, level);
             let raw = F::make_leaf(&leaf, level);
@@ -231,7 +234,8 @@ fn mutators<F: Format>() {
     });
 }
 
-/// Law 5: no mutator, and nothing that hardware does to a leaf, makes a table of what was none, or changes a frame.
+/// Law 5: no mutator, and nothing that hardware does to a leaf, makes a table of what was none, or
+/// changes a frame.
 fn mutators_make_no_table<F: Format>() {
     let mutate = |raw: u64, on: bool| {
         [
@@ -243,7 +247,7 @@ fn mutators_make_no_table<F: Format>() {
             F::with_dirty(F::with_accessed(raw, true), true),
         ]
     };
-    common::check(CASES, &(any_seed(), any::<bool>()), |(seed, on)| {
+    property::check(CASES, &(any_seed(), any::<bool>()), |(seed, on)| {
         for level in levels::<F>() {
             for raw in seed.raws::<F>(level) {
                 for new in mutate(raw, on) {
@@ -263,7 +267,7 @@ fn mutators_make_no_table<F: Format>() {
 }
 
 fn splitting<F: Format>() {
-    common::check(
+    property::check(
         CASES,
         &(any_leaf(), any::<prop::sample::Index>()),
         |(leaf, index)| {
@@ -290,7 +294,7 @@ fn splitting<F: Format>() {
 
 /// Law 6, and that an overridden `shift` and `index` are what the index bits say.
 fn geometry<F: Format>() {
-    common::check(CASES, &any::<u64>(), |gfn| {
+    property::check(CASES, &any::<u64>(), |gfn| {
         for level in levels::<F>() {
             let position = (gfn >> F::shift(level)) % F::entries(level) as u64;
             prop_assert_eq!(F::index(Gfn(gfn), level) as u64, position);
@@ -310,7 +314,7 @@ fn geometry<F: Format>() {
         );
         assert_eq!(
             F::shift(level),
-            F::INDEX_BITS.iter().take(level.slot()).sum()
+            F::INDEX_BITS.iter().take(level.index()).sum()
         );
         assert_eq!(F::span(level), 512u64.pow(u32::from(level.get()) - 1));
     }
@@ -318,7 +322,7 @@ fn geometry<F: Format>() {
 
 /// Law 7: shortcuts against `decode`. `is_volatile` is compared with the trait's definition of it.
 fn shortcuts<F: Format>() {
-    common::check(CASES, &any_seed(), |seed| {
+    property::check(CASES, &any_seed(), |seed| {
         for level in levels::<F>() {
             for raw in seed.raws::<F>(level) {
                 let entry = F::decode(raw, level);
@@ -359,7 +363,7 @@ fn shortcuts<F: Format>() {
 
 /// Law 7: neighbouring leaves differ by `leaf_step`.
 fn steps<F: Format>() {
-    common::check(CASES, &any_leaf(), |leaf| {
+    property::check(CASES, &any_leaf(), |leaf| {
         for level in leaf_levels::<F>() {
             let leaf = hold::<F>(leaf, level);
             let next = Leaf {
@@ -383,7 +387,7 @@ fn mmio<F: Format>() {
         F::make_mmio(Gfn(0), 0).is_some(),
         F::MMIO_GENERATION_BITS > 0
     );
-    common::check(
+    property::check(
         CASES,
         &(any::<u64>(), any::<u32>()),
         |(gfn, all_generation)| {

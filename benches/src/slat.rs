@@ -1,8 +1,8 @@
 //! Slat, the only file here that knows its API.
 //!
-//! The concrete `TdpMmu<Npt4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said otherwise, no vCPU to flush.
-//! NPT because its entries are those of the peers' x86-64 tables, and because it logs writes by protection, which is the
-//! work that the peers can do too.
+//! The concrete `TdpMmu<Npt4, Arena>`: one slot from frame 0 on, leaves of 4 KiB unless said
+//! otherwise, no vCPU to flush. NPT because its entries are those of the peers' x86-64 tables, and
+//! because it logs writes by protection, which is the work that the peers can do too.
 
 use std::hint::black_box;
 
@@ -83,25 +83,28 @@ impl Slat {
         } else {
             SlotFlags::empty()
         };
-        let done = self.mmu.set_slot_flags(SLOT, flags);
+        let done = self.mmu.space(0).set_slot_flags(SLOT, flags);
         black_box(done).expect("the slot exists");
     }
 
     /// Clears the dirty bits in `bitmap` and protects their pages.
     pub(crate) fn clear_dirty(&self, bitmap: &[u64]) {
-        let done = self.mmu.clear_dirty_log(SLOT, 0, self.pages, bitmap);
+        let done = self
+            .mmu
+            .space(0)
+            .clear_dirty_log(SLOT, 0, self.pages, bitmap);
         black_box(done).expect("the slot logs");
     }
 
     /// Takes all dirty bits into `bitmap` and protects their pages.
     pub(crate) fn harvest(&self, bitmap: &mut [u64]) {
-        let done = self.mmu.harvest_dirty_log(SLOT, bitmap);
+        let done = self.mmu.space(0).harvest_dirty_log(SLOT, bitmap);
         black_box(done).expect("the slot logs");
     }
 
     /// Pages whose dirty bit is set.
     pub(crate) fn dirty_pages(&self) -> u64 {
-        self.mmu.dirty_pages(SLOT).expect("the slot logs")
+        self.mmu.space(0).dirty_pages(SLOT).expect("the slot logs")
     }
 
     /// Maps one leaf of 1 GiB after the other.
@@ -132,14 +135,15 @@ impl Slat {
     pub(crate) fn translate_each(&self, frames: impl Iterator<Item = u64>) -> u64 {
         let mut sum = 0;
         for frame in frames {
-            if let Some(translation) = self.mmu.translate(Gfn(frame)) {
+            if let Some(translation) = self.mmu.space(0).translate(Gfn(frame)) {
                 sum += translation.pfn.0;
             }
         }
         sum
     }
 
-    /// As [`Table::translate`], each frame as one vCPU's read that missed its TLB: rights, Accessed, a guard of its own.
+    /// As [`Table::translate`], each frame as one vCPU's read that missed its TLB: rights,
+    /// Accessed, a guard of its own.
     pub(crate) fn access_each(&self, frames: impl Iterator<Item = u64>) -> u64 {
         let mut vcpu = self.vcpu();
         let mut sum = 0;
@@ -202,7 +206,7 @@ impl Table for Slat {
     }
 
     fn unmap(&mut self) {
-        black_box(self.mmu.zap_gfn_range(self.range()));
+        black_box(self.mmu.space(0).zap_gfn_range(self.range()));
     }
 
     fn zap_all(&mut self) {
@@ -224,7 +228,7 @@ impl Table for Slat {
     }
 
     fn mapping(&self, frame: u64) -> Option<Mapping> {
-        let translation = self.mmu.translate(Gfn(frame))?;
+        let translation = self.mmu.space(0).translate(Gfn(frame))?;
         Some(Mapping {
             pfn: translation.pfn.0,
             writable: translation.writable,

@@ -1,5 +1,5 @@
-//! Has Linux programs linked without a C runtime and at fixed addresses, as firmware would be. Bare-metal targets link so
-//! by themselves.
+//! Has Linux programs linked without a C runtime and at fixed addresses, as firmware would be.
+//! Bare-metal targets link so by themselves.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

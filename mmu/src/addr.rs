@@ -1,7 +1,8 @@
 //! Frame numbers and mapping levels.
 //!
-//! Everything the MMU computes is in 4 KiB frames, never in bytes: a [`Gfn`] counts guest frames, a [`Pfn`] host
-//! frames, and the two types cannot be mixed. Levels count from 1 (a 4 KiB mapping), as KVM's `PG_LEVEL_*` do.
+//! Everything the MMU computes is in 4 KiB frames, never in bytes: a [`Gfn`] counts guest frames, a
+//! [`Pfn`] host frames, and the two types cannot be mixed. Levels count from 1 (a 4 KiB mapping),
+//! as KVM's `PG_LEVEL_*` do.
 
 use core::fmt;
 
@@ -31,8 +32,8 @@ impl fmt::Display for Gfn {
 
 /// A host frame number: host physical address / 4096.
 ///
-/// The host decides what "physical" is. For a hardware walker it is RAM; for the software backend it is an offset into
-/// the guest's backing memory.
+/// The host decides what "physical" is. For a hardware walker it is RAM; for the software backend
+/// it is an offset into the guest's backing memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pfn(pub u64);
 
@@ -83,7 +84,7 @@ impl Level {
 
     /// The level's position in a per-level array, from 0.
     #[inline(always)]
-    pub const fn slot(self) -> usize {
+    pub const fn index(self) -> usize {
         (self.0 - 1) as usize
     }
 
@@ -122,7 +123,8 @@ pub struct GfnRange {
 }
 
 impl GfnRange {
-    /// The range of `pages` frames from `start`; it stops at the top of the number space instead of wrapping.
+    /// The range of `pages` frames from `start`; it stops at the top of the number space instead of
+    /// wrapping.
     pub const fn new(start: Gfn, pages: u64) -> Self {
         Self {
             start,

@@ -25,10 +25,11 @@ pub struct Fault {
     pub prefetch: bool,
     /// The coarsest mapping wanted.
     pub max_level: Level,
-    /// [`SecondStage::invalidate_seq`](crate::SecondStage::invalidate_seq), read before the caller made the memory
-    /// behind `gfn` available. `None` if it did nothing outside the MMU.
+    /// [`SecondStage::invalidate_seq`](crate::SecondStage::invalidate_seq), read before the caller
+    /// made the memory behind `gfn` available. `None` if it did nothing outside the MMU.
     pub seq: Option<u64>,
-    /// The walk found a mapping and the access was not allowed (a *protection* fault): worth trying without the lock.
+    /// The walk found a mapping and the access was not allowed (a *protection* fault): worth trying
+    /// without the lock.
     pub present: bool,
     /// For the tables that mirror an external owner's, not for the guest's own.
     pub mirror: bool,
@@ -88,10 +89,11 @@ impl Fault {
 
 /// How a fault ended (`RET_PF_*`).
 ///
-/// After [`Fixed`](Self::Fixed) and [`Spurious`](Self::Spurious) the faulting vCPU drops what its own TLB holds for the
-/// frame and repeats the access: a translation that allowed less (x86 drops it by itself as it faults), and, on a format with
-/// [`install_needs_fence`](crate::FormatInfo::install_needs_fence), the memory that entries were invalid, for which
-/// [`install_fence`](crate::SecondStage::install_fence) says what to fence.
+/// After [`Fixed`](Self::Fixed) and [`Spurious`](Self::Spurious) the faulting vCPU drops what its
+/// own TLB holds for the frame and repeats the access: a translation that allowed less (x86 drops
+/// it by itself as it faults), and, on a format with
+/// [`install_needs_fence`](crate::FormatInfo::install_needs_fence), the memory that entries were
+/// invalid, for which [`install_fence`](crate::SecondStage::install_fence) says what to fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a fault's outcome decides how the vCPU goes on"]
 #[non_exhaustive]
@@ -106,8 +108,8 @@ pub enum FaultOutcome {
         /// The level of the mapping.
         level: Level,
     },
-    /// The memory is being taken back, its slot or root is going, or another thread owns an entry on the path. Enter the
-    /// guest again.
+    /// The memory is being taken back, its slot or root is going, or another thread owns an entry
+    /// on the path. Enter the guest again.
     Retry,
     /// No slot covers the frame: the access is the device model's.
     NoSlot,
@@ -117,11 +119,13 @@ pub enum FaultOutcome {
     OutOfRange,
     /// No memory for a table.
     OutOfMemory,
-    /// The table holds something that the MMU did not write, at this level. The guest cannot be continued safely.
+    /// The table holds something that the MMU did not write, at this level. The guest cannot be
+    /// continued safely.
     BadEntry {
         /// Level of the entry.
         level: Level,
     },
-    /// There is no such address space, or nobody who keeps the tables that a mirror would stand for.
+    /// There is no such address space, or nobody who keeps the tables that a mirror would stand
+    /// for.
     NoRoot,
 }

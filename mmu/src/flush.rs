@@ -1,28 +1,35 @@
 //! TLB flushes: what is flushed, why, and who carries it out.
 //!
-//! The MMU changes tables; TLBs are the host's. It tells the host through [`Host::flush`](crate::Host::flush), which returns
-//! when no vCPU uses a translation that the request covers. The MMU calls it at the moments that the rules below demand, so an
-//! operation that has returned is complete.
+//! The MMU changes tables; TLBs are the host's. It tells the host through
+//! [`Host::flush`](crate::Host::flush), which returns when no vCPU uses a translation that the
+//! request covers. The MMU calls it at the moments that the rules below demand, so an operation
+//! that has returned is complete.
 //!
 //! # When a flush is owed
 //!
 //! | change | flush |
 //! |---|---|
-//! | non-present → present | none (formats that remember invalid entries: the faulting vCPU's [own fence](crate::SecondStage::install_fence)) |
+//! | non-present → present | none; a vCPU may owe itself a [fence] |
 //! | huge leaf → table of the same mappings | none (the same) |
 //! | table → huge leaf, or table removed | its whole range, before the table can be freed |
 //! | leaf removed | its range, before the lock is let go of |
-//! | leaf loses MMU-writable | its range, **even if it had lost W before**: a TLB may still hold it writable |
-//! | leaf loses W or D for the dirty log | the pages reported, after the lock: only they are affected |
-//! | logging switched on | the whole slot, **even if nothing changed**: an entry may have lost W without a flush yet |
+//! | leaf loses MMU-writable | its range, **also if W was off**: a TLB may hold it writable |
+//! | leaf loses W or D for the dirty log | the pages reported, after the lock |
+//! | logging switched on | the whole slot, **even if nothing changed** |
 //! | leaf loses Accessed | none: idle is a hint |
 //! | change under an invalid root | none: all was flushed when the root became invalid |
 //! | break-before-make | the entry's range, between break and make |
 //!
+//! The fence is for formats that remember invalid entries. When logging is switched on, an entry
+//! may have lost W before without a flush, so the whole slot is flushed.
+//!
+//! [fence]: crate::SecondStage::install_fence
+//!
 //! # Accumulating
 //!
-//! A long operation gathers what it owes and pays at the end, or *before* it yields the lock, whichever comes first; after
-//! a yield it starts from nothing. [`Flush::merge`] takes the hull, so it may flush more than was asked, never less.
+//! A long operation gathers what it owes and pays at the end, or *before* it yields the lock,
+//! whichever comes first; after a yield it starts from nothing. [`Flush::merge`] takes the hull, so
+//! it may flush more than was asked, never less.
 
 use crate::addr::{Gfn, GfnRange};
 
@@ -109,10 +116,12 @@ pub struct FlushRequest {
     pub flush: Flush,
     /// Why.
     pub cause: FlushCause,
-    /// The address space that the frames of a range are of. [`Flush::All`] is for every address space, whatever stands here.
+    /// The address space that the frames of a range are of. [`Flush::All`] is for every address
+    /// space, whatever stands here.
     pub as_id: u8,
-    /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence by address drops cached
-    /// leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`; x86 has no other).
+    /// Entries that pointed to tables changed, so caches of those have to go as well. Where a fence
+    /// by address drops cached leaves only, it does not do (RISC-V: `HFENCE.GVMA` with `rs1 = x0`;
+    /// x86 has no other).
     pub tables: bool,
 }
 

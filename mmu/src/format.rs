@@ -1,20 +1,20 @@
 //! What an architecture provides: the layout of one page-table entry.
 //!
-//! [`Format`] is the whole border between the Common MMU and an architecture, as the hooks of the kernel's common
-//! header are. A format is a zero-sized type; every function is pure and total, so any 64-bit value read from a table
-//! can be judged without a panic.
+//! [`Format`] is the whole border between the Common MMU and an architecture, as the hooks of the
+//! kernel's common header are. A format is a zero-sized type; every function is pure and total, so
+//! any 64-bit value read from a table can be judged without a panic.
 //!
 //! # The neutral entry
 //!
-//! [`Format::decode`] turns a raw value into an [`Entry`]. What this MMU could not have written — reserved bits,
-//! permissions that a second stage of ours never uses — is [`Entry::Malformed`], so that encoding what was decoded
-//! always gives the same bits back.
+//! [`Format::decode`] turns a raw value into an [`Entry`]. What this MMU could not have written —
+//! reserved bits, permissions that a second stage of ours never uses — is [`Entry::Malformed`], so
+//! that encoding what was decoded always gives the same bits back.
 //!
 //! # Writable three times
 //!
 //! A leaf is writable on three grounds, each implied by the one before it: *host-writable*, the
-//! backing may be written; *MMU-writable*, the MMU allows it; *writable*, the hardware's W bit, which dirty logging
-//! takes away and a write fault gives back.
+//! backing may be written; *MMU-writable*, the MMU allows it; *writable*, the hardware's W bit,
+//! which dirty logging takes away and a write fault gives back.
 
 use crate::addr::{Gfn, Level, Pfn};
 
@@ -32,8 +32,8 @@ pub enum Entry {
     },
     /// Maps memory.
     Leaf(Leaf),
-    /// Maps nothing, and remembers that there is no slot: the access is the device model's (`MMIO SPTE`). Believed only
-    /// while `generation` is the current one.
+    /// Maps nothing, and remembers that there is no slot: the access is the device model's (`MMIO
+    /// SPTE`). Believed only while `generation` is the current one.
     Mmio {
         /// The slots' generation when the entry was made, in as many bits as the format keeps.
         generation: u32,
@@ -82,11 +82,12 @@ pub enum MemoryType {
 pub enum AdPolicy {
     /// Hardware sets both.
     Hardware,
-    /// Hardware may fault instead of setting them (RISC-V Svade), so leaves are made with both set, and a fault on a
-    /// leaf that allows the access sets what is missing.
+    /// Hardware may fault instead of setting them (RISC-V Svade), so leaves are made with both set,
+    /// and a fault on a leaf that allows the access sets what is missing.
     SetAtInstall,
-    /// Hardware knows no Accessed bit. A leaf that has not been used is kept without any hardware permission and with its
-    /// real ones saved in software bits (KVM's *access-tracked* form), so the next use faults. Dirty is a software bit.
+    /// Hardware knows no Accessed bit. A leaf that has not been used is kept without any hardware
+    /// permission and with its real ones saved in software bits (KVM's *access-tracked* form), so
+    /// the next use faults. Dirty is a software bit.
     AccessTracking,
 }
 
@@ -95,15 +96,16 @@ pub enum AdPolicy {
 pub enum DirtyLogPolicy {
     /// The leaf loses its W bit and the write faults.
     WriteProtect,
-    /// The leaf loses its D bit and hardware logs the address when it sets it (Intel PML). The MMU does not look for D bits: a
-    /// write that hardware made and that nobody reported is in no harvest. So the MMU's owner has the log on for as long as a
-    /// slot logs, and drains it into [`mark_dirty`](crate::SecondStage::mark_dirty) before each harvest. Who cannot, uses a
+    /// The leaf loses its D bit and hardware logs the address when it sets it (Intel PML). The MMU
+    /// does not look for D bits: a write that hardware made and that nobody reported is in no
+    /// harvest. So the MMU's owner has the log on for as long as a slot logs, and drains it into
+    /// [`mark_dirty`](crate::AddressSpace::mark_dirty) before each harvest. Who cannot, uses a
     /// format that logs by [`WriteProtect`](Self::WriteProtect).
     DirtyBit,
 }
 
-/// The instruction that carries out a [`Flush`](crate::Flush) on this architecture, by the name that its manual gives it. The
-/// MMU only hands it on.
+/// The instruction that carries out a [`Flush`](crate::Flush) on this architecture, by the name
+/// that its manual gives it. The MMU only hands it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlushPrimitive(&'static str);
 
@@ -123,26 +125,33 @@ impl FlushPrimitive {
 ///
 /// # Safety
 ///
-/// The MMU follows pointers that it decodes, so a format must keep these laws (`arch` tests each on every format):
+/// The MMU follows pointers that it decodes, so a format must keep these laws (`arch` tests each on
+/// every format):
 ///
-/// 1. *Round trip*: for a pfn below [`MAX_PFN`](Self::MAX_PFN) that is aligned to the level, `decode(make_leaf(l, n), n)`
-///    is `Leaf(l)` if the format [`holds`](Self::holds) the leaf; if not, it is the leaf without W if that is held, and
-///    `NonPresent` otherwise. `decode(make_table(p), n)` is `Table { p }` for every level above 4 KiB.
+/// 1. *Round trip*: for a pfn below [`MAX_PFN`](Self::MAX_PFN) that is aligned to the level,
+///    `decode(make_leaf(l, n), n)` is `Leaf(l)` if the format [`holds`](Self::holds) the leaf; if
+///    not, it is the leaf without W if that is held, and `NonPresent` otherwise.
+///    `decode(make_table(p), n)` is `Table { p }` for every level above 4 KiB.
 /// 2. *Exactness*: if `decode(raw, n)` is a leaf or a table, making it again gives `raw`.
-/// 3. *Absence*: 0 and [`EMPTY`](Self::EMPTY) decode to `NonPresent` at each level; [`FROZEN`](Self::FROZEN), and no
-///    other value, to `Frozen`.
-/// 4. *No table at 4 KiB*: `decode(_, 4K)` is never a table; above [`MAX_LEAF_LEVEL`](Self::MAX_LEAF_LEVEL) never a leaf.
-/// 5. *Mutators* change the one property of a leaf that they name, provided that the format holds the result. Three
-///    change two: `clear_mmu_writable` also clears the W bit; and under [`AdPolicy::AccessTracking`], where a page whose use must
-///    fault cannot be writable, clearing Accessed clears W and setting W sets Accessed. No mutator, and no bit that hardware sets by
+/// 3. *Absence*: 0 and [`EMPTY`](Self::EMPTY) decode to `NonPresent` at each level;
+///    [`FROZEN`](Self::FROZEN), and no other value, to `Frozen`.
+/// 4. *No table at 4 KiB*: `decode(_, 4K)` is never a table; above
+///    [`MAX_LEAF_LEVEL`](Self::MAX_LEAF_LEVEL) never a leaf.
+/// 5. *Mutators* change the one property of a leaf that they name, provided that the format holds
+///    the result. Three change two: `clear_mmu_writable` also clears the W bit; and under
+///    [`AdPolicy::AccessTracking`], where a page whose use must fault cannot be writable, clearing
+///    Accessed clears W and setting W sets Accessed. No mutator, and no bit that hardware sets by
 ///    itself, turns a leaf or an absent entry into a table or changes a pfn.
-/// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size is a multiple
-///    of 4 KiB (formats for model checking may have smaller ones).
-/// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value, and [`table_hpa`](Self::table_hpa) with that; the `is_…` predicates and [`leaf`](Self::leaf) agree with it
-///    on every value that does not decode to `Malformed`. [`leaf_step`](Self::leaf_step) is the difference between the
-///    entries of two leaves whose frames are neighbours at that level.
-/// 8. *MMIO*: `decode(make_mmio(g, n), level)` is `Mmio` with the low [`MMIO_GENERATION_BITS`](Self::MMIO_GENERATION_BITS)
-///    bits of `n` at every level that may hold a leaf, and never present.
+/// 6. *Geometry*: `1 << (shift(root) + INDEX_BITS[root])` is at least `MAX_GFN`, and a table's size
+///    is a multiple of 4 KiB (formats for model checking may have smaller ones).
+/// 7. *Shortcuts*: [`as_table`](Self::as_table) agrees with `decode` on every value, and
+///    [`table_hpa`](Self::table_hpa) with that; the `is_…` predicates and [`leaf`](Self::leaf)
+///    agree with it on every value that does not decode to `Malformed`.
+///    [`leaf_step`](Self::leaf_step) is the difference between the entries of two leaves whose
+///    frames are neighbours at that level.
+/// 8. *MMIO*: `decode(make_mmio(g, n), level)` is `Mmio` with the low
+///    [`MMIO_GENERATION_BITS`](Self::MMIO_GENERATION_BITS) bits of `n` at every level that may hold
+///    a leaf, and never present.
 #[expect(
     unsafe_code,
     reason = "the laws are what makes following a decoded pointer sound"
@@ -166,11 +175,13 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const AD_POLICY: AdPolicy;
     /// How writes are logged.
     const DIRTY_LOG: DirtyLogPolicy;
-    /// Whether hardware may remember that an entry was not present, so that the vCPU that faulted needs a fence after
-    /// the entry is installed: [`install_fence`](crate::SecondStage::install_fence) says which. Other vCPUs tolerate one
+    /// Whether hardware may remember that an entry was not present, so that the vCPU that faulted
+    /// needs a fence after the entry is installed:
+    /// [`install_fence`](crate::SecondStage::install_fence) says which. Other vCPUs tolerate one
     /// spurious fault, and fence then.
     const INSTALL_NEEDS_FENCE: bool;
-    /// Whether a present entry must be made non-present and flushed before it becomes a different present entry.
+    /// Whether a present entry must be made non-present and flushed before it becomes a different
+    /// present entry.
     const BREAK_BEFORE_MAKE: bool;
     /// The flush instruction.
     const FLUSH: FlushPrimitive;
@@ -178,15 +189,23 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const MMIO_GENERATION_BITS: u32 = 0;
     /// Whether a leaf may allow instruction fetches and nothing else.
     const EXECUTE_ONLY: bool = false;
-    /// Whether the machine may need the NX-huge-page mitigation (iTLB multihit): huge leaves without execute permission.
+    /// Whether the machine may need the NX-huge-page mitigation (iTLB multihit): huge leaves
+    /// without execute permission.
     const NX_HUGE_PAGES: bool = false;
+    /// Whether a memory type other than [`Normal`](MemoryType::Normal) needs an extension that not
+    /// every processor has (RISC-V: Svpbmt). Without it the type's bits are reserved, and each
+    /// access to such a page faults for ever. So slots with such a type are refused unless
+    /// [`MmuConfig::memory_types`](crate::MmuConfig::memory_types) says that it is there.
+    const OPTIONAL_MEMORY_TYPES: bool = false;
 
     /// Judges a raw entry of a table at `level`.
     fn decode(raw: u64, level: Level) -> Entry;
-    /// A leaf entry. Of a leaf that the format does not [hold](Self::holds) it grants less: all but W, or nothing
-    /// ([`EMPTY`](Self::EMPTY)). Bits of the pfn that do not fit or are not aligned to the level are dropped.
+    /// A leaf entry. Of a leaf that the format does not [hold](Self::holds) it grants less: all but
+    /// W, or nothing ([`EMPTY`](Self::EMPTY)). Bits of the pfn that do not fit or are not aligned
+    /// to the level are dropped.
     fn make_leaf(leaf: &Leaf, level: Level) -> u64;
-    /// An entry that points to a table with every permission. Bits of the pfn that do not fit are dropped.
+    /// An entry that points to a table with every permission. Bits of the pfn that do not fit are
+    /// dropped.
     fn make_table(pfn: Pfn) -> u64;
 
     /// Sets or clears a leaf's W bit. Set only where [`is_mmu_writable`](Self::is_mmu_writable).
@@ -205,9 +224,10 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         None
     }
 
-    /// Whether the format has an entry for a leaf with these permissions. A leaf is readable, or, with
-    /// [`EXECUTE_ONLY`](Self::EXECUTE_ONLY), executable and on no ground writable, so that giving W back is always safe; and under
-    /// [`AdPolicy::AccessTracking`] one that has not been accessed is not writable.
+    /// Whether the format has an entry for a leaf with these permissions. A leaf is readable, or,
+    /// with [`EXECUTE_ONLY`](Self::EXECUTE_ONLY), executable and on no ground writable, so that
+    /// giving W back is always safe; and under [`AdPolicy::AccessTracking`] one that has not been
+    /// accessed is not writable.
     #[inline(always)]
     fn holds(leaf: &Leaf) -> bool {
         let execute_only =
@@ -225,7 +245,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
 
     /// Index bits of `level`; 0 above the root.
     fn index_bits(level: Level) -> u32 {
-        Self::INDEX_BITS.get(level.slot()).copied().unwrap_or(0)
+        Self::INDEX_BITS.get(level.index()).copied().unwrap_or(0)
     }
 
     /// Entries in a table at `level`.
@@ -240,7 +260,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
 
     /// log2 of the pages that one entry at `level` spans.
     fn shift(level: Level) -> u32 {
-        Self::INDEX_BITS.iter().take(level.slot()).sum()
+        Self::INDEX_BITS.iter().take(level.index()).sum()
     }
 
     /// Pages that one entry at `level` spans.
@@ -258,8 +278,8 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         (gfn.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
     }
 
-    /// The table that an entry points to. Exactly `decode`'s answer for every value; formats override it with a few
-    /// instructions.
+    /// The table that an entry points to. Exactly `decode`'s answer for every value; formats
+    /// override it with a few instructions.
     #[inline(always)]
     fn as_table(raw: u64, level: Level) -> Option<Pfn> {
         match Self::decode(raw, level) {
@@ -268,15 +288,16 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         }
     }
 
-    /// The same as an address, in bytes. Formats whose entries hold frames where addresses have them override it: each step
-    /// of each walk asks, and each instruction in it is a memory access less under way.
+    /// The same as an address, in bytes. Formats whose entries hold frames where addresses have
+    /// them override it: each step of each walk asks, and each instruction in it is a memory access
+    /// less under way.
     #[inline(always)]
     fn table_hpa(raw: u64, level: Level) -> Option<u64> {
         Self::as_table(raw, level).map(Pfn::hpa)
     }
 
-    /// What `decode` says of an entry that is a leaf; of any other value it may say anything. Formats override it with what
-    /// takes no check.
+    /// What `decode` says of an entry that is a leaf; of any other value it may say anything.
+    /// Formats override it with what takes no check.
     #[inline(always)]
     fn leaf(raw: u64, level: Level) -> Leaf {
         match Self::decode(raw, level) {
@@ -295,7 +316,8 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         }
     }
 
-    /// Whether an entry is a leaf. Like the following shortcuts, it may say anything of a malformed value.
+    /// Whether an entry is a leaf. Like the following shortcuts, it may say anything of a malformed
+    /// value.
     #[inline(always)]
     fn is_leaf(raw: u64, level: Level) -> bool {
         matches!(Self::decode(raw, level), Entry::Leaf(_))
@@ -343,9 +365,10 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
             .wrapping_sub(Self::make_leaf(&leaf(0), level))
     }
 
-    /// Whether hardware or the lockless fast path may change a leaf's W or D bit at any moment, so that only an atomic
-    /// exchange loses nothing: W is off and may be given back, D is off and hardware may set it, or the leaf is
-    /// access-tracked. Accessed alone is no reason: losing it is tolerated (`spte_needs_atomic_update`).
+    /// Whether hardware or the lockless fast path may change a leaf's W or D bit at any moment, so
+    /// that only an atomic exchange loses nothing: W is off and may be given back, D is off and
+    /// hardware may set it, or the leaf is access-tracked. Accessed alone is no reason: losing it
+    /// is tolerated (`spte_needs_atomic_update`).
     #[inline(always)]
     fn is_volatile(raw: u64, level: Level) -> bool {
         let writable = Self::is_writable(raw, level);
@@ -369,8 +392,9 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
         )
     }
 
-    /// Entry `index` of the table that replaces the huge leaf `raw` of `level`: the same memory with the same
-    /// permissions, one level finer. [`EMPTY`](Self::EMPTY) if `raw` is not a leaf above 4 KiB.
+    /// Entry `index` of the table that replaces the huge leaf `raw` of `level`: the same memory
+    /// with the same permissions, one level finer. [`EMPTY`](Self::EMPTY) if `raw` is not a leaf
+    /// above 4 KiB.
     fn make_huge_page_split(raw: u64, level: Level, index: usize) -> u64 {
         match (Self::decode(raw, level), level.child()) {
             (Entry::Leaf(leaf), Some(child)) => {
@@ -398,6 +422,7 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
             mmio_generation_bits: Self::MMIO_GENERATION_BITS,
             execute_only: Self::EXECUTE_ONLY,
             nx_huge_pages: Self::NX_HUGE_PAGES,
+            optional_memory_types: Self::OPTIONAL_MEMORY_TYPES,
         }
     }
 }
@@ -434,4 +459,6 @@ pub struct FormatInfo {
     pub execute_only: bool,
     /// [`Format::NX_HUGE_PAGES`].
     pub nx_huge_pages: bool,
+    /// [`Format::OPTIONAL_MEMORY_TYPES`].
+    pub optional_memory_types: bool,
 }

@@ -1,18 +1,20 @@
 //! The invalidation sequence: how a fault notices that the host took memory back meanwhile.
 //!
-//! The counterpart of KVM's `mmu_invalidate_seq` (Documentation/virt/kvm/locking.rst). Who invalidates calls *begin*,
-//! takes the memory away, then calls *end*. A fault that looked up its memory outside the lock passes the sequence
-//! number it saw first, and is told to retry if
+//! The counterpart of KVM's `mmu_invalidate_seq` (Documentation/virt/kvm/locking.rst). Who
+//! invalidates calls *begin*, takes the memory away, then calls *end*. A fault that looked up its
+//! memory outside the lock hands in the sequence number it saw first, and is told to retry if
 //!
 //! - an invalidation that covers its frame is in progress, or
 //! - one has ended since (the number changed).
 //!
-//! A range in progress is named by guest frames and by the token that begin gave; so slots may come and go in between, and
-//! an end always finds its begin. A token carries the number of the MMU that gave it and is spent by its end, so none is ended
-//! twice or elsewhere, and the count of what is in progress never falls below what is.
+//! A range in progress is named by guest frames and by the token that begin gave; so slots may come
+//! and go in between, and an end always finds its begin. A token carries the number of the MMU that
+//! gave it and is spent by its end, so none is ended twice or elsewhere, and the count of what is
+//! in progress never falls below what is.
 //!
-//! *Locking*: changed under the exclusive MMU lock, judged under the shared one; the same question may be asked without a
-//! lock to give up early, and then its answer may be old. *Order at the end*: first the number, then the count.
+//! *Locking*: changed under the exclusive MMU lock, judged under the shared one; the same question
+//! may be asked without a lock to give up early, and then its answer may be old. *Order at the
+//! end*: first the number, then the count.
 
 use thiserror::Error;
 
@@ -21,17 +23,18 @@ use crate::{
     sync::{Acquire, AtomicU64, Relaxed, Release, Statistic},
 };
 
-/// MMUs made so far, of whatever format: what tells their tokens apart. Nothing is ordered by it.
+/// MMUs made so far, of whatever format: what distinguishes their tokens. Nothing is ordered by it.
 static MADE: Statistic = Statistic::new(0);
 
 /// Proof that an invalidation has begun; hand it to
-/// [`invalidate_end`](crate::SecondStage::invalidate_end) of the MMU that gave it. Until then, faults in the range are told
-/// to retry.
+/// [`invalidate_end`](crate::SecondStage::invalidate_end) of the MMU that gave it. Until then,
+/// faults in the range are told to retry.
 ///
-/// A token that is dropped ends nothing: the invalidation stays in progress for as long as the MMU lives. Whoever lost it
-/// may have died while the memory was half taken, so the guest must not get at it again; it is not mapped, and faults on it, and
-/// between it and whatever else is being taken back, retry. Only the end, which says that the memory is gone or was
-/// replaced, lets them through.
+/// A token that is dropped ends nothing: the invalidation stays in progress for as long as the MMU
+/// lives. Whoever lost it may have died before all of the memory was taken, so the guest must not
+/// get at it again; it is not mapped, and faults on it, and between it and whatever else is being
+/// taken back, retry. Only the end, which says that the memory is gone or was replaced, lets them
+/// through.
 #[derive(Debug)]
 #[must_use = "faults in the range retry until the invalidation has ended; dropping this does not end it"]
 pub struct Invalidation {
@@ -47,7 +50,8 @@ impl Invalidation {
     }
 }
 
-/// The invalidation was begun at another MMU. It is still in progress there, and nothing has changed at either.
+/// The invalidation was begun at another MMU. It is still in progress there, and nothing has
+/// changed at either.
 #[derive(Debug, Error)]
 #[error(
     "the invalidation of {} frames from {} on was begun at another MMU",
@@ -67,7 +71,8 @@ impl ForeignInvalidation {
 pub(crate) struct Invalidations {
     /// This MMU's own; no other has it, before or after.
     mmu: u64,
-    /// 64 bits: it never wraps, and must never be cut short (a truncated copy made guests hang after 2^31 invalidations).
+    /// 64 bits: it never wraps, and must never be cut short (a truncated copy made guests hang
+    /// after 2^31 invalidations).
     sequence: AtomicU64,
     in_progress: AtomicU64,
     /// The hull of all ranges that began since the count was last 0.
@@ -113,7 +118,8 @@ impl Invalidations {
         if done.mmu != self.mmu {
             return Err(ForeignInvalidation(done));
         }
-        // The number changes before the count falls, so who reads them in the other order sees at least one of the two.
+        // The number changes before the count falls, so who reads them in the other order sees at
+        // least one of the two.
         self.sequence.fetch_add(1, Release);
         self.in_progress.fetch_sub(1, Release);
         Ok(())

@@ -1,4 +1,5 @@
-//! Loom models of the parts that have no door of their own: the lock, the grace period, the double buffer, the bitmap.
+//! Loom models of the parts that cannot be reached alone from outside: the lock, the grace period,
+//! the double buffer, the bitmap.
 //!
 //! The scenes that need a whole MMU are in `tests/loom_*.rs`.
 
@@ -12,7 +13,7 @@ use std::{
 use loom::{cell::UnsafeCell, thread};
 
 use crate::{
-    rcu::{buffer::Buffers, lock::MmuLock, registry::Registry},
+    rcu::{buffer::Buffers, lock::MmuLock, participants::Participants},
     slot::DirtyBitmap,
     sync::{Acquire, AtomicU64, Relaxed, Release},
 };
@@ -65,14 +66,14 @@ impl Value {
 #[test]
 fn sharers_and_excluders_never_meet() {
     explore("MMU lock: shared x exclusive", 3, || {
-        let registry = Registry::new();
-        let lock = Arc::new(MmuLock::new(Arc::clone(&registry)));
+        let participants = Participants::new();
+        let lock = Arc::new(MmuLock::new(Arc::clone(&participants)));
         let value = Arc::new(Value::new());
         let (theirs, shown) = (Arc::clone(&lock), Arc::clone(&value));
-        let seat = registry.seat();
+        let reader = participants.reader_slot();
         let other = thread::spawn(move || {
             for _ in 0..2 {
-                let _inside = theirs.shared(&seat);
+                let _inside = theirs.shared(&reader);
                 shown.get();
             }
         });
@@ -88,17 +89,21 @@ fn sharers_and_excluders_never_meet() {
 #[test]
 fn excluders_exclude_each_other() {
     explore("MMU lock: exclusive x exclusive x shared", 2, || {
-        let registry = Registry::new();
-        let lock = Arc::new(MmuLock::new(Arc::clone(&registry)));
+        let participants = Participants::new();
+        let lock = Arc::new(MmuLock::new(Arc::clone(&participants)));
         let value = Arc::new(Value::new());
         let others = [0, 1].map(|n| {
-            let (lock, value, seat) = (Arc::clone(&lock), Arc::clone(&value), registry.seat());
+            let (lock, value, reader) = (
+                Arc::clone(&lock),
+                Arc::clone(&value),
+                participants.reader_slot(),
+            );
             thread::spawn(move || {
                 if n == 0 {
                     let _exclusive = lock.exclusive();
                     value.add();
                 } else {
-                    let _inside = lock.shared(&seat);
+                    let _inside = lock.shared(&reader);
                     value.get();
                 }
             })
@@ -115,19 +120,21 @@ fn excluders_exclude_each_other() {
 }
 
 /// Unlinks, waits, and takes the memory back, while a reader looks twice.
-fn grace(wait: impl Fn(&Registry) + Send + Sync + 'static) -> impl Fn() + Send + Sync + 'static {
+fn grace(
+    wait: impl Fn(&Participants) + Send + Sync + 'static,
+) -> impl Fn() + Send + Sync + 'static {
     move || {
-        let registry = Registry::new();
+        let participants = Participants::new();
         let (linked, memory) = (Arc::new(AtomicU64::new(1)), Arc::new(Value::new()));
-        let seat = registry.seat();
+        let reader = participants.reader_slot();
         let (theirs, link, shown) = (
-            Arc::clone(&registry),
+            Arc::clone(&participants),
             Arc::clone(&linked),
             Arc::clone(&memory),
         );
         let reader = thread::spawn(move || {
             for _ in 0..2 {
-                let inside = theirs.pin(&seat);
+                let inside = theirs.pin(&reader);
                 if link.load(Acquire) == 1 {
                     shown.get();
                 }
@@ -135,7 +142,7 @@ fn grace(wait: impl Fn(&Registry) + Send + Sync + 'static) -> impl Fn() + Send +
             }
         });
         linked.store(0, Release);
-        wait(&registry);
+        wait(&participants);
         memory.add();
         reader.join().unwrap();
     }
@@ -143,11 +150,11 @@ fn grace(wait: impl Fn(&Registry) + Send + Sync + 'static) -> impl Fn() + Send +
 
 #[test]
 fn a_grace_period_outlasts_every_reader() {
-    let scene = grace(Registry::synchronize);
+    let scene = grace(Participants::synchronize);
     explore("grace period: reader x synchronize", 3, scene);
-    let scene = grace(|registry| {
-        let era = registry.end_era();
-        while !registry.is_over(era) {
+    let scene = grace(|participants| {
+        let era = participants.end_era();
+        while !participants.is_over(era) {
             crate::sync::give_way();
         }
     });
@@ -157,19 +164,19 @@ fn a_grace_period_outlasts_every_reader() {
 #[test]
 fn readers_never_meet_a_change() {
     explore("double buffer: read x two changes", 2, || {
-        let registry = Registry::new();
+        let participants = Participants::new();
         let values = |_| (Value::new(), Value::new());
-        let buffers = Arc::new(Buffers::new(Arc::clone(&registry), 1, values));
-        let seat = registry.seat();
-        let (theirs, other) = (Arc::clone(&registry), Arc::clone(&buffers));
+        let buffers = Arc::new(Buffers::new(Arc::clone(&participants), 1, values));
+        let reader = participants.reader_slot();
+        let (theirs, other) = (Arc::clone(&participants), Arc::clone(&buffers));
         let reader = thread::spawn(move || {
             let mut last = 0;
             for _ in 0..2 {
-                let inside = theirs.pin(&seat);
+                let inside = theirs.pin(&reader);
                 let generation = other[0].generation();
                 let (first, second) = other[0].read(&inside);
                 let (first, second) = (first.get(), second.get());
-                assert_eq!(first, second, "half of a change");
+                assert_eq!(first, second, "a change in part");
                 assert!(first >= last && first >= generation, "an old copy");
                 last = first;
             }
@@ -208,8 +215,8 @@ fn a_bit_is_taken_or_stays() {
     });
 }
 
-/// `clear_dirty_log` takes bits and leaves the summary as it is, so a setter finds it set and need not set it, unless a harvest
-/// clears it at that moment.
+/// `clear_dirty_log` takes bits and leaves the summary as it is, so a setter finds it set and need
+/// not set it, unless a harvest clears it at that moment.
 #[test]
 fn a_bit_under_a_summary_that_is_still_set() {
     explore("bitmap: set x take, summary still set", 3, || {

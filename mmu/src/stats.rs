@@ -1,16 +1,17 @@
 //! Counters.
 //!
-//! Each participant counts in its own cell, so counting costs no shared cache line; a snapshot sums all cells. It is
-//! consistent figure by figure, not across figures. Counters only grow; `pages`, `tables` and `roots` are gauges, and are 0
-//! when nothing is mapped and every table has been given back.
+//! Each participant counts in its own cell, so counting costs no shared cache line; a snapshot sums
+//! all cells. It is consistent figure by figure, not across figures. Counters only grow; `pages`,
+//! `tables` and `roots` are gauges, and are 0 when nothing is mapped and every table has been given
+//! back.
 
 use crate::{
-    addr::MAX_LEVELS,
+    addr::{Level, MAX_LEVELS},
     fault::FaultOutcome,
     flush::{Flush, FlushCause},
     rcu::{
         cell::{Cell, Counter},
-        registry::Registry,
+        participants::Participants,
     },
     sync::{Relaxed, Statistic},
 };
@@ -78,13 +79,13 @@ impl FlushCounters {
 }
 
 pub(crate) fn snapshot(
-    registry: &Registry,
+    participants: &Participants,
     flushes: &FlushCounters,
     tables: u64,
     tables_retired: u64,
     roots: u64,
 ) -> MmuStats {
-    let sum = |counter| registry.sum(|cell| cell.counted(counter));
+    let sum = |counter| participants.sum(|cell| cell.counted(counter));
     let (fixed, spurious) = (sum(Counter::Fixed), sum(Counter::Spurious));
     let (retried, emulated) = (sum(Counter::Retried), sum(Counter::Emulated));
     let failed = sum(Counter::Failed);
@@ -104,7 +105,7 @@ pub(crate) fn snapshot(
         nx_splits: sum(Counter::NxSplits),
         yields: sum(Counter::Yields),
         flushes: flushes.snapshot(),
-        pages: core::array::from_fn(|slot| registry.sum(|cell| cell.pages(slot)) as i64),
+        pages: core::array::from_fn(|slot| participants.sum(|cell| cell.pages(slot)) as i64),
         tables,
         tables_retired,
         roots,
@@ -169,8 +170,8 @@ pub struct MmuStats {
 
 impl MmuStats {
     /// Leaves installed at `level`.
-    pub fn pages_at(&self, level: crate::Level) -> i64 {
-        self.pages[level.slot()]
+    pub fn pages_at(&self, level: Level) -> i64 {
+        self.pages[level.index()]
     }
 
     /// Ranged flushes requested, for any cause.

@@ -1,17 +1,20 @@
-//! The only door to atomics, locks and waiting.
+//! The only way to atomics, locks and waiting.
 //!
-//! Everything in this crate that one thread does to another goes through here, so that the same code runs on real
-//! atomics, under loom (feature `loom`: every interleaving of a small scene) and under shuttle (feature `shuttle`: random
-//! interleavings of a large one). The two features replace the atomics and are for tests alone.
+//! Everything in this crate that one thread does to another goes through here, so that the same
+//! code runs on real atomics, under loom (feature `loom`: every interleaving of a small scene) and
+//! under shuttle (feature `shuttle`: random interleavings of a large one). The two features replace
+//! the atomics and are for tests alone.
 //!
-//! *Statistics* are the exception: nothing is ordered by a counter, so a [`Statistic`] is the processor's atomic in every
-//! world and the models need not try each moment at which one might be read.
+//! *Statistics* are the exception: nothing is ordered by a counter, so a [`Statistic`] is the
+//! processor's atomic in every world and the models need not try each moment at which one might be
+//! read.
 //!
-//! *Counted* is `Arc` for what may only be given back when the last holder is gone: the order between the holders' uses and
-//! the end is part of the protocol, so a model must see it. Elsewhere an `Arc` is an `Arc`.
+//! *Counted* is `Arc` for what may only be given back when the last holder is gone: the order
+//! between the holders' uses and the end is part of the protocol, so a model must see it. Elsewhere
+//! an `Arc` is an `Arc`.
 //!
-//! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time slice away after a few
-//! turns, so that more threads than cores do not burn each other's time.
+//! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time
+//! slice away after a few turns, so that more threads than cores do not burn each other's time.
 
 #[cfg(all(feature = "loom", feature = "shuttle"))]
 compile_error!("features `loom` and `shuttle` are different worlds: enable one");
@@ -21,7 +24,7 @@ mod imp {
     pub(crate) use alloc::sync::Arc as Counted;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 
-    /// How a lock's waiters pass the time.
+    /// What a lock's waiters do meanwhile.
     #[derive(Debug)]
     pub(super) struct Relax;
 
@@ -75,9 +78,10 @@ mod imp {
 
     /// An atomic, and a mark that each access, loads too, exchanges first.
     ///
-    /// loom tries another order only against the *last* access of a location. So where one thread loads, then another loads and
-    /// exchanges, it would never try the exchange before the first load: its own load hides that one. The mark makes each
-    /// access one that the next depends on; it is relaxed, so it orders nothing in the model itself.
+    /// loom tries another order only against the *last* access of a location. So where one thread
+    /// loads, then another loads and exchanges, it would never try the exchange before the first
+    /// load: its own load hides that one. The mark makes each access one that the next depends on;
+    /// it is relaxed, so it orders nothing in the model itself.
     macro_rules! atomic {
         ($name:ident, $value:ty) => {
             #[derive(Debug)]
@@ -173,7 +177,8 @@ mod imp {
     };
 
     thread_local! {
-        /// Address of the entry used last, and the state of the generator that chooses steps in sweeps.
+        /// Address of the entry used last, and the state of the generator that chooses steps in
+        /// sweeps.
         static STEPS: Cell<(usize, u32)> = const { Cell::new((0, 1)) };
     }
 
@@ -182,9 +187,10 @@ mod imp {
         STEPS.set((0, 1));
     }
 
-    /// An entry. Each use is a step at which another thread may run, but of a sweep over neighbours only about one in 16, or
-    /// schedules would be made of little else. There are tens of thousands of entries, so each is the processor's atomic:
-    /// shuttle's own differ from it by the step alone.
+    /// An entry. Each use is a step at which another thread may run, but of a sweep over neighbours
+    /// only about one in 16, or schedules would be made of little else. There are tens of thousands
+    /// of entries, so each is the processor's atomic: shuttle's own differ from it by the step
+    /// alone.
     #[derive(Debug)]
     pub(crate) struct EntryWord(core::sync::atomic::AtomicU64);
 
@@ -319,8 +325,9 @@ pub(crate) fn fence_after_exchange() {
     fence(SeqCst);
 }
 
-/// Stores `value` so that it comes before every later load of this thread in the one order that all threads agree on:
-/// the thread's half of Dekker's argument. The other half is a store, a `SeqCst` fence and a load.
+/// Stores `value` so that it comes before every later load of this thread in the one order that all
+/// threads agree on: this thread's side of Dekker's argument. The other side is a store, a `SeqCst`
+/// fence and a load.
 #[inline(always)]
 pub(crate) fn announce(cell: &AtomicU64, value: u64) {
     #[cfg(all(
@@ -328,8 +335,8 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         not(any(feature = "loom", feature = "shuttle", miri))
     ))]
     {
-        // A locked exchange is as full a barrier as MFENCE and takes half the time; the compiler fence keeps the
-        // compiler from moving loads above it.
+        // A locked exchange is as full a barrier as MFENCE in about fifty per cent of the time; the
+        // compiler fence keeps the compiler from moving loads above it.
         cell.swap(value, SeqCst);
         core::sync::atomic::compiler_fence(SeqCst);
     }
@@ -338,8 +345,9 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         not(any(feature = "loom", feature = "shuttle", miri))
     )))]
     {
-        // A release, although the fence follows: whoever reads this mark, and not the one that it replaces, must still see
-        // that all done under the replaced one is over. A plain store would not carry on that one's release.
+        // A release, although the fence follows: whoever reads this mark, and not the one that it
+        // replaces, must still see that all done under the replaced one is over. A plain store
+        // would not carry on that one's release.
         cell.store(value, Release);
         fence(SeqCst);
     }

@@ -1,14 +1,14 @@
 //! The dirty log beside writers: no write is lost.
 //!
-//! The oracle is that of a migration: what a harvest reports is copied after it; when the writer has stopped and a last harvest
-//! is copied too, the copy is the memory.
+//! The oracle is that of a migration: what a harvest reports is copied after it; when the writer
+//! has stopped and a last harvest is copied too, the copy is the memory.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{DIRTY_BIT, HARDWARE, SOFTWARE, Scene, Tiny, both, explore, small};
+use loom_scene::{DIRTY_BIT, HARDWARE, SOFTWARE, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, DirtyLogStart, Fault, Format, Gfn, GfnRange, Level, MmuConfig, SecondStage, SlotFlags,
 };
@@ -48,7 +48,8 @@ fn a_write_that_faults() {
 
 #[test]
 fn a_write_to_a_page_whose_bit_is_set() {
-    // The bit is there before the write, so the writer has nothing to set unless the harvest takes it first.
+    // The bit is there before the write, so the writer has nothing to set unless the harvest takes
+    // it first.
     let scene = || {
         harvest::<Tiny>(DirtyLogStart::InitiallySet, |scene, vcpu| {
             scene.map(vcpu, 1, Access::Read);
@@ -149,7 +150,11 @@ fn enable<F: Format>(huge: bool) {
             })
         },
         || {
-            scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+            scene
+                .mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                .unwrap();
             copy = scene.contents(1);
         },
     );
@@ -183,13 +188,17 @@ fn ageing_beside_protection() {
         let beside = Arc::clone(&scene);
         both(
             move || {
-                beside.mmu.age(GfnRange::new(Gfn(0), 4));
+                beside.mmu.space(0).age(GfnRange::new(Gfn(0), 4));
             },
             || {
-                scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+                scene
+                    .mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
             },
         );
-        let to = scene.mmu.translate(Gfn(0)).unwrap();
+        let to = scene.mmu.space(0).translate(Gfn(0)).unwrap();
         assert!(!to.writable, "protected and writable");
         scene.settled();
     });
@@ -210,7 +219,11 @@ fn protection_beside_a_fast_zap() {
         both(
             move || beside.mmu.zap_all(),
             || {
-                scene.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+                scene
+                    .mmu
+                    .space(0)
+                    .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                    .unwrap();
             },
         );
         scene.settled();

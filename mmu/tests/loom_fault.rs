@@ -1,11 +1,11 @@
 //! Faults beside faults.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{HARDWARE, HOST, SOFTWARE, Scene, Tiny, both, explore, small};
+use loom_scene::{HARDWARE, HOST, SOFTWARE, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, Fault, FaultOutcome, Format, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage,
     SlotSpec, WalkFault,
@@ -24,7 +24,7 @@ fn two_faults<F: Format>(one: Fault, other: Fault) -> impl Fn() + Send + Sync + 
             },
         );
         for fault in [one, other] {
-            let to = scene.mmu.translate(fault.gfn).unwrap();
+            let to = scene.mmu.space(0).translate(fault.gfn).unwrap();
             assert!(to.writable || fault.access != Access::Write);
         }
         scene.settled();
@@ -80,7 +80,7 @@ fn collapse<const BREAK: bool>() {
             drop(b);
         },
     );
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert!(to.writable && to.level == Level::SIZE_2M, "{to:?}");
     scene.settled();
 }
@@ -95,7 +95,8 @@ fn a_table_becomes_a_leaf_under_a_fault() {
     );
 }
 
-/// A vCPU remembers the table of its last fault while another one's huge fault takes that table away and gives it back.
+/// A vCPU remembers the table of its last fault while another one's huge fault takes that table
+/// away and gives it back.
 #[test]
 fn a_remembered_table_goes() {
     explore("hint x retire", 3, || {
@@ -103,7 +104,7 @@ fn a_remembered_table_goes() {
         let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
         scene.map(&mut a, 0, Access::Read);
         scene.map(&mut b, 0, Access::Read);
-        scene.mmu.age(GfnRange::new(Gfn(0), 1));
+        scene.mmu.space(0).age(GfnRange::new(Gfn(0), 1));
         let beside = Arc::clone(&scene);
         both(
             move || {
@@ -119,7 +120,8 @@ fn a_remembered_table_goes() {
     });
 }
 
-/// The same, where the walk that finds the table comes before it is taken away and its next use after it was given back.
+/// The same, where the walk that finds the table comes before it is taken away and its next use
+/// after it was given back.
 #[test]
 fn a_table_is_remembered_as_of_before_its_walk() {
     explore("hint x retire x hint", 2, || {
@@ -134,7 +136,8 @@ fn a_table_is_remembered_as_of_before_its_walk() {
                 beside.mmu.reclaim();
             },
             || {
-                // The first walks, the second walks there again and remembers; the third begins with what is remembered.
+                // The first walks, the second walks there again and remembers; the third begins
+                // with what is remembered.
                 scene.fault(&mut b, small(1, Access::Read));
                 scene.fault(&mut b, small(0, Access::Read));
                 scene.fault(&mut b, small(1, Access::Read));
@@ -162,19 +165,20 @@ fn prefault_beside_a_write() {
                 drop(b);
             },
         );
-        assert_eq!(scene.mmu.dirty_pages(0), Ok(1));
+        assert_eq!(scene.mmu.space(0).dirty_pages(0), Ok(1));
         scene.settled();
     });
 }
 
-/// A hole is looked up, gets a slot, and is remembered: it must be remembered as what it was, not as what it has become.
+/// A hole is looked up, gets a slot, and is remembered: it must be remembered as what it was, not
+/// as what it has become.
 #[test]
 fn a_hole_that_gets_a_slot() {
     explore("fault on a hole x slot", 2, || {
         let config = MmuConfig::default().with_mmio_caching(true);
         let scene = Scene::<Tiny>::new(2, 16, config);
         let (mut a, mut b) = (scene.vcpu(), scene.vcpu());
-        scene.mmu.delete_slot(0).unwrap();
+        scene.mmu.space(0).delete_slot(0).unwrap();
         let beside = Arc::clone(&scene);
         both(
             move || {

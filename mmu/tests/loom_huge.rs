@@ -1,18 +1,18 @@
 //! Huge leaves split and recovered beside faults, walks and each other.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::Arc;
 
-use model::{HARDWARE, SOFTWARE, Scene, Tiny, both, explore};
+use loom_scene::{HARDWARE, SOFTWARE, Scene, Tiny, both, explore};
 use slat_mmu::{Access, Fault, Gfn, GfnRange, Level, MmuConfig, SecondStage, SlotFlags};
 
 fn huge<const BREAK: bool, const AD: u8>() -> (Arc<Scene<Tiny<2, BREAK, AD>>>, slat_mmu::Vcpu) {
     let scene = Scene::new(2, 24, MmuConfig::default());
     let mut vcpu = scene.vcpu();
     scene.fault(&mut vcpu, Fault::new(Gfn(0), Access::Write));
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert_eq!(to.level, Level::SIZE_2M);
     (scene, vcpu)
 }
@@ -22,15 +22,19 @@ fn split<const BREAK: bool>() {
     let beside = Arc::clone(&scene);
     both(
         move || {
-            // Translates to the same frame before, during and after; a moment without a mapping is for formats that break.
+            // Translates to the same frame before, during and after; a moment without a mapping is
+            // for formats that break.
             beside.touch(0, &mut a, Fault::new(Gfn(1), Access::Write), |_| {});
             if !BREAK {
-                assert!(beside.mmu.translate(Gfn(0)).is_some());
+                assert!(beside.mmu.space(0).translate(Gfn(0)).is_some());
             }
         },
         || {
             let range = GfnRange::new(Gfn(0), 2);
-            assert!(scene.mmu.split_huge_pages(range, Level::SIZE_4K));
+            assert_eq!(
+                scene.mmu.space(0).split_huge_pages(range, Level::SIZE_4K),
+                0
+            );
         },
     );
     scene.settled();
@@ -48,11 +52,14 @@ fn two_splits<const BREAK: bool>() {
     let beside = Arc::clone(&scene);
     both(
         move || {
-            beside.mmu.write_protect_gfn(Gfn(0), Level::SIZE_2M);
+            beside
+                .mmu
+                .space(0)
+                .write_protect_gfn(Gfn(0), Level::SIZE_2M);
         },
         || {
             let range = GfnRange::new(Gfn(0), 2);
-            scene.mmu.split_huge_pages(range, Level::SIZE_4K);
+            scene.mmu.space(0).split_huge_pages(range, Level::SIZE_4K);
         },
     );
     scene.settled();
@@ -78,10 +85,14 @@ fn recover<const BREAK: bool>() {
     both(
         move || beside.write(0, &mut a, 1, 5),
         || {
-            scene.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+            scene
+                .mmu
+                .space(0)
+                .set_slot_flags(0, SlotFlags::empty())
+                .unwrap();
         },
     );
-    let to = scene.mmu.translate(Gfn(1)).unwrap();
+    let to = scene.mmu.space(0).translate(Gfn(1)).unwrap();
     assert!(to.writable && to.level == Level::SIZE_2M, "{to:?}");
     scene.settled();
 }
@@ -92,8 +103,8 @@ fn fault_beside_a_recovery() {
     explore("fault x recover, break before make", 2, recover::<true>);
 }
 
-/// The frozen entry of a break-before-make split lies in a table that a recovery a level up would tear down; here the
-/// invalidation of the range comes in between.
+/// The frozen entry of a break-before-make split lies in a table that a recovery a level up would
+/// tear down; here the invalidation of the range comes in between.
 #[test]
 fn invalidation_beside_a_split() {
     explore("invalidate x split, break before make", 3, || {
@@ -103,11 +114,11 @@ fn invalidation_beside_a_split() {
         both(
             move || {
                 let range = GfnRange::new(Gfn(0), 2);
-                beside.mmu.split_huge_pages(range, Level::SIZE_4K);
+                beside.mmu.space(0).split_huge_pages(range, Level::SIZE_4K);
             },
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(1), 1));
-                assert!(scene.mmu.translate(Gfn(1)).is_none());
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(1), 1));
+                assert!(scene.mmu.space(0).translate(Gfn(1)).is_none());
             },
         );
         scene.settled();

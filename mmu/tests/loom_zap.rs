@@ -1,12 +1,12 @@
 //! Faults and walks beside everything that takes mappings, tables and roots away.
 #![cfg(feature = "loom")]
 
-mod model;
+mod loom_scene;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use loom::cell::UnsafeCell;
-use model::{HARDWARE, Owner, Scene, Tiny, both, explore, small};
+use loom_scene::{HARDWARE, Owner, Scene, Tiny, both, explore, small};
 use slat_mmu::{
     Access, Fault, FaultOutcome, Gfn, GfnRange, MmuConfig, SecondStage, SlotFlags, SlotSpec,
 };
@@ -21,10 +21,10 @@ fn unmap() {
         both(
             move || beside.touch(0, &mut a, small(1, Access::Write), |_| {}),
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 2));
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 2));
             },
         );
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
@@ -47,8 +47,9 @@ impl Page {
     }
 }
 
-/// The host takes a page's memory away between begin and end. No access that was translated before may still be under way,
-/// and none may be translated meanwhile: each would race with the host's own write. The fault is told of `fault`.
+/// The host takes a page's memory away between begin and end. No access that was translated before
+/// may still be under way, and none may be translated meanwhile: each would race with the host's
+/// own write. The fault is told of `fault`.
 fn invalidate(fault: Fault, config: MmuConfig) {
     let scene = Scene::<Tiny>::new(1, 16, config);
     let mut a = scene.vcpu();
@@ -67,7 +68,10 @@ fn invalidate(fault: Fault, config: MmuConfig) {
             }
         },
         || {
-            let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
+            let token = scene
+                .mmu
+                .space(0)
+                .invalidate_begin(GfnRange::new(Gfn(1), 1), true);
             page.replace();
             // Where the memory comes from next is told to vCPUs by the lock that the end takes.
             scene.mmu.invalidate_end(token).unwrap();
@@ -90,8 +94,8 @@ fn invalidation_of_a_part_of_a_huge_page() {
     });
 }
 
-/// Unmapping under a withdrawn root owes no flush, because whoever withdrew it has flushed: an access that was translated
-/// before the withdrawal is over when the host takes the memory.
+/// Unmapping under a withdrawn root owes no flush, because whoever withdrew it has flushed: an
+/// access that was translated before the withdrawal is over when the host takes the memory.
 #[test]
 fn invalidation_beside_a_withdrawal() {
     explore("access x withdrawal x invalidate", 2, || {
@@ -109,7 +113,10 @@ fn invalidation_beside_a_withdrawal() {
         });
         let beside = Arc::clone(&scene);
         let withdrawal = loom::thread::spawn(move || beside.mmu.invalidate_roots());
-        let token = scene.mmu.invalidate_begin(GfnRange::new(Gfn(1), 1));
+        let token = scene
+            .mmu
+            .space(0)
+            .invalidate_begin(GfnRange::new(Gfn(1), 1), true);
         page.replace();
         scene.mmu.invalidate_end(token).unwrap();
         vcpu.join().unwrap();
@@ -129,7 +136,7 @@ fn fast_zap() {
             move || beside.touch(0, &mut a, small(1, Access::Write), |_| {}),
             || scene.mmu.zap_all(),
         );
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
@@ -143,12 +150,13 @@ fn two_fast_zaps() {
         drop(a);
         let beside = Arc::clone(&scene);
         both(move || beside.mmu.zap_all(), || scene.mmu.zap_all());
-        assert!(scene.mmu.translate(Gfn(0)).is_none());
+        assert!(scene.mmu.space(0).translate(Gfn(0)).is_none());
         scene.settled();
     });
 }
 
-/// A walk that began before a table was given back never touches it afterwards; the memory fails the model if it does.
+/// A walk that began before a table was given back never touches it afterwards; the memory fails
+/// the model if it does.
 #[test]
 fn walk_beside_the_freeing_of_its_tables() {
     explore("walk x table free", 2, || {
@@ -159,9 +167,9 @@ fn walk_beside_the_freeing_of_its_tables() {
         let beside = Arc::clone(&scene);
         both(
             move || {
-                let mut seat = beside.mmu.walker();
+                let mut slot = beside.mmu.walker();
                 for _ in 0..2 {
-                    let mut walker = seat.enter();
+                    let mut walker = slot.enter();
                     let before = walker.translate(Gfn(5));
                     let after = walker.translate(Gfn(5));
                     assert!(before.is_some() || after.is_none(), "it came back");
@@ -186,7 +194,7 @@ fn root_given_up_beside_its_withdrawal() {
         both(
             move || {
                 // Taken and given up at once; and by a vCPU that comes and goes.
-                assert!(beside.mmu.root().is_some());
+                assert!(beside.mmu.space(0).root().is_some());
                 beside.mmu.reclaim();
             },
             || {
@@ -216,7 +224,8 @@ fn root_loaded_beside_its_withdrawal() {
     });
 }
 
-/// A hardware walker's access beside the withdrawal of its root: it must not wait for the one who flushes.
+/// A hardware walker's access beside the withdrawal of its root: it must not wait for the one who
+/// flushes.
 #[test]
 fn access_beside_a_withdrawal() {
     explore("access x withdrawal", 3, || {
@@ -247,7 +256,7 @@ fn delete_beside_a_fault() {
         both(
             move || {
                 if let Ok(to) = beside.mmu.access(&mut a, Gfn(0), Access::Read) {
-                    assert_eq!(to.pfn.0, model::HOST);
+                    assert_eq!(to.pfn.0, loom_scene::HOST);
                 }
                 let outcome = beside.mmu.fault(&mut a, small(1, Access::Write));
                 assert!(
@@ -260,9 +269,13 @@ fn delete_beside_a_fault() {
                 drop(a);
             },
             || {
-                scene.mmu.delete_slot(0).unwrap();
+                scene.mmu.space(0).delete_slot(0).unwrap();
                 for gfn in 0..4 {
-                    assert_eq!(scene.mmu.translate(Gfn(gfn)), None, "mapped without a slot");
+                    assert_eq!(
+                        scene.mmu.space(0).translate(Gfn(gfn)),
+                        None,
+                        "mapped without a slot"
+                    );
                 }
             },
         );
@@ -274,8 +287,8 @@ fn delete_beside_a_fault() {
 fn move_beside_a_fault() {
     explore("fault x slot move", 2, || {
         let scene = Scene::<Tiny<3>>::new(1, 16, MmuConfig::default());
-        scene.mmu.delete_slot(0).unwrap();
-        let spec = SlotSpec::new(0, Gfn(0), 2, slat_mmu::Pfn(model::HOST));
+        scene.mmu.space(0).delete_slot(0).unwrap();
+        let spec = SlotSpec::new(0, Gfn(0), 2, slat_mmu::Pfn(loom_scene::HOST));
         scene.mmu.create_slot(spec).unwrap();
         let mut a = scene.vcpu();
         let beside = Arc::clone(&scene);
@@ -284,9 +297,9 @@ fn move_beside_a_fault() {
                 let _ = beside.mmu.fault(&mut a, small(0, Access::Write));
                 drop(a);
             },
-            || scene.mmu.move_slot(0, Gfn(4)).unwrap(),
+            || scene.mmu.space(0).move_slot(0, Gfn(4)).unwrap(),
         );
-        assert_eq!(scene.mmu.translate(Gfn(0)), None, "the old place");
+        assert_eq!(scene.mmu.space(0).translate(Gfn(0)), None, "the old place");
         assert_eq!(scene.mmu.stats().pages, [0; 5]);
         scene.mmu.zap_all();
         scene.mmu.reclaim();
@@ -294,8 +307,8 @@ fn move_beside_a_fault() {
     });
 }
 
-/// The owner of external tables is asked for each change while the mirror's entry is frozen: its view and the mirror's
-/// never differ when nobody holds an entry.
+/// The owner of external tables is asked for each change while the mirror's entry is frozen: its
+/// view and the mirror's never differ when nobody holds an entry.
 #[test]
 fn mirror_frozen_beside_removal() {
     explore("mirror freeze x removal", 2, || {
@@ -309,7 +322,7 @@ fn mirror_frozen_beside_removal() {
         both(
             move || beside.fault_once(&mut a, fault(1)),
             || {
-                scene.mmu.zap_gfn_range(GfnRange::new(Gfn(0), 2));
+                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 2));
             },
         );
         let owner = scene.guest.owner.as_ref().unwrap();

@@ -1,9 +1,9 @@
-//! `cargo xtask bench`: builds what is measured and what measures with optimisations, and runs it. Its output is the
-//! benchmark's alone, so that `--output json` is one JSON object on standard output.
+//! `cargo xtask bench`: builds what is measured and what measures with optimisations, and runs it.
+//! Its output is the benchmark's alone, so that `--output json` is one JSON object on standard
+//! output.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use crate::{shell, workspace::Workspace};
@@ -11,17 +11,21 @@ use crate::{shell, workspace::Workspace};
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many loopback connections
+    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many
+    /// loopback connections
     Migration {
-        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend kvm|software`
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend
+        /// kvm|software`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// The Common MMU beside other page-table crates and the machine's floors, at 4 GiB and 64 GiB of guest memory
+    /// The Common MMU beside other page-table crates and the machine's own limits, at 4 GiB and 64
+    /// GiB of guest memory
     // Its own --help says more, so it gets to see it.
     #[command(disable_help_flag = true)]
     Mmu {
-        /// Passed on: `--output table|json|markdown`, `--quick`, `--only SUBSTRING`, `--list`, `--help`
+        /// Passed on: `--output table|json|markdown`, `--quick`, `--only SUBSTRING`, `--list`,
+        /// `--help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -49,35 +53,21 @@ fn migration(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
         "--bin",
         "bench-migration",
     ]);
-    checked(&mut build)?;
+    shell::run_aside(&mut build)?;
     let release = workspace.target_dir()?.join("release");
     let mut measure = Command::new(release.join("bench-migration"));
     measure.env("SLAT_BIN", release.join("slat")).args(args);
-    checked(&mut measure)
+    shell::run_aside(&mut measure)
 }
 
 fn mmu(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
     let mut build = workspace.cargo();
     build.args(["build", "--locked", "--profile", "measure"]);
     build.args(["--package", "slat-benches", "--bin", "bench-mmu"]);
-    checked(&mut build)?;
+    shell::run_aside(&mut build)?;
     let target = workspace.target_dir()?;
     let mut measure = Command::new(target.join("measure").join("bench-mmu"));
     // Or criterion asks cargo where the target directory is.
     measure.env("CARGO_TARGET_DIR", &target).args(args);
-    checked(&mut measure)
-}
-
-/// Like [`shell::run`], but leaves standard output to the program.
-fn checked(command: &mut Command) -> anyhow::Result<()> {
-    let shown = shell::line(command);
-    eprintln!("{shown}");
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| shown.clone())?;
-    if !status.success() {
-        bail!("{shown}: {status}");
-    }
-    Ok(())
+    shell::run_aside(&mut measure)
 }

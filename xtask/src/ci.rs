@@ -1,57 +1,94 @@
-//! All checks in order: the quick ones first, then what shares clippy's artefacts, then the tests' (debug), then the demo's
-//! (release), whose binary is built beside the models. Each profile is built once. A failure does not end the run: the summary
-//! names every one.
+//! All checks in order: the quick ones first, then what shares clippy's artefacts, then the tests'
+//! (debug), then the demo's (release), whose binary is built beside the models. Each profile is
+//! built once. A failure does not end the run: the summary names every one.
+//!
+//! There are two tiers. `--quick` is for each commit while developing: what needs no binary, no
+//! model and no emulator, in a few minutes when the build is warm. All is what a change must pass.
 
 use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use clap::Args;
+
 use crate::{
-    crates, demo, deny, interleavings, leftovers, lint, metrics, no_std, oracles, pages, planted,
-    sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, links, lint, no_std, oracles, planted, sanitize,
+    shell, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
-type Check = (&'static str, fn(&Workspace) -> anyhow::Result<Tally>);
+type Run = fn(&Workspace) -> anyhow::Result<Tally>;
 
-const CHECKS: [Check; 19] = [
-    ("fmt", |workspace| lint::format(workspace, true)),
-    ("structure", structure::run),
-    ("deny", deny::run),
-    ("metrics", metrics::run),
-    ("units", units::run),
-    ("pages", pages::run),
-    ("planted-fit", planted::check),
-    ("lint", lint::clippy),
-    ("doc", lint::doc),
-    ("crates", crates::run),
-    ("no-std", no_std::run),
-    ("test", |workspace| test::run(workspace, &[])),
-    ("interleavings", interleavings::run),
-    ("planted", planted::sample),
-    ("miri", sanitize::miri),
-    ("tsan", sanitize::tsan),
-    ("demo", |workspace| {
+/// When a check runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    Always,
+    /// With `--quick` only: a part of what another check does in full.
+    Quick,
+    Full,
+}
+
+const CHECKS: [(&str, Tier, Run); 19] = [
+    ("fmt", Tier::Always, |workspace| {
+        lint::format(workspace, true)
+    }),
+    ("structure", Tier::Always, structure::run),
+    ("planted-fit", Tier::Always, planted::check),
+    ("deny", Tier::Always, deny::run),
+    ("links", Tier::Always, links::run),
+    ("units", Tier::Always, units::run),
+    ("lint", Tier::Always, lint::clippy),
+    ("unit-tests", Tier::Quick, test::beside_the_code),
+    ("doc", Tier::Full, lint::doc),
+    ("crates", Tier::Full, crates::run),
+    ("no-std", Tier::Full, no_std::run),
+    ("test", Tier::Full, |workspace| test::run(workspace, &[])),
+    ("interleavings", Tier::Full, interleavings::run),
+    ("planted", Tier::Full, planted::sample),
+    ("miri", Tier::Full, sanitize::miri),
+    ("tsan", Tier::Full, sanitize::tsan),
+    ("demo", Tier::Full, |workspace| {
         demo::run(workspace, &demo::Options::default())
     }),
-    ("oracles", oracles::run),
-    ("leftovers", leftovers::run),
+    ("oracles", Tier::Full, oracles::run),
+    ("leftovers", Tier::Always, leftovers::run),
 ];
 
-/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own build waits for what is not
-/// done by then, and says what did not work.
+/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own
+/// build waits for what is not done by then, and says what did not work.
 const LEAVES_A_CORE: &str = "interleavings";
 
-/// Runs them all.
+/// Which tier.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Only what takes a few minutes when the build is warm: for each commit while developing
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Tier {
+    fn runs(self, quick: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Quick => quick,
+            Self::Full => !quick,
+        }
+    }
+}
+
+/// Runs those of the tier.
 ///
 /// # Errors
 /// Never by itself: a check that cannot be made counts as failed.
-pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
     let begin = Instant::now();
     let mut total = Tally::default();
     let mut rows = Vec::new();
     let mut beside = None;
-    for (name, check) in CHECKS {
+    for (name, tier, check) in CHECKS {
+        if !tier.runs(options.quick) {
+            continue;
+        }
         println!("\n==> {name}");
         if name == LEAVES_A_CORE {
             beside = Beside::start(demo::build(workspace));
@@ -59,7 +96,9 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
         let start = Instant::now();
         let tally =
             check(workspace).unwrap_or_else(|error| Tally::of_faults(&[format!("{error:#}")]));
-        rows.push(row(name, &tally, start.elapsed()));
+        let row = row(name, &tally, start.elapsed());
+        println!("{row}");
+        rows.push(row);
         total.add(tally);
     }
     drop(beside);
@@ -106,8 +145,21 @@ mod tests {
 
     #[test]
     fn the_demo_is_built_ahead_of_it() {
-        let at = |wanted: &str| CHECKS.iter().position(|(name, _)| *name == wanted);
+        let at = |wanted: &str| CHECKS.iter().position(|(name, _, _)| *name == wanted);
         assert!(at(LEAVES_A_CORE).is_some() && at(LEAVES_A_CORE) < at("demo"));
+    }
+
+    #[test]
+    fn both_tiers_check_the_structure_and_only_one_builds_the_binary() {
+        let names = |quick: bool| -> Vec<&str> {
+            let chosen = CHECKS.iter().filter(|(_, tier, _)| tier.runs(quick));
+            chosen.map(|(name, _, _)| *name).collect()
+        };
+        for name in ["structure", "planted-fit", "lint", "leftovers"] {
+            assert!(names(true).contains(&name) && names(false).contains(&name));
+        }
+        assert!(names(true).contains(&"unit-tests") && !names(false).contains(&"unit-tests"));
+        assert!(!names(true).contains(&"demo") && names(false).contains(&"demo"));
     }
 
     #[test]

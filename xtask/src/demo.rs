@@ -1,7 +1,9 @@
-//! Runs of `slat demo`, the README's first command, with its JSON report believed only as far as it can be checked.
+//! Runs of `slat demo`, the README's first command, with its JSON report believed only as far as it
+//! can be checked.
 //!
-//! On KVM where it opens, and in software with every format that the binary names: briefly, but for one that runs at its full
-//! size. `--full` runs every format at full size. Software always has four vCPUs, on as many threads, and huge pages.
+//! On KVM where it opens, and in software with every format that the binary names: briefly, but for
+//! one that runs at its full size. `--full` runs every format at full size. Software always has
+//! four vCPUs, on as many threads, and huge pages.
 
 use std::{
     fs::OpenOptions,
@@ -27,8 +29,9 @@ const BOUND: Duration = Duration::from_secs(300);
 const BRIEF: usize = 2;
 /// Those of a run at full size.
 const FULL: usize = 20;
-/// What a run at full size has is what the demo has when nothing is said. A brief run's is enough for its bulk pass to take longer
-/// than the guest ever waits for its turn: pages sent twice are demanded.
+/// What a run at full size has is what the demo has when nothing is said. A brief run's is enough
+/// for its bulk iteration to take longer than the guest ever waits for its turn: pages sent twice
+/// are demanded.
 const MEMORY: [&str; 2] = ["128MiB", "512MiB"];
 /// The format that is run at full size in any case: four levels, and a write fault sets Dirty.
 const THOROUGH: &str = "sv48x4";
@@ -77,7 +80,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     };
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => tally.add(one(&target, &kvm)),
-        Err(error) => tally.add(Tally::skipped(format!("demo on KVM: /dev/kvm: {error}"))),
+        Err(error) => tally.add(Tally::skipped("demo on KVM", format!("/dev/kvm: {error}"))),
     }
     if !formats.iter().any(|format| format == THOROUGH) {
         bail!("slat demo knows no format {THOROUGH}");
@@ -206,7 +209,8 @@ fn faults(report: &Value, run: &Run<'_>) -> Vec<String> {
             !is_live(migration) || migration["downtime_seconds"].as_f64() > Some(0.0),
             &format!("{name} has no downtime"),
         );
-        // Every migration has a bulk pass and a last one; that pages went twice shows that the guest wrote meanwhile.
+        // Every migration has a bulk iteration and a last one; that pages went twice shows that the
+        // guest wrote meanwhile.
         let pages = migration["pages_normal"].as_u64().unwrap_or(0)
             + migration["pages_zero"].as_u64().unwrap_or(0);
         let memory = report["memory_bytes"].as_u64().unwrap_or(u64::MAX) / 4096;

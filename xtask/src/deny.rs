@@ -1,5 +1,6 @@
-//! The parts of deny.toml that can be judged without cargo-deny and its advisory database: banned crates and sources
-//! against Cargo.lock (so for every platform, not this one alone), licences against cargo's metadata.
+//! The parts of deny.toml that can be judged without cargo-deny and its advisory database: banned
+//! crates and sources against Cargo.lock (so for every platform, not this one alone), licences
+//! against cargo's metadata.
 
 use anyhow::{Context as _, anyhow};
 use toml_edit::{DocumentMut, Item, Value};
@@ -107,7 +108,7 @@ impl Policy {
 }
 
 /// Packages that a lock file holds and ours does not, with their versions.
-fn strangers(ours: &DocumentMut, other: &DocumentMut) -> Vec<(String, String)> {
+fn unknown(ours: &DocumentMut, other: &DocumentMut) -> Vec<(String, String)> {
     let packages = |lock: &DocumentMut| -> Vec<(String, String)> {
         let tables = lock.get("package").and_then(Item::as_array_of_tables);
         let text = |table: &toml_edit::Table, key: &str| {
@@ -151,7 +152,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
         .parse()
         .context(example::LOCK)?;
     faults.extend(
-        strangers(&lock, &bare)
+        unknown(&lock, &bare)
             .into_iter()
             .filter(|(name, _)| name != example::NAME)
             .map(|(name, version)| {
@@ -186,9 +187,9 @@ mod tests {
         let one = "[[package]]\nname = \"spin\"\nversion = \"0.10.0\"\n";
         let two = "[[package]]\nname = \"spin\"\nversion = \"0.9.0\"\n";
         let both = lock(&format!("{one}{two}"));
-        assert!(strangers(&both, &lock(one)).is_empty());
+        assert!(unknown(&both, &lock(one)).is_empty());
         assert_eq!(
-            strangers(&lock(one), &both),
+            unknown(&lock(one), &both),
             [("spin".to_owned(), "0.9.0".to_owned())]
         );
     }

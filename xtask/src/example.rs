@@ -1,6 +1,7 @@
-//! The stand-in hypervisor of `examples/bare`: a package outside the workspace, so each command that covers the workspace
-//! must be told of it. It is always built into a folder of its own below the workspace's target directory: its panic strategy
-//! and features differ, and would push the workspace's artefacts out.
+//! The stand-in hypervisor of `examples/bare`: a package outside the workspace, so each command
+//! that covers the workspace must be told of it. It is always built into a folder of its own below
+//! the workspace's target directory: its panic strategy and features differ, and would push the
+//! workspace's artefacts out.
 
 use std::{path::PathBuf, process::Command};
 

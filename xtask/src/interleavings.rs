@@ -1,8 +1,9 @@
-//! The models of the Common MMU: every interleaving of small scenes (loom), random ones of a whole VM (shuttle).
+//! The models of the Common MMU: every interleaving of small scenes (loom), random ones of a whole
+//! VM (shuttle).
 //!
-//! Both replace the atomics of `slat-mmu` by a cargo feature, so each is built in a folder of its own under `target`, with
-//! optimisation (there are many schedules) and debug assertions (they are among what is checked). Features, never `--cfg
-//! loom`: that would change other crates, too.
+//! Both replace the atomics of `slat-mmu` by a cargo feature, so each is built in a folder of its
+//! own under `target`, with optimisation (there are many schedules) and debug assertions (they are
+//! among what is checked). Features, never `--cfg loom`: that would change other crates, too.
 
 use std::{path::Path, process::Command};
 
@@ -13,14 +14,16 @@ use crate::{tally::Tally, test, workspace::Workspace};
 /// Schedules of each of the scenes of a whole VM.
 const SCHEDULES: &str = "5000";
 
-/// How a model is built, before any `--` of the command: with optimisation, debug assertions, and a folder of its own.
+/// How a model is built, before any `--` of the command: with optimisation, debug assertions, and a
+/// folder of its own.
 pub(crate) fn built(command: &mut Command, targets: &Path, feature: &str) {
     command.arg("--release");
     command.env("CARGO_TARGET_DIR", targets.join(feature));
     command.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
 }
 
-/// Runs both; each model and scene counts as one check, by the lines of libtest, so one that has disappeared shows.
+/// Runs both; each model and scene counts as one check, by the lines of libtest, so one that has
+/// disappeared shows.
 ///
 /// # Errors
 /// When cargo cannot be started, or runs no test.
@@ -43,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
             "shuttle",
             &[
                 "-p",
-                "slat-arch",
+                "slat-mmu",
                 "--features",
                 "shuttle",
                 "--test",

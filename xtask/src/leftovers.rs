@@ -1,7 +1,9 @@
-//! What a run may leave behind: `slat` and `slat-bare` processes of this build, guest memory, Unix sockets, temporary files.
+//! What a run may leave behind: `slat` and `slat-bare` processes of this build, guest memory, Unix
+//! sockets, temporary files.
 //!
-//! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`] is a temporary directory
-//! that is given to a run as its TMPDIR and must be empty again when the run has ended.
+//! Processes are known by the file they run from, so another checkout's are not ours. [`Scratch`]
+//! is a temporary directory that is given to a run as its TMPDIR and must be empty again when the
+//! run has ended.
 
 use std::{
     fs,
@@ -24,7 +26,7 @@ const PROGRAMS: [&str; 2] = ["slat", example::NAME];
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one. Its path is short, for Unix sockets below it have room for 107 bytes in all.
+    /// Makes one. Its path is short, because the path of a Unix socket has at most 107 bytes.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -78,7 +80,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     {
         let text = path.display().to_string();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // A directory that a living process names is a run's that goes on: another checkout's, or a process reported above.
+        // A directory that a living process names is a run's that goes on: another checkout's, or a
+        // process reported above.
         if FLEETS.iter().any(|prefix| name.starts_with(prefix))
             && !lines.iter().any(|line| line.contains(&text))
         {
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn bound_doors_are_seen_in_the_kernels_table() {
+    fn bound_sockets_are_seen_in_the_kernels_table() {
         let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 20501 /tmp/slat-demo-x/agent/vms/a/vm.sock\n\
                      0000000000000000: 00000002 00000000 00010000 0001 01 20502 /run/other.sock\n";

@@ -1,9 +1,10 @@
 //! Licence expressions (SPDX): whether an allow-list satisfies one.
 //!
-//! `OR` needs one side, `AND` both; `AND` binds tighter; `WITH` makes its exception part of the licence's name. The old
-//! spelling `MIT/Apache-2.0` means `OR`.
+//! `OR` needs one side, `AND` both; `AND` binds tighter; `WITH` makes its exception part of the
+//! licence's name. The old spelling `MIT/Apache-2.0` means `OR`.
 
-/// Whether `expression` can be satisfied with licences that `allowed` accepts. Malformed expressions cannot.
+/// Whether `expression` can be satisfied with licences that `allowed` accepts. Malformed
+/// expressions cannot.
 pub(crate) fn satisfied(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool {
     let spaced = expression
         .replace('(', " ( ")

@@ -1,7 +1,9 @@
-//! `cargo xtask`: the one door for everything a developer repeats. Nothing to install beyond a Rust toolchain and a C
-//! compiler; each command is one file and one function from the workspace to a [`tally::Tally`].
+//! `cargo xtask`: everything a developer repeats, behind one command. Nothing to install beyond a
+//! Rust toolchain and a C compiler; each command is one module and one function from the workspace
+//! to a [`tally::Tally`].
 //!
-//! Every command ends with the line `N passed, N failed, N skipped` and exits with 0 only when nothing failed.
+//! Every command ends with a line for each check that was skipped and the line `N passed, N failed,
+//! N skipped`, and exits with 0 only when nothing failed.
 
 mod bench;
 mod ci;
@@ -12,11 +14,11 @@ mod example;
 mod interleavings;
 mod leftovers;
 mod licence;
+mod links;
 mod lint;
-mod metrics;
+mod model;
 mod no_std;
 mod oracles;
-mod pages;
 mod planted;
 mod sanitize;
 mod shell;
@@ -32,9 +34,22 @@ use clap::{Parser, Subcommand};
 
 use crate::{tally::Tally, workspace::Workspace};
 
-/// Everything a developer of Slat repeats
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask ci --quick                  before each commit
+  cargo xtask test -p slat-mmu -- sweep   the tests of one crate whose names contain `sweep`
+  cargo xtask structure                   may this module import that one?
+  cargo xtask planted --changed           do the tests notice known bugs in the files I changed?
+  cargo xtask ci                          before a merge: all checks, as `.ci/run` makes them
+
+Each command prints the programs it runs, so that one can be run again by hand. The last lines say
+by name what was skipped and why, and then `N passed, N failed, N skipped`; the exit code is 0 only
+when nothing failed. `cargo xtask help COMMAND` says more about one.";
+
+/// Everything a developer of Slat repeats: checks, tests, proofs and benchmarks
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+#[command(after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,102 +57,116 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All checks below in order, with the time each took; what `.ci/run` calls
-    Ci,
+    /// Run the checks of one tier in order, with the time each took
+    ///
+    /// Without --quick: all that a change must pass, as `.ci/run` calls it. With it: format,
+    /// structure, clippy, the tests beside the code and what else needs no binary, model or
+    /// emulator. A failure does not end the run.
+    Ci(ci::Options),
     /// Format the sources
     Fmt {
         /// Change nothing; fail when something would change
         #[arg(long)]
         check: bool,
     },
-    /// clippy over the workspace with all targets, and over the example; warnings denied
+    /// Run clippy over the workspace with all targets, and over the example; warnings denied
     Lint,
-    /// rustdoc over the workspace and the example, warnings denied
+    /// Run rustdoc over the workspace and the example, warnings denied
     Doc,
-    /// Check that each crate builds alone, so that none lives on another's features
-    Crates,
-    /// Prove that slat-mmu and slat-arch need no std: build the hypervisor of examples/bare on them alone, and run it
-    NoStd,
-    /// `cargo test --workspace`, with a summary of what was skipped and why
+    /// Check the shape of the code against structure.toml: layers, lengths, `unsafe`
+    ///
+    /// Crates and modules may use only what is below them, files of a folder may not use each other
+    /// in a circle, files and comments have a length, and `unsafe` stands where the table has it.
+    /// What is not so yet is counted under [known] in the table, and may only become less.
+    Structure(structure::Options),
+    /// Run the tests of the workspace, and look at what they left behind
+    ///
+    /// Tests that lack something, such as /dev/kvm, are named at the end with the reason.
     Test {
         /// Passed on to `cargo test`, e.g. `-p slat-mmu` or `-- name`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// The models of the Common MMU: loom on its small kernels, shuttle on a whole VM
+    /// Plant known bugs, one at a time, and demand that a test fails
+    ///
+    /// Each entry of tests/planted/*.toml is planted in a copy of the workspace below
+    /// target/planted. The test that it names must pass without it and fail, or hang, with it.
+    Planted(planted::Options),
+    /// Run the models of the Common MMU: loom on its small kernels, shuttle on a whole VM
     Interleavings,
-    /// The small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
+    /// Explore the handover with the model checker
+    // Its own --help says more, so it gets to see it.
+    #[command(disable_help_flag = true)]
+    Model {
+        /// Passed on to it, e.g. `--output json` or `--help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run the small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
     Miri,
-    /// The threads of slat-arch's tests under ThreadSanitizer, where a nightly toolchain has it
+    /// Run the threads of slat-mmu's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
-    /// Runs of `slat demo`, their reports checked: KVM where /dev/kvm opens, software with every format, one at full size
+    /// Have emulated hardware walk page tables of every format, and compare its answers with ours
+    ///
+    /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once
+    /// setting them), QEMU's SVM walks NPT, Bochs walks EPT. The first run fetches them as Debian
+    /// packages into target/oracles, about 90 MB, and unpacks them there; nothing is installed.
+    /// Needs apt and dpkg for that, gcc and binutils for the x86 programs. Before each format's run
+    /// a corrupted leaf must be caught.
+    Oracles(oracles::Options),
+    /// Run `slat demo` and check its reports: on KVM where /dev/kvm opens, and with every format
     Demo(demo::Options),
     /// Measure; prints what it measured and nothing else on standard output
     Bench {
         #[command(subcommand)]
         bench: bench::Bench,
     },
-    /// Have emulated hardware walk page tables of every format, and compare each answer with the software's
-    ///
-    /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once setting them), QEMU's SVM
-    /// walks NPT, Bochs walks EPT. The first run fetches them as Debian packages into target/oracles, about 90 MB, and
-    /// unpacks them there; nothing is installed. Needs apt and dpkg for that, gcc and binutils for the x86 programs.
-    /// What cannot be had is SKIPPED with the reason. Before each format's run a corrupted leaf must be caught.
-    Oracles(oracles::Options),
-    /// Plant known bugs, one at a time, and demand that a test fails
-    ///
-    /// Each entry of tests/planted/*.toml is planted in a copy of the workspace below target/planted. The test that it
-    /// names must pass without it and fail, or hang, with it.
-    Planted(planted::Options),
-    /// Look for what a run may have left behind: processes, guest memory, sockets, temporary directories
-    Leftovers,
-    /// Length of files, their opening comment, and the arrows between crates
-    Structure,
-    /// Bans, sources and licences of deny.toml against Cargo.lock and cargo's metadata (advisories need cargo-deny)
+    /// Check that each crate builds alone, so that none lives on another's features
+    Crates,
+    /// Prove that slat-mmu and slat-arch need no std: build examples/bare on them alone, and run it
+    NoStd,
+    /// Check bans, sources and licences of deny.toml (advisories need cargo-deny)
     Deny,
-    /// Check that every metric that deploy/ and docs/ name is exported, and every exported one explained
-    Metrics,
-    /// Check that deploy/ sets only what slat reads, and that systemd accepts the units
+    /// Check that systemd accepts the units of deploy/
     Units,
-    /// Check that links between pages lead somewhere and docs/operations.md explains every error reason
-    Pages,
+    /// Check that links between the written pages lead to files that exist
+    Links,
+    /// Look for what a run may have left behind: processes, memory, sockets, temporary directories
+    Leftovers,
 }
 
 fn run(command: Command) -> anyhow::Result<Tally> {
     let workspace = Workspace::find()?;
     match command {
-        Command::Ci => ci::run(&workspace),
+        Command::Ci(options) => ci::run(&workspace, &options),
         Command::Fmt { check } => lint::format(&workspace, check),
         Command::Lint => lint::clippy(&workspace),
         Command::Doc => lint::doc(&workspace),
-        Command::Crates => crates::run(&workspace),
-        Command::NoStd => no_std::run(&workspace),
+        Command::Structure(options) => structure::run_with(&workspace, &options),
         Command::Test { args } => test::run(&workspace, &args),
+        Command::Planted(options) => planted::run(&workspace, &options),
         Command::Interleavings => interleavings::run(&workspace),
+        Command::Model { args } => model::run(&workspace, &args).map(|()| Tally::passed()),
         Command::Miri => sanitize::miri(&workspace),
         Command::Tsan => sanitize::tsan(&workspace),
-        Command::Demo(options) => demo::run(&workspace, &options),
-        Command::Bench { bench } => {
-            bench::run(&workspace, &bench)?;
-            Ok(Tally::passed())
-        }
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
-        Command::Planted(options) => planted::run(&workspace, &options),
-        Command::Leftovers => leftovers::run(&workspace),
-        Command::Structure => structure::run(&workspace),
+        Command::Demo(options) => demo::run(&workspace, &options),
+        Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
+        Command::Crates => crates::run(&workspace),
+        Command::NoStd => no_std::run(&workspace),
         Command::Deny => deny::run(&workspace),
-        Command::Metrics => metrics::run(&workspace),
         Command::Units => units::run(&workspace),
-        Command::Pages => pages::run(&workspace),
+        Command::Links => links::run(&workspace),
+        Command::Leftovers => leftovers::run(&workspace),
     }
 }
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    // What a benchmark prints is its own; the closing lines would make its JSON none.
-    let measures = matches!(command, Command::Bench { .. });
+    // What these print is their own; the closing lines would make their JSON none.
+    let is_quiet = matches!(command, Command::Bench { .. } | Command::Model { .. });
     let say = |line: String| {
-        if measures {
+        if is_quiet {
             eprintln!("{line}");
         } else {
             println!("{line}");
@@ -147,9 +176,7 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         Tally::failed()
     });
-    for (why, times) in tally.reasons() {
-        say(format!("SKIPPED: {why} ({times})"));
-    }
+    tally.skip_lines().into_iter().for_each(say);
     say(tally.to_string());
     if tally.failed == 0 {
         ExitCode::SUCCESS

@@ -1,11 +1,13 @@
-//! Proof that `slat-mmu` and `slat-arch` need no std and are enough for a hypervisor: the stand-in one of `examples/bare`.
+//! Proof that `slat-mmu` and `slat-arch` need no std and are enough for a hypervisor: the stand-in
+//! one of `examples/bare`.
 //!
-//! 1. Where the standard library of a bare-metal target is installed (it has no std at all), both crates and the example are
-//!    built for it.
-//! 2. Everywhere the example is built for this machine. It has a panic handler and an entry point of its own and links no
-//!    library: a crate graph that contains std has std's handler already, so the compiler refuses it (`duplicate lang item`),
-//!    whoever brought std in.
-//! 3. On x86-64 Linux it runs, and must end with 0: a processor's walker agreed with the MMU at each step.
+//! 1. Where the standard library of a bare-metal target is installed (it has no std at all), both
+//!    crates and the example are built for it.
+//! 2. Everywhere the example is built for this machine. It has a panic handler and an entry point
+//!    of its own and links no library: a crate graph that contains std has std's handler already,
+//!    so the compiler refuses it (`duplicate lang item`), whoever brought std in.
+//! 3. On x86-64 Linux it runs, and must end with 0: a processor's walker agreed with the MMU at
+//!    each step.
 //!
 //! Each way names itself in the output.
 
@@ -50,7 +52,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     if installed.is_empty() {
         tally.add(Tally::skipped(
-            "no-std for bare metal: no such target is installed (rustup target add x86_64-unknown-none)",
+            "no-std for bare metal",
+            "no such target is installed (rustup target add x86_64-unknown-none)",
         ));
     }
     build(workspace)?;
@@ -66,7 +69,8 @@ fn is_installed(target: &str) -> bool {
     shell::output(&mut command).is_ok_and(|path| Path::new(path.trim()).is_dir())
 }
 
-/// Builds the example for this machine. Only Linux lets a program be linked without the system's library.
+/// Builds the example for this machine. Only Linux lets a program be linked without the system's
+/// library.
 fn build(workspace: &Workspace) -> anyhow::Result<()> {
     let links = cfg!(target_os = "linux");
     let mut command = example::cargo(workspace, if links { "build" } else { "check" })?;
@@ -82,10 +86,10 @@ fn build(workspace: &Workspace) -> anyhow::Result<()> {
 /// Runs it and shows what it says.
 fn run_example(workspace: &Workspace) -> anyhow::Result<Tally> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Ok(Tally::skipped(format!(
-            "{} built and not run: its console and its end are system calls of x86-64 Linux",
-            example::NAME
-        )));
+        return Ok(Tally::skipped(
+            format!("a run of {}", example::NAME),
+            "its console and its end are system calls of x86-64 Linux",
+        ));
     }
     let program = example::target_dir(workspace)?
         .join("debug")

@@ -1,5 +1,6 @@
-//! `cargo xtask oracles`: emulated hardware walks the tables that `slat-mmu` and `slat-arch` build, and must answer every
-//! question as the software does. The work is `slat_tests::oracle`'s; here it is built, bounded and counted.
+//! `cargo xtask oracles`: emulated hardware walks the tables that `slat-mmu` and `slat-arch` build,
+//! and must answer every question as the software does. The work is `slat_tests::oracle`'s; here it
+//! is built, bounded and counted.
 
 use std::{
     fs,
@@ -115,7 +116,7 @@ fn count(rows: &Value, mut say: impl FnMut(&str)) -> anyhow::Result<Tally> {
         let name = row["name"].as_str().context("a row without a name")?;
         if let Some(why) = row["skipped"].as_str() {
             say(&format!("{name:<12} SKIPPED: {why}"));
-            tally.add(Tally::skipped(format!("{name}: {why}")));
+            tally.add(Tally::skipped(format!("oracle {name}"), why));
             continue;
         }
         say(row["line"].as_str().context("a row without a line")?);
@@ -145,7 +146,7 @@ mod tests {
         ]);
         let tally = count(&rows, |_| ()).unwrap();
         assert_eq!((tally.passed, tally.failed), (1, 1));
-        assert_eq!(tally.skipped, ["npt4: no mirror"]);
+        assert_eq!(tally.skip_lines(), ["SKIPPED: oracle npt4: no mirror"]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Undefined behaviour: Miri, and ThreadSanitizer.
 //!
-//! Both need a nightly toolchain with a component that not every machine has; without it the check is skipped, with the
-//! reason. Miri runs the unit tests and the threads of `arch/tests/parallel.rs` under strict provenance;
-//! ThreadSanitizer the threads of `arch/tests/parallel.rs` on real processors, after it has reported a race that is planted there.
+//! Both need a nightly toolchain with a component that not every machine has; without it the check
+//! is skipped, with the reason. Miri runs the unit tests and the threads of
+//! `mmu/tests/parallel.rs` under strict provenance; ThreadSanitizer the threads of
+//! `mmu/tests/parallel.rs` on real processors, after it has reported a race that is planted there.
 
 use std::{process::Command, time::Duration};
 
@@ -16,13 +17,14 @@ use crate::{
 
 /// What Miri runs: package, and which tests of it.
 const UNDER_MIRI: [(&str, &[&str]); 2] = [
-    ("slat-mmu", &["--lib"]),
-    ("slat-arch", &["--lib", "--test", "parallel"]),
+    ("slat-mmu", &["--lib", "--test", "parallel"]),
+    ("slat-arch", &["--lib"]),
 ];
 
-/// Races that are none: the standard library is not instrumented, so the channel of the test harness and the fence in the
-/// last drop of an `Arc` look unordered. The second hides true races with destructors, too, which docs/proofs.md weighs; it cannot
-/// be had for some `Arc`s only, because the fence is the same for all.
+/// Races that are none: the standard library is not instrumented, so the channel of the test
+/// harness and the fence in the last drop of an `Arc` look unordered. The second hides true races
+/// with destructors, too, which docs/proofs.md weighs; it cannot be had for some `Arc`s only,
+/// because the fence is the same for all.
 const EXCUSED: &str = "race:std::sync::mpmc\nrace:drop_slow\n";
 
 /// For the planted race, with the build for all that follows.
@@ -30,7 +32,8 @@ const PLANTED_BOUND: Duration = Duration::from_secs(600);
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// cargo of the nightly toolchain. The one that runs us has said which toolchain, and which rustc, is to be used.
+/// cargo of the nightly toolchain. The one that runs us has said which toolchain, and which rustc,
+/// is to be used.
 fn nightly(workspace: &Workspace) -> Command {
     let mut command = Command::new("cargo");
     command.arg("+nightly").current_dir(&workspace.root);
@@ -47,8 +50,7 @@ fn miri_is_missing(workspace: &Workspace) -> Option<String> {
     match shell::output(&mut command) {
         Ok(_) => None,
         Err(_) => Some(
-            "Miri: no nightly toolchain has it (rustup +nightly component add miri rust-src)"
-                .to_owned(),
+            "no nightly toolchain has it (rustup +nightly component add miri rust-src)".to_owned(),
         ),
     }
 }
@@ -59,7 +61,7 @@ fn miri_is_missing(workspace: &Workspace) -> Option<String> {
 /// When a test fails or Miri finds undefined behaviour.
 pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
     if let Some(why) = miri_is_missing(workspace) {
-        return Ok(Tally::skipped(why));
+        return Ok(Tally::skipped("Miri", why));
     }
     let mut tally = Tally::default();
     for (package, tests) in UNDER_MIRI {
@@ -68,7 +70,8 @@ pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
             .args(["miri", "test", "--locked", "-p", package])
             .args(tests);
         command.env("CARGO_TARGET_DIR", workspace.target_dir()?.join("miri"));
-        // Leaks are for the tests to find, by the arena's count of frames in use: a lost table goes with its arena.
+        // Leaks are for the tests to find, by the arena's count of frames in use: a lost table goes
+        // with its arena.
         command.env(
             "MIRIFLAGS",
             "-Zmiri-strict-provenance -Zmiri-symbolic-alignment-check -Zmiri-ignore-leaks",
@@ -81,7 +84,7 @@ pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
 
 /// Why ThreadSanitizer cannot run here, or nothing.
 fn tsan_is_missing() -> Option<String> {
-    let why = |what: &str| Some(format!("ThreadSanitizer: {what}"));
+    let why = |what: &str| Some(what.to_owned());
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return why("only set up for x86-64 Linux");
     }
@@ -105,15 +108,17 @@ fn tsan_is_missing() -> Option<String> {
     }
 }
 
-/// The tests of `arch/tests/parallel.rs` under ThreadSanitizer. `tests` are the test program's arguments.
+/// The tests of `mmu/tests/parallel.rs` under ThreadSanitizer. `tests` are the test program's
+/// arguments.
 fn under_tsan(workspace: &Workspace, tests: &[&str]) -> anyhow::Result<Command> {
     let mut command = nightly(workspace);
-    command.args(["test", "--locked", "-p", "slat-arch", "--test", "parallel"]);
+    command.args(["test", "--locked", "-p", "slat-mmu", "--test", "parallel"]);
     // A target of its own, or build scripts and macros would be instrumented, too.
     command.args(["--target", TARGET]);
     let folder = workspace.target_dir()?.join("tsan");
     command.env("CARGO_TARGET_DIR", &folder);
-    // The standard library is as it is delivered, not instrumented: its locks are seen through the calls it makes.
+    // The standard library is as it is delivered, not instrumented: its locks are seen through the
+    // calls it makes.
     command.env(
         "RUSTFLAGS",
         "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
@@ -144,13 +149,14 @@ fn reported(race: &Ended) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `cargo xtask tsan`: first the planted race, which must be reported, and its twin, which must not be; then the real threads.
+/// `cargo xtask tsan`: first the planted race, which must be reported, and its twin, which must not
+/// be; then the real threads.
 ///
 /// # Errors
 /// When a test fails, a data race is found, or the planted one is not.
 pub(crate) fn tsan(workspace: &Workspace) -> anyhow::Result<Tally> {
     if let Some(why) = tsan_is_missing() {
-        return Ok(Tally::skipped(why));
+        return Ok(Tally::skipped("ThreadSanitizer", why));
     }
     let mut tally = Tally::default();
     let mut planted = under_tsan(

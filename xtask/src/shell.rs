@@ -1,4 +1,5 @@
-//! Running other programs: shown before they run, bounded where they may hang, their failure an error.
+//! Running other programs: shown before they run, bounded where they may hang, their failure an
+//! error.
 
 use std::{
     io::Read,
@@ -33,6 +34,20 @@ pub(crate) fn line(command: &Command) -> String {
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let shown = line(command);
     println!("{shown}");
+    ended_well(command, shown)
+}
+
+/// Like [`run`], but shown on standard error: standard output is the program's alone.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_aside(command: &mut Command) -> anyhow::Result<()> {
+    let shown = line(command);
+    eprintln!("{shown}");
+    ended_well(command, shown)
+}
+
+fn ended_well(command: &mut Command, shown: String) -> anyhow::Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()
@@ -106,7 +121,8 @@ pub(crate) fn bounded(command: &mut Command, bound: Duration) -> anyhow::Result<
     })
 }
 
-/// Runs a command for at most `bound`, quietly. When it had to be killed, `Err` has what it said on standard error.
+/// Runs a command for at most `bound`, quietly. When it had to be killed, `Err` has what it said on
+/// standard error.
 ///
 /// # Errors
 /// When it cannot be started.

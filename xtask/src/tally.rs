@@ -1,14 +1,20 @@
-//! What a command found: counts of what passed and failed, and the reasons for what was skipped.
+//! What a command found: counts of what passed and failed, and what was skipped, by name.
 
 use std::{collections::BTreeMap, fmt};
+
+/// A check that could not be made here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Skip {
+    pub(crate) name: String,
+    pub(crate) why: String,
+}
 
 /// Counts of checks. A plain command counts as one check, a test run as its tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
-    /// One reason for each check that could not be made here.
-    pub(crate) skipped: Vec<String>,
+    pub(crate) skipped: Vec<Skip>,
 }
 
 impl Tally {
@@ -29,9 +35,12 @@ impl Tally {
     }
 
     /// One check that cannot be made here.
-    pub(crate) fn skipped(why: impl Into<String>) -> Self {
+    pub(crate) fn skipped(name: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
-            skipped: vec![why.into()],
+            skipped: vec![Skip {
+                name: name.into(),
+                why: why.into(),
+            }],
             ..Self::default()
         }
     }
@@ -48,13 +57,17 @@ impl Tally {
         }
     }
 
-    /// Why checks were skipped, each reason once, with how many it kept from being made.
-    pub(crate) fn reasons(&self) -> BTreeMap<&str, usize> {
-        let mut reasons = BTreeMap::new();
-        for why in &self.skipped {
-            *reasons.entry(why.as_str()).or_default() += 1;
+    /// A line for each check that was skipped; those with one reason follow each other.
+    pub(crate) fn skip_lines(&self) -> Vec<String> {
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for skip in &self.skipped {
+            by_reason.entry(&skip.why).or_default().push(&skip.name);
         }
-        reasons
+        let line = |why: &str, name: &str| format!("SKIPPED: {name}: {why}");
+        by_reason
+            .into_iter()
+            .flat_map(|(why, names)| names.into_iter().map(move |name| line(why, name)))
+            .collect()
     }
 
     /// Adds another's counts.
@@ -85,12 +98,17 @@ mod tests {
     fn counts_add_up_and_print_as_ci_reads_them() {
         let mut tally = Tally::passed();
         tally.add(Tally::of_faults(&["a".into(), "b".into()]));
-        tally.add(Tally::skipped("no /dev/kvm"));
-        tally.add(Tally::skipped("no /dev/kvm"));
-        assert_eq!(tally.to_string(), "1 passed, 1 failed, 2 skipped");
+        tally.add(Tally::skipped("one", "no /dev/kvm"));
+        tally.add(Tally::skipped("miri", "no nightly"));
+        tally.add(Tally::skipped("two", "no /dev/kvm"));
+        assert_eq!(tally.to_string(), "1 passed, 1 failed, 3 skipped");
         assert_eq!(
-            tally.reasons().into_iter().collect::<Vec<_>>(),
-            [("no /dev/kvm", 2)]
+            tally.skip_lines(),
+            [
+                "SKIPPED: one: no /dev/kvm",
+                "SKIPPED: two: no /dev/kvm",
+                "SKIPPED: miri: no nightly",
+            ]
         );
     }
 }

@@ -1,7 +1,9 @@
-//! The workspace's tests, with what they skipped brought to the end, and a look at what they left behind.
+//! The workspace's tests, with what they skipped brought to the end, and a look at what they left
+//! behind.
 //!
-//! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest hides what passing tests
-//! print, so the run asks for it (`--show-output`) and this command keeps everything else of it back.
+//! A test that lacks something (`/dev/kvm`) prints a line `SKIPPED: <why>` and returns. libtest
+//! hides what passing tests print, so the run asks for it (`--show-output`) and this command keeps
+//! everything else of it back.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -13,7 +15,7 @@ use anyhow::Context as _;
 use crate::{
     leftovers::{self, Scratch},
     shell,
-    tally::Tally,
+    tally::{Skip, Tally},
     workspace::Workspace,
 };
 
@@ -23,16 +25,30 @@ struct Reader {
     tally: Tally,
     /// Within the output of tests that passed.
     in_successes: bool,
+    /// Whose output this is.
+    test: String,
 }
 
 impl Reader {
     /// Takes one line; true when it is worth showing.
     fn line(&mut self, line: &str) -> bool {
-        // A test's line may follow libtest's own on the same line when it was written past the capture.
+        // A test's line may follow libtest's own on the same line when it was written past the
+        // capture.
         if let Some(at) = line.find("SKIPPED:") {
-            let why = line[at + "SKIPPED:".len()..].trim().to_owned();
-            self.tally.skipped.push(why);
+            let why = line[at + "SKIPPED:".len()..].trim();
+            let started = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.split_once(" ..."));
+            let name = started.map_or(self.test.as_str(), |(name, _)| name);
+            self.tally.skipped.push(Skip {
+                name: format!("test {name}"),
+                why: why.to_owned(),
+            });
             return false;
+        }
+        let header = line.trim_end().strip_prefix("---- ");
+        if let Some(name) = header.and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.test = name.to_owned();
         }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.in_successes = false;
@@ -57,6 +73,14 @@ impl Reader {
         let plain = line.starts_with("test ") && line.ends_with("... ok");
         !(self.in_successes || plain)
     }
+}
+
+/// The tests beside the code: those that need no other process and no built binary.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn beside_the_code(workspace: &Workspace) -> anyhow::Result<Tally> {
+    run(workspace, &["--lib".to_owned(), "--bins".to_owned()])
 }
 
 /// `cargo test --workspace`, or of what `args` choose.
@@ -91,8 +115,9 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<Tall
     Ok(tally)
 }
 
-/// Shows a `cargo test`, runs it, shows what of its lines is worth it, and counts its tests by the lines that libtest ends each
-/// program with. A run that failed without a test that did counts as one that failed.
+/// Shows a `cargo test`, runs it, shows what of its lines is worth it, and counts its tests by the
+/// lines that libtest ends each program with. A run that failed without a test that did counts as
+/// one that failed.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -138,7 +163,12 @@ mod tests {
         let mut reader = Reader::default();
         let shown: Vec<&str> = text.lines().filter(|line| reader.line(line)).collect();
         assert_eq!((reader.tally.passed, reader.tally.failed), (16, 1));
-        assert_eq!(reader.tally.skipped, ["/dev/kvm cannot be opened"]);
+        assert_eq!(
+            reader.tally.skip_lines(),
+            ["SKIPPED: test b: /dev/kvm cannot be opened"]
+        );
+        assert!(!reader.line("test a::d ... SKIPPED: no network"));
+        assert_eq!(reader.tally.skipped[1].name, "test a::d");
         assert!(shown.contains(&"why") && shown.contains(&"test c ... FAILED"));
         assert!(!shown.contains(&"noise") && !shown.contains(&"test a ... ok"));
     }

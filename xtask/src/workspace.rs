@@ -97,7 +97,8 @@ impl Workspace {
         self.metadata_of("Cargo.toml")
     }
 
-    /// All packages that the package of another manifest, outside the workspace, is built from on this platform.
+    /// All packages that the package of another manifest, outside the workspace, is built from on
+    /// this platform.
     ///
     /// # Errors
     /// As for [`metadata`](Self::metadata).
@@ -131,7 +132,8 @@ impl Workspace {
         Ok(Metadata { packages, resolved })
     }
 
-    /// Files below `folders` (or one file each) whose names end in one of `endings`, as paths from the root, sorted.
+    /// Files below `folders` (or one file each) whose names end in one of `endings`, as paths from
+    /// the root, sorted.
     ///
     /// # Errors
     /// When a folder cannot be read.

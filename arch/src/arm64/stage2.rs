@@ -13,26 +13,31 @@
 //! | 54:53 | XN: 10b no execution, 00b execution | 0 |
 //! | 55, 56, 57 | software: MMU-writable, host-writable, Dirty | 0 |
 //!
-//! Arm numbers levels from the root, down to level 3; the MMU's 4 KiB, 2 MiB, 1 GiB and 512 GiB are Arm's 3, 2, 1 and
-//! 0, which holds no blocks in this granule. An invalid descriptor's other bits are free; one such value is `FROZEN`.
+//! Arm numbers levels from the root, down to level 3; the MMU's 4 KiB, 2 MiB, 1 GiB and 512 GiB are
+//! Arm's 3, 2, 1 and 0, which holds no blocks in this granule. An invalid descriptor's other bits
+//! are free; one such value is `FROZEN`.
 //!
-//! *Concatenated root*: a 40-bit address has one bit too many for three levels. The walk starts at Arm's level 1 with two tables
-//! side by side, which is one table of 1024 entries, as the RISC-V root is four.
+//! *Concatenated root*: a 40-bit address has one bit too many for three levels. The walk starts at
+//! Arm's level 1 with two tables side by side, which is one table of 1024 entries, as the RISC-V
+//! root is four.
 //!
-//! *Permissions*: read and write are separate bits, so write-only is legal for hardware but nothing this MMU writes;
-//! execute-only (S2AP 00, XN 00) is legal. XN bit 53 belongs to FEAT_XNX and stays 0.
+//! *Permissions*: read and write are separate bits, so write-only is legal for hardware but nothing
+//! this MMU writes; execute-only (S2AP 00, XN 00) is legal. XN bit 53 belongs to FEAT_XNX and stays
+//! 0.
 //!
-//! *Memory types* (without FEAT_S2FWB): Normal write-back 1111b, Normal non-cacheable 0101b, Device-nGnRE 0001b. The
-//! stronger of both stages' attributes wins.
+//! *Memory types* (without FEAT_S2FWB): Normal write-back 1111b, Normal non-cacheable 0101b,
+//! Device-nGnRE 0001b. The stronger of both stages' attributes wins.
 //!
-//! *Accessed and Dirty*: the processor may be one that faults where AF is clear (`VTCR_EL2.HA` = 0), so leaves are made with
-//! it set. Dirty is the MMU's own bit; hardware's (DBM) stays off and writes are logged by taking S2AP's write bit away.
+//! *Accessed and Dirty*: the processor may be one that faults where AF is clear (`VTCR_EL2.HA` =
+//! 0), so leaves are made with it set. Dirty is the MMU's own bit; hardware's (DBM) stays off and
+//! writes are logged by taking S2AP's write bit away.
 
-use slat_mmu::{
-    AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
+use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Level};
+
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
 };
-
-use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const VALID: u64 = 1 << 0;
 const TYPE: u64 = 3;
@@ -48,34 +53,27 @@ const MMU_WRITABLE: u64 = 1 << 55;
 const HOST_WRITABLE: u64 = 1 << 56;
 const DIRTY: u64 = 1 << 57;
 
-const MEMORY: u64 = 0xf << 2;
-const NORMAL: u64 = 0xf << 2;
-const NON_CACHEABLE: u64 = 5 << 2;
-const DEVICE: u64 = 1 << 2;
-
-const PFN_SHIFT: u32 = 12;
-const PFN_BITS: u32 = 36;
-const PFN: u64 = ((1 << PFN_BITS) - 1) << PFN_SHIFT;
+const MEMORY: Memory = Memory {
+    mask: 0xf << 2,
+    normal: 0xf << 2,
+    non_cacheable: 5 << 2,
+    device: 1 << 2,
+};
 
 /// Stage 2 with `LEVELS` levels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stage2<const LEVELS: usize>;
+pub type Stage2<const LEVELS: usize> = Encoded<Stage2Layout<LEVELS>>;
 
-/// Three levels with a root of two concatenated tables: 40-bit addresses (`VTCR_EL2`: T0SZ 24, SL0 1).
+/// Three levels with a root of two concatenated tables: 40-bit addresses (`VTCR_EL2`: T0SZ 24,
+/// SL0 1).
 pub type Arm64Ipa40 = Stage2<3>;
 /// Four levels: 48-bit addresses (`VTCR_EL2`: T0SZ 16, SL0 2).
 pub type Arm64Ipa48 = Stage2<4>;
 
-/// What marks a leaf of `level`.
-#[inline(always)]
-fn leaf_type(level: Level) -> u64 {
-    if level == Level::SIZE_4K { PAGE } else { BLOCK }
-}
+/// Where the bits are.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage2Layout<const LEVELS: usize>;
 
-// SAFETY: the laws hold by construction (decode accepts only what encode gives back) and are tested in
-// `tests/format_laws.rs`. Hardware sets AF of leaves at most (VTCR_EL2.HA); it changes no pointer.
-#[expect(unsafe_code, reason = "a format vouches for its laws")]
-unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
+impl<const LEVELS: usize> Layout for Stage2Layout<LEVELS> {
     const NAME: &'static str = match LEVELS {
         3 => "arm64-ipa40",
         4 => "arm64-ipa48",
@@ -87,11 +85,6 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
         &[9, 9, 9, 9]
     };
     const MAX_LEAF_LEVEL: Level = Level::SIZE_1G;
-    const MAX_GFN: Gfn = Gfn(if LEVELS == 3 { 1 << 28 } else { 1 << 36 });
-    const MAX_PFN: Pfn = Pfn(1 << PFN_BITS);
-    const EMPTY: u64 = 0;
-    /// Not valid, so all other bits are ours.
-    const FROZEN: u64 = 0x1a0;
     const AD_POLICY: AdPolicy = AdPolicy::SetAtInstall;
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
     const INSTALL_NEEDS_FENCE: bool = false;
@@ -99,164 +92,27 @@ unsafe impl<const LEVELS: usize> Format for Stage2<LEVELS> {
     const FLUSH: FlushPrimitive = FlushPrimitive::new("TLBI IPAS2E1IS");
     const EXECUTE_ONLY: bool = true;
 
-    #[inline]
-    fn decode(raw: u64, level: Level) -> Entry {
-        if raw & VALID == 0 {
-            return if raw == Self::FROZEN {
-                Entry::Frozen
-            } else {
-                Entry::NonPresent
-            };
-        }
-        if let Some(pfn) = Self::as_table(raw, level) {
-            return Entry::Table { pfn };
-        }
-        let leaf = Self::leaf(raw, level);
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
-        }
-    }
+    const FRAME: Frame = Frame::new(12, 36);
+    const PRESENT: u64 = VALID;
+    const TABLE: u64 = TABLE;
+    const SMALL: Mark = Mark::new(TYPE, PAGE);
+    const HUGE: Mark = Mark::new(TYPE, BLOCK);
+    const LEAF: u64 = INNER_SHAREABLE;
 
-    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
-    #[inline(always)]
-    fn leaf(raw: u64, _: Level) -> Leaf {
-        let memory = match raw & MEMORY {
-            NORMAL => MemoryType::Normal,
-            NON_CACHEABLE => MemoryType::NonCacheable,
-            DEVICE => MemoryType::Device,
-            _ => MemoryType::Normal,
-        };
-        Leaf {
-            pfn: Pfn((raw & PFN) >> PFN_SHIFT),
-            readable: raw & READ != 0,
-            writable: raw & WRITE != 0,
-            executable: raw & NO_EXECUTE == 0,
-            mmu_writable: raw & MMU_WRITABLE != 0,
-            host_writable: raw & HOST_WRITABLE != 0,
-            accessed: raw & ACCESSED != 0,
-            dirty: raw & DIRTY != 0,
-            memory,
-        }
-    }
-
-    #[inline]
-    fn make_leaf(leaf: &Leaf, level: Level) -> u64 {
-        let Some(leaf) = held::<Self>(leaf) else {
-            return Self::EMPTY;
-        };
-        let memory = match leaf.memory {
-            MemoryType::Normal => NORMAL,
-            MemoryType::NonCacheable => NON_CACHEABLE,
-            MemoryType::Device => DEVICE,
-        };
-        (align(leaf.pfn, level) << PFN_SHIFT) & PFN
-            | leaf_type(level)
-            | INNER_SHAREABLE
-            | memory
-            | bit(leaf.readable, READ)
-            | bit(leaf.writable, WRITE)
-            | bit(!leaf.executable, NO_EXECUTE)
-            | bit(leaf.mmu_writable, MMU_WRITABLE)
-            | bit(leaf.host_writable, HOST_WRITABLE)
-            | bit(leaf.accessed, ACCESSED)
-            | bit(leaf.dirty, DIRTY)
-    }
-
-    #[inline(always)]
-    fn make_table(pfn: Pfn) -> u64 {
-        (pfn.0 << PFN_SHIFT) & PFN | TABLE
-    }
-
-    #[inline(always)]
-    fn with_writable(raw: u64, on: bool) -> u64 {
-        raw & !WRITE | bit(on, WRITE)
-    }
-
-    #[inline(always)]
-    fn clear_mmu_writable(raw: u64) -> u64 {
-        raw & !(WRITE | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn with_accessed(raw: u64, on: bool) -> u64 {
-        raw & !ACCESSED | bit(on, ACCESSED)
-    }
-
-    #[inline(always)]
-    fn with_dirty(raw: u64, on: bool) -> u64 {
-        raw & !DIRTY | bit(on, DIRTY)
-    }
-
-    #[inline(always)]
-    fn with_executable(raw: u64, on: bool) -> u64 {
-        raw & !NO_EXECUTE | bit(!on, NO_EXECUTE)
-    }
-
-    #[inline(always)]
-    fn shift(level: Level) -> u32 {
-        shift(level)
-    }
-
-    #[inline(always)]
-    fn index(gfn: Gfn, level: Level) -> usize {
-        index::<Self>(gfn, level, if LEVELS == 3 { 10 } else { 9 })
-    }
-
-    #[inline(always)]
-    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
-        (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
-    }
-
-    #[inline(always)]
-    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
-        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
-    }
-
-    #[inline(always)]
-    fn is_leaf(raw: u64, level: Level) -> bool {
-        raw & TYPE == leaf_type(level)
-    }
-
-    #[inline(always)]
-    fn is_writable(raw: u64, _: Level) -> bool {
-        all(raw, VALID | WRITE)
-    }
-
-    #[inline(always)]
-    fn is_mmu_writable(raw: u64, _: Level) -> bool {
-        all(raw, VALID | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn is_accessed(raw: u64, _: Level) -> bool {
-        all(raw, VALID | ACCESSED)
-    }
-
-    #[inline(always)]
-    fn is_dirty(raw: u64, _: Level) -> bool {
-        all(raw, VALID | DIRTY)
-    }
-
-    #[inline(always)]
-    fn leaf_step(level: Level) -> u64 {
-        1 << (shift(level) + PFN_SHIFT)
-    }
-
-    #[inline(always)]
-    fn is_volatile(raw: u64, _: Level) -> bool {
-        raw & (VALID | MMU_WRITABLE | WRITE) == VALID | MMU_WRITABLE
-    }
-
-    #[inline(always)]
-    fn is_present(raw: u64, level: Level) -> bool {
-        Self::is_leaf(raw, level) || Self::as_table(raw, level).is_some()
-    }
+    const READ: Flag = Flag::set(READ);
+    const WRITE: Flag = Flag::set(WRITE);
+    const EXECUTE: Flag = Flag::clear(NO_EXECUTE);
+    const ACCESSED: Flag = Flag::set(ACCESSED);
+    const DIRTY: Flag = Flag::set(DIRTY);
+    const MMU_WRITABLE: Flag = Flag::set(MMU_WRITABLE);
+    const HOST_WRITABLE: Flag = Flag::set(HOST_WRITABLE);
+    const MEMORY: Memory = MEMORY;
 }
 
 #[cfg(test)]
 mod tests {
+    use slat_mmu::{Entry, Format as _, Gfn, Leaf, MemoryType, Pfn};
+
     use super::*;
 
     const LEAF: Leaf = Leaf {
@@ -298,11 +154,12 @@ mod tests {
     #[test]
     fn what_the_mmu_never_writes_is_malformed() {
         let page = Arm64Ipa40::make_leaf(&LEAF, Level::SIZE_4K);
-        // Reserved type; write-only; an unused memory type; not shareable; DBM; Contiguous; XNX; a high output address.
+        // Reserved type; write-only; an unused memory type; not shareable; DBM; Contiguous; XNX; a
+        // high output address.
         for wrong in [
             page & !2,
             page & !READ,
-            page & !MEMORY | 2 << 2,
+            page & !MEMORY.mask | 2 << 2,
             page & !INNER_SHAREABLE,
             page | 1 << 51,
             page | 1 << 52,

@@ -1,14 +1,16 @@
 //! The operands of `HFENCE.GVMA` and `HINVAL.GVMA`.
 //!
-//! `rs1` names a guest physical address and `rs2` a VMID. Register `x0` in their place means *all*, which is not the same as a
-//! register that holds 0: that names address 0 or VMID 0. The address is given shifted right by two bits, so that the 59-bit
-//! addresses of Sv57x4 and the 34-bit ones of Sv32x4 fit a register.
+//! `rs1` names a guest physical address and `rs2` a VMID. Register `x0` in their place means *all*,
+//! which is not the same as a register that holds 0: that names address 0 or VMID 0. The address is
+//! given shifted right by two bits, so that the 59-bit addresses of Sv57x4 and the 34-bit ones of
+//! Sv32x4 fit a register.
 //!
-//! A fence with an address drops every cached translation that came from the *leaf* which maps the address, so a huge leaf takes
-//! one. Pointers to tables are dropped only by a fence without an address: after a table was unlinked or replaced, and before its
-//! memory is used again, fence the whole VMID ([`HfenceGvma::guest`]) and not the range ("If software modifies a non-leaf
-//! PTE …", description of `SFENCE.VMA`). The instructions act on the hart that executes them; other harts are asked by an interrupt, after the new entries were made
-//! visible by `FENCE rw, rw`.
+//! A fence with an address drops every cached translation that came from the *leaf* which maps the
+//! address, so a huge leaf takes one. Pointers to tables are dropped only by a fence without an
+//! address: after a table was unlinked or replaced, and before its memory is used again, fence the
+//! whole VMID ([`HfenceGvma::guest`]) and not the range ("If software modifies a non-leaf PTE …",
+//! description of `SFENCE.VMA`). The instructions act on the hart that executes them; other harts
+//! are asked by an interrupt, after the new entries were made visible by `FENCE rw, rw`.
 
 use slat_mmu::{Format, GfnRange, Level};
 
@@ -57,8 +59,9 @@ impl HfenceGvma {
         }
     }
 
-    /// The fences for leaves of `level` or coarser that were changed over a range: one a leaf, or one for the whole VMID if that would be
-    /// more than [`MAX_RANGED`](Self::MAX_RANGED). None for an empty range.
+    /// The fences for leaves of `level` or coarser that were changed over a range: one a leaf, or
+    /// one for the whole VMID if that would be more than [`MAX_RANGED`](Self::MAX_RANGED). None for
+    /// an empty range.
     pub fn for_range(range: GfnRange, level: Level, vmid: u16) -> impl Iterator<Item = Self> {
         // All modes have the same spans.
         let span = Sv57x4::span(level);

@@ -7,8 +7,9 @@
 //! | 57:44 | VMID |
 //! | 43:0 | PPN of the root; the low two bits are 0, the root is aligned to 16 KiB |
 //!
-//! The fields are WARL: what a hart does not implement reads back as something else. [`Hgatp::probe`] is the value to write
-//! and [`Hgatp::probed_vmid_bits`] judges what was read back.
+//! The fields are WARL: what a hart does not implement reads back as something else.
+//! [`Hgatp::probe`] is the value to write and [`Hgatp::probed_vmid_bits`] judges what was read
+//! back.
 
 use slat_mmu::Pfn;
 
@@ -64,7 +65,8 @@ impl Hgatp {
             | self.root.0 & PPN & !3
     }
 
-    /// The content of a value; `None` for Bare, for a reserved mode, and for a value with a reserved bit set.
+    /// The content of a value; `None` for Bare, for a reserved mode, and for a value with a
+    /// reserved bit set.
     pub const fn decode(raw: u64) -> Option<Self> {
         let Some(mode) = HgatpMode::from_field(raw >> MODE_SHIFT) else {
             return None;
@@ -81,8 +83,9 @@ impl Hgatp {
         }
     }
 
-    /// What to write, with no guest's translations in use, to learn whether the hart has `mode` and how many VMID bits:
-    /// the mode, all VMID bits, root 0. Restore the old value and fence everything afterwards.
+    /// What to write, with no guest's translations in use, to learn whether the hart has `mode` and
+    /// how many VMID bits: the mode, all VMID bits, root 0. Restore the old value and fence
+    /// everything afterwards.
     pub const fn probe(mode: HgatpMode) -> u64 {
         Self {
             mode,
@@ -92,8 +95,8 @@ impl Hgatp {
         .encode()
     }
 
-    /// What `read_back` says after [`probe`](Self::probe)`(mode)` was written: the number of VMID bits, or `None` if the hart lacks
-    /// the mode. Implemented bits are the lowest ones.
+    /// What `read_back` says after [`probe`](Self::probe)`(mode)` was written: the number of VMID
+    /// bits, or `None` if the hart lacks the mode. Implemented bits are the lowest ones.
     pub const fn probed_vmid_bits(mode: HgatpMode, read_back: u64) -> Option<u32> {
         if read_back >> MODE_SHIFT == mode as u64 {
             Some((read_back >> VMID_SHIFT & VMID_MASK).trailing_ones())
@@ -107,7 +110,8 @@ impl Hgatp {
 mod tests {
     use super::*;
 
-    /// Privileged specification, "Hypervisor guest address translation and protection register hgatp when HSXLEN=64".
+    /// Privileged specification, "Hypervisor guest address translation and protection register
+    /// hgatp when HSXLEN=64".
     #[test]
     fn fields_are_where_the_specification_has_them() {
         let value = Hgatp {

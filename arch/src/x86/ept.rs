@@ -1,8 +1,10 @@
-//! Intel extended page tables: four or five levels, with Accessed and Dirty kept by hardware or by faults.
+//! Intel extended page tables: four or five levels, with Accessed and Dirty kept by hardware or by
+//! faults.
 //!
-//! Source: Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": the tables of entry formats, "EPT
-//! Misconfigurations", "Accessed and Dirty Flags for EPT". Bits that the SDM calls ignored, or that belong to features left
-//! off (57: guest-paging verification, 58: paging-write), hold our software bits, at the positions that KVM uses:
+//! Source: Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": the tables of entry
+//! formats, "EPT Misconfigurations", "Accessed and Dirty Flags for EPT". Bits that the SDM calls
+//! ignored, or that belong to features left off (57: guest-paging verification, 58: paging-write),
+//! hold our software bits, at the positions that KVM uses:
 //!
 //! | bit | leaf | pointer to a table |
 //! |---|---|---|
@@ -19,73 +21,74 @@
 //! | 57, 58 | software: host-writable, MMU-writable | 0 |
 //! | 63 | suppress #VE | 0 |
 //!
-//! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT violation and not
-//! an exception of its own.
+//! *Absent.* An empty entry is not 0 but bit 63 alone, so that a guest with #VE enabled gets an EPT
+//! violation and not an exception of its own.
 //!
-//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X alone is one
-//! too on a processor without `IA32_VMX_EPT_VPID_CAP` bit 0. The MMU makes every leaf readable, so its owner need not check that
-//! bit; execute-only leaves are understood where tables of another's making are read.
+//! *Legal permissions* are R, RW, RX, RWX and X. W without R is a misconfiguration (exit 49); X
+//! alone is one too on a processor without `IA32_VMX_EPT_VPID_CAP` bit 0. The MMU makes every leaf
+//! readable, so its owner need not check that bit; execute-only leaves are understood where tables
+//! of another's making are read.
 //!
-//! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration, read the page through a
-//! write-back mapping, and must see what the guest wrote whatever its PAT says. Non-cacheable memory is WC and device
-//! memory UC, both combined with the guest's PAT, so that a guest can still choose WC for a frame buffer. WT and WP are
-//! legal for hardware but nothing this MMU writes; 2, 3 and 7 are reserved. All five are malformed here.
+//! *Memory types.* Ordinary memory is WB with the guest's PAT ignored: the host, and a migration,
+//! read the page through a write-back mapping, and must see what the guest wrote whatever its PAT
+//! says. Non-cacheable memory is WC and device memory UC, both combined with the guest's PAT, so
+//! that a guest can still choose WC for a frame buffer. WT and WP are legal for hardware but
+//! nothing this MMU writes; 2, 3 and 7 are reserved. All five are malformed here.
 //!
-//! *MMIO* entries hold 110b (W and X without R) in bits 2:0, a misconfiguration on every processor (see the [parent
-//! module](super)). The frame is stored inverted: on processors with L1 terminal fault a walk that ends in an illegal entry goes on
-//! speculatively with the address in it, and an inverted guest frame names the top of the physical address space, where
-//! no RAM is. Of a 57-bit guest address the lowest 52 are kept; no processor has more physical address bits.
+//! *MMIO* entries hold 110b (W and X without R) in bits 2:0, a misconfiguration on every processor
+//! (see the [parent module](super)). The frame is stored inverted: on processors with L1 terminal
+//! fault a walk that ends in an illegal entry goes on speculatively with the address in it, and an
+//! inverted guest frame names the top of the physical address space, where no RAM is. Of a 57-bit
+//! guest address the lowest 52 are kept; no processor has more physical address bits.
 //!
-//! *Accessed and Dirty.* With hardware's (`ept4`, `ept5`, EPTP bit 6 set) bits 8 and 9 are the processor's; a table is linked with
-//! Accessed set, so hardware never changes a pointer. Without (`ept4-noad`, `ept5-noad`) the processor ignores both
-//! bits and they are the MMU's own. A leaf that was not accessed is then *access-tracked*: R, W and X are clear, R and X are
-//! saved 54 bits up, and W is not saved, because a write must be seen anyway.
+//! *Accessed and Dirty.* With hardware's (`ept4`, `ept5`, EPTP bit 6 set) bits 8 and 9 are the
+//! processor's; a table is linked with Accessed set, so hardware never changes a pointer. Without
+//! (`ept4-noad`, `ept5-noad`) the processor ignores both bits and they are the MMU's own. A leaf
+//! that was not accessed is then *access-tracked*: R, W and X are clear, R and X are saved 54 bits
+//! up, and W is not saved, because a write must be seen anyway.
 //!
-//! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be seen loses Dirty and keeps W, so
-//! the write does not fault. The MMU never looks for Dirty bits; what tells it is the log that the processor writes when it sets
-//! Dirty. So its owner enables PML ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every vCPU
-//! while a slot logs, and drains each vCPU's log into [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) when it is full and before
-//! each harvest, with the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
-//! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need nothing of the processor.
+//! *The dirty log* of `ept4` and `ept5` is page-modification logging: a page whose write is to be
+//! seen loses Dirty and keeps W, so the write does not fault. The MMU never looks for Dirty bits;
+//! what tells it is the log that the processor writes when it sets Dirty. So its owner enables PML
+//! ("enable PML" in the secondary controls, SDM vol. 3C, "Page-Modification Logging") for every
+//! vCPU while a slot logs, and drains each vCPU's log into
+//! [`mark_dirty`](slat_mmu::AddressSpace::mark_dirty) when it is full and before each harvest, with
+//! the vCPU out of the guest before the last. **Without PML, or with it off, the dirty log of these
+//! formats loses writes**: use `ept4-noad` or `ept5-noad`, which log by write protection and need
+//! nothing of the processor.
 //!
-//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES` raise a machine check if an
-//! instruction fetch finds a page in the instruction TLB in two sizes, which a guest can bring about where its memory
-//! is mapped by huge executable leaves; hence [`Format::NX_HUGE_PAGES`].
+//! *iTLB multihit*: most Intel processors without `PSCHANGE_MC_NO` in `IA32_ARCH_CAPABILITIES`
+//! raise a machine check if an instruction fetch finds a page in the instruction TLB in two sizes,
+//! which a guest can bring about where its memory is mapped by huge executable leaves; hence
+//! [`Format::NX_HUGE_PAGES`].
 
-use slat_mmu::{
-    AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
+use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, Pfn};
+
+use super::{GENERATION_BITS, HUGE, MMU_PRESENT, pack_generation, unpack_generation};
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
 };
-
-use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 const PERMISSIONS: u64 = READ | WRITE | EXECUTE;
+const IGNORE_PAT: u64 = 1 << 6;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 const HOST_WRITABLE: u64 = 1 << 57;
 const MMU_WRITABLE: u64 = 1 << 58;
 const SUPPRESS_VE: u64 = 1 << 63;
+const FRAME: Frame = Frame::new(12, 40);
 
-/// How far up R and X of an access-tracked leaf are saved.
-const SAVED_SHIFT: u32 = 54;
-const SAVED_EXECUTE: u64 = EXECUTE << SAVED_SHIFT;
-const SAVED: u64 = (READ | EXECUTE) << SAVED_SHIFT;
-
-/// Memory type and ignore-PAT: bits 6:3.
-const MEMORY: u64 = 0xf << 3;
-const IGNORE_PAT: u64 = 1 << 6;
-const UC: u64 = 0;
-const WC: u64 = 1 << 3;
-const WB: u64 = 6 << 3 | IGNORE_PAT;
-
-const PFN_BITS: u32 = 40;
-const PFN: u64 = ((1 << PFN_BITS) - 1) << PFN_SHIFT;
-
-/// What a pointer to a table holds besides the frame.
-const TABLE: u64 = PERMISSIONS | ACCESSED | MMU_PRESENT;
+/// Memory type and ignore-PAT: bits 6:3. UC, WC and WB are 0, 1 and 6.
+const MEMORY: Memory = Memory {
+    mask: 0xf << 3,
+    normal: 6 << 3 | IGNORE_PAT,
+    non_cacheable: 1 << 3,
+    device: 0,
+};
 
 /// W and X without R.
 const MMIO: u64 = WRITE | EXECUTE;
@@ -93,13 +96,13 @@ const MMIO: u64 = WRITE | EXECUTE;
 const MMIO_MASK: u64 = PERMISSIONS | MMU_PRESENT | SUPPRESS_VE;
 
 /// EPT with `LEVELS` levels; `AD`: hardware keeps Accessed and Dirty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ept<const LEVELS: usize, const AD: bool>;
+pub type Ept<const LEVELS: usize, const AD: bool> = Encoded<EptLayout<LEVELS, AD>>;
 
-/// Four levels: 48-bit guest physical addresses. Its dirty log needs PML (see the head of this file, and
-/// [`DirtyLogPolicy::DirtyBit`]); without, [`Ept4NoAd`].
+/// Four levels: 48-bit guest physical addresses. Its dirty log needs PML (see the head of this
+/// file, and [`DirtyLogPolicy::DirtyBit`]); without, [`Ept4NoAd`].
 pub type Ept4 = Ept<4, true>;
-/// Five levels: 57-bit guest physical addresses. Its dirty log needs PML, as [`Ept4`]'s does; without, [`Ept5NoAd`].
+/// Five levels: 57-bit guest physical addresses. Its dirty log needs PML, as [`Ept4`]'s does;
+/// without, [`Ept5NoAd`].
 pub type Ept5 = Ept<5, true>;
 /// Four levels on a processor without Accessed and Dirty flags for EPT, or with them left off.
 pub type Ept4NoAd = Ept<4, false>;
@@ -107,38 +110,27 @@ pub type Ept4NoAd = Ept<4, false>;
 pub type Ept5NoAd = Ept<5, false>;
 
 impl<const LEVELS: usize, const AD: bool> Ept<LEVELS, AD> {
-    /// The EPTP for a root table (SDM vol. 3C, "Extended-Page-Table Pointer"): write-back, the number of levels less one
-    /// in bits 5:3, and bit 6 if hardware keeps Accessed and Dirty.
+    /// The EPTP for a root table (SDM vol. 3C, "Extended-Page-Table Pointer"): write-back, the
+    /// number of levels less one in bits 5:3, and bit 6 if hardware keeps Accessed and Dirty.
     pub const fn eptp(root: Pfn) -> u64 {
-        (root.0 << PFN_SHIFT) & PFN | bit(AD, 1 << 6) | (LEVELS as u64 - 1) << 3 | 6
+        FRAME.put(root.0) | (AD as u64) << 6 | (LEVELS as u64 - 1) << 3 | 6
     }
 
     /// The guest frame in an MMIO entry, modulo 2^40; `None` for any other value.
     pub const fn mmio_gfn(raw: u64) -> Option<Gfn> {
         if raw & MMIO_MASK == MMIO {
-            Some(Gfn((!raw & PFN) >> PFN_SHIFT))
+            Some(Gfn(FRAME.get(!raw)))
         } else {
             None
         }
     }
-
-    /// What marks a leaf of `level`.
-    #[inline(always)]
-    fn leaf_mark(level: Level) -> u64 {
-        MMU_PRESENT | bit(level > Level::SIZE_4K, HUGE)
-    }
-
-    /// Whether R and X are in the saved bits.
-    #[inline(always)]
-    const fn is_tracked(raw: u64) -> bool {
-        !AD && raw & ACCESSED == 0
-    }
 }
 
-// SAFETY: the laws hold by construction (decode accepts only what encode gives back) and are tested in
-// `tests/format_laws.rs`. Hardware sets bits 8 and 9 of leaves only; tables are linked with bit 8 set.
-#[expect(unsafe_code, reason = "a format vouches for its laws")]
-unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
+/// Where the bits are.
+#[derive(Clone, Copy, Debug)]
+pub struct EptLayout<const LEVELS: usize, const AD: bool>;
+
+impl<const LEVELS: usize, const AD: bool> Layout for EptLayout<LEVELS, AD> {
     const NAME: &'static str = match (LEVELS, AD) {
         (4, true) => "ept4",
         (5, true) => "ept5",
@@ -148,11 +140,6 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     };
     const INDEX_BITS: &'static [u32] = &[9; LEVELS];
     const MAX_LEAF_LEVEL: Level = Level::SIZE_1G;
-    const MAX_GFN: Gfn = Gfn(1 << (9 * LEVELS));
-    const MAX_PFN: Pfn = Pfn(1 << PFN_BITS);
-    const EMPTY: u64 = SUPPRESS_VE;
-    /// No permission and no MMU-present bit, and nothing that an empty entry ever is.
-    const FROZEN: u64 = SUPPRESS_VE | 0x1a0;
     const AD_POLICY: AdPolicy = if AD {
         AdPolicy::Hardware
     } else {
@@ -163,215 +150,49 @@ unsafe impl<const LEVELS: usize, const AD: bool> Format for Ept<LEVELS, AD> {
     } else {
         DirtyLogPolicy::WriteProtect
     };
-    /// Entries that are not present are never cached (SDM vol. 3C, "Information That May Be Cached").
+    /// Entries that are not present are never cached (SDM vol. 3C, "Information That May Be
+    /// Cached").
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
     const FLUSH: FlushPrimitive = FlushPrimitive::new("INVEPT");
     const MMIO_GENERATION_BITS: u32 = GENERATION_BITS;
     const EXECUTE_ONLY: bool = true;
     const NX_HUGE_PAGES: bool = true;
+    const EMPTY: u64 = SUPPRESS_VE;
 
-    #[inline]
-    fn decode(raw: u64, level: Level) -> Entry {
-        if raw & MMU_PRESENT == 0 {
-            return match raw & PERMISSIONS {
-                _ if raw == Self::FROZEN => Entry::Frozen,
-                0 => Entry::NonPresent,
-                _ if raw & MMIO_MASK == MMIO => Entry::Mmio {
-                    generation: unpack_generation(raw),
-                },
-                _ => Entry::Malformed,
-            };
-        }
-        if let Some(pfn) = Self::as_table(raw, level) {
-            return Entry::Table { pfn };
-        }
-        let leaf = Self::leaf(raw, level);
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
-        }
-    }
+    const FRAME: Frame = FRAME;
+    const PRESENT: u64 = MMU_PRESENT;
+    const HARDWARE_PRESENT: u64 = PERMISSIONS;
+    const TABLE: u64 = PERMISSIONS | ACCESSED | MMU_PRESENT;
+    const SMALL: Mark = Mark::set(MMU_PRESENT);
+    const HUGE: Mark = Mark::set(MMU_PRESENT | HUGE);
+    const LEAF: u64 = SUPPRESS_VE;
 
-    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
-    #[inline(always)]
-    fn leaf(raw: u64, _: Level) -> Leaf {
-        let memory = match raw & MEMORY {
-            WB => MemoryType::Normal,
-            WC => MemoryType::NonCacheable,
-            UC => MemoryType::Device,
-            _ => MemoryType::Normal,
-        };
-        let permissions = if Self::is_tracked(raw) {
-            raw >> SAVED_SHIFT
-        } else {
-            raw
-        };
-        Leaf {
-            pfn: Pfn((raw & PFN) >> PFN_SHIFT),
-            readable: permissions & READ != 0,
-            writable: raw & WRITE != 0,
-            executable: permissions & EXECUTE != 0,
-            mmu_writable: raw & MMU_WRITABLE != 0,
-            host_writable: raw & HOST_WRITABLE != 0,
-            accessed: raw & ACCESSED != 0,
-            dirty: raw & DIRTY != 0,
-            memory,
-        }
-    }
-
-    #[inline]
-    fn make_leaf(leaf: &Leaf, level: Level) -> u64 {
-        let Some(leaf) = held::<Self>(leaf) else {
-            return Self::EMPTY;
-        };
-        let memory = match leaf.memory {
-            MemoryType::Normal => WB,
-            MemoryType::NonCacheable => WC,
-            MemoryType::Device => UC,
-        };
-        let permissions = bit(leaf.readable, READ) | bit(leaf.executable, EXECUTE);
-        let tracked = !AD && !leaf.accessed;
-        (align(leaf.pfn, level) << PFN_SHIFT) & PFN
-            | Self::leaf_mark(level)
-            | SUPPRESS_VE
-            | memory
-            | permissions << if tracked { SAVED_SHIFT } else { 0 }
-            | bit(leaf.writable, WRITE)
-            | bit(leaf.mmu_writable, MMU_WRITABLE)
-            | bit(leaf.host_writable, HOST_WRITABLE)
-            | bit(leaf.accessed, ACCESSED)
-            | bit(leaf.dirty, DIRTY)
-    }
-
-    #[inline(always)]
-    fn make_table(pfn: Pfn) -> u64 {
-        (pfn.0 << PFN_SHIFT) & PFN | TABLE
-    }
-
-    #[inline(always)]
-    fn with_writable(raw: u64, on: bool) -> u64 {
-        match (on, AD) {
-            (true, true) => raw | WRITE,
-            // Untracked first: W beside a clear R is a misconfiguration.
-            (true, false) => Self::with_accessed(raw, true) | WRITE,
-            (false, _) => raw & !WRITE,
-        }
-    }
-
-    #[inline(always)]
-    fn clear_mmu_writable(raw: u64) -> u64 {
-        raw & !(WRITE | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn with_accessed(raw: u64, on: bool) -> u64 {
-        if AD {
-            return raw & !ACCESSED | bit(on, ACCESSED);
-        }
-        match (on, Self::is_tracked(raw)) {
-            (true, true) => {
-                let permissions = (raw & SAVED) >> SAVED_SHIFT;
-                raw & !SAVED | permissions | ACCESSED
-            }
-            (false, false) => {
-                let saved = (raw & (READ | EXECUTE)) << SAVED_SHIFT;
-                raw & !(PERMISSIONS | ACCESSED) | saved
-            }
-            _ => raw,
-        }
-    }
-
-    #[inline(always)]
-    fn with_dirty(raw: u64, on: bool) -> u64 {
-        raw & !DIRTY | bit(on, DIRTY)
-    }
-
-    #[inline(always)]
-    fn with_executable(raw: u64, on: bool) -> u64 {
-        let mask = if Self::is_tracked(raw) {
-            SAVED_EXECUTE
-        } else {
-            EXECUTE
-        };
-        raw & !mask | bit(on, mask)
-    }
+    const READ: Flag = Flag::set(READ);
+    const WRITE: Flag = Flag::set(WRITE);
+    const EXECUTE: Flag = Flag::set(EXECUTE);
+    const ACCESSED: Flag = Flag::set(ACCESSED);
+    const DIRTY: Flag = Flag::set(DIRTY);
+    const MMU_WRITABLE: Flag = Flag::set(MMU_WRITABLE);
+    const HOST_WRITABLE: Flag = Flag::set(HOST_WRITABLE);
+    const MEMORY: Memory = MEMORY;
+    const SAVED_SHIFT: u32 = 54;
 
     #[inline(always)]
     fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
-        Some(!(gfn.0 << PFN_SHIFT) & PFN | pack_generation(generation) | MMIO)
+        Some(!FRAME.put(gfn.0) & FRAME.mask() | pack_generation(generation) | MMIO)
     }
 
     #[inline(always)]
-    fn shift(level: Level) -> u32 {
-        shift(level)
-    }
-
-    #[inline(always)]
-    fn index(gfn: Gfn, level: Level) -> usize {
-        index::<Self>(gfn, level, 9)
-    }
-
-    #[inline(always)]
-    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
-        (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
-    }
-
-    #[inline(always)]
-    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
-        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
-    }
-
-    #[inline(always)]
-    fn is_leaf(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level))
-    }
-
-    #[inline(always)]
-    fn is_writable(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level) | WRITE)
-    }
-
-    #[inline(always)]
-    fn is_mmu_writable(raw: u64, _: Level) -> bool {
-        all(raw, MMU_PRESENT | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn is_accessed(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level) | ACCESSED)
-    }
-
-    #[inline(always)]
-    fn is_dirty(raw: u64, _: Level) -> bool {
-        all(raw, MMU_PRESENT | DIRTY)
-    }
-
-    #[inline(always)]
-    fn leaf_step(level: Level) -> u64 {
-        1 << (shift(level) + PFN_SHIFT)
-    }
-
-    #[inline(always)]
-    fn is_volatile(raw: u64, level: Level) -> bool {
-        let settled = if AD {
-            // W and D, or neither W nor the leave to set it.
-            all(raw, WRITE | DIRTY) || raw & (WRITE | MMU_WRITABLE) == 0
-        } else {
-            all(raw, WRITE | ACCESSED)
-        };
-        Self::is_leaf(raw, level) && !settled
-    }
-
-    #[inline(always)]
-    fn is_present(raw: u64, level: Level) -> bool {
-        Self::is_leaf(raw, level) || Self::as_table(raw, level).is_some()
+    fn mmio_generation(raw: u64) -> Option<u32> {
+        (raw & MMIO_MASK == MMIO).then_some(unpack_generation(raw))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use slat_mmu::{Entry, Format as _, Leaf, MemoryType};
+
     use super::*;
 
     const LEAF: Leaf = Leaf {
@@ -386,10 +207,12 @@ mod tests {
         memory: MemoryType::Normal,
     };
 
-    /// SDM vol. 3C, "Format of an EPT Page-Table Entry that Maps a 4-KByte Page" and its 2-MByte sister.
+    /// SDM vol. 3C, "Format of an EPT Page-Table Entry that Maps a 4-KByte Page" and its 2-MByte
+    /// sister.
     #[test]
     fn bits_are_where_the_manual_has_them() {
-        // RWX = 7, WB = 6 << 3 and ignore PAT = 0x70, A and D = 0x300, software 0x800, 57, 58, suppress #VE.
+        // RWX = 7, WB = 6 << 3 and ignore PAT = 0x70, A and D = 0x300, software 0x800, 57, 58,
+        // suppress #VE.
         assert_eq!(
             Ept4::make_leaf(&LEAF, Level::SIZE_4K),
             0x8600_0000_1234_5b77
@@ -436,11 +259,11 @@ mod tests {
         for raw in [
             leaf & !READ,
             leaf & !(READ | EXECUTE),
-            leaf & !MEMORY | 2 << 3,
-            leaf & !MEMORY | 3 << 3,
-            leaf & !MEMORY | 7 << 3,
-            leaf & !MEMORY | wt,
-            leaf & !MEMORY | wp,
+            leaf & !MEMORY.mask | 2 << 3,
+            leaf & !MEMORY.mask | 3 << 3,
+            leaf & !MEMORY.mask | 7 << 3,
+            leaf & !MEMORY.mask | wt,
+            leaf & !MEMORY.mask | wp,
             leaf & !PERMISSIONS,
             leaf | HUGE,
             leaf & !MMU_PRESENT,

@@ -1,20 +1,23 @@
 //! x86-64: Intel's extended page tables and AMD's nested page tables.
 //!
-//! Both have tables of 512 entries of 8 bytes, a 4 KiB frame number from bit 12 on, leaves of 4 KiB, 2 MiB and 1 GiB
-//! marked by bit 7 above 4 KiB, and four or five levels. Neither processor caches entries that are not present, and both
-//! allow a present entry to be replaced by another in one store.
+//! Both have tables of 512 entries of 8 bytes, a 4 KiB frame number from bit 12 on, leaves of 4
+//! KiB, 2 MiB and 1 GiB marked by bit 7 above 4 KiB, and four or five levels. Neither processor
+//! caches entries that are not present, and both allow a present entry to be replaced by another in
+//! one store.
 //!
 //! # The dirty log
 //!
-//! `npt4`, `npt5`, `ept4-noad` and `ept5-noad` log by write protection. `ept4` and `ept5` log by Dirty bits and lose writes unless the
-//! MMU's owner has page-modification logging (PML) on for every vCPU while a slot logs, and drains the logs into
-//! [`mark_dirty`](slat_mmu::SecondStage::mark_dirty) before each harvest.
+//! `npt4`, `npt5`, `ept4-noad` and `ept5-noad` log by write protection. `ept4` and `ept5` log by
+//! Dirty bits and lose writes unless the MMU's owner has page-modification logging (PML) on for
+//! every vCPU while a slot logs, and drains the logs into
+//! [`mark_dirty`](slat_mmu::AddressSpace::mark_dirty) before each harvest.
 //!
 //! # MMIO entries
 //!
-//! An access to a guest frame without a slot is the device model's. To learn that without a look at the slots, the MMU
-//! leaves an entry that always faults in a recognisable way — a *misconfiguration* on Intel, a *reserved bit* on AMD — and
-//! holds the slots' generation and the guest frame:
+//! An access to a guest frame without a slot is the device model's. To learn that without a look at
+//! the slots, the MMU leaves an entry that always faults in a recognisable way — a
+//! *misconfiguration* on Intel, a *reserved bit* on AMD — and holds the slots' generation and the
+//! guest frame:
 //!
 //! | bits | content |
 //! |---|---|
@@ -22,7 +25,8 @@
 //! | 51:12 (AMD 50:12) | guest frame |
 //! | 62:52 | generation 18:8 |
 //!
-//! Bit 11, which every entry that the MMU means as present has, is clear, so no shortcut takes an MMIO entry for a leaf.
+//! Bit 11, which every entry that the MMU means as present has, is clear, so no shortcut takes an
+//! MMIO entry for a leaf.
 
 mod ept;
 mod npt;
@@ -34,8 +38,6 @@ pub use self::{
     violation::EptViolation,
 };
 
-/// Where the frame number starts.
-const PFN_SHIFT: u32 = 12;
 /// Ignored by hardware everywhere: the MMU means this entry as present.
 const MMU_PRESENT: u64 = 1 << 11;
 /// Marks a leaf above 4 KiB.

@@ -1,8 +1,9 @@
 //! AMD nested page tables: four or five levels.
 //!
-//! Source: AMD APM vol. 2, "Nested Paging" (15.25) and "Page-Translation-Table Entry Fields" (5.4). A nested table is an
-//! ordinary x86-64 page table, whose number of levels is that of the host's own paging when the guest is entered
-//! (`CR4.LA57`). Our software bits are at the positions that KVM uses:
+//! Source: AMD APM vol. 2, "Nested Paging" (15.25) and "Page-Translation-Table Entry Fields" (5.4).
+//! A nested table is an ordinary x86-64 page table, whose number of levels is that of the host's
+//! own paging when the guest is entered (`CR4.LA57`). Our software bits are at the positions that
+//! KVM uses:
 //!
 //! | bit | leaf | pointer to a table |
 //! |---|---|---|
@@ -22,26 +23,31 @@
 //!
 //! *Permissions*: a present entry can always be read, so there are no execute-only leaves.
 //!
-//! *Memory types* are an index into the *host's* PAT, combined with the guest's (15.25.8). Ordinary memory has index 0, WB in
-//! every PAT in use. Device memory has index 3, UC. Non-cacheable memory has index 2, UC-: unlike index 1, which is WC only if
-//! the host has set it so and otherwise WT, it is never cached, and the guest's PAT may still weaken it to WC.
+//! *Memory types* are an index into the *host's* PAT, combined with the guest's (15.25.8). Ordinary
+//! memory has index 0, WB in every PAT in use. Device memory has index 3, UC. Non-cacheable memory
+//! has index 2, UC-: unlike index 1, which is WC only if the host has set it so and otherwise WT,
+//! it is never cached, and the guest's PAT may still weaken it to WC.
 //!
-//! *MMIO* entries are present with bit 51 set (see the [parent module](super)). That bit is reserved, and the access faults
-//! with RSV in its error code, only if the processor has fewer than 52 physical address bits (CPUID
-//! `8000_0008` EAX 7:0). On one with 52 the MMU's owner must not use MMIO entries; [`Npt::mmio_faults`] says so.
-//! Memory encryption (a C-bit) is not supported. Frames are below bit 51 in any case.
+//! *MMIO* entries are present with bit 51 set (see the [parent module](super)). That bit is
+//! reserved, and the access faults with RSV in its error code, only if the processor has fewer than
+//! 52 physical address bits (CPUID `8000_0008` EAX 7:0). On one with 52 the MMU's owner must not
+//! use MMIO entries; [`Npt::mmio_faults`] says so. Memory encryption (a C-bit) is not supported.
+//! Frames are below bit 51 in any case.
 //!
-//! *Accessed and Dirty* are always hardware's; the walker sets them in nested entries for guest page tables as well. There is no log
-//! of dirty addresses as Intel's, so writes are logged by taking W away.
+//! *Accessed and Dirty* are always hardware's; the walker sets them in nested entries for guest
+//! page tables as well. There is no log of dirty addresses as Intel's, so writes are logged by
+//! taking W away.
 //!
-//! *iTLB multihit* is an erratum of Intel processors; no other vendor's are affected, so huge leaves stay executable.
+//! *iTLB multihit* is an erratum of Intel processors; no other vendor's are affected, so huge
+//! leaves stay executable.
 
-use slat_mmu::{
-    AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, Gfn, Leaf, Level, MemoryType, Pfn,
+use slat_mmu::{AdPolicy, DirtyLogPolicy, FlushPrimitive, Gfn, Level, Pfn};
+
+use super::{GENERATION_BITS, HUGE, MMU_PRESENT, pack_generation, unpack_generation};
+use crate::{
+    encoded::Encoded,
+    layout::{Flag, Frame, Layout, Mark, Memory},
 };
-
-use super::{GENERATION_BITS, HUGE, MMU_PRESENT, PFN_SHIFT, pack_generation, unpack_generation};
-use crate::bits::{align, all, bit, held, index, pointer, shift};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -54,25 +60,22 @@ const HOST_WRITABLE: u64 = 1 << 9;
 const MMU_WRITABLE: u64 = 1 << 10;
 const RESERVED: u64 = 1 << 51;
 const NO_EXECUTE: u64 = 1 << 63;
+const FRAME: Frame = Frame::new(12, 39);
 
-const MEMORY: u64 = WRITE_THROUGH | CACHE_DISABLE;
-const WB: u64 = 0;
-const UC_MINUS: u64 = CACHE_DISABLE;
-const UC: u64 = CACHE_DISABLE | WRITE_THROUGH;
-
-const PFN_BITS: u32 = 39;
-const PFN: u64 = ((1 << PFN_BITS) - 1) << PFN_SHIFT;
-
-/// What a pointer to a table holds besides the frame.
-const TABLE: u64 = PRESENT | WRITE | USER | ACCESSED | MMU_PRESENT;
+/// WB, UC- and UC.
+const MEMORY: Memory = Memory {
+    mask: WRITE_THROUGH | CACHE_DISABLE,
+    normal: 0,
+    non_cacheable: CACHE_DISABLE,
+    device: CACHE_DISABLE | WRITE_THROUGH,
+};
 
 const MMIO: u64 = PRESENT | RESERVED;
 /// The bits that tell an MMIO entry from everything else; all others are its content.
 const MMIO_MASK: u64 = PRESENT | WRITE | USER | MMU_PRESENT | RESERVED | NO_EXECUTE;
 
 /// Nested page tables with `LEVELS` levels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Npt<const LEVELS: usize>;
+pub type Npt<const LEVELS: usize> = Encoded<NptLayout<LEVELS>>;
 
 /// Four levels: 48-bit guest physical addresses.
 pub type Npt4 = Npt<4>;
@@ -80,9 +83,10 @@ pub type Npt4 = Npt<4>;
 pub type Npt5 = Npt<5>;
 
 impl<const LEVELS: usize> Npt<LEVELS> {
-    /// The `N_CR3` field of the VMCB for a root table (APM vol. 2, appendix B). PCD and PWT are clear: walks are cached.
+    /// The `N_CR3` field of the VMCB for a root table (APM vol. 2, appendix B). PCD and PWT are
+    /// clear: walks are cached.
     pub const fn n_cr3(root: Pfn) -> u64 {
-        (root.0 << PFN_SHIFT) & PFN
+        FRAME.put(root.0)
     }
 
     /// Whether MMIO entries fault on a processor with so many physical address bits.
@@ -93,23 +97,18 @@ impl<const LEVELS: usize> Npt<LEVELS> {
     /// The guest frame in an MMIO entry, modulo 2^39; `None` for any other value.
     pub const fn mmio_gfn(raw: u64) -> Option<Gfn> {
         if raw & MMIO_MASK == MMIO {
-            Some(Gfn((raw & PFN) >> PFN_SHIFT))
+            Some(Gfn(FRAME.get(raw)))
         } else {
             None
         }
     }
-
-    /// What marks a leaf of `level`.
-    #[inline(always)]
-    fn leaf_mark(level: Level) -> u64 {
-        MMU_PRESENT | bit(level > Level::SIZE_4K, HUGE)
-    }
 }
 
-// SAFETY: the laws hold by construction (decode accepts only what encode gives back) and are tested in
-// `tests/format_laws.rs`. Hardware sets D of leaves only, and A of tables is set when they are linked.
-#[expect(unsafe_code, reason = "a format vouches for its laws")]
-unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
+/// Where the bits are.
+#[derive(Clone, Copy, Debug)]
+pub struct NptLayout<const LEVELS: usize>;
+
+impl<const LEVELS: usize> Layout for NptLayout<LEVELS> {
     const NAME: &'static str = match LEVELS {
         4 => "npt4",
         5 => "npt5",
@@ -117,188 +116,47 @@ unsafe impl<const LEVELS: usize> Format for Npt<LEVELS> {
     };
     const INDEX_BITS: &'static [u32] = &[9; LEVELS];
     const MAX_LEAF_LEVEL: Level = Level::SIZE_1G;
-    const MAX_GFN: Gfn = Gfn(1 << (9 * LEVELS));
-    const MAX_PFN: Pfn = Pfn(1 << PFN_BITS);
-    const EMPTY: u64 = 0;
-    /// Neither P nor the MMU-present bit.
-    const FROZEN: u64 = 0x1a0;
     const AD_POLICY: AdPolicy = AdPolicy::Hardware;
     const DIRTY_LOG: DirtyLogPolicy = DirtyLogPolicy::WriteProtect;
-    /// Entries that are not present are never cached (APM vol. 2, "Translation-Lookaside Buffer (TLB)").
+    /// Entries that are not present are never cached (APM vol. 2, "Translation-Lookaside Buffer
+    /// (TLB)").
     const INSTALL_NEEDS_FENCE: bool = false;
     const BREAK_BEFORE_MAKE: bool = false;
     const FLUSH: FlushPrimitive = FlushPrimitive::new("TLB_CONTROL");
     const MMIO_GENERATION_BITS: u32 = GENERATION_BITS;
-    const NX_HUGE_PAGES: bool = false;
 
-    #[inline]
-    fn decode(raw: u64, level: Level) -> Entry {
-        if raw & MMU_PRESENT == 0 {
-            return match raw & PRESENT {
-                _ if raw == Self::FROZEN => Entry::Frozen,
-                0 => Entry::NonPresent,
-                _ if raw & MMIO_MASK == MMIO => Entry::Mmio {
-                    generation: unpack_generation(raw),
-                },
-                _ => Entry::Malformed,
-            };
-        }
-        if let Some(pfn) = Self::as_table(raw, level) {
-            return Entry::Table { pfn };
-        }
-        let leaf = Self::leaf(raw, level);
-        if level <= Self::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
-            Entry::Leaf(leaf)
-        } else {
-            Entry::Malformed
-        }
-    }
+    const FRAME: Frame = FRAME;
+    const PRESENT: u64 = MMU_PRESENT;
+    const HARDWARE_PRESENT: u64 = PRESENT;
+    const TABLE: u64 = PRESENT | WRITE | USER | ACCESSED | MMU_PRESENT;
+    const SMALL: Mark = Mark::set(MMU_PRESENT);
+    const HUGE: Mark = Mark::set(MMU_PRESENT | HUGE);
+    const LEAF: u64 = PRESENT | USER;
 
-    /// An unknown memory type reads as normal; `decode` sees that making it again gives something else.
-    #[inline(always)]
-    fn leaf(raw: u64, _: Level) -> Leaf {
-        let memory = match raw & MEMORY {
-            WB => MemoryType::Normal,
-            UC_MINUS => MemoryType::NonCacheable,
-            UC => MemoryType::Device,
-            _ => MemoryType::Normal,
-        };
-        Leaf {
-            pfn: Pfn((raw & PFN) >> PFN_SHIFT),
-            readable: true,
-            writable: raw & WRITE != 0,
-            executable: raw & NO_EXECUTE == 0,
-            mmu_writable: raw & MMU_WRITABLE != 0,
-            host_writable: raw & HOST_WRITABLE != 0,
-            accessed: raw & ACCESSED != 0,
-            dirty: raw & DIRTY != 0,
-            memory,
-        }
-    }
-
-    #[inline]
-    fn make_leaf(leaf: &Leaf, level: Level) -> u64 {
-        let Some(leaf) = held::<Self>(leaf) else {
-            return Self::EMPTY;
-        };
-        let memory = match leaf.memory {
-            MemoryType::Normal => WB,
-            MemoryType::NonCacheable => UC_MINUS,
-            MemoryType::Device => UC,
-        };
-        (align(leaf.pfn, level) << PFN_SHIFT) & PFN
-            | Self::leaf_mark(level)
-            | PRESENT
-            | USER
-            | memory
-            | bit(leaf.writable, WRITE)
-            | bit(!leaf.executable, NO_EXECUTE)
-            | bit(leaf.mmu_writable, MMU_WRITABLE)
-            | bit(leaf.host_writable, HOST_WRITABLE)
-            | bit(leaf.accessed, ACCESSED)
-            | bit(leaf.dirty, DIRTY)
-    }
-
-    #[inline(always)]
-    fn make_table(pfn: Pfn) -> u64 {
-        (pfn.0 << PFN_SHIFT) & PFN | TABLE
-    }
-
-    #[inline(always)]
-    fn with_writable(raw: u64, on: bool) -> u64 {
-        raw & !WRITE | bit(on, WRITE)
-    }
-
-    #[inline(always)]
-    fn clear_mmu_writable(raw: u64) -> u64 {
-        raw & !(WRITE | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn with_accessed(raw: u64, on: bool) -> u64 {
-        raw & !ACCESSED | bit(on, ACCESSED)
-    }
-
-    #[inline(always)]
-    fn with_dirty(raw: u64, on: bool) -> u64 {
-        raw & !DIRTY | bit(on, DIRTY)
-    }
-
-    #[inline(always)]
-    fn with_executable(raw: u64, on: bool) -> u64 {
-        raw & !NO_EXECUTE | bit(!on, NO_EXECUTE)
-    }
+    const READ: Flag = Flag::ALWAYS;
+    const WRITE: Flag = Flag::set(WRITE);
+    const EXECUTE: Flag = Flag::clear(NO_EXECUTE);
+    const ACCESSED: Flag = Flag::set(ACCESSED);
+    const DIRTY: Flag = Flag::set(DIRTY);
+    const MMU_WRITABLE: Flag = Flag::set(MMU_WRITABLE);
+    const HOST_WRITABLE: Flag = Flag::set(HOST_WRITABLE);
+    const MEMORY: Memory = MEMORY;
 
     #[inline(always)]
     fn make_mmio(gfn: Gfn, generation: u32) -> Option<u64> {
-        Some((gfn.0 << PFN_SHIFT) & PFN | pack_generation(generation) | MMIO)
+        Some(FRAME.put(gfn.0) | pack_generation(generation) | MMIO)
     }
 
     #[inline(always)]
-    fn shift(level: Level) -> u32 {
-        shift(level)
-    }
-
-    #[inline(always)]
-    fn index(gfn: Gfn, level: Level) -> usize {
-        index::<Self>(gfn, level, 9)
-    }
-
-    #[inline(always)]
-    fn as_table(raw: u64, level: Level) -> Option<Pfn> {
-        (raw & !PFN == TABLE && level > Level::SIZE_4K).then_some(Pfn((raw & PFN) >> PFN_SHIFT))
-    }
-
-    #[inline(always)]
-    fn table_hpa(raw: u64, level: Level) -> Option<u64> {
-        pointer(raw, PFN, TABLE).filter(|_| level > Level::SIZE_4K)
-    }
-
-    #[inline(always)]
-    fn is_leaf(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level))
-    }
-
-    #[inline(always)]
-    fn is_writable(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level) | WRITE)
-    }
-
-    #[inline(always)]
-    fn is_mmu_writable(raw: u64, _: Level) -> bool {
-        all(raw, MMU_PRESENT | MMU_WRITABLE)
-    }
-
-    #[inline(always)]
-    fn is_accessed(raw: u64, level: Level) -> bool {
-        all(raw, Self::leaf_mark(level) | ACCESSED)
-    }
-
-    #[inline(always)]
-    fn is_dirty(raw: u64, _: Level) -> bool {
-        all(raw, MMU_PRESENT | DIRTY)
-    }
-
-    #[inline(always)]
-    fn leaf_step(level: Level) -> u64 {
-        1 << (shift(level) + PFN_SHIFT)
-    }
-
-    #[inline(always)]
-    fn is_volatile(raw: u64, level: Level) -> bool {
-        // Settled: W and D, or neither W nor the leave to set it.
-        let settled = all(raw, WRITE | DIRTY) || raw & (WRITE | MMU_WRITABLE) == 0;
-        Self::is_leaf(raw, level) && !settled
-    }
-
-    #[inline(always)]
-    fn is_present(raw: u64, level: Level) -> bool {
-        Self::is_leaf(raw, level) || Self::as_table(raw, level).is_some()
+    fn mmio_generation(raw: u64) -> Option<u32> {
+        (raw & MMIO_MASK == MMIO).then_some(unpack_generation(raw))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use slat_mmu::{Entry, Format as _, Leaf, MemoryType};
+
     use super::*;
 
     const LEAF: Leaf = Leaf {
@@ -313,7 +171,8 @@ mod tests {
         memory: MemoryType::Normal,
     };
 
-    /// APM vol. 2, 5.3.3 "4-Kbyte Page Translation" and 5.3.4 "2-Mbyte Page Translation", figures of PTE and PDE.
+    /// APM vol. 2, 5.3.3 "4-Kbyte Page Translation" and 5.3.4 "2-Mbyte Page Translation", figures
+    /// of PTE and PDE.
     #[test]
     fn bits_are_where_the_manual_has_them() {
         // P W U = 7, A D = 0x60, software 9, 10, 11 = 0xe00, NX.
@@ -372,7 +231,8 @@ mod tests {
         assert_eq!(Npt4::make_leaf(&leaf, Level::SIZE_4K), Npt4::EMPTY);
     }
 
-    /// APM vol. 2, 15.25.6 "Nested versus Guest Page Faults": RSV is reported for a present entry with a reserved bit.
+    /// APM vol. 2, 15.25.6 "Nested versus Guest Page Faults": RSV is reported for a present entry
+    /// with a reserved bit.
     #[test]
     fn mmio_entries_are_present_with_a_reserved_bit() {
         let raw = Npt4::make_mmio(Gfn(0xfee00), 0x7_ff01).unwrap();

@@ -1,15 +1,16 @@
 //! The exit qualification of an EPT violation (VM exit 48).
 //!
-//! Source: Intel SDM vol. 3C, "Basic VM-Exit Information", table "Exit Qualification for EPT Violations". Bits that
-//! depend on features this crate does not use (mode-based execute control, NMI unblocking) are left out.
+//! Source: Intel SDM vol. 3C, "Basic VM-Exit Information", table "Exit Qualification for EPT
+//! Violations". Bits that depend on features this crate does not use (mode-based execute control,
+//! NMI unblocking) are left out.
 
 use slat_mmu::Access;
 
 /// What the guest did and what the entries allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EptViolation {
-    /// The access was a data read (bit 0). With Accessed and Dirty enabled, a processor's own access to a guest page
-    /// table counts as a write as well.
+    /// The access was a data read (bit 0). With Accessed and Dirty enabled, a processor's own
+    /// access to a guest page table counts as a write as well.
     pub read: bool,
     /// The access was a data write (bit 1).
     pub write: bool,
@@ -21,8 +22,8 @@ pub struct EptViolation {
     pub writable: bool,
     /// Every entry on the path allows fetches (bit 5).
     pub executable: bool,
-    /// The access was to the translation of the guest linear address, and not to a guest page table on the way to it.
-    /// `None` if the guest linear address is not valid (bits 7 and 8).
+    /// The access was to the translation of the guest linear address, and not to a guest page table
+    /// on the way to it. `None` if the guest linear address is not valid (bits 7 and 8).
     pub final_access: Option<bool>,
 }
 
@@ -58,7 +59,8 @@ impl EptViolation {
         }
     }
 
-    /// Whether any entry allowed anything. If not, the page was absent, or access-tracked in `ept4-noad` and `ept5-noad`.
+    /// Whether any entry allowed anything. If not, the page was absent, or access-tracked in
+    /// `ept4-noad` and `ept5-noad`.
     pub const fn was_present(self) -> bool {
         self.readable || self.writable || self.executable
     }

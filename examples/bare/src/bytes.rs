@@ -1,8 +1,8 @@
-//! The functions that compilers call without being asked. A C library has them, and so have Rust's bare-metal targets; a Linux
-//! program without a C library must bring its own.
+//! The functions that compilers call without being asked. A C library has them, and so have Rust's
+//! bare-metal targets; a Linux program without a C library must bring its own.
 //!
-//! Plain loops: a hypervisor that copies much would use its machine's instructions. Volatile, because an optimiser that
-//! sees a copying loop in `memcpy` replaces it by a call to `memcpy`.
+//! Plain loops: a hypervisor that copies much would use its machine's instructions. Volatile,
+//! because an optimiser that sees a copying loop in `memcpy` replaces it by a call to `memcpy`.
 
 use core::ptr::{read_volatile, write_volatile};
 

@@ -1,13 +1,15 @@
 //! First of the two things a hypervisor implements: where page tables live ([`TableMemory`]).
 //!
-//! Reserved RAM, a header for each of its frames, and two stacks of free runs: single frames, and 16 KiB blocks for the roots of
-//! RISC-V. Both are O(1), and a block of 16 KiB aligned to 16 KiB is never broken up, so a new root is always to be had.
+//! Reserved RAM, a header for each of its frames, and two stacks of free runs: single frames, and
+//! 16 KiB blocks for the roots of RISC-V. Both are O(1), and a block of 16 KiB aligned to 16 KiB is
+//! never broken up, so a new root is always to be had.
 //!
-//! A frame's number is its physical address / 4096. Here the RAM is a static array that claims to stand at [`BASE`]; a real
-//! hypervisor takes what its memory map says and finds a frame's entries through its own direct mapping.
+//! A frame's number is its physical address / 4096. Here the RAM is a static array that claims to
+//! stand at [`BASE`]; a real hypervisor takes what its memory map says and finds a frame's entries
+//! through its own direct mapping.
 //!
-//! *Locking*: the stacks are behind one lock, held for a push or a pop; entries and headers are atomic. *Invariant*: a frame is
-//! in one stack or the MMU's, never both.
+//! *Locking*: the stacks are behind one lock, held for a push or a pop; entries and headers are
+//! atomic. *Invariant*: a frame is in one stack or the MMU's, never both.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
@@ -91,9 +93,10 @@ fn index(pfn: Pfn) -> usize {
     pfn.0.wrapping_sub(BASE.0) as usize
 }
 
-// SAFETY: a run is popped from a stack, so it has one owner until it is pushed back; single frames and blocks are disjoint and
-// aligned to their size, because BASE and RAM are to a block's. The entries of a frame are always at the same place in RAM, which
-// is static, made of atomic words, and written by nobody else but the walker in `hardware`, which sets Accessed and Dirty.
+// SAFETY: a run is popped from a stack, so it has one owner until it is pushed back; single frames
+// and blocks are disjoint and aligned to their size, because BASE and RAM are to a block's. The
+// entries of a frame are always at the same place in RAM, which is static, made of atomic words,
+// and written by nobody else but the walker in `hardware`, which sets Accessed and Dirty.
 unsafe impl TableMemory for Frames {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         self.free.with(|free| match bytes as u64 {

@@ -1,9 +1,11 @@
 //! The global allocator: what `alloc` needs, over a static pool.
 //!
-//! The MMU keeps its slots, dirty bitmaps and its own bookkeeping here; page tables never ([`crate::frames`]). Sizes are rounded up to
-//! powers of two; a block that was given back waits in the list of its size. O(1), no merging: enough for a handful of sizes.
+//! The MMU keeps its slots, dirty bitmaps and its own bookkeeping here; page tables never
+//! ([`crate::frames`]). Sizes are rounded up to powers of two; a block that was given back waits in
+//! the list of its size. O(1), no merging: enough for a handful of sizes.
 //!
-//! *Locking*: one lock for all. *Invariant*: a block is in use, in exactly one list, or in the untouched rest.
+//! *Locking*: one lock for all. *Invariant*: a block is in use, in exactly one list, or in the
+//! untouched rest.
 
 use core::{
     alloc::{GlobalAlloc, Layout},
@@ -16,7 +18,7 @@ use crate::lock::Lock;
 const POOL_BYTES: usize = 1 << 20;
 /// The largest alignment served.
 const POOL_ALIGN: usize = 4096;
-/// The smallest block: room for the link of a list.
+/// The smallest block: space for the link of a list.
 const SMALLEST: usize = 16;
 const LISTS: usize = usize::BITS as usize;
 
@@ -64,7 +66,8 @@ impl State {
         let list = size.trailing_zeros() as usize;
         let head = self.free[list];
         if !head.is_null() {
-            // SAFETY: a block in a list begins with the address of the next, written when it was given back.
+            // SAFETY: a block in a list begins with the address of the next, written when it was
+            // given back.
             self.free[list] = unsafe { head.cast::<*mut u8>().read() };
             self.used += size;
             return head;
@@ -92,8 +95,8 @@ impl State {
     }
 }
 
-// SAFETY: a block is as long and as aligned as asked for (sizes and alignments are powers of two, the pool is aligned to the
-// largest alignment served), and nobody else's until it is given back.
+// SAFETY: a block is as long and as aligned as asked for (sizes and alignments are powers of two,
+// the pool is aligned to the largest alignment served), and nobody else's until it is given back.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match block_size(layout) {

@@ -1,8 +1,9 @@
 //! Second of the two things a hypervisor implements: who carries out TLB flushes ([`Host`]).
 //!
-//! The machine has one CPU, and while the hypervisor runs the guest does not: a flush is done when the CPU's TLB has dropped what
-//! was asked for. With more CPUs, [`Host::flush`] sends an interrupt to each that is in the guest and waits until all have flushed or
-//! left it; it is called with the MMU's lock held, so a CPU must acknowledge without calling into the MMU.
+//! The machine has one CPU, and while the hypervisor runs the guest does not: a flush is done when
+//! the CPU's TLB has dropped what was asked for. With more CPUs, [`Host::flush`] sends an interrupt
+//! to each that is in the guest and waits until all have flushed or left it; it is called with the
+//! MMU's lock held, so a CPU must acknowledge without calling into the MMU.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,7 +42,8 @@ impl Machine {
 impl Host for Machine {
     fn flush(&self, request: &FlushRequest) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
-        // `request.tables`: this TLB caches no pointers to tables, so there is nothing more to drop.
+        // `request.tables`: this TLB caches no pointers to tables, so there is nothing more to
+        // drop.
         self.flush_locally(request.flush);
     }
 }

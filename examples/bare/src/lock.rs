@@ -1,7 +1,8 @@
 //! A spin lock: the one thing the rest needs that core does not have.
 //!
-//! *Locking*: held for the length of a closure, so it cannot be forgotten; a closure takes no second lock. An interrupt handler
-//! that takes one must not interrupt its holder: mask interrupts around [`Lock::with`] where there are any.
+//! *Locking*: held for the length of a closure, so it cannot be forgotten; a closure takes no
+//! second lock. An interrupt handler that takes one must not interrupt its holder: mask interrupts
+//! around [`Lock::with`] where there are any.
 
 use core::{
     cell::UnsafeCell,

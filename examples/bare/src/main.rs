@@ -1,21 +1,22 @@
 //! A stand-in hypervisor: how to embed the Common MMU where there is no operating system.
 //!
-//! It uses `slat-mmu` and `slat-arch` and nothing else. Read the files in this order; the first three are what you write yourself,
-//! the fourth is how you use what you get:
+//! It uses `slat-mmu` and `slat-arch` and nothing else. Read the files in this order; the first
+//! three are what you write yourself, the fourth is how you use what you get:
 //!
 //! | file | what | yours? |
 //! |---|---|---|
 //! | `frames` | where page tables live: a [`TableMemory`](slat_mmu::TableMemory) | write it |
 //! | `host` | who flushes TLBs: a [`Host`](slat_mmu::Host) | write it |
 //! | `vcpu` | the loop around "enter the guest" | write it |
-//! | `story` | slots, faults, dirty logging, ageing, taking memory back | copy from it |
+//! | `story` | slots, faults, a dump, dirty logging, ageing, taking memory back | copy from it |
 //! | `heap`, `lock`, `bytes` | what `alloc` and the compiler need | you have them |
 //! | `start`, `platform`, `console` | entry, panic, two functions to the outside | you have them |
 //! | `hardware`, `tlb`, `ram` | stand-ins for the processor and its memory | the machine has them |
 //!
-//! The guest does not run code: it *touches* frames, and each touch goes through a TLB, a walker written from the manuals, and
-//! the MMU, as a processor's would. The same story is told for five formats; it ends the program with 1 at the first line
-//! where the processor sees something else than the MMU promised.
+//! The guest does not run code: it *touches* frames, and each touch goes through a TLB, a walker
+//! written from the manuals, and the MMU, as a processor's would. The same story is told for five
+//! formats; it ends the program with 1 at the first line where the processor sees something else
+//! than the MMU promised.
 
 #![no_std]
 #![no_main]

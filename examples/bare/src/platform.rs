@@ -1,8 +1,9 @@
 //! All contact with the outside, and the only file that knows Linux: printing and stopping.
 //!
-//! On x86-64 Linux these are two system calls, so that the example runs anywhere as a proof. On a real machine `print`
-//! writes to a serial port (PL011, 16550, the SBI's debug console) and `exit` resets or powers off; a port replaces the second half of this
-//! file and nothing else.
+//! On x86-64 Linux these are two system calls, so that the example runs anywhere as a proof. On a
+//! real machine `print` writes to a serial port (PL011, 16550, the SBI's debug console) and `exit`
+//! resets or powers off; a port replaces the two functions at the end of this file and
+//! nothing else.
 
 /// Writes text to the console.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -10,7 +11,8 @@ pub(crate) fn print(text: &str) {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         let mut result: isize = 1; // write
-        // SAFETY: write(1, rest) reads `rest` and changes nothing of ours; the instruction clobbers rcx and r11.
+        // SAFETY: write(1, rest) reads `rest` and changes nothing of ours; the instruction clobbers
+        // rcx and r11.
         unsafe {
             core::arch::asm!(
                 "syscall",

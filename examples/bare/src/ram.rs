@@ -1,7 +1,7 @@
-//! The guests' memory: the first word of each page, which is enough to tell pages apart.
+//! The guests' memory: the first word of each page, which is enough to tell one page from another.
 //!
-//! Frames are those that slots name. What a guest writes through its translations is read back here by frame number, so a translation that
-//! leads to a wrong frame is seen in the data as well.
+//! Frames are those that slots name. What a guest writes through its translations is read back here
+//! by frame number, so a translation that leads to a wrong frame is seen in the data as well.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

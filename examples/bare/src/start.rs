@@ -1,12 +1,14 @@
 //! What std does before `main` and when something panics.
 //!
-//! A loader enters at `_start` with a stack; a machine without one sets the stack pointer here and clears `.bss`.
+//! A loader enters at `_start` with a stack; a machine without one sets the stack pointer here and
+//! clears `.bss`.
 
 use core::panic::PanicInfo;
 
 use crate::{console::say, platform};
 
-/// Linux enters with a stack aligned to 16 bytes and no return address, where a function expects one: so a call is made.
+/// Linux enters with a stack aligned to 16 bytes and no return address, where a function expects
+/// one: so a call is made.
 #[cfg(target_arch = "x86_64")]
 // SAFETY: no other symbol of this program has the name.
 #[unsafe(no_mangle)]
@@ -35,7 +37,8 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     platform::exit(1)
 }
 
-/// What `alloc`, compiled to unwind, names for the case that somebody did. Nobody does: a panic ends in the handler above.
+/// What `alloc`, compiled to unwind, names for the case that somebody did. Nobody does: a panic
+/// ends in the handler above.
 #[cfg(not(target_os = "none"))]
 // SAFETY: no other symbol of this program has the name.
 #[unsafe(no_mangle)]

@@ -1,10 +1,13 @@
-//! A processor's translation cache, as small as can be: it holds what a walk found until it is told to forget it.
+//! A processor's translation cache, as small as can be: it holds what a walk found until it is told
+//! to forget it.
 //!
-//! Forgetting too little shows at once: the guest would write without a fault, and the dirty log would miss it.
+//! Forgetting too little shows at once: the guest would write without a fault, and the dirty log
+//! would miss it.
 //!
-//! Where the processor may remember that an entry mapped *nothing*, it does, at whatever level. A fence by address drops such an
-//! entry if it covers it whole, as it does when the entry is a leaf by now; one above the leaf stays until everything goes. A
-//! hypervisor that does not ask [`install_fence`](slat_mmu::SecondStage::install_fence) has a guest that faults for ever.
+//! Where the processor may remember that an entry mapped *nothing*, it does, at whatever level. A
+//! fence by address drops such an entry if it covers it whole, as it does when the entry is a leaf
+//! by now; one above the leaf stays until everything goes. A hypervisor that does not ask
+//! [`install_fence`](slat_mmu::SecondStage::install_fence) has a guest that faults for ever.
 
 use slat_mmu::{Access, Flush, Gfn, GfnRange, Pfn};
 
@@ -23,7 +26,8 @@ pub(crate) struct Tlb {
 }
 
 impl Tlb {
-    /// Where `gfn` leads, if the access needs no walk. A write does until the walker has seen Dirty set.
+    /// Where `gfn` leads, if the access needs no walk. A write does until the walker has seen Dirty
+    /// set.
     pub(crate) fn look_up(&self, gfn: Gfn, access: Access) -> Option<Pfn> {
         let (range, found) = self
             .entries
@@ -53,7 +57,8 @@ impl Tlb {
         self.next_absent = self.next_absent.wrapping_add(1);
     }
 
-    /// `INVEPT`, `TLB_CONTROL`, `HFENCE.GVMA`, `TLBI`. A huge entry goes if any of its frames is meant.
+    /// `INVEPT`, `TLB_CONTROL`, `HFENCE.GVMA`, `TLBI`. A huge entry goes if any of its frames is
+    /// meant.
     pub(crate) fn flush(&mut self, flush: Flush) {
         for entry in &mut self.entries {
             if entry.is_some_and(|(range, _)| flush.touches(range)) {

@@ -1,14 +1,16 @@
 //! A virtual CPU: the loop that every hypervisor has around "enter the guest".
 //!
-//! 1. Load the root: the MMU may have withdrawn the old one. A new root means a flush of the CPU's own TLB, because entries may be
-//!    tagged by something that stays the same.
-//! 2. Enter. The processor looks into its TLB, walks on a miss, and traps when the walk does not end well.
-//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what the own TLB holds of the frame,
-//!    and, where hardware remembers absent entries, what the MMU says that this owes ([`SecondStage::install_fence`]); then enter
-//!    again. *Retry*: enter again. All else is for the device model, or ends the guest. (On arm64, `DSB ISHST` before entering.)
+//! 1. Load the root: the MMU may have withdrawn the old one. A new root means a flush of the CPU's
+//!    own TLB, because entries may be tagged by something that stays the same.
+//! 2. Enter. The processor looks into its TLB, walks on a miss, and traps when the walk does not
+//!    end well.
+//! 3. On a trap, outside the guest, ask the MMU to resolve it. *Fixed* and *spurious*: drop what
+//!    the own TLB holds of the frame, and, where hardware remembers absent entries, what the MMU
+//!    says that this owes ([`SecondStage::install_fence`]); then enter again. *Retry*: enter again.
+//!    All else is for the device model, or ends the guest. (On arm64, `DSB ISHST` before entering.)
 //!
-//! Where the processor logs addresses as it sets Dirty (Intel PML), the log is drained into the MMU's bitmap before a harvest
-//! and when it is full: [`VirtualCpu::drain`].
+//! Where the processor logs addresses as it sets Dirty (Intel PML), the log is drained into the
+//! MMU's bitmap before a harvest and when it is full: [`VirtualCpu::drain`].
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -22,7 +24,8 @@ use crate::{
     host::Machine,
 };
 
-/// Times that one access is tried. The hypervisor answers a retry by doing what it was about to do: here, by coming back.
+/// Times that one access is tried. The hypervisor answers a retry by doing what it was about to do:
+/// here, by coming back.
 const PATIENCE: usize = 8;
 /// Entries in a processor's page-modification log.
 const LOG_ENTRIES: usize = 512;
@@ -84,8 +87,9 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
                 }
                 Err(trap) => trap,
             };
-            // The number is read before the memory behind the frame is looked for, so that the MMU notices if it was
-            // taken back meanwhile. A hypervisor that pages would now make it available.
+            // The number is read before the memory behind the frame is looked for, so that the MMU
+            // notices if it was taken back meanwhile. A hypervisor that pages would now make it
+            // available.
             let fault = Fault::new(gfn, access).with_seq(self.mmu.invalidate_seq());
             let fault = match trap {
                 Trap::NotPresent { .. } => fault,
@@ -128,16 +132,21 @@ impl<'a, M: Manual> VirtualCpu<'a, M> {
         Ok(found.pfn)
     }
 
-    /// Tells the MMU what the processor has logged. Before a harvest, for each vCPU, which must have left the guest for it.
+    /// Tells the MMU what the processor has logged. Before a harvest, for each vCPU, which must
+    /// have left the guest for it.
     pub(crate) fn drain(&mut self) {
         for gfn in self.log.drain(..) {
-            self.mmu.mark_dirty(GfnRange::new(gfn, 1));
+            self.mmu.space(0).mark_dirty(GfnRange::new(gfn, 1));
         }
     }
 
     /// A walk beside the guest and past the TLB, to see what a processor would see.
     pub(crate) fn walk(&self, gfn: Gfn, access: Access) -> Result<Found, Trap> {
-        let root = self.mmu.root().ok_or(Trap::NotPresent { pages: 1 })?;
+        let root = self
+            .mmu
+            .space(0)
+            .root()
+            .ok_or(Trap::NotPresent { pages: 1 })?;
         hardware::walk::<M>(self.memory, M::register(root.pfn), gfn, access)
     }
 }

@@ -1,19 +1,23 @@
 //! A value in two copies: readers use one while the other is changed.
 //!
-//! A change is made to the copy that nobody reads; then that copy becomes the one that new readers use; then, when the last
-//! reader of the other copy has left, the same change is made to that one. So a reader never waits, and a change costs what
-//! it changes, not a copy of everything (KVM's two sets of memory slots).
+//! A change is made to the copy that nobody reads; then that copy becomes the one that new readers
+//! use; then, when the last reader of the other copy has left, the same change is made to that one.
+//! So a reader never waits, and a change costs what it changes, not a copy of everything (KVM's two
+//! sets of memory slots).
 //!
-//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the registry of its readers. Only
-//! the set makes a [`Writer`], and only through it is one of its buffers changed, so there is no other lock to hold by mistake and
-//! no other registry to wait for. A reader shows that it is inside; that it is inside *this* registry is asserted in debug builds.
+//! *Locking*: buffers live in a set ([`Buffers`]) that owns the lock of its writers and knows the
+//! participants of its readers. Only the set makes a [`Writer`], and only through it is one of its
+//! buffers changed, so there is no other lock to hold by mistake and no other participants to wait
+//! for. A reader shows that it is inside; that it is a participant of *this* set is asserted in
+//! debug builds.
 //!
-//! *Order*: the lock of writers is the first of all (see the module above); it is held for the whole change.
+//! *Order*: the lock of writers is the slots lock, the first of all (`locks`); it is held for the
+//! whole change.
 
 use alloc::{boxed::Box, sync::Arc};
 use core::ops::Deref;
 
-use super::registry::{Inside, Registry};
+use super::participants::{Inside, Participants};
 use crate::sync::{
     AcqRel, Acquire, AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed, Release, UnsafeCell,
 };
@@ -21,7 +25,7 @@ use crate::sync::{
 /// Buffers with the same readers and the same writers. For readers, it is a slice of them.
 #[derive(Debug)]
 pub(crate) struct Buffers<T> {
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
     writers: Mutex<()>,
     buffers: Box<[DoubleBuffer<T>]>,
 }
@@ -31,11 +35,12 @@ pub(crate) struct DoubleBuffer<T> {
     copies: [UnsafeCell<T>; 2],
     /// The copy that new readers use.
     current: AtomicUsize,
-    /// Changes with each change. A reader that finds the same generation as before finds the same value.
+    /// Changes with each change. A reader that finds the same generation as before finds the same
+    /// value.
     generation: AtomicU64,
     step: u64,
     /// Whose participants are waited for: for assertions.
-    registry: usize,
+    participants: usize,
 }
 
 /// The only writer of a set, until this is dropped.
@@ -49,28 +54,32 @@ pub(crate) struct Writer<'b, T> {
 #[derive(Debug)]
 pub(crate) struct Copies<'w, T> {
     buffer: &'w DoubleBuffer<T>,
-    registry: &'w Registry,
+    participants: &'w Participants,
 }
 
-// SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one writer on any thread
-// (`T: Send`), never both at once, as `change` explains.
+// SAFETY: copies are handed out as `&T` to readers on any thread (`T: Sync`) and changed by one
+// writer on any thread (`T: Send`), never both at once, as `change` explains.
 unsafe impl<T: Send + Sync> Sync for DoubleBuffer<T> {}
 
 impl<T> Buffers<T> {
-    /// `count` buffers, whose generations never meet. `make` is given each one's number, once for each copy, and must make the
-    /// same both times.
-    pub(crate) fn new(registry: Arc<Registry>, count: usize, make: impl Fn(usize) -> T) -> Self {
+    /// `count` buffers, whose generations never meet. `make` is given each one's number, once for
+    /// each copy, and must make the same both times.
+    pub(crate) fn new(
+        participants: Arc<Participants>,
+        count: usize,
+        make: impl Fn(usize) -> T,
+    ) -> Self {
         let buffer = |number| DoubleBuffer {
             copies: [UnsafeCell::new(make(number)), UnsafeCell::new(make(number))],
             current: AtomicUsize::new(0),
             generation: AtomicU64::new(number as u64),
             step: count as u64,
-            registry: registry.id(),
+            participants: participants.id(),
         };
         Self {
             buffers: (0..count).map(buffer).collect(),
             writers: Mutex::new(()),
-            registry,
+            participants,
         }
     }
 
@@ -99,16 +108,17 @@ impl<T> DoubleBuffer<T> {
         self.generation.load(Acquire)
     }
 
-    /// The value as it is; it stays as it is for as long as the reader is inside the registry of the set.
+    /// The value as it is; it stays as it is for as long as the reader is inside.
     #[inline(always)]
     pub(crate) fn read<'a>(&'a self, inside: &'a Inside<'_>) -> &'a T {
         debug_assert!(
-            inside.is_of(self.registry),
-            "inside another registry: no change waits for this reader"
+            inside.is_of(self.participants),
+            "inside, but of another set: no change waits for this reader"
         );
         let current = self.current.load(Acquire) & 1;
-        // SAFETY: a writer changes a copy only after a grace period that began when the copy was not current any more, and
-        // we read `current` after we went inside: so as long as we are, the copy is not changed.
+        // SAFETY: a writer changes a copy only after a grace period that began when the copy was
+        // not current any more, and we read `current` after we went inside: so as long as we are,
+        // the copy is not changed.
         self.copies[current].with(|copy| unsafe { &*copy })
     }
 
@@ -145,7 +155,7 @@ impl<T> Writer<'_, T> {
         let buffer = self.set.buffers.get(number)?;
         Some(Copies {
             buffer,
-            registry: &self.set.registry,
+            participants: &self.set.participants,
         })
     }
 }
@@ -158,24 +168,28 @@ impl<T> Copies<'_, T> {
 
     /// The value as a writer sees it.
     pub(crate) fn read(&self) -> &T {
-        // SAFETY: `Writer` is borrowed for as long as we live, and to change the buffer we would have to be borrowed mutably.
+        // SAFETY: `Writer` is borrowed for as long as we live, and to change the buffer we would
+        // have to be borrowed mutably.
         unsafe { self.buffer.read_as_writer() }
     }
 
-    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns what it gave the first
-    /// time. Waits for readers, so the caller must not be inside.
+    /// Changes the value. `edit` is run once on each copy and must do the same to both. Returns
+    /// what it gave the first time. Waits for readers, so the caller must not be inside.
     pub(crate) fn change<R>(&mut self, mut edit: impl FnMut(&mut T) -> R) -> R {
         let buffer = self.buffer;
         let current = buffer.current.load(Relaxed) & 1;
         let spare = 1 - current;
-        // SAFETY: we are the only writer (`Writer` made us, and is borrowed mutably until we go). Readers of the spare copy left
-        // before the change before this one ended (it waited for them), and `current` has not named this copy since.
+        // SAFETY: we are the only writer (`Writer` made us, and is borrowed mutably until we go).
+        // Readers of the spare copy left before the change before this one ended (it waited for
+        // them), and `current` has not named this copy since.
         let result = buffer.copies[spare].with_mut(|copy| edit(unsafe { &mut *copy }));
         buffer.current.store(spare, Release);
-        // After the copy: who reads the new generation reads the new copy. Who reads the old one is waited for.
+        // After the copy: who reads the new generation reads the new copy. Who reads the old one is
+        // waited for.
         buffer.generation.fetch_add(buffer.step, AcqRel);
-        self.registry.synchronize();
-        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new readers use the other.
+        self.participants.synchronize();
+        // SAFETY: the only writer, and the grace period is over: nobody reads the old copy, and new
+        // readers use the other.
         buffer.copies[current].with_mut(|copy| edit(unsafe { &mut *copy }));
         result
     }
@@ -193,10 +207,10 @@ mod tests {
 
     #[test]
     fn an_edit_reaches_both_copies_once() {
-        let registry = Registry::new();
-        let buffers = Buffers::new(Arc::clone(&registry), 2, |_| Vec::new());
+        let participants = Participants::new();
+        let buffers = Buffers::new(Arc::clone(&participants), 2, |_| Vec::new());
         let mut writer = buffers.lock();
-        let seat = registry.seat();
+        let reader = participants.reader_slot();
         for number in 0..4 {
             let mut second = writer.at(1).unwrap();
             let length = second.change(|value| {
@@ -207,7 +221,7 @@ mod tests {
             let expected: Vec<usize> = (0..=number).collect();
             assert_eq!(second.read(), &expected);
             assert_eq!(second.generation(), 1 + 2 * (number as u64 + 1));
-            assert_eq!(buffers[1].read(&registry.pin(&seat)), &expected);
+            assert_eq!(buffers[1].read(&participants.pin(&reader)), &expected);
             assert_eq!(buffers[1].generation(), 1 + 2 * (number as u64 + 1));
             // Nothing of it is in the other.
             assert_eq!(writer.read(0), Some(&Vec::new()));
@@ -219,8 +233,8 @@ mod tests {
 
     #[test]
     fn a_writer_of_one_set_leaves_another_sets_writer_alone() {
-        let registry = Registry::new();
-        let of = |value| Buffers::new(Arc::clone(&registry), 1, move |_| value);
+        let participants = Participants::new();
+        let of = |value| Buffers::new(Arc::clone(&participants), 1, move |_| value);
         let (one, other) = (of(1), of(2));
         let (mut first, mut second) = (one.lock(), other.lock());
         first.at(0).unwrap().change(|value| *value += 10);
@@ -231,14 +245,14 @@ mod tests {
     /// Neither the writer nor its grace period would know of the reader.
     #[test]
     #[cfg(debug_assertions)]
-    fn a_reader_that_is_inside_another_registry_is_caught() {
+    fn a_reader_of_another_set_is_caught() {
         use std::panic::{AssertUnwindSafe, catch_unwind};
 
         use super::super::lock::MmuLock;
 
-        let (registry, other) = (Registry::new(), Registry::new());
-        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| 0);
-        let (seat, theirs) = (registry.seat(), other.seat());
+        let (participants, other) = (Participants::new(), Participants::new());
+        let buffers = Buffers::new(Arc::clone(&participants), 1, |_| 0);
+        let (reader, theirs) = (participants.reader_slot(), other.reader_slot());
         let caught = |look: &dyn Fn()| catch_unwind(AssertUnwindSafe(look)).is_err();
         assert!(caught(&|| {
             buffers[0].read(&other.pin(&theirs));
@@ -247,24 +261,24 @@ mod tests {
         assert!(caught(&|| {
             buffers[0].read(&lock.shared(&theirs));
         }));
-        // Nor does one registry let another's participants in.
-        assert!(caught(&|| drop(registry.pin(&theirs))));
-        assert!(caught(&|| drop(lock.shared(&seat))));
-        assert_eq!(buffers[0].read(&registry.pin(&seat)), &0);
+        // Nor does one participants let another's participants in.
+        assert!(caught(&|| drop(participants.pin(&theirs))));
+        assert!(caught(&|| drop(lock.shared(&reader))));
+        assert_eq!(buffers[0].read(&participants.pin(&reader)), &0);
     }
 
     #[test]
     fn a_reader_sees_one_value_for_as_long_as_it_is_inside() {
-        let registry = Registry::new();
-        let buffers = Buffers::new(Arc::clone(&registry), 1, |_| [0u64; 8]);
+        let participants = Participants::new();
+        let buffers = Buffers::new(Arc::clone(&participants), 1, |_| [0u64; 8]);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    let seat = registry.seat();
+                    let reader = participants.reader_slot();
                     let mut last = 0;
                     while !stop.load(SeqCst) {
-                        let inside = registry.pin(&seat);
+                        let inside = participants.pin(&reader);
                         let generation = buffers[0].generation();
                         let value = buffers[0].read(&inside);
                         let first = value[0];

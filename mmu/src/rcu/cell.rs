@@ -1,7 +1,7 @@
 //! One participant's mark, and the counters that it alone writes.
 //!
-//! *Locking*: the mark and the counters are written by the owner alone and read by anyone. Who the owner is, is settled by
-//! the registry: a vCPU for its whole life, a thread for one operation.
+//! *Locking*: the mark and the counters are written by the owner alone and read by anyone. Who the
+//! owner is, is settled by `participants`: a vCPU for its whole life, a thread for one operation.
 
 use crate::{
     addr::MAX_LEVELS,
@@ -44,37 +44,56 @@ pub(crate) struct Cell {
     /// Leaves installed minus leaves removed by this participant, by level, as two's complement.
     pages: [Statistic; MAX_LEVELS],
     /// Whose participant this is: for assertions.
-    registry: usize,
+    participants: usize,
+    /// Whether the owner is inside: for assertions. Beside the mark, so that a model need not try
+    /// one access more.
+    inside: Statistic,
 }
 
 impl Cell {
-    pub(crate) fn new(registry: usize) -> Self {
+    pub(crate) fn new(participants: usize) -> Self {
         Self {
             mark: AtomicU64::new(IDLE),
             counters: core::array::from_fn(|_| Statistic::new(0)),
             pages: core::array::from_fn(|_| Statistic::new(0)),
-            registry,
+            participants,
+            inside: Statistic::new(0),
         }
     }
 
     #[inline(always)]
-    pub(super) fn is_of(&self, registry: usize) -> bool {
-        self.registry == registry
+    pub(super) fn is_of(&self, participants: usize) -> bool {
+        self.participants == participants
+    }
+
+    /// Going inside does not nest: the inner end would take back the mark of the outer one, and
+    /// what the outer one still looks at could be freed.
+    #[inline(always)]
+    fn assert_outside(&self) {
+        if cfg!(debug_assertions) {
+            let before = self.inside.swap(1, Relaxed);
+            assert_eq!(before, 0, "this participant is inside already");
+        }
     }
 
     #[inline(always)]
     pub(super) fn pin(&self, era: u64) {
+        self.assert_outside();
         announce(&self.mark, era << ERA_SHIFT | PINNED);
     }
 
     #[inline(always)]
     pub(super) fn share(&self, era: u64) {
+        self.assert_outside();
         announce(&self.mark, era << ERA_SHIFT | SHARED);
     }
 
     /// Everything done so far happens before whoever sees the participant idle.
     #[inline(always)]
     pub(super) fn leave(&self) {
+        if cfg!(debug_assertions) {
+            self.inside.store(0, Relaxed);
+        }
         self.mark.store(IDLE, Release);
     }
 

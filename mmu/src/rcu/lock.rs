@@ -1,19 +1,21 @@
 //! The MMU lock.
 //!
-//! Faults hold it *shared*, by a mark in their own cell: two faults on two processors write no common cache line. Zaps
-//! hold it *exclusive*: the locker raises a flag and waits until no cell is marked.
+//! Faults hold it *shared*, by a mark in their own cell: two faults on two processors write no
+//! common cache line. Zaps hold it *exclusive*: the locker raises a flag and waits until no cell is
+//! marked.
 //!
-//! *Fairness*: who finds the flag raised takes its mark back and waits, counted. The next exclusive locker first lets
-//! those pass who wait, so neither side starves. *Contention* can be asked about by both sides, for long operations to yield.
+//! *Fairness*: who finds the flag raised takes its mark back and waits, counted. The next exclusive
+//! locker lets those who wait go first, so neither side starves. *Contention* can be asked about
+//! by both sides, for long operations to yield.
 //!
-//! *Order*: dropping either kind is a release, taking either an acquire: who holds the lock sees all that was done under
-//! it before in a mode that excludes its own.
+//! *Order*: dropping either kind is a release, taking either an acquire: who holds the lock sees
+//! all that was done under it before in a mode that excludes its own.
 
 use alloc::sync::Arc;
 
 use super::{
     cell::Cell,
-    registry::{Inside, Registry},
+    participants::{Inside, Participants},
 };
 use crate::sync::{
     Acquire, AtomicBool, AtomicUsize, Backoff, Mutex, MutexGuard, Relaxed, Release, SeqCst, fence,
@@ -21,7 +23,7 @@ use crate::sync::{
 
 #[derive(Debug)]
 pub(crate) struct MmuLock {
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
     /// Someone holds the lock exclusive, or is about to.
     exclusive: AtomicBool,
     /// Shared lockers that found the flag raised.
@@ -46,9 +48,9 @@ impl Drop for Exclusive<'_> {
 }
 
 impl MmuLock {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(participants: Arc<Participants>) -> Self {
         Self {
-            registry,
+            participants,
             exclusive: AtomicBool::new(false),
             shared_waiting: AtomicUsize::new(0),
             exclusive_waiting: AtomicUsize::new(0),
@@ -60,11 +62,11 @@ impl MmuLock {
     #[inline(always)]
     pub(crate) fn shared<'a>(&self, cell: &'a Cell) -> Inside<'a> {
         debug_assert!(
-            cell.is_of(self.registry.id()),
-            "another registry's participant"
+            cell.is_of(self.participants.id()),
+            "a participant of another set"
         );
         loop {
-            cell.share(self.registry.era());
+            cell.share(self.participants.era());
             if !self.exclusive.load(Acquire) {
                 return Inside::new(cell);
             }
@@ -94,7 +96,7 @@ impl MmuLock {
         }
         self.exclusive.store(true, Relaxed);
         fence(SeqCst);
-        self.registry.wait_for(Cell::is_shared);
+        self.participants.wait_for(Cell::is_shared);
         self.exclusive_waiting.fetch_sub(1, Relaxed);
         Exclusive {
             lock: self,
@@ -123,15 +125,15 @@ mod tests {
 
     #[test]
     fn sharers_and_excluders_never_meet() {
-        let registry = Registry::new();
-        let lock = MmuLock::new(Arc::clone(&registry));
+        let participants = Participants::new();
+        let lock = MmuLock::new(Arc::clone(&participants));
         let value = Mutex::new((0u64, 0u64));
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    let seat = registry.seat();
+                    let reader = participants.reader_slot();
                     for _ in 0..20_000 {
-                        let _inside = lock.shared(&seat);
+                        let _inside = lock.shared(&reader);
                         let pair = value.lock();
                         assert_eq!(pair.0, pair.1);
                     }

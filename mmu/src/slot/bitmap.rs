@@ -1,15 +1,17 @@
 //! A slot's dirty bitmap.
 //!
-//! One bit a page in 64-bit words, bit *n* of word *w* for page `64 w + n`, as `KVM_GET_DIRTY_LOG` delivers it. Bits
-//! after the last page are never set. Above it a *summary*: one bit for 64 words (4096 pages, 16 MiB), set if one of them
-//! may be set; a harvest of a large and mostly clean slot looks at little else.
+//! One bit a page in 64-bit words, bit *n* of word *w* for page `64 w + n`, as `KVM_GET_DIRTY_LOG`
+//! delivers it. Bits after the last page are never set. Above it a *summary*: one bit for 64 words
+//! (4096 pages, 16 MiB), set if one of them may be set; a harvest of a large and mostly clean slot
+//! looks at little else.
 //!
-//! *Locking*: none; words are atomic. Setting is a release and taking an acquire-release, so who takes a bit also sees
-//! the table change that went before it.
+//! *Locking*: none; words are atomic. Setting is a release and taking an acquire-release, so who
+//! takes a bit also sees the table change that went before it.
 //!
-//! *Invariant*: a page's bit is never set for long while its summary bit is clear. The setter sets the page's bit, then
-//! looks at the summary; the taker clears the summary bit, then looks at the words. Whichever comes second sees the other, so
-//! at worst the summary says dirty where nothing is.
+//! *Invariant*: a page's bit is never set for long while its summary bit is clear. The setter sets
+//! the page's bit, then looks at the summary; the taker clears the summary bit, then looks at the
+//! words. Whichever comes second sees the other, so at worst the summary says dirty where nothing
+//! is.
 
 use alloc::{boxed::Box, vec::Vec};
 
@@ -87,8 +89,9 @@ impl DirtyBitmap {
 
     #[inline(always)]
     fn set_word(&self, word: usize, bits: u64) {
-        // The caller has just changed the entry by an exchange, and a harvest takes the bit before it looks at the entry: one of
-        // the two must see the other, also when neither finds anything to store.
+        // The caller has just changed the entry by an exchange, and a harvest takes the bit before
+        // it looks at the entry: one of the two must see the other, also when neither finds
+        // anything to store.
         fence_after_exchange();
         // Many faults hit pages that are marked already; a load spares the cache line's ownership.
         if self.words[word].load(Relaxed) & bits == bits {
@@ -131,7 +134,8 @@ impl DirtyBitmap {
         None
     }
 
-    /// Before the words of the group that `word` is in are taken, all of them: clears its summary bit.
+    /// Before the words of the group that `word` is in are taken, all of them: clears its summary
+    /// bit.
     pub(crate) fn begin_group(&self, word: usize) {
         if word.is_multiple_of(GROUP) {
             let (group, bit) = (word / GROUP / 64, 1u64 << (word / GROUP % 64));

@@ -1,299 +1,37 @@
 //! Memory slots: which guest frames have memory, and where it is.
 //!
-//! A slot maps `npages` guest frames from `base_gfn` on to as many contiguous host frames. The rules of creation and
-//! change are those of `KVM_SET_USER_MEMORY_REGION` (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for
-//! each.
+//! A slot maps `npages` guest frames from `base_gfn` on to as many contiguous host frames. The
+//! rules of creation and change are those of `KVM_SET_USER_MEMORY_REGION`
+//! (Documentation/virt/kvm/api.rst, 4.35), with an error of its own for each.
 //!
-//! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock, inside the registry; changes
-//! hold the slots lock. A [`Slot`] is immutable and shared: changing one puts a new value into the set. Its dirty bitmap
-//! and its huge-page permissions are atomic or locked by themselves, and survive changes of flags.
+//! *Locking*: the sets are double-buffered (`rcu::buffer`): faults look them up without a lock,
+//! inside; changes hold the slots lock. A [`Memslot`] is immutable and shared:
+//! changing one puts a new value into the set. Its dirty bitmap and its huge-page permissions are
+//! atomic or locked by themselves, and survive changes of flags.
 //!
-//! *Going away.* A slot that is to be deleted or moved is first made *invalid*: faults on it retry. When no fault can
-//! hold the valid slot any more, its mappings are removed, and only then does the slot go.
+//! *Going away.* A slot that is to be deleted or moved is first made *invalid*: faults on it retry.
+//! When no fault can hold the valid slot any more, its mappings are removed, and only then does the
+//! slot go.
+//!
+//! | file | what |
+//! |---|---|
+//! | `spec` | what a caller says about a slot, and why it may be refused |
+//! | `bitmap` | a slot's dirty bitmap |
+//! | `huge` | where huge mappings are forbidden |
+//! | `memslot` | a slot as the MMU uses it |
+//! | `set` | the slots of an address space |
+//!
+//! A file uses only files above it.
 
 mod bitmap;
 mod huge;
+mod memslot;
 mod set;
+mod spec;
 
-use alloc::sync::Arc;
-
-use bitflags::bitflags;
-use thiserror::Error;
-
+pub use self::spec::{DEFAULT_MAX_SLOTS, MAX_SLOT_PAGES, SlotError, SlotFlags, SlotId, SlotSpec};
 pub(crate) use self::{
     bitmap::DirtyBitmap,
-    huge::HugePermission,
+    memslot::Memslot,
     set::{Limits, SlotSet},
 };
-use crate::{
-    addr::{Gfn, GfnRange, Level, PAGE_SIZE, Pfn},
-    format::MemoryType,
-};
-
-/// The most pages in a slot (KVM: `KVM_MEM_MAX_NR_PAGES`).
-pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
-/// Slots that an MMU has unless configured otherwise (KVM on x86 and RISC-V: `KVM_USER_MEM_SLOTS`).
-pub const DEFAULT_MAX_SLOTS: u16 = 32764;
-
-/// A slot's number, unique in its address space.
-pub type SlotId = u16;
-
-bitflags! {
-    /// Properties of a slot.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-    pub struct SlotFlags: u32 {
-        /// Record which pages the guest writes.
-        const LOG_DIRTY = 1 << 0;
-        /// The guest may not write; a write is reported as [`FaultOutcome::ReadOnly`](crate::FaultOutcome::ReadOnly).
-        const READONLY = 1 << 1;
-    }
-}
-
-/// What a caller says about a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SlotSpec {
-    /// The slot's number.
-    pub id: SlotId,
-    /// Address space, below [`MmuConfig::address_spaces`](crate::MmuConfig::address_spaces).
-    pub as_id: u8,
-    /// First guest frame.
-    pub base_gfn: Gfn,
-    /// Length in pages, 1 to [`MAX_SLOT_PAGES`].
-    pub npages: u64,
-    /// Host frame behind `base_gfn`; the following frames are contiguous.
-    pub host_base_pfn: Pfn,
-    /// Properties.
-    pub flags: SlotFlags,
-    /// The coarsest mapping that the host's backing allows (its own page size).
-    pub max_level: Level,
-    /// Cacheability of the slot's memory.
-    pub memory: MemoryType,
-}
-
-impl SlotSpec {
-    /// A writable slot in address space 0 without limit on the mapping level.
-    pub const fn new(id: SlotId, base_gfn: Gfn, npages: u64, host_base_pfn: Pfn) -> Self {
-        Self {
-            id,
-            as_id: 0,
-            base_gfn,
-            npages,
-            host_base_pfn,
-            flags: SlotFlags::empty(),
-            max_level: Level::SIZE_256T,
-            memory: MemoryType::Normal,
-        }
-    }
-
-    /// As [`new`](Self::new), from addresses and a size in bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`SlotError::Unaligned`] if one of the three is not a multiple of 4096.
-    pub const fn from_bytes(id: SlotId, gpa: u64, size: u64, hpa: u64) -> Result<Self, SlotError> {
-        let (mut i, values) = (0, [gpa, size, hpa]);
-        while i < values.len() {
-            if !values[i].is_multiple_of(PAGE_SIZE) {
-                return Err(SlotError::Unaligned { value: values[i] });
-            }
-            i += 1;
-        }
-        Ok(Self::new(
-            id,
-            Gfn::from_gpa(gpa),
-            size / PAGE_SIZE,
-            Pfn(hpa / PAGE_SIZE),
-        ))
-    }
-
-    /// The same with other flags.
-    #[must_use]
-    pub const fn with_flags(mut self, flags: SlotFlags) -> Self {
-        self.flags = flags;
-        self
-    }
-
-    /// The same in another address space.
-    #[must_use]
-    pub const fn with_as_id(mut self, as_id: u8) -> Self {
-        self.as_id = as_id;
-        self
-    }
-
-    /// The same with another cacheability.
-    #[must_use]
-    pub const fn with_memory(mut self, memory: MemoryType) -> Self {
-        self.memory = memory;
-        self
-    }
-
-    /// The same with a limit on the mapping level.
-    #[must_use]
-    pub const fn with_max_level(mut self, level: Level) -> Self {
-        self.max_level = level;
-        self
-    }
-
-    /// The guest frames of the slot.
-    pub const fn range(&self) -> GfnRange {
-        GfnRange::new(self.base_gfn, self.npages)
-    }
-}
-
-/// Why a slot operation was refused. Nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum SlotError {
-    /// An address or size is not a multiple of the page size.
-    #[error("{value:#x} is not a multiple of 4096")]
-    Unaligned {
-        /// The offending value, in bytes.
-        value: u64,
-    },
-    /// The slot has no pages.
-    #[error("slot {id} has no pages")]
-    Empty {
-        /// The slot.
-        id: SlotId,
-    },
-    /// The slot is longer than [`MAX_SLOT_PAGES`].
-    #[error("{pages} pages are more than a slot may have ({MAX_SLOT_PAGES})")]
-    TooLarge {
-        /// The length asked for, in pages.
-        pages: u64,
-    },
-    /// Guest or host frames wrap around the number space.
-    #[error("slot {id} wraps around the address space")]
-    Wraps {
-        /// The slot.
-        id: SlotId,
-    },
-    /// The slot ends beyond what the format can translate.
-    #[error("slot {id} ends at {end}, beyond the format's limit {limit}")]
-    BeyondFormat {
-        /// The slot.
-        id: SlotId,
-        /// First frame after the slot.
-        end: Gfn,
-        /// First frame that cannot be translated.
-        limit: Gfn,
-    },
-    /// The slot's memory lies beyond what an entry can hold.
-    #[error("memory of slot {id} ends at {end}, beyond the format's limit {limit}")]
-    BeyondHost {
-        /// The slot.
-        id: SlotId,
-        /// First host frame after the slot.
-        end: Pfn,
-        /// First host frame that does not fit.
-        limit: Pfn,
-    },
-    /// The guest frames belong to another slot.
-    #[error("slot {id} overlaps slot {other}")]
-    Overlaps {
-        /// The slot asked for.
-        id: SlotId,
-        /// The slot that is there.
-        other: SlotId,
-    },
-    /// A slot of this number exists.
-    #[error("slot {id} exists")]
-    Exists {
-        /// The slot.
-        id: SlotId,
-    },
-    /// No slot has this number.
-    #[error("slot {id} does not exist")]
-    UnknownId {
-        /// The slot asked for.
-        id: SlotId,
-    },
-    /// The number is not below the limit of slots.
-    #[error("slot {id} is beyond the limit of {limit} slots")]
-    TooMany {
-        /// The slot asked for.
-        id: SlotId,
-        /// Slots that the MMU may have.
-        limit: u16,
-    },
-    /// The address space does not exist.
-    #[error("address space {as_id} does not exist")]
-    UnknownAddressSpace {
-        /// The address space asked for.
-        as_id: u8,
-    },
-    /// `READONLY` cannot change while the slot exists.
-    #[error("slot {id}: READONLY cannot change, delete and create the slot")]
-    ReadOnlyIsFixed {
-        /// The slot.
-        id: SlotId,
-    },
-    /// Flags that this version does not know.
-    #[error("unknown slot flags {bits:#x}")]
-    UnknownFlags {
-        /// The unknown bits.
-        bits: u32,
-    },
-    /// No memory for the dirty bitmap.
-    #[error("no memory for the dirty bitmap of slot {id}")]
-    NoMemory {
-        /// The slot.
-        id: SlotId,
-    },
-}
-
-/// A slot as the MMU uses it.
-#[derive(Clone, Debug)]
-pub(crate) struct Slot {
-    pub(crate) spec: SlotSpec,
-    /// Present exactly while `LOG_DIRTY` is set.
-    pub(crate) dirty: Option<Arc<DirtyBitmap>>,
-    /// Where huge mappings are forbidden.
-    pub(crate) huge: Arc<HugePermission>,
-    /// About to go: nothing may be mapped.
-    pub(crate) invalid: bool,
-}
-
-impl Slot {
-    pub(crate) fn new(spec: SlotSpec, dirty: Option<Arc<DirtyBitmap>>) -> Self {
-        Self {
-            spec,
-            dirty,
-            huge: Arc::default(),
-            invalid: false,
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_readonly(&self) -> bool {
-        self.spec.flags.contains(SlotFlags::READONLY)
-    }
-
-    #[inline(always)]
-    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
-        gfn.0.wrapping_sub(self.spec.base_gfn.0) < self.spec.npages
-    }
-
-    #[inline(always)]
-    pub(crate) fn pfn(&self, gfn: Gfn) -> Pfn {
-        Pfn(self.spec.host_base_pfn.0 + (gfn.0 - self.spec.base_gfn.0))
-    }
-
-    /// Marks `gfn`, a frame of the slot, as written, if the slot logs writes.
-    #[inline(always)]
-    pub(crate) fn mark_dirty(&self, gfn: Gfn) {
-        if let Some(dirty) = &self.dirty {
-            dirty.set(gfn.0 - self.spec.base_gfn.0);
-        }
-    }
-
-    /// Whether a leaf of `span` pages over `gfn` lies inside the slot and can be aligned on both sides.
-    pub(crate) fn allows_span(&self, gfn: Gfn, span: u64) -> bool {
-        let start = gfn.0 & !(span - 1);
-        let range = self.spec.range();
-        start >= range.start.0
-            && range.end.0 - start >= span
-            && (self.spec.base_gfn.0 ^ self.spec.host_base_pfn.0) & (span - 1) == 0
-    }
-}

@@ -5,8 +5,14 @@
 
 use alloc::{collections::BTreeMap, sync::Arc};
 
-use super::{MAX_SLOT_PAGES, Slot, SlotError, SlotFlags, SlotId, SlotSpec};
-use crate::addr::{Gfn, GfnRange, Pfn};
+use super::{
+    memslot::Memslot,
+    spec::{MAX_SLOT_PAGES, SlotError, SlotFlags, SlotId, SlotSpec},
+};
+use crate::{
+    addr::{Gfn, GfnRange, Pfn},
+    format::MemoryType,
+};
 
 /// The numbers a slot has to stay below.
 #[derive(Clone, Copy, Debug)]
@@ -16,13 +22,15 @@ pub(crate) struct Limits {
     pub(crate) slots: u16,
     pub(crate) gfn: Gfn,
     pub(crate) pfn: Pfn,
+    /// Entries may carry memory types other than normal.
+    pub(crate) memory_types: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct SlotSet {
     limits: Limits,
-    by_id: BTreeMap<SlotId, Arc<Slot>>,
-    by_gfn: BTreeMap<Gfn, Arc<Slot>>,
+    by_id: BTreeMap<SlotId, Arc<Memslot>>,
+    by_gfn: BTreeMap<Gfn, Arc<Memslot>>,
 }
 
 impl SlotSet {
@@ -34,21 +42,21 @@ impl SlotSet {
         }
     }
 
-    pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {
+    pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Memslot>, SlotError> {
         self.by_id.get(&id).ok_or(SlotError::UnknownId { id })
     }
 
-    pub(crate) fn find(&self, gfn: Gfn) -> Option<&Arc<Slot>> {
+    pub(crate) fn find(&self, gfn: Gfn) -> Option<&Arc<Memslot>> {
         let (_, slot) = self.by_gfn.range(..=gfn).next_back()?;
         slot.contains(gfn).then_some(slot)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Memslot>> {
         self.by_id.values()
     }
 
     /// The slots that share a frame with `range`, by frame.
-    pub(crate) fn over(&self, range: GfnRange) -> impl Iterator<Item = &Arc<Slot>> {
+    pub(crate) fn over(&self, range: GfnRange) -> impl Iterator<Item = &Arc<Memslot>> {
         // The last slot that begins at or before the range may reach into it.
         let first = self
             .by_gfn
@@ -94,7 +102,7 @@ impl SlotSet {
     }
 
     /// Puts a slot in, in place of the one of its number.
-    pub(crate) fn put(&mut self, slot: Arc<Slot>) {
+    pub(crate) fn put(&mut self, slot: Arc<Memslot>) {
         self.remove(slot.spec.id);
         self.by_gfn.insert(slot.spec.base_gfn, Arc::clone(&slot));
         self.by_id.insert(slot.spec.id, slot);
@@ -124,6 +132,10 @@ impl SlotSet {
                 id,
                 limit: self.limits.slots,
             });
+        }
+        let memory = spec.memory;
+        if memory != MemoryType::Normal && !self.limits.memory_types {
+            return Err(SlotError::MemoryType { id, memory });
         }
         if npages == 0 {
             return Err(SlotError::Empty { id });
@@ -162,7 +174,8 @@ impl SlotSet {
     fn check_overlap(&self, spec: &SlotSpec) -> Result<(), SlotError> {
         let range = spec.range();
         let others = self.by_gfn.range(..range.end).rev();
-        // Slots are disjoint and sorted, so the last one that begins before our end is the only one to ask.
+        // Slots are disjoint and sorted, so the last one that begins before our end is the only one
+        // to ask.
         match others
             .map(|(_, slot)| slot)
             .find(|slot| slot.spec.id != spec.id)
@@ -185,13 +198,13 @@ mod tests {
     impl SlotSet {
         fn create(&mut self, spec: SlotSpec) -> Result<(), SlotError> {
             self.may_create(&spec)?;
-            self.put(Arc::new(Slot::new(spec, None)));
+            self.put(Arc::new(Memslot::new(spec, None)));
             Ok(())
         }
 
         fn relocate(&mut self, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError> {
             let spec = self.may_move(id, base_gfn)?;
-            self.put(Arc::new(Slot::new(spec, None)));
+            self.put(Arc::new(Memslot::new(spec, None)));
             Ok(())
         }
     }
@@ -202,6 +215,7 @@ mod tests {
             slots: 4,
             gfn: Gfn(1 << 36),
             pfn: Pfn(1 << 40),
+            memory_types: false,
         })
     }
 
@@ -262,6 +276,11 @@ mod tests {
             ..spec(1, 64, 1)
         };
         assert_eq!(refuse(space), SlotError::UnknownAddressSpace { as_id: 1 });
+        let memory = MemoryType::Device;
+        assert_eq!(
+            refuse(spec(1, 64, 1).with_memory(memory)),
+            SlotError::MemoryType { id: 1, memory }
+        );
         let flags = spec(1, 64, 1).with_flags(SlotFlags::from_bits_retain(1 << 7));
         assert_eq!(refuse(flags), SlotError::UnknownFlags { bits: 1 << 7 });
         assert_eq!(

@@ -1,10 +1,12 @@
 //! A fixed block of ordinary memory that plays physical memory for tables.
 //!
-//! Frames are numbered from a base of the caller's choice, so a dump of the arena, loaded at that address, is a page
-//! table that a hardware walker follows: this is how tables reach the emulated walkers that check them.
+//! Frames are numbered from a base of the caller's choice, so a dump of the arena, loaded at that
+//! address, is a page table that a hardware walker follows: this is how tables reach the emulated
+//! walkers that check them.
 //!
-//! *Locking*: the lists of free frames are behind one lock, held for a push or a pop; the memory itself is atomics, shared
-//! freely. *Invariant*: a frame is in exactly one of: an allocation, a free list, the untouched rest.
+//! *Locking*: the lists of free frames are behind one lock, held for a push or a pop; the memory
+//! itself is atomics, shared freely. *Invariant*: a frame is in exactly one of: an allocation, a
+//! free list, the untouched rest.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::{fmt, ptr::NonNull};
@@ -18,7 +20,8 @@ use crate::{
     sync::Mutex,
 };
 
-/// The largest node of any format is 16 KiB (RISC-V's roots); blocks of this size and alignment make up the arena.
+/// The largest node of any format is 16 KiB (RISC-V's roots); blocks of this size and alignment
+/// make up the arena.
 const BLOCK_FRAMES: usize = 4;
 const FRAME_ENTRIES: usize = PAGE_SIZE as usize / 8;
 /// Free lists: runs of 1, 2 and 4 frames.
@@ -31,7 +34,8 @@ struct Block([EntryCell; BLOCK_FRAMES * FRAME_ENTRIES]);
 pub struct Arena {
     base: Pfn,
     origin: Origin,
-    /// Never grows. Not a box: to move one claims what it points to anew, and the origin would be a stranger's pointer.
+    /// Never grows. Not a box: to move one claims what it points to anew, and the origin would
+    /// point to memory of another owner.
     blocks: Vec<Block>,
     headers: Box<[Header]>,
     /// For frames that are not the arena's.
@@ -39,10 +43,12 @@ pub struct Arena {
     free: Mutex<Free>,
 }
 
-/// Where frame 0's entries would be, so that a frame's are one addition away: every walk asks once a level.
+/// Where frame 0's entries would be, so that a frame's are one addition away: every walk asks once
+/// a level.
 struct Origin(*mut EntryCell);
 
-// SAFETY: a pointer to atomics that is only ever followed within the blocks, which live as long as the arena.
+// SAFETY: a pointer to atomics that is only ever followed within the blocks, which live as long as
+// the arena.
 unsafe impl Send for Origin {}
 // SAFETY: as above.
 unsafe impl Sync for Origin {}
@@ -56,15 +62,16 @@ struct Free {
 }
 
 impl Arena {
-    /// An arena of at least `frames` 4 KiB frames, the first of which is `base` (rounded up to 16 KiB). Memory is
-    /// reserved at once.
+    /// An arena of at least `frames` 4 KiB frames, the first of which is `base` (rounded up to 16
+    /// KiB). Memory is reserved at once.
     pub fn new(base: Pfn, frames: usize) -> Self {
         let count = frames.div_ceil(BLOCK_FRAMES);
         let base = Pfn(base.0.next_multiple_of(BLOCK_FRAMES as u64));
         let mut blocks: Vec<Block> = (0..count)
             .map(|_| Block(core::array::from_fn(|_| EntryCell::new(0))))
             .collect();
-        // The pointer is to all of them, so it may be used for a run that crosses into the next frame.
+        // The pointer is to all of them, so it may be used for a run that crosses into the next
+        // frame.
         let first = blocks.as_mut_ptr().cast::<EntryCell>();
         let origin = first.wrapping_byte_sub(base.hpa() as usize);
         Self {
@@ -98,8 +105,8 @@ impl Arena {
         self.blocks.len() * BLOCK_FRAMES
     }
 
-    /// Reads the 64-bit word at host physical address `hpa` (bytes), or `None` if it is unaligned or outside: what a
-    /// hardware walker would see.
+    /// Reads the 64-bit word at host physical address `hpa` (bytes), or `None` if it is unaligned
+    /// or outside: what a hardware walker would see.
     ///
     /// # Safety
     ///
@@ -175,10 +182,10 @@ fn order_of(bytes: usize) -> usize {
     frames.trailing_zeros() as usize
 }
 
-// SAFETY: (1) a run is given out once until it comes back, by the lists' invariant, and starts at a multiple of its
-// length in an arena whose base and blocks are aligned to the longest. (2) The pointer is derived from all blocks, whose
-// memory never moves and is nothing but atomics. (3) The origin is fixed, and `entries` computes just that.
-// (4) Nothing here writes entries.
+// SAFETY: (1) a run is given out once until it comes back, by the lists' invariant, and starts at a
+// multiple of its length in an arena whose base and blocks are aligned to the longest. (2) The
+// pointer is derived from all blocks, whose memory never moves and is nothing but atomics. (3) The
+// origin is fixed, and `entries` computes just that. (4) Nothing here writes entries.
 unsafe impl TableMemory for Arena {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         let order = order_of(bytes);

@@ -1,14 +1,15 @@
 //! Page headers: what is known about each table.
 //!
-//! The counterpart of `struct kvm_mmu_page`. A header is found by the table's frame in one step ([`TableMemory::header`]);
-//! the host keeps one beside each frame, because the frames themselves hold nothing but entries. A table of several frames (a
-//! 16 KiB root) is found by any of them.
+//! The counterpart of `struct kvm_mmu_page`. A header is found by the table's frame in one step
+//! ([`TableMemory::header`]); the host keeps one beside each frame, because the frames themselves
+//! hold nothing but entries. A table of several frames (a 16 KiB root) is found by any of them.
 //!
-//! *Locking*: fields are atomic, so that a header may be looked at any time; it is written by whoever owns the table
-//! before the table is linked, by its unlinker afterwards, and the NX mark under the NX list's lock. A snapshot taken
-//! while the table changes hands may mix two lives of a frame; who needs more holds the MMU lock.
-//! *Invariants*: a linked table's header says *live*; a child's level is its parent's minus one, and its first frame is
-//! aligned to what the linking entry spans.
+//! *Locking*: fields are atomic, so that a header may be looked at any time; it is written by
+//! whoever owns the table before the table is linked, by its unlinker afterwards, and the NX mark
+//! under the NX list's lock. A snapshot taken while the table changes hands may mix two lives of a
+//! frame; who needs more holds the MMU lock. *Invariants*: a linked table's header says *live*; a
+//! child's level is its parent's minus one, and its first frame is aligned to what the linking
+//! entry spans.
 //!
 //! [`TableMemory::header`]: crate::TableMemory::header
 
@@ -30,7 +31,7 @@ const FRAME: u64 = 0xff << FRAME_SHIFT;
 const INDEX_BITS: u32 = 14;
 const NO_PARENT: u64 = u64::MAX;
 
-/// The room for a table's description; one for each frame of table memory. 32 bytes.
+/// The place of a table's description; one for each frame of table memory. 32 bytes.
 #[derive(Debug)]
 #[repr(align(32))]
 pub struct Header {
@@ -92,8 +93,8 @@ pub struct PageHeader {
 }
 
 impl Header {
-    /// Describes a table, before it is linked. The other frames of a table of several are described by
-    /// [`describe_tail`](Self::describe_tail).
+    /// Describes a table, before it is linked. The other frames of a table of several are described
+    /// by [`describe_tail`](Self::describe_tail).
     pub(crate) fn describe(&self, role: PageRole, gfn: Gfn, parent: Option<(Pfn, usize)>) {
         let parent = parent.map_or(NO_PARENT, |(pfn, index)| pfn.0 << INDEX_BITS | index as u64);
         self.gfn.store(gfn.0, Relaxed);

@@ -1,18 +1,17 @@
 //! The table that a vCPU's last walk ended in, remembered from one fault to the next.
 //!
-//! A software paging-structure cache of one entry. A hint is believed only while no table at all has been retired since it
-//! was taken ([`Tables::unlinks`]). That is enough:
+//! A software paging-structure cache of one entry. A hint is believed only while no table at all
+//! has been retired since it was taken ([`Tables::unlinks`]). That is enough:
 //!
-//! - the count was read *before* the walk that found the table, so the table was reachable when the count had that value;
-//! - who uses the hint is inside, and reads the same value after a full barrier. A later retirement counts first, then
-//!   ends an era and looks at the cells, so it waits for this user (Dekker).
+//! - the count was read *before* the walk that found the table, so the table was reachable when the
+//!   count had that value;
+//! - who uses the hint is inside, and reads the same value after a full barrier. A later retirement
+//!   counts first, then ends an era and looks at the cells, so it waits for this user (Dekker).
 //!
-//! The table may have been *detached* by then, as in every walk; whoever tears it down freezes or takes what is put into it.
+//! The table may have been *detached* by then, as in every walk; whoever tears it down freezes or
+//! takes what is put into it.
 
-use super::{
-    memory::TableMemory,
-    node::{Guard, Node},
-};
+use super::{guard::Guard, memory::TableMemory, node::Node};
 use crate::{
     addr::{Gfn, Level},
     format::Format,
@@ -64,8 +63,8 @@ impl Hint {
         }
     }
 
-    /// The walk for `gfn` came to `node`. `small`: the generation of slots in which nothing coarser than 4 KiB is allowed
-    /// there.
+    /// The walk for `gfn` came to `node`. `small`: the generation of slots in which nothing coarser
+    /// than 4 KiB is allowed there.
     #[inline(always)]
     pub(crate) fn found<F: Format>(&mut self, node: Node<'_, F>, gfn: Gfn, small: Option<u64>) {
         self.small = small.unwrap_or(NEVER);
@@ -76,8 +75,8 @@ impl Hint {
         }
     }
 
-    /// Whether the last lookup was in `gfn`'s table, too. Only then is the table worth keeping: neighbours share it, and
-    /// strangers shall not pay for it.
+    /// Whether the last lookup was in `gfn`'s table, too. Only then is the table worth keeping:
+    /// neighbours share it, and faults elsewhere shall not pay for it.
     #[inline(always)]
     pub(crate) fn comes_again<F: Format>(&mut self, gfn: Gfn) -> bool {
         let table = Self::table_of::<F>(gfn);
@@ -106,8 +105,8 @@ impl Hint {
         if !self.is_about::<F>(gfn) || self.unlinks != guard.tables.unlinks() {
             return None;
         }
-        // SAFETY: the table was reachable when the count was what it is now, so no retirement of it has ended an era
-        // that this guard is not part of (see the module).
+        // SAFETY: the table was reachable when the count was what it is now, so no retirement of it
+        // has ended an era that this guard is not part of (see the module).
         Some(unsafe { guard.node(self.hpa, Level::SIZE_4K) })
     }
 }

@@ -1,10 +1,11 @@
 //! Allocation and reclamation of tables.
 //!
-//! A table that was unlinked waits in *limbo* for the end of a grace period, with the number of the era that its unlinking
-//! ended. Nobody waits for it: who retires tables, or asks for it, frees those whose time has come.
+//! A table that was unlinked waits in *limbo* for the end of a grace period, with the number of the
+//! era that its unlinking ended. Nobody waits for it: who retires tables, or asks for it, frees
+//! those whose time has come.
 //!
-//! *Locking*: limbo's lock, below the MMU lock and the roots'. *Invariant*: `live` counts every table between its
-//! allocation and its being given back.
+//! *Locking*: limbo's lock (`locks`), let go of between batches. *Invariant*: `live` counts every
+//! table between its allocation and its being given back.
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::{fmt, marker::PhantomData, slice};
@@ -12,25 +13,31 @@ use core::{fmt, marker::PhantomData, slice};
 use super::{
     header::{Header, PageRole, frames_of},
     memory::TableMemory,
-    node::{Blank, Detached, RootTable, Unlinked},
+    ticket::{Blank, Detached, RootTable, Unlinked},
 };
 use crate::{
     addr::{Gfn, Pfn},
     format::Format,
-    rcu::registry::Registry,
+    rcu::participants::Participants,
     sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
 };
 
 /// All tables of one MMU.
 pub(crate) struct Tables<F: Format, H: TableMemory> {
     memory: H,
-    registry: Arc<Registry>,
+    participants: Arc<Participants>,
     limbo: Mutex<VecDeque<Retired>>,
     live: Statistic,
+    /// Tables in limbo.
+    retired: Statistic,
     /// How many tables were ever retired: a hint that is older than this may be stale.
     unlinks: AtomicU64,
     format: PhantomData<F>,
 }
+
+/// Tables after whose freeing limbo's lock is let go of. What was retired at once, at most 513
+/// tables, is freed at once.
+const BATCH: u64 = 512;
 
 struct Retired {
     era: u64,
@@ -40,6 +47,15 @@ struct Retired {
 enum Gone {
     Tables(Retiring),
     Root(Counted<RootTable>),
+}
+
+impl Gone {
+    fn count(&self) -> u64 {
+        match self {
+            Self::Tables(tables) => tables.0.len() as u64,
+            Self::Root(_) => 1,
+        }
+    }
 }
 
 /// Tables on their way out, none of them a root: tickets, consumed, of which the frames are left.
@@ -68,12 +84,13 @@ impl Retiring {
 }
 
 impl<F: Format, H: TableMemory> Tables<F, H> {
-    pub(crate) fn new(memory: H, registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(memory: H, participants: Arc<Participants>) -> Self {
         Self {
             memory,
-            registry,
+            participants,
             limbo: Mutex::new(VecDeque::new()),
             live: Statistic::new(0),
+            retired: Statistic::new(0),
             unlinks: AtomicU64::new(0),
             format: PhantomData,
         }
@@ -90,12 +107,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// Tables that wait for readers.
     pub(crate) fn retired(&self) -> u64 {
-        let limbo = self.limbo.lock();
-        let tables = limbo.iter().map(|retired| match &retired.table {
-            Gone::Tables(tables) => tables.0.len() as u64,
-            Gone::Root(_) => 1,
-        });
-        tables.sum()
+        self.retired.load(Relaxed)
     }
 
     #[inline(always)]
@@ -141,7 +153,8 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
         let pfn = self.allocate(F::node_size(level))?;
         // SAFETY: allocated just now.
         let first = unsafe { self.memory.entries(pfn) };
-        // SAFETY: `TableMemory` promises so many entries at this pointer; the table is fresh, and nobody else knows it.
+        // SAFETY: `TableMemory` promises so many entries at this pointer; the table is fresh, and
+        // nobody else knows it.
         for entry in unsafe { slice::from_raw_parts(first.as_ptr(), F::entries(level)) } {
             entry.0.store(F::EMPTY, Relaxed);
         }
@@ -192,55 +205,75 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
     }
 
     fn put_off(&self, table: Gone) {
-        // First the count, then the era: a hint taken before is refused, or its user is waited for (see `hint`).
+        // First the count, then the era: a hint taken before is refused, or its user is waited for
+        // (see `hint`).
         self.unlinks.fetch_add(1, AcqRel);
+        self.retired.fetch_add(table.count(), Relaxed);
         let mut limbo = self.limbo.lock();
         // Under the lock, so that eras in the queue never fall.
-        let era = self.registry.end_era();
+        let era = self.participants.end_era();
         limbo.push_back(Retired { era, table });
     }
 
-    /// Frees the retired tables that no reader can see any more. Never waits.
+    /// Frees the retired tables that no reader can see any more. Never waits for readers.
+    ///
+    /// In batches, with limbo's lock let go of in between: a vCPU that gives a root up waits for no
+    /// more than one.
     pub(crate) fn reclaim(&self) {
-        loop {
+        let mut held = VecDeque::new();
+        while self.reclaim_batch(&mut held) {}
+        if !held.is_empty() {
+            // Older than what is left, so eras in the queue still never fall.
             let mut limbo = self.limbo.lock();
-            let Some(last) = limbo.back() else { return };
-            // All or the oldest: asking about each would look at every cell as often.
-            let all = last.era;
-            let Some(first) = limbo.front() else { return };
-            let upto = if self.registry.is_over(all) {
-                all
-            } else if self.registry.is_over(first.era) {
-                first.era
-            } else {
-                return;
-            };
-            let mut waiting = VecDeque::new();
-            while limbo.front().is_some_and(|retired| retired.era <= upto) {
-                let Some(retired) = limbo.pop_front() else {
-                    break;
-                };
-                match retired.table {
-                    // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good, and each reader
-                    // that could have seen it is gone (invariant 3 of `node`).
-                    Gone::Tables(tables) => unsafe { self.free_all(tables) },
-                    Gone::Root(root) => match Counted::try_unwrap(root) {
-                        Ok(root) => self.free_root(root),
-                        Err(held) => waiting.push_back(Retired {
-                            era: retired.era,
-                            table: Gone::Root(held),
-                        }),
-                    },
-                }
-            }
-            let stuck = !waiting.is_empty();
-            while let Some(retired) = waiting.pop_back() {
+            while let Some(retired) = held.pop_back() {
                 limbo.push_front(retired);
             }
-            if upto == all || stuck {
-                return;
-            }
         }
+    }
+
+    /// Frees a batch; whether there may be another. Roots that someone holds become `held`.
+    fn reclaim_batch(&self, held: &mut VecDeque<Retired>) -> bool {
+        let mut limbo = self.limbo.lock();
+        let (Some(first), Some(last)) = (limbo.front(), limbo.back()) else {
+            return false;
+        };
+        // All or the oldest: asking about each would look at every cell as often.
+        let (oldest, all) = (first.era, last.era);
+        let upto = if self.participants.is_over(all) {
+            all
+        } else if self.participants.is_over(oldest) {
+            oldest
+        } else {
+            return false;
+        };
+        let mut looked_at = 0;
+        while looked_at < BATCH {
+            if limbo.front().is_none_or(|retired| retired.era > upto) {
+                return upto != all;
+            }
+            let Some(retired) = limbo.pop_front() else {
+                return false;
+            };
+            let count = retired.table.count();
+            looked_at += count;
+            match retired.table {
+                // SAFETY: the ticket was consumed by `retire`, so the table is unlinked for good,
+                // and each reader that could have seen it is gone (invariant 3 of `node`).
+                Gone::Tables(tables) => unsafe { self.free_all(tables) },
+                Gone::Root(root) => match Counted::try_unwrap(root) {
+                    Ok(root) => self.free_root(root),
+                    Err(root) => {
+                        held.push_back(Retired {
+                            era: retired.era,
+                            table: Gone::Root(root),
+                        });
+                        continue;
+                    }
+                },
+            }
+            self.retired.fetch_sub(count, Relaxed);
+        }
+        !limbo.is_empty()
     }
 
     fn free_root(&self, root: RootTable) {

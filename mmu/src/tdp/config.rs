@@ -12,25 +12,50 @@ pub enum DirtyLogStart {
     InitiallySet,
 }
 
+/// Tables that splitting ahead leaves for faults unless configured otherwise: enough for eight
+/// vCPUs that fault in new places at once. Models have few tables, and no splits ahead that could
+/// take them all.
+const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shuttle")) {
+    0
+} else {
+    32
+};
+
 /// Choices that last as long as an MMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MmuConfig {
-    /// The coarsest mapping ever made, on top of what format and slot allow. 1 GiB unless changed, as in KVM.
+    /// The coarsest mapping ever made, on top of what format and slot allow. 1 GiB unless changed,
+    /// as in KVM.
     pub max_level: Level,
     /// Slots that may exist in each address space; numbers are below it.
     pub max_slots: u16,
     /// How dirty logging begins.
     pub dirty_log_start: DirtyLogStart,
-    /// Split huge mappings ahead of the writes that would, when logging begins or pages are cleared. Without it each is
-    /// protected as a whole and split by the first write.
+    /// Split huge mappings ahead of the writes that would, when logging begins or pages are
+    /// cleared. Without it each is protected as a whole and split by the first write.
     pub eager_split: bool,
+    /// Tables that splitting ahead leaves for faults: it stops before it would touch them. 32
+    /// unless changed (128 KiB). A fault takes up to one for each level below the root in a new
+    /// place, and one for each 2 MiB after that.
+    pub fault_reserve: u32,
     /// Address spaces, each with slots of its own; at least 1.
     pub address_spaces: u8,
-    /// Remember frames without a slot in the table, where the format can, so that device accesses skip the lookup.
+    /// Remember frames without a slot in the table, where the format can, so that device accesses
+    /// skip the lookup.
     pub mmio_caching: bool,
-    /// Never map huge pages executable (the iTLB-multihit mitigation); only where the format asks for it.
+    /// Never map huge pages executable (the iTLB-multihit mitigation); only where the format asks
+    /// for it.
     pub nx_huge_pages: bool,
+    /// Every processor that the guest may run on has the extension by which its entries carry a
+    /// memory type ([`Format::OPTIONAL_MEMORY_TYPES`](crate::Format::OPTIONAL_MEMORY_TYPES)).
+    /// False unless said. Without it a slot whose memory is not
+    /// [`Normal`](crate::MemoryType::Normal) is refused with
+    /// [`SlotError::MemoryType`](crate::SlotError::MemoryType). Nothing is mapped as normal
+    /// instead: where the platform itself knows what is device memory, as RISC-V's physical memory
+    /// attributes do, the owner says `Normal`, which means just that. Formats that always have
+    /// memory types ignore this.
+    pub memory_types: bool,
 }
 
 impl Default for MmuConfig {
@@ -40,9 +65,11 @@ impl Default for MmuConfig {
             max_slots: DEFAULT_MAX_SLOTS,
             dirty_log_start: DirtyLogStart::default(),
             eager_split: true,
+            fault_reserve: DEFAULT_FAULT_RESERVE,
             address_spaces: 1,
             mmio_caching: false,
             nx_huge_pages: false,
+            memory_types: false,
         }
     }
 }
@@ -76,6 +103,13 @@ impl MmuConfig {
         self
     }
 
+    /// The same with another number of tables that splitting ahead leaves for faults.
+    #[must_use]
+    pub const fn with_fault_reserve(mut self, tables: u32) -> Self {
+        self.fault_reserve = tables;
+        self
+    }
+
     /// The same with another number of address spaces.
     #[must_use]
     pub const fn with_address_spaces(mut self, count: u8) -> Self {
@@ -94,6 +128,13 @@ impl MmuConfig {
     #[must_use]
     pub const fn with_nx_huge_pages(mut self, on: bool) -> Self {
         self.nx_huge_pages = on;
+        self
+    }
+
+    /// The same with or without an extension for memory types.
+    #[must_use]
+    pub const fn with_memory_types(mut self, on: bool) -> Self {
+        self.memory_types = on;
         self
     }
 }

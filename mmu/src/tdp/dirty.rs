@@ -2,39 +2,45 @@
 //!
 //! # Order
 //!
-//! Losing no write depends on one order, for each page: **take the bit → protect → flush → use the page's contents**.
-//! A write before the protection is in the contents; a write after it faults (or sets D and is logged) and sets the bit
-//! again; a write through a stale TLB entry happens before the flush is complete, so it is in the contents too. Hence a
-//! harvest, with its flush, holds the slots lock: of two, the second never reports as clean what the first has not flushed.
+//! Losing no write depends on one order, for each page: **take the bit → protect → flush → use the
+//! page's contents**. A write before the protection is in the contents; a write after it faults (or
+//! sets D and is logged) and sets the bit again; a write through a stale TLB entry happens before
+//! the flush is complete, so it is in the contents too. Hence a harvest, with its flush, holds the
+//! slots lock: of two, the second never reports as clean what the first has not flushed.
 //!
-//! The flush is owed for every bit taken, even where the entry had lost its W bit before, and for nothing if none was taken.
+//! The flush is owed for every bit taken, even where the entry had lost its W bit before, and for
+//! nothing if none was taken.
 //!
-//! *Protecting* means taking W, or D where hardware logs by Dirty bits. A huge leaf under a taken bit is split first, whichever
-//! half of the bitmap's word it is under: words need not be aligned to huge pages. Without memory for that the whole leaf loses
-//! W, which is always safe: its other pages fault once more.
+//! *Protecting* means taking W, or D where hardware logs by Dirty bits. A huge leaf under a taken
+//! bit is split first, wherever in the bitmap's words it begins: words need not be aligned to huge
+//! pages. Without memory for that the whole leaf loses W, which is always safe: its other pages
+//! fault once more.
 //!
-//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages and inside them.
+//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages
+//! and inside them.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
+use core::cell::Cell;
 
 use thiserror::Error;
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     protect::Take,
     session::{Mode, Session},
     split::Split,
+    stock::Ahead,
     sweep::{Sweep, Visit, sweep},
 };
 use crate::{
     addr::{Gfn, GfnRange},
     flush::{Flush, FlushCause},
     format::{DirtyLogPolicy, Format},
-    rcu::{buffer::Writer, registry::Seat},
-    slot::{DirtyBitmap, Slot, SlotId, SlotSet},
+    rcu::{buffer::Writer, participants::ReaderSlot},
+    slot::{DirtyBitmap, Memslot, SlotId, SlotSet},
     table::{
         memory::TableMemory,
-        node::{Blank, Run},
+        node::{Bottom, Run},
     },
 };
 
@@ -65,7 +71,8 @@ pub enum DirtyLogError {
         /// 64-bit words given.
         got: usize,
     },
-    /// The first page is not a multiple of 64, or the length is not and does not end at the slot's end.
+    /// The first page is not a multiple of 64, or the length is not and does not end at the slot's
+    /// end.
     #[error("pages {first_page}+{num_pages} are not in units of 64")]
     Unaligned {
         /// First page, relative to the slot.
@@ -94,13 +101,13 @@ fn check_length(needed: usize, got: usize) -> Result<(), DirtyLogError> {
 }
 
 /// A group of words whose bits were taken, to be protected.
-struct Taken {
+struct TakenBits {
     words: [u64; GROUP],
     /// The first page of the group, as a frame.
     base: Gfn,
 }
 
-impl Taken {
+impl TakenBits {
     /// The frames from the first set bit to the last.
     fn range(&self) -> Option<GfnRange> {
         let first = self.words.iter().position(|word| *word != 0)?;
@@ -142,7 +149,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         writer: &Writer<'_, SlotSet>,
         as_id: u8,
         id: SlotId,
-    ) -> Result<(Arc<Slot>, Arc<DirtyBitmap>), DirtyLogError> {
+    ) -> Result<(Arc<Memslot>, Arc<DirtyBitmap>), DirtyLogError> {
         let unknown = DirtyLogError::UnknownSlot { id };
         let set = writer.read(usize::from(as_id)).ok_or(unknown)?;
         let slot = Arc::clone(set.get(id).map_err(|_| unknown)?);
@@ -258,34 +265,34 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 /// Bits being taken from one slot. The caller holds the slots lock until [`finish`](Self::finish).
 struct Harvest<'m, F: Format, H: TableMemory> {
     mmu: &'m TdpMmu<F, H>,
-    slot: &'m Slot,
-    seat: Seat,
-    cache: core::cell::RefCell<Vec<Blank>>,
+    slot: &'m Memslot,
+    reader: ReaderSlot,
+    ahead: Ahead<'m, F, H>,
     owed: Flush,
     pages: u64,
 }
 
 impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
-    fn new(mmu: &'m TdpMmu<F, H>, slot: &'m Slot) -> Self {
+    fn new(mmu: &'m TdpMmu<F, H>, slot: &'m Memslot) -> Self {
         Self {
             mmu,
             slot,
-            seat: mmu.registry.seat(),
-            cache: core::cell::RefCell::new(Vec::new()),
+            reader: mmu.participants.reader_slot(),
+            ahead: Ahead::new(mmu),
             owed: Flush::None,
             pages: 0,
         }
     }
 
-    fn group(&self, first_word: usize) -> Taken {
-        Taken {
+    fn group(&self, first_word: usize) -> TakenBits {
+        TakenBits {
             words: [0; GROUP],
             base: Gfn(self.slot.spec.base_gfn.0 + first_word as u64 * 64),
         }
     }
 
     /// Protects the pages of the bits that were taken.
-    fn protect(&mut self, taken: &Taken) {
+    fn protect(&mut self, taken: &TakenBits) {
         let Some(range) = taken.range() else { return };
         self.pages += taken
             .words
@@ -296,18 +303,18 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
         let mut owed = Flush::range(range);
         for root in mmu.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
             let cause = FlushCause::DirtyLog;
-            let session = Session::begin(mmu, &self.seat, Mode::Exclusive, cause, as_id);
-            let cache = &self.cache;
+            let session = Session::begin(mmu, &self.reader, Mode::Exclusive, cause, as_id);
+            let ahead = &self.ahead;
             let refill = || {
                 // The visitor goes on without memory as well.
-                mmu.refill(&mut cache.borrow_mut(), GROUP);
-                true
+                ahead.refill(GROUP);
             };
-            let dry = core::cell::Cell::new(false);
+            let dry = Cell::new(false);
             let plan = Sweep::leaves(range);
-            let (session, _) = sweep(session, &root, plan, refill, |session, run| {
+            let session = sweep(session, &root, plan, refill, |session, run| {
                 if root.is_invalid() {
-                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as one sum.
+                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as
+                    // one sum.
                     return Visit::Done(Flush::None);
                 }
                 if let Some(bottom) = run.bottom() {
@@ -320,8 +327,7 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                     if !F::is_leaf(raw, run.node.level()) || !taken.any(span) {
                         continue;
                     }
-                    let blank = cache.borrow_mut().pop();
-                    let Some(blank) = blank else {
+                    let Some(blank) = ahead.take() else {
                         if !dry.replace(true) {
                             return Visit::Stop;
                         }
@@ -331,7 +337,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                         continue;
                     };
                     dry.set(false);
-                    // Under the exclusive lock only hardware changes the entry; it sets bits, so try until it is quiet.
+                    // Under the exclusive lock only hardware changes the entry; it sets bits, so
+                    // try until it is quiet.
                     let mut attempt = Some((raw, blank));
                     while let Some((raw, blank)) = attempt.take() {
                         let node = run.node;
@@ -342,7 +349,7 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                                 if F::is_leaf(raw, node.level()) {
                                     attempt = Some((raw, blank));
                                 } else {
-                                    cache.borrow_mut().push(blank);
+                                    ahead.put_back(blank);
                                 }
                             }
                         }
@@ -359,21 +366,13 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
     fn finish(self) -> u64 {
         self.mmu
             .flush(self.owed, FlushCause::DirtyLog, self.slot.spec.as_id);
-        for blank in self.cache.into_inner() {
-            self.mmu.tables.free_blank(blank);
-        }
         self.pages
     }
 }
 
 /// Takes the bit from the leaves of one 4 KiB table whose pages were taken.
 #[inline(always)]
-fn protect_bottom<F: Format>(
-    take: Take,
-    run: &Run<'_, F>,
-    bottom: crate::table::node::Bottom<'_>,
-    taken: &Taken,
-) {
+fn protect_bottom<F: Format>(take: Take, run: &Run<'_, F>, bottom: Bottom<'_>, taken: &TakenBits) {
     bottom.warm();
     // Pages of the group, counted from its base; the run lies inside the group.
     let first = run.gfn.0 - taken.base.0;
@@ -407,7 +406,7 @@ mod tests {
 
     #[test]
     fn any_is_exact_at_the_edges_of_words_and_group() {
-        let mut taken = Taken {
+        let mut taken = TakenBits {
             words: [0; GROUP],
             base: Gfn(1000),
         };

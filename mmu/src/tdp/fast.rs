@@ -1,22 +1,24 @@
 //! The fast path: giving back a permission that bookkeeping took away, without the lock.
 //!
-//! A write to a page that lost its W bit to the dirty log, or a use of a page that was aged, needs one bit and no
-//! decision. The vCPU goes inside, finds the leaf, and sets the bit by compare-exchange. That is safe although anyone may
-//! be changing the tables: an entry of a table always stands for the same frame, so if it still holds the value that was
-//! judged, the judgement stands (`fast_page_fault`; ABA does no harm).
+//! A write to a page that lost its W bit to the dirty log, or a use of a page that was aged, needs
+//! one bit and no decision. The vCPU goes inside, finds the leaf, and sets the bit by
+//! compare-exchange. That is safe although anyone may be changing the tables: an entry of a table
+//! always stands for the same frame, so if it still holds the value that was judged, the judgement
+//! stands (`fast_page_fault`; ABA does no harm).
 //!
-//! The dirty bit is set *after* the exchange and before the guest can write. A harvest that took the page's bits before the
-//! exchange, or protects it after, loses nothing: either it sees the bit next time, or takes W away again.
+//! The dirty bit is set *after* the exchange and before the guest can write. A harvest that took
+//! the page's bits before the exchange, or protects it after, loses nothing: either it sees the bit
+//! next time, or takes W away again.
 //!
 //! Anything that is not such a case is left to the slow path. *Locking*: none; inside.
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::Level,
     fault::{Access, Fault, FaultOutcome},
     format::{AdPolicy, Entry, Format},
     rcu::cell::Counter,
-    table::{memory::TableMemory, node::Guard},
+    table::{guard::Guard, memory::TableMemory},
 };
 
 /// Lost exchanges before the slow path is taken.
@@ -31,7 +33,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             root: Some(root),
             slot,
@@ -40,7 +42,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return None;
         };
-        let guard = Guard::new(&self.tables, self.registry.pin(seat));
+        let guard = Guard::new(&self.tables, self.participants.pin(reader));
         let slot = &*self.slot_of(guard.inside(), *as_id, fault.gfn, slot)?.slot;
         if slot.invalid {
             return None;
@@ -74,14 +76,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 return None;
             }
             if new == raw {
-                seat.count(Counter::Fast, 1);
+                reader.count(Counter::Fast, 1);
                 return Some(FaultOutcome::Spurious { level });
             }
             if node.replace(index, raw, new).is_ok() {
                 if write && (gives_write || !leaf.dirty) {
                     slot.mark_dirty(fault.gfn);
                 }
-                seat.count(Counter::Fast, 1);
+                reader.count(Counter::Fast, 1);
                 return Some(FaultOutcome::Fixed { level });
             }
         }

@@ -1,42 +1,39 @@
 //! Resolving a fault.
 //!
-//! The order (`kvm_tdp_mmu_page_fault`): the fast path if the walk found a mapping; tables into the cache; a root; then, under
-//! the shared lock and inside: is the root still valid, is there a slot, is its memory being taken back, at which level; then
-//! the walk down, which links missing tables, splits a huge leaf above the goal, and at the goal installs the leaf.
+//! The order (`kvm_tdp_mmu_page_fault`): the fast path if the walk found a mapping; tables into the
+//! cache; a root; then, under the shared lock and inside: is the root still valid, is there a slot,
+//! is its memory being taken back, at which level; then the walk down, which links missing tables,
+//! splits a huge leaf above the goal, and at the goal installs the leaf.
 //!
-//! Each change is one compare-exchange. Who loses it looks at what the winner put there and judges again; who finds an
-//! entry *frozen* gives up and lets the guest try again, because the owner of the entry may wait for a flush.
+//! Each change is one compare-exchange. Who loses it looks at what the winner put there and judges
+//! again; who finds an entry *frozen* gives up and lets the guest try again, because the owner of
+//! the entry may wait for a flush.
 //!
-//! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set. Nothing here yields.
+//! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set.
+//! Nothing here yields.
 
-use super::{TdpMmu, level::Goal, root::RootPage, split::Split, vcpu::Vcpu};
+use alloc::vec::Vec;
+
+use super::{
+    descent::{Changed, Descent},
+    level::Goal,
+    mmu::TdpMmu,
+    root::RootPage,
+    split::Split,
+    vcpu::Vcpu,
+};
 use crate::{
     addr::{Gfn, GfnRange, Level},
     fault::{Access, Fault, FaultOutcome},
     flush::{Flush, FlushCause},
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
     rcu::cell::{Cell, Counter},
-    slot::Slot,
+    slot::Memslot,
     stats::count_fault,
     table::{
-        hint::Hint,
-        memory::TableMemory,
-        node::{Blank, Guard, Node},
+        guard::Guard, header::PageRole, hint::Hint, memory::TableMemory, node::Node, ticket::Blank,
     },
 };
-
-/// A fault on its way down: what does not change from level to level.
-pub(super) struct Descent<'d> {
-    pub(super) fault: &'d Fault,
-    pub(super) slot: &'d Slot,
-    pub(super) root: &'d RootPage,
-    pub(super) cell: &'d Cell,
-    /// The generation of slots in which `slot` was found.
-    pub(super) generation: u64,
-}
-
-/// The entry changed under us; judge it again.
-pub(super) struct Changed;
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Inlined where faults come in, where much of `fault` is known; the whole path is a call away.
@@ -54,7 +51,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(never)]
     fn whole_fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
         if !self.owns(vcpu) {
-            // Another MMU's vCPU: its caches are that one's. A seat for one fault is slow but right.
+            // Another MMU's vCPU: its caches are that one's. A reader slot for one fault is slow
+            // but right.
             let mut own = self.do_vcpu();
             own.as_id = vcpu.as_id;
             let outcome = self.whole_fault(&mut own, fault);
@@ -62,7 +60,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return outcome;
         }
         let outcome = self.resolve(vcpu, &fault);
-        count_fault(&vcpu.seat, &outcome, fault.prefetch);
+        count_fault(&vcpu.reader, &outcome, fault.prefetch);
         outcome
     }
 
@@ -87,7 +85,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             };
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             cache,
             root,
@@ -100,20 +98,20 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let Some(root) = (if fault.mirror { &*mirror } else { &*root }) else {
             return FaultOutcome::Retry;
         };
-        let inside = self.lock.shared(seat);
+        let inside = self.lock.shared(reader);
         if root.is_invalid() {
             return FaultOutcome::Retry;
         }
         let guard = Guard::new(&self.tables, inside);
-        // Before the look for a slot: a hole that is found now may have got one by the time it is remembered, and then it must
-        // be remembered as old.
+        // Before the look for a slot: a hole that is found now may have got one by the time it is
+        // remembered, and then it must be remembered as old.
         let generation = if self.config.mmio_caching {
             self.mmio_generation(*as_id)
         } else {
             0
         };
         let Some(kept) = self.slot_of(guard.inside(), *as_id, fault.gfn, slot) else {
-            return self.no_slot(&guard, root, generation, fault, cache, seat);
+            return self.no_slot(&guard, root, generation, fault, cache, reader);
         };
         let slot = &*kept.slot;
         if slot.invalid || self.invalidations.must_retry(fault.gfn, fault.seq) {
@@ -128,7 +126,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             fault,
             slot,
             root,
-            cell: seat,
+            cell: reader,
             generation,
         };
         self.map(&guard, &descent, goal, cache, hint, linked)
@@ -139,7 +137,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         guard: &Guard<'_, F, H>,
         descent: &Descent<'_>,
         mut goal: Goal,
-        cache: &mut alloc::vec::Vec<Blank>,
+        cache: &mut Vec<Blank>,
         hint: &mut Hint,
         linked: &mut bool,
     ) -> FaultOutcome {
@@ -199,7 +197,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     let Some(blank) = cache.pop() else {
                         return FaultOutcome::Retry;
                     };
-                    // The table that replaces an executable-less huge page holds what the mitigation forbids to be huge.
+                    // The table that replaces an executable-less huge page holds what the
+                    // mitigation forbids to be huge.
                     let nx = goal.nx_disallowed();
                     match self.split(node, index, raw, blank, descent.cell, nx) {
                         Split::Done => *linked |= F::INSTALL_NEEDS_FENCE,
@@ -223,13 +222,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// The leaf that `fault` asks for, from guest frame `start` on.
     #[inline(always)]
-    pub(super) fn new_leaf(&self, slot: &Slot, start: Gfn, level: Level, fault: &Fault) -> Leaf {
+    pub(super) fn new_leaf(&self, slot: &Memslot, start: Gfn, level: Level, fault: &Fault) -> Leaf {
         let host_writable = !slot.is_readonly();
         let write = fault.access == Access::Write;
         let by_software = F::AD_POLICY != AdPolicy::Hardware;
-        // While writes are logged by protection, only a write makes a page writable; otherwise a read does too and
-        // spares a fault. Logged by Dirty bits, a read may, as long as it leaves D clear for hardware to set and log.
-        // A mirror is never protected, so it is writable from the start, and counts as written when it is made.
+        // While writes are logged by protection, only a write makes a page writable; otherwise a
+        // read does too and spares a fault. Logged by Dirty bits, a read may, as long as it leaves
+        // D clear for hardware to set and log. A mirror is never protected, so it is writable from
+        // the start, and counts as written when it is made.
         let logging = slot.dirty.is_some() && !fault.mirror;
         let by_dirty_bit = matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit);
         let writable = host_writable && (write || !logging || by_dirty_bit);
@@ -274,7 +274,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return self.install_over(guard, node, index, raw, &leaf, descent);
         }
         node.replace(index, raw, new).map_err(|_| Changed)?;
-        cell.add_pages(level.slot(), 1);
+        cell.add_pages(level.index(), 1);
         if leaf.writable && leaf.dirty {
             slot.mark_dirty(fault.gfn);
         }
@@ -309,12 +309,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             Entry::Table { .. } => {
                 let span = GfnRange::new(F::align_down(fault.gfn, level), F::span(level));
                 let table = self.exchange(node, index, raw, new, span, descent.root.as_id)?;
-                cell.add_pages(level.slot(), 1);
+                cell.add_pages(level.index(), 1);
                 table.map(|table| (table, span))
             }
             _ => {
                 node.replace(index, raw, new).map_err(|_| Changed)?;
-                cell.add_pages(level.slot(), 1);
+                cell.add_pages(level.index(), 1);
                 None
             }
         };
@@ -329,8 +329,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(FaultOutcome::Fixed { level })
     }
 
-    /// Links an empty table into the entry at hand. `Err` has the memory if someone else changed the entry, nothing if
-    /// an external owner refused.
+    /// Links an empty table into the entry at hand. `Err` has the memory if someone else changed
+    /// the entry, nothing if an external owner refused.
     fn link_table(
         &self,
         node: Node<'_, F>,
@@ -345,8 +345,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let gfn = F::align_down(descent.fault.gfn, node.level());
         let table = blank.fill(&self.tables, child, |_| F::EMPTY);
-        let role =
-            crate::table::header::PageRole::new(descent.root.as_id, child, descent.root.mirror);
+        let role = PageRole::new(descent.root.as_id, child, descent.root.mirror);
         let pfn = table.pfn();
         let header = self.tables.header(pfn);
         header.describe(role, gfn, Some((node.pfn(), index)));
@@ -379,7 +378,8 @@ fn allows(leaf: &Leaf, fault: &Fault) -> bool {
         }
 }
 
-/// The access is allowed as far as permissions go. Where hardware faults for want of A or D, they are set.
+/// The access is allowed as far as permissions go. Where hardware faults for want of A or D, they
+/// are set.
 fn use_leaf<F: Format>(
     node: Node<'_, F>,
     index: usize,
@@ -412,7 +412,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         root: &RootPage,
         generation: u32,
         fault: &Fault,
-        cache: &mut alloc::vec::Vec<Blank>,
+        cache: &mut Vec<Blank>,
         cell: &Cell,
     ) -> FaultOutcome {
         if !self.config.mmio_caching || fault.mirror || fault.prefetch {
@@ -441,7 +441,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         return FaultOutcome::NoSlot;
                     };
                     let table = blank.fill(&self.tables, child, |_| F::EMPTY);
-                    let role = crate::table::header::PageRole::new(root.as_id, child, false);
+                    let role = PageRole::new(root.as_id, child, false);
                     let gfn = F::align_down(fault.gfn, level);
                     let header = self.tables.header(table.pfn());
                     header.describe(role, gfn, Some((node.pfn(), index)));
@@ -449,7 +449,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                         cache.push(self.tables.blank_again(table));
                     }
                 }
-                // A leaf of a slot that is going, or an entry that another thread owns: nothing to remember.
+                // A leaf of a slot that is going, or an entry that another thread owns: nothing to
+                // remember.
                 _ => return FaultOutcome::NoSlot,
             }
         }

@@ -1,19 +1,20 @@
 //! Which level a fault is mapped at.
 //!
-//! The coarsest that everyone allows: the format, the configuration, the slot's backing and alignment, the places where
-//! huge mappings are forbidden, the host's own mapping, the fault. While a slot logs writes it is 4 KiB, because a page is
-//! the unit of the log; a mirrored mapping is 4 KiB, because its owner knows no other. While memory is being taken back, no
-//! mapping reaches into it, however far from it the fault is.
+//! The coarsest that everyone allows: the format, the configuration, the slot's backing and
+//! alignment, the places where huge mappings are forbidden, the host's own mapping, the fault.
+//! While a slot logs writes it is 4 KiB, because a page is the unit of the log; a mirrored mapping
+//! is 4 KiB, because its owner knows no other. While memory is being taken back, no mapping reaches
+//! into it, however far from it the fault is.
 //!
-//! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between the question and the
-//! mapping, which the invalidation sequence sees to.
+//! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between
+//! the question and the mapping, which the invalidation sequence sees to.
 
-use super::TdpMmu;
+use super::mmu::TdpMmu;
 use crate::{
     addr::{Gfn, GfnRange, Level},
     fault::{Access, Fault},
     format::Format,
-    slot::Slot,
+    slot::Memslot,
     table::memory::TableMemory,
 };
 
@@ -33,7 +34,7 @@ impl Goal {
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(always)]
-    pub(super) fn goal(&self, slot: &Slot, fault: &Fault) -> Goal {
+    pub(super) fn goal(&self, slot: &Memslot, fault: &Fault) -> Goal {
         let limit = self.config.max_level.min(slot.spec.max_level);
         let limit = limit.min(fault.max_level);
         if limit == Level::SIZE_4K || slot.dirty.is_some() || fault.mirror {
@@ -45,10 +46,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.goal_below(slot, fault, limit)
     }
 
-    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as they are: for reasons that
-    /// do not come and go, as invalidations, the host's mapping and forbidden places do.
+    /// Whether nothing coarser than 4 KiB can be mapped over `gfn` for as long as slots stay as
+    /// they are: for reasons that do not come and go, as invalidations, the host's mapping and
+    /// forbidden places do.
     #[inline(always)]
-    pub(super) fn is_always_small(&self, slot: &Slot, gfn: Gfn) -> bool {
+    pub(super) fn is_always_small(&self, slot: &Memslot, gfn: Gfn) -> bool {
         slot.dirty.is_some()
             || self.config.max_level.min(slot.spec.max_level) == Level::SIZE_4K
             || !slot.allows_span(gfn, F::span(Level::SIZE_2M))
@@ -56,7 +58,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     #[cold]
     #[inline(never)]
-    fn goal_below(&self, slot: &Slot, fault: &Fault, limit: Level) -> Goal {
+    fn goal_below(&self, slot: &Memslot, fault: &Fault, limit: Level) -> Goal {
         let mut allowed = self.allowed_level(slot, fault.gfn, limit);
         // The fault's own frame is not being taken back, but its neighbours may be.
         while let Some(finer) = allowed.child() {
@@ -74,7 +76,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     /// The coarsest level, up to `limit`, at which slot and host allow a mapping over `gfn`.
-    pub(super) fn allowed_level(&self, slot: &Slot, gfn: Gfn, limit: Level) -> Level {
+    pub(super) fn allowed_level(&self, slot: &Memslot, gfn: Gfn, limit: Level) -> Level {
         let mut level = F::MAX_LEAF_LEVEL
             .min(self.config.max_level)
             .min(slot.spec.max_level)
@@ -90,7 +92,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         level
     }
 
-    fn lower(&self, slot: &Slot, gfn: Gfn, mut level: Level) -> Level {
+    fn lower(&self, slot: &Memslot, gfn: Gfn, mut level: Level) -> Level {
         while let Some(finer) = level.child() {
             if slot.allows_span(gfn, F::span(level))
                 && slot.huge.allows(level, F::align_down(gfn, level))

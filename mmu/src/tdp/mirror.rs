@@ -1,16 +1,17 @@
 //! Mirror roots: tables whose real counterpart an external owner keeps.
 //!
-//! The MMU keeps a tree of its own that it can read, and pushes each change to the owner: it freezes the entry, asks the
-//! owner, and stores the new value, or on refusal the old one. Nobody else touches an entry that is frozen, so the two trees
-//! change together. Leaves are 4 KiB; they are made under the shared lock and removed under the exclusive one; nothing is ever
-//! changed in place, split, recovered, aged or logged here, and a fast zap leaves mirrors alone.
+//! The MMU keeps a tree of its own that it can read, and pushes each change to the owner: it
+//! freezes the entry, asks the owner, and stores the new value, or on refusal the old one. Nobody
+//! else touches an entry that is frozen, so the two trees change together. Leaves are 4 KiB; they
+//! are made under the shared lock and removed under the exclusive one; nothing is ever changed in
+//! place, split, recovered, aged or logged here, and a fast zap leaves mirrors alone.
 //!
-//! A removal that the owner refuses leaves the mapping where it is: memory that the owner still maps must not be reused,
-//! so a leak is the only safe answer, and it shows in the page statistics.
+//! A removal that the owner refuses leaves the mapping where it is: memory that the owner still
+//! maps must not be reused, so a leak is the only safe answer, and it shows in the page statistics.
 
 use super::{
-    TdpMmu,
-    fault::{Changed, Descent},
+    descent::{Changed, Descent},
+    mmu::TdpMmu,
     root::RootPage,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
@@ -22,7 +23,8 @@ use crate::{
     format::{Entry, Format, Leaf},
     table::{
         memory::TableMemory,
-        node::{Absent, Blank, Node, Run, Unlinked},
+        node::{Absent, Node, Run},
+        ticket::{Blank, Unlinked},
     },
 };
 
@@ -55,7 +57,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if !accepted {
             return Ok(FaultOutcome::Retry);
         }
-        descent.root.count_apart(level, 1);
+        descent.root.count_separately(level, 1);
         descent.slot.mark_dirty(descent.fault.gfn);
         Ok(FaultOutcome::Fixed { level })
     }
@@ -108,42 +110,42 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let owned = node.replace(index, F::FROZEN, new);
             debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
             if gone {
-                root.count_apart(level, -1);
+                root.count_separately(level, -1);
                 owed = owed.merge(Flush::range(span));
             }
         }
         owed
     }
 
-    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the finest up. A table that its
-    /// owner keeps is leaked, with the mirror's own.
+    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the
+    /// finest up. A table that its owner keeps is leaked, with the mirror's own.
     pub(super) fn empty_mirror(&self, root: &RootPage) {
-        let seat = self.registry.seat();
+        let reader = self.participants.reader_slot();
         let cause = FlushCause::Roots;
-        let mut session = Session::begin(self, &seat, Mode::Exclusive, cause, root.as_id);
+        let mut session = Session::begin(self, &reader, Mode::Exclusive, cause, root.as_id);
         let everything = GfnRange {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
         let leaves = Sweep::leaves(everything);
-        (session, _) = sweep(
+        session = sweep(
             session,
             root,
             leaves,
-            || true,
+            || {},
             |_, run| {
                 self.take_mirrored_leaves(&run, root);
                 Visit::Done(Flush::None)
             },
         );
-        let mut pass = Some(Level::SIZE_2M);
-        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
-            let tables = Sweep::leaves(everything).floor(level);
-            (session, _) = sweep(
+        let mut next = Some(Level::SIZE_2M);
+        while let Some(level) = next.filter(|level| *level <= F::ROOT_LEVEL) {
+            let tables = Sweep::leaves(everything).finest(level);
+            session = sweep(
                 session,
                 root,
                 tables,
-                || true,
+                || {},
                 |_, run| {
                     if run.node.level() == level {
                         for index in run.first..run.end {
@@ -153,7 +155,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     Visit::Done(Flush::None)
                 },
             );
-            pass = level.parent();
+            next = level.parent();
         }
         session.finish();
     }

@@ -1,52 +1,35 @@
 //! A fault in the slot of the last one.
 //!
-//! Most first touches fall into the slot of the vCPU's last fault, and, as guests touch memory in order, into the 4 KiB table
-//! that it ended in. For those all decisions were made before: the vCPU remembers the slot with the entry of its first page,
-//! and the table. What is left is what must be asked each time under the lock: has the root gone, have slots changed, is
-//! memory being taken back, has a table been retired (if so, a walk); then one compare-exchange from *empty*, without a look
-//! before it: a line that another processor has just written then moves once, not twice.
+//! Most first touches fall into the slot of the vCPU's last fault, and, as guests touch memory in
+//! order, into the 4 KiB table that it ended in. For those all decisions were made before: the vCPU
+//! remembers the slot with the entry of its first page, and the table. What is left is what must be
+//! asked each time under the lock: has the root gone, have slots changed, is memory being taken
+//! back, has a table been retired (if so, a walk); then one compare-exchange from *empty*, without
+//! a look before it: a line that another processor has just written then moves once, not twice.
 //!
-//! Whatever is not exactly this case is left to the whole path; nothing is decided here that is not decided there.
+//! Whatever is not exactly this case is left to the whole path; nothing is decided here that is not
+//! decided there.
 //!
 //! *Locking*: as a fault: the shared MMU lock.
 
 use alloc::sync::Arc;
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{
+    kept::{KeptSlot, Template},
+    mmu::TdpMmu,
+    vcpu::Vcpu,
+};
 use crate::{
     addr::{Gfn, Level},
     fault::{Access, Fault, FaultOutcome},
     format::Format,
-    rcu::cell::Counter,
-    slot::Slot,
-    table::{hint::Hint, memory::TableMemory, node::Guard},
+    rcu::{cell::Counter, participants::Inside},
+    slot::Memslot,
+    table::{guard::Guard, hint::Hint, memory::TableMemory},
 };
 
-/// A slot as a vCPU remembers it.
-#[derive(Debug)]
-pub(super) struct KeptSlot {
-    pub(super) slot: Arc<Slot>,
-    /// The generation of slots in which it was found.
-    pub(super) generation: u64,
-    /// The slot's place again, where it is at hand.
-    base: u64,
-    npages: u64,
-    /// The 4 KiB entries for the slot's first page: of a read or fetch, and of a write. 0: not to be used.
-    read: Template,
-    write: Template,
-    /// Nothing coarser than 4 KiB is mapped anywhere in it, as long as slots stay as they are.
-    small: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Template {
-    raw: u64,
-    /// The page counts as written.
-    dirties: bool,
-}
-
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn keep_slot(&self, slot: &Arc<Slot>, generation: u64) -> KeptSlot {
+    pub(super) fn keep_slot(&self, slot: &Arc<Memslot>, generation: u64) -> KeptSlot {
         let template = |access| {
             let level = Level::SIZE_4K;
             let first = slot.spec.base_gfn;
@@ -77,7 +60,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     #[inline(always)]
     pub(super) fn nearby_fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Option<FaultOutcome> {
         let Vcpu {
-            seat,
+            reader,
             as_id,
             root: Some(root),
             slot: Some(kept),
@@ -104,7 +87,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if template.raw == 0 {
             return None;
         }
-        let guard = Guard::new(&self.tables, self.lock.shared(seat));
+        let guard = Guard::new(&self.tables, self.lock.shared(reader));
         if root.is_invalid()
             || self.spaces[usize::from(*as_id)].generation() != kept.generation
             || self.invalidations.must_retry(fault.gfn, fault.seq)
@@ -130,13 +113,33 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             .wrapping_add(F::leaf_step(Level::SIZE_4K).wrapping_mul(page));
         let index = F::index(fault.gfn, Level::SIZE_4K);
         node.replace(index, F::EMPTY, raw).ok()?;
-        seat.add_pages(Level::SIZE_4K.slot(), 1);
-        seat.count(Counter::Fixed, 1);
+        reader.add_pages(Level::SIZE_4K.index(), 1);
+        reader.count(Counter::Fixed, 1);
         if template.dirties {
             kept.slot.mark_dirty(Gfn(fault.gfn.0));
         }
         Some(FaultOutcome::Fixed {
             level: Level::SIZE_4K,
         })
+    }
+
+    /// The slot over `gfn`, or `None`. `kept` is what the vCPU remembers.
+    #[inline(always)]
+    pub(super) fn slot_of<'k>(
+        &self,
+        inside: &Inside<'_>,
+        as_id: u8,
+        gfn: Gfn,
+        kept: &'k mut Option<KeptSlot>,
+    ) -> Option<&'k KeptSlot> {
+        let space = self.spaces.get(usize::from(as_id))?;
+        let generation = space.generation();
+        let hit =
+            matches!(kept, Some(kept) if kept.generation == generation && kept.slot.contains(gfn));
+        if !hit {
+            let found = space.read(inside).find(gfn)?;
+            *kept = Some(self.keep_slot(found, generation));
+        }
+        kept.as_ref()
     }
 }

@@ -1,25 +1,22 @@
 //! Mapping a range in advance (`KVM_PRE_FAULT_MEMORY`, fault-around).
 //!
-//! Each page is mapped as a read would map it, without counting as a use. Whole tables that are missing are filled before
-//! they are linked, so a large range costs little more than writing its entries; single entries are installed one by one, by
-//! compare-exchange like any fault. A page that is mapped already is left as it is, better or not.
+//! Each page is mapped as a read would map it, without counting as a use. Whole tables that are
+//! missing are filled before they are linked, so a large range costs little more than writing its
+//! entries; single entries are installed one by one, by compare-exchange like any fault. A page
+//! that is mapped already is left as it is, better or not.
 //!
 //! *Locking*: as a fault: the shared MMU lock, one table's worth at a time.
 
 use thiserror::Error;
 
-use super::{TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, GfnRange, Level},
     fault::{Fault, FaultOutcome},
     format::{Entry, Format},
-    slot::Slot,
-    table::{
-        header::PageRole,
-        hint::Hint,
-        memory::TableMemory,
-        node::{Guard, Run},
-    },
+    rcu::cell::Counter,
+    slot::Memslot,
+    table::{guard::Guard, header::PageRole, hint::Hint, memory::TableMemory, node::Run},
 };
 
 /// Times that a page is tried again when an entry or a root is going.
@@ -53,7 +50,8 @@ pub enum PrefaultError {
         /// Pages mapped before it.
         done: u64,
     },
-    /// The table holds something that the MMU did not write, or there is no root for the vCPU's address space.
+    /// The table holds something that the MMU did not write, or there is no root for the vCPU's
+    /// address space.
     #[error("{gfn} cannot be mapped, after {done} pages: {outcome:?}")]
     Failed {
         /// The frame.
@@ -118,8 +116,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(range.pages())
     }
 
-    /// Maps as much of `range`'s beginning as 4 KiB tables are missing for, or as lies in the first one. `None`: not such
-    /// a case; take a fault. Otherwise the frame to go on from.
+    /// Maps as much of `range`'s beginning as 4 KiB tables are missing for, or as lies in the first
+    /// one. `None`: not such a case; take a fault. Otherwise the frame to go on from.
     fn fill_tables(&self, vcpu: &mut Vcpu, range: GfnRange, max_level: Level) -> Option<Gfn> {
         let first = range.start;
         if first >= F::MAX_GFN
@@ -130,7 +128,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return None;
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             cache,
             root: Some(root),
@@ -141,7 +139,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return None;
         };
-        let inside = self.lock.shared(seat);
+        let inside = self.lock.shared(reader);
         let guard = Guard::new(&self.tables, inside);
         let slot = &*self.slot_of(guard.inside(), *as_id, first, slot)?.slot;
         let table_pages = 1u64 << F::INDEX_BITS[0];
@@ -195,8 +193,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 cache.push(self.tables.blank_again(table));
                 return None;
             }
-            seat.add_pages(Level::SIZE_4K.slot(), count);
-            seat.count(crate::rcu::cell::Counter::Prefetched, count as u64);
+            reader.add_pages(Level::SIZE_4K.index(), count);
+            reader.count(Counter::Prefetched, count as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, end);
             return Some(end);
         }
@@ -212,7 +210,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let bottom = run.bottom()?;
         let (mut installed, mut raw, mut done) = (0, new, 0);
         while done < bottom.len() {
-            // A look first: a page that is mapped costs a load then, and no line is taken from who writes it.
+            // A look first: a page that is mapped costs a load then, and no line is taken from who
+            // writes it.
             let old = bottom.load(done);
             if old == F::EMPTY {
                 if bottom.replace(done, old, raw).is_err() {
@@ -227,15 +226,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let gfn = Gfn(first.0 + done as u64);
         if installed > 0 {
-            seat.add_pages(Level::SIZE_4K.slot(), installed);
-            seat.count(crate::rcu::cell::Counter::Prefetched, installed as u64);
+            reader.add_pages(Level::SIZE_4K.index(), installed);
+            reader.count(Counter::Prefetched, installed as u64);
             mark_if_writable(slot, leaf.writable && leaf.dirty, first, gfn);
         }
         (gfn > first).then_some(gfn)
     }
 }
 
-fn mark_if_writable(slot: &Slot, writable: bool, first: Gfn, end: Gfn) {
+fn mark_if_writable(slot: &Memslot, writable: bool, first: Gfn, end: Gfn) {
     if writable && let Some(dirty) = &slot.dirty {
         let base = slot.spec.base_gfn.0;
         dirty.set_range(first.0 - base, end.0 - base);

@@ -2,19 +2,23 @@
 //!
 //! # Plain stores
 //!
-//! A locked instruction costs twenty times a store, so a sweep over a populated slot uses one only where it must: where the
-//! entry is *volatile* (hardware may set D, or the fast path give W back, between our load and our store). An entry with W and
-//! D set is stable for the holder of the slots lock under either mode of the MMU lock:
+//! A locked instruction costs twenty times a store, so a sweep over a populated slot uses one only
+//! where it must: where the entry is *volatile* (hardware may set D, or the fast path give W back,
+//! between our load and our store). An entry with W and D set is stable for the holder of the slots
+//! lock under either mode of the MMU lock:
 //!
-//! - faults leave a leaf that allows the access as it is, or set Accessed, which may be lost (a fault more);
+//! - faults leave a leaf that allows the access as it is, or set Accessed, which may be lost (a
+//!   fault more);
 //! - ageing clears Accessed, which may be lost (a page looks young);
-//! - other sweeps that take W or D are kept away by the slots lock, unmapping by the exclusive lock;
-//! - nobody tears a table down in which a sweep takes bits: under a valid root that is done by recovery and by the mitigation's
-//!   worker, which hold the slots lock, and by a fault that maps a huge page over a table, which a slot that logs does not allow;
-//!   it logs for a grace period when the sweep begins. Withdrawn roots are passed over.
+//! - other sweeps that take W or D are kept away by the slots lock, unmapping by the exclusive
+//!   lock;
+//! - nobody tears a table down in which a sweep takes bits: under a valid root that is done by
+//!   recovery and by the mitigation's worker, which hold the slots lock, and by a fault that maps a
+//!   huge page over a table, which a slot that logs does not allow; it logs for a grace period when
+//!   the sweep begins. Withdrawn roots are left out.
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
 };
@@ -56,10 +60,12 @@ impl Take {
     #[inline(always)]
     pub(super) fn apply_to_bottom<F: Format>(self, bottom: Bottom<'_>, first: usize, end: usize) {
         let mut index = first;
-        // A cache line at a time: in a populated slot all of it is settled, and one branch is enough.
+        // A cache line at a time: in a populated slot all of it is settled, and one branch is
+        // enough.
         while index + LINE <= end {
             if are_settled::<F>(bottom.load_line(index)) {
-                // Loaded once more, which costs less than to keep it: W and D are still there, and nothing else may get lost.
+                // Loaded once more, which costs less than to keep it: W and D are still there, and
+                // nothing else may get lost.
                 bottom.change_line(index, |raw| self.take::<F>(raw));
             } else {
                 self.apply_to_each::<F>(bottom, index, index + LINE);
@@ -127,21 +133,21 @@ pub(super) fn are_settled<F: Format>(raw: [u64; LINE]) -> bool {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Takes a bit from every leaf of `floor` or coarser over `range` (`wrprot_slot`, `clear_dirty_slot`). The caller holds
-    /// the slots lock and owes the flush.
-    pub(super) fn take_from_range(&self, as_id: u8, range: GfnRange, floor: Level, take: Take) {
-        let seat = self.registry.seat();
+    /// Takes a bit from every leaf of `finest` or coarser over `range` (`wrprot_slot`,
+    /// `clear_dirty_slot`). The caller holds the slots lock and owes the flush.
+    pub(super) fn take_from_range(&self, as_id: u8, range: GfnRange, finest: Level, take: Take) {
+        let reader = self.participants.reader_slot();
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-            let session = Session::begin(self, &seat, Mode::Shared, FlushCause::DirtyLog, as_id);
-            let plan = Sweep::leaves(range).floor(floor);
-            let (session, _) = sweep(
+            let session = Session::begin(self, &reader, Mode::Shared, FlushCause::DirtyLog, as_id);
+            let plan = Sweep::leaves(range).finest(finest);
+            let session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |_, run| {
-                    // Withdrawn before this burst: its zapper does not hold the slots lock, and a plain store would bring back
-                    // a leaf that it has counted out.
+                    // Withdrawn before this burst: its zapper does not hold the slots lock, and a
+                    // plain store would bring back a leaf that it has counted out.
                     if !root.is_invalid() {
                         take.apply_to_run(&run);
                     }
@@ -152,22 +158,23 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
     }
 
-    /// Takes the leave to write from the leaf over `gfn`, if it is of `min_level` or coarser (`write_protect_gfn`): the next
-    /// write is a slow fault. Whether anything changed; then it has been flushed.
+    /// Takes the leave to write from the leaf over `gfn`, if it is of `min_level` or coarser
+    /// (`write_protect_gfn`): the next write is a slow fault. Whether anything changed; then it has
+    /// been flushed.
     pub(super) fn do_write_protect_gfn(&self, as_id: u8, gfn: Gfn, min_level: Level) -> bool {
-        let seat = self.registry.seat();
+        let reader = self.participants.reader_slot();
         let mut changed = false;
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
             let cause = FlushCause::WriteProtect;
-            let session = Session::begin(self, &seat, Mode::Exclusive, cause, as_id);
+            let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
             let plan = Sweep::leaves(GfnRange::new(gfn, 1))
-                .floor(min_level)
+                .finest(min_level)
                 .atomic();
-            let (session, _) = sweep(
+            let session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |_, run| {
                     let mut owed = Flush::None;
                     for index in run.first..run.end {

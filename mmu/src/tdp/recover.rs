@@ -1,17 +1,17 @@
 //! Recovering huge pages when dirty logging ends.
 //!
-//! A table whose whole span may be one leaf is replaced by that leaf, in place: the guest takes no fault for it. That is valid
-//! because within a slot guest and host frames run alike, so the leaf's frame follows from any of its pages; and the host's
-//! mapping was asked for under the lock.
+//! A table whose whole span may be one leaf is replaced by that leaf, in place: the guest takes no
+//! fault for it. That is valid because within a slot guest and host frames run alike, so the leaf's
+//! frame follows from any of its pages; and the host's mapping was asked for under the lock.
 //!
-//! Nothing is recovered where nothing was mapped, where an invalidation is in progress, while the slot logs writes, or
-//! outside the slot.
+//! Nothing is recovered where nothing was mapped, where an invalidation is in progress, while the
+//! slot logs writes, or outside the slot.
 //!
-//! *Locking*: the slots lock and the shared MMU lock; yields. *Flush*: the replaced tables' ranges, before a yield and at the
-//! end: before the read section that keeps the tables is left.
+//! *Locking*: the slots lock and the shared MMU lock; yields. *Flush*: the replaced tables' ranges,
+//! before a yield and at the end: before the read section that keeps the tables is left.
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
 };
@@ -20,31 +20,32 @@ use crate::{
     flush::{Flush, FlushCause},
     format::{Entry, Format, Leaf},
     rcu::cell::Counter,
-    slot::Slot,
+    slot::Memslot,
     table::{
+        guard::Guard,
         memory::TableMemory,
-        node::{Guard, Node, Run},
+        node::{Node, Run},
     },
 };
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// Recovers what `slot` allows. The caller holds the slots lock.
-    pub(super) fn recover_huge_pages(&self, slot: &Slot) {
+    pub(super) fn recover_huge_pages(&self, slot: &Memslot) {
         let as_id = slot.spec.as_id;
         if slot.dirty.is_some() || slot.invalid {
             return;
         }
-        let seat = self.registry.seat();
+        let reader = self.participants.reader_slot();
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-            let session = Session::begin(self, &seat, Mode::Shared, FlushCause::HugePage, as_id);
+            let session = Session::begin(self, &reader, Mode::Shared, FlushCause::HugePage, as_id);
             let plan = Sweep::leaves(slot.spec.range())
-                .floor(Level::SIZE_2M)
+                .finest(Level::SIZE_2M)
                 .tables();
-            let (session, _) = sweep(
+            let session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |session, run| {
                     if root.is_invalid() {
                         return Visit::Done(Flush::None);
@@ -57,7 +58,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.tables.reclaim();
     }
 
-    fn recover_run(&self, session: &Session<'_, F, H>, run: &Run<'_, F>, slot: &Slot) -> Flush {
+    fn recover_run(&self, session: &Session<'_, F, H>, run: &Run<'_, F>, slot: &Memslot) -> Flush {
         let mut owed = Flush::None;
         for index in run.first..run.end {
             let span = run.span_of(index);
@@ -74,13 +75,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         node: Node<'_, F>,
         index: usize,
         span: GfnRange,
-        slot: &Slot,
+        slot: &Memslot,
     ) -> Option<Flush> {
         let level = node.level();
         let raw = node.load(index);
         F::as_table(raw, level)?;
         let child = session.guard.child(node, index)?;
-        // A huge page that the mitigation keeps apart is its worker's to bring back.
+        // A huge page that the mitigation keeps split is its worker's to bring back.
         if self.tables.header(child.pfn()).nx_disallowed()
             || self.invalidations.overlaps(span)
             || self.allowed_level(slot, span.start, level) < level
@@ -101,7 +102,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let table = self
             .exchange(node, index, raw, new, span, slot.spec.as_id)
             .ok()??;
-        session.cell.add_pages(level.slot(), 1);
+        session.cell.add_pages(level.index(), 1);
         session.cell.count(Counter::Recovered, 1);
         self.remove_table(&session.guard, table, session.cell);
         Some(Flush::range(span))

@@ -1,9 +1,10 @@
 //! Holding the MMU lock for a long operation.
 //!
-//! A session holds the lock in one mode, is inside the registry, and gathers the flush it owes. It yields by value: what
-//! was borrowed from it (every node) is gone before the lock is, so nothing can be written through a stale position.
+//! A session holds the lock in one mode, is inside, and gathers the flush it owes.
+//! It yields by value: what was borrowed from it (every node) is gone before the lock is, so
+//! nothing can be written through a stale position.
 
-use super::TdpMmu;
+use super::mmu::TdpMmu;
 use crate::{
     flush::{Flush, FlushCause},
     format::Format,
@@ -12,7 +13,7 @@ use crate::{
         lock::Exclusive,
     },
     sync::give_way,
-    table::{memory::TableMemory, node::Guard},
+    table::{guard::Guard, memory::TableMemory},
 };
 
 /// How the MMU lock is held.
@@ -48,7 +49,7 @@ impl<'a, F: Format, H: TableMemory> Session<'a, F, H> {
             Mode::Shared => (None, mmu.lock.shared(cell)),
             Mode::Exclusive => {
                 let exclusive = mmu.lock.exclusive();
-                (Some(exclusive), mmu.registry.pin(cell))
+                (Some(exclusive), mmu.participants.pin(cell))
             }
         };
         Self {

@@ -1,23 +1,25 @@
 //! Memory slots come, change and go.
 //!
-//! Every change holds the slots lock for its whole length, flushes included, and is published to faults in two steps
-//! (`rcu::buffer`). When publishing returns, no fault uses the slots as they were before.
+//! Every change holds the slots lock for its whole length, flushes included, and is published to
+//! faults in two steps (`rcu::buffer`). When publishing returns, no fault uses the slots as they
+//! were before.
 //!
 //! - *Create*: publish.
-//! - *Flags*: publish, then protect (logging on) or recover (logging off): a fault cannot map huge, or writable without
-//!   marking, after that, because it sees the new flags.
-//! - *Delete, move*: publish the slot as invalid, so that faults retry; unmap what it covered, with its flush; publish it gone,
-//!   or at its new place. So when the operation returns nothing maps the slot's memory, and no fault is on its way to.
+//! - *Flags*: publish, then protect (logging on) or recover (logging off): a fault cannot map huge,
+//!   or writable without marking, after that, because it sees the new flags.
+//! - *Delete, move*: publish the slot as invalid, so that faults retry; unmap what it covered, with
+//!   its flush; publish it gone, or at its new place. So when the operation returns nothing maps
+//!   the slot's memory, and no fault is on its way to.
 
 use alloc::{sync::Arc, vec::Vec};
 
-use super::{DirtyLogStart, TdpMmu, protect::Take};
+use super::{config::DirtyLogStart, mmu::TdpMmu, protect::Take};
 use crate::{
     addr::{Gfn, GfnRange, Level},
     flush::{Flush, FlushCause},
     format::{DirtyLogPolicy, Format},
     rcu::buffer::{Copies, Writer},
-    slot::{DirtyBitmap, Slot, SlotError, SlotFlags, SlotId, SlotSet, SlotSpec},
+    slot::{DirtyBitmap, Memslot, SlotError, SlotFlags, SlotId, SlotSet, SlotSpec},
     table::memory::TableMemory,
 };
 
@@ -38,12 +40,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         space.change(edit);
         let bits = F::MMIO_GENERATION_BITS;
         if self.config.mmio_caching && bits > 0 && before >> bits != space.generation() >> bits {
-            // The part of the generation that entries keep has come round: old entries would look current.
+            // The part of the generation that entries keep has come round: old entries would look
+            // current.
             self.do_zap_all();
         }
     }
 
-    fn put(&self, space: &mut Copies<'_, SlotSet>, slot: Slot) -> Arc<Slot> {
+    fn put(&self, space: &mut Copies<'_, SlotSet>, slot: Memslot) -> Arc<Memslot> {
         let slot = Arc::new(slot);
         self.publish(space, |set| set.put(Arc::clone(&slot)));
         slot
@@ -64,7 +67,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let mut space = space(&mut writer, spec.as_id)?;
         space.read().may_create(&spec)?;
         let dirty = self.bitmap(&spec)?;
-        self.put(&mut space, Slot::new(spec, dirty));
+        self.put(&mut space, Memslot::new(spec, dirty));
         Ok(())
     }
 
@@ -93,14 +96,14 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         self.empty_slot(&mut space, &slot);
         // Permissions to map huge are by guest frame, so they do not come along.
-        let moved = Slot::new(spec, slot.dirty.clone());
+        let moved = Memslot::new(spec, slot.dirty.clone());
         self.put(&mut space, moved);
         Ok(())
     }
 
     /// Makes a slot invalid and removes all it maps.
-    fn empty_slot(&self, space: &mut Copies<'_, SlotSet>, slot: &Slot) {
-        let invalid = Slot {
+    fn empty_slot(&self, space: &mut Copies<'_, SlotSet>, slot: &Memslot) {
+        let invalid = Memslot {
             invalid: true,
             ..slot.clone()
         };
@@ -115,52 +118,57 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         as_id: u8,
         id: SlotId,
         flags: SlotFlags,
-    ) -> Result<(), SlotError> {
+    ) -> Result<u64, SlotError> {
         let mut writer = self.spaces.lock();
         let mut space = space(&mut writer, as_id)?;
         let set = space.read();
         let old = Arc::clone(set.get(id)?);
         let spec = set.may_change(id, flags)?;
         if spec == old.spec {
-            return Ok(());
+            return Ok(0);
         }
         let dirty = match &old.dirty {
             Some(dirty) if flags.contains(SlotFlags::LOG_DIRTY) => Some(Arc::clone(dirty)),
             _ => self.bitmap(&spec)?,
         };
-        let new = Slot {
+        let new = Memslot {
             spec,
             dirty,
             huge: Arc::clone(&old.huge),
             invalid: false,
         };
         let slot = self.put(&mut space, new);
+        let mut unsplit = 0;
         match (old.dirty.is_some(), slot.dirty.is_some()) {
-            (false, true) => self.begin_logging(&slot.spec),
+            (false, true) => unsplit = self.begin_logging(&slot.spec),
             (true, false) => self.recover_huge_pages(&slot),
             _ => {}
         }
-        Ok(())
+        Ok(unsplit)
     }
 
-    /// Protects what is mapped. Faults see the slot as logged already.
-    fn begin_logging(&self, spec: &SlotSpec) {
+    /// Protects what is mapped, split if so configured; how many huge leaves there was no memory to
+    /// split. Faults see the slot as logged already.
+    fn begin_logging(&self, spec: &SlotSpec) -> u64 {
         if self.config.dirty_log_start == DirtyLogStart::InitiallySet {
-            return;
+            return 0;
         }
         let (as_id, range) = (spec.as_id, spec.range());
-        if self.config.eager_split {
-            // Without memory for it, what is left is split by the first write to each huge page.
-            self.do_split_huge_pages(as_id, range, Level::SIZE_4K);
-        }
+        let unsplit = if self.config.eager_split {
+            self.do_split_huge_pages(as_id, range, Level::SIZE_4K)
+        } else {
+            0
+        };
         if matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
             self.take_from_range(as_id, range, Level::SIZE_4K, Take::Dirty);
             self.take_from_range(as_id, range, Level::SIZE_2M, Take::Writable);
         } else {
             self.take_from_range(as_id, range, Level::SIZE_4K, Take::Writable);
         }
-        // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB still.
+        // Unconditional: an entry may have lost its W bit before, and its old copy be in a TLB
+        // still.
         self.flush(Flush::range(range), FlushCause::DirtyLog, as_id);
+        unsplit
     }
 
     pub(super) fn do_slots(&self) -> Vec<SlotSpec> {
@@ -169,8 +177,10 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         slots.map(|slot| slot.spec).collect()
     }
 
-    /// Forbids (or allows again) mappings of `level` over the frames of `range`, once for each such mapping. What is mapped
-    /// already is removed when it is forbidden.
+    /// Forbids mappings of `level` over the frames of `range`, or takes such a reason back. What is
+    /// mapped already is split when it is forbidden.
+    ///
+    /// The work is a step for each slot and each table in the range, whatever its length.
     pub(super) fn do_forbid_huge_pages(
         &self,
         as_id: u8,
@@ -180,24 +190,26 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> Result<(), SlotError> {
         let mut writer = self.spaces.lock();
         let space = space(&mut writer, as_id)?;
-        let span = F::span(level);
-        let mut place = F::align_down(range.start, level);
-        while place < range.end && place < F::MAX_GFN {
-            let covered = GfnRange::new(place, span);
-            for slot in space.read().over(covered) {
-                if forbid {
-                    slot.huge.forbid(level, place);
-                } else {
-                    slot.huge.allow(level, place);
-                }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let last = F::align_down(Gfn(range.end.0 - 1), level);
+        let places = GfnRange {
+            start: F::align_down(range.start, level),
+            end: Gfn(last.0.saturating_add(F::span(level))),
+        };
+        for slot in space.read().over(places) {
+            if forbid {
+                slot.huge.forbid(level, places);
+            } else {
+                slot.huge.allow(level, places);
             }
-            place = Gfn(place.0 + span);
         }
         if forbid {
             // A fault that chose its level before may still be on its way to map it.
-            self.registry.synchronize();
+            self.participants.synchronize();
             let finer = level.child().unwrap_or(Level::SIZE_4K);
-            if !self.do_split_huge_pages(as_id, range, finer) {
+            if self.do_split_huge_pages(as_id, range, finer) > 0 {
                 // No memory for tables. Nothing mapped is as good as nothing huge.
                 self.unmap(as_id, range, FlushCause::Unmap, true);
             }

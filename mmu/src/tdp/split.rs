@@ -1,28 +1,35 @@
 //! Splitting a huge leaf into a table of finer ones.
 //!
-//! The table is filled before it is linked, and translates and permits exactly what the leaf did; so no flush is owed.
-//! A format that wants *break before make* is served in its order: the leaf is frozen, flushed, and then replaced.
+//! The table is filled before it is linked, and translates and permits exactly what the leaf did;
+//! so no flush is owed. A format that wants *break before make* is served in its order: the leaf is
+//! frozen, flushed, and then replaced.
 //!
-//! *Locking*: the MMU lock in either mode. Memory is fetched before the lock is taken; when it runs out in the middle of a
-//! range, the range yields to fetch more.
+//! A range is split as far as table memory goes that faults can spare (`stock`); the rest stays
+//! whole, is counted, and is split by the faults that need it.
+//!
+//! *Locking*: the MMU lock in either mode. Memory is fetched before the lock is taken; when it runs
+//! out in the middle of a range, the range yields to fetch more.
 
-use alloc::vec::Vec;
+use core::cell::Cell;
 
 use super::{
-    TdpMmu,
+    descent::Changed,
+    mmu::TdpMmu,
     session::{Mode, Session},
+    stock::Ahead,
     sweep::{Sweep, Visit, sweep},
 };
 use crate::{
-    addr::{GfnRange, Level},
+    addr::{Gfn, GfnRange, Level},
     flush::{Flush, FlushCause},
     format::{Entry, Format},
-    rcu::cell::{Cell, Counter},
+    rcu::cell::{self, Counter},
     sync::Backoff,
     table::{
         header::PageRole,
         memory::TableMemory,
-        node::{Blank, Detached, Node},
+        node::Node,
+        ticket::{Blank, Detached},
     },
 };
 
@@ -37,14 +44,15 @@ pub(super) enum Split {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    /// Replaces the huge leaf `raw` by a table. `nx`: it is the NX mitigation that wants it, so the table is noted.
+    /// Replaces the huge leaf `raw` by a table. `nx`: it is the NX mitigation that wants it, so the
+    /// table is noted.
     pub(super) fn split(
         &self,
         node: Node<'_, F>,
         index: usize,
         raw: u64,
         blank: Blank,
-        cell: &Cell,
+        cell: &cell::Cell,
         nx: bool,
     ) -> Split {
         let level = node.level();
@@ -94,23 +102,24 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if nx {
             cell.count(Counter::NxSplits, 1);
         }
-        cell.add_pages(level.slot(), -1);
-        cell.add_pages(child.slot(), F::entries(child) as i64);
+        cell.add_pages(level.index(), -1);
+        cell.add_pages(child.index(), F::entries(child) as i64);
         Split::Done
     }
 
     /// First guest frame and address space of an entry.
-    fn place_of_entry(&self, node: Node<'_, F>, index: usize) -> (crate::Gfn, u8) {
+    fn place_of_entry(&self, node: Node<'_, F>, index: usize) -> (Gfn, u8) {
         let header = self.tables.header(node.pfn());
         let (base, _) = header.place();
         let as_id = header
             .snapshot(node.pfn())
             .map_or(0, |page| page.role.as_id);
-        let gfn = crate::Gfn(base.0 + index as u64 * F::span(node.level()));
+        let gfn = Gfn(base.0 + index as u64 * F::span(node.level()));
         (gfn, as_id)
     }
 
-    /// Replaces `raw`, which points to a table, by the leaf `new`; the table comes back. In the architecture's order.
+    /// Replaces `raw`, which points to a table, by the leaf `new`; the table comes back. In the
+    /// architecture's order.
     pub(super) fn exchange(
         &self,
         node: Node<'_, F>,
@@ -119,15 +128,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         new: u64,
         span: GfnRange,
         as_id: u8,
-    ) -> Result<Option<Detached>, super::fault::Changed> {
+    ) -> Result<Option<Detached>, Changed> {
         if !F::BREAK_BEFORE_MAKE {
-            return node
-                .replace(index, raw, new)
-                .map_err(|_| super::fault::Changed);
+            return node.replace(index, raw, new).map_err(|_| Changed);
         }
-        let table = node
-            .replace(index, raw, F::FROZEN)
-            .map_err(|_| super::fault::Changed)?;
+        let table = node.replace(index, raw, F::FROZEN).map_err(|_| Changed)?;
         self.flush(Flush::range(span), FlushCause::BreakBeforeMake, as_id);
         // Only the owner of a frozen entry changes it, but for teardown, which waits for this.
         let mut backoff = Backoff::default();
@@ -137,51 +142,49 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(table)
     }
 
-    /// Splits every leaf over `range` that is coarser than `target`; false if memory ran out before the end.
-    pub(super) fn do_split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> bool {
-        let Some(floor) = target.parent() else {
-            return true;
+    /// Splits every leaf over `range` that is coarser than `target`, as far as memory goes that
+    /// faults can spare; how many are left whole. The caller holds the slots lock.
+    pub(super) fn do_split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> u64 {
+        let Some(finest) = target.parent() else {
+            return 0;
         };
-        let seat = self.registry.seat();
-        let cache = core::cell::RefCell::new(Vec::new());
-        self.refill(&mut cache.borrow_mut(), BATCH);
-        let mut complete = true;
+        let reader = self.participants.reader_slot();
+        let ahead = Ahead::new(self);
+        let dry = Cell::new(!ahead.refill(BATCH));
+        let mut unsplit = 0;
         for root in self.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-            let session = Session::begin(self, &seat, Mode::Shared, FlushCause::DirtyLog, as_id);
-            let refill = || {
-                let mut cache = cache.borrow_mut();
-                self.refill(&mut cache, BATCH) || !cache.is_empty()
-            };
-            let plan = Sweep::leaves(range).floor(floor);
-            let (session, done) = sweep(session, &root, plan, refill, |session, run| {
+            let session = Session::begin(self, &reader, Mode::Shared, FlushCause::DirtyLog, as_id);
+            let refill = || dry.set(!ahead.refill(BATCH));
+            let plan = Sweep::leaves(range).finest(finest);
+            let session = sweep(session, &root, plan, refill, |session, run| {
                 if root.is_invalid() {
                     return Visit::Done(Flush::None);
                 }
                 for index in run.first..run.end {
-                    if !self.split_deep(session, run.node, index, range, target, &cache) {
+                    if self.split_in_range(session, run.node, index, range, target, &ahead) {
+                        continue;
+                    }
+                    if !dry.get() {
                         return Visit::Stop;
                     }
+                    unsplit += 1;
                 }
                 Visit::Done(Flush::None)
             });
             session.finish();
-            complete &= done;
         }
-        for blank in cache.into_inner() {
-            self.tables.free_blank(blank);
-        }
-        complete
+        unsplit
     }
 
     /// Splits the leaf at `index`, if it is one that reaches into `range`. False without memory.
-    fn split_deep(
+    fn split_in_range(
         &self,
         session: &Session<'_, F, H>,
         node: Node<'_, F>,
         index: usize,
         range: GfnRange,
         target: Level,
-        cache: &core::cell::RefCell<Vec<Blank>>,
+        ahead: &Ahead<'_, F, H>,
     ) -> bool {
         let level = node.level();
         if level <= target {
@@ -196,13 +199,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             if !GfnRange::new(gfn, F::span(level)).overlaps(range) {
                 return true;
             }
-            let Some(blank) = cache.borrow_mut().pop() else {
+            let Some(blank) = ahead.take() else {
                 return false;
             };
             match self.split(node, index, raw, blank, session.cell, false) {
                 // What is below is the sweep's to visit.
                 Split::Done => return true,
-                Split::Lost(blank) => cache.borrow_mut().push(blank),
+                Split::Lost(blank) => ahead.put_back(blank),
             }
         }
     }

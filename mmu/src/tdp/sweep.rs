@@ -1,15 +1,17 @@
 //! Visiting the entries over a range of guest frames.
 //!
-//! A sweep goes down from a root and shows its visitor *runs*: neighbouring entries of one table. Below the range's finest
-//! level of interest (*floor*) it does not look. In tables of the floor's level a run is all entries in the range, so the
-//! visitor's loop is tight; above, each present entry that is a leaf (or any, if asked) is a run of its own, shown before what is
-//! below it, and what is below is looked for after the visit: a leaf that the visitor split is followed into its new table.
+//! A sweep goes down from a root and shows its visitor *runs*: neighbouring entries of one table.
+//! Below the finest level asked for it does not look. In tables of that level a run is all entries
+//! in the range, so the visitor's loop is tight; above, each present entry that is a leaf (or any,
+//! if asked) is a run of its own, shown before what is below it, and what is below is looked for
+//! after the visit: a leaf that the visitor split is followed into its new table.
 //!
 //! # Yielding
 //!
-//! Before each run that begins at a later frame than its burst, the sweep asks whether someone waits for the lock. If so it
-//! stops, pays what is owed, lets go, and begins again from the root at the frame that was due: nothing is skipped, nothing
-//! that was done is done twice except entries above, and each burst makes progress, so a sweep ends however often it must yield.
+//! Before each run that begins at a later frame than its burst, the sweep asks whether someone
+//! waits for the lock. If so it stops, pays what is owed, lets go, and begins again from the root
+//! at the frame that was due: nothing is skipped, nothing that was done is done twice except
+//! entries above, and each burst makes progress, so a sweep ends however often it must yield.
 
 use core::ops::ControlFlow;
 
@@ -29,7 +31,7 @@ use crate::{
 pub(super) struct Sweep {
     pub(super) range: GfnRange,
     /// The finest level visited.
-    pub(super) floor: Level,
+    pub(super) finest: Level,
     /// Show entries that point to tables, too.
     pub(super) tables: bool,
     /// Whether the sweep may let go of the lock.
@@ -41,14 +43,14 @@ impl Sweep {
     pub(super) fn leaves(range: GfnRange) -> Self {
         Self {
             range,
-            floor: Level::SIZE_4K,
+            finest: Level::SIZE_4K,
             tables: false,
             may_yield: true,
         }
     }
 
-    pub(super) fn floor(mut self, floor: Level) -> Self {
-        self.floor = floor;
+    pub(super) fn finest(mut self, finest: Level) -> Self {
+        self.finest = finest;
         self
     }
 
@@ -67,19 +69,19 @@ impl Sweep {
 pub(super) enum Visit {
     /// Done; this flush is owed.
     Done(Flush),
-    /// Cannot go on without something that is only to be had without the lock. The run will be shown again.
+    /// Cannot go on without something that is only to be had without the lock. The run is shown
+    /// again after the refill, so a visitor must not ask twice for what the refill could not give.
     Stop,
 }
 
-/// Runs `sweep` under `root`. `refill` is called between bursts, without the lock; if it is false after a visitor's
-/// [`Visit::Stop`], the sweep ends there. Returns the session, and whether the sweep came to its end.
+/// Runs `sweep` under `root`. `refill` is called between bursts, without the lock.
 pub(super) fn sweep<'a, F: Format, H: TableMemory>(
     mut session: Session<'a, F, H>,
     root: &RootPage,
     sweep: Sweep,
-    mut refill: impl FnMut() -> bool,
+    mut refill: impl FnMut(),
     mut visit: impl FnMut(&Session<'a, F, H>, Run<'_, F>) -> Visit,
-) -> (Session<'a, F, H>, bool) {
+) -> Session<'a, F, H> {
     let end = sweep.range.end.min(F::MAX_GFN);
     let mut due = sweep.range.start;
     while due < end {
@@ -90,24 +92,19 @@ pub(super) fn sweep<'a, F: Format, H: TableMemory>(
             end,
             owed: Flush::None,
             progress: false,
-            stopped: false,
             visit: &mut visit,
         };
         let node = session.guard.root(&root.table);
         let flow = burst.descend(node, Gfn(0));
-        let (owed, stopped) = (burst.owed, burst.stopped);
+        let owed = burst.owed;
         session.owe(owed);
         let ControlFlow::Break(next) = flow else {
             break;
         };
         due = next;
-        let mut go_on = true;
-        session = session.yielded(|| go_on = refill() || !stopped);
-        if !go_on {
-            return (session, false);
-        }
+        session = session.yielded(&mut refill);
     }
-    (session, true)
+    session
 }
 
 struct Burst<'s, 'a, F: Format, H: TableMemory, V> {
@@ -117,7 +114,6 @@ struct Burst<'s, 'a, F: Format, H: TableMemory, V> {
     end: Gfn,
     owed: Flush,
     progress: bool,
-    stopped: bool,
     visit: &'s mut V,
 }
 
@@ -127,7 +123,8 @@ where
     H: TableMemory,
     V: FnMut(&Session<'a, F, H>, Run<'_, F>) -> Visit,
 {
-    /// Visits what `node`, whose first frame is `base`, has in the range. Breaks with the frame to go on from.
+    /// Visits what `node`, whose first frame is `base`, has in the range. Breaks with the frame to
+    /// go on from.
     fn descend(&mut self, node: Node<'s, F>, base: Gfn) -> ControlFlow<Gfn> {
         let level = node.level();
         let span = F::span(level);
@@ -136,7 +133,7 @@ where
         let last = (((end - 1) >> F::shift(level)) as usize).min(node.len() - 1);
         let first = first as usize;
         let gfn_of = |index: usize| Gfn(base.0 + index as u64 * span);
-        if level <= self.sweep.floor {
+        if level <= self.sweep.finest {
             return self.show(Run {
                 node,
                 first,
@@ -160,7 +157,7 @@ where
             }
             if let Some(child) = self.session.guard.child(node, index) {
                 // The next table's entries come while this one's are worked on.
-                if child.level() <= self.sweep.floor
+                if child.level() <= self.sweep.finest
                     && index < last
                     && let Some(next) = self.session.guard.child(node, index + 1)
                 {
@@ -174,7 +171,8 @@ where
 
     fn show(&mut self, run: Run<'_, F>) -> ControlFlow<Gfn> {
         let due = Gfn(run.gfn.0.max(self.from.0));
-        // A table that was shown is shown again after a restart at the same frame; only a later frame is progress.
+        // A table that was shown is shown again after a restart at the same frame; only a later
+        // frame is progress.
         if self.progress && due > self.from && self.sweep.may_yield && self.session.is_contended() {
             return ControlFlow::Break(due);
         }
@@ -184,10 +182,7 @@ where
                 self.owed = self.owed.merge(flush);
                 ControlFlow::Continue(())
             }
-            Visit::Stop => {
-                self.stopped = true;
-                ControlFlow::Break(due)
-            }
+            Visit::Stop => ControlFlow::Break(due),
         }
     }
 }

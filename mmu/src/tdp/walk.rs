@@ -1,28 +1,24 @@
 //! Lock-free walks.
 //!
-//! What a vCPU does on a TLB miss. A walk sees each entry as it is at one moment; the table may change while the walk
-//! goes down, and the result is then either the old or the new translation. A TLB that keeps the result must make sure
-//! that a flush ordered *after* the walk began also hits the entry: check for flush requests after filling the TLB and
-//! before using the entry.
+//! What a vCPU does on a TLB miss. A walk sees each entry as it is at one moment; the table may
+//! change while the walk goes down, and the result is then either the old or the new translation. A
+//! TLB that keeps the result must make sure that a flush ordered *after* the walk began also hits
+//! the entry: check for flush requests after filling the TLB and before using the entry.
 //!
 //! *Locking*: none; inside.
 
 use core::fmt;
 
-use super::{TdpMmu, vcpu::Vcpu};
 use thiserror::Error;
 
+use super::{mmu::TdpMmu, vcpu::Vcpu};
 use crate::{
     addr::{Gfn, Level, MAX_LEVELS, Pfn},
     fault::Access,
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
-    rcu::registry::{Registry, Seat},
+    rcu::participants::{Participants, ReaderSlot},
     sync::Counted,
-    table::{
-        hint::Hint,
-        memory::TableMemory,
-        node::{Guard, RootTable},
-    },
+    table::{guard::Guard, hint::Hint, memory::TableMemory, ticket::RootTable},
 };
 
 /// Where a guest frame leads.
@@ -41,8 +37,8 @@ pub struct Translation {
     pub executable: bool,
     /// Hardware would not note another use of it: Accessed is set.
     pub accessed: bool,
-    /// Hardware would not note another write to it: Dirty is set. A TLB that holds the translation without it walks again
-    /// at the first write.
+    /// Hardware would not note another write to it: Dirty is set. A TLB that holds the translation
+    /// without it walks again at the first write.
     pub dirty: bool,
 }
 
@@ -59,8 +55,9 @@ pub enum WalkFault {
     /// The mapping allows it, but Accessed or Dirty is clear and hardware does not set it.
     #[error("Accessed or Dirty is clear and hardware does not set it")]
     AccessedDirty,
-    /// The frame is known to have no slot: the access is the device model's, without a look at slots. Only while the
-    /// entry's generation is the current one; an older entry is reported as [`NotPresent`](Self::NotPresent).
+    /// The frame is known to have no slot: the access is the device model's, without a look at
+    /// slots. Only while the entry's generation is the current one; an older entry is reported as
+    /// [`NotPresent`](Self::NotPresent).
     #[error("there is no memory slot: a device's")]
     Mmio,
     /// Bits that hardware does not accept.
@@ -73,6 +70,8 @@ pub enum WalkFault {
 pub struct WalkStep {
     /// Level of the entry.
     pub level: Level,
+    /// Host physical address of the entry, in bytes.
+    pub address: u64,
     /// The entry in the hardware's layout.
     pub raw: u64,
     /// The entry decoded.
@@ -112,8 +111,9 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
 
 /// Many walks in one read section: no cost per walk beyond the walk.
 ///
-/// While it lives no table is given back, and nothing that waits for a grace period (changing slots) gets on: keep it for
-/// as long as a vCPU stays in the guest, not longer. It stays on the thread that entered.
+/// While it lives no table is given back, and nothing that waits for a grace period (changing
+/// slots) gets on: keep it for as long as a vCPU stays in the guest, not longer. It stays on the
+/// thread that entered.
 pub struct Walker<'a, F: Format, H: TableMemory> {
     guard: Guard<'a, F, H>,
     root: Option<Counted<RootTable>>,
@@ -153,22 +153,22 @@ impl<F: Format, H: TableMemory> fmt::Debug for Walker<'_, F, H> {
 }
 
 /// A place to walk from: see [`TdpMmu::walker`].
-pub struct WalkerSeat<'a, F: Format, H: TableMemory> {
+pub struct WalkerSlot<'a, F: Format, H: TableMemory> {
     mmu: &'a TdpMmu<F, H>,
-    seat: Seat,
-    registry: &'a Registry,
+    reader: ReaderSlot,
+    participants: &'a Participants,
 }
 
-impl<F: Format, H: TableMemory> fmt::Debug for WalkerSeat<'_, F, H> {
+impl<F: Format, H: TableMemory> fmt::Debug for WalkerSlot<'_, F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WalkerSeat").finish_non_exhaustive()
+        f.debug_struct("WalkerSlot").finish_non_exhaustive()
     }
 }
 
-impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
+impl<F: Format, H: TableMemory> WalkerSlot<'_, F, H> {
     /// Begins a read section on the valid root of address space 0. One at a time: hence `&mut`.
     pub fn enter(&mut self) -> Walker<'_, F, H> {
-        let guard = Guard::new(&self.mmu.tables, self.registry.pin(&self.seat));
+        let guard = Guard::new(&self.mmu.tables, self.participants.pin(&self.reader));
         Walker {
             guard,
             root: self
@@ -182,11 +182,11 @@ impl<F: Format, H: TableMemory> WalkerSeat<'_, F, H> {
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     /// For walking often.
-    pub fn walker(&self) -> WalkerSeat<'_, F, H> {
-        WalkerSeat {
+    pub fn walker(&self) -> WalkerSlot<'_, F, H> {
+        WalkerSlot {
             mmu: self,
-            seat: self.registry.seat(),
-            registry: &self.registry,
+            reader: self.participants.reader_slot(),
+            participants: &self.participants,
         }
     }
 
@@ -195,8 +195,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if gfn >= F::MAX_GFN {
             return walk;
         }
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let Some(root) = self.valid_root(as_id) else {
             return walk;
         };
@@ -206,6 +206,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             let raw = node.load(index);
             *step = Some(WalkStep {
                 level,
+                address: node.address_of(index),
                 raw,
                 entry: F::decode(raw, level),
             });
@@ -219,8 +220,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
-        let seat = self.registry.seat();
-        let guard = Guard::new(&self.tables, self.registry.pin(&seat));
+        let reader = self.participants.reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let root = self
             .valid_root(as_id)
             .map(|root| Counted::clone(&root.table));
@@ -243,7 +244,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             return Err(WalkFault::NotPresent);
         }
         let Vcpu {
-            seat,
+            reader,
             as_id,
             root: Some(root),
             slot,
@@ -252,7 +253,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         else {
             return Err(WalkFault::NotPresent);
         };
-        let guard = Guard::new(&self.tables, self.registry.pin(seat));
+        let guard = Guard::new(&self.tables, self.participants.pin(reader));
         loop {
             let (node, raw) = guard.descend(&root.table, gfn);
             let level = node.level();
@@ -288,8 +289,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 continue;
             }
             if lacks_dirty && matches!(F::DIRTY_LOG, DirtyLogPolicy::DirtyBit) {
-                // Hardware writes the address to its page-modification log, drained before the harvest reads the bitmap;
-                // this log is one address long and drained at once.
+                // Hardware writes the address to its page-modification log, drained before the
+                // harvest reads the bitmap; this log is one address long and drained at once.
                 if let Some(kept) = self.slot_of(guard.inside(), *as_id, gfn, slot) {
                     kept.slot.mark_dirty(gfn);
                 }

@@ -1,21 +1,25 @@
 //! Removing leaves, tables and roots.
 //!
-//! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end goes too, and the flush
-//! covers all of it; the guest faults the rest in again. Tables stay. It visits invalid roots as well, because a vCPU may
-//! have been running on one a moment ago and its zapper may have yielded: memory is not safe to reuse while any root maps it.
+//! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end
+//! goes too, and the flush covers all of it; the guest faults the rest in again. Tables stay. It
+//! visits invalid roots as well, because a vCPU may have been running on one a moment ago and its
+//! zapper may have yielded: memory is not safe to reuse while any root maps it.
 //!
-//! *Zapping a root* happens under the shared lock, in passes: the first cuts the tables off the 1 GiB entries, each with the 4 KiB
-//! tables below it, the next cuts off what is then left on 512 GiB entries, and so on to the root's. A step is one entry, so at
-//! most 513 tables, and leaves are not looked at: nobody maps anything under a withdrawn root, nothing is cached of it, and its
-//! leaves are counted as one sum (`root`). So there are no passes for 4 KiB and 2 MiB entries, which the kernel makes only to
-//! prove itself (`CONFIG_KVM_PROVE_MMU`). What is cut off is taken apart without an exchange an entry: nobody else changes it.
-//! No flush: the root is unreachable since the flush that withdrew it.
+//! *Zapping a root* happens under the shared lock, level by level: the first step cuts the tables
+//! off the 1 GiB entries, each with the 4 KiB tables below it, the next cuts off what is then left
+//! on 512 GiB entries, and so on to the root's. A step is one entry, so at most 513 tables, and
+//! leaves are not looked at: nobody maps anything under a withdrawn root, nothing is cached of it,
+//! and its leaves are counted as one sum (`root`). So there are no steps for 4 KiB and 2 MiB
+//! entries, which the kernel makes only to prove itself (`CONFIG_KVM_PROVE_MMU`). What is cut off
+//! is detached without an exchange an entry: nobody else changes it. No flush: the root is
+//! unreachable since the flush that withdrew it.
 //!
-//! *Tearing down a table* that was cut off elsewhere, under the shared lock: faults may still be on their way into it, so every
-//! entry is exchanged for *frozen*; who finds an entry frozen by another waits for its owner.
+//! *Tearing down a table* that was cut off elsewhere, under the shared lock: faults may still be on
+//! their way into it, so every entry is exchanged for *frozen*; who finds an entry frozen by
+//! another waits for its owner.
 
 use super::{
-    TdpMmu,
+    mmu::TdpMmu,
     protect::are_settled,
     root::RootPage,
     session::{Mode, Session},
@@ -29,9 +33,11 @@ use crate::{
     rcu::cell::Cell,
     sync::Backoff,
     table::{
+        guard::Guard,
         memory::TableMemory,
-        node::{Absent, Bottom, Detached, Guard, LINE, Run},
+        node::{Absent, Bottom, LINE, Run},
         tables::Retiring,
+        ticket::Detached,
     },
 };
 
@@ -39,14 +45,14 @@ use crate::{
 const TABLES_A_STEP: usize = 513;
 
 /// Leaves that were removed from a run.
-struct Taken {
+struct Removed {
     count: i64,
     /// Positions in the table of the first and the last of them.
     first: usize,
     last: usize,
 }
 
-fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Taken> {
+fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Removed> {
     let is_leaf = |index: &usize| F::is_leaf(bottom.load(*index), Level::SIZE_4K);
     let first = (0..bottom.len()).find(is_leaf);
     let last = (0..bottom.len()).rfind(is_leaf);
@@ -62,7 +68,7 @@ fn take_from_bottom<F: Format>(bottom: Bottom<'_>, offset: usize) -> Option<Take
         index += LINE;
     }
     count += take_each::<F>(bottom, index, bottom.len());
-    Some(Taken {
+    Some(Removed {
         count,
         first: first? + offset,
         last: last? + offset,
@@ -83,9 +89,9 @@ fn take_each<F: Format>(bottom: Bottom<'_>, first: usize, end: usize) -> i64 {
     count
 }
 
-fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
+fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Removed> {
     let level = run.node.level();
-    let mut taken: Option<Taken> = None;
+    let mut taken: Option<Removed> = None;
     for index in run.first..run.end {
         if !F::is_leaf(run.node.load(index), level) {
             continue;
@@ -93,7 +99,7 @@ fn take_from_upper<F: Format>(run: &Run<'_, F>) -> Option<Taken> {
         let (old, table) = run.node.take(index, Absent::Empty);
         debug_assert!(table.is_none(), "a leaf became a table under our lock");
         if F::is_leaf(old, level) {
-            let so_far = taken.get_or_insert(Taken {
+            let so_far = taken.get_or_insert(Removed {
                 count: 0,
                 first: index,
                 last: index,
@@ -114,8 +120,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         cause: FlushCause,
         may_yield: bool,
     ) -> bool {
-        let seat = self.registry.seat();
-        let session = Session::begin(self, &seat, Mode::Exclusive, cause, as_id);
+        let reader = self.participants.reader_slot();
+        let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
         self.unmap_in(session, as_id, range, may_yield)
     }
 
@@ -131,11 +137,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             if !may_yield {
                 plan = plan.atomic();
             }
-            (session, _) = sweep(
+            session = sweep(
                 session,
                 &root,
                 plan,
-                || true,
+                || {},
                 |session, run| {
                     let removed = self.take_leaves(&run, &root, session.cell);
                     // Under a withdrawn root nothing is cached any more.
@@ -164,9 +170,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         };
         let level = run.node.level();
         if root.is_invalid() {
-            root.count_apart(level, -taken.count);
+            root.count_separately(level, -taken.count);
         } else {
-            cell.add_pages(level.slot(), -taken.count);
+            cell.add_pages(level.index(), -taken.count);
         }
         Flush::range(GfnRange {
             start: run.span_of(taken.first).start,
@@ -180,8 +186,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         range: GfnRange,
         may_yield: bool,
     ) -> Invalidation {
-        let seat = self.registry.seat();
-        let session = Session::begin(self, &seat, Mode::Exclusive, FlushCause::Unmap, as_id);
+        let reader = self.participants.reader_slot();
+        let session = Session::begin(self, &reader, Mode::Exclusive, FlushCause::Unmap, as_id);
         // First the mark, then the zap: a fault that comes between would map what is about to go.
         let token = self.invalidations.begin(range);
         self.unmap_in(session, as_id, range, may_yield);
@@ -193,8 +199,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         self.invalidations.end(token)
     }
 
-    /// Tears down a table that no entry points to any more, with all below it (`handle_removed_pt`), and retires it. The
-    /// caller flushes before it leaves the read section.
+    /// Tears down a table that no entry points to any more, with all below it
+    /// (`handle_removed_pt`), and retires it. The caller flushes before it leaves the read section.
     pub(super) fn remove_table(&self, guard: &Guard<'_, F, H>, table: Detached, cell: &Cell) {
         let (node, level) = (guard.detached(&table), table.level());
         let mut leaves = 0;
@@ -215,7 +221,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             }
         }
         if leaves != 0 {
-            cell.add_pages(level.slot(), -leaves);
+            cell.add_pages(level.index(), -leaves);
         }
         self.forget_nx_table(table.pfn());
         self.tables.retire(table);
@@ -223,55 +229,56 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// Gives back all tables under a withdrawn root.
     pub(super) fn zap_withdrawn_root(&self, root: &RootPage) {
-        let seat = self.registry.seat();
-        let mut session = Session::begin(self, &seat, Mode::Shared, FlushCause::Roots, root.as_id);
-        let mut pass = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
-        while let Some(level) = pass.filter(|level| *level <= F::ROOT_LEVEL) {
+        let reader = self.participants.reader_slot();
+        let mut session =
+            Session::begin(self, &reader, Mode::Shared, FlushCause::Roots, root.as_id);
+        let mut next = Some(Level::SIZE_1G.min(F::ROOT_LEVEL));
+        while let Some(level) = next.filter(|level| *level <= F::ROOT_LEVEL) {
             session = self.cut_tables(session, root, level);
-            pass = level.parent();
+            next = level.parent();
         }
         session.finish();
     }
 
-    /// Cuts off every table that hangs on an entry of `pass`, with what is below it. The root was withdrawn, and the caller is the
-    /// one who zaps it.
+    /// Cuts off every table that hangs on an entry of `level`, with what is below it. The root was
+    /// withdrawn, and the caller is the one who zaps it.
     pub(super) fn cut_tables<'a>(
         &self,
         session: Session<'a, F, H>,
         root: &RootPage,
-        pass: Level,
+        level: Level,
     ) -> Session<'a, F, H> {
         debug_assert!(root.is_invalid(), "others may still change what hangs here");
         let everything = GfnRange {
             start: Gfn(0),
             end: F::MAX_GFN,
         };
-        // An entry at a time: none is gone into, because it points nowhere when it was shown.
-        let floor = pass.child().unwrap_or(pass);
-        let plan = Sweep::leaves(everything).floor(floor).tables();
-        let (session, _) = sweep(
+        // An entry at a time: none is entered, because it points nowhere once it was shown.
+        let finest = level.child().unwrap_or(level);
+        let plan = Sweep::leaves(everything).finest(finest).tables();
+        sweep(
             session,
             root,
             plan,
-            || true,
+            || {},
             |session, run| {
-                if run.node.level() != pass {
+                if run.node.level() != level {
                     return Visit::Done(Flush::None);
                 }
                 for index in run.first..run.end {
-                    if F::as_table(run.node.load(index), pass).is_some() {
+                    if F::as_table(run.node.load(index), level).is_some() {
                         if let (_, Some(table)) = run.node.take(index, Absent::Empty) {
                             self.give_back(&session.guard, table);
                         }
-                    } else if pass == F::ROOT_LEVEL {
-                        // The root itself stays for as long as someone holds it, so its own leaves go.
+                    } else if level == F::ROOT_LEVEL {
+                        // The root itself stays for as long as someone holds it, so its own leaves
+                        // go.
                         run.node.take(index, Absent::Empty);
                     }
                 }
                 Visit::Done(Flush::None)
             },
-        );
-        session
+        )
     }
 
     /// Retires a table that was cut off a withdrawn root, with all below it.
@@ -285,11 +292,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         } else {
             1
         });
-        // SAFETY: entries that point to tables change under the MMU lock alone, shared or exclusive, and under the shared one
-        // only after a look, in the same section, that the root is valid. We hold it shared, and the root was withdrawn under
-        // the exclusive one. Only one thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end of the
-        // MMU (`tear_down`) nobody else has it at all.
-        unsafe { guard.take_apart(table, &mut tables) };
+        // SAFETY: entries that point to tables change under the MMU lock alone, shared or
+        // exclusive, and under the shared one only after a look, in the same section, that the root
+        // is valid. We hold it shared, and the root was withdrawn under the exclusive one. Only one
+        // thread zaps a root (`to_zap`), and cutting the table off made it ours alone. At the end
+        // of the MMU (`tear_down`) nobody else has it at all.
+        unsafe { guard.detach_all(table, &mut tables) };
         if self.avoids_executable_huge_pages() {
             for &pfn in tables.pfns() {
                 self.forget_nx_table(pfn);

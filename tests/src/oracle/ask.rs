@@ -1,7 +1,7 @@
 //! Which questions are asked: every kind of leaf, hole, protection and patch in fixed shares, at random addresses.
 
 use anyhow::{Context as _, ensure};
-use slat_mmu::{Access, Gfn, Level};
+use slat_mmu::{Access, Gfn, Level, MemoryType};
 
 use super::{
     format::Ops,
@@ -168,7 +168,15 @@ impl Subject<'_> {
             .patches
             .iter()
             .find(|patch| walk.iter().any(|step| step.at == patch.at));
-        let expected = self.image.access(gfn, access, self.sets_ad);
+        let typed = |step: &Step| {
+            let leaf = step.leaf();
+            leaf.is_some_and(|leaf| leaf.memory != MemoryType::Normal)
+        };
+        let expected = if !self.plan.memory_types && walk.last().is_some_and(typed) {
+            Expected::Malformed
+        } else {
+            self.image.access(gfn, access, self.sets_ad)
+        };
         if patch.is_none() {
             let own = self.guest.access(gfn, access)?;
             let walked = self.image.access(gfn, access, false);
@@ -244,6 +252,7 @@ mod tests {
                 gpa_bits: 62,
                 below_root: false,
                 own_guest: true,
+                memory_types: true,
             };
             let mut rng = Rng::new(1);
             let guest = Guest::build(plan, &mut rng).unwrap();

@@ -72,7 +72,7 @@ impl Ops {
 
     /// Pages that an entry at `level` spans.
     pub fn span(level: Level) -> u64 {
-        1 << (9 * level.slot())
+        1 << (9 * level.index())
     }
 }
 

@@ -9,8 +9,8 @@ use std::{cell::RefCell, sync::Arc};
 use anyhow::{Context as _, bail, ensure};
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, MmuConfig, NoTlb, Pfn,
-    SecondStage, SlotError, SlotFlags, SlotSpec, Vcpu, WalkFault,
+    Access, Arena, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, MemoryType, MmuConfig, NoTlb,
+    Pfn, SecondStage, SlotError, SlotFlags, SlotSpec, Vcpu, WalkFault,
 };
 
 use super::{
@@ -36,6 +36,8 @@ pub struct Plan {
     pub below_root: bool,
     /// Whether the program runs a guest of its own, whose memory is mapped from guest physical address 0 on.
     pub own_guest: bool,
+    /// The machine has memory types. Where they are an extension, it may lack them.
+    pub memory_types: bool,
 }
 
 impl Plan {
@@ -71,7 +73,8 @@ impl Guest {
         );
         let config = MmuConfig::default()
             .with_max_level(Level::SIZE_256T)
-            .with_mmio_caching(true);
+            .with_mmio_caching(true)
+            .with_memory_types(plan.memory_types);
         let mmu = plan.ops.stage.build(Arc::clone(&arena), NoTlb, config);
         let mut guest = Self {
             plan,
@@ -93,7 +96,7 @@ impl Guest {
     /// # Errors
     /// When there is no root.
     pub fn image(&self) -> anyhow::Result<Image> {
-        let root = self.mmu.root().context("no root")?.pfn;
+        let root = self.mmu.space(0).root().context("no root")?.pfn;
         let base = self.plan.layout.tables();
         let words = (0..TABLE_FRAMES as u64 * PAGE / 8).map(|word| {
             // SAFETY: the guest's tables are made by calls on it, and it is only one thread's.
@@ -116,7 +119,7 @@ impl Guest {
             };
             return Ok(GuestStage::Ept4.root_register(pfn, 0));
         }
-        let root = self.mmu.root().context("no root")?.pfn;
+        let root = self.mmu.space(0).root().context("no root")?.pfn;
         Ok(self.plan.ops.register(root))
     }
 
@@ -189,6 +192,26 @@ impl Guest {
         Ok(())
     }
 
+    /// Memory of another type than normal, where the format has that as an extension, is created if
+    /// the machine has the extension, and refused if not.
+    fn memory(&self, spec: SlotSpec, rng: &mut Rng) -> anyhow::Result<SlotSpec> {
+        if !self.plan.ops.info.optional_memory_types || !rng.chance(25) {
+            return Ok(spec);
+        }
+        let types = [MemoryType::NonCacheable, MemoryType::Device];
+        let memory = rng.pick(&types).copied().unwrap_or_default();
+        let special = spec.with_memory(memory);
+        if self.plan.memory_types {
+            return Ok(special);
+        }
+        let created = self.mmu.create_slot(special);
+        ensure!(
+            matches!(created, Err(SlotError::MemoryType { .. })),
+            "the machine has no memory type {memory:?}, and the MMU says {created:?}"
+        );
+        Ok(spec)
+    }
+
     /// A frame anywhere, small ones as likely as large ones in the logarithm, aligned to `align` pages.
     fn somewhere(&self, rng: &mut Rng, align: u64) -> Gfn {
         let top = 63 - self.plan.max_gfn().0.leading_zeros();
@@ -212,6 +235,7 @@ impl Guest {
             }
             let id = self.slots.len() as u16 + 1;
             let spec = SlotSpec::new(id, gfn, pages, host).with_flags(flags);
+            let spec = self.memory(spec, rng)?;
             match self.mmu.create_slot(spec) {
                 Ok(()) => {
                     self.slots.push(spec);
@@ -302,29 +326,34 @@ impl Guest {
             let small = slot.npages <= 4096;
             if logged(&slot) {
                 let mut bitmap = vec![0; slot.npages.div_ceil(64) as usize];
-                self.mmu.harvest_dirty_log(slot.id, &mut bitmap)?;
+                self.mmu.space(0).harvest_dirty_log(slot.id, &mut bitmap)?;
                 for _ in 0..4 {
                     self.fault(Self::page_of(rng, &slot), Access::Write, Level::SIZE_256T)?;
                 }
             } else if small && !slot.flags.contains(SlotFlags::READONLY) && rng.chance(30) {
-                self.mmu.set_slot_flags(slot.id, SlotFlags::LOG_DIRTY)?;
+                self.mmu
+                    .space(0)
+                    .set_slot_flags(slot.id, SlotFlags::LOG_DIRTY)?;
                 for _ in 0..3 {
                     self.fault(Self::page_of(rng, &slot), Access::Write, Level::SIZE_256T)?;
                 }
             } else if small && rng.chance(10) {
-                let _all = self.mmu.split_huge_pages(slot.range(), Level::SIZE_4K);
+                let _all = self
+                    .mmu
+                    .space(0)
+                    .split_huge_pages(slot.range(), Level::SIZE_4K);
             }
             if rng.chance(15) {
                 let part = GfnRange::new(Self::page_of(rng, &slot), 1 + rng.below(64));
-                let _young = self.mmu.age(part);
+                let _young = self.mmu.space(0).age(part);
             }
             if rng.chance(15) {
                 let part = GfnRange::new(Self::page_of(rng, &slot), 1 + rng.below(32));
-                let invalidation = self.mmu.invalidate_begin(part);
+                let invalidation = self.mmu.space(0).invalidate_begin(part, true);
                 self.mmu.invalidate_end(invalidation)?;
             }
             if small && rng.chance(5) {
-                self.mmu.delete_slot(slot.id)?;
+                self.mmu.space(0).delete_slot(slot.id)?;
             }
         }
         // Accesses to devices leave MMIO entries where the format has them.

@@ -10,7 +10,7 @@ use super::{
     fetch::{self, Set, Store},
     format::Ops,
     guest::Plan,
-    machine::{BOCHS_PHYSICAL_BITS, Machine},
+    machine::{BOCHS_PHYSICAL_BITS, Machine, RiscV},
     run::{Report, Trial},
 };
 
@@ -49,14 +49,43 @@ struct Format {
     own_guest: bool,
     below_root: bool,
     sets_ad: bool,
+    memory_types: bool,
 }
 
 fn svade(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::riscv(root, folder, sources, false)
+    Machine::riscv(
+        root,
+        folder,
+        sources,
+        RiscV {
+            svadu: false,
+            svpbmt: true,
+        },
+    )
 }
 
 fn svadu(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::riscv(root, folder, sources, true)
+    Machine::riscv(
+        root,
+        folder,
+        sources,
+        RiscV {
+            svadu: true,
+            svpbmt: true,
+        },
+    )
+}
+
+fn without_svpbmt(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
+    Machine::riscv(
+        root,
+        folder,
+        sources,
+        RiscV {
+            svadu: false,
+            svpbmt: false,
+        },
+    )
 }
 
 const fn g_stage(name: &'static str, format: &'static str, sets_ad: bool) -> Format {
@@ -69,6 +98,16 @@ const fn g_stage(name: &'static str, format: &'static str, sets_ad: bool) -> For
         own_guest: false,
         below_root: false,
         sets_ad,
+        memory_types: true,
+    }
+}
+
+/// On a hart without Svpbmt.
+const fn g_stage_without_types(name: &'static str, format: &'static str) -> Format {
+    Format {
+        make: without_svpbmt,
+        memory_types: false,
+        ..g_stage(name, format, false)
     }
 }
 
@@ -113,16 +152,20 @@ const fn x86(
         own_guest: true,
         below_root: false,
         sets_ad: false,
+        memory_types: true,
     }
 }
 
-const FORMATS: [Format; 13] = [
+const FORMATS: [Format; 16] = [
     g_stage("sv39x4", "sv39x4", false),
     g_stage("sv48x4", "sv48x4", false),
     g_stage("sv57x4", "sv57x4", false),
     g_stage("sv39x4+svadu", "sv39x4", true),
     g_stage("sv48x4+svadu", "sv48x4", true),
     g_stage("sv57x4+svadu", "sv57x4", true),
+    g_stage_without_types("sv39x4-svpbmt", "sv39x4"),
+    g_stage_without_types("sv48x4-svpbmt", "sv48x4"),
+    g_stage_without_types("sv57x4-svpbmt", "sv57x4"),
     x86("npt4", "npt4", fetch::X86, qemu_amd, NPT4_BITS),
     x86("npt5", "npt5", fetch::X86, qemu_amd5, NPT5_BITS),
     x86("npt4+bochs", "npt4", fetch::BOCHS, amd, BOCHS_PHYSICAL_BITS),
@@ -168,6 +211,7 @@ fn one(format: &Format, store: &mut Store, work: &Path, sources: &Path, seed: u6
             gpa_bits: format.gpa_bits,
             own_guest: format.own_guest,
             below_root: format.below_root,
+            memory_types: format.memory_types,
         };
         Trial {
             name: format.name,

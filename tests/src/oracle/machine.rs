@@ -45,9 +45,18 @@ pub struct Machine {
     kind: Kind,
 }
 
+/// Extensions of a RISC-V hart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RiscV {
+    /// The hart sets Accessed and Dirty (Svadu) instead of faulting (Svade).
+    pub svadu: bool,
+    /// Entries have memory types, and `menvcfg` enables them.
+    pub svpbmt: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
-    RiscV { cpu: &'static str },
+    RiscV { cpu: String },
     QemuX86 { physical_bits: u32 },
     Bochs { model: &'static str },
 }
@@ -65,24 +74,24 @@ const PBMTE: u64 = 1 << 62;
 const ADUE: u64 = 1 << 61;
 
 impl Machine {
-    /// QEMU's RISC-V hart with the H extension, Svade or Svadu, Svpbmt and no Svnapot. `folder` is where it works,
-    /// `sources` where the programs' sources are.
+    /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works, `sources`
+    /// where the programs' sources are.
     ///
     /// # Errors
     /// When the program cannot be built.
-    pub fn riscv(root: Root, folder: &Path, sources: &Path, svadu: bool) -> anyhow::Result<Self> {
-        let cpu = if svadu {
-            "rv64,h=true,svpbmt=true,svnapot=false,svadu=true,svade=false"
-        } else {
-            "rv64,h=true,svpbmt=true,svnapot=false,svadu=false,svade=true"
-        };
+    pub fn riscv(root: Root, folder: &Path, sources: &Path, hart: RiscV) -> anyhow::Result<Self> {
+        let RiscV { svadu, svpbmt } = hart;
+        let cpu = format!(
+            "rv64,h=true,svnapot=false,svpbmt={svpbmt},svadu={svadu},svade={}",
+            !svadu
+        );
         let mut machine = Self {
             name: String::new(),
             layout: Layout { base: 0x8000_0000 },
             root,
             folder: folder.to_owned(),
             sources: sources.to_owned(),
-            flags: PBMTE | if svadu { ADUE } else { 0 },
+            flags: if svpbmt { PBMTE } else { 0 } | if svadu { ADUE } else { 0 },
             kind: Kind::RiscV { cpu },
         };
         fs::create_dir_all(folder)?;
@@ -250,9 +259,9 @@ impl Machine {
         fs::write(self.file("tables.bin"), job.image)?;
         let output = self.file("output.txt");
         fs::write(&output, "")?;
-        let (command, name) = match self.kind {
+        let (command, name) = match &self.kind {
             Kind::RiscV { cpu } => (self.qemu_riscv(cpu), "qemu"),
-            Kind::QemuX86 { physical_bits } => (self.qemu_x86(physical_bits), "qemu"),
+            Kind::QemuX86 { physical_bits } => (self.qemu_x86(*physical_bits), "qemu"),
             Kind::Bochs { model } => (self.bochs_of(model)?, "bochs"),
         };
         let (_, said) = bounded(&command, &self.folder, name, BOUND)?;

@@ -1,4 +1,5 @@
-//! `cargo xtask planted --check`: whether every entry still fits the sources, without building anything.
+//! `cargo xtask planted --check`: whether every entry still fits the sources, without building
+//! anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -15,7 +16,8 @@ use super::{
 };
 use crate::workspace::Workspace;
 
-/// What does not fit: an edit's text that is not in its file exactly once, or a test that is not there.
+/// What does not fit: an edit's text that is not in its file exactly once, or a test that is not
+/// there.
 ///
 /// # Errors
 /// When the workspace cannot be read.
@@ -65,7 +67,8 @@ fn members(manifest: &str) -> anyhow::Result<Vec<String>> {
     Ok(members.iter().filter_map(text).collect())
 }
 
-/// Whether the package defines a function of the test's name. `known` keeps the functions of each package.
+/// Whether the package defines a function of the test's name. `known` keeps the functions of each
+/// package.
 fn has_test(
     workspace: &Workspace,
     packages: &BTreeMap<String, String>,

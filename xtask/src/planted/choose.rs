@@ -26,8 +26,8 @@ pub(super) fn named(mut bugs: Vec<Bug>, names: &[String]) -> anyhow::Result<Vec<
     Ok(bugs)
 }
 
-/// Those that edit a file which differs between `base` and the tree as it is now, committed or not, and those whose
-/// entry does.
+/// Those that edit a file which differs between `base` and the tree as it is now, committed or not,
+/// and those whose entry does.
 ///
 /// # Errors
 /// When git does not know `base`.
@@ -61,7 +61,8 @@ fn is_touched(bug: &Bug, files: &BTreeSet<&str>, before: &[Bug]) -> bool {
     bug.files().iter().any(|file| files.contains(file)) || !before.contains(bug)
 }
 
-/// A few, another few for each commit, so that in time all have been; the same commit has the same ones.
+/// A few, another few for each commit, so that in time all have been; the same commit has the same
+/// ones.
 pub(super) fn sample(workspace: &Workspace, bugs: Vec<Bug>) -> Vec<Bug> {
     let mut command = Command::new("git");
     command.current_dir(&workspace.root);
@@ -75,8 +76,8 @@ pub(super) fn sample(workspace: &Workspace, bugs: Vec<Bug>) -> Vec<Bug> {
     chosen
 }
 
-/// [`PLAIN`] and [`LOOM`] of them, drawn by the commit. None whose test takes until its bound: CI has better things to
-/// do.
+/// [`PLAIN`] and [`LOOM`] of them, drawn by the commit. None whose test takes until its bound: CI
+/// has better things to do.
 fn draw(mut bugs: Vec<Bug>, commit: &str) -> Vec<Bug> {
     bugs.sort_by_cached_key(|it| (lot(commit, &it.name), it.name.clone()));
     let (mut plain, mut loom) = (PLAIN, LOOM);

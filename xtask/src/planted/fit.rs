@@ -1,8 +1,9 @@
 //! Finding a text in a source, and putting another in its place.
 //!
-//! White space and line comments do not count, and words are whole: `find` may be indented and wrapped as the table
-//! likes, and an entry still fits after its source was re-indented or its comments were rewritten. What is found keeps
-//! its bytes' places in the source, so that everything around it stays as it was.
+//! White space and line comments do not count, and words are whole: `find` may be indented and
+//! wrapped as the table likes, and an entry still fits after its source was re-indented or its
+//! comments were rewritten. What is found keeps its bytes' places in the source, so that everything
+//! around it stays as it was.
 
 use std::ops::Range;
 

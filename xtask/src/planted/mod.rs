@@ -1,11 +1,11 @@
 //! `cargo xtask planted`: plants known bugs, one at a time, and demands that a test notices each.
 //!
-//! The bugs are a table, `tests/planted/*.toml`: an entry has texts that are each found exactly once in one file, what
-//! takes their place, and the test that must fail. A number at the head of a name is the bug's row in
-//! `docs/pitfalls.md`.
+//! The bugs are a table, `tests/planted/*.toml`: an entry has texts that are each found exactly
+//! once in one file, what takes their place, and the test that must fail. A number at the head of a
+//! name is the bug's row in `docs/pitfalls.md`.
 //!
-//! An entry that does not fit, does not compile, or whose test does not exist is a fault like a bug that nobody
-//! noticed. So is a test that fails with no bug planted.
+//! An entry that does not fit, does not compile, or whose test does not exist is a fault like a bug
+//! that nobody noticed. So is a test that fails with no bug planted.
 
 mod check;
 mod choose;
@@ -25,13 +25,16 @@ use crate::{tally::Tally, workspace::Workspace};
 /// Which ones, and how thoroughly.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
-    /// Only bugs whose names contain one of these, e.g. `27` or `loom-`; without any, all: about 17 minutes on two cores
+    /// Only bugs whose names contain one of these, e.g. `27` or `loom-`; without any, all: about 17
+    /// minutes on two cores
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Build nothing: check that each entry's text is found exactly once and its test exists, in milliseconds
+    /// Build nothing: check that each entry's text is found exactly once and its test exists, in
+    /// milliseconds
     #[arg(long)]
     check: bool,
-    /// Only bugs in files that differ from where this branch left BASE, committed or not, and entries that do
+    /// Only bugs in files that differ from where this branch left BASE, committed or not, and
+    /// entries that do
     #[arg(long, value_name = "BASE", num_args = 0..=1, default_missing_value = "main")]
     #[arg(conflicts_with_all = ["names", "check"])]
     changed: Option<String>,
@@ -43,7 +46,8 @@ pub(crate) struct Options {
 /// Does as the options say.
 ///
 /// # Errors
-/// When the table cannot be read, the copy cannot be made, or a test does not build with no bug planted.
+/// When the table cannot be read, the copy cannot be made, or a test does not build with no bug
+/// planted.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
     let bugs = choose::named(table::all(workspace)?, &options.names)?;
     if options.check {

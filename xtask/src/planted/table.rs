@@ -1,7 +1,7 @@
 //! The table of planted bugs: `tests/planted/*.toml`, read strictly.
 //!
-//! A key that is missing, misspelt or of another type is an error, as is a name that two bugs share: an entry that
-//! is silently half read would be a bug that is silently not planted.
+//! A key that is missing, misspelt or of another type is an error, as is a name that two bugs
+//! share: what is silently left out of an entry would silently not be planted.
 
 use std::{collections::BTreeSet, path::Path};
 

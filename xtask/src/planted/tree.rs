@@ -1,10 +1,12 @@
-//! The copy of the workspace that bugs are planted in, below `target/planted`, with build artefacts of its own.
+//! The copy of the workspace that bugs are planted in, below `target/planted`, with build artefacts
+//! of its own.
 //!
-//! The sources themselves are never touched, and what an interrupted run leaves planted is written over by the next.
-//! A file that did not change keeps its time, so cargo builds only what an edit makes necessary.
+//! The sources themselves are never touched, and what an interrupted run leaves planted is written
+//! over by the next. A file that did not change keeps its time, so cargo builds only what an edit
+//! makes necessary.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -33,9 +35,12 @@ const SEED: &str = "1";
 pub(super) struct Tree {
     copy: Workspace,
     target: PathBuf,
-    /// The folder above those in which the models are built. Not those of the workspace: cargo takes the same crate at another
-    /// place for the same, and would run there what was planted here.
+    /// The folder above those in which the models are built. Not those of the workspace: cargo
+    /// takes the same crate at another place for the same, and would run there what was planted
+    /// here.
     models: PathBuf,
+    /// Held for as long as the copy is used: two runs in one would judge each other's bugs.
+    _lock: File,
 }
 
 /// A built test program.
@@ -48,15 +53,20 @@ impl Tree {
     /// Brings the copy up to date.
     ///
     /// # Errors
-    /// When files cannot be read or written.
+    /// When files cannot be read or written, or another run uses the copy.
     pub(super) fn of(workspace: &Workspace) -> anyhow::Result<Self> {
         let folder = workspace.target_dir()?.join("planted");
+        fs::create_dir_all(&folder)?;
+        let lock = File::create(folder.join("lock"))?;
+        lock.try_lock()
+            .with_context(|| format!("another run plants bugs in {}", folder.display()))?;
         let tree = Self {
             copy: Workspace {
                 root: folder.join("tree"),
             },
             target: folder.join("target"),
             models: folder,
+            _lock: lock,
         };
         let files = workspace.files(&["."], &[""])?;
         for file in &files {
@@ -113,7 +123,8 @@ impl Tree {
         Ok(tally)
     }
 
-    /// Plants one bug, builds its test and runs it, and takes the bug out again. Says how the test failed.
+    /// Plants one bug, builds its test and runs it, and takes the bug out again. Says how the test
+    /// failed.
     ///
     /// # Errors
     /// When the test passes, does not build, or is not there; when the bug does not fit.
@@ -163,8 +174,9 @@ impl Tree {
         Ok(shell::limited(&mut command, bound)?.ok())
     }
 
-    /// One format of each kind (`few_formats`), little optimised: what takes time is compiling. A model is built as
-    /// `cargo xtask interleavings` builds it, because what takes time there is the schedules.
+    /// One format of each kind (`few_formats`), little optimised: what takes time is compiling. A
+    /// model is built as `cargo xtask interleavings` builds it, because what takes time there is
+    /// the schedules.
     fn build(&self, target: &Target) -> anyhow::Result<Program> {
         let mut command = self.copy.cargo();
         command.args(["test", "--quiet", "--locked", "--no-run"]);

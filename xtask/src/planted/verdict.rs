@@ -1,11 +1,12 @@
-//! What the end of a test program means. Only a test that ran and failed, crashed or hung has caught anything.
+//! What the end of a test program means. Only a test that ran and failed, crashed or hung has
+//! caught anything.
 
 use anyhow::bail;
 
 use crate::shell::Ended;
 
-/// What a program says that was to run `count` tests; `None`: it had to be ended. With a bug planted they must fail,
-/// without one they must pass.
+/// What a program says that was to run `count` tests; `None`: it had to be ended. With a bug
+/// planted they must fail, without one they must pass.
 ///
 /// # Errors
 /// When it is not so, or the tests do not exist.

@@ -28,7 +28,7 @@ use super::{
     socket::{Pieces, send_all},
     wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
 };
-use crate::memory::{DirtyBitmap, SlotMemory};
+use crate::memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable};
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
 /// A paced sender looks at `stop` this often.
@@ -36,9 +36,9 @@ const PACE_STEP: Duration = Duration::from_millis(20);
 
 /// One slot's pages of an iteration.
 #[derive(Debug)]
-pub(super) struct IterationSlot {
-    pub(super) memory: Arc<SlotMemory>,
-    pub(super) bitmap: Arc<DirtyBitmap>,
+struct IterationSlot {
+    memory: Arc<SlotMemory>,
+    bitmap: Arc<DirtyBitmap>,
 }
 
 /// Pages to send once.
@@ -58,13 +58,22 @@ struct Next {
 }
 
 impl Iteration {
-    pub(super) fn new(number: u32, slots: Vec<IterationSlot>) -> Self {
+    fn new(number: u32, slots: Vec<IterationSlot>) -> Self {
         Self {
             number,
             pages: slots.iter().map(|slot| slot.bitmap.count()).sum(),
             slots,
             next: Mutex::default(),
         }
+    }
+
+    /// The pages of a batch; those of slots that are gone are left out.
+    pub(super) fn of(number: u32, batch: DirtyBatch, table: &SlotTable) -> Self {
+        let slots = batch.slots.into_iter().filter_map(|(slot, bitmap)| {
+            let memory = Arc::clone(table.slot(slot)?);
+            Some(IterationSlot { memory, bitmap })
+        });
+        Self::new(number, slots.collect())
     }
 
     /// Every page of the slots.

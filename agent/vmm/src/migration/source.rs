@@ -33,9 +33,7 @@ use slat_proto::{
 use super::{
     convergence::{Convergence, Pass as FinishedPass, Verdict},
     cpu_time::thread_cpu_time,
-    sender::{
-        Counters, EveryPage, Iteration, IterationSlot, Pacer, PageFilter, Report, Sender, Shared,
-    },
+    sender::{Counters, Iteration, Pacer, Report, Sender, Shared},
     socket::{CONNECT_TIMEOUT, configure},
     wire::{FrameReader, FrameWriter, Hello, Kind, Role, TICKET, WireError, encode_abort},
 };
@@ -198,7 +196,10 @@ impl Source {
             counters: Counters::default(),
             stop: AtomicBool::new(false),
             pacer: self.params.max_bandwidth.map(Pacer::new),
-            filter: self.filter(),
+            #[cfg(test)]
+            filter: super::omit::page(self.omit),
+            #[cfg(not(test))]
+            filter: Box::new(super::sender::EveryPage),
         });
         let (report, reports) = mpsc::channel();
         let mut senders = Vec::new();
@@ -273,31 +274,8 @@ impl Source {
         Ok((stream, writer, reader))
     }
 
-    #[cfg(test)]
-    fn filter(&self) -> Box<dyn PageFilter> {
-        match self.omit {
-            Some(omit) => Box::new(Omit(omit)),
-            None => Box::new(EveryPage),
-        }
-    }
-
-    #[cfg(not(test))]
-    #[allow(clippy::unused_self, reason = "the test build looks at self")]
-    fn filter(&self) -> Box<dyn PageFilter> {
-        Box::new(EveryPage)
-    }
-
     fn pass_of(&self, iteration: u32, batch: DirtyBatch) -> Iteration {
-        let table = self.machine.memory().table();
-        let slots = batch
-            .slots
-            .into_iter()
-            .filter_map(|(number, bitmap)| {
-                let memory = Arc::clone(table.slot(number)?);
-                Some(IterationSlot { memory, bitmap })
-            })
-            .collect();
-        Iteration::new(iteration, slots)
+        Iteration::of(iteration, batch, &self.machine.memory().table())
     }
 
     /// Sends a pass on all streams and waits until the destination has it. Returns its bytes of pages and its duration.
@@ -616,19 +594,6 @@ impl Source {
             .transfer()
             .progress
             .map_or(0, |progress| progress.iteration)
-    }
-}
-
-/// A page that is deliberately never sent: (slot, page, from iteration).
-#[cfg(test)]
-#[derive(Debug)]
-struct Omit((u32, u32, u32));
-
-#[cfg(test)]
-impl PageFilter for Omit {
-    fn sends(&self, slot: u32, page: u32, iteration: u32) -> bool {
-        let Self((of, which, from)) = *self;
-        (slot, page) != (of, which) || iteration < from
     }
 }
 

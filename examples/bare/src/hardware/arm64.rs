@@ -1,9 +1,9 @@
-//! Arm ARM, "VMSAv8-64 translation table format descriptors", stage 2, 4 KiB granule, 48-bit addresses, for a processor that
-//! faults where the access flag is clear (`VTCR_EL2.HA` = 0).
+//! Arm ARM, "VMSAv8-64 translation table format descriptors", stage 2, 4 KiB granule, 48-bit
+//! addresses, for a processor that faults where the access flag is clear (`VTCR_EL2.HA` = 0).
 //!
-//! Bit 0 is valid. Bit 1 tells a table (1) from a block (0), and a page (1) from what is reserved (0) at the last level. Blocks
-//! are 2 MiB and 1 GiB. S2AP is bits 7:6 (write, read), AF bit 10, the address 47:12, XN 54:53 (00 allows fetches). What DBM (51)
-//! would do with writes is off.
+//! Bit 0 is valid. Bit 1 tells a table (1) from a block (0), and a page (1) from what is reserved
+//! (0) at the last level. Blocks are 2 MiB and 1 GiB. S2AP is bits 7:6 (write, read), AF bit 10,
+//! the address 47:12, XN 54:53 (00 allows fetches). What DBM (51) would do with writes is off.
 
 use slat_arch::{
     Arm64Ipa48,

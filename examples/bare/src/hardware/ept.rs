@@ -1,9 +1,10 @@
-//! Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": 4 levels, Accessed and Dirty flags and page-modification
-//! logging on.
+//! Intel SDM vol. 3C, "The Extended Page Table Mechanism (EPT)": 4 levels, Accessed and Dirty flags
+//! and page-modification logging on.
 //!
-//! Bits 2:0 are R, W and X; all clear is "not present". W without R is a misconfiguration, and so is, in a leaf, memory type 2,
-//! 3 or 7 (bits 5:3), and in a pointer any of bits 6:3. Bit 7 marks a leaf above 4 KiB, at 2 MiB and 1 GiB. Bit 8 is
-//! Accessed in every entry, bit 9 Dirty in leaves. Bits 51:12 are the address.
+//! Bits 2:0 are R, W and X; all clear is "not present". W without R is a misconfiguration, and so
+//! is, in a leaf, memory type 2, 3 or 7 (bits 5:3), and in a pointer any of bits 6:3. Bit 7 marks a
+//! leaf above 4 KiB, at 2 MiB and 1 GiB. Bit 8 is Accessed in every entry, bit 9 Dirty in leaves.
+//! Bits 51:12 are the address.
 
 use slat_arch::Ept4;
 use slat_mmu::Pfn;
@@ -21,7 +22,8 @@ impl Manual for Ept4 {
         Self::eptp(root)
     }
 
-    /// "Extended-Page-Table Pointer (EPTP)": memory type in 2:0, walk length less one in 5:3, Accessed and Dirty in 6.
+    /// "Extended-Page-Table Pointer (EPTP)": memory type in 2:0, walk length less one in 5:3,
+    /// Accessed and Dirty in 6.
     fn root(register: u64) -> Option<u64> {
         (register & 0xfff == 6 | 3 << 3 | 1 << 6).then_some(register & ADDRESS)
     }

@@ -1,8 +1,9 @@
-//! The page-table walker of a processor, written from the manuals alone: it does not ask `slat-arch` what an entry means. What
-//! the MMU builds is right when this walker agrees.
+//! The page-table walker of a processor, written from the manuals alone: it does not ask
+//! `slat-arch` what an entry means. What the MMU builds is right when this walker agrees.
 //!
-//! All four architectures walk alike: from a register to the root, down by index, to an entry that maps memory. What differs
-//! is in [`Manual`]: the register, the size of the root, and how one entry reads.
+//! All four architectures walk alike: from a register to the root, down by index, to an entry that
+//! maps memory. What differs is in [`Manual`]: the register, the size of the root, and how one
+//! entry reads.
 //!
 //! On a real machine this folder does not exist.
 
@@ -37,8 +38,8 @@ pub(crate) trait Manual: Format {
     /// What the hypervisor loads before it enters the guest, as `slat-arch` computes it.
     fn register(root: Pfn) -> u64;
 
-    /// The physical address of the root that the processor finds in the register; `None` if the register selects another
-    /// format.
+    /// The physical address of the root that the processor finds in the register; `None` if the
+    /// register selects another format.
     fn root(register: u64) -> Option<u64>;
 
     /// Reads one entry of a table at `level`.

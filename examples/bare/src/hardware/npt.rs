@@ -1,8 +1,9 @@
-//! AMD APM vol. 2, "Nested Paging" and "Page-Translation-Table Entry Fields": an ordinary 4-level x86-64 table, walked as user
-//! accesses, with `EFER.NXE` set.
+//! AMD APM vol. 2, "Nested Paging" and "Page-Translation-Table Entry Fields": an ordinary 4-level
+//! x86-64 table, walked as user accesses, with `EFER.NXE` set.
 //!
-//! Bit 0 is P, 1 is W, 2 is U, 5 Accessed, 6 Dirty, 7 marks a leaf at 2 MiB and 1 GiB and is reserved at 512 GiB, 63 is NX. The
-//! address is bits 51:12; here, on a processor with 51 physical address bits, bit 51 is reserved. In a huge leaf bit 12 is PAT.
+//! Bit 0 is P, 1 is W, 2 is U, 5 Accessed, 6 Dirty, 7 marks a leaf at 2 MiB and 1 GiB and is
+//! reserved at 512 GiB, 63 is NX. The address is bits 51:12; here, on a processor with 51 physical
+//! address bits, bit 51 is reserved. In a huge leaf bit 12 is PAT.
 
 use slat_arch::Npt4;
 use slat_mmu::Pfn;

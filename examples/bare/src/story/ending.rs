@@ -2,7 +2,7 @@
 
 use slat_mmu::{Access, FaultOutcome, Gfn, GfnRange, SecondStage};
 
-use super::{Failed, Guest, HUGE, ODD, ODD_GFN, RAM, RAM_GFN, ROM, check, same};
+use super::guest::{Failed, Guest, HUGE, ODD, ODD_GFN, RAM, RAM_GFN, ROM, check, same};
 use crate::{
     hardware::{Manual, Trap},
     vcpu::Exit,
@@ -14,7 +14,10 @@ pub(super) fn take_back<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Faile
     guest.read(gfn)?;
     let before = guest.machine.flushes();
     let seq = guest.mmu.invalidate_seq();
-    let taken = guest.mmu.invalidate_begin(GfnRange::new(RAM_GFN, HUGE));
+    let taken = guest
+        .mmu
+        .space(0)
+        .invalidate_begin(GfnRange::new(RAM_GFN, HUGE), true);
     check!(
         guest.machine.flushes() > before,
         "no flush: TLBs hold the memory"
@@ -42,10 +45,10 @@ pub(super) fn take_back<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Faile
 
 /// Everything goes at once; the vCPU loads another root and goes on.
 pub(super) fn withdraw<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
-    let old = guest.mmu.root().map(|root| root.generation);
+    let old = guest.mmu.space(0).root().map(|root| root.generation);
     guest.mmu.zap_all();
     same!(guest.read(Gfn(64))?, 0x6464);
-    let new = guest.mmu.root().map(|root| root.generation);
+    let new = guest.mmu.space(0).root().map(|root| root.generation);
     check!(
         new.is_some() && new != old,
         "the vCPU runs on a withdrawn root"
@@ -56,17 +59,18 @@ pub(super) fn withdraw<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed
     Ok(())
 }
 
-/// When deletion returns, nothing maps the slot's memory: it may be used for something else at once.
+/// When deletion returns, nothing maps the slot's memory: it may be used for something else at
+/// once.
 pub(super) fn delete<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     guest.read(Gfn(5))?;
     guest.read(ODD_GFN)?;
-    same!(guest.mmu.delete_slot(RAM), Ok(()));
+    same!(guest.mmu.space(0).delete_slot(RAM), Ok(()));
     same!(guest.walk(Gfn(5)).err().map(Trap::is_absent), Some(true));
     let no_slot = Some(Exit::Fault(FaultOutcome::NoSlot));
     same!(guest.exit(Gfn(5), Access::Read), no_slot);
     same!(guest.read(ODD_GFN)?, 0x100);
-    same!(guest.mmu.delete_slot(ODD), Ok(()));
-    same!(guest.mmu.delete_slot(ROM), Ok(()));
+    same!(guest.mmu.space(0).delete_slot(ODD), Ok(()));
+    same!(guest.mmu.space(0).delete_slot(ROM), Ok(()));
     same!(guest.walk(ODD_GFN).err().map(Trap::is_absent), Some(true));
     same!(guest.mmu.stats().pages, [0; _]);
     guest.say(format_args!("slots deleted: nothing maps their memory"));

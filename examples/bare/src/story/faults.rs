@@ -1,8 +1,10 @@
 //! Slots, and the faults that map them.
 
-use slat_mmu::{Access, FaultOutcome, Gfn, Level, Pfn, SecondStage, SlotFlags, SlotSpec};
+use slat_mmu::{
+    Access, FaultOutcome, Gfn, Level, MemoryType, Pfn, SecondStage, SlotError, SlotFlags, SlotSpec,
+};
 
-use super::{
+use super::guest::{
     DEVICE_GFN, Failed, Guest, HUGE, ODD, ODD_GFN, ODD_PAGES, ODD_PFN, RAM, RAM_GFN, RAM_PAGES,
     ROM, ROM_GFN, ROM_PAGES, ROM_PFN, SMALL, check, same,
 };
@@ -19,16 +21,28 @@ pub(super) fn create<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> 
         SlotSpec::new(ODD, ODD_GFN, ODD_PAGES, ODD_PFN),
         SlotSpec::new(ROM, ROM_GFN, ROM_PAGES, ROM_PFN).with_flags(SlotFlags::READONLY),
     ];
+    // Where memory is placed decides whether pages can be huge.
+    same!(
+        slots.map(|slot| slot.fits_leaf(slot.base_gfn, HUGE)),
+        [true, false, false]
+    );
     for slot in slots {
         let created = guest.mmu.create_slot(slot);
         check!(created.is_ok(), "slot {}: {created:?}", slot.id);
+    }
+    // A memory type that the processor need not know is refused, not mapped to fault for ever.
+    let (id, memory) = (3, MemoryType::Device);
+    let device = SlotSpec::new(id, DEVICE_GFN, 1, ram::BASE).with_memory(memory);
+    if M::OPTIONAL_MEMORY_TYPES {
+        let refused = Err(SlotError::MemoryType { id, memory });
+        same!(guest.mmu.create_slot(device), refused);
     }
     same!(guest.walk(RAM_GFN).err().map(Trap::is_absent), Some(true));
     guest.say(format_args!("three slots, nothing mapped"));
     Ok(())
 }
 
-/// One write maps 2 MiB, because the slot is aligned alike on both sides.
+/// One write maps 2 MiB, because the slot is congruent on both sides.
 pub(super) fn huge<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     let gfn = Gfn(5);
     let pfn = guest.write(gfn, 0x5555)?;
@@ -45,7 +59,7 @@ pub(super) fn huge<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     same!(guest.mmu.stats().pages_at(Level::SIZE_2M), 2);
 
     // What a dump of the tables shows: each is known by any of its frames.
-    let root = guest.mmu.root().map(|root| root.pfn);
+    let root = guest.mmu.space(0).root().map(|root| root.pfn);
     let last = Pfn(root.map_or(0, |root| root.0) + M::info().root_size as u64 / 4096 - 1);
     let header = guest.mmu.page_header(last);
     same!(header.map(|header| header.pfn), root);
@@ -55,7 +69,7 @@ pub(super) fn huge<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Memory that is not aligned alike is mapped in 4 KiB pages.
+/// Memory that is not congruent is mapped in 4 KiB pages.
 pub(super) fn small<M: Manual>(guest: &mut Guest<'_, M>) -> Result<(), Failed> {
     for page in [0, 1, ODD_PAGES - 1] {
         let gfn = Gfn(ODD_GFN.0 + page);

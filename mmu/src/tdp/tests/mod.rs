@@ -1,12 +1,14 @@
 //! Tests of what only the inside can show.
 //!
-//! They use a format made for the purpose: a root four times as wide as its child, an empty value that is not 0, two levels or
-//! four, MMIO entries with three bits of generation, the NX mitigation.
+//! They use a format made for the purpose: a root four times as wide as its child, an empty value
+//! that is not 0, two levels or four, MMIO entries with three bits of generation, the NX
+//! mitigation.
 
 mod memory;
 mod notes;
 mod paths;
 mod roots;
+mod stock;
 mod sweeps;
 mod threads;
 
@@ -14,13 +16,15 @@ use alloc::{sync::Arc, vec, vec::Vec};
 use std::sync::Mutex as StdMutex;
 
 use super::{
+    root::RootPage,
     session::{Mode, Session},
     sweep::{Sweep, Visit, sweep},
     *,
 };
 use crate::{
-    Access, AdPolicy, Arena, DirtyLogPolicy, Entry, Fault, FaultOutcome, FlushPrimitive, Gfn,
-    GfnRange, Leaf, Level, MemoryType, Pfn, SlotFlags, SlotSpec, table::node::Guard,
+    Access, AdPolicy, Arena, DirtyLogPolicy, Entry, Fault, FaultOutcome, Flush, FlushCause,
+    FlushPrimitive, FlushRequest, Format, Gfn, GfnRange, Host, Leaf, Level, MemoryType, NoTlb, Pfn,
+    SlotFlags, SlotSpec, TableMemory, table::guard::Guard,
 };
 
 /// A format of `LEVELS` levels, two or four, that wants break before make or not.
@@ -32,7 +36,8 @@ const LEAF: u64 = 2;
 const FLAGS: [u64; 6] = [4, 8, 16, 32, 64, 128];
 const MMIO: u64 = 1 << 61;
 
-// SAFETY: leaf, table, empty, MMIO and frozen differ in their two low and three high bits; the frame is kept in bits of its own.
+// SAFETY: leaf, table, empty, MMIO and frozen differ in their two low and three high bits; the
+// frame is kept in bits of its own.
 #[expect(unsafe_code, reason = "a format vouches for its laws")]
 unsafe impl<const LEVELS: usize, const BREAK: bool> Format for Toy<LEVELS, BREAK> {
     const NAME: &'static str = "toy";
@@ -195,8 +200,8 @@ impl<F: Format> Rig<F> {
 
     /// With the root's table in hand.
     pub(super) fn at_root<R>(&self, look: impl FnOnce(crate::table::node::Node<'_, F>) -> R) -> R {
-        let (seat, root) = (self.mmu.registry.seat(), self.root());
-        let guard = Guard::new(&self.mmu.tables, self.mmu.registry.pin(&seat));
+        let (reader, root) = (self.mmu.participants.reader_slot(), self.root());
+        let guard = Guard::new(&self.mmu.tables, self.mmu.participants.pin(&reader));
         look(guard.root(&root.table))
     }
 

@@ -41,7 +41,8 @@ impl Host for Looker {
     }
 }
 
-/// The flush of break before make comes before the table is linked, so it shows what whoever unlinks the table will see.
+/// The flush of break before make comes before the table is linked, so it shows what whoever
+/// unlinks the table will see.
 #[test]
 fn a_fetch_notes_the_table_before_it_can_be_unlinked() {
     let arena = Arc::new(Arena::new(Pfn(0x400), 64));
@@ -73,7 +74,8 @@ fn a_fetch_notes_the_table_before_it_can_be_unlinked() {
         mmu.fault(&mut vcpu, Fault::new(Gfn(513), Access::Write)),
         huge
     );
-    assert!(mmu.split_huge_pages(range(512, 512), Level::SIZE_4K));
+    let space = mmu.space(0);
+    assert_eq!(space.split_huge_pages(range(512, 512), Level::SIZE_4K), 0);
     assert_eq!(*looker.noted.lock().unwrap(), [1, 1]);
     assert_eq!((mmu.stats().nx_splits, mmu.stats().splits), (1, 2));
 }
@@ -82,14 +84,14 @@ fn a_split_that_is_lost<F: Format>() {
     let mut rig = rig::<F>(64, nx());
     rig.touch(7, Level::SIZE_2M);
     let (before, used) = (rig.mmu.stats(), rig.arena.used_frames());
-    let seat = rig.mmu.registry.seat();
+    let reader = rig.mmu.participants.reader_slot();
     rig.at_root(|root| {
         let raw = root.load(0);
         // As if another vCPU had set a bit since.
         let stale = F::with_accessed(raw, false);
         assert_ne!(stale, raw);
         let blank = rig.mmu.tables.blank().unwrap();
-        let Split::Lost(blank) = rig.mmu.split(root, 0, stale, blank, &seat, true) else {
+        let Split::Lost(blank) = rig.mmu.split(root, 0, stale, blank, &reader, true) else {
             panic!("split what is not there");
         };
         rig.mmu.tables.free_blank(blank);
@@ -126,7 +128,8 @@ fn a_noted_table_is_noted_once_and_forgotten_when_it_is_recovered() {
     assert_eq!(rig.table(7), None);
 }
 
-/// The mark in the header goes when the next table in the same memory is described; the note must not stay behind.
+/// The mark in the header goes when the next table in the same memory is described; the note must
+/// not stay behind.
 #[test]
 fn a_note_goes_though_the_mark_is_gone() {
     let mut rig = rig::<Flat>(64, nx());

@@ -21,8 +21,8 @@ fn a_frozen_entry_is_left_to_its_owner() {
         assert_eq!(rig.fault(fault.with_present()), FaultOutcome::Retry);
     }
     assert_eq!(rig.mmu.stats().tables, tables, "nothing was made for it");
-    assert!(rig.mmu.translate(Gfn(512)).is_none());
-    assert!(rig.mmu.zap_gfn_range(range(0, 1 << 20)));
+    assert!(rig.mmu.space(0).translate(Gfn(512)).is_none());
+    assert!(rig.mmu.space(0).zap_gfn_range(range(0, 1 << 20)));
     assert_eq!(
         rig.fault(Fault::new(Gfn(512), Access::Read)),
         FaultOutcome::Retry,
@@ -37,8 +37,8 @@ fn a_frozen_page_is_left_to_its_owner() {
     let mut rig = small();
     rig.touch(0, Level::SIZE_4K);
     rig.at_root(|root| {
-        let seat = rig.mmu.registry.seat();
-        let guard = Guard::new(&rig.mmu.tables, rig.mmu.registry.pin(&seat));
+        let reader = rig.mmu.participants.reader_slot();
+        let guard = Guard::new(&rig.mmu.tables, rig.mmu.participants.pin(&reader));
         guard.child(root, 0).unwrap().take(1, Absent::Frozen);
     });
     let fault = Fault::new(Gfn(1), Access::Write).with_max_level(Level::SIZE_4K);
@@ -71,7 +71,7 @@ fn an_entry_of_unknown_make_is_reported_and_not_followed() {
 fn another_frame_in_place_of_ours_is_reported() {
     let mut rig = small();
     rig.touch(512, Level::SIZE_2M);
-    rig.mmu.write_protect_gfn(Gfn(512), Level::SIZE_4K);
+    rig.mmu.space(0).write_protect_gfn(Gfn(512), Level::SIZE_4K);
     rig.at_root(|root| {
         let raw = root.load(1);
         root.replace(1, raw, raw + (512 << 12)).unwrap();
@@ -103,8 +103,8 @@ fn a_table_entry_cannot_be_stored_as_a_value() {
 
 /// Whether the vCPU's hint is believed for `gfn`.
 fn hinted(rig: &Rig, gfn: u64) -> bool {
-    let seat = rig.mmu.registry.seat();
-    let guard = Guard::new(&rig.mmu.tables, rig.mmu.registry.pin(&seat));
+    let reader = rig.mmu.participants.reader_slot();
+    let guard = Guard::new(&rig.mmu.tables, rig.mmu.participants.pin(&reader));
     rig.vcpu.hint.node::<Flat, _>(&guard, Gfn(gfn)).is_some()
 }
 
@@ -136,14 +136,23 @@ fn a_hint_to_a_freed_table_maps_nothing_into_it() {
     let mut rig = small();
     rig.touch(3, Level::SIZE_4K);
     assert!(hinted(&rig, 3));
-    rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
-    rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+        .unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::empty())
+        .unwrap();
     assert_eq!(rig.mmu.stats().recovered, 1);
     assert!(!hinted(&rig, 3));
     rig.mmu.zap_all();
     rig.touch(4, Level::SIZE_4K);
     assert_eq!(rig.mmu.stats().pages[..2], [1, 0]);
-    assert_eq!(rig.mmu.translate(Gfn(4)).unwrap().pfn, Pfn((1 << 20) + 4));
+    assert_eq!(
+        rig.mmu.space(0).translate(Gfn(4)).unwrap().pfn,
+        Pfn((1 << 20) + 4)
+    );
 }
 
 #[test]
@@ -158,7 +167,10 @@ fn the_fast_path_takes_only_what_needs_no_decision() {
     none(&mut rig, write);
     rig.touch(600, Level::SIZE_4K);
     none(&mut rig, write);
-    rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+        .unwrap();
     assert!(matches!(
         rig.fault(Fault::new(Gfn(3), Access::Read)),
         FaultOutcome::Fixed { .. }
@@ -181,12 +193,12 @@ fn the_fast_path_takes_only_what_needs_no_decision() {
         Some(FaultOutcome::Spurious { level })
     );
     assert_eq!(
-        rig.mmu.dirty_pages(0),
+        rig.mmu.space(0).dirty_pages(0),
         Ok(2 - 1),
         "the page, and not the one mapped before"
     );
     // Write-protected by someone who must be asked.
-    rig.mmu.write_protect_gfn(Gfn(3), level);
+    rig.mmu.space(0).write_protect_gfn(Gfn(3), level);
     none(&mut rig, write);
     // Aged: the use is given back without the lock.
     let read = Fault::new(Gfn(3), Access::Read).with_present();
@@ -194,7 +206,7 @@ fn the_fast_path_takes_only_what_needs_no_decision() {
         fast(&mut rig, &read),
         Some(FaultOutcome::Spurious { level })
     );
-    assert!(rig.mmu.age(range(3, 1)));
+    assert!(rig.mmu.space(0).age(range(3, 1)));
     assert_eq!(fast(&mut rig, &read), Some(FaultOutcome::Fixed { level }));
     assert_eq!(rig.mmu.stats().faults_fast, 4);
 }
@@ -203,10 +215,16 @@ fn the_fast_path_takes_only_what_needs_no_decision() {
 fn the_fast_path_gives_a_huge_page_back_only_where_nothing_is_logged() {
     let mut rig = rig::<Flat>(64, MmuConfig::default().with_eager_split(false));
     rig.touch(3, Level::SIZE_2M);
-    rig.mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+        .unwrap();
     let write = Fault::new(Gfn(3), Access::Write).with_present();
     assert_eq!(rig.mmu.fast_fault(&mut rig.vcpu, &write), None);
-    rig.mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+    rig.mmu
+        .space(0)
+        .set_slot_flags(0, SlotFlags::empty())
+        .unwrap();
     let level = Level::SIZE_2M;
     let fixed = Some(FaultOutcome::Fixed { level });
     assert_eq!(rig.mmu.fast_fault(&mut rig.vcpu, &write), fixed);
@@ -217,11 +235,11 @@ fn nothing_is_recovered_while_its_memory_is_taken_back() {
     let mut rig = small();
     rig.touch(3, Level::SIZE_4K);
     rig.touch(700, Level::SIZE_4K);
-    let token = rig.mmu.invalidate_begin(range(100, 1));
+    let token = rig.mmu.space(0).invalidate_begin(range(100, 1), true);
     let log = |rig: &Rig, on| {
         let mut flags = SlotFlags::empty();
         flags.set(SlotFlags::LOG_DIRTY, on);
-        rig.mmu.set_slot_flags(0, flags).unwrap();
+        rig.mmu.space(0).set_slot_flags(0, flags).unwrap();
     };
     log(&rig, true);
     log(&rig, false);
@@ -236,12 +254,12 @@ fn nothing_is_recovered_while_its_memory_is_taken_back() {
 fn when_the_generation_comes_round_no_old_hole_is_believed() {
     let config = MmuConfig::default().with_mmio_caching(true);
     let mut rig = rig::<Flat>(64, config);
-    rig.mmu.delete_slot(0).unwrap();
+    rig.mmu.space(0).delete_slot(0).unwrap();
     let hole = Fault::new(Gfn(5), Access::Read);
     let walk = |rig: &mut Rig| rig.mmu.access(&mut rig.vcpu, Gfn(5), Access::Read);
     assert_eq!(rig.fault(hole), FaultOutcome::NoSlot);
     assert_eq!(walk(&mut rig), Err(WalkFault::Mmio));
-    let first = rig.mmu.root().unwrap();
+    let first = rig.mmu.space(0).root().unwrap();
     // Three bits: after eight changes the number is the same, and the table must not be.
     for change in 0..8 {
         rig.mmu
@@ -254,7 +272,11 @@ fn when_the_generation_comes_round_no_old_hole_is_believed() {
             .unwrap();
         assert_eq!(walk(&mut rig), Err(WalkFault::NotPresent), "after {change}");
     }
-    assert_ne!(rig.mmu.root().unwrap(), first, "everything was zapped");
+    assert_ne!(
+        rig.mmu.space(0).root().unwrap(),
+        first,
+        "everything was zapped"
+    );
     assert_eq!(
         rig.fault(hole),
         FaultOutcome::Fixed {

@@ -10,7 +10,7 @@ fn headers_describe_the_tree() {
     for gfn in [0, 513, (1 << 18) + 5] {
         rig.touch(gfn, Level::SIZE_4K);
     }
-    let root = rig.mmu.root().unwrap().pfn;
+    let root = rig.mmu.space(0).root().unwrap().pfn;
     for frame in 0..4 {
         let header = rig.mmu.page_header(Pfn(root.0 + frame)).unwrap();
         assert_eq!((header.pfn, header.parent), (root, None), "frame {frame}");
@@ -55,7 +55,11 @@ fn the_mmu_keeps_a_valid_root_and_a_vcpu_a_withdrawn_one() {
     drop(other);
     rig.mmu.reclaim();
     assert_eq!(first.references.load(Relaxed), 2);
-    assert_eq!(rig.mmu.root().unwrap(), first.root(), "seen, not kept");
+    assert_eq!(
+        rig.mmu.space(0).root().unwrap(),
+        first.root(),
+        "seen, not kept"
+    );
     assert_eq!(first.references.load(Relaxed), 2);
     rig.mmu.zap_all();
     assert_eq!(first.references.load(Relaxed), 1, "the vCPU's");
@@ -84,15 +88,15 @@ fn a_fault_under_a_withdrawn_root_maps_nothing_there() {
 fn a_withdrawn_root_is_still_unmapped_from_and_owes_no_flush() {
     let mut rig = small();
     rig.touch(3, Level::SIZE_4K);
-    let first = rig.mmu.root().unwrap();
+    let first = rig.mmu.space(0).root().unwrap();
     rig.flushed();
     rig.mmu.invalidate_roots();
     assert_eq!(rig.flushed(), [(Flush::All, FlushCause::Roots)]);
     assert!(rig.mmu.page_header(first.pfn).unwrap().role.invalid);
     assert_eq!(rig.mmu.stats().pages[0], 1);
-    assert!(!rig.mmu.zap_gfn_range(range(3, 1)));
+    assert!(!rig.mmu.space(0).zap_gfn_range(range(3, 1)));
     assert_eq!((rig.mmu.stats().pages[0], rig.flushed()), (0, vec![]));
-    let second = rig.mmu.root().unwrap();
+    let second = rig.mmu.space(0).root().unwrap();
     assert!(second.generation > first.generation && second.pfn != first.pfn);
     rig.mmu.zap_invalidated_roots();
     assert_eq!(rig.flushed(), []);
@@ -109,13 +113,13 @@ fn a_root_is_zapped_level_by_level_and_to_the_last_table() {
     let root = rig.mmu.roots.lock()[0].clone();
     let tables = || rig.mmu.stats().tables - rig.mmu.stats().tables_retired;
     let before = tables();
-    let seat = rig.mmu.registry.seat();
-    let reader = rig.mmu.registry.seat();
-    let _inside = rig.mmu.registry.pin(&reader);
+    let zapper = rig.mmu.participants.reader_slot();
+    let reader = rig.mmu.participants.reader_slot();
+    let _inside = rig.mmu.participants.pin(&reader);
     let mut gone = vec![];
-    for pass in [Level::SIZE_1G, Level::SIZE_512G] {
-        let session = Session::begin(&rig.mmu, &seat, Mode::Shared, FlushCause::Roots, 0);
-        rig.mmu.cut_tables(session, &root, pass).finish();
+    for level in [Level::SIZE_1G, Level::SIZE_512G] {
+        let session = Session::begin(&rig.mmu, &zapper, Mode::Shared, FlushCause::Roots, 0);
+        rig.mmu.cut_tables(session, &root, level).finish();
         gone.push(before - tables());
     }
     // The four tables of pages with the three above; then the one below the root.

@@ -9,14 +9,14 @@ use std::{
 use super::*;
 
 fn visits<F: Format>(rig: &Rig<F>, plan: Sweep) -> Vec<(u8, u64)> {
-    let (seat, root) = (rig.mmu.registry.seat(), rig.root());
-    let session = Session::begin(&rig.mmu, &seat, Mode::Shared, FlushCause::Unmap, 0);
+    let (reader, root) = (rig.mmu.participants.reader_slot(), rig.root());
+    let session = Session::begin(&rig.mmu, &reader, Mode::Shared, FlushCause::Unmap, 0);
     let mut seen = vec![];
-    let (session, complete) = sweep(
+    let session = sweep(
         session,
         &root,
         plan,
-        || true,
+        || {},
         |_, run| {
             for index in run.first..run.end {
                 seen.push((run.node.level().get(), run.span_of(index).start.0));
@@ -24,7 +24,7 @@ fn visits<F: Format>(rig: &Rig<F>, plan: Sweep) -> Vec<(u8, u64)> {
             Visit::Done(Flush::None)
         },
     );
-    assert!(complete && !session.finish());
+    assert!(!session.finish());
     seen
 }
 
@@ -39,7 +39,7 @@ fn an_entry_is_visited_before_what_it_points_to() {
     assert_eq!((seen.len(), seen.last()), (514, Some(&(2, 1024))));
     let leaves = visits(&rig, Sweep::leaves(range(514, 3)));
     assert_eq!(leaves, [(1, 514), (1, 515), (1, 516)]);
-    let huge = visits(&rig, Sweep::leaves(range(513, 600)).floor(Level::SIZE_2M));
+    let huge = visits(&rig, Sweep::leaves(range(513, 600)).finest(Level::SIZE_2M));
     assert_eq!(huge, [(2, 512), (2, 1024)]);
 }
 
@@ -51,7 +51,7 @@ fn a_wide_root_is_walked_to_its_last_entry_and_no_further() {
     assert_eq!((seen.len(), seen.last()), (512, Some(&(1, (1 << 20) - 1))));
     let roots = visits(
         &rig,
-        Sweep::leaves(range(0, u64::MAX)).floor(Level::SIZE_2M),
+        Sweep::leaves(range(0, u64::MAX)).finest(Level::SIZE_2M),
     );
     assert_eq!(roots.len(), 2048);
     assert!(visits(&rig, Sweep::leaves(range(1 << 20, 5))).is_empty());
@@ -62,14 +62,14 @@ fn a_wide_root_is_walked_to_its_last_entry_and_no_further() {
 fn a_table_linked_during_the_visit_is_entered() {
     let mut rig = small();
     rig.touch(5, Level::SIZE_2M);
-    let (seat, root) = (rig.mmu.registry.seat(), rig.root());
-    let session = Session::begin(&rig.mmu, &seat, Mode::Shared, FlushCause::Unmap, 0);
+    let (reader, root) = (rig.mmu.participants.reader_slot(), rig.root());
+    let session = Session::begin(&rig.mmu, &reader, Mode::Shared, FlushCause::Unmap, 0);
     let mut seen = vec![];
-    let (session, _) = sweep(
+    let session = sweep(
         session,
         &root,
         Sweep::leaves(range(5, 1)),
-        || true,
+        || {},
         |s, run| {
             seen.push((run.node.level().get(), run.gfn.0));
             if run.node.level() == Level::SIZE_2M {
@@ -100,14 +100,14 @@ fn contended(rig: &Rig<Deep>, mode: Mode, plan: Sweep) -> (Vec<(u8, u64)>, u64) 
                 drop(mmu.lock.exclusive());
             }
         });
-        let (seat, root) = (mmu.registry.seat(), rig.root());
-        let session = Session::begin(mmu, &seat, mode, FlushCause::Unmap, 0);
+        let (reader, root) = (mmu.participants.reader_slot(), rig.root());
+        let session = Session::begin(mmu, &reader, mode, FlushCause::Unmap, 0);
         let mut seen = vec![];
-        let (session, complete) = sweep(
+        let session = sweep(
             session,
             &root,
             plan,
-            || true,
+            || {},
             |session, run| {
                 seen.push((run.node.level().get(), run.gfn.0));
                 ask.send(()).unwrap();
@@ -119,7 +119,6 @@ fn contended(rig: &Rig<Deep>, mode: Mode, plan: Sweep) -> (Vec<(u8, u64)>, u64) 
                 Visit::Done(Flush::None)
             },
         );
-        assert!(complete);
         session.finish();
         drop(ask);
         seen
@@ -157,8 +156,8 @@ fn what_is_owed_is_paid_before_the_lock_goes() {
     }
     let (mmu, log) = (&rig.mmu, &rig.log);
     log.take();
-    let seat = mmu.registry.seat();
-    let mut session = Session::begin(mmu, &seat, Mode::Exclusive, FlushCause::Unmap, 0);
+    let reader = mmu.participants.reader_slot();
+    let mut session = Session::begin(mmu, &reader, Mode::Exclusive, FlushCause::Unmap, 0);
     let flush = |gfn| Flush::range(range(gfn, 1));
     session.owe(flush(3));
     session.owe(flush(5));
@@ -173,18 +172,18 @@ fn what_is_owed_is_paid_before_the_lock_goes() {
 }
 
 #[test]
-fn a_visitor_that_cannot_go_on_is_asked_again_or_given_up() {
+fn a_visitor_that_cannot_go_on_is_asked_again() {
     let mut rig = small();
     rig.touch(3, Level::SIZE_4K);
-    let (seat, root) = (rig.mmu.registry.seat(), rig.root());
+    let (reader, root) = (rig.mmu.participants.reader_slot(), rig.root());
     let mut stops = 2;
-    let session = Session::begin(&rig.mmu, &seat, Mode::Shared, FlushCause::Unmap, 0);
+    let session = Session::begin(&rig.mmu, &reader, Mode::Shared, FlushCause::Unmap, 0);
     let plan = Sweep::leaves(range(3, 1));
-    let (session, complete) = sweep(
+    let session = sweep(
         session,
         &root,
         plan,
-        || true,
+        || {},
         |_, _| {
             stops -= 1;
             if stops >= 0 {
@@ -194,8 +193,6 @@ fn a_visitor_that_cannot_go_on_is_asked_again_or_given_up() {
             }
         },
     );
-    assert!(complete && stops == -1);
-    let (session, complete) = sweep(session, &root, plan, || false, |_, _| Visit::Stop);
-    assert!(!complete);
     session.finish();
+    assert_eq!(stops, -1);
 }

@@ -31,18 +31,20 @@ fn ageing_never_undoes_what_a_sweep_takes_by_plain_stores() {
         let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(SeqCst) {
-                mmu.age(all);
+                mmu.space(0).age(all);
             }
         });
         for _ in 0..40 {
-            mmu.forbid_huge_pages(0, all, Level::SIZE_2M).unwrap();
-            mmu.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
+            mmu.space(0).forbid_huge_pages(all, Level::SIZE_2M).unwrap();
+            mmu.space(0)
+                .set_slot_flags(0, SlotFlags::LOG_DIRTY)
+                .unwrap();
             for gfn in 0..1024 {
-                let hit = mmu.translate(Gfn(gfn)).unwrap();
+                let hit = mmu.space(0).translate(Gfn(gfn)).unwrap();
                 assert!(!hit.writable, "{gfn} got W back");
                 assert_eq!(hit.pfn, Pfn((1 << 20) + gfn));
             }
-            mmu.set_slot_flags(0, SlotFlags::empty()).unwrap();
+            mmu.space(0).set_slot_flags(0, SlotFlags::empty()).unwrap();
             for gfn in 0..1024 {
                 let write = Fault::new(Gfn(gfn), Access::Write).with_present();
                 assert!(matches!(
@@ -55,8 +57,8 @@ fn ageing_never_undoes_what_a_sweep_takes_by_plain_stores() {
     assert_eq!(rig.mmu.stats().pages[..2], [1024, 0]);
 }
 
-/// Host and table memory that hold a fault up between its choice of a level and its mapping, until something else is done or
-/// plainly waits for the fault.
+/// Host and table memory that hold a fault up between its choice of a level and its mapping, until
+/// something else is done or plainly waits for the fault.
 #[derive(Debug)]
 struct Slow {
     arena: Arena,
@@ -123,20 +125,24 @@ fn once_forbidden_no_fault_on_its_way_makes_a_huge_page() {
         while !slow.held.load(SeqCst) {
             thread::yield_now();
         }
-        mmu.forbid_huge_pages(0, range(600, 1), Level::SIZE_2M)
+        mmu.space(0)
+            .forbid_huge_pages(range(600, 1), Level::SIZE_2M)
             .unwrap();
         slow.done.store(true, SeqCst);
         let outcome = fault.join().unwrap();
         assert!(matches!(outcome, FaultOutcome::Fixed { .. }));
     });
-    assert_eq!(mmu.translate(Gfn(600)).unwrap().level, Level::SIZE_4K);
+    assert_eq!(
+        mmu.space(0).translate(Gfn(600)).unwrap().level,
+        Level::SIZE_4K
+    );
 }
 
 #[test]
 fn a_hole_is_forgotten_before_a_slot_is_there() {
     let config = MmuConfig::default().with_mmio_caching(true);
     let mut rig = rig::<Flat>(64, config);
-    rig.mmu.delete_slot(0).unwrap();
+    rig.mmu.space(0).delete_slot(0).unwrap();
     let stop = AtomicBool::new(false);
     let Rig { mmu, vcpu, .. } = &mut rig;
     let mmu = &*mmu;
@@ -145,7 +151,7 @@ fn a_hole_is_forgotten_before_a_slot_is_there() {
         scope.spawn(|| {
             while !stop.load(SeqCst) {
                 let _ = mmu.fault(vcpu, Fault::new(Gfn(5), Access::Read));
-                mmu.zap_gfn_range(range(5, 1));
+                mmu.space(0).zap_gfn_range(range(5, 1));
             }
         });
         let mut own = mmu.vcpu();
@@ -154,7 +160,7 @@ fn a_hole_is_forgotten_before_a_slot_is_there() {
                 .unwrap();
             let walk = mmu.access(&mut own, Gfn(5), Access::Read);
             assert_ne!(walk.err(), Some(WalkFault::Mmio), "there is memory");
-            mmu.delete_slot(0).unwrap();
+            mmu.space(0).delete_slot(0).unwrap();
         }
     });
 }
@@ -164,8 +170,8 @@ fn a_frozen_entry_in_a_table_that_goes_is_waited_for() {
     let mut rig = small();
     rig.touch(3, Level::SIZE_4K);
     let mmu = &rig.mmu;
-    let (seat, root) = (mmu.registry.seat(), rig.root());
-    let guard = Guard::new(&mmu.tables, mmu.registry.pin(&seat));
+    let (reader, root) = (mmu.participants.reader_slot(), rig.root());
+    let guard = Guard::new(&mmu.tables, mmu.participants.pin(&reader));
     let bottom = guard.child(guard.root(&root.table), 0).unwrap();
     let mine = bottom.load(3);
     bottom.replace(3, mine, Flat::FROZEN).unwrap();

@@ -225,10 +225,20 @@ impl Drop for SoftwareBackend {
 impl DirtySource for SoftwareBackend {
     fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError> {
         let found = self.logged(slot)?;
-        self.vm
+        let unsplit = self
+            .vm
             .mmu
+            .space(0)
             .set_slot_flags(found.id, flags(&found, on))
-            .map_err(|error| refused(slot, error))
+            .map_err(|error| refused(slot, error))?;
+        if unsplit > 0 {
+            tracing::warn!(
+                slot,
+                unsplit,
+                "huge mappings are logged whole for want of table memory"
+            );
+        }
+        Ok(())
     }
 
     fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
@@ -239,7 +249,7 @@ impl DirtySource for SoftwareBackend {
                 return Err(refused(*slot, format!("a bitmap of {pages} pages")));
             }
             bitmap
-                .load(|words| mmu.harvest_dirty_log(found.id, words))
+                .load(|words| mmu.space(0).harvest_dirty_log(found.id, words))
                 .map_err(|error| refused(*slot, error))?;
         }
         Ok(())
@@ -293,6 +303,7 @@ impl Backend for SoftwareBackend {
         let found = find(&slots, slot)?;
         self.vm
             .mmu
+            .space(0)
             .delete_slot(found.id)
             .map_err(|error| slot_error(slot, &error))?;
         self.vm.frames.remove(found.frames);
@@ -306,6 +317,7 @@ impl Backend for SoftwareBackend {
         let found = find(&slots, slot)?;
         self.vm
             .mmu
+            .space(0)
             .move_slot(found.id, Gfn(base_gfn))
             .map_err(|error| slot_error(slot, &error))?;
         self.settle_tables(&slots);
@@ -314,7 +326,7 @@ impl Backend for SoftwareBackend {
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         let range = GfnRange::new(Gfn(gfn), pages);
-        let begun = self.vm.mmu.invalidate_begin(range);
+        let begun = self.vm.mmu.space(0).invalidate_begin(range, true);
         // It was begun at the very MMU, so it ends there.
         let ended = self.vm.mmu.invalidate_end(begun);
         debug_assert!(ended.is_ok());

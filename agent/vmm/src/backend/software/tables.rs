@@ -41,7 +41,8 @@ const PFN_LIMIT: u64 = 1 << 40;
 const ENTRIES: u64 = 512;
 /// Frames of the largest root.
 const ROOT_FRAMES: u64 = 4;
-/// On top of it all: tables that were removed and wait for readers, and what a harvest keeps ready.
+/// On top of it all: tables that were removed and wait for readers, what a harvest keeps ready, and
+/// what it leaves for faults ([`slat_mmu::MmuConfig::fault_reserve`]).
 const SLACK: u64 = 128;
 /// Tables that a vCPU keeps ready for its next faults, at most.
 const VCPU_STOCK: u64 = 32;

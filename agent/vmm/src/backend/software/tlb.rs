@@ -169,7 +169,7 @@ impl Tlb {
     /// Caches a translation, walked when `completions` flushes were complete or later.
     pub(super) fn fill(&mut self, fill: Fill, completions: u64) {
         // Coarser leaves than 1 GiB are never mapped; they would be cached by their parts.
-        let size = fill.level.slot().min(SIZES.len() - 1);
+        let size = fill.level.index().min(SIZES.len() - 1);
         let pages = 1 << SIZES[size].0;
         let inside = fill.gfn & (pages - 1);
         self.sizes[size][index(fill.gfn, SIZES[size])] = Some(Entry {

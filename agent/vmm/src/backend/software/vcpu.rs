@@ -325,7 +325,7 @@ mod tests {
             vcpu.leave();
             let withdrawn = vcpu.context.root();
 
-            vm.mmu.delete_slot(0).unwrap();
+            vm.mmu.space(0).delete_slot(0).unwrap();
             let new = plug(&vm);
             new.host().store(0, 2);
             vm.mmu.zap_all();

@@ -27,13 +27,15 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
         }
         for round in 0..4 {
             for page in 0..PAGES {
-                check(mmu.test_age(one(page)) || round > 0, || {
+                check(mmu.space(0).test_age(one(page)) || round > 0, || {
                     format!("page {page} was written and is idle")
                 })?;
             }
-            check(mmu.age(slot.range()), || "nothing was young".to_owned())?;
+            check(mmu.space(0).age(slot.range()), || {
+                "nothing was young".to_owned()
+            })?;
             check(
-                !mmu.test_age(slot.range()) && !mmu.age(slot.range()),
+                !mmu.space(0).test_age(slot.range()) && !mmu.space(0).age(slot.range()),
                 || "pages are young right after they were aged".to_owned(),
             )?;
             if sabotage.is_none() {
@@ -55,7 +57,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
                 }
             }
             for page in 0..PAGES {
-                let young = mmu.test_age(one(page));
+                let young = mmu.space(0).test_age(one(page));
                 check(young == used.contains(&page), || {
                     format!("page {page} is young: {young}, used: {}", !young)
                 })?;
@@ -102,12 +104,12 @@ fn a_huge_page_is_young_as_a_whole() {
         machine.alone(|cpu| {
             cpu.write(BASE + 5, 1).unwrap();
             cpu.write(BASE + 600, 1).unwrap();
-            assert!(machine.mmu().age(slot.range()));
+            assert!(machine.mmu().space(0).age(slot.range()));
             cpu.vcpu.tlb.flush(Flush::All);
             cpu.read(BASE + 700).unwrap();
         });
         assert!(
-            machine.mmu().test_age(one(512)) && !machine.mmu().test_age(one(5)),
+            machine.mmu().space(0).test_age(one(512)) && !machine.mmu().space(0).test_age(one(5)),
             "{stage}"
         );
     }
@@ -147,7 +149,7 @@ fn ageing_under_running_vcpus_loses_nothing() {
                     machine.until(|| used.load(Relaxed) >= goal)?;
                 }
                 let piece = GfnRange::new(Gfn(BASE + random.below(PAGES)), 1 + random.below(PAGES));
-                machine.mmu().age(piece);
+                machine.mmu().space(0).age(piece);
                 if round % 10 == 0 {
                     machine.log(&slot, round % 20 == 0);
                 }

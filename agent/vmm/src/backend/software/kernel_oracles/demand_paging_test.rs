@@ -99,7 +99,7 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
             let first = random.below(units.len() as u64);
             let count = (1 + random.below(3)).min(units.len() as u64 - first);
             let range = GfnRange::new(Gfn(BASE + first * unit_pages), count * unit_pages);
-            let begun = machine.mmu().invalidate_begin(range);
+            let begun = machine.mmu().space(0).invalidate_begin(range, true);
             for unit in first..first + count {
                 let mut state = units[unit as usize].lock().unwrap();
                 state.taken += u64::from(state.present);
@@ -107,7 +107,7 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
                 put(&slot.memory, unit, &|_| POISON);
             }
             for gfn in range.start.0..range.end.0 {
-                let mapped = machine.mmu().translate(Gfn(gfn));
+                let mapped = machine.mmu().space(0).translate(Gfn(gfn));
                 check(mapped.is_none(), || {
                     format!("{gfn:#x} is mapped while it is taken: {mapped:?}")
                 })?;
@@ -127,7 +127,7 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
             })?;
             served += unit.served;
             let first = Gfn(BASE + number as u64 * unit_pages);
-            let mapped = machine.mmu().translate(first);
+            let mapped = machine.mmu().space(0).translate(first);
             check(mapped.is_none() || unit.present, || {
                 format!("unit {number} is mapped and not there")
             })?;

@@ -70,7 +70,10 @@ fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -
                 for slot in &slots {
                     let pages = slot.memory.guest().pages();
                     let all = vec![u64::MAX; pages.div_ceil(64) as usize];
-                    let cleared = machine.mmu().clear_dirty_log(slot.id, 0, pages, &all);
+                    let cleared = machine
+                        .mmu()
+                        .space(0)
+                        .clear_dirty_log(slot.id, 0, pages, &all);
                     check(cleared == Ok(pages), || {
                         format!("cleared {cleared:?} of {pages}")
                     })?;

@@ -75,8 +75,8 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
             until_written(300)?;
             if number % 2 == 1 {
                 let piece = GfnRange::new(Gfn(base + random.below(PAGES)), 1 + random.below(700));
-                machine.mmu().age(piece);
-                let begun = machine.mmu().invalidate_begin(piece);
+                machine.mmu().space(0).age(piece);
+                let begun = machine.mmu().space(0).invalidate_begin(piece, true);
                 machine.mmu().invalidate_end(begun).unwrap();
             }
             // These while the log is taken.
@@ -134,12 +134,14 @@ fn take(
         Mode::DirtyLog => {
             // Twice: the second adds to the first and takes nothing back.
             for _ in 0..2 {
-                mmu.harvest_dirty_log(0, &mut log)
+                mmu.space(0)
+                    .harvest_dirty_log(0, &mut log)
                     .map_err(|error| error.to_string())?;
             }
         }
         Mode::ClearLog => {
-            mmu.get_dirty_log(0, &mut log)
+            mmu.space(0)
+                .get_dirty_log(0, &mut log)
                 .map_err(|error| error.to_string())?;
             let lossy = sabotage == Some(Sabotage::Own);
             if lossy {
@@ -151,7 +153,8 @@ fn take(
                 // Clearing more than was read loses what was written in between.
                 let all = vec![u64::MAX; bits.len()];
                 let bits = if lossy { &all } else { bits };
-                mmu.clear_dirty_log(0, first, pages, bits)
+                mmu.space(0)
+                    .clear_dirty_log(0, first, pages, bits)
                     .map_err(|error| error.to_string())?;
             }
         }
@@ -171,7 +174,7 @@ fn a_write_through_a_translation_that_was_only_read_is_logged() {
                 cpu.read(page).unwrap();
             }
             let mut log = [0];
-            let none = cpu.outside(|_| mmu.harvest_dirty_log(0, &mut log));
+            let none = cpu.outside(|_| mmu.space(0).harvest_dirty_log(0, &mut log));
             assert_eq!(none, Ok(0), "{stage}");
             let before = mmu.stats().faults_taken;
             for page in (512..512 + 64).step_by(4) {
@@ -185,12 +188,12 @@ fn a_write_through_a_translation_that_was_only_read_is_logged() {
                 slat_mmu::DirtyLogPolicy::WriteProtect => 16,
             };
             assert_eq!(mmu.stats().faults_taken - before, faults, "{stage}");
-            let taken = cpu.outside(|_| mmu.harvest_dirty_log(0, &mut log));
+            let taken = cpu.outside(|_| mmu.space(0).harvest_dirty_log(0, &mut log));
             assert_eq!(taken, Ok(16), "{stage}");
             assert_eq!(log[0], 0x1111_1111_1111_1111, "{stage}");
             // Taken and protected: the same translation does not write on.
             cpu.write(512, 3).unwrap();
-            assert_eq!(mmu.dirty_pages(0), Ok(1), "{stage}");
+            assert_eq!(mmu.space(0).dirty_pages(0), Ok(1), "{stage}");
         });
     }
 }

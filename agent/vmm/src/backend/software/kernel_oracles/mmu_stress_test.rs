@@ -89,7 +89,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
         for _ in 0..6 {
             let everything = GfnRange::new(Gfn(BASE), ALL);
             version.change(|| {
-                let begun = machine.mmu().invalidate_begin(everything);
+                let begun = machine.mmu().space(0).invalidate_begin(everything, true);
                 protected.store(true, Relaxed);
                 machine.mmu().invalidate_end(begun).unwrap();
             });
@@ -104,7 +104,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
             .iter()
             .step_by(2)
             .for_each(|slot| machine.unplug(slot));
-        let lost = machine.mmu().translate(slots[0].range().start);
+        let lost = machine.mmu().space(0).translate(slots[0].range().start);
         check(lost.is_none(), || {
             format!("a deleted slot is still mapped: {lost:?}")
         })
@@ -117,7 +117,12 @@ fn write_protect(machine: &Machine, counts: &[Counts]) -> Verdict {
     machine.pause()?;
     let mut taken = 0;
     for gfn in (BASE..BASE + ALL).step_by(512) {
-        taken += u64::from(machine.mmu().write_protect_gfn(Gfn(gfn), Level::SIZE_2M));
+        taken += u64::from(
+            machine
+                .mmu()
+                .space(0)
+                .write_protect_gfn(Gfn(gfn), Level::SIZE_2M),
+        );
     }
     check(taken == ALL / 512, || {
         format!("{taken} huge mappings protected")

@@ -285,14 +285,14 @@ impl Machine {
     }
 
     fn unplug(&self, plug: &Plug) {
-        self.mmu().delete_slot(plug.id).unwrap();
+        self.mmu().space(0).delete_slot(plug.id).unwrap();
         self.vm.frames.remove(plug.frames);
     }
 
     fn log(&self, plug: &Plug, on: bool) {
         let mut flags = SlotFlags::empty();
         flags.set(SlotFlags::LOG_DIRTY, on);
-        self.mmu().set_slot_flags(plug.id, flags).unwrap();
+        self.mmu().space(0).set_slot_flags(plug.id, flags).unwrap();
     }
 
     fn run(&self) -> Verdict {

@@ -92,7 +92,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
                 let to = PLACES[random.below(4) as usize];
                 let moved = version.change(|| {
                     place.store(to, Relaxed);
-                    machine.mmu().move_slot(slot.id, Gfn(to))
+                    machine.mmu().space(0).move_slot(slot.id, Gfn(to))
                 });
                 check(moved.is_ok(), || format!("{moved:?}"))?;
                 read()?;

@@ -1,0 +1,746 @@
+//! Carrying out operations, on the MMU and on the model.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use proptest::{prelude::*, test_runner::TestCaseResult};
+use slat_mmu::{
+    Access, DirtyLogStart, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, Pfn, PrefaultError,
+    SlotFlags, SlotSpec, WalkFault,
+};
+
+use crate::{
+    op::{HUGE, Op},
+    state::{BIG, BIG_ID, SPACES, Slot, Tree, World, level_of, span},
+};
+
+fn access(number: u64) -> Access {
+    [Access::Read, Access::Write, Access::Write, Access::Execute][(number & 3) as usize]
+}
+
+impl World {
+    pub(crate) fn run(&mut self, op: Op) -> TestCaseResult {
+        let [a, b, c, d] = op.args;
+        let id = (a % 4) as u16;
+        let as_id = (a / 4 % 2 == 1 && d % 4 == 0) as u8;
+        let gfn = self.place(b);
+        let range = GfnRange::new(gfn, c);
+        match op.name {
+            "create" => self.create(id, as_id, gfn, c, d),
+            "big" => self.create_big(as_id),
+            "delete" => self.delete(if d % 8 == 0 { BIG_ID } else { id }, as_id),
+            "move" => self.relocate(id, as_id, gfn),
+            "log" => self.log(id, as_id, d & 1 == 1),
+            "touch" => self.touch((a & 1) as usize, gfn.0, access(d)),
+            "fault" => self.raw_fault((a & 1) as usize, gfn, d),
+            "mirror" => {
+                let mut fault = Fault::new(gfn, access(d)).with_mirror();
+                fault.prefetch = d / 4 % 8 == 0 && access(d) == Access::Read;
+                self.mirror_fault((a & 1) as usize, fault)
+            }
+            "prefault" => self.prefault((a & 1) as usize, range, d),
+            "zap" => {
+                let any = self.mmu.space(as_id).zap_gfn_range(range);
+                let expected = self.unmap(as_id, range)?;
+                prop_assert_eq!(any, expected);
+                Ok(())
+            }
+            "zap_all" => {
+                self.mmu.zap_all();
+                self.withdrawn.clear();
+                self.spaces
+                    .iter_mut()
+                    .for_each(|space| space.tree = Tree::default());
+                Ok(())
+            }
+            "withdraw" => self.withdraw(),
+            "zap_withdrawn" => {
+                self.mmu.zap_invalidated_roots();
+                self.withdrawn.clear();
+                Ok(())
+            }
+            "begin" => self.begin(as_id, range, d & 1 == 1),
+            "end" => {
+                if !self.pending.is_empty() {
+                    let token = self.pending.remove(d as usize % self.pending.len());
+                    self.mmu.invalidate_end(token).unwrap();
+                }
+                Ok(())
+            }
+            "split" => {
+                let target = [Level::SIZE_4K, Level::SIZE_2M][(d & 1) as usize];
+                let unsplit = self.mmu.space(0).split_huge_pages(range, target);
+                let nx = self.nx();
+                self.spaces[0]
+                    .tree
+                    .split_over(range, span(target.get()), nx);
+                self.adopt(0)?;
+                prop_assert_eq!(unsplit, self.coarser(0, range, span(target.get())));
+                Ok(())
+            }
+            "forbid" => self.forbid(as_id, range, d, true),
+            "allow" => self.forbid(as_id, range, d, false),
+            "protect" => self.protect(gfn, d),
+            "age" => {
+                let young = self.spaces[0].tree.over(range);
+                let young = young
+                    .iter()
+                    .any(|start| self.spaces[0].tree.leaves[start].a);
+                prop_assert_eq!(self.mmu.space(0).test_age(range), young);
+                if d & 1 == 1 {
+                    prop_assert_eq!(self.mmu.space(0).age(range), self.expect_age(range));
+                }
+                Ok(())
+            }
+            "get" => self.get(id),
+            "harvest" => self.harvest(id, d),
+            "clear" => self.clear(id, b % 24, d),
+            "mark" => self.mark(range),
+            "nx" => self.recover_nx(),
+            "vcpu" => {
+                self.vcpus[(a & 1) as usize] = self.mmu.vcpu();
+                self.host
+                    .tlb
+                    .lock()
+                    .unwrap()
+                    .retain(|&(vcpu, _, _), _| vcpu != (a & 1) as usize);
+                Ok(())
+            }
+            "space" => {
+                // Now and then one that does not exist.
+                let to = if d % 5 == 0 { SPACES } else { (d % 2) as u8 };
+                self.vcpus[(a & 1) as usize].set_as_id(to);
+                Ok(())
+            }
+            "settle" => self.settle(),
+            other => panic!("{other} is not an operation"),
+        }
+    }
+
+    fn create(&mut self, id: u16, as_id: u8, gfn: Gfn, pages: u64, d: u64) -> TestCaseResult {
+        // Most slots are aligned alike on both sides, wherever they begin.
+        let pfn = if d.is_multiple_of(4) {
+            0x10_0000 + d / 4 % 0x1000
+        } else {
+            0x10_0000 + gfn.0 % (1 << 20)
+        };
+        let flags = [0, 0, 0, 1, 1, 2, 3, 0][(d / 64 % 8) as usize];
+        let max = [
+            Level::SIZE_256T,
+            Level::SIZE_256T,
+            Level::SIZE_256T,
+            Level::SIZE_4K,
+        ];
+        let spec = SlotSpec::new(id, gfn, pages, Pfn(pfn))
+            .with_as_id(as_id)
+            .with_flags(SlotFlags::from_bits_retain(flags))
+            .with_max_level(max[(d / 16 % 4) as usize]);
+        self.create_spec(spec)
+    }
+
+    /// One leaf of a gigabyte, some of 2 MiB, and a rest.
+    fn create_big(&mut self, as_id: u8) -> TestCaseResult {
+        let spec = SlotSpec::new(BIG_ID, Gfn(BIG), BIG + 700, Pfn(2 * BIG)).with_as_id(as_id);
+        self.create_spec(spec)
+    }
+
+    pub(crate) fn create_spec(&mut self, spec: SlotSpec) -> TestCaseResult {
+        let space = &mut self.spaces[usize::from(spec.as_id)];
+        let overlaps = |slot: &Slot| slot.spec.range().overlaps(spec.range());
+        let legal = !space.slots.contains_key(&spec.id)
+            && spec.range().end <= self.info.max_gfn
+            && !space.slots.values().any(overlaps);
+        prop_assert_eq!(self.mmu.create_slot(spec).is_ok(), legal);
+        if legal {
+            space.changes += 1;
+            let mut slot = Slot {
+                spec,
+                dirty: Default::default(),
+                forbidden: Default::default(),
+            };
+            if slot.logs() && self.config.dirty_log_start == DirtyLogStart::InitiallySet {
+                slot.dirty = (0..spec.npages).collect();
+            }
+            space.slots.insert(spec.id, slot);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, id: u16, as_id: u8) -> TestCaseResult {
+        let deleted = self.mmu.space(as_id).delete_slot(id);
+        let space = &mut self.spaces[usize::from(as_id)];
+        let slot = space.slots.remove(&id);
+        prop_assert_eq!(deleted.is_ok(), slot.is_some());
+        if let Some(slot) = slot {
+            space.changes += 1;
+            self.unmap(as_id, slot.spec.range())?;
+        }
+        Ok(())
+    }
+
+    fn relocate(&mut self, id: u16, as_id: u8, gfn: Gfn) -> TestCaseResult {
+        let moved = self.mmu.space(as_id).move_slot(id, gfn);
+        let space = &mut self.spaces[usize::from(as_id)];
+        let Some(old) = space.slots.get(&id).map(|slot| slot.spec) else {
+            prop_assert!(moved.is_err());
+            return Ok(());
+        };
+        let mut new = old;
+        new.base_gfn = gfn;
+        let overlaps = |slot: &Slot| slot.spec.id != id && slot.spec.range().overlaps(new.range());
+        let legal = new.range().end <= self.info.max_gfn && !space.slots.values().any(overlaps);
+        prop_assert_eq!(moved.is_ok(), legal);
+        if legal && new != old {
+            space.changes += 1;
+            let slot = space.slots.get_mut(&id).unwrap();
+            slot.spec = new;
+            slot.forbidden.clear();
+            self.unmap(as_id, old.range())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is mapped over `range`, under every root; whether a flush was owed.
+    fn unmap(&mut self, as_id: u8, range: GfnRange) -> Result<bool, TestCaseError> {
+        let mut owed = self.spaces[usize::from(as_id)].tree.zap(range);
+        for (of, _, tree) in &mut self.withdrawn {
+            if *of == as_id {
+                tree.zap(range);
+            }
+        }
+        // Mirrors are address space 0's alone here.
+        let mut mirror = self.host.mirror.lock().unwrap();
+        let kept = std::mem::take(&mut mirror.kept);
+        if as_id == 0 {
+            let still = mirror
+                .leaves
+                .range(range.start.0..range.end.0.max(range.start.0));
+            for (gfn, _) in still {
+                prop_assert!(kept.contains(gfn), "{gfn:#x} was not taken from the mirror");
+            }
+        }
+        owed |= std::mem::take(&mut mirror.removed);
+        Ok(owed)
+    }
+
+    fn log(&mut self, id: u16, as_id: u8, on: bool) -> TestCaseResult {
+        let Some(old) = self.spaces[usize::from(as_id)].slots.get(&id).cloned() else {
+            let result = self.mmu.space(as_id).set_slot_flags(id, SlotFlags::empty());
+            prop_assert!(result.is_err());
+            return Ok(());
+        };
+        let mut flags = old.spec.flags;
+        flags.set(SlotFlags::LOG_DIRTY, on);
+        let unsplit = self.mmu.space(as_id).set_slot_flags(id, flags).unwrap();
+        if flags == old.spec.flags {
+            return Ok(());
+        }
+        let initially_set = self.config.dirty_log_start == DirtyLogStart::InitiallySet;
+        let (nx, by_dirty_bit) = (self.nx(), self.by_dirty_bit());
+        let space = &mut self.spaces[usize::from(as_id)];
+        space.changes += 1;
+        let slot = space.slots.get_mut(&id).unwrap();
+        slot.spec.flags = flags;
+        let range = slot.spec.range();
+        slot.dirty.clear();
+        if !on {
+            return self.recover(as_id, id);
+        }
+        if initially_set {
+            slot.dirty = (0..old.spec.npages).collect();
+            return Ok(());
+        }
+        if self.config.eager_split {
+            space.tree.split_over(range, 1, nx);
+        }
+        for start in space.tree.over(range) {
+            let leaf = space.tree.leaves.get_mut(&start).unwrap();
+            leaf.w &= by_dirty_bit && leaf.pages == 1;
+            leaf.d &= !by_dirty_bit;
+        }
+        self.adopt(as_id)?;
+        let whole = self.coarser(as_id, range, 1);
+        prop_assert_eq!(unsplit, if self.config.eager_split { whole } else { 0 });
+        Ok(())
+    }
+
+    /// How many leaves over `range` have more than `pages`.
+    fn coarser(&self, as_id: u8, range: GfnRange, pages: u64) -> u64 {
+        let tree = &self.spaces[usize::from(as_id)].tree;
+        let leaves = tree.over(range).into_iter();
+        leaves
+            .filter(|start| tree.leaves[start].pages > pages)
+            .count() as u64
+    }
+
+    /// Logging has ended: tables that may be leaves become leaves.
+    fn recover(&mut self, as_id: u8, id: u16) -> TestCaseResult {
+        let nx = self.nx();
+        let slot = self.spaces[usize::from(as_id)].slots[&id].clone();
+        for level in (2..=self.info.root_level.get()).rev() {
+            let level = Level::new(level).unwrap();
+            let pages = span(level.get());
+            let tables = &self.spaces[usize::from(as_id)].tree.tables;
+            let places: Vec<u64> = tables
+                .iter()
+                .filter(|&(&(of, _), &noted)| of == level.get() && !noted)
+                .map(|(&(_, start), _)| start)
+                .collect();
+            for start in places {
+                let span = GfnRange::new(Gfn(start), pages);
+                let taken = !self.pending.is_empty() && self.hull.overlaps(span);
+                if taken
+                    || !span.overlaps(slot.spec.range())
+                    || self.allowed(&slot, start, level) < level
+                {
+                    continue;
+                }
+                let tree = &mut self.spaces[usize::from(as_id)].tree;
+                let Some(found) = tree.over(span).first().map(|first| tree.leaves[first]) else {
+                    continue;
+                };
+                tree.cut(level.get(), start);
+                let leaf = crate::state::Leaf {
+                    pages,
+                    pfn: slot.pfn(start),
+                    w: found.mmu_w,
+                    x: !nx,
+                    mmu_w: found.mmu_w,
+                    a: true,
+                    d: found.mmu_w,
+                };
+                tree.leaves.insert(start, leaf);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a vCPU does with an access: walks, faults, walks again.
+    fn touch(&mut self, vcpu: usize, gfn: u64, access: Access) -> TestCaseResult {
+        let as_id = self.vcpus[vcpu].as_id();
+        for _ in 0..2 {
+            let walked = self.mmu.access(&mut self.vcpus[vcpu], Gfn(gfn), access);
+            let expected = self.expect_access(as_id, gfn, access);
+            prop_assert_eq!(walked.map(|to| to.pfn.0), expected);
+            match walked {
+                Ok(hit) => {
+                    self.host
+                        .tlb
+                        .lock()
+                        .unwrap()
+                        .insert((vcpu, as_id, gfn), hit);
+                    return Ok(());
+                }
+                Err(walk) => {
+                    let mut fault = Fault::new(Gfn(gfn), access);
+                    fault.present =
+                        matches!(walk, WalkFault::Permission | WalkFault::AccessedDirty);
+                    let outcome = self.fault(vcpu, fault)?;
+                    if !matches!(
+                        outcome,
+                        FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. }
+                    ) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self, vcpu: usize, fault: Fault) -> Result<FaultOutcome, TestCaseError> {
+        let as_id = self.vcpus[vcpu].as_id();
+        let outcome = self.mmu.fault(&mut self.vcpus[vcpu], fault);
+        if outcome == FaultOutcome::OutOfMemory {
+            prop_assert!(self.tight, "there is memory");
+            return Ok(outcome);
+        }
+        let expected = self.expect_fault(as_id, &fault);
+        prop_assert_eq!(outcome, expected);
+        self.host
+            .tlb
+            .lock()
+            .unwrap()
+            .remove(&(vcpu, as_id, fault.gfn.0));
+        Ok(outcome)
+    }
+
+    fn raw_fault(&mut self, vcpu: usize, gfn: Gfn, d: u64) -> TestCaseResult {
+        let limits = [
+            Level::SIZE_256T,
+            Level::SIZE_4K,
+            Level::SIZE_2M,
+            Level::SIZE_256T,
+        ];
+        let mut fault = match d / 4 % 8 {
+            0 => Fault::prefetch(gfn),
+            _ => Fault::new(gfn, access(d)),
+        };
+        fault = fault.with_max_level(limits[(d / 32 % 4) as usize]);
+        match d / 128 % 8 {
+            0 => fault = fault.with_seq(self.mmu.invalidate_seq()),
+            1 => fault = fault.with_seq(self.mmu.invalidate_seq().wrapping_sub(1)),
+            2 => fault = Fault::new(Gfn(self.info.max_gfn.0 + d / 1024), access(d)),
+            _ => {}
+        }
+        self.fault(vcpu, fault).map(|_| ())
+    }
+
+    /// The mirror's map is the owner's; what it must be is said here.
+    fn mirror_fault(&mut self, vcpu: usize, fault: Fault) -> TestCaseResult {
+        let as_id = self.vcpus[vcpu].as_id();
+        if as_id == 1 {
+            return Ok(());
+        }
+        let gfn = fault.gfn.0;
+        let before = self.host.mirror.lock().unwrap().leaves.get(&gfn).copied();
+        let outcome = self.mmu.fault(&mut self.vcpus[vcpu], fault);
+        let mut mirror = self.host.mirror.lock().unwrap();
+        let refused = std::mem::take(&mut mirror.refused);
+        let now = mirror.leaves.get(&gfn).copied();
+        // A leaf that the owner would not give up may be of an older slot, with less leave to
+        // write.
+        let leftover = mirror.ever_kept.contains(&gfn) && fault.access == Access::Write;
+        drop(mirror);
+        let slot = self.spaces[0].slot_at(gfn).cloned();
+        let write = fault.access == Access::Write;
+        if outcome == FaultOutcome::OutOfMemory {
+            prop_assert!(self.tight);
+            return Ok(());
+        }
+        if as_id != 0 || !self.host.mirrors.load(SeqCst) {
+            prop_assert_eq!(outcome, FaultOutcome::NoRoot);
+            return Ok(());
+        }
+        let Some(slot) = slot else {
+            prop_assert_eq!(outcome, FaultOutcome::NoSlot);
+            return Ok(());
+        };
+        let level = Level::SIZE_4K;
+        let expected = if !self.pending.is_empty() && self.hull.contains(fault.gfn) {
+            FaultOutcome::Retry
+        } else if write && slot.readonly() {
+            FaultOutcome::ReadOnly
+        } else if before.is_some() {
+            FaultOutcome::Spurious { level }
+        } else if refused {
+            FaultOutcome::Retry
+        } else {
+            FaultOutcome::Fixed { level }
+        };
+        prop_assert!(
+            outcome == expected || leftover && outcome == FaultOutcome::Retry,
+            "{:?}, not {:?}",
+            outcome,
+            expected
+        );
+        if let FaultOutcome::Fixed { .. } = outcome {
+            prop_assert_eq!(now, Some(slot.pfn(gfn)));
+            self.spaces[0].mark(gfn);
+        }
+        Ok(())
+    }
+
+    fn prefault(&mut self, vcpu: usize, range: GfnRange, d: u64) -> TestCaseResult {
+        let as_id = self.vcpus[vcpu].as_id();
+        let limit = [Level::SIZE_4K, Level::SIZE_2M, Level::SIZE_256T][(d % 3) as usize];
+        let mut range = range;
+        range.end = range.end.min(self.info.max_gfn);
+        let result = self.mmu.prefault(&mut self.vcpus[vcpu], range, limit);
+        if let Err(PrefaultError::OutOfMemory { gfn, done }) = result {
+            prop_assert!(self.tight);
+            prop_assert_eq!(gfn.0, range.start.0 + done);
+            let _before = self.expect_prefault(as_id, GfnRange::new(range.start, done), limit);
+            return Ok(());
+        }
+        prop_assert_eq!(result, self.expect_prefault(as_id, range, limit));
+        Ok(())
+    }
+
+    fn withdraw(&mut self) -> TestCaseResult {
+        for as_id in 0..SPACES {
+            let space = &mut self.spaces[usize::from(as_id)];
+            if space.tree.leaves.is_empty() {
+                space.tree = Tree::default();
+                continue;
+            }
+            let root = self.mmu.space(as_id).root().unwrap();
+            let tree = std::mem::take(&mut space.tree);
+            self.withdrawn.push((as_id, root.pfn, tree));
+        }
+        self.mmu.invalidate_roots();
+        prop_assert!(self.host.tlb.lock().unwrap().is_empty());
+        Ok(())
+    }
+
+    fn begin(&mut self, as_id: u8, range: GfnRange, may_yield: bool) -> TestCaseResult {
+        if self.pending.len() >= 3 {
+            return Ok(());
+        }
+        let token = self.mmu.space(as_id).invalidate_begin(range, may_yield);
+        self.hull = if self.pending.is_empty() {
+            range
+        } else {
+            self.hull.hull(range)
+        };
+        self.pending.push(token);
+        self.unmap(as_id, range).map(|_| ())
+    }
+
+    fn forbid(&mut self, as_id: u8, range: GfnRange, d: u64, forbid: bool) -> TestCaseResult {
+        let level = [Level::SIZE_2M, Level::SIZE_1G][(d & 1) as usize];
+        if forbid {
+            self.mmu
+                .space(as_id)
+                .forbid_huge_pages(range, level)
+                .unwrap();
+        } else {
+            self.mmu
+                .space(as_id)
+                .allow_huge_pages(range, level)
+                .unwrap();
+        }
+        let (nx, pages) = (self.nx(), span(level.get()));
+        let space = &mut self.spaces[usize::from(as_id)];
+        let mut place = range.start.0 & !(pages - 1);
+        while place < range.end.0.min(self.info.max_gfn.0) {
+            let covered = GfnRange::new(Gfn(place), pages);
+            for slot in space.slots.values_mut() {
+                if !slot.spec.range().overlaps(covered) {
+                    continue;
+                }
+                let count = slot.forbidden.entry((level.get(), place)).or_default();
+                *count = if forbid {
+                    *count + 1
+                } else {
+                    count.saturating_sub(1)
+                };
+                if *count == 0 {
+                    slot.forbidden.remove(&(level.get(), place));
+                }
+            }
+            place += pages;
+        }
+        if forbid {
+            let hull = space.tree.over(range).into_iter().map(|start| {
+                let pages = space.tree.leaves[&start].pages;
+                GfnRange::new(Gfn(start), pages)
+            });
+            let hull = hull.fold(GfnRange::default(), GfnRange::hull);
+            space.tree.split_over(range, pages / HUGE, nx);
+            let leaves = space.tree.over(range);
+            let real = self.mmu.space(as_id);
+            let mapped = |gfn| real.translate(Gfn(gfn)).is_some();
+            if self.tight && !leaves.is_empty() && !leaves.into_iter().any(mapped) {
+                // Too little memory to split them all, so the range was unmapped instead. Of what
+                // sticks out of it, that stays which had been split before.
+                let is_table = |level: u8, gfn| {
+                    let walk = real.walk(Gfn(gfn));
+                    let step = walk.steps().find(|step| step.level.get() == level);
+                    step.is_some_and(|step| matches!(step.entry, Entry::Table { .. }))
+                };
+                let tree = &mut space.tree;
+                tree.leaves
+                    .retain(|&gfn, _| !hull.contains(Gfn(gfn)) || mapped(gfn));
+                tree.tables
+                    .retain(|&(level, gfn), _| !hull.contains(Gfn(gfn)) || is_table(level, gfn));
+                self.unmap(as_id, range)?;
+            }
+            self.adopt(as_id)?;
+        }
+        Ok(())
+    }
+
+    fn protect(&mut self, gfn: Gfn, d: u64) -> TestCaseResult {
+        let min = [Level::SIZE_4K, Level::SIZE_2M][(d & 1) as usize];
+        let changed = self.mmu.space(0).write_protect_gfn(gfn, min);
+        let leaf = self.spaces[0].tree.at_mut(gfn.0);
+        let mut expected = false;
+        if let Some(leaf) = leaf.filter(|leaf| level_of(leaf.pages) >= min) {
+            expected = leaf.mmu_w;
+            leaf.w = false;
+            leaf.mmu_w = false;
+        }
+        prop_assert_eq!(changed, expected);
+        Ok(())
+    }
+
+    fn words(slot: &Slot) -> Vec<u64> {
+        let mut words = vec![0; slot.spec.npages.div_ceil(64) as usize];
+        for page in &slot.dirty {
+            words[(page / 64) as usize] |= 1 << (page % 64);
+        }
+        words
+    }
+
+    fn get(&mut self, id: u16) -> TestCaseResult {
+        let mut bitmap = vec![7; 64];
+        let result = self.mmu.space(0).get_dirty_log(id, &mut bitmap);
+        let slot = self.spaces[0].slots.get(&id).filter(|slot| slot.logs());
+        prop_assert_eq!(result.is_ok(), slot.is_some());
+        if let Some(slot) = slot {
+            let expected = Self::words(slot);
+            prop_assert_eq!(&bitmap[..expected.len()], &expected);
+            prop_assert_eq!(
+                self.mmu.space(0).dirty_pages(id),
+                Ok(slot.dirty.len() as u64)
+            );
+        }
+        Ok(())
+    }
+
+    fn harvest(&mut self, id: u16, junk: u64) -> TestCaseResult {
+        let mut bitmap = vec![junk; 64];
+        let result = self.mmu.space(0).harvest_dirty_log(id, &mut bitmap);
+        let Some(slot) = self.spaces[0].slots.get_mut(&id).filter(|slot| slot.logs()) else {
+            prop_assert!(result.is_err());
+            return Ok(());
+        };
+        let expected = Self::words(slot);
+        for (index, word) in bitmap.iter().enumerate() {
+            prop_assert_eq!(*word, junk | expected.get(index).unwrap_or(&0));
+        }
+        prop_assert_eq!(result, Ok(slot.dirty.len() as u64));
+        let base = slot.spec.base_gfn.0;
+        let taken: Vec<u64> = std::mem::take(&mut slot.dirty).into_iter().collect();
+        self.take(taken.into_iter().map(|page| base + page))
+    }
+
+    fn clear(&mut self, id: u16, word: u64, mask: u64) -> TestCaseResult {
+        let Some(slot) = self.spaces[0].slots.get_mut(&id) else {
+            return Ok(());
+        };
+        let (base, npages) = (slot.spec.base_gfn.0, slot.spec.npages);
+        let num_pages = npages.saturating_sub(word * 64).min(64);
+        let valid = slot.logs() && word * 64 <= npages;
+        let result = self
+            .mmu
+            .space(0)
+            .clear_dirty_log(id, word * 64, num_pages, &[mask]);
+        prop_assert_eq!(result.is_ok(), valid);
+        let Ok(count) = result else { return Ok(()) };
+        let taken: Vec<u64> = (0..64)
+            .filter(|bit| mask >> bit & 1 == 1)
+            .map(|bit| word * 64 + bit)
+            .filter(|page| slot.dirty.remove(page))
+            .collect();
+        prop_assert_eq!(count, taken.len() as u64);
+        self.take(taken.into_iter().map(|page| base + page))
+    }
+
+    /// Protects pages whose bits were taken.
+    fn take(&mut self, pages: impl Iterator<Item = u64>) -> TestCaseResult {
+        let (nx, by_dirty_bit) = (self.nx(), self.by_dirty_bit());
+        for gfn in pages {
+            let tree = &mut self.spaces[0].tree;
+            tree.split_over(GfnRange::new(Gfn(gfn), 1), 1, nx);
+            if let Some(leaf) = tree.at_mut(gfn) {
+                leaf.w &= by_dirty_bit;
+                leaf.d &= !by_dirty_bit;
+            }
+        }
+        self.adopt(0)
+    }
+
+    fn mark(&mut self, range: GfnRange) -> TestCaseResult {
+        let mut marked = 0;
+        for slot in self.spaces[0].slots.values_mut().filter(|slot| slot.logs()) {
+            for page in 0..slot.spec.npages {
+                if range.contains(Gfn(slot.spec.base_gfn.0 + page)) {
+                    slot.dirty.insert(page);
+                    marked += 1;
+                }
+            }
+        }
+        prop_assert_eq!(self.mmu.space(0).mark_dirty(range), marked);
+        Ok(())
+    }
+
+    fn recover_nx(&mut self) -> TestCaseResult {
+        let zapped = self.mmu.recover_nx_huge_pages(usize::MAX);
+        let mut expected = 0;
+        for space in &mut self.spaces {
+            let noted: Vec<(u8, u64)> = space
+                .tree
+                .tables
+                .iter()
+                .filter(|&(&(_, start), &noted)| {
+                    noted && space.slot_at(start).is_some_and(|slot| !slot.logs())
+                })
+                .map(|(&key, _)| key)
+                .collect();
+            for (level, start) in noted {
+                if space.tree.tables.remove(&(level, start)).is_some() {
+                    expected += 1;
+                    space.tree.cut(level, start);
+                }
+            }
+        }
+        prop_assert!(
+            (zapped > 0) == (expected > 0),
+            "{} zapped, not {}",
+            zapped,
+            expected
+        );
+        Ok(())
+    }
+
+    /// Without vCPUs every table is accounted for.
+    fn settle(&mut self) -> TestCaseResult {
+        self.vcpus.clear();
+        self.host.tlb.lock().unwrap().clear();
+        self.mmu.reclaim();
+        let stats = self.mmu.stats();
+        let used = self.arena.used_frames();
+        let root_frames = self.info.root_size.div_ceil(4096) as u64;
+        prop_assert_eq!(stats.tables_retired, 0);
+        prop_assert_eq!(
+            used as u64,
+            stats.tables - stats.roots + stats.roots * root_frames
+        );
+        let mut tables = stats.roots + self.host.mirror.lock().unwrap().tables.len() as u64;
+        let trees = self.spaces.iter().map(|space| &space.tree);
+        for tree in trees.chain(self.withdrawn.iter().map(|(_, _, tree)| tree)) {
+            tables += tree.tables.len() as u64;
+        }
+        // Withdrawn trees without leaves are not in the model.
+        prop_assert!(stats.tables >= tables);
+        if self.withdrawn.is_empty() {
+            self.mmu.zap_invalidated_roots();
+            let stats = self.mmu.stats();
+            let roots = stats.roots;
+            prop_assert!(roots <= 2 * u64::from(SPACES));
+        }
+        self.vcpus = vec![self.mmu.vcpu(), self.mmu.vcpu()];
+        Ok(())
+    }
+
+    /// Gives everything back.
+    pub(crate) fn end(mut self) -> TestCaseResult {
+        while let Some(token) = self.pending.pop() {
+            self.mmu.invalidate_end(token).unwrap();
+        }
+        self.host.refuse.store(0, SeqCst);
+        for as_id in 0..SPACES {
+            self.mmu
+                .space(as_id)
+                .zap_gfn_range(GfnRange::new(Gfn(0), u64::MAX));
+        }
+        let stats = self.mmu.stats();
+        prop_assert_eq!(stats.pages, [0; 5]);
+        self.vcpus.clear();
+        self.mmu.zap_all();
+        let mirror = self.host.mirror.lock().unwrap();
+        prop_assert!(mirror.leaves.is_empty());
+        let tables = mirror.tables.len() as u64;
+        drop(mirror);
+        let stats = self.mmu.stats();
+        prop_assert_eq!((stats.pages, stats.tables_retired), ([0; 5], 0));
+        prop_assert_eq!(stats.tables, tables + stats.roots);
+        prop_assert!(stats.roots <= 1, "the mirror's");
+        let (host, arena) = (self.host.clone(), self.arena.clone());
+        drop(self);
+        prop_assert!(host.mirror.lock().unwrap().tables.is_empty());
+        prop_assert_eq!(arena.used_frames(), 0);
+        Ok(())
+    }
+}
