@@ -9,10 +9,10 @@
 //! [`DirtySource`], which may come from another thread while vCPUs run.
 //!
 //! # Invariants
-//! What a backend cannot do it refuses with [`BackendError::Unsupported`]. A slot's memory is
-//! reached through its guest view alone.
+//! What a backend cannot do it refuses with [`BackendError::Unsupported`]. The guest
+//! reaches a slot's memory through the guest view alone.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use slat_proto::{
     ApiError, Reason,
@@ -122,7 +122,7 @@ pub(crate) enum GuestEvent {
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
-pub(crate) trait Backend: DirtySource + Send + Sync + fmt::Debug {
+pub(crate) trait Backend: DirtySource {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 

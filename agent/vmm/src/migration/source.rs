@@ -31,7 +31,7 @@ use slat_proto::{
 };
 
 use super::{
-    convergence::{Convergence, Pass as FinishedPass, Verdict},
+    convergence::{Convergence, Finished, Verdict},
     cpu_time::thread_cpu_time,
     sender::{Counters, Iteration, Pacer, Report, Sender, Shared},
     socket::{CONNECT_TIMEOUT, configure},
@@ -129,7 +129,7 @@ impl Source {
             }
             let batch = self.machine.dirty().harvest(&cursor)?;
             let dirty_bytes = batch.pages * slat_proto::model::PAGE_SIZE;
-            let verdict = convergence.judge(&FinishedPass {
+            let verdict = convergence.judge(&Finished {
                 iteration,
                 bytes,
                 duration,
