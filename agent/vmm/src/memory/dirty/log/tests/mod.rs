@@ -239,41 +239,34 @@ fn a_slot_of_4_tib_is_followed_in_two_bitmaps_and_where_it_is_dirty() {
     let Rig { log, source } = rig(&[(0, 0, PAGES)]);
     let a = cursor("a");
     log.attach(&a).unwrap();
-    let bitmap = |batch: &DirtyBatch| Arc::clone(&batch.slots[0].1);
-    // Three iterations, as a migration does them: sent, acknowledged, harvested.
-    let mut used = Vec::new();
-    for page in [7, PAGES / 2, PAGES - 1] {
-        source.guest_writes(0, page);
+    // Far enough apart that each has a page of the bitmap of its own, huge or not.
+    let dirtied = |number: u64| {
+        source.guest_writes(0, number << 26);
         let batch = log.harvest(&a).unwrap();
-        assert_eq!(pages_of(&batch), vec![(0, page)]);
-        used.push(words(&bitmap(&batch)));
-        assert!(touched(&bitmap(&batch)) <= 3 * HUGE);
-        let number = batch.batch;
-        drop(batch);
-        log.acknowledge(&a, number).unwrap();
-    }
-    assert!(used.iter().all(|words| *words == used[0]), "one bitmap");
+        let touched = touched(&batch.slots[0].1);
+        (batch, touched)
+    };
+    // Iterations, as a migration does them: harvested, sent, acknowledged. A bitmap that was used
+    // before still has the memory of what was dirty then.
+    let (batch, one) = dirtied(1);
+    assert!(one > 0);
+    log.acknowledge(&a, batch.batch).unwrap();
+    drop(batch);
+    let (batch, touched) = dirtied(2);
+    assert_eq!(pages_of(&batch), vec![(0, 2 << 26)]);
+    assert_eq!(touched, 2 * one, "the same bitmap");
+    drop(batch);
     // The last one is not acknowledged when the vCPUs stop.
-    source.guest_writes(0, 1 << 20);
-    let before = words(&bitmap(&log.harvest(&a).unwrap()));
-    source.guest_writes(0, 2 << 20);
-    let last = log.harvest(&a).unwrap();
-    assert_eq!(pages_of(&last), vec![(0, 1 << 20), (0, 2 << 20)]);
-    assert_ne!(words(&bitmap(&last)), before, "the other one");
-    assert!(touched(&bitmap(&last)) <= 5 * HUGE);
-    // Once more: what the batch before used comes again.
-    source.guest_writes(0, 3 << 20);
-    drop(last);
-    let next = log.harvest(&a).unwrap();
-    assert_eq!(words(&bitmap(&next)), before, "no third bitmap");
-    assert_eq!(next.pages, 3);
-}
-
-/// Pages of a bitmap that one touched page may bring along.
-const HUGE: usize = 512;
-
-/// Where a bitmap that is not empty has its words.
-fn words(bitmap: &DirtyBitmap) -> usize {
-    let (first, words) = bitmap.next_piece(0, 64).unwrap();
-    words.as_ptr().addr() - first * 8
+    let (batch, touched) = dirtied(3);
+    assert_eq!(pages_of(&batch), vec![(0, 2 << 26), (0, 3 << 26)]);
+    assert_eq!(
+        touched,
+        2 * one,
+        "another bitmap, and only where it is dirty"
+    );
+    drop(batch);
+    // Once more: the first bitmap, which had 1 and 2, and now also 3 and 4.
+    let (batch, touched) = dirtied(4);
+    assert_eq!(batch.pages, 3);
+    assert_eq!(touched, 4 * one, "no third bitmap");
 }
