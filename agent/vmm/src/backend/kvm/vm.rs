@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     guest::{BootEntry, Layout},
-    memory::SlotMemory,
+    memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
 };
 
 /// One VM of KVM.
@@ -138,6 +138,16 @@ impl KvmBackend {
     }
 }
 
+impl DirtySource for KvmBackend {
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError> {
+        self.slots.set_logging(&self.vm, slot, on)
+    }
+
+    fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        self.slots.harvest(&self.vm, into)
+    }
+}
+
 impl Backend for KvmBackend {
     fn capabilities(&self) -> Vec<v1::Capability> {
         let mut all = vec![
@@ -172,14 +182,6 @@ impl Backend for KvmBackend {
 
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
         self.slots.shift(&self.vm, slot, base_gfn)
-    }
-
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
-        self.slots.set_logging(&self.vm, slot, on)
-    }
-
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
-        self.slots.harvest(&self.vm, slot, bitmap)
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {

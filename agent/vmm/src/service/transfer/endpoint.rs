@@ -19,7 +19,11 @@ use crate::{
         side::{AnySide, Side, has_ended},
     },
     machine::Machine,
-    migration::{destination::Note, wire::TICKET},
+    migration::{
+        destination::Note,
+        filter::{EveryPage, PageFilter},
+        wire::TICKET,
+    },
 };
 
 /// The destination's side with what is needed to talk to it.
@@ -47,8 +51,8 @@ pub(crate) struct TransferEndpoint {
     sides: Arc<Mutex<Sides>>,
     /// Held while a side begins, which may take long; never by those who only ask.
     starting: Arc<Mutex<()>>,
-    #[cfg(test)]
-    pub(crate) omit: Option<(u32, u32, u32)>,
+    /// Which pages a source sends.
+    pub(super) filter: Arc<dyn PageFilter>,
 }
 
 impl TransferEndpoint {
@@ -61,8 +65,7 @@ impl TransferEndpoint {
             data_ip,
             sides: Arc::default(),
             starting: Arc::default(),
-            #[cfg(test)]
-            omit: None,
+            filter: Arc::new(EveryPage),
         }
     }
 

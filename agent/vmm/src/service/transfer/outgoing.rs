@@ -116,8 +116,7 @@ impl TransferEndpoint {
             params: towards.params,
             epoch: towards.epoch,
             versions: towards.versions,
-            #[cfg(test)]
-            omit: self.omit,
+            filter: Arc::clone(&self.filter),
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())

@@ -24,6 +24,7 @@ use crate::{
     fake::{self, FakeVm},
     handover::{payload::encode_slots, preamble, side::has_ended, state::VmState},
     machine::Switchover,
+    migration::filter::PageFilter,
     migration::wire::{
         FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
     },
@@ -246,7 +247,11 @@ async fn a_page_left_out_is_found() {
     ] {
         let (source, destination) = (running(), fake::empty());
         let (mut from, to) = (endpoint(&source), endpoint(&destination));
-        from.omit = Some((0, 100, from_iteration));
+        from.filter = Arc::new(Omit {
+            slot: 0,
+            page: 100,
+            from: from_iteration,
+        });
         let params = MigrationParams {
             verify,
             // Slow enough that the write below comes after the page was sent by the bulk pass and
@@ -394,6 +399,20 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
 }
 
 /// A source made by hand.
+/// Leaves a page out of every iteration from one on.
+#[derive(Debug)]
+pub(super) struct Omit {
+    pub(super) slot: u32,
+    pub(super) page: u32,
+    pub(super) from: u32,
+}
+
+impl PageFilter for Omit {
+    fn sends(&self, slot: u32, page: u32, iteration: u32) -> bool {
+        (slot, page) != (self.slot, self.page) || iteration < self.from
+    }
+}
+
 struct ByHand {
     control: (TcpStream, FrameWriter, FrameReader),
     data: (TcpStream, FrameWriter),

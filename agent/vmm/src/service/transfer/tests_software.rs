@@ -19,7 +19,10 @@ use slat_proto::{
 use slat_record::dir::VmDir;
 use tonic::Request;
 
-use super::{TransferEndpoint, tests::api};
+use super::{
+    TransferEndpoint,
+    tests::{Omit, api},
+};
 use crate::{
     guest::Layout,
     handover::{preamble, side::has_ended},
@@ -244,7 +247,11 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
     let working_page = 5;
     let layout = Layout::new(MEMORY).unwrap();
     let page = layout.working_page(working_page) / PAGE_SIZE;
-    from.endpoint.omit = Some((0, u32::try_from(page).unwrap(), 1));
+    from.endpoint.filter = Arc::new(Omit {
+        slot: 0,
+        page: u32::try_from(page).unwrap(),
+        from: 1,
+    });
     // Slow enough for some batches during the bulk pass.
     let params = MigrationParams {
         max_bandwidth: Some(64 << 20),
