@@ -44,11 +44,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
-    ApiError,
     model::{BackendKind, HostName},
     transport::{Address, Door, DoorHandle, connect, traced},
     v1::{
-        self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -58,6 +57,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+mod admission;
 mod dead;
 mod ended;
 mod error;
@@ -77,6 +77,7 @@ mod vm_api;
 
 pub use error::HostError;
 
+pub use self::admission::Admit;
 use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -113,10 +114,6 @@ pub struct HostConfig {
     /// Process-wide metrics to put before this agent's own on `/metrics`.
     pub render: Option<Render>,
 }
-
-/// Compares what a VM's source said of itself with this host.
-pub type Admit =
-    Arc<dyn Fn(&v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> + Send + Sync>;
 
 impl fmt::Debug for HostConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,5 @@
-//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find each other.
+//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find
+//! each other.
 //!
 //! | file | what |
 //! |---|---|
@@ -118,7 +119,8 @@ impl VmDir {
         }
     }
 
-    /// Stores a side's state so that it survives the process: written aside, synced, renamed, directory synced.
+    /// Stores a side's state so that it survives the process: written aside, synced, renamed,
+    /// directory synced.
     ///
     /// # Errors
     /// When a step fails; the old record is then still there.

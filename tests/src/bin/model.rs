@@ -13,10 +13,10 @@ use slat_tests::model::{
 /// Explores every order in which a handover can go, and fail.
 ///
 /// Both sides and the server are the machines that run in production. Around them, within each
-/// scenario's budget: VM processes are killed, hosts lose their power and with it what was not synced,
-/// the server dies, calls are lost, repeated and late, connections break, disks fail, users cancel. In
-/// every state the rules are checked, and an end must be reachable. Then faults are planted, and each
-/// must be found.
+/// scenario's budget: VM processes are killed, hosts lose their power and with it what was not
+/// synced, the server dies, calls are lost, repeated and late, connections break, disks fail, users
+/// cancel. In every state the rules are checked, and an end must be reachable. Then faults are
+/// planted, and each must be found.
 ///
 /// Exit code 1 when a rule is broken or a planted fault is not found.
 #[derive(Debug, Parser)]

@@ -1,10 +1,10 @@
-//! The exploration: every state is visited, every rule checked in each, and from each an end must be
-//! reachable once nothing more goes wrong.
+//! The exploration: every state is visited, every rule checked in each, and from each an end must
+//! be reachable once nothing more goes wrong.
 //!
-//! The first pass is stateright's breadth-first search over all steps, faults among them. It collects
-//! each state with its budget of faults taken away. The second pass explores what can follow from
-//! those without a fault and looks backwards from the ends: a state that no end can be reached from is
-//! a violation.
+//! The first pass is stateright's breadth-first search over all steps, faults among them. It
+//! collects each state with its budget of faults taken away. The second pass explores what can
+//! follow from those without a fault and looks backwards from the ends: a state that no end can be
+//! reached from is a violation.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
@@ -56,7 +56,8 @@ impl Handover {
         }
     }
 
-    /// Explores it. With a planted fault the second pass is left out and the first violation ends it.
+    /// Explores it. With a planted fault the second pass is left out and the first violation ends
+    /// it.
     #[must_use]
     pub fn explore(self, threads: usize) -> Found {
         let begin = Instant::now();
@@ -144,8 +145,8 @@ impl Model for Handover {
 fn without_end(roots: HashSet<World>) -> (usize, Option<World>) {
     let hasher = std::hash::RandomState::new();
     let print = |world: &World| hasher.hash_one(world);
-    // The roots are kept, what follows from them only by its print: a root that no end can be reached
-    // from is what there is to show.
+    // The roots are kept, what follows from them only by its print: a root that no end can be
+    // reached from is what there is to show.
     let roots: Vec<World> = roots.into_iter().collect();
     let mut graph = Graph::default();
     let mut queue: VecDeque<World> = VecDeque::new();

@@ -1,9 +1,11 @@
-//! The handover, explored: both sides, the server, both hosts' disks and all that lies between them.
+//! The handover, explored: both sides, the server, both hosts' disks and all that lies between
+//! them.
 //!
 //! The machines that decide are the ones that run in production. `world` is the state, `source`,
 //! `destination` and `server` are what drivers and agents do with the machines' actions, `step` is
-//! what can happen next, `property` what must hold, `explore` the search, `scenario` what is explored and
-//! `planted` the faults that it must find. `replay` explains journals of real runs by the machines.
+//! what can happen next, `property` what must hold, `explore` the search, `scenario` what is
+//! explored and `planted` the faults that it must find. `replay` explains journals of real runs by
+//! the machines.
 
 pub mod destination;
 pub mod explore;

@@ -1,12 +1,12 @@
 //! Journals of real runs, explained by the machines: could the protocol have written this?
 //!
 //! A journal is read with production's decoder and folded with production's rules. Beyond that, the
-//! machines must be able to ask for its entries in that order. They are run over everything that could
-//! have happened to them (every input, in every order): an entry is explained when, in one of the
-//! states that can be reached, writing it is the next action.
+//! machines must be able to ask for its entries in that order. They are run over everything that
+//! could have happened to them (every input, in every order): an entry is explained when, in one of
+//! the states that can be reached, writing it is the next action.
 //!
-//! Journals of one fleet are then compared: an epoch is owned by one process at a time, and only after
-//! another gave it away.
+//! Journals of one fleet are then compared: an epoch is owned by one process at a time, and only
+//! after another gave it away.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -42,8 +42,8 @@ impl<M: Clone + Eq + Hash, A: Clone + Eq + Hash> Possible<M, A> {
                 }
                 None => {}
             }
-            // The queue of a machine that goes on being fed is bounded: what was asked for is carried
-            // out before more than a few inputs have come.
+            // The queue of a machine that goes on being fed is bounded: what was asked for is
+            // carried out before more than a few inputs have come.
             if queue.len() < 8 {
                 for input in inputs {
                     let (mut machine, mut queue) = (machine.clone(), queue.clone());

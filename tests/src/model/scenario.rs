@@ -1,7 +1,8 @@
 //! What is explored: scenarios, each with its budget of faults.
 //!
-//! A budget bounds how often each kind of thing goes wrong; it is the only bound. Within it every order
-//! of everything is explored, without a bound on depth. One migration, one VM, two hosts, one server.
+//! A budget bounds how often each kind of thing goes wrong; it is the only bound. Within it every
+//! order of everything is explored, without a bound on depth. One migration, one VM, two hosts, one
+//! server.
 
 use super::{planted::Planted, world::Budget};
 

@@ -25,7 +25,7 @@ use slat_proto::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Admit,
+    admission::Admit,
     ended::EndedSides,
     living::{LiveVm, follow_side},
     registry::{Held, Registry, Work},
