@@ -5,8 +5,8 @@
 //! processes, a destination in doubt decides by it, and the model checker explores it.
 //!
 //! # Rules
-//! * A source has given its VM away exactly when its journal says RELINQUISHED for that migration, or
-//!   its side was ever seen so.
+//! * A source has given its VM away exactly when its journal says RELINQUISHED for that migration,
+//!   or its side was ever seen so.
 //! * A destination has the VM exactly when its journal says OWNED for that migration.
 //! * Memory died with the process. Every other side that had not ended by itself has failed. At a
 //!   destination that says nothing about the source: that one answers from its own journal.

@@ -192,8 +192,8 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// What VMs of that backend can rely on here, for [`compare_facts`]. The first call asks the kernel,
-/// some milliseconds.
+/// What VMs of that backend can rely on here, for [`compare_facts`]. The first call asks the
+/// kernel, some milliseconds.
 ///
 /// # Errors
 /// KVM_IOCTL when KVM cannot be asked.

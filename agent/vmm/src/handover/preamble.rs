@@ -14,8 +14,8 @@
 //! | a fact about the CPU | CPU_INCOMPATIBLE |
 //!
 //! # Versions
-//! Each end says which it speaks, the newest and the one before. The destination chooses the highest
-//! that both have; the source checks the choice in StartOutgoing; every frame carries it.
+//! Each end says which it speaks, the newest and the one before. The destination chooses the
+//! highest that both have; the source checks the choice in StartOutgoing; every frame carries it.
 
 use slat_proto::{
     ApiError, Reason,

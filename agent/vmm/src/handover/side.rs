@@ -2,11 +2,11 @@
 //! itself.
 //!
 //! # Locking
-//! One mutex guards the machine, its queue and the published transfer. It is held for one step or one
-//! field update, never across I/O. Whoever has news feeds it: the coordinator what its work led to, an
-//! RPC a cancel. The machine answers under the lock, so a cancel and the point of no return exclude
-//! each other. Its actions are queued in order, and the coordinator alone carries them out; the one
-//! exception is the interrupt, which must reach a coordinator that is blocked.
+//! One mutex guards the machine, its queue and the published transfer. It is held for one step or
+//! one field update, never across I/O. Whoever has news feeds it: the coordinator what its work led
+//! to, an RPC a cancel. The machine answers under the lock, so a cancel and the point of no return
+//! exclude each other. Its actions are queued in order, and the coordinator alone carries them out;
+//! the one exception is the interrupt, which must reach a coordinator that is blocked.
 //!
 //! A second mutex guards the side's record on disk, across the file's writing and removing, and is
 //! never held together with the first: a side is seen to have ended before its thread has written

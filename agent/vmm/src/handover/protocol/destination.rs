@@ -5,9 +5,9 @@
 //! | Preparing | memory is made, the source connects | `Populated` |
 //! | Receiving | pages flow | `StateHeard` |
 //! | Checking | everything has come: it is verified and loaded | `Checked` |
-//! | JournallingPrepared | PREPARED is being written; the last moment for a cancel | `PreparedWritten` |
-//! | Ready | READY is said: only knowledge ends this | `CommitHeard`, `AbortHeard`, `SourceSays`, `ControlSays` |
-//! | JournallingOwned | OWNED is being written, again and again until it is durable | `OwnedWritten` |
+//! | JournallingPrepared | PREPARED is written; the last moment for a cancel | `PreparedWritten` |
+//! | Ready | READY is said: only knowledge ends this | COMMIT, ABORT, an answer about the source |
+//! | JournallingOwned | OWNED is written, again and again until durable | `OwnedWritten` |
 //! | Aborting | ABORTED is being written | `AbortedWritten` |
 //! | Ended | the VM is here, or this process ends | |
 //!

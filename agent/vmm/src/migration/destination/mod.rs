@@ -7,9 +7,9 @@
 //! running VM, `end` gives up or completes.
 //!
 //! # In doubt
-//! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control plane.
-//! While none is to be had the VM stays here, stopped, for as long as it takes; the source's agent is
-//! asked every [`ASK_EVERY`].
+//! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control
+//! plane. While none is to be had the VM stays here, stopped, for as long as it takes; the source's
+//! agent is asked every [`ASK_EVERY`].
 
 mod end;
 mod link;

@@ -8,8 +8,8 @@
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
-//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the side
-//! stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the
+//! side stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
 
 mod end;
 mod link;

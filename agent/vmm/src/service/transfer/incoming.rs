@@ -1,5 +1,5 @@
-//! The destination's side begins: what the source said is checked, an empty VM is built, and the data
-//! port opened.
+//! The destination's side begins: what the source said is checked, an empty VM is built, and the
+//! data port opened.
 
 use std::{
     io::Read as _,

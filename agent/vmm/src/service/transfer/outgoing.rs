@@ -84,7 +84,8 @@ impl TransferEndpoint {
         }
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
         let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));
-        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is
+        // none.
         self.sides().outgoing = Some(Arc::clone(&side));
         let towards = Towards {
             address,

@@ -254,8 +254,8 @@ async fn a_page_left_out_is_found() {
         });
         let params = MigrationParams {
             verify,
-            // Slow enough that the write below comes after the page was sent by the bulk pass and
-            // before the last.
+            // Slow enough that the write below comes after the page was sent in the bulk iteration
+            // and before the last.
             max_bandwidth: Some(20 << 20),
             ..MigrationParams::default()
         };
@@ -372,7 +372,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
         let (source, destination) = (running(), fake::empty());
         let (from, to) = (endpoint(&source), endpoint(&destination));
         let params = MigrationParams {
-            // The bulk pass takes more than two seconds.
+            // The bulk iteration takes more than two seconds.
             max_bandwidth: Some(1 << 20),
             max_total_time: Duration::from_secs(1),
             on_timeout,
@@ -387,7 +387,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
             assert_eq!(here.error.unwrap().reason, "COMPLETION_TIMEOUT");
             assert!(
                 progress.iterations.is_empty(),
-                "it waited for the pass to end"
+                "it waited for the iteration to end"
             );
             assert_eq!(progress.decisions.len(), 1);
             assert_eq!(state(&source), v1::vm::State::Running);

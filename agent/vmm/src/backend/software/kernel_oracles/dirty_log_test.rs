@@ -44,7 +44,7 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
             cpu.idle();
             return Ok(());
         }
-        // Half of the pages written were read before, and may be cached without leave to write.
+        // Some of the pages written were read before, and may be cached without leave to write.
         let page = cpu.random.below(PAGES);
         if cpu.random.below(2) == 0 {
             cpu.read(base + page).map_err(|error| error.to_string())?;
