@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     socket::{CONNECT_TIMEOUT, configure},
-    wire::{FrameReader, Hello, Kind, Role, TICKET, WireError},
+    wire::{FrameReader, Hello, Kind, StreamRole, TICKET, WireError},
 };
 
 /// Connections that have not introduced themselves yet.
@@ -27,7 +27,7 @@ const MAX_UNKNOWN: usize = 64;
 /// A connection whose ticket is good.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) role: Role,
+    pub(crate) role: StreamRole,
     pub(crate) stream: TcpStream,
     pub(crate) reader: FrameReader,
 }
@@ -193,7 +193,7 @@ fn introduce(
     if !hello.shows(ticket) {
         return Err(WireError::corrupt("ticket", "not this migration's"));
     }
-    configure(&stream, matches!(hello.role, Role::Data(_)))?;
+    configure(&stream, matches!(hello.role, StreamRole::Data(_)))?;
     // Between iterations the source is busy elsewhere for as long as that takes. Keepalive ends the
     // read when the source's host or the network is gone.
     stream.set_read_timeout(None)?;

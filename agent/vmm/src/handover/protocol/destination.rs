@@ -167,7 +167,7 @@ impl Destination {
 
     /// Whether a cancel would still be accepted, or has been.
     #[must_use]
-    pub fn may_cancel(&self) -> bool {
+    pub(crate) fn may_cancel(&self) -> bool {
         !matches!(
             self.state,
             State::Ready { .. } | State::JournallingOwned { .. } | State::Ended(End::Owned)
@@ -176,7 +176,7 @@ impl Destination {
 
     /// Cancelled, and the coordinator has not noticed yet.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         matches!(self.state, State::Interrupted(_))
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use slat_proto::v1::TransferPhase;
 
-pub(crate) use self::parts::Source;
+pub(crate) use self::parts::SourceDriver;
 use self::work::Work;
 use crate::{
     handover::protocol::{
@@ -35,7 +35,7 @@ use crate::{
 /// A journal that cannot be settled is tried again this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
-impl Source {
+impl SourceDriver {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
         let begun = Instant::now();

@@ -67,7 +67,7 @@ pub(crate) use self::{
     error::{TOLD, WireError},
     frame::{FrameReader, FrameWriter, payload},
     header::Header,
-    hello::{Hello, Role},
+    hello::{Hello, StreamRole},
     runs::{Run, decode_runs, encode_runs},
 };
 

@@ -10,8 +10,8 @@ use slat_proto::{
 
 use super::endpoint::TransferEndpoint;
 use crate::{
-    handover::{preamble, protocol::source::Source as Protocol, side::Side},
-    migration::{source::Source, wire::TICKET},
+    handover::{preamble, protocol::source::Source, side::Side},
+    migration::{source::SourceDriver, wire::TICKET},
 };
 
 /// What a side needs to know of its destination.
@@ -106,10 +106,10 @@ impl TransferEndpoint {
         Ok(side.transfer())
     }
 
-    fn begin(&self, side: &Arc<Side<Protocol>>, towards: Towards) -> Result<(), ApiError> {
+    fn begin(&self, side: &Arc<Side<Source>>, towards: Towards) -> Result<(), ApiError> {
         self.machine
             .begin_outgoing(side.migration(), towards.epoch)?;
-        let source = Source {
+        let source = SourceDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             address: towards.address,

@@ -26,7 +26,7 @@ use crate::{
     machine::Switchover,
     migration::filter::PageFilter,
     migration::wire::{
-        FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
+        FrameReader, FrameWriter, HEADER, Hello, Kind, Run, StreamRole, TICKET, encode_runs,
     },
 };
 
@@ -420,7 +420,7 @@ struct ByHand {
 
 fn introduce(
     prepared: &v1::PrepareIncomingResponse,
-    role: Role,
+    role: StreamRole,
 ) -> (TcpStream, FrameWriter, FrameReader) {
     let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
     let mut stream = TcpStream::connect(&prepared.data_address).unwrap();
@@ -441,8 +441,8 @@ fn introduce(
 
 impl ByHand {
     fn connect(prepared: &v1::PrepareIncomingResponse) -> Self {
-        let control = introduce(prepared, Role::Control);
-        let (stream, writer, _) = introduce(prepared, Role::Data(0));
+        let control = introduce(prepared, StreamRole::Control);
+        let (stream, writer, _) = introduce(prepared, StreamRole::Data(0));
         Self {
             control,
             data: (stream, writer),
@@ -682,7 +682,7 @@ async fn each_bad_frame_ends_the_side_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_cannot_disturb() {
+async fn peers_without_the_ticket_cannot_disturb() {
     let (source, destination) = (running(), fake::empty());
     let (from, to) = (endpoint(&source), endpoint(&destination));
     let params = MigrationParams {
@@ -698,7 +698,7 @@ async fn strangers_cannot_disturb() {
     };
     let wrong = Hello {
         ticket: [0; TICKET],
-        role: Role::Control,
+        role: StreamRole::Control,
     }
     .encode();
     let mut hello = Vec::new();
