@@ -6,7 +6,7 @@
 //! the source's side ends when the migration is broken off ([`Breaker`]).
 
 use std::{
-    io::{self, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
@@ -95,6 +95,29 @@ fn connected(socket: &Socket, breaker: &Breaker) -> io::Result<()> {
         if begun.elapsed() > CONNECT_TIMEOUT {
             return Err(io::ErrorKind::TimedOut.into());
         }
+    }
+}
+
+/// Reads that end at one moment, however often a byte comes before it.
+pub(super) struct Deadline<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl<'a> Deadline<'a> {
+    pub(super) fn new(stream: &'a TcpStream, until: Instant) -> Self {
+        Self { stream, until }
+    }
+}
+
+impl Read for Deadline<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(bytes)
     }
 }
 
@@ -289,6 +312,32 @@ mod tests {
         drop((listener, stream));
         let refused = connect(address, &breaker).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_peer_that_sends_byte_by_byte_does_not_move_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let dripping = thread::spawn(move || {
+            // Until the other end is closed.
+            while peer.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let begun = Instant::now();
+        let mut deadline = Deadline::new(&stream, begun + Duration::from_millis(200));
+        let late = deadline.read_exact(&mut [0; 1 << 16]).unwrap_err();
+        assert!(
+            matches!(
+                late.kind(),
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+            ),
+            "{late}"
+        );
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        drop(stream);
+        dripping.join().unwrap();
     }
 
     #[test]

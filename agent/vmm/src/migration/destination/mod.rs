@@ -1,10 +1,16 @@
 //! The destination's driver: a coordinator thread, a control reader, a thread for each data stream.
 //!
-//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination)
-//! and carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is
-//! made from, `link` lets the source's connections in, `work` is what has happened so far,
-//! `receive` follows the iterations, `take_over` is everything from the state's arrival to the
-//! running VM, `end` gives up or completes.
+//! The coordinator feeds [`protocol::destination`](crate::handover::protocol::destination) and
+//! carries out what it asks for; the other threads and the control plane send it [`Note`]s. Only a
+//! cancel is fed elsewhere, by the call that asks for it. `parts` is what a side is made from,
+//! `link` lets the source's connections in, `work` is what has happened so far, `receive` follows
+//! the iterations, `take_over` is everything from the state's arrival to the running VM, `end`
+//! gives up or completes.
+//!
+//! # Memory
+//! Once the source's state has come the data streams are closed and their threads have ended. So
+//! what is checked is what will run: nothing from the network reaches the memory of a VM that is
+//! PREPARED.
 //!
 //! # In doubt
 //! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control

@@ -8,8 +8,12 @@
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
-//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the
-//! side stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+//! told if it can be, and the end recorded. After it nothing is undone: when the answer to COMMIT
+//! is lost the side stays RELINQUISHED, with the VM stopped here, until the server releases it.
+//!
+//! # Cancelling
+//! The coordinator may be blocked when a cancel comes: on a connection, between two attempts, in a
+//! digest. All of that is broken off by one [`Breaker`], which the side's interrupt reaches.
 
 mod connect;
 mod end;
