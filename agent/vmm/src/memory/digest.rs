@@ -51,7 +51,8 @@ fn digest_slot(memory: &SlotMemory, threads: usize, stop: &AtomicBool) -> SlotDi
             .map(|first| {
                 scope.spawn(move || {
                     let mut buffer = [0_u8; PAGE];
-                    let goes_on = |page: &u64| page % LOOK != 0 || !stop.load(Ordering::Relaxed);
+                    let goes_on =
+                        |page: &u64| !page.is_multiple_of(LOOK) || !stop.load(Ordering::Relaxed);
                     let pages = (first..(first + part).min(pages)).take_while(goes_on);
                     pages.fold(0_u128, |sum, page| {
                         memory.read_page(page, &mut buffer);
