@@ -43,7 +43,7 @@ fn const_format() -> String {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Watch a running VM move between two hosts of a fleet that exists only for this run
-    Demo(demo::DemoArgs),
+    Demo(demo::args::DemoArgs),
     /// Run the control plane
     Server(command::server::ServerArgs),
     /// Run the agent of this hypervisor host

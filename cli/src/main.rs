@@ -6,9 +6,11 @@ mod client;
 mod command;
 mod daemon;
 mod demo;
+mod dispatch;
 mod failure;
 mod roles;
 mod term;
+mod view;
 
 use std::process::ExitCode;
 
@@ -16,10 +18,10 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = args::Cli::parse();
-    match command::run(args.command) {
+    match dispatch::run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report();
+            term::out::report(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

@@ -1,4 +1,4 @@
-//! The error that every API door speaks.
+//! The error that every API endpoint speaks.
 //!
 //! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain [`DOMAIN`] and metadata;
 //! every value that the message interpolates is in the metadata too (AIP-193). Programs look at the reason, never at the
@@ -198,7 +198,7 @@ impl ApiError {
         Self::new(Reason::BadParameter, format!("{field}: {message}")).with("field", field)
     }
 
-    /// A VM that this door does not know.
+    /// A VM that this endpoint does not know.
     #[must_use]
     pub fn no_such_vm(name: impl fmt::Display) -> Self {
         Self::new(Reason::NoSuchVm, format!("no VM {name} here")).with("vm", name)

@@ -24,7 +24,7 @@ use rustix::{
 
 use crate::wait::PATIENCE;
 
-/// What a daemon says on standard output when its door is open.
+/// What a daemon says on standard output when its endpoint is open.
 const READY: &str = "listening on ";
 
 /// A server or an agent.

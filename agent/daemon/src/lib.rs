@@ -46,7 +46,7 @@ use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
     ApiError,
     model::{BackendKind, HostName},
-    transport::{Address, Door, DoorHandle, connect, traced},
+    transport::{Address, Endpoint, EndpointHandle, connect, traced},
     v1::{
         self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
@@ -138,7 +138,7 @@ impl fmt::Debug for HostConfig {
 #[derive(Debug)]
 pub struct Agent {
     address: SocketAddr,
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     supervisor: Arc<Supervisor>,
     lock: StateLock,
     /// Ends the tasks of an agent that is dropped without a stop.
@@ -240,7 +240,7 @@ impl Agent {
             version: config.version,
             supervisor: Arc::clone(&supervisor),
         });
-        let endpoint = Door::new()
+        let endpoint = Endpoint::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
                 &supervisor,

@@ -33,7 +33,7 @@ pub(crate) struct AgentArgs {
     /// This host's name in the fleet [default: the host name, made DNS-like]
     #[arg(long, env = "SLAT_HOST_NAME", value_name = "NAME")]
     name: Option<HostName>,
-    /// Address of the door; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -173,7 +173,8 @@ fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but half where that would be nearly nothing.
+/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but never less
+/// than every second byte, which matters on a small host.
 fn share(total: u64) -> u64 {
     let reserve = HOST_SHARE.max(total / HOST_PART);
     total.saturating_sub(reserve).max(total / 2)

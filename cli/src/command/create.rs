@@ -9,7 +9,6 @@ use slat_proto::{
     v1,
 };
 
-use super::view;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
@@ -17,6 +16,7 @@ use crate::{
         out::{self, Format},
         units::{Rate, Size},
     },
+    view,
 };
 
 const EXAMPLES: &str = "\
@@ -42,8 +42,8 @@ pub(crate) struct CreateArgs {
 }
 
 impl CreateArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }
@@ -234,7 +234,7 @@ impl VmOptions {
             format: self.format.map_or(0, |format| format.to_message().into()),
             guest: Some(self.guest()?),
         };
-        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        // The server checks again. Here a mistake costs no round trip and has exit code 2.
         VmSpec::from_message(&spec)?;
         Ok(spec)
     }
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_door_would_refuse_is_a_usage_error() {
+    fn what_the_server_would_refuse_is_a_usage_error() {
         for line in [
             "web --memory 3MiB",
             "web --vcpus 0",

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use slat_proto::{ApiError, Reason, v1};
 use tokio_stream::StreamExt as _;
 
-use super::view;
-use crate::{client::Client, failure::Failure, term::out};
+use crate::{client::Client, failure::Failure, term::out, view};
 
 /// A server that does not come back is given up after this long.
 const PATIENCE: Duration = Duration::from_secs(60);

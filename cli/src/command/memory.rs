@@ -47,8 +47,8 @@ pub(crate) struct MemoryArgs {
 }
 
 impl MemoryArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }

@@ -7,16 +7,16 @@ use slat_proto::{
     v1,
 };
 
-use super::{follow::follow, view};
+use super::follow::follow;
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,
     failure::{self, Failure},
     term::{
         out::{self, Format},
-        progress::Progress,
         units::{Rate, Span},
     },
+    view::{self, Progress},
 };
 
 const EXAMPLES: &str = "\
@@ -95,8 +95,8 @@ pub(crate) struct MigrateArgs {
 }
 
 impl MigrateArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }
@@ -122,7 +122,7 @@ impl MigrateArgs {
             }
             .into(),
         };
-        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        // The server checks again. Here a mistake costs no round trip and has exit code 2.
         MigrationParams::from_message(Some(&params))?;
         Ok(v1::CreateMigrationRequest {
             migration: Some(v1::Migration {

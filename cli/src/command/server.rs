@@ -22,7 +22,7 @@ One line on standard output says `listening on IP:PORT` when the server is ready
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServerArgs {
-    /// Address of the door: gRPC, dashboard and metrics; port 0 takes a free one
+    /// Address to listen on, for gRPC, dashboard and metrics; port 0 takes a free one
     #[arg(
         long,
         env = "SLAT_LISTEN",

@@ -22,7 +22,7 @@ pub(crate) struct DaemonArgs {
     pub(crate) die_with: Option<u32>,
 }
 
-/// Says, once, that the door is open: the one line on standard output, and systemd.
+/// Says, once, that the role serves: to systemd, and in one line on standard output.
 pub(crate) fn announce(address: SocketAddr) -> Result<(), Failure> {
     notify::notify("READY=1");
     match out::line(format!("listening on {address}")) {

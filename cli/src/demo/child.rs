@@ -91,7 +91,7 @@ impl Daemon {
         }
     }
 
-    /// Where its door is.
+    /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }

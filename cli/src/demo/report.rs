@@ -8,15 +8,18 @@ use slat_proto::{
     v1,
 };
 
-use super::{DemoArgs, Output, observer::Sums};
+use super::{
+    args::{DemoArgs, Output},
+    observer::Sums,
+};
 use crate::{
-    command::view,
     failure::Failure,
     term::{
         out,
         table::{Cell, Table, Tone},
         units::{Rate, Size, Span},
     },
+    view,
 };
 
 /// The report as programs read it. Null is what the backend cannot know.
@@ -328,7 +331,7 @@ fn dirty_rate(progress: &v1::MigrationProgress) -> Option<u64> {
 mod tests {
     use slat_proto::model::proto_duration;
 
-    use super::*;
+    use super::{super::args::parsed, *};
 
     fn migration(name: &str, verification: v1::Verification) -> v1::Migration {
         let pass = |iteration, millis, bytes, dirty_pages, last| v1::MigrationIteration {
@@ -362,7 +365,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        let mut report = Report::new(&super::super::tests::args("--streams 3"));
+        let mut report = Report::new(&parsed("--streams 3"));
         let spec = v1::VmSpec {
             memory_bytes: 256 << 20,
             vcpus: 2,

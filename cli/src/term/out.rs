@@ -41,6 +41,14 @@ pub(crate) fn say(text: impl AsRef<str>) {
     drop(writeln!(io::stderr().lock(), "{}", text.as_ref()));
 }
 
+/// Says why a command failed, unless everything is said already.
+pub(crate) fn report(failure: &Failure) {
+    let text = failure.render();
+    if !text.is_empty() {
+        say(text);
+    }
+}
+
 /// Writes to standard error without a line end.
 pub(crate) fn say_raw(text: &str) {
     let mut stderr = io::stderr().lock();

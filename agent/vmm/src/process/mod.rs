@@ -30,7 +30,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName},
-    transport::Door,
+    transport::Endpoint,
     v1::transfer_service_server::TransferServiceServer,
 };
 use slat_record::dir::VmDir;
@@ -160,9 +160,9 @@ async fn serve(
 }
 
 /// What this process serves.
-fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
-    Door::new()
+    Endpoint::new()
         .service(TransferServiceServer::new(transfers))
         .service(vm_service(Arc::clone(machine)))
         .service(memory_service(Arc::clone(machine)))
