@@ -38,9 +38,9 @@ pub(crate) trait Subject {
 /// Makes a subject, on the thread that will measure it.
 pub(crate) type Factory = Box<dyn FnOnce() -> Box<dyn Subject> + Send>;
 
-/// criterion's least, and enough: each sample is a whole pass over millions of pages.
+/// criterion's least, and enough: each sample goes over millions of pages.
 const SAMPLES: usize = 10;
-/// What a subject's samples may take together. Long passes take longer, short ones are repeated within a sample.
+/// What a subject's samples may take together. A long run takes longer, a short one is repeated within a sample.
 const TIME: Duration = Duration::from_millis(300);
 
 struct Ring {
@@ -103,7 +103,7 @@ impl<'a> Place<'a> {
     }
 
     /// Lets each other member take its turn.
-    fn pass(&self) {
+    fn next_turn(&self) {
         self.ring.hand_on(self.me);
         self.ring.wait(self.me);
     }
@@ -165,7 +165,7 @@ fn one(
         .without_plots()
         .with_output_color(false)
         .sample_size(SAMPLES)
-        // A single pass: it touches whatever was not touched yet.
+        // A single run: it touches whatever was not touched yet.
         .warm_up_time(Duration::from_nanos(1))
         .measurement_time(TIME)
         .nresamples(1000);
@@ -174,7 +174,7 @@ fn one(
     let mut group = criterion.benchmark_group(row);
     group.sampling_mode(SamplingMode::Flat);
     group.bench_function(me.to_string(), |bencher| {
-        place.pass();
+        place.next_turn();
         bencher.iter_custom(|times| {
             let mut sum = Duration::ZERO;
             for _ in 0..times {
@@ -244,7 +244,7 @@ mod tests {
                 scope.spawn(move || {
                     let place = Place::enter(ring, me);
                     for _ in 0..=me {
-                        place.pass();
+                        place.next_turn();
                         assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
                         order.lock().unwrap().push(me);
                         running.fetch_sub(1, Ordering::SeqCst);

@@ -28,5 +28,5 @@ pub mod v1 {
     tonic::include_proto!("slat.v1");
 
     /// Encoded `FileDescriptorSet` of this package, for reflection and JSON.
-    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/slat_v1.bin"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/slat_v1.pb"));
 }

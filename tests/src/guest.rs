@@ -37,7 +37,7 @@ pub fn fast() -> v1::MigrationParams {
     v1::MigrationParams::default()
 }
 
-/// So slow that its bulk pass outlasts what a test does to it: 64 MiB take 16 s.
+/// So slow that its first iteration outlasts what a test does to it: 64 MiB take 16 s.
 #[must_use]
 pub fn crawling() -> v1::MigrationParams {
     paced(4 * MIB)

@@ -9,7 +9,7 @@
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
 //! | `registry` | which names are held, and the memory they have reserved |
-//! | `living` | a VM with a process: channel and snapshot cache |
+//! | `living`, `follow` | a VM with a process: channel and snapshot cache, and the tasks that keep it |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
@@ -44,11 +44,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
-    ApiError,
     model::{BackendKind, HostName},
     transport::{Address, Endpoint, EndpointHandle, connect, traced},
     v1::{
-        self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -61,6 +60,7 @@ use tokio_util::{
 mod dead;
 mod ended;
 mod error;
+mod follow;
 mod host_api;
 mod living;
 mod memory_api;
@@ -76,6 +76,8 @@ mod transfer_api;
 mod vm_api;
 
 pub use error::HostError;
+
+pub use self::supervisor::Admit;
 
 use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
 
@@ -113,10 +115,6 @@ pub struct HostConfig {
     /// Process-wide metrics to put before this agent's own on `/metrics`.
     pub render: Option<Render>,
 }
-
-/// Compares what a VM's source said of itself with this host.
-pub type Admit =
-    Arc<dyn Fn(&v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> + Send + Sync>;
 
 impl fmt::Debug for HostConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

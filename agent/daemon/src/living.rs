@@ -1,7 +1,8 @@
 //! A VM with a living process: one channel to its endpoint, and the cache of what it last said.
 //!
 //! # The cache
-//! One [`follow_vm`] task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_side`] task per migration
+//! One [`follow_vm`](super::follow::follow_vm) task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_side`](super::follow::follow_side)
+//! task per migration
 //! side keeps the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end with the
 //! process (`gone`) or with the agent; the side's also when the side is released.
 //!
@@ -31,7 +32,6 @@ use tonic::{Code, Response, Status};
 
 use super::{
     process::Process,
-    registry::Registry,
     side::{SideKey, is_terminal},
     sighting,
 };
@@ -43,9 +43,6 @@ pub(super) const QUICK: Duration = Duration::from_secs(10);
 pub(super) const HEAVY: Duration = Duration::from_secs(300);
 /// A harvest of a large VM is one message.
 const MAX_MESSAGE: usize = 256 << 20;
-/// Between two attempts to follow, doubling from the first.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(2);
 
 /// One living VM process.
 #[derive(Debug)]
@@ -214,7 +211,7 @@ impl LiveVm {
     }
 
     /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed any more.
-    fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
+    pub(super) fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
         match self.side_map().get_mut(key) {
             Some(seen) => {
                 let news = seen.as_ref().is_none_or(|old| old.phase != side.phase);
@@ -257,7 +254,7 @@ impl LiveVm {
                     format!("{}: {error}", self.dir.path().display()),
                 )
                 .with("vm", &self.name)
-                .with("advice", "make room on the host's disk and ask again")
+                .with("advice", "free space on the host's disk and ask again")
             }),
         }
     }
@@ -271,7 +268,7 @@ impl LiveVm {
         }
     }
 
-    /// Begins to know a side; true when it is new here. The caller then starts [`follow_side`].
+    /// Begins to know a side; true when it is new here. The caller then starts [`follow_side`](super::follow::follow_side).
     pub(super) fn add_side(&self, key: &SideKey, said: Option<v1::Transfer>) -> bool {
         match self.side_map().entry(key.clone()) {
             btree_map::Entry::Vacant(entry) => {
@@ -345,86 +342,5 @@ pub(super) fn forget_record(vm: &LiveVm, key: &SideKey) {
         .remove_transfer(&key.migration, key.role.to_message())
     {
         tracing::warn!(vm = %vm.name, migration = %key.migration, %error, "cannot remove a transfer's record");
-    }
-}
-
-/// Waits before the next attempt; false when the process is gone.
-async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
-    let now = *wait;
-    *wait = (now * 2).min(RETRY_LAST);
-    tokio::select! {
-        () = vm.gone.cancelled() => false,
-        () = tokio::time::sleep(now) => true,
-    }
-}
-
-/// Keeps the snapshot until the process is gone. `heard` is called after each message.
-pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
-    let mut wait = RETRY_FIRST;
-    loop {
-        let request = v1::WatchVmRequest {
-            name: vm.name.to_string(),
-        };
-        match vm.vms().watch_vm(request).await {
-            Ok(stream) => {
-                let mut stream = stream.into_inner();
-                while let Ok(Some(said)) = stream.message().await {
-                    wait = RETRY_FIRST;
-                    heard(&said);
-                    if vm.see(said) {
-                        registry.note_change();
-                    }
-                }
-            }
-            Err(status) => {
-                tracing::debug!(vm = %vm.name, error = status.message(), "cannot watch a VM")
-            }
-        }
-        if !again(&vm, &mut wait).await {
-            return;
-        }
-    }
-}
-
-/// Keeps a side's last state until it ended by itself (true), was released or its process is gone (false).
-pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
-    let mut wait = RETRY_FIRST;
-    loop {
-        let request = v1::WatchTransferRequest {
-            migration: key.migration.to_string(),
-            role: key.role.to_message().into(),
-        };
-        match vm.transfers().watch_transfer(request).await {
-            Ok(stream) => {
-                let mut stream = stream.into_inner();
-                while let Ok(Some(said)) = stream.message().await {
-                    if let Err(error) = vm.witness(&said).await {
-                        tracing::error!(vm = %vm.name, migration = %key.migration, %error, "not passed on: a sighting cannot be kept");
-                        break;
-                    }
-                    wait = RETRY_FIRST;
-                    let ended = is_terminal(said.phase());
-                    if vm.see_side(&key, said) {
-                        registry.note_change();
-                    }
-                    if ended {
-                        return true;
-                    }
-                }
-            }
-            Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
-                // Released, or never begun: then a record that the agent made before is of no use.
-                vm.forget_side(&key);
-                forget_record(&vm, &key);
-                registry.note_change();
-                return false;
-            }
-            Err(status) => {
-                tracing::debug!(vm = %vm.name, migration = %key.migration, error = status.message(), "cannot watch a side");
-            }
-        }
-        if vm.side(&key).is_none() || !again(&vm, &mut wait).await {
-            return false;
-        }
     }
 }

@@ -226,7 +226,7 @@ fn vm_families(families: &mut Families, vm: &v1::Vm) {
     }
 }
 
-/// Fault counters: our word, KVM's statistic, its word in the pass-through, value.
+/// Fault counters: Slat's label, KVM's statistic, the label under which that is shown, value.
 fn faults(stats: &v1::MmuStats) -> [(&'static str, &'static str, &'static str, Option<u64>); 6] {
     [
         ("taken", "pf_taken", "taken", stats.faults_taken),
@@ -411,12 +411,12 @@ fn transfer_families(families: &mut Families, transfer: &v1::Transfer) {
     let iteration = Some(u64::from(progress.iteration));
     families.gauge(
         "slat_migration_iteration",
-        "Running pass over memory; 0 is the bulk pass.",
+        "Running iteration; 0 sends all memory.",
         &labels,
         iteration,
     );
     if transfer.role() == v1::TransferRole::Source {
-        let help = "Bytes left to send in the running pass.";
+        let help = "Bytes left to send in the running iteration.";
         families.gauge(
             "slat_migration_remaining_bytes",
             help,

@@ -161,7 +161,7 @@ fn interval(millis: u32) -> Duration {
     }
 }
 
-/// Between half and all of `pause`, so that hosts do not return in step.
+/// `pause`, shortened at random by up to one part of two, so that hosts do not return in step.
 fn jittered(pause: Duration) -> Duration {
     // A hasher's keys are this process's only source of chance that needs no crate.
     let chance = std::hash::RandomState::new().build_hasher().finish();

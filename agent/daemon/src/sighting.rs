@@ -4,7 +4,8 @@
 //! have it. Its journal then says "owner" when it dies, so what the agent saw must outlive process and agent: the record is
 //! durable before the sighting is passed on, to a server or to a destination that commits on it.
 //!
-//! They lie apart from the records of [`VmDir`], which the process itself writes at the same time.
+//! They have a folder of their own: the records of [`VmDir`] are written by the VM process at the
+//! same time.
 
 use std::io;
 

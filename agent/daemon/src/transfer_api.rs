@@ -275,7 +275,7 @@ impl TransferService for Transfers {
     }
 }
 
-/// Passes a side's stream on; when its process dies under it, goes on with what that left.
+/// Forwards a side's stream. When its process dies meanwhile, goes on with what that left.
 async fn relay_side(
     supervisor: Arc<Supervisor>,
     key: SideKey,

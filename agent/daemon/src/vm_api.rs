@@ -195,7 +195,7 @@ impl VmService for Vms {
     }
 }
 
-/// Passes a VM's stream on until either side or the agent ends.
+/// Forwards a VM's stream until either side or the agent ends.
 pub(super) async fn relay<T: Send + 'static>(
     live: Arc<LiveVm>,
     mut stream: tonic::Streaming<T>,

@@ -20,9 +20,9 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-struct Entry(u64);
+struct BareEntry(u64);
 
-impl PageTableEntry for Entry {
+impl PageTableEntry for BareEntry {
     type PteConfig = u64;
 
     #[inline]
@@ -71,7 +71,7 @@ impl PageTableEntry for Entry {
 struct FourLevels;
 
 impl TableMeta for FourLevels {
-    type P = Entry;
+    type P = BareEntry;
     const PAGE_SIZE: usize = 4096;
     const LEVEL_BITS: &[usize] = &[9, 9, 9, 9];
     const MAX_BLOCK_LEVEL: usize = 3;

@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 
-use super::{GIB, Kind, Plan, bytes};
+use super::plan::{GIB, Kind, Plan, bytes};
 use crate::{heap, report::Counted, slat::Slat, table::Table as _};
 
 const TIB: u64 = 1024 * GIB;

@@ -42,7 +42,7 @@ pub(crate) enum VerifyChoice {
     AfterCommit,
 }
 
-/// What to do when time or rounds are up.
+/// What to do when time or iterations are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum TimeoutChoice {
     /// Give up; the VM runs on at the source
@@ -72,13 +72,13 @@ pub(crate) struct MigrateArgs {
     /// Ceiling over all streams; a bare number is MiB/s [default: none]
     #[arg(long, value_name = "RATE")]
     max_bandwidth: Option<Rate>,
-    /// Rounds after which precopy counts as not converging [default: 30]
+    /// Iterations after which precopy counts as not converging [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_iterations: Option<u32>,
     /// When to compare the memory of both sides
     #[arg(long, value_enum, default_value = "none", value_name = "WHEN")]
     verify: VerifyChoice,
-    /// What to do when time or rounds are up
+    /// What to do when time or iterations are used up
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
     /// Name of the migration, never used before [default: the server chooses]

@@ -10,7 +10,7 @@ Examples:
   slat demo
   slat demo --migrations 20 --vcpus 2
   slat demo --backend software --format sv48x4        RISC-V page tables, without KVM
-  slat demo --dirty-rate 256 --max-downtime 20ms      more rounds
+  slat demo --dirty-rate 256 --max-downtime 20ms      more iterations
   slat demo --output json                             one object on standard output
   slat demo --keep                                    stay up and open the dashboard it names
 

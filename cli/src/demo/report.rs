@@ -309,7 +309,7 @@ fn table_row(row: &Row, verified: &str) -> Vec<Cell> {
     ]
 }
 
-/// Bytes over the time of all passes.
+/// Bytes over the time of all iterations.
 fn throughput(progress: &v1::MigrationProgress) -> Option<u64> {
     let time = progress
         .iterations
@@ -319,7 +319,7 @@ fn throughput(progress: &v1::MigrationProgress) -> Option<u64> {
     view::per_second(progress.bytes_transferred, time)
 }
 
-/// What the guest dirtied while it ran during the migration, over the time of those passes.
+/// What the guest dirtied while it ran during the migration, over the time of those iterations.
 fn dirty_rate(progress: &v1::MigrationProgress) -> Option<u64> {
     let live = || progress.iterations.iter().filter(|one| !one.r#final);
     let pages: u64 = live().map(|one| one.dirty_pages).sum();
@@ -334,7 +334,7 @@ mod tests {
     use super::{super::args::parsed, *};
 
     fn migration(name: &str, verification: v1::Verification) -> v1::Migration {
-        let pass = |iteration, millis, bytes, dirty_pages, last| v1::MigrationIteration {
+        let iteration = |iteration, millis, bytes, dirty_pages, last| v1::MigrationIteration {
             iteration,
             bytes_transferred: bytes,
             duration: Some(proto_duration(Duration::from_millis(millis))),
@@ -355,8 +355,8 @@ mod tests {
                 downtime: Some(proto_duration(Duration::from_micros(12_500))),
                 verification: verification.into(),
                 iterations: vec![
-                    pass(0, 900, 290 << 20, 2048, false),
-                    pass(1, 100, 10 << 20, 0, true),
+                    iteration(0, 900, 290 << 20, 2048, false),
+                    iteration(1, 100, 10 << 20, 0, true),
                 ],
                 ..Default::default()
             }),

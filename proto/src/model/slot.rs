@@ -61,7 +61,7 @@ impl SlotSpec {
             Some(end) if end <= MAX_GFN => Ok(Self { slot, base_gfn, pages, read_only }),
             _ => Err(bad(
                 slot,
-                format_args!("frames {base_gfn:#x} + {pages:#x} pass the end of guest-physical space ({MAX_GFN:#x})"),
+                format_args!("frames {base_gfn:#x} + {pages:#x} go beyond the end of guest-physical space ({MAX_GFN:#x})"),
             )
             .with("gfn", base_gfn)
             .with("pages", pages)),

@@ -141,7 +141,7 @@ impl Guest {
         )
     }
 
-    /// The slots that there are, the program's own guest apart.
+    /// The slots that there are, without those of the program's own guest.
     pub fn slots(&self) -> &[SlotSpec] {
         &self.slots
     }
@@ -266,8 +266,8 @@ impl Guest {
                 self.add(rng, 512 * gib, Pfn(0), 512 * gib, SlotFlags::empty())?;
             }
         }
-        for half in [0, 1, 0, 1, 0] {
-            let host = Pfn(layout.base / PAGE + half * gib);
+        for side in [0, 1, 0, 1, 0] {
+            let host = Pfn(layout.base / PAGE + side * gib);
             self.add(rng, gib, host, gib, SlotFlags::empty())?;
         }
         for _ in 0..40 {
@@ -284,12 +284,12 @@ impl Guest {
         }
         for _ in 0..120 {
             let pages = 1 + rng.below(128);
-            let (window, room) = if rng.chance(20) {
+            let (window, size) = if rng.chance(20) {
                 (1, 1024)
             } else {
                 (0, 16384)
             };
-            let host = layout.window_pfn(window).0 + rng.below(room - pages);
+            let host = layout.window_pfn(window).0 + rng.below(size - pages);
             let flags = flags(rng);
             self.add(rng, pages, Pfn(host), 1, flags)?;
         }

@@ -246,7 +246,7 @@ fn root_hole(image: &Image, plan: Plan, rng: &mut Rng) -> Option<Step> {
 }
 
 /// Overwrites entries of `image` by every recipe of its family. A recipe that finds no entry to change is left out only
-/// where the format has no room for it (a root without an empty entry).
+/// where the format has no place for it (a root without an empty entry).
 ///
 /// # Errors
 /// When `decode` judges an entry otherwise than the manual, or tables hold nothing to change.

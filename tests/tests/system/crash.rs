@@ -29,7 +29,7 @@ slat_tests::on_each_backend!(
     server_while_the_migration_fails,
 );
 
-/// Reasons that say: the other half is gone.
+/// Reasons that say that the other side is gone.
 const PEER_GONE: [Reason; 5] = [
     Reason::ConnectionLost,
     Reason::VmProcessDied,

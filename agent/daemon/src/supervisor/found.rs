@@ -16,7 +16,8 @@ use slat_record::{
 
 use crate::{
     dead::DeadVm,
-    living::{LiveVm, follow_vm, load_seen, save_seen},
+    follow::follow_vm,
+    living::{LiveVm, load_seen, save_seen},
     process::{self, DirLock, Found, Process},
     registry::Claim,
     remains::Remains,

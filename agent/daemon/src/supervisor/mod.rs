@@ -25,9 +25,9 @@ use slat_proto::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Admit,
     ended::EndedSides,
-    living::{LiveVm, follow_side},
+    follow::follow_side,
+    living::LiveVm,
     registry::{Held, Registry, Work},
     side::{Role, SideKey, is_terminal},
 };
@@ -51,6 +51,10 @@ const ADOPT: Duration = Duration::from_secs(2);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long a question waits for a name that is being cleared.
 const SETTLE: Duration = Duration::from_secs(15);
+
+/// Compares what a VM's source said of itself with this host.
+pub type Admit =
+    Arc<dyn Fn(&v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> + Send + Sync>;
 
 /// See the module.
 pub(super) struct Supervisor {

@@ -127,7 +127,7 @@ function keep(history) {
     points.set(name, ring);
   }
   for (const name of [...points.keys()]) if (!(name in history.migrations)) points.delete(name);
-  // A little overlap costs nothing: entries are told apart by their time.
+  // A little overlap costs nothing: entries are distinguished by their time.
   since = history.now - 1;
 }
 

@@ -33,7 +33,7 @@ pub struct Job<'a> {
 
 /// A machine.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct EmulatedCpu {
     /// Name and version of the emulator.
     pub name: String,
     /// Its memory.
@@ -73,7 +73,7 @@ pub const BOCHS_PHYSICAL_BITS: u32 = 40;
 const PBMTE: u64 = 1 << 62;
 const ADUE: u64 = 1 << 61;
 
-impl Machine {
+impl EmulatedCpu {
     /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works, `sources`
     /// where the programs' sources are.
     ///
@@ -194,7 +194,7 @@ impl Machine {
         .args(["-o", "walker.elf", "walker.o"]);
         succeeds(&link, &self.folder, "ld", BUILD_BOUND)?;
         let mut copy = tool("objcopy");
-        copy.args(["-O", "binary", "walker.elf", "walker.bin"]);
+        copy.args(["-O", "binary", "walker.elf", "walker.raw"]);
         succeeds(&copy, &self.folder, "objcopy", BUILD_BOUND)?;
         Ok(())
     }
@@ -255,8 +255,8 @@ impl Machine {
             "too many queries for the layout"
         );
         let block = query::encode(self.layout, job.root, self.flags, job.queries);
-        fs::write(self.file("queries.bin"), block)?;
-        fs::write(self.file("tables.bin"), job.image)?;
+        fs::write(self.file("queries.raw"), block)?;
+        fs::write(self.file("tables.raw"), job.image)?;
         let output = self.file("output.txt");
         fs::write(&output, "")?;
         let (command, name) = match &self.kind {
@@ -302,9 +302,9 @@ impl Machine {
             "-nodefaults",
         ]);
         command.args(["-serial", "file:output.txt"]);
-        command.args(self.loader("walker.bin", self.layout.base));
-        command.args(self.loader("queries.bin", self.layout.queries()));
-        command.args(self.loader("tables.bin", self.layout.tables()));
+        command.args(self.loader("walker.raw", self.layout.base));
+        command.args(self.loader("queries.raw", self.layout.queries()));
+        command.args(self.loader("tables.raw", self.layout.tables()));
         command
     }
 
@@ -320,8 +320,8 @@ impl Machine {
         command.args(["-debugcon", "file:output.txt"]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
         command.args(["-bios", "walker.rom"]);
-        command.args(self.loader("queries.bin", self.layout.queries()));
-        command.args(self.loader("tables.bin", self.layout.tables()));
+        command.args(self.loader("queries.raw", self.layout.queries()));
+        command.args(self.loader("tables.raw", self.layout.tables()));
         command
     }
 
@@ -334,8 +334,8 @@ impl Machine {
              romimage: file=walker.rom, address=0xffff0000, options=none\n\
              vgaromimage: file={vga}\n\
              speaker: enabled=0\n\
-             optramimage1: file=queries.bin, address={queries:#x}\n\
-             optramimage2: file=tables.bin, address={tables:#x}\n\
+             optramimage1: file=queries.raw, address={queries:#x}\n\
+             optramimage2: file=tables.raw, address={tables:#x}\n\
              port_e9_hack: enabled=1\n\
              log: messages.txt\npanic: action=fatal\nerror: action=ignore\ninfo: action=ignore\n",
             memory = RAM >> 20,
