@@ -1,4 +1,5 @@
-//! Compiles `slat/v1/*.proto` with protox: no protoc needed. The descriptor set is kept for reflection and JSON.
+//! Compiles `slat/v1/*.proto` with protox: no protoc needed. The descriptor set is kept for
+//! reflection and JSON.
 
 use std::{env, error::Error, fs, path::PathBuf};
 

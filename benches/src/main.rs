@@ -1,11 +1,13 @@
-//! `bench-mmu`: the Common MMU beside other page-table crates and beside the machine's baselines, in one run.
+//! `bench-mmu`: the Common MMU beside other page-table crates and beside the machine's baselines,
+//! in one run.
 //!
 //! # How it measures
 //!
-//! A *row* is one operation at one size. Its *subjects* (Slat, each peer that can do the operation, the baselines) take
-//! turns sample by sample (`ring`), each measured by criterion, on one core to which the process is pinned. Times are the
-//! measuring thread's CPU time, so another program on the same core delays the run and is not counted; rows with two
-//! threads are wall-clock time. Every subject's result is checked outside the timing.
+//! A *row* is one operation at one size. Its *subjects* (Slat, each peer that can do the operation,
+//! the baselines) take turns sample by sample (`ring`), each measured by criterion, on one core to
+//! which the process is pinned. Times are the measuring thread's CPU time, so another program on
+//! the same core delays the run and is not counted; rows with two threads are wall-clock time.
+//! Every subject's result is checked outside the timing.
 //!
 //! # Map
 //!
@@ -57,14 +59,15 @@ enum Output {
     Markdown,
 }
 
-/// Measure the Common MMU beside other page-table crates and the machine's baselines, in one run on one core
+/// Measure the Common MMU beside other page-table crates and the machine's baselines, in one run on
+/// one core
 ///
-/// Each row is one operation at one size: the median of Slat, of the fastest peer that can do the operation and of the
-/// baseline, with their spreads, and whether the goal was met. A missed goal is not an error. Progress goes to standard
-/// error, the result alone to standard output.
+/// Each row is one operation at one size: the median of Slat, of the fastest peer that can do the
+/// operation and of the baseline, with their spreads, and whether the goal was met. A missed goal
+/// is not an error. Progress goes to standard error, the result alone to standard output.
 ///
-/// Peers: page_table_multiarch, page-table-generic, x86_64 (OffsetPageTable). Nanoseconds are per page unless the row
-/// says otherwise.
+/// Peers: page_table_multiarch, page-table-generic, x86_64 (OffsetPageTable). Nanoseconds are per
+/// page unless the row says otherwise.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask bench mmu",

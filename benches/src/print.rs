@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::report::{Figure, Row};
 
-/// The standard output that the program was started with. Until the end, everything else that is printed goes to
-/// standard error.
+/// The standard output that the program was started with. Until the end, everything else that is
+/// printed goes to standard error.
 pub(crate) struct Console(OwnedFd);
 
 impl Console {

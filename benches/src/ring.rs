@@ -1,12 +1,13 @@
-//! Subjects of a row take turns: one sample of each, round and round, so that what disturbs the machine for a while
-//! disturbs all of them.
+//! Subjects of a row take turns: one sample of each, round and round, so that what disturbs the
+//! machine for a while disturbs all of them.
 //!
-//! criterion measures one benchmark from beginning to end, so each subject has its own criterion on its own thread, and
-//! the threads are used as coroutines: exactly one runs at any time. A thread gives the turn to the next one whenever
-//! criterion asks it for a sample, and leaves the ring when its criterion is done; analysis runs inside the turn.
+//! criterion measures one benchmark from beginning to end, so each subject has its own criterion on
+//! its own thread, and the threads are used as coroutines: exactly one runs at any time. A thread
+//! gives the turn to the next one whenever criterion asks it for a sample, and leaves the ring when
+//! its criterion is done; analysis runs inside the turn.
 //!
-//! *Locking*: the turn is behind one mutex; a thread that does not have it waits on the condition variable. A thread that
-//! panics leaves the ring on its way out.
+//! *Locking*: the turn is behind one mutex; a thread that does not have it waits on the condition
+//! variable. A thread that panics leaves the ring on its way out.
 
 use std::{
     path::Path,
@@ -40,7 +41,8 @@ pub(crate) type Factory = Box<dyn FnOnce() -> Box<dyn Subject> + Send>;
 
 /// criterion's least, and enough: each sample goes over millions of pages.
 const SAMPLES: usize = 10;
-/// What a subject's samples may take together. A long run takes longer, a short one is repeated within a sample.
+/// What a subject's samples may take together. A long run takes longer, a short one is repeated
+/// within a sample.
 const TIME: Duration = Duration::from_millis(300);
 
 struct Ring {
@@ -116,8 +118,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Measures `subjects` in turns. The result is nanoseconds for each of `operations` operations of a run, in the same
-/// order. criterion's files go below `directory`.
+/// Measures `subjects` in turns. The result is nanoseconds for each of `operations` operations of a
+/// run, in the same order. criterion's files go below `directory`.
 ///
 /// # Errors
 /// When a result was wrong or criterion's files cannot be read.

@@ -19,7 +19,8 @@ const STYLES: styling::Styles = styling::Styles::styled()
     .usage(styling::AnsiColor::Green.on_default().bold())
     .literal(styling::AnsiColor::Cyan.on_default());
 
-/// Remote MMU control plane for KVM hosts: their VMs' memory over gRPC, and running VMs moved between them
+/// Remote MMU control plane for KVM hosts: their VMs' memory over gRPC, and running VMs moved
+/// between them
 #[derive(Debug, Parser)]
 #[command(
     name = "slat",

@@ -51,8 +51,8 @@ fn on_runtime(
     result
 }
 
-/// A client's runtime: one thread; errors of libraries are logged when RUST_LOG asks, traces exported when configured.
-/// Failures name the `endpoint` that was asked.
+/// A client's runtime: one thread; errors of libraries are logged when RUST_LOG asks, traces
+/// exported when configured. Failures name the `endpoint` that was asked.
 fn as_client(
     endpoint: Option<Address>,
     command: impl Future<Output = Result<(), Failure>>,

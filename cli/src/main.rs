@@ -1,5 +1,6 @@
-//! `slat`: the one binary an operator installs. It parses the command line, starts a runtime for the command and turns
-//! its end into an exit code; the server and the agent are libraries, the commands are one file each.
+//! `slat`: the one binary an operator installs. It parses the command line, starts a runtime for
+//! the command and turns its end into an exit code; the server and the agent are libraries, the
+//! commands are one file each.
 
 mod args;
 mod client;

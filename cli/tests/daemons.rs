@@ -1,4 +1,5 @@
-//! The roles as processes: one ready line, clear refusals, orderly ends. What they do is tested where they live.
+//! The roles as processes: one ready line, clear refusals, orderly ends. What they do is tested
+//! where they live.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},

@@ -1,8 +1,9 @@
 //! The error that every API endpoint speaks.
 //!
-//! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain [`DOMAIN`] and metadata;
-//! every value that the message interpolates is in the metadata too (AIP-193). Programs look at the reason, never at the
-//! text. Metadata keys with a fixed meaning: `vm`, `host`, `migration`, `slot`, `phase`, `side`, `vm_location`, `advice`.
+//! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain
+//! [`DOMAIN`] and metadata; every value that the message interpolates is in the metadata too
+//! (AIP-193). Programs look at the reason, never at the text. Metadata keys with a fixed meaning:
+//! `vm`, `host`, `migration`, `slot`, `phase`, `side`, `vm_location`, `advice`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -228,8 +229,9 @@ impl From<ApiError> for Status {
 }
 
 impl From<Status> for ApiError {
-    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes PEER_UNREACHABLE when its
-    /// code says the peer could not be asked, and INTERNAL otherwise, with the gRPC code kept in the metadata.
+    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes
+    /// PEER_UNREACHABLE when its code says the peer could not be asked, and INTERNAL otherwise,
+    /// with the gRPC code kept in the metadata.
     fn from(status: Status) -> Self {
         if let Some(info) = status.get_details_error_info()
             && info.domain == DOMAIN

@@ -1,7 +1,8 @@
-//! A peer that has no business at a destination's data port: it finds the port and speaks badly to it.
+//! A peer that has no business at a destination's data port: it finds the port and speaks badly to
+//! it.
 //!
-//! The header of a frame is written down here again from the protocol's description, so that a test does not share the
-//! mistakes of what it tests.
+//! The header of a frame is written down here again from the protocol's description, so that a test
+//! does not share the mistakes of what it tests.
 
 use std::{
     fs,

@@ -5,7 +5,8 @@
 //! <root>/host-a/          state of an agent          <root>/host-a.log
 //! <root>/host-a/vms/x/    one VM (lock, journal, log)
 //! ```
-//! Every process of the fleet has a path below the root on its command line, so what is left of it can be found in `/proc`.
+//! Every process of the fleet has a path below the root on its command line, so what is left of it
+//! can be found in `/proc`.
 
 use std::{
     ffi::OsString,
@@ -269,7 +270,8 @@ impl Fleet {
         Ok(self.vms(endpoint).get_vm(request).await?.into_inner())
     }
 
-    /// Creates and starts a VM through the server; returns when its guest has written something (an idle one: when it runs).
+    /// Creates and starts a VM through the server; returns when its guest has written something (an
+    /// idle one: when it runs).
     ///
     /// # Errors
     /// What the server answers.
@@ -480,8 +482,9 @@ impl Fleet {
         }
     }
 
-    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a migration or dirty logging, its
-    /// guest writes on from where it is now, and has found no error.
+    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a
+    /// migration or dirty logging, its guest writes on from where it is now, and has found no
+    /// error.
     ///
     /// # Errors
     /// When one of these is not so.

@@ -1,5 +1,5 @@
-//! A VM whose process is dead and whose directory still has something to tell: a lost VM until it is deleted, migration
-//! sides until they are released.
+//! A VM whose process is dead and whose directory still has something to tell: a lost VM until it
+//! is deleted, migration sides until they are released.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,8 @@ impl DeadVm {
     ) -> Self {
         let (lost, sides) = match &remains {
             Ok(remains) => (remains.lost_vm(seen, host), remains.sides()),
-            // It may have owned the VM: it is shown as lost, with the reason, until somebody looks and deletes it.
+            // It may have owned the VM: it is shown as lost, with the reason, until somebody looks
+            // and deletes it.
             Err(error) => {
                 let (uid, epoch) = seen.map_or((String::new(), 0), |vm| (vm.uid.clone(), vm.epoch));
                 let message = format!("its process died and its directory cannot be read: {error}");

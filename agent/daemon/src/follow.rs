@@ -1,5 +1,6 @@
-//! The tasks that keep what a VM's process last said: one for the VM, one for each of its sides of a
-//! migration. They end with the process or with the agent; a side's also when the side is released.
+//! The tasks that keep what a VM's process last said: one for the VM, one for each of its sides of
+//! a migration. They end with the process or with the agent; a side's also when the side is
+//! released.
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,7 +54,8 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
     }
 }
 
-/// Keeps a side's last state until it ended by itself (true), was released or its process is gone (false).
+/// Keeps a side's last state until it ended by itself (true), was released or its process is gone
+/// (false).
 pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
     let mut wait = RETRY_FIRST;
     loop {

@@ -1,15 +1,15 @@
 //! The daemon of one hypervisor host.
 //!
-//! It starts one `slat vm` process per VM, finds them again after its own restart, routes requests to them and reports to
-//! the server. It holds no guest and decides nothing about ownership: an agent can crash, restart or be upgraded and no
-//! guest notices.
+//! It starts one `slat vm` process per VM, finds them again after its own restart, routes requests
+//! to them and reports to the server. It holds no guest and decides nothing about ownership: an
+//! agent can crash, restart or be upgraded and no guest notices.
 //!
 //! | file | what |
 //! |---|---|
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
 //! | `registry` | which names are held, and the memory they have reserved |
-//! | `living`, `follow` | a VM with a process: channel and snapshot cache, and the tasks that keep it |
+//! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
@@ -27,8 +27,9 @@
 //! ```
 //!
 //! # Tasks and locks
-//! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on a directory that is
-//! waited for. Locks are leaf mutexes, each in its own file's contract; none is held across an `.await`.
+//! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on
+//! a directory that is waited for. Locks are leaf mutexes, each in its own file's contract; none is
+//! held across an `.await`.
 
 use std::{
     ffi::OsString,
@@ -94,7 +95,8 @@ pub struct HostConfig {
     pub name: HostName,
     /// Where to serve gRPC, `/metrics` and `/healthz`.
     pub listen: SocketAddr,
-    /// `host:port` under which the server and other agents reach this one; `None`: the bound address.
+    /// `host:port` under which the server and other agents reach this one; `None`: the bound
+    /// address.
     pub advertise: Option<String>,
     /// The server to report to; `None`: to nobody.
     pub server: Option<Address>,
@@ -108,7 +110,8 @@ pub struct HostConfig {
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
-    /// Whether a VM that is announced could live here; asked before anything is reserved. May block.
+    /// Whether a VM that is announced could live here; asked before anything is reserved. May
+    /// block.
     pub admit: Admit,
     /// Slat's version, for people and metrics.
     pub version: String,
@@ -144,7 +147,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and begins to report.
+    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and
+    /// begins to report.
     ///
     /// # Errors
     /// See [`HostError`]. Nothing is left running; VM processes that were there go on.
@@ -325,8 +329,8 @@ fn make_dir(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
-/// The state directory's lock, given back explicitly: a copy of the descriptor in a child that is being forked at this
-/// moment would keep it otherwise.
+/// The state directory's lock, given back explicitly: a copy of the descriptor in a child that is
+/// being forked at this moment would keep it otherwise.
 #[derive(Debug)]
 struct StateLock(File);
 

@@ -1,14 +1,15 @@
 //! A VM with a living process: one channel to its endpoint, and the cache of what it last said.
 //!
 //! # The cache
-//! One [`follow_vm`](super::follow::follow_vm) task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_side`](super::follow::follow_side)
-//! task per migration
-//! side keeps the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end with the
-//! process (`gone`) or with the agent; the side's also when the side is released.
+//! One [`follow_vm`](super::follow::follow_vm) task per VM keeps the last `slat.v1.Vm` of its
+//! WatchVm stream, one [`follow_side`](super::follow::follow_side) task per migration side keeps
+//! the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end
+//! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
 //! # Locking
-//! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them. `sighted` is held over the
-//! write or removal of a sighting's record, so that none is written after its release; only blocking threads write.
+//! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them.
+//! `sighted` is held over the write or removal of a sighting's record, so that none is written
+//! after its release; only blocking threads write.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
@@ -121,7 +122,8 @@ impl LiveVm {
         }
     }
 
-    /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made it.
+    /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made
+    /// it.
     pub(super) fn refusal(&self, status: Status) -> ApiError {
         let transport = matches!(
             status.code(),
@@ -210,7 +212,8 @@ impl LiveVm {
             .filter(|side| is_terminal(side.phase()))
     }
 
-    /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed any more.
+    /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed
+    /// any more.
     pub(super) fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
         match self.side_map().get_mut(key) {
             Some(seen) => {
@@ -222,8 +225,8 @@ impl LiveVm {
         }
     }
 
-    /// Makes it durable that a source side gave its VM away, when `side` says so. To be awaited before that is passed on: the
-    /// journal of its process may lack it.
+    /// Makes it durable that a source side gave its VM away, when `side` says so. To be awaited
+    /// before that is passed on: the journal of its process may lack it.
     ///
     /// # Errors
     /// STORE: the sighting must not be passed on.
@@ -268,14 +271,16 @@ impl LiveVm {
         }
     }
 
-    /// Begins to know a side; true when it is new here. The caller then starts [`follow_side`](super::follow::follow_side).
+    /// Begins to know a side; true when it is new here. The caller then starts
+    /// [`follow_side`](super::follow::follow_side).
     pub(super) fn add_side(&self, key: &SideKey, said: Option<v1::Transfer>) -> bool {
         match self.side_map().entry(key.clone()) {
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(said);
                 true
             }
-            // Known by name only (the VM's stream was quicker than the answer to the call that began it).
+            // Known by name only (the VM's stream was quicker than the answer to the call that
+            // began it).
             btree_map::Entry::Occupied(mut entry) => {
                 if entry.get().is_none() {
                     entry.insert(said);
@@ -291,13 +296,14 @@ impl LiveVm {
     }
 }
 
-/// Where the agent keeps a VM as it first saw it, for the time when its process is gone: what was asked for is in no
-/// journal.
+/// Where the agent keeps a VM as it first saw it, for the time when its process is gone: what was
+/// asked for is in no journal.
 fn seen_path(dir: &VmDir) -> std::path::PathBuf {
     dir.path().join("seen.pb")
 }
 
-/// Writes a VM beside its journal. Best effort: losing it costs a lost VM its specification, nothing else.
+/// Writes a VM beside its journal. Best effort: losing it costs a lost VM its specification,
+/// nothing else.
 pub(super) fn save_seen(dir: &VmDir, vm: &v1::Vm) {
     let aside = dir.path().join("seen.new");
     let written = std::fs::write(&aside, vm.encode_to_vec())
@@ -313,8 +319,9 @@ pub(super) fn load_seen(dir: &VmDir) -> Option<v1::Vm> {
     v1::Vm::decode(bytes.as_slice()).ok()
 }
 
-/// Makes a source side known on disk before its process is asked to begin: a process and an agent that die together leave
-/// an answer then. The process itself writes its record when the side ends. True when this made it.
+/// Makes a source side known on disk before its process is asked to begin: a process and an agent
+/// that die together leave an answer then. The process itself writes its record when the side ends.
+/// True when this made it.
 pub(super) fn announce_side(vm: &LiveVm, key: &SideKey, epoch: u64) -> std::io::Result<bool> {
     let known = vm
         .dir

@@ -1,15 +1,17 @@
-//! The agent's own metric families, as Prometheus text, rendered from the snapshot caches: a scrape measures nothing, takes
-//! no lock of a VM and calls no process.
+//! The agent's own metric families, as Prometheus text, rendered from the snapshot caches: a scrape
+//! measures nothing, takes no lock of a VM and calls no process.
 //!
 //! # Names
-//! One family for both backends, with the label `backend`: `slat_page_faults_total{vm,backend,type}`,
-//! `slat_vcpu_tlb_flushes_total`, `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`,
-//! `slat_vm_exits_total`, `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
-//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`, `slat_mmu_flushes_total{cause,scope}`. Beside them, for
-//! VMs on KVM only, the kernel's counters under the names its users know (`kvm_*`) and `kvm_stat_supported`.
+//! One family for both backends, with the label `backend`:
+//! `slat_page_faults_total{vm,backend,type}`, `slat_vcpu_tlb_flushes_total`,
+//! `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`, `slat_vm_exits_total`,
+//! `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
+//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`,
+//! `slat_mmu_flushes_total{cause,scope}`. Beside them, for VMs on KVM only, the kernel's counters
+//! under the names its users know (`kvm_*`) and `kvm_stat_supported`.
 //!
-//! A statistic that a VM does not offer is absent, never 0; a family without samples is left out. Label values are names of
-//! this host's VMs and bounded words. Rates are the reader's.
+//! A statistic that a VM does not offer is absent, never 0; a family without samples is left out.
+//! Label values are names of this host's VMs and bounded words. Rates are the reader's.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

@@ -1,15 +1,18 @@
 //! Which names are held on this host, and the memory that VMs have reserved.
 //!
 //! # Locking
-//! One mutex over one map; held for look-ups and changes only, never across an `.await` and never while another lock is
-//! taken. Name and memory are checked and taken under the same lock, so two requests cannot both win.
+//! One mutex over one map; held for look-ups and changes only, never across an `.await` and never
+//! while another lock is taken. Name and memory are checked and taken under the same lock, so two
+//! requests cannot both win.
 //!
 //! # Life of a name
 //! ```text
-//! (free) --claim--> Busy --fill--> Live --death--> Busy --fill--> Dead --claim--> Busy --drop--> (free)
+//! (free) --claim--> Busy --fill--> Live --death--> Busy
+//!                   Busy --fill--> Dead --claim--> Busy --drop--> (free)
 //! ```
-//! A [`Claim`] is the only way through Busy: dropping it unfilled frees name and memory, however the work ended. Memory is
-//! counted from what is in the map, so there is no sum that could drift: a dead process holds none.
+//! A [`Claim`] is the only way through Busy: dropping it unfilled frees name and memory, however
+//! the work ended. Memory is counted from what is in the map, so there is no sum that could drift:
+//! a dead process holds none.
 
 use std::{
     collections::BTreeMap,
@@ -131,7 +134,8 @@ impl Registry {
         Ok(self.insert_busy(&mut names, name, memory, work))
     }
 
-    /// Takes a name without asking whether its memory fits: a process that is there already, or a directory.
+    /// Takes a name without asking whether its memory fits: a process that is there already, or a
+    /// directory.
     pub(super) fn claim_found(self: &Arc<Self>, name: &VmName) -> Option<Claim> {
         let mut names = self.lock();
         (!names.contains_key(name)).then(|| self.insert_busy(&mut names, name, 0, Work::Clearing))

@@ -1,5 +1,6 @@
-//! TransferService at the agent: forwarded to the side's process while it lives, answered from what it left when it is
-//! dead. The agent decides nothing: a dead side's answer is its journal's ([`super::remains`]).
+//! TransferService at the agent: forwarded to the side's process while it lives, answered from what
+//! it left when it is dead. The agent decides nothing: a dead side's answer is its journal's
+//! ([`super::remains`]).
 
 use std::sync::Arc;
 
@@ -320,7 +321,8 @@ async fn relay_side(
     }
 }
 
-/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its release.
+/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its
+/// release.
 async fn tell(
     supervisor: Arc<Supervisor>,
     key: SideKey,

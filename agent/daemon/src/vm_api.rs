@@ -1,5 +1,5 @@
-//! VmService at the agent: a collection of this host's VMs. Names, memory and processes are the agent's business; what a
-//! VM does is its process's.
+//! VmService at the agent: a collection of this host's VMs. Names, memory and processes are the
+//! agent's business; what a VM does is its process's.
 
 use std::{sync::Arc, time::Duration};
 
@@ -217,7 +217,8 @@ pub(super) async fn relay<T: Send + 'static>(
             Ok(None) => return,
             Err(status) => (Err(live.refusal(status).into()), true),
         };
-        // A reader that is slow holds back the VM's stream, which drops old states; the stop is not held back by it.
+        // A reader that is slow holds back the VM's stream, which drops old states; the stop is not
+        // held back by it.
         tokio::select! {
             () = stop.cancelled() => return,
             sent = sender.send(message) => if sent.is_err() || last { return },

@@ -1,8 +1,10 @@
-//! `page-table-generic`: `PageTable` over x86-64's four levels, whose entry format the crate leaves to its user.
+//! `page-table-generic`: `PageTable` over x86-64's four levels, whose entry format the crate leaves
+//! to its user.
 //!
-//! The format here is as thin as can be: flags are the bits themselves. Ranges by `map`, `protect_region` and
-//! `unmap_with_config`; faults by `map` of one page, which is what `map_page` calls; `flush: false` where it can be
-//! chosen and an empty `flush` where not. All tables go back when it is dropped.
+//! The format here is as thin as can be: flags are the bits themselves. Ranges by `map`,
+//! `protect_region` and `unmap_with_config`; faults by `map` of one page, which is what `map_page`
+//! calls; `flush: false` where it can be chosen and an empty `flush` where not. All tables go back
+//! when it is dropped.
 
 use page_table_generic::{
     FrameAllocator, MapConfig, PageTable, PageTableEntry, PhysAddr, TableMeta, UnmapConfig,

@@ -10,7 +10,8 @@ use crate::{
     report::{Limit, Role},
 };
 
-/// Faults in a run of a random row, at most: as many as 32 GiB have pages, so that each table of 64 GiB is filled to 0.5.
+/// Faults in a run of a random row, at most: as many as 32 GiB have pages, so that each table of 64
+/// GiB is filled to 0.5.
 const FAULTS: u64 = 8 << 20;
 
 /// `largest`: the size that the goal for random faults is about.

@@ -1,5 +1,5 @@
-//! What the page tables cost in memory, counted exactly: all that the MMU has on the heap, tables, headers and everything
-//! else, less the frames of its arena that no table uses.
+//! What the page tables cost in memory, counted exactly: all that the MMU has on the heap, tables,
+//! headers and everything else, less the frames of its arena that no table uses.
 
 use anyhow::ensure;
 

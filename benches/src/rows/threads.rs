@@ -1,14 +1,15 @@
 //! Two threads beside one.
 //!
-//! The same pages are mapped by one thread and by two, in turns. *Disjoint*: each thread has its own
-//! part of the guest. *Same
-//! region*: both are always in the same 2 MiB, each with its own part of the pages, in random order; they wait for each other
-//! before each region, and the first fault of a region races for its table. The baseline does the same with a bare
-//! compare-exchange on a flat array and shows what the two cores give.
+//! The same pages are mapped by one thread and by two, in turns. *Disjoint*: each thread has its
+//! own part of the guest. *Same region*: both are always in the same 2 MiB, each with its own part
+//! of the pages, in random order; they wait for each other before each region, and the first fault
+//! of a region races for its table. The baseline does the same with a bare compare-exchange on a
+//! flat array and shows what the two cores give.
 //!
-//! Wall-clock time from the common start to the end of the slower thread. Two threads need two cores at once, so another
-//! program on either would be counted against them; a run in which a thread had to wait for its core is repeated, and of
-//! the repetitions the one that waited least counts.
+//! Wall-clock time from the common start to the end of the slower thread. Two threads need two
+//! cores at once, so another program on either would be counted against them; a run in which a
+//! thread had to wait for its core is repeated, and of the repetitions the one that waited least
+//! counts.
 
 use std::{
     hint::spin_loop,

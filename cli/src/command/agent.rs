@@ -53,7 +53,8 @@ pub(crate) struct AgentArgs {
     /// Memory VMs may use, as 16GiB [default: all the host has less a sixteenth, at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
-    /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state directory]
+    /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state
+    /// directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -144,8 +145,9 @@ fn sanitised(node: &str) -> Option<HostName> {
     HostName::from_id(dashed.trim_matches('-')).ok()
 }
 
-/// What VMs may use when nobody says. From what the host has, never from what is free: the VMs of an agent that starts again
-/// run already, and their memory is reserved by name; taking it off here too would count it twice.
+/// What VMs may use when nobody says. From what the host has, never from what is free: the VMs of
+/// an agent that starts again run already, and their memory is reserved by name; taking it off here
+/// too would count it twice.
 fn host_memory() -> Result<u64, Failure> {
     std::fs::read_to_string("/proc/meminfo")
         .ok()

@@ -240,7 +240,8 @@ impl VmOptions {
     }
 }
 
-/// At most a little more than the API takes is read, so that a wrong file is not loaded whole to be refused.
+/// At most a little more than the API takes is read, so that a wrong file is not loaded whole to be
+/// refused.
 fn read_image(path: &Path) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let mut image = Vec::new();

@@ -1,7 +1,7 @@
 //! `slat get hosts|vms|migrations`: a table of all, a page of one, or a stream of what changes.
 //!
-//! A watch of one VM or migration follows the server's stream; a watch of several asks again every second and prints the
-//! rows that changed, as JSON one object a line.
+//! A watch of one VM or migration follows the server's stream; a watch of several asks again every
+//! second and prints the rows that changed, as JSON one object a line.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,8 +1,9 @@
 //! `slat memory`: a VM's slots, dirty pages, mappings and digest.
 //!
-//! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and leaves it
-//! unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe; `--watch` acknowledges each batch after
-//! printing it. A cursor keeps dirty logging on: a watch that made its cursor takes it away again when it ends.
+//! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and
+//! leaves it unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe;
+//! `--watch` acknowledges each batch after printing it. A cursor keeps dirty logging on: a watch
+//! that made its cursor takes it away again when it ends.
 
 use std::time::Duration;
 

@@ -30,7 +30,8 @@ pub(crate) struct ServerArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state directory]
+    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state
+    /// directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// How often agents report

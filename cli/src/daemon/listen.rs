@@ -1,5 +1,5 @@
-//! Where a role may listen. There is no TLS and no authentication yet: whoever reaches an endpoint may
-//! pause, move and delete VMs. So anything but loopback must be asked for by name.
+//! Where a role may listen. There is no TLS and no authentication yet: whoever reaches an endpoint
+//! may pause, move and delete VMs. So anything but loopback must be asked for by name.
 
 use std::net::{IpAddr, SocketAddr};
 

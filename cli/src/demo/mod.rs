@@ -1,12 +1,15 @@
-//! `slat demo`: a fleet of one server and two agents that exists only for this run, one VM, and migrations that are
-//! checked by the guest itself and by memory digests.
+//! `slat demo`: a fleet of one server and two agents that exists only for this run, one VM, and
+//! migrations that are checked by the guest itself and by memory digests.
 //!
-//! * [`child`] is one daemon process, [`fleet`] all of them and their orderly end, [`sweep`] what a disorderly end leaves.
-//! * [`script`] is what happens, [`observer`] what is counted meanwhile, [`report`] what is said about it.
+//! * [`child`] is one daemon process, [`fleet`] all of them and their orderly end, [`sweep`] what a
+//!   disorderly end leaves.
+//! * [`script`] is what happens, [`observer`] what is counted meanwhile, [`report`] what is said
+//!   about it.
 //!
-//! The fleet is owned here, outside the script: whatever ends the script (its end, an error, Ctrl-C, SIGTERM), the fleet
-//! is then stopped the same way. When this process is killed, its daemons and the VM's process notice and end themselves
-//! (`--die-with`); only the temporary directory stays then.
+//! The fleet is owned here, outside the script: whatever ends the script (its end, an error,
+//! Ctrl-C, SIGTERM), the fleet is then stopped the same way. When this process is killed, its
+//! daemons and the VM's process notice and end themselves (`--die-with`); only the temporary
+//! directory stays then.
 
 pub(crate) mod args;
 mod child;

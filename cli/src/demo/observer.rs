@@ -1,11 +1,12 @@
 //! What the VM's processes counted, added up over its life.
 //!
-//! Second-stage counters belong to a process, and each migration begins a new one, so the last figures seen of every
-//! process are kept and summed. Both agents are asked all the time, not only the one where the server says
-//! the VM is: the most interesting faults and flushes fall into the migration itself.
+//! Second-stage counters belong to a process, and each migration begins a new one, so the last
+//! figures seen of every process are kept and summed. Both agents are asked all the time, not only
+//! the one where the server says the VM is: the most interesting faults and flushes fall into the
+//! migration itself.
 //!
-//! Locking: one std mutex around the [`Tally`], taken for a moment, never across an await. The looking task belongs to
-//! the [`Observer`] and ends with it.
+//! Locking: one std mutex around the [`Tally`], taken for a moment, never across an await. The
+//! looking task belongs to the [`Observer`] and ends with it.
 
 use std::{
     collections::HashMap,

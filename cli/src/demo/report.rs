@@ -1,4 +1,5 @@
-//! What the demo found out: figures of each migration, the guest's own count, the checks and whether they held.
+//! What the demo found out: figures of each migration, the guest's own count, the checks and
+//! whether they held.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What happens in the demo, step by step. Findings go to the report, checks with them; an error ends the script, and the
-//! caller cleans up.
+//! What happens in the demo, step by step. Findings go to the report, checks with them; an error
+//! ends the script, and the caller cleans up.
 
 use std::time::Duration;
 
@@ -308,8 +308,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Waits until the guest has written more than `since` on `host`, and checks what it counted. `None` for a guest that
-    /// counts nothing.
+    /// Waits until the guest has written more than `since` on `host`, and checks what it counted.
+    /// `None` for a guest that counts nothing.
     async fn progress(
         &self,
         host: &str,
@@ -317,7 +317,8 @@ impl Stage<'_> {
         report: &mut Report,
     ) -> Result<Option<v1::GuestCounters>, Failure> {
         let before = since.map_or(0, |counters| counters.pages_written);
-        // A tenth of a second's worth, so that more than a straggling write is seen; an idle guest writes nothing.
+        // A tenth of a second's worth, so that more than a straggling write is seen; an idle guest
+        // writes nothing.
         let wanted = match self.args.dirty_rate.0 {
             0 => 0,
             rate => (rate / PAGE_SIZE / 10).max(1),
@@ -447,7 +448,8 @@ async fn move_vm(
     Ok(migration)
 }
 
-/// Stays up, moving the VM now and then, until dropped. What goes wrong is noted and said; the fleet stays for looking.
+/// Stays up, moving the VM now and then, until dropped. What goes wrong is noted and said; the
+/// fleet stays for looking.
 pub(super) async fn keep(args: &DemoArgs, fleet: &Fleet, report: &mut Report) {
     let (Some(address), Ok(client), Ok(vm)) = (fleet.address(), server(fleet), VmName::from_id(VM))
     else {

@@ -1,5 +1,5 @@
-//! VM processes that outlived the demo's daemons: found by the lock each holds in its directory below the demo's own
-//! state, and ended. Nothing else is ever looked at.
+//! VM processes that outlived the demo's daemons: found by the lock each holds in its directory
+//! below the demo's own state, and ended. Nothing else is ever looked at.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,7 +1,7 @@
 //! The two streams: data on standard output, messages on standard error.
 //!
-//! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command quietly with
-//! [`Failure::BrokenPipe`], on standard error it is ignored.
+//! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
+//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored.
 
 use std::io::{self, IsTerminal as _, Write as _};
 

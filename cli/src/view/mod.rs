@@ -1,5 +1,5 @@
-//! How resources read: short words for enums, rows for tables, a page for one host, VM or migration,
-//! and the progress of a migration while it runs.
+//! How resources read: short words for enums, rows for tables, a page for one host, VM or
+//! migration, and the progress of a migration while it runs.
 
 mod host;
 mod migration;

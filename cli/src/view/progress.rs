@@ -1,5 +1,5 @@
-//! A migration's progress for people: on a terminal one line drawn over and over, elsewhere one line for each phase and
-//! each finished iteration, so that a log of it reads well.
+//! A migration's progress for people: on a terminal one line drawn over and over, elsewhere one
+//! line for each phase and each finished iteration, so that a log of it reads well.
 
 use slat_proto::{model::std_duration, v1};
 

@@ -1,5 +1,5 @@
-//! What a migration may do and must reach, checked, with every default filled in (names and defaults as operators know
-//! them from QEMU, libvirt and Cloud Hypervisor).
+//! What a migration may do and must reach, checked, with every default filled in (names and
+//! defaults as operators know them from QEMU, libvirt and Cloud Hypervisor).
 
 use std::time::Duration;
 

@@ -63,7 +63,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by the next one.
+/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by
+/// the next one.
 ///
 /// # Errors
 /// BAD_PARAMETER when the address makes no URI.

@@ -1,7 +1,8 @@
 //! Endpoints: how a `slat.v1` service is reached and served.
 //!
-//! [`Address`] names an endpoint, [`connect`] opens a channel to it, [`Endpoint`] collects services and serves them on a TCP or
-//! Unix socket with health, reflection, request metrics and trace context, until it is told to stop and its requests ended.
+//! [`Address`] names an endpoint, [`connect`] opens a channel to it, [`Endpoint`] collects services
+//! and serves them on a TCP or Unix socket with health, reflection, request metrics and trace
+//! context, until it is told to stop and its requests ended.
 
 mod address;
 mod layer;

@@ -1,7 +1,9 @@
-//! Serving an endpoint: services with health, reflection and the request layer, on a TCP or a Unix listener.
+//! Serving an endpoint: services with health, reflection and the request layer, on a TCP or a Unix
+//! listener.
 //!
-//! A TCP endpoint speaks gRPC and plain HTTP (metrics, dashboard) on one port. The [`EndpointHandle`] owns the serving task:
-//! [`EndpointHandle::stop`] sets health to NOT_SERVING, takes no new connection, gives running requests a moment and ends.
+//! A TCP endpoint speaks gRPC and plain HTTP (metrics, dashboard) on one port. The
+//! [`EndpointHandle`] owns the serving task: [`EndpointHandle::stop`] sets health to NOT_SERVING,
+//! takes no new connection, gives running requests a moment and ends.
 
 use std::{future::IntoFuture, net::SocketAddr, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The emulated machines: how each is started with an image and a block of queries, and what it prints.
+//! The emulated machines: how each is started with an image and a block of queries, and what it
+//! prints.
 
 use std::{
     fs,
@@ -61,8 +62,8 @@ enum Kind {
     Bochs { model: &'static str },
 }
 
-/// Bochs allots its memory in blocks as they are first touched, and reads a file into it as if they followed each other: a
-/// file must lie within one block. This is the largest there is.
+/// Bochs allots its memory in blocks as they are first touched, and reads a file into it as if they
+/// followed each other: a file must lie within one block. This is the largest there is.
 const BOCHS_BLOCK_KIB: u64 = 8192;
 const _: () = assert!(TABLE_FRAMES as u64 * 4 <= BOCHS_BLOCK_KIB);
 
@@ -74,8 +75,8 @@ const PBMTE: u64 = 1 << 62;
 const ADUE: u64 = 1 << 61;
 
 impl EmulatedCpu {
-    /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works, `sources`
-    /// where the programs' sources are.
+    /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works,
+    /// `sources` where the programs' sources are.
     ///
     /// # Errors
     /// When the program cannot be built.
@@ -100,8 +101,8 @@ impl EmulatedCpu {
         Ok(machine)
     }
 
-    /// QEMU's x86 processor with SVM and nested paging, in `levels` levels (nested paging has as many as the host's own)
-    /// and with `physical_bits` of physical address.
+    /// QEMU's x86 processor with SVM and nested paging, in `levels` levels (nested paging has as
+    /// many as the host's own) and with `physical_bits` of physical address.
     ///
     /// # Errors
     /// When the program cannot be built.
@@ -127,8 +128,9 @@ impl EmulatedCpu {
         Ok(machine)
     }
 
-    /// Bochs' x86 processor `model` with `extension`: `vmx` and extended page tables, or `svm` and nested paging. It has
-    /// [`BOCHS_PHYSICAL_BITS`] of physical address and pages itself in four levels.
+    /// Bochs' x86 processor `model` with `extension`: `vmx` and extended page tables, or `svm` and
+    /// nested paging. It has [`BOCHS_PHYSICAL_BITS`] of physical address and pages itself in four
+    /// levels.
     ///
     /// # Errors
     /// When the program cannot be built.

@@ -1,4 +1,5 @@
-//! Bad input through the API: a typed error with its gRPC code, reason and metadata, and nothing left behind.
+//! Bad input through the API: a typed error with its gRPC code, reason and metadata, and nothing
+//! left behind.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{

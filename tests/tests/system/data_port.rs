@@ -1,4 +1,5 @@
-//! Peers without a ticket at the data port: whatever they say, they learn nothing and the migration completes.
+//! Peers without a ticket at the data port: whatever they say, they learn nothing and the migration
+//! completes.
 
 use std::{io::Write as _, net::TcpStream};
 

@@ -144,7 +144,8 @@ fn figures_add_up(migration: &v1::Migration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one migration leaves behind stops the third after it: each host is a source and a destination in turn.
+/// What one migration leaves behind stops the third after it: each host is a source and a
+/// destination in turn.
 async fn many_in_a_row_leave_nothing_at_either_host(fleet: &mut Fleet) -> anyhow::Result<()> {
     let spec = busy(fleet.backend(), 16, 1, Some(MIB));
     let vm = fleet.run_vm("nomad", "host-a", spec).await?;

@@ -86,7 +86,8 @@ impl Supervisor {
                     name: vm.to_string(),
                 };
                 if let Err(error) = live.answer(HEAVY, vms.delete_vm(request)).await {
-                    // A process that ended instead of answering has deleted its VM or lost it: the directory tells.
+                    // A process that ended instead of answering has deleted its VM or lost it: the
+                    // directory tells.
                     let gone = error.reason == Reason::VmUnreachable
                         && tokio::time::timeout(Duration::from_secs(1), live.gone().cancelled())
                             .await
@@ -120,7 +121,8 @@ impl Supervisor {
         }
     }
 
-    /// Releases a side wherever it is told. Returns when a process and a directory that existed only for it are gone.
+    /// Releases a side wherever it is told. Returns when a process and a directory that existed
+    /// only for it are gone.
     pub(crate) async fn release(self: Arc<Self>, key: SideKey) -> Result<(), ApiError> {
         match self.locate(&key).await? {
             Some(Place::Live(live)) => {
@@ -147,10 +149,12 @@ impl Supervisor {
                 }
                 live.forget_side(&key);
                 live.forget_sighting(&key);
-                // The process removes its own; one that it forgot over a later side, or never wrote, is ours to remove.
+                // The process removes its own; one that it forgot over a later side, or never
+                // wrote, is ours to remove.
                 forget_record(&live, &key);
                 self.registry.note_change();
-                // A source that gave its VM away, and a destination that gave up, were there only for this migration.
+                // A source that gave its VM away, and a destination that gave up, were there only
+                // for this migration.
                 let idle = |ownership: &Ownership| match ownership {
                     Ownership::Relinquished { migration, .. } => {
                         key.role == Role::Source && key.is_of(migration)

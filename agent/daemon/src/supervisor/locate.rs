@@ -27,7 +27,8 @@ impl Supervisor {
     /// Where a side is told.
     ///
     /// # Errors
-    /// VM_UNREACHABLE or JOURNAL when nobody knows it and somebody could not be asked: "no such side" would be a guess.
+    /// VM_UNREACHABLE or JOURNAL when nobody knows it and somebody could not be asked: "no such
+    /// side" would be a guess.
     pub(crate) async fn locate(self: &Arc<Self>, key: &SideKey) -> Result<Option<Place>, ApiError> {
         let mut silent = None;
         // Twice: once as things are, once more after names in work on this side have settled.
@@ -76,7 +77,8 @@ impl Supervisor {
                 }
             }
         }
-        // A side this agent was not told of: it restarted while the process began it, or did not answer then.
+        // A side this agent was not told of: it restarted while the process began it, or did not
+        // answer then.
         let mut asked = tokio::task::JoinSet::new();
         for (_, held) in self.registry.all() {
             if let Held::Live(live) = held {

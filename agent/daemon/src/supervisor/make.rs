@@ -81,7 +81,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing is left.
+    /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing
+    /// is left.
     pub(crate) async fn create(
         self: Arc<Self>,
         vm: VmName,
@@ -114,7 +115,8 @@ impl Supervisor {
         }
     }
 
-    /// Prepares the destination side of `migration`. The answer to a repeated request is the process's own.
+    /// Prepares the destination side of `migration`. The answer to a repeated request is the
+    /// process's own.
     pub(crate) async fn prepare(
         self: Arc<Self>,
         vm: VmName,
@@ -221,7 +223,8 @@ impl Supervisor {
                 Ok(side)
             }
             Err(error) => {
-                // A refusal began nothing. Silence may have: then the process says so, or what it leaves.
+                // A refusal began nothing. Silence may have: then the process says so, or what it
+                // leaves.
                 if ours && error.reason != Reason::VmUnreachable {
                     forget_record(&live, &key);
                 }
@@ -293,8 +296,9 @@ impl Supervisor {
     }
 }
 
-/// Clears a directory that nobody holds and that has no journal: made by a process that began only after its agent had
-/// ended, or left by a removal that failed. One with a journal is left alone: it is looked at when the agent starts.
+/// Clears a directory that nobody holds and that has no journal: made by a process that began only
+/// after its agent had ended, or left by a removal that failed. One with a journal is left alone:
+/// it is looked at when the agent starts.
 async fn clear_stray(vm: &VmName, dir: &VmDir) {
     match Journal::read(&dir.journal()) {
         Ok(None) => {}

@@ -1,5 +1,6 @@
-//! A VM process without a VM: holds the lock, serves the endpoint, writes real journals and records. It is this test executable
-//! started again, which knows its part by a variable; what goes wrong is chosen by the VM's or the migration's name.
+//! A VM process without a VM: holds the lock, serves the endpoint, writes real journals and
+//! records. It is this test executable started again, which knows its part by a variable; what goes
+//! wrong is chosen by the VM's or the migration's name.
 
 use std::{
     collections::BTreeMap,
