@@ -147,7 +147,7 @@ reasons! {
     StateLoad = "STATE_LOAD" => Internal,
     /// A KVM ioctl failed; metadata `op`, `errno`.
     KvmIoctl = "KVM_IOCTL" => Internal,
-    /// The journal could not be written; nothing was done.
+    /// A journal could not be read or written; nothing was done.
     Journal = "JOURNAL" => Internal,
     /// The store could not be read or written.
     Store = "STORE" => Internal,

@@ -1,5 +1,5 @@
-//! A peer that has no business at a destination's data port: it finds the port and speaks badly to
-//! it.
+//! A peer without a ticket at a destination's data port: finds the port and sends what breaks the
+//! protocol.
 //!
 //! The header of a frame is written down here again from the protocol's description, so that a test
 //! does not share the mistakes of what it tests.

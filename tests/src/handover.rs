@@ -1,9 +1,9 @@
 //! A target process that dies between the source's commit and its own answer to it.
 //!
-//! The moment is a few milliseconds long and no clock finds it. Journals do: from the target's
-//! `prepared` on it is let run in slices far shorter than the syncs that follow, each time until
-//! the source has had its chance to journal `relinquished`; then it is killed. A machine under load
-//! may still let a slice last too long: the migration's end tells.
+//! The moment is a few milliseconds long, too short for a timer. The journals show it: from its
+//! `prepared` on the target runs in slices far shorter than the syncs that follow, and between
+//! slices the source has time to journal `relinquished`. Then the target is killed. Under load a
+//! slice may still last too long; the migration's end shows it.
 
 use std::{
     io,

@@ -8,7 +8,7 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`],
 //!   never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
-//! * [`data_port`] speaks badly to a destination's data port.
+//! * [`data_port`] sends a destination's data port what breaks the protocol.
 //! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).

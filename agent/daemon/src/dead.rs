@@ -1,5 +1,5 @@
-//! A VM whose process is dead and whose directory still has something to tell: a lost VM until it
-//! is deleted, migration sides until they are released.
+//! A VM whose process is dead and whose directory is still needed: for a lost VM until it is
+//! deleted, for migration sides until they are released.
 
 use std::{
     collections::BTreeMap,
@@ -94,7 +94,7 @@ impl DeadVm {
     /// How a side stands; `None` when nothing here knows it.
     ///
     /// # Errors
-    /// JOURNAL when the directory cannot be read: then it may know it and cannot say.
+    /// JOURNAL when the directory cannot be read: it may hold the answer.
     pub(super) fn side(&self, key: &SideKey) -> Result<Option<v1::Transfer>, ApiError> {
         let told = self.told();
         if let Some(side) = told.sides.get(key) {

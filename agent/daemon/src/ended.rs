@@ -76,7 +76,7 @@ impl EndedSides {
     /// Forgets a side. No effect when there is none. Blocks on the disk.
     ///
     /// # Errors
-    /// When the record cannot be removed; it is then still told.
+    /// When the record cannot be removed; the side is then still reported.
     pub(super) fn forget(&self, key: &SideKey) -> io::Result<()> {
         self.dir
             .remove_transfer(&key.migration, key.role.to_message())?;

@@ -205,7 +205,7 @@ impl LiveVm {
         self.side_map().get(key).cloned()
     }
 
-    /// How a side ended that the process itself has forgotten over a later one: as it said then.
+    /// How a side ended that the process has replaced by a later one: as it said then.
     pub(super) fn kept(&self, key: &SideKey) -> Option<v1::Transfer> {
         self.side(key)
             .flatten()
@@ -225,11 +225,11 @@ impl LiveVm {
         }
     }
 
-    /// Makes it durable that a source side gave its VM away, when `side` says so. To be awaited
-    /// before that is passed on: the journal of its process may lack it.
+    /// Makes it durable that a source side gave its VM away, when `side` says so. Await it before
+    /// anybody else learns of it: the journal of its process may lack it.
     ///
     /// # Errors
-    /// STORE: the sighting must not be passed on.
+    /// STORE: nobody else may learn of it then.
     pub(super) async fn witness(self: &Arc<Self>, side: &v1::Transfer) -> Result<(), ApiError> {
         let Some(key) = SideKey::of(side).filter(|key| sighting::gave_away(key, side.phase()))
         else {
@@ -247,7 +247,7 @@ impl LiveVm {
         .await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)));
         match saved {
-            // Its directory went: the side was released, or is told from what outlived it.
+            // Its directory is gone: the side was released, or `ended` answers for it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
             }

@@ -1,5 +1,5 @@
-//! MemoryService at the agent: forwarded to the VM's process. Only memory is the agent's business:
-//! slots that a change adds are reserved before it is made.
+//! MemoryService at the agent: forwarded to the VM's process. The agent itself only accounts for
+//! memory: what a change adds is reserved before the change is made.
 
 use std::sync::Arc;
 
@@ -58,8 +58,7 @@ impl MemoryService for Memory {
     ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
         let request = request.into_inner();
         let live = self.living(&request.vm).await?;
-        // What no slot may be is no question of memory: checked first, so that the answer names the
-        // slot.
+        // An invalid slot is refused before memory is counted, so that the answer names the slot.
         for change in &request.changes {
             SlotChange::from_message(change)?;
         }

@@ -30,8 +30,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
 /// Changes within this are reported together.
 const GATHER: Duration = Duration::from_millis(20);
-/// Contact that lasted this long was good: what ends it is answered at once. Sooner (two agents of
-/// one name, a server that dies over every report) it counts as one more failure.
+/// Contact that lasted this long was good: when it ends, the agent registers again at once. Shorter
+/// contact (two agents of one name, a server that dies over every report) counts as one more
+/// failure.
 const SETTLED: Duration = Duration::from_secs(5);
 /// What the server may ask for.
 const INTERVAL: std::ops::RangeInclusive<Duration> =

@@ -1,6 +1,6 @@
 //! TransferService at the agent: forwarded to the side's process while it lives, answered from what
-//! it left when it is dead. The agent decides nothing: a dead side's answer is its journal's
-//! ([`super::remains`]).
+//! it left when it is dead. The agent decides nothing: for a dead side it says what the journal
+//! says ([`super::remains`]).
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl Transfers {
                 Err(error) if error.reason == Reason::NoSuchMigration => {
                     return live.kept(key).ok_or(error);
                 }
-                // It died over the question: what it left answers.
+                // It died meanwhile: what it left answers.
                 Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {}
                 Err(error) => return Err(error),
             }

@@ -1,5 +1,5 @@
-//! VmService at the agent: a collection of this host's VMs. Names, memory and processes are the
-//! agent's business; what a VM does is its process's.
+//! VmService at the agent: a collection of this host's VMs. The agent keeps names, memory and
+//! processes; the VM's process does the rest.
 
 use std::{sync::Arc, time::Duration};
 

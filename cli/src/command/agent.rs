@@ -21,9 +21,9 @@ Without --server the agent serves its own VMs alone: slat get vms --server 127.0
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 
-/// Left to the host, at least, when nobody says how much memory VMs may have.
+/// Memory that VMs leave to the host, at least, unless `--memory` says otherwise.
 const HOST_SHARE: u64 = 1 << 30;
-/// And of a large host one part in so many.
+/// Of a large host, one part in so many.
 const HOST_PART: u64 = 16;
 
 /// Options of `slat agent`.
@@ -145,9 +145,9 @@ fn sanitised(node: &str) -> Option<HostName> {
     HostName::from_id(dashed.trim_matches('-')).ok()
 }
 
-/// What VMs may use when nobody says. From what the host has, never from what is free: the VMs of
-/// an agent that starts again run already, and their memory is reserved by name; taking it off here
-/// too would count it twice.
+/// What VMs may use when nobody says. Counted from all the memory of the host, not from what is
+/// free: when an agent starts again, its VMs run already and their memory is reserved by name, so
+/// it would count twice.
 fn host_memory() -> Result<u64, Failure> {
     std::fs::read_to_string("/proc/meminfo")
         .ok()

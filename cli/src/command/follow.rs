@@ -1,6 +1,6 @@
-//! Follows a migration to its end, through restarts of the server: its state is stored there, so a
-//! broken stream is opened again until the server answers or too much time has passed. A digest
-//! comparison that is still going on when the migration has completed is waited for.
+//! Follows a migration to its end, through restarts of the server: the server stores its state, so
+//! a broken stream is opened again until the server answers or too much time has passed. When
+//! digests are still being compared after the migration has completed, that is waited for.
 
 use std::time::{Duration, Instant};
 

@@ -27,7 +27,7 @@ pub(crate) enum Action {
     Pause,
     /// PAUSED to RUNNING.
     Resume,
-    /// Away with it.
+    /// Ended and removed.
     Delete,
 }
 

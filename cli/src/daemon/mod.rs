@@ -28,7 +28,7 @@ pub(crate) struct DaemonArgs {
 pub(crate) fn announce(address: SocketAddr) -> Result<(), Failure> {
     notify::notify("READY=1");
     match out::line(format!("listening on {address}")) {
-        // Whoever started us does not care for the line; that is no reason to stop.
+        // Nobody reads the line; that is no reason to stop.
         Err(Failure::BrokenPipe) => Ok(()),
         other => other,
     }

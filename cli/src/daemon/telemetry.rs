@@ -4,7 +4,7 @@
 //! RUST_LOG. Traces are exported over OTLP/gRPC only when OTEL_EXPORTER_OTLP_ENDPOINT (or its
 //! `_TRACES_` form) is set; the other `OTEL_*` variables have their standard meaning. The W3C
 //! propagator is always set, so a caller's trace goes on through a process that exports nothing.
-//! Both have filters of their own: quiet logs do not make thin traces.
+//! Logs and traces have separate filters: quiet logs do not leave spans out.
 
 use std::{io, time::Duration};
 

@@ -1,9 +1,9 @@
 //! The demo's fleet: one server, two agents, a temporary directory; and how all of it ends.
 //!
-//! [`Fleet::stop`] goes from the orderly to the certain: delete the VM through the API, let the VM
+//! [`Fleet::stop`] begins gently and ends with force: delete the VM through the API, let the VM
 //! processes end, SIGTERM to the daemons, SIGKILL after a bound, then the VM processes that still
-//! hold a lock below this directory. Each step is bounded; what should not have been needed is
-//! returned, for it means that something was left behind.
+//! hold a lock below this directory. Each step is bounded. It returns every step that should not
+//! have been needed: something was left behind.
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 

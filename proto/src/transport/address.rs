@@ -10,7 +10,7 @@ use crate::ApiError;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent peer is asked for a sign of life this often, and given up after as long again.
+/// A silent peer is pinged this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// Where an endpoint is: `ip:port`, `host:port` or `unix:/path`.

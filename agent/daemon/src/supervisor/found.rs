@@ -83,8 +83,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes a found process one of ours. Gives the claim back when there turned out to be nothing
-    /// to keep: look again.
+    /// Makes a found process one of ours. Gives the claim back when there is nothing to keep: look
+    /// again.
     async fn adopt(
         self: &Arc<Self>,
         claim: Claim,
@@ -94,7 +94,7 @@ impl Supervisor {
     ) -> Option<Claim> {
         let journal = Journal::read(&dir.journal());
         if matches!(journal, Ok(None)) {
-            // It was being made when its agent ended: it never got a VM and nobody was told of it.
+            // It was being made when its agent ended: it never got a VM, and nobody knows of it.
             tracing::info!(%vm, pid = process.pid(), "ending a process that never got its VM");
             process.put_down().await;
             return Some(claim);

@@ -8,9 +8,9 @@
 //! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says
 //!   Aborted, Ended or (after the server released it) Relinquished. The one exception, without a
 //!   look at the journal: a process just made whose create or prepare failed or was not answered in
-//!   time, and its directory (`make::undo`). Its claim is still held and nobody was told that it
-//!   has a VM: what it may have journalled has no guest that ever ran. Who may run a VM is decided
-//!   by the VM processes and their journals alone.
+//!   time is killed and its directory removed (`make::undo`). Its claim is still held and nobody
+//!   was told that it has a VM: whatever it journalled, no guest of it ever ran. Who may run a VM
+//!   is decided by the VM processes and their journals alone.
 //!
 //! # Tasks
 //! All run on one tracker and end with the agent's token; work that changes directories is not cut
@@ -173,8 +173,7 @@ impl Supervisor {
         }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {
-            // Nothing more comes of an ended side, and its process may have forgotten it over a
-            // later one.
+            // An ended side changes no more, and its process may have replaced it by a later one.
             let ended =
                 over || follow_side(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
             // A destination that gave up has nothing to wait for: its memory must not stay taken
