@@ -19,6 +19,7 @@ mod lint;
 mod model;
 mod no_std;
 mod oracles;
+mod picture;
 mod planted;
 mod sanitize;
 mod shell;
@@ -121,6 +122,8 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Run a migration and draw it into docs/migration.svg, the picture of the README
+    Picture,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
     /// Prove that slat-mmu and slat-arch need no std: build examples/bare on them alone, and run it
@@ -152,6 +155,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
+        Command::Picture => picture::run(&workspace).map(|()| Tally::passed()),
         Command::Crates => crates::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Deny => deny::run(&workspace),
