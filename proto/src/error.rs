@@ -205,6 +205,18 @@ impl ApiError {
         Self::new(Reason::NoSuchVm, format!("no VM {name} here")).with("vm", name)
     }
 
+    /// The VM, or the monitor that runs it, does not have that capability.
+    #[must_use]
+    pub fn capability_missing(vm: impl fmt::Display, capability: v1::Capability) -> Self {
+        let name = capability.as_str_name();
+        Self::new(
+            Reason::CapabilityMissing,
+            format!("{vm} does not have {name}"),
+        )
+        .with("vm", vm)
+        .with("capability", name)
+    }
+
     /// The failure as a migration records it.
     #[must_use]
     pub fn to_migration_error(&self, phase: v1::MigrationPhase, side: &str) -> v1::MigrationError {

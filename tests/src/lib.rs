@@ -11,6 +11,8 @@
 //! * [`data_port`] sends a destination's data port what breaks the protocol.
 //! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
+//! * [`model`] explores the handover: both sides, the server, and all that may go wrong between
+//!   them.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
 //!
@@ -28,6 +30,7 @@ pub mod data_port;
 pub mod fleet;
 pub mod guest;
 pub mod handover;
+pub mod model;
 pub mod oracle;
 pub mod process;
 pub mod scene;

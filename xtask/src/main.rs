@@ -21,6 +21,7 @@ mod no_std;
 mod oracles;
 mod picture;
 mod planted;
+mod riscv64;
 mod sanitize;
 mod shell;
 mod structure;
@@ -126,6 +127,11 @@ enum Command {
     Picture,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
+    /// Check that the agent's crates compile for riscv64, warnings denied
+    ///
+    /// With the toolchain's own target (rustup target add riscv64gc-unknown-linux-gnu), or else
+    /// with a compiler out of Debian's packages, about 190 MB, unpacked into target/riscv64.
+    Riscv64,
     /// Prove that slat-mmu and slat-arch need no std: build examples/bare on them alone, and run it
     NoStd,
     /// Check bans, sources and licences of deny.toml (advisories need cargo-deny)
@@ -157,6 +163,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
         Command::Picture => picture::run(&workspace).map(|()| Tally::passed()),
         Command::Crates => crates::run(&workspace),
+        Command::Riscv64 => riscv64::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Deny => deny::run(&workspace),
         Command::Units => units::run(&workspace),

@@ -6,7 +6,7 @@
 //! | `lock` | held with flock by the VM process while it lives; holds its pid as text |
 //! | `vm.sock` | its endpoint: VmService, MemoryService, TransferService |
 //! | `journal` | who may run the VM ([`crate::journal`]) |
-//! | `transfer-<migration>-<source or destination>.pb` | a side's last `slat.v1.Transfer`, for later |
+//! | `transfer-<migration>-<source or destination>.pb` | a side's last `slat.v1.Transfer` |
 //! | `console` | what a raw image printed |
 //! | `log` | the process's standard error |
 //!

@@ -1,7 +1,8 @@
 //! `cargo xtask picture`: migrates a busy VM between two agents on this machine and draws what the
 //! server reports of it into docs/migration.svg, the picture of the README.
 //!
-//! The stream is held to a rate at which several iterations are needed, so that precopy can be seen.
+//! The stream is held to a rate at which several iterations are needed, so that precopy can be
+//! seen.
 
 use std::{path::PathBuf, process::ExitCode};
 

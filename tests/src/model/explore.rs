@@ -1,13 +1,13 @@
-//! The exploration: every state is visited, every rule checked in each, and from each an end must be
-//! reachable once nothing more goes wrong.
+//! The exploration: every state is visited, every rule checked in each, and from each an end must
+//! be reachable once nothing more goes wrong.
 //!
-//! The first search is stateright's breadth-first search over all steps, faults among them. It collects
-//! each state with its budget of faults taken away. The second search explores what can follow from
-//! those without a fault and looks backwards from the ends: a state that no end can be reached from is
-//! a violation.
+//! The first search is stateright's breadth-first search over all steps, faults among them. It
+//! collects each state with its budget of faults taken away. The second search explores what can
+//! follow from those without a fault and looks backwards from the ends: a state that no end can be
+//! reached from is a violation.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     hash::BuildHasher as _,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -56,7 +56,8 @@ impl Handover {
         }
     }
 
-    /// Explores it. With a planted fault the second search is left out and the first violation ends it.
+    /// Explores it. With a planted fault the second search is left out and the first violation ends
+    /// it.
     #[must_use]
     pub fn explore(self, threads: usize) -> Found {
         let begin = Instant::now();
@@ -75,9 +76,8 @@ impl Handover {
         }
         let model = checker.model();
         if model.planted.is_none() {
-            let calm = std::mem::take(
-                &mut *model.calm.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let calm =
+                std::mem::take(&mut *model.calm.lock().unwrap_or_else(PoisonError::into_inner));
             let (states, stuck) = without_end(calm);
             found.calm_states = states;
             if let Some(world) = stuck {
@@ -145,32 +145,21 @@ impl Model for Handover {
 fn without_end(roots: HashSet<World>) -> (usize, Option<World>) {
     let hasher = std::hash::RandomState::new();
     let print = |world: &World| hasher.hash_one(world);
-    let mut number: HashMap<u64, u32> = HashMap::new();
-    let mut before: Vec<Vec<u32>> = Vec::new();
-    let mut ends: Vec<u32> = Vec::new();
+    // The roots are kept, what follows from them only by its print: a root that no end can be
+    // reached from is what there is to show.
+    let roots: Vec<World> = roots.into_iter().collect();
+    let mut graph = Graph::default();
     let mut queue: VecDeque<World> = VecDeque::new();
-    let meet = |world: World,
-                    number: &mut HashMap<u64, u32>,
-                    before: &mut Vec<Vec<u32>>,
-                    queue: &mut VecDeque<World>| {
-        let next = number.len() as u32;
-        *number.entry(print(&world)).or_insert_with(|| {
-            before.push(Vec::new());
-            queue.push_back(world);
-            next
-        })
-    };
-    for world in roots {
-        meet(world, &mut number, &mut before, &mut queue);
+    for world in &roots {
+        if graph.meet(print(world)).1 {
+            queue.push_back(world.clone());
+        }
     }
     let mut steps = Vec::new();
-    let mut seen = 0_u32;
+    let mut at = 0_u32;
     while let Some(world) = queue.pop_front() {
-        // States are met in the order of their numbers.
-        let at = seen;
-        seen += 1;
         if world.has_ended() {
-            ends.push(at);
+            graph.ends.push(at);
         }
         steps.clear();
         world.steps(&mut steps);
@@ -178,27 +167,93 @@ fn without_end(roots: HashSet<World>) -> (usize, Option<World>) {
             let mut next = world.clone();
             next.take_step(*step, None);
             next.budget = Budget::NONE;
-            let next = meet(next, &mut number, &mut before, &mut queue);
-            before[next as usize].push(at);
+            let (number, new) = graph.meet(print(&next));
+            graph.before[number as usize].push(at);
+            if new {
+                queue.push_back(next);
+            }
         }
+        // States are looked at in the order of their numbers.
+        at += 1;
     }
-    let mut reaches = vec![false; before.len()];
-    let mut work = ends;
-    for end in &work {
-        reaches[*end as usize] = true;
-    }
-    while let Some(at) = work.pop() {
-        for earlier in &before[at as usize] {
-            if !std::mem::replace(&mut reaches[*earlier as usize], true) {
-                work.push(*earlier);
+    let reaches = graph.reaches_an_end();
+    let stuck = reaches.iter().position(|reaches| !reaches);
+    let shown = stuck.map(|at| roots.get(at).unwrap_or(&roots[0]).clone());
+    (graph.before.len(), shown)
+}
+
+/// What leads to what, by number.
+#[derive(Debug, Default)]
+struct Graph {
+    numbers: HashMap<u64, u32>,
+    before: Vec<Vec<u32>>,
+    ends: Vec<u32>,
+}
+
+impl Graph {
+    /// The number of a state, and whether it is new.
+    fn meet(&mut self, print: u64) -> (u32, bool) {
+        let next = self.numbers.len() as u32;
+        match self.numbers.entry(print) {
+            Entry::Occupied(known) => (*known.get(), false),
+            Entry::Vacant(new) => {
+                new.insert(next);
+                self.before.push(Vec::new());
+                (next, true)
             }
         }
     }
-    let stuck = reaches.iter().position(|reaches| !reaches);
-    (before.len(), stuck.map(|at| at as u32).and_then(|at| find(&number, at)))
+
+    fn reaches_an_end(&self) -> Vec<bool> {
+        let mut reaches = vec![false; self.before.len()];
+        let mut work = self.ends.clone();
+        for end in &work {
+            reaches[*end as usize] = true;
+        }
+        while let Some(at) = work.pop() {
+            for earlier in &self.before[at as usize] {
+                if !std::mem::replace(&mut reaches[*earlier as usize], true) {
+                    work.push(*earlier);
+                }
+            }
+        }
+        reaches
+    }
 }
 
-/// Worlds are not kept, only their prints: the one that is stuck is told by its number.
-fn find(_number: &HashMap<u64, u32>, _at: u32) -> Option<World> {
-    None
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_break_leads_to_an_end_and_never_to_two_owners() {
+        let budget = Budget {
+            breaks: 1,
+            ..Budget::NONE
+        };
+        let found = Handover::new(budget, None).explore(2);
+        assert!(found.violations.is_empty(), "{:#?}", found.violations);
+        assert!(found.states > 10_000, "{}", found.states);
+    }
+
+    #[test]
+    fn a_clock_that_decides_is_found() {
+        let planted = Planted::TimerDecides;
+        let found = Handover::new(planted.budget(), Some(planted)).explore(2);
+        assert!(!found.violations.is_empty());
+    }
+
+    #[test]
+    fn a_state_without_an_end_is_found() {
+        let mut graph = Graph::default();
+        for print in 0..4 {
+            graph.meet(print);
+        }
+        // 0 -> 1 -> end 2; 3 leads to itself.
+        graph.before[1].push(0);
+        graph.before[2].push(1);
+        graph.before[3].push(3);
+        graph.ends.push(2);
+        assert_eq!(graph.reaches_an_end(), [true, true, true, false]);
+    }
 }

@@ -6,6 +6,7 @@ use slat_record::journal::Entry;
 use super::{planted::Planted, world::World};
 
 /// A rule and its name.
+#[derive(Debug)]
 pub struct Rule {
     /// For reports.
     pub name: &'static str,
@@ -21,9 +22,7 @@ pub const RULES: [Rule; 7] = [
     },
     Rule {
         name: "at most one host claims the VM",
-        holds: |world, planted| {
-            !(world.source.claims(planted) && world.destination.claims())
-        },
+        holds: |world, planted| !(world.source.claims(planted) && world.destination.claims()),
     },
     Rule {
         name: "a VM that was handed over is not given up by its destination",

@@ -53,9 +53,7 @@ impl World {
                 } else {
                     0
                 };
-                self.server
-                    .calls
-                    .push((action, InFlight::Request(ticket)));
+                self.server.calls.push((action, InFlight::Request(ticket)));
                 self.server.calls.sort_by_key(|(call, _)| number(*call));
             }
         }
@@ -95,7 +93,14 @@ impl World {
         self.server.up = true;
         self.server.protocol = MigrationProtocol::new(&self.server.disk);
         let pending = self.server.protocol.phase() == slat_proto::v1::MigrationPhase::Pending;
-        self.feed_server(if pending { Input::Admitted } else { Input::Retry }, planted);
+        self.feed_server(
+            if pending {
+                Input::Admitted
+            } else {
+                Input::Retry
+            },
+            planted,
+        );
     }
 
     /// Whether a call waits at its agent's end, or on the way back.
@@ -319,9 +324,11 @@ impl World {
     /// The source's side is where nothing more will come of it by itself.
     #[must_use]
     pub fn source_rests(&self) -> bool {
-        self.source
-            .side
-            .as_ref()
-            .is_none_or(|side| matches!(side.shown, Phase::Cancelled | Phase::Failed | Phase::Completed | Phase::Relinquished))
+        self.source.side.as_ref().is_none_or(|side| {
+            matches!(
+                side.shown,
+                Phase::Cancelled | Phase::Failed | Phase::Completed | Phase::Relinquished
+            )
+        })
     }
 }

@@ -273,13 +273,23 @@ impl World {
         }
         if self.source.up && self.budget.outages > 0 {
             steps.push(Step::SourceOutage(false));
-            if self.source.journal.as_ref().is_some_and(|j| j.cached.is_some()) {
+            if self
+                .source
+                .journal
+                .as_ref()
+                .is_some_and(|j| j.cached.is_some())
+            {
                 steps.push(Step::SourceOutage(true));
             }
         }
         if self.destination.up && self.budget.outages > 0 {
             steps.push(Step::DestinationOutage(false));
-            if self.destination.journal.as_ref().is_some_and(|j| j.cached.is_some()) {
+            if self
+                .destination
+                .journal
+                .as_ref()
+                .is_some_and(|j| j.cached.is_some())
+            {
                 steps.push(Step::DestinationOutage(true));
             }
         }
@@ -468,11 +478,9 @@ impl World {
         let listens = self.destination.up
             && self.destination.alive
             && self.destination.instance == side.ticket
-            && self
-                .destination
-                .side
-                .as_ref()
-                .is_some_and(|side| side.machine.ended().is_none() && side.work == DestinationWork::Prepare);
+            && self.destination.side.as_ref().is_some_and(|side| {
+                side.machine.ended().is_none() && side.work == DestinationWork::Prepare
+            });
         if listens && self.link.instance != Some(side.ticket) {
             side.work = SourceWork::AwaitPopulated;
             self.link.instance = Some(side.ticket);

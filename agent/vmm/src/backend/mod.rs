@@ -5,16 +5,14 @@
 //! [`Backend::load_state`] only while stopped and before the first run. `run` and `pause`
 //! alternate; `pause` returns when no vCPU executes guest code and every store of the guest is
 //! visible in guest memory. A backend never resumes by itself. The calls are made by one owner (the
-//! VM's machine) in order, except [`Backend::stats`], [`Backend::harvest_dirty`],
-//! [`Backend::set_dirty_logging`] and [`Backend::invalidate`], which may come from another thread
-//! while vCPUs run.
+//! VM's machine) in order, except [`Backend::stats`], [`Backend::invalidate`] and those of
+//! [`DirtySource`], which may come from another thread while vCPUs run.
 //!
 //! # Invariants
-//! A page written by a vCPU after a harvest returned is in the next harvest. A harvest returns only
-//! after every stale writable translation is flushed. What a backend cannot do it refuses with
-//! [`BackendError::Unsupported`].
+//! What a backend cannot do it refuses with [`BackendError::Unsupported`]. The guest
+//! reaches a slot's memory through the guest view alone.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use slat_proto::{
     ApiError, Reason,
@@ -22,7 +20,7 @@ use slat_proto::{
     v1,
 };
 
-use crate::memory::SlotMemory;
+use crate::memory::{DirtyError, DirtySource, SlotMemory};
 
 mod cpu;
 pub(crate) mod kvm;
@@ -32,8 +30,7 @@ pub use self::cpu::{CpuDifference, CpuFact, compare_facts};
 
 /// A failure of a backend.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
+pub(crate) enum BackendError {
     /// A kernel call failed.
     #[error("{op} failed: {source}")]
     Ioctl {
@@ -79,6 +76,16 @@ pub enum BackendError {
     },
 }
 
+impl From<DirtyError> for BackendError {
+    fn from(error: DirtyError) -> Self {
+        match error {
+            DirtyError::Kernel { op, source, .. } => Self::Ioctl { op, source },
+            DirtyError::NoSuchSlot { slot } => Self::NoSuchSlot { slot },
+            DirtyError::Refused { slot, message } => Self::BadSlot { slot, message },
+        }
+    }
+}
+
 impl From<BackendError> for ApiError {
     fn from(error: BackendError) -> Self {
         let message = error.to_string();
@@ -116,16 +123,12 @@ pub(crate) enum GuestEvent {
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
-pub(crate) trait Backend: Send + Sync + fmt::Debug {
+pub(crate) trait Backend: DirtySource {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
     /// What its vCPUs were told of their CPU, whatever this host could tell them: a VM that came
     /// from a lesser host can go back there. Empty where that is nothing.
-    #[allow(
-        dead_code,
-        reason = "what a source says of its VM in the preamble of a handover"
-    )]
     fn cpu_facts(&self) -> Vec<CpuFact>;
 
     /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as
@@ -145,19 +148,6 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug {
     /// `NoSuchSlot`, `BadSlot`.
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError>;
 
-    /// Turns dirty logging of a slot on or off. When it returns from turning on, every later write
-    /// is logged; the log starts empty. Turning off restores huge mappings where the backend can.
-    ///
-    /// # Errors
-    /// `NoSuchSlot`.
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError>;
-    /// Takes the pages written since the last harvest: ORs them into `bitmap` (bit `i % 64` of word
-    /// `i / 64` is page `i` of the slot), protects them again and flushes. Returns how many pages
-    /// it took.
-    ///
-    /// # Errors
-    /// `NoSuchSlot`; an error when logging is off for the slot or `bitmap` is too short.
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError>;
     /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns
     /// when no vCPU can use a dropped translation.
     ///
@@ -202,7 +192,7 @@ pub fn available() -> (Vec<BackendKind>, Option<String>) {
     (kinds, why_no_kvm)
 }
 
-/// What VMs of that backend can rely on here, for [`compare_facts`]. Asks the kernel each time,
+/// What VMs of that backend can rely on here, for [`compare_facts`]. The first call asks the kernel,
 /// some milliseconds.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! What must fit before anything is reserved or moved: versions, architecture, page size, backend, CPU.
 //!
-//! The source describes itself ([`describe`]), the server carries that to the destination, and the
+//! The source describes what its VM was told ([`describe`]), the server carries that to the destination, and the
 //! destination compares ([`admit`]) before it takes memory or starts a process. Its daemon asks first,
 //! the VM's process once more. What differs is refused by name:
 //!
@@ -29,25 +29,30 @@ const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 1, max: 2 };
 /// Versions of the sections' contents.
 const STATE: v1::VersionRange = v1::VersionRange { min: 1, max: 1 };
 
-/// What this program on this host says of itself, for a VM of `backend`.
-///
-/// # Errors
-/// KVM_IOCTL when the CPU cannot be described.
-pub fn describe(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
-    Ok(v1::Preamble {
+/// What this program says of itself, for a VM of `backend` that was told `cpu` of its CPU.
+pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble {
+    v1::Preamble {
         protocol: Some(PROTOCOL),
         state: Some(STATE),
         architecture: std::env::consts::ARCH.to_owned(),
         page_bytes: PAGE_SIZE,
         backends: vec![backend.to_message().into()],
-        cpu: host_facts(backend)?
+        cpu: cpu
             .into_iter()
             .map(|fact| v1::CpuFact {
                 name: fact.name,
                 value: fact.value,
             })
             .collect(),
-    })
+    }
+}
+
+/// The same of this host: all that a VM of `backend` could be told here.
+///
+/// # Errors
+/// KVM_IOCTL when the CPU cannot be described.
+pub(crate) fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
+    Ok(describe(backend, host_facts(backend)?))
 }
 
 /// Whether the VM that `request` announces can be taken by this program on this host. Reserves nothing.
@@ -66,7 +71,7 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
     let backend = VmSpec::from_resource(spec)?
         .backend
         .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
-    admit(source, &describe(backend)?).map_err(|error| error.with("vm", &vm.name))
+    admit(source, &describe_host(backend)?).map_err(|error| error.with("vm", &vm.name))
 }
 
 /// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in which

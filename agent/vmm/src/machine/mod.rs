@@ -61,6 +61,13 @@ use crate::{
     memory::{DirtyLog, GuestMemory},
 };
 
+/// What every machine can do, whatever its backend.
+const OWN_CAPABILITIES: [v1::Capability; 3] = [
+    v1::Capability::UpdateSlots,
+    v1::Capability::Digest,
+    v1::Capability::Transfer,
+];
+
 /// One VM. See the module for locking and invariants.
 pub(crate) struct Machine {
     dir: VmDir,
@@ -165,6 +172,7 @@ impl Machine {
                 .map(|backend| backend.capabilities())
                 .unwrap_or_default()
                 .into_iter()
+                .chain(OWN_CAPABILITIES)
                 .map(Into::into)
                 .collect(),
             create_time: identity.create_time,

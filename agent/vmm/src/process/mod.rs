@@ -41,7 +41,11 @@ use tokio::{
 
 use crate::{
     machine::{Exit, Machine},
-    service::{memory_service, transfer::TransferEndpoint, vm_service},
+    service::{
+        memory_service,
+        transfer::{TransferApi, TransferEndpoint},
+        vm_service,
+    },
 };
 
 /// How often idle dirty cursors are looked for.
@@ -163,7 +167,9 @@ async fn serve(
 fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
     Endpoint::new()
-        .service(TransferServiceServer::new(transfers))
+        .service(TransferServiceServer::new(TransferApi::new(Arc::new(
+            transfers,
+        ))))
         .service(vm_service(Arc::clone(machine)))
         .service(memory_service(Arc::clone(machine)))
 }

@@ -1,11 +1,14 @@
 //! What a VM process serves: `VmService` and `MemoryService` for a collection of one, and
-//! [`transfer`].
+//! [`transfer`], all of them over a [`monitor`]: whatever runs the VM.
 //!
-//! Handlers of the two hold no state and no lock. A machine's calls block (they stop vCPUs, sync
-//! the journal, read all memory), so each runs on a blocking thread; a caller that goes away does
-//! not stop a call that has begun.
+//! Handlers hold no state and no lock. A monitor's calls block (they stop vCPUs, sync the journal,
+//! read all memory), so each runs on a blocking thread; a caller that goes away does not stop a
+//! call that has begun.
 
 mod memory;
+mod monitor;
+#[cfg(test)]
+mod other_monitor;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transfer;
@@ -20,24 +23,24 @@ use slat_proto::{
 };
 use tonic::Status;
 
-use crate::machine::Machine;
+use self::monitor::Monitor;
 
-/// Serves one machine.
+/// Serves the VM of one monitor.
 #[derive(Clone, Debug)]
 pub(crate) struct VmEndpoint {
-    machine: Arc<Machine>,
+    monitor: Arc<dyn Monitor>,
 }
 
-/// `VmService` of a machine.
+/// `VmService` of a monitor.
 #[must_use]
-pub(crate) fn vm_service(machine: Arc<Machine>) -> VmServiceServer<VmEndpoint> {
-    VmServiceServer::new(VmEndpoint { machine })
+pub(crate) fn vm_service(monitor: Arc<impl Monitor>) -> VmServiceServer<VmEndpoint> {
+    VmServiceServer::new(VmEndpoint { monitor })
 }
 
-/// `MemoryService` of a machine.
+/// `MemoryService` of a monitor.
 #[must_use]
-pub(crate) fn memory_service(machine: Arc<Machine>) -> MemoryServiceServer<VmEndpoint> {
-    MemoryServiceServer::new(VmEndpoint { machine })
+pub(crate) fn memory_service(monitor: Arc<impl Monitor>) -> MemoryServiceServer<VmEndpoint> {
+    MemoryServiceServer::new(VmEndpoint { monitor })
 }
 
 impl VmEndpoint {
@@ -45,10 +48,10 @@ impl VmEndpoint {
     async fn on<T: Send + 'static>(
         &self,
         name: &str,
-        call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
+        call: impl FnOnce(&dyn Monitor) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, Status> {
         let name = VmName::parse(name)?;
-        if name != *self.machine.name() {
+        if name != *self.monitor.name() {
             return Err(ApiError::no_such_vm(name).into());
         }
         self.blocking(call).await
@@ -56,10 +59,10 @@ impl VmEndpoint {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
+        call: impl FnOnce(&dyn Monitor) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, Status> {
-        let machine = Arc::clone(&self.machine);
-        tokio::task::spawn_blocking(move || call(&machine))
+        let monitor = Arc::clone(&self.monitor);
+        tokio::task::spawn_blocking(move || call(&*monitor))
             .await
             .map_err(|error| ApiError::new(Reason::Internal, format!("a call failed: {error}")))?
             .map_err(Status::from)

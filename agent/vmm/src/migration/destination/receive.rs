@@ -111,7 +111,7 @@ impl Destination {
 
     fn data(&self, link: &mut Link, event: Event) -> Result<(), ApiError> {
         match event {
-            Event::PassEnd { stream, iteration } => {
+            Event::IterationEnd { stream, iteration } => {
                 if iteration != link.iteration {
                     return Err(WireError::corrupt(
                         "iteration",

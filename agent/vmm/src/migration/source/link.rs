@@ -55,8 +55,7 @@ impl Source {
             counters: Counters::default(),
             stop: AtomicBool::new(false),
             pacer: self.params.max_bandwidth.map(Pacer::new),
-            #[cfg(test)]
-            omit: self.omit,
+            filter: Arc::clone(&self.filter),
         });
         let (report, reports) = mpsc::channel();
         let mut senders = Vec::new();

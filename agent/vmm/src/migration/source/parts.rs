@@ -8,7 +8,7 @@ use slat_proto::{
     v1,
 };
 
-use super::super::wire::TICKET;
+use super::super::{filter::PageFilter, wire::TICKET};
 use crate::{
     handover::{protocol::source::Source as Protocol, side::Side},
     machine::Machine,
@@ -23,8 +23,7 @@ pub(crate) struct Source {
     pub(crate) params: MigrationParams,
     pub(crate) epoch: u64,
     pub(crate) versions: v1::ChosenVersions,
-    #[cfg(test)]
-    pub(crate) omit: Option<(u32, u32, u32)>,
+    pub(crate) filter: Arc<dyn PageFilter>,
 }
 
 impl Source {

@@ -13,7 +13,7 @@ use slat_proto::{
     v1::{self, TransferRole, resolve_transfer_request::Decision as WireDecision},
 };
 
-use super::TransferEndpoint;
+use super::endpoint::{Incoming, TransferEndpoint};
 use crate::{
     handover::{
         preamble,
@@ -26,16 +26,6 @@ use crate::{
         wire::TICKET,
     },
 };
-
-/// The destination's side with what is needed to talk to it.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) side: Arc<Side<Protocol>>,
-    notes: mpsc::Sender<Note>,
-    data_address: String,
-    ticket: [u8; TICKET],
-    versions: v1::ChosenVersions,
-}
 
 /// What a side needs to know of its source.
 struct From {
@@ -159,7 +149,10 @@ impl TransferEndpoint {
         &self,
         request: &v1::ResolveTransferRequest,
     ) -> Result<v1::Transfer, ApiError> {
-        let side = self.find(&request.migration, TransferRole::Destination)?;
+        let side = self.find(
+            &MigrationName::parse(&request.migration)?,
+            TransferRole::Destination,
+        )?;
         let decision = match WireDecision::try_from(request.decision) {
             Ok(WireDecision::Commit) => Decision::Commit,
             Ok(WireDecision::Abort) => Decision::Abort,
@@ -170,16 +163,5 @@ impl TransferEndpoint {
             drop(incoming.notes.send(Note::Decided(decision)));
         }
         Ok(side.transfer())
-    }
-}
-
-impl Incoming {
-    fn answer(&self) -> v1::PrepareIncomingResponse {
-        v1::PrepareIncomingResponse {
-            transfer: Some(self.side.transfer()),
-            data_address: self.data_address.clone(),
-            ticket: self.ticket.to_vec(),
-            versions: Some(self.versions),
-        }
     }
 }

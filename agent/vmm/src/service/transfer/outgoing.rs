@@ -8,7 +8,7 @@ use slat_proto::{
     v1::{self, TransferPhase},
 };
 
-use super::TransferEndpoint;
+use super::endpoint::TransferEndpoint;
 use crate::{
     handover::{preamble, protocol::source::Source as Protocol, side::Side},
     migration::{source::Source, wire::TICKET},
@@ -41,9 +41,11 @@ impl TransferEndpoint {
         let backend = VmSpec::from_resource(&spec)?
             .backend
             .ok_or_else(|| ApiError::new(Reason::Internal, "a VM without a backend"))?;
+        // What the VM was told, not all that this host has: it may have come from a lesser one.
+        let cpu = self.machine.backend()?.cpu_facts();
         let (slots, _) = self.machine.list_slots()?;
         Ok(v1::DescribeOutgoingResponse {
-            preamble: Some(preamble::describe(backend)?),
+            preamble: Some(preamble::describe(backend, cpu)),
             vm: Some(vm),
             slots,
         })
@@ -114,8 +116,7 @@ impl TransferEndpoint {
             params: towards.params,
             epoch: towards.epoch,
             versions: towards.versions,
-            #[cfg(test)]
-            omit: self.omit,
+            filter: Arc::clone(&self.filter),
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())

@@ -1,5 +1,5 @@
-//! Both sides in one process, over real sockets and journals and a fake backend; and a source made by hand, for everything
-//! that an honest source never does.
+//! Both sides in one process, over real sockets and journals and a fake backend; and a source made
+//! by hand, for everything that an honest source never does.
 
 use std::{
     io::Read as _,
@@ -19,11 +19,12 @@ use slat_proto::{
 use slat_record::journal::Ownership;
 use tonic::Request;
 
-use super::TransferEndpoint;
+use super::{TransferApi, TransferEndpoint};
 use crate::{
     fake::{self, FakeVm},
     handover::{payload::encode_slots, preamble, side::has_ended, state::VmState},
     machine::Switchover,
+    migration::filter::PageFilter,
     migration::wire::{
         FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
     },
@@ -45,13 +46,18 @@ fn endpoint(vm: &FakeVm) -> TransferEndpoint {
     )
 }
 
+/// What its callers see.
+pub(super) fn api(endpoint: &TransferEndpoint) -> TransferApi {
+    TransferApi::new(Arc::new(endpoint.clone()))
+}
+
 /// Waits until a side is in a phase that `done` accepts.
 async fn wait(
     endpoint: &TransferEndpoint,
     role: TransferRole,
     done: impl Fn(&v1::Transfer) -> bool,
 ) -> v1::Transfer {
-    let side = endpoint.find("m1", role).unwrap();
+    let side = endpoint.find(&name(), role).unwrap();
     let mut version = side.watch();
     let waiting = async {
         loop {
@@ -96,9 +102,10 @@ async fn prepare(
         slots,
         params: Some(params.to_message()),
         source_agent_address: String::new(),
-        preamble: Some(preamble::describe(BackendKind::Software).unwrap()),
+        preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
     };
-    to.prepare_incoming(Request::new(request))
+    api(to)
+        .prepare_incoming(Request::new(request))
         .await
         .unwrap()
         .into_inner()
@@ -118,7 +125,10 @@ async fn start(
         epoch: 1,
         versions: prepared.versions,
     };
-    from.start_outgoing(Request::new(request)).await.unwrap();
+    api(from)
+        .start_outgoing(Request::new(request))
+        .await
+        .unwrap();
 }
 
 /// A running VM whose pages are not all zero.
@@ -237,10 +247,15 @@ async fn a_page_left_out_is_found() {
     ] {
         let (source, destination) = (running(), fake::empty());
         let (mut from, to) = (endpoint(&source), endpoint(&destination));
-        from.omit = Some((0, 100, from_iteration));
+        from.filter = Arc::new(Omit {
+            slot: 0,
+            page: 100,
+            from: from_iteration,
+        });
         let params = MigrationParams {
             verify,
-            // Slow enough that the write below comes after the page was sent by the bulk pass and before the last.
+            // Slow enough that the write below comes after the page was sent by the bulk pass and
+            // before the last.
             max_bandwidth: Some(20 << 20),
             ..MigrationParams::default()
         };
@@ -320,8 +335,8 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
                 error: None,
             })
         };
-        from.cancel_transfer(cancel()).await.unwrap();
-        from.cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
         let here = ended(&from, TransferRole::Source).await;
         assert_eq!(here.phase(), TransferPhase::Cancelled);
         assert_eq!(here.error.unwrap().reason, "CANCELLED_BY_USER");
@@ -330,13 +345,16 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
         assert!(matches!(ownership(&destination), Ownership::Aborted { .. }));
         assert_eq!(state(&source), v1::vm::State::Running);
         assert!(!source.machine.dirty().enabled());
-        from.cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
     }
     let release = v1::ReleaseTransferRequest {
         migration: "m1".into(),
         role: TransferRole::Source.into(),
     };
-    from.release_transfer(Request::new(release)).await.unwrap();
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
     let destination = fake::empty();
     let to = endpoint(&destination);
     let fast = MigrationParams::default();
@@ -381,6 +399,20 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
 }
 
 /// A source made by hand.
+/// Leaves a page out of every iteration from one on.
+#[derive(Debug)]
+pub(super) struct Omit {
+    pub(super) slot: u32,
+    pub(super) page: u32,
+    pub(super) from: u32,
+}
+
+impl PageFilter for Omit {
+    fn sends(&self, slot: u32, page: u32, iteration: u32) -> bool {
+        (slot, page) != (self.slot, self.page) || iteration < self.from
+    }
+}
+
 struct ByHand {
     control: (TcpStream, FrameWriter, FrameReader),
     data: (TcpStream, FrameWriter),
@@ -487,7 +519,10 @@ async fn resolve(to: &TransferEndpoint, decision: v1::resolve_transfer_request::
         migration: "m1".into(),
         decision: decision.into(),
     };
-    to.resolve_transfer(Request::new(request)).await.unwrap();
+    api(to)
+        .resolve_transfer(Request::new(request))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -508,7 +543,10 @@ async fn silence_after_ready_is_doubt_until_somebody_knows() {
             role: TransferRole::Destination.into(),
             error: None,
         };
-        let refused = to.cancel_transfer(Request::new(cancel)).await.unwrap_err();
+        let refused = api(&to)
+            .cancel_transfer(Request::new(cancel))
+            .await
+            .unwrap_err();
         assert_eq!(
             slat_proto::ApiError::from(refused).reason,
             Reason::PastPointOfNoReturn
@@ -708,6 +746,9 @@ async fn a_source_whose_commit_is_unanswered_stays_stopped_until_released() {
         migration: "m1".into(),
         role: TransferRole::Source.into(),
     };
-    from.release_transfer(Request::new(release)).await.unwrap();
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
     assert_eq!(ownership(&source), Ownership::Ended);
 }

@@ -1,8 +1,8 @@
 //! `access_tracking_perf_test`: marking memory idle, and finding what was used since.
 //!
-//! Exactly the pages used since the last ageing are young, once the vCPU's TLB let go of them (ageing owes no flush: idle is a
-//! hint). Where hardware keeps no Accessed bit, each first use takes one fault, without the MMU lock. Ageing under running
-//! vCPUs loses no write.
+//! Exactly the pages used since the last ageing are young, once the vCPU's TLB let go of them
+//! (ageing owes no flush: idle is a hint). Where hardware keeps no Accessed bit, each first use
+//! takes one fault, without the MMU lock. Ageing under running vCPUs loses no write.
 
 use slat_mmu::{AdPolicy, Flush, Level};
 

@@ -1,7 +1,9 @@
-//! `dirty_log_page_splitting_test`: how many mappings of each size there are, before, in and after logging, while vCPUs run.
+//! `dirty_log_page_splitting_test`: how many mappings of each size there are, before, in and after
+//! logging, while vCPUs run.
 //!
-//! Without manual protection all are split when logging begins; with the log initially set none is until the first clear. When
-//! logging ends the counts are what they were, in place: before anything was touched again.
+//! Without manual protection all are split when logging begins; with the log initially set none is
+//! until the first clear. When logging ends the counts are what they were, in place: before
+//! anything was touched again.
 
 use slat_mmu::{DirtyLogStart, Level, MmuStats};
 
@@ -66,7 +68,7 @@ fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -
                 touch()?;
                 expect("initially set, enabled", now(), populated)?;
                 for slot in &slots {
-                    let pages = slot.mapping.pages();
+                    let pages = slot.memory.guest().pages();
                     let all = vec![u64::MAX; pages.div_ceil(64) as usize];
                     let cleared = machine
                         .mmu()

@@ -1,9 +1,12 @@
-//! `dirty_log_test`: the guest writes the iteration's number to random pages, the host takes the log while it runs.
+//! `dirty_log_test`: the guest writes the iteration's number to random pages, the host takes the
+//! log while it runs.
 //!
-//! After each iteration the vCPUs rest and each page is judged: a *set* bit means that the page holds this or the last iteration's
-//! number; a *clear* one that it holds an older number, or this one's and the bit is set next time (it was written after the log was
-//! taken). The slot's length and base are no multiples of 64, and it ends at the last frame that the format translates. In
-//! odd iterations memory is also aged and taken back piecemeal meanwhile, which must not touch the log.
+//! After each iteration the vCPUs rest and each page is judged: a *set* bit means that the page
+//! holds this or the last iteration's number; a *clear* one that it holds an older number, or this
+//! one's and the bit is set next time (it was written after the log was taken). The slot's length
+//! and base are no multiples of 64, and it ends at the last frame that the format translates. In
+//! odd iterations memory is also aged and taken back piecemeal meanwhile, which must not touch the
+//! log.
 
 use slat_mmu::DirtyLogStart;
 
@@ -16,7 +19,8 @@ const ITERATIONS: u64 = 14;
 enum Mode {
     /// The log is taken and pages are protected in one call.
     DirtyLog,
-    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` with the log initially set: read, then cleared in pieces.
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` with the log initially set: read, then cleared in
+    /// pieces.
     ClearLog,
 }
 
@@ -31,7 +35,8 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
     let base = stage.info().max_gfn.0 - PAGES;
     let slot = machine.plug(0, base, PAGES);
     let (iteration, written) = (AtomicU64::new(0), AtomicU64::new(0));
-    // Writes that vCPUs may do yet. Without a bound a fast guest writes every page in every iteration, and hides losses.
+    // Writes that vCPUs may do yet. Without a bound a fast guest writes every page in every
+    // iteration, and hides losses.
     let allowed = AtomicU64::new(0);
     let program = |cpu: &mut Cpu<'_>| {
         let go = allowed.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));

@@ -1,6 +1,8 @@
-//! `memslot_modification_stress_test`: vCPUs write and check their memory while slots just below and above it come and go.
+//! `memslot_modification_stress_test`: vCPUs write and check their memory while slots just below
+//! and above it come and go.
 //!
-//! No access fails, nothing is lost, and the guest's own huge mappings stay: what happens beside a slot is no business of its.
+//! No access fails, nothing is lost, and the guest's own huge mappings stay: what happens beside a
+//! slot is no business of its.
 
 use slat_mmu::Level;
 

@@ -29,9 +29,9 @@ use kvm_ioctls::VcpuFd;
 use super::{HostCpu, Told, cpuid, msrs};
 use crate::backend::{
     BackendError,
-    cpu::TSC_TOLERANCE,
+    cpu::x86_64::TSC_TOLERANCE,
     kvm::{
-        failed,
+        refuse::failed,
         state::{Reader, Writer, bad},
     },
 };

@@ -1,4 +1,8 @@
-//! memstress over every format: nothing lost, nothing stale, whatever is done to slots and tables meanwhile.
+//! memstress over every format: nothing lost, nothing stale, whatever is done to slots and tables
+//! meanwhile.
+
+mod refusals;
+mod walks;
 
 use std::{
     ops::Range,
@@ -15,11 +19,11 @@ use slat_proto::model::{
     SlotSpec, VmSpec,
 };
 
-use super::*;
+use super::{kernel_oracles::Hooks, *};
 use crate::{
     backend::GuestEvent,
     guest::{self, Layout, memstress},
-    memory::GuestMemory,
+    memory::{DirtyBitmap, GuestMemory},
 };
 
 const MEMORY: u64 = 8 << 20;
@@ -51,6 +55,7 @@ struct Vm {
     memory: GuestMemory,
     spec: VmSpec,
     events: Arc<Mutex<Vec<GuestEvent>>>,
+    hooks: Arc<Hooks>,
 }
 
 impl Vm {
@@ -59,7 +64,9 @@ impl Vm {
         let events: Arc<Mutex<Vec<GuestEvent>>> = Arc::default();
         let sink = Arc::clone(&events);
         let sink: EventSink = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let backend = SoftwareBackend::new(&spec, sink).unwrap();
+        let hooks = Arc::new(Hooks::default());
+        let port = Arc::clone(&hooks) as Arc<dyn Port>;
+        let backend = SoftwareBackend::with_port(&spec, sink, port).unwrap();
         let memory = GuestMemory::new();
         let slots: Vec<_> = slots
             .iter()
@@ -74,6 +81,7 @@ impl Vm {
             memory,
             spec,
             events,
+            hooks,
         }
     }
 
@@ -139,13 +147,16 @@ impl Vm {
     }
 
     fn harvest(&self) -> Vec<u64> {
-        let mut bitmap = vec![0; self.pages().div_ceil(64) as usize];
-        let taken = self.backend.harvest_dirty(0, &mut bitmap).unwrap();
-        let pages: Vec<u64> = (0..self.pages())
-            .filter(|page| bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1)
-            .collect();
-        assert_eq!(pages.len() as u64, taken);
-        pages
+        let bitmap = self.harvest_slot(0, self.pages()).unwrap();
+        let runs = bitmap.runs();
+        runs.flat_map(|(first, len)| first..first + len).collect()
+    }
+
+    /// One slot's dirty pages, by a bitmap of so many.
+    fn harvest_slot(&self, slot: u32, pages: u64) -> Result<DirtyBitmap, DirtyError> {
+        let mut into = SlotBitmaps::from([(slot, DirtyBitmap::new(pages))]);
+        self.backend.harvest_dirty(&mut into)?;
+        Ok(into.remove(&slot).unwrap())
     }
 }
 
@@ -232,10 +243,6 @@ fn the_dirty_log_is_exactly_what_was_written() {
             assert_eq!(vm.harvest(), changed(&before, &now), "{format}");
             before = now;
         }
-        // What is there already stays: bits are ORed in.
-        let mut bitmap = vec![u64::MAX; 32];
-        assert_eq!(vm.backend.harvest_dirty(0, &mut bitmap).unwrap(), 0);
-        assert_eq!(bitmap, [u64::MAX; 32]);
         vm.assert_well();
     }
 }
@@ -285,11 +292,8 @@ fn huge_mappings_come_back_in_place_when_logging_ends() {
         };
         assert!(flushes("dirty_log") > Some(0) && flushes("huge_page") > Some(0));
         assert_eq!(flushes("unmap"), Some(0), "{format}: nothing was zapped");
-        let mut bitmap = [0; 32];
-        assert!(
-            vm.backend.harvest_dirty(0, &mut bitmap).is_err(),
-            "logging is off"
-        );
+        let harvested = vm.harvest_slot(0, vm.pages());
+        assert!(harvested.is_err(), "logging is off");
         vm.until_written(1000);
         vm.backend.pause().unwrap();
         vm.assert_well();
@@ -326,7 +330,7 @@ fn a_storm_of_harvests_invalidations_and_slot_changes_loses_nothing() {
                     vm.backend.move_slot(9, 3 << 20).unwrap();
                     vm.backend.remove_slot(9).unwrap();
                     assert_eq!(
-                        Arc::strong_count(slot.mapping()),
+                        Arc::strong_count(slot.guest()),
                         1,
                         "nothing maps it any more"
                     );
@@ -408,7 +412,7 @@ fn a_translation_used_after_its_flush_stops_the_vm() {
         vm.backend.run().unwrap();
         vm.backend.set_dirty_logging(0, true).unwrap();
         vm.until_written(1000);
-        vm.backend.vm.hooks.deaf.store(true, Relaxed);
+        vm.hooks.deaf.store(true, Relaxed);
         revoke(&vm);
         let message = vm.failure();
         assert!(
@@ -426,206 +430,10 @@ fn no_lock_of_the_owners_holds_up_a_vcpu() {
         let vm = Vm::new(spec(format, 3, random(MemstressFill::Zero)));
         vm.backend.run().unwrap();
         let _slots = vm.backend.slots();
-        let _numbers = vm.backend.vm.frames.hold_for_test();
+        let _numbers = vm.backend.vm.frames.numbers();
         let faults = vm.backend.stats().faults_taken;
         vm.backend.vm.mmu.zap_all();
         vm.until_written(500);
         assert!(vm.backend.stats().faults_taken > faults, "{format}");
-    }
-}
-
-#[test]
-fn accesses_without_memory_fail_with_their_address() {
-    let layout = Layout::new(MEMORY).unwrap();
-    let vm = Vm::new(spec(Format::Sv48x4, 2, MemstressSpec::default()));
-    vm.backend.run().unwrap();
-    vm.until_written(100);
-    vm.backend.remove_slot(0).unwrap();
-    let message = vm.failure();
-    assert!(
-        message.contains("0x") && message.contains("no memory"),
-        "{message}"
-    );
-
-    let read_only = SlotSpec {
-        read_only: true,
-        ..layout.slots()[0]
-    };
-    let vm = Vm::empty(
-        spec(Format::Sv57x4, 1, MemstressSpec::default()),
-        &[read_only],
-    );
-    guest::install(&vm.memory.table(), &vm.spec).unwrap();
-    vm.backend.run().unwrap();
-    let message = vm.failure();
-    let first = format!("{:#x}", layout.working_page(0));
-    assert!(
-        message.contains(&first) && message.contains("read-only"),
-        "{message}"
-    );
-}
-
-#[test]
-fn without_table_memory_the_vm_fails_with_words() {
-    let vm = Vm::new(spec(Format::Ept4, 1, MemstressSpec::default()));
-    vm.backend.set_dirty_logging(0, true).unwrap();
-    vm.backend.budget.limit_for_test(4);
-    vm.backend.run().unwrap();
-    let message = vm.failure();
-    assert!(message.contains("no table memory"), "{message}");
-}
-
-#[test]
-fn tables_of_slots_that_are_gone_are_given_back() {
-    let vm = Vm::new(spec(Format::Ept4, 1, MemstressSpec::default()));
-    vm.backend.run().unwrap();
-    vm.until_written(100);
-    vm.backend.pause().unwrap();
-    let slot = SlotSpec::new(1, 1 << 20, 3, false).unwrap();
-    vm.backend
-        .add_slot(&Arc::new(SlotMemory::new(slot).unwrap()))
-        .unwrap();
-    let mut vcpu = vm.backend.vm.mmu.vcpu();
-    let mut most = 0;
-    for place in 1..200 {
-        let gfn = place << 20;
-        vm.backend.move_slot(1, gfn).unwrap();
-        let fault = slat_mmu::Fault::prefetch(Gfn(gfn));
-        let outcome = vm.backend.vm.mmu.fault(&mut vcpu, fault);
-        assert!(
-            matches!(outcome, slat_mmu::FaultOutcome::Fixed { .. }),
-            "{outcome:?}"
-        );
-        most = most.max(vm.backend.budget.used());
-    }
-    // 200 places want a table each; vCPUs keep some ready.
-    assert!(most < 100, "{most} tables for 8 MiB");
-    vm.backend.run().unwrap();
-    vm.until_written(1000);
-    vm.assert_well();
-}
-
-#[test]
-fn pause_wakes_an_idle_guest_and_bad_requests_are_refused() {
-    let idle = MemstressSpec {
-        dirty_rate: Some(0),
-        ..MemstressSpec::default()
-    };
-    let slow = MemstressSpec {
-        dirty_rate: Some(4096),
-        ..MemstressSpec::default()
-    };
-    for guest in [idle, slow, MemstressSpec::default()] {
-        let vm = Vm::new(spec(Format::Ept4, 2, guest));
-        for _ in 0..10 {
-            vm.backend.run().unwrap();
-            vm.backend.pause().unwrap();
-            vm.backend.pause().unwrap();
-            let before = vm.snapshot();
-            vm.backend.save_state().unwrap();
-            assert_eq!(
-                changed(&before, &vm.snapshot()),
-                NO_PAGES,
-                "it runs after a pause"
-            );
-        }
-        vm.backend.run().unwrap();
-        let no_slot = |result: Result<(), BackendError>| {
-            assert!(matches!(result, Err(BackendError::NoSuchSlot { slot: 7 })));
-        };
-        no_slot(vm.backend.remove_slot(7));
-        no_slot(vm.backend.move_slot(7, 0));
-        no_slot(vm.backend.set_dirty_logging(7, true));
-        no_slot(vm.backend.harvest_dirty(7, &mut []).map(drop));
-        vm.backend.set_dirty_logging(0, true).unwrap();
-        assert!(vm.backend.harvest_dirty(0, &mut [0; 31]).is_err());
-        for slot in [(0, 1 << 20), (3, 5), (3, 1 << 36), (u32::MAX, 1 << 20)] {
-            let bad = SlotSpec {
-                slot: slot.0,
-                base_gfn: slot.1,
-                pages: 1,
-                read_only: false,
-            };
-            let memory = Arc::new(SlotMemory::new(bad).unwrap());
-            let refused = vm.backend.add_slot(&memory).unwrap_err();
-            assert!(matches!(refused, BackendError::BadSlot { .. }), "{refused}");
-            assert_eq!(Arc::strong_count(memory.mapping()), 1);
-        }
-        vm.backend.invalidate(u64::MAX, u64::MAX).unwrap();
-    }
-}
-
-#[test]
-fn a_raw_image_is_refused_by_the_name_of_what_is_missing() {
-    let raw = VmSpec {
-        guest: GuestSpec::RawImage(Default::default()),
-        ..spec(Format::Ept4, 1, MemstressSpec::default())
-    };
-    let refused = SoftwareBackend::new(&raw, Arc::new(|_| {})).unwrap_err();
-    assert!(matches!(refused, BackendError::Unsupported { .. }));
-    assert!(refused.to_string().contains("RAW_IMAGE"), "{refused}");
-}
-
-/// A host whose flushes wait until a vCPU that is inside the guest has walked once more.
-#[derive(Debug, Default)]
-struct Walks {
-    ask: Mutex<Option<std::sync::mpsc::Sender<()>>>,
-    walked: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
-    stuck: AtomicBool,
-}
-
-impl slat_mmu::Host for Walks {
-    fn flush(&self, _: &slat_mmu::FlushRequest) {
-        if let Some(ask) = &*self.ask.lock().unwrap() {
-            ask.send(()).unwrap();
-            let walked = self.walked.lock().unwrap();
-            let in_time = walked.as_ref().unwrap().recv_timeout(PATIENCE / 30);
-            self.stuck.store(in_time.is_err(), Relaxed);
-        }
-    }
-}
-
-#[test]
-fn a_walk_inside_the_guest_waits_for_nobody_while_roots_are_withdrawn() {
-    for format in Format::ALL {
-        let host = Arc::new(Walks::default());
-        let tables = slat_mmu::Arena::new(Pfn(0x100), 64);
-        let stage = stage(format).unwrap();
-        let mmu = stage.build(tables, Arc::clone(&host), MmuConfig::default());
-        let slot = slat_mmu::SlotSpec::new(SlotId::default(), Gfn(0), 512, Pfn(0x1000));
-        mmu.create_slot(slot).unwrap();
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (tell, walked) = std::sync::mpsc::channel();
-        *host.walked.lock().unwrap() = Some(walked);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let asked = asked;
-                let mut vcpu = mmu.vcpu();
-                let mapped = mmu.fault(
-                    &mut vcpu,
-                    slat_mmu::Fault::new(Gfn(3), slat_mmu::Access::Read),
-                );
-                assert!(matches!(mapped, slat_mmu::FaultOutcome::Fixed { .. }));
-                tell.send(()).unwrap();
-                while asked.recv().is_ok() {
-                    let _ = mmu.access(&mut vcpu, Gfn(3), slat_mmu::Access::Read);
-                    tell.send(()).unwrap();
-                }
-            });
-            host.walked
-                .lock()
-                .unwrap()
-                .as_ref()
-                .unwrap()
-                .recv()
-                .unwrap();
-            *host.ask.lock().unwrap() = Some(ask);
-            mmu.zap_all();
-            *host.ask.lock().unwrap() = None;
-        });
-        assert!(
-            !host.stuck.load(Relaxed),
-            "{format}: the walk waited for the flush"
-        );
     }
 }
