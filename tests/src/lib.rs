@@ -11,7 +11,7 @@
 //! * [`data_port`] sends a destination's data port what breaks the protocol.
 //! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
-//! * [`model`] explores the handover: both sides, the server, and all that may go wrong between
+//! * [`explorer`] explores the handover: both sides, the server, and all that may go wrong between
 //!   them.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
@@ -27,10 +27,10 @@
 pub mod bench;
 pub mod binary;
 pub mod data_port;
+pub mod explorer;
 pub mod fleet;
 pub mod guest;
 pub mod handover;
-pub mod model;
 pub mod oracle;
 pub mod process;
 pub mod scene;
