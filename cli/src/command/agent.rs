@@ -17,7 +17,7 @@ Examples:
   slat agent --name host-a --listen 127.0.0.1:7401 --memory 16GiB
   slat agent --listen 192.0.2.10:7401 --server 192.0.2.1:7400 --insecure-listen
 
-Without --server the agent serves its own VMs alone: slat get vms --server 127.0.0.1:7401.
+Without --server the agent serves its own VMs and reports to nobody: slat get vms --server 127.0.0.1:7401.
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 
@@ -41,7 +41,7 @@ pub(crate) struct AgentArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Address of the server to report to (host:port); without it the agent stands alone
+    /// Server to report to (host:port); without it the agent works alone
     #[arg(long, env = "SLAT_SERVER", value_name = "ADDR")]
     server: Option<Address>,
     /// Address at which server and other agents reach this one [default: the address it listens on]
@@ -50,7 +50,7 @@ pub(crate) struct AgentArgs {
     /// Address at which other hosts send pages of migrating VMs [default: the IP it listens on]
     #[arg(long, env = "SLAT_DATA_IP", value_name = "IP")]
     data_ip: Option<IpAddr>,
-    /// Memory VMs may use, as 16GiB [default: all the host has less a sixteenth, at least 1GiB]
+    /// Memory VMs may use, as 16GiB [default: the host's, less a sixteenth and at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
     /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state

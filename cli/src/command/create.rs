@@ -25,7 +25,7 @@ Examples:
   slat create vm web --memory 2GiB --vcpus 2 --dirty-rate 64
   slat create vm web --backend software --format sv48x4   RISC-V tables on any host
   slat create vm web --pattern hot-cold --fill random --host host-a
-  slat create vm web --image guest.bin --no-start
+  slat create vm web --image guest.img --no-start
   slat create vm web --dry-run                            check everything, build nothing
 
 The guest is memstress, which writes its memory, stamps every page and counts every stamp

@@ -28,7 +28,7 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   slat memory slots web
-  slat memory dirty web --watch                  pages written, as they are
+  slat memory dirty web --watch                  pages as they are written
   slat memory dirty web --cursor backup          one batch for a reader of that name
   slat memory dirty web --cursor backup --stop   end it; dirty logging goes off with the last reader
   slat memory invalidate web --base 0x200000 --size 2MiB
@@ -137,7 +137,7 @@ struct DirtyArgs {
     /// Acknowledge this batch; what is not acknowledged is delivered again
     #[arg(long, value_name = "BATCH", conflicts_with_all = ["watch", "stop"])]
     ack: Option<u64>,
-    /// Go on, acknowledging each batch after it is printed
+    /// Go on, and acknowledge each batch after it is printed
     #[arg(short, long, conflicts_with = "stop")]
     watch: bool,
     /// With --watch: how often to look

@@ -23,12 +23,12 @@ const EXAMPLES: &str = "\
 Examples:
   slat migrate web --to host-b
   slat migrate web --to host-b --max-downtime 50ms --streams 4
-  slat migrate web --to host-b --verify after-commit     compare memory digests, no downtime
+  slat migrate web --to host-b --verify after-commit     compare memory digests, without downtime
   slat migrate web --to host-b --max-total-time 5m --on-timeout force-switchover
   slat migrate web --to host-b --dry-run                 check everything, move nothing
-  slat migrate web --to host-b --no-wait                 start it; slat get migrations --watch
+  slat migrate web --to host-b --no-wait                 start it, do not watch
 
-Ctrl-C ends the watching, never the migration: slat cancel NAME does that.
+Ctrl-C stops watching and leaves the migration alone; slat cancel NAME ends it.
 The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for).";
 
 /// When to compare memory digests.
@@ -60,7 +60,7 @@ pub(crate) struct MigrateArgs {
     /// The host to move it to
     #[arg(long, value_name = "HOST")]
     to: HostName,
-    /// Downtime the guest may see; the switch begins when the estimate is below it [default: 300ms]
+    /// Accepted downtime; the switchover begins when the estimate is below it [default: 300ms]
     #[arg(long, value_name = "DURATION")]
     max_downtime: Option<Span>,
     /// Time the whole migration may take [default: 1h]

@@ -12,12 +12,12 @@ Examples:
   slat demo --backend software --format sv48x4        RISC-V page tables, without KVM
   slat demo --dirty-rate 256 --max-downtime 20ms      more iterations
   slat demo --output json                             one object on standard output
-  slat demo --keep                                    stay up and open the dashboard it names
+  slat demo --keep                                    stay up, for a look at the dashboard
 
-It starts a server and two agents on loopback with a temporary state directory, creates one VM
-whose guest writes its memory and checks every page it reads back, moves it back and forth while
-it runs, then once more while it is paused, comparing digests of its whole memory before and
-after. It stops everything it started and exits 0 only if every check held.";
+It starts a server and two agents on loopback, with a temporary state directory, and creates one
+VM whose guest writes its memory and checks every page that it reads back. It moves the VM back
+and forth while it runs, then once more while it is paused, and compares digests of all memory
+before and after. It stops everything it started, and exits 0 only if every check held.";
 
 /// How the report is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -48,13 +48,13 @@ pub(crate) struct DemoArgs {
     /// How fast the guest dirties memory; a bare number is MiB/s, 0 is idle
     #[arg(long, default_value = "64", value_name = "RATE")]
     pub(super) dirty_rate: Rate,
-    /// Live migrations, back and forth
+    /// Number of live migrations, back and forth
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) migrations: u32,
     /// TCP streams that carry pages, 1 to 16
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(super) streams: u32,
-    /// Downtime the guest may see
+    /// Accepted downtime
     #[arg(long, default_value = "300ms", value_name = "DURATION")]
     pub(super) max_downtime: Span,
     /// Stay up after the checks, migrating now and then, until Ctrl-C

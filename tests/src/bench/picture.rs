@@ -19,8 +19,10 @@ const PLACE: f64 = 306.0;
 /// Of the bar that the downtime consists of.
 const PARTS: f64 = 386.0;
 const BAR: f64 = 20.0;
-/// An iteration narrower than this has no label.
+/// An iteration narrower than this has its number alone.
 const LABEL: f64 = 64.0;
+/// And narrower than this, nothing.
+const DIGIT: f64 = 12.0;
 
 const INK: &str = "#1f2328";
 const GREY: &str = "#59636e";
@@ -122,10 +124,12 @@ impl Scene {
         for (number, (length, left)) in self.iterations.iter().enumerate() {
             let (from, to) = (self.across(at), self.across(at + length));
             points.extend([(from, up(*left)), (to, BOTTOM)]);
+            let y = (up(*left) - 8.0).max(TOP - 8.0);
             if to - from > LABEL {
-                let y = up(*left) - 8.0;
                 let name = format!("iteration {number}");
-                svg.text(from + 4.0, y.max(TOP - 8.0), "start", PAGES, &name);
+                svg.text(from + 4.0, y, "start", PAGES, &name);
+            } else if to - from > DIGIT {
+                svg.text(from + 4.0, y, "start", PAGES, &number.to_string());
             }
             at += length;
         }
@@ -163,10 +167,10 @@ impl Scene {
         let words = "the VM runs on the source, writing its memory";
         svg.text(LEFT + 8.0, PLACE + 14.0, "start", INK, words);
         let words = format!(
-            "paused for {:.1} ms, then it runs on the destination",
+            "then it is paused for {:.1} ms and runs on at the destination",
             self.downtime() * 1e3
         );
-        svg.text(stop, PLACE + BAR + 16.0, "end", PAUSED, &words);
+        svg.text(LEFT + 8.0, PLACE + BAR + 18.0, "start", PAUSED, &words);
         svg.line(stop, PLACE + BAR, LEFT, PARTS - 6.0, GRID);
         svg.line(stop + width, PLACE + BAR, RIGHT, PARTS - 6.0, GRID);
     }
@@ -206,12 +210,9 @@ fn ticks(step: f64, end: f64) -> impl Iterator<Item = f64> {
 
 /// 1, 2 or 5 times a power of ten, not below `step`.
 fn nice(step: f64) -> f64 {
-    let power = 10f64.powf(step.log10().floor());
-    let steps = [1.0, 2.0, 5.0, 10.0].map(|times| times * power);
-    steps
-        .into_iter()
-        .find(|one| *one >= step * 0.999)
-        .unwrap_or(step)
+    let mut steps =
+        (-6..9).flat_map(|power| [1.0, 2.0, 5.0].map(|times| times * 10f64.powi(power)));
+    steps.find(|one| *one >= step * 0.999).unwrap_or(step)
 }
 
 /// With as many digits as the step between ticks needs.
@@ -230,7 +231,7 @@ impl Svg {
     fn new(heading: &str) -> Self {
         let mut svg = Self(format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             font-family=\"system-ui, sans-serif\" font-size=\"13\" role=\"img\">\n\
+             font-family=\"system-ui, 'DejaVu Sans', sans-serif\" font-size=\"13\" role=\"img\">\n\
              <title>{heading}</title>\n\
              <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"8\" fill=\"#ffffff\"/>\n"
         ));

@@ -20,11 +20,11 @@ use slat_tests::{
     scene,
 };
 
-const MEMORY_MIB: u64 = 512;
+const MEMORY_MIB: u64 = 1024;
 const DIRTIED_MIB: u64 = 64;
-const BANDWIDTH_MIB: u64 = 200;
-/// Few enough that precopy takes several iterations to get there.
-const DOWNTIME: std::time::Duration = std::time::Duration::from_millis(30);
+const BANDWIDTH_MIB: u64 = 400;
+/// Little enough that precopy takes several iterations to get there.
+const DOWNTIME: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Draw one live migration, from its own figures, as SVG
 #[derive(Debug, Parser)]
