@@ -6,6 +6,7 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`], never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] speaks badly to a destination's data port.
+//! * [`journals`] keeps every journal that a fleet writes and has them explained by the machines.
 //! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
 //! * [`model`] explores the handover: both sides, the server, and all that may go wrong between them.
@@ -24,6 +25,7 @@ pub mod data_port;
 pub mod fleet;
 pub mod guest;
 pub mod handover;
+pub mod journals;
 pub mod model;
 pub mod oracle;
 pub mod process;

@@ -52,7 +52,7 @@ pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble 
 ///
 /// # Errors
 /// KVM_IOCTL when the CPU cannot be described.
-pub(crate) fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
+pub fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
     Ok(describe(backend, host_facts(backend)?))
 }
 
