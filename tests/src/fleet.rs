@@ -30,6 +30,7 @@ use tonic::{Code, transport::Channel};
 
 use crate::{
     binary,
+    journals::Keeper,
     process::{Daemon, VmProcess, leftovers},
     wait::{PATIENCE, eventually},
 };
@@ -73,6 +74,7 @@ pub struct Fleet {
     root: tempfile::TempDir,
     server: Daemon,
     hosts: Vec<Host>,
+    journals: Keeper,
     finished: bool,
 }
 
@@ -97,6 +99,7 @@ impl Fleet {
         let mut args: Vec<OsString> = vec!["server".into(), "--state-dir".into()];
         args.push(path.join("server").into());
         args.extend(["--report-interval", "200ms"].map(Into::into));
+        let journals = Keeper::start(path)?;
         let server = Daemon::new("server", &program, args, path.join("server.log"));
         // A fleet from here on: what fails now shows its logs.
         let mut fleet = Self {
@@ -104,6 +107,7 @@ impl Fleet {
             root,
             server,
             hosts: Vec::new(),
+            journals,
             finished: false,
         };
         let address = fleet.server.start()?;
@@ -594,6 +598,8 @@ impl Fleet {
             Ok(())
         })
         .await?;
+        let explained = self.journals.explain().map_err(anyhow::Error::msg)?;
+        println!("{explained} journals explained");
         self.finished = true;
         Ok(())
     }

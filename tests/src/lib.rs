@@ -9,6 +9,7 @@
 //!   never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
 //! * [`data_port`] sends a destination's data port what breaks the protocol.
+//! * [`journals`] keeps every journal that a fleet writes and has them explained by the machines.
 //! * [`handover`] kills a target process between the commit and its answer.
 //! * [`mod@bench`] measures migrations beside a plain loop.
 //! * [`explorer`] explores the handover: both sides, the server, and all that may go wrong between
@@ -31,6 +32,7 @@ pub mod explorer;
 pub mod fleet;
 pub mod guest;
 pub mod handover;
+pub mod journals;
 pub mod oracle;
 pub mod process;
 pub mod scene;

@@ -58,6 +58,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+mod admission;
 mod dead;
 mod ended;
 mod error;
@@ -78,7 +79,7 @@ mod vm_api;
 
 pub use error::HostError;
 
-pub use self::supervisor::Admit;
+pub use self::admission::Admit;
 
 use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
 

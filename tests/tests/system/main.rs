@@ -5,6 +5,7 @@
 //! One binary, so that it is linked once; `cargo test -p slat-tests kvm::` picks a backend,
 //! `crash::` a module.
 
+mod admission;
 mod bad_input;
 mod cancel;
 mod cli;

@@ -29,6 +29,7 @@ use slat_proto::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    admission::Admit,
     ended::EndedSides,
     follow::follow_side,
     living::LiveVm,
@@ -55,10 +56,6 @@ const ADOPT: Duration = Duration::from_secs(2);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long a question waits for a name that is being cleared.
 const SETTLE: Duration = Duration::from_secs(15);
-
-/// Compares what a VM's source said of itself with this host.
-pub type Admit =
-    Arc<dyn Fn(&v1::PrepareIncomingRequest) -> Result<v1::ChosenVersions, ApiError> + Send + Sync>;
 
 /// See the module.
 pub(super) struct Supervisor {

@@ -1,4 +1,5 @@
-//! How a VM changes its owner: the protocol of both sides, and what they say to each other about it.
+//! How a VM changes its owner: the protocol of both sides, and what they say to each other about
+//! it.
 //!
 //! | module | what |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! Payloads of the control frames around the handover: the slot table, how the VM left the source, the
-//! answer to COMMIT.
+//! Payloads of the control frames around the handover: the slot table, how the VM left the source,
+//! the answer to COMMIT.
 //!
 //! All little-endian, all lengths explicit, all checked on receipt.
 //!
@@ -178,7 +178,8 @@ pub(crate) fn decode_legacy_state(
 /// The answer to COMMIT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Resumed {
-    /// The VM runs if it was to run. False: it is owned by the destination, but its vCPUs could not be started.
+    /// The VM runs if it was to run. False: it is owned by the destination, but its vCPUs could not
+    /// be started.
     pub(crate) as_it_was: bool,
     /// Digests of memory as received, by slot number.
     pub(crate) digests: Vec<(u32, u128)>,

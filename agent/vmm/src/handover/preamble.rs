@@ -1,8 +1,9 @@
-//! What must fit before anything is reserved or moved: versions, architecture, page size, backend, CPU.
+//! What must fit before anything is reserved or moved: versions, architecture, page size, backend,
+//! CPU.
 //!
-//! The source describes what its VM was told ([`describe`]), the server carries that to the destination, and the
-//! destination compares ([`admit`]) before it takes memory or starts a process. Its daemon asks first,
-//! the VM's process once more. What differs is refused by name:
+//! The source describes what its VM was told ([`describe`]), the server carries that to the
+//! destination, and the destination compares ([`admit`]) before it takes memory or starts a
+//! process. Its daemon asks first, the VM's process once more. What differs is refused by name:
 //!
 //! | what differs | reason |
 //! |---|---|
@@ -51,12 +52,12 @@ pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble 
 ///
 /// # Errors
 /// KVM_IOCTL when the CPU cannot be described.
-pub(crate) fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
+pub fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
     Ok(describe(backend, host_facts(backend)?))
 }
 
-/// Whether the VM that `request` announces can be taken by this program on this host. Reserves nothing.
-/// May block on the kernel.
+/// Whether the VM that `request` announces can be taken by this program on this host. Reserves
+/// nothing. May block on the kernel.
 ///
 /// # Errors
 /// As [`admit`].
@@ -74,8 +75,8 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
     admit(source, &describe_host(backend)?).map_err(|error| error.with("vm", &vm.name))
 }
 
-/// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in which
-/// versions. `own.backends` are all that work here.
+/// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in
+/// which versions. `own.backends` are all that work here.
 ///
 /// # Errors
 /// BAD_PARAMETER when `source` is not whole; see the module for the others.

@@ -1,4 +1,5 @@
-//! One side of a migration: its protocol machine, its queue of actions, and what it tells of itself.
+//! One side of a migration: its protocol machine, its queue of actions, and what it tells of
+//! itself.
 //!
 //! # Locking
 //! One mutex guards the machine, its queue and the published transfer. It is held for one step or one
@@ -8,9 +9,9 @@
 //! exception is the interrupt, which must reach a coordinator that is blocked.
 //!
 //! A second mutex guards the side's record on disk, across the file's writing and removing, and is
-//! never held together with the first: a side is seen to have ended before its thread has written the
-//! last record, so the release may come first. Once released, a record is not written again: nobody
-//! would remove it.
+//! never held together with the first: a side is seen to have ended before its thread has written
+//! the last record, so the release may come first. Once released, a record is not written again:
+//! nobody would remove it.
 
 use std::{
     collections::VecDeque,
@@ -150,8 +151,8 @@ impl<R: Role> Side<R> {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it on
-    /// disk.
+    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it
+    /// on disk.
     pub(crate) fn end(&self, dir: &VmDir, phase: TransferPhase, error: Option<v1::MigrationError>) {
         self.keep_record(dir, &self.as_ended(phase, error.as_ref()));
         self.publish_end(phase, error);
@@ -229,8 +230,8 @@ impl<R: Role> Side<R> {
         inner.interrupt = Some(Box::new(interrupt));
     }
 
-    /// Asks for the end. `error` is set when something failed elsewhere rather than the user cancelled.
-    /// Idempotent, and without effect on a side that has ended before the handover.
+    /// Asks for the end. `error` is set when something failed elsewhere rather than the user
+    /// cancelled. Idempotent, and without effect on a side that has ended before the handover.
     ///
     /// # Errors
     /// PAST_POINT_OF_NO_RETURN when it is too late.

@@ -10,12 +10,12 @@
 //! | `vcpu` | 1 | the backend's state of all vCPUs |
 //! | `interrupt-controller`, `clock`, `devices` | | names that are kept: no backend has any of them yet |
 //!
-//! A section that this program has nothing for is passed over when its flag says that it is optional.
-//! Otherwise it is refused by name, before READY: the source goes on. So is a section that is missing,
-//! comes twice, or has a version that is not read here.
+//! A section that this program has nothing for is passed over when its flag says that it is
+//! optional. Otherwise it is refused by name, before READY: the source goes on. So is a section
+//! that is missing, comes twice, or has a version that is not read here.
 //!
-//! Protocol 1 had the contents of both sections in one piece; it is still spoken to a peer that has no
-//! other (see [`super::preamble`]).
+//! Protocol 1 had the contents of both sections in one piece; it is still spoken to a peer that has
+//! no other (see [`super::preamble`]).
 
 use slat_proto::{ApiError, Reason};
 

@@ -229,8 +229,8 @@ impl Destination {
         }
     }
 
-    /// READY is not said yet, so the source cannot have relinquished: the end is still free. What is
-    /// being done goes on; the actions of the end come after it.
+    /// READY is not said yet, so the source cannot have relinquished: the end is still free. What
+    /// is being done goes on; the actions of the end come after it.
     fn preparing(&mut self, input: Input) -> Vec<Action> {
         match (self.state, input) {
             (State::Checking, Input::Checked) => {

@@ -1,10 +1,11 @@
-//! The handover of one VM as a protocol: two state machines without I/O, threads, clocks or sockets.
+//! The handover of one VM as a protocol: two state machines without I/O, threads, clocks or
+//! sockets.
 //!
-//! [`source::Source`] is the side that gives the VM away, [`destination::Destination`] the side that
-//! takes it. Each takes one input and answers with the actions that its driver has to carry out, in
-//! order. What an action led to comes back as an input. The machines run in production (the drivers
-//! are `migration::source` and `migration::destination`) and in the model checker, which explores
-//! both of them together with the server's (`cargo xtask model`).
+//! [`source::Source`] is the side that gives the VM away, [`destination::Destination`] the side
+//! that takes it. Each takes one input and answers with the actions that its driver has to carry
+//! out, in order. What an action led to comes back as an input. The machines run in production (the
+//! drivers are `migration::source` and `migration::destination`) and in the model checker, which
+//! explores both of them together with the server's (`cargo xtask model`).
 //!
 //! # Order of the handover, for a VM of epoch e
 //! 1. destination: journals PREPARED(e+1), then says READY;

@@ -1,10 +1,10 @@
 //! The destination's driver: a coordinator thread, a control reader, a thread for each data stream.
 //!
-//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination) and
-//! carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is made from,
-//! `link` lets the source's connections in, `work` is what has happened so far, `receive` follows the
-//! iterations, `take_over` is everything from the state's arrival to the running VM, `end` gives up or
-//! completes.
+//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination)
+//! and carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is
+//! made from, `link` lets the source's connections in, `work` is what has happened so far,
+//! `receive` follows the iterations, `take_over` is everything from the state's arrival to the
+//! running VM, `end` gives up or completes.
 //!
 //! # In doubt
 //! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control plane.

@@ -77,8 +77,8 @@ impl Source {
         let stop = Arc::clone(&shared);
         self.side.on_interrupt(move || {
             stop.stop.store(true, Ordering::Relaxed);
-            // A stream that is closed already needs no shutdown. The control connection can still say
-            // Abort.
+            // A stream that is closed already needs no shutdown. The control connection can still
+            // say Abort.
             drop(ears.shutdown(Shutdown::Read));
             for stream in &streams {
                 drop(stream.shutdown(Shutdown::Both));

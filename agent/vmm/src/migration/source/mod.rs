@@ -1,10 +1,10 @@
 //! The source's driver: carries out what the protocol asks for, one action after the other, on a
 //! coordinator thread, with one sender thread for each stream.
 //!
-//! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source); this
-//! is how it is done. `parts` is what a side is made from, `link` opens the connections, `work` is
-//! what the actions have led to, `precopy` runs the iterations, `switchover` is the blackout, `end`
-//! undoes or completes.
+//! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
+//! this is how it is done. `parts` is what a side is made from, `link` opens the connections,
+//! `work` is what the actions have led to, `precopy` runs the iterations, `switchover` is the
+//! blackout, `end` undoes or completes.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -139,7 +139,8 @@ impl Source {
         }
     }
 
-    /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe before.
+    /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe
+    /// before.
     fn settle(&self, work: &mut Work) -> Settled {
         loop {
             match self.machine.settle_relinquished(self.side.migration()) {

@@ -28,7 +28,8 @@ pub(crate) struct Source {
 
 impl Source {
     pub(super) fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Cursors of API callers have a name space of their own: a caller's of the same name is another.
+        // Cursors of API callers have a name space of their own: a caller's of the same name is
+        // another.
         CursorName::from_id("slat-migration")
     }
 

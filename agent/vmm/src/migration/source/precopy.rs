@@ -112,8 +112,8 @@ impl Source {
         Iteration::of(number, batch, &self.machine.memory().table())
     }
 
-    /// Harvests what is left while the VM is paused. The last batch was not acknowledged, so this has
-    /// that one and all that came since.
+    /// Harvests what is left while the VM is paused. The last batch was not acknowledged, so this
+    /// has that one and all that came since.
     pub(super) fn last_iteration(
         &self,
         cursor: &CursorName,
@@ -123,8 +123,8 @@ impl Source {
         Ok(self.iteration_of(iteration, batch))
     }
 
-    /// Sends an iteration on all streams and waits until the destination has it. Returns its bytes of
-    /// pages and its duration.
+    /// Sends an iteration on all streams and waits until the destination has it. Returns its bytes
+    /// of pages and its duration.
     pub(super) fn send_iteration(
         &self,
         link: &mut Link,

@@ -1,4 +1,5 @@
-//! The blackout: vCPUs stop, the last pages and the state go, COMMIT is said. Each part is measured.
+//! The blackout: vCPUs stop, the last pages and the state go, COMMIT is said. Each part is
+//! measured.
 
 use std::time::{Duration, Instant};
 
