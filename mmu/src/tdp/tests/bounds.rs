@@ -54,7 +54,7 @@ unsafe impl TableMemory for Watched {
     }
 
     unsafe fn free(&self, pfn: Pfn, bytes: usize) {
-        let step = steps::so_far() - self.arenas.load(SeqCst);
+        let step = steps::so_far().wrapping_sub(self.arenas.load(SeqCst));
         *self.freed.lock().unwrap().entry(step).or_default() += 1;
         // SAFETY: the caller's promise is the arena's condition.
         self.in_arena(|arena| unsafe { arena.free(pfn, bytes) });
