@@ -4,8 +4,8 @@
 //! era that its unlinking ended. Nobody waits for it: who retires tables, or asks for it, frees
 //! those whose time has come.
 //!
-//! *Locking*: limbo's lock (`locks`), offered to others between batches. *Invariants*: `live` counts
-//! every table between its allocation and its being given back; eras in limbo never fall.
+//! *Locking*: limbo's lock (`locks`), offered to others between batches. *Invariants*: `live`
+//! counts every table between its allocation and its being given back; eras in limbo never fall.
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::{fmt, marker::PhantomData, slice};

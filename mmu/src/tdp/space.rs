@@ -238,8 +238,8 @@ impl<'m> AddressSpace<'m> {
     }
 }
 
-/// How a handle reaches the MMU. Each method is the one of [`AddressSpace`] of that name. `Send` and
-/// `Sync`, so that a handle may go to another thread as a reference to the MMU may.
+/// How a handle reaches the MMU. Each method is the one of [`AddressSpace`] of that name. `Send`
+/// and `Sync`, so that a handle may go to another thread as a reference to the MMU may.
 pub(super) trait Operations: Send + Sync {
     fn root(&self, as_id: u8) -> Option<Root>;
     fn delete_slot(&self, as_id: u8, id: SlotId) -> Result<(), SlotError>;

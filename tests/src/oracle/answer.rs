@@ -8,8 +8,9 @@
 //! end
 //! ```
 //!
-//! A line `stop: unsupported: …` says that this machine lacks what is asked about, any other `stop: …` why the program gave up. Whatever is not exactly this, an output that ends early above all, is an
-//! error: no answer may be lost in silence.
+//! A line `stop: unsupported: …` says that this machine lacks what is asked about, any other
+//! `stop: …` why the program gave up. Whatever is not exactly this, an output that ends early above all,
+//! is an error: no answer may be lost in silence.
 
 use std::{error::Error, fmt};
 

@@ -1,6 +1,7 @@
 //! Every format with the machine that walks it, in order, and what became of it.
 //!
-//! A machine that cannot be had skips its formats, each with the reason; a machine that was had and does not work fails them.
+//! A machine that cannot be had skips its formats, each with the reason; a machine that was had and
+//! does not work fails them.
 
 use std::path::Path;
 
@@ -131,7 +132,8 @@ fn qemu_amd5(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machin
     Machine::svm(root, folder, sources, 5, NPT5_BITS)
 }
 
-/// As many as four levels translate. What a processor with more does above is not settled: the bits may be ignored.
+/// As many as four levels translate. What a processor with more does above is not settled: the bits
+/// may be ignored.
 const NPT4_BITS: u32 = 48;
 /// The most with which bit 51 of an entry is still reserved.
 const NPT5_BITS: u32 = 51;
@@ -239,8 +241,8 @@ pub fn asks_about(name: &str) -> bool {
     FORMATS.iter().any(|format| format.format == name)
 }
 
-/// Runs the formats whose names contain `only`, all if it is empty, and says after each what became of it. Packages and each
-/// format's files go below `cache`.
+/// Runs the formats whose names contain `only`, all if it is empty, and says after each what became
+/// of it. Packages and each format's files go below `cache`.
 ///
 /// # Errors
 /// When the store cannot be opened.

@@ -1,8 +1,9 @@
 //! One format's proof from its tables to its line.
 //!
 //! 1. The real MMU builds tables; entries that it never writes are laid over a dump of them.
-//! 2. The oracle is shown to see: the hardware gets an image with one leaf's frame changed, then one with one leaf's write
-//!    permission taken away. It must disagree about accesses through that leaf and about nothing else.
+//! 2. The oracle is shown to see: the hardware gets an image with one leaf's frame changed, then
+//!    one with one leaf's write permission taken away. It must disagree about accesses through that
+//!    leaf and about nothing else.
 //! 3. The hardware answers all questions over the true image. Each answer must be the software's.
 
 use std::{
@@ -151,7 +152,8 @@ impl Trial<'_> {
         };
         report.add(family, &image, &queries, &self.ask(root, &image, &queries)?);
 
-        // Where the root has no empty entry that can be asked about, one in use is overwritten, at the very end.
+        // Where the root has no empty entry that can be asked about, one in use is overwritten, at
+        // the very end.
         let mut rooted = image.clone();
         if !patches
             .iter()
