@@ -321,21 +321,6 @@ pub(crate) fn step() {
     steps::COUNT.set(steps::COUNT.get() + 1);
 }
 
-#[cfg(test)]
-pub(crate) mod steps {
-    use core::cell::Cell;
-
-    std::thread_local! {
-        pub(super) static COUNT: Cell<u64> = const { Cell::new(0) };
-    }
-
-    /// Steps of this thread so far.
-    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
-    pub(crate) fn so_far() -> u64 {
-        COUNT.get()
-    }
-}
-
 /// A full barrier after an atomic exchange by this thread: its store comes before every later load.
 #[inline(always)]
 pub(crate) fn fence_after_exchange() {
@@ -377,5 +362,20 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         // would not carry on that one's release.
         cell.store(value, Release);
         fence(SeqCst);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod steps {
+    use core::cell::Cell;
+
+    std::thread_local! {
+        pub(super) static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Steps of this thread so far.
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    pub(crate) fn so_far() -> u64 {
+        COUNT.get()
     }
 }

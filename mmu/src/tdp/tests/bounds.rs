@@ -136,7 +136,8 @@ fn limbo_is_held_for_a_batch_of_tables() {
     let mut vcpu = mmu.vcpu();
     for table in 0..TABLES {
         let fault = Fault::new(Gfn(table * 512), Access::Write).with_max_level(Level::SIZE_4K);
-        mmu.fault(&mut vcpu, fault);
+        let outcome = mmu.fault(&mut vcpu, fault);
+        assert!(matches!(outcome, FaultOutcome::Fixed { .. }), "{outcome:?}");
     }
     let mut walker = mmu.walker();
     let inside = walker.enter();
