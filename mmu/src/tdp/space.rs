@@ -45,6 +45,7 @@ impl fmt::Debug for AddressSpace<'_> {
 }
 
 impl<'m> AddressSpace<'m> {
+    #[inline]
     pub(super) fn new(mmu: &'m dyn Operations, as_id: u8) -> Self {
         Self { mmu, as_id }
     }
@@ -119,6 +120,7 @@ impl<'m> AddressSpace<'m> {
 
     /// Where `gfn` leads now. Changes nothing. Walks without a lock, from a root that it looks up
     /// under the lock of their list.
+    #[inline]
     pub fn translate(self, gfn: Gfn) -> Option<Translation> {
         self.mmu.translate(self.as_id, gfn)
     }

@@ -16,12 +16,12 @@ use std::{
 use super::*;
 use crate::{EntryCell, Header, sync::steps, table::tables::Held};
 
-/// Table memory that calls back at each look at a header while `armed`, and remembers under which
-/// step of the MMU each table was freed.
+/// Table memory that calls back at each look at a table or its header while `armed`, and remembers
+/// under which step of the MMU each table was freed.
 struct Watched {
     arena: Arena,
     armed: AtomicBool,
-    at_header: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    at_look: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Tables freed, by the steps that the freeing thread had made, the arena's own left out.
     freed: StdMutex<BTreeMap<u64, usize>>,
     arenas: AtomicU64,
@@ -32,7 +32,7 @@ impl Watched {
         Arc::new(Self {
             arena: Arena::new(Pfn(0x400), frames),
             armed: AtomicBool::new(false),
-            at_header: OnceLock::new(),
+            at_look: OnceLock::new(),
             freed: StdMutex::new(BTreeMap::new()),
             arenas: AtomicU64::new(0),
         })
@@ -43,6 +43,14 @@ impl Watched {
         let result = call(&self.arena);
         self.arenas.fetch_add(steps::so_far() - before, SeqCst);
         result
+    }
+
+    fn look(&self) {
+        if self.armed.load(SeqCst)
+            && let Some(call) = self.at_look.get()
+        {
+            call();
+        }
     }
 }
 
@@ -61,16 +69,13 @@ unsafe impl TableMemory for Watched {
     }
 
     unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
+        self.look();
         // SAFETY: the caller's promise is the arena's condition.
         unsafe { self.arena.entries(pfn) }
     }
 
     fn header(&self, pfn: Pfn) -> &Header {
-        if self.armed.load(SeqCst)
-            && let Some(call) = self.at_header.get()
-        {
-            call();
-        }
+        self.look();
         self.arena.header(pfn)
     }
 }
@@ -83,6 +88,40 @@ fn watched<F: Format>(frames: usize, config: MmuConfig) -> (Arc<Watched>, Arc<Wa
     mmu.create_slot(SlotSpec::new(0, Gfn(0), 1 << 20, Pfn(1 << 20)))
         .unwrap();
     (memory, Arc::new(mmu))
+}
+
+/// At each look of this thread at a table, from now on, `at_most` times, another thread waits for
+/// the MMU lock.
+fn contend<F: Format>(
+    memory: &Watched,
+    mmu: &Arc<WatchedMmu<F>>,
+    is_contended: fn(&WatchedMmu<F>) -> bool,
+    at_most: u64,
+) {
+    let (ask, asked) = mpsc::channel::<()>();
+    let (weak, wants) = (Arc::downgrade(mmu), Arc::downgrade(mmu));
+    let left = AtomicU64::new(at_most);
+    let me = thread::current().id();
+    let call = move || {
+        let mmu = weak.upgrade().unwrap();
+        if thread::current().id() != me || is_contended(&mmu) || left.load(SeqCst) == 0 {
+            return;
+        }
+        left.fetch_sub(1, SeqCst);
+        ask.send(()).unwrap();
+        let patience = Instant::now();
+        while !is_contended(&mmu) {
+            assert!(patience.elapsed() < Duration::from_secs(30), "nobody came");
+            thread::yield_now();
+        }
+    };
+    assert!(memory.at_look.set(Box::new(call)).is_ok());
+    // It ends when the MMU goes, and with it `ask`.
+    thread::spawn(move || {
+        while let (Ok(()), Some(mmu)) = (asked.recv(), wants.upgrade()) {
+            drop(mmu.lock.exclusive());
+        }
+    });
 }
 
 /// It may have to look at all tables that are noted, however few it is asked for.
@@ -103,30 +142,39 @@ fn nx_recovery_offers_the_lock_before_each_table_that_it_skips() {
     let space = mmu.space(0);
     space.set_slot_flags(0, SlotFlags::LOG_DIRTY).unwrap();
     mmu.reclaim();
-    let (ask, asked) = mpsc::channel::<()>();
-    let weak = Arc::downgrade(&mmu);
-    let contend = move || {
-        let mmu = weak.upgrade().unwrap();
-        ask.send(()).unwrap();
-        let patience = Instant::now();
-        while !mmu.lock.shared_is_contended() {
-            assert!(patience.elapsed() < Duration::from_secs(30), "nobody came");
-            thread::yield_now();
-        }
-    };
-    assert!(memory.at_header.set(Box::new(contend)).is_ok());
     let before = mmu.stats().yields;
-    let wants = Arc::downgrade(&mmu);
-    // It ends when the MMU goes, and with it `ask`.
-    thread::spawn(move || {
-        while let (Ok(()), Some(mmu)) = (asked.recv(), wants.upgrade()) {
-            drop(mmu.lock.exclusive());
-        }
-    });
+    contend(&memory, &mmu, |mmu| mmu.lock.shared_is_contended(), NOTED);
     memory.armed.store(true, SeqCst);
     assert_eq!(mmu.recover_nx_huge_pages(1), 0);
     memory.armed.store(false, SeqCst);
     assert_eq!(mmu.stats().yields - before, NOTED - 1);
+}
+
+/// However soon the next one wants the lock: so a sweep ends.
+#[test]
+fn each_burst_of_a_sweep_visits_something_before_it_yields() {
+    const TABLES: u64 = 6;
+    let (memory, mmu) = watched::<Flat>(64, MmuConfig::default());
+    let mut vcpu = mmu.vcpu();
+    for table in 0..TABLES {
+        let fault = Fault::new(Gfn(table * 512), Access::Write).with_max_level(Level::SIZE_4K);
+        let outcome = mmu.fault(&mut vcpu, fault);
+        assert!(matches!(outcome, FaultOutcome::Fixed { .. }), "{outcome:?}");
+    }
+    let before = mmu.stats().yields;
+    // A sweep that yields at once would do so for ever.
+    let enough = 20 * TABLES;
+    contend(
+        &memory,
+        &mmu,
+        |mmu| mmu.lock.exclusive_is_contended(),
+        enough,
+    );
+    memory.armed.store(true, SeqCst);
+    assert!(mmu.space(0).zap_gfn_range(range(0, TABLES * 512)));
+    memory.armed.store(false, SeqCst);
+    assert_eq!(mmu.stats().yields - before, TABLES - 1);
+    assert_eq!(mmu.stats().pages[..2], [0, 0]);
 }
 
 #[test]
