@@ -29,6 +29,4 @@ mod service;
 #[cfg(test)]
 mod fake;
 
-pub use backend::{
-    CpuDifference, CpuFact, available as available_backends, compare_facts, host_facts,
-};
+pub use backend::available as available_backends;

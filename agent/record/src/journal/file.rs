@@ -4,7 +4,7 @@
 //! What the file holds is then not known: after a failed sync the page cache shows a line that
 //! never reached the disk, and syncing again may succeed without writing it. [`Journal::settle`]
 //! writes what can be read into a new file and puts that in its place, so that what it then says is
-//! durable. Where the disk has no space for a new file, an append that found it full is cut off
+//! durable. Where there is no space for a new file, an append that found the disk full is cut off
 //! instead.
 
 use std::{
@@ -210,7 +210,7 @@ impl Journal {
         let decoded = decode(&self.path, &bytes)?;
         match self.disk.replace(&self.path, &terminated(&bytes, &decoded)) {
             Ok(()) => {}
-            // The disk is full. What was durable before is a shorter file, and needs none.
+            // No space for a copy. What was durable before is a shorter file, and needs none.
             Err(error) if is_full(&error) => self
                 .disk
                 .truncate(&self.file, self.len)

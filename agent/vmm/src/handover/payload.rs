@@ -4,11 +4,11 @@
 //! All little-endian, all lengths explicit, all checked on receipt.
 //!
 //! * `SlotTable`: for each slot, number u32, flags u32 (1: read-only), base_gfn u64, pages u64.
-//! * section `monitor` of `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had never
-//!   run), slots u32, for each slot number u32 and digest u128. In protocol 1 the vCPUs' state follows,
-//!   to the end.
-//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number
-//!   u32 and digest u128; none without `verify`.
+//! * section `monitor` of `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had
+//!   never run), slots u32, for each slot number u32 and digest u128. In protocol 1 the vCPUs'
+//!   state follows, to the end.
+//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot
+//!   number u32 and digest u128; none without `verify`.
 
 use slat_proto::{ApiError, Reason, model::SlotSpec};
 

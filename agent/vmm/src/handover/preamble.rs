@@ -14,8 +14,8 @@
 //! | a fact about the CPU | CPU_INCOMPATIBLE |
 //!
 //! # Versions
-//! Each end says which it speaks, the newest and the one before. The destination chooses the highest
-//! that both have; the source checks the choice in StartOutgoing; every frame carries it.
+//! Each end says which it speaks, the newest and the one before. The destination chooses the
+//! highest that both have; the source checks the choice in StartOutgoing; every frame carries it.
 
 use slat_proto::{
     ApiError, Reason,
@@ -80,7 +80,7 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
 ///
 /// # Errors
 /// BAD_PARAMETER when `source` is not whole; see the module for the others.
-pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
+fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
     let protocol = common("protocol", source.protocol, own.protocol)?;
     let state = common("state", source.state, own.state)?;
     if source.architecture != own.architecture {

@@ -2,11 +2,11 @@
 //! itself.
 //!
 //! # Locking
-//! One mutex guards the machine, its queue and the published transfer. It is held for one step or one
-//! field update, never across I/O. Whoever has news feeds it: the coordinator what its work led to, an
-//! RPC a cancel. The machine answers under the lock, so a cancel and the point of no return exclude
-//! each other. Its actions are queued in order, and the coordinator alone carries them out; the one
-//! exception is the interrupt, which must reach a coordinator that is blocked.
+//! One mutex guards the machine, its queue and the published transfer. It is held for one step or
+//! one field update, never across I/O. Whoever has news feeds it: the coordinator what its work led
+//! to, an RPC a cancel. The machine answers under the lock, so a cancel and the point of no return
+//! exclude each other. Its actions are queued in order, and the coordinator alone carries them out;
+//! the one exception is the interrupt, which must reach a coordinator that is blocked.
 //!
 //! A second mutex guards the side's record on disk, across the file's writing and removing, and is
 //! never held together with the first: a side is seen to have ended before its thread has written
@@ -26,12 +26,12 @@ use slat_proto::{
 use slat_record::dir::VmDir;
 use tokio::sync::watch;
 
-use super::role::Role;
+use super::side_protocol::SideProtocol;
 use crate::handover::protocol::Why;
 
 type Interrupt = Box<dyn Fn() + Send>;
 
-struct Inner<R: Role> {
+struct Inner<R: SideProtocol> {
     machine: R,
     queue: VecDeque<R::Action>,
     transfer: v1::Transfer,
@@ -41,7 +41,7 @@ struct Inner<R: Role> {
 }
 
 /// One side of a migration as seen from outside its threads.
-pub(crate) struct Side<R: Role> {
+pub(crate) struct Side<R: SideProtocol> {
     inner: Mutex<Inner<R>>,
     version: watch::Sender<u64>,
     /// Whether the side was released; guards its record.
@@ -49,7 +49,7 @@ pub(crate) struct Side<R: Role> {
     migration: MigrationName,
 }
 
-impl<R: Role> std::fmt::Debug for Side<R> {
+impl<R: SideProtocol> std::fmt::Debug for Side<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Side")
             .field("migration", &self.migration)
@@ -58,7 +58,7 @@ impl<R: Role> std::fmt::Debug for Side<R> {
     }
 }
 
-impl<R: Role> Side<R> {
+impl<R: SideProtocol> Side<R> {
     pub(crate) fn new(
         migration: &MigrationName,
         vm: &VmName,
@@ -287,7 +287,7 @@ impl<R: Role> Side<R> {
     }
 }
 
-impl<R: Role> Inner<R> {
+impl<R: SideProtocol> Inner<R> {
     /// Feeds the machine; whether it answered with anything.
     fn feed(&mut self, input: R::Input) -> bool {
         let actions = self.machine.step(input);
@@ -323,7 +323,7 @@ pub(crate) trait AnySide: Send + Sync {
     fn release_record(&self, dir: &VmDir) -> std::io::Result<()>;
 }
 
-impl<R: Role> AnySide for Side<R> {
+impl<R: SideProtocol> AnySide for Side<R> {
     fn migration(&self) -> &MigrationName {
         self.migration()
     }

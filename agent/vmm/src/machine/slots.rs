@@ -15,7 +15,7 @@ use slat_proto::{
 use super::{
     Machine,
     build::map,
-    view::{Engagement, State},
+    view::{Participation, State},
 };
 use crate::{
     backend::{Backend, BackendError},
@@ -50,7 +50,7 @@ impl Machine {
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Some(migration) = view.engagement.migration() {
+        if let Some(migration) = view.participation.migration() {
             return Err(self.shared.migrating(migration, "change its slots"));
         }
         let table = self.memory.table();
@@ -294,7 +294,7 @@ impl Machine {
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Engagement::Incoming { migration, .. } = &view.engagement {
+        if let Participation::Incoming { migration, .. } = &view.participation {
             return Err(self
                 .shared
                 .bad_state(&view, "report dirty pages")

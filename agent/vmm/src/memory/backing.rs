@@ -42,8 +42,8 @@ impl Backing {
         &self.fd
     }
 
-    /// Allocates bytes `[offset, offset + len)`, all of them zero, if the file has none of them yet;
-    /// false when it has some. Nobody may write them meanwhile.
+    /// Allocates bytes `[offset, offset + len)`, all of them zero, if the file has none of them
+    /// yet; false when it has some. Nobody may write them meanwhile.
     ///
     /// The kernel takes less time to write zeroes to a file than to have each page of it faulted
     /// in, and pages that are there are then mapped many at a time.

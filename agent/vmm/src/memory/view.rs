@@ -209,7 +209,8 @@ impl HostView {
     /// `self` lives.
     ///
     /// # Panics
-    /// When the range reaches beyond the end. Ranges from outside are checked against the slot before.
+    /// When the range reaches beyond the end. Ranges from outside are checked against the slot
+    /// before.
     #[must_use]
     pub(crate) fn range_ptr(&self, offset: usize, len: usize) -> *mut u8 {
         self.0.at(offset, len)

@@ -31,7 +31,7 @@ use crate::memory::{SlotMemory, SlotTable, digest_page};
 
 /// Destination memory of one slot and what is known of it.
 #[derive(Debug)]
-struct Target {
+struct TargetSlot {
     memory: Arc<SlotMemory>,
     received: Vec<AtomicU64>,
     /// Two words a page; empty without `verify`.
@@ -42,7 +42,7 @@ struct Target {
 /// Everything the receivers of one migration share.
 #[derive(Debug)]
 pub(super) struct Intake {
-    slots: Vec<Target>,
+    slots: Vec<TargetSlot>,
     verify: bool,
     /// Bytes taken off the wire.
     pub(super) bytes: AtomicU64,
@@ -59,7 +59,7 @@ impl Intake {
             .iter()
             .map(|memory| {
                 let pages = memory.spec().pages as usize;
-                Target {
+                TargetSlot {
                     memory: Arc::clone(memory),
                     received: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
                     digests: (0..if verify { pages } else { 0 })
@@ -213,7 +213,12 @@ impl Worker<'_> {
         Ok(None)
     }
 
-    fn contents(&mut self, index: usize, target: &Target, runs: &[Run]) -> Result<(), WireError> {
+    fn contents(
+        &mut self,
+        index: usize,
+        target: &TargetSlot,
+        runs: &[Run],
+    ) -> Result<(), WireError> {
         self.pieces
             .receive(self.connection, target.memory.host(), runs)?;
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
@@ -229,7 +234,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn zeroes(&mut self, index: usize, target: &Target, runs: &[Run]) {
+    fn zeroes(&mut self, index: usize, target: &TargetSlot, runs: &[Run]) {
         self.page.fill(0);
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
             // Fresh memory is zero already.
@@ -251,7 +256,7 @@ impl Worker<'_> {
     }
 
     /// Replaces a page's digest in the ledger and its slot's sum.
-    fn note(&mut self, index: usize, target: &Target, page: u32, digest: u128) {
+    fn note(&mut self, index: usize, target: &TargetSlot, page: u32, digest: u128) {
         let [low, high] = &target.digests[page as usize];
         let old = u128::from(low.load(Ordering::Relaxed))
             | u128::from(high.load(Ordering::Relaxed)) << 64;

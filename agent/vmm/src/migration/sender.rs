@@ -47,12 +47,12 @@ pub(super) struct Iteration {
     pub(super) number: u32,
     slots: Vec<IterationSlot>,
     pages: u64,
-    next: Mutex<Next>,
+    next: Mutex<Position>,
 }
 
 /// Where the next chunk is looked for.
 #[derive(Debug, Default)]
-struct Next {
+struct Position {
     slot: usize,
     word: usize,
 }
@@ -98,7 +98,7 @@ impl Iteration {
                 next.word = word + CHUNK_WORDS;
                 return Some((slot, (word * 64) as u32, words));
             }
-            *next = Next {
+            *next = Position {
                 slot: next.slot + 1,
                 word: 0,
             };
@@ -120,13 +120,13 @@ pub(super) struct Counters {
 
 /// Keeps all streams together below a number of bytes a second.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(super) struct BandwidthPacer {
     bytes_per_second: u64,
     /// When the wire is free again.
     free_at: Mutex<Instant>,
 }
 
-impl Pacer {
+impl BandwidthPacer {
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second: bytes_per_second.max(1),
@@ -157,7 +157,7 @@ impl Pacer {
 pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) stop: AtomicBool,
-    pub(super) pacer: Option<Pacer>,
+    pub(super) pacer: Option<BandwidthPacer>,
     pub(super) filter: Arc<dyn PageFilter>,
 }
 
@@ -391,13 +391,13 @@ mod tests {
             chunks += 1;
         }
         assert_eq!(chunks, 4);
-        *iteration.next.lock().unwrap() = Next::default();
+        *iteration.next.lock().unwrap() = Position::default();
         assert_eq!(taken(&iteration), pages.map(|page| (0, page as u32)).into());
     }
 
     #[test]
     fn a_pacer_keeps_the_rate() {
-        let pacer = Pacer::new(1 << 20);
+        let pacer = BandwidthPacer::new(1 << 20);
         let stop = AtomicBool::new(false);
         let start = Instant::now();
         for _ in 0..5 {

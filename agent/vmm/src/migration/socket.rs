@@ -99,8 +99,8 @@ impl Pieces {
     /// Receives the pages of `runs`, straight into guest memory.
     ///
     /// # Panics
-    /// When a run reaches beyond the end of `memory`: runs are checked against the slot when they are
-    /// decoded.
+    /// When a run reaches beyond the end of `memory`: runs are checked against the slot when they
+    /// are decoded.
     pub(super) fn receive(
         &mut self,
         stream: &TcpStream,

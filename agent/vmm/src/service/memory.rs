@@ -12,7 +12,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::VmEndpoint;
+use super::endpoint::VmEndpoint;
 
 /// Most changes in one UpdateSlots.
 const MAX_CHANGES: usize = 64;

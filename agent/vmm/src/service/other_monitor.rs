@@ -209,9 +209,9 @@ impl Monitor for Adopted {
 
 /// The transfers of [`Adopted`]: the other program's protocol, of which we see the phases.
 #[derive(Debug)]
-struct Sides(Arc<Adopted>);
+struct AdoptedSides(Arc<Adopted>);
 
-impl Transfers for Sides {
+impl Transfers for AdoptedSides {
     fn describe_outgoing(
         &self,
         _: &v1::DescribeOutgoingRequest,
@@ -300,7 +300,7 @@ struct Served {
 async fn serve(monitor: &Arc<Adopted>) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("vm.sock");
-    let transfers = TransferApi::new(Arc::new(Sides(Arc::clone(monitor))));
+    let transfers = TransferApi::new(Arc::new(AdoptedSides(Arc::clone(monitor))));
     let endpoint = Endpoint::new()
         .service(vm_service(Arc::clone(monitor)))
         .service(memory_service(Arc::clone(monitor)))

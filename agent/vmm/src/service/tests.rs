@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use slat_proto::{
+    ApiError, Reason,
     model::CursorName,
     transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
@@ -11,7 +12,7 @@ use slat_proto::{
     },
 };
 use tokio::net::UnixListener;
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use super::*;
 use crate::fake::{self, FakeVm};

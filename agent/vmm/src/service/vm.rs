@@ -19,8 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::VmEndpoint;
-use super::monitor::Monitor;
+use super::{endpoint::VmEndpoint, monitor::Monitor};
 
 /// How often a watcher of a RUNNING VM hears of it at least.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);

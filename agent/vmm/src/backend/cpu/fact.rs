@@ -7,11 +7,11 @@ pub(super) const MAX_SHOWN: usize = 80;
 
 /// One fact, e.g. `x86.cpuid.7.0.ebx` = `0x1c` or `riscv.isa` = `rv64imafdc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuFact {
+pub(crate) struct CpuFact {
     /// Dotted; the architecture comes first.
-    pub name: String,
+    pub(crate) name: String,
     /// Numbers are hexadecimal with `0x`, or decimal.
-    pub value: String,
+    pub(crate) value: String,
 }
 
 impl CpuFact {
@@ -33,13 +33,13 @@ impl CpuFact {
 
 /// Why a VM of the source's CPU cannot live here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuDifference {
+pub(crate) struct CpuDifference {
     /// Of the fact.
-    pub name: String,
+    pub(crate) name: String,
     /// Its value at the source.
-    pub source: String,
+    pub(crate) source: String,
     /// Its value here; `none` where this host has no such fact.
-    pub here: String,
+    pub(crate) here: String,
 }
 
 impl CpuDifference {

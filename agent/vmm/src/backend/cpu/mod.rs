@@ -17,7 +17,7 @@ mod riscv64;
 mod samples;
 pub(in crate::backend) mod x86_64;
 
-pub use self::fact::{CpuDifference, CpuFact};
+pub(crate) use self::fact::{CpuDifference, CpuFact};
 use self::own::Own;
 
 /// More facts than any host has.
@@ -29,7 +29,7 @@ const MAX_DIFFERENCES: usize = 32;
 /// the facts `own`. Nothing, when it can. Both are empty for the software backend, whose guest code
 /// is portable.
 #[must_use]
-pub fn compare_facts(source: &[CpuFact], own: &[CpuFact]) -> Vec<CpuDifference> {
+pub(crate) fn compare_facts(source: &[CpuFact], own: &[CpuFact]) -> Vec<CpuDifference> {
     let mut differences = compare_as(std::env::consts::ARCH, source, own);
     differences.truncate(MAX_DIFFERENCES);
     differences

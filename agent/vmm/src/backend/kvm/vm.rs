@@ -24,7 +24,7 @@ use super::{
     ioctl,
     refuse::{failed, unsupported},
     slots::Slots,
-    state::{Reader, Writer, bad},
+    state::{StateReader, StateWriter, bad},
     stats::Stats,
     vcpu::{Serving, Threads},
 };
@@ -202,7 +202,7 @@ impl Backend for KvmBackend {
     }
 
     fn save_state(&self) -> Result<Vec<u8>, BackendError> {
-        let mut writer = Writer::new(ARCH, self.vcpus);
+        let mut writer = StateWriter::new(ARCH, self.vcpus);
         let told = self.told();
         self.threads.while_stopped(false, |index, vcpu| {
             VcpuState::save(&self.host, vcpu, &told[index as usize])?.write(&mut writer);
@@ -212,7 +212,7 @@ impl Backend for KvmBackend {
     }
 
     fn load_state(&self, state: &[u8]) -> Result<(), BackendError> {
-        let mut reader = Reader::new(state, ARCH, self.vcpus)?;
+        let mut reader = StateReader::new(state, ARCH, self.vcpus)?;
         let states = (0..self.vcpus)
             .map(|index| VcpuState::read(&mut reader, &self.host).map_err(of_vcpu(index)))
             .collect::<Result<Vec<_>, _>>()?;

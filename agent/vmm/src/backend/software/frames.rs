@@ -40,9 +40,9 @@ impl std::ops::Deref for Lease {
 /// What one vCPU sees.
 #[derive(Debug, Default)]
 #[repr(align(128))] // no false sharing between vCPUs
-pub(super) struct View(Mutex<BTreeMap<u64, Arc<Lease>>>);
+pub(super) struct FrameView(Mutex<BTreeMap<u64, Arc<Lease>>>);
 
-impl View {
+impl FrameView {
     fn ranges(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Lease>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,7 +68,7 @@ pub(super) struct Inner {
 #[derive(Debug)]
 pub(super) struct Frames {
     numbers: Mutex<Inner>,
-    views: Vec<Arc<View>>,
+    views: Vec<Arc<FrameView>>,
 }
 
 impl Frames {
@@ -86,7 +86,7 @@ impl Frames {
     }
 
     /// The view of a vCPU.
-    pub(super) fn view(&self, vcpu: usize) -> Arc<View> {
+    pub(super) fn view(&self, vcpu: usize) -> Arc<FrameView> {
         Arc::clone(&self.views[vcpu])
     }
 

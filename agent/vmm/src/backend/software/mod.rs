@@ -10,6 +10,7 @@
 //! | `vcpu` | a vCPU's thread: memstress through the TLB |
 //! | `gate` | run, pause, end, failure |
 //! | `port` | what may stand between these, given from outside |
+//! | `shared` | what the vCPUs and their owner share of the above |
 //! | `state` | saved vCPU state |
 //!
 //! # Locking
@@ -38,6 +39,7 @@ mod gate;
 #[cfg(test)]
 mod kernel_oracles;
 mod port;
+mod shared;
 mod shootdown;
 mod state;
 mod tables;
@@ -54,8 +56,7 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError, SlotFlags, SlotId,
-    SlotSpec,
+    FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotId, SlotSpec,
 };
 use slat_proto::{
     model::{BackendKind, Format, GuestSpec, VmSpec},
@@ -63,29 +64,17 @@ use slat_proto::{
 };
 
 use self::{
-    frames::Frames,
-    gate::Gate,
     port::{Direct, Port},
-    shootdown::Shootdown,
+    shared::VmCore,
     tables::{Budget, TableHeap},
     vcpu::Vcpu,
 };
 use super::{Backend, BackendError, CpuFact, EventSink};
 use crate::memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory};
 
-/// What vCPUs and owner share.
-#[derive(Debug)]
-struct Vm {
-    mmu: Box<dyn SecondStage>,
-    frames: Frames,
-    shootdown: Arc<Shootdown>,
-    gate: Gate,
-    port: Arc<dyn Port>,
-}
-
 /// A slot as this backend keeps it.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct BackedSlot {
     id: SlotId,
     pages: u64,
     read_only: bool,
@@ -96,32 +85,12 @@ struct Slot {
 /// Runs memstress over the Common MMU. See the module.
 #[derive(Debug)]
 pub(crate) struct SoftwareBackend {
-    vm: Arc<Vm>,
+    vm: Arc<VmCore>,
     format: Format,
     vcpus: u32,
     budget: Arc<Budget>,
-    slots: Mutex<BTreeMap<u32, Slot>>,
+    slots: Mutex<BTreeMap<u32, BackedSlot>>,
     threads: Vec<JoinHandle<()>>,
-}
-
-impl Vm {
-    fn new(
-        stage: GuestStage,
-        vcpus: u32,
-        config: MmuConfig,
-        tables: TableHeap,
-        events: EventSink,
-        port: Arc<dyn Port>,
-    ) -> Arc<Self> {
-        let shootdown = Arc::new(Shootdown::new(vcpus, Arc::clone(&port)));
-        Arc::new(Self {
-            mmu: stage.build(tables, Arc::clone(&shootdown), config),
-            frames: Frames::new(vcpus),
-            shootdown,
-            gate: Gate::new(vcpus, events),
-            port,
-        })
-    }
 }
 
 impl SoftwareBackend {
@@ -151,7 +120,7 @@ impl SoftwareBackend {
         let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
             message: format!("no addresses for page tables: {error}"),
         })?;
-        let vm = Vm::new(
+        let vm = VmCore::new(
             stage(format)?,
             spec.vcpus,
             MmuConfig::default(),
@@ -180,18 +149,18 @@ impl SoftwareBackend {
         Ok(backend)
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, BackedSlot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn logged(&self, slot: u32) -> Result<Slot, DirtyError> {
+    fn logged(&self, slot: u32) -> Result<BackedSlot, DirtyError> {
         let found = self.slots().get(&slot).copied();
         found.ok_or(DirtyError::NoSuchSlot { slot })
     }
 
     /// Sets the bound for table memory. What slots that are gone left behind goes first when it is
     /// more than those that remain can need.
-    fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
+    fn settle_tables(&self, slots: &BTreeMap<u32, BackedSlot>) {
         let needed = Budget::needed_for(slots.values().map(|slot| slot.pages))
             + Budget::stock_of(self.vcpus);
         if self.budget.used() > needed {
@@ -285,7 +254,7 @@ impl Backend for SoftwareBackend {
             .frames
             .add(memory.guest(), spec.base_gfn)
             .ok_or_else(|| bad("no host frame numbers are left".to_owned()))?;
-        let slot = Slot {
+        let slot = BackedSlot {
             id,
             pages: spec.pages,
             read_only: spec.read_only,
@@ -403,14 +372,14 @@ fn stage(format: Format) -> Result<GuestStage, BackendError> {
     })
 }
 
-fn find(slots: &BTreeMap<u32, Slot>, slot: u32) -> Result<Slot, BackendError> {
+fn find(slots: &BTreeMap<u32, BackedSlot>, slot: u32) -> Result<BackedSlot, BackendError> {
     slots
         .get(&slot)
         .copied()
         .ok_or(BackendError::NoSuchSlot { slot })
 }
 
-fn flags(slot: &Slot, logging: bool) -> SlotFlags {
+fn flags(slot: &BackedSlot, logging: bool) -> SlotFlags {
     let mut flags = SlotFlags::empty();
     flags.set(SlotFlags::READONLY, slot.read_only);
     flags.set(SlotFlags::LOG_DIRTY, logging);

@@ -39,14 +39,14 @@
 //!    reads all that was written through what it revoked.
 //!
 //! # The check
-//! A flush that is complete is noted in a journal with its number. A TLB entry remembers the number
+//! A flush that is complete is noted in a log with its number. A TLB entry remembers the number
 //! its vCPU had obeyed when the walk began. An entry that a complete flush of a *later* number
 //! covers should be gone; whoever finds one in use has found a bug in all of the above, and the VM
 //! is stopped ([`Shootdown::was_revoked`]). The check does not trust the vCPU's own book-keeping,
 //! runs always, and costs one load where nothing was flushed.
 //!
-//! The journal is a ring of atomics, so that vCPUs look without a lock: a slot is read, then the
-//! number of completions; if that shows that the slot may have been used again meanwhile, what was
+//! The log is a ring of atomics, so that vCPUs look without a lock: an entry is read, then the
+//! number of completions; if that shows that the entry may have been used again meanwhile, what was
 //! read is not believed.
 //!
 //! *Locking*: below the MMU's lock: `order` while posting, and one mailbox's lock at a time;
@@ -73,7 +73,7 @@ use super::port::Port;
 const SPINS: u32 = 200;
 /// Complete flushes that are remembered. An entry that was not used for longer is not used again
 /// but walked anew.
-pub(super) const JOURNAL: u64 = 64;
+pub(super) const REMEMBERED: u64 = 64;
 
 #[derive(Debug, Default)]
 struct Pending {
@@ -137,16 +137,16 @@ impl Mailbox {
 
 /// A complete flush. A full one is a range that holds every frame.
 #[derive(Debug, Default)]
-struct Note {
+struct CompleteFlush {
     number: AtomicU64,
     gfn: AtomicU64,
     pages: AtomicU64,
 }
 
-/// The last complete flushes. Note `i` is in slot `i % JOURNAL`.
+/// The last complete flushes. Flush `i` is at index `i % REMEMBERED`.
 #[derive(Debug)]
-struct Journal {
-    notes: [Note; JOURNAL as usize],
+struct FlushLog {
+    notes: [CompleteFlush; REMEMBERED as usize],
     /// Notes written. Alone on its lines: every vCPU reads it at every access.
     complete: Complete,
     writer: Mutex<()>,
@@ -156,10 +156,10 @@ struct Journal {
 #[repr(align(128))]
 struct Complete(AtomicU64);
 
-impl Journal {
+impl FlushLog {
     fn new() -> Self {
         Self {
-            notes: std::array::from_fn(|_| Note::default()),
+            notes: std::array::from_fn(|_| CompleteFlush::default()),
             complete: Complete::default(),
             writer: Mutex::new(()),
         }
@@ -173,7 +173,7 @@ impl Journal {
         };
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let at = self.complete.0.load(Relaxed);
-        let note = &self.notes[(at % JOURNAL) as usize];
+        let note = &self.notes[(at % REMEMBERED) as usize];
         // Who reads a word of the new note also sees `complete` at `at` or higher, and that the old
         // one is gone.
         fence(Release);
@@ -188,7 +188,7 @@ impl Journal {
     fn any(&self, span: GfnRange, walked: u64, from: u64, to: u64) -> Option<bool> {
         let mut found = false;
         for at in from..to {
-            let note = &self.notes[(at % JOURNAL) as usize];
+            let note = &self.notes[(at % REMEMBERED) as usize];
             let (number, gfn, pages) = (
                 note.number.load(Relaxed),
                 note.gfn.load(Relaxed),
@@ -199,13 +199,13 @@ impl Journal {
         fence(Acquire);
         // The slot of `from` is the first to be used again, when `complete` is a whole round
         // further.
-        (self.complete.0.load(Relaxed) - from < JOURNAL).then_some(found)
+        (self.complete.0.load(Relaxed) - from < REMEMBERED).then_some(found)
     }
 }
 
 /// How often what happened.
 #[derive(Debug, Default)]
-struct Counters {
+struct FlushCounters {
     requests: AtomicU64,
     reached: AtomicU64,
     obeyed: AtomicU64,
@@ -216,8 +216,8 @@ struct Counters {
 pub(super) struct Shootdown {
     order: Mutex<u64>,
     mailboxes: Vec<Mailbox>,
-    journal: Journal,
-    counters: Counters,
+    log: FlushLog,
+    counters: FlushCounters,
     port: Arc<dyn Port>,
 }
 
@@ -234,8 +234,8 @@ impl Shootdown {
         Self {
             order: Mutex::new(0),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
-            journal: Journal::new(),
-            counters: Counters::default(),
+            log: FlushLog::new(),
+            counters: FlushCounters::default(),
             port,
         }
     }
@@ -254,7 +254,7 @@ impl Shootdown {
             self.counters.reached.fetch_add(1, Relaxed);
         }
         if self.port.notes() {
-            self.journal.note(number, flush);
+            self.log.note(number, flush);
         }
     }
 
@@ -304,7 +304,7 @@ impl Shootdown {
 
     /// How many flushes are complete.
     pub(super) fn completions(&self) -> u64 {
-        self.journal.complete.0.load(Acquire)
+        self.log.complete.0.load(Acquire)
     }
 
     /// Whether a translation of `span`, walked after its vCPU had obeyed flush `walked`, was
@@ -312,10 +312,10 @@ impl Shootdown {
     /// completions) are not remembered.
     pub(super) fn was_revoked(&self, span: GfnRange, walked: u64, checked: u64) -> Option<bool> {
         let complete = self.completions();
-        if complete - checked >= JOURNAL {
+        if complete - checked >= REMEMBERED {
             return None;
         }
-        self.journal.any(span, walked, checked, complete)
+        self.log.any(span, walked, checked, complete)
     }
 
     pub(super) fn counts(&self) -> FlushCounts {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_knows_what_was_revoked() {
+    fn the_log_knows_what_was_revoked() {
         let shootdown = shootdown(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
         shootdown.shoot(page(5));
@@ -401,14 +401,14 @@ mod tests {
         assert_eq!(shootdown.was_revoked(span(6), 0, 0), Some(false));
         // Walked after it had obeyed that flush: a new translation.
         assert_eq!(shootdown.was_revoked(span(5), 1, 0), Some(false));
-        for _ in 2..JOURNAL {
+        for _ in 2..REMEMBERED {
             shootdown.shoot(page(1));
         }
         assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
         shootdown.shoot(Flush::All);
         assert_eq!(shootdown.was_revoked(span(6), 0, 0), None, "forgotten");
         assert_eq!(shootdown.was_revoked(span(6), 0, 1), Some(true));
-        assert_eq!(shootdown.was_revoked(span(6), JOURNAL, 1), Some(false));
+        assert_eq!(shootdown.was_revoked(span(6), REMEMBERED, 1), Some(false));
     }
 
     #[test]
@@ -422,7 +422,7 @@ mod tests {
         // Every flush is of frame 1: frame 2 never was, frame 1 always.
         while shootdown.completions() < 20_000 {
             let now = shootdown.completions();
-            let checked = now.saturating_sub(JOURNAL - 2).max(1) - 1;
+            let checked = now.saturating_sub(REMEMBERED - 2).max(1) - 1;
             assert_ne!(shootdown.was_revoked(span(2), 0, checked), Some(true));
             if now > 0 {
                 assert_ne!(shootdown.was_revoked(span(1), 0, checked), Some(false));

@@ -47,7 +47,7 @@ impl Tag {
 
 /// A cached translation.
 #[derive(Debug)]
-struct Entry {
+struct TlbEntry {
     tag: Tag,
     span: GfnRange,
     mapping: Arc<Lease>,
@@ -95,7 +95,7 @@ pub(super) struct Hit {
 
 #[derive(Debug)]
 pub(super) struct Tlb {
-    sizes: Vec<Vec<Option<Entry>>>,
+    sizes: Vec<Vec<Option<TlbEntry>>>,
     /// Entries of this tag are used, and new ones get it.
     tag: Tag,
 }
@@ -172,7 +172,7 @@ impl Tlb {
         let size = fill.level.index().min(SIZES.len() - 1);
         let pages = 1 << SIZES[size].0;
         let inside = fill.gfn & (pages - 1);
-        self.sizes[size][index(fill.gfn, SIZES[size])] = Some(Entry {
+        self.sizes[size][index(fill.gfn, SIZES[size])] = Some(TlbEntry {
             tag: self.tag,
             span: GfnRange::new(Gfn(fill.gfn - inside), pages),
             page: fill.page - inside,

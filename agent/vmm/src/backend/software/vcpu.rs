@@ -31,9 +31,9 @@ use std::{
 use slat_mmu::{Access, Fault, FaultOutcome, Flush, Gfn, PAGE_SIZE, WalkFault};
 
 use super::{
-    Vm,
-    frames::View,
+    frames::FrameView,
     gate::Next,
+    shared::VmCore,
     tlb::{Fill, Stale, Tag, Tlb},
 };
 use crate::{
@@ -66,11 +66,11 @@ pub(super) enum AccessError {
 
 #[derive(Debug)]
 pub(super) struct Vcpu {
-    vm: Arc<Vm>,
+    vm: Arc<VmCore>,
     number: u32,
     /// Its part of the MMU.
     pub(super) context: slat_mmu::Vcpu,
-    frames: Arc<View>,
+    frames: Arc<FrameView>,
     pub(super) tlb: Tlb,
     /// Number of the last flush obeyed.
     obeyed: u64,
@@ -80,7 +80,7 @@ pub(super) struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(vm: Arc<Vm>, number: u32) -> Self {
+    pub(super) fn new(vm: Arc<VmCore>, number: u32) -> Self {
         Self {
             context: vm.mmu.vcpu(),
             frames: vm.frames.view(number as usize),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     /// A slot of one page at frame 0, over new memory.
-    fn plug(vm: &Vm) -> Region {
+    fn plug(vm: &VmCore) -> Region {
         let region = Region::new("tags", 1).unwrap();
         let frames = vm.frames.add(region.guest(), 0).unwrap();
         let slot = SlotSpec::new(0, Gfn(0), 1, Pfn(frames));
@@ -317,7 +317,7 @@ mod tests {
             budget.limit_to(1 << 10);
             let tables = TableHeap::new(budget).unwrap();
             let (config, events) = (MmuConfig::default(), Arc::new(|_| {}));
-            let vm = Vm::new(stage, 1, config, tables, events, Arc::new(Blind));
+            let vm = VmCore::new(stage, 1, config, tables, events, Arc::new(Blind));
             let mut vcpu = Vcpu::new(Arc::clone(&vm), 0);
             let old = plug(&vm);
             vcpu.enter();

@@ -17,8 +17,8 @@
 //!   read again and settled that there is none.
 //! * COMMIT is said only after RELINQUISHED is durable; OWNED is written only on COMMIT, or on the
 //!   word of the source's journal; vCPUs run only after OWNED is durable.
-//! * A cancel and the point of no return exclude each other: an accepted cancel is never followed by
-//!   RELINQUISHED.
+//! * A cancel and the point of no return exclude each other: an accepted cancel is never followed
+//!   by RELINQUISHED.
 //! * After PREPARED nothing but knowledge ends the destination. A clock only makes it ask again.
 //!
 //! # Contract of the drivers

@@ -1,5 +1,5 @@
-//! The machine over every real backend of this host: memstress runs, its memory goes to a second machine by bulk copy and
-//! harvested pages, and the guest there finds every page as it left it.
+//! The machine over every real backend of this host: memstress runs, its memory goes to a second
+//! machine by bulk copy and harvested pages, and the guest there finds every page as it left it.
 
 use std::time::{Duration, Instant};
 

@@ -8,8 +8,8 @@
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
-//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the side
-//! stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the
+//! side stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
 
 mod end;
 mod link;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use slat_proto::v1::TransferPhase;
 
-pub(crate) use self::parts::Source;
+pub(crate) use self::parts::SourceDriver;
 use self::work::Work;
 use crate::{
     handover::protocol::{
@@ -35,7 +35,7 @@ use crate::{
 /// A journal that cannot be settled is tried again this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
-impl Source {
+impl SourceDriver {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
         let begun = Instant::now();

@@ -19,7 +19,7 @@ use super::{
         wire::{Kind, WireError},
     },
     link::Link,
-    parts::Source,
+    parts::SourceDriver,
     work::{Precopied, Started, Work},
 };
 use crate::memory::DirtyBatch;
@@ -27,7 +27,7 @@ use crate::memory::DirtyBatch;
 /// Progress is published this often while an iteration runs.
 const PUBLISH: Duration = Duration::from_millis(100);
 
-impl Source {
+impl SourceDriver {
     /// Until the VM is to be switched over; an error when it should rather stay.
     pub(super) fn precopy(&self, work: &mut Work) -> Result<Precopied, ApiError> {
         let started = work.started();

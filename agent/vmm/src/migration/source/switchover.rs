@@ -11,7 +11,7 @@ use slat_proto::{
 
 use super::{
     super::{cpu_time::thread_cpu_time, wire::Kind},
-    parts::Source,
+    parts::SourceDriver,
     work::{Blackout, Work},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     memory::MemoryDigest,
 };
 
-impl Source {
+impl SourceDriver {
     /// Stops the vCPUs, sends the last pages and the state.
     pub(super) fn switch_over(&self, work: &mut Work) -> Result<(), ApiError> {
         let begun = Instant::now();

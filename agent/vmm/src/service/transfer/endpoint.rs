@@ -13,9 +13,7 @@ use slat_proto::{
 
 use crate::{
     handover::{
-        protocol::{
-            destination::Destination as DestinationProtocol, source::Source as SourceProtocol,
-        },
+        protocol::{destination::Destination, source::Source},
         side::{AnySide, Side, has_ended},
     },
     machine::Machine,
@@ -29,7 +27,7 @@ use crate::{
 /// The destination's side with what is needed to talk to it.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    pub(super) side: Arc<Side<DestinationProtocol>>,
+    pub(super) side: Arc<Side<Destination>>,
     pub(super) notes: mpsc::Sender<Note>,
     pub(super) data_address: String,
     pub(super) ticket: [u8; TICKET],
@@ -39,7 +37,7 @@ pub(super) struct Incoming {
 #[derive(Debug, Default)]
 pub(super) struct Sides {
     pub(super) incoming: Option<Incoming>,
-    pub(super) outgoing: Option<Arc<Side<SourceProtocol>>>,
+    pub(super) outgoing: Option<Arc<Side<Source>>>,
 }
 
 /// The service over one machine.

@@ -1,5 +1,5 @@
-//! The destination's side begins: what the source said is checked, an empty VM is built, and the data
-//! port opened.
+//! The destination's side begins: what the source said is checked, an empty VM is built, and the
+//! data port opened.
 
 use std::{
     io::Read as _,
@@ -17,11 +17,11 @@ use super::endpoint::{Incoming, TransferEndpoint};
 use crate::{
     handover::{
         preamble,
-        protocol::destination::{Decision, Destination as Protocol},
+        protocol::destination::{Decision, Destination},
         side::Side,
     },
     migration::{
-        destination::{Destination, Note},
+        destination::{DestinationDriver, Note},
         listener::Listener,
         wire::TICKET,
     },
@@ -105,7 +105,7 @@ impl TransferEndpoint {
 
     fn listen(
         &self,
-        side: &Arc<Side<Protocol>>,
+        side: &Arc<Side<Destination>>,
         from: From,
         runtime: tokio::runtime::Handle,
     ) -> std::io::Result<Incoming> {
@@ -120,7 +120,7 @@ impl TransferEndpoint {
             drop(admit.send(Note::Connected(peer)));
         })?;
         let data_address = listener.address().to_string();
-        let destination = Destination {
+        let destination = DestinationDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             streams: from.params.streams,

@@ -1,12 +1,13 @@
-//! Our own machine's sides of migrations: started here, and answered for. [`TransferApi`] serves them.
+//! Our own machine's sides of migrations: started here, and answered for. [`TransferApi`] serves
+//! them.
 //!
 //! A process has at most one running side. The last source's side stays to be asked about after it
-//! ended, until it is released or another begins; so does the destination's side that brought the VM
-//! here. The lock around the sides is held for look-ups only; beginning a side has a lock of its own,
-//! taken before it.
+//! ended, until it is released or another begins; so does the destination's side that brought the
+//! VM here. The lock around the sides is held for look-ups only; beginning a side has a lock of its
+//! own, taken before it.
 //!
-//! `endpoint` holds the sides, `incoming` prepares the destination's, `outgoing` describes and starts
-//! the source's, `api` is the gRPC service.
+//! `endpoint` holds the sides, `incoming` prepares the destination's, `outgoing` describes and
+//! starts the source's, `api` is the gRPC service.
 
 mod api;
 mod endpoint;

@@ -10,8 +10,8 @@ use slat_proto::{
 
 use super::endpoint::TransferEndpoint;
 use crate::{
-    handover::{preamble, protocol::source::Source as Protocol, side::Side},
-    migration::{source::Source, wire::TICKET},
+    handover::{preamble, protocol::source::Source, side::Side},
+    migration::{source::SourceDriver, wire::TICKET},
 };
 
 /// What a side needs to know of its destination.
@@ -84,7 +84,8 @@ impl TransferEndpoint {
         }
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
         let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));
-        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is
+        // none.
         self.sides().outgoing = Some(Arc::clone(&side));
         let towards = Towards {
             address,
@@ -105,10 +106,10 @@ impl TransferEndpoint {
         Ok(side.transfer())
     }
 
-    fn begin(&self, side: &Arc<Side<Protocol>>, towards: Towards) -> Result<(), ApiError> {
+    fn begin(&self, side: &Arc<Side<Source>>, towards: Towards) -> Result<(), ApiError> {
         self.machine
             .begin_outgoing(side.migration(), towards.epoch)?;
-        let source = Source {
+        let source = SourceDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             address: towards.address,

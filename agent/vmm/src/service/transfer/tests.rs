@@ -26,7 +26,7 @@ use crate::{
     machine::Switchover,
     migration::filter::PageFilter,
     migration::wire::{
-        FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
+        FrameReader, FrameWriter, HEADER, Hello, Kind, Run, StreamRole, TICKET, encode_runs,
     },
 };
 
@@ -286,8 +286,8 @@ async fn a_page_left_out_is_found() {
         });
         let params = MigrationParams {
             verify,
-            // Slow enough that the write below comes after the page was sent by the bulk pass and
-            // before the last.
+            // Slow enough that the write below comes after the page was sent in the bulk iteration
+            // and before the last.
             max_bandwidth: Some(20 << 20),
             ..MigrationParams::default()
         };
@@ -404,7 +404,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
         let (source, destination) = (running(), fake::empty());
         let (from, to) = (endpoint(&source), endpoint(&destination));
         let params = MigrationParams {
-            // The bulk pass takes more than two seconds.
+            // The bulk iteration takes more than two seconds.
             max_bandwidth: Some(1 << 20),
             max_total_time: Duration::from_secs(1),
             on_timeout,
@@ -419,7 +419,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
             assert_eq!(here.error.unwrap().reason, "COMPLETION_TIMEOUT");
             assert!(
                 progress.iterations.is_empty(),
-                "it waited for the pass to end"
+                "it waited for the iteration to end"
             );
             assert_eq!(progress.decisions.len(), 1);
             assert_eq!(state(&source), v1::vm::State::Running);
@@ -452,7 +452,7 @@ struct ByHand {
 
 fn introduce(
     prepared: &v1::PrepareIncomingResponse,
-    role: Role,
+    role: StreamRole,
 ) -> (TcpStream, FrameWriter, FrameReader) {
     let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
     let mut stream = TcpStream::connect(&prepared.data_address).unwrap();
@@ -473,8 +473,8 @@ fn introduce(
 
 impl ByHand {
     fn connect(prepared: &v1::PrepareIncomingResponse) -> Self {
-        let control = introduce(prepared, Role::Control);
-        let (stream, writer, _) = introduce(prepared, Role::Data(0));
+        let control = introduce(prepared, StreamRole::Control);
+        let (stream, writer, _) = introduce(prepared, StreamRole::Data(0));
         Self {
             control,
             data: (stream, writer),
@@ -714,7 +714,7 @@ async fn each_bad_frame_ends_the_side_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_cannot_disturb() {
+async fn peers_without_the_ticket_cannot_disturb() {
     let (source, destination) = (running(), fake::empty());
     let (from, to) = (endpoint(&source), endpoint(&destination));
     let params = MigrationParams {
@@ -730,7 +730,7 @@ async fn strangers_cannot_disturb() {
     };
     let wrong = Hello {
         ticket: [0; TICKET],
-        role: Role::Control,
+        role: StreamRole::Control,
     }
     .encode();
     let mut hello = Vec::new();

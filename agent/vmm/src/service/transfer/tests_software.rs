@@ -1,7 +1,7 @@
 //! Both sides in one process over the real software backend and a guest that checks its own memory.
 //!
-//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next visit, whatever this program's
-//! own digests say.
+//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next
+//! visit, whatever this program's own digests say.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -243,7 +243,8 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
     let mut from = Host::running("a", Format::Ept4, guest);
     let to = Host::new("b");
     from.until_written(1000).await;
-    // One of the hot pages, written many times in every batch. The bulk pass sends it; no later write of it is sent.
+    // One of the hot pages, written many times in every batch. The bulk iteration sends it; no
+    // later write of it is sent.
     let working_page = 5;
     let layout = Layout::new(MEMORY).unwrap();
     let page = layout.working_page(working_page) / PAGE_SIZE;
@@ -252,7 +253,7 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
         page: u32::try_from(page).unwrap(),
         from: 1,
     });
-    // Slow enough for some batches during the bulk pass.
+    // Slow enough for some batches during the bulk iteration.
     let params = MigrationParams {
         max_bandwidth: Some(64 << 20),
         ..params(Verify::None)

@@ -7,9 +7,9 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use super::super::{
     super::{BackendError, cpu::CpuFact},
-    exit::{Contract, Exit},
+    exit::{Contract, GuestExit},
     refuse::unsupported,
-    state::{Reader, Writer},
+    state::{StateReader, StateWriter},
 };
 use crate::guest::BootEntry;
 
@@ -78,12 +78,12 @@ impl VcpuState {
         match *host {}
     }
 
-    pub(in crate::backend::kvm) fn write(&self, _: &mut Writer) {
+    pub(in crate::backend::kvm) fn write(&self, _: &mut StateWriter) {
         match *self {}
     }
 
     pub(in crate::backend::kvm) fn read(
-        _: &mut Reader<'_>,
+        _: &mut StateReader<'_>,
         host: &HostCpu,
     ) -> Result<Self, BackendError> {
         match *host {}
@@ -106,8 +106,8 @@ impl VcpuState {
 pub(in crate::backend::kvm) fn run(
     vcpu: &mut VcpuFd,
     _: Contract,
-) -> Result<Exit<'_>, kvm_ioctls::Error> {
-    vcpu.run().map(|exit: VcpuExit<'_>| Exit::common(exit))
+) -> Result<GuestExit<'_>, kvm_ioctls::Error> {
+    vcpu.run().map(|exit: VcpuExit<'_>| GuestExit::common(exit))
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ fn value(version: u64, page: u64) -> u64 {
     version << 32 | page
 }
 
-fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         &format!("demand_paging_test by {level:?}"),
         stage,
         3,

@@ -17,11 +17,11 @@ fn pages(stats: &MmuStats) -> [i64; 3] {
     [Level::SIZE_4K, Level::SIZE_2M, Level::SIZE_1G].map(|level| stats.pages_at(level))
 }
 
-fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -> Outcome {
     let config = MmuConfig::default()
         .with_dirty_log_start(start)
         .with_eager_split(sabotage != Some(Sabotage::Own));
-    let machine = Machine::new("dirty_log_page_splitting_test", stage, 2, config);
+    let machine = OracleVm::new("dirty_log_page_splitting_test", stage, 2, config);
     let slots =
         [0, 1].map(|id| machine.plug(id, SLOTS[usize::from(id)].0, SLOTS[usize::from(id)].1));
     let total = SLOTS.iter().map(|(_, pages)| *pages as i64).sum();

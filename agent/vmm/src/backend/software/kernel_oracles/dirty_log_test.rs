@@ -24,14 +24,14 @@ enum Mode {
     ClearLog,
 }
 
-fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Outcome {
     let start = match mode {
         Mode::DirtyLog => DirtyLogStart::Protected,
         Mode::ClearLog => DirtyLogStart::InitiallySet,
     };
     let config = MmuConfig::default().with_dirty_log_start(start);
     let machine =
-        Machine::new(&format!("dirty_log_test {mode:?}"), stage, 2, config).prepare(sabotage);
+        OracleVm::new(&format!("dirty_log_test {mode:?}"), stage, 2, config).prepare(sabotage);
     let base = stage.info().max_gfn.0 - PAGES;
     let slot = machine.plug(0, base, PAGES);
     let (iteration, written) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -44,7 +44,7 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
             cpu.idle();
             return Ok(());
         }
-        // Half of the pages written were read before, and may be cached without leave to write.
+        // Some of the pages written were read before, and may be cached without leave to write.
         let page = cpu.random.below(PAGES);
         if cpu.random.below(2) == 0 {
             cpu.read(base + page).map_err(|error| error.to_string())?;
@@ -122,10 +122,10 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
 
 /// The log as the mode takes it.
 fn take(
-    machine: &Machine,
+    machine: &OracleVm,
     mode: Mode,
     sabotage: Option<Sabotage>,
-    until_written: &dyn Fn(u64) -> Verdict,
+    until_written: &dyn Fn(u64) -> Outcome,
 ) -> Result<Vec<u64>, String> {
     let mmu = machine.mmu();
     let words = PAGES.div_ceil(64) as usize;
@@ -165,7 +165,7 @@ fn take(
 #[test]
 fn a_write_through_a_translation_that_was_only_read_is_logged() {
     for stage in GuestStage::ALL {
-        let machine = Machine::new("dirty_log_test, read first", stage, 1, MmuConfig::default());
+        let machine = OracleVm::new("dirty_log_test, read first", stage, 1, MmuConfig::default());
         let slot = machine.plug(0, 512, 64);
         machine.log(&slot, true);
         let mmu = machine.mmu();

@@ -12,8 +12,8 @@ const BASE: u64 = 1 << 19;
 const PAGES: u64 = 2048;
 const ITERATIONS: u64 = 40;
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         "memslot_modification_stress_test",
         stage,
         3,

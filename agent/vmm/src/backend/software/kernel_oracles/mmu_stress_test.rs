@@ -20,8 +20,9 @@ struct Counts {
     refused: AtomicU64,
 }
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine =
+        OracleVm::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
     let memory = Region::new("aliased", PAGES).unwrap();
     let at = |slot: u16| BASE + u64::from(slot) * PAGES;
     let slots: Vec<_> = (0..SLOTS)
@@ -113,7 +114,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
 }
 
 /// Protects in the tables only: each huge mapping's next write faults, once, and succeeds.
-fn write_protect(machine: &Machine, counts: &[Counts]) -> Verdict {
+fn write_protect(machine: &OracleVm, counts: &[Counts]) -> Outcome {
     machine.pause()?;
     let mut taken = 0;
     for gfn in (BASE..BASE + ALL).step_by(512) {

@@ -14,7 +14,7 @@
 //! | `access_tracking_perf_test` | exactly the pages used since the last ageing are young |
 //! | `pre_fault_memory_test` | a range mapped in advance takes no fault, to where it ends |
 //!
-//! Each oracle returns a [`Verdict`], so that it is also run with the backend sabotaged, where it
+//! Each oracle returns an [`Outcome`], so that it is also run with the backend sabotaged, where it
 //! must object. Each runs on one format of every *class*: who keeps Accessed and Dirty, how writes
 //! are logged, break before make. Randomness comes from seeds, printed; `SLAT_ORACLE_SEED` sets
 //! them. Waiting is for events, with a bound.
@@ -45,8 +45,8 @@ use slat_mmu::{
 };
 
 use super::{
-    Vm,
     port::Port,
+    shared::VmCore,
     tables::{Budget, TableHeap},
     vcpu::{AccessError, Vcpu},
 };
@@ -56,7 +56,7 @@ use crate::{backend::GuestEvent, guest::memstress::GuestAccess, memory::Region};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `Err` says what the oracle objects to.
-type Verdict = Result<(), String>;
+type Outcome = Result<(), String>;
 
 /// What a test puts between a fault of a vCPU and the MMU: the host's memory management. `None`:
 /// the host refuses (`EFAULT`).
@@ -130,7 +130,7 @@ fn stages() -> Vec<GuestStage> {
     found
 }
 
-fn check(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+fn check(holds: bool, what: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(what()) }
 }
 
@@ -211,15 +211,15 @@ fn is_mmio<T>(result: &Result<T, AccessError>) -> bool {
 }
 
 /// A VM without a guest.
-struct Machine {
-    vm: Arc<Vm>,
+struct OracleVm {
+    vm: Arc<VmCore>,
     hooks: Arc<Hooks>,
     vcpus: u32,
     seed: u64,
     events: Arc<Mutex<Vec<GuestEvent>>>,
 }
 
-impl Machine {
+impl OracleVm {
     fn new(name: &str, stage: GuestStage, vcpus: u32, config: MmuConfig) -> Self {
         let seed = std::env::var("SLAT_ORACLE_SEED").ok();
         let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(0x51a7);
@@ -233,7 +233,7 @@ impl Machine {
         let hooks = Arc::new(Hooks::default());
         let port = Arc::clone(&hooks) as Arc<dyn Port>;
         Self {
-            vm: Vm::new(stage, vcpus, config, tables, sink, port),
+            vm: VmCore::new(stage, vcpus, config, tables, sink, port),
             hooks,
             vcpus,
             seed,
@@ -295,17 +295,17 @@ impl Machine {
         self.mmu().space(0).set_slot_flags(plug.id, flags).unwrap();
     }
 
-    fn run(&self) -> Verdict {
+    fn run(&self) -> Outcome {
         self.vm.gate.run().map_err(|error| error.to_string())
     }
 
     /// Returns when no vCPU runs.
-    fn pause(&self) -> Verdict {
+    fn pause(&self) -> Outcome {
         self.vm.gate.pause().map_err(|error| error.to_string())?;
         self.failure()
     }
 
-    fn failure(&self) -> Verdict {
+    fn failure(&self) -> Outcome {
         match self.events.lock().unwrap().first() {
             Some(GuestEvent::Failed(message)) => Err(message.clone()),
             Some(event) => Err(format!("{event:?}")),
@@ -313,7 +313,7 @@ impl Machine {
         }
     }
 
-    fn until(&self, mut done: impl FnMut() -> bool) -> Verdict {
+    fn until(&self, mut done: impl FnMut() -> bool) -> Outcome {
         let until = Instant::now() + PATIENCE;
         while !done() {
             self.failure()?;
@@ -329,9 +329,9 @@ impl Machine {
     /// stopped. What a program objects to stops them, and is the verdict.
     fn with_vcpus(
         &self,
-        program: impl Fn(&mut Cpu<'_>) -> Verdict + Sync,
-        owner: impl FnOnce() -> Verdict,
-    ) -> Verdict {
+        program: impl Fn(&mut Cpu<'_>) -> Outcome + Sync,
+        owner: impl FnOnce() -> Outcome,
+    ) -> Outcome {
         let ended = thread::scope(|scope| {
             for number in 0..self.vcpus {
                 let vcpu = Vcpu::new(Arc::clone(&self.vm), number);
@@ -398,14 +398,14 @@ impl Version {
 }
 
 /// An oracle accepts the backend as it is.
-fn accepts(verdict: Verdict) {
+fn accepts(verdict: Outcome) {
     if let Err(objection) = verdict {
         panic!("{objection}");
     }
 }
 
 /// An oracle objects to a backend that was broken.
-fn objects(verdict: Verdict, because: &str) {
+fn objects(verdict: Outcome, because: &str) {
     match verdict {
         Ok(()) => panic!("the oracle did not notice"),
         Err(objection) => {

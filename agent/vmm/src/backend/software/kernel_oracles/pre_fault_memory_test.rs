@@ -17,8 +17,8 @@ fn base(stage: GuestStage) -> u64 {
     stage.info().max_gfn.0 - 1024
 }
 
-fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("pre_fault_memory_test", stage, 1, MmuConfig::default());
+fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new("pre_fault_memory_test", stage, 1, MmuConfig::default());
     let base = base(stage);
     let slot = machine.plug(0, base, PAGES);
     let mmu = machine.mmu();
@@ -69,8 +69,8 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
 }
 
 /// Prefaults from every vCPU, under deletions.
-fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         "pre_fault_memory_test, racing",
         stage,
         2,

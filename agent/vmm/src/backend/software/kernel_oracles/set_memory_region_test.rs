@@ -23,9 +23,9 @@ fn fill(slot: &Region, generation: u64) {
     }
 }
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
     let machine =
-        Machine::new("set_memory_region_test", stage, 2, MmuConfig::default()).prepare(sabotage);
+        OracleVm::new("set_memory_region_test", stage, 2, MmuConfig::default()).prepare(sabotage);
     let (version, reads) = (Version::default(), AtomicU64::new(0));
     let (place, generation) = (AtomicU64::new(NOWHERE), AtomicU64::new(0));
     let gaps = AtomicU64::new(0);
@@ -132,7 +132,7 @@ fn it_objects_to_vcpus_that_do_not_flush() {
 fn as_many_slots_as_there_may_be_and_no_more() {
     for stage in stages() {
         let config = MmuConfig::default().with_max_slots(40);
-        let machine = Machine::new("set_memory_region_test", stage, 1, config);
+        let machine = OracleVm::new("set_memory_region_test", stage, 1, config);
         let plugs: Vec<_> = (0..40)
             .map(|id| machine.plug(id, u64::from(id) * 700, 700))
             .collect();

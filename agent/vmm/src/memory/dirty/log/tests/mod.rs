@@ -239,7 +239,7 @@ fn a_slot_of_4_tib_is_followed_in_two_bitmaps_and_where_it_is_dirty() {
     let Rig { log, source } = rig(&[(0, 0, PAGES)]);
     let a = cursor("a");
     log.attach(&a).unwrap();
-    // Far enough apart that each has a page of the bitmap of its own, huge or not.
+    // So far from each other that each has a page of the bitmap of its own, huge or not.
     let dirtied = |number: u64| {
         source.guest_writes(0, number << 26);
         let batch = log.harvest(&a).unwrap();

@@ -5,7 +5,7 @@ use slat_proto::v1::TransferRole;
 use super::protocol::{Why, destination, source};
 
 /// A protocol machine.
-pub(crate) trait Role: Default + Send + 'static {
+pub(crate) trait SideProtocol: Default + Send + 'static {
     /// What it is fed.
     type Input;
     /// What it asks for.
@@ -27,7 +27,7 @@ pub(crate) trait Role: Default + Send + 'static {
     fn is_interrupt(action: &Self::Action) -> bool;
 }
 
-impl Role for source::Source {
+impl SideProtocol for source::Source {
     type Input = source::Input;
     type Action = source::Action;
     const ROLE: TransferRole = TransferRole::Source;
@@ -54,7 +54,7 @@ impl Role for source::Source {
     }
 }
 
-impl Role for destination::Destination {
+impl SideProtocol for destination::Destination {
     type Input = destination::Input;
     type Action = destination::Action;
     const ROLE: TransferRole = TransferRole::Destination;
