@@ -80,7 +80,7 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
 ///
 /// # Errors
 /// BAD_PARAMETER when `source` is not whole; see the module for the others.
-fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
+pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
     let protocol = common("protocol", source.protocol, own.protocol)?;
     let state = common("state", source.state, own.state)?;
     if source.architecture != own.architecture {
