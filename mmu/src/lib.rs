@@ -82,7 +82,8 @@
 //!   everything.
 //! - Each vCPU keeps up to 8 tables for its next faults. There is a root for each address space, of
 //!   [`root_size`](FormatInfo::root_size) bytes: a frame, or more where it is wider than other
-//!   tables (four on RISC-V). Tables that were removed are given back when the last reader has left.
+//!   tables (four on RISC-V). Tables that were removed are given back when the last reader has
+//!   left.
 //!
 //! # The lock protocol
 //!

@@ -19,7 +19,9 @@ mod lint;
 mod model;
 mod no_std;
 mod oracles;
+mod picture;
 mod planted;
+mod riscv64;
 mod sanitize;
 mod shell;
 mod structure;
@@ -121,8 +123,15 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Run a migration and draw it into docs/migration.svg, the picture of the README
+    Picture,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
+    /// Check that the agent's crates compile for riscv64, warnings denied
+    ///
+    /// With the toolchain's own target (rustup target add riscv64gc-unknown-linux-gnu), or else
+    /// with a compiler out of Debian's packages, about 190 MB, unpacked into target/riscv64.
+    Riscv64,
     /// Prove that slat-mmu and slat-arch need no std: build examples/bare on them alone, and run it
     NoStd,
     /// Check bans, sources and licences of deny.toml (advisories need cargo-deny)
@@ -152,7 +161,9 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
+        Command::Picture => picture::run(&workspace).map(|()| Tally::passed()),
         Command::Crates => crates::run(&workspace),
+        Command::Riscv64 => riscv64::run(&workspace),
         Command::NoStd => no_std::run(&workspace),
         Command::Deny => deny::run(&workspace),
         Command::Units => units::run(&workspace),

@@ -1,11 +1,12 @@
-//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find each other.
+//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find
+//! each other.
 //!
 //! | file | what |
 //! |---|---|
 //! | `lock` | held with flock by the VM process while it lives; holds its pid as text |
 //! | `vm.sock` | its endpoint: VmService, MemoryService, TransferService |
 //! | `journal` | who may run the VM ([`crate::journal`]) |
-//! | `transfer-<migration>-<source or destination>.pb` | a side's last state, a `slat.v1.Transfer`, for when the process is gone |
+//! | `transfer-<migration>-<source or destination>.pb` | a side's last `slat.v1.Transfer` |
 //! | `console` | what a raw image printed |
 //! | `log` | the process's standard error |
 //!
@@ -118,7 +119,8 @@ impl VmDir {
         }
     }
 
-    /// Stores a side's state so that it survives the process: written aside, synced, renamed, directory synced.
+    /// Stores a side's state so that it survives the process: written aside, synced, renamed,
+    /// directory synced.
     ///
     /// # Errors
     /// When a step fails; the old record is then still there.

@@ -1,11 +1,12 @@
-//! How a side of a migration stands once its process is dead: decided by its journal, never guessed.
+//! How a side of a migration stands once its process is dead: decided by its journal, never
+//! guessed.
 //!
 //! Pure: what is on disk goes in, an answer comes out. The agent answers with it for its dead
 //! processes, a destination in doubt decides by it, and the model checker explores it.
 //!
 //! # Rules
-//! * A source has given its VM away exactly when its journal says RELINQUISHED for that migration, or
-//!   its side was ever seen so.
+//! * A source has given its VM away exactly when its journal says RELINQUISHED for that migration,
+//!   or its side was ever seen so.
 //! * A destination has the VM exactly when its journal says OWNED for that migration.
 //! * Memory died with the process. Every other side that had not ended by itself has failed. At a
 //!   destination that says nothing about the source: that one answers from its own journal.
@@ -104,8 +105,8 @@ pub fn destination(
     }
 }
 
-/// The epoch that a dead process owned: that VM is lost. `given_away`: a side of it was seen to have
-/// given the VM away, although the journal does not say so.
+/// The epoch that a dead process owned: that VM is lost. `given_away`: a side of it was seen to
+/// have given the VM away, although the journal does not say so.
 #[must_use]
 pub fn lost_epoch(state: Option<&JournalState>, given_away: bool) -> Option<u64> {
     match state?.ownership {

@@ -1,7 +1,8 @@
-//! A backend for tests: its "guest" writes when the test says so, and every call can be made to fail.
+//! A backend for tests: its "guest" writes when the test says so, and every call can be made to
+//! fail.
 //!
-//! It is strict about the protocol: harvesting a slot that does not log, or running twice, is an error, so that a test sees
-//! a caller that breaks it.
+//! It is strict about the protocol: harvesting a slot that does not log, or running twice, is an
+//! error, so that a test sees a caller that breaks it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,7 @@ use slat_record::{
 use crate::{
     backend::{Backend, BackendError, CpuFact, EventSink, GuestEvent},
     machine::{Machine, Parts},
-    memory::{SlotMemory, SlotTable},
+    memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory, SlotTable},
 };
 
 /// A slot as the fake sees it.
@@ -106,6 +107,49 @@ fn vcpu(message: &str) -> BackendError {
     }
 }
 
+fn refused(slot: u32, message: &str) -> DirtyError {
+    DirtyError::Refused {
+        slot,
+        message: message.to_owned(),
+    }
+}
+
+impl DirtySource for FakeBackend {
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError> {
+        let op = if on { "log_on" } else { "log_off" };
+        let mut state = self.enter(op).map_err(|_| refused(slot, "told to fail"))?;
+        let found = state.slots.get_mut(&slot);
+        let found = found.ok_or(DirtyError::NoSuchSlot { slot })?;
+        found.logging = on;
+        found.dirty.clear();
+        Ok(())
+    }
+
+    fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        let mut state = self.state();
+        for (slot, bitmap) in into {
+            // Some are taken before the call fails, as a kernel that fails in the middle of CLEAR.
+            let failing = state.fail.iter().position(|fail| *fail == "harvest");
+            let found = state.slots.get_mut(slot);
+            let found = found.ok_or(DirtyError::NoSuchSlot { slot: *slot })?;
+            if !found.logging {
+                return Err(refused(*slot, "harvest of a slot that does not log"));
+            }
+            let all = found.dirty.len();
+            let take = if failing.is_some() { all / 2 } else { all };
+            for page in found.dirty.iter().take(take) {
+                bitmap.set(*page, 1);
+            }
+            found.dirty = found.dirty.iter().skip(take).copied().collect();
+            if let Some(at) = failing {
+                state.fail.remove(at);
+                return Err(refused(*slot, "told to fail"));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Backend for FakeBackend {
     fn capabilities(&self) -> Vec<v1::Capability> {
         use v1::Capability::{DirtyLog, FaultStatistics, Invalidate, VcpuState};
@@ -144,40 +188,6 @@ impl Backend for FakeBackend {
         let found = state.slots.get_mut(&slot);
         found.ok_or(BackendError::NoSuchSlot { slot })?.base_gfn = base_gfn;
         Ok(())
-    }
-
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
-        let mut state = self.enter(if on { "log_on" } else { "log_off" })?;
-        let found = state.slots.get_mut(&slot);
-        let found = found.ok_or(BackendError::NoSuchSlot { slot })?;
-        found.logging = on;
-        found.dirty.clear();
-        Ok(())
-    }
-
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
-        let mut state = self.state();
-        let found = state.slots.get_mut(&slot);
-        let found = found.ok_or(BackendError::NoSuchSlot { slot })?;
-        if !found.logging {
-            return Err(vcpu("harvest of a slot that does not log"));
-        }
-        // Half is taken before the call fails, as a kernel that fails in the middle of CLEAR.
-        let failing = state.fail.iter().position(|fail| *fail == "harvest");
-        let found = state.slots.get_mut(&slot).expect("found above");
-        let all = found.dirty.len();
-        let take = if failing.is_some() { all / 2 } else { all };
-        for page in found.dirty.iter().take(take) {
-            bitmap[(page / 64) as usize] |= 1 << (page % 64);
-        }
-        found.dirty = found.dirty.iter().skip(take).copied().collect();
-        match failing {
-            None => Ok(take as u64),
-            Some(at) => {
-                state.fail.remove(at);
-                Err(vcpu("told to fail"))
-            }
-        }
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
@@ -294,7 +304,8 @@ impl Disk for FakeDisk {
     }
 }
 
-/// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the value.
+/// A machine for `vms/web` on `hosts/a` over a fake backend, in a directory that goes with the
+/// value.
 pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,

@@ -3,7 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `memory` | guest memory: mappings, the slot table, digests, the dirty log |
+//! | `memory` | guest memory: backing, views, the slot table, digests, the dirty log |
 //! | `guest` | memstress, the guest that checks its own memory, and the raw image |
 //! | `backend` | runs vCPUs and walks second-stage tables: KVM, or the Common MMU in software |
 //! | `machine` | the VM: its life, its slots, its ownership |
@@ -12,8 +12,10 @@
 //! | `service` | VmService, MemoryService, TransferService |
 //! | [`process`] | `slat vm` itself |
 //!
-//! Arrows point up this table: a module knows those above it. The daemon of the host meets a VM
-//! process only over its socket and over what both read on disk ([`slat_record`]).
+//! Arrows point up this table: a module knows those above it. Guests stand below backends, because
+//! a backend runs them: the software backend's vCPUs execute memstress' steps, and both backends
+//! enter where the guest's layout says. The daemon of the host meets a VM process only over its
+//! socket and over what both read on disk ([`slat_record`]).
 
 mod backend;
 mod guest;
@@ -27,6 +29,4 @@ mod service;
 #[cfg(test)]
 mod fake;
 
-pub use backend::{
-    CpuDifference, CpuFact, available as available_backends, compare_facts, host_facts,
-};
+pub use backend::available as available_backends;

@@ -1,4 +1,4 @@
-//! Emulators from Debian's packages, unpacked into a directory of the build; nothing is installed.
+//! Programs from Debian's packages, unpacked into a directory of the build; nothing is installed.
 //!
 //! apt resolves and downloads with state, lists and cache of its own, from the mirror that the
 //! machine's own sources name. What was unpacked once is not asked for again, so a second run needs
@@ -30,6 +30,10 @@ pub struct Set {
     pub name: &'static str,
     /// What apt is asked for, with all they depend on.
     pub packages: &'static [&'static str],
+    /// Packages without what they depend on, because that is not needed or of another architecture.
+    pub alone: &'static [&'static str],
+    /// What `alone` may be of.
+    pub architectures: &'static str,
 }
 
 /// QEMU for RISC-V, with an assembler and a linker for it.
@@ -40,23 +44,38 @@ pub const RISCV: Set = Set {
         "qemu-system-riscv",
         "binutils-riscv64-linux-gnu",
     ],
+    alone: &[],
+    architectures: "amd64",
 };
 /// QEMU for x86.
 pub const X86: Set = Set {
     name: "x86",
     packages: &["base-files", "qemu-system-x86"],
+    alone: &[],
+    architectures: "amd64",
 };
 /// Bochs.
 pub const BOCHS: Set = Set {
     name: "bochs",
     packages: &["base-files", "bochs"],
+    alone: &[],
+    architectures: "amd64",
+};
+/// rustc with the standard libraries of this machine and of RISC-V. Only to check: a linker is the
+/// machine's own, for what runs while building.
+pub const RUST_RISCV64: Set = Set {
+    name: "rust-riscv64",
+    packages: &["base-files", "libstd-rust-web-dev"],
+    alone: &["rustc-web", "libstd-rust-web-dev:riscv64"],
+    architectures: "amd64 riscv64",
 };
 
 /// The directory for packages.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
-    updated: bool,
+    /// Architectures whose lists are there.
+    updated: &'static str,
     /// Why a set cannot be had: each is tried once.
     failed: Vec<(Set, String)>,
     _lock: File,
@@ -110,7 +129,7 @@ impl Store {
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
         Ok(Self {
             folder: folder.to_owned(),
-            updated: false,
+            updated: "",
             failed: Vec::new(),
             _lock: lock,
         })
@@ -136,7 +155,7 @@ impl Store {
         if let Some((_, why)) = self.failed.iter().find(|(failed, _)| *failed == set) {
             bail!("{why}");
         }
-        println!("fetching {}", set.packages.join(", "));
+        println!("fetching {}", [set.packages, set.alone].concat().join(", "));
         if let Err(error) = self.download(set).and_then(|()| self.unpack()) {
             let why = format!("{error:#}").replace('\n', "; ");
             self.failed.push((set, why.clone()));
@@ -152,8 +171,8 @@ impl Store {
         command
     }
 
-    fn update(&mut self) -> anyhow::Result<()> {
-        if self.updated {
+    fn update(&mut self, architectures: &'static str) -> anyhow::Result<()> {
+        if self.updated == architectures {
             return Ok(());
         }
         let apt = self.folder.join("apt");
@@ -163,13 +182,14 @@ impl Store {
         fs::write(
             apt.join("sources.d/oracles.sources"),
             format!(
-                "Types: deb\nURIs: {}\nSuites: {SUITE}\nComponents: main\nArchitectures: amd64\nSigned-By: {KEYRING}\n",
+                "Types: deb\nURIs: {}\nSuites: {SUITE}\nComponents: main\nArchitectures: {architectures}\nSigned-By: {KEYRING}\n",
                 mirror()?
             ),
         )?;
         // An empty status: everything is downloaded, whatever this machine has.
         fs::write(apt.join("status"), "")?;
         let path = apt.display();
+        let list = architectures.replace(' ', "\"; \"");
         fs::write(
             apt.join("apt.conf"),
             format!(
@@ -177,23 +197,29 @@ impl Store {
                  Dir::State \"{path}/state\";\nDir::State::Lists \"{path}/state/lists\";\n\
                  Dir::State::status \"{path}/status\";\nDir::Cache \"{path}/cache\";\n\
                  Dir::Cache::archives \"{path}/cache/archives\";\nAPT::Architecture \"amd64\";\n\
-                 APT::Architectures {{ \"amd64\"; }};\nAPT::Sandbox::User \"\";\nAPT::Install-Recommends \"false\";\n\
+                 APT::Architectures {{ \"{list}\"; }};\nAPT::Sandbox::User \"\";\nAPT::Install-Recommends \"false\";\n\
                  Acquire::Languages \"none\";\nAcquire::Retries \"3\";\nDebug::NoLocking \"true\";\n"
             ),
         )?;
         let mut command = self.apt("apt-get");
         command.args(["update", "-qq", "-o", "APT::Update::Error-Mode=any"]);
         succeeds(&command, &self.folder, "apt-update", APT_BOUND)?;
-        self.updated = true;
+        self.updated = architectures;
         Ok(())
     }
 
     fn download(&mut self, set: Set) -> anyhow::Result<()> {
-        self.update()?;
+        self.update(set.architectures)?;
         let mut command = self.apt("apt-get");
         command.args(["install", "-qq", "-y", "--download-only"]);
         command.args(set.packages);
         succeeds(&command, &self.folder, "apt-install", APT_BOUND)?;
+        if !set.alone.is_empty() {
+            let mut command = self.apt("apt-get");
+            command.args(["download", "-qq"]).args(set.alone);
+            let archives = self.folder.join("apt/cache/archives");
+            succeeds(&command, &archives, "apt-download", APT_BOUND)?;
+        }
         Ok(())
     }
 

@@ -145,7 +145,7 @@ impl Guest {
         )
     }
 
-    /// The slots that there are, without the program's own guest.
+    /// The slots that there are, without those of the program's own guest.
     pub fn slots(&self) -> &[SlotSpec] {
         &self.slots
     }
@@ -273,8 +273,8 @@ impl Guest {
                 self.add(rng, 512 * gib, Pfn(0), 512 * gib, SlotFlags::empty())?;
             }
         }
-        for gigabyte in [0, 1, 0, 1, 0] {
-            let host = Pfn(layout.base / PAGE + gigabyte * gib);
+        for side in [0, 1, 0, 1, 0] {
+            let host = Pfn(layout.base / PAGE + side * gib);
             self.add(rng, gib, host, gib, SlotFlags::empty())?;
         }
         for _ in 0..40 {
@@ -291,12 +291,12 @@ impl Guest {
         }
         for _ in 0..120 {
             let pages = 1 + rng.below(128);
-            let (window, length) = if rng.chance(20) {
+            let (window, size) = if rng.chance(20) {
                 (1, 1024)
             } else {
                 (0, 16384)
             };
-            let host = layout.window_pfn(window).0 + rng.below(length - pages);
+            let host = layout.window_pfn(window).0 + rng.below(size - pages);
             let flags = flags(rng);
             self.add(rng, pages, Pfn(host), 1, flags)?;
         }

@@ -7,7 +7,7 @@
 //! | offset | what |
 //! |---|---|
 //! | 0 | the program |
-//! | 2 MiB | memory of the program's own guest, on x86: code, page tables, then queries and results |
+//! | 2 MiB | the program's own guest, on x86: code, page tables, queries, results |
 //! | 4 MiB | queries |
 //! | 5 MiB | results |
 //! | 16 MiB | the tables under test |

@@ -18,11 +18,11 @@ use slat_mmu::{Access, FormatInfo, Leaf, Level, Pfn};
 use super::{
     answer::Answer,
     ask::Subject,
+    cpu::{EmulatedCpu, Job},
     format::Ops,
     guest::{Guest, Plan},
     image::{Image, Step},
     judge,
-    machine::{Job, Machine},
     patch::{self, Family},
     query::{Expected, Query},
     rng::Rng,
@@ -95,7 +95,7 @@ pub struct Trial<'a> {
     /// The tables to build.
     pub plan: Plan,
     /// Who walks them.
-    pub machine: &'a Machine,
+    pub machine: &'a EmulatedCpu,
     /// The hardware sets A and D by itself where the format does not count on it.
     pub sets_ad: bool,
     /// How many questions.

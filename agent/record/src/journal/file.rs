@@ -1,10 +1,11 @@
 //! The journal of one VM, as its process has it open, and as everybody else reads it.
 //!
 //! # After a failed append
-//! What the file holds is then not known: after a failed sync the page cache shows a line that never
-//! reached the disk, and syncing again may succeed without writing it. [`Journal::settle`] writes what
-//! can be read into a new file and puts that in its place, so that what it then says is durable. Where
-//! there is no room for a new file, an append that found the disk full is cut off instead.
+//! What the file holds is then not known: after a failed sync the page cache shows a line that
+//! never reached the disk, and syncing again may succeed without writing it. [`Journal::settle`]
+//! writes what can be read into a new file and puts that in its place, so that what it then says is
+//! durable. Where there is no space for a new file, an append that found the disk full is cut off
+//! instead.
 
 use std::{
     fs::{File, OpenOptions},
@@ -46,8 +47,8 @@ pub fn contents(path: &Path) -> Result<Contents, JournalError> {
     }
 }
 
-/// As [`contents`], for the journal of a process that is dead: what is read is made durable first, so that
-/// nobody acts on a line that a crash of the host could still take back.
+/// As [`contents`], for the journal of a process that is dead: what is read is made durable first,
+/// so that nobody acts on a line that a crash of the host could still take back.
 ///
 /// # Errors
 /// As [`contents`]; `Io` when it cannot be made durable.
@@ -173,9 +174,10 @@ impl Journal {
         self.state.as_ref()
     }
 
-    /// Appends an entry and returns once it is durable. On `Io` the entry may or may not be durable:
-    /// the caller must neither go on as if it were, nor do what the entry would have forbidden, before
-    /// [`Journal::settle`] told which. An append after a failed one settles first.
+    /// Appends an entry and returns once it is durable. On `Io` the entry may or may not be
+    /// durable: the caller must neither go on as if it were, nor do what the entry would have
+    /// forbidden, before [`Journal::settle`] told which. An append after a failed one settles
+    /// first.
     ///
     /// # Errors
     /// `Order` (nothing written), `Io`, and those of [`Journal::settle`].
@@ -195,8 +197,8 @@ impl Journal {
         Ok(())
     }
 
-    /// After an append that failed: makes durable what the file holds, less a line that was cut off,
-    /// so that [`Journal::state`] says what is true for good. No effect otherwise.
+    /// After an append that failed: makes durable what the file holds, less a line that was cut
+    /// off, so that [`Journal::state`] says what is true for good. No effect otherwise.
     ///
     /// # Errors
     /// As [`Journal::open`]: nothing is settled, to be called again.
@@ -208,7 +210,7 @@ impl Journal {
         let decoded = decode(&self.path, &bytes)?;
         match self.disk.replace(&self.path, &terminated(&bytes, &decoded)) {
             Ok(()) => {}
-            // No room for a copy. What was durable before is a shorter file, and needs none.
+            // No space for a copy. What was durable before is a shorter file, and needs none.
             Err(error) if is_full(&error) => self
                 .disk
                 .truncate(&self.file, self.len)

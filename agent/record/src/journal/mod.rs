@@ -2,15 +2,15 @@
 //!
 //! # Format, version 2
 //! One line for each entry: the CRC-32 of the text after it (8 hexadecimal digits), a space, JSON.
-//! The first line is the header, `{"journal":"slat","version":2}`. Every entry carries the VM's uid.
-//! Version 1 had neither; it is still read, for processes of an older binary that live on.
+//! The first line is the header, `{"journal":"slat","version":2}`. Every entry carries the VM's
+//! uid. Version 1 had neither; it is still read, for processes of an older binary that live on.
 //!
 //! # What is dropped and what is refused
-//! [`Journal::append`] returns after the sync, so what it returned from survives a crash. A last line
-//! whose checksum is wrong is a write that a crash cut off: it never returned, and is dropped. The
-//! same anywhere else is corruption. **A line whose checksum is right is never dropped:** when its
-//! contents are not understood, or the version is a later one, the journal is refused and the file
-//! left as it is. It was written by a newer program, and may say that the VM was given away.
+//! [`Journal::append`] returns after the sync, so what it returned from survives a crash. A last
+//! line whose checksum is wrong is a write that a crash cut off: it never returned, and is dropped.
+//! The same anywhere else is corruption. **A line whose checksum is right is never dropped:** when
+//! its contents are not understood, or the version is a later one, the journal is refused and the
+//! file left as it is. It was written by a newer program, and may say that the VM was given away.
 //!
 //! # Order of syncs in a handover (epoch e)
 //! 1. destination appends `Prepared(e+1)`, then says READY;

@@ -61,7 +61,7 @@ impl JournalState {
     ///
     /// # Errors
     /// `Order` when it cannot come next, or is about another VM.
-    pub fn after(state: Option<&Self>, entry: &Entry) -> Result<Self, JournalError> {
+    pub(super) fn after(state: Option<&Self>, entry: &Entry) -> Result<Self, JournalError> {
         let next = match state {
             None => first(entry),
             Some(state) if state.uid != entry.uid() => None,

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::{decode::line, *};
 
-/// A disk whose appends fail, and whose room for new files runs out, when told so.
+/// A disk whose appends fail, and whose space for new files runs out, when told so.
 #[derive(Debug, Default)]
 struct Failing {
     appends: AtomicBool,

@@ -6,24 +6,10 @@
 
 use slat_proto::{
     ApiError,
-    model::{GuestSpec, PAGE_SIZE, SlotSpec, VmSpec, slots_for_memory},
+    model::{PAGE_SIZE, SlotSpec, slots_for_memory},
 };
 
-use super::{memstress, raw, tables};
-
-/// Where and with what a vCPU starts. All other registers are zero, or what the architecture's
-/// mode for the guest asks for (see [`super`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BootEntry {
-    /// Program counter.
-    pub pc: u64,
-    /// Stack pointer.
-    pub sp: u64,
-    /// First argument: memstress' control page, or a raw image's vCPU number.
-    pub argument: u64,
-    /// Root of the guest page tables.
-    pub page_tables: u64,
-}
+use super::tables;
 
 /// Layout of guest memory of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,26 +105,6 @@ impl Layout {
     #[must_use]
     pub(crate) fn working_page(&self, page: u64) -> u64 {
         self.gpa(self.work() + page * PAGE_SIZE)
-    }
-
-    /// How vCPU `vcpu` starts.
-    #[must_use]
-    pub(crate) fn entry(&self, spec: &VmSpec, vcpu: u32) -> BootEntry {
-        let page_tables = self.page_tables();
-        match spec.guest {
-            GuestSpec::Memstress(_) => BootEntry {
-                pc: Self::CODE,
-                sp: 0,
-                argument: memstress::control_page(vcpu),
-                page_tables,
-            },
-            GuestSpec::RawImage(_) => BootEntry {
-                pc: raw::LOAD,
-                sp: raw::stack(vcpu),
-                argument: u64::from(vcpu),
-                page_tables,
-            },
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`install`] writes all a fresh VM needs into its memory. The layout of guest memory is a
 //! function of the VM's size alone ([`Layout`]), so that a backend knows where to enter
-//! ([`Layout::entry`]) without being told, on the source and on the destination of a migration
+//! ([`BootEntry`]) without being told, on the source and on the destination of a migration
 //! alike. Memory images do not depend on the backend: a guest's page tables and machine code are
 //! there on the software backend too, which executes the portable form of the same steps.
 //!
@@ -24,64 +24,18 @@
 //! write them.
 
 pub(crate) mod arch;
+mod boot;
 mod layout;
 pub(crate) mod memstress;
+mod put;
 pub(crate) mod raw;
 mod tables;
 
-use slat_proto::{
-    ApiError, Reason,
-    model::{GuestSpec, VmSpec},
-};
+use slat_proto::model::{GuestSpec, VmSpec};
 
-pub(crate) use self::layout::{BootEntry, Layout};
+use self::put::put;
+pub(crate) use self::{boot::BootEntry, layout::Layout, put::GuestError};
 use crate::memory::SlotTable;
-
-/// Why a guest cannot be put into memory.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GuestError {
-    /// No slots can be made for that much memory.
-    #[error("guest memory: {0}")]
-    Memory(#[from] ApiError),
-    /// The image does not fit between its load address and the page tables.
-    #[error("the image has {bytes} bytes; this VM's memory holds {limit}")]
-    ImageTooLarge {
-        /// Its length.
-        bytes: u64,
-        /// What fits.
-        limit: u64,
-    },
-    /// The slot table is not the one the VM's size asks for.
-    #[error("no guest memory at {gpa:#x}, where the guest's {what} belongs")]
-    NoMemory {
-        /// Guest-physical address.
-        gpa: u64,
-        /// What was to be written.
-        what: &'static str,
-    },
-    /// A thread could not be made.
-    #[error("filling guest memory: {0}")]
-    Thread(#[source] std::io::Error),
-}
-
-impl From<GuestError> for ApiError {
-    fn from(error: GuestError) -> Self {
-        let message = error.to_string();
-        match error {
-            GuestError::Memory(error) => error,
-            GuestError::ImageTooLarge { bytes, limit } => {
-                ApiError::bad_parameter("spec.raw_image.image", message)
-                    .with("bytes", bytes)
-                    .with("limit", limit)
-            }
-            GuestError::NoMemory { gpa, .. } => {
-                ApiError::new(Reason::BadSlotTable, message).with("gpa", gpa)
-            }
-            GuestError::Thread(_) => ApiError::new(Reason::Internal, message),
-        }
-    }
-}
 
 /// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: guest page
 /// tables, code, control pages, and the random fill with as many threads as there are processors
@@ -95,21 +49,14 @@ pub(crate) fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestErro
     put(
         memory,
         layout.page_tables(),
-        &tables::identity(&layout),
+        &tables::identity(layout.slots(), layout.page_tables()),
         "page tables",
     )?;
     match &spec.guest {
         GuestSpec::Memstress(memstress) => {
+            put(memory, Layout::CODE, arch::memstress(), "machine code")?;
             memstress::install(memory, &layout, spec.vcpus, memstress)
         }
         GuestSpec::RawImage(raw) => raw::install(memory, &layout, &raw.bytes),
-    }
-}
-
-fn put(memory: &SlotTable, gpa: u64, bytes: &[u8], what: &'static str) -> Result<(), GuestError> {
-    if memory.write(gpa, bytes) {
-        Ok(())
-    } else {
-        Err(GuestError::NoMemory { gpa, what })
     }
 }

@@ -8,7 +8,10 @@
 
 use slat_proto::model::PAGE_SIZE;
 
-use super::{GuestError, layout::Layout, put};
+use super::{
+    layout::Layout,
+    put::{GuestError, put},
+};
 use crate::memory::SlotTable;
 
 /// Where the image is loaded and entered.

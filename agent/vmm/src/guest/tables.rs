@@ -2,8 +2,6 @@
 
 use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
-use super::layout::Layout;
-
 /// Present, writable, user, accessed.
 const TABLE: u64 = 0x27;
 /// Present, writable, user, accessed, dirty, 2 MiB.
@@ -31,23 +29,17 @@ pub(super) fn pages_for(slots: &[SlotSpec]) -> u64 {
     1 + end.div_ceil(PDPT_BYTES) + directories
 }
 
-/// The tables' bytes, for [`Layout::page_tables`].
-pub(super) fn identity(layout: &Layout) -> Vec<u8> {
-    let root = layout.page_tables();
-    let pages = pages_for(layout.slots());
+/// The tables' bytes, for `root` in guest-physical memory.
+pub(super) fn identity(slots: &[SlotSpec], root: u64) -> Vec<u8> {
+    let pages = pages_for(slots);
     let mut words = vec![0u64; (pages * ENTRIES) as usize];
-    let end = layout
-        .slots()
-        .iter()
-        .map(|slot| bounds(slot).1)
-        .max()
-        .unwrap_or(0);
+    let end = slots.iter().map(|slot| bounds(slot).1).max().unwrap_or(0);
     let pdpts = end.div_ceil(PDPT_BYTES);
     for pdpt in 0..pdpts {
         words[pdpt as usize] = (root + (1 + pdpt) * PAGE_SIZE) | TABLE;
     }
     let mut next = 1 + pdpts;
-    for slot in layout.slots() {
+    for slot in slots {
         let (base, end) = bounds(slot);
         for gib in base / PD_BYTES..end.div_ceil(PD_BYTES) {
             // PDPTs lie one after the other, so a GiB's number is its entry's number in all of
@@ -69,6 +61,7 @@ pub(super) fn identity(layout: &Layout) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::Layout;
 
     fn walk(layout: &Layout, bytes: &[u8], address: u64) -> Option<u64> {
         let root = layout.page_tables();
@@ -89,7 +82,7 @@ mod tests {
     fn slots_are_mapped_one_to_one_and_nothing_else_is() {
         for gib in [1u64, 5, 1024] {
             let layout = Layout::new(gib << 30).unwrap();
-            let bytes = identity(&layout);
+            let bytes = identity(layout.slots(), layout.page_tables());
             for slot in layout.slots() {
                 let (base, end) = bounds(slot);
                 for address in [base, base + 5, (base + end) / 2, end - 1] {

@@ -1,9 +1,10 @@
-//! How a VM changes its owner: the protocol of both sides, and what they say to each other about it.
+//! How a VM changes its owner: the protocol of both sides, and what they say to each other about
+//! it.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`protocol`] | both sides as pure machines: what comes after what |
-//! | `role` | what the two machines have in common |
+//! | `side_protocol` | what the two machines have in common |
 //! | `side` | one side in this process: machine, queue, published state, record |
 //! | `preamble` | what must fit before anything is reserved |
 //! | `state` | the VM's state in sections |
@@ -14,6 +15,6 @@
 pub(crate) mod payload;
 pub mod preamble;
 pub mod protocol;
-pub(crate) mod role;
 pub(crate) mod side;
+pub(crate) mod side_protocol;
 pub(crate) mod state;

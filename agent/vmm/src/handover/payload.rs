@@ -1,14 +1,14 @@
-//! Payloads of the control frames around the handover: the slot table, how the VM left the source, the
-//! answer to COMMIT.
+//! Payloads of the control frames around the handover: the slot table, how the VM left the source,
+//! the answer to COMMIT.
 //!
 //! All little-endian, all lengths explicit, all checked on receipt.
 //!
 //! * `SlotTable`: for each slot, number u32, flags u32 (1: read-only), base_gfn u64, pages u64.
-//! * section `monitor` of `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had never
-//!   run), slots u32, for each slot number u32 and digest u128. In protocol 1 the vCPUs' state follows,
-//!   to the end.
-//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot number
-//!   u32 and digest u128; none without `verify`.
+//! * section `monitor` of `State`: flags u32 (1: the VM was running, 2: digests follow, 4: it had
+//!   never run), slots u32, for each slot number u32 and digest u128. In protocol 1 the vCPUs'
+//!   state follows, to the end.
+//! * `Resumed`: flags u32 (1: the VM runs, or rests, as it did at the source), then for each slot
+//!   number u32 and digest u128; none without `verify`.
 
 use slat_proto::{ApiError, Reason, model::SlotSpec};
 
@@ -178,7 +178,8 @@ pub(crate) fn decode_legacy_state(
 /// The answer to COMMIT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Resumed {
-    /// The VM runs if it was to run. False: it is owned by the destination, but its vCPUs could not be started.
+    /// The VM runs if it was to run. False: it is owned by the destination, but its vCPUs could not
+    /// be started.
     pub(crate) as_it_was: bool,
     /// Digests of memory as received, by slot number.
     pub(crate) digests: Vec<(u32, u128)>,

@@ -1,8 +1,9 @@
-//! What must fit before anything is reserved or moved: versions, architecture, page size, backend, CPU.
+//! What must fit before anything is reserved or moved: versions, architecture, page size, backend,
+//! CPU.
 //!
-//! The source describes itself ([`describe`]), the server carries that to the destination, and the
-//! destination compares ([`admit`]) before it takes memory or starts a process. Its daemon asks first,
-//! the VM's process once more. What differs is refused by name:
+//! The source describes what its VM was told ([`describe`]), the server carries that to the
+//! destination, and the destination compares ([`admit`]) before it takes memory or starts a
+//! process. Its daemon asks first, the VM's process once more. What differs is refused by name:
 //!
 //! | what differs | reason |
 //! |---|---|
@@ -13,8 +14,8 @@
 //! | a fact about the CPU | CPU_INCOMPATIBLE |
 //!
 //! # Versions
-//! Each end says which it speaks, the newest and the one before. The destination chooses the highest
-//! that both have; the source checks the choice in StartOutgoing; every frame carries it.
+//! Each end says which it speaks, the newest and the one before. The destination chooses the
+//! highest that both have; the source checks the choice in StartOutgoing; every frame carries it.
 
 use slat_proto::{
     ApiError, Reason,
@@ -29,29 +30,34 @@ const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 1, max: 2 };
 /// Versions of the sections' contents.
 const STATE: v1::VersionRange = v1::VersionRange { min: 1, max: 1 };
 
-/// What this program on this host says of itself, for a VM of `backend`.
-///
-/// # Errors
-/// KVM_IOCTL when the CPU cannot be described.
-pub fn describe(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
-    Ok(v1::Preamble {
+/// What this program says of itself, for a VM of `backend` that was told `cpu` of its CPU.
+pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble {
+    v1::Preamble {
         protocol: Some(PROTOCOL),
         state: Some(STATE),
         architecture: std::env::consts::ARCH.to_owned(),
         page_bytes: PAGE_SIZE,
         backends: vec![backend.to_message().into()],
-        cpu: host_facts(backend)?
+        cpu: cpu
             .into_iter()
             .map(|fact| v1::CpuFact {
                 name: fact.name,
                 value: fact.value,
             })
             .collect(),
-    })
+    }
 }
 
-/// Whether the VM that `request` announces can be taken by this program on this host. Reserves nothing.
-/// May block on the kernel.
+/// The same of this host: all that a VM of `backend` could be told here.
+///
+/// # Errors
+/// KVM_IOCTL when the CPU cannot be described.
+pub fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
+    Ok(describe(backend, host_facts(backend)?))
+}
+
+/// Whether the VM that `request` announces can be taken by this program on this host. Reserves
+/// nothing. May block on the kernel.
 ///
 /// # Errors
 /// As [`admit`].
@@ -66,11 +72,11 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
     let backend = VmSpec::from_resource(spec)?
         .backend
         .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
-    admit(source, &describe(backend)?).map_err(|error| error.with("vm", &vm.name))
+    admit(source, &describe_host(backend)?).map_err(|error| error.with("vm", &vm.name))
 }
 
-/// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in which
-/// versions. `own.backends` are all that work here.
+/// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in
+/// which versions. `own.backends` are all that work here.
 ///
 /// # Errors
 /// BAD_PARAMETER when `source` is not whole; see the module for the others.

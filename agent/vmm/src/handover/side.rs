@@ -1,16 +1,17 @@
-//! One side of a migration: its protocol machine, its queue of actions, and what it tells of itself.
+//! One side of a migration: its protocol machine, its queue of actions, and what it tells of
+//! itself.
 //!
 //! # Locking
-//! One mutex guards the machine, its queue and the published transfer. It is held for one step or one
-//! field update, never across I/O. Whoever has news feeds it: the coordinator what its work led to, an
-//! RPC a cancel. The machine answers under the lock, so a cancel and the point of no return exclude
-//! each other. Its actions are queued in order, and the coordinator alone carries them out; the one
-//! exception is the interrupt, which must reach a coordinator that is blocked.
+//! One mutex guards the machine, its queue and the published transfer. It is held for one step or
+//! one field update, never across I/O. Whoever has news feeds it: the coordinator what its work led
+//! to, an RPC a cancel. The machine answers under the lock, so a cancel and the point of no return
+//! exclude each other. Its actions are queued in order, and the coordinator alone carries them out;
+//! the one exception is the interrupt, which must reach a coordinator that is blocked.
 //!
 //! A second mutex guards the side's record on disk, across the file's writing and removing, and is
-//! never held together with the first: a side is seen to have ended before its thread has written the
-//! last record, so the release may come first. Once released, a record is not written again: nobody
-//! would remove it.
+//! never held together with the first: a side is seen to have ended before its thread has written
+//! the last record, so the release may come first. Once released, a record is not written again:
+//! nobody would remove it.
 
 use std::{
     collections::VecDeque,
@@ -25,12 +26,12 @@ use slat_proto::{
 use slat_record::dir::VmDir;
 use tokio::sync::watch;
 
-use super::role::Role;
+use super::side_protocol::SideProtocol;
 use crate::handover::protocol::Why;
 
 type Interrupt = Box<dyn Fn() + Send>;
 
-struct Inner<R: Role> {
+struct Inner<R: SideProtocol> {
     machine: R,
     queue: VecDeque<R::Action>,
     transfer: v1::Transfer,
@@ -40,7 +41,7 @@ struct Inner<R: Role> {
 }
 
 /// One side of a migration as seen from outside its threads.
-pub(crate) struct Side<R: Role> {
+pub(crate) struct Side<R: SideProtocol> {
     inner: Mutex<Inner<R>>,
     version: watch::Sender<u64>,
     /// Whether the side was released; guards its record.
@@ -48,7 +49,7 @@ pub(crate) struct Side<R: Role> {
     migration: MigrationName,
 }
 
-impl<R: Role> std::fmt::Debug for Side<R> {
+impl<R: SideProtocol> std::fmt::Debug for Side<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Side")
             .field("migration", &self.migration)
@@ -57,7 +58,7 @@ impl<R: Role> std::fmt::Debug for Side<R> {
     }
 }
 
-impl<R: Role> Side<R> {
+impl<R: SideProtocol> Side<R> {
     pub(crate) fn new(
         migration: &MigrationName,
         vm: &VmName,
@@ -150,8 +151,8 @@ impl<R: Role> Side<R> {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it on
-    /// disk.
+    /// Ends the side: its record first, durable, then the word. Whoever hears of the end finds it
+    /// on disk.
     pub(crate) fn end(&self, dir: &VmDir, phase: TransferPhase, error: Option<v1::MigrationError>) {
         self.keep_record(dir, &self.as_ended(phase, error.as_ref()));
         self.publish_end(phase, error);
@@ -229,8 +230,8 @@ impl<R: Role> Side<R> {
         inner.interrupt = Some(Box::new(interrupt));
     }
 
-    /// Asks for the end. `error` is set when something failed elsewhere rather than the user cancelled.
-    /// Idempotent, and without effect on a side that has ended before the handover.
+    /// Asks for the end. `error` is set when something failed elsewhere rather than the user
+    /// cancelled. Idempotent, and without effect on a side that has ended before the handover.
     ///
     /// # Errors
     /// PAST_POINT_OF_NO_RETURN when it is too late.
@@ -286,7 +287,7 @@ impl<R: Role> Side<R> {
     }
 }
 
-impl<R: Role> Inner<R> {
+impl<R: SideProtocol> Inner<R> {
     /// Feeds the machine; whether it answered with anything.
     fn feed(&mut self, input: R::Input) -> bool {
         let actions = self.machine.step(input);
@@ -322,7 +323,7 @@ pub(crate) trait AnySide: Send + Sync {
     fn release_record(&self, dir: &VmDir) -> std::io::Result<()>;
 }
 
-impl<R: Role> AnySide for Side<R> {
+impl<R: SideProtocol> AnySide for Side<R> {
     fn migration(&self) -> &MigrationName {
         self.migration()
     }

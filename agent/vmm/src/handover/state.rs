@@ -2,20 +2,21 @@
 //!
 //! # Layout, protocol 2
 //! Little-endian. The number of sections (u32), then for each: length of the name (u8), the name,
-//! version (u32), flags (u32; 1: optional), length (u32), CRC-32 of the contents (u32), the contents.
+//! version (u32), flags (u32; 1: optional), length (u32), CRC-32 of the contents (u32), the
+//! contents.
 //!
 //! | section | version | contents |
 //! |---|---|---|
 //! | `monitor` | 1 | how the VM left the source and, with `verify` before the commit, the digests |
 //! | `vcpu` | 1 | the backend's state of all vCPUs |
-//! | `interrupt-controller`, `clock`, `devices` | | names that are kept: no backend has any of them yet |
+//! | `interrupt-controller`, `clock`, `devices` | | reserved names: no backend has them yet |
 //!
-//! A section that this program has nothing for is passed over when its flag says that it is optional.
-//! Otherwise it is refused by name, before READY: the source goes on. So is a section that is missing,
-//! comes twice, or has a version that is not read here.
+//! A section that this program has nothing for is passed over when its flag says that it is
+//! optional. Otherwise it is refused by name, before READY: the source goes on. So is a section
+//! that is missing, comes twice, or has a version that is not read here.
 //!
-//! Protocol 1 had the contents of both sections in one piece; it is still spoken to a peer that has no
-//! other (see [`super::preamble`]).
+//! Protocol 1 had the contents of both sections in one piece; it is still spoken to a peer that has
+//! no other (see [`super::preamble`]).
 
 use slat_proto::{ApiError, Reason};
 

@@ -13,12 +13,16 @@ use super::{
     Machine, Parts,
     view::{Identity, State},
 };
-use crate::{backend::EventSink, memory::SlotMemory};
+use crate::{
+    backend::EventSink,
+    memory::{DirtySource, SlotMemory},
+};
 
 /// The epoch a VM is created with.
 const FIRST_EPOCH: u64 = 1;
 
-/// Fills in backend and format. A format without a backend means the software backend: on KVM the kernel chooses.
+/// Fills in backend and format. A format without a backend means the software backend: on KVM the
+/// kernel chooses.
 pub(crate) fn resolve(parts: &Parts, spec: &VmSpec) -> Result<VmSpec, ApiError> {
     let (available, why_not_kvm) = (parts.available)();
     let backend = match (spec.backend, spec.format) {
@@ -70,11 +74,13 @@ impl Machine {
         Ok(spec)
     }
 
-    /// Builds the VM: memory mapped, backend built, guest in place, journalled as owned at epoch 1. State CREATED.
+    /// Builds the VM: memory mapped, backend built, guest in place, journalled as owned at epoch 1.
+    /// State CREATED.
     ///
     /// # Errors
-    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is then still no VM.
-    /// JOURNAL: the entry may or may not be durable, and this process will not run the VM.
+    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is
+    /// then still no VM. JOURNAL: the entry may or may not be durable, and this process will not
+    /// run the VM.
     pub(crate) fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError> {
         let mut control = self.control();
         let spec = self.plan(&spec)?;
@@ -137,12 +143,13 @@ impl Machine {
             }
         });
         let backend = (self.parts.create)(spec, events, Some(&self.dir.console()))?;
-        self.dirty.bind(Arc::clone(&backend));
-        self.set_backend(Some(backend));
+        self.dirty
+            .bind(Arc::clone(&backend) as Arc<dyn DirtySource>);
+        self.set_backend(Some(Arc::clone(&backend)));
         let mut table = Vec::with_capacity(slots.len());
         for slot in slots {
             let memory = map(*slot, no_memory)?;
-            self.dirty.add_slot(&memory)?;
+            self.add_slot(&backend, &memory)?;
             table.push(memory);
         }
         self.memory.publish(table);

@@ -1,7 +1,8 @@
 //! The backend as the machine hands it out: to look, to save state and to invalidate, nothing else.
 //!
-//! Who runs vCPUs, changes slots or reads the dirty log without the machine breaks its invariants: two owners, a table that
-//! is not the backend's, dirty pages that a reader never sees. So those calls fail here whoever makes them.
+//! Who runs vCPUs, changes slots or reads the dirty log without the machine breaks its invariants:
+//! two owners, a table that is not the backend's, dirty pages that a reader never sees. So those
+//! calls fail here whoever makes them.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use slat_proto::v1;
 
 use crate::{
     backend::{Backend, BackendError, CpuFact},
-    memory::SlotMemory,
+    memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
 };
 
 #[derive(Debug)]
@@ -19,6 +20,21 @@ fn refused<T>(what: &str) -> Result<T, BackendError> {
     Err(BackendError::Vcpu {
         message: format!("only the machine {what}"),
     })
+}
+
+impl DirtySource for Guarded {
+    fn set_dirty_logging(&self, slot: u32, _: bool) -> Result<(), DirtyError> {
+        Err(DirtyError::Refused {
+            slot,
+            message: "only the machine's dirty log switches logging".to_owned(),
+        })
+    }
+    fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        Err(DirtyError::Refused {
+            slot: into.keys().next().copied().unwrap_or(0),
+            message: "only the machine's dirty log harvests".to_owned(),
+        })
+    }
 }
 
 impl Backend for Guarded {
@@ -36,12 +52,6 @@ impl Backend for Guarded {
     }
     fn move_slot(&self, _: u32, _: u64) -> Result<(), BackendError> {
         refused("moves slots")
-    }
-    fn set_dirty_logging(&self, _: u32, _: bool) -> Result<(), BackendError> {
-        refused("'s dirty log switches logging")
-    }
-    fn harvest_dirty(&self, _: u32, _: &mut [u64]) -> Result<u64, BackendError> {
-        refused("'s dirty log harvests")
     }
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         self.0.invalidate(gfn, pages)

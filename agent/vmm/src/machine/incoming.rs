@@ -1,7 +1,7 @@
 //! The destination's side of a handover, as the migration drives it.
 //!
-//! `begin_incoming`, `load`, `prepare`, then `own` and `run_owned` once the source has committed, or
-//! `abort_incoming` once it is certain that it never will.
+//! `begin_incoming`, `load`, `prepare`, then `own` and `run_owned` once the source has committed,
+//! or `abort_incoming` once it is certain that it never will.
 
 use slat_proto::{
     ApiError, Reason,
@@ -15,16 +15,17 @@ use super::{
     oom::OomScore,
     resolve,
     slots::check_free,
-    view::{Engagement, Identity, State, View},
+    view::{Identity, Participation, State, View},
 };
 use crate::backend::BackendError;
 
 impl Machine {
-    /// Builds an empty VM that receives: backend and slots of zeroes, no guest. Journals INCOMING at the source's epoch.
+    /// Builds an empty VM that receives: backend and slots of zeroes, no guest. Journals INCOMING
+    /// at the source's epoch.
     ///
     /// # Errors
-    /// VM_EXISTS; BAD_PARAMETER, BAD_SLOT_TABLE when what the source says of the VM is not sound; CAPABILITY_MISSING;
-    /// DST_NO_MEMORY; KVM_IOCTL; JOURNAL. There is then no VM here.
+    /// VM_EXISTS; BAD_PARAMETER, BAD_SLOT_TABLE when what the source says of the VM is not sound;
+    /// CAPABILITY_MISSING; DST_NO_MEMORY; KVM_IOCTL; JOURNAL. There is then no VM here.
     pub(crate) fn begin_incoming(
         &self,
         migration: &MigrationName,
@@ -72,7 +73,8 @@ impl Machine {
                 .with("vm", &self.shared.vm)
                 .with("migration", migration));
         }
-        // Should the host run out of memory all the same, a copy that nobody runs yet is the least loss.
+        // Should the host run out of memory all the same, a copy that nobody runs yet is the least
+        // loss.
         control.oom = self.parts.oom_score.as_deref().and_then(OomScore::raise);
         self.shared.change(|view| {
             view.identity = Some(Identity {
@@ -82,7 +84,7 @@ impl Machine {
             });
             view.state = State::Incoming;
             view.epoch = vm.epoch;
-            view.engagement = Engagement::Incoming {
+            view.participation = Participation::Incoming {
                 migration: migration.clone(),
                 prepared: false,
             };
@@ -109,7 +111,8 @@ impl Machine {
             .ok_or_else(|| ApiError::bad_parameter("vm.spec", "is missing"))?;
         let spec = VmSpec::from_resource(spec)?;
         if spec.backend.is_none() {
-            // Another host's default may be another backend, and vCPU state moves only between equals.
+            // Another host's default may be another backend, and vCPU state moves only between
+            // equals.
             return Err(ApiError::bad_parameter(
                 "vm.spec.backend",
                 "the source says which",
@@ -129,7 +132,10 @@ impl Machine {
     ) -> Result<(), ApiError> {
         let _control = self.control();
         let view = self.incoming(migration)?;
-        if matches!(view.engagement, Engagement::Incoming { prepared: true, .. }) {
+        if matches!(
+            view.participation,
+            Participation::Incoming { prepared: true, .. }
+        ) {
             return Err(self.shared.bad_state(&view, "be prepared twice"));
         }
         self.built_backend()?
@@ -156,7 +162,7 @@ impl Machine {
         // Before the append: once the entry may be durable, only the source's journal may end this
         // side.
         self.shared.change(|view| {
-            if let Engagement::Incoming { prepared, .. } = &mut view.engagement {
+            if let Participation::Incoming { prepared, .. } = &mut view.participation {
                 *prepared = true;
             }
         });
@@ -168,8 +174,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes ownership at the source's epoch + 1. State PAUSED, or CREATED when the VM had never run at
-    /// its switchover. vCPUs do not run yet. After JOURNAL it may be called again.
+    /// Takes ownership at the source's epoch + 1. State PAUSED, or CREATED when the VM had never
+    /// run at its switchover. vCPUs do not run yet. After JOURNAL it may be called again.
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION; JOURNAL: not owned for certain, call again.
@@ -197,7 +203,7 @@ impl Machine {
             } else {
                 State::Paused
             };
-            view.engagement = Engagement::None;
+            view.participation = Participation::None;
         });
         Ok(())
     }
@@ -205,8 +211,8 @@ impl Machine {
     /// Runs the vCPUs of a VM that [`Machine::own`] took, if they ran at the source.
     ///
     /// # Errors
-    /// The backend's: the VM is owned here all the same (metadata `vm_location`), PAUSED, and can be
-    /// resumed.
+    /// The backend's: the VM is owned here all the same (metadata `vm_location`), PAUSED, and can
+    /// be resumed.
     pub(crate) fn run_owned(
         &self,
         migration: &MigrationName,
@@ -225,8 +231,8 @@ impl Machine {
         self.shown()
     }
 
-    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. After PREPARED the caller knows
-    /// from the source's journal that the commit never was.
+    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. After
+    /// PREPARED the caller knows from the source's journal that the commit never was.
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION (once owned, too); JOURNAL: the process is to end all the same.
@@ -234,7 +240,7 @@ impl Machine {
         let mut control = self.control();
         let view = self.shared.view();
         if view.state == State::Failed
-            && matches!(&view.engagement, Engagement::Incoming { migration: of, .. } if of == migration)
+            && matches!(&view.participation, Participation::Incoming { migration: of, .. } if of == migration)
         {
             return Ok(());
         }
@@ -262,8 +268,8 @@ impl Machine {
 
     fn incoming(&self, migration: &MigrationName) -> Result<View, ApiError> {
         let view = self.shared.view();
-        match &view.engagement {
-            Engagement::Incoming { migration: of, .. }
+        match &view.participation {
+            Participation::Incoming { migration: of, .. }
                 if of == migration && view.state == State::Incoming =>
             {
                 Ok(view)

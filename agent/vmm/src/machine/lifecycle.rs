@@ -1,10 +1,11 @@
-//! Start, pause, resume, delete, stop: what users ask of a VM, and the one gate through which vCPUs run.
+//! Start, pause, resume, delete, stop: what users ask of a VM, and the one gate through which vCPUs
+//! run.
 
 use slat_proto::{ApiError, Reason, v1};
 
 use super::{
     Control, Exit, Machine,
-    view::{Engagement, State, View},
+    view::{Participation, State, View},
 };
 use slat_record::journal::{Entry, Ownership};
 
@@ -12,7 +13,8 @@ impl Machine {
     /// CREATED to RUNNING. No effect on a RUNNING VM.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover; VM_STATE; the backend's.
+    /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover;
+    /// VM_STATE; the backend's.
     pub(crate) fn start(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be started", |control, view| match view.state {
             State::Running => Ok(()),
@@ -25,8 +27,8 @@ impl Machine {
         })
     }
 
-    /// RUNNING to PAUSED; returns when no vCPU runs. No effect on a PAUSED VM. During a migration's precopy the pause is
-    /// kept: the VM arrives paused.
+    /// RUNNING to PAUSED; returns when no vCPU runs. No effect on a PAUSED VM. During a migration's
+    /// precopy the pause is kept: the VM arrives paused.
     ///
     /// # Errors
     /// As [`Machine::start`]; SOURCE_PAUSE when a vCPU does not stop.
@@ -54,11 +56,12 @@ impl Machine {
         })
     }
 
-    /// Ends the VM: vCPUs stopped, the journal ended, [`Machine::exited`] told. The memory goes with the process.
+    /// Ends the VM: vCPUs stopped, the journal ended, [`Machine::exited`] told. The memory goes
+    /// with the process.
     ///
     /// # Errors
-    /// NO_SUCH_VM; MIGRATION_IN_PROGRESS while it migrates; STALE_EPOCH when handed over; JOURNAL: the VM is then stopped
-    /// for good in this process, and the call can be made again.
+    /// NO_SUCH_VM; MIGRATION_IN_PROGRESS while it migrates; STALE_EPOCH when handed over; JOURNAL:
+    /// the VM is then stopped for good in this process, and the call can be made again.
     pub(crate) fn delete(&self) -> Result<(), ApiError> {
         self.refuse_at_once("be deleted")?;
         let mut control = self.control();
@@ -67,19 +70,20 @@ impl Machine {
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Some(migration) = view.engagement.migration() {
+        if let Some(migration) = view.participation.migration() {
             return Err(self.shared.migrating(migration, "be deleted"));
         }
         self.finish(&mut control, Exit::Deleted)
     }
 
-    /// Stops this VM for good because the process is told to end (SIGTERM): as [`Machine::delete`], but an outgoing
-    /// migration before its commit dies with it, and an incoming one before PREPARED is given up. Without a VM the process
-    /// just ends.
+    /// Stops this VM for good because the process is told to end (SIGTERM): as [`Machine::delete`],
+    /// but an outgoing migration before its commit dies with it, and an incoming one before
+    /// PREPARED is given up. Without a VM the process just ends.
     ///
     /// # Errors
-    /// PAST_POINT_OF_NO_RETURN when a handover is past RELINQUISHED here, or past PREPARED at the destination: this process
-    /// may hold the only copy of the VM, or the answer to who owns it. JOURNAL as [`Machine::delete`].
+    /// PAST_POINT_OF_NO_RETURN when a handover is past RELINQUISHED here, or past PREPARED at the
+    /// destination: this process may hold the only copy of the VM, or the answer to who owns it.
+    /// JOURNAL as [`Machine::delete`].
     pub(crate) fn stop(&self) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.shared.view();
@@ -87,20 +91,20 @@ impl Machine {
             self.shared.end(Exit::Deleted);
             return Ok(());
         }
-        match &view.engagement {
+        match &view.participation {
             _ if view.state == State::Relinquished => {
                 Err(self.past_no_return(&view, "it was handed over and not yet released"))
             }
-            Engagement::Incoming { prepared: true, .. } => Err(self.past_no_return(
+            Participation::Incoming { prepared: true, .. } => Err(self.past_no_return(
                 &view,
                 "it is PREPARED here and the source may have committed",
             )),
-            Engagement::Incoming {
+            Participation::Incoming {
                 migration,
                 prepared: false,
                 ..
             } => self.give_up_incoming(&mut control, migration),
-            Engagement::None | Engagement::Outgoing { .. } => {
+            Participation::None | Participation::Outgoing { .. } => {
                 self.finish(&mut control, Exit::Deleted)
             }
         }
@@ -114,7 +118,7 @@ impl Machine {
         )
         .with("vm", vm)
         .with("state", view.state.as_str_name());
-        match view.engagement.migration() {
+        match view.participation.migration() {
             Some(migration) => error.with("migration", migration),
             None => error,
         }
@@ -132,14 +136,15 @@ impl Machine {
         self.shown()
     }
 
-    /// Answers a user without waiting for the control lock, which a switchover holds: `what` must not lengthen the downtime.
+    /// Answers a user without waiting for the control lock, which a switchover holds: `what` must
+    /// not lengthen the downtime.
     ///
     /// # Errors
     /// MIGRATION_IN_PROGRESS during the switchover.
     pub(crate) fn refuse_at_once(&self, what: &str) -> Result<(), ApiError> {
         let view = self.shared.view();
-        match &view.engagement {
-            Engagement::Outgoing {
+        match &view.participation {
+            Participation::Outgoing {
                 migration,
                 switchover: true,
                 ..
@@ -155,13 +160,13 @@ impl Machine {
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        match &view.engagement {
-            Engagement::Outgoing {
+        match &view.participation {
+            Participation::Outgoing {
                 migration,
                 switchover: true,
                 ..
             } => Err(self.shared.migrating(migration, what)),
-            Engagement::Incoming { migration, .. } => Err(self
+            Participation::Incoming { migration, .. } => Err(self
                 .shared
                 .bad_state(&view, what)
                 .with("migration", migration)),
@@ -197,8 +202,8 @@ impl Machine {
         })
     }
 
-    /// Stops the vCPUs of a RUNNING VM: PAUSED, unless the guest ended by itself meanwhile. When they cannot be stopped they
-    /// run on; when not even that, the VM is FAILED.
+    /// Stops the vCPUs of a RUNNING VM: PAUSED, unless the guest ended by itself meanwhile. When
+    /// they cannot be stopped they run on; when not even that, the VM is FAILED.
     pub(super) fn stop_vcpus(&self) -> Result<(), ApiError> {
         let backend = self.built_backend()?;
         if let Err(error) = backend.pause() {

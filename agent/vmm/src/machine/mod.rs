@@ -1,22 +1,25 @@
 //! One VM: its life, its slots, its vCPUs, and who may run them.
 //!
-//! The API is synchronous and may be called from any thread; calls that stop vCPUs, write the journal or read all memory
-//! block, so async callers go through `spawn_blocking`.
+//! The API is synchronous and may be called from any thread; calls that stop vCPUs, write the
+//! journal or read all memory block, so async callers go through `spawn_blocking`.
 //!
 //! # Locking
-//! * `control` serialises everything that changes the VM: it is held for the whole of a call, across the backend, the
-//!   journal's fsync and a digest. Order: `control`, then the dirty log's lock, then whatever the backend locks inside.
-//! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under `control`, never across a
-//!   call. [`Machine::snapshot`] takes only this one, so it answers while a call blocks.
+//! * `control` serialises everything that changes the VM: it is held for the whole of a call,
+//!   across the backend, the journal's fsync and a digest. Order: `control`, then the dirty log's
+//!   lock, then whatever the backend locks inside.
+//! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under
+//!   `control`, never across a call. [`Machine::snapshot`] takes only this one, so it answers while
+//!   a call blocks.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
 //!
 //! # Invariants
-//! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process owns exactly the epoch it
-//!   shows, and no fence is up.
+//! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process
+//!   owns exactly the epoch it shows, and no fence is up.
 //! * The fence goes up *before* an entry that gives ownership up is appended. It comes down in one
-//!   case: the append of RELINQUISHED failed, and the journal, read again and made durable, holds no
-//!   such entry. Nobody else reads a living process's journal, so nobody can have acted on it.
-//! * The published slot table, the backend's slots and the dirty log's are the same whenever `control` is free.
+//!   case: the append of RELINQUISHED failed, and the journal, read again and made durable, holds
+//!   no such entry. Nobody else reads a living process's journal, so nobody can have acted on it.
+//! * The published slot table, the backend's slots and the dirty log's are the same whenever
+//!   `control` is free.
 
 mod build;
 mod guarded;
@@ -61,6 +64,13 @@ use crate::{
     memory::{DirtyLog, GuestMemory},
 };
 
+/// What every machine can do, whatever its backend.
+const OWN_CAPABILITIES: [v1::Capability; 3] = [
+    v1::Capability::UpdateSlots,
+    v1::Capability::Digest,
+    v1::Capability::Transfer,
+];
+
 /// One VM. See the module for locking and invariants.
 pub(crate) struct Machine {
     dir: VmDir,
@@ -91,12 +101,13 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released, aborted) is begun anew.
+    /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released,
+    /// aborted) is begun anew.
     ///
     /// # Errors
-    /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE when it owned the VM or
-    /// was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it had RELINQUISHED. JOURNAL when it cannot be
-    /// read.
+    /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE
+    /// when it owned the VM or was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it
+    /// had RELINQUISHED. JOURNAL when it cannot be read.
     pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
         Self::with_parts(dir, vm, host, Parts::real())
     }
@@ -123,7 +134,8 @@ impl Machine {
         }))
     }
 
-    /// The VM now; `None` before it is built and after it was deleted. Takes no lock that a blocking call holds.
+    /// The VM now; `None` before it is built and after it was deleted. Takes no lock that a
+    /// blocking call holds.
     pub(crate) fn snapshot(&self) -> Option<v1::Vm> {
         let view = self.shared.view();
         self.show(&view)
@@ -155,7 +167,7 @@ impl Machine {
             host: self.shared.host.to_string(),
             epoch: view.epoch,
             migration: view
-                .engagement
+                .participation
                 .migration()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
@@ -165,6 +177,7 @@ impl Machine {
                 .map(|backend| backend.capabilities())
                 .unwrap_or_default()
                 .into_iter()
+                .chain(OWN_CAPABILITIES)
                 .map(Into::into)
                 .collect(),
             create_time: identity.create_time,
@@ -227,8 +240,8 @@ impl Machine {
         &self.dir
     }
 
-    /// The backend, to look, to save vCPU state and to invalidate; everything else goes through the machine and is refused
-    /// there.
+    /// The backend, to look, to save vCPU state and to invalidate; everything else goes through the
+    /// machine and is refused there.
     ///
     /// # Errors
     /// NO_SUCH_VM before the VM is built.

@@ -1,5 +1,5 @@
-//! How readily the kernel kills this process when the host runs out of memory: more readily while it holds a copy that
-//! nobody runs yet. Best effort; nothing depends on it.
+//! How readily the kernel kills this process when the host runs out of memory: more readily while
+//! it holds a copy that nobody runs yet. Best effort; nothing depends on it.
 
 use std::{
     io,

@@ -1,13 +1,13 @@
 //! The source's side of a handover, as the migration drives it.
 //!
-//! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`, `end_outgoing`
-//! undoes everything.
+//! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`,
+//! `end_outgoing` undoes everything.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
 use super::{
     Exit, Machine,
-    view::{Engagement, State, View},
+    view::{Participation, State, View},
 };
 use slat_record::journal::{Entry, Ownership};
 
@@ -33,8 +33,9 @@ impl Machine {
     /// Makes the VM part of an outgoing migration.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH when handed over or `epoch` is not the VM's; MIGRATION_IN_PROGRESS with the `migration` it is
-    /// part of (this one too); VM_STATE; MIGRATION_BLOCKED with `blocked_reasons`.
+    /// NO_SUCH_VM; STALE_EPOCH when handed over or `epoch` is not the VM's; MIGRATION_IN_PROGRESS
+    /// with the `migration` it is part of (this one too); VM_STATE; MIGRATION_BLOCKED with
+    /// `blocked_reasons`.
     pub(crate) fn begin_outgoing(
         &self,
         migration: &MigrationName,
@@ -43,7 +44,7 @@ impl Machine {
         let control = self.control();
         self.may_begin(control.fenced, epoch)?;
         self.shared.change(|view| {
-            view.engagement = Engagement::Outgoing {
+            view.participation = Participation::Outgoing {
                 migration: migration.clone(),
                 switchover: false,
                 resume: false,
@@ -55,8 +56,8 @@ impl Machine {
     /// The VM as it would be part of an outgoing migration. Changes nothing.
     ///
     /// # Errors
-    /// As [`Machine::begin_outgoing`]; a VM that is part of `migration` already is described all the
-    /// same.
+    /// As [`Machine::begin_outgoing`]; a VM that is part of `migration` already is described all
+    /// the same.
     pub(crate) fn describe_outgoing(
         &self,
         migration: &MigrationName,
@@ -75,7 +76,7 @@ impl Machine {
         if fenced || view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Some(other) = view.engagement.migration() {
+        if let Some(other) = view.participation.migration() {
             return Err(self.shared.migrating(other, "begin another migration"));
         }
         if view.epoch != epoch {
@@ -115,7 +116,8 @@ impl Machine {
     /// Stops the vCPUs for the switchover; life-cycle calls of users are refused from here on.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; VM_STOPPED_DURING_MIGRATION when the guest ended; SOURCE_PAUSE. The switchover has then not begun.
+    /// NO_SUCH_MIGRATION; VM_STOPPED_DURING_MIGRATION when the guest ended; SOURCE_PAUSE. The
+    /// switchover has then not begun.
     pub(crate) fn enter_switchover(
         &self,
         migration: &MigrationName,
@@ -141,12 +143,13 @@ impl Machine {
         Ok(found)
     }
 
-    /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and no
-    /// call ever runs the VM's vCPUs in this process again.
+    /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and
+    /// no call ever runs the VM's vCPUs in this process again.
     ///
     /// # Errors
-    /// `Refused`: nothing was journalled, the source still owns the VM. `Unknown`: the append failed,
-    /// and the VM stays stopped until [`Machine::settle_relinquished`] told whether it is durable.
+    /// `Refused`: nothing was journalled, the source still owns the VM. `Unknown`: the append
+    /// failed, and the VM stays stopped until [`Machine::settle_relinquished`] told whether it is
+    /// durable.
     pub(crate) fn relinquish(&self, migration: &MigrationName) -> Result<(), RelinquishError> {
         let mut control = self.control();
         let view = self.may_relinquish(migration, control.fenced)?;
@@ -206,8 +209,8 @@ impl Machine {
             return Err(refuse(self.shared.stale_epoch(&view)));
         }
         let in_switchover = matches!(
-            view.engagement,
-            Engagement::Outgoing {
+            view.participation,
+            Participation::Outgoing {
                 switchover: true,
                 ..
             }
@@ -229,12 +232,12 @@ impl Machine {
         });
     }
 
-    /// Undoes an outgoing migration that did not commit: the VM is no longer part of it, and vCPUs that the switchover
-    /// stopped run again.
+    /// Undoes an outgoing migration that did not commit: the VM is no longer part of it, and vCPUs
+    /// that the switchover stopped run again.
     ///
     /// # Errors
-    /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN while RELINQUISHED may be durable; the backend's when
-    /// vCPUs cannot run: the migration is ended all the same and the VM PAUSED.
+    /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN while RELINQUISHED may be durable; the backend's
+    /// when vCPUs cannot run: the migration is ended all the same and the VM PAUSED.
     pub(crate) fn end_outgoing(&self, migration: &MigrationName) -> Result<v1::Vm, ApiError> {
         let control = self.control();
         let view = self.outgoing(migration)?;
@@ -242,12 +245,12 @@ impl Machine {
             return Err(self.past_no_return(&view, "RELINQUISHED may be durable"));
         }
         self.shared
-            .change(|view| view.engagement = Engagement::None);
-        if let Engagement::Outgoing {
+            .change(|view| view.participation = Participation::None);
+        if let Participation::Outgoing {
             switchover: true,
             resume: true,
             ..
-        } = view.engagement
+        } = view.participation
             && self.shared.view().state == State::Paused
         {
             self.run_vcpus(&control)?;
@@ -272,17 +275,17 @@ impl Machine {
     fn outgoing(&self, migration: &MigrationName) -> Result<View, ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
-        match &view.engagement {
-            Engagement::Outgoing { migration: of, .. } if of == migration => Ok(view),
+        match &view.participation {
+            Participation::Outgoing { migration: of, .. } if of == migration => Ok(view),
             _ => Err(self.shared.no_such_migration(migration)),
         }
     }
 
     fn set_switchover(&self, on: bool, running: bool) {
         self.shared.change(|view| {
-            if let Engagement::Outgoing {
+            if let Participation::Outgoing {
                 switchover, resume, ..
-            } = &mut view.engagement
+            } = &mut view.participation
             {
                 *switchover = on;
                 *resume = running;

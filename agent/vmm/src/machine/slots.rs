@@ -15,10 +15,10 @@ use slat_proto::{
 use super::{
     Machine,
     build::map,
-    view::{Engagement, State},
+    view::{Participation, State},
 };
 use crate::{
-    backend::BackendError,
+    backend::{Backend, BackendError},
     memory::{MemoryDigest, SlotMemory, SlotTable},
 };
 
@@ -30,13 +30,15 @@ enum Step {
 }
 
 impl Machine {
-    /// Changes slots, all or none, in order. `expected_generation`: 0 or the table's present generation.
+    /// Changes slots, all or none, in order. `expected_generation`: 0 or the table's present
+    /// generation.
     ///
     /// # Errors
-    /// MIGRATION_IN_PROGRESS while the VM migrates; STALE_EPOCH; STALE_GENERATION; BAD_SLOT_TABLE, NO_SUCH_SLOT with the
-    /// `change` at fault (from 0); BAD_SLOT_TABLE also for a change to the memory the VM was created with, where its guest
-    /// lives; NO_MEMORY; the backend's. The table is then as it was; should undoing fail too, INTERNAL says so and the
-    /// published table is what the backend has.
+    /// MIGRATION_IN_PROGRESS while the VM migrates; STALE_EPOCH; STALE_GENERATION; BAD_SLOT_TABLE,
+    /// NO_SUCH_SLOT with the `change` at fault (from 0); BAD_SLOT_TABLE also for a change to the
+    /// memory the VM was created with, where its guest lives; NO_MEMORY; the backend's. The table
+    /// is then as it was; should undoing fail too, INTERNAL says so and the published table is what
+    /// the backend has.
     pub(crate) fn update_slots(
         &self,
         changes: &[SlotChange],
@@ -48,7 +50,7 @@ impl Machine {
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Some(migration) = view.engagement.migration() {
+        if let Some(migration) = view.participation.migration() {
             return Err(self.shared.migrating(migration, "change its slots"));
         }
         let table = self.memory.table();
@@ -70,6 +72,29 @@ impl Machine {
         Ok(self.memory.table())
     }
 
+    /// A slot of the backend's and of the dirty log's.
+    pub(super) fn add_slot(
+        &self,
+        backend: &Arc<dyn Backend>,
+        memory: &Arc<SlotMemory>,
+    ) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        self.dirty.add_slot(
+            spec,
+            || backend.add_slot(memory),
+            || backend.remove_slot(spec.slot),
+        )
+    }
+
+    fn remove_slot(&self, backend: &Arc<dyn Backend>, slot: u32) -> Result<(), BackendError> {
+        self.dirty.remove_slot(slot, || backend.remove_slot(slot))
+    }
+
+    fn move_slot(&self, backend: &Arc<dyn Backend>, spec: SlotSpec) -> Result<(), BackendError> {
+        self.dirty
+            .move_slot(spec, || backend.move_slot(spec.slot, spec.base_gfn))
+    }
+
     fn carry_out(
         &self,
         table: &SlotTable,
@@ -79,12 +104,13 @@ impl Machine {
         let mut now: Vec<Arc<SlotMemory>> = table.slots().to_vec();
         let mut done = Vec::with_capacity(changes.len());
         let mut added = added.into_iter();
+        let backend = self.built_backend()?;
         for (index, change) in changes.iter().enumerate() {
-            match self.step(&mut now, change, &mut added) {
+            match self.step(&backend, &mut now, change, &mut added) {
                 Ok(step) => done.push(step),
                 Err(error) => {
                     let error = ApiError::from(error).with("change", index);
-                    return Err(self.undo(now, done, error));
+                    return Err(self.undo(&backend, now, done, error));
                 }
             }
         }
@@ -94,6 +120,7 @@ impl Machine {
 
     fn step(
         &self,
+        backend: &Arc<dyn Backend>,
         now: &mut Vec<Arc<SlotMemory>>,
         change: &SlotChange,
         added: &mut impl Iterator<Item = Arc<SlotMemory>>,
@@ -108,20 +135,20 @@ impl Machine {
                 let memory = added
                     .next()
                     .ok_or(BackendError::NoSuchSlot { slot: spec.slot })?;
-                self.dirty.add_slot(&memory)?;
+                self.add_slot(backend, &memory)?;
                 now.push(memory);
                 Ok(Step::Added(spec.slot))
             }
             SlotChange::Delete { slot } => {
                 let at = position(now, slot)?;
-                self.dirty.remove_slot(slot)?;
+                self.remove_slot(backend, slot)?;
                 Ok(Step::Removed(now.remove(at)))
             }
             SlotChange::Move { slot, base_gfn } => {
                 let at = position(now, slot)?;
                 let old = now[at].spec();
                 let new = SlotSpec { base_gfn, ..old };
-                self.dirty.move_slot(new)?;
+                self.move_slot(backend, new)?;
                 now[at] = Arc::new(now[at].moved(new));
                 Ok(Step::Moved(old))
             }
@@ -129,14 +156,20 @@ impl Machine {
     }
 
     /// Takes the steps back, last first, and returns the error to report.
-    fn undo(&self, mut now: Vec<Arc<SlotMemory>>, done: Vec<Step>, cause: ApiError) -> ApiError {
+    fn undo(
+        &self,
+        backend: &Arc<dyn Backend>,
+        mut now: Vec<Arc<SlotMemory>>,
+        done: Vec<Step>,
+        cause: ApiError,
+    ) -> ApiError {
         for step in done.into_iter().rev() {
             let undone = match step {
-                Step::Added(slot) => self.dirty.remove_slot(slot).map(|()| {
+                Step::Added(slot) => self.remove_slot(backend, slot).map(|()| {
                     now.retain(|memory| memory.spec().slot != slot);
                 }),
-                Step::Removed(memory) => self.dirty.add_slot(&memory).map(|()| now.push(memory)),
-                Step::Moved(old) => self.dirty.move_slot(old).map(|()| {
+                Step::Removed(memory) => self.add_slot(backend, &memory).map(|()| now.push(memory)),
+                Step::Moved(old) => self.move_slot(backend, old).map(|()| {
                     for memory in now
                         .iter_mut()
                         .filter(|memory| memory.spec().slot == old.slot)
@@ -161,12 +194,12 @@ impl Machine {
         cause
     }
 
-    /// Drops the second-stage mappings of guest frames (first, pages), or of every slot. Contents stay. Returns the pages in
-    /// the range and how long the backend took.
+    /// Drops the second-stage mappings of guest frames (first, pages), or of every slot. Contents
+    /// stay. Returns the pages in the range and how long the backend took.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH; CAPABILITY_MISSING; BAD_PARAMETER when the range is empty or not all of it lies in slots; the
-    /// backend's.
+    /// NO_SUCH_VM; STALE_EPOCH; CAPABILITY_MISSING; BAD_PARAMETER when the range is empty or not
+    /// all of it lies in slots; the backend's.
     pub(crate) fn invalidate(
         &self,
         range: Option<(u64, u64)>,
@@ -178,12 +211,10 @@ impl Machine {
         }
         let backend = self.built_backend()?;
         if !backend.capabilities().contains(&v1::Capability::Invalidate) {
-            return Err(ApiError::new(
-                Reason::CapabilityMissing,
-                format!("{} cannot drop mappings on request", self.shared.vm),
-            )
-            .with("vm", &self.shared.vm)
-            .with("capability", v1::Capability::Invalidate.as_str_name()));
+            return Err(ApiError::capability_missing(
+                &self.shared.vm,
+                v1::Capability::Invalidate,
+            ));
         }
         let table = self.memory.table();
         let pieces = match range {
@@ -203,10 +234,12 @@ impl Machine {
         Ok((pages, started.elapsed()))
     }
 
-    /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes meanwhile.
+    /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes
+    /// meanwhile.
     ///
     /// # Errors
-    /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would lengthen.
+    /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would
+    /// lengthen.
     pub(crate) fn digest(&self) -> Result<MemoryDigest, ApiError> {
         let _control = self.control();
         // Under the lock: the switchover may have begun while this waited for it.
@@ -253,14 +286,15 @@ impl Machine {
     /// Whether callers may read dirty pages now.
     ///
     /// # Errors
-    /// NO_SUCH_VM; STALE_EPOCH when handed over; VM_STATE while the VM is received; CAPABILITY_MISSING.
+    /// NO_SUCH_VM; STALE_EPOCH when handed over; VM_STATE while the VM is received;
+    /// CAPABILITY_MISSING.
     pub(crate) fn check_dirty_readable(&self) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
         if view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
-        if let Engagement::Incoming { migration, .. } = &view.engagement {
+        if let Participation::Incoming { migration, .. } = &view.participation {
             return Err(self
                 .shared
                 .bad_state(&view, "report dirty pages")
@@ -270,12 +304,10 @@ impl Machine {
         if capabilities.contains(&v1::Capability::DirtyLog) {
             return Ok(());
         }
-        Err(ApiError::new(
-            Reason::CapabilityMissing,
-            format!("{} has no dirty log", self.shared.vm),
-        )
-        .with("vm", &self.shared.vm)
-        .with("capability", v1::Capability::DirtyLog.as_str_name()))
+        Err(ApiError::capability_missing(
+            &self.shared.vm,
+            v1::Capability::DirtyLog,
+        ))
     }
 }
 
@@ -318,7 +350,8 @@ fn plan(
         .collect()
 }
 
-/// `no_memory` when the host could not hold new slots of so many bytes now. Where the kernel does not say, it is not checked.
+/// `no_memory` when the host could not hold new slots of so many bytes now. Where the kernel does
+/// not say, it is not checked.
 pub(super) fn check_free(needed: u64, no_memory: Reason) -> Result<(), ApiError> {
     let free = std::fs::read_to_string("/proc/meminfo")
         .ok()

@@ -1,7 +1,8 @@
-//! What everybody may see of a machine at any moment, behind a lock that is only ever held for a few instructions.
+//! What everybody may see of a machine at any moment, behind a lock that is only ever held for a
+//! few instructions.
 //!
-//! vCPU threads report the guest's end here while the machine may be waiting for those very threads, so this lock is never
-//! held across a call of the backend or the journal.
+//! vCPU threads report the guest's end here while the machine may be waiting for those very
+//! threads, so this lock is never held across a call of the backend or the journal.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -37,9 +38,10 @@ pub(super) struct Identity {
 
 /// The migration the VM is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Engagement {
+pub(super) enum Participation {
     None,
-    /// The source's side. `switchover`: life-cycle calls are refused; `resume`: vCPUs ran when it began.
+    /// The source's side. `switchover`: life-cycle calls are refused; `resume`: vCPUs ran when it
+    /// began.
     Outgoing {
         migration: MigrationName,
         switchover: bool,
@@ -52,7 +54,7 @@ pub(super) enum Engagement {
     },
 }
 
-impl Engagement {
+impl Participation {
     pub(super) fn migration(&self) -> Option<&MigrationName> {
         match self {
             Self::None => None,
@@ -69,7 +71,7 @@ pub(super) struct View {
     pub(super) state: State,
     pub(super) message: String,
     pub(super) epoch: u64,
-    pub(super) engagement: Engagement,
+    pub(super) participation: Participation,
 }
 
 impl View {
@@ -101,7 +103,7 @@ impl Shared {
                 state: State::Unspecified,
                 message: String::new(),
                 epoch: 0,
-                engagement: Engagement::None,
+                participation: Participation::None,
             }),
             changes: watch::Sender::new(0),
             exit: watch::Sender::new(None),
@@ -137,7 +139,8 @@ impl Shared {
         self.exit.subscribe()
     }
 
-    /// The guest's own end, told by a vCPU thread. A VM that was handed over or has ended is past such news.
+    /// The guest's own end, told by a vCPU thread. A VM that was handed over or has ended is past
+    /// such news.
     pub(super) fn guest_event(&self, event: GuestEvent) {
         tracing::info!(vm = %self.vm, ?event, "guest event");
         self.change(|view| {
@@ -192,7 +195,7 @@ impl Shared {
         .with("epoch", view.epoch)
         .with("vm_location", v1::VmLocation::Destination.as_str_name())
         .with("advice", "ask the server where the VM is now");
-        match view.engagement.migration() {
+        match view.participation.migration() {
             Some(migration) => error.with("migration", migration),
             None => error,
         }

@@ -1,8 +1,9 @@
-//! Digest of guest memory: equal exactly when (up to a 2^-128 accident) every page of every slot is.
+//! Digest of guest memory: equal exactly when (up to a 2^-128 accident) every page of every slot
+//! is.
 //!
-//! A page's digest is XXH3-128 with the page's index in its slot as seed, so that swapped pages show; a slot's is the sum of
-//! its pages' modulo 2^128, so that it can be built in any order and in parallel. It finds lost, stale and misplaced pages;
-//! it is no defence against a forger.
+//! A page's digest is XXH3-128 with the page's index in its slot as seed, so that swapped pages
+//! show; a slot's is the sum of its pages' modulo 2^128, so that it can be built in any order and
+//! in parallel. It finds lost, stale and misplaced pages; it is no defence against a forger.
 
 use slat_proto::model::PAGE_SIZE;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -38,7 +39,7 @@ pub(crate) fn digest_page(page: u64, contents: &[u8]) -> u128 {
 /// Digest of a whole slot, read with `threads` threads. Meaningful only while nothing writes it.
 #[must_use]
 pub(crate) fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
-    let pages = memory.mapping().pages();
+    let pages = memory.spec().pages;
     let part = pages.div_ceil(threads.max(1) as u64).max(1);
     let digest = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..pages)
@@ -47,7 +48,7 @@ pub(crate) fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
                 scope.spawn(move || {
                     let mut buffer = [0_u8; PAGE];
                     (first..(first + part).min(pages)).fold(0_u128, |sum, page| {
-                        memory.mapping().read(page as usize * PAGE, &mut buffer);
+                        memory.read_page(page, &mut buffer);
                         sum.wrapping_add(digest_page(page, &buffer))
                     })
                 })
@@ -100,17 +101,17 @@ mod tests {
     #[test]
     fn one_bit_a_swap_and_the_thread_count() {
         let slot = SlotMemory::new(SlotSpec::new(0, 0, 64, false).unwrap()).unwrap();
-        slot.mapping().write(5 * PAGE, &[1]);
-        slot.mapping().write(6 * PAGE, &[2]);
+        slot.host().write(5 * PAGE, &[1]);
+        slot.host().write(6 * PAGE, &[2]);
         let before = digest_slot(&slot, 1);
         assert_eq!(before, digest_slot(&slot, 3));
-        slot.mapping().write(5 * PAGE, &[2]);
-        slot.mapping().write(6 * PAGE, &[1]);
+        slot.host().write(5 * PAGE, &[2]);
+        slot.host().write(6 * PAGE, &[1]);
         assert_ne!(before, digest_slot(&slot, 1), "swapped pages must show");
-        slot.mapping().write(5 * PAGE, &[1]);
-        slot.mapping().write(6 * PAGE, &[2]);
+        slot.host().write(5 * PAGE, &[1]);
+        slot.host().write(6 * PAGE, &[2]);
         assert_eq!(before, digest_slot(&slot, 1));
-        slot.mapping().write(63 * PAGE + 4095, &[1]);
+        slot.host().write(63 * PAGE + 4095, &[1]);
         assert_ne!(before, digest_slot(&slot, 1), "one bit must show");
     }
 }

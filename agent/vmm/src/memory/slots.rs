@@ -1,7 +1,8 @@
 //! The slot table of a VM, and the memory behind each slot.
 //!
-//! The table is an immutable snapshot behind a lock that is held only to swap it: readers take the `Arc` and go on with a
-//! consistent table. Changes come from one owner (the VM's machine), which tells the backend first.
+//! The table is an immutable snapshot behind a lock that is held only to swap it: readers take the
+//! `Arc` and go on with a consistent table. Changes come from one owner (the VM's machine), which
+//! tells the backend first.
 
 use std::{
     io,
@@ -10,13 +11,16 @@ use std::{
 
 use slat_proto::model::SlotSpec;
 
-use super::mapping::Mapping;
+use super::{
+    region::Region,
+    view::{GuestView, HostView},
+};
 
 /// One slot and its memory. Moving a slot keeps the memory and makes a new value.
 #[derive(Clone, Debug)]
 pub(crate) struct SlotMemory {
     spec: SlotSpec,
-    mapping: Arc<Mapping>,
+    region: Region,
 }
 
 impl SlotMemory {
@@ -25,11 +29,8 @@ impl SlotMemory {
     /// # Errors
     /// When the memory cannot be mapped.
     pub(crate) fn new(spec: SlotSpec) -> io::Result<Self> {
-        let mapping = Arc::new(Mapping::new(
-            &format!("slat-slot{}", spec.slot),
-            spec.pages,
-        )?);
-        Ok(Self { spec, mapping })
+        let region = Region::new(&format!("slat-slot{}", spec.slot), spec.pages)?;
+        Ok(Self { spec, region })
     }
 
     /// The same memory elsewhere in guest-physical space.
@@ -37,7 +38,7 @@ impl SlotMemory {
     pub(crate) fn moved(&self, spec: SlotSpec) -> Self {
         Self {
             spec,
-            mapping: Arc::clone(&self.mapping),
+            region: self.region.clone(),
         }
     }
 
@@ -47,10 +48,20 @@ impl SlotMemory {
         self.spec
     }
 
-    /// Its memory.
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// What the guest's slot maps.
     #[must_use]
-    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-        &self.mapping
+    pub(crate) fn guest(&self) -> &Arc<GuestView> {
+        self.region.guest()
+    }
+
+    /// What our own threads use.
+    #[must_use]
+    pub(crate) fn host(&self) -> &HostView {
+        self.region.host()
     }
 }
 
@@ -95,32 +106,6 @@ impl SlotTable {
     #[must_use]
     pub(crate) fn pages(&self) -> u64 {
         self.slots.iter().map(|slot| slot.spec.pages).sum()
-    }
-
-    /// Copies bytes in at a guest-physical address. Returns false, having written nothing, when the range is not within
-    /// one slot.
-    #[must_use]
-    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
-        self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
-            slot.mapping.write(offset, bytes);
-            true
-        })
-    }
-
-    /// Copies bytes out from a guest-physical address. Returns false when the range is not within one slot.
-    #[must_use]
-    pub(crate) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
-        self.locate(gpa, bytes.len()).is_some_and(|(slot, offset)| {
-            slot.mapping.read(offset, bytes);
-            true
-        })
-    }
-
-    fn locate(&self, gpa: u64, len: usize) -> Option<(&Arc<SlotMemory>, usize)> {
-        let (slot, page) = self.find(gpa / slat_proto::model::PAGE_SIZE)?;
-        let offset =
-            (page * slat_proto::model::PAGE_SIZE + gpa % slat_proto::model::PAGE_SIZE) as usize;
-        (offset.checked_add(len)? <= slot.mapping.len()).then_some((slot, offset))
     }
 }
 
@@ -176,10 +161,5 @@ mod tests {
         for hole in [4, 99, 104, u64::MAX] {
             assert!(table.find(hole).is_none(), "{hole}");
         }
-        assert!(table.write(100 * 4096 + 5, b"abc"));
-        let mut back = [0; 3];
-        assert!(table.read(100 * 4096 + 5, &mut back));
-        assert_eq!(&back, b"abc");
-        assert!(!table.write(3 * 4096 + 4090, &[0; 10]));
     }
 }

@@ -1,9 +1,10 @@
-//! When to switch over, go on or give up: pure arithmetic over what finished passes measured.
+//! When to switch over, go on or give up: pure arithmetic over what finished iterations measured.
 //!
-//! Progress is judged only here, at the end of a pass: between those points the remaining bytes are a saw tooth that says
-//! nothing. The downtime that a switchover may cost starts at half of what the user accepts (at most 150 ms) and ramps up to
-//! all of it, so that a guest that could be moved more gently gets the chance. Every verdict carries its cause in words, with
-//! the figures it was based on.
+//! Progress is judged only here, at the end of an iteration: between those points the remaining
+//! bytes are a saw tooth that says nothing. The downtime that a switchover may cost starts at 50 %
+//! of what the user accepts (at most 150 ms) and ramps up to all of it, so that a guest that could
+//! be moved more gently gets the chance. Every verdict carries its cause in words, with the figures
+//! it was based on.
 
 use std::time::Duration;
 
@@ -11,25 +12,26 @@ use slat_proto::model::{MigrationParams, OnTimeout};
 
 /// The gentlest target the ramp starts from.
 const RAMP_START: Duration = Duration::from_millis(150);
-/// Passes before the ramp begins.
+/// Iterations before the ramp begins.
 const RAMP_AFTER: u32 = 3;
-/// Passes from the first target to the last.
+/// Iterations from the first target to the last.
 const RAMP_STEPS: u32 = 7;
-/// Weight of the newest pass in the bandwidth estimate.
+/// Weight of the newest iteration in the bandwidth estimate.
 const EWMA_ALPHA: f64 = 0.4;
-/// A pass shorter than this says little about bandwidth.
+/// An iteration shorter than this says little about bandwidth.
 const MEASURABLE: u64 = 4 << 20;
-/// Pause, harvest, vCPU state, two journal syncs and the round trips between: what a switchover costs besides its pages.
+/// Pause, harvest, vCPU state, two journal syncs and the round trips between: what a switchover
+/// costs besides its pages.
 const FIXED_COST: Duration = Duration::from_millis(10);
-/// A pass counts as progress when the least remaining so far falls by this share.
+/// An iteration counts as progress when the least remaining so far falls by this share.
 const STALL_MARGIN: f64 = 0.04;
-/// Without progress for so long (and some passes), precopy is not converging.
+/// Without progress for so long (and some iterations), precopy is not converging.
 const STALL_WINDOW: Duration = Duration::from_secs(40);
 
-/// A finished pass.
+/// A finished iteration.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pass {
-    /// 0 is the bulk pass.
+pub(crate) struct Finished {
+    /// 0 is the bulk iteration.
     pub(crate) iteration: u32,
     /// Bytes of pages it sent.
     pub(crate) bytes: u64,
@@ -41,22 +43,22 @@ pub(crate) struct Pass {
     pub(crate) elapsed: Duration,
 }
 
-/// What to do after a pass, and why.
+/// What to do after an iteration, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Another pass.
+    /// Another iteration.
     Continue(String),
     /// The estimate fits.
     Switchover(String),
-    /// Time or passes are up and the user prefers the move.
+    /// Time or iterations are up and the user prefers the move.
     ForceSwitchover(String),
     /// Time is up and the user prefers the VM where it is.
     TimedOut(String),
-    /// Passes are up, or nothing gets better, and the user prefers the VM where it is.
+    /// Iterations are up, or nothing gets better, and the user prefers the VM where it is.
     NotConverging(String),
 }
 
-/// Judges passes of one migration.
+/// Judges iterations of one migration.
 #[derive(Debug)]
 pub(crate) struct Convergence {
     params: MigrationParams,
@@ -87,7 +89,7 @@ impl Convergence {
         FIXED_COST + Duration::from_secs_f64(copy.min(86_400.0))
     }
 
-    /// Downtime that a switchover after pass `iteration` may cost.
+    /// Downtime that a switchover after iteration `iteration` may cost.
     pub(crate) fn target(&self, iteration: u32) -> Duration {
         let most = self.params.max_downtime;
         let first = RAMP_START.min(most / 2);
@@ -95,27 +97,27 @@ impl Convergence {
         first + (most - first) * step / RAMP_STEPS
     }
 
-    /// Takes a finished pass in and decides.
-    pub(crate) fn judge(&mut self, pass: &Pass) -> Verdict {
-        let seconds = pass.duration.as_secs_f64().max(1e-6);
-        if pass.bytes >= MEASURABLE || self.bandwidth.is_none() {
-            let measured = (pass.bytes.max(1) as f64 / seconds).max(1.0);
+    /// Takes a finished iteration in and decides.
+    pub(crate) fn judge(&mut self, finished: &Finished) -> Verdict {
+        let seconds = finished.duration.as_secs_f64().max(1e-6);
+        if finished.bytes >= MEASURABLE || self.bandwidth.is_none() {
+            let measured = (finished.bytes.max(1) as f64 / seconds).max(1.0);
             self.bandwidth = Some(match self.bandwidth {
                 Some(before) => before + EWMA_ALPHA * (measured - before),
                 None => measured,
             });
         }
-        let expected = self.expected_downtime(pass.dirty_bytes);
+        let expected = self.expected_downtime(finished.dirty_bytes);
         // The ramp waits for a gentler moment; where nothing is dirty there is none gentler.
-        let target = if pass.dirty_bytes == 0 {
+        let target = if finished.dirty_bytes == 0 {
             self.params.max_downtime
         } else {
-            self.target(pass.iteration)
+            self.target(finished.iteration)
         };
         let figures = format!(
-            "{} KiB dirty after pass {}, estimated downtime {:.1} ms, target {:.1} ms of {:.1} ms",
-            pass.dirty_bytes >> 10,
-            pass.iteration,
+            "{} KiB dirty after iteration {}, estimated downtime {:.1} ms, target {:.1} ms of {:.1} ms",
+            finished.dirty_bytes >> 10,
+            finished.iteration,
             expected.as_secs_f64() * 1e3,
             target.as_secs_f64() * 1e3,
             self.params.max_downtime.as_secs_f64() * 1e3,
@@ -124,29 +126,29 @@ impl Convergence {
             return Verdict::Switchover(figures);
         }
         let progress = self.least.is_none_or(|(least, _)| {
-            (pass.dirty_bytes as f64) < least as f64 * (1.0 - STALL_MARGIN)
+            (finished.dirty_bytes as f64) < least as f64 * (1.0 - STALL_MARGIN)
         });
         if progress {
-            self.least = Some((pass.dirty_bytes, pass.elapsed));
+            self.least = Some((finished.dirty_bytes, finished.elapsed));
         }
         let stalled = self
             .least
-            .filter(|(_, since)| pass.elapsed.saturating_sub(*since) >= STALL_WINDOW)
-            .filter(|_| pass.iteration > RAMP_AFTER + RAMP_STEPS);
-        let timeout = pass.elapsed >= self.params.max_total_time;
+            .filter(|(_, since)| finished.elapsed.saturating_sub(*since) >= STALL_WINDOW)
+            .filter(|_| finished.iteration > RAMP_AFTER + RAMP_STEPS);
+        let timeout = finished.elapsed >= self.params.max_total_time;
         let cause = if timeout {
             format!(
                 "max_total_time {:.1} s has passed; {figures}",
                 self.params.max_total_time.as_secs_f64()
             )
-        } else if pass.iteration + 1 >= self.params.max_iterations {
+        } else if finished.iteration + 1 >= self.params.max_iterations {
             format!(
                 "max_iterations {} reached; {figures}",
                 self.params.max_iterations
             )
         } else if let Some((least, _)) = stalled {
             format!(
-                "no pass left less than {} KiB for {} s; {figures}",
+                "no iteration left less than {} KiB for {} s; {figures}",
                 least >> 10,
                 STALL_WINDOW.as_secs()
             )
@@ -169,8 +171,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn pass(iteration: u32, bytes: u64, millis: u64, dirty: u64, elapsed: u64) -> Pass {
-        Pass {
+    fn finished(iteration: u32, bytes: u64, millis: u64, dirty: u64, elapsed: u64) -> Finished {
+        Finished {
             iteration,
             bytes,
             duration: Duration::from_millis(millis),
@@ -180,9 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_guest_switches_over_after_the_bulk_pass() {
+    fn an_idle_guest_switches_over_after_the_bulk_iteration() {
         let mut convergence = Convergence::new(MigrationParams::default());
-        let verdict = convergence.judge(&pass(0, 1024 * MIB, 1000, 0, 1000));
+        let verdict = convergence.judge(&finished(0, 1024 * MIB, 1000, 0, 1000));
         assert!(matches!(verdict, Verdict::Switchover(_)), "{verdict:?}");
     }
 
@@ -208,7 +210,7 @@ mod tests {
             };
             let mut convergence = Convergence::new(params);
             let verdict = (0..)
-                .map(|i| convergence.judge(&pass(i, 1024 * MIB, 1000, 1024 * MIB, 1000)))
+                .map(|i| convergence.judge(&finished(i, 1024 * MIB, 1000, 1024 * MIB, 1000)))
                 .find(|verdict| !matches!(verdict, Verdict::Continue(_)))
                 .unwrap();
             match verdict {
@@ -224,15 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn total_time_is_judged_at_the_end_of_a_pass() {
+    fn total_time_is_judged_at_the_end_of_an_iteration() {
         let params = MigrationParams {
             max_total_time: Duration::from_secs(2),
             ..MigrationParams::default()
         };
         let mut convergence = Convergence::new(params);
-        let go_on = convergence.judge(&pass(0, 1024 * MIB, 1000, 1024 * MIB, 1000));
+        let go_on = convergence.judge(&finished(0, 1024 * MIB, 1000, 1024 * MIB, 1000));
         assert!(matches!(go_on, Verdict::Continue(_)));
-        let over = convergence.judge(&pass(1, 1024 * MIB, 1000, 1024 * MIB, 2000));
+        let over = convergence.judge(&finished(1, 1024 * MIB, 1000, 1024 * MIB, 2000));
         assert!(matches!(over, Verdict::TimedOut(_)));
     }
 
@@ -246,7 +248,7 @@ mod tests {
         let mut falling = Convergence::new(params);
         for i in 0..200_u64 {
             let elapsed = (i + 1) * 1000;
-            let verdict = falling.judge(&pass(
+            let verdict = falling.judge(&finished(
                 i as u32,
                 1024 * MIB,
                 1000,
@@ -256,7 +258,7 @@ mod tests {
             if i < 40 {
                 assert!(matches!(verdict, Verdict::Continue(_)), "{i}: {verdict:?}");
             }
-            let verdict = convergence.judge(&pass(
+            let verdict = convergence.judge(&finished(
                 i as u32,
                 1024 * MIB,
                 1000,
@@ -265,7 +267,7 @@ mod tests {
             ));
             if let Verdict::NotConverging(cause) = verdict {
                 assert!(
-                    i >= 40 && cause.contains("no pass left less"),
+                    i >= 40 && cause.contains("no iteration left less"),
                     "{i}: {cause}"
                 );
                 return;
@@ -275,13 +277,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is measured, a switchover that was not forced has an estimate within what the user accepts.
+        /// Whatever is measured, a switchover that was not forced has an estimate within what the
+        /// user accepts.
         #[test]
-        fn unforced_switchovers_fit(max_ms in 1_u64..2_000_000, passes in proptest::collection::vec((0_u64..1 << 44, 0_u64..10_000_000, 0_u64..1 << 44), 1..40)) {
+        fn unforced_switchovers_fit(max_ms in 1_u64..2_000_000, iterations in proptest::collection::vec((0_u64..1 << 44, 0_u64..10_000_000, 0_u64..1 << 44), 1..40)) {
             let params = MigrationParams { max_downtime: Duration::from_millis(max_ms), ..MigrationParams::default() };
             let mut convergence = Convergence::new(params);
-            for (i, (bytes, millis, dirty)) in passes.into_iter().enumerate() {
-                if let Verdict::Switchover(_) = convergence.judge(&pass(i as u32, bytes, millis, dirty, 0)) {
+            for (i, (bytes, millis, dirty)) in iterations.into_iter().enumerate() {
+                if let Verdict::Switchover(_) = convergence.judge(&finished(i as u32, bytes, millis, dirty, 0)) {
                     prop_assert!(convergence.expected_downtime(dirty) <= params.max_downtime);
                 }
             }

@@ -1,9 +1,10 @@
 //! The destination's data port: lets in whoever shows the ticket, and nobody else.
 //!
-//! A connection has [`CONNECT_TIMEOUT`] to introduce itself; until it has, it holds one small thread and can send one frame of
-//! bounded length. At most [`MAX_STRANGERS`] wait at a time: one more closes the oldest, so that silent strangers never keep
-//! the source out, which introduces itself at once. A wrong ticket is closed without a word. Nothing a stranger does reaches
-//! the migration.
+//! A connection has [`CONNECT_TIMEOUT`] to introduce itself. Until it has done so, it holds one
+//! small thread and can send one frame of bounded length. At most [`MAX_UNKNOWN`] connections wait
+//! at a time: one more closes the oldest, so silent peers never keep the source out, which
+//! introduces itself at once. A connection with a wrong ticket is closed without a word. Nothing
+//! that a peer sends before it has shown the ticket reaches the migration.
 
 use std::{
     collections::VecDeque,
@@ -17,16 +18,16 @@ use std::{
 
 use super::{
     socket::{CONNECT_TIMEOUT, configure},
-    wire::{FrameReader, Hello, Kind, Role, TICKET, WireError},
+    wire::{FrameReader, Hello, Kind, StreamRole, TICKET, WireError},
 };
 
 /// Connections that have not introduced themselves yet.
-const MAX_STRANGERS: usize = 64;
+const MAX_UNKNOWN: usize = 64;
 
 /// A connection whose ticket is good.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) role: Role,
+    pub(crate) role: StreamRole,
     pub(crate) stream: TcpStream,
     pub(crate) reader: FrameReader,
 }
@@ -41,7 +42,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on a free port of `ip`. `admit` is called on a thread of its own for each good connection.
+    /// Listens on a free port of `ip`. `admit` is called on a thread of its own for each good
+    /// connection.
     pub(crate) fn open(
         ip: IpAddr,
         ticket: [u8; TICKET],
@@ -120,16 +122,17 @@ fn accept(
                 continue;
             }
         };
-        let (room, refused, admit) = (Arc::clone(&waiting), Arc::clone(refused), Arc::clone(admit));
+        let (unknown, refused, admit) =
+            (Arc::clone(&waiting), Arc::clone(refused), Arc::clone(admit));
         let started = stream.try_clone().and_then(|ours| {
-            room.enter(number, ours);
+            unknown.enter(number, ours);
             std::thread::Builder::new()
                 .name("introduction".to_owned())
                 .spawn(move || {
                     let result = introduce(stream, &ticket, protocol, epoch);
-                    room.leave(number);
+                    unknown.leave(number);
                     match result {
-                        Ok(guest) => admit(guest),
+                        Ok(peer) => admit(peer),
                         Err(error) => {
                             refused.fetch_add(1, Ordering::Relaxed);
                             tracing::warn!(%peer, %error, "a connection to the data port was turned away");
@@ -144,7 +147,8 @@ fn accept(
     }
 }
 
-/// Connections that have not introduced themselves yet, oldest first. The lock is held for list updates and a shutdown.
+/// Connections that have not introduced themselves yet, oldest first. The lock is held for list
+/// updates and a shutdown.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<VecDeque<(u64, TcpStream)>>);
 
@@ -157,7 +161,7 @@ impl Waiting {
     fn enter(&self, number: u64, stream: TcpStream) {
         let mut list = self.list();
         list.push_back((number, stream));
-        if list.len() > MAX_STRANGERS
+        if list.len() > MAX_UNKNOWN
             && let Some((_, oldest)) = list.pop_front()
         {
             // Closed by itself meanwhile: as good.
@@ -189,8 +193,9 @@ fn introduce(
     if !hello.shows(ticket) {
         return Err(WireError::corrupt("ticket", "not this migration's"));
     }
-    configure(&stream, matches!(hello.role, Role::Data(_)))?;
-    // Between passes the source is busy elsewhere for as long as it takes; its death or the network's ends the read.
+    configure(&stream, matches!(hello.role, StreamRole::Data(_)))?;
+    // Between iterations the source is busy elsewhere for as long as that takes. Keepalive ends the
+    // read when the source's host or the network is gone.
     stream.set_read_timeout(None)?;
     Ok(Peer {
         role: hello.role,

@@ -1,12 +1,14 @@
 //! The two sides of a migration inside VM processes.
 //!
-//! `source` sends (precopy, switchover, handover), `destination` receives. `wire` is the framed protocol between them;
-//! `sender`, `receiver`, `socket` and `listener` move pages, `populate` makes room for them; `convergence` decides, as pure
-//! arithmetic. The transfer service starts the two sides.
+//! `source` sends (precopy, switchover, handover), `destination` receives. `wire` is the framed
+//! protocol between them; `sender`, `receiver`, `socket` and `listener` move pages, `populate`
+//! allocates memory for them; `convergence` decides, as pure arithmetic. The transfer service
+//! starts the two sides.
 
 mod convergence;
 mod cpu_time;
 pub(crate) mod destination;
+pub(crate) mod filter;
 pub(crate) mod listener;
 mod populate;
 mod receiver;

@@ -1,12 +1,13 @@
 //! Makes the destination's memory real before the first page is sent.
 //!
-//! The first touch of a page costs more than its transfer, and memory that turns out to be missing in the middle of a
-//! migration is worse than memory that is missing before it. So the whole of the VM's memory is populated in PREPARING, while
-//! the guest runs undisturbed at the source and dirty logging is still off; precopy then runs at the speed of the wire and is
-//! as short as it can be.
+//! The first touch of a page costs more than its transfer, and memory that turns out to be missing
+//! in the middle of a migration is worse than memory that is missing before it. So the whole of the
+//! VM's memory is populated in PREPARING, while the guest runs undisturbed at the source and dirty
+//! logging is still off; precopy then runs at the speed of the wire and is as short as it can be.
+//! Both views are: receivers place pages through our own, and the guest begins on its own at once.
 //!
-//! Threads take chunks by an atomic counter; the coordinator looks at the progress and never waits. Dropping stops and joins
-//! the threads.
+//! Threads take chunks by an atomic counter; the coordinator looks at the progress and never waits.
+//! Dropping stops and joins the threads.
 
 use std::{
     io,
@@ -57,7 +58,7 @@ impl Shared {
             let Some((slot, first, pages)) = self.chunk(number) else {
                 break;
             };
-            if let Err(error) = slot.mapping().populate(first, pages) {
+            if let Err(error) = slot.populate(first, pages) {
                 self.stop.store(true, Ordering::Relaxed);
                 *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 break;
@@ -128,7 +129,8 @@ impl Populate {
             .map_or(100, |percent| percent as u32))
     }
 
-    /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they cost.
+    /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they
+    /// cost.
     pub(super) fn finish(self) -> Duration {
         let shared = Arc::clone(&self.shared);
         drop(self);
@@ -154,7 +156,7 @@ mod tests {
     use slat_proto::model::SlotSpec;
 
     use super::*;
-    use crate::memory::GuestMemory;
+    use crate::memory::{GuestMemory, resident};
 
     #[test]
     fn every_page_is_there_at_a_hundred_per_cent() {
@@ -171,17 +173,10 @@ mod tests {
             std::thread::yield_now();
         }
         for slot in memory.table().slots() {
-            assert_eq!(resident(slot.mapping().as_ptr()), slot.spec().bytes());
+            let host = slot.host().range_ptr(0, 1).addr() as u64;
+            for view in [slot.guest().address(), host] {
+                assert_eq!(resident(view), slot.spec().bytes());
+            }
         }
-    }
-
-    /// Bytes of the mapping at `start` that this process's page tables map.
-    fn resident(start: *const u8) -> u64 {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let range = format!("{:x}-", start.addr());
-        let of = maps.lines().skip_while(|line| !line.starts_with(&range));
-        let rss = of.filter_map(|line| line.strip_prefix("Rss:")).next();
-        let kib = rss.unwrap().trim().strip_suffix(" kB").unwrap();
-        kib.parse::<u64>().unwrap() << 10
     }
 }

@@ -1,13 +1,15 @@
 //! Receives pages: one thread a data stream, straight into guest memory.
 //!
-//! Every run is checked against the slot table before memory is touched. `received` remembers which pages have ever arrived: a
-//! page that never did is found before READY, and a zero range over fresh memory costs nothing. With `verify` on, the digest of
-//! each page is taken as it lands; the sums over slots are kept up to date at each pass's end, so that comparing costs nothing
-//! in the blackout.
+//! Every run is checked against the slot table before memory is touched. `received` remembers which
+//! pages have ever arrived: a page that never did is found before READY, and a zero range over
+//! fresh memory costs nothing. With `verify` on, the digest of each page is taken as it lands; the
+//! sums over slots are kept up to date at each iteration's end, so that comparing costs nothing in
+//! the blackout.
 //!
 //! # Locking
-//! Within a pass a page belongs to one stream, and passes are separated by the barrier of `IterEnd` and `IterAck`; so relaxed
-//! atomics are enough for the per-page state, and the channel to the coordinator orders them.
+//! Within an iteration a page belongs to one stream, and iterations are separated by the barrier of
+//! `IterEnd` and `IterAck`; so relaxed atomics are enough for the per-page state, and the channel
+//! to the coordinator orders them.
 
 use std::{
     net::TcpStream,
@@ -29,7 +31,7 @@ use crate::memory::{SlotMemory, SlotTable, digest_page};
 
 /// Destination memory of one slot and what is known of it.
 #[derive(Debug)]
-struct Target {
+struct TargetSlot {
     memory: Arc<SlotMemory>,
     received: Vec<AtomicU64>,
     /// Two words a page; empty without `verify`.
@@ -40,13 +42,13 @@ struct Target {
 /// Everything the receivers of one migration share.
 #[derive(Debug)]
 pub(super) struct Intake {
-    slots: Vec<Target>,
+    slots: Vec<TargetSlot>,
     verify: bool,
     /// Bytes taken off the wire.
     pub(super) bytes: AtomicU64,
     pub(super) pages_normal: AtomicU64,
     pub(super) pages_zero: AtomicU64,
-    /// Of all receiver threads, nanoseconds, brought up to date at each pass's end.
+    /// Of all receiver threads, nanoseconds, brought up to date at each iteration's end.
     pub(super) cpu_nanos: AtomicU64,
 }
 
@@ -57,7 +59,7 @@ impl Intake {
             .iter()
             .map(|memory| {
                 let pages = memory.spec().pages as usize;
-                Target {
+                TargetSlot {
                     memory: Arc::clone(memory),
                     received: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
                     digests: (0..if verify { pages } else { 0 })
@@ -114,8 +116,8 @@ impl Intake {
 /// What a receiver tells the coordinator.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Stream has everything of the pass.
-    PassEnd { stream: u16, iteration: u32 },
+    /// Stream has everything of the iteration.
+    IterationEnd { stream: u16, iteration: u32 },
     /// Stream has ended; an error unless the source closed it between frames.
     Ended {
         stream: u16,
@@ -123,7 +125,8 @@ pub(crate) enum Event {
     },
 }
 
-/// Receives on one data stream until it ends, or until `emit` answers false. The body of its thread.
+/// Receives on one data stream until it ends, or until `emit` answers false. The body of its
+/// thread.
 pub(super) fn receive(
     stream: u16,
     connection: &TcpStream,
@@ -136,7 +139,7 @@ pub(super) fn receive(
         intake,
         pieces: Pieces::default(),
         runs: Vec::new(),
-        page: vec![0; PAGE],
+        page: Box::new([0; PAGE]),
         deltas: vec![0; intake.slots.len()],
         cpu: Duration::ZERO,
     };
@@ -144,8 +147,8 @@ pub(super) fn receive(
         match worker.frame(&mut reader) {
             Ok(None) => {}
             Ok(Some(iteration)) => {
-                worker.end_pass();
-                if !emit(Event::PassEnd { stream, iteration }) {
+                worker.end_iteration();
+                if !emit(Event::IterationEnd { stream, iteration }) {
                     return;
                 }
             }
@@ -163,14 +166,14 @@ struct Worker<'a> {
     intake: &'a Intake,
     pieces: Pieces,
     runs: Vec<u8>,
-    page: Vec<u8>,
-    /// What this stream adds to each slot's digest in this pass.
+    page: Box<[u8; PAGE]>,
+    /// What this stream adds to each slot's digest in this iteration.
     deltas: Vec<u128>,
     cpu: Duration,
 }
 
 impl Worker<'_> {
-    /// Takes one frame; `Some(iteration)` at a pass's end.
+    /// Takes one frame; `Some(iteration)` at an iteration's end.
     fn frame(&mut self, reader: &mut FrameReader) -> Result<Option<u32>, WireError> {
         let header = reader.header(&mut self.connection)?;
         let intake = self.intake;
@@ -210,13 +213,18 @@ impl Worker<'_> {
         Ok(None)
     }
 
-    fn contents(&mut self, index: usize, target: &Target, runs: &[Run]) -> Result<(), WireError> {
-        let memory = target.memory.mapping();
-        self.pieces.receive(self.connection, memory, runs)?;
+    fn contents(
+        &mut self,
+        index: usize,
+        target: &TargetSlot,
+        runs: &[Run],
+    ) -> Result<(), WireError> {
+        self.pieces
+            .receive(self.connection, target.memory.host(), runs)?;
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
             if self.intake.verify {
-                memory.read(page as usize * PAGE, &mut self.page);
-                let digest = digest_page(page.into(), &self.page);
+                target.memory.read_page(page.into(), &mut self.page);
+                let digest = digest_page(page.into(), &self.page[..]);
                 self.note(index, target, page, digest);
             }
             set(&target.received, page);
@@ -226,18 +234,20 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn zeroes(&mut self, index: usize, target: &Target, runs: &[Run]) {
+    fn zeroes(&mut self, index: usize, target: &TargetSlot, runs: &[Run]) {
         self.page.fill(0);
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
             // Fresh memory is zero already.
             if is_set(&target.received, page) {
-                target
-                    .memory
-                    .mapping()
-                    .write(page as usize * PAGE, &self.page);
+                target.memory.clear_page(page.into());
             }
             if self.intake.verify {
-                self.note(index, target, page, digest_page(page.into(), &self.page));
+                self.note(
+                    index,
+                    target,
+                    page,
+                    digest_page(page.into(), &self.page[..]),
+                );
             }
             set(&target.received, page);
         }
@@ -246,7 +256,7 @@ impl Worker<'_> {
     }
 
     /// Replaces a page's digest in the ledger and its slot's sum.
-    fn note(&mut self, index: usize, target: &Target, page: u32, digest: u128) {
+    fn note(&mut self, index: usize, target: &TargetSlot, page: u32, digest: u128) {
         let [low, high] = &target.digests[page as usize];
         let old = u128::from(low.load(Ordering::Relaxed))
             | u128::from(high.load(Ordering::Relaxed)) << 64;
@@ -255,7 +265,7 @@ impl Worker<'_> {
         self.deltas[index] = self.deltas[index].wrapping_add(digest).wrapping_sub(old);
     }
 
-    fn end_pass(&mut self) {
+    fn end_iteration(&mut self) {
         for (target, delta) in self.intake.slots.iter().zip(&mut self.deltas) {
             let mut sum = target.sum.lock().unwrap_or_else(PoisonError::into_inner);
             *sum = sum.wrapping_add(std::mem::take(delta));

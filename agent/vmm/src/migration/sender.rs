@@ -1,18 +1,21 @@
-//! Sends pages: one thread a data stream, all taking chunks of the same pass.
+//! Sends pages: one thread a data stream, all taking chunks of the same iteration.
 //!
 //! # Protocol
-//! A [`Pass`] is a set of pages by slot. The coordinator hands the same pass to every [`Sender`]; each takes the next chunk of
-//! 256 pages until none is left, sends its pages that are not zero with their contents and the zero ones as ranges, ends with
-//! `IterEnd` and reports. A page is in one chunk, so one stream sends it once a pass; passes are separated by the
-//! destination's `IterAck`, so an old copy never overtakes a newer one.
+//! An [`Iteration`] is a set of pages by slot. The coordinator hands the same iteration to every
+//! [`Sender`]; each takes the next chunk of 256 pages with something in it until none is left,
+//! sends its pages that are not zero with their contents and the zero ones as ranges, ends with
+//! `IterEnd` and reports. A page is in one chunk, so one stream sends it once an iteration;
+//! iterations are separated by the destination's `IterAck`, so an old copy never overtakes a newer
+//! one.
 //!
-//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator shuts the sockets.
+//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator
+//! shuts the sockets.
 
 use std::{
     net::TcpStream,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -21,65 +24,63 @@ use std::{
 
 use super::{
     cpu_time::thread_cpu_time,
+    filter::PageFilter,
     socket::{Pieces, send_all},
     wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
 };
-use crate::memory::SlotMemory;
+use crate::memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable};
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
 /// A paced sender looks at `stop` this often.
 const PACE_STEP: Duration = Duration::from_millis(20);
 
-/// One slot's pages of a pass.
+/// One slot's pages of an iteration.
 #[derive(Debug)]
-pub(super) struct PassSlot {
-    pub(super) memory: Arc<SlotMemory>,
-    /// Bit `i % 64` of word `i / 64` is page `i`.
-    pub(super) bitmap: Vec<u64>,
+struct IterationSlot {
+    memory: Arc<SlotMemory>,
+    bitmap: Arc<DirtyBitmap>,
 }
 
 /// Pages to send once.
 #[derive(Debug)]
-pub(super) struct Pass {
-    pub(super) iteration: u32,
-    slots: Vec<PassSlot>,
+pub(super) struct Iteration {
+    pub(super) number: u32,
+    slots: Vec<IterationSlot>,
     pages: u64,
-    next: AtomicUsize,
-    chunks: usize,
+    next: Mutex<Position>,
 }
 
-impl Pass {
-    pub(super) fn new(iteration: u32, slots: Vec<PassSlot>) -> Self {
-        let pages = slots
-            .iter()
-            .flat_map(|slot| &slot.bitmap)
-            .map(|word| u64::from(word.count_ones()))
-            .sum();
-        let chunks = slots
-            .iter()
-            .map(|slot| slot.bitmap.len().div_ceil(CHUNK_WORDS))
-            .sum();
+/// Where the next chunk is looked for.
+#[derive(Debug, Default)]
+struct Position {
+    slot: usize,
+    word: usize,
+}
+
+impl Iteration {
+    fn new(number: u32, slots: Vec<IterationSlot>) -> Self {
         Self {
-            iteration,
+            number,
+            pages: slots.iter().map(|slot| slot.bitmap.count()).sum(),
             slots,
-            pages,
-            next: AtomicUsize::new(0),
-            chunks,
+            next: Mutex::default(),
         }
+    }
+
+    /// The pages of a batch; those of slots that are gone are left out.
+    pub(super) fn of(number: u32, batch: DirtyBatch, table: &SlotTable) -> Self {
+        let slots = batch.slots.into_iter().filter_map(|(slot, bitmap)| {
+            let memory = Arc::clone(table.slot(slot)?);
+            Some(IterationSlot { memory, bitmap })
+        });
+        Self::new(number, slots.collect())
     }
 
     /// Every page of the slots.
     pub(super) fn bulk(slots: &[Arc<SlotMemory>]) -> Self {
-        let whole = |memory: &Arc<SlotMemory>| {
-            let pages = memory.spec().pages;
-            let mut bitmap = vec![u64::MAX; pages.div_ceil(64) as usize];
-            if let (Some(last), rest @ 1..) = (bitmap.last_mut(), pages % 64) {
-                *last = (1 << rest) - 1;
-            }
-            PassSlot {
-                memory: Arc::clone(memory),
-                bitmap,
-            }
+        let whole = |memory: &Arc<SlotMemory>| IterationSlot {
+            bitmap: Arc::new(DirtyBitmap::full(memory.spec().pages)),
+            memory: Arc::clone(memory),
         };
         Self::new(0, slots.iter().map(whole).collect())
     }
@@ -88,20 +89,19 @@ impl Pass {
         self.pages * PAGE as u64
     }
 
-    /// The next chunk nobody has taken: its slot, first page and words.
-    fn take(&self) -> Option<(&PassSlot, u32, &[u64])> {
-        let mut chunk = self.next.fetch_add(1, Ordering::Relaxed);
-        if chunk >= self.chunks {
-            return None;
-        }
-        for slot in &self.slots {
-            let chunks = slot.bitmap.len().div_ceil(CHUNK_WORDS);
-            if chunk < chunks {
-                let first = chunk * CHUNK_WORDS;
-                let words = &slot.bitmap[first..slot.bitmap.len().min(first + CHUNK_WORDS)];
-                return Some((slot, (first * 64) as u32, words));
+    /// The next chunk nobody has taken: its slot, first page and words. Clean regions are passed
+    /// over by the bitmap's summary.
+    fn take(&self) -> Option<(&IterationSlot, u32, &[u64])> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(slot) = self.slots.get(next.slot) {
+            if let Some((word, words)) = slot.bitmap.next_piece(next.word, CHUNK_WORDS) {
+                next.word = word + CHUNK_WORDS;
+                return Some((slot, (word * 64) as u32, words));
             }
-            chunk -= chunks;
+            *next = Position {
+                slot: next.slot + 1,
+                word: 0,
+            };
         }
         None
     }
@@ -114,19 +114,19 @@ pub(super) struct Counters {
     pub(super) bytes: AtomicU64,
     pub(super) pages_normal: AtomicU64,
     pub(super) pages_zero: AtomicU64,
-    /// Of all sender threads, nanoseconds, brought up to date after each pass.
+    /// Of all sender threads, nanoseconds, brought up to date after each iteration.
     pub(super) cpu_nanos: AtomicU64,
 }
 
 /// Keeps all streams together below a number of bytes a second.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(super) struct BandwidthPacer {
     bytes_per_second: u64,
     /// When the wire is free again.
     free_at: Mutex<Instant>,
 }
 
-impl Pacer {
+impl BandwidthPacer {
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second: bytes_per_second.max(1),
@@ -157,19 +157,17 @@ impl Pacer {
 pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) stop: AtomicBool,
-    pub(super) pacer: Option<Pacer>,
-    /// A page that is deliberately never sent: (slot, page, from iteration).
-    #[cfg(test)]
-    pub(super) omit: Option<(u32, u32, u32)>,
+    pub(super) pacer: Option<BandwidthPacer>,
+    pub(super) filter: Arc<dyn PageFilter>,
 }
 
-/// A sender's report: the pass is sent, or what went wrong.
+/// A sender's report: the iteration is sent, or what went wrong.
 pub(super) type Report = (usize, Result<(), WireError>);
 
-/// A running sender thread. Dropping the pass channel ends it after its pass.
+/// A running sender thread. Dropping the channel ends it after its iteration.
 #[derive(Debug)]
 pub(super) struct Sender {
-    passes: mpsc::Sender<Arc<Pass>>,
+    iterations: mpsc::Sender<Arc<Iteration>>,
     thread: JoinHandle<()>,
 }
 
@@ -182,14 +180,16 @@ impl Sender {
         shared: Arc<Shared>,
         reports: mpsc::Sender<Report>,
     ) -> std::io::Result<Self> {
-        let (passes, inbox) = mpsc::channel::<Arc<Pass>>();
+        let (iterations, inbox) = mpsc::channel::<Arc<Iteration>>();
         let thread = std::thread::Builder::new()
             .name(format!("send-{number}"))
             .spawn(move || {
                 let mut worker = Worker::new(stream, writer, shared);
                 let mut cpu = Duration::ZERO;
-                for pass in inbox {
-                    let result = worker.send_pass(&pass);
+                for iteration in inbox {
+                    let result = worker.send_iteration(&iteration);
+                    // The dirty log uses its bitmaps again, once this is the last to let go.
+                    drop(iteration);
                     let now = thread_cpu_time();
                     let spent = now.saturating_sub(cpu).as_nanos() as u64;
                     worker
@@ -205,17 +205,17 @@ impl Sender {
                     }
                 }
             })?;
-        Ok(Self { passes, thread })
+        Ok(Self { iterations, thread })
     }
 
-    /// Hands a pass over. A sender whose thread has ended has reported why.
-    pub(super) fn start(&self, pass: &Arc<Pass>) {
-        drop(self.passes.send(Arc::clone(pass)));
+    /// Hands an iteration over. A sender whose thread has ended has reported why.
+    pub(super) fn start(&self, iteration: &Arc<Iteration>) {
+        drop(self.iterations.send(Arc::clone(iteration)));
     }
 
     /// Waits for the thread's end.
     pub(super) fn join(self) {
-        drop(self.passes);
+        drop(self.iterations);
         if self.thread.join().is_err() {
             tracing::error!("a sender thread panicked");
         }
@@ -257,15 +257,15 @@ impl Worker {
         }
     }
 
-    fn send_pass(&mut self, pass: &Pass) -> Result<(), WireError> {
-        while let Some((slot, first, words)) = pass.take() {
+    fn send_iteration(&mut self, iteration: &Iteration) -> Result<(), WireError> {
+        while let Some((slot, first, words)) = iteration.take() {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Err(WireError::Io(std::io::ErrorKind::ConnectionAborted.into()));
             }
-            self.collect(slot, first, words, pass.iteration);
+            self.collect(slot, first, words, iteration.number);
             self.send_chunk(&slot.memory)?;
         }
-        let end = self.writer.header(Kind::IterEnd, 0, pass.iteration, 0);
+        let end = self.writer.header(Kind::IterEnd, 0, iteration.number, 0);
         send_all(&self.stream, &end)?;
         self.shared
             .counters
@@ -275,37 +275,25 @@ impl Worker {
     }
 
     /// Sorts a chunk's pages into runs with contents and runs of zeroes.
-    fn collect(&mut self, slot: &PassSlot, first: u32, words: &[u64], iteration: u32) {
+    fn collect(&mut self, slot: &IterationSlot, first: u32, words: &[u64], iteration: u32) {
         self.normal.clear();
         self.zero.clear();
+        let (memory, filter) = (&slot.memory, &*self.shared.filter);
         for (index, &word) in words.iter().enumerate() {
             let mut bits = word;
             while bits != 0 {
                 let page = first + index as u32 * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
-                if self.omitted(slot.memory.spec().slot, page, iteration) {
+                if !filter.sends(memory.spec().slot, page, iteration) {
                     continue;
                 }
-                if slot.memory.mapping().page_is_zero(page.into()) {
+                if memory.page_is_zero(page.into()) {
                     push(&mut self.zero, page);
                 } else {
                     push(&mut self.normal, page);
                 }
             }
         }
-    }
-
-    #[cfg(test)]
-    fn omitted(&self, slot: u32, page: u32, iteration: u32) -> bool {
-        self.shared
-            .omit
-            .is_some_and(|(of, which, from)| (of, which) == (slot, page) && iteration >= from)
-    }
-
-    #[cfg(not(test))]
-    #[allow(clippy::unused_self, reason = "the test build looks at self")]
-    fn omitted(&self, _slot: u32, _page: u32, _iteration: u32) -> bool {
-        false
     }
 
     fn send_chunk(&mut self, memory: &SlotMemory) -> Result<(), WireError> {
@@ -324,7 +312,7 @@ impl Worker {
             ));
             encode_runs(&self.normal, &mut self.head);
             self.pieces
-                .send(&self.stream, &self.head, memory.mapping(), &self.normal)?;
+                .send(&self.stream, &self.head, memory.host(), &self.normal)?;
             counters.pages_normal.fetch_add(pages, Ordering::Relaxed);
             sent += (HEADER + length) as u64;
         }
@@ -358,16 +346,16 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_bulk_pass_has_every_page_once() {
-        let slot = |number, base, pages| {
-            let spec = SlotSpec::new(number, base, pages, false).unwrap();
-            Arc::new(SlotMemory::new(spec).unwrap())
-        };
-        let pass = Pass::bulk(&[slot(0, 0, 1000), slot(1, 5000, 64)]);
-        assert_eq!(pass.bytes(), 1064 * 4096);
+    fn slot(number: u32, base: u64, pages: u64) -> Arc<SlotMemory> {
+        let spec = SlotSpec::new(number, base, pages, false).unwrap();
+        Arc::new(SlotMemory::new(spec).unwrap())
+    }
+
+    /// Every page of every chunk, as (slot, page).
+    fn taken(iteration: &Iteration) -> std::collections::BTreeSet<(u32, u32)> {
         let mut seen = std::collections::BTreeSet::new();
-        while let Some((slot, first, words)) = pass.take() {
+        while let Some((slot, first, words)) = iteration.take() {
+            assert!(words.len() <= CHUNK_WORDS && words.iter().any(|word| *word != 0));
             for (index, word) in words.iter().enumerate() {
                 for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
                     let page = first + index as u32 * 64 + bit;
@@ -376,12 +364,40 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), 1064);
+        seen
+    }
+
+    #[test]
+    fn a_bulk_iteration_has_every_page_once() {
+        let iteration = Iteration::bulk(&[slot(0, 0, 1000), slot(1, 5000, 64)]);
+        assert_eq!(iteration.bytes(), 1064 * 4096);
+        assert_eq!(taken(&iteration).len(), 1064);
+    }
+
+    #[test]
+    fn chunks_without_dirty_pages_are_not_handed_out() {
+        let pages = [3, 255, 256, 70_000, 99_999];
+        let mut bitmap = DirtyBitmap::new(100_000);
+        pages.iter().for_each(|page| bitmap.set(*page, 1));
+        let slots = [(0, 0, bitmap), (1, 1 << 20, DirtyBitmap::new(5))];
+        let slots = slots.map(|(number, base, bitmap)| IterationSlot {
+            memory: slot(number, base, bitmap.pages()),
+            bitmap: Arc::new(bitmap),
+        });
+        let iteration = Iteration::new(1, slots.into());
+        assert_eq!(iteration.bytes(), 5 * 4096);
+        let mut chunks = 0;
+        while iteration.take().is_some() {
+            chunks += 1;
+        }
+        assert_eq!(chunks, 4);
+        *iteration.next.lock().unwrap() = Position::default();
+        assert_eq!(taken(&iteration), pages.map(|page| (0, page as u32)).into());
     }
 
     #[test]
     fn a_pacer_keeps_the_rate() {
-        let pacer = Pacer::new(1 << 20);
+        let pacer = BandwidthPacer::new(1 << 20);
         let stop = AtomicBool::new(false);
         let start = Instant::now();
         for _ in 0..5 {

@@ -1,7 +1,7 @@
 //! Sockets of the data path: options, and vectored I/O straight between a socket and guest memory.
 //!
-//! A peer's death is noticed by its reset; a dead network by TCP keepalive and the user timeout; a living peer that does
-//! nothing by the I/O timeout. No heartbeat frames are needed.
+//! A peer's death is noticed by its reset; a dead network by TCP keepalive and the user timeout; a
+//! living peer that does nothing by the I/O timeout. No heartbeat frames are needed.
 
 use std::{
     io::{self, Write as _},
@@ -13,7 +13,7 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 
 use super::wire::{PAGE, Run};
-use crate::memory::Mapping;
+use crate::memory::HostView;
 
 /// How long a connection attempt or an introduction may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,7 +24,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_PROBES: u32 = 5;
-/// Kernel buffers of a data stream; large enough that a sender does not wait for a receiver that is being scheduled.
+/// Kernel buffers of a data stream; large enough that a sender does not wait for a receiver that is
+/// being scheduled.
 const DATA_BUFFER: usize = 4 << 20;
 /// Linux takes this many pieces in one vectored call.
 const IOV_MAX: usize = 1024;
@@ -52,11 +53,12 @@ pub(super) fn configure(stream: &TcpStream, data: bool) -> io::Result<()> {
 #[derive(Default)]
 pub(super) struct Pieces(Vec<libc::iovec>);
 
-// SAFETY: the pointers are only used inside the calls below, which rebuild the list first; between calls they are just numbers.
+// SAFETY: the pointers are only used inside the calls below, which rebuild the list first; between
+// calls they are just numbers.
 unsafe impl Send for Pieces {}
 
 impl Pieces {
-    fn fill(&mut self, memory: &Mapping, runs: &[Run]) {
+    fn fill(&mut self, memory: &HostView, runs: &[Run]) {
         self.0.clear();
         self.0.extend(runs.iter().map(|run| {
             let len = run.pages as usize * PAGE;
@@ -70,12 +72,12 @@ impl Pieces {
     /// Sends `head` and then the pages of `runs`, straight from guest memory.
     ///
     /// # Panics
-    /// When a run passes the end of `memory`: runs are made from the slot's own bitmap.
+    /// When a run reaches beyond the end of `memory`: runs are made from the slot's own bitmap.
     pub(super) fn send(
         &mut self,
         stream: &TcpStream,
         head: &[u8],
-        memory: &Mapping,
+        memory: &HostView,
         runs: &[Run],
     ) -> io::Result<()> {
         self.fill(memory, runs);
@@ -87,8 +89,9 @@ impl Pieces {
             },
         );
         self.all(|pieces| {
-            // SAFETY: every piece is `head` or a bounds-checked range of a mapping that outlives the call; the kernel only
-            // reads them. The guest may write the pages meanwhile: the dirty log sends such a page again.
+            // SAFETY: every piece is `head` or a bounds-checked range of a mapping that outlives
+            // the call; the kernel only reads them. The guest may write the pages meanwhile: the
+            // dirty log sends such a page again.
             unsafe { libc::writev(stream.as_raw_fd(), pieces.as_ptr(), count(pieces)) }
         })
     }
@@ -96,17 +99,18 @@ impl Pieces {
     /// Receives the pages of `runs`, straight into guest memory.
     ///
     /// # Panics
-    /// When a run passes the end of `memory`: runs are checked against the slot when they are decoded.
+    /// When a run reaches beyond the end of `memory`: runs are checked against the slot when they
+    /// are decoded.
     pub(super) fn receive(
         &mut self,
         stream: &TcpStream,
-        memory: &Mapping,
+        memory: &HostView,
         runs: &[Run],
     ) -> io::Result<()> {
         self.fill(memory, runs);
         self.all(|pieces| {
-            // SAFETY: every piece is a bounds-checked range of a mapping that outlives the call; no Rust reference to guest
-            // memory exists.
+            // SAFETY: every piece is a bounds-checked range of a mapping that outlives the call; no
+            // Rust reference to guest memory exists.
             unsafe { libc::readv(stream.as_raw_fd(), pieces.as_ptr(), count(pieces)) }
         })
     }

@@ -1,22 +1,25 @@
 //! `slat vm`: one process, one VM.
 //!
 //! # Life
-//! The process takes the lock of the VM's directory (no second process can), opens the journal, serves its endpoint on
-//! `vm.sock` and prints one line, `ready`, on standard output once it can be called. It then lives until the machine says
-//! that it is over: the VM was deleted, released after a handover, or given up at the destination. It removes the socket
-//! and returns. The lock goes with the process, however it ends.
+//! The process takes the lock of the VM's directory (no second process can), opens the journal,
+//! serves its endpoint on `vm.sock` and prints one line, `ready`, on standard output once it can be
+//! called. It then lives until the machine says that it is over: the VM was deleted, released after
+//! a handover, or given up at the destination. It removes the socket and returns. The lock goes
+//! with the process, however it ends.
 //!
-//! A process that finds the journal of a dead one refuses to begin: the memory is gone with it, and running the VM again
-//! would be another VM under the same epoch.
+//! A process that finds the journal of a dead one refuses to begin: the memory is gone with it, and
+//! running the VM again would be another VM under the same epoch.
 //!
 //! # SIGTERM
-//! SIGTERM stops this VM for good, as the operator's DeleteVm would: vCPUs stopped, the journal ended. An outgoing migration
-//! before its commit fails with it, an incoming one before PREPARED is given up. Past RELINQUISHED at the source, or
-//! PREPARED at the destination, the signal is logged and ignored: this process may hold the only copy of the VM. Whoever
-//! wants the VM to outlive a restart of the agent does not signal VM processes (`KillMode=process`).
+//! SIGTERM stops this VM for good, as the operator's DeleteVm would: vCPUs stopped, the journal
+//! ended. An outgoing migration before its commit fails with it, an incoming one before PREPARED is
+//! given up. Past RELINQUISHED at the source, or PREPARED at the destination, the signal is logged
+//! and ignored: this process may hold the only copy of the VM. Whoever wants the VM to outlive a
+//! restart of the agent does not signal VM processes (`KillMode=process`).
 //!
 //! # Tasks
-//! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle dirty cursors.
+//! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle
+//! dirty cursors.
 
 use std::{
     io::{self, Write as _},
@@ -30,7 +33,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName},
-    transport::Door,
+    transport::Endpoint,
     v1::transfer_service_server::TransferServiceServer,
 };
 use slat_record::dir::VmDir;
@@ -41,7 +44,11 @@ use tokio::{
 
 use crate::{
     machine::{Exit, Machine},
-    service::{memory_service, transfer::TransferEndpoint, vm_service},
+    service::{
+        memory_service,
+        transfer::{TransferApi, TransferEndpoint},
+        vm_service,
+    },
 };
 
 /// How often idle dirty cursors are looked for.
@@ -160,10 +167,12 @@ async fn serve(
 }
 
 /// What this process serves.
-fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
-    Door::new()
-        .service(TransferServiceServer::new(transfers))
+    Endpoint::new()
+        .service(TransferServiceServer::new(TransferApi::new(Arc::new(
+            transfers,
+        ))))
         .service(vm_service(Arc::clone(machine)))
         .service(memory_service(Arc::clone(machine)))
 }

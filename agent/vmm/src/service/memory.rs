@@ -5,15 +5,14 @@ use slat_proto::{
     model::{CursorName, SlotChange},
     v1::{
         DeleteDirtyCursorRequest, DeleteDirtyCursorResponse, DigestMemoryRequest,
-        DigestMemoryResponse, GfnRange, HarvestDirtyPagesRequest, HarvestDirtyPagesResponse,
+        DigestMemoryResponse, HarvestDirtyPagesRequest, HarvestDirtyPagesResponse,
         InvalidateMemoryRequest, InvalidateMemoryResponse, ListSlotsRequest, ListSlotsResponse,
-        UpdateSlotsRequest, UpdateSlotsResponse, digest_memory_response::SlotDigest,
-        memory_service_server::MemoryService,
+        UpdateSlotsRequest, UpdateSlotsResponse, memory_service_server::MemoryService,
     },
 };
 use tonic::{Request, Response, Status};
 
-use super::VmEndpoint;
+use super::endpoint::VmEndpoint;
 
 /// Most changes in one UpdateSlots.
 const MAX_CHANGES: usize = 64;
@@ -37,10 +36,8 @@ impl MemoryService for VmEndpoint {
         &self,
         request: Request<ListSlotsRequest>,
     ) -> Result<Response<ListSlotsResponse>, Status> {
-        let (slots, generation) = self
-            .on(&request.get_ref().vm, |machine| machine.list_slots())
-            .await?;
-        Ok(Response::new(ListSlotsResponse { slots, generation }))
+        let listed = self.on(&request.get_ref().vm, |monitor| monitor.list_slots());
+        Ok(Response::new(listed.await?))
     }
 
     async fn update_slots(
@@ -63,13 +60,10 @@ impl MemoryService for VmEndpoint {
                 SlotChange::from_message(change).map_err(|error| error.with("change", index))
             })
             .collect::<Result<Vec<_>, ApiError>>()?;
-        let (slots, generation) = self
-            .on(&request.vm, move |machine| {
-                let table = machine.update_slots(&changes, request.expected_generation)?;
-                Ok(machine.show_slots(&table))
-            })
-            .await?;
-        Ok(Response::new(UpdateSlotsResponse { slots, generation }))
+        let updated = self.on(&request.vm, move |monitor| {
+            monitor.update_slots(&changes, request.expected_generation)
+        });
+        Ok(Response::new(updated.await?))
     }
 
     async fn harvest_dirty_pages(
@@ -78,24 +72,10 @@ impl MemoryService for VmEndpoint {
     ) -> Result<Response<HarvestDirtyPagesResponse>, Status> {
         let request = request.into_inner();
         let cursor = cursor(&request.cursor)?;
-        let harvest = self
-            .on(&request.vm, move |machine| {
-                machine.check_dirty_readable()?;
-                machine
-                    .dirty()
-                    .read_api(&cursor, request.acknowledge_batch, MAX_RANGES)
-            })
-            .await?;
-        Ok(Response::new(HarvestDirtyPagesResponse {
-            batch: harvest.batch,
-            ranges: harvest
-                .ranges
-                .into_iter()
-                .map(|(gfn, pages)| GfnRange { gfn, pages })
-                .collect(),
-            dirty_pages: harvest.pages,
-            created: harvest.created,
-        }))
+        let harvest = self.on(&request.vm, move |monitor| {
+            monitor.harvest_dirty_pages(&cursor, request.acknowledge_batch, MAX_RANGES)
+        });
+        Ok(Response::new(harvest.await?))
     }
 
     async fn delete_dirty_cursor(
@@ -103,8 +83,8 @@ impl MemoryService for VmEndpoint {
         request: Request<DeleteDirtyCursorRequest>,
     ) -> Result<Response<DeleteDirtyCursorResponse>, Status> {
         let cursor = cursor(&request.get_ref().cursor)?;
-        self.on(&request.get_ref().vm, move |machine| {
-            machine.dirty().detach_api(&cursor)
+        self.on(&request.get_ref().vm, move |monitor| {
+            monitor.delete_dirty_cursor(&cursor)
         })
         .await?;
         Ok(Response::new(DeleteDirtyCursorResponse {}))
@@ -115,37 +95,17 @@ impl MemoryService for VmEndpoint {
         request: Request<InvalidateMemoryRequest>,
     ) -> Result<Response<InvalidateMemoryResponse>, Status> {
         let request = request.into_inner();
-        let range = request.range.map(|range| (range.gfn, range.pages));
-        let (pages, duration) = self
-            .on(&request.vm, move |machine| machine.invalidate(range))
-            .await?;
-        Ok(Response::new(InvalidateMemoryResponse {
-            pages,
-            duration_nanos: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
-        }))
+        let dropped = self.on(&request.vm, move |monitor| {
+            monitor.invalidate(request.range)
+        });
+        Ok(Response::new(dropped.await?))
     }
 
     async fn digest_memory(
         &self,
         request: Request<DigestMemoryRequest>,
     ) -> Result<Response<DigestMemoryResponse>, Status> {
-        let digest = self
-            .on(&request.get_ref().vm, |machine| {
-                machine.refuse_at_once("be digested")?;
-                machine.digest()
-            })
-            .await?;
-        Ok(Response::new(DigestMemoryResponse {
-            slots: digest
-                .slots
-                .iter()
-                .map(|slot| SlotDigest {
-                    slot: slot.slot,
-                    digest: format!("{:032x}", slot.digest),
-                    pages: slot.pages,
-                })
-                .collect(),
-            digest: format!("{:032x}", digest.total()),
-        }))
+        let digest = self.on(&request.get_ref().vm, |monitor| monitor.digest());
+        Ok(Response::new(digest.await?))
     }
 }

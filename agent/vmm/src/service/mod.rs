@@ -1,11 +1,15 @@
 //! What a VM process serves: `VmService` and `MemoryService` for a collection of one, and
-//! [`transfer`].
+//! [`transfer`], all of them over a [`monitor`]: whatever runs the VM.
 //!
-//! Handlers of the two hold no state and no lock. A machine's calls block (they stop vCPUs, sync
-//! the journal, read all memory), so each runs on a blocking thread; a caller that goes away does
-//! not stop a call that has begun.
+//! Handlers hold no state and no lock. A monitor's calls block (they stop vCPUs, sync the journal,
+//! read all memory), so each runs on a blocking thread; a caller that goes away does not stop a
+//! call that has begun.
 
+mod endpoint;
 mod memory;
+mod monitor;
+#[cfg(test)]
+mod other_monitor;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transfer;
@@ -13,55 +17,20 @@ mod vm;
 
 use std::sync::Arc;
 
-use slat_proto::{
-    ApiError, Reason,
-    model::VmName,
-    v1::{memory_service_server::MemoryServiceServer, vm_service_server::VmServiceServer},
+use slat_proto::v1::{
+    memory_service_server::MemoryServiceServer, vm_service_server::VmServiceServer,
 };
-use tonic::Status;
 
-use crate::machine::Machine;
+use self::{endpoint::VmEndpoint, monitor::Monitor};
 
-/// Serves one machine.
-#[derive(Clone, Debug)]
-pub(crate) struct VmEndpoint {
-    machine: Arc<Machine>,
-}
-
-/// `VmService` of a machine.
+/// `VmService` of a monitor.
 #[must_use]
-pub(crate) fn vm_service(machine: Arc<Machine>) -> VmServiceServer<VmEndpoint> {
-    VmServiceServer::new(VmEndpoint { machine })
+pub(crate) fn vm_service(monitor: Arc<impl Monitor>) -> VmServiceServer<VmEndpoint> {
+    VmServiceServer::new(VmEndpoint { monitor })
 }
 
-/// `MemoryService` of a machine.
+/// `MemoryService` of a monitor.
 #[must_use]
-pub(crate) fn memory_service(machine: Arc<Machine>) -> MemoryServiceServer<VmEndpoint> {
-    MemoryServiceServer::new(VmEndpoint { machine })
-}
-
-impl VmEndpoint {
-    /// Runs `call` on a blocking thread, once `name` is found to be this VM's.
-    async fn on<T: Send + 'static>(
-        &self,
-        name: &str,
-        call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let name = VmName::parse(name)?;
-        if name != *self.machine.name() {
-            return Err(ApiError::no_such_vm(name).into());
-        }
-        self.blocking(call).await
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&Machine) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let machine = Arc::clone(&self.machine);
-        tokio::task::spawn_blocking(move || call(&machine))
-            .await
-            .map_err(|error| ApiError::new(Reason::Internal, format!("a call failed: {error}")))?
-            .map_err(Status::from)
-    }
+pub(crate) fn memory_service(monitor: Arc<impl Monitor>) -> MemoryServiceServer<VmEndpoint> {
+    MemoryServiceServer::new(VmEndpoint { monitor })
 }

@@ -1,7 +1,7 @@
 //! `VmService` for the one VM of this process.
 //!
 //! A watch is a task of its own that ends with its caller, with the VM, or with the process's
-//! machine; it sends the VM at once, at each change, and every [`WATCH_INTERVAL`] while the VM
+//! monitor; it sends the VM at once, at each change, and every [`WATCH_INTERVAL`] while the VM
 //! runs, so that statistics move.
 
 use std::{sync::Arc, time::Duration};
@@ -19,18 +19,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::VmEndpoint;
-use crate::machine::Machine;
+use super::{endpoint::VmEndpoint, monitor::Monitor};
 
 /// How often a watcher of a RUNNING VM hears of it at least.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A watcher that does not read holds up its own task after this many messages, nothing else.
 const WATCH_BUFFER: usize = 4;
 
-fn seen(machine: &Machine) -> Result<Vm, ApiError> {
-    machine
+fn seen(monitor: &dyn Monitor) -> Result<Vm, ApiError> {
+    monitor
         .snapshot()
-        .ok_or_else(|| ApiError::no_such_vm(machine.name()))
+        .ok_or_else(|| ApiError::no_such_vm(monitor.name()))
 }
 
 #[tonic::async_trait]
@@ -38,8 +37,8 @@ impl VmService for VmEndpoint {
     async fn create_vm(&self, request: Request<CreateVmRequest>) -> Result<Response<Vm>, Status> {
         let request = request.into_inner();
         let name = VmName::from_id(&request.vm_id)?;
-        if name != *self.machine.name() {
-            let vm = self.machine.name();
+        if name != *self.monitor.name() {
+            let vm = self.monitor.name();
             return Err(
                 ApiError::bad_parameter("vm_id", format_args!("this process is for {vm}"))
                     .with("vm", vm)
@@ -52,16 +51,16 @@ impl VmService for VmEndpoint {
         let spec = VmSpec::from_message(&spec)?;
         let validate_only = request.validate_only;
         let vm = self
-            .blocking(move |machine| {
+            .blocking(move |monitor| {
                 if validate_only {
                     Ok(Vm {
-                        name: machine.name().to_string(),
-                        spec: Some(machine.plan(&spec)?.to_message()),
-                        host: machine.host().to_string(),
+                        name: monitor.name().to_string(),
+                        spec: Some(monitor.plan(&spec)?.to_message()),
+                        host: monitor.host().to_string(),
                         ..Vm::default()
                     })
                 } else {
-                    machine.create(spec)
+                    monitor.create(spec)
                 }
             })
             .await?;
@@ -80,7 +79,7 @@ impl VmService for VmEndpoint {
         let request = request.into_inner();
         let page = PageRequest::new(request.page_size, &request.page_token)?;
         let vms = self
-            .blocking(|machine| Ok(machine.snapshot().into_iter().collect::<Vec<_>>()))
+            .blocking(|monitor| Ok(monitor.snapshot().into_iter().collect::<Vec<_>>()))
             .await?;
         let (vms, next_page_token) = paginate(vms, &page, |vm| vm.name.clone());
         Ok(Response::new(ListVmsResponse {
@@ -97,7 +96,7 @@ impl VmService for VmEndpoint {
         request: Request<WatchVmRequest>,
     ) -> Result<Response<Self::WatchVmStream>, Status> {
         // Before the first look, so that no change falls between.
-        let changes = self.machine.watch();
+        let changes = self.monitor.changes();
         let first = self.on(&request.get_ref().name, seen).await?;
         let (send, receive) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(watch(self.clone(), first, changes, send));
@@ -105,17 +104,17 @@ impl VmService for VmEndpoint {
     }
 
     async fn start_vm(&self, request: Request<StartVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Machine::start).await?;
+        let vm = self.on(&request.get_ref().name, Monitor::start).await?;
         Ok(Response::new(vm))
     }
 
     async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Machine::pause).await?;
+        let vm = self.on(&request.get_ref().name, Monitor::pause).await?;
         Ok(Response::new(vm))
     }
 
     async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Machine::resume).await?;
+        let vm = self.on(&request.get_ref().name, Monitor::resume).await?;
         Ok(Response::new(vm))
     }
 
@@ -123,7 +122,7 @@ impl VmService for VmEndpoint {
         &self,
         request: Request<DeleteVmRequest>,
     ) -> Result<Response<DeleteVmResponse>, Status> {
-        self.on(&request.get_ref().name, Machine::delete).await?;
+        self.on(&request.get_ref().name, Monitor::delete).await?;
         Ok(Response::new(DeleteVmResponse {}))
     }
 }
@@ -135,21 +134,20 @@ async fn watch(
     mut changes: tokio::sync::watch::Receiver<u64>,
     send: mpsc::Sender<Result<Vm, Status>>,
 ) {
-    let exited = endpoint.machine.exited();
-    tokio::pin!(exited);
+    let mut ended = endpoint.monitor.ended();
     loop {
         let running = vm.state() == State::Running;
         if send.send(Ok(vm)).await.is_err() {
             return;
         }
         tokio::select! {
-            _ = &mut exited => return,
+            _ = &mut ended => return,
             () = send.closed() => return,
             changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(WATCH_INTERVAL), if running => {}
         }
-        let machine = Arc::clone(&endpoint.machine);
-        vm = match tokio::task::spawn_blocking(move || machine.snapshot()).await {
+        let monitor = Arc::clone(&endpoint.monitor);
+        vm = match tokio::task::spawn_blocking(move || monitor.snapshot()).await {
             Ok(Some(vm)) => vm,
             Ok(None) | Err(_) => return,
         };

@@ -13,7 +13,10 @@
 //! widest. Extensions that only this host has do no harm: a guest that looked for them did so at
 //! the source.
 
-use super::{CpuDifference, CpuFact, Own};
+use super::{
+    fact::{CpuDifference, CpuFact, NONE},
+    own::Own,
+};
 
 /// What is said of an extension that is there.
 const PRESENT: &str = "present";
@@ -31,11 +34,7 @@ pub(super) fn compatible(source: &[CpuFact], own: &[CpuFact]) -> Vec<CpuDifferen
             "riscv.senvcfg_pmm" => {
                 let here = own.find(&fact.name).map_or("", |own| own.value.as_str());
                 let has = |length| here.split(' ').any(|own| own == length);
-                if !fact
-                    .value
-                    .split(' ')
-                    .all(|one| one == super::NONE || has(one))
-                {
+                if !fact.value.split(' ').all(|one| one == NONE || has(one)) {
                     differences.push(own.differs(fact));
                 }
             }
@@ -68,7 +67,7 @@ fn extensions(source: &CpuFact, own: Own<'_>) -> Vec<CpuDifference> {
         .filter(|wanted| !here.contains(wanted))
         .map(|missing| {
             let name = format!("{}.{missing}", source.name);
-            CpuDifference::new(&name, PRESENT, super::NONE)
+            CpuDifference::new(&name, PRESENT, NONE)
         })
         .collect()
 }
@@ -76,7 +75,7 @@ fn extensions(source: &CpuFact, own: Own<'_>) -> Vec<CpuDifference> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{facts, names},
+        super::samples::{facts, names},
         *,
     };
 

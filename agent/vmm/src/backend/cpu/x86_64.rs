@@ -11,7 +11,13 @@
 //!
 //! LEAF and SUBLEAF are hexadecimal, REG is `eax` to `edx`.
 
-use super::{CpuDifference, CpuFact, Own, TSC_TOLERANCE};
+use super::{
+    fact::{CpuDifference, CpuFact},
+    own::Own,
+};
+
+/// Frequencies closer than this (1 in 4,000, as the kernel's own tolerance of 250 ppm) are equal.
+pub(in crate::backend) const TSC_TOLERANCE: u64 = 4000;
 
 const FEATURES: &str = "x86.cpuid.";
 const SCALING: &str = "x86.tsc_scaling";
@@ -36,7 +42,7 @@ pub(super) fn compatible(source: &[CpuFact], own: &[CpuFact]) -> Vec<CpuDifferen
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{facts, names},
+        super::samples::{facts, names},
         *,
     };
 

@@ -17,7 +17,7 @@ pub(super) enum Contract {
     dead_code,
     reason = "architectures whose vCPUs cannot be run yet make only some"
 )]
-pub(super) enum Exit<'a> {
+pub(super) enum GuestExit<'a> {
     /// Nothing.
     Again,
     /// The doorbell's answer: 0 for go, anything else for ask again.
@@ -32,7 +32,7 @@ pub(super) enum Exit<'a> {
     Internal,
 }
 
-impl<'a> Exit<'a> {
+impl<'a> GuestExit<'a> {
     /// Exits that mean the same on every architecture. What is read from nowhere is all ones.
     pub(super) fn common(exit: VcpuExit<'a>) -> Self {
         Self::Refused(match exit {

@@ -6,6 +6,8 @@
 //! | `slots` | memory slots, dirty log, invalidation |
 //! | `vcpu` | vCPU threads: run, pause, exits, pacing |
 //! | `kick` | how a thread is got out of the guest: a signal, and the immediate-exit flag |
+//! | `host` | opening `/dev/kvm`, probing it, what it gives guests |
+//! | `refuse` | errors that several of these give |
 //! | `stats` | the binary statistics files |
 //! | `state` | the container of saved vCPU state |
 //! | `exit` | why a vCPU left the guest, in no architecture's words |
@@ -31,8 +33,10 @@
 mod arch;
 mod console;
 mod exit;
+mod host;
 mod ioctl;
 mod kick;
+mod refuse;
 mod slots;
 mod state;
 mod stats;
@@ -41,83 +45,5 @@ mod tests;
 mod vcpu;
 mod vm;
 
-use kvm_ioctls::{Cap, Kvm};
-use slat_proto::model::BackendKind;
-
-pub(crate) use self::vm::KvmBackend;
-use super::{BackendError, cpu::CpuFact};
-
-/// Of `KVM_GET_API_VERSION` since Linux 2.6.22.
-const API_VERSION: i32 = 12;
-
-/// What a VM of any architecture cannot do without, with the names an operator finds in the
-/// kernel's documentation.
-const NEEDED: [(Cap, &str); 5] = [
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SyncMmu, "KVM_CAP_SYNC_MMU"),
-    (
-        Cap::DestroyMemoryRegionWorks,
-        "KVM_CAP_DESTROY_MEMORY_REGION_WORKS",
-    ),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-];
-
-fn failed(op: &'static str) -> impl Fn(kvm_ioctls::Error) -> BackendError {
-    move |error| BackendError::Ioctl {
-        op,
-        source: error.into(),
-    }
-}
-
-fn unsupported(what: impl Into<String>) -> BackendError {
-    BackendError::Unsupported {
-        backend: BackendKind::Kvm,
-        what: what.into(),
-    }
-}
-
-/// Opens `/dev/kvm`.
-fn open() -> Result<Kvm, BackendError> {
-    let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
-    let version = kvm.get_api_version();
-    if version != API_VERSION {
-        return Err(unsupported(format!(
-            "speak API version {version} of /dev/kvm, only {API_VERSION}"
-        )));
-    }
-    Ok(kvm)
-}
-
-/// Opens `/dev/kvm` and checks that it has all a VM needs, and that this build can run one.
-fn open_to_run() -> Result<Kvm, BackendError> {
-    arch::supported()?;
-    let kvm = open()?;
-    for (cap, name) in NEEDED.into_iter().chain(arch::NEEDED) {
-        if !kvm.check_extension(cap) {
-            return Err(unsupported(format!("run VMs without {name}")));
-        }
-    }
-    Ok(kvm)
-}
-
-/// Whether KVM can run VMs here. Makes a VM and drops it.
-///
-/// # Errors
-/// Why not: this build cannot run vCPUs of this architecture, or `/dev/kvm` cannot be opened, lacks
-/// a capability, or makes no VM.
-pub(crate) fn probe() -> Result<(), BackendError> {
-    let vm = open_to_run()?
-        .create_vm()
-        .map_err(failed("KVM_CREATE_VM"))?;
-    drop(vm);
-    Ok(())
-}
-
-/// What KVM gives guests here. Makes a VM with one vCPU and drops both.
-///
-/// # Errors
-/// When `/dev/kvm` cannot be opened or makes no vCPU.
-pub(super) fn host_facts() -> Result<Vec<CpuFact>, BackendError> {
-    arch::host_facts(&open()?)
-}
+pub(super) use self::host::host_facts;
+pub(crate) use self::{host::probe, vm::KvmBackend};

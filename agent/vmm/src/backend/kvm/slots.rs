@@ -3,8 +3,9 @@
 //! # Protocol
 //! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection
 //! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts
-//! empty) a harvest copies the log and then clears exactly what it copied: a page written in
-//! between keeps its bit. Without it the kernel clears as it copies.
+//! empty) a harvest has the kernel write the log into the reader's bitmap and then clears exactly
+//! what it wrote: a page written in between keeps its bit. Without it the kernel clears as it
+//! copies.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -24,26 +25,24 @@ use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
 use super::{
     super::BackendError,
-    failed,
     ioctl::{clear_dirty_log, get_dirty_log},
+    refuse::failed,
 };
-use crate::memory::{GuestMemory, SlotMemory};
+use crate::memory::{DirtyBitmap, DirtyError, GuestMemory, SlotBitmaps, SlotMemory};
 
 /// Words of a bitmap cleared at once: 64 Ki pages, some 2 ms under the kernel's MMU lock when all
 /// are dirty.
 const CLEAR_WORDS: usize = 1024;
 
 #[derive(Debug)]
-struct Slot {
+struct KvmSlot {
     memory: Arc<SlotMemory>,
     logging: bool,
-    /// A harvest's copy of the log, kept to save the allocation.
-    copy: Vec<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    table: Mutex<BTreeMap<u32, Slot>>,
+    table: Mutex<BTreeMap<u32, KvmSlot>>,
     memory: GuestMemory,
     manual_protect: bool,
     read_only: bool,
@@ -88,11 +87,11 @@ impl Slots {
         self.harvested.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, KvmSlot>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, table: &BTreeMap<u32, Slot>) {
+    fn publish(&self, table: &BTreeMap<u32, KvmSlot>) {
         self.memory.publish(
             table
                 .values()
@@ -116,7 +115,7 @@ impl Slots {
                 | if logging { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_phys_addr: spec.base_gfn * PAGE_SIZE,
             memory_size: pages * PAGE_SIZE,
-            userspace_addr: memory.mapping().as_ptr() as u64,
+            userspace_addr: memory.guest().address(),
         };
         // SAFETY: the range is a mapping of the slot's length, which the table's Arc keeps until
         // the kernel has let go of it; nothing in this process holds references into it.
@@ -156,10 +155,9 @@ impl Slots {
             return Err(bad(spec, "the number is taken"));
         };
         self.set(vm, memory, spec.pages, false)?;
-        place.insert(Slot {
+        place.insert(KvmSlot {
             memory: Arc::clone(memory),
             logging: false,
-            copy: Vec::new(),
         });
         self.publish(&table);
         Ok(())
@@ -194,65 +192,68 @@ impl Slots {
         Ok(())
     }
 
-    pub(super) fn set_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), BackendError> {
+    pub(super) fn set_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
         let mut table = self.lock();
-        let slot = find(&mut table, number)?;
+        let slot = logged(&mut table, number)?;
         if slot.logging != on {
-            self.set(vm, &slot.memory, slot.memory.spec().pages, on)?;
+            self.set(vm, &slot.memory, slot.memory.spec().pages, on)
+                .map_err(|error| of_slot(number, error))?;
             slot.logging = on;
-            slot.copy = Vec::new();
         }
         Ok(())
     }
 
-    pub(super) fn harvest(
+    pub(super) fn harvest(&self, vm: &VmFd, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        let mut table = self.lock();
+        for (number, bitmap) in into {
+            self.harvest_slot(vm, logged(&mut table, *number)?, bitmap)?;
+        }
+        Ok(())
+    }
+
+    fn harvest_slot(
         &self,
         vm: &VmFd,
-        number: u32,
-        bitmap: &mut [u64],
-    ) -> Result<u64, BackendError> {
-        let mut table = self.lock();
-        let slot = find(&mut table, number)?;
+        slot: &KvmSlot,
+        bitmap: &mut DirtyBitmap,
+    ) -> Result<(), DirtyError> {
         let spec = slot.memory.spec();
+        let (number, refused) = (spec.slot, |message: &str| DirtyError::Refused {
+            slot: spec.slot,
+            message: message.to_owned(),
+        });
         if !slot.logging {
-            return Err(bad(spec, "dirty logging is off"));
+            return Err(refused("dirty logging is off"));
         }
-        let words = spec.pages.div_ceil(64) as usize;
-        if bitmap.len() < words {
-            return Err(bad(
-                spec,
-                format!("a bitmap of {} words; {words} are needed", bitmap.len()),
-            ));
+        if bitmap.pages() != spec.pages {
+            return Err(refused("a bitmap of another length"));
         }
-        slot.copy.resize(words, 0);
-        let copy = &mut slot.copy[..];
-        let ioctl = |op| move |source| BackendError::Ioctl { op, source };
-        get_dirty_log(vm, number, spec.pages, copy).map_err(ioctl("KVM_GET_DIRTY_LOG"))?;
+        let kernel = |op| {
+            move |source| DirtyError::Kernel {
+                slot: number,
+                op,
+                source,
+            }
+        };
+        // How many bits the kernel sets it does not say.
+        let all = |()| u64::MAX;
+        let taken = bitmap.load(|words| get_dirty_log(vm, number, spec.pages, words).map(all));
         // Without manual protection the log is taken by now: nothing below may fail then.
-        let mut taken = 0;
-        for (at, (piece, into)) in copy
-            .chunks(CLEAR_WORDS)
-            .zip(bitmap.chunks_mut(CLEAR_WORDS))
-            .enumerate()
+        let taken = taken.map_err(kernel("KVM_GET_DIRTY_LOG"))?;
+        let mut from = 0;
+        while self.manual_protect
+            && let Some((word, words)) = bitmap.next_piece(from, CLEAR_WORDS)
         {
-            let dirty: u64 = piece.iter().map(|word| u64::from(word.count_ones())).sum();
-            if dirty == 0 {
-                continue;
-            }
-            if self.manual_protect {
-                let first = (at * CLEAR_WORDS * 64) as u64;
-                // At most 64 Ki; shorter only where the slot ends.
-                let pages = (spec.pages - first).min(piece.len() as u64 * 64) as u32;
-                clear_dirty_log(vm, number, first, pages, piece)
-                    .map_err(ioctl("KVM_CLEAR_DIRTY_LOG"))?;
-            }
-            for (into, word) in into.iter_mut().zip(piece) {
-                *into |= word;
-            }
-            taken += dirty;
+            let first = word as u64 * 64;
+            // At most 64 Ki; shorter only where the slot ends.
+            let pages = (spec.pages - first).min(words.len() as u64 * 64) as u32;
+            // What is not cleared is told again by the next harvest.
+            clear_dirty_log(vm, number, first, pages, words)
+                .map_err(kernel("KVM_CLEAR_DIRTY_LOG"))?;
+            from = word + CLEAR_WORDS;
         }
         self.harvested.fetch_add(taken, Ordering::Relaxed);
-        Ok(taken)
+        Ok(())
     }
 
     /// Drops the mappings of `[gfn, gfn + pages)`. The kernel's notifier zaps the second stage and
@@ -263,7 +264,7 @@ impl Slots {
             let spec = slot.spec();
             let (from, to) = (gfn.max(spec.base_gfn), end.min(spec.end_gfn()));
             if from < to {
-                slot.mapping()
+                slot.guest()
                     .drop_mappings(from - spec.base_gfn, to - from)
                     .map_err(|source: io::Error| BackendError::Ioctl {
                         op: "madvise(MADV_DONTNEED)",
@@ -275,10 +276,26 @@ impl Slots {
     }
 }
 
-fn find(table: &mut BTreeMap<u32, Slot>, number: u32) -> Result<&mut Slot, BackendError> {
+fn find(table: &mut BTreeMap<u32, KvmSlot>, number: u32) -> Result<&mut KvmSlot, BackendError> {
     table
         .get_mut(&number)
         .ok_or(BackendError::NoSuchSlot { slot: number })
+}
+
+fn logged(table: &mut BTreeMap<u32, KvmSlot>, slot: u32) -> Result<&mut KvmSlot, DirtyError> {
+    table.get_mut(&slot).ok_or(DirtyError::NoSuchSlot { slot })
+}
+
+/// A change of a slot's flags was refused.
+fn of_slot(slot: u32, error: BackendError) -> DirtyError {
+    match error {
+        BackendError::Ioctl { op, source } => DirtyError::Kernel { slot, op, source },
+        BackendError::BadSlot { message, .. } => DirtyError::Refused { slot, message },
+        error => DirtyError::Refused {
+            slot,
+            message: error.to_string(),
+        },
+    }
 }
 
 fn bad(spec: SlotSpec, message: impl Into<String>) -> BackendError {

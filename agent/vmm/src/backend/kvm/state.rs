@@ -30,11 +30,11 @@ pub(super) fn bad(message: impl Into<String>) -> BackendError {
 
 /// Writes state.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct StateWriter {
     bytes: Vec<u8>,
 }
 
-impl Writer {
+impl StateWriter {
     pub(super) fn new(arch: u32, vcpus: u32) -> Self {
         let mut bytes = MAGIC.to_vec();
         for word in [VERSION, arch, vcpus] {
@@ -65,7 +65,7 @@ impl Writer {
 
 /// Reads state.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(super) struct StateReader<'a> {
     rest: &'a [u8],
 }
 
@@ -74,7 +74,7 @@ fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_le_bytes(*word), rest))
 }
 
-impl<'a> Reader<'a> {
+impl<'a> StateReader<'a> {
     /// Checks the header and the CRC.
     ///
     /// # Errors
@@ -148,14 +148,14 @@ mod tests {
     use super::*;
 
     fn sample() -> Vec<u8> {
-        let mut writer = Writer::new(1, 2);
+        let mut writer = StateWriter::new(1, 2);
         writer.section(*b"REGS", &[1, 2, 3]);
         writer.section(*b"NONE", &[]);
         writer.finish()
     }
 
     fn read(bytes: &[u8], vcpus: u32) -> Result<(Vec<u8>, Vec<u8>), BackendError> {
-        let mut reader = Reader::new(bytes, 1, vcpus)?;
+        let mut reader = StateReader::new(bytes, 1, vcpus)?;
         let sections = (
             reader.section(*b"REGS")?.to_vec(),
             reader.section(*b"NONE")?.to_vec(),

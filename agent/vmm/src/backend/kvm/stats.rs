@@ -18,7 +18,7 @@ const MAX_NAME: usize = 256;
 
 /// The statistics of one VM or vCPU.
 #[derive(Debug)]
-struct Source {
+struct StatsFile {
     file: File,
     /// Where each single-valued statistic is in the file.
     offsets: HashMap<String, u64>,
@@ -29,7 +29,7 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_ne_bytes(word) as usize
 }
 
-impl Source {
+impl StatsFile {
     fn new(file: File) -> io::Result<Self> {
         let mut header = [0; HEADER];
         file.read_exact_at(&mut header, 0)?;
@@ -76,18 +76,18 @@ impl Source {
 /// The statistics of a VM and its vCPUs; by default nothing is offered.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
-    vm: Option<Source>,
-    vcpus: Vec<Source>,
+    vm: Option<StatsFile>,
+    vcpus: Vec<StatsFile>,
 }
 
 impl Stats {
     /// From the files the kernel gave.
     pub(super) fn new(vm: File, vcpus: Vec<File>) -> io::Result<Self> {
         Ok(Self {
-            vm: Some(Source::new(vm)?),
+            vm: Some(StatsFile::new(vm)?),
             vcpus: vcpus
                 .into_iter()
-                .map(Source::new)
+                .map(StatsFile::new)
                 .collect::<io::Result<_>>()?,
         })
     }

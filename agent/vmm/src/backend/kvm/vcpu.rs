@@ -31,7 +31,7 @@ use super::{
     super::{BackendError, EventSink, GuestEvent},
     arch,
     console::Console,
-    exit::{Contract, Exit},
+    exit::{Contract, GuestExit},
     kick::{self, ExitFlag, Target},
     slots::Slots,
 };
@@ -68,7 +68,7 @@ enum Wanted {
 }
 
 #[derive(Debug)]
-struct Control {
+struct ThreadControl {
     wanted: Wanted,
     parked: usize,
     /// Some vCPU ran: state can no longer be loaded.
@@ -88,7 +88,7 @@ struct Vcpu {
 
 struct Shared {
     vcpus: Vec<Vcpu>,
-    control: Mutex<Control>,
+    control: Mutex<ThreadControl>,
     /// Wanted state changed: threads wake from parking or pacing.
     told: Condvar,
     /// A thread parked or ended: the owner wakes.
@@ -143,7 +143,7 @@ impl Threads {
         let count = vcpus.len();
         let shared = Arc::new(Shared {
             vcpus,
-            control: Mutex::new(Control {
+            control: Mutex::new(ThreadControl {
                 wanted: Wanted::Pause,
                 parked: 0,
                 ran: false,
@@ -248,7 +248,7 @@ impl Threads {
         // The last owner may be a vCPU thread itself, through the event sink; it cannot wait for
         // its own end.
         let me = Target::current();
-        let alive = |control: &mut Control| {
+        let alive = |control: &mut ThreadControl| {
             let mut targets = control.targets.iter().flatten();
             targets.any(|target| *target != me)
         };
@@ -277,12 +277,12 @@ impl Drop for Threads {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Control> {
+    fn lock(&self) -> MutexGuard<'_, ThreadControl> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the wanted state and makes every thread see it.
-    fn want(&self, control: &mut Control, wanted: Wanted) {
+    fn want(&self, control: &mut ThreadControl, wanted: Wanted) {
         control.wanted = wanted;
         self.go.store(wanted == Wanted::Run, Ordering::SeqCst);
         if wanted != Wanted::Run {
@@ -390,18 +390,18 @@ impl Shared {
     }
 
     /// Serves an exit, or says what is wrong with it.
-    fn serve(&self, index: usize, pacer: &mut Pacer, exit: Exit<'_>) -> Result<(), String> {
+    fn serve(&self, index: usize, pacer: &mut Pacer, exit: GuestExit<'_>) -> Result<(), String> {
         match exit {
-            Exit::Again => {}
-            Exit::Doorbell(answer) => answer.fill(u8::from(!self.may_go(index, pacer)?)),
-            Exit::Print(bytes) => {
+            GuestExit::Again => {}
+            GuestExit::Doorbell(answer) => answer.fill(u8::from(!self.may_go(index, pacer)?)),
+            GuestExit::Print(bytes) => {
                 if let Serving::Raw(Some(console)) = &self.serving {
                     console.print(bytes);
                 }
             }
-            Exit::End => self.end(GuestEvent::Stopped),
-            Exit::Refused(what) => return Err(what),
-            Exit::Internal => return Err(INTERNAL_ERROR.to_owned()),
+            GuestExit::End => self.end(GuestEvent::Stopped),
+            GuestExit::Refused(what) => return Err(what),
+            GuestExit::Internal => return Err(INTERNAL_ERROR.to_owned()),
         }
         Ok(())
     }

@@ -20,14 +20,18 @@ use super::{
     super::{Backend, BackendError, EventSink, cpu::CpuFact},
     arch::{self, ARCH, HostCpu, Told, VcpuState},
     console::Console,
-    failed, ioctl, open_to_run,
+    host::open_to_run,
+    ioctl,
+    refuse::{failed, unsupported},
     slots::Slots,
-    state::{Reader, Writer, bad},
+    state::{StateReader, StateWriter, bad},
     stats::Stats,
-    unsupported,
     vcpu::{Serving, Threads},
 };
-use crate::{guest::Layout, memory::SlotMemory};
+use crate::{
+    guest::{BootEntry, Layout},
+    memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
+};
 
 /// One VM of KVM.
 #[derive(Debug)]
@@ -87,7 +91,7 @@ impl KvmBackend {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
-            let entry = layout.entry(spec, index);
+            let entry = BootEntry::new(spec, &layout, index);
             told.push(arch::prepare_vcpu(&host, &vcpu, index, entry)?);
             vcpus.push(vcpu);
         }
@@ -134,6 +138,16 @@ impl KvmBackend {
     }
 }
 
+impl DirtySource for KvmBackend {
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError> {
+        self.slots.set_logging(&self.vm, slot, on)
+    }
+
+    fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        self.slots.harvest(&self.vm, into)
+    }
+}
+
 impl Backend for KvmBackend {
     fn capabilities(&self) -> Vec<v1::Capability> {
         let mut all = vec![
@@ -170,14 +184,6 @@ impl Backend for KvmBackend {
         self.slots.shift(&self.vm, slot, base_gfn)
     }
 
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
-        self.slots.set_logging(&self.vm, slot, on)
-    }
-
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
-        self.slots.harvest(&self.vm, slot, bitmap)
-    }
-
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         self.slots.invalidate(gfn, pages)
     }
@@ -196,7 +202,7 @@ impl Backend for KvmBackend {
     }
 
     fn save_state(&self) -> Result<Vec<u8>, BackendError> {
-        let mut writer = Writer::new(ARCH, self.vcpus);
+        let mut writer = StateWriter::new(ARCH, self.vcpus);
         let told = self.told();
         self.threads.while_stopped(false, |index, vcpu| {
             VcpuState::save(&self.host, vcpu, &told[index as usize])?.write(&mut writer);
@@ -206,7 +212,7 @@ impl Backend for KvmBackend {
     }
 
     fn load_state(&self, state: &[u8]) -> Result<(), BackendError> {
-        let mut reader = Reader::new(state, ARCH, self.vcpus)?;
+        let mut reader = StateReader::new(state, ARCH, self.vcpus)?;
         let states = (0..self.vcpus)
             .map(|index| VcpuState::read(&mut reader, &self.host).map_err(of_vcpu(index)))
             .collect::<Result<Vec<_>, _>>()?;

@@ -1,22 +1,24 @@
 //! Made-up host frames: what the tables' entries point to.
 //!
-//! Each slot's mapping gets a range of frame numbers of its own, congruent to the slot's guest frames so that huge pages are
-//! possible. Numbers are used again only after all others were, so that a translation kept too long leads nowhere instead
-//! of into another slot.
+//! Each slot's mapping gets a range of frame numbers of its own, congruent to the slot's guest
+//! frames so that huge pages are possible. Numbers are used again only after all others were, so
+//! that a translation kept too long leads nowhere instead of into another slot.
 //!
-//! Each vCPU has a *view*: its own copy of the map, which hands out its own leases on the mappings. So vCPUs share no lock and no
-//! reference count: two that miss at the same time write no common cache line.
+//! Each vCPU has a *view*: its own copy of the map, which hands out its own leases on the mappings.
+//! So vCPUs share no lock and no reference count: two that miss at the same time write no common
+//! cache line.
 //!
-//! *Locking*: `numbers` serialises changes; below it each view's lock in turn, which its vCPU takes for a look-up. None is held
-//! across a call. *Invariants*: ranges are disjoint; views differ only while a change is under way, before the range's first
-//! translation or after its last; a range goes only after the flush that took its translations.
+//! *Locking*: `numbers` serialises changes; below it each view's lock in turn, which its vCPU takes
+//! for a look-up. None is held across a call. *Invariants*: ranges are disjoint; views differ only
+//! while a change is under way, before the range's first translation or after its last; a range
+//! goes only after the flush that took its translations.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::memory::Mapping;
+use crate::memory::GuestView;
 
 /// Frames of the largest page that is ever mapped, 1 GiB.
 const GIANT: u64 = 1 << 18;
@@ -25,12 +27,12 @@ const END: u64 = 1 << 40;
 
 /// A vCPU's hold on a mapping.
 #[derive(Debug)]
-pub(super) struct Lease(Arc<Mapping>);
+pub(super) struct Lease(Arc<GuestView>);
 
 impl std::ops::Deref for Lease {
-    type Target = Mapping;
+    type Target = GuestView;
 
-    fn deref(&self) -> &Mapping {
+    fn deref(&self) -> &GuestView {
         &self.0
     }
 }
@@ -38,9 +40,9 @@ impl std::ops::Deref for Lease {
 /// What one vCPU sees.
 #[derive(Debug, Default)]
 #[repr(align(128))] // no false sharing between vCPUs
-pub(super) struct View(Mutex<BTreeMap<u64, Arc<Lease>>>);
+pub(super) struct FrameView(Mutex<BTreeMap<u64, Arc<Lease>>>);
 
-impl View {
+impl FrameView {
     fn ranges(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Lease>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,8 +56,9 @@ impl View {
     }
 }
 
+/// Which numbers are whose.
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Inner {
     /// Pages of each range, by its first number.
     ranges: BTreeMap<u64, u64>,
     next: u64,
@@ -65,7 +68,7 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Frames {
     numbers: Mutex<Inner>,
-    views: Vec<Arc<View>>,
+    views: Vec<Arc<FrameView>>,
 }
 
 impl Frames {
@@ -77,28 +80,25 @@ impl Frames {
         }
     }
 
-    fn numbers(&self) -> MutexGuard<'_, Inner> {
+    /// The lock that serialises changes.
+    pub(super) fn numbers(&self) -> MutexGuard<'_, Inner> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[cfg(test)]
-    pub(super) fn hold_for_test(&self) -> impl Drop + '_ {
-        self.numbers()
-    }
-
     /// The view of a vCPU.
-    pub(super) fn view(&self, vcpu: usize) -> Arc<View> {
+    pub(super) fn view(&self, vcpu: usize) -> Arc<FrameView> {
         Arc::clone(&self.views[vcpu])
     }
 
-    /// Numbers the mapping's pages, congruent to guest frames from `base_gfn` on. `None` when no range is free.
-    pub(super) fn add(&self, mapping: &Arc<Mapping>, base_gfn: u64) -> Option<u64> {
+    /// Numbers the mapping's pages, congruent to guest frames from `base_gfn` on. `None` when no
+    /// range is free.
+    pub(super) fn add(&self, mapping: &Arc<GuestView>, base_gfn: u64) -> Option<u64> {
         let mut inner = self.numbers();
-        let room = (base_gfn % GIANT + mapping.pages()).next_multiple_of(GIANT);
+        let span = (base_gfn % GIANT + mapping.pages()).next_multiple_of(GIANT);
         let start = inner
-            .free_from(inner.next.max(GIANT), room)
-            .or_else(|| inner.free_from(GIANT, room))?;
-        inner.next = start + room;
+            .free_from(inner.next.max(GIANT), span)
+            .or_else(|| inner.free_from(GIANT, span))?;
+        inner.next = start + span;
         let base = start + base_gfn % GIANT;
         inner.ranges.insert(base, mapping.pages());
         for view in &self.views {
@@ -119,40 +119,44 @@ impl Frames {
 }
 
 impl Inner {
-    /// First multiple of [`GIANT`] at or after `from` with `room` free numbers.
-    fn free_from(&self, from: u64, room: u64) -> Option<u64> {
+    /// First multiple of [`GIANT`] at or after `from` with `span` free numbers.
+    fn free_from(&self, from: u64, span: u64) -> Option<u64> {
         let mut start = from;
         let before = self.ranges.range(..from).next_back();
         for (base, pages) in before.into_iter().chain(self.ranges.range(from..)) {
-            if start + room <= *base {
+            if start + span <= *base {
                 break;
             }
             start = start.max((base + pages).next_multiple_of(GIANT));
         }
-        (start + room <= END).then_some(start)
+        (start + span <= END).then_some(start)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Region;
+
+    fn view(pages: u64) -> Arc<GuestView> {
+        Arc::clone(Region::new("test", pages).unwrap().guest())
+    }
 
     #[test]
     fn ranges_are_congruent_disjoint_and_not_used_again_soon() {
         let frames = Frames::new(2);
-        let (view, other) = (frames.view(0), frames.view(1));
-        let mapping = || Arc::new(Mapping::new("test", 8).unwrap());
-        let (one, two) = (mapping(), mapping());
+        let (first_cpu, other) = (frames.view(0), frames.view(1));
+        let (one, two) = (view(8), view(8));
         let first = frames.add(&one, 5 * GIANT + 77).unwrap();
         let second = frames.add(&two, 3).unwrap();
         assert_eq!((first % GIANT, second % GIANT), (77, 3));
-        let (found, page) = view.find(first + 7).unwrap();
+        let (found, page) = first_cpu.find(first + 7).unwrap();
         assert!(Arc::ptr_eq(&found.0, &one) && page == 7);
         let (same, _) = other.find(first).unwrap();
         assert!(Arc::ptr_eq(&same.0, &one) && !Arc::ptr_eq(&same, &found));
-        assert!(view.find(first + 8).is_none() && view.find(first - 1).is_none());
+        assert!(first_cpu.find(first + 8).is_none() && first_cpu.find(first - 1).is_none());
         frames.remove(first);
-        assert!(view.find(first).is_none() && other.find(first).is_none());
+        assert!(first_cpu.find(first).is_none() && other.find(first).is_none());
         drop((found, same));
         assert_eq!(Arc::strong_count(&one), 1, "no view holds it any more");
         assert!(frames.add(&one, 77).unwrap() > second);
@@ -161,7 +165,7 @@ mod tests {
     #[test]
     fn when_all_numbers_were_used_the_free_ones_come_again() {
         let frames = Frames::new(0);
-        let mapping = Arc::new(Mapping::new("test", 1).unwrap());
+        let mapping = view(1);
         let kept = frames.add(&mapping, 0).unwrap();
         frames.numbers().next = END;
         let next = frames.add(&mapping, 0).unwrap();

@@ -1,12 +1,14 @@
 //! Lets vCPU threads run, stops them, ends them; and collects why the guest failed.
 //!
 //! # Protocol
-//! A vCPU *rests* until it may run, runs batches while [`Gate::running`], and rests again. The owner says what is wanted and
-//! waits until all rest. A failure stops all vCPUs for good: the last one to come to rest reports it, *before* it counts as
-//! resting, so that a pause which returned has nothing left to report.
+//! A vCPU *rests* until it may run, runs batches while [`Gate::running`], and rests again. The
+//! owner says what is wanted and waits until all rest. A failure stops all vCPUs for good: the last
+//! one to come to rest reports it, *before* it counts as resting, so that a pause which returned
+//! has nothing left to report.
 //!
-//! *Locking*: one mutex, never held across the event sink. `stop` mirrors "not wanted to run" so that a running vCPU looks
-//! without the lock. At rest happens before the owner's return, through the mutex: all stores of the guest are then visible.
+//! *Locking*: one mutex, never held across the event sink. `stop` mirrors "not wanted to run" so
+//! that a running vCPU looks without the lock. At rest happens before the owner's return, through
+//! the mutex: all stores of the guest are then visible.
 
 use std::{
     sync::{

@@ -1,30 +1,36 @@
-//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any format on any host.
+//! The software backend: vCPU threads with TLBs of their own walk the Common MMU's tables. Any
+//! format on any host.
 //!
 //! | file | what |
 //! |---|---|
 //! | `tables` | memory for page tables, bounded by what the slots need |
 //! | `frames` | made-up host frames: what entries point to |
-//! | `shootdown` | how a flush reaches the vCPUs; the protocol in prose, and the check that it is kept |
+//! | `shootdown` | how a flush reaches the vCPUs, and the check that it did |
 //! | `tlb` | a vCPU's TLB |
 //! | `vcpu` | a vCPU's thread: memstress through the TLB |
 //! | `gate` | run, pause, end, failure |
+//! | `port` | what may stand between these, given from outside |
+//! | `shared` | what the vCPUs and their owner share of the above |
 //! | `state` | saved vCPU state |
 //!
 //! # Locking
-//! The MMU serialises its own operations and flushes before they return, so there is little left to lock here. `slots` guards
-//! the list of slots and keeps a slot's host frames in step with the slot; no vCPU takes it, and it is not held while the
-//! dirty log is taken. Below it come the MMU's locks, and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the
-//! table memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`] and [`Backend::stats`]
-//! take none of these for long.
+//! The MMU serialises its own operations and flushes before they return, so there is little left to
+//! lock here. `slots` guards the list of slots and keeps a slot's host frames in step with the
+//! slot; no vCPU takes it, and it is not held while the dirty log is taken. Below it come the MMU's
+//! locks, and below those the shoot-down's (`Shootdown` is the MMU's [`Host`]) and the table
+//! memory's. The frames' locks are taken with no other below. [`Backend::run`], [`Backend::pause`]
+//! and [`Backend::stats`] take none of these for long.
 //!
 //! vCPUs fault in parallel: see `vcpu` for what they take.
 //!
 //! # Invariants
 //! * An operation returns when its flush is complete.
-//! * A slot's memory is in `frames` from before its first translation until after its last. Its host frames are congruent to
-//!   its guest frames up to 1 GiB, so that it can be mapped hugely; a slot that is moved elsewhere keeps its host frames, and with
-//!   them only the sizes that still fit, as in KVM.
-//! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are flushed.
+//! * A slot's memory is in `frames` from before its first translation until after its last. Its
+//!   host frames are congruent to its guest frames up to 1 GiB, so that it can be mapped hugely; a
+//!   slot that is moved elsewhere keeps its host frames, and with them only the sizes that still
+//!   fit, as in KVM.
+//! * TLBs hold leaves only, no intermediate entries, so removed tables need no pin while they are
+//!   flushed.
 //!
 //! [`Host`]: slat_mmu::Host
 
@@ -32,6 +38,8 @@ mod frames;
 mod gate;
 #[cfg(test)]
 mod kernel_oracles;
+mod port;
+mod shared;
 mod shootdown;
 mod state;
 mod tables;
@@ -48,8 +56,7 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    DirtyLogError, FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SecondStage, SlotError,
-    SlotFlags, SlotId, SlotSpec,
+    FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotId, SlotSpec,
 };
 use slat_proto::{
     model::{BackendKind, Format, GuestSpec, VmSpec},
@@ -57,29 +64,17 @@ use slat_proto::{
 };
 
 use self::{
-    frames::Frames,
-    gate::Gate,
-    shootdown::Shootdown,
+    port::{Direct, Port},
+    shared::VmCore,
     tables::{Budget, TableHeap},
     vcpu::Vcpu,
 };
 use super::{Backend, BackendError, CpuFact, EventSink};
-use crate::memory::SlotMemory;
-
-/// What vCPUs and owner share.
-#[derive(Debug)]
-struct Vm {
-    mmu: Box<dyn SecondStage>,
-    frames: Frames,
-    shootdown: Arc<Shootdown>,
-    gate: Gate,
-    #[cfg(test)]
-    hooks: kernel_oracles::Hooks,
-}
+use crate::memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory};
 
 /// A slot as this backend keeps it.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct BackedSlot {
     id: SlotId,
     pages: u64,
     read_only: bool,
@@ -90,40 +85,30 @@ struct Slot {
 /// Runs memstress over the Common MMU. See the module.
 #[derive(Debug)]
 pub(crate) struct SoftwareBackend {
-    vm: Arc<Vm>,
+    vm: Arc<VmCore>,
     format: Format,
     vcpus: u32,
     budget: Arc<Budget>,
-    slots: Mutex<BTreeMap<u32, Slot>>,
+    slots: Mutex<BTreeMap<u32, BackedSlot>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Vm {
-    fn new(
-        stage: GuestStage,
-        vcpus: u32,
-        config: MmuConfig,
-        tables: TableHeap,
-        events: EventSink,
-    ) -> Arc<Self> {
-        let shootdown = Arc::new(Shootdown::new(vcpus));
-        Arc::new(Self {
-            mmu: stage.build(tables, Arc::clone(&shootdown), config),
-            frames: Frames::new(vcpus),
-            shootdown,
-            gate: Gate::new(vcpus, events),
-            #[cfg(test)]
-            hooks: kernel_oracles::Hooks::default(),
-        })
-    }
-}
-
 impl SoftwareBackend {
-    /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless the spec says otherwise.
+    /// A stopped backend without slots; its vCPU threads exist and rest. The format is EPT4 unless
+    /// the spec says otherwise.
     ///
     /// # Errors
-    /// `Unsupported` for a raw image or a format that the MMU has not; `Vcpu` when a thread cannot be made.
+    /// `Unsupported` for a raw image or a format that the MMU has not; `Vcpu` when a thread cannot
+    /// be made.
     pub(crate) fn new(spec: &VmSpec, events: EventSink) -> Result<Self, BackendError> {
+        Self::with_port(spec, events, Arc::new(Direct))
+    }
+
+    fn with_port(
+        spec: &VmSpec,
+        events: EventSink,
+        port: Arc<dyn Port>,
+    ) -> Result<Self, BackendError> {
         if matches!(spec.guest, GuestSpec::RawImage(_)) {
             return Err(BackendError::Unsupported {
                 backend: BackendKind::Software,
@@ -133,14 +118,15 @@ impl SoftwareBackend {
         let format = spec.format.unwrap_or(Format::Ept4);
         let budget = Arc::new(Budget::default());
         let tables = TableHeap::new(Arc::clone(&budget)).map_err(|error| BackendError::Vcpu {
-            message: format!("no room for page tables: {error}"),
+            message: format!("no addresses for page tables: {error}"),
         })?;
-        let vm = Vm::new(
+        let vm = VmCore::new(
             stage(format)?,
             spec.vcpus,
             MmuConfig::default(),
             tables,
             events,
+            port,
         );
         let mut backend = Self {
             vm,
@@ -163,17 +149,18 @@ impl SoftwareBackend {
         Ok(backend)
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, BackedSlot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, slot: u32) -> Result<Slot, BackendError> {
-        find(&self.slots(), slot)
+    fn logged(&self, slot: u32) -> Result<BackedSlot, DirtyError> {
+        let found = self.slots().get(&slot).copied();
+        found.ok_or(DirtyError::NoSuchSlot { slot })
     }
 
-    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is more than those that
-    /// remain can need.
-    fn settle_tables(&self, slots: &BTreeMap<u32, Slot>) {
+    /// Sets the bound for table memory. What slots that are gone left behind goes first when it is
+    /// more than those that remain can need.
+    fn settle_tables(&self, slots: &BTreeMap<u32, BackedSlot>) {
         let needed = Budget::needed_for(slots.values().map(|slot| slot.pages))
             + Budget::stock_of(self.vcpus);
         if self.budget.used() > needed {
@@ -204,6 +191,40 @@ impl Drop for SoftwareBackend {
     }
 }
 
+impl DirtySource for SoftwareBackend {
+    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError> {
+        let found = self.logged(slot)?;
+        let unsplit = self
+            .vm
+            .mmu
+            .space(0)
+            .set_slot_flags(found.id, flags(&found, on))
+            .map_err(|error| refused(slot, error))?;
+        if unsplit > 0 {
+            tracing::warn!(
+                slot,
+                unsplit,
+                "huge mappings are logged whole for want of table memory"
+            );
+        }
+        Ok(())
+    }
+
+    fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        for (slot, bitmap) in into {
+            let found = self.logged(*slot)?;
+            let (mmu, pages) = (&self.vm.mmu, bitmap.pages());
+            if found.pages != pages {
+                return Err(refused(*slot, format!("a bitmap of {pages} pages")));
+            }
+            bitmap
+                .load(|words| mmu.space(0).harvest_dirty_log(found.id, words))
+                .map_err(|error| refused(*slot, error))?;
+        }
+        Ok(())
+    }
+}
+
 impl Backend for SoftwareBackend {
     fn capabilities(&self) -> Vec<v1::Capability> {
         use v1::Capability::{DirtyLog, FaultStatistics, FlushStatistics, Invalidate, VcpuState};
@@ -231,9 +252,9 @@ impl Backend for SoftwareBackend {
         let frames = self
             .vm
             .frames
-            .add(memory.mapping(), spec.base_gfn)
+            .add(memory.guest(), spec.base_gfn)
             .ok_or_else(|| bad("no host frame numbers are left".to_owned()))?;
-        let slot = Slot {
+        let slot = BackedSlot {
             id,
             pages: spec.pages,
             read_only: spec.read_only,
@@ -274,33 +295,6 @@ impl Backend for SoftwareBackend {
             .map_err(|error| slot_error(slot, &error))?;
         self.settle_tables(&slots);
         Ok(())
-    }
-
-    fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), BackendError> {
-        let found = self.find(slot)?;
-        let unsplit = self
-            .vm
-            .mmu
-            .space(0)
-            .set_slot_flags(found.id, flags(&found, on))
-            .map_err(|error| slot_error(slot, &error))?;
-        if unsplit > 0 {
-            tracing::warn!(
-                slot,
-                unsplit,
-                "huge mappings are logged whole for want of table memory"
-            );
-        }
-        Ok(())
-    }
-
-    fn harvest_dirty(&self, slot: u32, bitmap: &mut [u64]) -> Result<u64, BackendError> {
-        let found = self.find(slot)?;
-        self.vm
-            .mmu
-            .space(0)
-            .harvest_dirty_log(found.id, bitmap)
-            .map_err(|error| log_error(slot, &error))
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
@@ -378,14 +372,14 @@ fn stage(format: Format) -> Result<GuestStage, BackendError> {
     })
 }
 
-fn find(slots: &BTreeMap<u32, Slot>, slot: u32) -> Result<Slot, BackendError> {
+fn find(slots: &BTreeMap<u32, BackedSlot>, slot: u32) -> Result<BackedSlot, BackendError> {
     slots
         .get(&slot)
         .copied()
         .ok_or(BackendError::NoSuchSlot { slot })
 }
 
-fn flags(slot: &Slot, logging: bool) -> SlotFlags {
+fn flags(slot: &BackedSlot, logging: bool) -> SlotFlags {
     let mut flags = SlotFlags::empty();
     flags.set(SlotFlags::READONLY, slot.read_only);
     flags.set(SlotFlags::LOG_DIRTY, logging);
@@ -402,12 +396,9 @@ fn slot_error(slot: u32, error: &SlotError) -> BackendError {
     }
 }
 
-fn log_error(slot: u32, error: &DirtyLogError) -> BackendError {
-    match error {
-        DirtyLogError::UnknownSlot { .. } => BackendError::NoSuchSlot { slot },
-        error => BackendError::BadSlot {
-            slot,
-            message: error.to_string(),
-        },
+fn refused(slot: u32, why: impl ToString) -> DirtyError {
+    DirtyError::Refused {
+        slot,
+        message: why.to_string(),
     }
 }

@@ -1,50 +1,62 @@
 //! TLB shoot-down: how a flush reaches every vCPU, and how one knows that it has.
 //!
 //! # State
-//! Each vCPU has a mailbox: the flushes it has yet to obey (merged into one), the number of the last one posted, the number
-//! of the last one obeyed, and whether the vCPU is *inside the guest*, which is the only time when it may use its TLB.
-//! Flushes are numbered in the order of posting; every flush goes to every mailbox.
+//! Each vCPU has a mailbox: the flushes it has yet to obey (merged into one), the number of the
+//! last one posted, the number of the last one obeyed, and whether the vCPU is *inside the guest*,
+//! which is the only time when it may use its TLB. Flushes are numbered in the order of posting;
+//! every flush goes to every mailbox.
 //!
 //! # A vCPU
 //! * *Enter*: `inside = true`; full fence; obey what was posted.
-//! * *Each access*: look whether something was posted (one load); if so, obey: take the merged flush, drop what it covers
-//!   from the TLB, then publish the number as obeyed. Then look the frame up. On a miss walk the tables, fill, and **begin
-//!   anew**, so that a flush posted during the walk also hits the new entry.
-//! * *Leave*: publish `inside = false`. A vCPU leaves before anything that may take long: resting, pacing, its own flush.
+//! * *Each access*: look whether something was posted (one load); if so, obey: take the merged
+//!   flush, drop what it covers from the TLB, then publish the number as obeyed. Then look the
+//!   frame up. On a miss walk the tables, fill, and **begin anew**, so that a flush posted during
+//!   the walk also hits the new entry.
+//! * *Leave*: publish `inside = false`. A vCPU leaves before anything that may take long: resting,
+//!   pacing, its own flush.
 //!
 //! # A sender
-//! The MMU, through [`Host::flush`], when it has changed its tables and before it reuses what they led to. Posts to every mailbox;
-//! full fence; then waits for each vCPU until it has obeyed that number or is outside. It spins a little, then sleeps. *It holds
-//! the MMU's lock*, so a vCPU that is inside does nothing that may wait for it: it walks and obeys. A walk takes no lock unless the
-//! root was withdrawn; then it takes that of the list of roots and maybe that of tables to be given back, whose holders never wait
-//! for a flush, a grace period or the MMU's lock (`SecondStage::access`), so this sender's turn always comes. Faults
-//! are taken outside, roots loaded outside. A vCPU whose own fault sends is outside too, so two senders never wait for one another.
+//! The MMU, through [`Host::flush`], when it has changed its tables and before it reuses what they
+//! led to. Posts to every mailbox; full fence; then waits for each vCPU until it has obeyed that
+//! number or is outside. It spins a little, then sleeps. *It holds the MMU's lock*, so a vCPU that
+//! is inside does nothing that may wait for it: it walks and obeys. A walk takes no lock unless the
+//! root was withdrawn; then it takes that of the list of roots and maybe that of tables to be given
+//! back, whose holders never wait for a flush, a grace period or the MMU's lock
+//! (`SecondStage::access`), so this sender's turn always comes. Faults are taken outside, roots
+//! loaded outside. A vCPU whose own fault sends is outside too, so two senders never wait for one
+//! another.
 //!
 //! # Why it is enough
-//! 1. *Enter against post* is Dekker's: the vCPU stores `inside`, fences, loads `posted`; the sender stores `posted`, fences,
-//!    loads `inside`. One of them sees the other: the sender waits, or the vCPU obeys before its first access.
-//! 2. *Walk against post*: the tables change before `posted` is stored (release). A vCPU that has obeyed number `n`
-//!    (acquire) and walks afterwards sees the change. One that walked before it obeyed drops what it filled when it obeys,
-//!    because it looks at `posted` between filling and use.
-//! 3. *Contents*: a vCPU's stores through a translation come before it publishes `obeyed` or `inside = false` (release), and
-//!    the sender loads those (acquire). So after a flush the sender reads all that was written through what it revoked.
+//! 1. *Enter against post* is Dekker's: the vCPU stores `inside`, fences, loads `posted`; the
+//!    sender stores `posted`, fences, loads `inside`. One of them sees the other: the sender waits,
+//!    or the vCPU obeys before its first access.
+//! 2. *Walk against post*: the tables change before `posted` is stored (release). A vCPU that has
+//!    obeyed number `n` (acquire) and walks afterwards sees the change. One that walked before it
+//!    obeyed drops what it filled when it obeys, because it looks at `posted` between filling and
+//!    use.
+//! 3. *Contents*: a vCPU's stores through a translation come before it publishes `obeyed` or
+//!    `inside = false` (release), and the sender loads those (acquire). So after a flush the sender
+//!    reads all that was written through what it revoked.
 //!
 //! # The check
-//! A flush that is complete is noted in a journal with its number. A TLB entry remembers the number its vCPU had obeyed when
-//! the walk began. An entry that a complete flush of a *later* number covers should be gone; whoever finds one in use has
-//! found a bug in all of the above, and the VM is stopped ([`Shootdown::was_revoked`]). The check does not trust the vCPU's
-//! own book-keeping, runs always, and costs one load where nothing was flushed.
+//! A flush that is complete is noted in a log with its number. A TLB entry remembers the number
+//! its vCPU had obeyed when the walk began. An entry that a complete flush of a *later* number
+//! covers should be gone; whoever finds one in use has found a bug in all of the above, and the VM
+//! is stopped ([`Shootdown::was_revoked`]). The check does not trust the vCPU's own book-keeping,
+//! runs always, and costs one load where nothing was flushed.
 //!
-//! The journal is a ring of atomics, so that vCPUs look without a lock: a slot is read, then the number of completions; if that
-//! shows that the slot may have been used again meanwhile, what was read is not believed.
+//! The log is a ring of atomics, so that vCPUs look without a lock: an entry is read, then the
+//! number of completions; if that shows that the entry may have been used again meanwhile, what was
+//! read is not believed.
 //!
-//! *Locking*: below the MMU's lock: `order` while posting, and one mailbox's lock at a time; `writer` alone, while noting. None
-//! is held while waiting but a mailbox's, by its condition variable.
+//! *Locking*: below the MMU's lock: `order` while posting, and one mailbox's lock at a time;
+//! `writer` alone, while noting. None is held while waiting but a mailbox's, by its condition
+//! variable.
 
 use std::{
     hint,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release, SeqCst},
@@ -55,10 +67,13 @@ use std::{
 
 use slat_mmu::{Flush, FlushRequest, Gfn, GfnRange, Host};
 
+use super::port::Port;
+
 /// Looks at a mailbox before the sender sleeps.
 const SPINS: u32 = 200;
-/// Complete flushes that are remembered. An entry that was not used for longer is not used again but walked anew.
-pub(super) const JOURNAL: u64 = 64;
+/// Complete flushes that are remembered. An entry that was not used for longer is not used again
+/// but walked anew.
+pub(super) const REMEMBERED: u64 = 64;
 
 #[derive(Debug, Default)]
 struct Pending {
@@ -110,7 +125,8 @@ impl Mailbox {
         true
     }
 
-    /// Called after `obeyed` or `inside` changed. The lock makes it come after a sleeper's look or before its sleep.
+    /// Called after `obeyed` or `inside` changed. The lock makes it come after a sleeper's look or
+    /// before its sleep.
     fn wake(&self) {
         if self.sleepers.load(SeqCst) > 0 {
             drop(self.pending());
@@ -121,16 +137,16 @@ impl Mailbox {
 
 /// A complete flush. A full one is a range that holds every frame.
 #[derive(Debug, Default)]
-struct Note {
+struct CompleteFlush {
     number: AtomicU64,
     gfn: AtomicU64,
     pages: AtomicU64,
 }
 
-/// The last complete flushes. Note `i` is in slot `i % JOURNAL`.
+/// The last complete flushes. Flush `i` is at index `i % REMEMBERED`.
 #[derive(Debug)]
-struct Journal {
-    notes: [Note; JOURNAL as usize],
+struct FlushLog {
+    notes: [CompleteFlush; REMEMBERED as usize],
     /// Notes written. Alone on its lines: every vCPU reads it at every access.
     complete: Complete,
     writer: Mutex<()>,
@@ -140,10 +156,10 @@ struct Journal {
 #[repr(align(128))]
 struct Complete(AtomicU64);
 
-impl Journal {
+impl FlushLog {
     fn new() -> Self {
         Self {
-            notes: std::array::from_fn(|_| Note::default()),
+            notes: std::array::from_fn(|_| CompleteFlush::default()),
             complete: Complete::default(),
             writer: Mutex::new(()),
         }
@@ -157,8 +173,9 @@ impl Journal {
         };
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let at = self.complete.0.load(Relaxed);
-        let note = &self.notes[(at % JOURNAL) as usize];
-        // Who reads a word of the new note also sees `complete` at `at` or higher, and that the old one is gone.
+        let note = &self.notes[(at % REMEMBERED) as usize];
+        // Who reads a word of the new note also sees `complete` at `at` or higher, and that the old
+        // one is gone.
         fence(Release);
         note.number.store(number, Relaxed);
         note.gfn.store(gfn, Relaxed);
@@ -166,11 +183,12 @@ impl Journal {
         self.complete.0.store(at + 1, Release);
     }
 
-    /// Whether one of the notes from `from` to `to` is of a flush later than `walked` that touches `span`.
+    /// Whether one of the notes from `from` to `to` is of a flush later than `walked` that touches
+    /// `span`.
     fn any(&self, span: GfnRange, walked: u64, from: u64, to: u64) -> Option<bool> {
         let mut found = false;
         for at in from..to {
-            let note = &self.notes[(at % JOURNAL) as usize];
+            let note = &self.notes[(at % REMEMBERED) as usize];
             let (number, gfn, pages) = (
                 note.number.load(Relaxed),
                 note.gfn.load(Relaxed),
@@ -179,14 +197,15 @@ impl Journal {
             found |= number > walked && GfnRange::new(Gfn(gfn), pages).overlaps(span);
         }
         fence(Acquire);
-        // The slot of `from` is the first to be used again, when `complete` is a whole round further.
-        (self.complete.0.load(Relaxed) - from < JOURNAL).then_some(found)
+        // The slot of `from` is the first to be used again, when `complete` is a whole round
+        // further.
+        (self.complete.0.load(Relaxed) - from < REMEMBERED).then_some(found)
     }
 }
 
 /// How often what happened.
 #[derive(Debug, Default)]
-struct Counters {
+struct FlushCounters {
     requests: AtomicU64,
     reached: AtomicU64,
     obeyed: AtomicU64,
@@ -197,11 +216,9 @@ struct Counters {
 pub(super) struct Shootdown {
     order: Mutex<u64>,
     mailboxes: Vec<Mailbox>,
-    journal: Journal,
-    counters: Counters,
-    /// Complete flushes are not noted, so the check finds nothing: for tests that want the damage itself.
-    #[cfg(test)]
-    pub(super) blind: AtomicBool,
+    log: FlushLog,
+    counters: FlushCounters,
+    port: Arc<dyn Port>,
 }
 
 /// Flush requests, requests that reached a vCPU, and flushes done by vCPUs.
@@ -213,18 +230,18 @@ pub(super) struct FlushCounts {
 }
 
 impl Shootdown {
-    pub(super) fn new(vcpus: u32) -> Self {
+    pub(super) fn new(vcpus: u32, port: Arc<dyn Port>) -> Self {
         Self {
             order: Mutex::new(0),
             mailboxes: (0..vcpus).map(|_| Mailbox::default()).collect(),
-            journal: Journal::new(),
-            counters: Counters::default(),
-            #[cfg(test)]
-            blind: AtomicBool::new(false),
+            log: FlushLog::new(),
+            counters: FlushCounters::default(),
+            port,
         }
     }
 
-    /// Carries out a flush. Returns when no vCPU uses what it covers. Never called by a vCPU inside the guest.
+    /// Carries out a flush. Returns when no vCPU uses what it covers. Never called by a vCPU inside
+    /// the guest.
     pub(super) fn shoot(&self, flush: Flush) {
         self.counters.requests.fetch_add(1, Relaxed);
         let number = self.post(flush);
@@ -236,11 +253,9 @@ impl Shootdown {
         if reached {
             self.counters.reached.fetch_add(1, Relaxed);
         }
-        #[cfg(test)]
-        if self.blind.load(Relaxed) {
-            return;
+        if self.port.notes() {
+            self.log.note(number, flush);
         }
-        self.journal.note(number, flush);
     }
 
     fn post(&self, flush: Flush) -> u64 {
@@ -289,17 +304,18 @@ impl Shootdown {
 
     /// How many flushes are complete.
     pub(super) fn completions(&self) -> u64 {
-        self.journal.complete.0.load(Acquire)
+        self.log.complete.0.load(Acquire)
     }
 
-    /// Whether a translation of `span`, walked after its vCPU had obeyed flush `walked`, was revoked by a flush that is
-    /// complete. `None` when that many flushes ago (`checked` completions) are not remembered.
+    /// Whether a translation of `span`, walked after its vCPU had obeyed flush `walked`, was
+    /// revoked by a flush that is complete. `None` when that many flushes ago (`checked`
+    /// completions) are not remembered.
     pub(super) fn was_revoked(&self, span: GfnRange, walked: u64, checked: u64) -> Option<bool> {
         let complete = self.completions();
-        if complete - checked >= JOURNAL {
+        if complete - checked >= REMEMBERED {
             return None;
         }
-        self.journal.any(span, walked, checked, complete)
+        self.log.any(span, walked, checked, complete)
     }
 
     pub(super) fn counts(&self) -> FlushCounts {
@@ -322,11 +338,15 @@ impl Host for Shootdown {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread};
+    use std::thread;
 
     use slat_mmu::Gfn;
 
-    use super::*;
+    use super::{super::port::Direct, *};
+
+    fn shootdown(vcpus: u32) -> Arc<Shootdown> {
+        Arc::new(Shootdown::new(vcpus, Arc::new(Direct)))
+    }
 
     fn page(gfn: u64) -> Flush {
         Flush::range(GfnRange::new(Gfn(gfn), 1))
@@ -334,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_vcpu_outside_is_not_waited_for_and_finds_everything_when_it_enters() {
-        let shootdown = Shootdown::new(1);
+        let shootdown = shootdown(1);
         shootdown.shoot(page(5));
         shootdown.shoot(page(9));
         shootdown.enter(0);
@@ -348,7 +368,7 @@ mod tests {
     #[test]
     fn a_sender_sleeps_until_a_vcpu_inside_obeys_or_leaves() {
         for leaves in [false, true] {
-            let shootdown = Arc::new(Shootdown::new(1));
+            let shootdown = shootdown(1);
             shootdown.enter(0);
             let sender = {
                 let shootdown = Arc::clone(&shootdown);
@@ -373,27 +393,27 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_knows_what_was_revoked() {
-        let shootdown = Shootdown::new(0);
+    fn the_log_knows_what_was_revoked() {
+        let shootdown = shootdown(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
         shootdown.shoot(page(5));
         assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
         assert_eq!(shootdown.was_revoked(span(6), 0, 0), Some(false));
         // Walked after it had obeyed that flush: a new translation.
         assert_eq!(shootdown.was_revoked(span(5), 1, 0), Some(false));
-        for _ in 2..JOURNAL {
+        for _ in 2..REMEMBERED {
             shootdown.shoot(page(1));
         }
         assert_eq!(shootdown.was_revoked(span(5), 0, 0), Some(true));
         shootdown.shoot(Flush::All);
         assert_eq!(shootdown.was_revoked(span(6), 0, 0), None, "forgotten");
         assert_eq!(shootdown.was_revoked(span(6), 0, 1), Some(true));
-        assert_eq!(shootdown.was_revoked(span(6), JOURNAL, 1), Some(false));
+        assert_eq!(shootdown.was_revoked(span(6), REMEMBERED, 1), Some(false));
     }
 
     #[test]
     fn what_is_read_while_it_is_overwritten_is_not_believed() {
-        let shootdown = Arc::new(Shootdown::new(0));
+        let shootdown = shootdown(0);
         let span = |gfn| GfnRange::new(Gfn(gfn), 1);
         let writer = {
             let shootdown = Arc::clone(&shootdown);
@@ -402,7 +422,7 @@ mod tests {
         // Every flush is of frame 1: frame 2 never was, frame 1 always.
         while shootdown.completions() < 20_000 {
             let now = shootdown.completions();
-            let checked = now.saturating_sub(JOURNAL - 2).max(1) - 1;
+            let checked = now.saturating_sub(REMEMBERED - 2).max(1) - 1;
             assert_ne!(shootdown.was_revoked(span(2), 0, checked), Some(true));
             if now > 0 {
                 assert_ne!(shootdown.was_revoked(span(1), 0, checked), Some(false));

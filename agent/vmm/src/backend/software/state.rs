@@ -1,7 +1,8 @@
 //! vCPU state as it travels: that there is none.
 //!
-//! Everything a software vCPU knows is in guest memory (memstress' control pages); its TLB is empty elsewhere and its pacer
-//! begins anew. What is saved says only what it is for, so that another kind, version, number of vCPUs or format is refused.
+//! Everything a software vCPU knows is in guest memory (memstress' control pages); its TLB is empty
+//! elsewhere and its pacer begins anew. What is saved says only what it is for, so that another
+//! kind, version, number of vCPUs or format is refused.
 //!
 //! Little-endian: magic `SLATSOFT`, version, vCPUs, format, each a `u32`.
 

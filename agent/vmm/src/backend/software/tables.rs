@@ -1,17 +1,22 @@
-//! Memory for page tables: 2 MiB extents out of one reserved range of addresses, counted against a bound.
+//! Memory for page tables: 2 MiB extents out of one reserved range of addresses, counted against a
+//! bound.
 //!
-//! A table's frame number is its address divided by the page size, so no table has to be looked up. The first frames of an
-//! extent hold the headers of all its frames: a header is found from the frame number by arithmetic, and a number that is not of
-//! an extent in use gets a spare header. The range is reserved without memory; an extent gets memory when the ones before are
-//! full, page by page as the kernel sees it touched, and gives it back when no table is left in it.
+//! A table's frame number is its address divided by the page size, so no table has to be looked up.
+//! The first frames of an extent hold the headers of all its frames: a header is found from the
+//! frame number by arithmetic, and a number that is not of an extent in use gets a spare header.
+//! The range is reserved without memory; an extent gets memory when the ones before are full, page
+//! by page as the kernel sees it touched, and gives it back when no table is left in it.
 //!
-//! The bound follows the slots ([`Budget::needed_for`]): a guest cannot make the process take more than twice what its memory
-//! mapped by 4 KiB pages costs, half a per cent of it, and what its vCPUs keep in stock.
+//! The bound follows the slots ([`Budget::needed_for`]): a guest cannot make the process take more
+//! than twice what its memory mapped by 4 KiB pages costs, 0.5 % of it, and what its
+//! vCPUs keep in stock.
 //!
-//! *Locking*: the lists of free frames are behind one lock, held for a push or a pop (and once in 508 frames for a system call).
-//! vCPUs fetch tables by the dozen, outside the MMU's lock. The count and the number of extents are atomic. *Invariants*: a frame
-//! is in exactly one of: an allocation, a free list, the untouched rest, an extent's headers. `used` is never above `limit` by
-//! an allocation, though `limit` may be set below `used`; then nothing is given out until enough came back.
+//! *Locking*: the lists of free frames are behind one lock, held for a push or a pop (and once in
+//! 508 frames for a system call). vCPUs fetch tables by the dozen, outside the MMU's lock. The
+//! count and the number of extents are atomic. *Invariants*: a frame is in exactly one of: an
+//! allocation, a free list, the untouched rest, an extent's headers. `used` is never above `limit`
+//! by an allocation, though `limit` may be set below `used`; then nothing is given out until enough
+//! came back.
 
 use std::{
     io,
@@ -45,7 +50,7 @@ const VCPU_STOCK: u64 = 32;
 /// Frames of an extent.
 const EXTENT: usize = 512;
 const EXTENT_BYTES: usize = EXTENT << PAGE_SHIFT;
-/// Extents that there is room for: 16 GiB of tables, which map 8 TiB by 4 KiB pages.
+/// Extents that the range holds: 16 GiB of tables, which map 8 TiB by 4 KiB pages.
 const EXTENTS: usize = 1 << 13;
 /// Frames of an extent that hold headers.
 const HEADER_FRAMES: usize = EXTENT * size_of::<Header>() / PAGE_SIZE as usize;
@@ -79,11 +84,11 @@ impl Budget {
 
     /// Allows what the slots need on top of as much that slots elsewhere left behind.
     pub(super) fn allow(&self, needed: u64) {
-        self.limit.store(2 * needed + SLACK, Relaxed);
+        self.limit_to(2 * needed + SLACK);
     }
 
-    #[cfg(test)]
-    pub(super) fn limit_for_test(&self, frames: u64) {
+    /// Allows so many frames in all.
+    pub(super) fn limit_to(&self, frames: u64) {
         self.limit.store(frames, Relaxed);
     }
 
@@ -127,15 +132,16 @@ struct Range {
     base: NonNull<u8>,
 }
 
-// SAFETY: the pointers are to a mapping that lives as long as the value; what is in it is atomics only.
+// SAFETY: the pointers are to a mapping that lives as long as the value; what is in it is atomics
+// only.
 unsafe impl Send for Range {}
 // SAFETY: as above.
 unsafe impl Sync for Range {}
 
 impl Drop for Range {
     fn drop(&mut self) {
-        // SAFETY: mapped by `reserve` with this length. Pointers into it live no longer than the heap, by the contract of
-        // `TableMemory`.
+        // SAFETY: mapped by `reserve` with this length. Pointers into it live no longer than the
+        // heap, by the contract of `TableMemory`.
         if let Err(error) = unsafe { munmap(self.mapped.as_ptr().cast(), self.len) } {
             tracing::error!(%error, "table memory cannot be unmapped");
         }
@@ -151,7 +157,8 @@ impl Range {
             unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags)? };
         let mapped = NonNull::new(mapped.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let skip = mapped.as_ptr().align_offset(EXTENT_BYTES);
-        // SAFETY: one extent more was mapped than is used, so there is room to skip to the first whole one.
+        // SAFETY: one extent more was mapped than is used, so the first whole one and all after it
+        // are inside.
         let base = unsafe { mapped.add(skip) };
         let range = Self { mapped, len, base };
         if range.first() + (EXTENTS * EXTENT) as u64 > PFN_LIMIT {
@@ -175,7 +182,7 @@ impl Range {
     /// The place of a frame's header.
     fn header(&self, position: usize) -> NonNull<Header> {
         let headers = self.frame(position - position % EXTENT).cast::<Header>();
-        // SAFETY: the first frames of an extent have room for a header of each of its frames.
+        // SAFETY: the first frames of an extent hold a header of each of its frames.
         unsafe { headers.add(position % EXTENT) }
     }
 
@@ -189,7 +196,8 @@ impl Range {
         // SAFETY: the extent is inside our mapping, and nobody uses it yet.
         unsafe { mprotect(start.as_ptr().cast(), EXTENT_BYTES, access)? };
         for position in first..first + EXTENT {
-            // SAFETY: inside the extent's header frames, aligned to the header's size, and written by nobody else yet.
+            // SAFETY: inside the extent's header frames, aligned to the header's size, and written
+            // by nobody else yet.
             unsafe { self.header(position).write(Header::default()) };
         }
         Ok(())
@@ -219,7 +227,8 @@ struct Free {
 }
 
 impl Free {
-    /// A run of `1 << order` frames that starts at a multiple of its length. `more` makes the next extent usable.
+    /// A run of `1 << order` frames that starts at a multiple of its length. `more` makes the next
+    /// extent usable.
     fn take(&mut self, order: usize, more: impl FnOnce(usize) -> bool) -> Option<usize> {
         let found = (order..ORDERS).find_map(|longer| Some((self.runs[longer].pop()?, longer)));
         let (run, longer) = match found {
@@ -258,7 +267,7 @@ impl Free {
 
 impl TableHeap {
     /// # Errors
-    /// When there is no room for the addresses.
+    /// When the addresses are not to be had.
     pub(super) fn new(budget: Arc<Budget>) -> io::Result<Self> {
         Ok(Self {
             budget,
@@ -297,10 +306,11 @@ fn order(bytes: usize) -> Option<usize> {
     whole.then(|| frames.trailing_zeros() as usize)
 }
 
-// SAFETY: (1) a run of frames is given out once until it comes back, by the lists' invariant; runs start at multiples of their
-// length, since extents and their header frames do. (2) `entries` is arithmetic on the range's base, the same each time; the
-// frames are readable and writable since `begin`, and zeroed by the kernel. (3) Nothing here writes entries: giving memory back
-// zeroes frames in no allocation.
+// SAFETY: (1) a run of frames is given out once until it comes back, by the lists' invariant; runs
+// start at multiples of their length, since extents and their header frames do. (2) `entries` is
+// arithmetic on the range's base, the same each time; the frames are readable and writable since
+// `begin`, and zeroed by the kernel. (3) Nothing here writes entries: giving memory back zeroes
+// frames in no allocation.
 unsafe impl TableMemory for TableHeap {
     fn allocate(&self, bytes: usize) -> Option<Pfn> {
         let order = order(bytes)?;
@@ -320,15 +330,16 @@ unsafe impl TableMemory for TableHeap {
         };
         let mut lists = self.lists();
         if let Some(empty) = lists.put(run, order).filter(|extent| *extent > 0) {
-            // Under the lock, so that nobody is given a frame of it meanwhile. The first extent is never given back: a VM
-            // that maps and unmaps a little would do nothing else.
+            // Under the lock, so that nobody is given a frame of it meanwhile. The first extent is
+            // never given back: a VM that maps and unmaps a little would do nothing else.
             self.range.end(empty);
         }
         drop(lists);
         self.budget.give_back(1 << order);
     }
 
-    /// Checked all the same: a table entry that was damaged ends the VM here, not in somebody's memory.
+    /// Checked all the same: a table entry that was damaged ends the VM here, not in somebody's
+    /// memory.
     #[inline]
     unsafe fn entries(&self, pfn: Pfn) -> NonNull<EntryCell> {
         let position = self.position(pfn);
@@ -339,8 +350,8 @@ unsafe impl TableMemory for TableHeap {
     #[inline]
     fn header(&self, pfn: Pfn) -> &Header {
         match self.position(pfn) {
-            // SAFETY: written by `begin` before the extent was counted; from there on only ever shared, and mapped as long
-            // as `self`.
+            // SAFETY: written by `begin` before the extent was counted; from there on only ever
+            // shared, and mapped as long as `self`.
             Some(position) => unsafe { self.range.header(position).as_ref() },
             None => &self.spare,
         }
@@ -355,7 +366,7 @@ mod tests {
 
     fn heap(frames: u64) -> TableHeap {
         let heap = TableHeap::new(Arc::default()).unwrap();
-        heap.budget.limit_for_test(frames);
+        heap.budget.limit_to(frames);
         heap
     }
 

@@ -1,25 +1,28 @@
 //! A vCPU's TLB: direct mapped, one array for each page size.
 //!
-//! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory goes when the last TLB has
-//! dropped it. An entry allows what hardware would do with it without a walk: a read, or a write if it is writable *and* its Dirty bit was
-//! set; otherwise the write walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
+//! Only the vCPU's thread touches it. An entry keeps its mapping alive, so that a slot's memory
+//! goes when the last TLB has dropped it. An entry allows what hardware would do with it without a
+//! walk: a read, or a write if it is writable *and* its Dirty bit was set; otherwise the write
+//! walks again, which sets Dirty and tells the dirty log. Ageing takes nothing from a TLB. What may
+//! be used when is `shootdown`'s protocol; an entry used against it is [`Stale`].
 //!
 //! # Tags
-//! An entry is tagged with the address space and the root that it was walked from ([`Tag`]), as a processor's are with a VMID, an
-//! ASID or the EPTP, and only entries of the loaded tag are used. A root's generation is never used twice, so what was
-//! cached under a root that was withdrawn is never used under the next, flushed or not. Whether an entry should be gone is
-//! judged before its tag, so that no tag hides a flush that was not carried out.
+//! An entry is tagged with the address space and the root that it was walked from ([`Tag`]), as a
+//! processor's are with a VMID, an ASID or the EPTP, and only entries of the loaded tag are used. A
+//! root's generation is never used twice, so what was cached under a root that was withdrawn is
+//! never used under the next, flushed or not. Whether an entry should be gone is judged before its
+//! tag, so that no tag hides a flush that was not carried out.
 //!
 //! Only what is mapped is cached. A format may let hardware remember that nothing was
-//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); this TLB does not, and has no use for
-//! [`install_fence`](slat_mmu::SecondStage::install_fence).
+//! ([`INSTALL_NEEDS_FENCE`](slat_mmu::Format::INSTALL_NEEDS_FENCE)); this TLB does not, and has no
+//! use for [`install_fence`](slat_mmu::SecondStage::install_fence).
 
 use std::sync::Arc;
 
 use slat_mmu::{Flush, Gfn, GfnRange, Level};
 
 use super::{frames::Lease, shootdown::Shootdown};
-use crate::memory::Mapping;
+use crate::memory::GuestView;
 
 /// Base-2 logarithm of the pages an entry maps, and of how many entries there are, for each size.
 const SIZES: [(u32, u32); 3] = [(0, 10), (9, 7), (18, 3)];
@@ -44,7 +47,7 @@ impl Tag {
 
 /// A cached translation.
 #[derive(Debug)]
-struct Entry {
+struct TlbEntry {
     tag: Tag,
     span: GfnRange,
     mapping: Arc<Lease>,
@@ -92,7 +95,7 @@ pub(super) struct Hit {
 
 #[derive(Debug)]
 pub(super) struct Tlb {
-    sizes: Vec<Vec<Option<Entry>>>,
+    sizes: Vec<Vec<Option<TlbEntry>>>,
     /// Entries of this tag are used, and new ones get it.
     tag: Tag,
 }
@@ -158,7 +161,7 @@ impl Tlb {
     }
 
     /// The memory of a hit, and the page in it. `None` never follows a hit.
-    pub(super) fn memory(&self, hit: Hit) -> Option<(&Mapping, u64)> {
+    pub(super) fn memory(&self, hit: Hit) -> Option<(&GuestView, u64)> {
         let entry = self.sizes[hit.size][hit.index].as_ref()?;
         Some((&**entry.mapping, hit.page))
     }
@@ -169,7 +172,7 @@ impl Tlb {
         let size = fill.level.index().min(SIZES.len() - 1);
         let pages = 1 << SIZES[size].0;
         let inside = fill.gfn & (pages - 1);
-        self.sizes[size][index(fill.gfn, SIZES[size])] = Some(Entry {
+        self.sizes[size][index(fill.gfn, SIZES[size])] = Some(TlbEntry {
             tag: self.tag,
             span: GfnRange::new(Gfn(fill.gfn - inside), pages),
             page: fill.page - inside,
@@ -215,12 +218,16 @@ impl Tlb {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::frames::Frames, *};
+    use super::{
+        super::{frames::Frames, port::Direct},
+        *,
+    };
+    use crate::memory::Region;
 
     fn tlb(entries: &[(u64, Level)]) -> (Tlb, Shootdown) {
         let frames = Frames::new(1);
-        let mapping = Arc::new(Mapping::new("test", 1).unwrap());
-        let base = frames.add(&mapping, 0).unwrap();
+        let region = Region::new("test", 1).unwrap();
+        let base = frames.add(region.guest(), 0).unwrap();
         let (lease, _) = frames.view(0).find(base).unwrap();
         let mut tlb = Tlb::new();
         for &(gfn, level) in entries {
@@ -235,7 +242,7 @@ mod tests {
             };
             tlb.fill(fill, 0);
         }
-        (tlb, Shootdown::new(0))
+        (tlb, Shootdown::new(0, Arc::new(Direct)))
     }
 
     #[test]

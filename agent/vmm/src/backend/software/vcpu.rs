@@ -1,18 +1,22 @@
 //! A vCPU: a thread that runs memstress through a TLB of its own and the Common MMU's tables.
 //!
-//! The order of its steps is `shootdown`'s protocol. It pauses between batches, never within one: a batch is the guest's
-//! instruction as far as its state is concerned. Within a batch it obeys flushes at each access.
+//! The order of its steps is `shootdown`'s protocol. It pauses between batches, never within one: a
+//! batch is the guest's instruction as far as its state is concerned. Within a batch it obeys
+//! flushes at each access.
 //!
 //! # A miss
-//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] sets Accessed and Dirty where the format's hardware
-//! does, and tells the dirty log. It takes no lock, but when the root was withdrawn: then it moves to the next one, and may wait for
-//! a lock whose holder never waits for a flush, so a flush can still wait for this vCPU. A fault is taken *outside*, because it takes the MMU's lock, whose holder may be
-//! waiting for this vCPU to obey. What the walk said goes along: a mapping that is there and does not allow the access is worth
-//! the path without the lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
+//! *Inside* the guest it only walks, as hardware would: [`SecondStage::access`] sets Accessed and
+//! Dirty where the format's hardware does, and tells the dirty log. It takes no lock, but when the
+//! root was withdrawn: then it moves to the next one, and may wait for a lock whose holder never
+//! waits for a flush, so a flush can still wait for this vCPU. A fault is taken *outside*, because
+//! it takes the MMU's lock, whose holder may be waiting for this vCPU to obey. What the walk said
+//! goes along: a mapping that is there and does not allow the access is worth the path without the
+//! lock. After a full flush the root may be another: it is loaded, outside, before the next walk.
 //!
-//! *Locking*: takes the MMU's lock shared (in faults, outside), its own view's of the frames (in misses), its own mailbox's, and
-//! the gate's when it sleeps; one at a time. None of these is held by another vCPU that does the same; the MMU's table memory
-//! has a lock that vCPUs share, for a few instructions in every dozen new tables.
+//! *Locking*: takes the MMU's lock shared (in faults, outside), its own view's of the frames (in
+//! misses), its own mailbox's, and the gate's when it sleeps; one at a time. None of these is held
+//! by another vCPU that does the same; the MMU's table memory has a lock that vCPUs share, for a
+//! few instructions in every dozen new tables.
 //!
 //! [`SecondStage::access`]: slat_mmu::SecondStage::access
 
@@ -27,14 +31,14 @@ use std::{
 use slat_mmu::{Access, Fault, FaultOutcome, Flush, Gfn, PAGE_SIZE, WalkFault};
 
 use super::{
-    Vm,
-    frames::View,
+    frames::FrameView,
     gate::Next,
+    shared::VmCore,
     tlb::{Fill, Stale, Tag, Tlb},
 };
 use crate::{
     guest::memstress::{GuestAccess, Pacer, Turn, run_batch},
-    memory::Mapping,
+    memory::GuestView,
 };
 
 /// Why the guest cannot go on.
@@ -62,11 +66,11 @@ pub(super) enum AccessError {
 
 #[derive(Debug)]
 pub(super) struct Vcpu {
-    vm: Arc<Vm>,
+    vm: Arc<VmCore>,
     number: u32,
     /// Its part of the MMU.
     pub(super) context: slat_mmu::Vcpu,
-    frames: Arc<View>,
+    frames: Arc<FrameView>,
     pub(super) tlb: Tlb,
     /// Number of the last flush obeyed.
     obeyed: u64,
@@ -76,7 +80,7 @@ pub(super) struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(vm: Arc<Vm>, number: u32) -> Self {
+    pub(super) fn new(vm: Arc<VmCore>, number: u32) -> Self {
         Self {
             context: vm.mmu.vcpu(),
             frames: vm.frames.view(number as usize),
@@ -98,7 +102,8 @@ impl Vcpu {
     pub(super) fn live_by<E: Display>(mut self, mut run: impl FnMut(&mut Self) -> Result<(), E>) {
         let mut next = self.vm.gate.wait();
         while next == Next::Run {
-            // A panic here is a bug, but one that must not leave a sender or the owner waiting for ever.
+            // A panic here is a bug, but one that must not leave a sender or the owner waiting for
+            // ever.
             let ended = catch_unwind(AssertUnwindSafe(|| run(&mut self)));
             self.leave();
             match ended {
@@ -137,11 +142,6 @@ impl Vcpu {
         Ok(())
     }
 
-    #[cfg(test)]
-    pub(super) fn may_run(&self) -> bool {
-        self.vm.gate.running()
-    }
-
     fn index(&self) -> usize {
         self.number as usize
     }
@@ -154,16 +154,9 @@ impl Vcpu {
 
     /// The TLB follows the root: after whatever may have loaded another.
     fn retag(&mut self) {
-        #[cfg(test)]
-        if self
-            .vm
-            .hooks
-            .deaf
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            return;
+        if self.vm.port.follows_root() {
+            self.tlb.load(Tag::of(&self.context));
         }
-        self.tlb.load(Tag::of(&self.context));
     }
 
     pub(super) fn leave(&self) {
@@ -177,24 +170,13 @@ impl Vcpu {
         }
         let (number, flush) = self.vm.shootdown.take(self.index());
         self.reload |= flush == Flush::All;
-        #[cfg(test)]
-        let flush = if self
-            .vm
-            .hooks
-            .deaf
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            Flush::None
-        } else {
-            flush
-        };
-        self.tlb.flush(flush);
+        self.tlb.flush(self.vm.port.dropped(flush));
         self.obeyed = number;
         self.vm.shootdown.acknowledge(self.index(), number);
     }
 
     /// The memory behind an address, and the offset in it. It may be used until the next obeying.
-    fn memory(&mut self, gpa: u64, write: bool) -> Result<(&Mapping, usize), AccessError> {
+    fn memory(&mut self, gpa: u64, write: bool) -> Result<(&GuestView, usize), AccessError> {
         if !gpa.is_multiple_of(8) {
             return Err(AccessError::Unaligned { gpa });
         }
@@ -243,21 +225,17 @@ impl Vcpu {
             Err(_) => Fault::new(gfn, access),
         };
         self.leave();
-        #[cfg(test)]
-        let fault = match self.vm.hooks.page_in(&*self.vm.mmu, fault) {
-            Some(fault) => fault,
-            None => {
-                self.enter();
-                return Err(AccessError::NoFrame { gpa });
-            }
+        let Some(fault) = self.vm.port.page_in(&*self.vm.mmu, fault) else {
+            self.enter();
+            return Err(AccessError::NoFrame { gpa });
         };
         let outcome = self.vm.mmu.fault(&mut self.context, fault);
         if outcome == FaultOutcome::Retry {
             thread::yield_now();
         }
         self.enter();
-        // What allowed less. `install_fence` would add nothing: it is for a TLB that remembers that nothing was mapped, which some
-        // formats allow and this one does not do.
+        // What allowed less. `install_fence` would add nothing: it is for a TLB that remembers that
+        // nothing was mapped, which some formats allow and this one does not do.
         self.tlb.drop_frame(gfn.0);
         match outcome {
             FaultOutcome::Fixed { .. } | FaultOutcome::Spurious { .. } | FaultOutcome::Retry => {
@@ -299,31 +277,47 @@ impl GuestAccess for Vcpu {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
-
     use slat_arch::GuestStage;
     use slat_mmu::{MmuConfig, Pfn, SlotSpec};
 
-    use super::{super::tables::TableHeap, *};
+    use super::{
+        super::{
+            port::Port,
+            tables::{Budget, TableHeap},
+        },
+        *,
+    };
+    use crate::memory::Region;
 
-    /// A slot of one page at frame 0, over new memory.
-    fn plug(vm: &Vm) -> Arc<Mapping> {
-        let mapping = Arc::new(Mapping::new("tags", 1).unwrap());
-        let frames = vm.frames.add(&mapping, 0).unwrap();
-        let slot = SlotSpec::new(0, Gfn(0), 1, Pfn(frames));
-        vm.mmu.create_slot(slot).unwrap();
-        mapping
+    /// Complete flushes are not noted, so the check of stale translations finds nothing.
+    #[derive(Debug)]
+    struct Blind;
+
+    impl Port for Blind {
+        fn notes(&self) -> bool {
+            false
+        }
     }
 
-    /// The full flush that goes with a new root is lost, and so is the check that finds such a loss.
+    /// A slot of one page at frame 0, over new memory.
+    fn plug(vm: &VmCore) -> Region {
+        let region = Region::new("tags", 1).unwrap();
+        let frames = vm.frames.add(region.guest(), 0).unwrap();
+        let slot = SlotSpec::new(0, Gfn(0), 1, Pfn(frames));
+        vm.mmu.create_slot(slot).unwrap();
+        region
+    }
+
+    /// The full flush that goes with a new root is lost, and so is the check that finds such a
+    /// loss.
     #[test]
     fn nothing_walked_from_a_withdrawn_root_is_used_under_the_next() {
         for stage in GuestStage::ALL {
-            let budget = Arc::new(super::super::tables::Budget::default());
-            budget.limit_for_test(1 << 10);
+            let budget = Arc::new(Budget::default());
+            budget.limit_to(1 << 10);
             let tables = TableHeap::new(budget).unwrap();
-            let vm = Vm::new(stage, 1, MmuConfig::default(), tables, Arc::new(|_| {}));
-            vm.shootdown.blind.store(true, Relaxed);
+            let (config, events) = (MmuConfig::default(), Arc::new(|_| {}));
+            let vm = VmCore::new(stage, 1, config, tables, events, Arc::new(Blind));
             let mut vcpu = Vcpu::new(Arc::clone(&vm), 0);
             let old = plug(&vm);
             vcpu.enter();
@@ -333,7 +327,7 @@ mod tests {
 
             vm.mmu.space(0).delete_slot(0).unwrap();
             let new = plug(&vm);
-            new.store(0, 2);
+            new.host().store(0, 2);
             vm.mmu.zap_all();
             (vcpu.obeyed, _) = vm.shootdown.take(0);
             vm.shootdown.acknowledge(0, vcpu.obeyed);
@@ -342,7 +336,7 @@ mod tests {
             assert_eq!(vcpu.read_u64(0).unwrap(), 2, "{stage}");
             vcpu.leave();
             assert_ne!(vcpu.context.root(), withdrawn, "{stage}");
-            assert_eq!(old.load(0), 1, "{stage}");
+            assert_eq!(old.host().load(0), 1, "{stage}");
         }
     }
 }

@@ -14,12 +14,7 @@ pub(crate) fn counters(memory: &SlotTable, vcpus: u32) -> Option<v1::GuestCounte
     let mut visits = 0u64;
     let mut first_error = NONE;
     for vcpu in 0..vcpus {
-        let word = |at: u64| {
-            let mut bytes = [0; 8];
-            memory
-                .read(control_page(vcpu) + at, &mut bytes)
-                .then(|| u64::from_le_bytes(bytes))
-        };
+        let word = |at: u64| memory.load(control_page(vcpu) + at);
         if word(offset::MAGIC)? != MAGIC || word(offset::VERSION)? != VERSION {
             return None;
         }

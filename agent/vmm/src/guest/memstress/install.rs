@@ -10,7 +10,10 @@ use super::{
     step::SECOND_STAMP,
 };
 use crate::{
-    guest::{GuestError, arch, layout::Layout, put},
+    guest::{
+        layout::Layout,
+        put::{GuestError, put},
+    },
     memory::SlotTable,
 };
 
@@ -26,7 +29,6 @@ pub(in crate::guest) fn install(
     vcpus: u32,
     spec: &MemstressSpec,
 ) -> Result<(), GuestError> {
-    put(memory, Layout::CODE, arch::memstress(), "machine code")?;
     for vcpu in 0..vcpus {
         for (at, value) in parameters(layout, vcpu, vcpus, spec) {
             put(

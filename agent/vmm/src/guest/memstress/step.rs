@@ -41,21 +41,16 @@ pub(crate) struct NoMemory {
     pub gpa: u64,
 }
 
-/// The host's own view: past the second stage, so nothing it writes is in a dirty log.
+/// Through the host view: past the second stage, so nothing it writes is in a dirty log.
 impl GuestAccess for &SlotTable {
     type Error = NoMemory;
 
     fn read_u64(&mut self, gpa: u64) -> Result<u64, NoMemory> {
-        let mut bytes = [0; 8];
-        if self.read(gpa, &mut bytes) {
-            Ok(u64::from_le_bytes(bytes))
-        } else {
-            Err(NoMemory { gpa })
-        }
+        self.load(gpa).ok_or(NoMemory { gpa })
     }
 
     fn write_u64(&mut self, gpa: u64, value: u64) -> Result<(), NoMemory> {
-        if self.write(gpa, &value.to_le_bytes()) {
+        if self.store(gpa, value) {
             Ok(())
         } else {
             Err(NoMemory { gpa })
@@ -77,7 +72,7 @@ pub(crate) struct BatchEnd {
 /// Runs one batch of a vCPU: some visits, at most 4,096. Ask a [`super::Pacer`] before each.
 ///
 /// # Errors
-/// That of the first access that fails. The batch is then partly done and the vCPU must not go on.
+/// That of the first access that fails. The batch is then unfinished and the vCPU must not go on.
 pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<BatchEnd, M::Error> {
     let control = control_page(vcpu);
     let parameters = Parameters::read(memory, control)?;
@@ -89,7 +84,7 @@ pub(crate) fn run_batch<M: GuestAccess>(memory: &mut M, vcpu: u32) -> Result<Bat
         let entry = parameters.gpa(parameters.expected.wrapping_add(page.wrapping_mul(4)));
         let at = parameters.gpa(parameters.work.wrapping_add(page.wrapping_mul(PAGE_SIZE)))
             & !(PAGE_SIZE - 1);
-        // The table's entries are 32 bits; no other vCPU owns the rest of the word.
+        // The table's entries are 32 bits; no other vCPU owns the other entry of the word.
         let (word, shift) = (entry & !7, (entry & 4) * 8);
         let pair = memory.read_u64(word)?;
         let count = u64::from((pair >> shift) as u32);
@@ -181,7 +176,7 @@ impl Parameters {
     }
 
     fn pick(&self, position: &mut u64, state: &mut u64) -> u64 {
-        // The upper half of a random number scaled to `pages`.
+        // The upper 32 bits of a random number scaled to `pages`.
         let scale = |upper: u64, pages: u64| upper.wrapping_mul(pages) >> 32;
         let owned = if self.pattern == pattern::SEQUENTIAL {
             let now = *position;

@@ -5,9 +5,9 @@
 //! | Preparing | memory is made, the source connects | `Populated` |
 //! | Receiving | pages flow | `StateHeard` |
 //! | Checking | everything has come: it is verified and loaded | `Checked` |
-//! | JournallingPrepared | PREPARED is being written; the last moment for a cancel | `PreparedWritten` |
-//! | Ready | READY is said: only knowledge ends this | `CommitHeard`, `AbortHeard`, `SourceSays`, `ControlSays` |
-//! | JournallingOwned | OWNED is being written, again and again until it is durable | `OwnedWritten` |
+//! | JournallingPrepared | PREPARED is written; the last moment for a cancel | `PreparedWritten` |
+//! | Ready | READY is said: only knowledge ends this | COMMIT, ABORT, an answer about the source |
+//! | JournallingOwned | OWNED is written, again and again until durable | `OwnedWritten` |
 //! | Aborting | ABORTED is being written | `AbortedWritten` |
 //! | Ended | the VM is here, or this process ends | |
 //!
@@ -167,7 +167,7 @@ impl Destination {
 
     /// Whether a cancel would still be accepted, or has been.
     #[must_use]
-    pub fn may_cancel(&self) -> bool {
+    pub(crate) fn may_cancel(&self) -> bool {
         !matches!(
             self.state,
             State::Ready { .. } | State::JournallingOwned { .. } | State::Ended(End::Owned)
@@ -176,7 +176,7 @@ impl Destination {
 
     /// Cancelled, and the coordinator has not noticed yet.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         matches!(self.state, State::Interrupted(_))
     }
 
@@ -229,8 +229,8 @@ impl Destination {
         }
     }
 
-    /// READY is not said yet, so the source cannot have relinquished: the end is still free. What is
-    /// being done goes on; the actions of the end come after it.
+    /// READY is not said yet, so the source cannot have relinquished: the end is still free. What
+    /// is being done goes on; the actions of the end come after it.
     fn preparing(&mut self, input: Input) -> Vec<Action> {
         match (self.state, input) {
             (State::Checking, Input::Checked) => {

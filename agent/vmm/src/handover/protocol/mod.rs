@@ -1,10 +1,11 @@
-//! The handover of one VM as a protocol: two state machines without I/O, threads, clocks or sockets.
+//! The handover of one VM as a protocol: two state machines without I/O, threads, clocks or
+//! sockets.
 //!
-//! [`source::Source`] is the side that gives the VM away, [`destination::Destination`] the side that
-//! takes it. Each takes one input and answers with the actions that its driver has to carry out, in
-//! order. What an action led to comes back as an input. The machines run in production (the drivers
-//! are `migration::source` and `migration::destination`) and in the model checker, which explores
-//! both of them together with the server's (`cargo xtask model`).
+//! [`source::Source`] is the side that gives the VM away, [`destination::Destination`] the side
+//! that takes it. Each takes one input and answers with the actions that its driver has to carry
+//! out, in order. What an action led to comes back as an input. The machines run in production (the
+//! drivers are `migration::source` and `migration::destination`) and in the model checker, which
+//! explores both of them together with the server's (`cargo xtask model`).
 //!
 //! # Order of the handover, for a VM of epoch e
 //! 1. destination: journals PREPARED(e+1), then says READY;
@@ -16,8 +17,8 @@
 //!   read again and settled that there is none.
 //! * COMMIT is said only after RELINQUISHED is durable; OWNED is written only on COMMIT, or on the
 //!   word of the source's journal; vCPUs run only after OWNED is durable.
-//! * A cancel and the point of no return exclude each other: an accepted cancel is never followed by
-//!   RELINQUISHED.
+//! * A cancel and the point of no return exclude each other: an accepted cancel is never followed
+//!   by RELINQUISHED.
 //! * After PREPARED nothing but knowledge ends the destination. A clock only makes it ask again.
 //!
 //! # Contract of the drivers

@@ -160,7 +160,7 @@ impl Source {
 
     /// Whether a cancel would still be accepted, or has been.
     #[must_use]
-    pub fn may_cancel(&self) -> bool {
+    pub(crate) fn may_cancel(&self) -> bool {
         !matches!(
             self.state,
             State::Journalling
@@ -173,7 +173,7 @@ impl Source {
 
     /// Cancelled, and what was going on is not undone yet.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         matches!(self.state, State::Interrupted(_))
     }
 

@@ -3,7 +3,7 @@
 use slat_proto::model::{BackendKind, Format, VmSpec};
 
 use super::*;
-use crate::backend::GuestEvent;
+use crate::{backend::GuestEvent, memory::SlotBitmaps};
 
 #[test]
 fn a_vm_is_built_run_paused_and_deleted() {
@@ -186,7 +186,7 @@ fn only_the_machine_touches_the_backend() {
     assert!(backend.run().is_err());
     assert!(backend.pause().is_err());
     assert!(backend.load_state(b"fake vCPUs").is_err());
-    assert!(backend.harvest_dirty(0, &mut [0; 32]).is_err());
+    assert!(backend.harvest_dirty(&mut SlotBitmaps::new()).is_err());
     assert!(backend.set_dirty_logging(0, true).is_err());
     assert!(backend.remove_slot(0).is_err());
     assert_eq!(vm.backend.state().runs, 0);

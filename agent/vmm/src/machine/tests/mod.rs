@@ -1,4 +1,5 @@
-//! The machine over a fake backend: what each state allows, and that nothing runs what was given away.
+//! The machine over a fake backend: what each state allows, and that nothing runs what was given
+//! away.
 
 mod handover;
 mod life;

@@ -1,5 +1,5 @@
-//! The machine over every real backend of this host: memstress runs, its memory goes to a second machine by bulk copy and
-//! harvested pages, and the guest there finds every page as it left it.
+//! The machine over every real backend of this host: memstress runs, its memory goes to a second
+//! machine by bulk copy and harvested pages, and the guest there finds every page as it left it.
 
 use std::time::{Duration, Instant};
 
@@ -36,12 +36,12 @@ fn runs_on(machine: &Machine, more: u64) {
 
 fn copy(from: &Machine, to: &Machine, pages: impl Iterator<Item = (u32, u64)>) -> u64 {
     let (from, to) = (from.memory().table(), to.memory().table());
-    let mut page = vec![0; 4096];
+    let mut page = [0; 4096];
     let mut copied = 0;
     for (slot, index) in pages {
-        let offset = index as usize * 4096;
-        from.slot(slot).unwrap().mapping().read(offset, &mut page);
-        to.slot(slot).unwrap().mapping().write(offset, &page);
+        from.slot(slot).unwrap().read_page(index, &mut page);
+        let to = to.slot(slot).unwrap();
+        to.host().write(index as usize * 4096, &page);
         copied += 1;
     }
     copied
@@ -87,11 +87,9 @@ fn moves(kind: BackendKind) {
 
     assert!(source.enter_switchover(&migration()).unwrap().run);
     let batch = source.dirty().harvest(&cursor).unwrap();
-    let dirty = batch.slots.iter().flat_map(|(slot, bits)| {
-        let set = |page: &u64| bits[(page / 64) as usize] >> (page % 64) & 1 == 1;
-        (0..bits.len() as u64 * 64)
-            .filter(set)
-            .map(|page| (*slot, page))
+    let dirty = batch.slots.iter().flat_map(|(slot, bitmap)| {
+        let pages = |(first, len)| first..first + len;
+        bitmap.runs().flat_map(pages).map(|page| (*slot, page))
     });
     let copied = copy(&source, &destination, dirty);
     assert!(copied > 0 && copied == batch.pages, "{copied}");

@@ -10,11 +10,11 @@ fn add(slot: u32, base_gfn: u64, pages: u64) -> SlotChange {
 }
 
 /// (slot, base, pages) as the table and as the backend has it, both sorted.
-type Layout = Vec<(u32, u64, u64)>;
+type SlotLayout = Vec<(u32, u64, u64)>;
 
-fn layouts(vm: &FakeVm) -> (Layout, Layout) {
+fn layouts(vm: &FakeVm) -> (SlotLayout, SlotLayout) {
     let table = vm.machine.memory().table();
-    let mut published: Layout = table
+    let mut published: SlotLayout = table
         .slots()
         .iter()
         .map(|slot| (slot.spec().slot, slot.spec().base_gfn, slot.spec().pages))
@@ -208,7 +208,7 @@ proptest! {
                     for change in &changes {
                         specs = change.apply(&specs).unwrap();
                     }
-                    let mut expected: Layout =
+                    let mut expected: SlotLayout =
                         specs.iter().map(|spec| (spec.slot, spec.base_gfn, spec.pages)).collect();
                     expected.sort_unstable();
                     prop_assert_eq!(published, expected);

@@ -1,25 +1,31 @@
-//! One reader of the dirty log: what it has yet to be told, and what it was told but did not acknowledge.
+//! One reader of the dirty log: what it has yet to be told, and what it was told but did not
+//! acknowledge.
 //!
-//! A page that is written is *fresh* for every cursor. A harvest delivers all fresh pages together with those delivered
-//! before and not acknowledged; an acknowledgement of the last batch forgets what was delivered. A page written again after
-//! its delivery is fresh again, so that acknowledging the old batch cannot lose it: the two sets are never mixed.
+//! A page that is written is *fresh* for every cursor. A harvest delivers all fresh pages together
+//! with those delivered before and not acknowledged; an acknowledgement of the last batch forgets
+//! what was delivered. A page written again after its delivery is fresh again, so that
+//! acknowledging the old batch cannot lose it: the two sets are never mixed.
+//!
+//! Nothing is copied on the way. A fresh bitmap becomes the delivered one, which cursor and reader
+//! then share; what was delivered before is united with it, by groups that are not clean. Bitmaps
+//! that are done with go back to the log, which uses them again.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use slat_proto::{ApiError, Reason};
 
-use super::{DirtyBatch, SlotLog, bits};
+use super::{batch::DirtyBatch, bitmap::DirtyBitmap, source::SlotBitmaps};
 
-/// Dirty bits by slot; a slot without an entry has none.
-type SlotBits = BTreeMap<u32, Vec<u64>>;
+/// A bitmap that nobody needs any more, but its last reader may still hold.
+pub(super) type Retired = (u32, Arc<DirtyBitmap>);
 
 /// One reader's state.
 #[derive(Debug)]
 pub(super) struct Cursor {
     batch: u64,
     pub(super) last_used: Instant,
-    fresh: SlotBits,
-    delivered: SlotBits,
+    fresh: SlotBitmaps,
+    delivered: BTreeMap<u32, Arc<DirtyBitmap>>,
 }
 
 impl Cursor {
@@ -27,24 +33,36 @@ impl Cursor {
         Self {
             batch: 0,
             last_used: now,
-            fresh: SlotBits::new(),
-            delivered: SlotBits::new(),
+            fresh: SlotBitmaps::new(),
+            delivered: BTreeMap::new(),
         }
     }
 
-    /// Merges harvested bits of a slot of `pages` pages.
-    pub(super) fn merge(&mut self, slot: u32, pages: u64, from: &[u64]) {
-        let to = self.fresh.entry(slot).or_insert_with(|| bits::empty(pages));
-        bits::or(to, from);
+    /// Adds harvested pages of a slot.
+    pub(super) fn add(&mut self, slot: u32, from: &DirtyBitmap) {
+        self.fresh_mut(slot, from.pages()).unite(from);
     }
 
-    /// Pages written by the process itself.
-    pub(super) fn mark(&mut self, slot: u32, slot_pages: u64, first: u64, pages: u64) {
-        let to = self
-            .fresh
+    /// Adds harvested pages of a slot, taking the bitmap. What comes back is not needed any more.
+    pub(super) fn give(&mut self, slot: u32, from: DirtyBitmap) -> Option<DirtyBitmap> {
+        match self.fresh.get_mut(&slot) {
+            Some(fresh) => {
+                fresh.unite(&from);
+                Some(from)
+            }
+            None => self.fresh.insert(slot, from),
+        }
+    }
+
+    /// Marks every page of a slot.
+    pub(super) fn mark_all(&mut self, slot: u32, pages: u64) {
+        self.fresh_mut(slot, pages).set(0, pages);
+    }
+
+    fn fresh_mut(&mut self, slot: u32, pages: u64) -> &mut DirtyBitmap {
+        self.fresh
             .entry(slot)
-            .or_insert_with(|| bits::empty(slot_pages));
-        bits::set(to, first, pages);
+            .or_insert_with(|| DirtyBitmap::new(pages))
     }
 
     /// The slot is gone, its pages with it.
@@ -53,71 +71,80 @@ impl Cursor {
         self.delivered.remove(&slot);
     }
 
-    /// Delivers what is owed, at most `max_runs` runs of pages in the order of the slots' frames; the rest stays fresh.
-    pub(super) fn deliver(
+    /// Delivers all that is owed. What was delivered before and is now part of the new batch is
+    /// retired.
+    pub(super) fn deliver(&mut self, retired: &mut Vec<Retired>) -> DirtyBatch {
+        self.settle(retired);
+        self.batch()
+    }
+
+    /// Delivers at most `max_runs` runs of pages of what is owed, slot by slot in `order`; the rest
+    /// stays fresh.
+    pub(super) fn deliver_some(
         &mut self,
-        slots: &BTreeMap<u32, SlotLog>,
+        order: &[u32],
         max_runs: usize,
+        retired: &mut Vec<Retired>,
     ) -> DirtyBatch {
-        for (slot, fresh) in std::mem::take(&mut self.fresh) {
-            match self.delivered.get_mut(&slot) {
-                Some(delivered) => bits::or(delivered, &fresh),
-                None => drop(self.delivered.insert(slot, fresh)),
+        self.settle(retired);
+        let mut left = max_runs;
+        for slot in order {
+            let Some(delivered) = self.delivered.remove(slot) else {
+                continue;
+            };
+            let first_left = {
+                let mut runs = delivered.runs();
+                left -= runs.by_ref().take(left).count();
+                runs.next()
+            };
+            let Some((page, _)) = first_left else {
+                self.delivered.insert(*slot, delivered);
+                continue;
+            };
+            let mut delivered = Arc::try_unwrap(delivered).unwrap_or_else(|shared| {
+                let mut own = DirtyBitmap::new(shared.pages());
+                own.unite(&shared);
+                own
+            });
+            self.fresh.insert(*slot, delivered.split_off(page));
+            if !delivered.is_empty() {
+                self.delivered.insert(*slot, Arc::new(delivered));
             }
         }
-        if max_runs != usize::MAX {
-            self.give_back(slots, max_runs);
+        self.batch()
+    }
+
+    /// What is fresh counts as delivered, together with what was not acknowledged.
+    fn settle(&mut self, retired: &mut Vec<Retired>) {
+        for (slot, mut fresh) in std::mem::take(&mut self.fresh) {
+            if let Some(before) = self.delivered.remove(&slot) {
+                fresh.unite(&before);
+                retired.push((slot, before));
+            }
+            self.delivered.insert(slot, Arc::new(fresh));
         }
+    }
+
+    fn batch(&mut self) -> DirtyBatch {
         self.batch += 1;
-        let slots: Vec<(u32, Vec<u64>)> = slots
-            .iter()
-            .map(|(slot, log)| match self.delivered.get(slot) {
-                Some(delivered) => (*slot, delivered.clone()),
-                None => (*slot, bits::empty(log.pages)),
-            })
-            .collect();
+        let shared = |(slot, bitmap): (&u32, &Arc<DirtyBitmap>)| (*slot, Arc::clone(bitmap));
+        let slots: Vec<_> = self.delivered.iter().map(shared).collect();
         DirtyBatch {
             batch: self.batch,
-            pages: slots.iter().map(|(_, slot)| bits::count(slot)).sum(),
+            pages: slots.iter().map(|(_, bitmap)| bitmap.count()).sum(),
             slots,
         }
     }
 
-    /// Makes everything after the first `max_runs` runs fresh again.
-    fn give_back(&mut self, slots: &BTreeMap<u32, SlotLog>, max_runs: usize) {
-        let mut order: Vec<(u64, u32, u64)> = slots
-            .iter()
-            .map(|(slot, log)| (log.base_gfn, *slot, log.pages))
-            .collect();
-        order.sort_unstable();
-        let mut left = max_runs;
-        for (_, slot, pages) in order {
-            let Some(delivered) = self.delivered.get_mut(&slot) else {
-                continue;
-            };
-            let mut kept = bits::empty(pages);
-            let mut rest = bits::empty(pages);
-            let mut any = false;
-            for (first, len) in bits::runs(delivered) {
-                if left > 0 {
-                    left -= 1;
-                    bits::set(&mut kept, first, len);
-                } else {
-                    any = true;
-                    bits::set(&mut rest, first, len);
-                }
-            }
-            if any {
-                *delivered = kept;
-                self.fresh.insert(slot, rest);
-            }
-        }
-    }
-
     /// Forgets what the last batch delivered. Acknowledging it again has no effect.
-    pub(super) fn acknowledge(&mut self, batch: u64) -> Result<(), ApiError> {
+    pub(super) fn acknowledge(
+        &mut self,
+        batch: u64,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), ApiError> {
         if batch == 0 || batch != self.batch {
-            // An older batch is part of the newest one, mixed with pages written since: there is nothing safe to forget.
+            // An older batch is part of the newest one, mixed with pages written since: there is
+            // nothing safe to forget.
             return Err(ApiError::new(
                 Reason::BadParameter,
                 format!(
@@ -130,7 +157,7 @@ impl Cursor {
             .with("last_batch", self.batch)
             .with("advice", "acknowledge the last batch, or 0 to get it again"));
         }
-        self.delivered.clear();
+        retired.extend(std::mem::take(&mut self.delivered));
         Ok(())
     }
 }

@@ -7,12 +7,12 @@ use slat_proto::{
 
 use super::{
     super::wire::{Kind, encode_abort},
-    parts::Destination,
+    parts::DestinationDriver,
     work::Work,
 };
 use crate::handover::protocol::{Why, destination::End};
 
-impl Destination {
+impl DestinationDriver {
     fn during(&self) -> v1::MigrationPhase {
         match self.side.phase() {
             TransferPhase::Preparing => v1::MigrationPhase::Preparing,

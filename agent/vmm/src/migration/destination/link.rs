@@ -14,9 +14,9 @@ use super::{
         listener::Peer,
         populate::Populate,
         receiver::{Intake, receive},
-        wire::{FrameWriter, Kind, Role, WireError},
+        wire::{FrameWriter, Kind, StreamRole, WireError},
     },
-    parts::{Destination, Note},
+    parts::{DestinationDriver, Note},
 };
 use crate::memory::SlotTable;
 
@@ -88,7 +88,7 @@ impl Link {
     }
 }
 
-impl Destination {
+impl DestinationDriver {
     /// A connection with a good ticket. One that comes twice is turned away; the first stays.
     pub(super) fn connected(&self, link: &mut Link, peer: Peer) -> Result<(), ApiError> {
         let Peer {
@@ -97,8 +97,8 @@ impl Destination {
             mut reader,
         } = peer;
         let taken = match role {
-            Role::Control => link.control.is_some(),
-            Role::Data(number) => {
+            StreamRole::Control => link.control.is_some(),
+            StreamRole::Data(number) => {
                 u32::from(number) >= self.streams || link.data.contains_key(&number)
             }
         };
@@ -115,11 +115,11 @@ impl Destination {
         let sender = self.sender.clone();
         let ours = stream.try_clone().map_err(io)?;
         let builder = std::thread::Builder::new().name(match role {
-            Role::Control => "control".to_owned(),
-            Role::Data(number) => format!("receive-{number}"),
+            StreamRole::Control => "control".to_owned(),
+            StreamRole::Data(number) => format!("receive-{number}"),
         });
         let thread = match role {
-            Role::Control => {
+            StreamRole::Control => {
                 link.control = Some((ours, writer));
                 builder.spawn(move || {
                     for _ in 0..CONTROL_FRAMES {
@@ -131,7 +131,7 @@ impl Destination {
                     }
                 })
             }
-            Role::Data(number) => {
+            StreamRole::Data(number) => {
                 link.data.insert(number, ours);
                 let intake = Arc::clone(&link.intake);
                 builder.spawn(move || {

@@ -1,15 +1,15 @@
 //! The destination's driver: a coordinator thread, a control reader, a thread for each data stream.
 //!
-//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination) and
-//! carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is made from,
-//! `link` lets the source's connections in, `work` is what has happened so far, `receive` follows the
-//! iterations, `take_over` is everything from the state's arrival to the running VM, `end` gives up or
-//! completes.
+//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination)
+//! and carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is
+//! made from, `link` lets the source's connections in, `work` is what has happened so far,
+//! `receive` follows the iterations, `take_over` is everything from the state's arrival to the
+//! running VM, `end` gives up or completes.
 //!
 //! # In doubt
-//! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control plane.
-//! While none is to be had the VM stays here, stopped, for as long as it takes; the source's agent is
-//! asked every [`ASK_EVERY`].
+//! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control
+//! plane. While none is to be had the VM stays here, stopped, for as long as it takes; the source's
+//! agent is asked every [`ASK_EVERY`].
 
 mod end;
 mod link;
@@ -25,12 +25,12 @@ use std::{
 
 use slat_proto::{ApiError, Reason, v1};
 
-pub(crate) use self::parts::{Destination, Note};
+pub(crate) use self::parts::{DestinationDriver, Note};
 use self::work::Work;
 use super::populate::Populate;
 use crate::handover::protocol::{
     Why,
-    destination::{Action, Destination as Protocol, Input},
+    destination::{Action, Destination, Input},
 };
 
 /// Figures are published this often.
@@ -40,7 +40,7 @@ const POPULATING: Duration = Duration::from_millis(5);
 /// In doubt, the source's agent is asked this often.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-impl Destination {
+impl DestinationDriver {
     /// The body of the coordinator thread: runs the side to its end.
     pub(crate) fn run(self) {
         let table = self.machine.memory().table();
@@ -127,8 +127,8 @@ impl Destination {
 
     /// Waits for one note, no longer than there is something to look after.
     fn listen(&self, work: &mut Work) -> Option<Input> {
-        let in_doubt = self.side.machine(Protocol::in_doubt);
-        let patience = if self.side.machine(Protocol::needs_ticks) {
+        let in_doubt = self.side.machine(Destination::in_doubt);
+        let patience = if self.side.machine(Destination::needs_ticks) {
             ASK_EVERY
         } else if in_doubt {
             // Linked: whatever comes is a note.
@@ -160,7 +160,7 @@ impl Destination {
     fn take(&self, note: Note, in_doubt: bool, work: &mut Work) -> Option<Input> {
         match note {
             Note::Decided(decision) => Some(Input::ControlSays(decision)),
-            Note::Interrupted if self.side.machine(Protocol::is_cancelled) => {
+            Note::Interrupted if self.side.machine(Destination::is_cancelled) => {
                 Some(Input::Failed(Why::Cancelled))
             }
             // The queue has what there is to do.

@@ -11,7 +11,7 @@ use super::super::{
 };
 use crate::{
     handover::{
-        protocol::destination::{Decision, Destination as Protocol},
+        protocol::destination::{Decision, Destination},
         side::Side,
     },
     machine::Machine,
@@ -29,9 +29,9 @@ pub(crate) enum Note {
 }
 
 /// What the destination's side needs.
-pub(crate) struct Destination {
+pub(crate) struct DestinationDriver {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) side: Arc<Side<Protocol>>,
+    pub(crate) side: Arc<Side<Destination>>,
     pub(crate) streams: u32,
     pub(crate) verify: bool,
     pub(crate) epoch: u64,

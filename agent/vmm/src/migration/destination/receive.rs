@@ -15,7 +15,7 @@ use super::{
         wire::{Header, Kind, WireError},
     },
     link::Link,
-    parts::{Destination, Note},
+    parts::{DestinationDriver, Note},
     work::{Work, was_told},
 };
 use crate::handover::{payload::check_slots, protocol::destination::Input};
@@ -28,7 +28,7 @@ const SOURCE_CONNECTS: Duration = Duration::from_secs(60);
 /// After a data stream broke, this long for the source's own word on why.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-impl Destination {
+impl DestinationDriver {
     /// One note before the state has come.
     pub(super) fn receive(&self, note: Note, work: &mut Work) -> Result<Option<Input>, ApiError> {
         match note {
@@ -111,7 +111,7 @@ impl Destination {
 
     fn data(&self, link: &mut Link, event: Event) -> Result<(), ApiError> {
         match event {
-            Event::PassEnd { stream, iteration } => {
+            Event::IterationEnd { stream, iteration } => {
                 if iteration != link.iteration {
                     return Err(WireError::corrupt(
                         "iteration",

@@ -8,7 +8,7 @@ use slat_proto::{
 
 use super::{
     super::wire::{Header, Kind, WireError},
-    parts::Destination,
+    parts::DestinationDriver,
     work::{Work, was_told},
 };
 use crate::handover::{
@@ -23,7 +23,7 @@ use crate::handover::{
 /// How long a question to the source's agent may take.
 const ASK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
-impl Destination {
+impl DestinationDriver {
     /// Everything has arrived: is it all, is it right, does it load.
     pub(super) fn check(&self, work: &mut Work) -> Result<(), ApiError> {
         self.side.enter(TransferPhase::Switchover);

@@ -8,7 +8,7 @@ use slat_proto::{
 
 use super::{
     super::wire::{Kind, encode_abort},
-    parts::Source,
+    parts::SourceDriver,
     work::Work,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     memory::MemoryDigest,
 };
 
-impl Source {
+impl SourceDriver {
     /// The destination has the VM: what is left to learn, then the record.
     pub(super) fn complete(&self, work: &mut Work) {
         let resumed = work.resumed.take().unwrap_or(Resumed {

@@ -14,11 +14,11 @@ use slat_proto::{ApiError, Reason};
 
 use super::{
     super::{
-        sender::{Counters, Pacer, Report, Sender, Shared},
+        sender::{BandwidthPacer, Counters, Report, Sender, Shared},
         socket::{CONNECT_TIMEOUT, configure},
-        wire::{FrameReader, FrameWriter, Hello, Kind, Role, WireError},
+        wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError},
     },
-    parts::Source,
+    parts::SourceDriver,
 };
 use crate::handover::payload;
 
@@ -39,7 +39,7 @@ pub(super) struct Link {
     pub(super) shared: Arc<Shared>,
 }
 
-impl Source {
+impl SourceDriver {
     /// Opens the control connection and every data stream, introduces each, and waits until the
     /// destination has its memory.
     pub(super) fn connect(&self, begun: Instant) -> Result<Link, ApiError> {
@@ -50,20 +50,19 @@ impl Source {
             )
             .with("address", self.address)
         };
-        let (control, writer, reader) = self.open(Role::Control)?;
+        let (control, writer, reader) = self.open(StreamRole::Control)?;
         let shared = Arc::new(Shared {
             counters: Counters::default(),
             stop: AtomicBool::new(false),
-            pacer: self.params.max_bandwidth.map(Pacer::new),
-            #[cfg(test)]
-            omit: self.omit,
+            pacer: self.params.max_bandwidth.map(BandwidthPacer::new),
+            filter: Arc::clone(&self.filter),
         });
         let (report, reports) = mpsc::channel();
         let mut senders = Vec::new();
         let ears = control.try_clone().map_err(unreachable)?;
         let mut streams = Vec::new();
         for number in 0..self.params.streams {
-            let (stream, writer, _) = self.open(Role::Data(number as u16))?;
+            let (stream, writer, _) = self.open(StreamRole::Data(number as u16))?;
             streams.push(stream.try_clone().map_err(unreachable)?);
             let sender = Sender::spawn(
                 number as usize,
@@ -78,8 +77,8 @@ impl Source {
         let stop = Arc::clone(&shared);
         self.side.on_interrupt(move || {
             stop.stop.store(true, Ordering::Relaxed);
-            // A stream that is closed already needs no shutdown. The control connection can still say
-            // Abort.
+            // A stream that is closed already needs no shutdown. The control connection can still
+            // say Abort.
             drop(ears.shutdown(Shutdown::Read));
             for stream in &streams {
                 drop(stream.shutdown(Shutdown::Both));
@@ -113,7 +112,7 @@ impl Source {
 
     /// One connection. A crowd of peers on the port may push a newcomer out before it was heard;
     /// nothing was sent yet, so trying again is free.
-    fn open(&self, role: Role) -> Result<(TcpStream, FrameWriter, FrameReader), ApiError> {
+    fn open(&self, role: StreamRole) -> Result<(TcpStream, FrameWriter, FrameReader), ApiError> {
         let mut attempt = 1;
         loop {
             match self.introduce(role) {
@@ -136,9 +135,12 @@ impl Source {
     }
 
     /// Connects and shows the ticket.
-    fn introduce(&self, role: Role) -> Result<(TcpStream, FrameWriter, FrameReader), WireError> {
+    fn introduce(
+        &self,
+        role: StreamRole,
+    ) -> Result<(TcpStream, FrameWriter, FrameReader), WireError> {
         let mut stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
-        configure(&stream, matches!(role, Role::Data(_)))?;
+        configure(&stream, matches!(role, StreamRole::Data(_)))?;
         let protocol = self.versions.protocol;
         let mut writer = FrameWriter::new(protocol, self.epoch);
         let mut reader = FrameReader::new(protocol, self.epoch);

@@ -1,15 +1,15 @@
 //! The source's driver: carries out what the protocol asks for, one action after the other, on a
 //! coordinator thread, with one sender thread for each stream.
 //!
-//! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source); this
-//! is how it is done. `parts` is what a side is made from, `link` opens the connections, `work` is
-//! what the actions have led to, `precopy` runs the iterations, `switchover` is the blackout, `end`
-//! undoes or completes.
+//! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
+//! this is how it is done. `parts` is what a side is made from, `link` opens the connections,
+//! `work` is what the actions have led to, `precopy` runs the iterations, `switchover` is the
+//! blackout, `end` undoes or completes.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
-//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the side
-//! stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the
+//! side stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
 
 mod end;
 mod link;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use slat_proto::v1::TransferPhase;
 
-pub(crate) use self::parts::Source;
+pub(crate) use self::parts::SourceDriver;
 use self::work::Work;
 use crate::{
     handover::protocol::{
@@ -35,7 +35,7 @@ use crate::{
 /// A journal that cannot be settled is tried again this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
-impl Source {
+impl SourceDriver {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
         let begun = Instant::now();
@@ -139,7 +139,8 @@ impl Source {
         }
     }
 
-    /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe before.
+    /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe
+    /// before.
     fn settle(&self, work: &mut Work) -> Settled {
         loop {
             match self.machine.settle_relinquished(self.side.migration()) {

@@ -8,28 +8,28 @@ use slat_proto::{
     v1,
 };
 
-use super::super::wire::TICKET;
+use super::super::{filter::PageFilter, wire::TICKET};
 use crate::{
-    handover::{protocol::source::Source as Protocol, side::Side},
+    handover::{protocol::source::Source, side::Side},
     machine::Machine,
 };
 
 /// What the source's side needs.
-pub(crate) struct Source {
+pub(crate) struct SourceDriver {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) side: Arc<Side<Protocol>>,
+    pub(crate) side: Arc<Side<Source>>,
     pub(crate) address: SocketAddr,
     pub(crate) ticket: [u8; TICKET],
     pub(crate) params: MigrationParams,
     pub(crate) epoch: u64,
     pub(crate) versions: v1::ChosenVersions,
-    #[cfg(test)]
-    pub(crate) omit: Option<(u32, u32, u32)>,
+    pub(crate) filter: Arc<dyn PageFilter>,
 }
 
-impl Source {
+impl SourceDriver {
     pub(super) fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Cursors of API callers have a name space of their own: a caller's of the same name is another.
+        // Cursors of API callers have a name space of their own: a caller's of the same name is
+        // another.
         CursorName::from_id("slat-migration")
     }
 

@@ -14,12 +14,12 @@ use slat_proto::{
 
 use super::{
     super::{
-        convergence::{Convergence, Pass as FinishedPass, Verdict},
-        sender::{Pass, PassSlot},
+        convergence::{Convergence, Finished, Verdict},
+        sender::Iteration,
         wire::{Kind, WireError},
     },
     link::Link,
-    parts::Source,
+    parts::SourceDriver,
     work::{Precopied, Started, Work},
 };
 use crate::memory::DirtyBatch;
@@ -27,7 +27,7 @@ use crate::memory::DirtyBatch;
 /// Progress is published this often while an iteration runs.
 const PUBLISH: Duration = Duration::from_millis(100);
 
-impl Source {
+impl SourceDriver {
     /// Until the VM is to be switched over; an error when it should rather stay.
     pub(super) fn precopy(&self, work: &mut Work) -> Result<Precopied, ApiError> {
         let started = work.started();
@@ -36,18 +36,18 @@ impl Source {
         self.machine.dirty().attach(&cursor)?;
         self.side.enter(TransferPhase::Precopy);
         let mut convergence = Convergence::new(self.params);
-        let mut pass = Pass::bulk(self.machine.memory().table().slots());
+        let mut pages = Iteration::bulk(self.machine.memory().table().slots());
         let mut acknowledge = None;
         loop {
-            let iteration = pass.iteration;
+            let iteration = pages.number;
             let (bytes, duration) =
-                self.send_iteration(link, pass, false, &convergence, started)?;
+                self.send_iteration(link, pages, false, &convergence, started)?;
             if let Some(batch) = acknowledge.take() {
                 self.machine.dirty().acknowledge(&cursor, batch)?;
             }
             let batch = self.machine.dirty().harvest(&cursor)?;
             let dirty_bytes = batch.pages * PAGE_SIZE;
-            let verdict = convergence.judge(&FinishedPass {
+            let verdict = convergence.judge(&Finished {
                 iteration,
                 bytes,
                 duration,
@@ -62,7 +62,7 @@ impl Source {
                 });
             }
             acknowledge = Some(batch.batch);
-            pass = self.iteration_of(iteration + 1, batch);
+            pages = self.iteration_of(iteration + 1, batch);
         }
     }
 
@@ -108,42 +108,33 @@ impl Source {
         }
     }
 
-    pub(super) fn iteration_of(&self, iteration: u32, batch: DirtyBatch) -> Pass {
-        let table = self.machine.memory().table();
-        let slots = batch
-            .slots
-            .into_iter()
-            .filter_map(|(number, bitmap)| {
-                let memory = Arc::clone(table.slot(number)?);
-                Some(PassSlot { memory, bitmap })
-            })
-            .collect();
-        Pass::new(iteration, slots)
+    fn iteration_of(&self, number: u32, batch: DirtyBatch) -> Iteration {
+        Iteration::of(number, batch, &self.machine.memory().table())
     }
 
-    /// Harvests what is left while the VM is paused. The last batch was not acknowledged, so this has
-    /// that one and all that came since.
+    /// Harvests what is left while the VM is paused. The last batch was not acknowledged, so this
+    /// has that one and all that came since.
     pub(super) fn last_iteration(
         &self,
         cursor: &CursorName,
         iteration: u32,
-    ) -> Result<Pass, ApiError> {
+    ) -> Result<Iteration, ApiError> {
         let batch = self.machine.dirty().harvest(cursor)?;
         Ok(self.iteration_of(iteration, batch))
     }
 
-    /// Sends an iteration on all streams and waits until the destination has it. Returns its bytes of
-    /// pages and its duration.
+    /// Sends an iteration on all streams and waits until the destination has it. Returns its bytes
+    /// of pages and its duration.
     pub(super) fn send_iteration(
         &self,
         link: &mut Link,
-        pass: Pass,
+        pages: Iteration,
         last: bool,
         convergence: &Convergence,
         started: Started,
     ) -> Result<(u64, Duration), ApiError> {
-        let iteration = pass.iteration;
-        let total = pass.bytes();
+        let iteration = pages.number;
+        let total = pages.bytes();
         let shared = Arc::clone(&link.shared);
         let counters = &shared.counters;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -158,9 +149,9 @@ impl Source {
             progress.remaining_bytes = total;
             progress.expected_downtime = Some(proto_duration(convergence.expected_downtime(total)));
         });
-        let pass = Arc::new(pass);
+        let pages = Arc::new(pages);
         for sender in &link.senders {
-            sender.start(&pass);
+            sender.start(&pages);
         }
         let mut working = link.senders.len();
         while working > 0 {

@@ -1,4 +1,5 @@
-//! The blackout: vCPUs stop, the last pages and the state go, COMMIT is said. Each part is measured.
+//! The blackout: vCPUs stop, the last pages and the state go, COMMIT is said. Each part is
+//! measured.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use slat_proto::{
 
 use super::{
     super::{cpu_time::thread_cpu_time, wire::Kind},
-    parts::Source,
+    parts::SourceDriver,
     work::{Blackout, Work},
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     memory::MemoryDigest,
 };
 
-impl Source {
+impl SourceDriver {
     /// Stops the vCPUs, sends the last pages and the state.
     pub(super) fn switch_over(&self, work: &mut Work) -> Result<(), ApiError> {
         let begun = Instant::now();

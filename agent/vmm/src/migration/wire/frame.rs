@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 
 use super::{HEADER, Header, Kind, WireError, abort::decode_abort};
 
-/// Numbers and sends the small frames of one connection; page contents go another way with the same numbers.
+/// Numbers and sends the small frames of one connection; page contents go another way with the same
+/// numbers.
 #[derive(Debug)]
 pub(crate) struct FrameWriter {
     protocol: u32,
@@ -101,7 +102,8 @@ impl FrameReader {
         Ok(header)
     }
 
-    /// The whole next frame (not `Pages`: its contents go straight to guest memory). An `Abort` becomes the error it says.
+    /// The whole next frame (not `Pages`: its contents go straight to guest memory). An `Abort`
+    /// becomes the error it says.
     pub(crate) fn frame(&mut self, from: &mut impl Read) -> Result<(Header, Vec<u8>), WireError> {
         let header = self.header(from)?;
         let payload = payload(from, &header)?;

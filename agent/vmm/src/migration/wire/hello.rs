@@ -4,7 +4,7 @@ use super::{TICKET, WireError};
 
 /// Which connection introduces itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum StreamRole {
     Control,
     /// Stream number, from 0.
     Data(u16),
@@ -14,15 +14,15 @@ pub(crate) enum Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) ticket: [u8; TICKET],
-    pub(crate) role: Role,
+    pub(crate) role: StreamRole,
 }
 
 impl Hello {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.ticket.to_vec();
         let number = match self.role {
-            Role::Control => 0,
-            Role::Data(stream) => u32::from(stream) + 1,
+            StreamRole::Control => 0,
+            StreamRole::Data(stream) => u32::from(stream) + 1,
         };
         bytes.extend_from_slice(&number.to_le_bytes());
         bytes
@@ -34,9 +34,9 @@ impl Hello {
             .and_then(|(ticket, rest)| Some((ticket, <[u8; 4]>::try_from(rest).ok()?)))
             .ok_or_else(|| WireError::corrupt("length", "of Hello"))?;
         let role = match u32::from_le_bytes(number) {
-            0 => Role::Control,
+            0 => StreamRole::Control,
             stream => u16::try_from(stream - 1)
-                .map(Role::Data)
+                .map(StreamRole::Data)
                 .map_err(|_| WireError::corrupt("stream", stream))?,
         };
         Ok(Self {

@@ -1,29 +1,31 @@
 //! Frames between the two sides of a migration.
 //!
 //! # Protocol
-//! Version 2 sends State in sections, version 1 in one piece; nothing else differs. Both ends chose the
-//! version before a connection is opened ([`crate::handover::preamble`]), and every frame carries it.
+//! Version 2 sends State in sections, version 1 in one piece; nothing else differs. Both ends chose
+//! the version before a connection is opened ([`crate::handover::preamble`]), and every frame
+//! carries it.
 //!
-//! The source opens one control connection and N data connections. The first frame on each is `Hello`
-//! with the ticket that the destination gave out through the control plane; anything else is closed
-//! without a word. Then:
+//! The source opens one control connection and N data connections. The first frame on each is
+//! `Hello` with the ticket that the destination gave out through the control plane; anything else
+//! is closed without a word. Then:
 //!
 //! ```text
 //! source                         destination
 //!   Hello (each connection)  ->
 //!                            <-  HelloAck
-//!   SlotTable (control)      ->                       must equal what PrepareIncoming announced
-//!                            <-  Populated (control)  per cent of memory that is there, again and again until 100
-//!   Pages, Zero … (data)     ->                       iteration n, split over the streams in any way
+//!   SlotTable (control)      ->                       equals what PrepareIncoming announced
+//!                            <-  Populated (control)  per cent of memory, until it is 100
+//!   Pages, Zero … (data)     ->                       iteration n, split over the streams
 //!   IterEnd n (each data)    ->
 //!                            <-  IterAck n (control)  every page of iteration n is in memory
-//!   …                                                 only then iteration n + 1 begins: no page grows older
+//!   …                                                 only then does iteration n + 1 begin
 //!   State (control)          ->                       after the last iteration, the VM paused
 //!                            <-  Ready                journalled Prepared(e+1)
 //!   Commit                   ->                       journalled Relinquished(e)
 //!                            <-  Resumed              journalled Owned(e+1), vCPUs run
 //! ```
-//! Either side may send `Abort` (reason, message) on the control connection before `Commit` and closes.
+//! Iterations never overlap, so an older copy of a page never replaces a newer one. Before `Commit`
+//! either side may send `Abort` (reason, message) on the control connection, and closes it.
 //!
 //! # Frame
 //! A header of 48 bytes, little-endian, then `length` bytes:
@@ -41,15 +43,15 @@
 //! | 32 | 12 | zero |
 //! | 44 | 4 | CRC-32 of the 44 bytes before |
 //!
-//! `Pages` and `Zero` begin their payload with `count` runs of (first page in the slot u32, pages u32);
-//! `Pages` goes on with the contents, one run after the other. Contents carry no sum: they are read by
-//! the kernel from memory that the guest may be writing, so any sum taken before would be of other
-//! bytes; the digests of `verify` prove contents at rest.
+//! `Pages` and `Zero` begin their payload with `count` runs of (first page in the slot u32, pages
+//! u32); `Pages` goes on with the contents, one run after the other. Contents carry no sum: they
+//! are read by the kernel from memory that the guest may be writing, so any sum taken before would
+//! be of other bytes; the digests of `verify` prove contents at rest.
 //!
 //! # Invariants
-//! Every length is checked against its bound before a byte is allocated or read; every run against its
-//! slot before memory is touched. The stream is hostile until its ticket was shown, and its contents
-//! even then.
+//! Every length is checked against its bound before a byte is allocated or read; every run against
+//! its slot before memory is touched. The stream is hostile until its ticket was shown, and its
+//! contents even then.
 
 mod abort;
 mod error;
@@ -65,7 +67,7 @@ pub(crate) use self::{
     error::{TOLD, WireError},
     frame::{FrameReader, FrameWriter, payload},
     header::Header,
-    hello::{Hello, Role},
+    hello::{Hello, StreamRole},
     runs::{Run, decode_runs, encode_runs},
 };
 

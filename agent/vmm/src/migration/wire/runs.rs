@@ -17,7 +17,8 @@ pub(crate) fn encode_runs(runs: &[Run], to: &mut Vec<u8>) {
     }
 }
 
-/// Runs of a frame, each within a slot of `slot_pages` pages, and for `Pages` exactly as many pages as it carries.
+/// Runs of a frame, each within a slot of `slot_pages` pages, and for `Pages` exactly as many pages
+/// as it carries.
 pub(crate) fn decode_runs(
     header: &Header,
     bytes: &[u8],

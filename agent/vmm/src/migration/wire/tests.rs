@@ -124,7 +124,7 @@ fn aborts_carry_their_reason() {
 fn hello_needs_the_whole_ticket() {
     let hello = Hello {
         ticket: [5; TICKET],
-        role: Role::Data(3),
+        role: StreamRole::Data(3),
     };
     assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
     assert!(hello.shows(&[5; TICKET]));

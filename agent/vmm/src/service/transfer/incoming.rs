@@ -1,5 +1,5 @@
-//! The destination's side begins: what the source said is checked, an empty VM is built, and the data
-//! port opened.
+//! The destination's side begins: what the source said is checked, an empty VM is built, and the
+//! data port opened.
 
 use std::{
     io::Read as _,
@@ -13,29 +13,19 @@ use slat_proto::{
     v1::{self, TransferRole, resolve_transfer_request::Decision as WireDecision},
 };
 
-use super::TransferEndpoint;
+use super::endpoint::{Incoming, TransferEndpoint};
 use crate::{
     handover::{
         preamble,
-        protocol::destination::{Decision, Destination as Protocol},
+        protocol::destination::{Decision, Destination},
         side::Side,
     },
     migration::{
-        destination::{Destination, Note},
+        destination::{DestinationDriver, Note},
         listener::Listener,
         wire::TICKET,
     },
 };
-
-/// The destination's side with what is needed to talk to it.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) side: Arc<Side<Protocol>>,
-    notes: mpsc::Sender<Note>,
-    data_address: String,
-    ticket: [u8; TICKET],
-    versions: v1::ChosenVersions,
-}
 
 /// What a side needs to know of its source.
 struct From {
@@ -115,7 +105,7 @@ impl TransferEndpoint {
 
     fn listen(
         &self,
-        side: &Arc<Side<Protocol>>,
+        side: &Arc<Side<Destination>>,
         from: From,
         runtime: tokio::runtime::Handle,
     ) -> std::io::Result<Incoming> {
@@ -130,7 +120,7 @@ impl TransferEndpoint {
             drop(admit.send(Note::Connected(peer)));
         })?;
         let data_address = listener.address().to_string();
-        let destination = Destination {
+        let destination = DestinationDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             streams: from.params.streams,
@@ -159,7 +149,10 @@ impl TransferEndpoint {
         &self,
         request: &v1::ResolveTransferRequest,
     ) -> Result<v1::Transfer, ApiError> {
-        let side = self.find(&request.migration, TransferRole::Destination)?;
+        let side = self.find(
+            &MigrationName::parse(&request.migration)?,
+            TransferRole::Destination,
+        )?;
         let decision = match WireDecision::try_from(request.decision) {
             Ok(WireDecision::Commit) => Decision::Commit,
             Ok(WireDecision::Abort) => Decision::Abort,
@@ -170,16 +163,5 @@ impl TransferEndpoint {
             drop(incoming.notes.send(Note::Decided(decision)));
         }
         Ok(side.transfer())
-    }
-}
-
-impl Incoming {
-    fn answer(&self) -> v1::PrepareIncomingResponse {
-        v1::PrepareIncomingResponse {
-            transfer: Some(self.side.transfer()),
-            data_address: self.data_address.clone(),
-            ticket: self.ticket.to_vec(),
-            versions: Some(self.versions),
-        }
     }
 }

@@ -8,10 +8,10 @@ use slat_proto::{
     v1::{self, TransferPhase},
 };
 
-use super::TransferEndpoint;
+use super::endpoint::TransferEndpoint;
 use crate::{
-    handover::{preamble, protocol::source::Source as Protocol, side::Side},
-    migration::{source::Source, wire::TICKET},
+    handover::{preamble, protocol::source::Source, side::Side},
+    migration::{source::SourceDriver, wire::TICKET},
 };
 
 /// What a side needs to know of its destination.
@@ -41,9 +41,11 @@ impl TransferEndpoint {
         let backend = VmSpec::from_resource(&spec)?
             .backend
             .ok_or_else(|| ApiError::new(Reason::Internal, "a VM without a backend"))?;
+        // What the VM was told, not all that this host has: it may have come from a lesser one.
+        let cpu = self.machine.backend()?.cpu_facts();
         let (slots, _) = self.machine.list_slots()?;
         Ok(v1::DescribeOutgoingResponse {
-            preamble: Some(preamble::describe(backend)?),
+            preamble: Some(preamble::describe(backend, cpu)),
             vm: Some(vm),
             slots,
         })
@@ -82,7 +84,8 @@ impl TransferEndpoint {
         }
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
         let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));
-        // Known from the moment it may begin: whoever asks meanwhile is not told that there is none.
+        // Known from the moment it may begin: whoever asks meanwhile is not told that there is
+        // none.
         self.sides().outgoing = Some(Arc::clone(&side));
         let towards = Towards {
             address,
@@ -103,10 +106,10 @@ impl TransferEndpoint {
         Ok(side.transfer())
     }
 
-    fn begin(&self, side: &Arc<Side<Protocol>>, towards: Towards) -> Result<(), ApiError> {
+    fn begin(&self, side: &Arc<Side<Source>>, towards: Towards) -> Result<(), ApiError> {
         self.machine
             .begin_outgoing(side.migration(), towards.epoch)?;
-        let source = Source {
+        let source = SourceDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             address: towards.address,
@@ -114,8 +117,7 @@ impl TransferEndpoint {
             params: towards.params,
             epoch: towards.epoch,
             versions: towards.versions,
-            #[cfg(test)]
-            omit: self.omit,
+            filter: Arc::clone(&self.filter),
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())

@@ -1,5 +1,5 @@
-//! Both sides in one process, over real sockets and journals and a fake backend; and a source made by hand, for everything
-//! that an honest source never does.
+//! Both sides in one process, over real sockets and journals and a fake backend; and a source made
+//! by hand, for everything that an honest source never does.
 
 use std::{
     io::Read as _,
@@ -19,13 +19,14 @@ use slat_proto::{
 use slat_record::journal::Ownership;
 use tonic::Request;
 
-use super::TransferEndpoint;
+use super::{TransferApi, TransferEndpoint};
 use crate::{
     fake::{self, FakeVm},
     handover::{payload::encode_slots, preamble, side::has_ended, state::VmState},
     machine::Switchover,
+    migration::filter::PageFilter,
     migration::wire::{
-        FrameReader, FrameWriter, HEADER, Hello, Kind, Role, Run, TICKET, encode_runs,
+        FrameReader, FrameWriter, HEADER, Hello, Kind, Run, StreamRole, TICKET, encode_runs,
     },
 };
 
@@ -45,13 +46,18 @@ fn endpoint(vm: &FakeVm) -> TransferEndpoint {
     )
 }
 
+/// What its callers see.
+pub(super) fn api(endpoint: &TransferEndpoint) -> TransferApi {
+    TransferApi::new(Arc::new(endpoint.clone()))
+}
+
 /// Waits until a side is in a phase that `done` accepts.
 async fn wait(
     endpoint: &TransferEndpoint,
     role: TransferRole,
     done: impl Fn(&v1::Transfer) -> bool,
 ) -> v1::Transfer {
-    let side = endpoint.find("m1", role).unwrap();
+    let side = endpoint.find(&name(), role).unwrap();
     let mut version = side.watch();
     let waiting = async {
         loop {
@@ -82,6 +88,17 @@ async fn prepare(
     to: &TransferEndpoint,
     params: &MigrationParams,
 ) -> v1::PrepareIncomingResponse {
+    let preamble = preamble::describe(BackendKind::Software, Vec::new());
+    prepare_from(vm, to, params, preamble).await
+}
+
+/// As `prepare`, from a source that says this of itself.
+async fn prepare_from(
+    vm: &FakeVm,
+    to: &TransferEndpoint,
+    params: &MigrationParams,
+    preamble: v1::Preamble,
+) -> v1::PrepareIncomingResponse {
     let slots = vm
         .machine
         .memory()
@@ -96,9 +113,10 @@ async fn prepare(
         slots,
         params: Some(params.to_message()),
         source_agent_address: String::new(),
-        preamble: Some(preamble::describe(BackendKind::Software).unwrap()),
+        preamble: Some(preamble),
     };
-    to.prepare_incoming(Request::new(request))
+    api(to)
+        .prepare_incoming(Request::new(request))
         .await
         .unwrap()
         .into_inner()
@@ -118,7 +136,10 @@ async fn start(
         epoch: 1,
         versions: prepared.versions,
     };
-    from.start_outgoing(Request::new(request)).await.unwrap();
+    api(from)
+        .start_outgoing(Request::new(request))
+        .await
+        .unwrap();
 }
 
 /// A running VM whose pages are not all zero.
@@ -227,6 +248,27 @@ async fn a_writing_vm_moves_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn neighbours_speak_the_older_protocol() {
+    let (source, destination) = (running(), fake::empty());
+    let (from, to) = (endpoint(&source), endpoint(&destination));
+    let params = MigrationParams {
+        verify: Verify::BeforeCommit,
+        ..MigrationParams::default()
+    };
+    let mut older = preamble::describe(BackendKind::Software, Vec::new());
+    older.protocol = Some(v1::VersionRange { min: 1, max: 1 });
+    let prepared = prepare_from(&source, &to, &params, older).await;
+    assert_eq!(prepared.versions.unwrap().protocol, 1);
+    start(&from, &prepared, &params).await;
+    let there = ended(&to, TransferRole::Destination).await;
+    let here = ended(&from, TransferRole::Source).await;
+    assert_eq!(there.phase(), TransferPhase::Completed, "{there:?}");
+    assert_eq!(here.phase(), TransferPhase::Completed, "{here:?}");
+    let verification = here.progress.unwrap().verification();
+    assert_eq!(verification, v1::Verification::Match);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_left_out_is_found() {
     // Never sent at all: found before READY whatever `verify` says.
     // Its last write not sent: found by the digests, before the commit or after it.
@@ -237,10 +279,15 @@ async fn a_page_left_out_is_found() {
     ] {
         let (source, destination) = (running(), fake::empty());
         let (mut from, to) = (endpoint(&source), endpoint(&destination));
-        from.omit = Some((0, 100, from_iteration));
+        from.filter = Arc::new(Omit {
+            slot: 0,
+            page: 100,
+            from: from_iteration,
+        });
         let params = MigrationParams {
             verify,
-            // Slow enough that the write below comes after the page was sent by the bulk pass and before the last.
+            // Slow enough that the write below comes after the page was sent in the bulk iteration
+            // and before the last.
             max_bandwidth: Some(20 << 20),
             ..MigrationParams::default()
         };
@@ -320,8 +367,8 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
                 error: None,
             })
         };
-        from.cancel_transfer(cancel()).await.unwrap();
-        from.cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
         let here = ended(&from, TransferRole::Source).await;
         assert_eq!(here.phase(), TransferPhase::Cancelled);
         assert_eq!(here.error.unwrap().reason, "CANCELLED_BY_USER");
@@ -330,13 +377,16 @@ async fn a_cancel_leaves_the_vm_where_it_is_and_a_retry_works() {
         assert!(matches!(ownership(&destination), Ownership::Aborted { .. }));
         assert_eq!(state(&source), v1::vm::State::Running);
         assert!(!source.machine.dirty().enabled());
-        from.cancel_transfer(cancel()).await.unwrap();
+        api(&from).cancel_transfer(cancel()).await.unwrap();
     }
     let release = v1::ReleaseTransferRequest {
         migration: "m1".into(),
         role: TransferRole::Source.into(),
     };
-    from.release_transfer(Request::new(release)).await.unwrap();
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
     let destination = fake::empty();
     let to = endpoint(&destination);
     let fast = MigrationParams::default();
@@ -354,7 +404,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
         let (source, destination) = (running(), fake::empty());
         let (from, to) = (endpoint(&source), endpoint(&destination));
         let params = MigrationParams {
-            // The bulk pass takes more than two seconds.
+            // The bulk iteration takes more than two seconds.
             max_bandwidth: Some(1 << 20),
             max_total_time: Duration::from_secs(1),
             on_timeout,
@@ -369,7 +419,7 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
             assert_eq!(here.error.unwrap().reason, "COMPLETION_TIMEOUT");
             assert!(
                 progress.iterations.is_empty(),
-                "it waited for the pass to end"
+                "it waited for the iteration to end"
             );
             assert_eq!(progress.decisions.len(), 1);
             assert_eq!(state(&source), v1::vm::State::Running);
@@ -381,6 +431,20 @@ async fn time_that_is_up_ends_a_pass_or_lets_it_end_as_the_user_chose() {
 }
 
 /// A source made by hand.
+/// Leaves a page out of every iteration from one on.
+#[derive(Debug)]
+pub(super) struct Omit {
+    pub(super) slot: u32,
+    pub(super) page: u32,
+    pub(super) from: u32,
+}
+
+impl PageFilter for Omit {
+    fn sends(&self, slot: u32, page: u32, iteration: u32) -> bool {
+        (slot, page) != (self.slot, self.page) || iteration < self.from
+    }
+}
+
 struct ByHand {
     control: (TcpStream, FrameWriter, FrameReader),
     data: (TcpStream, FrameWriter),
@@ -388,7 +452,7 @@ struct ByHand {
 
 fn introduce(
     prepared: &v1::PrepareIncomingResponse,
-    role: Role,
+    role: StreamRole,
 ) -> (TcpStream, FrameWriter, FrameReader) {
     let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
     let mut stream = TcpStream::connect(&prepared.data_address).unwrap();
@@ -409,8 +473,8 @@ fn introduce(
 
 impl ByHand {
     fn connect(prepared: &v1::PrepareIncomingResponse) -> Self {
-        let control = introduce(prepared, Role::Control);
-        let (stream, writer, _) = introduce(prepared, Role::Data(0));
+        let control = introduce(prepared, StreamRole::Control);
+        let (stream, writer, _) = introduce(prepared, StreamRole::Data(0));
         Self {
             control,
             data: (stream, writer),
@@ -487,7 +551,10 @@ async fn resolve(to: &TransferEndpoint, decision: v1::resolve_transfer_request::
         migration: "m1".into(),
         decision: decision.into(),
     };
-    to.resolve_transfer(Request::new(request)).await.unwrap();
+    api(to)
+        .resolve_transfer(Request::new(request))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -508,7 +575,10 @@ async fn silence_after_ready_is_doubt_until_somebody_knows() {
             role: TransferRole::Destination.into(),
             error: None,
         };
-        let refused = to.cancel_transfer(Request::new(cancel)).await.unwrap_err();
+        let refused = api(&to)
+            .cancel_transfer(Request::new(cancel))
+            .await
+            .unwrap_err();
         assert_eq!(
             slat_proto::ApiError::from(refused).reason,
             Reason::PastPointOfNoReturn
@@ -644,7 +714,7 @@ async fn each_bad_frame_ends_the_side_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_cannot_disturb() {
+async fn peers_without_the_ticket_cannot_disturb() {
     let (source, destination) = (running(), fake::empty());
     let (from, to) = (endpoint(&source), endpoint(&destination));
     let params = MigrationParams {
@@ -660,7 +730,7 @@ async fn strangers_cannot_disturb() {
     };
     let wrong = Hello {
         ticket: [0; TICKET],
-        role: Role::Control,
+        role: StreamRole::Control,
     }
     .encode();
     let mut hello = Vec::new();
@@ -708,6 +778,9 @@ async fn a_source_whose_commit_is_unanswered_stays_stopped_until_released() {
         migration: "m1".into(),
         role: TransferRole::Source.into(),
     };
-    from.release_transfer(Request::new(release)).await.unwrap();
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
     assert_eq!(ownership(&source), Ownership::Ended);
 }

@@ -1,7 +1,7 @@
 //! Both sides in one process over the real software backend and a guest that checks its own memory.
 //!
-//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next visit, whatever this program's
-//! own digests say.
+//! The guest is the judge: a page that was lost, stale or torn on the way is found at its next
+//! visit, whatever this program's own digests say.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -12,14 +12,17 @@ use std::{
 use slat_proto::{
     model::{
         BackendKind, Format, GuestSpec, HostName, MemstressFill, MemstressPattern, MemstressSpec,
-        MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName, VmSpec,
+        MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName, VmSpec,
     },
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
 use slat_record::dir::VmDir;
 use tonic::Request;
 
-use super::TransferEndpoint;
+use super::{
+    TransferEndpoint,
+    tests::{Omit, api},
+};
 use crate::{
     guest::Layout,
     handover::{preamble, side::has_ended},
@@ -115,9 +118,11 @@ async fn migrate(
             .collect(),
         params: Some(params.to_message()),
         source_agent_address: String::new(),
-        preamble: Some(preamble::describe(BackendKind::Software).unwrap()),
+        preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
     };
-    let prepared = to.endpoint.prepare_incoming(Request::new(request)).await;
+    let prepared = api(&to.endpoint)
+        .prepare_incoming(Request::new(request))
+        .await;
     let prepared = prepared.unwrap().into_inner();
     let request = v1::StartOutgoingRequest {
         migration: format!("migrations/{id}"),
@@ -128,7 +133,9 @@ async fn migrate(
         epoch: from.vm().epoch,
         versions: prepared.versions,
     };
-    let started = from.endpoint.start_outgoing(Request::new(request)).await;
+    let started = api(&from.endpoint)
+        .start_outgoing(Request::new(request))
+        .await;
     started.unwrap();
     let there = ended(&to.endpoint, id, TransferRole::Destination).await;
     let here = ended(&from.endpoint, id, TransferRole::Source).await;
@@ -136,7 +143,9 @@ async fn migrate(
 }
 
 async fn ended(endpoint: &TransferEndpoint, id: &str, role: TransferRole) -> v1::Transfer {
-    let side = endpoint.find(id, role).unwrap();
+    let side = endpoint
+        .find(&MigrationName::parse(id).unwrap(), role)
+        .unwrap();
     let mut version = side.watch();
     let waiting = async {
         loop {
@@ -234,12 +243,17 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
     let mut from = Host::running("a", Format::Ept4, guest);
     let to = Host::new("b");
     from.until_written(1000).await;
-    // One of the hot pages, written many times in every batch. The bulk pass sends it; no later write of it is sent.
+    // One of the hot pages, written many times in every batch. The bulk iteration sends it; no
+    // later write of it is sent.
     let working_page = 5;
     let layout = Layout::new(MEMORY).unwrap();
     let page = layout.working_page(working_page) / PAGE_SIZE;
-    from.endpoint.omit = Some((0, u32::try_from(page).unwrap(), 1));
-    // Slow enough for some batches during the bulk pass.
+    from.endpoint.filter = Arc::new(Omit {
+        slot: 0,
+        page: u32::try_from(page).unwrap(),
+        from: 1,
+    });
+    // Slow enough for some batches during the bulk iteration.
     let params = MigrationParams {
         max_bandwidth: Some(64 << 20),
         ..params(Verify::None)

@@ -18,7 +18,7 @@
 //! | `run` | enters the guest and decodes why it left |
 //! | `program_counter` | with the register's own name, for messages |
 //!
-//! An architecture that cannot run vCPUs yet takes most of these from [`refused`]: its `HostCpu`
+//! An architecture that cannot run vCPUs yet takes most of these from `refused`: its `HostCpu`
 //! has no values, so what needs one is there and can never be called.
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "riscv64")))]

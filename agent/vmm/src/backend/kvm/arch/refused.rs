@@ -7,9 +7,9 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use super::super::{
     super::{BackendError, cpu::CpuFact},
-    exit::{Contract, Exit},
-    state::{Reader, Writer},
-    unsupported,
+    exit::{Contract, GuestExit},
+    refuse::unsupported,
+    state::{StateReader, StateWriter},
 };
 use crate::guest::BootEntry;
 
@@ -47,7 +47,6 @@ impl HostCpu {
 pub(in crate::backend::kvm) enum Told {}
 
 impl Told {
-    #[allow(dead_code, reason = "as `Backend::cpu_facts`, which alone asks")]
     pub(in crate::backend::kvm) fn facts(&self, host: &HostCpu) -> Vec<CpuFact> {
         match *host {}
     }
@@ -79,12 +78,12 @@ impl VcpuState {
         match *host {}
     }
 
-    pub(in crate::backend::kvm) fn write(&self, _: &mut Writer) {
+    pub(in crate::backend::kvm) fn write(&self, _: &mut StateWriter) {
         match *self {}
     }
 
     pub(in crate::backend::kvm) fn read(
-        _: &mut Reader<'_>,
+        _: &mut StateReader<'_>,
         host: &HostCpu,
     ) -> Result<Self, BackendError> {
         match *host {}
@@ -107,6 +106,34 @@ impl VcpuState {
 pub(in crate::backend::kvm) fn run(
     vcpu: &mut VcpuFd,
     _: Contract,
-) -> Result<Exit<'_>, kvm_ioctls::Error> {
-    vcpu.run().map(|exit: VcpuExit<'_>| Exit::common(exit))
+) -> Result<GuestExit<'_>, kvm_ioctls::Error> {
+    vcpu.run().map(|exit: VcpuExit<'_>| GuestExit::common(exit))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use slat_proto::{
+        ApiError, Reason,
+        model::{BackendKind, GuestSpec, MemstressSpec, VmSpec},
+    };
+
+    use crate::backend;
+
+    #[test]
+    fn a_vm_is_refused_in_words_and_software_is_offered() {
+        let (kinds, why) = backend::available();
+        assert_eq!(kinds, [BackendKind::Software]);
+        assert!(why.unwrap().contains("does not support that yet"));
+        let spec = VmSpec {
+            memory_bytes: 8 << 20,
+            vcpus: 1,
+            backend: Some(BackendKind::Kvm),
+            format: None,
+            guest: GuestSpec::Memstress(MemstressSpec::default()),
+        };
+        let error = backend::create(&spec, Arc::new(|_| ()), None).unwrap_err();
+        assert_eq!(ApiError::from(error).reason, Reason::CapabilityMissing);
+    }
 }

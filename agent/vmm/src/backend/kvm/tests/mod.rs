@@ -20,12 +20,14 @@ use slat_proto::{
 
 use super::{super::Backend as _, *};
 use crate::{
-    backend::GuestEvent,
+    backend::{BackendError, GuestEvent},
     guest::{
         self,
         memstress::{GuestAccess as _, control_page, counters, offset},
     },
-    memory::{GuestMemory, SlotMemory, SlotTable},
+    memory::{
+        DirtyBitmap, DirtyError, DirtySource as _, GuestMemory, SlotBitmaps, SlotMemory, SlotTable,
+    },
 };
 
 /// Bound on any wait; far more than any of them takes.
@@ -64,9 +66,9 @@ fn memory(bytes: u64) -> GuestMemory {
 fn copy(from: &SlotTable) -> GuestMemory {
     let to = memory(from.pages() * 4096);
     for (from, to) in from.slots().iter().zip(to.table().slots()) {
-        let mut bytes = vec![0; from.mapping().len()];
-        from.mapping().read(0, &mut bytes);
-        to.mapping().write(0, &bytes);
+        let mut bytes = vec![0; from.spec().bytes() as usize];
+        from.host().read(0, &mut bytes);
+        to.host().write(0, &bytes);
     }
     to
 }
@@ -74,9 +76,9 @@ fn copy(from: &SlotTable) -> GuestMemory {
 fn same(one: &SlotTable, other: &SlotTable) -> bool {
     let (mut a, mut b) = ([0; 4096], [0; 4096]);
     one.slots().iter().zip(other.slots()).all(|(one, other)| {
-        (0..one.mapping().pages() as usize).all(|page| {
-            one.mapping().read(page * 4096, &mut a);
-            other.mapping().read(page * 4096, &mut b);
+        (0..one.spec().pages).all(|page| {
+            one.read_page(page, &mut a);
+            other.read_page(page, &mut b);
             a == b
         })
     })
@@ -171,5 +173,22 @@ impl Vm {
             assert!(start.elapsed() < LIMIT, "waiting for {what}");
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+#[test]
+fn a_host_takes_the_vms_of_its_own_kind() {
+    let facts = match host_facts() {
+        Ok(facts) => facts,
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+    };
+    // More than the two that every architecture needs.
+    assert!(facts.len() > 3, "{facts:?}");
+    assert_eq!(crate::backend::compare_facts(&facts, &facts), []);
+    for fact in &facts {
+        println!("{} = {}", fact.name, fact.value);
     }
 }

@@ -1,8 +1,8 @@
 //! `access_tracking_perf_test`: marking memory idle, and finding what was used since.
 //!
-//! Exactly the pages used since the last ageing are young, once the vCPU's TLB let go of them (ageing owes no flush: idle is a
-//! hint). Where hardware keeps no Accessed bit, each first use takes one fault, without the MMU lock. Ageing under running
-//! vCPUs loses no write.
+//! Exactly the pages used since the last ageing are young, once the vCPU's TLB let go of them
+//! (ageing owes no flush: idle is a hint). Where hardware keeps no Accessed bit, each first use
+//! takes one fault, without the MMU lock. Ageing under running vCPUs loses no write.
 
 use slat_mmu::{AdPolicy, Flush, Level};
 
@@ -15,9 +15,9 @@ fn one(page: u64) -> GfnRange {
     GfnRange::new(Gfn(BASE + page), 1)
 }
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
     let config = MmuConfig::default().with_max_level(Level::SIZE_4K);
-    let machine = Machine::new("access_tracking_perf_test", stage, 1, config);
+    let machine = OracleVm::new("access_tracking_perf_test", stage, 1, config);
     let slot = machine.plug(0, BASE, PAGES);
     let mmu = machine.mmu();
     machine.alone(|cpu| {
@@ -99,7 +99,7 @@ fn it_objects_when_a_tlb_hides_uses() {
 #[test]
 fn a_huge_page_is_young_as_a_whole() {
     for stage in stages() {
-        let machine = Machine::new("access_tracking_perf_test", stage, 1, MmuConfig::default());
+        let machine = OracleVm::new("access_tracking_perf_test", stage, 1, MmuConfig::default());
         let slot = machine.plug(0, BASE, PAGES);
         machine.alone(|cpu| {
             cpu.write(BASE + 5, 1).unwrap();
@@ -118,7 +118,7 @@ fn a_huge_page_is_young_as_a_whole() {
 #[test]
 fn ageing_under_running_vcpus_loses_nothing() {
     for stage in stages() {
-        let machine = Machine::new(
+        let machine = OracleVm::new(
             "access_tracking_perf_test, running",
             stage,
             2,

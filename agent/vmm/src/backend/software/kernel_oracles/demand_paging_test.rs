@@ -1,8 +1,10 @@
-//! `demand_paging_test`: memory that is not there is served by the host when the guest faults on it, and taken back at random.
+//! `demand_paging_test`: memory that is not there is served by the host when the guest faults on
+//! it, and taken back at random.
 //!
-//! The host serves a unit (a page, or a huge page) under that unit's lock, in versions, after it read the invalidation sequence;
-//! it takes one back between *invalidate begin* and *end*, and leaves poison. The guest never sees poison, never an older version
-//! than it saw before, and a unit is served once for each time it was taken back. While an invalidation is in progress
+//! The host serves a unit (a page, or a huge page) under that unit's lock, in versions, after it
+//! read the invalidation sequence; it takes one back between *invalidate begin* and *end*, and
+//! leaves poison. The guest never sees poison, never an older version than it saw before, and a
+//! unit is served once for each time it was taken back. While an invalidation is in progress
 //! nothing maps its range.
 
 use slat_mmu::Level;
@@ -25,8 +27,8 @@ fn value(version: u64, page: u64) -> u64 {
     version << 32 | page
 }
 
-fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         &format!("demand_paging_test by {level:?}"),
         stage,
         3,
@@ -37,16 +39,18 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
     let unit_pages = if level == Level::SIZE_4K { 1 } else { 512 };
     let units: Arc<Vec<Mutex<Unit>>> =
         Arc::new((0..PAGES / unit_pages).map(|_| Mutex::default()).collect());
-    let put = move |mapping: &Mapping, unit: u64, value: &dyn Fn(u64) -> u64| {
+    let put = move |memory: &Region, unit: u64, value: &dyn Fn(u64) -> u64| {
         for page in unit * unit_pages..(unit + 1) * unit_pages {
-            mapping.store((page * PAGE_SIZE) as usize, value(page));
+            memory
+                .host()
+                .store((page * PAGE_SIZE) as usize, value(page));
         }
     };
     for unit in 0..units.len() as u64 {
-        put(&slot.mapping, unit, &|_| POISON);
+        put(&slot.memory, unit, &|_| POISON);
     }
     let pager: Pager = {
-        let (units, mapping) = (Arc::clone(&units), Arc::clone(&slot.mapping));
+        let (units, memory) = (Arc::clone(&units), slot.memory.clone());
         let careless = sabotage == Some(Sabotage::Own);
         Box::new(move |mmu, fault| {
             let seq = mmu.invalidate_seq();
@@ -55,14 +59,14 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
             if !unit.present && !careless {
                 unit.served += 1;
                 let version = unit.served;
-                put(&mapping, number, &|page| value(version, page));
+                put(&memory, number, &|page| value(version, page));
                 unit.present = true;
             }
             drop(unit);
             Some(fault.with_seq(seq).with_max_level(level))
         })
     };
-    assert!(machine.vm.hooks.pager.set(pager).is_ok());
+    assert!(machine.hooks.pager.set(pager).is_ok());
     let reads = AtomicU64::new(0);
     let newest: Vec<Vec<AtomicU64>> = (0..3)
         .map(|_| (0..PAGES).map(|_| AtomicU64::new(0)).collect())
@@ -100,7 +104,7 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
                 let mut state = units[unit as usize].lock().unwrap();
                 state.taken += u64::from(state.present);
                 state.present = false;
-                put(&slot.mapping, unit, &|_| POISON);
+                put(&slot.memory, unit, &|_| POISON);
             }
             for gfn in range.start.0..range.end.0 {
                 let mapped = machine.mmu().space(0).translate(Gfn(gfn));

@@ -1,7 +1,9 @@
-//! `dirty_log_page_splitting_test`: how many mappings of each size there are, before, in and after logging, while vCPUs run.
+//! `dirty_log_page_splitting_test`: how many mappings of each size there are, before, in and after
+//! logging, while vCPUs run.
 //!
-//! Without manual protection all are split when logging begins; with the log initially set none is until the first clear. When
-//! logging ends the counts are what they were, in place: before anything was touched again.
+//! Without manual protection all are split when logging begins; with the log initially set none is
+//! until the first clear. When logging ends the counts are what they were, in place: before
+//! anything was touched again.
 
 use slat_mmu::{DirtyLogStart, Level, MmuStats};
 
@@ -15,11 +17,11 @@ fn pages(stats: &MmuStats) -> [i64; 3] {
     [Level::SIZE_4K, Level::SIZE_2M, Level::SIZE_1G].map(|level| stats.pages_at(level))
 }
 
-fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -> Outcome {
     let config = MmuConfig::default()
         .with_dirty_log_start(start)
         .with_eager_split(sabotage != Some(Sabotage::Own));
-    let machine = Machine::new("dirty_log_page_splitting_test", stage, 2, config);
+    let machine = OracleVm::new("dirty_log_page_splitting_test", stage, 2, config);
     let slots =
         [0, 1].map(|id| machine.plug(id, SLOTS[usize::from(id)].0, SLOTS[usize::from(id)].1));
     let total = SLOTS.iter().map(|(_, pages)| *pages as i64).sum();
@@ -66,7 +68,7 @@ fn oracle(stage: GuestStage, start: DirtyLogStart, sabotage: Option<Sabotage>) -
                 touch()?;
                 expect("initially set, enabled", now(), populated)?;
                 for slot in &slots {
-                    let pages = slot.mapping.pages();
+                    let pages = slot.memory.guest().pages();
                     let all = vec![u64::MAX; pages.div_ceil(64) as usize];
                     let cleared = machine
                         .mmu()

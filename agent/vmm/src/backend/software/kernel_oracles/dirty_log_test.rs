@@ -1,9 +1,12 @@
-//! `dirty_log_test`: the guest writes the iteration's number to random pages, the host takes the log while it runs.
+//! `dirty_log_test`: the guest writes the iteration's number to random pages, the host takes the
+//! log while it runs.
 //!
-//! After each iteration the vCPUs rest and each page is judged: a *set* bit means that the page holds this or the last iteration's
-//! number; a *clear* one that it holds an older number, or this one's and the bit is set next time (it was written after the log was
-//! taken). The slot's length and base are no multiples of 64, and it ends at the last frame that the format translates. In
-//! odd iterations memory is also aged and taken back piecemeal meanwhile, which must not touch the log.
+//! After each iteration the vCPUs rest and each page is judged: a *set* bit means that the page
+//! holds this or the last iteration's number; a *clear* one that it holds an older number, or this
+//! one's and the bit is set next time (it was written after the log was taken). The slot's length
+//! and base are no multiples of 64, and it ends at the last frame that the format translates. In
+//! odd iterations memory is also aged and taken back piecemeal meanwhile, which must not touch the
+//! log.
 
 use slat_mmu::DirtyLogStart;
 
@@ -16,22 +19,24 @@ const ITERATIONS: u64 = 14;
 enum Mode {
     /// The log is taken and pages are protected in one call.
     DirtyLog,
-    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` with the log initially set: read, then cleared in pieces.
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` with the log initially set: read, then cleared in
+    /// pieces.
     ClearLog,
 }
 
-fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Outcome {
     let start = match mode {
         Mode::DirtyLog => DirtyLogStart::Protected,
         Mode::ClearLog => DirtyLogStart::InitiallySet,
     };
     let config = MmuConfig::default().with_dirty_log_start(start);
     let machine =
-        Machine::new(&format!("dirty_log_test {mode:?}"), stage, 2, config).prepare(sabotage);
+        OracleVm::new(&format!("dirty_log_test {mode:?}"), stage, 2, config).prepare(sabotage);
     let base = stage.info().max_gfn.0 - PAGES;
     let slot = machine.plug(0, base, PAGES);
     let (iteration, written) = (AtomicU64::new(0), AtomicU64::new(0));
-    // Writes that vCPUs may do yet. Without a bound a fast guest writes every page in every iteration, and hides losses.
+    // Writes that vCPUs may do yet. Without a bound a fast guest writes every page in every
+    // iteration, and hides losses.
     let allowed = AtomicU64::new(0);
     let program = |cpu: &mut Cpu<'_>| {
         let go = allowed.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
@@ -39,7 +44,7 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
             cpu.idle();
             return Ok(());
         }
-        // Half of the pages written were read before, and may be cached without leave to write.
+        // Some of the pages written were read before, and may be cached without leave to write.
         let page = cpu.random.below(PAGES);
         if cpu.random.below(2) == 0 {
             cpu.read(base + page).map_err(|error| error.to_string())?;
@@ -117,10 +122,10 @@ fn oracle(stage: GuestStage, mode: Mode, sabotage: Option<Sabotage>) -> Verdict 
 
 /// The log as the mode takes it.
 fn take(
-    machine: &Machine,
+    machine: &OracleVm,
     mode: Mode,
     sabotage: Option<Sabotage>,
-    until_written: &dyn Fn(u64) -> Verdict,
+    until_written: &dyn Fn(u64) -> Outcome,
 ) -> Result<Vec<u64>, String> {
     let mmu = machine.mmu();
     let words = PAGES.div_ceil(64) as usize;
@@ -160,7 +165,7 @@ fn take(
 #[test]
 fn a_write_through_a_translation_that_was_only_read_is_logged() {
     for stage in GuestStage::ALL {
-        let machine = Machine::new("dirty_log_test, read first", stage, 1, MmuConfig::default());
+        let machine = OracleVm::new("dirty_log_test, read first", stage, 1, MmuConfig::default());
         let slot = machine.plug(0, 512, 64);
         machine.log(&slot, true);
         let mmu = machine.mmu();

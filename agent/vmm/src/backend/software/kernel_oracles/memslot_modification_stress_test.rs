@@ -1,6 +1,8 @@
-//! `memslot_modification_stress_test`: vCPUs write and check their memory while slots just below and above it come and go.
+//! `memslot_modification_stress_test`: vCPUs write and check their memory while slots just below
+//! and above it come and go.
 //!
-//! No access fails, nothing is lost, and the guest's own huge mappings stay: what happens beside a slot is no business of its.
+//! No access fails, nothing is lost, and the guest's own huge mappings stay: what happens beside a
+//! slot is no business of its.
 
 use slat_mmu::Level;
 
@@ -10,8 +12,8 @@ const BASE: u64 = 1 << 19;
 const PAGES: u64 = 2048;
 const ITERATIONS: u64 = 40;
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         "memslot_modification_stress_test",
         stage,
         3,

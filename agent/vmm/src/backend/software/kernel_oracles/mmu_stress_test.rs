@@ -1,9 +1,9 @@
-//! `mmu_stress_test`: vCPUs write through several slots over one memory while the host resets the MMU, protects the memory and
-//! allows it again.
+//! `mmu_stress_test`: vCPUs write through several slots over one memory while the host resets the
+//! MMU, protects the memory and allows it again.
 //!
-//! Protecting is what `mprotect` does to KVM: invalidate begins, the host's own mapping becomes read-only, invalidate ends. From
-//! then until it is writable again *every* write fails, by every vCPU; after, every write succeeds. A write that began
-//! and ended in one state is judged by it.
+//! Protecting is what `mprotect` does to KVM: invalidate begins, the host's own mapping becomes
+//! read-only, invalidate ends. From then until it is writable again *every* write fails, by every
+//! vCPU; after, every write succeeds. A write that began and ended in one state is judged by it.
 
 use slat_mmu::{Access, Level};
 
@@ -20,12 +20,13 @@ struct Counts {
     refused: AtomicU64,
 }
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
-    let mapping = Arc::new(Mapping::new("aliased", PAGES).unwrap());
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine =
+        OracleVm::new("mmu_stress_test", stage, 3, MmuConfig::default()).prepare(sabotage);
+    let memory = Region::new("aliased", PAGES).unwrap();
     let at = |slot: u16| BASE + u64::from(slot) * PAGES;
     let slots: Vec<_> = (0..SLOTS)
-        .map(|id| machine.plug_in(id, at(id), Arc::clone(&mapping)))
+        .map(|id| machine.plug_in(id, at(id), memory.clone()))
         .collect();
     let protected = Arc::new(AtomicBool::new(false));
     let pager: Pager = {
@@ -36,7 +37,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
             (!refused).then(|| fault.with_seq(seq))
         })
     };
-    assert!(machine.vm.hooks.pager.set(pager).is_ok());
+    assert!(machine.hooks.pager.set(pager).is_ok());
     let version = Version::default();
     let counts: Vec<Counts> = (0..3).map(|_| Counts::default()).collect();
     let program = |cpu: &mut Cpu<'_>| {
@@ -113,7 +114,7 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
 }
 
 /// Protects in the tables only: each huge mapping's next write faults, once, and succeeds.
-fn write_protect(machine: &Machine, counts: &[Counts]) -> Verdict {
+fn write_protect(machine: &OracleVm, counts: &[Counts]) -> Outcome {
     machine.pause()?;
     let mut taken = 0;
     for gfn in (BASE..BASE + ALL).step_by(512) {

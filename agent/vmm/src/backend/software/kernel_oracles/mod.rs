@@ -1,20 +1,23 @@
-//! The kernel's KVM selftests, as oracles over this backend's real vCPU threads: same walk, TLB, faults, shoot-down and gate as
-//! memstress runs on, with little access programs in its place.
+//! The kernel's KVM selftests, as oracles over this backend's real vCPU threads: same walk, TLB,
+//! faults, shoot-down and gate as memstress runs on, with little access programs in its place.
 //!
-//! | file | selftest | oracle |
-//! |---|---|---|
-//! | `dirty_log_test` | `dirty_log_test` | a set bit: the value is this or the last iteration's; a clear one: older, or set next time |
-//! | `dirty_log_page_splitting_test` | `x86/dirty_log_page_splitting_test` | mappings by size, before, in and after logging |
-//! | `set_memory_region_test` | `set_memory_region_test` | a moving, going and coming slot never shows the wrong place's memory |
-//! | `memslot_modification_stress_test` | `memslot_modification_stress_test` | slots beside the guest's come and go: it notices nothing |
-//! | `mmu_stress_test` | `mmu_stress_test` | while memory is protected every write faults; after, every write succeeds |
-//! | `demand_paging_test` | `demand_paging_test` | what the host took is served once, and never seen before it is served |
-//! | `access_tracking_perf_test` | `access_tracking_perf_test` | exactly the pages used since the last ageing are young |
-//! | `pre_fault_memory_test` | `pre_fault_memory_test` | a range mapped in advance takes no fault; where it ends, and what deletes it, is said |
+//! Each file has the name of its selftest.
 //!
-//! Each oracle returns a [`Verdict`], so that it is also run with the backend sabotaged, where it must object. Each runs on one
-//! format of every *class*: who keeps Accessed and Dirty, how writes are logged, break before make. Randomness comes from
-//! seeds, printed; `SLAT_ORACLE_SEED` sets them. Waiting is for events, with a bound.
+//! | file | oracle |
+//! |---|---|
+//! | `dirty_log_test` | a set bit: the value is recent; a clear one: older, or set next time |
+//! | `dirty_log_page_splitting_test` | mappings by size, before, in and after logging |
+//! | `set_memory_region_test` | a slot that moves never shows the wrong place's memory |
+//! | `memslot_modification_stress_test` | slots beside the guest's change: it notices nothing |
+//! | `mmu_stress_test` | while memory is protected every write faults; after, none does |
+//! | `demand_paging_test` | what the host took is served once, and never seen before |
+//! | `access_tracking_perf_test` | exactly the pages used since the last ageing are young |
+//! | `pre_fault_memory_test` | a range mapped in advance takes no fault, to where it ends |
+//!
+//! Each oracle returns an [`Outcome`], so that it is also run with the backend sabotaged, where it
+//! must object. Each runs on one format of every *class*: who keeps Accessed and Dirty, how writes
+//! are logged, break before make. Randomness comes from seeds, printed; `SLAT_ORACLE_SEED` sets
+//! them. Waiting is for events, with a bound.
 
 mod access_tracking_perf_test;
 mod demand_paging_test;
@@ -37,31 +40,36 @@ use std::{
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    Fault, Gfn, GfnRange, MmuConfig, PAGE_SIZE, Pfn, SecondStage, SlotFlags, SlotId, SlotSpec,
+    Fault, Flush, Gfn, GfnRange, MmuConfig, PAGE_SIZE, Pfn, SecondStage, SlotFlags, SlotId,
+    SlotSpec,
 };
 
 use super::{
-    Vm,
+    port::Port,
+    shared::VmCore,
     tables::{Budget, TableHeap},
     vcpu::{AccessError, Vcpu},
 };
-use crate::{backend::GuestEvent, guest::memstress::GuestAccess, memory::Mapping};
+use crate::{backend::GuestEvent, guest::memstress::GuestAccess, memory::Region};
 
 /// A hang is an error.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `Err` says what the oracle objects to.
-type Verdict = Result<(), String>;
+type Outcome = Result<(), String>;
 
-/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. Called outside the guest; `None`: the
-/// host refuses (`EFAULT`).
+/// What a test puts between a fault of a vCPU and the MMU: the host's memory management. `None`:
+/// the host refuses (`EFAULT`).
 type Pager = Box<dyn Fn(&dyn SecondStage, Fault) -> Option<Fault> + Send + Sync>;
 
-/// What tests do to a VM.
+/// A port through which tests do things to a VM.
 #[derive(Default)]
 pub(super) struct Hooks {
     /// vCPUs acknowledge flushes without carrying them out.
     pub(super) deaf: AtomicBool,
+    /// Complete flushes are not noted, so the check of stale translations finds nothing: for tests
+    /// that want the damage itself.
+    blind: AtomicBool,
     pager: OnceLock<Pager>,
 }
 
@@ -73,12 +81,28 @@ impl fmt::Debug for Hooks {
     }
 }
 
-impl Hooks {
-    pub(super) fn page_in(&self, mmu: &dyn SecondStage, fault: Fault) -> Option<Fault> {
+impl Port for Hooks {
+    fn page_in(&self, mmu: &dyn SecondStage, fault: Fault) -> Option<Fault> {
         match self.pager.get() {
             Some(pager) => pager(mmu, fault),
             None => Some(fault),
         }
+    }
+
+    fn dropped(&self, flush: Flush) -> Flush {
+        if self.deaf.load(Relaxed) {
+            Flush::None
+        } else {
+            flush
+        }
+    }
+
+    fn follows_root(&self) -> bool {
+        !self.deaf.load(Relaxed)
+    }
+
+    fn notes(&self) -> bool {
+        !self.blind.load(Relaxed)
     }
 }
 
@@ -106,7 +130,7 @@ fn stages() -> Vec<GuestStage> {
     found
 }
 
-fn check(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+fn check(holds: bool, what: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(what()) }
 }
 
@@ -133,21 +157,21 @@ struct Plug {
     id: SlotId,
     base: u64,
     frames: u64,
-    mapping: Arc<Mapping>,
+    memory: Region,
 }
 
 impl Plug {
     fn range(&self) -> GfnRange {
-        GfnRange::new(Gfn(self.base), self.mapping.pages())
+        GfnRange::new(Gfn(self.base), self.memory.guest().pages())
     }
 
     /// The first word of a page, as the host sees it.
     fn value(&self, page: u64) -> u64 {
-        self.mapping.load((page * PAGE_SIZE) as usize)
+        self.memory.host().load((page * PAGE_SIZE) as usize)
     }
 
     fn set(&self, page: u64, value: u64) {
-        self.mapping.store((page * PAGE_SIZE) as usize, value);
+        self.memory.host().store((page * PAGE_SIZE) as usize, value);
     }
 }
 
@@ -187,26 +211,30 @@ fn is_mmio<T>(result: &Result<T, AccessError>) -> bool {
 }
 
 /// A VM without a guest.
-struct Machine {
-    vm: Arc<Vm>,
+struct OracleVm {
+    vm: Arc<VmCore>,
+    hooks: Arc<Hooks>,
     vcpus: u32,
     seed: u64,
     events: Arc<Mutex<Vec<GuestEvent>>>,
 }
 
-impl Machine {
+impl OracleVm {
     fn new(name: &str, stage: GuestStage, vcpus: u32, config: MmuConfig) -> Self {
         let seed = std::env::var("SLAT_ORACLE_SEED").ok();
         let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(0x51a7);
         println!("{name} on {stage}: SLAT_ORACLE_SEED={seed}");
         let budget = Arc::new(Budget::default());
-        budget.limit_for_test(1 << 16);
+        budget.limit_to(1 << 16);
         let tables = TableHeap::new(budget).unwrap();
         let events: Arc<Mutex<Vec<GuestEvent>>> = Arc::default();
         let sink = Arc::clone(&events);
         let sink = Arc::new(move |event| sink.lock().unwrap().push(event));
+        let hooks = Arc::new(Hooks::default());
+        let port = Arc::clone(&hooks) as Arc<dyn Port>;
         Self {
-            vm: Vm::new(stage, vcpus, config, tables, sink),
+            vm: VmCore::new(stage, vcpus, config, tables, sink, port),
+            hooks,
             vcpus,
             seed,
             events,
@@ -216,13 +244,13 @@ impl Machine {
     /// To be called before anything was flushed.
     fn prepare(self, sabotage: Option<Sabotage>) -> Self {
         let blind = sabotage == Some(Sabotage::Deaf);
-        self.vm.shootdown.blind.store(blind, Relaxed);
+        self.hooks.blind.store(blind, Relaxed);
         self
     }
 
     fn sabotage(&self, sabotage: Option<Sabotage>) {
         let deaf = sabotage == Some(Sabotage::Deaf);
-        self.vm.hooks.deaf.store(deaf, Relaxed);
+        self.hooks.deaf.store(deaf, Relaxed);
     }
 
     fn mmu(&self) -> &dyn SecondStage {
@@ -240,19 +268,19 @@ impl Machine {
 
     /// Plugs in memory of zeroes.
     fn plug(&self, id: SlotId, base: u64, pages: u64) -> Plug {
-        let mapping = Arc::new(Mapping::new("oracle", pages).unwrap());
-        self.plug_in(id, base, mapping)
+        self.plug_in(id, base, Region::new("oracle", pages).unwrap())
     }
 
-    fn plug_in(&self, id: SlotId, base: u64, mapping: Arc<Mapping>) -> Plug {
-        let frames = self.vm.frames.add(&mapping, base).unwrap();
-        let spec = SlotSpec::new(id, Gfn(base), mapping.pages(), Pfn(frames));
+    fn plug_in(&self, id: SlotId, base: u64, memory: Region) -> Plug {
+        let view = memory.guest();
+        let frames = self.vm.frames.add(view, base).unwrap();
+        let spec = SlotSpec::new(id, Gfn(base), view.pages(), Pfn(frames));
         self.mmu().create_slot(spec).unwrap();
         Plug {
             id,
             base,
             frames,
-            mapping,
+            memory,
         }
     }
 
@@ -267,17 +295,17 @@ impl Machine {
         self.mmu().space(0).set_slot_flags(plug.id, flags).unwrap();
     }
 
-    fn run(&self) -> Verdict {
+    fn run(&self) -> Outcome {
         self.vm.gate.run().map_err(|error| error.to_string())
     }
 
     /// Returns when no vCPU runs.
-    fn pause(&self) -> Verdict {
+    fn pause(&self) -> Outcome {
         self.vm.gate.pause().map_err(|error| error.to_string())?;
         self.failure()
     }
 
-    fn failure(&self) -> Verdict {
+    fn failure(&self) -> Outcome {
         match self.events.lock().unwrap().first() {
             Some(GuestEvent::Failed(message)) => Err(message.clone()),
             Some(event) => Err(format!("{event:?}")),
@@ -285,7 +313,7 @@ impl Machine {
         }
     }
 
-    fn until(&self, mut done: impl FnMut() -> bool) -> Verdict {
+    fn until(&self, mut done: impl FnMut() -> bool) -> Outcome {
         let until = Instant::now() + PATIENCE;
         while !done() {
             self.failure()?;
@@ -297,13 +325,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Has vCPUs repeat `program` while `owner` does its work; ends them all. The vCPUs begin stopped. What a program objects to
-    /// stops them, and is the verdict.
+    /// Has vCPUs repeat `program` while `owner` does its work; ends them all. The vCPUs begin
+    /// stopped. What a program objects to stops them, and is the verdict.
     fn with_vcpus(
         &self,
-        program: impl Fn(&mut Cpu<'_>) -> Verdict + Sync,
-        owner: impl FnOnce() -> Verdict,
-    ) -> Verdict {
+        program: impl Fn(&mut Cpu<'_>) -> Outcome + Sync,
+        owner: impl FnOnce() -> Outcome,
+    ) -> Outcome {
         let ended = thread::scope(|scope| {
             for number in 0..self.vcpus {
                 let vcpu = Vcpu::new(Arc::clone(&self.vm), number);
@@ -312,7 +340,7 @@ impl Machine {
                 scope.spawn(move || {
                     vcpu.live_by(|vcpu| {
                         vcpu.enter();
-                        while vcpu.may_run() {
+                        while self.vm.gate.running() {
                             program(&mut Cpu {
                                 vcpu,
                                 number: u64::from(number),
@@ -335,7 +363,8 @@ impl Machine {
         }
     }
 
-    /// One vCPU on this thread, inside the guest: what flushes is to be done [outside](Cpu::outside), or waits for ever.
+    /// One vCPU on this thread, inside the guest: what flushes is to be done
+    /// [outside](Cpu::outside), or waits for ever.
     fn alone<R>(&self, act: impl FnOnce(&mut Cpu<'_>) -> R) -> R {
         let mut vcpu = Vcpu::new(Arc::clone(&self.vm), 0);
         vcpu.enter();
@@ -349,7 +378,8 @@ impl Machine {
     }
 }
 
-/// What one place means now, for readers that cannot stop the owner: an even version for as long as nothing changes.
+/// What one place means now, for readers that cannot stop the owner: an even version for as long as
+/// nothing changes.
 #[derive(Debug, Default)]
 struct Version(AtomicU64);
 
@@ -368,14 +398,14 @@ impl Version {
 }
 
 /// An oracle accepts the backend as it is.
-fn accepts(verdict: Verdict) {
+fn accepts(verdict: Outcome) {
     if let Err(objection) = verdict {
         panic!("{objection}");
     }
 }
 
 /// An oracle objects to a backend that was broken.
-fn objects(verdict: Verdict, because: &str) {
+fn objects(verdict: Outcome, because: &str) {
     match verdict {
         Ok(()) => panic!("the oracle did not notice"),
         Err(objection) => {

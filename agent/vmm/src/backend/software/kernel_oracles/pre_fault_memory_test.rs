@@ -1,8 +1,9 @@
-//! `pre_fault_memory_test`: ranges mapped in advance, to the slot's end and beyond, while the slot is deleted and made again.
+//! `pre_fault_memory_test`: ranges mapped in advance, to the slot's end and beyond, while the slot
+//! is deleted and made again.
 //!
-//! What was mapped in advance takes no fault. Where a range leaves the slot the pages before are mapped and the rest is said.
-//! A slot that goes meanwhile makes the caller try again or says that there is no slot: nothing hangs, and nothing maps the
-//! memory of a slot that is gone.
+//! What was mapped in advance takes no fault. Where a range leaves the slot the pages before are
+//! mapped and the rest is said. A slot that goes meanwhile makes the caller try again or says that
+//! there is no slot: nothing hangs, and nothing maps the memory of a slot that is gone.
 
 use slat_mmu::{FaultOutcome, Level, PrefaultError};
 
@@ -16,8 +17,8 @@ fn base(stage: GuestStage) -> u64 {
     stage.info().max_gfn.0 - 1024
 }
 
-fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new("pre_fault_memory_test", stage, 1, MmuConfig::default());
+fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new("pre_fault_memory_test", stage, 1, MmuConfig::default());
     let base = base(stage);
     let slot = machine.plug(0, base, PAGES);
     let mmu = machine.mmu();
@@ -68,8 +69,8 @@ fn oracle(stage: GuestStage, level: Level, sabotage: Option<Sabotage>) -> Verdic
 }
 
 /// Prefaults from every vCPU, under deletions.
-fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
-    let machine = Machine::new(
+fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
+    let machine = OracleVm::new(
         "pre_fault_memory_test, racing",
         stage,
         2,
@@ -88,7 +89,8 @@ fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
             Level::SIZE_1G
         };
         let range = GfnRange::new(Gfn(base), PAGES);
-        // Another vCPU may own an entry for as long as it is not scheduled: then one tries again, and gets through.
+        // Another vCPU may own an entry for as long as it is not scheduled: then one tries again,
+        // and gets through.
         let mut result = Ok(0);
         for _ in 0..10_000 {
             result = cpu.outside(|vcpu| machine.mmu().prefault(&mut vcpu.context, range, level));
@@ -124,11 +126,11 @@ fn racing(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
     let owner = || {
         machine.run()?;
         for round in 1..=30 {
-            let mapping = Arc::new(Mapping::new("racing", PAGES).unwrap());
-            (0..PAGES).for_each(|page| mapping.store((page * PAGE_SIZE) as usize, round));
+            let memory = Region::new("racing", PAGES).unwrap();
+            (0..PAGES).for_each(|page| memory.host().store((page * PAGE_SIZE) as usize, round));
             let slot = version.change(|| {
                 generation.store(round, Relaxed);
-                machine.plug_in(0, base, mapping)
+                machine.plug_in(0, base, memory)
             });
             if round % 4 == 0 {
                 let goal = done.load(Relaxed) + 2;

@@ -1,13 +1,14 @@
 //! `set_memory_region_test`: slots move, go and come under a guest that reads them all the time.
 //!
-//! Each page of the slot's memory holds its index and the memory's generation. A read that began and ended while nothing
-//! changed sees exactly what is at that place now, or a device's place; one that overlaps a change may see the gap or either
-//! side of it, but never memory of another place.
+//! Each page of the slot's memory holds its index and the memory's generation. A read that began
+//! and ended while nothing changed sees exactly what is at that place now, or a device's place; one
+//! that overlaps a change may see the gap or either side of it, but never memory of another place.
 
 use super::*;
 
 const PAGES: u64 = 1024;
-/// Where it may be: aligned for huge pages, off by one page, far away, and at the edge of another table.
+/// Where it may be: aligned for huge pages, off by one page, far away, and at the edge of another
+/// table.
 const PLACES: [u64; 4] = [1 << 19, (1 << 19) + 1, (1 << 19) + 4096, (1 << 19) - 700];
 const NOWHERE: u64 = u64::MAX;
 
@@ -15,15 +16,16 @@ fn value(generation: u64, page: u64) -> u64 {
     generation << 32 | (page + 1)
 }
 
-fn fill(slot: &Mapping, generation: u64) {
+fn fill(slot: &Region, generation: u64) {
     for page in 0..PAGES {
-        slot.store((page * PAGE_SIZE) as usize, value(generation, page));
+        slot.host()
+            .store((page * PAGE_SIZE) as usize, value(generation, page));
     }
 }
 
-fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
+fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Outcome {
     let machine =
-        Machine::new("set_memory_region_test", stage, 2, MmuConfig::default()).prepare(sabotage);
+        OracleVm::new("set_memory_region_test", stage, 2, MmuConfig::default()).prepare(sabotage);
     let (version, reads) = (Version::default(), AtomicU64::new(0));
     let (place, generation) = (AtomicU64::new(NOWHERE), AtomicU64::new(0));
     let gaps = AtomicU64::new(0);
@@ -74,10 +76,10 @@ fn oracle(stage: GuestStage, sabotage: Option<Sabotage>) -> Verdict {
         let mut random = machine.random(99);
         for round in 1..=12 {
             let base = PLACES[0];
-            let mapping = Arc::new(Mapping::new("moving", PAGES).unwrap());
-            fill(&mapping, round);
+            let memory = Region::new("moving", PAGES).unwrap();
+            fill(&memory, round);
             let slot = version.change(|| {
-                let slot = machine.plug_in(3, base, Arc::clone(&mapping));
+                let slot = machine.plug_in(3, base, memory.clone());
                 place.store(base, Relaxed);
                 generation.store(round, Relaxed);
                 slot
@@ -130,7 +132,7 @@ fn it_objects_to_vcpus_that_do_not_flush() {
 fn as_many_slots_as_there_may_be_and_no_more() {
     for stage in stages() {
         let config = MmuConfig::default().with_max_slots(40);
-        let machine = Machine::new("set_memory_region_test", stage, 1, config);
+        let machine = OracleVm::new("set_memory_region_test", stage, 1, config);
         let plugs: Vec<_> = (0..40)
             .map(|id| machine.plug(id, u64::from(id) * 700, 700))
             .collect();

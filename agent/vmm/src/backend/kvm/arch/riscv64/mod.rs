@@ -7,7 +7,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 pub(in crate::backend::kvm) use super::refused::{
     HostCpu, NEEDED, Told, VcpuState, prepare_vcpu, prepare_vm, run, supported,
 };
-use crate::backend::{BackendError, cpu::CpuFact, kvm::failed};
+use crate::backend::{BackendError, cpu::CpuFact, kvm::refuse::failed};
 
 const SATP_SV39: u64 = 8 << 60;
 const SATP_ASID: u64 = 0xffff << 44;

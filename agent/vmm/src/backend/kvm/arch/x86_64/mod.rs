@@ -17,7 +17,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 pub(in crate::backend::kvm) use self::{exit::run, vcpu_state::VcpuState};
 use crate::{
-    backend::{BackendError, cpu::CpuFact, kvm::failed},
+    backend::{BackendError, cpu::CpuFact, kvm::refuse::failed},
     guest::BootEntry,
 };
 

@@ -6,7 +6,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::backend::{
     BackendError,
-    kvm::{failed, state::bad},
+    kvm::{refuse::failed, state::bad},
 };
 
 /// KVM's paravirtual interrupt for asynchronous page faults.

@@ -29,10 +29,10 @@ use kvm_ioctls::VcpuFd;
 use super::{HostCpu, Told, cpuid, msrs};
 use crate::backend::{
     BackendError,
-    cpu::TSC_TOLERANCE,
+    cpu::x86_64::TSC_TOLERANCE,
     kvm::{
-        failed,
-        state::{Reader, Writer, bad},
+        refuse::failed,
+        state::{StateReader, StateWriter, bad},
     },
 };
 
@@ -160,7 +160,7 @@ impl VcpuState {
     }
 
     /// Writes it down.
-    pub(in crate::backend::kvm) fn write(&self, to: &mut Writer) {
+    pub(in crate::backend::kvm) fn write(&self, to: &mut StateWriter) {
         to.section(*b"CPID", bytes_of(&self.told.cpuid));
         let khz = self.told.tsc_khz.map(u32::to_le_bytes);
         to.section(*b"TSCK", khz.as_ref().map_or(&[], |khz| khz));
@@ -179,7 +179,7 @@ impl VcpuState {
     /// # Errors
     /// `State` when it is malformed or needs what this host lacks.
     pub(in crate::backend::kvm) fn read(
-        from: &mut Reader<'_>,
+        from: &mut StateReader<'_>,
         host: &HostCpu,
     ) -> Result<Self, BackendError> {
         let state = Self {

@@ -1,0 +1,30 @@
+//! What a reader is given.
+
+use std::sync::Arc;
+
+use super::bitmap::DirtyBitmap;
+
+/// Pages delivered to one reader.
+#[derive(Debug)]
+pub(crate) struct DirtyBatch {
+    /// Number to acknowledge it with; grows by 1 at each harvest of the cursor.
+    pub batch: u64,
+    /// By number, the slots that have dirty pages or had some, and which. The cursor has its share
+    /// of the bitmaps until the batch is acknowledged.
+    pub slots: Vec<(u32, Arc<DirtyBitmap>)>,
+    /// Dirty pages in all.
+    pub pages: u64,
+}
+
+/// What an API caller's harvest found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ApiHarvest {
+    /// Number to acknowledge it with.
+    pub batch: u64,
+    /// Dirty guest frames as (first, length), ascending, adjacent ones joined.
+    pub ranges: Vec<(u64, u64)>,
+    /// Frames in all.
+    pub pages: u64,
+    /// This call made the cursor.
+    pub created: bool,
+}

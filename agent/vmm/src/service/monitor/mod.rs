@@ -1,0 +1,83 @@
+//! What runs the VM of this process, as its services see it: our own machine, or another monitor in
+//! its place.
+//!
+//! # Protocol
+//! Calls come from any thread and may block: the services make them on blocking threads. Only what
+//! says that it does not block is called from the runtime's workers. A monitor orders calls itself;
+//! two may come at the same time.
+//!
+//! # What a VM cannot do
+//! There are no default methods: an implementation says of each call what it does. What its VM
+//! cannot do it refuses with CAPABILITY_MISSING and the capability's name
+//! ([`slat_proto::ApiError::capability_missing`]), and leaves that capability out of
+//! [`Monitor::snapshot`].
+//!
+//! Requests come as the API's model types, already checked; answers are the API's messages.
+
+mod machine;
+mod transfers;
+
+use std::{fmt, future::Future, pin::Pin};
+
+use slat_proto::{
+    ApiError,
+    model::{CursorName, HostName, SlotChange, VmName, VmSpec},
+    v1,
+};
+use tokio::sync::watch;
+
+pub(crate) use self::transfers::{Transfers, Watched};
+
+/// Runs one VM. See the module for the protocol; the proto files say what each call means and with
+/// which reasons it fails.
+pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
+    /// The one VM that it runs, or will run. Does not block.
+    fn name(&self) -> &VmName;
+    /// The host that it runs on. Does not block.
+    fn host(&self) -> &HostName;
+    /// The VM now; `None` before it exists and after it was deleted.
+    fn snapshot(&self) -> Option<v1::Vm>;
+    /// A number that grows at each change of state. Does not block.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// Completes when the VM is over. Does not block.
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// What [`Monitor::create`] would build, with every default filled in; nothing is built.
+    fn plan(&self, spec: &VmSpec) -> Result<VmSpec, ApiError>;
+    /// Builds the VM in state CREATED.
+    fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError>;
+    /// CREATED to RUNNING.
+    fn start(&self) -> Result<v1::Vm, ApiError>;
+    /// RUNNING to PAUSED.
+    fn pause(&self) -> Result<v1::Vm, ApiError>;
+    /// PAUSED to RUNNING.
+    fn resume(&self) -> Result<v1::Vm, ApiError>;
+    /// Ends the VM for good.
+    fn delete(&self) -> Result<(), ApiError>;
+
+    /// Slots, by base.
+    fn list_slots(&self) -> Result<v1::ListSlotsResponse, ApiError>;
+    /// Changes slots, all or none, in order.
+    fn update_slots(
+        &self,
+        changes: &[SlotChange],
+        expected_generation: u64,
+    ) -> Result<v1::UpdateSlotsResponse, ApiError>;
+    /// Takes what was written since the cursor's last harvest, in at most `most_ranges` ranges;
+    /// makes the cursor when there is none. `acknowledge` is the batch before, or 0.
+    fn harvest_dirty_pages(
+        &self,
+        cursor: &CursorName,
+        acknowledge: u64,
+        most_ranges: usize,
+    ) -> Result<v1::HarvestDirtyPagesResponse, ApiError>;
+    /// Removes a cursor that a caller made.
+    fn delete_dirty_cursor(&self, cursor: &CursorName) -> Result<(), ApiError>;
+    /// Drops the second-stage mappings of a range, or of all memory.
+    fn invalidate(
+        &self,
+        range: Option<v1::GfnRange>,
+    ) -> Result<v1::InvalidateMemoryResponse, ApiError>;
+    /// Digests all memory of a VM that does not run.
+    fn digest(&self) -> Result<v1::DigestMemoryResponse, ApiError>;
+}

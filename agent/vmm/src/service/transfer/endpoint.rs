@@ -1,0 +1,162 @@
+//! The sides of migrations that this process takes part in, and what is needed to talk to them.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{MigrationName, VmName},
+    v1::{self, TransferPhase, TransferRole},
+};
+
+use crate::{
+    handover::{
+        protocol::{destination::Destination, source::Source},
+        side::{AnySide, Side, has_ended},
+    },
+    machine::Machine,
+    migration::{
+        destination::Note,
+        filter::{EveryPage, PageFilter},
+        wire::TICKET,
+    },
+};
+
+/// The destination's side with what is needed to talk to it.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) side: Arc<Side<Destination>>,
+    pub(super) notes: mpsc::Sender<Note>,
+    pub(super) data_address: String,
+    pub(super) ticket: [u8; TICKET],
+    pub(super) versions: v1::ChosenVersions,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Sides {
+    pub(super) incoming: Option<Incoming>,
+    pub(super) outgoing: Option<Arc<Side<Source>>>,
+}
+
+/// The service over one machine.
+#[derive(Clone, Debug)]
+pub(crate) struct TransferEndpoint {
+    pub(super) machine: Arc<Machine>,
+    pub(super) vm: VmName,
+    pub(super) data_ip: IpAddr,
+    sides: Arc<Mutex<Sides>>,
+    /// Held while a side begins, which may take long; never by those who only ask.
+    starting: Arc<Mutex<()>>,
+    /// Which pages a source sends.
+    pub(super) filter: Arc<dyn PageFilter>,
+}
+
+impl TransferEndpoint {
+    /// An endpoint to `machine`, whose incoming pages are taken on `data_ip`.
+    #[must_use]
+    pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
+        Self {
+            machine,
+            vm,
+            data_ip,
+            sides: Arc::default(),
+            starting: Arc::default(),
+            filter: Arc::new(EveryPage),
+        }
+    }
+
+    pub(super) fn sides(&self) -> MutexGuard<'_, Sides> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn find(
+        &self,
+        migration: &MigrationName,
+        role: TransferRole,
+    ) -> Result<Arc<dyn AnySide>, ApiError> {
+        let sides = self.sides();
+        let side: Option<Arc<dyn AnySide>> = match role {
+            TransferRole::Source => sides.outgoing.clone().map(|side| side as Arc<dyn AnySide>),
+            TransferRole::Destination => sides
+                .incoming
+                .as_ref()
+                .map(|incoming| Arc::clone(&incoming.side) as Arc<dyn AnySide>),
+            TransferRole::Unspecified => {
+                return Err(ApiError::bad_parameter("role", "is SOURCE or DESTINATION"));
+            }
+        };
+        side.filter(|side| side.migration() == migration)
+            .ok_or_else(|| {
+                ApiError::new(
+                    Reason::NoSuchMigration,
+                    format!(
+                        "{} has no {} side of {migration}",
+                        self.vm,
+                        role.as_str_name()
+                    ),
+                )
+                .with("migration", migration)
+            })
+    }
+
+    /// Forgets a side that has ended.
+    pub(super) fn forget(
+        &self,
+        migration: &MigrationName,
+        role: TransferRole,
+    ) -> Result<(), ApiError> {
+        let side = match self.find(migration, role) {
+            Ok(side) => side,
+            // Released before.
+            Err(error) if error.reason == Reason::NoSuchMigration => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let phase = side.phase();
+        let relinquished = role == TransferRole::Source
+            && matches!(
+                phase,
+                TransferPhase::Relinquished | TransferPhase::Completed
+            );
+        if !relinquished && !has_ended(phase) {
+            return Err(ApiError::new(
+                Reason::MigrationInProgress,
+                format!("{migration} has not ended here: {}", phase.as_str_name()),
+            )
+            .with("migration", migration)
+            .with("phase", phase.as_str_name()));
+        }
+        side.release_record(self.machine.dir()).map_err(|error| {
+            ApiError::new(
+                Reason::Store,
+                format!("the record of {migration} could not be removed: {error}"),
+            )
+        })?;
+        if relinquished {
+            // Before the side is forgotten: a release that fails is tried again.
+            self.machine.release()?;
+        }
+        let mut sides = self.sides();
+        match role {
+            TransferRole::Source => sides.outgoing = None,
+            _ => sides.incoming = None,
+        }
+        Ok(())
+    }
+}
+
+impl Incoming {
+    pub(super) fn answer(&self) -> v1::PrepareIncomingResponse {
+        v1::PrepareIncomingResponse {
+            transfer: Some(self.side.transfer()),
+            data_address: self.data_address.clone(),
+            ticket: self.ticket.to_vec(),
+            versions: Some(self.versions),
+        }
+    }
+}

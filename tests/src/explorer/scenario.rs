@@ -1,0 +1,142 @@
+//! What is explored: scenarios, each with its budget of faults.
+//!
+//! A budget bounds how often each kind of thing goes wrong; it is the only bound. Within it every
+//! order of everything is explored, without a bound on depth. One migration, one VM, two hosts, one
+//! server.
+
+use super::{planted::Planted, world::Budget};
+
+/// One exploration.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// What may go wrong.
+    pub budget: Budget,
+}
+
+const fn scenario(name: &'static str, budget: Budget) -> Scenario {
+    Scenario { name, budget }
+}
+
+const NONE: Budget = Budget::NONE;
+
+/// What CI explores.
+pub const BOUNDED: [Scenario; 11] = [
+    scenario("nothing goes wrong", NONE),
+    scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
+    scenario("a host loses its power", Budget { outages: 1, ..NONE }),
+    scenario(
+        "the server dies",
+        Budget {
+            server_crashes: 1,
+            ..NONE
+        },
+    ),
+    scenario("an answer is late", Budget { delays: 1, ..NONE }),
+    scenario("the connection breaks", Budget { breaks: 1, ..NONE }),
+    scenario(
+        "a journal cannot be written",
+        Budget {
+            disk_faults: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a side's work fails",
+        Budget {
+            work_faults: 1,
+            ..NONE
+        },
+    ),
+    scenario("the user cancels", Budget { cancels: 1, ..NONE }),
+    scenario(
+        "the connection breaks and a VM process is killed",
+        Budget {
+            breaks: 1,
+            kills: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a journal cannot be written and a host loses its power",
+        Budget {
+            disk_faults: 1,
+            outages: 1,
+            ..NONE
+        },
+    ),
+];
+
+/// What a long run explores besides.
+pub const DEEP: [Scenario; 9] = [
+    scenario("a call is lost", Budget { losses: 1, ..NONE }),
+    scenario(
+        "a call arrives twice, or too late",
+        Budget { strays: 1, ..NONE },
+    ),
+    scenario("the connection breaks twice", Budget { breaks: 2, ..NONE }),
+    scenario(
+        "the connection breaks and a host loses its power",
+        Budget {
+            breaks: 1,
+            outages: 1,
+            ..NONE
+        },
+    ),
+    scenario("both hosts lose their power", Budget { outages: 2, ..NONE }),
+    scenario(
+        "the user cancels while the connection breaks",
+        Budget {
+            cancels: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "the user cancels while a VM process is killed",
+        Budget {
+            cancels: 1,
+            kills: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "the server dies and the connection breaks",
+        Budget {
+            server_crashes: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "the user cancels and a call arrives too late",
+        Budget {
+            cancels: 1,
+            strays: 1,
+            ..NONE
+        },
+    ),
+];
+
+impl Planted {
+    /// What must go wrong for the fault to show.
+    #[must_use]
+    pub const fn budget(self) -> Budget {
+        match self {
+            Self::NoSync => Budget { outages: 1, ..NONE },
+            Self::CommitUndurable => Budget {
+                disk_faults: 1,
+                outages: 1,
+                ..NONE
+            },
+            Self::TimerDecides | Self::RunsOnReady => Budget { breaks: 1, ..NONE },
+            Self::RestartForgets => Budget { kills: 1, ..NONE },
+            Self::StoreForgetsStart => Budget {
+                server_crashes: 1,
+                cancels: 1,
+                ..NONE
+            },
+        }
+    }
+}

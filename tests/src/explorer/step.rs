@@ -1,0 +1,519 @@
+//! One step of the world: which there are in a state, and what each does.
+
+use slat_server::migration::protocol::{Action as Call, Input as ServerInput};
+use slat_vmm::handover::protocol::{
+    Why,
+    destination::{self, Standing},
+    source,
+};
+
+use super::{
+    planted::Planted,
+    source::Fate,
+    world::{DestinationWork, Frame, InFlight, SourceWork, Stray, World},
+};
+
+/// A step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// The source carries out its next action.
+    SourceActs(Fate),
+    /// It opens its connections.
+    SourceConnects,
+    /// It reads a frame.
+    SourceReads,
+    /// It finds the connection gone.
+    SourceLosesLink,
+    /// Precopy decides for the switchover.
+    PrecopyEnds,
+    /// What it does fails.
+    SourceFails,
+    /// It notices that it was cancelled.
+    SourceNotices,
+    /// The destination carries out its next action.
+    DestinationActs(Fate),
+    /// All its memory is there.
+    DestinationPopulates,
+    /// It reads a frame.
+    DestinationReads,
+    /// It finds the connection gone.
+    DestinationLosesLink,
+    /// What it does fails, or the source never comes.
+    DestinationFails,
+    /// It notices that it was cancelled.
+    DestinationNotices,
+    /// Some time passes at a destination that nobody talks to.
+    DestinationTicks,
+    /// Its question reaches the source's agent.
+    SourceIsAsked,
+    /// Its question, or the answer, is lost.
+    QuestionIsLost,
+    /// The answer comes back.
+    AnswerArrives,
+    /// The server's store is written.
+    ServerStores,
+    /// A request arrives at its agent, and the answer comes back.
+    Delivers(Call),
+    /// A request arrives at its agent, and other things happen before the answer comes back.
+    DeliversSlowly(Call),
+    /// The same, and it will arrive once more.
+    DeliversTwice(Call),
+    /// An answer arrives at the server.
+    Replies(Call),
+    /// A request or an answer is lost.
+    Loses(Call),
+    /// The server gives up on a request that is still under way.
+    GivesUp(Call),
+    /// A request arrives that nobody waits for.
+    StrayArrives(Stray),
+    /// The server's clock: asks again.
+    Retries,
+    /// The server's clock: no more figures.
+    FiguresOverdue,
+    /// The user cancels.
+    UserCancels,
+    /// The user deletes the VM whose last copy is frozen at the source.
+    UserDeletes,
+    /// The server dies; whether what it was writing is on disk.
+    ServerCrashes(bool),
+    /// The server is started again.
+    ServerRestarts,
+    /// kill -9 of the VM's process at the source.
+    SourceKilled,
+    /// The source's host loses its power; whether its cache reached the disk.
+    SourceOutage(bool),
+    /// It is back.
+    SourceReturns,
+    /// kill -9 of the VM's process at the destination.
+    DestinationKilled,
+    /// The destination's host loses its power; whether its cache reached the disk.
+    DestinationOutage(bool),
+    /// It is back.
+    DestinationReturns,
+    /// The connection between the processes breaks.
+    LinkBreaks,
+}
+
+fn is_follow(call: Call) -> bool {
+    matches!(call, Call::FollowSource | Call::FollowDestination)
+}
+
+fn spend(budget: &mut u8) {
+    *budget = budget.saturating_sub(1);
+}
+
+impl World {
+    /// The steps that are possible.
+    pub fn steps(&self, steps: &mut Vec<Step>) {
+        self.source_steps(steps);
+        self.destination_steps(steps);
+        self.server_steps(steps);
+        self.fault_steps(steps);
+    }
+
+    fn source_steps(&self, steps: &mut Vec<Step>) {
+        let Some(side) = &self.source.side else {
+            return;
+        };
+        if let Some(action) = side.queue.front() {
+            steps.push(Step::SourceActs(Fate::Works));
+            let writes = matches!(
+                action,
+                source::Action::JournalRelinquished | source::Action::SettleJournal
+            );
+            if writes && self.budget.disk_faults > 0 {
+                steps.push(Step::SourceActs(Fate::Unsynced));
+                steps.push(Step::SourceActs(Fate::Unwritten));
+            }
+            if *action == source::Action::SwitchOver && self.budget.work_faults > 0 {
+                steps.push(Step::SourceFails);
+            }
+            return;
+        }
+        if side.interrupted && side.work != SourceWork::Idle {
+            steps.push(Step::SourceNotices);
+        }
+        match side.work {
+            SourceWork::Connect => steps.push(Step::SourceConnects),
+            SourceWork::Precopy => {
+                steps.push(Step::PrecopyEnds);
+                if self.link.broken {
+                    steps.push(Step::SourceLosesLink);
+                }
+                if self.budget.work_faults > 0 {
+                    steps.push(Step::SourceFails);
+                }
+            }
+            SourceWork::AwaitPopulated | SourceWork::AwaitReady | SourceWork::AwaitResumed => {
+                if !self.link.back.is_empty() {
+                    steps.push(Step::SourceReads);
+                }
+                if self.link.broken {
+                    steps.push(Step::SourceLosesLink);
+                }
+            }
+            SourceWork::Idle => {}
+        }
+    }
+
+    fn destination_steps(&self, steps: &mut Vec<Step>) {
+        let Some(side) = &self.destination.side else {
+            return;
+        };
+        if side.answer.is_some() {
+            steps.push(Step::AnswerArrives);
+        }
+        if side.asking {
+            steps.push(Step::SourceIsAsked);
+            if self.budget.losses > 0 {
+                steps.push(Step::QuestionIsLost);
+            }
+        }
+        if let Some(action) = side.queue.front() {
+            steps.push(Step::DestinationActs(Fate::Works));
+            let writes = matches!(
+                action,
+                destination::Action::JournalPrepared | destination::Action::JournalOwned
+            );
+            if writes && self.budget.disk_faults > 0 {
+                steps.push(Step::DestinationActs(Fate::Unsynced));
+                steps.push(Step::DestinationActs(Fate::Unwritten));
+            }
+            if *action == destination::Action::Check && self.budget.work_faults > 0 {
+                steps.push(Step::DestinationFails);
+            }
+            return;
+        }
+        if side.machine.ended().is_some() {
+            return;
+        }
+        if side.interrupted {
+            steps.push(Step::DestinationNotices);
+        }
+        if side.machine.needs_ticks() && !side.asking && side.answer.is_none() {
+            steps.push(Step::DestinationTicks);
+        }
+        match side.work {
+            DestinationWork::Prepare | DestinationWork::Listen => {
+                let linked = self.is_linked();
+                if side.work == DestinationWork::Prepare && linked && !self.link.broken {
+                    steps.push(Step::DestinationPopulates);
+                }
+                if linked && !self.link.forth.is_empty() {
+                    steps.push(Step::DestinationReads);
+                }
+                if linked && self.link.broken {
+                    steps.push(Step::DestinationLosesLink);
+                }
+                if !linked || self.budget.work_faults > 0 && !side.machine.in_doubt() {
+                    steps.push(Step::DestinationFails);
+                }
+            }
+            DestinationWork::Idle => {}
+        }
+    }
+
+    fn server_steps(&self, steps: &mut Vec<Step>) {
+        steps.extend(self.strays.iter().map(|stray| Step::StrayArrives(*stray)));
+        if !self.server.up {
+            steps.push(Step::ServerRestarts);
+            return;
+        }
+        if self.server.writing.is_some() {
+            steps.push(Step::ServerStores);
+        }
+        for (call, state) in &self.server.calls {
+            match state {
+                InFlight::Request(_) => {
+                    steps.push(Step::Delivers(*call));
+                    if self.budget.delays > 0 {
+                        steps.push(Step::DeliversSlowly(*call));
+                    }
+                    if !is_follow(*call) && self.budget.strays > 0 {
+                        steps.push(Step::DeliversTwice(*call));
+                        steps.push(Step::GivesUp(*call));
+                    }
+                }
+                InFlight::Reply(..) => steps.push(Step::Replies(*call)),
+            }
+            if self.budget.losses > 0 {
+                steps.push(Step::Loses(*call));
+            }
+        }
+        if self.server.protocol.finished() {
+            return;
+        }
+        let idle = self.server.calls.iter().all(|(call, _)| is_follow(*call));
+        if idle && self.server.writing.is_none() {
+            steps.push(Step::Retries);
+        }
+        if self.server.protocol.awaits_figures() {
+            steps.push(Step::FiguresOverdue);
+        }
+        if self.budget.cancels > 0 {
+            steps.push(Step::UserCancels);
+        }
+        if self.server.protocol.keeps_source() {
+            steps.push(Step::UserDeletes);
+        }
+    }
+
+    fn fault_steps(&self, steps: &mut Vec<Step>) {
+        if self.server.up && self.budget.server_crashes > 0 && !self.server.protocol.finished() {
+            steps.push(Step::ServerCrashes(true));
+            if self.server.writing.is_some() {
+                steps.push(Step::ServerCrashes(false));
+            }
+        }
+        if self.source.alive && self.budget.kills > 0 {
+            steps.push(Step::SourceKilled);
+        }
+        if self.destination.alive && self.budget.kills > 0 {
+            steps.push(Step::DestinationKilled);
+        }
+        if self.source.up && self.budget.outages > 0 {
+            steps.push(Step::SourceOutage(false));
+            if self
+                .source
+                .journal
+                .as_ref()
+                .is_some_and(|j| j.cached.is_some())
+            {
+                steps.push(Step::SourceOutage(true));
+            }
+        }
+        if self.destination.up && self.budget.outages > 0 {
+            steps.push(Step::DestinationOutage(false));
+            if self
+                .destination
+                .journal
+                .as_ref()
+                .is_some_and(|j| j.cached.is_some())
+            {
+                steps.push(Step::DestinationOutage(true));
+            }
+        }
+        if !self.source.up {
+            steps.push(Step::SourceReturns);
+        }
+        if !self.destination.up {
+            steps.push(Step::DestinationReturns);
+        }
+        if self.budget.breaks > 0 && self.link.instance.is_some() && !self.link.broken {
+            steps.push(Step::LinkBreaks);
+        }
+    }
+
+    /// The world after `step`.
+    pub fn take_step(&mut self, step: Step, planted: Option<Planted>) {
+        match step {
+            Step::SourceActs(fate) => {
+                if fate != Fate::Works {
+                    spend(&mut self.budget.disk_faults);
+                }
+                self.source_acts(fate, planted);
+            }
+            Step::SourceConnects => self.source_connects(),
+            Step::SourceReads => self.source_reads(),
+            Step::SourceLosesLink => {
+                self.link.back.clear();
+                self.feed_source(source::Input::LinkLost);
+            }
+            Step::PrecopyEnds => self.feed_source(source::Input::SwitchoverDecided),
+            Step::SourceFails => {
+                spend(&mut self.budget.work_faults);
+                if let Some(side) = &mut self.source.side {
+                    side.queue.clear();
+                }
+                self.feed_source(source::Input::Failed(Why::Fault));
+            }
+            Step::SourceNotices => {
+                if let Some(side) = &mut self.source.side {
+                    side.interrupted = false;
+                }
+                self.feed_source(source::Input::Failed(Why::Fault));
+            }
+            Step::DestinationActs(fate) => {
+                if fate != Fate::Works {
+                    spend(&mut self.budget.disk_faults);
+                }
+                self.destination_acts(fate, planted);
+            }
+            Step::DestinationPopulates => {
+                self.link.back.push_back(Frame::Populated);
+                self.feed_destination(destination::Input::Populated);
+            }
+            Step::DestinationReads => self.destination_reads(),
+            Step::DestinationLosesLink => self.destination_loses_link(),
+            Step::DestinationFails => {
+                if self.is_linked() {
+                    spend(&mut self.budget.work_faults);
+                }
+                if let Some(side) = &mut self.destination.side {
+                    side.queue.clear();
+                }
+                self.feed_destination(destination::Input::Failed(Why::Fault));
+            }
+            Step::DestinationNotices => {
+                if let Some(side) = &mut self.destination.side {
+                    side.interrupted = false;
+                }
+                self.feed_destination(destination::Input::Failed(Why::Fault));
+            }
+            Step::DestinationTicks => {
+                if planted == Some(Planted::TimerDecides) {
+                    self.feed_destination(destination::Input::SourceSays(Standing::Relinquished));
+                } else {
+                    self.feed_destination(destination::Input::Tick);
+                }
+            }
+            Step::SourceIsAsked => self.source_is_asked(planted),
+            Step::QuestionIsLost => {
+                spend(&mut self.budget.losses);
+                self.answer_with(Standing::Unknown);
+            }
+            Step::AnswerArrives => self.answer_arrives(),
+            _ => self.take_outer_step(step, planted),
+        }
+    }
+
+    fn take_outer_step(&mut self, step: Step, planted: Option<Planted>) {
+        match step {
+            Step::ServerStores => self.server_stores(planted),
+            Step::Delivers(call) => {
+                self.delivers(call, false, planted);
+                self.replies(call, planted);
+            }
+            Step::DeliversSlowly(call) => {
+                spend(&mut self.budget.delays);
+                self.delivers(call, false, planted);
+            }
+            Step::DeliversTwice(call) => {
+                spend(&mut self.budget.strays);
+                self.delivers(call, true, planted);
+                self.replies(call, planted);
+            }
+            Step::Replies(call) => self.replies(call, planted),
+            Step::Loses(call) => {
+                spend(&mut self.budget.losses);
+                self.loses(call, false, planted);
+            }
+            Step::GivesUp(call) => {
+                spend(&mut self.budget.strays);
+                self.loses(call, true, planted);
+            }
+            Step::StrayArrives(stray) => self.stray_arrives(stray, planted),
+            Step::Retries => self.feed_server(ServerInput::Retry, planted),
+            Step::FiguresOverdue => self.feed_server(ServerInput::FiguresOverdue, planted),
+            Step::UserCancels => {
+                spend(&mut self.budget.cancels);
+                self.feed_server(ServerInput::CancelRequested, planted);
+            }
+            Step::UserDeletes => self.feed_server(ServerInput::DeleteRequested, planted),
+            Step::ServerCrashes(written) => {
+                spend(&mut self.budget.server_crashes);
+                self.server_crashes(written);
+            }
+            Step::ServerRestarts => self.server_restarts(planted),
+            Step::SourceKilled => {
+                spend(&mut self.budget.kills);
+                self.source_dies();
+            }
+            Step::SourceOutage(kept) => {
+                spend(&mut self.budget.outages);
+                self.source_dies();
+                self.source.up = false;
+                if let Some(journal) = &mut self.source.journal {
+                    if kept {
+                        journal.sync();
+                    }
+                    journal.cached = None;
+                }
+            }
+            Step::SourceReturns => self.source.up = true,
+            Step::DestinationKilled => {
+                spend(&mut self.budget.kills);
+                self.destination_dies();
+            }
+            Step::DestinationOutage(kept) => {
+                spend(&mut self.budget.outages);
+                self.destination_dies();
+                self.destination.up = false;
+                if let Some(journal) = &mut self.destination.journal {
+                    if kept {
+                        journal.sync();
+                    }
+                    journal.cached = None;
+                }
+            }
+            Step::DestinationReturns => self.destination.up = true,
+            Step::LinkBreaks => {
+                spend(&mut self.budget.breaks);
+                self.link.broken = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn source_dies(&mut self) {
+        self.source.die();
+        self.link.broken |= self.link.instance.is_some();
+        self.link.back.clear();
+    }
+
+    fn destination_dies(&mut self) {
+        if self.destination.alive {
+            self.break_link();
+            if self.is_linked() {
+                self.link.forth.clear();
+            }
+        }
+        self.destination.die();
+    }
+
+    fn source_connects(&mut self) {
+        let Some(side) = &mut self.source.side else {
+            return;
+        };
+        let listens = self.destination.up
+            && self.destination.alive
+            && self.destination.instance == side.ticket
+            && self.destination.side.as_ref().is_some_and(|side| {
+                side.machine.ended().is_none() && side.work == DestinationWork::Prepare
+            });
+        if listens && self.link.instance != Some(side.ticket) {
+            side.work = SourceWork::AwaitPopulated;
+            self.link.instance = Some(side.ticket);
+            self.link.broken = false;
+            self.link.forth.clear();
+            self.link.back.clear();
+        } else {
+            self.feed_source(source::Input::Failed(Why::Fault));
+        }
+    }
+
+    fn source_reads(&mut self) {
+        let Some(frame) = self.link.back.pop_front() else {
+            return;
+        };
+        let input = match frame {
+            Frame::Populated => source::Input::Connected,
+            Frame::Ready => source::Input::ReadyHeard,
+            Frame::Resumed => source::Input::ResumedHeard,
+            _ => source::Input::Failed(Why::Elsewhere),
+        };
+        self.feed_source(input);
+    }
+
+    fn destination_reads(&mut self) {
+        let Some(frame) = self.link.forth.pop_front() else {
+            return;
+        };
+        let input = match frame {
+            Frame::State => destination::Input::StateHeard,
+            Frame::Commit => destination::Input::CommitHeard,
+            _ => destination::Input::AbortHeard,
+        };
+        self.feed_destination(input);
+    }
+}
