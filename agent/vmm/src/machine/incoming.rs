@@ -11,7 +11,7 @@ use slat_proto::{
 use slat_record::journal::{Entry, Ownership};
 
 use super::{
-    Control, Exit, Machine, Switchover,
+    Control, Exit, Fence, Machine, Switchover,
     oom::OomScore,
     resolve,
     slots::check_free,
@@ -253,7 +253,7 @@ impl Machine {
         control: &mut Control,
         migration: &MigrationName,
     ) -> Result<(), ApiError> {
-        control.fenced = true;
+        control.fence = Fence::Up;
         let appended = control.journal.append(&Entry::Aborted {
             uid: self.shared.view().uid(),
             migration: migration.id().to_owned(),

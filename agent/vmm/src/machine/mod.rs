@@ -82,11 +82,20 @@ pub(crate) struct Machine {
     control: Mutex<Control>,
 }
 
+/// Whether vCPUs may run at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    Down,
+    /// RELINQUISHED may be durable: nothing runs and nothing ends before that is settled.
+    Unsettled,
+    /// The VM was given up here, for good.
+    Up,
+}
+
 /// What only the holder of the control lock may touch.
 struct Control {
     journal: Journal,
-    /// Set while this process may have given the VM up, and for ever once it has.
-    fenced: bool,
+    fence: Fence,
     /// Held while the VM is received.
     oom: Option<oom::OomScore>,
 }
@@ -128,7 +137,7 @@ impl Machine {
             backend: Mutex::new(None),
             control: Mutex::new(Control {
                 journal,
-                fenced: false,
+                fence: Fence::Down,
                 oom: None,
             }),
         }))

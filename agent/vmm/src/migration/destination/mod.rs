@@ -20,7 +20,7 @@ mod work;
 
 use std::{
     sync::{Mutex, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slat_proto::{ApiError, Reason, v1};
@@ -129,9 +129,15 @@ impl DestinationDriver {
     fn listen(&self, work: &mut Work) -> Option<Input> {
         let in_doubt = self.side.machine(Destination::in_doubt);
         let patience = if self.side.machine(Destination::needs_ticks) {
-            ASK_EVERY
+            // However much there is to hear: whoever talks cannot keep this side from asking.
+            let left = ASK_EVERY.saturating_sub(work.ticked.elapsed());
+            if left.is_zero() {
+                work.ticked = Instant::now();
+                return Some(Input::Tick);
+            }
+            left
         } else if in_doubt {
-            // Linked: whatever comes is a note.
+            // Linked: whatever happens is a note.
             PUBLISH * 10
         } else {
             match self.populated(work) {
@@ -143,7 +149,7 @@ impl DestinationDriver {
         };
         match self.notes.recv_timeout(patience) {
             Ok(note) => self.take(note, in_doubt, work),
-            Err(mpsc::RecvTimeoutError::Timeout) if in_doubt => Some(Input::Tick),
+            Err(mpsc::RecvTimeoutError::Timeout) if in_doubt => None,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 self.publish(&work.link);
                 self.check_presence(work)
