@@ -1,4 +1,5 @@
-//! Compiles `slat/v1/*.proto` with protox: no protoc needed. The descriptor set is kept for reflection and JSON.
+//! Compiles `slat/v1/*.proto` with protox: no protoc needed. The descriptor set is kept for
+//! reflection and JSON.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -12,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
-        out.join("slat_v1.bin"),
+        out.join("slat_v1.pb"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -129,11 +129,12 @@
 //! 6. *Name it*: one line in `stage.rs` gives it a variant of [`GuestStage`], a name and an MMU. A
 //!    hardware walker written from the manual in `mmu/tests/common` puts it under the model test.
 //!
-//! The MMU's code does not change: `git grep -il arm64 -- mmu/src` finds nothing. Neither does what
-//! uses formats by [`GuestStage`]: the agent sees `dyn SecondStage` and finds the format by its
-//! name. What *lists* formats has one more: the API (`proto`: the message's enumeration and its
-//! typed twin) and the option of `slat create vm` (`cli`). Where an emulator walks the format, it
-//! is worth an entry in `tests/src/oracle`, for a second opinion.
+//! The MMU's code does not change: `git grep -i arm64 -- mmu/src` finds a word on barriers in the
+//! documentation of vCPUs and of flushes, and nothing else. Neither does what uses formats by
+//! [`GuestStage`]: the agent sees `dyn SecondStage` and finds the format by its name. What *lists*
+//! formats has one more: the API (`proto`: the message's enumeration and its typed twin) and the
+//! option of `slat create vm` (`cli`). Where an emulator walks the format, it is worth an entry in
+//! `tests/src/oracle`, for a second opinion.
 //!
 //! What an entry needs that no other format has, such as arm64's contiguous hint, goes into
 //! `Layout` as a constant with a default; MMIO entries are two functions of it, which x86 has.

@@ -40,7 +40,8 @@ pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("pinning to core {core}"))
 }
 
-/// How long this thread was ready and had no core, since it began. Zero where the kernel does not count it.
+/// How long this thread was ready and had no core, since it began. Zero where the kernel does not
+/// count it.
 pub(crate) fn waited_for_core() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = text.split(' ').nth(1).and_then(|field| field.parse().ok());

@@ -1,5 +1,5 @@
-//! The system allocator with a count of live bytes, for the rows about memory: whatever the MMU keeps beside its tables
-//! is counted without asking it.
+//! The system allocator with a count of live bytes, for the rows about memory: whatever the MMU
+//! keeps beside its tables is counted without asking it.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -16,7 +16,8 @@ pub(crate) fn live() -> usize {
     LIVE.load(Relaxed)
 }
 
-// SAFETY: each call is the system allocator's with the same arguments; counting does not touch the memory.
+// SAFETY: each call is the system allocator's with the same arguments; counting does not touch the
+// memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Relaxed);

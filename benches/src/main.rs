@@ -1,11 +1,13 @@
-//! `bench-mmu`: the Common MMU beside other page-table crates and beside the machine's floors, in one run.
+//! `bench-mmu`: the Common MMU beside other page-table crates and beside the machine's baselines,
+//! in one run.
 //!
 //! # How it measures
 //!
-//! A *row* is one operation at one size. Its *subjects* (Slat, each peer that can do the operation, the floors) take
-//! turns sample by sample (`ring`), each measured by criterion, on one core to which the process is pinned. Times are the
-//! measuring thread's CPU time, so another program on the same core delays the run and is not counted; rows with two
-//! threads are wall-clock time. Every subject's result is checked outside the timing.
+//! A *row* is one operation at one size. Its *subjects* (Slat, each peer that can do the operation,
+//! the baselines) take turns sample by sample (`ring`), each measured by criterion, on one core to
+//! which the process is pinned. Times are the measuring thread's CPU time, so another program on
+//! the same core delays the run and is not counted; rows with two threads are wall-clock time.
+//! Every subject's result is checked outside the timing.
 //!
 //! # Map
 //!
@@ -13,7 +15,7 @@
 //! |---|---|
 //! | `slat` | the one file that knows Slat |
 //! | `peers/` | the one that knows each peer, and the frame pool they share |
-//! | `floor` | plain loops over flat arrays |
+//! | `baseline` | plain loops over flat arrays |
 //! | `table` | what every page table can do, as a trait |
 //! | `ring`, `clock`, `heap` | taking turns; time and cores; counted allocation |
 //! | `rows/` | the rows |
@@ -21,8 +23,8 @@
 //!
 //! A missed goal is a result, not an error.
 
+mod baseline;
 mod clock;
-mod floor;
 mod heap;
 mod order;
 mod peers;
@@ -51,20 +53,21 @@ static HEAP: heap::Counting = heap::Counting;
 enum Output {
     /// An aligned table
     Table,
-    /// {"rows":[{"name","slat_ns","peer","peer_ns","floor","floor_ns","goal","met", ...}]}
+    /// {"rows":[{"name","slat_ns","peer","peer_ns","baseline","baseline_ns","goal","met", ...}]}
     Json,
     /// The table of docs/benchmarks.md
     Markdown,
 }
 
-/// Measure the Common MMU beside other page-table crates and the machine's floors, in one run on one core
+/// Measure the Common MMU beside other page-table crates and the machine's baselines, in one run on
+/// one core
 ///
-/// Each row is one operation at one size: the median of Slat, of the fastest peer that can do the operation and of the
-/// floor, with their spreads, and whether the goal was met. A missed goal is not an error. Progress goes to standard
-/// error, the result alone to standard output.
+/// Each row is one operation at one size: the median of Slat, of the fastest peer that can do the
+/// operation and of the baseline, with their spreads, and whether the goal was met. A missed goal
+/// is not an error. Progress goes to standard error, the result alone to standard output.
 ///
-/// Peers: page_table_multiarch, page-table-generic, x86_64 (OffsetPageTable). Nanoseconds are per page unless the row
-/// says otherwise.
+/// Peers: page_table_multiarch, page-table-generic, x86_64 (OffsetPageTable). Nanoseconds are per
+/// page unless the row says otherwise.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask bench mmu",

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::report::{Figure, Row};
 
-/// The standard output that the program was started with. Until the end, everything else that is printed goes to
-/// standard error.
+/// The standard output that the program was started with. Until the end, everything else that is
+/// printed goes to standard error.
 pub(crate) struct Console(OwnedFd);
 
 impl Console {
@@ -32,7 +32,7 @@ const HEAD: [&str; 9] = [
     "Slat",
     "fastest peer, or one thread",
     "",
-    "floor",
+    "baseline",
     "",
     "goal",
     "met",
@@ -96,8 +96,8 @@ fn cells(row: &Row) -> [String; 9] {
         slat,
         named(peer),
         ratio(row, peer),
-        named(row.floor()),
-        ratio(row, row.floor()),
+        named(row.baseline()),
+        ratio(row, row.baseline()),
         row.goal.clone().unwrap_or_default(),
         match row.met() {
             Some(true) => "yes".to_owned(),
@@ -185,8 +185,8 @@ pub(crate) fn json(rows: &[Row]) -> anyhow::Result<String> {
         let name = |figure: Option<&Figure>| json!(figure.map(|figure| &figure.name));
         fields.insert("peer".into(), name(row.peer()));
         put(&mut fields, "peer", row.peer());
-        fields.insert("floor".into(), name(row.floor()));
-        put(&mut fields, "floor", row.floor());
+        fields.insert("baseline".into(), name(row.baseline()));
+        put(&mut fields, "baseline", row.baseline());
         fields.insert("goal".into(), json!(row.goal));
         fields.insert("met".into(), json!(row.met()));
         if let Some(one) = row.one_thread() {

@@ -17,8 +17,8 @@ pub(crate) enum Role {
     Slat,
     /// Another crate.
     Peer,
-    /// The floor that the row names.
-    Floor,
+    /// The baseline that the row names.
+    Baseline,
     /// Slat with one thread, where the row is about two.
     OneThread,
     /// For the reader only.
@@ -32,8 +32,8 @@ pub(crate) enum Limit {
     FasterThanPeers,
     /// At most this many times the fastest peer.
     Peer(f64),
-    /// At most this many times the floor.
-    Floor(f64),
+    /// At most this many times the baseline.
+    Baseline(f64),
     /// At least this many times the throughput of one thread.
     OneThread(f64),
     /// At most this many nanoseconds.
@@ -87,8 +87,8 @@ impl Row {
             .min_by(|a, b| a.stat.median.total_cmp(&b.stat.median))
     }
 
-    pub(crate) fn floor(&self) -> Option<&Figure> {
-        self.first(Role::Floor)
+    pub(crate) fn baseline(&self) -> Option<&Figure> {
+        self.first(Role::Baseline)
     }
 
     pub(crate) fn one_thread(&self) -> Option<&Figure> {
@@ -104,7 +104,7 @@ impl Row {
         Some(match limit {
             Limit::FasterThanPeers => self.over(self.peer())? < 1.0,
             Limit::Peer(times) => self.over(self.peer())? <= times,
-            Limit::Floor(times) => self.over(self.floor())? <= times,
+            Limit::Baseline(times) => self.over(self.baseline())? <= times,
             Limit::OneThread(times) => 1.0 / self.over(self.one_thread())? >= times,
             Limit::Nanoseconds(most) => self.slat()?.stat.median <= most,
         })
@@ -142,7 +142,7 @@ mod tests {
                 figure(Role::Slat, "slat", 2.0),
                 figure(Role::Peer, "slow", 9.0),
                 figure(Role::Peer, "fast", 3.0),
-                figure(Role::Floor, "floor", 0.5),
+                figure(Role::Baseline, "baseline", 0.5),
                 figure(Role::OneThread, "one", 3.5),
             ],
             counted: None,
@@ -156,9 +156,9 @@ mod tests {
     fn a_goal_is_met_when_each_part_is() {
         assert_eq!(row(&[]).met(), None);
         assert_eq!(row(&[Limit::FasterThanPeers]).met(), Some(true));
-        assert_eq!(row(&[Limit::Floor(3.0)]).met(), Some(false));
+        assert_eq!(row(&[Limit::Baseline(3.0)]).met(), Some(false));
         assert_eq!(
-            row(&[Limit::FasterThanPeers, Limit::Floor(3.0)]).met(),
+            row(&[Limit::FasterThanPeers, Limit::Baseline(3.0)]).met(),
             Some(false)
         );
         assert_eq!(row(&[Limit::Peer(0.6)]).met(), Some(false));

@@ -1,12 +1,13 @@
-//! Subjects of a row take turns: one sample of each, round and round, so that what disturbs the machine for a while
-//! disturbs all of them.
+//! Subjects of a row take turns: one sample of each, round and round, so that what disturbs the
+//! machine for a while disturbs all of them.
 //!
-//! criterion measures one benchmark from beginning to end, so each subject has its own criterion on its own thread, and
-//! the threads are used as coroutines: exactly one runs at any time. A thread gives the turn to the next one whenever
-//! criterion asks it for a sample, and leaves the ring when its criterion is done; analysis runs inside the turn.
+//! criterion measures one benchmark from beginning to end, so each subject has its own criterion on
+//! its own thread, and the threads are used as coroutines: exactly one runs at any time. A thread
+//! gives the turn to the next one whenever criterion asks it for a sample, and leaves the ring when
+//! its criterion is done; analysis runs inside the turn.
 //!
-//! *Locking*: the turn is behind one mutex; a thread that does not have it waits on the condition variable. A thread that
-//! panics leaves the ring on its way out.
+//! *Locking*: the turn is behind one mutex; a thread that does not have it waits on the condition
+//! variable. A thread that panics leaves the ring on its way out.
 
 use std::{
     path::Path,
@@ -38,9 +39,10 @@ pub(crate) trait Subject {
 /// Makes a subject, on the thread that will measure it.
 pub(crate) type Factory = Box<dyn FnOnce() -> Box<dyn Subject> + Send>;
 
-/// criterion's least, and enough: each sample is a whole pass over millions of pages.
+/// criterion's least, and enough: each sample goes over millions of pages.
 const SAMPLES: usize = 10;
-/// What a subject's samples may take together. Long passes take longer, short ones are repeated within a sample.
+/// What a subject's samples may take together. A long run takes longer, a short one is repeated
+/// within a sample.
 const TIME: Duration = Duration::from_millis(300);
 
 struct Ring {
@@ -103,7 +105,7 @@ impl<'a> Place<'a> {
     }
 
     /// Lets each other member take its turn.
-    fn pass(&self) {
+    fn next_turn(&self) {
         self.ring.hand_on(self.me);
         self.ring.wait(self.me);
     }
@@ -116,8 +118,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Measures `subjects` in turns. The result is nanoseconds for each of `operations` operations of a run, in the same
-/// order. criterion's files go below `directory`.
+/// Measures `subjects` in turns. The result is nanoseconds for each of `operations` operations of a
+/// run, in the same order. criterion's files go below `directory`.
 ///
 /// # Errors
 /// When a result was wrong or criterion's files cannot be read.
@@ -165,7 +167,7 @@ fn one(
         .without_plots()
         .with_output_color(false)
         .sample_size(SAMPLES)
-        // A single pass: it touches whatever was not touched yet.
+        // A single run: it touches whatever was not touched yet.
         .warm_up_time(Duration::from_nanos(1))
         .measurement_time(TIME)
         .nresamples(1000);
@@ -174,7 +176,7 @@ fn one(
     let mut group = criterion.benchmark_group(row);
     group.sampling_mode(SamplingMode::Flat);
     group.bench_function(me.to_string(), |bencher| {
-        place.pass();
+        place.next_turn();
         bencher.iter_custom(|times| {
             let mut sum = Duration::ZERO;
             for _ in 0..times {
@@ -244,7 +246,7 @@ mod tests {
                 scope.spawn(move || {
                     let place = Place::enter(ring, me);
                     for _ in 0..=me {
-                        place.pass();
+                        place.next_turn();
                         assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
                         order.lock().unwrap().push(me);
                         running.fetch_sub(1, Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! What a page table is asked to do here. Slat and each peer answer in their own fastest way.
 //!
-//! Guest frame `g` maps to host frame `HOST_BASE + g`, 4 KiB each, readable, writable and executable.
+//! Guest frame `g` maps to host frame `HOST_BASE + g`, 4 KiB each, readable, writable and
+//! executable.
 
 /// Host frame behind guest frame 0. The guest's memory is never touched, only mapped.
 pub(crate) const HOST_BASE: u64 = 1 << 20;
@@ -44,7 +45,8 @@ pub(crate) trait Table: Sized {
     /// Unmaps everything, by range.
     fn unmap(&mut self);
 
-    /// Gives back all tables at once, mapped or not. The table is empty and usable after [`Self::renew`].
+    /// Gives back all tables at once, mapped or not. The table is empty and usable after
+    /// [`Self::renew`].
     fn zap_all(&mut self);
 
     /// An empty table again, after [`zap_all`](Self::zap_all).

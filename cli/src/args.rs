@@ -6,7 +6,7 @@ use crate::{command, demo, failure::EXIT_CODES};
 
 const EXAMPLES: &str = "\
 Examples:
-  slat demo                                   see a running VM move between two hosts, here, now
+  slat demo                                   watch a running VM move between two hosts
   slat server & slat agent --server 127.0.0.1:7400 &
   slat create vm web --memory 512MiB --dirty-rate 64
   slat migrate web --to host-b                move it while it runs
@@ -19,7 +19,7 @@ const STYLES: styling::Styles = styling::Styles::styled()
     .usage(styling::AnsiColor::Green.on_default().bold())
     .literal(styling::AnsiColor::Cyan.on_default());
 
-/// Remote MMU control plane for KVM hosts: their VMs' memory over gRPC, and running VMs moved between them
+/// Move running KVM virtual machines between hosts, and work with their memory while they run
 #[derive(Debug, Parser)]
 #[command(
     name = "slat",
@@ -42,11 +42,11 @@ fn const_format() -> String {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Watch a running VM move between two hosts of a fleet that exists only for this run
-    Demo(demo::DemoArgs),
+    /// Show a running VM move between two hosts, in a fleet made for this run
+    Demo(demo::args::DemoArgs),
     /// Run the control plane
     Server(command::server::ServerArgs),
-    /// Run the agent of this hypervisor host
+    /// Run the agent of this host
     Agent(command::agent::AgentArgs),
     /// Run one VM's process (agents start it)
     #[command(hide = true)]
@@ -59,19 +59,19 @@ pub(crate) enum Command {
     Start(command::life::LifeArgs),
     /// Stop a VM's vCPUs; its memory stays
     Pause(command::life::LifeArgs),
-    /// Let a paused VM go on
+    /// Resume a paused VM
     Resume(command::life::LifeArgs),
-    /// End a VM and free its memory
+    /// Delete a VM and free its memory
     Delete(command::life::LifeArgs),
     /// Move a running VM to another host
     Migrate(command::migrate::MigrateArgs),
     /// Cancel a migration; the VM stays where it is
     Cancel(command::cancel::CancelArgs),
-    /// Look at and change a VM's memory: slots, dirty pages, mappings, digest
+    /// Inspect and change a VM's memory: slots, dirty pages, mappings, digest
     Memory(command::memory::MemoryArgs),
     /// Print the version
     Version(command::version::VersionArgs),
-    /// Print a shell's completion script
+    /// Print the completion script of a shell
     Completion(command::completion::CompletionArgs),
 }
 

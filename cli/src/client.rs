@@ -1,4 +1,4 @@
-//! The client's way to a door: server, agent or one VM's socket; all answer the same services.
+//! The client of an endpoint: a server, an agent or one VM's socket. All serve the same API.
 
 use slat_proto::{
     transport::{Address, TracedChannel, connect, traced},
@@ -19,7 +19,7 @@ const MAX_ANSWER: usize = 256 << 20;
 /// Options every client command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ClientArgs {
-    /// Door to ask: a server, an agent or a VM's socket (host:port or unix:/path)
+    /// Endpoint to ask: a server, an agent or a VM's socket (host:port or unix:/path)
     #[arg(
         long,
         env = "SLAT_SERVER",
@@ -40,14 +40,14 @@ pub(crate) struct ClientArgs {
     pub(crate) output: Format,
 }
 
-/// A door, connected at the first call.
+/// A client of one endpoint, connected at the first call.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     channel: TracedChannel,
 }
 
 impl Client {
-    /// To the door at `address`.
+    /// Of the endpoint at `address`.
     pub(crate) fn new(address: &Address) -> Result<Self, Failure> {
         Ok(Self {
             channel: traced(connect(address)?),
@@ -78,7 +78,7 @@ impl Client {
 /// What a client command works with.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
-    /// The door.
+    /// The endpoint to ask.
     pub(crate) client: Client,
     /// How to print.
     pub(crate) output: Format,

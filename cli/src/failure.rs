@@ -18,9 +18,8 @@ use std::{error::Error, io};
 use slat_proto::{ApiError, Reason, transport::Address};
 use tonic::Code;
 
-use crate::term::out;
-
-/// Where [`ApiError`] keeps the code of a status that no door of ours made: the transport's, a proxy's.
+/// Where [`ApiError`] keeps the code of a status that Slat did not make: the transport's,
+/// a proxy's.
 const GRPC_CODE: &str = "grpc_code";
 
 /// Text of the table above, for `--help`.
@@ -42,7 +41,7 @@ pub(crate) enum Failure {
         /// What to do next; may be empty.
         advice: String,
     },
-    /// A door answered with an error.
+    /// An endpoint answered with an error.
     Api {
         /// What was being done, as `start vms/web`.
         doing: String,
@@ -72,7 +71,7 @@ impl Failure {
         }
     }
 
-    /// A door's error while `doing`.
+    /// An endpoint's error while `doing`.
     pub(crate) fn api(doing: impl Into<String>, error: impl Into<ApiError>) -> Self {
         Self::Api {
             doing: doing.into(),
@@ -86,7 +85,7 @@ impl Failure {
         let mut error = ApiError::from(status);
         match error.metadata.get(GRPC_CODE).map(String::as_str) {
             Some("Unimplemented") => {
-                error.message = "this door does not serve that".to_owned();
+                error.message = "this endpoint does not serve that".to_owned();
                 error.reason = Reason::CapabilityMissing;
                 error.metadata.insert(
                     "advice".to_owned(),
@@ -104,13 +103,13 @@ impl Failure {
         Self::api(doing, error)
     }
 
-    /// Names the door that was asked, where it did not answer.
-    pub(crate) fn at(mut self, door: &Address) -> Self {
+    /// Names the endpoint that was asked, where it did not answer.
+    pub(crate) fn at(mut self, endpoint: &Address) -> Self {
         if let Self::Api { error, .. } = &mut self
             && error.reason == Reason::PeerUnreachable
             && error.metadata.contains_key(GRPC_CODE)
         {
-            error.message = format!("{door} does not answer: {}", error.message);
+            error.message = format!("{endpoint} does not answer: {}", error.message);
         }
         self
     }
@@ -145,14 +144,6 @@ impl Failure {
             Self::Local { message, advice } => format!("error: {message}\n  next: {advice}"),
             Self::Api { doing, error } => render_api(doing, error),
             Self::Said(_) | Self::BrokenPipe => String::new(),
-        }
-    }
-
-    /// Says it.
-    pub(crate) fn report(&self) {
-        let text = self.render();
-        if !text.is_empty() {
-            out::say(text);
         }
     }
 }
@@ -223,7 +214,7 @@ pub(crate) fn location_words(place: &str) -> &str {
     }
 }
 
-/// What to do next when the door gave no advice of its own.
+/// What to do next when the endpoint gave no advice of its own.
 fn default_advice(error: &ApiError) -> String {
     let detail = |key: &str| error.metadata.get(key).map(String::as_str);
     let advice = match error.reason {
@@ -335,10 +326,10 @@ mod tests {
     }
 
     #[test]
-    fn a_door_that_does_not_answer_is_named() {
-        let door: Address = "127.0.0.1:1".parse().unwrap();
+    fn an_endpoint_that_does_not_answer_is_named() {
+        let endpoint: Address = "127.0.0.1:1".parse().unwrap();
         let status = tonic::Status::unavailable("tcp connect error");
-        let failure = Failure::call("list vms", status).at(&door);
+        let failure = Failure::call("list vms", status).at(&endpoint);
         let text = failure.render();
         assert!(
             text.starts_with(
@@ -348,12 +339,14 @@ mod tests {
         );
         assert_eq!(failure.exit_code(), 5);
         let ours = ApiError::new(Reason::PeerUnreachable, "hosts/b does not answer");
-        let text = Failure::call("list vms", ours.into()).at(&door).render();
+        let text = Failure::call("list vms", ours.into())
+            .at(&endpoint)
+            .render();
         assert!(text.contains("vms: hosts/b does not answer"), "{text}");
     }
 
     #[test]
-    fn a_door_without_the_service_sends_to_another() {
+    fn an_endpoint_without_the_service_sends_to_another() {
         let failure = Failure::call("list migrations", tonic::Status::unimplemented(""));
         assert!(
             failure.render().contains("--server"),

@@ -1,14 +1,17 @@
-//! `slat`: the one binary an operator installs. It parses the command line, starts a runtime for the command and turns
-//! its end into an exit code; the server and the agent are libraries, the commands are one file each.
+//! `slat`: the one binary an operator installs. It parses the command line, starts a runtime for
+//! the command and turns its end into an exit code; the server and the agent are libraries, the
+//! commands are one file each.
 
 mod args;
 mod client;
 mod command;
 mod daemon;
 mod demo;
+mod dispatch;
 mod failure;
 mod roles;
 mod term;
+mod view;
 
 use std::process::ExitCode;
 
@@ -16,10 +19,10 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = args::Cli::parse();
-    match command::run(args.command) {
+    match dispatch::run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report();
+            term::out::report(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

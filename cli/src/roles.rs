@@ -23,7 +23,7 @@ pub(crate) type RoleError = Box<dyn Error + Send + Sync>;
 
 /// The control plane, configured.
 pub(crate) struct ServerRole {
-    /// Where the door is bound.
+    /// Where it listens.
     pub(crate) listen: SocketAddr,
     /// What survives restarts.
     pub(crate) state_dir: PathBuf,
@@ -37,7 +37,7 @@ pub(crate) struct ServerRole {
 pub(crate) struct RunningServer(slat_server::Server);
 
 impl ServerRole {
-    /// Opens the store and the door.
+    /// Opens the store and begins to serve.
     pub(crate) async fn start(self) -> Result<RunningServer, RoleError> {
         let config = slat_server::ServerConfig {
             listen: self.listen,
@@ -51,7 +51,7 @@ impl ServerRole {
 }
 
 impl RunningServer {
-    /// Where the door is.
+    /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.address()
     }
@@ -66,7 +66,7 @@ impl RunningServer {
 pub(crate) struct AgentRole {
     /// The host.
     pub(crate) name: HostName,
-    /// Where the door is bound.
+    /// Where it listens.
     pub(crate) listen: SocketAddr,
     /// Where others reach it.
     pub(crate) advertise: Option<String>,
@@ -88,7 +88,7 @@ pub(crate) struct AgentRole {
 pub(crate) struct RunningAgent(slat_daemon::Agent);
 
 impl AgentRole {
-    /// Finds the host's VMs again and opens the door.
+    /// Finds the host's VMs again and begins to serve.
     pub(crate) async fn start(self) -> Result<RunningAgent, RoleError> {
         let config = slat_daemon::HostConfig {
             name: self.name,
@@ -109,7 +109,7 @@ impl AgentRole {
 }
 
 impl RunningAgent {
-    /// Where the door is.
+    /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.address()
     }
@@ -122,7 +122,7 @@ impl RunningAgent {
 
 /// One VM's process, configured.
 pub(crate) struct VmRole {
-    /// Its lock, door and journal.
+    /// Its lock, socket and journal.
     pub(crate) dir: PathBuf,
     /// The VM.
     pub(crate) vm: VmName,
@@ -133,7 +133,8 @@ pub(crate) struct VmRole {
 }
 
 impl VmRole {
-    /// Runs until the VM is over or SIGTERM comes; says `ready` on standard output when its door is open.
+    /// Runs until the VM is over or SIGTERM comes; prints `ready` on standard output when it
+    /// serves.
     pub(crate) async fn run(self) -> Result<(), RoleError> {
         let config = slat_vmm::process::VmProcessConfig {
             dir: self.dir,

@@ -1,4 +1,5 @@
-//! The roles as processes: one ready line, clear refusals, orderly ends. What they do is tested where they live.
+//! The roles as processes: one ready line, clear refusals, orderly ends. What they do is tested
+//! where they live.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -173,9 +174,9 @@ fn a_daemon_ends_with_the_process_it_belongs_to() {
 fn client_commands_end_with_documented_codes() {
     let state = tempfile::tempdir().unwrap();
     let server = Daemon::start(&["server"], state.path());
-    let door = server.address.to_string();
+    let endpoint = server.address.to_string();
     let code = |arguments: &[&str]| {
-        let all = [arguments, &["--server", &door]].concat();
+        let all = [arguments, &["--server", &endpoint]].concat();
         let (code, stdout, stderr) = run(&all);
         (code.unwrap(), stdout, stderr)
     };
@@ -189,10 +190,12 @@ fn client_commands_end_with_documented_codes() {
     let (refused, _, stderr) = code(&["create", "vm", "web", "--memory", "8MiB"]);
     assert_eq!(refused, 4, "no host is there: {stderr}");
     assert!(stderr.contains("reason: NO_HOST"), "{stderr}");
-    let silent = run(&["get", "vms", "--server", "unix:/nonexistent/door"]);
+    let silent = run(&["get", "vms", "--server", "unix:/nonexistent/endpoint"]);
     assert_eq!(silent.0, Some(5));
     assert!(
-        silent.2.contains("unix:/nonexistent/door does not answer"),
+        silent
+            .2
+            .contains("unix:/nonexistent/endpoint does not answer"),
         "{}",
         silent.2
     );

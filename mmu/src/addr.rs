@@ -113,7 +113,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// A half-open range of guest frames, `[start, end)`.
+/// A range of guest frames, `[start, end)`: its end is exclusive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct GfnRange {
     /// First frame.

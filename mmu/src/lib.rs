@@ -78,10 +78,12 @@
 //! - Splitting ahead leaves [`fault_reserve`](MmuConfig::fault_reserve) tables for faults, of this
 //!   slot and of others. They last until they are used: a fault in a new place takes up to one for
 //!   each level below the root, and one for each 2 MiB after that. So set it to what all slots may
-//!   need to map while one of them logs, or to a few for each vCPU where memory is enough for
+//!   need to map while one of them logs, or to 8 for each vCPU where memory is enough for
 //!   everything.
-//! - Each vCPU keeps up to 8 tables for its next faults. Roots take a frame (four on RISC-V), one
-//!   for each address space. Tables that were removed are given back when the last reader has left.
+//! - Each vCPU keeps up to 8 tables for its next faults. There is a root for each address space, of
+//!   [`root_size`](FormatInfo::root_size) bytes: a frame, or more where it is wider than other
+//!   tables (four on RISC-V). Tables that were removed are given back when the last reader has
+//!   left.
 //!
 //! # The lock protocol
 //!

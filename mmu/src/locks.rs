@@ -44,5 +44,5 @@
 //! No lock is held for a number of steps that nobody bounds. Sweeps under the MMU lock offer it to
 //! others after each run of entries (`tdp::sweep`), unless the caller asked for one that does not
 //! yield. Under the slots lock a step is a slot, a table or a word of a slot's bitmap, never a
-//! frame of a range that a caller names. Limbo is let go of between batches, and ageing leaves its
-//! read section after a bounded number of tables.
+//! frame of a range that a caller names. Limbo is offered to others between batches, and ageing
+//! leaves its read section after a bounded number of tables.

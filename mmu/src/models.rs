@@ -13,6 +13,7 @@ use std::{
 use loom::{cell::UnsafeCell, thread};
 
 use crate::{
+    EntryCell,
     rcu::{buffer::Buffers, lock::MmuLock, participants::Participants},
     slot::DirtyBitmap,
     sync::{Acquire, AtomicU64, Relaxed, Release},
@@ -255,5 +256,22 @@ fn a_page_is_writable_or_its_bit_is_set() {
         let left = bitmap.take(0, 1 << 3);
         assert!(taken != 0);
         assert!(seen == 1 || left != 0, "writable, unprotected and clean");
+    });
+}
+
+/// A table laid by hand, and the entry that links it.
+#[test]
+fn who_sees_a_stored_entry_sees_what_was_stored_before() {
+    explore("entry: store x load", 3, || {
+        let entries = Arc::new([EntryCell::new(0), EntryCell::new(0)]);
+        let layer = Arc::clone(&entries);
+        let other = thread::spawn(move || {
+            layer[0].store(7);
+            layer[1].store(1);
+        });
+        if entries[1].load() == 1 {
+            assert_eq!(entries[0].load(), 7);
+        }
+        other.join().unwrap();
     });
 }

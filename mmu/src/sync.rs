@@ -13,6 +13,9 @@
 //! between the holders' uses and the end is part of the protocol, so a model must see it. Elsewhere
 //! an `Arc` is an `Arc`.
 //!
+//! *Steps.* What must not depend on how long a range is, a test counts instead of timing it: see
+//! [`step`].
+//!
 //! *Waiting.* Without an operating system a waiter spins. With feature `std` it gives its time
 //! slice away after a few turns, so that more threads than cores do not burn each other's time.
 
@@ -44,6 +47,7 @@ mod imp {
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            super::step();
             self.0.lock()
         }
     }
@@ -309,6 +313,14 @@ pub(crate) fn give_way() {
     core::hint::spin_loop();
 }
 
+/// One step of this thread: a lock taken, or a look for slots over a range. Unit tests count them;
+/// otherwise it is nothing.
+#[inline(always)]
+pub(crate) fn step() {
+    #[cfg(test)]
+    steps::COUNT.set(steps::COUNT.get() + 1);
+}
+
 /// A full barrier after an atomic exchange by this thread: its store comes before every later load.
 #[inline(always)]
 pub(crate) fn fence_after_exchange() {
@@ -350,5 +362,20 @@ pub(crate) fn announce(cell: &AtomicU64, value: u64) {
         // would not carry on that one's release.
         cell.store(value, Release);
         fence(SeqCst);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod steps {
+    use core::cell::Cell;
+
+    std::thread_local! {
+        pub(super) static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Steps of this thread so far.
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    pub(crate) fn so_far() -> u64 {
+        COUNT.get()
     }
 }

@@ -137,3 +137,22 @@ fn a_prefaulted_range_translates_and_counts() {
         settled(&arena, mmu);
     }
 }
+
+#[test]
+fn a_handle_of_an_address_space_goes_to_other_threads() {
+    for stage in GuestStage::ALL {
+        let (arena, mmu) = build(stage);
+        let mut vcpu = mmu.vcpu();
+        let range = GfnRange::new(Gfn(0), PAGES);
+        mmu.prefault(&mut vcpu, range, Level::SIZE_4K).unwrap();
+        let space = mmu.space(0);
+        let (one, mut two) = (space.leaves(range), space.leaves(range));
+        thread::scope(|scope| {
+            scope.spawn(move || assert_eq!(one.count() as u64, PAGES));
+            scope.spawn(|| assert_eq!(two.by_ref().count() as u64, PAGES));
+            scope.spawn(move || space.age(range));
+        });
+        drop(vcpu);
+        settled(&arena, mmu);
+    }
+}

@@ -1,8 +1,9 @@
-//! The error that every API door speaks.
+//! The error that every API endpoint speaks.
 //!
-//! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain [`DOMAIN`] and metadata;
-//! every value that the message interpolates is in the metadata too (AIP-193). Programs look at the reason, never at the
-//! text. Metadata keys with a fixed meaning: `vm`, `host`, `migration`, `slot`, `phase`, `side`, `vm_location`, `advice`.
+//! A failure is a gRPC code and one `google.rpc.ErrorInfo` with a bounded `reason`, the domain
+//! [`DOMAIN`] and metadata; every value that the message interpolates is in the metadata too
+//! (AIP-193). Programs look at the reason, never at the text. Metadata keys with a fixed meaning:
+//! `vm`, `host`, `migration`, `slot`, `phase`, `side`, `vm_location`, `advice`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -146,7 +147,7 @@ reasons! {
     StateLoad = "STATE_LOAD" => Internal,
     /// A KVM ioctl failed; metadata `op`, `errno`.
     KvmIoctl = "KVM_IOCTL" => Internal,
-    /// The journal could not be written; nothing was done.
+    /// A journal could not be read or written; nothing was done.
     Journal = "JOURNAL" => Internal,
     /// The store could not be read or written.
     Store = "STORE" => Internal,
@@ -198,7 +199,7 @@ impl ApiError {
         Self::new(Reason::BadParameter, format!("{field}: {message}")).with("field", field)
     }
 
-    /// A VM that this door does not know.
+    /// A VM that this endpoint does not know.
     #[must_use]
     pub fn no_such_vm(name: impl fmt::Display) -> Self {
         Self::new(Reason::NoSuchVm, format!("no VM {name} here")).with("vm", name)
@@ -240,8 +241,9 @@ impl From<ApiError> for Status {
 }
 
 impl From<Status> for ApiError {
-    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes PEER_UNREACHABLE when its
-    /// code says the peer could not be asked, and INTERNAL otherwise, with the gRPC code kept in the metadata.
+    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes
+    /// PEER_UNREACHABLE when its code says the peer could not be asked, and INTERNAL otherwise,
+    /// with the gRPC code kept in the metadata.
     fn from(status: Status) -> Self {
         if let Some(info) = status.get_details_error_info()
             && info.domain == DOMAIN

@@ -1,4 +1,5 @@
-//! Any `slat.v1` message as canonical proto JSON (field names as in the .proto files, defaults left out).
+//! Any `slat.v1` message as canonical proto JSON (field names as in the .proto files, defaults left
+//! out).
 
 use std::sync::OnceLock;
 

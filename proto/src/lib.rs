@@ -1,10 +1,12 @@
 //! `slat.v1`: the API of Slat.
 //!
 //! * [`v1`] is generated from `slat/v1/*.proto` at build time.
-//! * [`model`] holds the strict types: names, specs, slots and parameters, validated on receipt. Code behind an API door
-//!   works on these, never on raw messages from outside.
-//! * [`error`] is the one error every door speaks: a gRPC code with `ErrorInfo{reason, domain, metadata}`.
-//! * [`transport`] opens and serves doors: TCP or Unix socket, health, reflection, request metrics, trace context.
+//! * [`model`] holds the strict types: names, specs, slots and parameters, validated on receipt.
+//!   Code behind an API endpoint works on these, never on raw messages from outside.
+//! * [`error`] is the one error every endpoint speaks: a gRPC code with
+//!   `ErrorInfo{reason, domain, metadata}`.
+//! * [`transport`] opens and serves endpoints: TCP or Unix socket, health, reflection, request
+//!   metrics, trace context.
 //! * [`json`] renders any message as canonical proto JSON for command lines.
 //!
 //! Nothing here knows of KVM, page tables or stores.
@@ -28,5 +30,5 @@ pub mod v1 {
     tonic::include_proto!("slat.v1");
 
     /// Encoded `FileDescriptorSet` of this package, for reflection and JSON.
-    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/slat_v1.bin"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/slat_v1.pb"));
 }

@@ -30,7 +30,7 @@ mod store;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use slat_proto::transport::{Door, DoorHandle};
+use slat_proto::transport::{Endpoint, EndpointHandle};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
@@ -93,7 +93,7 @@ pub enum ServerError {
 
 /// A running control plane. See the crate.
 pub struct Server {
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     address: SocketAddr,
     migrations: Arc<Migrations>,
     watches: Watches,
@@ -169,7 +169,7 @@ impl Server {
             version: config.version.as_str().into(),
         });
         let endpoint = services
-            .add_to(Door::new())
+            .add_to(Endpoint::new())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)

@@ -1,5 +1,5 @@
-//! The `slat` under test: `SLAT_BIN` when set, otherwise built once per test process by the Cargo that built the tests, in
-//! the profile they were built in.
+//! The `slat` under test: `SLAT_BIN` when set, otherwise built once per test process by the Cargo
+//! that built the tests, in the profile they were built in.
 
 use std::{
     path::{Path, PathBuf},

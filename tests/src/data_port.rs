@@ -1,7 +1,8 @@
-//! A destination's data port, seen by a stranger: finds it and speaks badly to it.
+//! A peer without a ticket at a destination's data port: finds the port and sends what breaks the
+//! protocol.
 //!
-//! The header of a frame is written down here again from the protocol's description, so that a test does not share the
-//! mistakes of what it tests.
+//! The header of a frame is written down here again from the protocol's description, so that a test
+//! does not share the mistakes of what it tests.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 
-/// How long a stranger waits for the port's reaction.
+/// How long such a peer waits for the port's reaction.
 const REACTION: Duration = Duration::from_secs(20);
 
 /// TCP ports on which a process listens, from `/proc`.
@@ -71,7 +72,7 @@ pub fn header(magic: [u8; 4], version: u16, kind: u16, length: u32, epoch: u64) 
     bytes
 }
 
-/// Things a stranger may say, each wrong in one way.
+/// What such a peer may say, each wrong in one way.
 #[must_use]
 pub fn insults() -> Vec<(&'static str, Vec<u8>)> {
     const HELLO: u16 = 1;
@@ -121,6 +122,6 @@ pub fn say(port: SocketAddr, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     match stream.read_to_end(&mut answer) {
         Ok(_) => Ok(answer),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(answer),
-        Err(error) => Err(error).context("the port keeps a stranger"),
+        Err(error) => Err(error).context("the port keeps a connection without a ticket"),
     }
 }

@@ -5,7 +5,8 @@
 //! <root>/host-a/          state of an agent          <root>/host-a.log
 //! <root>/host-a/vms/x/    one VM (lock, journal, log)
 //! ```
-//! Every process of the fleet has a path below the root on its command line, so what is left of it can be found in `/proc`.
+//! Every process of the fleet has a path below the root on its command line, so what is left of it
+//! can be found in `/proc`.
 
 use std::{
     ffi::OsString,
@@ -29,6 +30,7 @@ use tonic::{Code, transport::Channel};
 
 use crate::{
     binary,
+    journals::Keeper,
     process::{Daemon, VmProcess, leftovers},
     wait::{PATIENCE, eventually},
 };
@@ -72,6 +74,7 @@ pub struct Fleet {
     root: tempfile::TempDir,
     server: Daemon,
     hosts: Vec<Host>,
+    journals: Keeper,
     finished: bool,
 }
 
@@ -96,6 +99,7 @@ impl Fleet {
         let mut args: Vec<OsString> = vec!["server".into(), "--state-dir".into()];
         args.push(path.join("server").into());
         args.extend(["--report-interval", "200ms"].map(Into::into));
+        let journals = Keeper::start(path)?;
         let server = Daemon::new("server", &program, args, path.join("server.log"));
         // A fleet from here on: what fails now shows its logs.
         let mut fleet = Self {
@@ -103,6 +107,7 @@ impl Fleet {
             root,
             server,
             hosts: Vec::new(),
+            journals,
             finished: false,
         };
         let address = fleet.server.start()?;
@@ -149,36 +154,36 @@ impl Fleet {
         found.unwrap_or_else(|| panic!("no host {name} in this fleet"))
     }
 
-    // Doors. A new channel each time: none outlives the process it was opened to.
+    // Endpoints. A new channel each time: none outlives the process it was opened to.
 
-    /// The server's door.
+    /// The server's endpoint.
     #[must_use]
     pub fn server(&self) -> Address {
         Address::Tcp(self.server.address().to_string())
     }
 
-    /// An agent's door.
+    /// An agent's endpoint.
     #[must_use]
     pub fn agent(&self, host: &str) -> Address {
         Address::Tcp(self.host(host).daemon.address().to_string())
     }
 
-    /// VMs behind a door.
+    /// VMs behind an endpoint.
     #[must_use]
-    pub fn vms(&self, door: &Address) -> VmServiceClient<Channel> {
-        VmServiceClient::new(channel(door))
+    pub fn vms(&self, endpoint: &Address) -> VmServiceClient<Channel> {
+        VmServiceClient::new(channel(endpoint))
     }
 
-    /// Memory behind a door.
+    /// Memory behind an endpoint.
     #[must_use]
-    pub fn memory(&self, door: &Address) -> MemoryServiceClient<Channel> {
-        MemoryServiceClient::new(channel(door))
+    pub fn memory(&self, endpoint: &Address) -> MemoryServiceClient<Channel> {
+        MemoryServiceClient::new(channel(endpoint))
     }
 
-    /// Hosts behind a door.
+    /// Hosts behind an endpoint.
     #[must_use]
-    pub fn hosts(&self, door: &Address) -> HostServiceClient<Channel> {
-        HostServiceClient::new(channel(door))
+    pub fn hosts(&self, endpoint: &Address) -> HostServiceClient<Channel> {
+        HostServiceClient::new(channel(endpoint))
     }
 
     /// Migrations of the fleet.
@@ -260,16 +265,17 @@ impl Fleet {
         .await
     }
 
-    /// One VM as a door shows it.
+    /// One VM as an endpoint shows it.
     ///
     /// # Errors
-    /// What the door answers.
-    pub async fn vm(&self, door: &Address, name: &str) -> Result<v1::Vm, ApiError> {
+    /// What the endpoint answers.
+    pub async fn vm(&self, endpoint: &Address, name: &str) -> Result<v1::Vm, ApiError> {
         let request = v1::GetVmRequest { name: name.into() };
-        Ok(self.vms(door).get_vm(request).await?.into_inner())
+        Ok(self.vms(endpoint).get_vm(request).await?.into_inner())
     }
 
-    /// Creates and starts a VM through the server; returns when its guest has written something (an idle one: when it runs).
+    /// Creates and starts a VM through the server; returns when its guest has written something (an
+    /// idle one: when it runs).
     ///
     /// # Errors
     /// What the server answers.
@@ -439,13 +445,13 @@ impl Fleet {
             .await
     }
 
-    /// Watches a VM at a door until `found`; watches again when the stream breaks.
+    /// Watches a VM at an endpoint until `found`; watches again when the stream breaks.
     ///
     /// # Errors
     /// When it is not found in time, with the VM as last seen.
     pub async fn vm_until(
         &self,
-        door: &Address,
+        endpoint: &Address,
         name: &str,
         what: &str,
         mut found: impl FnMut(&v1::Vm) -> bool,
@@ -455,7 +461,7 @@ impl Fleet {
         let watch = async {
             loop {
                 let request = v1::WatchVmRequest { name: name.into() };
-                match self.vms(door).watch_vm(request).await {
+                match self.vms(endpoint).watch_vm(request).await {
                     Ok(stream) => {
                         let mut stream = stream.into_inner();
                         while let Some(Ok(vm)) = stream.next().await {
@@ -474,14 +480,15 @@ impl Fleet {
         match timeout_at(deadline, watch).await {
             Ok(vm) => Ok(vm),
             Err(_) => bail!(
-                "{name} at {door}: after {} s still not: {what}: {last}",
+                "{name} at {endpoint}: after {} s still not: {what}: {last}",
                 PATIENCE.as_secs()
             ),
         }
     }
 
-    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a migration or dirty logging, its
-    /// guest writes on from where it is now, and has found no error.
+    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a
+    /// migration or dirty logging, its guest writes on from where it is now, and has found no
+    /// error.
     ///
     /// # Errors
     /// When one of these is not so.
@@ -530,14 +537,14 @@ impl Fleet {
     /// # Errors
     /// When they do not.
     pub async fn memory_used(&self, host: &str, bytes: u64) -> anyhow::Result<()> {
-        for door in [self.agent(host), self.server()] {
+        for endpoint in [self.agent(host), self.server()] {
             eventually(
-                &format!("{bytes} bytes of {host} used, at {door}"),
+                &format!("{bytes} bytes of {host} used, at {endpoint}"),
                 || async {
                     let request = v1::GetHostRequest {
                         name: format!("hosts/{host}"),
                     };
-                    let host = self.hosts(&door).get_host(request).await?.into_inner();
+                    let host = self.hosts(&endpoint).get_host(request).await?.into_inner();
                     ensure!(host.memory_used_bytes == bytes, "{host:?}");
                     Ok(())
                 },
@@ -591,6 +598,8 @@ impl Fleet {
             Ok(())
         })
         .await?;
+        let explained = self.journals.explain().map_err(anyhow::Error::msg)?;
+        println!("{explained} journals explained");
         self.finished = true;
         Ok(())
     }
@@ -646,8 +655,8 @@ impl Drop for Fleet {
     }
 }
 
-fn channel(door: &Address) -> Channel {
-    connect(door).expect("the address of a door")
+fn channel(endpoint: &Address) -> Channel {
+    connect(endpoint).expect("the address of an endpoint")
 }
 
 fn pages_written(vm: &v1::Vm) -> u64 {

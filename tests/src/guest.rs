@@ -1,4 +1,5 @@
-//! VM specs and migration parameters, written short. Memory is small: each test takes a few seconds in a debug build.
+//! VM specs and migration parameters, written short. Memory is small: each test takes a few seconds
+//! in a debug build.
 
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use slat_proto::v1::{self, Backend, memstress, migration_params, vm_spec::Guest}
 /// Bytes of a MiB.
 pub const MIB: u64 = 1 << 20;
 
-/// A VM full of random bytes (so that nothing is elided in transfer) that dirties `rate` bytes a second at random.
+/// A VM full of random bytes (so that nothing is elided in transfer) that dirties `rate` bytes a
+/// second at random.
 #[must_use]
 pub fn busy(backend: Backend, memory_mib: u64, vcpus: u32, rate: Option<u64>) -> v1::VmSpec {
     v1::VmSpec {
@@ -37,7 +39,7 @@ pub fn fast() -> v1::MigrationParams {
     v1::MigrationParams::default()
 }
 
-/// So slow that its bulk pass outlasts what a test does to it: 64 MiB take 16 s.
+/// So slow that its first iteration outlasts what a test does to it: 64 MiB take 16 s.
 #[must_use]
 pub fn crawling() -> v1::MigrationParams {
     paced(4 * MIB)

@@ -1,8 +1,9 @@
 //! A target process that dies between the source's commit and its own answer to it.
 //!
-//! The moment is a few milliseconds long and no clock finds it. Journals do: from the target's `prepared` on it is let run
-//! in slices far shorter than the syncs that follow, each time until the source has had its chance to journal
-//! `relinquished`; then it is killed. A machine under load may still let a slice last too long: the migration's end tells.
+//! The moment is a few milliseconds long, too short for a timer. The journals show it: from its
+//! `prepared` on the target runs in slices far shorter than the syncs that follow, and between
+//! slices the source has time to journal `relinquished`. Then the target is killed. Under load a
+//! slice may still last too long; the migration's end shows it.
 
 use std::{
     io,
@@ -22,8 +23,8 @@ const CHANCE: Duration = Duration::from_millis(200);
 /// Between two looks at a journal.
 const LOOK: Duration = Duration::from_micros(50);
 
-/// Waits for `target` to be prepared, and kills it as soon as the source has relinquished. Directories are the VM's on the
-/// two hosts. Blocks.
+/// Waits for `target` to be prepared, and kills it as soon as the source has relinquished.
+/// Directories are the VM's on the two hosts. Blocks.
 ///
 /// # Errors
 /// When the handover does not get there in time, or a journal cannot be read.

@@ -1,7 +1,9 @@
-//! Processes under test: daemons that the harness starts, and VM processes that agents start and the harness finds.
+//! Processes under test: daemons that the harness starts, and VM processes that agents start and
+//! the harness finds.
 //!
-//! A daemon is a child and stays one until it is reaped, so its pid is its own. A VM process is found through the flock of
-//! its lock file and held by a pidfd opened while the lock was held: a recycled pid is never signalled.
+//! A daemon is a child and stays one until it is reaped, so its pid is its own. A VM process is
+//! found through the flock of its lock file and held by a pidfd opened while the lock was held: a
+//! recycled pid is never signalled.
 
 use std::{
     ffi::OsString,
@@ -24,7 +26,7 @@ use rustix::{
 
 use crate::wait::PATIENCE;
 
-/// What a daemon says on standard output when its door is open.
+/// What a daemon says on standard output when its endpoint is open.
 const READY: &str = "listening on ";
 
 /// A server or an agent.
@@ -247,7 +249,8 @@ fn lock_holder(dir: &Path) -> anyhow::Result<Option<u32>> {
     };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
-            // Given back at once, not at the close: a child being forked now may hold a copy of the descriptor.
+            // Given back at once, not at the close: a child being forked now may hold a copy of the
+            // descriptor.
             flock(&file, FlockOperation::Unlock)?;
             Ok(None)
         }

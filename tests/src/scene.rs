@@ -1,4 +1,5 @@
-//! One test on one backend: a fleet, the test's body, the proof that nothing is left, and every log when something failed.
+//! One test on one backend: a fleet, the test's body, the proof that nothing is left, and every log
+//! when something failed.
 
 use std::{fs::OpenOptions, time::Duration};
 
@@ -30,7 +31,8 @@ pub fn best_backend() -> Backend {
     }
 }
 
-/// Runs `test` in a fleet of `layout`, then [`Fleet::finish`]. Prints `SKIPPED: <why>` instead when KVM is asked for and missing.
+/// Runs `test` in a fleet of `layout`, then [`Fleet::finish`]. Prints `SKIPPED: <why>` instead when
+/// KVM is asked for and missing.
 ///
 /// # Panics
 /// When the test fails, after printing the logs of all processes.
@@ -61,7 +63,8 @@ pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<
     });
 }
 
-/// Makes each named `async fn(&mut Fleet) -> anyhow::Result<()>` a test on KVM and one on the software backend, on two hosts.
+/// Makes each named `async fn(&mut Fleet) -> anyhow::Result<()>` a test on KVM and one on the
+/// software backend, on two hosts.
 #[macro_export]
 macro_rules! on_each_backend {
     ($($name:ident),* $(,)?) => {

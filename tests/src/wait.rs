@@ -5,7 +5,8 @@ use std::{future::Future, time::Duration};
 use anyhow::bail;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long anything may take that is bound to happen. Generous: the machine may be busy; a test that passes does not wait.
+/// How long anything may take that is bound to happen. Generous: the machine may be busy; a test
+/// that passes does not wait.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that has no events (a file, `/proc`).

@@ -13,8 +13,8 @@ use std::{
 use clap::Args;
 
 use crate::{
-    crates, demo, deny, interleavings, leftovers, links, lint, no_std, oracles, planted, riscv64,
-    sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, leftovers, links, lint, model, no_std, oracles, planted,
+    riscv64, sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Run = fn(&Workspace) -> anyhow::Result<Tally>;
@@ -28,7 +28,7 @@ enum Tier {
     Full,
 }
 
-const CHECKS: [(&str, Tier, Run); 20] = [
+const CHECKS: [(&str, Tier, Run); 21] = [
     ("fmt", Tier::Always, |workspace| {
         lint::format(workspace, true)
     }),
@@ -44,6 +44,9 @@ const CHECKS: [(&str, Tier, Run); 20] = [
     ("no-std", Tier::Full, no_std::run),
     ("riscv64", Tier::Full, riscv64::run),
     ("test", Tier::Full, |workspace| test::run(workspace, &[])),
+    ("model", Tier::Full, |workspace| {
+        model::run(workspace, &[]).map(|()| Tally::passed())
+    }),
     ("interleavings", Tier::Full, interleavings::run),
     ("planted", Tier::Full, planted::sample),
     ("miri", Tier::Full, sanitize::miri),

@@ -19,6 +19,7 @@ mod lint;
 mod model;
 mod no_std;
 mod oracles;
+mod picture;
 mod planted;
 mod riscv64;
 mod sanitize;
@@ -78,7 +79,7 @@ enum Command {
     ///
     /// Crates and modules may use only what is below them, files of a folder may not use each other
     /// in a circle, files and comments have a length, and `unsafe` stands where the table has it.
-    /// What is not so yet is counted under [known] in the table, and may only become less.
+    /// What is not so yet is counted under `[known]` in the table, and may only become less.
     Structure(structure::Options),
     /// Run the tests of the workspace, and look at what they left behind
     ///
@@ -122,6 +123,8 @@ enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Run a migration and draw it into docs/migration.svg, the picture of the README
+    Picture,
     /// Check that each crate builds alone, so that none lives on another's features
     Crates,
     /// Check that the agent's crates compile for riscv64, warnings denied
@@ -158,6 +161,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
+        Command::Picture => picture::run(&workspace).map(|()| Tally::passed()),
         Command::Crates => crates::run(&workspace),
         Command::Riscv64 => riscv64::run(&workspace),
         Command::NoStd => no_std::run(&workspace),

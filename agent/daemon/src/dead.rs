@@ -1,5 +1,5 @@
-//! A VM whose process is dead and whose directory still has something to tell: a lost VM until it is deleted, migration
-//! sides until they are released.
+//! A VM whose process is dead and whose directory is still needed: for a lost VM until it is
+//! deleted, for migration sides until they are released.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,8 @@ impl DeadVm {
     ) -> Self {
         let (lost, sides) = match &remains {
             Ok(remains) => (remains.lost_vm(seen, host), remains.sides()),
-            // It may have owned the VM: it is shown as lost, with the reason, until somebody looks and deletes it.
+            // It may have owned the VM: it is shown as lost, with the reason, until somebody looks
+            // and deletes it.
             Err(error) => {
                 let (uid, epoch) = seen.map_or((String::new(), 0), |vm| (vm.uid.clone(), vm.epoch));
                 let message = format!("its process died and its directory cannot be read: {error}");
@@ -93,7 +94,7 @@ impl DeadVm {
     /// How a side stands; `None` when nothing here knows it.
     ///
     /// # Errors
-    /// JOURNAL when the directory cannot be read: then it may know it and cannot say.
+    /// JOURNAL when the directory cannot be read: it may hold the answer.
     pub(super) fn side(&self, key: &SideKey) -> Result<Option<v1::Transfer>, ApiError> {
         let told = self.told();
         if let Some(side) = told.sides.get(key) {

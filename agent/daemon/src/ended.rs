@@ -1,10 +1,13 @@
-//! Sides that outlived their VM's directory: `<state>/transfers/`, one record each, until they are released.
+//! Sides that outlived their VM's directory: `<state>/transfers/`, one record each, until they are
+//! released.
 //!
-//! A directory goes when its VM is deleted or its name is taken again, while the server may not yet have stored how a side
-//! in it ended. The answer is written here, synced, before the directory is removed.
+//! A directory goes when its VM is deleted or its name is taken again, while the server may not yet
+//! have stored how a side in it ended. The answer is written here, synced, before the directory is
+//! removed.
 //!
 //! # Locking
-//! The map's mutex is never held across file work; a record is written before it is in the map and removed after.
+//! The map's mutex is never held across file work; a record is written before it is in the map and
+//! removed after.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +76,7 @@ impl EndedSides {
     /// Forgets a side. No effect when there is none. Blocks on the disk.
     ///
     /// # Errors
-    /// When the record cannot be removed; it is then still told.
+    /// When the record cannot be removed; the side is then still reported.
     pub(super) fn forget(&self, key: &SideKey) -> io::Result<()> {
         self.dir
             .remove_transfer(&key.migration, key.role.to_message())?;

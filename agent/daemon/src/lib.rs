@@ -1,15 +1,15 @@
 //! The daemon of one hypervisor host.
 //!
-//! It starts one `slat vm` process per VM, finds them again after its own restart, routes requests to them and reports to
-//! the server. It holds no guest and decides nothing about ownership: an agent can crash, restart or be upgraded and no
-//! guest notices.
+//! It starts one `slat vm` process per VM, finds them again after its own restart, routes requests
+//! to them and reports to the server. It holds no guest and decides nothing about ownership: an
+//! agent can crash, restart or be upgraded and no guest notices.
 //!
 //! | file | what |
 //! |---|---|
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
 //! | `registry` | which names are held, and the memory they have reserved |
-//! | `living` | a VM with a process: channel and snapshot cache |
+//! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
@@ -27,8 +27,9 @@
 //! ```
 //!
 //! # Tasks and locks
-//! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on a directory that is
-//! waited for. Locks are leaf mutexes, each in its own file's contract; none is held across an `.await`.
+//! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on
+//! a directory that is waited for. Locks are leaf mutexes, each in its own file's contract; none is
+//! held across an `.await`.
 
 use std::{
     ffi::OsString,
@@ -45,7 +46,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
     model::{BackendKind, HostName},
-    transport::{Address, Door, DoorHandle, connect, traced},
+    transport::{Address, Endpoint, EndpointHandle, connect, traced},
     v1::{
         host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
@@ -61,6 +62,7 @@ mod admission;
 mod dead;
 mod ended;
 mod error;
+mod follow;
 mod host_api;
 mod living;
 mod memory_api;
@@ -78,6 +80,7 @@ mod vm_api;
 pub use error::HostError;
 
 pub use self::admission::Admit;
+
 use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -93,7 +96,8 @@ pub struct HostConfig {
     pub name: HostName,
     /// Where to serve gRPC, `/metrics` and `/healthz`.
     pub listen: SocketAddr,
-    /// `host:port` under which the server and other agents reach this one; `None`: the bound address.
+    /// `host:port` under which the server and other agents reach this one; `None`: the bound
+    /// address.
     pub advertise: Option<String>,
     /// The server to report to; `None`: to nobody.
     pub server: Option<Address>,
@@ -107,7 +111,8 @@ pub struct HostConfig {
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
-    /// Whether a VM that is announced could live here; asked before anything is reserved. May block.
+    /// Whether a VM that is announced could live here; asked before anything is reserved. May
+    /// block.
     pub admit: Admit,
     /// Slat's version, for people and metrics.
     pub version: String,
@@ -135,7 +140,7 @@ impl fmt::Debug for HostConfig {
 #[derive(Debug)]
 pub struct Agent {
     address: SocketAddr,
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     supervisor: Arc<Supervisor>,
     lock: StateLock,
     /// Ends the tasks of an agent that is dropped without a stop.
@@ -143,7 +148,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and begins to report.
+    /// Takes the state directory, finds the VM processes there are, then opens the endpoint and
+    /// begins to report.
     ///
     /// # Errors
     /// See [`HostError`]. Nothing is left running; VM processes that were there go on.
@@ -237,7 +243,7 @@ impl Agent {
             version: config.version,
             supervisor: Arc::clone(&supervisor),
         });
-        let endpoint = Door::new()
+        let endpoint = Endpoint::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
                 &supervisor,
@@ -324,8 +330,8 @@ fn make_dir(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
-/// The state directory's lock, given back explicitly: a copy of the descriptor in a child that is being forked at this
-/// moment would keep it otherwise.
+/// The state directory's lock, given back explicitly: a copy of the descriptor in a child that is
+/// being forked at this moment would keep it otherwise.
 #[derive(Debug)]
 struct StateLock(File);
 

@@ -1,13 +1,15 @@
 //! A VM with a living process: one channel to its endpoint, and the cache of what it last said.
 //!
 //! # The cache
-//! One [`follow_vm`] task per VM keeps the last `slat.v1.Vm` of its WatchVm stream, one [`follow_side`] task per migration
-//! side keeps the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end with the
-//! process (`gone`) or with the agent; the side's also when the side is released.
+//! One [`follow_vm`](super::follow::follow_vm) task per VM keeps the last `slat.v1.Vm` of its
+//! WatchVm stream, one [`follow_side`](super::follow::follow_side) task per migration side keeps
+//! the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end
+//! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
 //! # Locking
-//! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them. `sighted` is held over the
-//! write or removal of a sighting's record, so that none is written after its release; only blocking threads write.
+//! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them.
+//! `sighted` is held over the write or removal of a sighting's record, so that none is written
+//! after its release; only blocking threads write.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
@@ -31,7 +33,6 @@ use tonic::{Code, Response, Status};
 
 use super::{
     process::Process,
-    registry::Registry,
     side::{SideKey, is_terminal},
     sighting,
 };
@@ -43,9 +44,6 @@ pub(super) const QUICK: Duration = Duration::from_secs(10);
 pub(super) const HEAVY: Duration = Duration::from_secs(300);
 /// A harvest of a large VM is one message.
 const MAX_MESSAGE: usize = 256 << 20;
-/// Between two attempts to follow, doubling from the first.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(2);
 
 /// One living VM process.
 #[derive(Debug)]
@@ -124,7 +122,8 @@ impl LiveVm {
         }
     }
 
-    /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made it.
+    /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made
+    /// it.
     pub(super) fn refusal(&self, status: Status) -> ApiError {
         let transport = matches!(
             status.code(),
@@ -206,15 +205,16 @@ impl LiveVm {
         self.side_map().get(key).cloned()
     }
 
-    /// How a side ended that the process itself has forgotten over a later one: as it said then.
+    /// How a side ended that the process has replaced by a later one: as it said then.
     pub(super) fn kept(&self, key: &SideKey) -> Option<v1::Transfer> {
         self.side(key)
             .flatten()
             .filter(|side| is_terminal(side.phase()))
     }
 
-    /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed any more.
-    fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
+    /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed
+    /// any more.
+    pub(super) fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
         match self.side_map().get_mut(key) {
             Some(seen) => {
                 let news = seen.as_ref().is_none_or(|old| old.phase != side.phase);
@@ -225,11 +225,11 @@ impl LiveVm {
         }
     }
 
-    /// Makes it durable that a source side gave its VM away, when `side` says so. To be awaited before that is passed on: the
-    /// journal of its process may lack it.
+    /// Makes it durable that a source side gave its VM away, when `side` says so. Await it before
+    /// anybody else learns of it: the journal of its process may lack it.
     ///
     /// # Errors
-    /// STORE: the sighting must not be passed on.
+    /// STORE: nobody else may learn of it then.
     pub(super) async fn witness(self: &Arc<Self>, side: &v1::Transfer) -> Result<(), ApiError> {
         let Some(key) = SideKey::of(side).filter(|key| sighting::gave_away(key, side.phase()))
         else {
@@ -247,7 +247,7 @@ impl LiveVm {
         .await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)));
         match saved {
-            // Its directory went: the side was released, or is told from what outlived it.
+            // Its directory is gone: the side was released, or `ended` answers for it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
             }
@@ -257,7 +257,7 @@ impl LiveVm {
                     format!("{}: {error}", self.dir.path().display()),
                 )
                 .with("vm", &self.name)
-                .with("advice", "make room on the host's disk and ask again")
+                .with("advice", "free space on the host's disk and ask again")
             }),
         }
     }
@@ -271,14 +271,16 @@ impl LiveVm {
         }
     }
 
-    /// Begins to know a side; true when it is new here. The caller then starts [`follow_side`].
+    /// Begins to know a side; true when it is new here. The caller then starts
+    /// [`follow_side`](super::follow::follow_side).
     pub(super) fn add_side(&self, key: &SideKey, said: Option<v1::Transfer>) -> bool {
         match self.side_map().entry(key.clone()) {
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(said);
                 true
             }
-            // Known by name only (the VM's stream was quicker than the answer to the call that began it).
+            // Known by name only (the VM's stream was quicker than the answer to the call that
+            // began it).
             btree_map::Entry::Occupied(mut entry) => {
                 if entry.get().is_none() {
                     entry.insert(said);
@@ -294,13 +296,14 @@ impl LiveVm {
     }
 }
 
-/// Where the agent keeps a VM as it first saw it, for the time when its process is gone: what was asked for is in no
-/// journal.
+/// Where the agent keeps a VM as it first saw it, for the time when its process is gone: what was
+/// asked for is in no journal.
 fn seen_path(dir: &VmDir) -> std::path::PathBuf {
     dir.path().join("seen.pb")
 }
 
-/// Writes a VM beside its journal. Best effort: losing it costs a lost VM its specification, nothing else.
+/// Writes a VM beside its journal. Best effort: losing it costs a lost VM its specification,
+/// nothing else.
 pub(super) fn save_seen(dir: &VmDir, vm: &v1::Vm) {
     let aside = dir.path().join("seen.new");
     let written = std::fs::write(&aside, vm.encode_to_vec())
@@ -316,8 +319,9 @@ pub(super) fn load_seen(dir: &VmDir) -> Option<v1::Vm> {
     v1::Vm::decode(bytes.as_slice()).ok()
 }
 
-/// Makes a source side known on disk before its process is asked to begin: a process and an agent that die together leave
-/// an answer then. The process itself writes its record when the side ends. True when this made it.
+/// Makes a source side known on disk before its process is asked to begin: a process and an agent
+/// that die together leave an answer then. The process itself writes its record when the side ends.
+/// True when this made it.
 pub(super) fn announce_side(vm: &LiveVm, key: &SideKey, epoch: u64) -> std::io::Result<bool> {
     let known = vm
         .dir
@@ -345,86 +349,5 @@ pub(super) fn forget_record(vm: &LiveVm, key: &SideKey) {
         .remove_transfer(&key.migration, key.role.to_message())
     {
         tracing::warn!(vm = %vm.name, migration = %key.migration, %error, "cannot remove a transfer's record");
-    }
-}
-
-/// Waits before the next attempt; false when the process is gone.
-async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
-    let now = *wait;
-    *wait = (now * 2).min(RETRY_LAST);
-    tokio::select! {
-        () = vm.gone.cancelled() => false,
-        () = tokio::time::sleep(now) => true,
-    }
-}
-
-/// Keeps the snapshot until the process is gone. `heard` is called after each message.
-pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
-    let mut wait = RETRY_FIRST;
-    loop {
-        let request = v1::WatchVmRequest {
-            name: vm.name.to_string(),
-        };
-        match vm.vms().watch_vm(request).await {
-            Ok(stream) => {
-                let mut stream = stream.into_inner();
-                while let Ok(Some(said)) = stream.message().await {
-                    wait = RETRY_FIRST;
-                    heard(&said);
-                    if vm.see(said) {
-                        registry.note_change();
-                    }
-                }
-            }
-            Err(status) => {
-                tracing::debug!(vm = %vm.name, error = status.message(), "cannot watch a VM")
-            }
-        }
-        if !again(&vm, &mut wait).await {
-            return;
-        }
-    }
-}
-
-/// Keeps a side's last state until it ended by itself (true), was released or its process is gone (false).
-pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
-    let mut wait = RETRY_FIRST;
-    loop {
-        let request = v1::WatchTransferRequest {
-            migration: key.migration.to_string(),
-            role: key.role.to_message().into(),
-        };
-        match vm.transfers().watch_transfer(request).await {
-            Ok(stream) => {
-                let mut stream = stream.into_inner();
-                while let Ok(Some(said)) = stream.message().await {
-                    if let Err(error) = vm.witness(&said).await {
-                        tracing::error!(vm = %vm.name, migration = %key.migration, %error, "not passed on: a sighting cannot be kept");
-                        break;
-                    }
-                    wait = RETRY_FIRST;
-                    let ended = is_terminal(said.phase());
-                    if vm.see_side(&key, said) {
-                        registry.note_change();
-                    }
-                    if ended {
-                        return true;
-                    }
-                }
-            }
-            Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
-                // Released, or never begun: then a record that the agent made before is of no use.
-                vm.forget_side(&key);
-                forget_record(&vm, &key);
-                registry.note_change();
-                return false;
-            }
-            Err(status) => {
-                tracing::debug!(vm = %vm.name, migration = %key.migration, error = status.message(), "cannot watch a side");
-            }
-        }
-        if vm.side(&key).is_none() || !again(&vm, &mut wait).await {
-            return false;
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! MemoryService at the agent: forwarded to the VM's process. Only memory is the agent's business: slots that a change adds
-//! are reserved before it is made.
+//! MemoryService at the agent: forwarded to the VM's process. The agent itself only accounts for
+//! memory: what a change adds is reserved before the change is made.
 
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ impl Memory {
     }
 }
 
-/// Bytes that the slots a request adds would take. Each slot has been checked by itself; their sum must only not wrap.
+/// Bytes that the slots a request adds would take. Each slot has been checked by itself; their sum
+/// must only not wrap.
 fn added(request: &v1::UpdateSlotsRequest) -> u64 {
     let pages = request.changes.iter().map(|change| match &change.change {
         Some(Change::Create(create)) => create.slot.as_ref().map_or(0, |slot| slot.pages),
@@ -57,7 +58,7 @@ impl MemoryService for Memory {
     ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
         let request = request.into_inner();
         let live = self.living(&request.vm).await?;
-        // What no slot may be is no question of memory: checked first, so that the answer names the slot.
+        // An invalid slot is refused before memory is counted, so that the answer names the slot.
         for change in &request.changes {
             SlotChange::from_message(change)?;
         }
@@ -77,7 +78,8 @@ impl MemoryService for Memory {
             let answer = live.answer(HEAVY, client.update_slots(request)).await;
             match &answer {
                 Ok(table) => registry.set_memory(&live, slot_bytes(&table.slots)),
-                // Not known whether it was done: the reservation stays until the next change or the VM's end.
+                // Not known whether it was done: the reservation stays until the next change or the
+                // VM's end.
                 Err(error) if error.reason == Reason::VmUnreachable => {}
                 Err(_) => registry.shrink(&live, more),
             }

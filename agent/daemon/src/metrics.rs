@@ -1,15 +1,17 @@
-//! The agent's own metric families, as Prometheus text, rendered from the snapshot caches: a scrape measures nothing, takes
-//! no lock of a VM and calls no process.
+//! The agent's own metric families, as Prometheus text, rendered from the snapshot caches: a scrape
+//! measures nothing, takes no lock of a VM and calls no process.
 //!
 //! # Names
-//! One family for both backends, with the label `backend`: `slat_page_faults_total{vm,backend,type}`,
-//! `slat_vcpu_tlb_flushes_total`, `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`,
-//! `slat_vm_exits_total`, `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
-//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`, `slat_mmu_flushes_total{cause,scope}`. Beside them, for
-//! VMs on KVM only, the kernel's counters under the names its users know (`kvm_*`) and `kvm_stat_supported`.
+//! One family for both backends, with the label `backend`:
+//! `slat_page_faults_total{vm,backend,type}`, `slat_vcpu_tlb_flushes_total`,
+//! `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`, `slat_vm_exits_total`,
+//! `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
+//! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`,
+//! `slat_mmu_flushes_total{cause,scope}`. Beside them, for VMs on KVM only, the kernel's counters
+//! under the names its users know (`kvm_*`) and `kvm_stat_supported`.
 //!
-//! A statistic that a VM does not offer is absent, never 0; a family without samples is left out. Label values are names of
-//! this host's VMs and bounded words. Rates are the reader's.
+//! A statistic that a VM does not offer is absent, never 0; a family without samples is left out.
+//! Label values are names of this host's VMs and bounded words. Rates are the reader's.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -226,7 +228,7 @@ fn vm_families(families: &mut Families, vm: &v1::Vm) {
     }
 }
 
-/// Fault counters: our word, KVM's statistic, its word in the pass-through, value.
+/// Fault counters: Slat's label, KVM's statistic, the label under which that is shown, value.
 fn faults(stats: &v1::MmuStats) -> [(&'static str, &'static str, &'static str, Option<u64>); 6] {
     [
         ("taken", "pf_taken", "taken", stats.faults_taken),
@@ -411,12 +413,12 @@ fn transfer_families(families: &mut Families, transfer: &v1::Transfer) {
     let iteration = Some(u64::from(progress.iteration));
     families.gauge(
         "slat_migration_iteration",
-        "Running pass over memory; 0 is the bulk pass.",
+        "Running iteration; 0 sends all memory.",
         &labels,
         iteration,
     );
     if transfer.role() == v1::TransferRole::Source {
-        let help = "Bytes left to send in the running pass.";
+        let help = "Bytes left to send in the running iteration.";
         families.gauge(
             "slat_migration_remaining_bytes",
             help,

@@ -1,12 +1,13 @@
 //! One VM process as the agent holds it: started here, or found again after a restart.
 //!
-//! A process is known by a pidfd, never by its number alone: signals and the notice of its end go through the pidfd, so a
-//! recycled pid is never hit. Whether a directory has a process behind it is decided by the flock on its lock file
-//! ([`VmDir`]); [`find`] returns either the living process or the lock itself, held, so that no process can begin in the
-//! directory while it is read or removed.
+//! A process is known by a pidfd, never by its number alone: signals and the notice of its end go
+//! through the pidfd, so a recycled pid is never hit. Whether a directory has a process behind it
+//! is decided by the flock on its lock file ([`VmDir`]); [`find`] returns either the living process
+//! or the lock itself, held, so that no process can begin in the directory while it is read or
+//! removed.
 //!
-//! The child runs in a session of its own and is not killed when the agent ends. Its standard output is read until the
-//! line `ready`; its standard error goes to `<dir>/log`.
+//! The child runs in a session of its own and is not killed when the agent ends. Its standard
+//! output is read until the line `ready`; its standard error goes to `<dir>/log`.
 
 use std::{
     ffi::OsString,
@@ -69,14 +70,15 @@ pub(super) enum Found {
     Dead(DirLock),
 }
 
-/// The lock of a directory without a process. Given back on drop, explicitly: a copy of the descriptor in a child that is
-/// being forked at this moment would keep it otherwise.
+/// The lock of a directory without a process. Given back on drop, explicitly: a copy of the
+/// descriptor in a child that is being forked at this moment would keep it otherwise.
 #[derive(Debug)]
 pub(super) struct DirLock(File);
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // The descriptor is ours and open; unlocking it cannot fail in a way that matters after this.
+        // The descriptor is ours and open; unlocking it cannot fail in a way that matters after
+        // this.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
@@ -86,8 +88,9 @@ impl Process {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
         let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
-        // SAFETY: the registered descriptor must stay the one that the runtime was told of: an OwnedFd always names the
-        // same open file, and nothing takes it out of the AsyncFd before that is dropped.
+        // SAFETY: the registered descriptor must stay the one that the runtime was told of: an
+        // OwnedFd always names the same open file, and nothing takes it out of the AsyncFd before
+        // that is dropped.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         Ok(Self {
             pid,
@@ -145,8 +148,8 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
         if let Some(pid) = dir.living_pid()?
             && pid != std::process::id()
         {
-            // Between reading the pid and opening it the process may end and its number go to another; the lock, still
-            // held under the same number afterwards, says that it did not.
+            // Between reading the pid and opening it the process may end and its number go to
+            // another; the lock, still held under the same number afterwards, says that it did not.
             if let Ok(process) = Process::new(pid, None)
                 && dir.living_pid()? == Some(pid)
             {
@@ -155,7 +158,8 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
         } else if let Some(lock) = dir.lock()? {
             return Ok(Found::Dead(DirLock(lock)));
         }
-        // A process that has just taken the lock and not yet written its number, or one that is ending.
+        // A process that has just taken the lock and not yet written its number, or one that is
+        // ending.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Err(io::Error::other(
@@ -163,8 +167,8 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
     ))
 }
 
-/// Starts a process in `dir`, which exists, and waits until it is ready. On failure the process is gone; the directory is
-/// the caller's to remove.
+/// Starts a process in `dir`, which exists, and waits until it is ready. On failure the process is
+/// gone; the directory is the caller's to remove.
 ///
 /// # Errors
 /// INTERNAL with the tail of its log.
@@ -203,8 +207,8 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
         .stdout(std::process::Stdio::piped())
         .stderr(log)
         .kill_on_drop(false);
-    // SAFETY: the closure runs between fork and exec and makes one system call, setsid, which is async-signal-safe; it
-    // allocates nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec and makes one system call, setsid, which is
+    // async-signal-safe; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
     }
@@ -267,7 +271,8 @@ pub(super) fn log_tail(dir: &VmDir) -> String {
     }
 }
 
-/// The message of the last WARN or ERROR near the end of a VM process's log, whether it logs JSON or text.
+/// The message of the last WARN or ERROR near the end of a VM process's log, whether it logs JSON
+/// or text.
 pub(super) fn last_fault(dir: &VmDir) -> Option<String> {
     log_tail(dir).lines().rev().find_map(fault)
 }

@@ -1,15 +1,18 @@
 //! Which names are held on this host, and the memory that VMs have reserved.
 //!
 //! # Locking
-//! One mutex over one map; held for look-ups and changes only, never across an `.await` and never while another lock is
-//! taken. Name and memory are checked and taken under the same lock, so two requests cannot both win.
+//! One mutex over one map; held for look-ups and changes only, never across an `.await` and never
+//! while another lock is taken. Name and memory are checked and taken under the same lock, so two
+//! requests cannot both win.
 //!
 //! # Life of a name
 //! ```text
-//! (free) --claim--> Busy --fill--> Live --death--> Busy --fill--> Dead --claim--> Busy --drop--> (free)
+//! (free) --claim--> Busy --fill--> Live --death--> Busy
+//!                   Busy --fill--> Dead --claim--> Busy --drop--> (free)
 //! ```
-//! A [`Claim`] is the only way through Busy: dropping it unfilled frees name and memory, however the work ended. Memory is
-//! counted from what is in the map, so there is no sum that could drift: a dead process holds none.
+//! A [`Claim`] is the only way through Busy: dropping it unfilled frees name and memory, however
+//! the work ended. Memory is counted from what is in the map, so there is no sum that could drift:
+//! a dead process holds none.
 
 use std::{
     collections::BTreeMap,
@@ -49,7 +52,7 @@ pub(super) enum Refusal {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct Holding {
     held: Held,
     memory: u64,
 }
@@ -57,7 +60,7 @@ struct Slot {
 /// The names of this host.
 #[derive(Debug)]
 pub(super) struct Registry {
-    slots: Mutex<BTreeMap<VmName, Slot>>,
+    names: Mutex<BTreeMap<VmName, Holding>>,
     total: u64,
     changed: watch::Sender<u64>,
 }
@@ -65,15 +68,15 @@ pub(super) struct Registry {
 impl Registry {
     pub(super) fn new(total: u64) -> Arc<Self> {
         Arc::new(Self {
-            slots: Mutex::default(),
+            names: Mutex::default(),
             total,
             changed: watch::Sender::new(0),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmName, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmName, Holding>> {
         // Each change is one map operation: a panic elsewhere leaves the map whole.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes VMs may use, and bytes they have reserved.
@@ -93,15 +96,15 @@ impl Registry {
     }
 
     pub(super) fn get(&self, name: &VmName) -> Option<Held> {
-        self.lock().get(name).map(|slot| slot.held.clone())
+        self.lock().get(name).map(|holding| holding.held.clone())
     }
 
     /// Everything held, by name.
     pub(super) fn all(&self) -> Vec<(VmName, Held)> {
-        let slots = self.lock();
-        slots
+        let names = self.lock();
+        names
             .iter()
-            .map(|(name, slot)| (name.clone(), slot.held.clone()))
+            .map(|(name, holding)| (name.clone(), holding.held.clone()))
             .collect()
     }
 
@@ -110,7 +113,7 @@ impl Registry {
     /// # Errors
     /// `NoMemory`.
     pub(super) fn fits(&self, memory: u64) -> Result<(), Refusal> {
-        room(&self.lock(), self.total, memory)
+        fits(&self.lock(), self.total, memory)
     }
 
     /// Takes a free name and memory for it.
@@ -123,29 +126,30 @@ impl Registry {
         memory: u64,
         work: Work,
     ) -> Result<Claim, Refusal> {
-        let mut slots = self.lock();
-        if let Some(slot) = slots.get(name) {
-            return Err(Refusal::Held(slot.held.clone()));
+        let mut names = self.lock();
+        if let Some(holding) = names.get(name) {
+            return Err(Refusal::Held(holding.held.clone()));
         }
-        room(&slots, self.total, memory)?;
-        Ok(self.insert_busy(&mut slots, name, memory, work))
+        fits(&names, self.total, memory)?;
+        Ok(self.insert_busy(&mut names, name, memory, work))
     }
 
-    /// Takes a name without asking for room: a process that is there already, or a directory.
+    /// Takes a name without asking whether its memory fits: a process that is there already, or a
+    /// directory.
     pub(super) fn claim_found(self: &Arc<Self>, name: &VmName) -> Option<Claim> {
-        let mut slots = self.lock();
-        (!slots.contains_key(name)).then(|| self.insert_busy(&mut slots, name, 0, Work::Clearing))
+        let mut names = self.lock();
+        (!names.contains_key(name)).then(|| self.insert_busy(&mut names, name, 0, Work::Clearing))
     }
 
     /// Takes the name over from a process that died. `None` when it is no longer that one's.
     pub(super) fn claim_from_live(self: &Arc<Self>, vm: &Arc<LiveVm>) -> Option<Claim> {
-        let mut slots = self.lock();
-        match slots.get(vm.name()) {
-            Some(Slot {
+        let mut names = self.lock();
+        match names.get(vm.name()) {
+            Some(Holding {
                 held: Held::Live(current),
                 ..
             }) if Arc::ptr_eq(current, vm) => {
-                Some(self.insert_busy(&mut slots, vm.name(), 0, Work::Clearing))
+                Some(self.insert_busy(&mut names, vm.name(), 0, Work::Clearing))
             }
             _ => None,
         }
@@ -153,13 +157,13 @@ impl Registry {
 
     /// Takes the name over from a dead process. `None` when it is no longer that one's.
     pub(super) fn claim_from_dead(self: &Arc<Self>, vm: &Arc<DeadVm>) -> Option<Claim> {
-        let mut slots = self.lock();
-        match slots.get(vm.name()) {
-            Some(Slot {
+        let mut names = self.lock();
+        match names.get(vm.name()) {
+            Some(Holding {
                 held: Held::Dead(current),
                 ..
             }) if Arc::ptr_eq(current, vm) => {
-                Some(self.insert_busy(&mut slots, vm.name(), 0, Work::Clearing))
+                Some(self.insert_busy(&mut names, vm.name(), 0, Work::Clearing))
             }
             _ => None,
         }
@@ -167,7 +171,7 @@ impl Registry {
 
     fn insert_busy(
         self: &Arc<Self>,
-        slots: &mut BTreeMap<VmName, Slot>,
+        names: &mut BTreeMap<VmName, Holding>,
         name: &VmName,
         memory: u64,
         work: Work,
@@ -177,7 +181,7 @@ impl Registry {
             work,
             done: done.clone(),
         };
-        slots.insert(name.clone(), Slot { held, memory });
+        names.insert(name.clone(), Holding { held, memory });
         Claim {
             registry: Arc::clone(self),
             name: name.clone(),
@@ -191,43 +195,46 @@ impl Registry {
     /// # Errors
     /// `NoMemory`.
     pub(super) fn grow(&self, vm: &Arc<LiveVm>, more: u64) -> Result<(), Refusal> {
-        let mut slots = self.lock();
-        room(&slots, self.total, more)?;
-        if let Some(slot) = live_slot(&mut slots, vm) {
-            slot.memory = slot.memory.saturating_add(more);
+        let mut names = self.lock();
+        fits(&names, self.total, more)?;
+        if let Some(holding) = live_holding(&mut names, vm) {
+            holding.memory = holding.memory.saturating_add(more);
         }
         Ok(())
     }
 
     /// Gives `less` bytes of a living VM back.
     pub(super) fn shrink(&self, vm: &Arc<LiveVm>, less: u64) {
-        if let Some(slot) = live_slot(&mut self.lock(), vm) {
-            slot.memory = slot.memory.saturating_sub(less);
+        if let Some(holding) = live_holding(&mut self.lock(), vm) {
+            holding.memory = holding.memory.saturating_sub(less);
         }
     }
 
     /// Sets what a living VM has reserved, as found.
     pub(super) fn set_memory(&self, vm: &Arc<LiveVm>, memory: u64) {
-        if let Some(slot) = live_slot(&mut self.lock(), vm) {
-            slot.memory = memory;
+        if let Some(holding) = live_holding(&mut self.lock(), vm) {
+            holding.memory = memory;
         }
     }
 }
 
-fn live_slot<'a>(slots: &'a mut BTreeMap<VmName, Slot>, vm: &Arc<LiveVm>) -> Option<&'a mut Slot> {
-    slots
+fn live_holding<'a>(
+    names: &'a mut BTreeMap<VmName, Holding>,
+    vm: &Arc<LiveVm>,
+) -> Option<&'a mut Holding> {
+    names
         .get_mut(vm.name())
-        .filter(|slot| matches!(&slot.held, Held::Live(current) if Arc::ptr_eq(current, vm)))
+        .filter(|holding| matches!(&holding.held, Held::Live(current) if Arc::ptr_eq(current, vm)))
 }
 
-fn used(slots: &BTreeMap<VmName, Slot>) -> u64 {
-    slots
+fn used(names: &BTreeMap<VmName, Holding>) -> u64 {
+    names
         .values()
-        .fold(0, |sum, slot| sum.saturating_add(slot.memory))
+        .fold(0, |sum, holding| sum.saturating_add(holding.memory))
 }
 
-fn room(slots: &BTreeMap<VmName, Slot>, total: u64, needed: u64) -> Result<(), Refusal> {
-    let free = total.saturating_sub(used(slots));
+fn fits(names: &BTreeMap<VmName, Holding>, total: u64, needed: u64) -> Result<(), Refusal> {
+    let free = total.saturating_sub(used(names));
     if needed > free {
         return Err(Refusal::NoMemory { needed, free });
     }
@@ -256,7 +263,7 @@ impl Claim {
         self.filled = true;
         self.registry
             .lock()
-            .insert(self.name.clone(), Slot { held, memory });
+            .insert(self.name.clone(), Holding { held, memory });
     }
 }
 

@@ -1,13 +1,15 @@
-//! What the directory of a dead VM process tells: whether a VM was lost with it, and how its migration sides stand.
+//! What the directory of a dead VM process tells: whether a VM was lost with it, and how its
+//! migration sides stand.
 //!
-//! The journal decides, the records only add figures. Nothing here is a guess: a source side is RELINQUISHED exactly when
-//! the journal has that entry for that migration or the side was ever seen so ([`super::sighting`]: the entry may have failed
-//! while the process was fenced for ever), a destination side is COMPLETED exactly when the journal has its `Owned`.
-//! Memory died with the process, so every other side that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
+//! The journal decides, the records only add figures. Nothing here is a guess: a source side is
+//! RELINQUISHED exactly when the journal has that entry for that migration or the side was ever
+//! seen so ([`super::sighting`]: the entry may have failed while the process was fenced for ever),
+//! a destination side is COMPLETED exactly when the journal has its `Owned`. Memory died with the
+//! process, so every other side that had not ended by itself is FAILED/VM_PROCESS_DIED — which at a
 //! destination says nothing about the source: that one answers from its own journal.
 //!
-//! A journal that cannot be read answers nothing: every question about its sides is an error, so that nobody resumes or
-//! commits on the strength of a missing line.
+//! A journal that cannot be read answers nothing: every question about its sides is an error, so
+//! that nobody resumes or commits on the strength of a missing line.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -83,8 +85,8 @@ impl Remains {
         Ok(remains)
     }
 
-    /// Adds what the agent saw of a side: better than a record from before its end, never better than one of its end. That
-    /// it gave its VM away is better than anything but its completion.
+    /// Adds what the agent saw of a side: better than a record from before its end, never better
+    /// than one of its end. That it gave its VM away is better than anything but its completion.
     pub(super) fn add_seen(&mut self, key: SideKey, seen: v1::Transfer) {
         match self.records.entry(key) {
             btree_map::Entry::Vacant(entry) => {
@@ -112,7 +114,8 @@ impl Remains {
             .remove(key)
             .is_some_and(|record| gave_away(key, record.phase()));
         let of = |migration: &str| same(migration, &key.migration);
-        // The server has stored this side's outcome: what named it in the journal has nothing to tell any more.
+        // The server has stored this side's outcome: what named it in the journal has nothing to
+        // tell any more.
         if let Some(state) = &mut self.state {
             let told = match (&state.ownership, key.role) {
                 (Ownership::Relinquished { migration, .. }, Role::Source)
@@ -145,8 +148,8 @@ impl Remains {
             .map(|(_, phase)| phase)
     }
 
-    /// Whether the directory may go without being released: nothing of it can matter to an ownership question that is
-    /// still open, once its sides are kept elsewhere.
+    /// Whether the directory may go without being released: nothing of it can matter to an
+    /// ownership question that is still open, once its sides are kept elsewhere.
     pub(super) fn replaceable(&self) -> bool {
         match self.state.as_ref().map(|state| &state.ownership) {
             None
@@ -178,7 +181,8 @@ impl Remains {
                         .map(SideKey::destination)
                         .ok()
                 }
-                // Aborted without a record: ended and released. Owner: the record says whether it is released.
+                // Aborted without a record: ended and released. Owner: the record says whether it
+                // is released.
                 Ownership::Owner { .. } | Ownership::Aborted { .. } | Ownership::Ended => None,
             };
             keys.extend(named);

@@ -5,8 +5,8 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
-//! A report is put together from the caches only. Contact with the server, its loss and a refusal are each logged once,
-//! when they begin. The task ends with the agent's token.
+//! A report is put together from the caches only. Contact with the server, its loss and a refusal
+//! are each logged once, when they begin. The task ends with the agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -30,8 +30,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
 /// Changes within this are reported together.
 const GATHER: Duration = Duration::from_millis(20);
-/// Contact that lasted this long was good: what ends it is answered at once. Sooner (two agents of one name, a server that
-/// dies over every report) it counts as one more failure.
+/// Contact that lasted this long was good: when it ends, the agent registers again at once. Shorter
+/// contact (two agents of one name, a server that dies over every report) counts as one more
+/// failure.
 const SETTLED: Duration = Duration::from_secs(5);
 /// What the server may ask for.
 const INTERVAL: std::ops::RangeInclusive<Duration> =
@@ -161,7 +162,7 @@ fn interval(millis: u32) -> Duration {
     }
 }
 
-/// Between half and all of `pause`, so that hosts do not return in step.
+/// `pause`, shortened at random by up to one part of two, so that hosts do not return in step.
 fn jittered(pause: Duration) -> Duration {
     // A hasher's keys are this process's only source of chance that needs no crate.
     let chance = std::hash::RandomState::new().build_hasher().finish();

@@ -1,4 +1,4 @@
-//! The key of a migration side: which migration, which side.
+//! What names a side of a migration: the migration, and source or destination.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 

@@ -1,10 +1,13 @@
-//! Source sides that this agent has seen RELINQUISHED or COMPLETED: `<vm>/sighted/`, one record each.
+//! Source sides that this agent has seen RELINQUISHED or COMPLETED: `<vm>/sighted/`, one record
+//! each.
 //!
-//! A process that could not append RELINQUISHED is fenced all the same: it never runs the VM again and lets the destination
-//! have it. Its journal then says "owner" when it dies, so what the agent saw must outlive process and agent: the record is
-//! durable before the sighting is passed on, to a server or to a destination that commits on it.
+//! A process that could not append RELINQUISHED is fenced all the same: it never runs the VM again
+//! and lets the destination have it. Its journal then says "owner" when it dies, so what the agent
+//! saw must outlive process and agent: the record is durable before the sighting is passed on, to a
+//! server or to a destination that commits on it.
 //!
-//! They lie apart from the records of [`VmDir`], which the process itself writes at the same time.
+//! They have a folder of their own: the records of [`VmDir`] are written by the VM process at the
+//! same time.
 
 use std::io;
 

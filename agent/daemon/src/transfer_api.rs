@@ -1,5 +1,6 @@
-//! TransferService at the agent: forwarded to the side's process while it lives, answered from what it left when it is
-//! dead. The agent decides nothing: a dead side's answer is its journal's ([`super::remains`]).
+//! TransferService at the agent: forwarded to the side's process while it lives, answered from what
+//! it left when it is dead. The agent decides nothing: for a dead side it says what the journal
+//! says ([`super::remains`]).
 
 use std::sync::Arc;
 
@@ -62,7 +63,7 @@ impl Transfers {
                 Err(error) if error.reason == Reason::NoSuchMigration => {
                     return live.kept(key).ok_or(error);
                 }
-                // It died over the question: what it left answers.
+                // It died meanwhile: what it left answers.
                 Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {}
                 Err(error) => return Err(error),
             }
@@ -275,7 +276,7 @@ impl TransferService for Transfers {
     }
 }
 
-/// Passes a side's stream on; when its process dies under it, goes on with what that left.
+/// Forwards a side's stream. When its process dies meanwhile, goes on with what that left.
 async fn relay_side(
     supervisor: Arc<Supervisor>,
     key: SideKey,
@@ -320,7 +321,8 @@ async fn relay_side(
     }
 }
 
-/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its release.
+/// Sends a dead side's state. A terminal one ends the stream; another waits for nothing but its
+/// release.
 async fn tell(
     supervisor: Arc<Supervisor>,
     key: SideKey,

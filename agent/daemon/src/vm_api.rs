@@ -1,5 +1,5 @@
-//! VmService at the agent: a collection of this host's VMs. Names, memory and processes are the agent's business; what a
-//! VM does is its process's.
+//! VmService at the agent: a collection of this host's VMs. The agent keeps names, memory and
+//! processes; the VM's process does the rest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -195,7 +195,7 @@ impl VmService for Vms {
     }
 }
 
-/// Passes a VM's stream on until either side or the agent ends.
+/// Forwards a VM's stream until either side or the agent ends.
 pub(super) async fn relay<T: Send + 'static>(
     live: Arc<LiveVm>,
     mut stream: tonic::Streaming<T>,
@@ -217,7 +217,8 @@ pub(super) async fn relay<T: Send + 'static>(
             Ok(None) => return,
             Err(status) => (Err(live.refusal(status).into()), true),
         };
-        // A reader that is slow holds back the VM's stream, which drops old states; the stop is not held back by it.
+        // A reader that is slow holds back the VM's stream, which drops old states; the stop is not
+        // held back by it.
         tokio::select! {
             () = stop.cancelled() => return,
             sent = sender.send(message) => if sent.is_err() || last { return },

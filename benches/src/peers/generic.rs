@@ -1,8 +1,10 @@
-//! `page-table-generic`: `PageTable` over x86-64's four levels, whose entry format the crate leaves to its user.
+//! `page-table-generic`: `PageTable` over x86-64's four levels, whose entry format the crate leaves
+//! to its user.
 //!
-//! The format here is as thin as can be: flags are the bits themselves. Ranges by `map`, `protect_region` and
-//! `unmap_with_config`; faults by `map` of one page, which is what `map_page` calls; `flush: false` where it can be
-//! chosen and an empty `flush` where not. All tables go back when it is dropped.
+//! The format here is as thin as can be: flags are the bits themselves. Ranges by `map`,
+//! `protect_region` and `unmap_with_config`; faults by `map` of one page, which is what `map_page`
+//! calls; `flush: false` where it can be chosen and an empty `flush` where not. All tables go back
+//! when it is dropped.
 
 use page_table_generic::{
     FrameAllocator, MapConfig, PageTable, PageTableEntry, PhysAddr, TableMeta, UnmapConfig,
@@ -20,9 +22,9 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-struct Entry(u64);
+struct BareEntry(u64);
 
-impl PageTableEntry for Entry {
+impl PageTableEntry for BareEntry {
     type PteConfig = u64;
 
     #[inline]
@@ -71,7 +73,7 @@ impl PageTableEntry for Entry {
 struct FourLevels;
 
 impl TableMeta for FourLevels {
-    type P = Entry;
+    type P = BareEntry;
     const PAGE_SIZE: usize = 4096;
     const LEVEL_BITS: &[usize] = &[9, 9, 9, 9];
     const MAX_BLOCK_LEVEL: usize = 3;

@@ -1,8 +1,9 @@
 //! The peers, and the memory that all of them take their tables from.
 //!
-//! No peer is handicapped: a frame comes from a stack of free frames or the next untouched one in a few instructions,
-//! all frames were written before the measuring, and physical addresses *are* virtual ones, so that following a pointer
-//! costs nothing. TLB flushes are left out altogether, in whatever way the crate offers.
+//! No peer is handicapped: a frame comes from a stack of free frames or the next untouched one in a
+//! few instructions, all frames were written before the measuring, and physical addresses *are*
+//! virtual ones, so that following a pointer costs nothing. TLB flushes are left out altogether, in
+//! whatever way the crate offers.
 //!
 //! *Locking*: none. A pool belongs to the thread that made it; a row keeps one peer per thread.
 
@@ -70,7 +71,8 @@ impl Drop for PoolOwner {
 
 /// The address of a frame with anything in it.
 fn allocate() -> Option<usize> {
-    // SAFETY: the pool outlives every table of this thread, which alone uses it; no reference is kept.
+    // SAFETY: the pool outlives every table of this thread, which alone uses it; no reference is
+    // kept.
     let pool = unsafe { &mut *POOL.get() };
     if let Some(address) = pool.free.pop() {
         return Some(address);

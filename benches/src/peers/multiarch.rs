@@ -1,8 +1,8 @@
 //! `page_table_multiarch`: `X64PageTable` and its cursor.
 //!
-//! Ranges by `map_region`, `protect_region`, `unmap_region`; faults by `map` on *one* cursor for the whole sequence,
-//! which spares it the cursor a fault handler would make each time. It flushes nothing outside bare metal. All tables go
-//! back when it is dropped.
+//! Ranges by `map_region`, `protect_region`, `unmap_region`; faults by `map` on *one* cursor for
+//! the whole sequence, which spares it the cursor a fault handler would make each time. It flushes
+//! nothing outside bare metal. All tables go back when it is dropped.
 
 use memory_addr::{PhysAddr, VirtAddr};
 use page_table_multiarch::{MappingFlags, PageSize, PagingHandler, x86_64::X64PageTable};

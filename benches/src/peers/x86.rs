@@ -1,8 +1,9 @@
 //! `x86_64`: `OffsetPageTable` with offset 0.
 //!
-//! It has no range operations, so a range is a loop of `map_to_with_table_flags`, `update_flags` and `unmap`, each with
-//! `flush().ignore()`; pages and frames are built without checks. It cannot give back all tables at once (`clean_up`
-//! frees empty tables only), so it has no part in that row. To start anew, its tables are forgotten and its pool refilled.
+//! It has no range operations, so a range is a loop of `map_to_with_table_flags`, `update_flags`
+//! and `unmap`, each with `flush().ignore()`; pages and frames are built without checks. It cannot
+//! give back all tables at once (`clean_up` frees empty tables only), so it has no part in that
+//! row. To start anew, its tables are forgotten and its pool refilled.
 
 use x86_64::{
     PhysAddr, VirtAddr,
@@ -60,8 +61,9 @@ fn target(frame: u64) -> PhysFrame<Size4KiB> {
 fn empty() -> OffsetPageTable<'static> {
     let root = allocate().expect("memory for the root");
     let root: *mut PageTable = std::ptr::with_exposed_provenance_mut(root);
-    // SAFETY: a frame of our own, aligned to its size, which outlives the table (field order); it is made an empty table
-    // first. Offset 0 is right because the pool's physical addresses are virtual ones.
+    // SAFETY: a frame of our own, aligned to its size, which outlives the table (field order); it
+    // is made an empty table first. Offset 0 is right because the pool's physical addresses are
+    // virtual ones.
     unsafe {
         root.write(PageTable::new());
         OffsetPageTable::new(&mut *root, VirtAddr::zero())

@@ -1,12 +1,12 @@
-//! The floors as subjects.
+//! The baselines as subjects.
 
 use std::time::Duration;
 
 use anyhow::ensure;
 
 use crate::{
+    baseline::{Atomics, Copy, Flat},
     clock::timed,
-    floor::{Atomics, Copy, Flat},
     order::Order,
     ring::Subject,
     table::HOST_BASE,

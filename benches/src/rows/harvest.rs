@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::{
-    Candidate, GIB, Plan, bytes,
     flat::{Copying, Sweep, Sweeping},
+    plan::{Candidate, GIB, Plan, bytes},
 };
 use crate::{
     clock::timed,
@@ -21,7 +21,7 @@ const TIB: u64 = 1024 * GIB;
 pub(super) fn rows(dirty_slot: u64) -> Vec<Plan> {
     let clean = vec![
         Candidate::new(Role::Slat, Slat::NAME, Clean::new),
-        Candidate::new(Role::Floor, "memcpy of the bitmap", || {
+        Candidate::new(Role::Baseline, "memcpy of the bitmap", || {
             Copying::new(TIB / 64)
         }),
     ];
@@ -30,7 +30,7 @@ pub(super) fn rows(dirty_slot: u64) -> Vec<Plan> {
     clean.per = "operation";
     let dirty = vec![
         Candidate::new(Role::Slat, Slat::NAME, move || Dirty::new(dirty_slot)),
-        Candidate::new(Role::Floor, "AND sweep", move || {
+        Candidate::new(Role::Baseline, "AND sweep", move || {
             Sweeping::new(dirty_slot, Sweep::And)
         }),
     ];

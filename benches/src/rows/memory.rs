@@ -1,9 +1,9 @@
-//! What the page tables cost in memory, counted exactly: all that the MMU has on the heap, tables, headers and everything
-//! else, less the frames of its arena that no table uses.
+//! What the page tables cost in memory, counted exactly: all that the MMU has on the heap, tables,
+//! headers and everything else, less the frames of its arena that no table uses.
 
 use anyhow::ensure;
 
-use super::{GIB, Kind, Plan, bytes};
+use super::plan::{GIB, Kind, Plan, bytes};
 use crate::{heap, report::Counted, slat::Slat, table::Table as _};
 
 const TIB: u64 = 1024 * GIB;

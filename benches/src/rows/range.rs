@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::{
-    Candidate, Plan, bytes,
     flat::{Copying, Sweep, Sweeping},
     paged::Work,
+    plan::{Candidate, Plan, bytes},
 };
 use crate::{
     clock::timed,
@@ -20,12 +20,12 @@ use crate::{
 const FASTER: &str = "faster than every peer";
 
 fn sweep(pages: u64, name: &str, sweep: Sweep) -> Candidate {
-    Candidate::new(Role::Floor, name, move || Sweeping::new(pages, sweep))
+    Candidate::new(Role::Baseline, name, move || Sweeping::new(pages, sweep))
 }
 
-fn row(operation: &str, pages: u64, work: &Work, floor: Candidate) -> Plan {
+fn row(operation: &str, pages: u64, work: &Work, baseline: Candidate) -> Plan {
     let mut all = Candidate::tables(pages, work);
-    all.push(floor);
+    all.push(baseline);
     Plan::pages(format!("{operation}, {}", bytes(pages)), pages, all)
         .goal(FASTER, &[Limit::FasterThanPeers])
 }
@@ -40,7 +40,7 @@ pub(super) fn rows(pages: u64) -> Vec<Plan> {
     populate.also(copy);
     let protect = row("write-protect a slot", pages, &Work::Protect, and()).goal(
         "faster than every peer, at most 3x the AND sweep",
-        &[Limit::FasterThanPeers, Limit::Floor(3.0)],
+        &[Limit::FasterThanPeers, Limit::Baseline(3.0)],
     );
     let mut clear_dirty = vec![Candidate::new(Role::Slat, Slat::NAME, move || {
         ClearDirty::new(pages)

@@ -1,13 +1,15 @@
 //! Two threads beside one.
 //!
-//! The same pages are mapped by one thread and by two, in turns. *Disjoint*: each thread has half of the guest. *Same
-//! region*: both are always in the same 2 MiB, each with half of its pages in random order; they wait for each other
-//! before each region, and the first fault of a region races for its table. The floor does the same with a bare
-//! compare-exchange on a flat array and shows what the two cores give.
+//! The same pages are mapped by one thread and by two, in turns. *Disjoint*: each thread has its
+//! own part of the guest. *Same region*: both are always in the same 2 MiB, each with its own part
+//! of the pages, in random order; they wait for each other before each region, and the first fault
+//! of a region races for its table. The baseline does the same with a bare compare-exchange on a
+//! flat array and shows what the two cores give.
 //!
-//! Wall-clock time from the common start to the end of the slower thread. Two threads need two cores at once, so another
-//! program on either would be counted against them; a pass in which a thread had to wait for its core is repeated, and of
-//! the repetitions the one that waited least counts.
+//! Wall-clock time from the common start to the end of the slower thread. Two threads need two
+//! cores at once, so another program on either would be counted against them; a run in which a
+//! thread had to wait for its core is repeated, and of the repetitions the one that waited least
+//! counts.
 
 use std::{
     hint::spin_loop,
@@ -17,10 +19,10 @@ use std::{
 
 use anyhow::ensure;
 
-use super::{Candidate, GIB, Kind, Plan, bytes};
+use super::plan::{Candidate, GIB, Kind, Plan, bytes};
 use crate::{
+    baseline::Atomics,
     clock,
-    floor::Atomics,
     order::shuffle,
     report::{Limit, Role},
     ring::Subject,
@@ -28,11 +30,11 @@ use crate::{
     table::Table as _,
 };
 
-/// Passes for one result, at most.
+/// Runs for one result, at most.
 const ATTEMPTS: usize = 10;
-/// A pass is good when its threads waited less than this part of it.
+/// A run is good when its threads waited less than this part of it.
 const WAITED: f64 = 0.01;
-/// Pages of the guest: few, so that a pass ends before another program comes along.
+/// Pages of the guest: few, so that a run ends before another program comes along.
 const PAGES: u64 = GIB;
 /// Pages of 2 MiB.
 const REGION: usize = 512;
@@ -110,7 +112,7 @@ struct Gate(AtomicUsize);
 
 impl Gate {
     /// `round` counts from 1.
-    fn pass(&self, threads: usize, round: usize) {
+    fn meet(&self, threads: usize, round: usize) {
         self.0.fetch_add(1, Ordering::AcqRel);
         while self.0.load(Ordering::Acquire) < threads * round {
             spin_loop();
@@ -146,12 +148,12 @@ impl<S: Shared> Threads<S> {
     }
 
     /// What thread `me` does.
-    fn thread(&self, me: usize, gate: &Gate) -> Pass {
+    fn thread(&self, me: usize, gate: &Gate) -> Part {
         let threads = self.cores.len();
         let mut vcpu = self.shared.vcpu();
         let mut mapped = 0;
         let mut fault = |frame| mapped += u64::from(self.shared.fault(&mut vcpu, frame));
-        gate.pass(threads, 1);
+        gate.meet(threads, 1);
         let waited = clock::waited_for_core();
         let begun = Instant::now();
         match self.layout {
@@ -164,7 +166,7 @@ impl<S: Shared> Threads<S> {
                 let share = REGION / threads;
                 for (number, region) in self.shuffled.chunks(REGION).enumerate() {
                     if threads > 1 {
-                        gate.pass(threads, number + 2);
+                        gate.meet(threads, number + 2);
                     }
                     let mine = &region[share * me..share * (me + 1)];
                     mine.iter().for_each(|&frame| fault(u64::from(frame)));
@@ -174,7 +176,7 @@ impl<S: Shared> Threads<S> {
         let done = Instant::now();
         let waited = clock::waited_for_core().saturating_sub(waited);
         self.mapped.fetch_add(mapped, Ordering::Relaxed);
-        Pass {
+        Part {
             begun,
             done,
             waited,
@@ -182,9 +184,9 @@ impl<S: Shared> Threads<S> {
     }
 
     /// All threads once: how long it took, and how long threads waited for their cores.
-    fn pass(&self) -> (Duration, Duration) {
+    fn race(&self) -> (Duration, Duration) {
         let gate = Gate::default();
-        let passes: Vec<_> = std::thread::scope(|scope| {
+        let parts: Vec<_> = std::thread::scope(|scope| {
             let gate = &gate;
             let threads: Vec<_> = self
                 .cores
@@ -202,9 +204,9 @@ impl<S: Shared> Threads<S> {
                 .map(|thread| thread.join().expect("faulting does not panic"))
                 .collect()
         });
-        let begun = passes.iter().map(|pass| pass.begun).min();
-        let done = passes.iter().map(|pass| pass.done).max();
-        let waited = passes.iter().map(|pass| pass.waited).sum();
+        let begun = parts.iter().map(|part| part.begun).min();
+        let done = parts.iter().map(|part| part.done).max();
+        let waited = parts.iter().map(|part| part.waited).sum();
         match (begun, done) {
             (Some(begun), Some(done)) => (done - begun, waited),
             _ => (Duration::ZERO, waited),
@@ -212,8 +214,8 @@ impl<S: Shared> Threads<S> {
     }
 }
 
-/// One thread's part of a pass.
-struct Pass {
+/// One thread's part of a run.
+struct Part {
     begun: Instant,
     done: Instant,
     waited: Duration,
@@ -228,7 +230,7 @@ impl<S: Shared> Subject for Threads<S> {
         for _ in 0..ATTEMPTS {
             self.shared.reset();
             *self.mapped.get_mut() = 0;
-            let (took, waited) = self.pass();
+            let (took, waited) = self.race();
             if best.is_none_or(|(_, least)| waited < least) {
                 best = Some((took, waited));
             }
@@ -264,8 +266,8 @@ pub(super) fn rows(cores: &[usize]) -> Vec<Plan> {
             return plan;
         };
         let one = vec![two[0]];
-        let subject = |role, name: &str, cores: Vec<usize>, floor: bool| {
-            if floor {
+        let subject = |role, name: &str, cores: Vec<usize>, baseline: bool| {
+            if baseline {
                 Candidate::new(role, name, move || {
                     Threads::<Atomics>::new(pages, layout, cores)
                 })
@@ -278,7 +280,7 @@ pub(super) fn rows(cores: &[usize]) -> Vec<Plan> {
         let all = vec![
             subject(Role::Slat, "slat", two.clone(), false),
             subject(Role::OneThread, "slat, one thread", one.clone(), false),
-            subject(Role::Floor, "compare-exchange, two threads", two, true),
+            subject(Role::Baseline, "compare-exchange, two threads", two, true),
             subject(Role::Other, "compare-exchange, one thread", one, true),
         ];
         Plan::pages(name, pages, all)

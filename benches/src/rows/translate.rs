@@ -4,7 +4,11 @@ use std::{hint::black_box, time::Duration};
 
 use anyhow::ensure;
 
-use super::{Candidate, Plan, bytes, flat::Loading, paged::Work};
+use super::{
+    flat::Loading,
+    paged::Work,
+    plan::{Candidate, Plan, bytes},
+};
 use crate::{
     clock::timed,
     order::Order,
@@ -25,10 +29,10 @@ pub(super) fn rows(pages: u64) -> Vec<Plan> {
     ];
     let mut plans = Vec::new();
     for (name, order) in &orders {
-        let (floor, count) = (order.clone(), order.len());
+        let (baseline, count) = (order.clone(), order.len());
         let mut all = Candidate::tables(pages, &Work::Translate(order.clone()));
-        all.push(Candidate::new(Role::Floor, "load", move || {
-            Loading::new(pages, floor)
+        all.push(Candidate::new(Role::Baseline, "load", move || {
+            Loading::new(pages, baseline)
         }));
         plans.push(
             Plan::pages(format!("translate, {name}, {size}"), count, all)

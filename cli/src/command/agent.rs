@@ -17,13 +17,13 @@ Examples:
   slat agent --name host-a --listen 127.0.0.1:7401 --memory 16GiB
   slat agent --listen 192.0.2.10:7401 --server 192.0.2.1:7400 --insecure-listen
 
-Without --server the agent serves its own VMs alone: slat get vms --server 127.0.0.1:7401.
+Without --server the agent serves its own VMs and reports to nobody: slat get vms --server 127.0.0.1:7401.
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 
-/// Left to the host, at least, when nobody says how much memory VMs may have.
+/// Memory that VMs leave to the host, at least, unless `--memory` says otherwise.
 const HOST_SHARE: u64 = 1 << 30;
-/// And of a large host one part in so many.
+/// Of a large host, one part in so many.
 const HOST_PART: u64 = 16;
 
 /// Options of `slat agent`.
@@ -33,7 +33,7 @@ pub(crate) struct AgentArgs {
     /// This host's name in the fleet [default: the host name, made DNS-like]
     #[arg(long, env = "SLAT_HOST_NAME", value_name = "NAME")]
     name: Option<HostName>,
-    /// Address of the door; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -41,7 +41,7 @@ pub(crate) struct AgentArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Address of the server to report to (host:port); without it the agent stands alone
+    /// Server to report to (host:port); without it the agent works alone
     #[arg(long, env = "SLAT_SERVER", value_name = "ADDR")]
     server: Option<Address>,
     /// Address at which server and other agents reach this one [default: the address it listens on]
@@ -50,10 +50,11 @@ pub(crate) struct AgentArgs {
     /// Address at which other hosts send pages of migrating VMs [default: the IP it listens on]
     #[arg(long, env = "SLAT_DATA_IP", value_name = "IP")]
     data_ip: Option<IpAddr>,
-    /// Memory VMs may use, as 16GiB [default: all the host has less a sixteenth, at least 1GiB]
+    /// Memory VMs may use, as 16GiB [default: the host's, less a sixteenth and at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
-    /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state directory]
+    /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state
+    /// directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -144,8 +145,9 @@ fn sanitised(node: &str) -> Option<HostName> {
     HostName::from_id(dashed.trim_matches('-')).ok()
 }
 
-/// What VMs may use when nobody says. From what the host has, never from what is free: the VMs of an agent that starts again
-/// run already, and their memory is reserved by name; taking it off here too would count it twice.
+/// What VMs may use when nobody says. Counted from all the memory of the host, not from what is
+/// free: when an agent starts again, its VMs run already and their memory is reserved by name, so
+/// it would count twice.
 fn host_memory() -> Result<u64, Failure> {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
@@ -173,7 +175,8 @@ fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but half where that would be nearly nothing.
+/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but never less
+/// than every second byte, which matters on a small host.
 fn share(total: u64) -> u64 {
     let reserve = HOST_SHARE.max(total / HOST_PART);
     total.saturating_sub(reserve).max(total / 2)

@@ -2,11 +2,11 @@
 
 use slat_proto::{json::to_json, model::MigrationName, transport::Address, v1};
 
-use super::view;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
     term::out,
+    view,
 };
 
 const EXAMPLES: &str = "\
@@ -28,8 +28,8 @@ pub(crate) struct CancelArgs {
 }
 
 impl CancelArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }

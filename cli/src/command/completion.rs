@@ -1,9 +1,8 @@
 //! `slat completion`: the shells' completion scripts, made from the command line's own description.
 
-use clap::CommandFactory as _;
 use clap_complete::generate;
 
-use crate::{args::Cli, failure::Failure, term::out};
+use crate::{failure::Failure, term::out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,30 +30,33 @@ pub(crate) struct CompletionArgs {
     shell: Shell,
 }
 
-/// Prints the script.
-pub(crate) fn run(args: &CompletionArgs) -> Result<(), Failure> {
-    out::line(script(args.shell).trim_end())
+/// Prints the script for `line`, the whole command line.
+pub(crate) fn run(args: &CompletionArgs, line: &mut clap::Command) -> Result<(), Failure> {
+    out::line(script(args.shell, line).trim_end())
 }
 
-fn script(shell: Shell) -> String {
+fn script(shell: Shell, line: &mut clap::Command) -> String {
     let shell = match shell {
         Shell::Bash => clap_complete::Shell::Bash,
         Shell::Zsh => clap_complete::Shell::Zsh,
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    generate(shell, &mut Cli::command(), "slat", &mut script);
+    generate(shell, line, "slat", &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::args::Cli;
 
     #[test]
     fn each_shell_learns_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell);
+            let script = script(shell, &mut Cli::command());
             for word in ["migrate", "--max-downtime", "completion"] {
                 assert!(
                     script.contains(word.trim_start_matches('-')),

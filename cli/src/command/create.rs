@@ -9,7 +9,6 @@ use slat_proto::{
     v1,
 };
 
-use super::view;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
@@ -17,6 +16,7 @@ use crate::{
         out::{self, Format},
         units::{Rate, Size},
     },
+    view,
 };
 
 const EXAMPLES: &str = "\
@@ -25,7 +25,7 @@ Examples:
   slat create vm web --memory 2GiB --vcpus 2 --dirty-rate 64
   slat create vm web --backend software --format sv48x4   RISC-V tables on any host
   slat create vm web --pattern hot-cold --fill random --host host-a
-  slat create vm web --image guest.bin --no-start
+  slat create vm web --image guest.img --no-start
   slat create vm web --dry-run                            check everything, build nothing
 
 The guest is memstress, which writes its memory, stamps every page and counts every stamp
@@ -42,8 +42,8 @@ pub(crate) struct CreateArgs {
 }
 
 impl CreateArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }
@@ -234,13 +234,14 @@ impl VmOptions {
             format: self.format.map_or(0, |format| format.to_message().into()),
             guest: Some(self.guest()?),
         };
-        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        // The server checks again. Here a mistake costs no round trip and has exit code 2.
         VmSpec::from_message(&spec)?;
         Ok(spec)
     }
 }
 
-/// At most a little more than the API takes is read, so that a wrong file is not loaded whole to be refused.
+/// At most a little more than the API takes is read, so that a wrong file is not loaded whole to be
+/// refused.
 fn read_image(path: &Path) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let mut image = Vec::new();
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_door_would_refuse_is_a_usage_error() {
+    fn what_the_server_would_refuse_is_a_usage_error() {
         for line in [
             "web --memory 3MiB",
             "web --vcpus 0",

@@ -1,14 +1,13 @@
-//! Follows a migration to its end, through restarts of the server: its state is stored there, so a broken stream is
-//! opened again until the server answers or too much time has passed. A digest comparison that is still going on when the
-//! migration has completed is waited for.
+//! Follows a migration to its end, through restarts of the server: the server stores its state, so
+//! a broken stream is opened again until the server answers or too much time has passed. When
+//! digests are still being compared after the migration has completed, that is waited for.
 
 use std::time::{Duration, Instant};
 
 use slat_proto::{ApiError, Reason, v1};
 use tokio_stream::StreamExt as _;
 
-use super::view;
-use crate::{client::Client, failure::Failure, term::out};
+use crate::{client::Client, failure::Failure, term::out, view};
 
 /// A server that does not come back is given up after this long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,8 +45,8 @@ pub(crate) async fn follow(
     }
 }
 
-/// Whether nobody answered, as against an answer that something is wrong. A stream that breaks off in the middle comes as
-/// a status of the transport's own making, whatever its code.
+/// Whether nobody answered, as against an answer that something is wrong. A stream that breaks off
+/// in the middle comes as a status of the transport's own making, whatever its code.
 fn is_silence(error: &ApiError) -> bool {
     matches!(
         error.reason,

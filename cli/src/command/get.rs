@@ -1,7 +1,7 @@
 //! `slat get hosts|vms|migrations`: a table of all, a page of one, or a stream of what changes.
 //!
-//! A watch of one VM or migration follows the server's stream; a watch of several asks again every second and prints the
-//! rows that changed, as JSON one object a line.
+//! A watch of one VM or migration follows the server's stream; a watch of several asks again every
+//! second and prints the rows that changed, as JSON one object a line.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,7 +14,6 @@ use slat_proto::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::view;
 use crate::{
     client::{Client, ClientArgs, Session},
     failure::Failure,
@@ -22,6 +21,7 @@ use crate::{
         out::{self, Format},
         table::{Cell, Table},
     },
+    view,
 };
 
 const EXAMPLES: &str = "\
@@ -51,8 +51,8 @@ pub(crate) struct GetArgs {
 }
 
 impl GetArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }

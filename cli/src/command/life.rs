@@ -3,11 +3,11 @@
 use serde_json::json;
 use slat_proto::{json::to_json, model::VmName, transport::Address, v1};
 
-use super::view;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
     term::out::{self, Format},
+    view,
 };
 
 const EXAMPLES: &str = "\
@@ -27,7 +27,7 @@ pub(crate) enum Action {
     Pause,
     /// PAUSED to RUNNING.
     Resume,
-    /// Away with it.
+    /// Ended and removed.
     Delete,
 }
 
@@ -53,8 +53,8 @@ pub(crate) struct LifeArgs {
 }
 
 impl LifeArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }

@@ -1,8 +1,9 @@
 //! `slat memory`: a VM's slots, dirty pages, mappings and digest.
 //!
-//! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and leaves it
-//! unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe; `--watch` acknowledges each batch after
-//! printing it. A cursor keeps dirty logging on: a watch that made its cursor takes it away again when it ends.
+//! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and
+//! leaves it unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe;
+//! `--watch` acknowledges each batch after printing it. A cursor keeps dirty logging on: a watch
+//! that made its cursor takes it away again when it ends.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   slat memory slots web
-  slat memory dirty web --watch                  pages written, as they are
+  slat memory dirty web --watch                  pages as they are written
   slat memory dirty web --cursor backup          one batch for a reader of that name
   slat memory dirty web --cursor backup --stop   end it; dirty logging goes off with the last reader
   slat memory invalidate web --base 0x200000 --size 2MiB
@@ -47,8 +48,8 @@ pub(crate) struct MemoryArgs {
 }
 
 impl MemoryArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }
@@ -136,7 +137,7 @@ struct DirtyArgs {
     /// Acknowledge this batch; what is not acknowledged is delivered again
     #[arg(long, value_name = "BATCH", conflicts_with_all = ["watch", "stop"])]
     ack: Option<u64>,
-    /// Go on, acknowledging each batch after it is printed
+    /// Go on, and acknowledge each batch after it is printed
     #[arg(short, long, conflicts_with = "stop")]
     watch: bool,
     /// With --watch: how often to look

@@ -7,28 +7,28 @@ use slat_proto::{
     v1,
 };
 
-use super::{follow::follow, view};
+use super::follow::follow;
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,
     failure::{self, Failure},
     term::{
         out::{self, Format},
-        progress::Progress,
         units::{Rate, Span},
     },
+    view::{self, Progress},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   slat migrate web --to host-b
   slat migrate web --to host-b --max-downtime 50ms --streams 4
-  slat migrate web --to host-b --verify after-commit     compare memory digests, no downtime
+  slat migrate web --to host-b --verify after-commit     compare memory digests, without downtime
   slat migrate web --to host-b --max-total-time 5m --on-timeout force-switchover
   slat migrate web --to host-b --dry-run                 check everything, move nothing
-  slat migrate web --to host-b --no-wait                 start it; slat get migrations --watch
+  slat migrate web --to host-b --no-wait                 start it, do not watch
 
-Ctrl-C ends the watching, never the migration: slat cancel NAME does that.
+Ctrl-C stops watching and leaves the migration alone; slat cancel NAME ends it.
 The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for).";
 
 /// When to compare memory digests.
@@ -42,7 +42,7 @@ pub(crate) enum VerifyChoice {
     AfterCommit,
 }
 
-/// What to do when time or rounds are up.
+/// What to do when time or iterations are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum TimeoutChoice {
     /// Give up; the VM runs on at the source
@@ -60,7 +60,7 @@ pub(crate) struct MigrateArgs {
     /// The host to move it to
     #[arg(long, value_name = "HOST")]
     to: HostName,
-    /// Downtime the guest may see; the switch begins when the estimate is below it [default: 300ms]
+    /// Accepted downtime; the switchover begins when the estimate is below it [default: 300ms]
     #[arg(long, value_name = "DURATION")]
     max_downtime: Option<Span>,
     /// Time the whole migration may take [default: 1h]
@@ -72,13 +72,13 @@ pub(crate) struct MigrateArgs {
     /// Ceiling over all streams; a bare number is MiB/s [default: none]
     #[arg(long, value_name = "RATE")]
     max_bandwidth: Option<Rate>,
-    /// Rounds after which precopy counts as not converging [default: 30]
+    /// Iterations after which precopy counts as not converging [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_iterations: Option<u32>,
     /// When to compare the memory of both sides
     #[arg(long, value_enum, default_value = "none", value_name = "WHEN")]
     verify: VerifyChoice,
-    /// What to do when time or rounds are up
+    /// What to do when time or iterations are used up
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
     /// Name of the migration, never used before [default: the server chooses]
@@ -95,8 +95,8 @@ pub(crate) struct MigrateArgs {
 }
 
 impl MigrateArgs {
-    /// The door to ask.
-    pub(crate) fn door(&self) -> Option<Address> {
+    /// The endpoint to ask.
+    pub(crate) fn endpoint(&self) -> Option<Address> {
         Some(self.client.server.clone())
     }
 }
@@ -122,7 +122,7 @@ impl MigrateArgs {
             }
             .into(),
         };
-        // The door checks again; here the mistake costs no round trip and has exit code 2.
+        // The server checks again. Here a mistake costs no round trip and has exit code 2.
         MigrationParams::from_message(Some(&params))?;
         Ok(v1::CreateMigrationRequest {
             migration: Some(v1::Migration {

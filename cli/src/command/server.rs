@@ -22,7 +22,7 @@ One line on standard output says `listening on IP:PORT` when the server is ready
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServerArgs {
-    /// Address of the door: gRPC, dashboard and metrics; port 0 takes a free one
+    /// Address to listen on, for gRPC, dashboard and metrics; port 0 takes a free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -30,7 +30,8 @@ pub(crate) struct ServerArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state directory]
+    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state
+    /// directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// How often agents report

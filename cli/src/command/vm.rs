@@ -1,4 +1,5 @@
-//! `slat vm`: the process of one VM. Agents start it; it says `ready` on standard output when its door is open.
+//! `slat vm`: the process of one VM. Agents start it. It prints `ready` on standard output when it
+//! serves.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -13,7 +14,7 @@ use crate::{
 /// Options of `slat vm`, given by the agent.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct VmArgs {
-    /// The VM's directory: lock, door, journal
+    /// The VM's directory: lock, socket, journal
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// The VM's name

@@ -1,5 +1,5 @@
-//! Where a door may be opened. There is no TLS and no authentication yet: whoever reaches the door may pause, move and
-//! delete VMs. So only loopback is taken without being asked by name.
+//! Where a role may listen. There is no TLS and no authentication yet: whoever reaches an endpoint
+//! may pause, move and delete VMs. So anything but loopback must be asked for by name.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 /// The way past [`check`].
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct InsecureArgs {
-    /// Listen beyond loopback although the door has no TLS and no authentication yet: anyone who reaches it is in control
+    /// Listen beyond loopback, without TLS and authentication: anyone who reaches it is in control
     #[arg(long, env = "SLAT_INSECURE_LISTEN")]
     pub(crate) insecure_listen: bool,
 }
@@ -20,14 +20,14 @@ pub(crate) fn check(option: &str, address: IpAddr, insecure: InsecureArgs) -> Re
     }
     Err(Failure::advised(
         format!(
-            "{option} {address} is not loopback, and the door has no TLS or authentication yet: \
+            "{option} {address} is not loopback, and there is no TLS and no authentication yet: \
              anyone who reaches it could pause, move and delete VMs"
         ),
         "take 127.0.0.1 or [::1], or, on a network you trust, add --insecure-listen",
     ))
 }
 
-/// The address pages are received at: what was given, else the door's own.
+/// The address pages are received at: the one given, or the one it listens on.
 pub(crate) fn data_ip(listen: SocketAddr, given: Option<IpAddr>) -> Result<IpAddr, Failure> {
     match given {
         Some(ip) if ip.is_unspecified() => Err(Failure::advised(
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_data_address_follows_the_door() {
+    fn the_data_address_follows_the_listening_one() {
         let listen = "127.0.0.1:0".parse().unwrap();
         assert_eq!(data_ip(listen, None).unwrap().to_string(), "127.0.0.1");
         let any = "0.0.0.0:7401".parse().unwrap();

@@ -1,5 +1,6 @@
-//! What the three roles (`slat server`, `slat agent`, `slat vm`) share around their libraries: logs and traces, the metrics
-//! recorder, where they may listen and keep state, the ready line, systemd, and how they are told to stop.
+//! What the three roles (`slat server`, `slat agent`, `slat vm`) share around their libraries: logs
+//! and traces, the metrics recorder, where they may listen and keep state, the ready line, systemd,
+//! and how they are told to stop.
 
 pub(crate) mod listen;
 pub(crate) mod notify;
@@ -17,16 +18,17 @@ use crate::{failure::Failure, term::out};
 pub(crate) struct DaemonArgs {
     #[command(flatten)]
     pub(crate) log: telemetry::LogArgs,
-    /// End when the process of this id ends (for tools that start a fleet and must leave nothing behind)
+    /// End when the process of this id ends (for tools that start a fleet and must leave nothing
+    /// behind)
     #[arg(long, value_name = "PID", hide = true)]
     pub(crate) die_with: Option<u32>,
 }
 
-/// Says, once, that the door is open: the one line on standard output, and systemd.
+/// Says, once, that the role serves: to systemd, and in one line on standard output.
 pub(crate) fn announce(address: SocketAddr) -> Result<(), Failure> {
     notify::notify("READY=1");
     match out::line(format!("listening on {address}")) {
-        // Whoever started us does not care for the line; that is no reason to stop.
+        // Nobody reads the line; that is no reason to stop.
         Err(Failure::BrokenPipe) => Ok(()),
         other => other,
     }

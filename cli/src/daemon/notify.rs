@@ -1,4 +1,5 @@
-//! systemd's readiness protocol (`Type=notify`): one datagram to the socket named by NOTIFY_SOCKET. Without it, nothing.
+//! systemd's readiness protocol (`Type=notify`): one datagram to the socket named by NOTIFY_SOCKET.
+//! Without it, nothing.
 
 use std::{
     ffi::OsStr,
@@ -12,7 +13,8 @@ use std::{
     },
 };
 
-/// Tells the service manager, e.g. `READY=1` or `STOPPING=1`. A failure is logged: the daemon works without its manager.
+/// Tells the service manager, e.g. `READY=1` or `STOPPING=1`. A failure is logged: the daemon works
+/// without its manager.
 pub(crate) fn notify(state: &str) {
     if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
         && let Err(error) = send(&socket, state)

@@ -1,7 +1,8 @@
-//! The Prometheus recorder behind the `metrics` façade. The doors serve its text at `/metrics`; no listener of its own.
+//! The Prometheus recorder behind the `metrics` façade. The roles serve its text at
+//! `/metrics`; it has no listener of its own.
 //!
-//! Every histogram has fixed buckets, for without them the exporter makes a summary, which cannot be added up over
-//! processes. Those whose values lie elsewhere than an RPC's are named one by one.
+//! Every histogram has fixed buckets, for without them the exporter makes a summary, which cannot
+//! be added up over processes. Those whose values lie elsewhere than an RPC's are named one by one.
 
 use std::{sync::Arc, time::Duration};
 

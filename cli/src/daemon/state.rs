@@ -1,4 +1,5 @@
-//! The directory a daemon keeps its state in: where it is by default, and that it can be written before anything starts.
+//! The directory a daemon keeps its state in: where it is by default, and that it can be written
+//! before anything starts.
 
 use std::{
     fs::{self, DirBuilder},
@@ -8,7 +9,8 @@ use std::{
 
 use crate::failure::Failure;
 
-/// The directory of `role`: what was given; `/var/lib/slat/<role>` for root; the XDG state directory for others.
+/// The directory of `role`: what was given; `/var/lib/slat/<role>` for root; the XDG state
+/// directory for others.
 pub(crate) fn directory(given: Option<PathBuf>, role: &str) -> Result<PathBuf, Failure> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     choose(

@@ -1,8 +1,9 @@
 //! How a process is told to stop: SIGTERM, SIGINT, or the end of the process it must not outlive.
 //!
-//! [`Stop`] takes the signals over from the moment it is made, so make it before anything that must be cleaned up.
-//! [`die_with`] watches another process from a thread of its own that lives as long as this process: when the other ends,
-//! however it ends, this one gets SIGTERM, and is ended hard when that does not help in time.
+//! [`Stop`] takes the signals over from the moment it is made, so make it before anything that must
+//! be cleaned up. [`die_with`] watches another process from a thread of its own that lives as long
+//! as this process: when the other ends, however it ends, this one gets SIGTERM, and is killed when
+//! it has not stopped in time.
 
 use std::{io, time::Duration};
 

@@ -1,9 +1,10 @@
 //! Logs and traces of one process.
 //!
-//! Logs go to standard error: text on a terminal, JSON elsewhere, filtered by `--log-filter` or RUST_LOG. Traces are
-//! exported over OTLP/gRPC only when OTEL_EXPORTER_OTLP_ENDPOINT (or its `_TRACES_` form) is set; the other `OTEL_*`
-//! variables have their standard meaning. The W3C propagator is always set, so a caller's trace passes through a process
-//! that exports nothing. Both have filters of their own: quiet logs do not make thin traces.
+//! Logs go to standard error: text on a terminal, JSON elsewhere, filtered by `--log-filter` or
+//! RUST_LOG. Traces are exported over OTLP/gRPC only when OTEL_EXPORTER_OTLP_ENDPOINT (or its
+//! `_TRACES_` form) is set; the other `OTEL_*` variables have their standard meaning. The W3C
+//! propagator is always set, so a caller's trace goes on through a process that exports nothing.
+//! Logs and traces have separate filters: quiet logs do not leave spans out.
 
 use std::{io, time::Duration};
 
@@ -56,8 +57,8 @@ pub(crate) struct Telemetry {
     provider: Option<SdkTracerProvider>,
 }
 
-/// Installs logs and traces of a process that plays `role`; `default_filter` holds where nobody chose. Call it once, on a
-/// runtime.
+/// Installs logs and traces of a process that plays `role`; `default_filter` holds where nobody
+/// chose. Call it once, on a runtime.
 pub(crate) fn install(
     role: &str,
     log: &LogArgs,

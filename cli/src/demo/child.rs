@@ -1,7 +1,8 @@
 //! One daemon of the demo: this binary in another role, on a free loopback port, its log in a file.
 //!
-//! It gets a process group of its own, so that Ctrl-C reaches the demo alone, which then ends its daemons in order. It is
-//! told to end when the demo's process ends (`--die-with`), and is killed when the handle is dropped without a stop.
+//! It gets a process group of its own, so that Ctrl-C reaches the demo alone, which then ends its
+//! daemons in order. It is told to end when the demo's process ends (`--die-with`), and is killed
+//! when the handle is dropped without a stop.
 
 use std::{
     ffi::OsString,
@@ -91,7 +92,7 @@ impl Daemon {
         }
     }
 
-    /// Where its door is.
+    /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -116,7 +117,8 @@ impl Daemon {
         }
     }
 
-    /// Waits for its end after [`Daemon::terminate`]; kills it when that takes too long. `Some` says what was wrong.
+    /// Waits for its end after [`Daemon::terminate`]; kills it when that takes too long. `Some`
+    /// says what was wrong.
     pub(super) async fn join(mut self) -> Option<String> {
         match tokio::time::timeout(GONE, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => None,

@@ -1,8 +1,9 @@
 //! The demo's fleet: one server, two agents, a temporary directory; and how all of it ends.
 //!
-//! [`Fleet::stop`] goes from the orderly to the certain: delete the VM through a door, let the VM processes end, SIGTERM
-//! to the daemons, SIGKILL after a bound, then the VM processes that still hold a lock below this directory. Each step is
-//! bounded; what should not have been needed is returned, for it means that something was left behind.
+//! [`Fleet::stop`] begins gently and ends with force: delete the VM through the API, let the VM
+//! processes end, SIGTERM to the daemons, SIGKILL after a bound, then the VM processes that still
+//! hold a lock below this directory. Each step is bounded. It returns every step that should not
+//! have been needed: something was left behind.
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -98,12 +99,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// The server's door.
+    /// The server's address.
     pub(super) fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(Daemon::address)
     }
 
-    /// The agents' names and doors.
+    /// The agents' names and addresses.
     pub(super) fn agents(&self) -> Vec<(String, SocketAddr)> {
         self.agents
             .iter()
@@ -170,12 +171,12 @@ impl Fleet {
     async fn delete_vm(&self) -> Result<(), ApiError> {
         let agents = self.agents.iter().map(Daemon::address);
         let mut result = Ok(());
-        for door in self.address().into_iter().chain(agents) {
-            let deleted = tokio::time::timeout(DELETE, delete_at(door)).await;
+        for endpoint in self.address().into_iter().chain(agents) {
+            let deleted = tokio::time::timeout(DELETE, delete_at(endpoint)).await;
             result = deleted.unwrap_or_else(|_| {
                 Err(ApiError::new(
                     Reason::PeerUnreachable,
-                    format!("{door} took too long"),
+                    format!("{endpoint} took too long"),
                 ))
             });
             if result.is_ok() {
@@ -186,9 +187,9 @@ impl Fleet {
     }
 }
 
-/// Deletes the VM at one door, cancelling the migration in its way.
-async fn delete_at(door: SocketAddr) -> Result<(), ApiError> {
-    let client = client(door)?;
+/// Deletes the VM at one address, cancelling the migration in its way.
+async fn delete_at(endpoint: SocketAddr) -> Result<(), ApiError> {
+    let client = client(endpoint)?;
     let name = VmName::from_id(VM)?.to_string();
     loop {
         let request = v1::DeleteVmRequest { name: name.clone() };
@@ -214,8 +215,8 @@ async fn delete_at(door: SocketAddr) -> Result<(), ApiError> {
     }
 }
 
-/// A client of the door at `address`.
+/// A client of the server or agent at `address`.
 pub(super) fn client(address: SocketAddr) -> Result<Client, ApiError> {
     Client::new(&Address::Tcp(address.to_string()))
-        .map_err(|_| ApiError::bad_parameter("address", format_args!("{address} makes no door")))
+        .map_err(|_| ApiError::bad_parameter("address", format_args!("{address} is no address")))
 }

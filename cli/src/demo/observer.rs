@@ -1,11 +1,12 @@
 //! What the VM's processes counted, added up over its life.
 //!
-//! Second-stage counters belong to a process, and each migration begins a new one, so the last figures seen of every
-//! process are kept and summed. They are looked at through both agents' doors all the time, not only where the server says
-//! the VM is: the most interesting faults and flushes fall into the migration itself.
+//! Second-stage counters belong to a process, and each migration begins a new one, so the last
+//! figures seen of every process are kept and summed. Both agents are asked all the time, not only
+//! the one where the server says the VM is: the most interesting faults and flushes fall into the
+//! migration itself.
 //!
-//! Locking: one std mutex around the [`Tally`], taken for a moment, never across an await. The looking task belongs to
-//! the [`Observer`] and ends with it.
+//! Locking: one std mutex around the [`Tally`], taken for a moment, never across an await. The
+//! looking task belongs to the [`Observer`] and ends with it.
 
 use std::{
     collections::HashMap,
@@ -78,14 +79,14 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Begins to look through these doors.
-    pub(super) fn start(doors: Vec<SocketAddr>, vm: String) -> Self {
+    /// Begins to look through these agents.
+    pub(super) fn start(agents: Vec<SocketAddr>, vm: String) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let seen = Arc::clone(&tally);
         let task = tokio::spawn(async move {
-            let clients: Vec<_> = doors
+            let clients: Vec<_> = agents
                 .into_iter()
-                .filter_map(|door| fleet::client(door).ok())
+                .filter_map(|agent| fleet::client(agent).ok())
                 .collect();
             loop {
                 for client in &clients {

@@ -1,4 +1,5 @@
-//! What the demo found out: figures of each migration, the guest's own count, the checks and whether they held.
+//! What the demo found out: figures of each migration, the guest's own count, the checks and
+//! whether they held.
 
 use std::time::Duration;
 
@@ -8,15 +9,18 @@ use slat_proto::{
     v1,
 };
 
-use super::{DemoArgs, Output, observer::Sums};
+use super::{
+    args::{DemoArgs, Output},
+    observer::Sums,
+};
 use crate::{
-    command::view,
     failure::Failure,
     term::{
         out,
         table::{Cell, Table, Tone},
         units::{Rate, Size, Span},
     },
+    view,
 };
 
 /// The report as programs read it. Null is what the backend cannot know.
@@ -306,7 +310,7 @@ fn table_row(row: &Row, verified: &str) -> Vec<Cell> {
     ]
 }
 
-/// Bytes over the time of all passes.
+/// Bytes over the time of all iterations.
 fn throughput(progress: &v1::MigrationProgress) -> Option<u64> {
     let time = progress
         .iterations
@@ -316,7 +320,7 @@ fn throughput(progress: &v1::MigrationProgress) -> Option<u64> {
     view::per_second(progress.bytes_transferred, time)
 }
 
-/// What the guest dirtied while it ran during the migration, over the time of those passes.
+/// What the guest dirtied while it ran during the migration, over the time of those iterations.
 fn dirty_rate(progress: &v1::MigrationProgress) -> Option<u64> {
     let live = || progress.iterations.iter().filter(|one| !one.r#final);
     let pages: u64 = live().map(|one| one.dirty_pages).sum();
@@ -328,10 +332,10 @@ fn dirty_rate(progress: &v1::MigrationProgress) -> Option<u64> {
 mod tests {
     use slat_proto::model::proto_duration;
 
-    use super::*;
+    use super::{super::args::parsed, *};
 
     fn migration(name: &str, verification: v1::Verification) -> v1::Migration {
-        let pass = |iteration, millis, bytes, dirty_pages, last| v1::MigrationIteration {
+        let iteration = |iteration, millis, bytes, dirty_pages, last| v1::MigrationIteration {
             iteration,
             bytes_transferred: bytes,
             duration: Some(proto_duration(Duration::from_millis(millis))),
@@ -352,8 +356,8 @@ mod tests {
                 downtime: Some(proto_duration(Duration::from_micros(12_500))),
                 verification: verification.into(),
                 iterations: vec![
-                    pass(0, 900, 290 << 20, 2048, false),
-                    pass(1, 100, 10 << 20, 0, true),
+                    iteration(0, 900, 290 << 20, 2048, false),
+                    iteration(1, 100, 10 << 20, 0, true),
                 ],
                 ..Default::default()
             }),
@@ -362,7 +366,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        let mut report = Report::new(&super::super::tests::args("--streams 3"));
+        let mut report = Report::new(&parsed("--streams 3"));
         let spec = v1::VmSpec {
             memory_bytes: 256 << 20,
             vcpus: 2,

@@ -1,5 +1,5 @@
-//! What happens in the demo, step by step. Findings go to the report, checks with them; an error ends the script, and the
-//! caller cleans up.
+//! What happens in the demo, step by step. Findings go to the report, checks with them; an error
+//! ends the script, and the caller cleans up.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use super::{
-    DemoArgs,
+    args::DemoArgs,
     fleet::{self, Fleet, HOSTS, VM},
     observer::Observer,
     report::Report,
 };
 use crate::{
     client::Client,
-    command::{agent, follow::follow, view},
+    command::{agent, follow::follow},
     failure::Failure,
     term::{
         out,
-        progress::Progress,
         units::{Rate, Size},
     },
+    view::{self, Progress},
 };
 
 /// Agents must be ready at the server within this time.
@@ -86,13 +86,13 @@ pub(super) async fn play(
 ) -> Result<(), Failure> {
     enough_memory(args)?;
     out::say("starting a server and two agents on loopback");
-    // The old host's copy may still be going away while the VM comes back: room for a third.
+    // The old host's copy may still be going away while the VM comes back, so a third must fit.
     let memory = args.memory.0.saturating_mul(3);
     fleet.start(memory).await?;
     let vm = VmName::from_id(VM)?;
     let stage = Stage {
         args,
-        client: door(fleet)?,
+        client: server(fleet)?,
         observer: observer(fleet, &vm),
         vm,
     };
@@ -105,15 +105,16 @@ pub(super) async fn play(
     result
 }
 
-fn door(fleet: &Fleet) -> Result<Client, Failure> {
+/// A client of the demo's server.
+fn server(fleet: &Fleet) -> Result<Client, Failure> {
     let address = fleet.address();
     let address = address.ok_or_else(|| Failure::local("the server is not running"))?;
     Ok(fleet::client(address)?)
 }
 
 fn observer(fleet: &Fleet, vm: &VmName) -> Observer {
-    let doors = fleet.agents().into_iter().map(|(_, door)| door).collect();
-    Observer::start(doors, vm.to_string())
+    let agents = fleet.agents().into_iter().map(|(_, address)| address);
+    Observer::start(agents.collect(), vm.to_string())
 }
 
 /// Both hosts are this machine: memory for two copies must be there.
@@ -307,8 +308,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Waits until the guest has written more than `since` on `host`, and checks what it counted. `None` for a guest that
-    /// counts nothing.
+    /// Waits until the guest has written more than `since` on `host`, and checks what it counted.
+    /// `None` for a guest that counts nothing.
     async fn progress(
         &self,
         host: &str,
@@ -316,7 +317,8 @@ impl Stage<'_> {
         report: &mut Report,
     ) -> Result<Option<v1::GuestCounters>, Failure> {
         let before = since.map_or(0, |counters| counters.pages_written);
-        // A tenth of a second's worth, so that more than a straggling write is seen; an idle guest writes nothing.
+        // A tenth of a second's worth, so that more than a straggling write is seen; an idle guest
+        // writes nothing.
         let wanted = match self.args.dirty_rate.0 {
             0 => 0,
             rate => (rate / PAGE_SIZE / 10).max(1),
@@ -446,17 +448,18 @@ async fn move_vm(
     Ok(migration)
 }
 
-/// Stays up, moving the VM now and then, until dropped. What goes wrong is noted and said; the fleet stays for looking.
+/// Stays up, moving the VM now and then, until dropped. What goes wrong is noted and said; the
+/// fleet stays for looking.
 pub(super) async fn keep(args: &DemoArgs, fleet: &Fleet, report: &mut Report) {
-    let (Some(address), Ok(client), Ok(vm)) = (fleet.address(), door(fleet), VmName::from_id(VM))
+    let (Some(address), Ok(client), Ok(vm)) = (fleet.address(), server(fleet), VmName::from_id(VM))
     else {
         return;
     };
     out::say(format!(
         "dashboard  http://{address}/\nserver     {address}"
     ));
-    for (name, door) in fleet.agents() {
-        out::say(format!("{name}     {door}"));
+    for (name, address) in fleet.agents() {
+        out::say(format!("{name}     {address}"));
     }
     out::say(format!(
         "the VM goes on and moves every {} s; Ctrl-C ends everything",
@@ -465,7 +468,7 @@ pub(super) async fn keep(args: &DemoArgs, fleet: &Fleet, report: &mut Report) {
     for number in 1u64.. {
         tokio::time::sleep(KEEP).await;
         if let Err(failure) = move_on(args, &client, &vm, number, report).await {
-            failure.report();
+            out::report(&failure);
             report.check(format!("keep-{number}"), false, "see above");
         }
     }

@@ -1,5 +1,5 @@
-//! VM processes that outlived the demo's daemons: found by the lock each holds in its directory below the demo's own
-//! state, and ended. Nothing else is ever looked at.
+//! VM processes that outlived the demo's daemons: found by the lock each holds in its directory
+//! below the demo's own state, and ended. Nothing else is ever looked at.
 
 use std::{
     path::{Path, PathBuf},
@@ -73,7 +73,8 @@ pub(super) async fn sweep(states: &[PathBuf], bound: Duration) -> Vec<String> {
         .collect()
 }
 
-/// The handle is taken before the lock is read again, so the signal cannot reach a stranger with the same number.
+/// The handle is taken before the lock is read again, so the signal cannot reach another process
+/// that has the same number by then.
 fn kill(one: &Living) {
     let pid = i32::try_from(one.pid).ok().and_then(Pid::from_raw);
     let Some(pid) = pid else { return };

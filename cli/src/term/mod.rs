@@ -1,6 +1,5 @@
-//! What an operator sees and types: units, tables, the two output streams, the live progress line.
+//! The terminal: the two output streams, tables, and units as operators read and type them.
 
 pub(crate) mod out;
-pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod units;

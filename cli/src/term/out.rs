@@ -1,7 +1,7 @@
 //! The two streams: data on standard output, messages on standard error.
 //!
-//! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command quietly with
-//! [`Failure::BrokenPipe`], on standard error it is ignored.
+//! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
+//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -39,6 +39,14 @@ pub(crate) fn json_line(value: &serde_json::Value) -> Result<(), Failure> {
 pub(crate) fn say(text: impl AsRef<str>) {
     // Nobody is left to be told when this fails.
     drop(writeln!(io::stderr().lock(), "{}", text.as_ref()));
+}
+
+/// Says why a command failed, unless everything is said already.
+pub(crate) fn report(failure: &Failure) {
+    let text = failure.render();
+    if !text.is_empty() {
+        say(text);
+    }
 }
 
 /// Writes to standard error without a line end.

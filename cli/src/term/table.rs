@@ -1,7 +1,8 @@
-//! Tables as operators know them from kubectl: a heading in capitals, columns two spaces apart, no lines drawn.
+//! Tables as operators know them from kubectl: a heading in capitals, two spaces between columns,
+//! no lines drawn.
 //!
-//! Widths only grow, so that rows printed later by a watch stand under the first ones. Colour is added after the padding
-//! and never counts as width.
+//! Widths only grow, so that rows printed later by a watch stand under the first ones. Colour is
+//! added after the padding and never counts as width.
 
 /// Colour of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Sizes, rates and durations, read and shown with their units.
 //!
-//! A size is `512MiB`, `1.5GiB`, `64k` or plain bytes; `K`, `M`, `G`, `T` alone are binary, as QEMU and systemd read them,
-//! and `kB`, `MB`, `GB`, `TB` decimal. A rate is a size a second; a bare number counts MiB/s. A duration always names its
-//! unit: `300ms`, `1.5s`, `1m30s`. Showing never lies by more than rounding to the digits shown.
+//! A size is `512MiB`, `1.5GiB`, `64k` or plain bytes; `K`, `M`, `G`, `T` alone are binary, as QEMU
+//! and systemd read them, and `kB`, `MB`, `GB`, `TB` decimal. A rate is a size a second; a bare
+//! number counts MiB/s. A duration always names its unit: `300ms`, `1.5s`, `1m30s`. Showing never
+//! lies by more than rounding to the digits shown.
 
 use std::{fmt, str::FromStr, time::Duration};
 

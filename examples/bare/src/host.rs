@@ -13,13 +13,13 @@ use crate::{lock::Lock, tlb::Tlb};
 
 /// The machine's one CPU, as far as flushes concern it.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct BareHost {
     /// The CPU's TLB.
     pub(crate) tlb: Lock<Tlb>,
     flushes: AtomicU64,
 }
 
-impl Machine {
+impl BareHost {
     /// A machine with an empty TLB.
     pub(crate) fn new() -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Machine {
     }
 }
 
-impl Host for Machine {
+impl Host for BareHost {
     fn flush(&self, request: &FlushRequest) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         // `request.tables`: this TLB caches no pointers to tables, so there is nothing more to

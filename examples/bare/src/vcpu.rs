@@ -21,7 +21,7 @@ use slat_mmu::{
 use crate::{
     frames::Frames,
     hardware::{self, Found, Manual, Trap},
-    host::Machine,
+    host::BareHost,
 };
 
 /// Times that one access is tried. The hypervisor answers a retry by doing what it was about to do:
@@ -46,7 +46,7 @@ pub(crate) enum Exit {
 #[derive(Debug)]
 pub(crate) struct VirtualCpu<'a, M: Manual> {
     mmu: &'a Mmu<M>,
-    machine: &'a Machine,
+    machine: &'a BareHost,
     memory: &'a Frames,
     /// The vCPU's part of the MMU.
     part: Vcpu,
@@ -56,7 +56,7 @@ pub(crate) struct VirtualCpu<'a, M: Manual> {
 
 impl<'a, M: Manual> VirtualCpu<'a, M> {
     /// A vCPU that has not run yet.
-    pub(crate) fn new(mmu: &'a Mmu<M>, machine: &'a Machine, memory: &'a Frames) -> Self {
+    pub(crate) fn new(mmu: &'a Mmu<M>, machine: &'a BareHost, memory: &'a Frames) -> Self {
         Self {
             mmu,
             machine,

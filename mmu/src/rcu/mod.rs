@@ -35,7 +35,6 @@
 //! A participant goes inside once at a time: its mark is one, and the end of an inner section would
 //! take back the outer one's. Debug builds assert it. Whoever waits for a grace period, or takes
 //! the MMU lock exclusive, is not inside itself. The order of locks is in `locks`.
-//!
 
 pub(crate) mod buffer;
 pub(crate) mod cell;

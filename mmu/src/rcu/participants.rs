@@ -6,6 +6,7 @@
 //! *Locking*: `cells` is held for a look at the list only, never while waiting.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::ops::Deref;
 
 use super::cell::Cell;
 use crate::sync::{Acquire, AtomicU64, Backoff, Mutex, SeqCst, fence};
@@ -25,12 +26,12 @@ struct Cells {
 
 /// A cell that nobody else owns; it goes back when dropped.
 #[derive(Debug)]
-pub(crate) struct ReaderSlot {
+pub(crate) struct ReaderSlot<P: Deref<Target = Participants> = Arc<Participants>> {
     cell: Arc<Cell>,
-    participants: Arc<Participants>,
+    participants: P,
 }
 
-impl core::ops::Deref for ReaderSlot {
+impl<P: Deref<Target = Participants>> Deref for ReaderSlot<P> {
     type Target = Cell;
 
     #[inline(always)]
@@ -39,7 +40,7 @@ impl core::ops::Deref for ReaderSlot {
     }
 }
 
-impl Drop for ReaderSlot {
+impl<P: Deref<Target = Participants>> Drop for ReaderSlot<P> {
     fn drop(&mut self) {
         self.participants
             .cells
@@ -92,16 +93,27 @@ impl Participants {
 
     /// A cell for a new participant.
     pub(crate) fn reader_slot(self: &Arc<Self>) -> ReaderSlot {
+        ReaderSlot {
+            cell: self.free_cell(),
+            participants: Arc::clone(self),
+        }
+    }
+
+    /// The same for one look, which is over before the MMU is: it counts no reference.
+    pub(crate) fn brief_reader_slot(&self) -> ReaderSlot<&Self> {
+        ReaderSlot {
+            cell: self.free_cell(),
+            participants: self,
+        }
+    }
+
+    fn free_cell(&self) -> Arc<Cell> {
         let mut cells = self.cells.lock();
-        let cell = cells.free.pop().unwrap_or_else(|| {
+        cells.free.pop().unwrap_or_else(|| {
             let cell = Arc::new(Cell::new(self.id()));
             cells.all.push(Arc::clone(&cell));
             cell
-        });
-        ReaderSlot {
-            cell,
-            participants: Arc::clone(self),
-        }
+        })
     }
 
     #[inline(always)]

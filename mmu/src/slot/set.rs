@@ -12,6 +12,7 @@ use super::{
 use crate::{
     addr::{Gfn, GfnRange, Pfn},
     format::MemoryType,
+    sync::step,
 };
 
 /// The numbers a slot has to stay below.
@@ -57,6 +58,7 @@ impl SlotSet {
 
     /// The slots that share a frame with `range`, by frame.
     pub(crate) fn over(&self, range: GfnRange) -> impl Iterator<Item = &Arc<Memslot>> {
+        step();
         // The last slot that begins at or before the range may reach into it.
         let first = self
             .by_gfn

@@ -159,6 +159,15 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_store_replaces_all_that_was_there() {
+        let entry = EntryCell::new(u64::MAX);
+        for raw in [0x1234, 0, 1 << 63] {
+            entry.store(raw);
+            assert_eq!(entry.load(), raw);
+        }
+    }
+
     /// A table laid by hand, and a walker that sees the entry that links it.
     #[test]
     fn who_sees_a_stored_entry_sees_what_was_stored_before() {

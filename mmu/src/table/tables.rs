@@ -4,8 +4,8 @@
 //! era that its unlinking ended. Nobody waits for it: who retires tables, or asks for it, frees
 //! those whose time has come.
 //!
-//! *Locking*: limbo's lock (`locks`), let go of between batches. *Invariant*: `live` counts every
-//! table between its allocation and its being given back.
+//! *Locking*: limbo's lock (`locks`), offered to others between batches. *Invariants*: `live`
+//! counts every table between its allocation and its being given back; eras in limbo never fall.
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::{fmt, marker::PhantomData, slice};
@@ -19,7 +19,7 @@ use crate::{
     addr::{Gfn, Pfn},
     format::Format,
     rcu::participants::Participants,
-    sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic},
+    sync::{AcqRel, Acquire, AtomicU64, Counted, Mutex, Relaxed, Statistic, give_way},
 };
 
 /// All tables of one MMU.
@@ -57,6 +57,11 @@ impl Gone {
         }
     }
 }
+
+/// Roots that were to be freed and that someone holds still.
+#[derive(Default)]
+#[must_use = "dropping it leaks the roots"]
+pub(crate) struct Held(Vec<Retired>);
 
 /// Tables on their way out, none of them a root: tickets, consumed, of which the frames are left.
 #[must_use = "dropping it leaks the tables"]
@@ -217,22 +222,29 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
 
     /// Frees the retired tables that no reader can see any more. Never waits for readers.
     ///
-    /// In batches, with limbo's lock let go of in between: a vCPU that gives a root up waits for no
-    /// more than one.
+    /// In batches, with limbo's lock offered to others in between, such as a vCPU that gives a root
+    /// up.
     pub(crate) fn reclaim(&self) {
-        let mut held = VecDeque::new();
+        let mut held = Held::default();
         while self.reclaim_batch(&mut held) {}
-        if !held.is_empty() {
-            // Older than what is left, so eras in the queue still never fall.
-            let mut limbo = self.limbo.lock();
-            while let Some(retired) = held.pop_back() {
-                limbo.push_front(retired);
-            }
+        self.put_back(held);
+    }
+
+    /// Puts roots back that someone holds, each to its place: another reclaimer may have put back
+    /// older ones, or newer ones, meanwhile.
+    pub(crate) fn put_back(&self, held: Held) {
+        if held.0.is_empty() {
+            return;
+        }
+        let mut limbo = self.limbo.lock();
+        for retired in held.0 {
+            let place = limbo.partition_point(|other| other.era < retired.era);
+            limbo.insert(place, retired);
         }
     }
 
     /// Frees a batch; whether there may be another. Roots that someone holds become `held`.
-    fn reclaim_batch(&self, held: &mut VecDeque<Retired>) -> bool {
+    pub(crate) fn reclaim_batch(&self, held: &mut Held) -> bool {
         let mut limbo = self.limbo.lock();
         let (Some(first), Some(last)) = (limbo.front(), limbo.back()) else {
             return false;
@@ -263,7 +275,7 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
                 Gone::Root(root) => match Counted::try_unwrap(root) {
                     Ok(root) => self.free_root(root),
                     Err(root) => {
-                        held.push_back(Retired {
+                        held.0.push(Retired {
                             era: retired.era,
                             table: Gone::Root(root),
                         });
@@ -273,7 +285,12 @@ impl<F: Format, H: TableMemory> Tables<F, H> {
             }
             self.retired.fetch_sub(count, Relaxed);
         }
-        !limbo.is_empty()
+        let more = !limbo.is_empty();
+        drop(limbo);
+        if more {
+            give_way();
+        }
+        more
     }
 
     fn free_root(&self, root: RootTable) {

@@ -12,9 +12,8 @@ pub enum DirtyLogStart {
     InitiallySet,
 }
 
-/// Tables that splitting ahead leaves for faults unless configured otherwise: enough for eight
-/// vCPUs that fault in new places at once. Models have few tables, and no splits ahead that could
-/// take them all.
+/// Tables that splitting ahead leaves for faults unless configured otherwise: what four vCPUs fetch
+/// at once. Models have few tables, and no splits ahead that could take them all.
 const DEFAULT_FAULT_RESERVE: u32 = if cfg!(any(feature = "loom", feature = "shuttle")) {
     0
 } else {
@@ -37,7 +36,8 @@ pub struct MmuConfig {
     pub eager_split: bool,
     /// Tables that splitting ahead leaves for faults: it stops before it would touch them. 32
     /// unless changed (128 KiB). A fault takes up to one for each level below the root in a new
-    /// place, and one for each 2 MiB after that.
+    /// place, and one for each 2 MiB after that; but a vCPU that has too few fetches 8 at once, so
+    /// vCPUs that are to get on beside each other need 8 each.
     pub fault_reserve: u32,
     /// Address spaces, each with slots of its own; at least 1.
     pub address_spaces: u8,

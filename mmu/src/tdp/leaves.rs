@@ -57,7 +57,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             end,
         };
         let mut leaves = Vec::with_capacity(rest.pages().min(MOST as u64) as usize);
-        let reader = self.participants.reader_slot();
+        let reader = self.participants.brief_reader_slot();
         let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let Some(root) = self.valid_root(as_id) else {
             return LeafBatch::default();

@@ -45,6 +45,7 @@ impl fmt::Debug for AddressSpace<'_> {
 }
 
 impl<'m> AddressSpace<'m> {
+    #[inline]
     pub(super) fn new(mmu: &'m dyn Operations, as_id: u8) -> Self {
         Self { mmu, as_id }
     }
@@ -119,6 +120,7 @@ impl<'m> AddressSpace<'m> {
 
     /// Where `gfn` leads now. Changes nothing. Walks without a lock, from a root that it looks up
     /// under the lock of their list.
+    #[inline]
     pub fn translate(self, gfn: Gfn) -> Option<Translation> {
         self.mmu.translate(self.as_id, gfn)
     }
@@ -141,6 +143,9 @@ impl<'m> AddressSpace<'m> {
     /// the range should be small. Memory is named by guest frames: until the end, a slot over the
     /// range must neither be moved nor made anew elsewhere, or faults would map what is being taken
     /// at its new place.
+    ///
+    /// Unmapped is this address space alone: memory that is mapped in several is taken back in each
+    /// of them. Faults are held off by frame number, in every address space.
     pub fn invalidate_begin(self, range: GfnRange, may_yield: bool) -> Invalidation {
         self.mmu.invalidate_begin(self.as_id, range, may_yield)
     }
@@ -235,8 +240,9 @@ impl<'m> AddressSpace<'m> {
     }
 }
 
-/// How a handle reaches the MMU. Each method is the one of [`AddressSpace`] of that name.
-pub(super) trait Operations {
+/// How a handle reaches the MMU. Each method is the one of [`AddressSpace`] of that name. `Send`
+/// and `Sync`, so that a handle may go to another thread as a reference to the MMU may.
+pub(super) trait Operations: Send + Sync {
     fn root(&self, as_id: u8) -> Option<Root>;
     fn delete_slot(&self, as_id: u8, id: SlotId) -> Result<(), SlotError>;
     fn move_slot(&self, as_id: u8, id: SlotId, base_gfn: Gfn) -> Result<(), SlotError>;

@@ -109,6 +109,12 @@ fn translation<F: Format>(leaf: &Leaf, level: Level, gfn: Gfn) -> Translation {
     }
 }
 
+/// Where the entry `raw`, at which a walk ended, leads `gfn`.
+#[inline(always)]
+fn found<F: Format>(raw: u64, level: Level, gfn: Gfn) -> Option<Translation> {
+    F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
+}
+
 /// Many walks in one read section: no cost per walk beyond the walk.
 ///
 /// While it lives no table is given back, and nothing that waits for a grace period (changing
@@ -128,9 +134,7 @@ impl<F: Format, H: TableMemory> Walker<'_, F, H> {
             return None;
         }
         let root = self.root.as_ref()?;
-        let found = |raw, level| {
-            F::is_leaf(raw, level).then(|| translation::<F>(&F::leaf(raw, level), level, gfn))
-        };
+        let found = |raw, level| found::<F>(raw, level, gfn);
         if !self.hint.comes_again::<F>(gfn) {
             return self
                 .guard
@@ -195,7 +199,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if gfn >= F::MAX_GFN {
             return walk;
         }
-        let reader = self.participants.reader_slot();
+        let reader = self.participants.brief_reader_slot();
         let guard = Guard::new(&self.tables, self.participants.pin(&reader));
         let Some(root) = self.valid_root(as_id) else {
             return walk;
@@ -220,17 +224,15 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 
     pub(super) fn do_translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation> {
-        let reader = self.participants.reader_slot();
-        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
-        let root = self
-            .valid_root(as_id)
-            .map(|root| Counted::clone(&root.table));
-        Walker {
-            guard,
-            root,
-            hint: Hint::default(),
+        if gfn >= F::MAX_GFN {
+            return None;
         }
-        .translate(gfn)
+        let reader = self.participants.brief_reader_slot();
+        let guard = Guard::new(&self.tables, self.participants.pin(&reader));
+        let root = self.valid_root(as_id)?;
+        guard.descend_to(&root.table, gfn, |_, raw, level| {
+            found::<F>(raw, level, gfn)
+        })
     }
 
     pub(super) fn do_access(

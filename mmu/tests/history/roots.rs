@@ -289,8 +289,8 @@ fn leaves_of_a_withdrawn_root<F: Format>() {
     let level = Level::SIZE_4K;
     assert_eq!(mmu.fault(&mut vcpu, small), FaultOutcome::Fixed { level });
     assert_eq!(mmu.stats().pages[..3], [1, 0, 2]);
-    let mut seat = mmu.walker();
-    let mut walker = seat.enter();
+    let mut reader = mmu.walker();
+    let mut walker = reader.enter();
     assert!(walker.translate(Gfn(5)).is_some());
     mmu.invalidate_roots();
     assert_eq!(mmu.stats().pages[..3], [1, 0, 2], "still mapped");

@@ -2,8 +2,8 @@
 //!
 //! The model (`state`) keeps, for each address space, leaves by guest frame (host frame, level,
 //! permissions, Accessed, Dirty), which tables exist, dirty pages by slot, and holes that the table
-//! remembers; `fault` and `run` say what each operation does to that, from the MMU's documentation.
-//! After every operation (`check`):
+//! remembers; `fault`, `log` and `run` say what each operation does to that, from the MMU's
+//! documentation. After every operation (`check`):
 //!
 //! - the outcome is the one expected;
 //! - a walker written from the manual finds exactly the model's leaves and as many tables;
@@ -30,6 +30,7 @@ mod common;
 mod check;
 mod fault;
 mod host;
+mod log;
 mod op;
 mod run;
 mod state;

@@ -82,3 +82,32 @@ fn what_a_vcpu_leaves_behind_comes_back() {
         assert_eq!(rig.arena.used_frames(), 0);
     });
 }
+
+/// Memory that is mapped in two address spaces is taken back in each.
+#[test]
+fn an_invalidation_unmaps_in_its_address_space_and_holds_faults_off_in_all() {
+    each_with(MmuConfig::default().with_address_spaces(2), |rig| {
+        let spec = SlotSpec::new(0, BASE, PAGES, HOST).with_as_id(1);
+        rig.mmu.create_slot(spec).unwrap();
+        for space in [0, 1] {
+            rig.vcpu.set_as_id(space);
+            rig.run(BASE.0, Access::Write);
+        }
+        let taken = GfnRange::new(BASE, 1);
+        let token = rig.mmu.space(1).invalidate_begin(taken, true);
+        assert_eq!(rig.mmu.space(1).translate(BASE), None);
+        assert!(rig.mmu.space(0).translate(BASE).is_some());
+        let other = rig.mmu.space(0).invalidate_begin(taken, true);
+        assert_eq!(rig.mmu.space(0).translate(BASE), None);
+        rig.mmu.invalidate_end(other).unwrap();
+        for space in [0, 1] {
+            rig.vcpu.set_as_id(space);
+            assert_eq!(rig.touch(BASE.0, Access::Write), FaultOutcome::Retry);
+        }
+        rig.mmu.invalidate_end(token).unwrap();
+        for space in [0, 1] {
+            rig.vcpu.set_as_id(space);
+            assert_eq!(rig.touch(BASE.0, Access::Write), fixed(Level::SIZE_2M));
+        }
+    });
+}

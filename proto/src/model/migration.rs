@@ -1,5 +1,5 @@
-//! What a migration may do and must reach, checked, with every default filled in (names and defaults as operators know
-//! them from QEMU, libvirt and Cloud Hypervisor).
+//! What a migration may do and must reach, checked, with every default filled in (with the names
+//! and defaults that QEMU, libvirt and Cloud Hypervisor use).
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub enum Verify {
     AfterCommit,
 }
 
-/// What to do when time or rounds are up.
+/// What to do when time or iterations are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnTimeout {
     /// Give up; the VM runs on at the source.
@@ -44,11 +44,11 @@ pub struct MigrationParams {
     pub streams: u32,
     /// Bytes a second over all streams; `None`: no limit.
     pub max_bandwidth: Option<u64>,
-    /// Rounds after which precopy counts as not converging.
+    /// Iterations after which precopy counts as not converging.
     pub max_iterations: u32,
     /// When to compare digests.
     pub verify: Verify,
-    /// What to do when time or rounds are up.
+    /// What to do when time or iterations are used up.
     pub on_timeout: OnTimeout,
 }
 

@@ -1,7 +1,8 @@
-//! The strict types behind the API: what passed validation, in the units and ranges the rest of Slat relies on.
+//! The strict types behind the API: what passed validation, in the units and ranges the rest of
+//! Slat relies on.
 //!
-//! Each type is made from its message by a `try_from`-like function that answers BAD_PARAMETER or BAD_SLOT_TABLE with the
-//! field at fault, and turns back into the message without loss.
+//! Each type is made from its message by a `try_from`-like function that answers BAD_PARAMETER or
+//! BAD_SLOT_TABLE with the field at fault, and turns back into the message without loss.
 
 mod migration;
 mod name;

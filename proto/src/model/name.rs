@@ -1,7 +1,8 @@
 //! Resource names (AIP-122): `vms/{vm}`, `hosts/{host}`, `migrations/{migration}`.
 //!
-//! The id is DNS-like: lower-case letters, digits, dashes, 1 to 63, beginning with a letter or digit and not ending with a
-//! dash. Nothing else reaches a file name, a metric label or a log line.
+//! The id is DNS-like: lower-case letters, digits, dashes, 1 to 63, beginning with a letter or
+//! digit and not ending with a dash. Nothing else reaches a file name, a metric label or a log
+//! line.
 
 use std::{fmt, str::FromStr};
 

@@ -31,10 +31,11 @@ impl PageRequest {
     }
 }
 
-/// One page of `items`, which are in the order of the list, and the token of the next (empty at the end).
+/// One page of `items`, which are in the order of the list, and the token of the next (empty at the
+/// end).
 ///
-/// `key` names an item. A token whose item is gone starts at the list's beginning when the list is not sorted by key;
-/// lists sorted ascending by key go on at the next greater one.
+/// `key` names an item. A token whose item is gone starts at the list's beginning when the list is
+/// not sorted by key; lists sorted ascending by key go on at the next greater one.
 pub fn paginate<T>(
     items: Vec<T>,
     page: &PageRequest,

@@ -1,8 +1,8 @@
 //! Memory slots as the API takes them: checked alone and as a table, before any backend sees them.
 //!
-//! Limits are KVM's (KVM_SET_USER_MEMORY_REGION): a slot is at most 2^31 - 1 pages, guest-physical addresses do not wrap,
-//! slots of one VM do not overlap. Frames are 4 KiB; guest-physical space ends at 2^40 frames here (52 bits), and a
-//! backend's format may end it earlier.
+//! Limits are KVM's (KVM_SET_USER_MEMORY_REGION): a slot is at most 2^31 - 1 pages, guest-physical
+//! addresses do not wrap, slots of one VM do not overlap. Frames are 4 KiB; guest-physical space
+//! ends at 2^40 frames here (52 bits), and a backend's format may end it earlier.
 
 use crate::{ApiError, Reason, v1};
 
@@ -61,7 +61,7 @@ impl SlotSpec {
             Some(end) if end <= MAX_GFN => Ok(Self { slot, base_gfn, pages, read_only }),
             _ => Err(bad(
                 slot,
-                format_args!("frames {base_gfn:#x} + {pages:#x} pass the end of guest-physical space ({MAX_GFN:#x})"),
+                format_args!("frames {base_gfn:#x} + {pages:#x} go beyond the end of guest-physical space ({MAX_GFN:#x})"),
             )
             .with("gfn", base_gfn)
             .with("pages", pages)),
@@ -193,7 +193,8 @@ impl SlotChange {
     /// The table after this change.
     ///
     /// # Errors
-    /// NO_SUCH_SLOT, or BAD_SLOT_TABLE when the result is no valid table. `slots` is then unchanged.
+    /// NO_SUCH_SLOT, or BAD_SLOT_TABLE when the result is no valid table. `slots` is then
+    /// unchanged.
     pub fn apply(&self, slots: &[SlotSpec]) -> Result<Vec<SlotSpec>, ApiError> {
         let find = |number: u32| {
             slots

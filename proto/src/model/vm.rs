@@ -420,7 +420,8 @@ impl VmSpec {
         }
     }
 
-    /// Checks the spec of a VM that exists, as another host shows it: a raw image's bytes are in the VM's memory.
+    /// Checks the spec of a VM that exists, as another host shows it: a raw image's bytes are in
+    /// the VM's memory.
     ///
     /// # Errors
     /// BAD_PARAMETER with the field at fault.

@@ -1,4 +1,4 @@
-//! Addresses of doors, and channels to them. A channel connects lazily and again after a loss.
+//! Addresses of endpoints, and channels to them. A channel connects lazily and again after a loss.
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -10,10 +10,10 @@ use crate::ApiError;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent peer is asked for a sign of life this often, and given up after as long again.
+/// A silent peer is pinged this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// Where a door is: `ip:port`, `host:port` or `unix:/path`.
+/// Where an endpoint is: `ip:port`, `host:port` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// TCP.
@@ -63,7 +63,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by the next one.
+/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by
+/// the next one.
 ///
 /// # Errors
 /// BAD_PARAMETER when the address makes no URI.

@@ -1,8 +1,10 @@
-//! One tower layer around every served call: a span with the caller's trace as parent, and the RED metric
-//! `rpc_server_call_duration_seconds{rpc_method, rpc_status_code}` (OpenTelemetry's `rpc.server.call.duration`).
+//! One tower layer around every served call: a span with the caller's trace as parent, and the RED
+//! metric `rpc_server_call_duration_seconds{rpc_method, rpc_status_code}` (OpenTelemetry's
+//! `rpc.server.call.duration`).
 //!
-//! The duration of a streaming call ends when its response headers are ready, not when the stream ends. Method labels are
-//! bounded: anything but a path of this package, health or reflection is `_OTHER`.
+//! The duration of a streaming call ends when its response headers are ready, not when the stream
+//! ends. Method labels are bounded: anything but a path of this package, health or reflection is
+//! `_OTHER`.
 
 use std::{
     future::Future,
@@ -61,14 +63,16 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = method_label(request.uri().path());
         let span = tracing::debug_span!("rpc", otel.name = %method, otel.kind = "server");
-        // Without an active span (filtered out) there is nothing to attach the parent to; that is no failure of the call.
+        // Without an active span (filtered out) there is nothing to attach the parent to; that is
+        // no failure of the call.
         drop(span.set_parent(remote_context(request.headers())));
         let started = Instant::now();
         let future = self.0.call(request).instrument(span);
         Box::pin(async move {
             let result = future.await;
             let code = match &result {
-                // A unary failure is trailers-only: its status is in the headers. Its absence means the call went on.
+                // A unary failure is trailers-only: its status is in the headers. Its absence means
+                // the call went on.
                 Ok(response) => response
                     .headers()
                     .get("grpc-status")

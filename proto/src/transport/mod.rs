@@ -1,7 +1,8 @@
-//! Doors: how a `slat.v1` service is reached and served.
+//! Endpoints: how a `slat.v1` service is reached and served.
 //!
-//! [`Address`] names a door, [`connect`] opens a channel to it, [`Door`] collects services and serves them on a TCP or
-//! Unix socket with health, reflection, request metrics and trace context, until it is told to stop and its requests ended.
+//! [`Address`] names an endpoint, [`connect`] opens a channel to it, [`Endpoint`] collects services
+//! and serves them on a TCP or Unix socket with health, reflection, request metrics and trace
+//! context, until it is told to stop and its requests ended.
 
 mod address;
 mod layer;
@@ -10,5 +11,5 @@ mod trace;
 
 pub use address::{Address, connect};
 pub use layer::{RpcMetrics, RpcMetricsLayer};
-pub use serve::{Door, DoorHandle};
+pub use serve::{Endpoint, EndpointHandle};
 pub use trace::{TraceInterceptor, TracedChannel, traced};

@@ -1,7 +1,9 @@
-//! Serving a door: services with health, reflection and the request layer, on a TCP or a Unix listener.
+//! Serving an endpoint: services with health, reflection and the request layer, on a TCP or a Unix
+//! listener.
 //!
-//! A TCP door speaks gRPC and plain HTTP (metrics, dashboard) on one port. The [`DoorHandle`] owns the serving task:
-//! [`DoorHandle::stop`] sets health to NOT_SERVING, takes no new connection, gives running requests a moment and ends.
+//! A TCP endpoint speaks gRPC and plain HTTP (metrics, dashboard) on one port. The
+//! [`EndpointHandle`] owns the serving task: [`EndpointHandle::stop`] sets health to NOT_SERVING,
+//! takes no new connection, gives running requests a moment and ends.
 
 use std::{future::IntoFuture, net::SocketAddr, time::Duration};
 
@@ -22,17 +24,17 @@ use crate::v1;
 /// How long requests may go on after a stop. Watches end sooner: their owners close them.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Collects the services of one door.
+/// Collects the services of one endpoint.
 #[derive(Debug)]
-pub struct Door {
+pub struct Endpoint {
     routes: RoutesBuilder,
     health: HealthReporter,
     names: Vec<&'static str>,
     http: axum::Router,
 }
 
-impl Door {
-    /// A door with health and reflection.
+impl Endpoint {
+    /// An endpoint with health and reflection.
     ///
     /// # Panics
     /// Never: the descriptor sets are this build's own.
@@ -78,7 +80,7 @@ impl Door {
         self
     }
 
-    /// Adds plain HTTP routes (TCP doors: metrics, dashboard).
+    /// Adds plain HTTP routes (TCP endpoints: metrics, dashboard).
     #[must_use]
     pub fn http(mut self, router: axum::Router) -> Self {
         self.http = self.http.merge(router);
@@ -89,14 +91,14 @@ impl Door {
     ///
     /// # Errors
     /// When the listener's own address cannot be read.
-    pub async fn serve_tcp(self, listener: TcpListener) -> std::io::Result<DoorHandle> {
+    pub async fn serve_tcp(self, listener: TcpListener) -> std::io::Result<EndpointHandle> {
         let address = listener.local_addr()?;
         let (router, health, names) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
         let server =
             axum::serve(tapped(listener), router).with_graceful_shutdown(wait(stopped.clone()));
         let task = tokio::spawn(drain(server.into_future(), stopped));
-        Ok(DoorHandle {
+        Ok(EndpointHandle {
             stop,
             task,
             health,
@@ -106,12 +108,12 @@ impl Door {
     }
 
     /// Serves on a Unix socket until stopped.
-    pub async fn serve_unix(self, listener: UnixListener) -> DoorHandle {
+    pub async fn serve_unix(self, listener: UnixListener) -> EndpointHandle {
         let (router, health, names) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
         let server = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
         let task = tokio::spawn(drain(server.into_future(), stopped));
-        DoorHandle {
+        EndpointHandle {
             stop,
             task,
             health,
@@ -137,7 +139,7 @@ impl Door {
     }
 }
 
-impl Default for Door {
+impl Default for Endpoint {
     fn default() -> Self {
         Self::new()
     }
@@ -166,14 +168,14 @@ async fn drain(server: impl Future<Output = std::io::Result<()>>, stopped: watch
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        result = server => if let Err(error) = result { tracing::error!(%error, "a door failed") },
-        () = deadline => tracing::debug!("requests outlived the door's drain"),
+        result = server => if let Err(error) = result { tracing::error!(%error, "an endpoint failed") },
+        () = deadline => tracing::debug!("requests outlived the endpoint's drain"),
     }
 }
 
-/// Owns a door that is being served.
+/// Owns an endpoint that is being served.
 #[derive(Debug)]
-pub struct DoorHandle {
+pub struct EndpointHandle {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     health: HealthReporter,
@@ -181,7 +183,7 @@ pub struct DoorHandle {
     address: Option<SocketAddr>,
 }
 
-impl DoorHandle {
+impl EndpointHandle {
     /// The TCP address it is bound to; `None` for a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
@@ -197,7 +199,7 @@ impl DoorHandle {
         }
         self.stop.send_replace(true);
         if let Err(error) = self.task.await {
-            tracing::error!(%error, "a door's task failed");
+            tracing::error!(%error, "an endpoint's task failed");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! W3C trace context across doors: injected into the metadata of calls, read by the server layer.
+//! W3C trace context across endpoints: injected into the metadata of calls, read by the server
+//! layer.
 
 use opentelemetry::propagation::{Extractor, Injector};
 use tonic::{

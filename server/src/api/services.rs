@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slat_proto::{
     ApiError,
     model::VmName,
-    transport::{Door, TracedChannel},
+    transport::{Endpoint, TracedChannel},
     v1::{
         fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
         memory_service_server::MemoryServiceServer,
@@ -64,7 +64,7 @@ impl Watches {
 
 impl Services {
     /// Adds every service to an endpoint.
-    pub(crate) fn add_to(&self, endpoint: Door) -> Door {
+    pub(crate) fn add_to(&self, endpoint: Endpoint) -> Endpoint {
         endpoint
             .service(VmServiceServer::new(self.clone()))
             .service(MemoryServiceServer::new(self.clone()))

@@ -23,7 +23,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::proto_duration,
-    transport::{Door, DoorHandle, TracedChannel, connect, traced},
+    transport::{Endpoint, EndpointHandle, TracedChannel, connect, traced},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
         fleet_service_client::FleetServiceClient, host_service_server::HostServiceServer,
@@ -69,7 +69,7 @@ pub struct Fake {
 pub struct Agent {
     pub fake: Fake,
     pub address: SocketAddr,
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     reporter: Option<JoinHandle<()>>,
 }
 
@@ -307,7 +307,7 @@ impl Agent {
     /// Serves where an agent was before.
     pub async fn serve_at(fake: Fake, address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
-        let endpoint = Door::new()
+        let endpoint = Endpoint::new()
             .service(VmServiceServer::new(fake.clone()))
             .service(MemoryServiceServer::new(fake.clone()))
             .service(HostServiceServer::new(fake.clone()))

@@ -1,10 +1,10 @@
-//! The loop that a migration is measured against: as many bytes over as many loopback connections, with `write` and `read`
-//! and nothing else.
+//! The loop that a migration is measured against: as many bytes over as many loopback connections,
+//! with `write` and `read` and nothing else.
 //!
-//! Two processes, as in a migration. Sender and receiver each have the whole amount in memory that was touched before the
-//! clock starts; they send and receive 1 MiB at a time, each connection its own share. The sockets have the options of a
-//! migration's data streams (no delay, 4 MiB buffers). The clock runs from before the first connect until every connection
-//! said that it has everything.
+//! Two processes, as in a migration. Sender and receiver each have the whole amount in memory that
+//! was touched before the clock starts; they send and receive 1 MiB at a time, each connection its
+//! own share. The sockets have the options of a migration's data streams (no delay, 4 MiB buffers).
+//! The clock runs from before the first connect until every connection said that it has everything.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -57,7 +57,8 @@ fn shares(memory: &mut [u8], streams: usize) -> impl Iterator<Item = &mut [u8]> 
     memory.chunks_mut(share)
 }
 
-/// The receiver's whole life: says its port, receives `bytes` over `streams` connections, says its CPU time in nanoseconds.
+/// The receiver's whole life: says its port, receives `bytes` over `streams` connections, says its
+/// CPU time in nanoseconds.
 ///
 /// # Errors
 /// When a connection ends early.
@@ -103,7 +104,8 @@ impl Drop for Receiver {
     }
 }
 
-/// Sends `bytes` over `streams` connections to a receiver in another process, which is this program started again.
+/// Sends `bytes` over `streams` connections to a receiver in another process, which is this program
+/// started again.
 ///
 /// # Errors
 /// When the receiver cannot be started or a connection ends early.

@@ -1,4 +1,5 @@
-//! Figures of the migration benchmark: medians with their spread, as a table, as JSON, and in `docs/benchmarks.md`.
+//! Figures of the migration benchmark: medians with their spread, as a table, as JSON, and in
+//! `docs/benchmarks.md`.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -29,8 +30,8 @@ pub struct Pair {
     pub plain_cpu: f64,
     /// Seconds.
     pub downtime: f64,
-    /// Seconds from the request until COMPLETED: with what is done before the first byte (the destination builds the VM and
-    /// populates its memory) and after the last.
+    /// Seconds from the request until COMPLETED: with what is done before the first byte (the
+    /// destination builds the VM and populates its memory) and after the last.
     pub whole: f64,
 }
 

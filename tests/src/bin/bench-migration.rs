@@ -1,6 +1,7 @@
-//! `cargo xtask bench migration`: an idle VM full of random bytes goes back and forth between two agents on this machine,
-//! with 1 and with 4 streams, and beside each migration the plain loop of [`slat_tests::bench::plain`] moves as many bytes
-//! over as many connections. Runs alternate, so that what else the machine does meets both.
+//! `cargo xtask bench migration`: an idle VM full of random bytes goes back and forth between two
+//! agents on this machine, with 1 and with 4 streams, and beside each migration the plain loop of
+//! [`slat_tests::bench::plain`] moves as many bytes over as many connections. Runs alternate, so
+//! that what else the machine does meets both.
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use slat_tests::model::{
+use slat_tests::explorer::{
     explore::Handover,
     planted::Planted,
     replay,

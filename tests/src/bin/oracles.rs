@@ -1,4 +1,5 @@
-//! `cargo xtask oracles`: runs every format's proof of [`slat_tests::oracle`] and writes down what became of each.
+//! `cargo xtask oracles`: runs every format's proof of [`slat_tests::oracle`] and writes down what
+//! became of each.
 
 use std::{fs, path::PathBuf, process::ExitCode, time::SystemTime};
 

@@ -1,15 +1,16 @@
 //! What a bare-metal program prints.
 //!
 //! ```text
-//! slat-oracle 1 3          the version of this protocol, and how many lines follow (all numbers are hexadecimal)
+//! slat-oracle 1 3          protocol version, number of lines that follow (all hexadecimal)
 //! 0 9090c310800001b8 0     status 0: the word that was found, 0
-//! 17 4000 1000             any other status is the machine's own: its cause or exit code, and two words about it
+//! 17 4000 1000             any other status: the CPU's cause or exit code, two words about it
 //! 100 0 0                  status 100: the store went where the load did not
 //! end
 //! ```
 //!
-//! A line `stop: unsupported: …` says that this machine lacks what is asked about, any other `stop: …` why the program gave up. Whatever is not exactly this, an output that ends early above all, is an
-//! error: no answer may be lost in silence.
+//! A line `stop: unsupported: …` says that this machine lacks what is asked about, any other
+//! `stop: …` why the program gave up. Whatever is not exactly this, an output that ends early above
+//! all, is an error: no answer may be lost in silence.
 
 use std::{error::Error, fmt};
 

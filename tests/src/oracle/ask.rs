@@ -1,4 +1,5 @@
-//! Which questions are asked: every kind of leaf, hole, protection and patch in fixed shares, at random addresses.
+//! Which questions are asked: every kind of leaf, hole, protection and patch in fixed shares, at
+//! random addresses.
 
 use anyhow::{Context as _, ensure};
 use slat_mmu::{Access, Gfn, Level, MemoryType};
@@ -42,8 +43,8 @@ impl Subject<'_> {
     /// `count` questions.
     ///
     /// # Errors
-    /// When the MMU's walk, the walk over the image and the slots disagree where nothing was patched, or no questions can
-    /// be found.
+    /// When the MMU's walk, the walk over the image and the slots disagree where nothing was
+    /// patched, or no questions can be found.
     pub fn queries(&self, rng: &mut Rng, count: usize) -> anyhow::Result<Vec<Query>> {
         let mut leaves = self.image.present();
         leaves.retain(|step| step.leaf().is_some() && !self.guest.is_own(step.gfn));
@@ -143,7 +144,8 @@ impl Subject<'_> {
         Some(gfn * PAGE + offset)
     }
 
-    /// A frame that an entry covers. Of a leaf larger than the windows, one that leads into a window.
+    /// A frame that an entry covers. Of a leaf larger than the windows, one that leads into a
+    /// window.
     fn inside(&self, step: &Step, rng: &mut Rng) -> Option<u64> {
         let span = Ops::span(step.level);
         match step.leaf() {
@@ -157,7 +159,8 @@ impl Subject<'_> {
         }
     }
 
-    /// The question with its answer; `None` if it leads where nothing names its address, or must not be asked.
+    /// The question with its answer; `None` if it leads where nothing names its address, or must
+    /// not be asked.
     fn query(&self, gpa: u64, access: Access) -> anyhow::Result<Option<Query>> {
         let gfn = Gfn::from_gpa(gpa);
         if self.guest.is_own(gfn) || gpa >> self.plan.gpa_bits != 0 {
@@ -180,7 +183,8 @@ impl Subject<'_> {
         if patch.is_none() {
             let own = self.guest.access(gfn, access)?;
             let walked = self.image.access(gfn, access, false);
-            // An MMIO entry of an earlier generation of slots is none to the MMU, but hardware cannot know.
+            // An MMIO entry of an earlier generation of slots is none to the MMU, but hardware
+            // cannot know.
             let stale = own == Expected::NotPresent && walked == Expected::Mmio;
             ensure!(
                 own == walked || stale,

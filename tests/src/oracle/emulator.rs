@@ -1,7 +1,8 @@
 //! Programs out of the unpacked packages, run for a bounded time.
 //!
-//! The packages are of a Debian release of their own, so their programs run by their own loader with their own libraries and
-//! nothing of the machine's. A program that is not done in time is killed, and that is an error.
+//! The packages are of a Debian release of their own, so their programs run by their own loader
+//! with their own libraries and nothing of the machine's. A program that is not done in time is
+//! killed, and that is an error.
 
 use std::{
     fs::{self, File},
@@ -40,14 +41,16 @@ impl Root {
         let mut command = Command::new(self.path("usr/lib64/ld-linux-x86-64.so.2"));
         command.arg("--library-path").arg(self.libraries());
         command.arg(self.path(program));
-        // Another build's modules make QEMU abort; Bochs looks for its own where the package would have put them.
+        // Another build's modules make QEMU abort; Bochs looks for its own where the package would
+        // have put them.
         command.env("QEMU_MODULE_DIR", self.libraries().join("qemu"));
         command.env("LTDL_LIBRARY_PATH", self.libraries().join("bochs/plugins"));
         command
     }
 }
 
-/// Runs `command` in `folder` for at most `bound`, with what it says in `folder/name.log`; gives that and its exit code back.
+/// Runs `command` in `folder` for at most `bound`, with what it says in `folder/name.log`; gives
+/// that and its exit code back.
 ///
 /// # Errors
 /// When it cannot be started, or was killed because its time was up.
@@ -59,7 +62,8 @@ pub fn bounded(
 ) -> anyhow::Result<(Option<i32>, String)> {
     let path = folder.join(format!("{name}.log"));
     let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    // coreutils' timeout, and not a loop here: it ends the program in time also when this process was killed.
+    // coreutils' timeout, and not a loop here: it ends the program in time also when this process
+    // was killed.
     let mut guarded = Command::new("timeout");
     guarded.arg("--signal=KILL");
     guarded.arg(format!("{:.3}", bound.as_secs_f64()));
@@ -91,7 +95,8 @@ pub fn bounded(
     Ok((status.code(), said))
 }
 
-/// `command` in a network of its own, where the machine lets one be made: for a program that opens a port unasked.
+/// `command` in a network of its own, where the machine lets one be made: for a program that opens
+/// a port unasked.
 pub fn without_network(command: Command) -> Command {
     let mut alone = Command::new("unshare");
     alone.args(["--map-root-user", "--net"]);

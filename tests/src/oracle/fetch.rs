@@ -1,9 +1,11 @@
 //! Programs from Debian's packages, unpacked into a directory of the build; nothing is installed.
 //!
-//! apt resolves and downloads with state, lists and cache of its own, from the mirror that the machine's own sources name.
-//! What was unpacked once is not asked for again, so a second run needs no network.
+//! apt resolves and downloads with state, lists and cache of its own, from the mirror that the
+//! machine's own sources name. What was unpacked once is not asked for again, so a second run needs
+//! no network.
 //!
-//! *Locking*: one process at a time works in the directory; [`Store`] holds a lock on it for as long as it lives.
+//! *Locking*: one process at a time works in the directory; [`Store`] holds a lock on it for as
+//! long as it lives.
 
 use std::{
     fs::{self, File},
@@ -112,7 +114,8 @@ fn mirror() -> anyhow::Result<String> {
 }
 
 impl Store {
-    /// Opens the store in `folder`, which is made if there is none. Waits for another process that uses it.
+    /// Opens the store in `folder`, which is made if there is none. Waits for another process that
+    /// uses it.
     ///
     /// # Errors
     /// When it cannot be made.

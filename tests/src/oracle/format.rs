@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::oracle::list;
 
-    /// A new format is nobody's fault here: what must be known is what a machine of the list walks.
+    /// A new format needs no oracle; those that a machine of the list walks must be known.
     #[test]
     fn what_the_list_asks_about_is_known() {
         let asked = GuestStage::ALL.map(|stage| stage.info());

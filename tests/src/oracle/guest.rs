@@ -1,8 +1,9 @@
 //! Tables built by the real MMU: the one file here that drives it.
 //!
-//! A guest with slots of every size all over its address space, taken through what an agent does to a VM: faults of every
-//! kind at every level, dirty logging that takes write permission away, write faults that give it back, splits, ageing,
-//! invalidation, moved and deleted slots. What remains in the arena is what hardware has to make sense of.
+//! A guest with slots of every size all over its address space, taken through what an agent does to
+//! a VM: faults of every kind at every level, dirty logging that takes write permission away, write
+//! faults that give it back, splits, ageing, invalidation, moved and deleted slots. What remains in
+//! the arena is what hardware has to make sense of.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -30,11 +31,14 @@ pub struct Plan {
     pub ops: Ops,
     /// The machine's memory.
     pub layout: Layout,
-    /// Guest physical addresses that the machine's guest can utter, in bits; the format may translate more.
+    /// Guest physical addresses that the machine's guest can utter, in bits; the format may
+    /// translate more.
     pub gpa_bits: u32,
-    /// The machine has a level less than the format: it starts at the table below the root's first entry.
+    /// The machine has a level less than the format: it starts at the table below the root's first
+    /// entry.
     pub below_root: bool,
-    /// Whether the program runs a guest of its own, whose memory is mapped from guest physical address 0 on.
+    /// Whether the program runs a guest of its own, whose memory is mapped from guest physical
+    /// address 0 on.
     pub own_guest: bool,
     /// The machine has memory types. Where they are an extension, it may lack them.
     pub memory_types: bool,
@@ -141,12 +145,13 @@ impl Guest {
         )
     }
 
-    /// The slots that there are, the program's own guest apart.
+    /// The slots that there are, without those of the program's own guest.
     pub fn slots(&self) -> &[SlotSpec] {
         &self.slots
     }
 
-    /// Where the slot over `gfn` has its memory, and whether it may be written. `None` without a slot.
+    /// Where the slot over `gfn` has its memory, and whether it may be written. `None` without a
+    /// slot.
     pub fn backing(&self, gfn: Gfn) -> Option<(u64, bool)> {
         let slot = self.slots.iter().find(|slot| slot.range().contains(gfn))?;
         let pfn = Pfn(slot.host_base_pfn.0 + (gfn.0 - slot.base_gfn.0));
@@ -212,14 +217,16 @@ impl Guest {
         Ok(spec)
     }
 
-    /// A frame anywhere, small ones as likely as large ones in the logarithm, aligned to `align` pages.
+    /// A frame anywhere, small ones as likely as large ones in the logarithm, aligned to `align`
+    /// pages.
     fn somewhere(&self, rng: &mut Rng, align: u64) -> Gfn {
         let top = 63 - self.plan.max_gfn().0.leading_zeros();
         let bits = 12 + rng.below(u64::from(top) - 11);
         Gfn(rng.word() & ((1 << bits) - 1) & !(align - 1))
     }
 
-    /// Adds a slot at the first place found for it. Where none is, the address space is too small for it.
+    /// Adds a slot at the first place found for it. Where none is, the address space is too small
+    /// for it.
     fn add(
         &mut self,
         rng: &mut Rng,
@@ -266,8 +273,8 @@ impl Guest {
                 self.add(rng, 512 * gib, Pfn(0), 512 * gib, SlotFlags::empty())?;
             }
         }
-        for half in [0, 1, 0, 1, 0] {
-            let host = Pfn(layout.base / PAGE + half * gib);
+        for side in [0, 1, 0, 1, 0] {
+            let host = Pfn(layout.base / PAGE + side * gib);
             self.add(rng, gib, host, gib, SlotFlags::empty())?;
         }
         for _ in 0..40 {
@@ -284,12 +291,12 @@ impl Guest {
         }
         for _ in 0..120 {
             let pages = 1 + rng.below(128);
-            let (window, room) = if rng.chance(20) {
+            let (window, size) = if rng.chance(20) {
                 (1, 1024)
             } else {
                 (0, 16384)
             };
-            let host = layout.window_pfn(window).0 + rng.below(room - pages);
+            let host = layout.window_pfn(window).0 + rng.below(size - pages);
             let flags = flags(rng);
             self.add(rng, pages, Pfn(host), 1, flags)?;
         }

@@ -1,8 +1,9 @@
 //! Tables as they lie in memory, and a walk over them.
 //!
-//! An image is what the emulated hardware gets: a dump of the arena, with patches laid over it. The walk here reads nothing
-//! but the image and judges entries by the format's `decode` alone; it is the software's answer for entries that the MMU
-//! never writes, and must agree with the MMU's own walk wherever nothing was patched.
+//! An image is what the emulated hardware gets: a dump of the arena, with patches laid over it. The
+//! walk here reads nothing but the image and judges entries by the format's `decode` alone; it is
+//! the software's answer for entries that the MMU never writes, and must agree with the MMU's own
+//! walk wherever nothing was patched.
 
 use slat_mmu::{Access, AdPolicy, Entry, Gfn, Leaf, Level, Pfn};
 
@@ -100,8 +101,8 @@ impl Image {
         steps
     }
 
-    /// Where an access to the first byte of `gfn` leads, on hardware that sets A and D by itself or on hardware that does
-    /// what the format counts on.
+    /// Where an access to the first byte of `gfn` leads, on hardware that sets A and D by itself or
+    /// on hardware that does what the format counts on.
     pub fn access(&self, gfn: Gfn, access: Access, sets_ad: bool) -> Expected {
         let (leaf, level) = match self.walk(gfn).last().map(|step| (step.entry, step.level)) {
             Some((Entry::Leaf(leaf), level)) => (leaf, level),
@@ -122,7 +123,8 @@ impl Image {
             AdPolicy::SetAtInstall => {
                 !sets_ad && (!leaf.accessed || access == Access::Write && !leaf.dirty)
             }
-            // Such a leaf has no permission at all; its real ones are saved where hardware does not look.
+            // Such a leaf has no permission at all; its real ones are saved where hardware does not
+            // look.
             AdPolicy::AccessTracking => !leaf.accessed,
         };
         if faults {

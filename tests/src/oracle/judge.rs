@@ -1,8 +1,8 @@
 //! Whether hardware's answer is the one software gave.
 //!
-//! An access that is allowed must have reached exactly the word that software named. For a fault each family says more than
-//! that it happened: its cause or exit code must fit the access and the reason, and the guest physical address it reports
-//! must be the one asked for.
+//! An access that is allowed must have reached exactly the word that software named. For a fault
+//! each family says more than that it happened: its cause or exit code must fit the access and the
+//! reason, and the guest physical address it reports must be the one asked for.
 
 use super::{
     answer::{Answer, STORE_LOST},
@@ -21,8 +21,9 @@ const EXIT_NPF: u64 = 0x400;
 /// Guest-page faults of the RISC-V privileged specification.
 const LOAD_GUEST_PAGE_FAULT: u64 = 21;
 const STORE_GUEST_PAGE_FAULT: u64 = 23;
-/// What QEMU (10.0 at least) says for HLVX, because the hart that asks is not in a virtual mode. htval holds a guest
-/// physical address all the same, which a page fault of the first stage has not.
+/// What QEMU (10.0 at least) says for HLVX, because the hart that asks is not in a virtual mode.
+/// htval holds a guest physical address all the same, which a page fault of the first stage has
+/// not.
 const INSTRUCTION_PAGE_FAULT: u64 = 12;
 
 /// Whether they agree.

@@ -1,19 +1,21 @@
 //! Where things lie in an emulated machine's physical memory.
 //!
-//! All offsets are from the start of RAM, so that one table serves machines whose RAM begins at 0 (x86) and elsewhere
-//! (RISC-V's `virt` machine). The bare-metal programs get these addresses from here when they are built.
+//! All offsets are from the start of RAM, so that one table serves machines whose RAM begins at 0
+//! (x86) and elsewhere (RISC-V's `virt` machine). The bare-metal programs get these addresses from
+//! here when they are built.
 //!
 //! | offset | what |
 //! |---|---|
 //! | 0 | the program |
-//! | 2 MiB | memory of the program's own guest, on x86: code, page tables, then queries and results |
+//! | 2 MiB | the program's own guest, on x86: code, page tables, queries, results |
 //! | 4 MiB | queries |
 //! | 5 MiB | results |
 //! | 16 MiB | the tables under test |
 //! | 64 MiB, 1088 MiB | windows of data |
 //!
-//! A window's words name their own address ([`pattern`]), so what is read through a translation says where it led. The same
-//! bytes are x86 code that loads the address into a register and returns, so that fetching says it too.
+//! A window's words name their own address ([`pattern`]), so what is read through a translation
+//! says where it led. The same bytes are x86 code that loads the address into a register and
+//! returns, so that fetching says it too.
 
 use slat_mmu::Pfn;
 
@@ -74,7 +76,8 @@ impl Layout {
     }
 }
 
-/// What the word at `hpa` (a multiple of 8 below 32 GiB) of a window holds: `mov eax, hpa / 8; ret; nop; nop`.
+/// What the word at `hpa` (a multiple of 8 below 32 GiB) of a window holds:
+/// `mov eax, hpa / 8; ret; nop; nop`.
 pub const fn pattern(hpa: u64) -> u64 {
     0x9090_c300_0000_00b8 | ((hpa >> 3) & 0xffff_ffff) << 8
 }

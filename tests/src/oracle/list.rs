@@ -1,16 +1,17 @@
 //! Every format with the machine that walks it, in order, and what became of it.
 //!
-//! A machine that cannot be had skips its formats, each with the reason; a machine that was had and does not work fails them.
+//! A machine that cannot be had skips its formats, each with the reason; a machine that was had and
+//! does not work fails them.
 
 use std::path::Path;
 
 use super::{
     answer::Unsupported,
+    cpu::{BOCHS_PHYSICAL_BITS, EmulatedCpu, RiscV},
     emulator::Root,
     fetch::{self, Set, Store},
     format::Ops,
     guest::Plan,
-    machine::{BOCHS_PHYSICAL_BITS, Machine, RiscV},
     run::{Report, Trial},
 };
 
@@ -38,7 +39,7 @@ pub struct Row {
 }
 
 /// How a machine is made.
-type Make = fn(&Path, Root, &Path) -> anyhow::Result<Machine>;
+type Make = fn(&Path, Root, &Path) -> anyhow::Result<EmulatedCpu>;
 
 struct Format {
     name: &'static str,
@@ -52,8 +53,8 @@ struct Format {
     memory_types: bool,
 }
 
-fn svade(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::riscv(
+fn svade(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::riscv(
         root,
         folder,
         sources,
@@ -64,8 +65,8 @@ fn svade(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
     )
 }
 
-fn svadu(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::riscv(
+fn svadu(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::riscv(
         root,
         folder,
         sources,
@@ -76,8 +77,8 @@ fn svadu(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
     )
 }
 
-fn without_svpbmt(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::riscv(
+fn without_svpbmt(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::riscv(
         root,
         folder,
         sources,
@@ -111,27 +112,28 @@ const fn g_stage_without_types(name: &'static str, format: &'static str) -> Form
     }
 }
 
-fn intel(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::bochs(root, folder, sources, "corei7_skylake_x", "vmx")
+fn intel(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::bochs(root, folder, sources, "corei7_skylake_x", "vmx")
 }
 
-fn newer_intel(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::bochs(root, folder, sources, "arrow_lake", "vmx")
+fn newer_intel(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::bochs(root, folder, sources, "arrow_lake", "vmx")
 }
 
-fn amd(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::bochs(root, folder, sources, "ryzen", "svm")
+fn amd(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::bochs(root, folder, sources, "ryzen", "svm")
 }
 
-fn qemu_amd(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::svm(root, folder, sources, 4, NPT4_BITS)
+fn qemu_amd(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::svm(root, folder, sources, 4, NPT4_BITS)
 }
 
-fn qemu_amd5(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<Machine> {
-    Machine::svm(root, folder, sources, 5, NPT5_BITS)
+fn qemu_amd5(folder: &Path, root: Root, sources: &Path) -> anyhow::Result<EmulatedCpu> {
+    EmulatedCpu::svm(root, folder, sources, 5, NPT5_BITS)
 }
 
-/// As many as four levels translate. What a processor with more does above is not settled: the bits may be ignored.
+/// As many as four levels translate. What a processor with more does above is not settled: the bits
+/// may be ignored.
 const NPT4_BITS: u32 = 48;
 /// The most with which bit 51 of an entry is still reserved.
 const NPT5_BITS: u32 = 51;
@@ -239,8 +241,8 @@ pub fn asks_about(name: &str) -> bool {
     FORMATS.iter().any(|format| format.format == name)
 }
 
-/// Runs the formats whose names contain `only`, all if it is empty, and says after each what became of it. Packages and each
-/// format's files go below `cache`.
+/// Runs the formats whose names contain `only`, all if it is empty, and says after each what became
+/// of it. Packages and each format's files go below `cache`.
 ///
 /// # Errors
 /// When the store cannot be opened.

@@ -1,9 +1,12 @@
-//! Independent walkers: emulated hardware translates tables that the MMU built, and must answer as the software does.
+//! Independent walkers: emulated hardware translates tables that the MMU built, and must answer as
+//! the software does.
 //!
-//! * [`guest`] drives the real MMU and dumps its tables; [`image`] walks such a dump by the format's `decode` alone.
-//! * [`patch`] lays entries over the dump that the MMU never writes; [`ask`] makes questions about all of it.
-//! * [`machine`] starts an emulator with the dump, the questions ([`query`]) and a bare-metal program of `tests/oracles/`,
-//!   and reads its answers ([`answer`]); [`judge`] compares.
+//! * [`guest`] drives the real MMU and dumps its tables; [`image`] walks such a dump by the
+//!   format's `decode` alone.
+//! * [`patch`] lays entries over the dump that the MMU never writes; [`ask`] makes questions about
+//!   all of it.
+//! * [`cpu`] starts an emulator with the dump, the questions ([`query`]) and a bare-metal program
+//!   of `tests/oracles/`, and reads its answers ([`answer`]); [`judge`] compares.
 //! * [`fetch`] gets the emulators, [`emulator`] runs their programs for a bounded time.
 //! * [`run`] is one format's proof, [`list`] all of them.
 //!
@@ -11,6 +14,7 @@
 
 pub mod answer;
 pub mod ask;
+pub mod cpu;
 pub mod emulator;
 pub mod fetch;
 pub mod format;
@@ -19,7 +23,6 @@ pub mod image;
 pub mod judge;
 pub mod layout;
 pub mod list;
-pub mod machine;
 pub mod patch;
 pub mod query;
 pub mod rng;

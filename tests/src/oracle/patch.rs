@@ -1,8 +1,9 @@
 //! Entries that this MMU does not write, laid over a dump of its tables.
 //!
-//! Each recipe turns an entry that is there into one with a single property, and says what the format's `decode` must make
-//! of it. Only what the manuals settle is here: a value that `decode` calls malformed and hardware must not refuse (an
-//! EPT leaf of type WT, a global RISC-V leaf) proves nothing about either.
+//! Each recipe turns an entry that is there into one with a single property, and says what the
+//! format's `decode` must make of it. Only what the manuals settle is here: a value that `decode`
+//! calls malformed and hardware must not refuse (an EPT leaf of type WT, a global RISC-V leaf)
+//! proves nothing about either.
 
 use anyhow::{Context as _, ensure};
 use slat_mmu::{AdPolicy, Entry, Gfn, Leaf, Level, MemoryType, Pfn};
@@ -102,7 +103,8 @@ macro_rules! recipe {
     };
 }
 
-/// A writable leaf at the root, over memory from 0 on or, where 1 GiB is the most, over the machine's RAM.
+/// A writable leaf at the root, over memory from 0 on or, where 1 GiB is the most, over the
+/// machine's RAM.
 fn root_leaf(ops: &Ops, plan: Plan, step: &Step, _: &mut Rng) -> Option<u64> {
     let ram = plan.layout.base >> slat_mmu::PAGE_SHIFT;
     let leaf = Leaf {
@@ -245,8 +247,8 @@ fn root_hole(image: &Image, plan: Plan, rng: &mut Rng) -> Option<Step> {
         .find(absent)
 }
 
-/// Overwrites entries of `image` by every recipe of its family. A recipe that finds no entry to change is left out only
-/// where the format has no room for it (a root without an empty entry).
+/// Overwrites entries of `image` by every recipe of its family. A recipe that finds no entry to
+/// change is left out only where the format has no place for it (a root without an empty entry).
 ///
 /// # Errors
 /// When `decode` judges an entry otherwise than the manual, or tables hold nothing to change.
@@ -269,8 +271,9 @@ pub fn apply(
     Ok(patches)
 }
 
-/// Overwrites the root's entry for the highest address by its recipe, whatever it held: for an image whose root has no empty
-/// entry that can be asked about. `None` if the program's own guest lies below that entry.
+/// Overwrites the root's entry for the highest address by its recipe, whatever it held: for an
+/// image whose root has no empty entry that can be asked about. `None` if the program's own guest
+/// lies below that entry.
 ///
 /// # Errors
 /// As for [`apply`].

@@ -10,7 +10,7 @@
 //! | 16 | the root's register |
 //! | 24 | flags of the machine: on RISC-V, bits to set in `menvcfg`; on x86, 1 for five levels |
 //! | 32 | two windows to fill: start, end each |
-//! | 128 | the queries, 16 bytes each: guest physical address, then 0 for a read, 1 for a write, 2 for a fetch |
+//! | 128 | the queries, 16 bytes each: guest physical address; 0 read, 1 write, 2 fetch |
 
 use std::fmt;
 

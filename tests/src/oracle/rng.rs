@@ -1,4 +1,5 @@
-//! Random numbers that the same seed gives again: SplitMix64, which needs no dependency and no state beyond a word.
+//! Random numbers that the same seed gives again: SplitMix64, which needs no dependency and no
+//! state beyond a word.
 
 /// A generator.
 #[derive(Clone, Debug)]
@@ -19,7 +20,8 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`, which must not be 0. The bias is below 2⁻²⁴ for every bound used here.
+    /// A number below `bound`, which must not be 0. The bias is below 2⁻²⁴ for every bound used
+    /// here.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.word()) * u128::from(bound)) >> 64) as u64
     }

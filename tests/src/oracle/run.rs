@@ -1,8 +1,9 @@
 //! One format's proof from its tables to its line.
 //!
 //! 1. The real MMU builds tables; entries that it never writes are laid over a dump of them.
-//! 2. The oracle is shown to see: the hardware gets an image with one leaf's frame changed, then one with one leaf's write
-//!    permission taken away. It must disagree about accesses through that leaf and about nothing else.
+//! 2. The oracle is shown to see: the hardware gets an image with one leaf's frame changed, then
+//!    one with one leaf's write permission taken away. It must disagree about accesses through that
+//!    leaf and about nothing else.
 //! 3. The hardware answers all questions over the true image. Each answer must be the software's.
 
 use std::{
@@ -17,11 +18,11 @@ use slat_mmu::{Access, FormatInfo, Leaf, Level, Pfn};
 use super::{
     answer::Answer,
     ask::Subject,
+    cpu::{EmulatedCpu, Job},
     format::Ops,
     guest::{Guest, Plan},
     image::{Image, Step},
     judge,
-    machine::{Job, Machine},
     patch::{self, Family},
     query::{Expected, Query},
     rng::Rng,
@@ -94,7 +95,7 @@ pub struct Trial<'a> {
     /// The tables to build.
     pub plan: Plan,
     /// Who walks them.
-    pub machine: &'a Machine,
+    pub machine: &'a EmulatedCpu,
     /// The hardware sets A and D by itself where the format does not count on it.
     pub sets_ad: bool,
     /// How many questions.
@@ -151,7 +152,8 @@ impl Trial<'_> {
         };
         report.add(family, &image, &queries, &self.ask(root, &image, &queries)?);
 
-        // Where the root has no empty entry that can be asked about, one in use is overwritten, at the very end.
+        // Where the root has no empty entry that can be asked about, one in use is overwritten, at
+        // the very end.
         let mut rooted = image.clone();
         if !patches
             .iter()

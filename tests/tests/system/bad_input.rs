@@ -1,4 +1,5 @@
-//! Bad input through the API: a typed error with its gRPC code, reason and metadata, and nothing left behind.
+//! Bad input through the API: a typed error with its gRPC code, reason and metadata, and nothing
+//! left behind.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{
@@ -106,10 +107,10 @@ fn vm_specs_and_names() {
         )?;
 
         let server = fleet.server();
-        for door in [&server, &fleet.agent("host-a")] {
+        for endpoint in [&server, &fleet.agent("host-a")] {
             let name = || "vms/nobody".to_owned();
             let vm = [("vm", "vms/nobody")];
-            let mut vms = fleet.vms(door);
+            let mut vms = fleet.vms(endpoint);
             refused(
                 vms.get_vm(v1::GetVmRequest { name: name() }).await,
                 Reason::NoSuchVm,
@@ -135,7 +136,7 @@ fn vm_specs_and_names() {
                 Reason::NoSuchVm,
                 &vm,
             )?;
-            let mut memory = fleet.memory(door);
+            let mut memory = fleet.memory(endpoint);
             refused(
                 memory.list_slots(v1::ListSlotsRequest { vm: name() }).await,
                 Reason::NoSuchVm,
@@ -315,8 +316,8 @@ fn migrations() {
         let delete = v1::DeleteVmRequest {
             name: vm.name.clone(),
         };
-        for door in [fleet.server(), fleet.agent("host-a")] {
-            let answer = fleet.vms(&door).delete_vm(delete.clone()).await;
+        for endpoint in [fleet.server(), fleet.agent("host-a")] {
+            let answer = fleet.vms(&endpoint).delete_vm(delete.clone()).await;
             refused(answer, Reason::MigrationInProgress, &busy)?;
         }
         let request = v1::UpdateSlotsRequest {

@@ -1,4 +1,5 @@
-//! Cancel: before the commit the VM stays and nothing of the attempt does; after the end it is refused.
+//! Cancel: before the commit the VM stays and nothing of the attempt does; after the end it is
+//! refused.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{

@@ -1,4 +1,5 @@
-//! The command line as scripts use it: exit codes, JSON on standard output, and a demo that leaves nothing.
+//! The command line as scripts use it: exit codes, JSON on standard output, and a demo that leaves
+//! nothing.
 
 use std::{process::Output, time::Duration};
 
@@ -28,7 +29,8 @@ async fn json(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("slat {args:?}: {output:?}"))
 }
 
-/// The object about `name`, whether the command prints it alone, in a list, or in an object with a list.
+/// The object about `name`, whether the command prints it alone, in a list, or in an object with a
+/// list.
 fn about<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     match value {
         Value::Object(fields) if fields.get("name").and_then(Value::as_str) == Some(name) => {

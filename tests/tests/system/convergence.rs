@@ -1,4 +1,5 @@
-//! A guest that dirties its memory faster than the wire takes it: the user's choice decides, and every decision is recorded.
+//! A guest that dirties its memory faster than the wire takes it: the user's choice decides, and
+//! every decision is recorded.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{

@@ -1,6 +1,6 @@
-//! kill -9 of one process while pages flow. Before the point of no return a death costs the migration at most, never the VM
-//! (unless it is the VM's own), and an agent or the server dying costs nothing. A target that dies right after it leaves a
-//! frozen copy that everybody can see.
+//! kill -9 of one process while pages flow. Before the point of no return a death costs the
+//! migration at most, never the VM (unless it is the VM's own), and an agent or the server dying
+//! costs nothing. A target that dies right after it leaves a frozen copy that everybody can see.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{
@@ -29,7 +29,7 @@ slat_tests::on_each_backend!(
     server_while_the_migration_fails,
 );
 
-/// Reasons that say: the other half is gone.
+/// Reasons that say that the other side is gone.
 const PEER_GONE: [Reason; 5] = [
     Reason::ConnectionLost,
     Reason::VmProcessDied,
@@ -121,7 +121,8 @@ async fn target_vm_process_after_the_commit(fleet: &mut Fleet) -> anyhow::Result
     anyhow::bail!("the moment was missed {TRIES} times");
 }
 
-/// The last copy is there, and every way to look at the fleet shows it: a watch from before, a new one, get and list.
+/// The last copy is there, and every way to look at the fleet shows it: a watch from before, a new
+/// one, get and list.
 async fn frozen_and_seen(
     fleet: &Fleet,
     vm: &str,
@@ -245,7 +246,8 @@ async fn destination_agent(fleet: &mut Fleet) -> anyhow::Result<()> {
     fleet.memory_used("host-b", 64 * MIB).await
 }
 
-/// Agent and VM process at once, as when a host loses power; the agent comes back with what was on disk.
+/// Agent and VM process at once, as when a host loses power; the agent comes back with what was on
+/// disk.
 async fn source_host(fleet: &mut Fleet) -> anyhow::Result<()> {
     let vm = fleet
         .run_vm("web", "host-a", usual(fleet.backend()))
@@ -257,7 +259,8 @@ async fn source_host(fleet: &mut Fleet) -> anyhow::Result<()> {
     let target = fleet.vm_process("host-b", &vm.name)?;
     fleet.kill_agent("host-a");
     process.kill()?;
-    // The target gives up by itself: it has no claim on the VM. Its record stays until the server knows the outcome.
+    // The target gives up by itself: it has no claim on the VM. Its record stays until the server
+    // knows the outcome.
     target.wait_end()?;
     fleet.start_agent("host-a")?;
     let failed = fleet

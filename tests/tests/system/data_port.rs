@@ -1,4 +1,5 @@
-//! Strangers at the data port: whatever they say, they learn nothing and the migration completes.
+//! Peers without a ticket at the data port: whatever they say, they learn nothing and the migration
+//! completes.
 
 use std::{io::Write as _, net::TcpStream};
 
@@ -10,9 +11,11 @@ use slat_tests::{
     guest::{strolling, usual, verified},
 };
 
-slat_tests::on_each_backend!(strangers_do_not_disturb_a_migration);
+slat_tests::on_each_backend!(peers_without_a_ticket_do_not_disturb_a_migration);
 
-async fn strangers_do_not_disturb_a_migration(fleet: &mut Fleet) -> anyhow::Result<()> {
+async fn peers_without_a_ticket_do_not_disturb_a_migration(
+    fleet: &mut Fleet,
+) -> anyhow::Result<()> {
     let vm = fleet
         .run_vm("web", "host-a", usual(fleet.backend()))
         .await?;
@@ -27,10 +30,10 @@ async fn strangers_do_not_disturb_a_migration(fleet: &mut Fleet) -> anyhow::Resu
     ensure!(port.ip().is_loopback(), "{port}");
 
     let abuse = tokio::task::spawn_blocking(move || {
-        // Half a header and silence, held until the end.
-        let half = header(*b"SLAT", 1, 1, 36, 1);
+        // The beginning of a header and silence, held until the end.
+        let whole = header(*b"SLAT", 1, 1, 36, 1);
         let mut silent = TcpStream::connect(port)?;
-        silent.write_all(&half[..20])?;
+        silent.write_all(&whole[..20])?;
         for (what, bytes) in insults() {
             let answer = say(port, &bytes).with_context(|| what.to_owned())?;
             ensure!(answer.is_empty(), "{what} was answered with {answer:?}");

@@ -36,7 +36,7 @@ async fn there_and_back_with_two_vcpus(fleet: &mut Fleet) -> anyhow::Result<()> 
         let old = fleet.vm_process(from, &vm.name)?;
         ensure!(before.pid == old.pid(), "{before:#?} is not {old:?}");
 
-        // Slow enough for a second pass.
+        // Slow enough for a second iteration.
         let params = verified(paced(32 * MIB), verify);
         let done = fleet.migrate_and_wait(&vm.name, to, params).await?;
         ensure!(done.vm_location() == VmLocation::Destination, "{done:#?}");
@@ -72,23 +72,26 @@ async fn there_and_back_with_two_vcpus(fleet: &mut Fleet) -> anyhow::Result<()> 
 /// What the report says of one migration is possible and agrees with itself.
 fn figures_add_up(migration: &v1::Migration) -> anyhow::Result<()> {
     let progress = migration.progress.as_ref().context("no progress")?;
-    let passes = &progress.iterations;
-    ensure!(passes.len() >= 2, "bulk and final pass: {progress:#?}");
-    for (index, pass) in passes.iter().enumerate() {
-        ensure!(pass.iteration as usize == index, "{pass:?}");
-        ensure!(pass.r#final == (index + 1 == passes.len()), "{pass:?}");
+    let iterations = &progress.iterations;
+    ensure!(
+        iterations.len() >= 2,
+        "a first and a final iteration: {progress:#?}"
+    );
+    for (index, one) in iterations.iter().enumerate() {
+        ensure!(one.iteration as usize == index, "{one:?}");
+        ensure!(one.r#final == (index + 1 == iterations.len()), "{one:?}");
     }
-    let sum = |field: fn(&v1::MigrationIteration) -> u64| passes.iter().map(field).sum::<u64>();
+    let sum = |field: fn(&v1::MigrationIteration) -> u64| iterations.iter().map(field).sum::<u64>();
     ensure!(
-        progress.pages_normal == sum(|pass| pass.pages_normal),
+        progress.pages_normal == sum(|one| one.pages_normal),
         "{progress:#?}"
     );
     ensure!(
-        progress.pages_zero == sum(|pass| pass.pages_zero),
+        progress.pages_zero == sum(|one| one.pages_zero),
         "{progress:#?}"
     );
     ensure!(
-        progress.bytes_transferred == sum(|pass| pass.bytes_transferred),
+        progress.bytes_transferred == sum(|one| one.bytes_transferred),
         "{progress:#?}"
     );
     ensure!(
@@ -141,7 +144,8 @@ fn figures_add_up(migration: &v1::Migration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one migration leaves behind stops the third after it: each host is a source and a destination in turn.
+/// What one migration leaves behind stops the third after it: each host is a source and a
+/// destination in turn.
 async fn many_in_a_row_leave_nothing_at_either_host(fleet: &mut Fleet) -> anyhow::Result<()> {
     let spec = busy(fleet.backend(), 16, 1, Some(MIB));
     let vm = fleet.run_vm("nomad", "host-a", spec).await?;

@@ -1,8 +1,11 @@
-//! Whole-system tests: a server, two agents and VM processes, driven through the API and the command line, with processes
-//! killed at the worst moments. Each runs on real KVM (SKIPPED where it is missing) and on the software backend.
+//! Whole-system tests: a server, two agents and VM processes, driven through the API and the
+//! command line, with processes killed at the worst moments. Each runs on real KVM (SKIPPED where
+//! it is missing) and on the software backend.
 //!
-//! One binary, so that it is linked once; `cargo test -p slat-tests kvm::` picks a backend, `crash::` a room.
+//! One binary, so that it is linked once; `cargo test -p slat-tests kvm::` picks a backend,
+//! `crash::` a module.
 
+mod admission;
 mod bad_input;
 mod cancel;
 mod cli;

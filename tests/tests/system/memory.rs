@@ -1,4 +1,5 @@
-//! MemoryService on running VMs: dirty cursors beside a migration, invalidation under load, the digest's condition.
+//! MemoryService on running VMs: dirty cursors beside a migration, invalidation under load, the
+//! digest's condition.
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{

@@ -1,8 +1,9 @@
 //! kill -9 of any one process at any moment of a migration, from its acceptance to after its end.
 //!
-//! When exactly the victim dies is left to the clock; what must hold does not depend on it: the migration ends, the VM is
-//! where it says, nobody but the VM's owner takes the VM with it, and nothing is left of the other half. A failure names its
-//! round; `SLAT_TEST_ROUNDS` makes more of them.
+//! When exactly the victim dies is left to the clock; what must hold does not depend on it: the
+//! migration ends, the VM is where it says, nobody but the VM's owner takes the VM with it, and
+//! nothing is left of the other side. A failure names its round; `SLAT_TEST_ROUNDS` makes more of
+//! them.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ slat_tests::on_each_backend!(one_process_dies_whenever);
 
 /// Rounds by default: each victim at some moments.
 const ROUNDS: u64 = 12;
-/// Between two moments. A migration here takes half a second, so they cover it and what comes after.
+/// Between two moments. A migration here takes 0.5 s, so they cover it and what comes after.
 const STEP: Duration = Duration::from_millis(37);
 /// Moments in all.
 const MOMENTS: u64 = 20;
@@ -120,7 +121,8 @@ async fn one_round(
             lost(fleet, &vm.name).await?;
         }
         (MigrationPhase::Failed, VmLocation::Unknown) if target_died => {
-            // Relinquished, and the destination died before it owned the VM: the frozen copy is kept until somebody decides.
+            // Relinquished, and the destination died before it owned the VM: the frozen copy is
+            // kept until somebody decides.
             fleet
                 .vm_until(&fleet.server(), &vm.name, "RELINQUISHED", |vm| {
                     vm.state() == State::Relinquished

@@ -34,7 +34,7 @@ impl Supervisor {
     /// STORE when they cannot be: then all stays as it was.
     pub(super) async fn clear(&self, dead: &Arc<DeadVm>) -> Result<(), ApiError> {
         let Some(claim) = self.registry.claim_from_dead(dead) else {
-            // Somebody else is at it: its outcome is this one's.
+            // Another task clears it already: its result is this one's.
             self.settled(dead.name()).await;
             return Ok(());
         };
@@ -86,7 +86,8 @@ impl Supervisor {
                     name: vm.to_string(),
                 };
                 if let Err(error) = live.answer(HEAVY, vms.delete_vm(request)).await {
-                    // A process that ended instead of answering has deleted its VM or lost it: the directory tells.
+                    // A process that ended instead of answering has deleted its VM or lost it: the
+                    // directory shows which.
                     let gone = error.reason == Reason::VmUnreachable
                         && tokio::time::timeout(Duration::from_secs(1), live.gone().cancelled())
                             .await
@@ -120,7 +121,8 @@ impl Supervisor {
         }
     }
 
-    /// Releases a side wherever it is told. Returns when a process and a directory that existed only for it are gone.
+    /// Releases a side wherever it is kept. Returns when a process and a directory that existed
+    /// only for it are gone.
     pub(crate) async fn release(self: Arc<Self>, key: SideKey) -> Result<(), ApiError> {
         match self.locate(&key).await? {
             Some(Place::Live(live)) => {
@@ -147,10 +149,12 @@ impl Supervisor {
                 }
                 live.forget_side(&key);
                 live.forget_sighting(&key);
-                // The process removes its own; one that it forgot over a later side, or never wrote, is ours to remove.
+                // The process removes its own record. One that it replaced by a later side's, or
+                // never wrote, is removed here.
                 forget_record(&live, &key);
                 self.registry.note_change();
-                // A source that gave its VM away, and a destination that gave up, were there only for this migration.
+                // A source that gave its VM away, and a destination that gave up, existed only for
+                // this migration.
                 let idle = |ownership: &Ownership| match ownership {
                     Ownership::Relinquished { migration, .. } => {
                         key.role == Role::Source && key.is_of(migration)

@@ -16,7 +16,8 @@ use slat_record::{
 
 use crate::{
     dead::DeadVm,
-    living::{LiveVm, follow_vm, load_seen, save_seen},
+    follow::follow_vm,
+    living::{LiveVm, load_seen, save_seen},
     process::{self, DirLock, Found, Process},
     registry::Claim,
     remains::Remains,
@@ -24,7 +25,8 @@ use crate::{
 };
 
 impl Supervisor {
-    /// Takes in every directory there is: living processes are adopted, dead ones remembered or cleared.
+    /// Takes in every directory there is: living processes are adopted, dead ones remembered or
+    /// cleared.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -50,7 +52,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Finds out what stands behind a VM's directory and fills its claim. `before`: the process that was there and ended.
+    /// Finds out what stands behind a VM's directory and fills its claim. `before`: the process
+    /// that was there and ended.
     async fn take_in(self: Arc<Self>, claim: Claim, vm: VmName, before: Option<Arc<LiveVm>>) {
         let dir = self.dir(&vm);
         let mut claim = Some(claim);
@@ -80,7 +83,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes a found process one of ours. Gives the claim back when there turned out to be nothing to keep: look again.
+    /// Makes a found process one of ours. Gives the claim back when there is nothing to keep: look
+    /// again.
     async fn adopt(
         self: &Arc<Self>,
         claim: Claim,
@@ -90,7 +94,7 @@ impl Supervisor {
     ) -> Option<Claim> {
         let journal = Journal::read(&dir.journal());
         if matches!(journal, Ok(None)) {
-            // It was being made when its agent ended: it never got a VM and nobody was told of it.
+            // It was being made when its agent ended: it never got a VM, and nobody knows of it.
             tracing::info!(%vm, pid = process.pid(), "ending a process that never got its VM");
             process.put_down().await;
             return Some(claim);
@@ -166,7 +170,8 @@ impl Supervisor {
             follow_vm(followed, registry, heard).await;
         });
         let (me, watched) = (Arc::clone(self), Arc::clone(live));
-        // Not under `follow`: once an end was seen, clearing up is finished even when the agent stops.
+        // Not under `follow`: once an end was seen, clearing up is finished even when the agent
+        // stops.
         self.tasks.spawn(async move {
             tokio::select! {
                 () = me.stop.cancelled() => return,

@@ -1,4 +1,4 @@
-//! Which endpoint tells a migration side.
+//! Who answers for a migration side: a living process, what a dead one left, or a record.
 
 use std::sync::Arc;
 
@@ -12,22 +12,23 @@ use crate::{
     side::{Role, SideKey},
 };
 
-/// Where a side is told.
+/// Who answers for a side.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// By its living process.
+    /// Its living process.
     Live(Arc<LiveVm>),
-    /// By its dead process's directory, so.
+    /// Its dead process's directory, in these words.
     Dead(Arc<DeadVm>, v1::Transfer),
-    /// By the record that outlived its directory.
+    /// The record that outlived its directory.
     Ended(v1::Transfer),
 }
 
 impl Supervisor {
-    /// Where a side is told.
+    /// Who answers for a side.
     ///
     /// # Errors
-    /// VM_UNREACHABLE or JOURNAL when nobody knows it and somebody could not be asked: "no such side" would be a guess.
+    /// VM_UNREACHABLE or JOURNAL when nobody knows it and not everybody could be asked: "no such
+    /// side" would be a guess.
     pub(crate) async fn locate(self: &Arc<Self>, key: &SideKey) -> Result<Option<Place>, ApiError> {
         let mut silent = None;
         // Twice: once as things are, once more after names in work on this side have settled.
@@ -76,7 +77,7 @@ impl Supervisor {
                 }
             }
         }
-        // A side this agent was not told of: it restarted while the process began it, or did not answer then.
+        // A side that this agent does not know yet: it restarted while the process began it.
         let mut asked = tokio::task::JoinSet::new();
         for (_, held) in self.registry.all() {
             if let Held::Live(live) = held {

@@ -81,7 +81,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing is left.
+    /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing
+    /// is left.
     pub(crate) async fn create(
         self: Arc<Self>,
         vm: VmName,
@@ -114,7 +115,8 @@ impl Supervisor {
         }
     }
 
-    /// Prepares the destination side of `migration`. The answer to a repeated request is the process's own.
+    /// Prepares the destination side of `migration`. The answer to a repeated request is the
+    /// process's own.
     pub(crate) async fn prepare(
         self: Arc<Self>,
         vm: VmName,
@@ -130,7 +132,7 @@ impl Supervisor {
                     work: Work::Preparing(other),
                     done,
                 }) if other == key.migration => {
-                    // The same request is being worked on: its outcome is this one's.
+                    // The same request is being carried out: its result is this one's.
                     done.cancelled().await;
                     continue;
                 }
@@ -163,7 +165,7 @@ impl Supervisor {
                     .claim(&vm, memory, Work::Preparing(key.migration.clone()))
                 {
                     Ok(claim) => claim,
-                    // Somebody was quicker: look again who.
+                    // Another request was quicker: look again.
                     Err(Refusal::Held(_)) => continue,
                     Err(refusal) => {
                         return Err(refused(&vm, Reason::DstNoMemory, refusal)
@@ -221,7 +223,8 @@ impl Supervisor {
                 Ok(side)
             }
             Err(error) => {
-                // A refusal began nothing. Silence may have: then the process says so, or what it leaves.
+                // A refusal began nothing. Silence may have: the process, or what it leaves, will
+                // say.
                 if ours && error.reason != Reason::VmUnreachable {
                     forget_record(&live, &key);
                 }
@@ -293,8 +296,9 @@ impl Supervisor {
     }
 }
 
-/// Clears a directory that nobody holds and that has no journal: made by a process that began only after its agent had
-/// ended, or left by a removal that failed. One with a journal is left alone: it is looked at when the agent starts.
+/// Clears a directory that nobody holds and that has no journal: made by a process that began only
+/// after its agent had ended, or left by a removal that failed. One with a journal stays until the
+/// agent starts again and reads it.
 async fn clear_stray(vm: &VmName, dir: &VmDir) {
     match Journal::read(&dir.journal()) {
         Ok(None) => {}
@@ -311,7 +315,7 @@ async fn clear_stray(vm: &VmName, dir: &VmDir) {
     }
 }
 
-/// Removes the directory of a process that was put down.
+/// Removes the directory of a process that was killed here.
 async fn clear_dir(dir: &VmDir) {
     match process::find(dir).await {
         Ok(Found::Dead(lock)) => remove(dir, lock),

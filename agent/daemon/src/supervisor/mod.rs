@@ -1,17 +1,21 @@
-//! The VM processes of this host: found again at the start, made, watched to their end, cleared away.
+//! The VM processes of this host: found again at the start, made, watched to their end, cleared
+//! away.
 //!
 //! # Invariants
 //! * Work on a name happens under its [`Claim`]; a claim that is dropped frees name and memory.
-//! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every side that nobody released
-//!   is kept in [`EndedSides`].
-//! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says Aborted, Ended or (after
-//!   the server released it) Relinquished. The one exception, without a look at the journal: a process just made whose
-//!   create or prepare failed or was not answered in time, and its directory (`make::undo`). Its claim is still held and
-//!   nobody was told that it has a VM: what it may have journalled has no guest that ever ran. Who may run a VM is decided by the VM processes and their journals alone.
+//! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every
+//!   side that nobody released is kept in [`EndedSides`].
+//! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says
+//!   Aborted, Ended or (after the server released it) Relinquished. The one exception, without a
+//!   look at the journal: a process just made whose create or prepare failed or was not answered in
+//!   time is killed and its directory removed (`make::undo`). Its claim is still held and nobody
+//!   was told that it has a VM: whatever it journalled, no guest of it ever ran. Who may run a VM
+//!   is decided by the VM processes and their journals alone.
 //!
 //! # Tasks
-//! All run on one tracker and end with the agent's token; work that changes directories is not cut off but awaited, for it
-//! is bounded. A caller that goes away does not cut it off either: it runs in a task of its own.
+//! All run on one tracker and end with the agent's token; work that changes directories is not cut
+//! off but awaited, for it is bounded. A caller that goes away does not cut it off either: it runs
+//! in a task of its own.
 
 use std::{
     ffi::OsString, fmt, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
@@ -27,7 +31,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     admission::Admit,
     ended::EndedSides,
-    living::{LiveVm, follow_side},
+    follow::follow_side,
+    living::LiveVm,
     registry::{Held, Registry, Work},
     side::{Role, SideKey, is_terminal},
 };
@@ -165,10 +170,11 @@ impl Supervisor {
         }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {
-            // Nothing more comes of an ended side, and its process may have forgotten it over a later one.
+            // An ended side changes no more, and its process may have replaced it by a later one.
             let ended =
                 over || follow_side(Arc::clone(&live), Arc::clone(&me.registry), key.clone()).await;
-            // A destination that gave up has nothing to wait for: its memory must not stay taken until a release.
+            // A destination that gave up has nothing to wait for: its memory must not stay taken
+            // until a release.
             if ended && key.role == Role::Destination {
                 me.see_off(&live, |ownership| match ownership {
                     Ownership::Aborted { migration } => key.is_of(migration),
@@ -180,8 +186,8 @@ impl Supervisor {
         });
     }
 
-    /// Waits for a process that has nothing left to do, and ends it when it stays although its journal says that it owns
-    /// nothing (`owns_nothing`). True when it is gone.
+    /// Waits for a process that has nothing left to do, and ends it when it stays although its
+    /// journal says that it owns nothing (`owns_nothing`). True when it is gone.
     async fn see_off(
         &self,
         live: &Arc<LiveVm>,

@@ -1,5 +1,6 @@
-//! A VM process without a VM: holds the lock, serves the endpoint, writes real journals and records. It is this test executable
-//! started again, told apart by a variable; what goes wrong is chosen by the VM's or the migration's name.
+//! A VM process without a VM: holds the lock, serves the endpoint, writes real journals and
+//! records. It is this test executable started again, which knows its part by a variable; what goes
+//! wrong is chosen by the VM's or the migration's name.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{MigrationName, VmName},
-    transport::Door,
+    transport::Endpoint,
     v1::{
         self, memory_service_server::MemoryService, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferService, transfer_service_server::TransferServiceServer,
@@ -81,7 +82,7 @@ async fn serve(dir: VmDir, vm: VmName, host: String) {
         sides: Mutex::default(),
         exit: Notify::new(),
     });
-    let endpoint = Door::new()
+    let endpoint = Endpoint::new()
         .service(VmServiceServer::from_arc(Arc::clone(&fake)))
         .service(MemoryServiceServer::from_arc(Arc::clone(&fake)))
         .service(TransferServiceServer::from_arc(Arc::clone(&fake)))

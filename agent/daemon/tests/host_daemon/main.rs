@@ -1,4 +1,5 @@
-//! The host agent against VM processes without VMs ([`fake`]): real processes, sockets, locks and journals.
+//! The host agent against VM processes without VMs ([`fake`]): real processes, sockets, locks and
+//! journals.
 
 mod fake;
 mod life;

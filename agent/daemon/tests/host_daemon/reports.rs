@@ -8,7 +8,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    transport::{Door, DoorHandle},
+    transport::{Endpoint, EndpointHandle},
     v1::{
         self,
         fleet_service_server::{FleetService, FleetServiceServer},
@@ -67,14 +67,14 @@ impl FleetService for Fleet {
 
 struct Server {
     heard: Arc<Mutex<Heard>>,
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
 }
 
 impl Server {
     async fn start(address: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let heard = Arc::<Mutex<Heard>>::default();
-        let endpoint = Door::new().service(FleetServiceServer::new(Fleet(Arc::clone(&heard))));
+        let endpoint = Endpoint::new().service(FleetServiceServer::new(Fleet(Arc::clone(&heard))));
         Self {
             heard,
             endpoint: endpoint.serve_tcp(listener).await.unwrap(),

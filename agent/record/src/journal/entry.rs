@@ -70,7 +70,7 @@ pub enum Entry {
 impl Entry {
     /// The identity of the VM it is about.
     #[must_use]
-    pub(super) fn uid(&self) -> &str {
+    pub fn uid(&self) -> &str {
         match self {
             Self::Created { uid, .. }
             | Self::Incoming { uid, .. }

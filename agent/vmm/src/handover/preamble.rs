@@ -1,7 +1,7 @@
 //! What must fit before anything is reserved or moved: versions, architecture, page size, backend,
 //! CPU.
 //!
-//! The source describes what its VM was told ([`describe`]), the server carries that to the
+//! The source describes what its VM was told (`describe`), the server carries that to the
 //! destination, and the destination compares ([`admit`]) before it takes memory or starts a
 //! process. Its daemon asks first, the VM's process once more. What differs is refused by name:
 //!
@@ -52,7 +52,7 @@ pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble 
 ///
 /// # Errors
 /// KVM_IOCTL when the CPU cannot be described.
-pub(crate) fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
+pub fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
     Ok(describe(backend, host_facts(backend)?))
 }
 
@@ -80,7 +80,7 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
 ///
 /// # Errors
 /// BAD_PARAMETER when `source` is not whole; see the module for the others.
-fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
+pub fn admit(source: &v1::Preamble, own: &v1::Preamble) -> Result<v1::ChosenVersions, ApiError> {
     let protocol = common("protocol", source.protocol, own.protocol)?;
     let state = common("state", source.state, own.state)?;
     if source.architecture != own.architecture {

@@ -34,7 +34,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName},
-    transport::Door,
+    transport::Endpoint,
     v1::transfer_service_server::TransferServiceServer,
 };
 use slat_record::dir::VmDir;
@@ -187,9 +187,9 @@ async fn take_lock(dir: &VmDir) -> io::Result<Option<File>> {
 }
 
 /// What this process serves.
-fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Door {
+fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
-    Door::new()
+    Endpoint::new()
         .service(TransferServiceServer::new(TransferApi::new(Arc::new(
             transfers,
         ))))

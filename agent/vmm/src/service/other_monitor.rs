@@ -12,7 +12,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{CursorName, HostName, MigrationName, SlotChange, VmName, VmSpec},
-    transport::{Address, Door, DoorHandle, connect},
+    transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         self, Capability, TransferPhase, TransferRole, memory_service_client::MemoryServiceClient,
         slot_change, transfer_service_client::TransferServiceClient,
@@ -290,7 +290,7 @@ impl Transfers for AdoptedSides {
 }
 
 struct Served {
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     vms: VmServiceClient<Channel>,
     memory: MemoryServiceClient<Channel>,
     transfers: TransferServiceClient<Channel>,
@@ -301,7 +301,7 @@ async fn serve(monitor: &Arc<Adopted>) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("vm.sock");
     let transfers = TransferApi::new(Arc::new(AdoptedSides(Arc::clone(monitor))));
-    let endpoint = Door::new()
+    let endpoint = Endpoint::new()
         .service(vm_service(Arc::clone(monitor)))
         .service(memory_service(Arc::clone(monitor)))
         .service(TransferServiceServer::new(transfers))

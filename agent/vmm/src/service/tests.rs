@@ -5,7 +5,7 @@ use std::time::Duration;
 use slat_proto::{
     ApiError, Reason,
     model::CursorName,
-    transport::{Address, Door, DoorHandle, connect},
+    transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         self, memory_service_client::MemoryServiceClient, slot_change,
         vm_service_client::VmServiceClient,
@@ -21,14 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Served {
     vm: FakeVm,
-    endpoint: DoorHandle,
+    endpoint: EndpointHandle,
     vms: VmServiceClient<Channel>,
     memory: MemoryServiceClient<Channel>,
 }
 
 async fn serve(vm: FakeVm) -> Served {
     let socket = vm.machine.dir().socket();
-    let endpoint = Door::new()
+    let endpoint = Endpoint::new()
         .service(vm_service(Arc::clone(&vm.machine)))
         .service(memory_service(Arc::clone(&vm.machine)))
         .serve_unix(UnixListener::bind(&socket).unwrap())

@@ -8,7 +8,7 @@ use slat_mmu::{Access, Gfn, Pfn, SlotId};
 use crate::{
     console::say,
     hardware::{Found, Manual, Trap},
-    host::Machine,
+    host::BareHost,
     ram,
     vcpu::{Exit, Mmu, VirtualCpu},
 };
@@ -88,7 +88,7 @@ impl Failed {
 /// One guest.
 pub(super) struct Guest<'a, M: Manual> {
     pub(super) mmu: &'a Mmu<M>,
-    pub(super) machine: &'a Machine,
+    pub(super) machine: &'a BareHost,
     pub(super) cpu: VirtualCpu<'a, M>,
 }
 

@@ -28,7 +28,7 @@ use crate::{
     frames::Frames,
     hardware::Manual,
     heap,
-    host::Machine,
+    host::BareHost,
     ram,
     vcpu::{Mmu, VirtualCpu},
 };
@@ -37,7 +37,7 @@ use crate::{
 pub(crate) fn tell<M: Manual>(frames: &Arc<Frames>) -> Result<(), Failed> {
     ram::clear();
     let heap_before = heap::used();
-    let machine = Arc::new(Machine::new());
+    let machine = Arc::new(BareHost::new());
     // The defaults are KVM's. A slot's number costs a place in a table, so say how many there will
     // be.
     let config = MmuConfig::default().with_max_slots(4);

@@ -4,6 +4,7 @@
 //! that is not 0, two levels or four, MMIO entries with three bits of generation, the NX
 //! mitigation.
 
+mod bounds;
 mod memory;
 mod notes;
 mod paths;

@@ -144,3 +144,29 @@ fn a_fault_beside_the_split_finds_the_reserve() {
     let level = Level::SIZE_4K;
     assert_eq!(*outcomes, vec![FaultOutcome::Fixed { level }; 20]);
 }
+
+/// What the crate's page says of the reserve: 8 for each vCPU.
+#[test]
+fn eight_tables_of_reserve_serve_a_vcpu_each() {
+    for vcpus in [1, 2, 5] {
+        let config = MmuConfig::default().with_fault_reserve(8 * vcpus);
+        let (_, mmu) = two_slots::<Flat>(64, config, NoTlb);
+        let flags = SlotFlags::LOG_DIRTY;
+        assert!(mmu.space(0).set_slot_flags(0, flags).unwrap() > 0);
+        let mut fault = |number: u32| {
+            let gfn = Gfn((HUGE + u64::from(number)) * 512);
+            let fault = Fault::new(gfn, Access::Write).with_max_level(Level::SIZE_4K);
+            // Each keeps what it has fetched.
+            let mut vcpu = mmu.vcpu();
+            (mmu.fault(&mut vcpu, fault), vcpu)
+        };
+        let (outcomes, _vcpus): (Vec<_>, Vec<_>) = (0..vcpus).map(&mut fault).unzip();
+        let level = Level::SIZE_4K;
+        assert_eq!(
+            outcomes,
+            vec![FaultOutcome::Fixed { level }; vcpus as usize]
+        );
+        let (beyond, _) = fault(vcpus);
+        assert_eq!(beyond, FaultOutcome::OutOfMemory);
+    }
+}

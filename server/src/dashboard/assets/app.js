@@ -45,7 +45,7 @@ function seconds(value) {
   if (value === null || value === undefined) return '–';
   if (value < 1) return (value * 1000).toFixed(value < 0.1 ? 1 : 0) + ' ms';
   if (value < 120) return value.toFixed(1) + ' s';
-  return Math.floor(value / 60) + ' min ' + Math.round(value % 60) + ' s';
+  return Math.trunc(value / 60) + ' min ' + Math.round(value % 60) + ' s';
 }
 
 const number = (value) => (value === null || value === undefined ? '–' : Math.round(value).toLocaleString('en'));
@@ -127,7 +127,7 @@ function keep(history) {
     points.set(name, ring);
   }
   for (const name of [...points.keys()]) if (!(name in history.migrations)) points.delete(name);
-  // A little overlap costs nothing: entries are told apart by their time.
+  // A little overlap costs nothing: entries are distinguished by their time.
   since = history.now - 1;
 }
 
@@ -378,7 +378,7 @@ function drawTiles() {
     tile(running + ' / ' + state.vms.length, 'VMs running'),
     tile(String(active.length), doubt ? 'migrations running, ' + doubt + ' in doubt' : 'migrations running', doubt > 0),
     tile(ended ? completed.length + ' / ' + ended : '–', 'of the last migrations completed'),
-    tile(downtimes.length ? seconds(downtimes[Math.floor(downtimes.length / 2)]) : '–', 'median downtime of them'),
+    tile(downtimes.length ? seconds(downtimes[Math.trunc(downtimes.length / 2)]) : '–', 'median downtime of them'),
     tile(number(errors), 'memory errors seen by guests', errors > 0),
   );
 }

@@ -88,6 +88,17 @@ async fn prepare(
     to: &TransferEndpoint,
     params: &MigrationParams,
 ) -> v1::PrepareIncomingResponse {
+    let preamble = preamble::describe(BackendKind::Software, Vec::new());
+    prepare_from(vm, to, params, preamble).await
+}
+
+/// As `prepare`, from a source that says this of itself.
+async fn prepare_from(
+    vm: &FakeVm,
+    to: &TransferEndpoint,
+    params: &MigrationParams,
+    preamble: v1::Preamble,
+) -> v1::PrepareIncomingResponse {
     let slots = vm
         .machine
         .memory()
@@ -102,7 +113,7 @@ async fn prepare(
         slots,
         params: Some(params.to_message()),
         source_agent_address: String::new(),
-        preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
+        preamble: Some(preamble),
     };
     api(to)
         .prepare_incoming(Request::new(request))
@@ -234,6 +245,27 @@ async fn a_writing_vm_moves_whole() {
             destination.machine.digest().unwrap()
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_speak_the_older_protocol() {
+    let (source, destination) = (running(), fake::empty());
+    let (from, to) = (endpoint(&source), endpoint(&destination));
+    let params = MigrationParams {
+        verify: Verify::BeforeCommit,
+        ..MigrationParams::default()
+    };
+    let mut older = preamble::describe(BackendKind::Software, Vec::new());
+    older.protocol = Some(v1::VersionRange { min: 1, max: 1 });
+    let prepared = prepare_from(&source, &to, &params, older).await;
+    assert_eq!(prepared.versions.unwrap().protocol, 1);
+    start(&from, &prepared, &params).await;
+    let there = ended(&to, TransferRole::Destination).await;
+    let here = ended(&from, TransferRole::Source).await;
+    assert_eq!(there.phase(), TransferPhase::Completed, "{there:?}");
+    assert_eq!(here.phase(), TransferPhase::Completed, "{here:?}");
+    let verification = here.progress.unwrap().verification();
+    assert_eq!(verification, v1::Verification::Match);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,13 +181,25 @@ fn source_relinquishes() -> bool {
     })
 }
 
+/// A journal, and the directory it was written in: a rewritten one has the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Host and VM.
+    pub place: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
 /// Adds `path`, or every journal in it and in its folders.
 ///
 /// # Errors
 /// When a folder cannot be read.
-pub fn collect(path: &Path, journals: &mut Vec<PathBuf>) -> std::io::Result<()> {
+pub fn collect(path: &Path, journals: &mut Vec<Kept>) -> std::io::Result<()> {
     if !path.is_dir() {
-        journals.push(path.to_owned());
+        journals.push(Kept {
+            place: path.display().to_string(),
+            path: path.to_owned(),
+        });
         return Ok(());
     }
     for entry in std::fs::read_dir(path)? {
@@ -195,10 +207,8 @@ pub fn collect(path: &Path, journals: &mut Vec<PathBuf>) -> std::io::Result<()> 
         let is_journal = path
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("journal"));
-        if path.is_dir() {
+        if path.is_dir() || is_journal {
             collect(&path, journals)?;
-        } else if is_journal {
-            journals.push(path);
         }
     }
     Ok(())
@@ -208,26 +218,33 @@ pub fn collect(path: &Path, journals: &mut Vec<PathBuf>) -> std::io::Result<()> 
 ///
 /// # Errors
 /// What cannot be explained, each with its file.
-pub fn replay(journals: &[PathBuf]) -> Result<usize, String> {
+pub fn replay(journals: &[Kept]) -> Result<usize, String> {
     let mut faults = Vec::new();
-    let mut by_uid: BTreeMap<String, Vec<(PathBuf, Vec<Entry>)>> = BTreeMap::new();
-    let mut count = 0;
-    for path in journals {
+    // By place and first entry: a journal that was settled is a new file with the same beginning.
+    let mut read: BTreeMap<(&str, String), (&Path, Vec<Entry>)> = BTreeMap::new();
+    for Kept { place, path } in journals {
         match contents(path) {
             Err(error) => faults.push(error.to_string()),
             Ok(contents) => {
-                count += 1;
                 if let Err(fault) = explain(&contents.entries) {
                     faults.push(format!("{}: {fault}", path.display()));
                 }
-                if let Some(state) = contents.state {
-                    by_uid
-                        .entry(state.uid)
-                        .or_default()
-                        .push((path.clone(), contents.entries));
+                let Some(first) = contents.entries.first() else {
+                    continue;
+                };
+                let key = (place.as_str(), format!("{first:?}"));
+                let known = read.get(&key).map_or(0, |(_, entries)| entries.len());
+                if known < contents.entries.len() {
+                    read.insert(key, (path, contents.entries));
                 }
             }
         }
+    }
+    let count = read.len();
+    let mut by_uid: BTreeMap<String, Vec<(&Path, Vec<Entry>)>> = BTreeMap::new();
+    for (path, entries) in read.into_values() {
+        let uid = entries.first().map_or("", Entry::uid).to_owned();
+        by_uid.entry(uid).or_default().push((path, entries));
     }
     for (uid, journals) in &by_uid {
         faults.extend(compare(uid, journals));
@@ -240,7 +257,7 @@ pub fn replay(journals: &[PathBuf]) -> Result<usize, String> {
 }
 
 /// One VM's journals: who owned which epoch, and who had given the one before away.
-fn compare(uid: &str, journals: &[(PathBuf, Vec<Entry>)]) -> Vec<String> {
+fn compare(uid: &str, journals: &[(&Path, Vec<Entry>)]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut owned: BTreeMap<u64, &Path> = BTreeMap::new();
     let mut given: BTreeMap<(u64, &str), &Path> = BTreeMap::new();
@@ -354,7 +371,10 @@ mod tests {
             for entry in entries {
                 journal.append(entry).unwrap();
             }
-            path
+            Kept {
+                place: name.to_owned(),
+                path,
+            }
         };
         let arrived = write("there", &[incoming(), prepared(), owned()]);
         let kept = write("kept", &[created()]);
@@ -362,7 +382,13 @@ mod tests {
         assert_eq!(replay(&[arrived.clone(), gave.clone()]).unwrap(), 2);
         let fault = replay(&[arrived.clone(), kept]).unwrap_err();
         assert!(fault.contains("no journal gave epoch 1 away"), "{fault}");
-        let twice = replay(&[arrived.clone(), arrived, gave]).unwrap_err();
+        let mut again = arrived.clone();
+        assert_eq!(
+            replay(&[arrived.clone(), again.clone(), gave.clone()]).unwrap(),
+            2
+        );
+        again.place = "elsewhere".to_owned();
+        let twice = replay(&[arrived, again, gave]).unwrap_err();
         assert!(twice.contains("epoch 2 is owned by"), "{twice}");
     }
 }

@@ -1,8 +1,8 @@
 //! The exploration: every state is visited, every rule checked in each, and from each an end must
 //! be reachable once nothing more goes wrong.
 //!
-//! The first pass is stateright's breadth-first search over all steps, faults among them. It
-//! collects each state with its budget of faults taken away. The second pass explores what can
+//! The first search is stateright's breadth-first search over all steps, faults among them. It
+//! collects each state with its budget of faults taken away. The second search explores what can
 //! follow from those without a fault and looks backwards from the ends: a state that no end can be
 //! reached from is a violation.
 
@@ -56,7 +56,7 @@ impl Handover {
         }
     }
 
-    /// Explores it. With a planted fault the second pass is left out and the first violation ends
+    /// Explores it. With a planted fault the second search is left out and the first violation ends
     /// it.
     #[must_use]
     pub fn explore(self, threads: usize) -> Found {

@@ -1,13 +1,13 @@
-//! A migration's progress for people: on a terminal one line drawn over and over, elsewhere one line for each phase and
-//! each finished iteration, so that a log of it reads well.
+//! A migration's progress for people: on a terminal one line drawn over and over, elsewhere one
+//! line for each phase and each finished iteration, so that a log of it reads well.
 
 use slat_proto::{model::std_duration, v1};
 
-use super::{
+use super::words::{self, pages};
+use crate::term::{
     out,
     units::{Rate, Size, Span},
 };
-use crate::command::view;
 
 /// Shows a migration as its states come in.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Progress {
         self.iterations = self.iterations.max(known);
         if migration.phase() != self.phase {
             self.phase = migration.phase();
-            lines.push(view::phase(self.phase).to_owned());
+            lines.push(words::phase(self.phase).to_owned());
         }
         lines
     }
@@ -80,7 +80,7 @@ impl Drop for Progress {
 }
 
 fn live_line(migration: &v1::Migration) -> String {
-    let phase = view::phase(migration.phase());
+    let phase = words::phase(migration.phase());
     let Some(progress) = &migration.progress else {
         return phase.to_owned();
     };
@@ -131,8 +131,8 @@ fn iteration_line(iteration: &v1::MigrationIteration) -> String {
     if !iteration.r#final {
         line.push_str(&format!(
             ", {} dirty after it, expected downtime {}",
-            Size(iteration.dirty_pages.saturating_mul(4096)),
-            view::span(iteration.expected_downtime.as_ref()),
+            pages(iteration.dirty_pages),
+            words::span(iteration.expected_downtime.as_ref()),
         ));
     }
     line

@@ -1,4 +1,5 @@
-//! The floors: the least that could be done, in plain loops over flat arrays of as many entries as pages.
+//! The baselines: the least that a machine could do, in plain loops over flat arrays of as many
+//! entries as pages.
 
 use std::{
     hint::black_box,

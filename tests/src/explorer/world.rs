@@ -1,8 +1,8 @@
 //! The state that is explored: two hosts, one server, what is between them, and what may still go
 //! wrong.
 //!
-//! What decides is production code: [`protocol::source::Source`],
-//! [`protocol::destination::Destination`], [`MigrationProtocol`], [`slat_record::standing`] and
+//! What decides is production code: `protocol::source::Source`,
+//! `protocol::destination::Destination`, [`MigrationProtocol`], [`slat_record::standing`] and
 //! [`slat_record::journal::JournalState`]. What is written here is what drivers, kernels and
 //! networks do to it.
 
@@ -30,14 +30,14 @@ pub const EPOCH: u64 = 1;
 
 /// A journal on a disk with a cache before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Journal {
+pub struct JournalOnDisk {
     /// On the disk.
     pub durable: Arc<Vec<Entry>>,
     /// Written, and lost when the host loses its power.
     pub cached: Option<Entry>,
 }
 
-impl Journal {
+impl JournalOnDisk {
     /// A journal whose only entry is durable.
     #[must_use]
     pub fn new(entry: Entry) -> Self {
@@ -121,7 +121,7 @@ pub struct SourceHost {
     /// Its side of the migration.
     pub side: Option<SourceSide>,
     /// The VM's journal; `None` once its directory was removed.
-    pub journal: Option<Journal>,
+    pub journal: Option<JournalOnDisk>,
     /// The record of its side.
     pub record: Option<Recorded>,
     /// How the record says it ended.
@@ -172,7 +172,7 @@ pub struct DestinationHost {
     /// How many processes there have been: what a ticket opens.
     pub instance: u8,
     /// The journal of the last process; `None` before the first and once it was released.
-    pub journal: Option<Journal>,
+    pub journal: Option<JournalOnDisk>,
     /// The record of its side.
     pub record: Option<Recorded>,
     /// How the record says it ended.
@@ -316,7 +316,7 @@ impl World {
                 alive: true,
                 runs: true,
                 side: None,
-                journal: Some(Journal::new(Entry::Created {
+                journal: Some(JournalOnDisk::new(Entry::Created {
                     vm: "v".to_owned(),
                     uid: UID.to_owned(),
                     epoch: EPOCH,

@@ -1,4 +1,5 @@
-//! The emulated machines: how each is started with an image and a block of queries, and what it prints.
+//! The emulated machines: how each is started with an image and a block of queries, and what it
+//! prints.
 
 use std::{
     fs,
@@ -33,7 +34,7 @@ pub struct Job<'a> {
 
 /// A machine.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct EmulatedCpu {
     /// Name and version of the emulator.
     pub name: String,
     /// Its memory.
@@ -61,8 +62,8 @@ enum Kind {
     Bochs { model: &'static str },
 }
 
-/// Bochs allots its memory in blocks as they are first touched, and reads a file into it as if they followed each other: a
-/// file must lie within one block. This is the largest there is.
+/// Bochs allots its memory in blocks as they are first touched, and reads a file into it as if they
+/// followed each other: a file must lie within one block. This is the largest there is.
 const BOCHS_BLOCK_KIB: u64 = 8192;
 const _: () = assert!(TABLE_FRAMES as u64 * 4 <= BOCHS_BLOCK_KIB);
 
@@ -73,9 +74,9 @@ pub const BOCHS_PHYSICAL_BITS: u32 = 40;
 const PBMTE: u64 = 1 << 62;
 const ADUE: u64 = 1 << 61;
 
-impl Machine {
-    /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works, `sources`
-    /// where the programs' sources are.
+impl EmulatedCpu {
+    /// QEMU's RISC-V hart with the H extension and no Svnapot. `folder` is where it works,
+    /// `sources` where the programs' sources are.
     ///
     /// # Errors
     /// When the program cannot be built.
@@ -100,8 +101,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// QEMU's x86 processor with SVM and nested paging, in `levels` levels (nested paging has as many as the host's own)
-    /// and with `physical_bits` of physical address.
+    /// QEMU's x86 processor with SVM and nested paging, in `levels` levels (nested paging has as
+    /// many as the host's own) and with `physical_bits` of physical address.
     ///
     /// # Errors
     /// When the program cannot be built.
@@ -127,8 +128,9 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Bochs' x86 processor `model` with `extension`: `vmx` and extended page tables, or `svm` and nested paging. It has
-    /// [`BOCHS_PHYSICAL_BITS`] of physical address and pages itself in four levels.
+    /// Bochs' x86 processor `model` with `extension`: `vmx` and extended page tables, or `svm` and
+    /// nested paging. It has [`BOCHS_PHYSICAL_BITS`] of physical address and pages itself in four
+    /// levels.
     ///
     /// # Errors
     /// When the program cannot be built.
@@ -194,7 +196,7 @@ impl Machine {
         .args(["-o", "walker.elf", "walker.o"]);
         succeeds(&link, &self.folder, "ld", BUILD_BOUND)?;
         let mut copy = tool("objcopy");
-        copy.args(["-O", "binary", "walker.elf", "walker.bin"]);
+        copy.args(["-O", "binary", "walker.elf", "walker.raw"]);
         succeeds(&copy, &self.folder, "objcopy", BUILD_BOUND)?;
         Ok(())
     }
@@ -255,8 +257,8 @@ impl Machine {
             "too many queries for the layout"
         );
         let block = query::encode(self.layout, job.root, self.flags, job.queries);
-        fs::write(self.file("queries.bin"), block)?;
-        fs::write(self.file("tables.bin"), job.image)?;
+        fs::write(self.file("queries.raw"), block)?;
+        fs::write(self.file("tables.raw"), job.image)?;
         let output = self.file("output.txt");
         fs::write(&output, "")?;
         let (command, name) = match &self.kind {
@@ -302,9 +304,9 @@ impl Machine {
             "-nodefaults",
         ]);
         command.args(["-serial", "file:output.txt"]);
-        command.args(self.loader("walker.bin", self.layout.base));
-        command.args(self.loader("queries.bin", self.layout.queries()));
-        command.args(self.loader("tables.bin", self.layout.tables()));
+        command.args(self.loader("walker.raw", self.layout.base));
+        command.args(self.loader("queries.raw", self.layout.queries()));
+        command.args(self.loader("tables.raw", self.layout.tables()));
         command
     }
 
@@ -320,8 +322,8 @@ impl Machine {
         command.args(["-debugcon", "file:output.txt"]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
         command.args(["-bios", "walker.rom"]);
-        command.args(self.loader("queries.bin", self.layout.queries()));
-        command.args(self.loader("tables.bin", self.layout.tables()));
+        command.args(self.loader("queries.raw", self.layout.queries()));
+        command.args(self.loader("tables.raw", self.layout.tables()));
         command
     }
 
@@ -334,8 +336,8 @@ impl Machine {
              romimage: file=walker.rom, address=0xffff0000, options=none\n\
              vgaromimage: file={vga}\n\
              speaker: enabled=0\n\
-             optramimage1: file=queries.bin, address={queries:#x}\n\
-             optramimage2: file=tables.bin, address={tables:#x}\n\
+             optramimage1: file=queries.raw, address={queries:#x}\n\
+             optramimage2: file=tables.raw, address={tables:#x}\n\
              port_e9_hack: enabled=1\n\
              log: messages.txt\npanic: action=fatal\nerror: action=ignore\ninfo: action=ignore\n",
             memory = RAM >> 20,

@@ -15,8 +15,8 @@ use super::{
     planted::Planted,
     source::Fate,
     world::{
-        DestinationHost, DestinationSide, DestinationWork, EPOCH, Frame, Journal, MIGRATION, UID,
-        World,
+        DestinationHost, DestinationSide, DestinationWork, EPOCH, Frame, JournalOnDisk, MIGRATION,
+        UID, World,
     },
 };
 
@@ -107,7 +107,7 @@ impl World {
         host.record = None;
         host.ended_as = None;
         host.instance += 1;
-        host.journal = Some(Journal::new(Entry::Incoming {
+        host.journal = Some(JournalOnDisk::new(Entry::Incoming {
             vm: "v".to_owned(),
             uid: UID.to_owned(),
             migration: MIGRATION.to_owned(),

@@ -298,7 +298,7 @@ impl SourceHost {
         }
     }
 
-    /// Reading again: what is in the cache is written anew, or cut off where there is no room.
+    /// Reading again: what is in the cache is written anew, or cut off where the disk is full.
     fn settle(&mut self, fate: Fate) -> Settled {
         let Some(journal) = &mut self.journal else {
             return Settled::Absent;

@@ -1,0 +1,99 @@
+//! The tasks that keep what a VM's process last said: one for the VM, one for each of its sides of
+//! a migration. They end with the process or with the agent; a side's also when the side is
+//! released.
+
+use std::{sync::Arc, time::Duration};
+
+use slat_proto::{Reason, v1};
+
+use super::{
+    living::{LiveVm, forget_record},
+    registry::Registry,
+    side::{SideKey, is_terminal},
+};
+
+/// Between two attempts to follow, doubling from the first.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// Waits before the next attempt; false when the process is gone.
+async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
+    let now = *wait;
+    *wait = (now * 2).min(RETRY_LAST);
+    tokio::select! {
+        () = vm.gone().cancelled() => false,
+        () = tokio::time::sleep(now) => true,
+    }
+}
+
+/// Keeps the snapshot until the process is gone. `heard` is called after each message.
+pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
+    let mut wait = RETRY_FIRST;
+    loop {
+        let request = v1::WatchVmRequest {
+            name: vm.name().to_string(),
+        };
+        match vm.vms().watch_vm(request).await {
+            Ok(stream) => {
+                let mut stream = stream.into_inner();
+                while let Ok(Some(said)) = stream.message().await {
+                    wait = RETRY_FIRST;
+                    heard(&said);
+                    if vm.see(said) {
+                        registry.note_change();
+                    }
+                }
+            }
+            Err(status) => {
+                tracing::debug!(vm = %vm.name(), error = status.message(), "cannot watch a VM")
+            }
+        }
+        if !again(&vm, &mut wait).await {
+            return;
+        }
+    }
+}
+
+/// Keeps a side's last state until it ended by itself (true), was released or its process is gone
+/// (false).
+pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
+    let mut wait = RETRY_FIRST;
+    loop {
+        let request = v1::WatchTransferRequest {
+            migration: key.migration.to_string(),
+            role: key.role.to_message().into(),
+        };
+        match vm.transfers().watch_transfer(request).await {
+            Ok(stream) => {
+                let mut stream = stream.into_inner();
+                while let Ok(Some(said)) = stream.message().await {
+                    if let Err(error) = vm.witness(&said).await {
+                        tracing::error!(vm = %vm.name(), migration = %key.migration, %error, "not passed on: a sighting cannot be kept");
+                        break;
+                    }
+                    wait = RETRY_FIRST;
+                    let ended = is_terminal(said.phase());
+                    if vm.see_side(&key, said) {
+                        registry.note_change();
+                    }
+                    if ended {
+                        return true;
+                    }
+                }
+            }
+            Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
+                // Released, or never begun: then a record that the agent made before is of no use.
+                vm.forget_side(&key);
+                forget_record(&vm, &key);
+                registry.note_change();
+                return false;
+            }
+            Err(status) => {
+                tracing::debug!(vm = %vm.name(), migration = %key.migration, error = status.message(), "cannot watch a side");
+            }
+        }
+        if vm.side(&key).is_none() || !again(&vm, &mut wait).await {
+            return false;
+        }
+    }
+}
