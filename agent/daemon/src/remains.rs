@@ -203,12 +203,12 @@ impl Remains {
                 let state = self.state.as_ref();
                 Some(
                     match standing::source(state, &self.history, recorded, migration)? {
-                        standing::Source::Completed => base(),
-                        standing::Source::Relinquished => {
+                        standing::SourceStands::Completed => base(),
+                        standing::SourceStands::Relinquished => {
                             with_phase(base(), v1::TransferPhase::Relinquished)
                         }
-                        standing::Source::Ended => record.cloned()?,
-                        standing::Source::Died { .. } => {
+                        standing::SourceStands::Ended => record.cloned()?,
+                        standing::SourceStands::Died { .. } => {
                             let lost = self.lost_epoch().is_some();
                             let what = if lost {
                                 "the VM's memory died with its process on the source"
@@ -222,11 +222,11 @@ impl Remains {
             }
             Role::Destination => Some(
                 match standing::destination(&self.history, recorded, migration)? {
-                    standing::Destination::Completed => {
+                    standing::DestinationStands::Completed => {
                         with_phase(base(), v1::TransferPhase::Completed)
                     }
-                    standing::Destination::Ended => record.cloned()?,
-                    standing::Destination::Died { prepared } => {
+                    standing::DestinationStands::Ended => record.cloned()?,
+                    standing::DestinationStands::Died { prepared } => {
                         self.died_receiving(base(), key, prepared)
                     }
                 },

@@ -28,7 +28,7 @@ pub enum Recorded {
 
 /// How a dead source stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum SourceStands {
     /// It gave the VM away; whether the destination has it, this side does not know.
     Relinquished,
     /// It gave the VM away and heard that the destination has it.
@@ -44,7 +44,7 @@ pub enum Source {
 
 /// How a dead destination stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Destination {
+pub enum DestinationStands {
     /// It owned the VM.
     Completed,
     /// It had ended by itself, as its record says.
@@ -63,16 +63,16 @@ pub fn source(
     entries: &[Entry],
     recorded: Option<Recorded>,
     migration: &str,
-) -> Option<Source> {
+) -> Option<SourceStands> {
     let relinquished = entries
         .iter()
         .any(|entry| matches!(entry, Entry::Relinquished { migration: of, .. } if of == migration));
     match recorded {
-        Some(Recorded::Completed) => Some(Source::Completed),
-        Some(Recorded::Relinquished) => Some(Source::Relinquished),
-        _ if relinquished => Some(Source::Relinquished),
-        Some(Recorded::Ended) => Some(Source::Ended),
-        Some(Recorded::Running) => Some(Source::Died {
+        Some(Recorded::Completed) => Some(SourceStands::Completed),
+        Some(Recorded::Relinquished) => Some(SourceStands::Relinquished),
+        _ if relinquished => Some(SourceStands::Relinquished),
+        Some(Recorded::Ended) => Some(SourceStands::Ended),
+        Some(Recorded::Running) => Some(SourceStands::Died {
             vm_lost: lost_epoch(state, false).is_some(),
         }),
         None => None,
@@ -85,10 +85,10 @@ pub fn destination(
     entries: &[Entry],
     recorded: Option<Recorded>,
     migration: &str,
-) -> Option<Destination> {
+) -> Option<DestinationStands> {
     let has = |test: &dyn Fn(&Entry) -> bool| entries.iter().any(test);
     if has(&|entry| matches!(entry, Entry::Owned { migration: of, .. } if of == migration)) {
-        return Some(Destination::Completed);
+        return Some(DestinationStands::Completed);
     }
     let aborted =
         has(&|entry| matches!(entry, Entry::Aborted { migration: of, .. } if of == migration));
@@ -97,9 +97,9 @@ pub fn destination(
     let incoming =
         has(&|entry| matches!(entry, Entry::Incoming { migration: of, .. } if of == migration));
     match recorded {
-        Some(Recorded::Ended) => Some(Destination::Ended),
+        Some(Recorded::Ended) => Some(DestinationStands::Ended),
         None if !(incoming || prepared || aborted) => None,
-        _ => Some(Destination::Died {
+        _ => Some(DestinationStands::Died {
             prepared: prepared && !aborted,
         }),
     }
@@ -147,23 +147,23 @@ mod tests {
         assert_eq!(ask(None), None);
         assert_eq!(
             ask(Some(Recorded::Running)),
-            Some(Source::Died { vm_lost: true })
+            Some(SourceStands::Died { vm_lost: true })
         );
-        assert_eq!(ask(Some(Recorded::Ended)), Some(Source::Ended));
+        assert_eq!(ask(Some(Recorded::Ended)), Some(SourceStands::Ended));
         assert_eq!(
             ask(Some(Recorded::Relinquished)),
-            Some(Source::Relinquished)
+            Some(SourceStands::Relinquished)
         );
 
         let given = [created(), relinquished()];
         let state = journal(&given);
         for recorded in [None, Some(Recorded::Running), Some(Recorded::Ended)] {
             let stands = source(state.as_ref(), &given, recorded, "m");
-            assert_eq!(stands, Some(Source::Relinquished), "{recorded:?}");
+            assert_eq!(stands, Some(SourceStands::Relinquished), "{recorded:?}");
         }
         assert_eq!(
             source(state.as_ref(), &given, Some(Recorded::Running), "other"),
-            Some(Source::Died { vm_lost: false })
+            Some(SourceStands::Died { vm_lost: false })
         );
         assert_eq!(lost_epoch(state.as_ref(), false), None);
     }
@@ -191,7 +191,7 @@ mod tests {
             migration: "m".into(),
         };
         let ask = |entries: &[Entry]| destination(entries, None, "m");
-        let died = |prepared| Some(Destination::Died { prepared });
+        let died = |prepared| Some(DestinationStands::Died { prepared });
         assert_eq!(ask(&[]), None);
         assert_eq!(ask(std::slice::from_ref(&incoming)), died(false));
         assert_eq!(ask(&[incoming.clone(), prepared.clone()]), died(true));
@@ -201,7 +201,7 @@ mod tests {
         );
         assert_eq!(
             ask(&[incoming, prepared, owned]),
-            Some(Destination::Completed)
+            Some(DestinationStands::Completed)
         );
     }
 }

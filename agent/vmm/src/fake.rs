@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -265,6 +265,8 @@ pub(crate) struct FakeDisk {
     broken: AtomicBool,
     /// A line arrives although its sync fails.
     late: AtomicBool,
+    /// Calls that failed.
+    failures: AtomicU32,
 }
 
 impl FakeDisk {
@@ -276,8 +278,13 @@ impl FakeDisk {
         self.late.store(true, Ordering::Relaxed);
     }
 
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
     fn fail(&self) -> io::Result<()> {
         if self.broken.load(Ordering::Relaxed) {
+            self.failures.fetch_add(1, Ordering::Relaxed);
             return Err(io::Error::other("a broken disk"));
         }
         Ok(())

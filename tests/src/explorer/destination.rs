@@ -40,9 +40,11 @@ impl DestinationHost {
         journal.sync();
         Some(
             match standing::destination(&journal.seen(), self.record, MIGRATION)? {
-                standing::Destination::Completed => Report::new(Phase::Completed),
-                standing::Destination::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
-                standing::Destination::Died { .. } => Report::new(Phase::Failed),
+                standing::DestinationStands::Completed => Report::new(Phase::Completed),
+                standing::DestinationStands::Ended => {
+                    Report::new(self.ended_as.unwrap_or(Phase::Failed))
+                }
+                standing::DestinationStands::Died { .. } => Report::new(Phase::Failed),
             },
         )
     }

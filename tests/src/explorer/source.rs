@@ -78,10 +78,10 @@ impl SourceHost {
             slat_record::journal::JournalState::of(&entries).expect("in a handover's order");
         let stands = standing::source(state.as_ref(), &entries, self.record, MIGRATION)?;
         Some(match stands {
-            standing::Source::Relinquished => Report::new(Phase::Relinquished),
-            standing::Source::Completed => Report::new(Phase::Completed),
-            standing::Source::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
-            standing::Source::Died { vm_lost } => Report {
+            standing::SourceStands::Relinquished => Report::new(Phase::Relinquished),
+            standing::SourceStands::Completed => Report::new(Phase::Completed),
+            standing::SourceStands::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
+            standing::SourceStands::Died { vm_lost } => Report {
                 vm_lost,
                 ..Report::new(Phase::Failed)
             },

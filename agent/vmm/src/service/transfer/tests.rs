@@ -666,6 +666,48 @@ async fn after_the_state_nobody_writes_the_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_at_the_port_does_not_stop_the_clock() {
+    let (source, destination) = (running(), fake::empty());
+    let to = endpoint(&destination);
+    let prepared = prepare(&source, &to, &one_stream()).await;
+    let mut by_hand = ByHand::connect(&prepared);
+    by_hand.until_ready(&source);
+    // OWNED cannot be written yet: it is tried again from time to time.
+    destination.disk.set_broken(true);
+    by_hand.control(Kind::Commit, &[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let crowd = {
+        let (stop, address) = (Arc::clone(&stop), prepared.data_address.clone());
+        let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
+        let role = StreamRole::Data(0);
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                // Once the side has ended nobody listens.
+                if let Ok(mut stream) = TcpStream::connect(&address) {
+                    let hello = Hello { ticket, role }.encode();
+                    let mut writer = FrameWriter::new(2, 1);
+                    drop(writer.send(&mut stream, Kind::Hello, 0, &hello));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    while destination.disk.failures() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    destination.disk.set_broken(false);
+    let there = tokio::time::timeout(
+        Duration::from_secs(5),
+        ended(&to, TransferRole::Destination),
+    )
+    .await;
+    stop.store(true, Ordering::SeqCst);
+    crowd.join().unwrap();
+    assert_eq!(there.expect("in time").phase(), TransferPhase::Completed);
+    assert_eq!(ownership(&destination), Ownership::Owner { epoch: 2 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn state_during_an_iteration_is_refused() {
     let (source, destination) = (running(), fake::empty());
     let to = endpoint(&destination);
