@@ -2,7 +2,7 @@
 //! test's end, and has them explained by the machines.
 //!
 //! A thread looks for journals and links each into a folder of its own: a link shows what is
-//! appended later, and stays when the directory is removed. A VM that lived for less than [`LOOK`]
+//! appended later, and stays when the directory is removed. A VM that lived for less than `LOOK`
 //! may be missed.
 
 use std::{

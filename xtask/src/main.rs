@@ -79,7 +79,7 @@ enum Command {
     ///
     /// Crates and modules may use only what is below them, files of a folder may not use each other
     /// in a circle, files and comments have a length, and `unsafe` stands where the table has it.
-    /// What is not so yet is counted under [known] in the table, and may only become less.
+    /// What is not so yet is counted under `[known]` in the table, and may only become less.
     Structure(structure::Options),
     /// Run the tests of the workspace, and look at what they left behind
     ///

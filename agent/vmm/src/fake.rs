@@ -298,9 +298,9 @@ impl Disk for FakeDisk {
         RealDisk.replace(path, bytes)
     }
 
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
         self.fail()?;
-        RealDisk.truncate(file, len)
+        RealDisk.truncate(path, len)
     }
 }
 

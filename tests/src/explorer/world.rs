@@ -1,8 +1,8 @@
 //! The state that is explored: two hosts, one server, what is between them, and what may still go
 //! wrong.
 //!
-//! What decides is production code: [`protocol::source::Source`],
-//! [`protocol::destination::Destination`], [`MigrationProtocol`], [`slat_record::standing`] and
+//! What decides is production code: `protocol::source::Source`,
+//! `protocol::destination::Destination`, [`MigrationProtocol`], [`slat_record::standing`] and
 //! [`slat_record::journal::JournalState`]. What is written here is what drivers, kernels and
 //! networks do to it.
 

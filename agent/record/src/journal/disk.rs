@@ -21,11 +21,11 @@ pub trait Disk: Debug + Send + Sync {
     /// When a step fails. `path` then holds the old contents or the new, whole.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
-    /// Cuts an open file to `len` bytes.
+    /// Cuts the file in `path` to `len` bytes.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()>;
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()>;
 }
 
 /// The file system.
@@ -47,9 +47,12 @@ impl Disk for RealDisk {
         sync_parent(path)
     }
 
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
+        let file = File::options().write(true).open(path)?;
         file.set_len(len)?;
-        file.sync_all()
+        file.sync_all()?;
+        // The file may have taken the place of another, and its name not be durable yet.
+        sync_parent(path)
     }
 }
 

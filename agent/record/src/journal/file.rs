@@ -133,7 +133,7 @@ impl Journal {
         if decoded.whole < bytes.len() {
             let cut = bytes.len() - decoded.whole;
             tracing::warn!(path = %path.display(), bytes = cut, "dropping a cut-off journal entry");
-            disk.truncate(&file, len).map_err(fail)?;
+            disk.truncate(path, len).map_err(fail)?;
         }
         file.seek(io::SeekFrom::End(0)).map_err(fail)?;
         let missing = if decoded.whole == 0 {
@@ -213,7 +213,7 @@ impl Journal {
             // No space for a copy. What was durable before is a shorter file, and needs none.
             Err(error) if is_full(&error) => self
                 .disk
-                .truncate(&self.file, self.len)
+                .truncate(&self.path, self.len)
                 .map_err(|source| self.failed(source))?,
             Err(source) => return Err(self.failed(source)),
         }

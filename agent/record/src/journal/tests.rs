@@ -21,6 +21,8 @@ struct Failing {
     /// The line arrives although the call fails.
     late: AtomicBool,
     full: AtomicBool,
+    /// A new file takes the old one's place although the call fails.
+    placed: AtomicBool,
 }
 
 impl Disk for Failing {
@@ -40,11 +42,15 @@ impl Disk for Failing {
         if self.full.load(Ordering::Relaxed) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
-        RealDisk.replace(path, bytes)
+        RealDisk.replace(path, bytes)?;
+        if self.placed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the directory's sync failed"));
+        }
+        Ok(())
     }
 
-    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
-        RealDisk.truncate(file, len)
+    fn truncate(&self, path: &Path, len: u64) -> io::Result<()> {
+        RealDisk.truncate(path, len)
     }
 }
 
@@ -158,6 +164,24 @@ fn the_destination_owns_only_what_it_prepared() {
         journal.state().unwrap().ownership,
         Ownership::Owner { epoch: 5 }
     );
+}
+
+#[test]
+fn what_is_cut_off_is_cut_off_the_file_that_is_there() {
+    let (_dir, path) = folder();
+    let disk = Arc::new(Failing::default());
+    let mut journal = Journal::open_on(&path, Arc::clone(&disk) as Arc<dyn Disk>).unwrap();
+    journal.append(&created()).unwrap();
+    disk.appends.store(true, Ordering::Relaxed);
+    disk.late.store(true, Ordering::Relaxed);
+    journal.append(&relinquished()).unwrap_err();
+    // A new file with the line is in place, its name maybe not durable; then the disk is full.
+    disk.placed.store(true, Ordering::Relaxed);
+    journal.settle().unwrap_err();
+    disk.full.store(true, Ordering::Relaxed);
+    journal.settle().unwrap();
+    assert_eq!(journal.state().unwrap().ownership, owner());
+    assert_eq!(contents(&path).unwrap().state.unwrap().ownership, owner());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What must fit before anything is reserved or moved: versions, architecture, page size, backend,
 //! CPU.
 //!
-//! The source describes what its VM was told ([`describe`]), the server carries that to the
+//! The source describes what its VM was told (`describe`), the server carries that to the
 //! destination, and the destination compares ([`admit`]) before it takes memory or starts a
 //! process. Its daemon asks first, the VM's process once more. What differs is refused by name:
 //!

@@ -8,10 +8,9 @@
 //! exclude each other. Its actions are queued in order, and the coordinator alone carries them out;
 //! the one exception is the interrupt, which must reach a coordinator that is blocked.
 //!
-//! A second mutex guards the side's record on disk, across the file's writing and removing, and is
-//! never held together with the first: a side is seen to have ended before its thread has written
-//! the last record, so the release may come first. Once released, a record is not written again:
-//! nobody would remove it.
+//! A second mutex guards the side's record on disk while the file is written or removed. It is
+//! never held together with the first. A RELINQUISHED side may be released before its thread has
+//! written the last record. Once released, a record is not written again: nobody would remove it.
 
 use std::{
     collections::VecDeque,

@@ -11,7 +11,7 @@ use slat_proto::{
 use slat_record::journal::{Entry, Ownership};
 
 use super::{
-    Control, Exit, Machine, Switchover,
+    Control, Exit, Fence, Machine, Switchover,
     oom::OomScore,
     resolve,
     slots::check_free,
@@ -159,8 +159,7 @@ impl Machine {
     pub(crate) fn prepare(&self, migration: &MigrationName) -> Result<(), ApiError> {
         let mut control = self.control();
         let view = self.incoming(migration)?;
-        // Before the append: once the entry may be durable, only the source's journal may end this
-        // side.
+        // Before the append: once the entry may be durable, SIGTERM does not end this process.
         self.shared.change(|view| {
             if let Participation::Incoming { prepared, .. } = &mut view.participation {
                 *prepared = true;
@@ -231,8 +230,8 @@ impl Machine {
         self.shown()
     }
 
-    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. After
-    /// PREPARED the caller knows from the source's journal that the commit never was.
+    /// Gives the incoming side up: journals ABORTED, state FAILED, the process is to end. READY was
+    /// never said, or the caller knows that the source did not commit and never will.
     ///
     /// # Errors
     /// NO_SUCH_MIGRATION (once owned, too); JOURNAL: the process is to end all the same.
@@ -253,7 +252,7 @@ impl Machine {
         control: &mut Control,
         migration: &MigrationName,
     ) -> Result<(), ApiError> {
-        control.fenced = true;
+        control.fence = Fence::Up;
         let appended = control.journal.append(&Entry::Aborted {
             uid: self.shared.view().uid(),
             migration: migration.id().to_owned(),

@@ -4,7 +4,7 @@
 use slat_proto::{ApiError, Reason, v1};
 
 use super::{
-    Control, Exit, Machine,
+    Control, Exit, Fence, Machine,
     view::{Participation, State, View},
 };
 use slat_record::journal::{Entry, Ownership};
@@ -95,6 +95,9 @@ impl Machine {
             _ if view.state == State::Relinquished => {
                 Err(self.past_no_return(&view, "it was handed over and not yet released"))
             }
+            _ if control.fence == Fence::Unsettled => {
+                Err(self.past_no_return(&view, "RELINQUISHED may be durable"))
+            }
             Participation::Incoming { prepared: true, .. } => Err(self.past_no_return(
                 &view,
                 "it is PREPARED here and the source may have committed",
@@ -181,7 +184,7 @@ impl Machine {
             Some(Ownership::Owner { epoch }) => *epoch == view.epoch,
             _ => false,
         };
-        if control.fenced || !owned {
+        if control.fence != Fence::Down || !owned {
             return Err(self.shared.stale_epoch(&view));
         }
         let backend = self.built_backend()?;
@@ -227,7 +230,7 @@ impl Machine {
     /// Stops vCPUs, ends the journal, ends the process.
     pub(super) fn finish(&self, control: &mut Control, exit: Exit) -> Result<(), ApiError> {
         // Ended forbids running, durable or not.
-        control.fenced = true;
+        control.fence = Fence::Up;
         if let Some(backend) = self.raw_backend()
             && let Err(error) = backend.pause()
         {

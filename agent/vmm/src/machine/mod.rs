@@ -8,16 +8,20 @@
 //!   across the backend, the journal's fsync and a digest. Order: `control`, then the dirty log's
 //!   lock, then whatever the backend locks inside.
 //! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under
-//!   `control`, never across a call. [`Machine::snapshot`] takes only this one, so it answers while
-//!   a call blocks.
+//!   `control`, never across a call. [`Machine::snapshot`] does without `control`, so it answers
+//!   while a call blocks.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
 //!
 //! # Invariants
 //! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process
 //!   owns exactly the epoch it shows, and no fence is up.
-//! * The fence goes up *before* an entry that gives ownership up is appended. It comes down in one
-//!   case: the append of RELINQUISHED failed, and the journal, read again and made durable, holds
-//!   no such entry. Nobody else reads a living process's journal, so nobody can have acted on it.
+//! * The fence goes up *before* an entry that gives ownership up is appended: RELINQUISHED,
+//!   ABORTED, ENDED. It comes down in one case: the append of RELINQUISHED failed, and the journal,
+//!   read again and made durable, holds no such entry. Only the process itself acts on the journal
+//!   of a living process, so nobody has acted on the entry.
+//! * An append of RELINQUISHED that failed is settled before anything else: the source's driver
+//!   calls [`Machine::settle_relinquished`] until it gives an answer. Until then the vCPUs stay
+//!   stopped, and the process refuses to end.
 //! * The published slot table, the backend's slots and the dirty log's are the same whenever
 //!   `control` is free.
 
@@ -82,11 +86,20 @@ pub(crate) struct Machine {
     control: Mutex<Control>,
 }
 
+/// Whether vCPUs may run at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    Down,
+    /// RELINQUISHED may be durable: nothing runs and nothing ends before that is settled.
+    Unsettled,
+    /// The VM was given up here, for good.
+    Up,
+}
+
 /// What only the holder of the control lock may touch.
 struct Control {
     journal: Journal,
-    /// Set while this process may have given the VM up, and for ever once it has.
-    fenced: bool,
+    fence: Fence,
     /// Held while the VM is received.
     oom: Option<oom::OomScore>,
 }
@@ -128,7 +141,7 @@ impl Machine {
             backend: Mutex::new(None),
             control: Mutex::new(Control {
                 journal,
-                fenced: false,
+                fence: Fence::Down,
                 oom: None,
             }),
         }))

@@ -6,7 +6,7 @@
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
 use super::{
-    Exit, Machine,
+    Exit, Fence, Machine,
     view::{Participation, State, View},
 };
 use slat_record::journal::{Entry, Ownership};
@@ -42,7 +42,7 @@ impl Machine {
         epoch: u64,
     ) -> Result<v1::Vm, ApiError> {
         let control = self.control();
-        self.may_begin(control.fenced, epoch)?;
+        self.may_begin(control.fence, epoch)?;
         self.shared.change(|view| {
             view.participation = Participation::Outgoing {
                 migration: migration.clone(),
@@ -65,15 +65,15 @@ impl Machine {
     ) -> Result<v1::Vm, ApiError> {
         let control = self.control();
         if self.outgoing(migration).is_err() {
-            self.may_begin(control.fenced, epoch)?;
+            self.may_begin(control.fence, epoch)?;
         }
         self.shown()
     }
 
-    fn may_begin(&self, fenced: bool, epoch: u64) -> Result<(), ApiError> {
+    fn may_begin(&self, fence: Fence, epoch: u64) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
-        if fenced || view.state == State::Relinquished {
+        if fence != Fence::Down || view.state == State::Relinquished {
             return Err(self.shared.stale_epoch(&view));
         }
         if let Some(other) = view.participation.migration() {
@@ -152,8 +152,8 @@ impl Machine {
     /// durable.
     pub(crate) fn relinquish(&self, migration: &MigrationName) -> Result<(), RelinquishError> {
         let mut control = self.control();
-        let view = self.may_relinquish(migration, control.fenced)?;
-        control.fenced = true;
+        let view = self.may_relinquish(migration, control.fence)?;
+        control.fence = Fence::Unsettled;
         let appended = control.journal.append(&Entry::Relinquished {
             uid: view.uid(),
             migration: migration.id().to_owned(),
@@ -161,6 +161,7 @@ impl Machine {
         });
         match appended {
             Ok(()) => {
+                control.fence = Fence::Up;
                 self.show_relinquished();
                 Ok(())
             }
@@ -190,10 +191,14 @@ impl Machine {
         control.journal.settle()?;
         let owner = Ownership::Owner { epoch: view.epoch };
         if control.journal.state().map(|state| &state.ownership) == Some(&owner) {
-            control.fenced = false;
-            self.shared.change(|view| view.message.clear());
+            // Only what this append put up comes down.
+            if control.fence == Fence::Unsettled {
+                control.fence = Fence::Down;
+                self.shared.change(|view| view.message.clear());
+            }
             return Ok(false);
         }
+        control.fence = Fence::Up;
         self.show_relinquished();
         Ok(true)
     }
@@ -201,11 +206,11 @@ impl Machine {
     fn may_relinquish(
         &self,
         migration: &MigrationName,
-        fenced: bool,
+        fence: Fence,
     ) -> Result<View, RelinquishError> {
         let refuse = RelinquishError::Refused;
         let view = self.outgoing(migration).map_err(refuse)?;
-        if fenced {
+        if fence != Fence::Down {
             return Err(refuse(self.shared.stale_epoch(&view)));
         }
         let in_switchover = matches!(
@@ -241,7 +246,7 @@ impl Machine {
     pub(crate) fn end_outgoing(&self, migration: &MigrationName) -> Result<v1::Vm, ApiError> {
         let control = self.control();
         let view = self.outgoing(migration)?;
-        if control.fenced {
+        if control.fence != Fence::Down {
             return Err(self.past_no_return(&view, "RELINQUISHED may be durable"));
         }
         self.shared

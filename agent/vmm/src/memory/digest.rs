@@ -5,12 +5,16 @@
 //! show; a slot's is the sum of its pages' modulo 2^128, so that it can be built in any order and
 //! in parallel. It finds lost, stale and misplaced pages; it is no defence against a forger.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use slat_proto::model::PAGE_SIZE;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::slots::{SlotMemory, SlotTable};
 
 const PAGE: usize = PAGE_SIZE as usize;
+/// Pages read between two looks at whether to stop: about a millisecond.
+const LOOK: u64 = 1024;
 
 /// Digest of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +40,9 @@ pub(crate) fn digest_page(page: u64, contents: &[u8]) -> u128 {
     xxh3_128_with_seed(contents, page)
 }
 
-/// Digest of a whole slot, read with `threads` threads. Meaningful only while nothing writes it.
-#[must_use]
-pub(crate) fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
+/// Digest of a whole slot, read with `threads` threads. Meaningful only while nothing writes it,
+/// and if `stop` was not set meanwhile.
+fn digest_slot(memory: &SlotMemory, threads: usize, stop: &AtomicBool) -> SlotDigest {
     let pages = memory.spec().pages;
     let part = pages.div_ceil(threads.max(1) as u64).max(1);
     let digest = std::thread::scope(|scope| {
@@ -47,7 +51,10 @@ pub(crate) fn digest_slot(memory: &SlotMemory, threads: usize) -> SlotDigest {
             .map(|first| {
                 scope.spawn(move || {
                     let mut buffer = [0_u8; PAGE];
-                    (first..(first + part).min(pages)).fold(0_u128, |sum, page| {
+                    let goes_on =
+                        |page: &u64| !page.is_multiple_of(LOOK) || !stop.load(Ordering::Relaxed);
+                    let pages = (first..(first + part).min(pages)).take_while(goes_on);
+                    pages.fold(0_u128, |sum, page| {
                         memory.read_page(page, &mut buffer);
                         sum.wrapping_add(digest_page(page, &buffer))
                     })
@@ -70,10 +77,21 @@ impl MemoryDigest {
     /// Digest of every slot of `table`. Meaningful only while nothing writes memory.
     #[must_use]
     pub(crate) fn of(table: &SlotTable, threads: usize) -> Self {
+        Self::compute(table, threads, &AtomicBool::new(false))
+    }
+
+    /// The same, unless `stop` is set before it is complete.
+    #[must_use]
+    pub(crate) fn unless(table: &SlotTable, threads: usize, stop: &AtomicBool) -> Option<Self> {
+        let digest = Self::compute(table, threads, stop);
+        (!stop.load(Ordering::Relaxed)).then_some(digest)
+    }
+
+    fn compute(table: &SlotTable, threads: usize, stop: &AtomicBool) -> Self {
         let mut slots: Vec<SlotDigest> = table
             .slots()
             .iter()
-            .map(|slot| digest_slot(slot, threads))
+            .map(|slot| digest_slot(slot, threads, stop))
             .collect();
         slots.sort_by_key(|slot| slot.slot);
         Self { slots }
@@ -97,6 +115,22 @@ mod tests {
     use slat_proto::model::SlotSpec;
 
     use super::*;
+
+    fn digest_slot(slot: &SlotMemory, threads: usize) -> SlotDigest {
+        super::digest_slot(slot, threads, &AtomicBool::new(false))
+    }
+
+    #[test]
+    fn a_digest_that_is_stopped_is_none() {
+        let slot = SlotMemory::new(SlotSpec::new(0, 0, 64, false).unwrap()).unwrap();
+        let memory = crate::memory::GuestMemory::new();
+        memory.publish(vec![std::sync::Arc::new(slot)]);
+        let stop = AtomicBool::new(false);
+        let whole = MemoryDigest::of(&memory.table(), 2);
+        assert_eq!(MemoryDigest::unless(&memory.table(), 2, &stop), Some(whole));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(MemoryDigest::unless(&memory.table(), 2, &stop), None);
+    }
 
     #[test]
     fn one_bit_a_swap_and_the_thread_count() {

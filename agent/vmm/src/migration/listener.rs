@@ -14,10 +14,11 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use super::{
-    socket::{CONNECT_TIMEOUT, configure},
+    socket::{CONNECT_TIMEOUT, Deadline, configure},
     wire::{FrameReader, Hello, Kind, StreamRole, TICKET, WireError},
 };
 
@@ -175,21 +176,21 @@ impl Waiting {
 }
 
 fn introduce(
-    mut stream: TcpStream,
+    stream: TcpStream,
     ticket: &[u8; TICKET],
     protocol: u32,
     epoch: u64,
 ) -> Result<Peer, WireError> {
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    let mut within = Deadline::new(&stream, Instant::now() + CONNECT_TIMEOUT);
     let mut reader = FrameReader::new(protocol, epoch);
-    let header = reader.header(&mut stream)?;
+    let header = reader.header(&mut within)?;
     if header.kind != Kind::Hello {
         return Err(WireError::corrupt(
             "kind",
             format!("{:?} before Hello", header.kind),
         ));
     }
-    let hello = Hello::decode(&super::wire::payload(&mut stream, &header)?)?;
+    let hello = Hello::decode(&super::wire::payload(&mut within, &header)?)?;
     if !hello.shows(ticket) {
         return Err(WireError::corrupt("ticket", "not this migration's"));
     }

@@ -2,9 +2,10 @@
 //!
 //! `source` sends (precopy, switchover, handover), `destination` receives. `wire` is the framed
 //! protocol between them; `sender`, `receiver`, `socket` and `listener` move pages, `populate`
-//! allocates memory for them; `convergence` decides, as pure arithmetic. The transfer service
-//! starts the two sides.
+//! allocates memory for them, `breaker` ends what blocks; `convergence` decides, as pure
+//! arithmetic. The transfer service starts the two sides.
 
+mod breaker;
 mod convergence;
 mod cpu_time;
 pub(crate) mod destination;

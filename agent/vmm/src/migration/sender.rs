@@ -8,14 +8,13 @@
 //! iterations are separated by the destination's `IterAck`, so an old copy never overtakes a newer
 //! one.
 //!
-//! A sender stops between chunks when `stop` is set; a blocked write ends when the coordinator
-//! shuts the sockets.
+//! A sender stops between chunks when the migration is broken off, which also ends a blocked write.
 
 use std::{
     net::TcpStream,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -23,6 +22,7 @@ use std::{
 };
 
 use super::{
+    breaker::Breaker,
     cpu_time::thread_cpu_time,
     filter::PageFilter,
     socket::{Pieces, send_all},
@@ -31,8 +31,6 @@ use super::{
 use crate::memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable};
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
-/// A paced sender looks at `stop` this often.
-const PACE_STEP: Duration = Duration::from_millis(20);
 
 /// One slot's pages of an iteration.
 #[derive(Debug)]
@@ -135,20 +133,14 @@ impl BandwidthPacer {
     }
 
     /// Books `bytes` and waits until the wire would have taken what was booked before.
-    fn pace(&self, bytes: u64, stop: &AtomicBool) {
+    fn pace(&self, bytes: u64, breaker: &Breaker) {
         let wait_until = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let start = (*free_at).max(Instant::now());
             *free_at = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
             start
         };
-        while !stop.load(Ordering::Relaxed) {
-            let left = wait_until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(left.min(PACE_STEP));
-        }
+        breaker.sleep(wait_until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -156,7 +148,7 @@ impl BandwidthPacer {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) counters: Counters,
-    pub(super) stop: AtomicBool,
+    pub(super) breaker: Arc<Breaker>,
     pub(super) pacer: Option<BandwidthPacer>,
     pub(super) filter: Arc<dyn PageFilter>,
 }
@@ -259,7 +251,7 @@ impl Worker {
 
     fn send_iteration(&mut self, iteration: &Iteration) -> Result<(), WireError> {
         while let Some((slot, first, words)) = iteration.take() {
-            if self.shared.stop.load(Ordering::Relaxed) {
+            if self.shared.breaker.is_broken() {
                 return Err(WireError::Io(std::io::ErrorKind::ConnectionAborted.into()));
             }
             self.collect(slot, first, words, iteration.number);
@@ -334,7 +326,7 @@ impl Worker {
         }
         counters.bytes.fetch_add(sent, Ordering::Relaxed);
         if let Some(pacer) = &self.shared.pacer {
-            pacer.pace(sent, &self.shared.stop);
+            pacer.pace(sent, &self.shared.breaker);
         }
         Ok(())
     }
@@ -398,10 +390,10 @@ mod tests {
     #[test]
     fn a_pacer_keeps_the_rate() {
         let pacer = BandwidthPacer::new(1 << 20);
-        let stop = AtomicBool::new(false);
+        let breaker = Breaker::default();
         let start = Instant::now();
         for _ in 0..5 {
-            pacer.pace(1 << 16, &stop);
+            pacer.pace(1 << 16, &breaker);
         }
         // The first booking waits for nothing; four of 1/16 s each come before the last.
         assert!(start.elapsed() >= Duration::from_millis(240));

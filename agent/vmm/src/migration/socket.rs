@@ -1,24 +1,33 @@
-//! Sockets of the data path: options, and vectored I/O straight between a socket and guest memory.
+//! Sockets of the data path: connecting, options, and vectored I/O straight between a socket and
+//! guest memory.
 //!
 //! A peer's death is noticed by its reset; a dead network by TCP keepalive and the user timeout; a
-//! living peer that does nothing by the I/O timeout. No heartbeat frames are needed.
+//! living peer that does nothing by the I/O timeout. No heartbeat frames are needed. What waits on
+//! the source's side ends when the migration is broken off ([`Breaker`]).
 
 use std::{
-    io::{self, Write as _},
-    net::TcpStream,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
-use super::wire::{PAGE, Run};
+use super::{
+    breaker::Breaker,
+    wire::{PAGE, Run},
+};
 use crate::memory::HostView;
 
 /// How long a connection attempt or an introduction may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a read or write may wait for the other side.
 pub(super) const IO_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection attempt, and a write of [`Patient`], look this often at whether they are still
+/// wanted.
+const LOOK: Duration = Duration::from_millis(50);
 /// Unacknowledged data this old means the network is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
@@ -47,6 +56,106 @@ pub(super) fn configure(stream: &TcpStream, data: bool) -> io::Result<()> {
     }
     stream.set_read_timeout(Some(IO_TIMEOUT))?;
     stream.set_write_timeout(Some(IO_TIMEOUT))
+}
+
+/// The migration was broken off.
+pub(super) fn broken_off() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "broken off")
+}
+
+/// Connects within [`CONNECT_TIMEOUT`], unless it is broken off.
+pub(super) fn connect(address: SocketAddr, breaker: &Breaker) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+            connected(&socket, breaker)?;
+        }
+        done => done?,
+    }
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
+}
+
+fn connected(socket: &Socket, breaker: &Breaker) -> io::Result<()> {
+    let begun = Instant::now();
+    let look = Timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK.subsec_nanos().into(),
+    };
+    loop {
+        if breaker.is_broken() {
+            return Err(broken_off());
+        }
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&look)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return socket.take_error()?.map_or(Ok(()), Err),
+            Err(error) => return Err(error.into()),
+        }
+        if begun.elapsed() > CONNECT_TIMEOUT {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// Reads that end at one moment, however often a byte comes before it.
+pub(super) struct Deadline<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl<'a> Deadline<'a> {
+    pub(super) fn new(stream: &'a TcpStream, until: Instant) -> Self {
+        Self { stream, until }
+    }
+}
+
+impl Read for Deadline<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(bytes)
+    }
+}
+
+/// Writes that end when the migration is broken off, or when the peer takes nothing for
+/// [`IO_TIMEOUT`], however much is to be written.
+pub(super) struct Patient<'a> {
+    stream: &'a TcpStream,
+    breaker: &'a Breaker,
+}
+
+impl<'a> Patient<'a> {
+    /// On a stream of its own write timeout.
+    pub(super) fn new(stream: &'a TcpStream, breaker: &'a Breaker) -> io::Result<Self> {
+        stream.set_write_timeout(Some(LOOK))?;
+        Ok(Self { stream, breaker })
+    }
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        loop {
+            if self.breaker.is_broken() {
+                return Err(broken_off());
+            }
+            match self.stream.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            if begun.elapsed() > IO_TIMEOUT {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reused storage for the pieces of one vectored call.
@@ -150,4 +259,94 @@ fn count(pieces: &[libc::iovec]) -> i32 {
 /// Sends small bytes whole.
 pub(super) fn send_all(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, sync::Arc, thread};
+
+    use super::*;
+
+    /// Far below any timeout of this file.
+    const AT_ONCE: Duration = Duration::from_secs(1);
+
+    /// Runs `blocked`, breaks it off, and says how long it took to end after that.
+    fn break_off<T: Send + 'static>(
+        blocked: impl FnOnce(&Breaker) -> io::Result<T> + Send + 'static,
+    ) -> Duration {
+        let breaker = Arc::new(Breaker::default());
+        let theirs = Arc::clone(&breaker);
+        let thread = thread::spawn(move || blocked(&theirs).err().map(|error| error.kind()));
+        thread::sleep(Duration::from_millis(100));
+        assert!(!thread.is_finished(), "it did not block");
+        let begun = Instant::now();
+        breaker.break_off();
+        assert_eq!(
+            thread.join().unwrap(),
+            Some(io::ErrorKind::ConnectionAborted)
+        );
+        begun.elapsed()
+    }
+
+    #[test]
+    fn a_connection_attempt_is_broken_off() {
+        // A full queue of connections: the kernel answers no more of them.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket
+            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+            .unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let _queued = TcpStream::connect(address).unwrap();
+        let took = break_off(move |breaker| connect(address, breaker));
+        assert!(took < AT_ONCE, "{took:?}");
+    }
+
+    #[test]
+    fn a_connection_attempt_that_is_refused_or_taken_says_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let breaker = Breaker::default();
+        let stream = connect(address, &breaker).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), address);
+        drop((listener, stream));
+        let refused = connect(address, &breaker).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_peer_that_sends_byte_by_byte_does_not_move_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let dripping = thread::spawn(move || {
+            // Until the other end is closed.
+            while peer.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let begun = Instant::now();
+        let mut deadline = Deadline::new(&stream, begun + Duration::from_millis(200));
+        let late = deadline.read_exact(&mut [0; 1 << 16]).unwrap_err();
+        assert!(
+            matches!(
+                late.kind(),
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+            ),
+            "{late}"
+        );
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        drop(stream);
+        dripping.join().unwrap();
+    }
+
+    #[test]
+    fn a_long_write_to_a_peer_that_does_not_read_is_broken_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _silent = listener.accept().unwrap();
+        let took =
+            break_off(move |breaker| Patient::new(&stream, breaker)?.write_all(&vec![0; 64 << 20]));
+        assert!(took < AT_ONCE, "{took:?}");
+    }
 }

@@ -13,15 +13,16 @@
 //! # SIGTERM
 //! SIGTERM stops this VM for good, as the operator's DeleteVm would: vCPUs stopped, the journal
 //! ended. An outgoing migration before its commit fails with it, an incoming one before PREPARED is
-//! given up. Past RELINQUISHED at the source, or PREPARED at the destination, the signal is logged
-//! and ignored: this process may hold the only copy of the VM. Whoever wants the VM to outlive a
-//! restart of the agent does not signal VM processes (`KillMode=process`).
+//! given up. Once RELINQUISHED may be durable at the source, or PREPARED at the destination, the
+//! signal is logged and ignored: this process may hold the only copy of the VM. Whoever wants the
+//! VM to outlive a restart of the agent does not signal VM processes (`KillMode=process`).
 //!
 //! # Tasks
 //! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle
 //! dirty cursors.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
     net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -53,6 +54,11 @@ use crate::{
 
 /// How often idle dirty cursors are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// A lock that is held for so long is another process's.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it is tried.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// What a VM process is told.
 #[derive(Clone, Debug)]
@@ -138,7 +144,8 @@ async fn serve(
         .mode(0o700)
         .create(dir.path())
         .map_err(io_error("making", dir.path()))?;
-    let Some(lock) = dir.lock().map_err(io_error("locking", dir.path()))? else {
+    let lock = take_lock(&dir).await;
+    let Some(lock) = lock.map_err(io_error("locking", dir.path()))? else {
         return Err(VmProcessError::Locked {
             vm: config.vm.clone(),
             pid: dir.living_pid().ok().flatten().unwrap_or(0),
@@ -164,6 +171,19 @@ async fn serve(
     endpoint.stop().await;
     drop(lock);
     removed
+}
+
+/// The lock of the VM's directory. Whoever asks which process lives there holds it for a moment; a
+/// process that lives holds it for good.
+async fn take_lock(dir: &VmDir) -> io::Result<Option<File>> {
+    let begun = Instant::now();
+    loop {
+        let lock = dir.lock()?;
+        if lock.is_some() || begun.elapsed() > LOCK_PATIENCE {
+            return Ok(lock);
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    }
 }
 
 /// What this process serves.

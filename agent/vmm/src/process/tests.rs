@@ -42,6 +42,29 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
+async fn somebody_who_asks_which_process_lives_here_does_not_keep_it_from_beginning() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = config(temp.path());
+    std::fs::create_dir_all(&config.dir).unwrap();
+    // As `living_pid` holds it.
+    let asking = File::create(config.dir.join("lock")).unwrap();
+    asking.try_lock_shared().unwrap();
+    let mut signal = never();
+    let process = serve(&config, fakes(), &mut signal, || ());
+    let user = async {
+        tokio::time::sleep(LOCK_RETRY * 3).await;
+        drop(asking);
+        while !VmDir::new(&config.dir).socket().exists() {
+            tokio::time::sleep(LOCK_RETRY).await;
+        }
+    };
+    tokio::select! {
+        ended = within(process) => panic!("it ended: {ended:?}"),
+        () = within(user) => {}
+    }
+}
+
+#[tokio::test]
 async fn a_process_lives_as_long_as_its_vm() {
     let temp = tempfile::tempdir().unwrap();
     let config = config(temp.path());

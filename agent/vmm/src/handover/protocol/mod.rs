@@ -19,7 +19,7 @@
 //!   word of the source's journal; vCPUs run only after OWNED is durable.
 //! * A cancel and the point of no return exclude each other: an accepted cancel is never followed
 //!   by RELINQUISHED.
-//! * After PREPARED nothing but knowledge ends the destination. A clock only makes it ask again.
+//! * After READY nothing but knowledge ends the destination. A clock only makes it ask again.
 //!
 //! # Contract of the drivers
 //! Inputs of one machine are fed under one lock, and its actions are carried out in the order in
@@ -27,6 +27,8 @@
 
 pub mod destination;
 pub mod source;
+#[cfg(test)]
+mod tests;
 
 /// Why a side ends without a handover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -137,6 +137,20 @@ fn a_relinquish_that_never_reached_the_disk_leaves_the_vm_with_its_source() {
 }
 
 #[test]
+fn while_relinquished_may_be_durable_the_process_does_not_end() {
+    let vm = about_to_relinquish();
+    vm.disk.set_late();
+    vm.machine.relinquish(&migration()).unwrap_err();
+    break_journal(&vm, false);
+    // SIGTERM. ENDED in the journal, and Abort to a destination that the journal tells to commit,
+    // would contradict each other.
+    assert_eq!(reason(vm.machine.stop()), Reason::PastPointOfNoReturn);
+    assert_eq!(reason(vm.machine.delete()), Reason::MigrationInProgress);
+    assert!(vm.machine.settle_relinquished(&migration()).unwrap());
+    nothing_runs_it(&vm);
+}
+
+#[test]
 fn a_relinquish_that_did_reach_the_disk_counts() {
     let vm = about_to_relinquish();
     vm.disk.set_late();

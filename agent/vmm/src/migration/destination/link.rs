@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{Shutdown, TcpStream},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -41,7 +42,8 @@ pub(super) struct Link {
     pub(super) told_at: Instant,
     /// CPU time of populating, once it is over.
     pub(super) populate_cpu: Duration,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    control_reader: Option<JoinHandle<()>>,
+    receivers: Vec<JoinHandle<()>>,
 }
 
 impl Link {
@@ -57,7 +59,8 @@ impl Link {
             told: None,
             told_at: Instant::now(),
             populate_cpu: Duration::ZERO,
-            threads: Vec::new(),
+            control_reader: None,
+            receivers: Vec::new(),
         }
     }
 
@@ -71,20 +74,32 @@ impl Link {
         }
     }
 
-    pub(super) fn close(self) {
-        for stream in self
-            .data
-            .values()
-            .chain(self.control.as_ref().map(|(stream, _)| stream))
-        {
-            // A stream that is closed already needs no shutdown.
-            drop(stream.shutdown(Shutdown::Both));
+    /// Closes the data streams and waits for their threads: after that nothing from the network
+    /// reaches the VM's memory.
+    pub(super) fn close_data(&mut self) {
+        for stream in self.data.values() {
+            shut_down(stream);
         }
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a receiving thread panicked");
-            }
+        self.receivers.drain(..).for_each(join);
+    }
+
+    pub(super) fn close(mut self) {
+        self.close_data();
+        if let Some((stream, _)) = &self.control {
+            shut_down(stream);
         }
+        self.control_reader.into_iter().for_each(join);
+    }
+}
+
+fn shut_down(stream: &TcpStream) {
+    // A stream that is closed already needs no shutdown.
+    drop(stream.shutdown(Shutdown::Both));
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a receiving thread panicked");
     }
 }
 
@@ -118,10 +133,10 @@ impl DestinationDriver {
             StreamRole::Control => "control".to_owned(),
             StreamRole::Data(number) => format!("receive-{number}"),
         });
-        let thread = match role {
+        match role {
             StreamRole::Control => {
                 link.control = Some((ours, writer));
-                builder.spawn(move || {
+                let thread = builder.spawn(move || {
                     for _ in 0..CONTROL_FRAMES {
                         let frame = reader.frame(&mut stream).map_err(ApiError::from);
                         let last = frame.is_err();
@@ -129,19 +144,20 @@ impl DestinationDriver {
                             return;
                         }
                     }
-                })
+                });
+                link.control_reader = Some(thread.map_err(io)?);
             }
             StreamRole::Data(number) => {
                 link.data.insert(number, ours);
                 let intake = Arc::clone(&link.intake);
-                builder.spawn(move || {
+                let thread = builder.spawn(move || {
                     receive(number, &stream, reader, &intake, |event| {
                         sender.send(Note::Data(event)).is_ok()
                     });
-                })
+                });
+                link.receivers.push(thread.map_err(io)?);
             }
-        };
-        link.threads.push(thread.map_err(io)?);
+        }
         Ok(())
     }
 }

@@ -1,10 +1,16 @@
 //! The destination's driver: a coordinator thread, a control reader, a thread for each data stream.
 //!
-//! The coordinator alone feeds [`protocol::destination`](crate::handover::protocol::destination)
-//! and carries out what it asks for; the other threads send it [`Note`]s. `parts` is what a side is
-//! made from, `link` lets the source's connections in, `work` is what has happened so far,
-//! `receive` follows the iterations, `take_over` is everything from the state's arrival to the
-//! running VM, `end` gives up or completes.
+//! The coordinator feeds [`protocol::destination`](crate::handover::protocol::destination) and
+//! carries out what it asks for; the other threads and the control plane send it [`Note`]s. Only a
+//! cancel is fed elsewhere, by the call that asks for it. `parts` is what a side is made from,
+//! `link` lets the source's connections in, `work` is what has happened so far, `receive` follows
+//! the iterations, `take_over` is everything from the state's arrival to the running VM, `end`
+//! gives up or completes.
+//!
+//! # Memory
+//! Once the source's state has come the data streams are closed and their threads have ended. So
+//! what is checked is what will run: nothing from the network reaches the memory of a VM that is
+//! PREPARED.
 //!
 //! # In doubt
 //! From READY on nothing but knowledge ends the side: COMMIT, the source's agent, the control
@@ -20,7 +26,7 @@ mod work;
 
 use std::{
     sync::{Mutex, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slat_proto::{ApiError, Reason, v1};
@@ -129,9 +135,15 @@ impl DestinationDriver {
     fn listen(&self, work: &mut Work) -> Option<Input> {
         let in_doubt = self.side.machine(Destination::in_doubt);
         let patience = if self.side.machine(Destination::needs_ticks) {
-            ASK_EVERY
+            // However much there is to hear: whoever talks cannot keep this side from asking.
+            let left = ASK_EVERY.saturating_sub(work.ticked.elapsed());
+            if left.is_zero() {
+                work.ticked = Instant::now();
+                return Some(Input::Tick);
+            }
+            left
         } else if in_doubt {
-            // Linked: whatever comes is a note.
+            // Linked: whatever happens is a note.
             PUBLISH * 10
         } else {
             match self.populated(work) {
@@ -143,7 +155,7 @@ impl DestinationDriver {
         };
         match self.notes.recv_timeout(patience) {
             Ok(note) => self.take(note, in_doubt, work),
-            Err(mpsc::RecvTimeoutError::Timeout) if in_doubt => Some(Input::Tick),
+            Err(mpsc::RecvTimeoutError::Timeout) if in_doubt => None,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 self.publish(&work.link);
                 self.check_presence(work)

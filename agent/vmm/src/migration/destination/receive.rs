@@ -56,7 +56,13 @@ impl DestinationDriver {
                 link.table_seen = true;
                 Ok(None)
             }
+            Kind::State if link.ended > 0 => Err(WireError::corrupt(
+                "kind",
+                format!("State during iteration {}", link.iteration),
+            )
+            .into()),
             Kind::State if link.table_seen && link.populate.is_none() => {
+                link.close_data();
                 work.state = payload;
                 Ok(Some(Input::StateHeard))
             }

@@ -20,6 +20,8 @@ pub(super) fn was_told(error: &ApiError) -> bool {
 pub(super) struct Work {
     pub(super) started: Instant,
     pub(super) link: Link,
+    /// When the machine was last told that time has passed.
+    pub(super) ticked: Instant,
     /// The source's state as it came.
     pub(super) state: Vec<u8>,
     /// How the VM left the source.
@@ -35,6 +37,7 @@ impl Work {
         Self {
             started: Instant::now(),
             link: Link::new(table, verify),
+            ticked: Instant::now(),
             state: Vec::new(),
             left: Switchover {
                 run: false,

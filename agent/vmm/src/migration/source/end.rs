@@ -6,11 +6,7 @@ use slat_proto::{
     v1::{self, TransferPhase, migration_decision::Action},
 };
 
-use super::{
-    super::wire::{Kind, encode_abort},
-    parts::SourceDriver,
-    work::Work,
-};
+use super::{super::wire::encode_abort, parts::SourceDriver, work::Work};
 use crate::{
     handover::{payload::Resumed, protocol::Why},
     memory::MemoryDigest,
@@ -99,8 +95,7 @@ impl SourceDriver {
             recorded.message,
         );
         if let Some(link) = &mut work.link {
-            // The connection may be what failed; the destination also learns it from the server.
-            drop(link.send(Kind::Abort, 0, &encode_abort(&told)));
+            link.say_abort(&encode_abort(&told));
         }
     }
 

@@ -2,15 +2,20 @@
 //! coordinator thread, with one sender thread for each stream.
 //!
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
-//! this is how it is done. `parts` is what a side is made from, `link` opens the connections,
-//! `work` is what the actions have led to, `precopy` runs the iterations, `switchover` is the
-//! blackout, `end` undoes or completes.
+//! this is how it is done. `parts` is what a side is made from, `link` holds the connections that
+//! `connect` opens, `work` is what the actions have led to, `precopy` runs the iterations,
+//! `switchover` is the blackout, `end` undoes or completes.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
-//! told and the end recorded. After it nothing is undone: when the answer to COMMIT is lost the
-//! side stays RELINQUISHED, with the VM stopped here for ever, until the server releases it.
+//! told if it can be, and the end recorded. After it nothing is undone: when the answer to COMMIT
+//! is lost the side stays RELINQUISHED, with the VM stopped here, until the server releases it.
+//!
+//! # Cancelling
+//! The coordinator may be blocked when a cancel comes: on a connection, between two attempts, in a
+//! digest. All of that is broken off by one [`Breaker`], which the side's interrupt reaches.
 
+mod connect;
 mod end;
 mod link;
 mod parts;
@@ -18,12 +23,16 @@ mod precopy;
 mod switchover;
 mod work;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use slat_proto::v1::TransferPhase;
 
 pub(crate) use self::parts::SourceDriver;
 use self::work::Work;
+use super::breaker::Breaker;
 use crate::{
     handover::protocol::{
         Settled, Written,
@@ -38,11 +47,11 @@ const SETTLE_EVERY: Duration = Duration::from_millis(500);
 impl SourceDriver {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
-        let begun = Instant::now();
-        let mut work = Work::new(begun);
-        let connected = self.connect(begun).map(|link| {
+        let breaker = Arc::new(Breaker::default());
+        let mut work = Work::new(Instant::now(), Arc::clone(&breaker));
+        self.side.on_interrupt(move || breaker.break_off());
+        let connected = self.connect(&mut work).map(|()| {
             work.transfer = Instant::now();
-            work.link = Some(link);
             Input::Connected
         });
         self.side.feed(work.input(connected));
@@ -79,7 +88,7 @@ impl SourceDriver {
                 Some(work.input(ready.map(|()| Input::ReadyHeard)))
             }
             Action::JournalRelinquished => Some(Input::Journalled(self.relinquish(work))),
-            Action::SettleJournal => Some(Input::JournalSettled(self.settle(work))),
+            Action::SettleJournal => Some(Input::JournalSettled(self.settle())),
             Action::PublishRelinquished => {
                 self.side.enter(TransferPhase::Relinquished);
                 if let Some(blackout) = &mut work.blackout {
@@ -141,19 +150,14 @@ impl SourceDriver {
 
     /// Until the journal can be read and written again: neither COMMIT nor a resumed VM is safe
     /// before.
-    fn settle(&self, work: &mut Work) -> Settled {
+    fn settle(&self) -> Settled {
         loop {
             match self.machine.settle_relinquished(self.side.migration()) {
                 Ok(true) => return Settled::Present,
                 Ok(false) => return Settled::Absent,
-                Err(error) if error.reason == slat_proto::Reason::Journal => {
+                Err(error) => {
                     tracing::error!(%error, migration = %self.side.migration(), "the journal is not settled yet");
                     std::thread::sleep(SETTLE_EVERY);
-                }
-                // The process was told to stop meanwhile: there is nothing to resume.
-                Err(error) => {
-                    work.note(error);
-                    return Settled::Absent;
                 }
             }
         }

@@ -10,7 +10,11 @@ use slat_proto::{
 };
 
 use super::{
-    super::{cpu_time::thread_cpu_time, wire::Kind},
+    super::{
+        cpu_time::thread_cpu_time,
+        socket::broken_off,
+        wire::{Kind, WireError},
+    },
     parts::SourceDriver,
     work::{Blackout, Work},
 };
@@ -35,7 +39,18 @@ impl SourceDriver {
         self.send_iteration(link, last, true, &precopied.convergence, started)?;
         let copied = begun.elapsed();
 
-        let digest = (self.params.verify == Verify::BeforeCommit).then(|| self.digest());
+        let digest = match self.params.verify {
+            // The VM stands still meanwhile: a cancel does not wait for its end.
+            Verify::BeforeCommit => Some(
+                MemoryDigest::unless(
+                    &self.machine.memory().table(),
+                    threads(),
+                    link.shared.breaker.flag(),
+                )
+                .ok_or_else(|| WireError::Io(broken_off()))?,
+            ),
+            Verify::None | Verify::AfterCommit => None,
+        };
         let vcpus = self.machine.backend()?.save_state().map_err(|error| {
             ApiError::new(
                 Reason::StateSave,
@@ -109,9 +124,12 @@ impl SourceDriver {
     }
 
     pub(super) fn digest(&self) -> MemoryDigest {
-        let threads = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(8);
-        MemoryDigest::of(&self.machine.memory().table(), threads)
+        MemoryDigest::of(&self.machine.memory().table(), threads())
     }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8)
 }

@@ -1,10 +1,16 @@
 //! What the source's actions have led to so far.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use slat_proto::{ApiError, Reason};
 
-use super::{super::convergence::Convergence, link::Link};
+use super::{
+    super::{breaker::Breaker, convergence::Convergence},
+    link::Link,
+};
 use crate::{
     handover::{
         payload::Resumed,
@@ -15,6 +21,8 @@ use crate::{
 
 /// What the actions have led to so far.
 pub(super) struct Work {
+    /// Ends what blocks.
+    pub(super) breaker: Arc<Breaker>,
     /// When the side began, with the wait for the destination's memory.
     pub(super) begun: Instant,
     /// When the first page went.
@@ -62,8 +70,9 @@ impl Blackout {
 }
 
 impl Work {
-    pub(super) fn new(begun: Instant) -> Self {
+    pub(super) fn new(begun: Instant, breaker: Arc<Breaker>) -> Self {
         Self {
+            breaker,
             begun,
             transfer: begun,
             link: None,

@@ -141,12 +141,20 @@ impl TransferEndpoint {
             // Before the side is forgotten: a release that fails is tried again.
             self.machine.release()?;
         }
-        let mut sides = self.sides();
-        match role {
-            TransferRole::Source => sides.outgoing = None,
-            _ => sides.incoming = None,
-        }
+        self.sides().remove(migration, role);
         Ok(())
+    }
+}
+
+impl Sides {
+    /// Forgets a side, unless another has taken its place meanwhile.
+    pub(super) fn remove(&mut self, migration: &MigrationName, role: TransferRole) {
+        if role == TransferRole::Source {
+            self.outgoing.take_if(|side| side.migration() == migration);
+        } else {
+            self.incoming
+                .take_if(|incoming| incoming.side.migration() == migration);
+        }
     }
 }
 

@@ -10,7 +10,11 @@ use slat_proto::{
 
 use super::endpoint::TransferEndpoint;
 use crate::{
-    handover::{preamble, protocol::source::Source, side::Side},
+    handover::{
+        preamble,
+        protocol::source::Source,
+        side::{Side, has_ended},
+    },
     migration::{source::SourceDriver, wire::TICKET},
 };
 
@@ -81,6 +85,17 @@ impl TransferEndpoint {
             .filter(|side| *side.migration() == migration)
         {
             return Ok(side.transfer());
+        }
+        // Before the side of another migration is replaced: it may still be asked about.
+        self.machine.describe_outgoing(&migration, request.epoch)?;
+        if let Some(other) = before.as_ref().filter(|side| !has_ended(side.phase())) {
+            return Err(ApiError::new(
+                Reason::MigrationInProgress,
+                format!("{} is still part of {}", self.vm, other.migration()),
+            )
+            .with("vm", &self.vm)
+            .with("migration", other.migration())
+            .with("advice", "wait for the migration or cancel it"));
         }
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
         let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));

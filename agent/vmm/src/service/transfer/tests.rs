@@ -32,13 +32,13 @@ use crate::{
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Everything here takes well under a second; a hang is an error.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-fn name() -> MigrationName {
+pub(super) fn name() -> MigrationName {
     MigrationName::parse("m1").unwrap()
 }
 
-fn endpoint(vm: &FakeVm) -> TransferEndpoint {
+pub(super) fn endpoint(vm: &FakeVm) -> TransferEndpoint {
     TransferEndpoint::new(
         Arc::clone(&vm.machine),
         VmName::parse("web").unwrap(),
@@ -79,7 +79,7 @@ async fn wait(
     }
 }
 
-async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1::Transfer {
+pub(super) async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1::Transfer {
     wait(endpoint, role, |transfer| has_ended(transfer.phase())).await
 }
 
@@ -122,7 +122,7 @@ async fn prepare_from(
         .into_inner()
 }
 
-async fn start(
+pub(super) async fn start(
     from: &TransferEndpoint,
     prepared: &v1::PrepareIncomingResponse,
     params: &MigrationParams,
@@ -143,7 +143,7 @@ async fn start(
 }
 
 /// A running VM whose pages are not all zero.
-fn running() -> FakeVm {
+pub(super) fn running() -> FakeVm {
     let vm = fake::created();
     vm.machine.start().unwrap();
     let table = vm.machine.memory().table();
@@ -539,7 +539,7 @@ impl ByHand {
     }
 }
 
-fn one_stream() -> MigrationParams {
+pub(super) fn one_stream() -> MigrationParams {
     MigrationParams {
         streams: 1,
         ..MigrationParams::default()
@@ -631,6 +631,76 @@ async fn what_is_not_commit_after_ready_is_as_good_as_silence() {
     let there = ended(&to, TransferRole::Destination).await;
     assert_eq!(there.phase(), TransferPhase::Failed);
     assert_eq!(destination.backend.state().runs, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_state_nobody_writes_the_memory() {
+    let (source, destination) = (running(), fake::empty());
+    let to = endpoint(&destination);
+    let prepared = prepare(&source, &to, &one_stream()).await;
+    let mut by_hand = ByHand::connect(&prepared);
+    by_hand.until_ready(&source);
+    // READY was said for the memory as it was checked.
+    let table = destination.machine.memory().table();
+    assert!(table.write(0, b"checked"));
+    let mut payload = Vec::new();
+    encode_runs(&[Run { page: 0, pages: 1 }], &mut payload);
+    let (stream, writer) = &mut by_hand.data;
+    let mut late = writer
+        .header(Kind::Zero, 0, 1, payload.len() as u32)
+        .to_vec();
+    late.extend_from_slice(&payload);
+    late.extend_from_slice(&writer.header(Kind::IterEnd, 0, 1, 0));
+    // Refused at once, or lost in the kernel: there is nobody left to read it.
+    drop(std::io::Write::write_all(stream, &late));
+    let mut byte = [0];
+    assert!(
+        matches!(stream.read(&mut byte), Ok(0) | Err(_)),
+        "the stream is still open"
+    );
+    by_hand.control(Kind::Commit, &[]);
+    ended(&to, TransferRole::Destination).await;
+    let mut memory = [0; 7];
+    assert!(table.read(0, &mut memory));
+    assert_eq!(&memory, b"checked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_during_an_iteration_is_refused() {
+    let (source, destination) = (running(), fake::empty());
+    let to = endpoint(&destination);
+    let params = MigrationParams {
+        streams: 2,
+        ..MigrationParams::default()
+    };
+    let prepared = prepare(&source, &to, &params).await;
+    let mut by_hand = ByHand::connect(&prepared);
+    let (_second, ..) = introduce(&prepared, StreamRole::Data(1));
+    let table = source.machine.memory().table();
+    by_hand.control(Kind::SlotTable, &encode_slots(&table));
+    wait(&to, TransferRole::Destination, |transfer| {
+        transfer.phase() == TransferPhase::Precopy
+    })
+    .await;
+    let (stream, writer) = &mut by_hand.data;
+    let pages = table.pages() as u32;
+    let mut payload = Vec::new();
+    encode_runs(&[Run { page: 0, pages }], &mut payload);
+    let mut frames = writer
+        .header(Kind::Zero, 0, 1, payload.len() as u32)
+        .to_vec();
+    frames.extend_from_slice(&payload);
+    frames.extend_from_slice(&writer.header(Kind::IterEnd, 0, 0, 0));
+    std::io::Write::write_all(stream, &frames).unwrap();
+    wait(&to, TransferRole::Destination, |transfer| {
+        transfer.progress.as_ref().unwrap().pages_zero >= u64::from(pages)
+    })
+    .await;
+    by_hand.control(Kind::State, &[0; 8]);
+    let there = ended(&to, TransferRole::Destination).await;
+    let error = there.error.unwrap();
+    assert_eq!(error.reason, "STREAM_CORRUPT");
+    assert!(error.message.contains("during"), "{}", error.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,260 @@
+//! A destination that is slow, silent or spiteful, and two migrations that meet: the source must
+//! end in time, say so, and mix nothing up.
+
+use std::{
+    io::Read as _,
+    net::{TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use slat_proto::{
+    ApiError, Reason,
+    model::MigrationName,
+    v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
+};
+use tonic::Request;
+
+use super::{
+    TransferEndpoint,
+    tests::{PATIENCE, api, ended, endpoint, name, one_stream, running, start},
+};
+use crate::migration::wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError};
+
+/// Within this a cancel has to act, whatever the destination does.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A destination made by hand.
+struct ByHand {
+    listener: TcpListener,
+}
+
+/// One of its connections.
+struct Connection {
+    stream: TcpStream,
+    writer: FrameWriter,
+    reader: FrameReader,
+    role: StreamRole,
+}
+
+impl ByHand {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self { listener }
+    }
+
+    /// What it would have answered to PrepareIncoming.
+    fn prepared(&self) -> v1::PrepareIncomingResponse {
+        v1::PrepareIncomingResponse {
+            data_address: self.listener.local_addr().unwrap().to_string(),
+            ticket: vec![7; 32],
+            versions: Some(v1::ChosenVersions {
+                protocol: 2,
+                state: 1,
+            }),
+            ..v1::PrepareIncomingResponse::default()
+        }
+    }
+
+    fn accept(&self) -> Connection {
+        let (mut stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut reader = FrameReader::new(2, 1);
+        let mut writer = FrameWriter::new(2, 1);
+        let (header, payload) = reader.frame(&mut stream).unwrap();
+        assert_eq!(header.kind, Kind::Hello);
+        let role = Hello::decode(&payload).unwrap().role;
+        writer.send(&mut stream, Kind::HelloAck, 0, &[]).unwrap();
+        Connection {
+            stream,
+            writer,
+            reader,
+            role,
+        }
+    }
+
+    /// The control connection and one data stream, up to the slot table.
+    fn connections(&self) -> (Connection, Connection) {
+        let (mut control, data) = (self.accept(), self.accept());
+        assert_eq!(control.role, StreamRole::Control);
+        assert_eq!(data.role, StreamRole::Data(0));
+        assert_eq!(control.hear(), Kind::SlotTable);
+        (control, data)
+    }
+}
+
+impl Connection {
+    fn hear(&mut self) -> Kind {
+        self.reader.frame(&mut self.stream).unwrap().0.kind
+    }
+
+    fn say(&mut self, kind: Kind, count: u32) {
+        self.writer
+            .send(&mut self.stream, kind, count, &[])
+            .unwrap();
+    }
+
+    /// Why the source gave up, by its own word.
+    fn abort(&mut self) -> ApiError {
+        match self.reader.frame(&mut self.stream) {
+            Err(WireError::Aborted(error)) => error,
+            other => panic!("no Abort: {other:?}"),
+        }
+    }
+
+    /// Until nothing more can come.
+    fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).is_ok()
+    }
+}
+
+async fn cancel(from: &TransferEndpoint) {
+    let request = v1::CancelTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+        error: None,
+    };
+    api(from)
+        .cancel_transfer(Request::new(request))
+        .await
+        .unwrap();
+}
+
+/// Cancels; the source has to end at once, with its VM running as before.
+async fn cancel_acts(from: &TransferEndpoint) {
+    let begun = Instant::now();
+    cancel(from).await;
+    let here = ended(from, TransferRole::Source).await;
+    assert!(
+        begun.elapsed() < AT_ONCE,
+        "it took {:?}: {here:?}",
+        begun.elapsed()
+    );
+    assert_eq!(here.phase(), TransferPhase::Cancelled);
+    assert_eq!(
+        from.machine.snapshot().unwrap().state(),
+        v1::vm::State::Running
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_acts_while_the_destination_does_not_let_the_source_in() {
+    let source = running();
+    let from = endpoint(&source);
+    // The kernel takes the connection; nobody answers its Hello.
+    let destination = ByHand::new();
+    start(&from, &destination.prepared(), &one_stream()).await;
+    let (_held, _) = destination.listener.accept().unwrap();
+    cancel_acts(&from).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_acts_while_the_source_tries_again() {
+    let source = running();
+    let from = endpoint(&source);
+    let destination = ByHand::new();
+    start(&from, &destination.prepared(), &one_stream()).await;
+    for _ in 0..3 {
+        drop(destination.listener.accept().unwrap());
+    }
+    cancel_acts(&from).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_acts_while_the_destination_populates() {
+    let source = running();
+    let from = endpoint(&source);
+    let destination = ByHand::new();
+    start(&from, &destination.prepared(), &one_stream()).await;
+    let (mut control, mut data) = destination.connections();
+    control.say(Kind::Populated, 3);
+    cancel_acts(&from).await;
+    assert_eq!(control.abort().reason, Reason::CancelledByUser);
+    assert!(control.is_closed() && data.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_never_has_its_memory_is_told_and_let_go() {
+    let source = running();
+    let from = endpoint(&source);
+    let destination = ByHand::new();
+    let params = slat_proto::model::MigrationParams {
+        max_total_time: Duration::from_secs(1),
+        ..one_stream()
+    };
+    start(&from, &destination.prepared(), &params).await;
+    let (mut control, mut data) = destination.connections();
+    let telling = std::thread::spawn(move || {
+        while control
+            .writer
+            .send(&mut control.stream, Kind::Populated, 3, &[])
+            .is_ok()
+        {
+            std::thread::sleep(Duration::from_millis(100));
+            control.stream.set_nonblocking(true).unwrap();
+            let mut byte = [0];
+            let heard = control.stream.peek(&mut byte).is_ok();
+            control.stream.set_nonblocking(false).unwrap();
+            if heard {
+                break;
+            }
+        }
+        control
+    });
+    let here = ended(&from, TransferRole::Source).await;
+    assert_eq!(here.error.unwrap().reason, "COMPLETION_TIMEOUT");
+    let mut control = telling.join().unwrap();
+    assert_eq!(control.abort().reason, Reason::CompletionTimeout);
+    assert!(control.is_closed() && data.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_migration_waits_for_the_end_of_the_one_that_runs() {
+    let source = running();
+    let from = endpoint(&source);
+    let destination = ByHand::new();
+    start(&from, &destination.prepared(), &one_stream()).await;
+    let first = from.find(&name(), TransferRole::Source).unwrap();
+    // As in the moment between the VM's release and the last record: the machine is free, the side
+    // has not ended.
+    source.machine.end_outgoing(&name()).unwrap();
+    let prepared = destination.prepared();
+    let request = v1::StartOutgoingRequest {
+        migration: "migrations/m2".into(),
+        vm: "vms/web".into(),
+        data_address: prepared.data_address,
+        ticket: prepared.ticket,
+        params: Some(one_stream().to_message()),
+        epoch: 1,
+        versions: prepared.versions,
+    };
+    let refused = api(&from)
+        .start_outgoing(Request::new(request))
+        .await
+        .unwrap_err();
+    let refused = ApiError::from(refused);
+    assert_eq!(refused.reason, Reason::MigrationInProgress);
+    assert_eq!(refused.metadata["migration"], "migrations/m1");
+    assert!(from.find(&name(), TransferRole::Source).is_ok());
+    drop(first.cancel(None));
+}
+
+#[test]
+fn a_side_that_is_forgotten_takes_no_other_with_it() {
+    let source = running();
+    let from = endpoint(&source);
+    let side = |id: &str| {
+        std::sync::Arc::new(crate::handover::side::Side::new(
+            &MigrationName::parse(id).unwrap(),
+            source.machine.name(),
+            1,
+            0,
+        ))
+    };
+    from.sides().outgoing = Some(side("m2"));
+    from.sides().remove(&name(), TransferRole::Source);
+    assert!(from.sides().outgoing.is_some(), "m2 runs on unseen");
+    from.sides()
+        .remove(&MigrationName::parse("m2").unwrap(), TransferRole::Source);
+    assert!(from.sides().outgoing.is_none());
+}
