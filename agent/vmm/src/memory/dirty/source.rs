@@ -1,10 +1,10 @@
 //! What knows which pages were written: KVM's bitmap, the software MMU's log, later KVM's ring.
 //!
 //! # Protocol
-//! One reader, the dirty log, calls in order; vCPUs may run meanwhile. [`DirtySource::harvest`]
-//! takes what was written since the last one in all slots that log, and hands it over as bits of
-//! bitmaps that the log brings along: a source that keeps bitmaps fills or swaps them, one that
-//! keeps entries (slot, page) sets a bit for each.
+//! One reader, the dirty log, calls in order; vCPUs may run meanwhile.
+//! [`DirtySource::harvest_dirty`] takes what was written since the last one in all slots that log,
+//! and hands it over as bits of bitmaps that the log brings along: a source that keeps bitmaps
+//! fills or swaps them, one that keeps entries (slot, page) sets a bit for each.
 //!
 //! A source of bounded capacity, such as a ring, may be full before it is harvested. That concerns
 //! nobody but the source: the vCPU whose ring is full has left the guest, and its own thread moves
