@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use slat_daemon::HostError;
 use slat_proto::{Reason, v1};
 
-use crate::rig::{MIB, Rig, SOON, answer, kill, reason, until};
+use crate::rig::{MIB, Rig, SOON, answer, freeze, kill, reason, until};
 
 #[tokio::test]
 async fn a_vm_is_made_listed_and_deleted() {
@@ -309,7 +309,7 @@ async fn a_silent_vm_holds_nobody_up() {
     let made = rig.create("web", 16 * MIB).await.unwrap();
     rig.create("db", 16 * MIB).await.unwrap();
     let pid = rustix::process::Pid::from_raw(made.pid.cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    freeze(made.pid).await;
     assert_eq!(
         rig.names().await,
         ["vms/db", "vms/web"],

@@ -335,3 +335,22 @@ pub(crate) async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
 pub(crate) fn reason<T: std::fmt::Debug>(result: Result<T, ApiError>) -> Reason {
     result.unwrap_err().reason
 }
+
+/// Stops a process. Its threads stop one after the other, so this waits for the last: until then it
+/// may still answer.
+pub(crate) async fn freeze(pid: u32) {
+    let process = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let is_stopped = |stat: &str| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    };
+    until(async || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        threads
+            .map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+            .all(|stat| stat.as_deref().is_some_and(is_stopped))
+            .then_some(())
+    })
+    .await;
+}
