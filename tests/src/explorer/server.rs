@@ -3,7 +3,6 @@
 //! A call is a request under way, then an answer under way. Each ends once for its caller. What the
 //! caller gave up, or what the network repeats, stays as a stray and may arrive at any later time.
 
-use slat_proto::v1::TransferPhase as Phase;
 use slat_server::migration::protocol::{
     Action as Call, Answer, Durable, Input, MigrationProtocol, Report, Side, Start,
 };
@@ -319,16 +318,5 @@ impl World {
         use slat_proto::v1::MigrationPhase as M;
         let disk = self.server.disk;
         matches!(disk.phase, M::Completed | M::Cancelled | M::Failed).then_some(disk)
-    }
-
-    /// The source's side is where nothing more will come of it by itself.
-    #[must_use]
-    pub fn source_rests(&self) -> bool {
-        self.source.side.as_ref().is_none_or(|side| {
-            matches!(
-                side.shown,
-                Phase::Cancelled | Phase::Failed | Phase::Completed | Phase::Relinquished
-            )
-        })
     }
 }
