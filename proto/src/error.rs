@@ -87,6 +87,30 @@ reasons! {
     MigrationInProgress = "MIGRATION_IN_PROGRESS" => AlreadyExists,
     /// A VM of that name exists.
     VmExists = "VM_EXISTS" => AlreadyExists,
+    /// Several VMs have that name; metadata `uids`, `hosts`. Name a uid or a host.
+    NameConflict = "NAME_CONFLICT" => FailedPrecondition,
+    /// An agent of that name reports already; metadata `host`, `address`.
+    HostNameTaken = "HOST_NAME_TAKEN" => AlreadyExists,
+    /// The host takes no new VM and no migration.
+    HostCordoned = "HOST_CORDONED" => FailedPrecondition,
+    /// The host still reports, or holds VMs that were not given up; metadata `vms`.
+    HostInUse = "HOST_IN_USE" => FailedPrecondition,
+    /// The order gives something up and did not say so; metadata `gives_up`.
+    GiveUpRequired = "GIVE_UP_REQUIRED" => FailedPrecondition,
+    /// Nothing of that uid lies there.
+    NoSuchLeftover = "NO_SUCH_LEFTOVER" => NotFound,
+    /// A limit on downtime that cannot be met; metadata `predicted_ms`, `max_downtime_ms`.
+    DowntimeUnreachable = "DOWNTIME_UNREACHABLE" => FailedPrecondition,
+    /// A message is larger than this endpoint takes; metadata `limit_bytes`.
+    MessageTooLarge = "MESSAGE_TOO_LARGE" => ResourceExhausted,
+    /// A message cannot be decoded.
+    MessageUndecodable = "MESSAGE_UNDECODABLE" => InvalidArgument,
+    /// This endpoint does not serve that service or method.
+    NoSuchMethod = "NO_SUCH_METHOD" => Unimplemented,
+    /// The disk is full; metadata `path`.
+    DiskFull = "DISK_FULL" => ResourceExhausted,
+    /// The process has no file descriptor left.
+    DescriptorsExhausted = "DESCRIPTORS_EXHAUSTED" => ResourceExhausted,
     /// A migration of that name exists with other contents.
     MigrationExists = "MIGRATION_EXISTS" => AlreadyExists,
     /// No VM of that name here.

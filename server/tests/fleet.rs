@@ -52,6 +52,7 @@ async fn vms_are_placed_routed_and_forgotten() {
     );
     let started = v1::StartVmRequest {
         name: "vms/web".into(),
+        ..Default::default()
     };
     let started = answer(clients.vms.start_vm(started).await).unwrap();
     assert_eq!(started.state(), State::Running);
@@ -85,6 +86,7 @@ async fn vms_are_placed_routed_and_forgotten() {
     let mut memory = MemoryServiceClient::new(channel(server.address()));
     let slots = v1::ListSlotsRequest {
         vm: "vms/web".into(),
+        ..Default::default()
     };
     assert_eq!(
         answer(memory.list_slots(slots).await).unwrap().slots.len(),
@@ -102,6 +104,7 @@ async fn vms_are_placed_routed_and_forgotten() {
 
     let delete = v1::DeleteVmRequest {
         name: "vms/web".into(),
+        ..Default::default()
     };
     answer(clients.vms.delete_vm(delete).await).unwrap();
     assert_eq!(
@@ -197,6 +200,7 @@ async fn a_watch_ends_when_its_vm_is_gone() {
     let mut clients = Clients::new(server.address());
     let watch = v1::WatchVmRequest {
         name: "vms/web".into(),
+        ..Default::default()
     };
     let mut updates = answer(clients.vms.watch_vm(watch).await).unwrap();
     let first = updates.message().await.unwrap().unwrap();

@@ -270,7 +270,10 @@ impl Fleet {
     /// # Errors
     /// What the endpoint answers.
     pub async fn vm(&self, endpoint: &Address, name: &str) -> Result<v1::Vm, ApiError> {
-        let request = v1::GetVmRequest { name: name.into() };
+        let request = v1::GetVmRequest {
+            name: name.into(),
+            ..Default::default()
+        };
         Ok(self.vms(endpoint).get_vm(request).await?.into_inner())
     }
 
@@ -295,6 +298,7 @@ impl Fleet {
         client
             .start_vm(v1::StartVmRequest {
                 name: vm.name.clone(),
+                ..Default::default()
             })
             .await?;
         self.vm_until(&self.server(), &vm.name, "it runs and writes", |vm| {
@@ -460,7 +464,10 @@ impl Fleet {
         let mut last = String::from("nothing");
         let watch = async {
             loop {
-                let request = v1::WatchVmRequest { name: name.into() };
+                let request = v1::WatchVmRequest {
+                    name: name.into(),
+                    ..Default::default()
+                };
                 match self.vms(endpoint).watch_vm(request).await {
                     Ok(stream) => {
                         let mut stream = stream.into_inner();
@@ -571,6 +578,7 @@ impl Fleet {
         for vm in vms {
             let request = v1::DeleteVmRequest {
                 name: vm.name.clone(),
+                ..Default::default()
             };
             self.vms(&server)
                 .delete_vm(request)

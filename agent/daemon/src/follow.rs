@@ -32,6 +32,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
     loop {
         let request = v1::WatchVmRequest {
             name: vm.name().to_string(),
+            ..Default::default()
         };
         match vm.vms().watch_vm(request).await {
             Ok(stream) => {

@@ -138,6 +138,7 @@ impl Reporter {
             vms: supervisor.snapshots(),
             transfers: supervisor.sides(),
             memory_used_bytes: supervisor.registry.memory().1,
+            ..Default::default()
         }
     }
 }

@@ -91,6 +91,7 @@ impl VmService for Vms {
                         let mut client = live.vms();
                         let request = v1::GetVmRequest {
                             name: live.name().to_string(),
+                            ..Default::default()
                         };
                         live.answer(LIST, client.get_vm(request))
                             .await
@@ -108,6 +109,7 @@ impl VmService for Vms {
             vms,
             next_page_token,
             unreachable: Vec::new(),
+            ..Default::default()
         }))
     }
 

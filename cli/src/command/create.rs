@@ -281,6 +281,7 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
     if !options.no_start && !options.dry_run {
         let request = v1::StartVmRequest {
             name: name.to_string(),
+            ..Default::default()
         };
         vm = vms
             .start_vm(request)

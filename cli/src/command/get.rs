@@ -214,7 +214,13 @@ async fn look(client: &Client, what: &What) -> Result<Look, Failure> {
         }
         What::Vms { name: Some(name) } => {
             let name = name.to_string();
-            let vm = client.vms().get_vm(v1::GetVmRequest { name }).await;
+            let vm = client
+                .vms()
+                .get_vm(v1::GetVmRequest {
+                    name,
+                    ..Default::default()
+                })
+                .await;
             Ok(vec![vm_item(&vm.map_err(failed)?.into_inner())].into())
         }
         What::Migrations {
@@ -346,6 +352,7 @@ async fn watch(session: &Session, what: &What) -> Result<(), Failure> {
             let failed = |status| Failure::call(format!("watch {name}"), status);
             let request = v1::WatchVmRequest {
                 name: name.to_string(),
+                ..Default::default()
             };
             let stream = client.vms().watch_vm(request).await.map_err(failed)?;
             let mut stream = stream.into_inner();

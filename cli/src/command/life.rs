@@ -92,11 +92,32 @@ async fn act(session: &Session, action: Action, vm: &VmName) -> Result<Option<v1
     let mut vms = session.client.vms();
     let name = vm.to_string();
     let answer = match action {
-        Action::Start => vms.start_vm(v1::StartVmRequest { name }).await.map(Some),
-        Action::Pause => vms.pause_vm(v1::PauseVmRequest { name }).await.map(Some),
-        Action::Resume => vms.resume_vm(v1::ResumeVmRequest { name }).await.map(Some),
+        Action::Start => vms
+            .start_vm(v1::StartVmRequest {
+                name,
+                ..Default::default()
+            })
+            .await
+            .map(Some),
+        Action::Pause => vms
+            .pause_vm(v1::PauseVmRequest {
+                name,
+                ..Default::default()
+            })
+            .await
+            .map(Some),
+        Action::Resume => vms
+            .resume_vm(v1::ResumeVmRequest {
+                name,
+                ..Default::default()
+            })
+            .await
+            .map(Some),
         Action::Delete => vms
-            .delete_vm(v1::DeleteVmRequest { name })
+            .delete_vm(v1::DeleteVmRequest {
+                name,
+                ..Default::default()
+            })
             .await
             .map(|_| None),
     };

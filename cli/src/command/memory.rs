@@ -245,7 +245,10 @@ fn slot_table(slots: &[v1::Slot], generation: u64) -> String {
 }
 
 async fn slots(session: &Session, vm: &VmName) -> Result<(), Failure> {
-    let request = v1::ListSlotsRequest { vm: vm.to_string() };
+    let request = v1::ListSlotsRequest {
+        vm: vm.to_string(),
+        ..Default::default()
+    };
     let answer = session
         .client
         .memory()
@@ -271,6 +274,7 @@ async fn change_slots(
             change: Some(change),
         }],
         expected_generation: target.generation.unwrap_or(0),
+        ..Default::default()
     };
     let doing = format!("{verb} slot {} of {}", target.slot, target.vm);
     let answer = session
@@ -295,6 +299,7 @@ async fn harvest(
         vm: args.vm.to_string(),
         cursor: args.cursor.id().to_owned(),
         acknowledge_batch,
+        ..Default::default()
     };
     let answer = session.client.memory().harvest_dirty_pages(request).await;
     answer
@@ -306,6 +311,7 @@ async fn delete_cursor(session: &Session, args: &DirtyArgs) -> Result<(), Failur
     let request = v1::DeleteDirtyCursorRequest {
         vm: args.vm.to_string(),
         cursor: args.cursor.id().to_owned(),
+        ..Default::default()
     };
     let doing = || format!("end the reader {} of {}", args.cursor.id(), args.vm);
     session
@@ -405,6 +411,7 @@ async fn invalidate(
     let request = v1::InvalidateMemoryRequest {
         vm: vm.to_string(),
         range,
+        ..Default::default()
     };
     let answer = session
         .client
@@ -426,7 +433,10 @@ async fn invalidate(
 }
 
 async fn digest(session: &Session, vm: &VmName) -> Result<(), Failure> {
-    let request = v1::DigestMemoryRequest { vm: vm.to_string() };
+    let request = v1::DigestMemoryRequest {
+        vm: vm.to_string(),
+        ..Default::default()
+    };
     let answer = session
         .client
         .memory()
@@ -477,6 +487,7 @@ mod tests {
                 pages: 3,
             }],
             created: false,
+            ..Default::default()
         };
         assert_eq!(
             batch_text(&batch),

@@ -192,7 +192,10 @@ async fn delete_at(endpoint: SocketAddr) -> Result<(), ApiError> {
     let client = client(endpoint)?;
     let name = VmName::from_id(VM)?.to_string();
     loop {
-        let request = v1::DeleteVmRequest { name: name.clone() };
+        let request = v1::DeleteVmRequest {
+            name: name.clone(),
+            ..Default::default()
+        };
         let error = match client.vms().delete_vm(request).await {
             Ok(_) => return Ok(()),
             Err(status) => ApiError::from(status),

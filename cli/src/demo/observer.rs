@@ -91,7 +91,10 @@ impl Observer {
             loop {
                 for client in &clients {
                     let mut vms = client.vms();
-                    let look = vms.get_vm(v1::GetVmRequest { name: vm.clone() });
+                    let look = vms.get_vm(v1::GetVmRequest {
+                        name: vm.clone(),
+                        ..Default::default()
+                    });
                     // The VM is on one of the hosts only; the other says so.
                     if let Ok(Ok(vm)) = tokio::time::timeout(ANSWER, look).await {
                         note(&seen, vm.get_ref());

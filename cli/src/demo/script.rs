@@ -224,6 +224,7 @@ impl Stage<'_> {
     ) -> Result<(), Failure> {
         let request = v1::PauseVmRequest {
             name: self.vm.to_string(),
+            ..Default::default()
         };
         let paused = self.client.vms().pause_vm(request).await;
         let paused = paused
@@ -242,6 +243,7 @@ impl Stage<'_> {
         );
         let request = v1::ResumeVmRequest {
             name: self.vm.to_string(),
+            ..Default::default()
         };
         let resumed = self.client.vms().resume_vm(request).await;
         resumed.map_err(|status| Failure::call(format!("resume {}", self.vm), status))?;
@@ -251,6 +253,7 @@ impl Stage<'_> {
     async fn start(&self) -> Result<(), Failure> {
         let request = v1::StartVmRequest {
             name: self.vm.to_string(),
+            ..Default::default()
         };
         let started = self.client.vms().start_vm(request).await;
         started
@@ -261,6 +264,7 @@ impl Stage<'_> {
     async fn digest(&self) -> Result<String, Failure> {
         let request = v1::DigestMemoryRequest {
             vm: self.vm.to_string(),
+            ..Default::default()
         };
         let digest = self.client.memory().digest_memory(request).await;
         digest
@@ -363,6 +367,7 @@ impl Stage<'_> {
         loop {
             let request = v1::WatchVmRequest {
                 name: self.vm.to_string(),
+                ..Default::default()
             };
             let stream = self.client.vms().watch_vm(request).await;
             let mut stream = stream
@@ -390,6 +395,7 @@ impl Stage<'_> {
     async fn look(&self) -> String {
         let request = v1::GetVmRequest {
             name: self.vm.to_string(),
+            ..Default::default()
         };
         match self.client.vms().get_vm(request).await {
             Ok(vm) => {
@@ -483,6 +489,7 @@ async fn move_on(
 ) -> Result<(), Failure> {
     let request = v1::GetVmRequest {
         name: vm.to_string(),
+        ..Default::default()
     };
     let now = client.vms().get_vm(request).await;
     let now = now

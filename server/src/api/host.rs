@@ -31,4 +31,46 @@ impl HostService for Services {
             next_page_token,
         }))
     }
+
+    async fn cordon_host(
+        &self,
+        _request: Request<v1::CordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(Status::internal("not built yet"))
+    }
+
+    async fn uncordon_host(
+        &self,
+        _request: Request<v1::UncordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(Status::internal("not built yet"))
+    }
+
+    async fn delete_host(
+        &self,
+        _request: Request<v1::DeleteHostRequest>,
+    ) -> Result<Response<v1::DeleteHostResponse>, Status> {
+        Err(Status::internal("not built yet"))
+    }
+
+    async fn list_leftovers(
+        &self,
+        _request: Request<v1::ListLeftoversRequest>,
+    ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
+        Err(Status::internal("not built yet"))
+    }
+
+    async fn adopt_leftover(
+        &self,
+        _request: Request<v1::AdoptLeftoverRequest>,
+    ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
+        Err(Status::internal("not built yet"))
+    }
+
+    async fn delete_leftover(
+        &self,
+        _request: Request<v1::DeleteLeftoverRequest>,
+    ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
+        Err(Status::internal("not built yet"))
+    }
 }

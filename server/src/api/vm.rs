@@ -64,6 +64,7 @@ impl Services {
         for host in self.fleet.unreported() {
             let request = v1::GetVmRequest {
                 name: vm.to_string(),
+                ..Default::default()
             };
             let channel = self.fleet.channel(&host)?;
             let answer = tokio::time::timeout(LOOK, client(channel).get_vm(request)).await;
@@ -136,6 +137,7 @@ impl VmService for Services {
             vms: vms.into_iter().map(|vm| self.with_migration(vm)).collect(),
             next_page_token,
             unreachable: self.fleet.unreachable(),
+            ..Default::default()
         }))
     }
 

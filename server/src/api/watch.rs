@@ -75,7 +75,10 @@ impl Services {
                 }
             };
             let host = owner.host.name;
-            let request = v1::WatchVmRequest { name: name.clone() };
+            let request = v1::WatchVmRequest {
+                name: name.clone(),
+                ..Default::default()
+            };
             let stream = match client(channel).watch_vm(request).await {
                 Ok(answer) => answer.into_inner(),
                 Err(status) => {
@@ -95,7 +98,10 @@ impl Services {
                 Stop::Done => return,
                 Stop::Moved => {}
                 Stop::Ended => {
-                    let request = v1::GetVmRequest { name: name.clone() };
+                    let request = v1::GetVmRequest {
+                        name: name.clone(),
+                        ..Default::default()
+                    };
                     let still = match self.fleet.channel(&host) {
                         Ok(channel) => client(channel).get_vm(request).await.is_ok(),
                         Err(_) => false,

@@ -129,6 +129,7 @@ impl Caller {
             migration: subject.migration.clone(),
             vm: subject.vm.clone(),
             epoch: subject.epoch,
+            ..Default::default()
         };
         let mut transfers = subject.transfers(&self.fleet, Side::Source)?;
         let answer = ask(ASK, transfers.describe_outgoing(request)).await;
@@ -226,6 +227,7 @@ impl Caller {
             params: subject.params,
             epoch: subject.epoch,
             versions: Some(grant.versions),
+            ..Default::default()
         };
         let answer = match subject.transfers(&self.fleet, Side::Source) {
             Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,

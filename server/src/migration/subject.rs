@@ -179,6 +179,7 @@ impl Subject {
     pub(super) async fn vm_at(&self, fleet: &Fleet, side: Side) -> Result<v1::Vm, ApiError> {
         let request = v1::GetVmRequest {
             name: self.vm.clone(),
+            ..Default::default()
         };
         let mut vms = VmServiceClient::new(fleet.channel(self.host(side))?);
         ask(ASK, vms.get_vm(request)).await

@@ -190,7 +190,10 @@ async fn what_cannot_be_moved_is_refused_before_anyone_is_asked() {
     let second = fleet.clients.migrate(VM, "hosts/b").await.unwrap_err();
     assert_eq!(second.reason, Reason::MigrationInProgress);
     assert_eq!(second.metadata["migration"], first);
-    let delete = v1::DeleteVmRequest { name: VM.into() };
+    let delete = v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
     let delete = support::answer(fleet.clients.vms.delete_vm(delete).await).unwrap_err();
     assert_eq!(delete.reason, Reason::MigrationInProgress);
     assert_eq!(fleet.clients.vm(VM).await.unwrap().migration, first);
@@ -584,7 +587,10 @@ async fn the_last_copy_is_kept_until_the_user_deletes_the_vm() {
 
     // A host that cannot release it says so; asked again, it is gone and its name is free.
     fleet.a.fake.keep_sides(true);
-    let delete = || v1::DeleteVmRequest { name: VM.into() };
+    let delete = || v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
     let refused = support::answer(fleet.clients.vms.delete_vm(delete()).await).unwrap_err();
     assert_eq!(refused.reason, Reason::HostUnreachable);
     assert!(fleet.a.fake.vm(VM).is_some());

@@ -14,7 +14,10 @@ use super::{
 };
 
 async fn watch(clients: &mut Clients) -> Streaming<v1::Vm> {
-    let request = v1::WatchVmRequest { name: VM.into() };
+    let request = v1::WatchVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
     answer(clients.vms.watch_vm(request).await).unwrap()
 }
 
@@ -54,7 +57,10 @@ async fn the_last_copy_is_shown_to_who_watched_before_and_to_who_watches_now() {
     assert_eq!(shown, [("hosts/a".to_owned(), last.1)]);
 
     // Given up, it is gone for both.
-    let delete = v1::DeleteVmRequest { name: VM.into() };
+    let delete = v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
     answer(fleet.clients.vms.delete_vm(delete).await).unwrap();
     let end = async {
         while before.message().await.unwrap().is_some() {}

@@ -261,6 +261,7 @@ impl Fake {
                 .values()
                 .map(|side| side.borrow().clone())
                 .collect(),
+            ..Default::default()
         }
     }
 }
@@ -479,7 +480,10 @@ impl Clients {
     }
 
     pub async fn vm(&mut self, name: &str) -> Result<v1::Vm, ApiError> {
-        let request = v1::GetVmRequest { name: name.into() };
+        let request = v1::GetVmRequest {
+            name: name.into(),
+            ..Default::default()
+        };
         answer(self.vms.get_vm(request).await)
     }
 }

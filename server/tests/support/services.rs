@@ -59,6 +59,48 @@ impl HostService for Fake {
             ..Default::default()
         }))
     }
+
+    async fn cordon_host(
+        &self,
+        _request: Request<v1::CordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
+    async fn uncordon_host(
+        &self,
+        _request: Request<v1::UncordonHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
+    async fn delete_host(
+        &self,
+        _request: Request<v1::DeleteHostRequest>,
+    ) -> Result<Response<v1::DeleteHostResponse>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
+    async fn list_leftovers(
+        &self,
+        _request: Request<v1::ListLeftoversRequest>,
+    ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
+    async fn adopt_leftover(
+        &self,
+        _request: Request<v1::AdoptLeftoverRequest>,
+    ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
+    async fn delete_leftover(
+        &self,
+        _request: Request<v1::DeleteLeftoverRequest>,
+    ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
 }
 
 #[tonic::async_trait]
@@ -160,6 +202,7 @@ impl MemoryService for Fake {
                 ..Default::default()
             }],
             generation: 1,
+            ..Default::default()
         }))
     }
 
@@ -186,7 +229,9 @@ impl MemoryService for Fake {
         &self,
         _: Request<v1::DeleteDirtyCursorRequest>,
     ) -> Result<Response<v1::DeleteDirtyCursorResponse>, Status> {
-        Ok(Response::new(v1::DeleteDirtyCursorResponse {}))
+        Ok(Response::new(v1::DeleteDirtyCursorResponse {
+            ..Default::default()
+        }))
     }
 
     async fn invalidate_memory(
@@ -196,6 +241,7 @@ impl MemoryService for Fake {
         Ok(Response::new(v1::InvalidateMemoryResponse {
             pages: 16384,
             duration_nanos: 1,
+            ..Default::default()
         }))
     }
 

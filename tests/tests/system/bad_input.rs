@@ -112,39 +112,67 @@ fn vm_specs_and_names() {
             let vm = [("vm", "vms/nobody")];
             let mut vms = fleet.vms(endpoint);
             refused(
-                vms.get_vm(v1::GetVmRequest { name: name() }).await,
+                vms.get_vm(v1::GetVmRequest {
+                    name: name(),
+                    ..Default::default()
+                })
+                .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             refused(
-                vms.start_vm(v1::StartVmRequest { name: name() }).await,
+                vms.start_vm(v1::StartVmRequest {
+                    name: name(),
+                    ..Default::default()
+                })
+                .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             refused(
-                vms.pause_vm(v1::PauseVmRequest { name: name() }).await,
+                vms.pause_vm(v1::PauseVmRequest {
+                    name: name(),
+                    ..Default::default()
+                })
+                .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             refused(
-                vms.resume_vm(v1::ResumeVmRequest { name: name() }).await,
+                vms.resume_vm(v1::ResumeVmRequest {
+                    name: name(),
+                    ..Default::default()
+                })
+                .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             refused(
-                vms.delete_vm(v1::DeleteVmRequest { name: name() }).await,
+                vms.delete_vm(v1::DeleteVmRequest {
+                    name: name(),
+                    ..Default::default()
+                })
+                .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             let mut memory = fleet.memory(endpoint);
             refused(
-                memory.list_slots(v1::ListSlotsRequest { vm: name() }).await,
+                memory
+                    .list_slots(v1::ListSlotsRequest {
+                        vm: name(),
+                        ..Default::default()
+                    })
+                    .await,
                 Reason::NoSuchVm,
                 &vm,
             )?;
             refused(
                 memory
-                    .digest_memory(v1::DigestMemoryRequest { vm: name() })
+                    .digest_memory(v1::DigestMemoryRequest {
+                        vm: name(),
+                        ..Default::default()
+                    })
                     .await,
                 Reason::NoSuchVm,
                 &vm,
@@ -152,6 +180,7 @@ fn vm_specs_and_names() {
             let get = vms
                 .get_vm(v1::GetVmRequest {
                     name: "nobody/x".into(),
+                    ..Default::default()
                 })
                 .await;
             refused(get, Reason::BadParameter, &[])?;
@@ -160,6 +189,7 @@ fn vm_specs_and_names() {
             .vms(&server)
             .watch_vm(v1::WatchVmRequest {
                 name: "vms/nobody".into(),
+                ..Default::default()
             })
             .await;
         refused(watch.map(|_| Response::new(())), Reason::NoSuchVm, &[])?;
@@ -315,6 +345,7 @@ fn migrations() {
         )?;
         let delete = v1::DeleteVmRequest {
             name: vm.name.clone(),
+            ..Default::default()
         };
         for endpoint in [fleet.server(), fleet.agent("host-a")] {
             let answer = fleet.vms(&endpoint).delete_vm(delete.clone()).await;
@@ -324,6 +355,7 @@ fn migrations() {
             vm: vm.name.clone(),
             changes: vec![create_slot(9, 1 << 20, 16)],
             expected_generation: 0,
+            ..Default::default()
         };
         let answer = fleet.memory(&fleet.server()).update_slots(request).await;
         refused(answer, Reason::MigrationInProgress, &busy)?;
@@ -365,6 +397,7 @@ fn slots() {
             let list = || async {
                 let request = v1::ListSlotsRequest {
                     vm: vm.name.clone(),
+                    ..Default::default()
                 };
                 anyhow::Ok(
                     fleet
@@ -380,6 +413,7 @@ fn slots() {
                     vm: vm.name.clone(),
                     changes,
                     expected_generation: generation,
+                    ..Default::default()
                 };
                 let mut memory = fleet.memory(&server);
                 async move { memory.update_slots(request).await }
@@ -464,6 +498,7 @@ fn slots() {
                 let request = v1::InvalidateMemoryRequest {
                     vm: vm.name.clone(),
                     range: Some(v1::GfnRange { gfn, pages }),
+                    ..Default::default()
                 };
                 let answer = fleet.memory(&server).invalidate_memory(request).await;
                 refused(answer, Reason::BadParameter, &[])
@@ -473,6 +508,7 @@ fn slots() {
                 vm: vm.name.clone(),
                 cursor: "Not_A_Name".into(),
                 acknowledge_batch: 0,
+                ..Default::default()
             };
             let answer = fleet.memory(&server).harvest_dirty_pages(request).await;
             refused(answer, Reason::BadParameter, &[])?;

@@ -86,6 +86,7 @@ async fn target_vm_process_after_the_commit(fleet: &mut Fleet) -> anyhow::Result
             .await?;
         let watch = v1::WatchVmRequest {
             name: vm.name.clone(),
+            ..Default::default()
         };
         let watch = fleet.vms(&fleet.server()).watch_vm(watch).await?;
         let migration = fleet
@@ -108,6 +109,7 @@ async fn target_vm_process_after_the_commit(fleet: &mut Fleet) -> anyhow::Result
         }
         let delete = v1::DeleteVmRequest {
             name: vm.name.clone(),
+            ..Default::default()
         };
         fleet.vms(&fleet.server()).delete_vm(delete).await?;
         for host in ["host-a", "host-b"] {
@@ -180,6 +182,7 @@ async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
     // Deleted, its name is free again.
     let delete = v1::DeleteVmRequest {
         name: vm.name.clone(),
+        ..Default::default()
     };
     fleet.vms(&fleet.server()).delete_vm(delete).await?;
     let again = fleet

@@ -169,11 +169,13 @@ async fn a_paused_vm_stays_paused_and_whole(fleet: &mut Fleet) -> anyhow::Result
     let server = fleet.server();
     let pause = v1::PauseVmRequest {
         name: vm.name.clone(),
+        ..Default::default()
     };
     fleet.vms(&server).pause_vm(pause).await?;
     let digest = || async {
         let request = v1::DigestMemoryRequest {
             vm: vm.name.clone(),
+            ..Default::default()
         };
         let answer = fleet.memory(&server).digest_memory(request).await?;
         anyhow::Ok(answer.into_inner())
@@ -191,6 +193,7 @@ async fn a_paused_vm_stays_paused_and_whole(fleet: &mut Fleet) -> anyhow::Result
     ensure!(before == after, "{before:?} became {after:?}");
     let resume = v1::ResumeVmRequest {
         name: vm.name.clone(),
+        ..Default::default()
     };
     fleet.vms(&server).resume_vm(resume).await?;
     fleet.runs_soundly_on(&vm.name, "host-b").await.map(drop)

@@ -28,19 +28,26 @@ async fn harvest(
         vm: vm.into(),
         cursor: "backup".into(),
         acknowledge_batch: acknowledge,
+        ..Default::default()
     };
     let mut memory = fleet.memory(&fleet.server());
     Ok(memory.harvest_dirty_pages(request).await?.into_inner())
 }
 
 async fn pause(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
-    let request = v1::PauseVmRequest { name: vm.into() };
+    let request = v1::PauseVmRequest {
+        name: vm.into(),
+        ..Default::default()
+    };
     fleet.vms(&fleet.server()).pause_vm(request).await?;
     Ok(())
 }
 
 async fn resume(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
-    let request = v1::ResumeVmRequest { name: vm.into() };
+    let request = v1::ResumeVmRequest {
+        name: vm.into(),
+        ..Default::default()
+    };
     fleet.vms(&fleet.server()).resume_vm(request).await?;
     Ok(())
 }
@@ -49,6 +56,7 @@ async fn delete_cursor(fleet: &Fleet, vm: &str) -> Result<(), ApiError> {
     let request = v1::DeleteDirtyCursorRequest {
         vm: vm.into(),
         cursor: "backup".into(),
+        ..Default::default()
     };
     let mut memory = fleet.memory(&fleet.server());
     memory.delete_dirty_cursor(request).await?;
@@ -163,6 +171,7 @@ async fn invalidation_costs_faults_and_nothing_else(fleet: &mut Fleet) -> anyhow
         let request = v1::InvalidateMemoryRequest {
             vm: vm.name.clone(),
             range,
+            ..Default::default()
         };
         let answer = fleet.memory(&server).invalidate_memory(request).await?;
         let pages = range.map_or(8192, |range| range.pages);
@@ -180,6 +189,7 @@ async fn invalidation_costs_faults_and_nothing_else(fleet: &mut Fleet) -> anyhow
     let digest = || async {
         let request = v1::DigestMemoryRequest {
             vm: vm.name.clone(),
+            ..Default::default()
         };
         let answer = fleet.memory(&server).digest_memory(request).await;
         answer
@@ -193,6 +203,7 @@ async fn invalidation_costs_faults_and_nothing_else(fleet: &mut Fleet) -> anyhow
     let request = v1::InvalidateMemoryRequest {
         vm: vm.name.clone(),
         range: None,
+        ..Default::default()
     };
     fleet.memory(&server).invalidate_memory(request).await?;
     let after = digest().await?;
@@ -214,6 +225,7 @@ async fn slots_come_and_go_and_move(fleet: &mut Fleet) -> anyhow::Result<()> {
                 change: Some(change),
             }],
             expected_generation: 0,
+            ..Default::default()
         };
         let mut memory = fleet.memory(&server);
         async move {
@@ -250,6 +262,7 @@ async fn slots_come_and_go_and_move(fleet: &mut Fleet) -> anyhow::Result<()> {
     fleet.runs_soundly_on(&vm.name, "host-b").await?;
     let request = v1::ListSlotsRequest {
         vm: vm.name.clone(),
+        ..Default::default()
     };
     let there = fleet
         .memory(&server)

@@ -139,6 +139,7 @@ async fn one_round(
     }
     let delete = v1::DeleteVmRequest {
         name: vm.name.clone(),
+        ..Default::default()
     };
     fleet.vms(&fleet.server()).delete_vm(delete).await?;
     source.wait_end()?;

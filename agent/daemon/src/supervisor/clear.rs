@@ -84,6 +84,7 @@ impl Supervisor {
                 let mut vms = live.vms();
                 let request = v1::DeleteVmRequest {
                     name: vm.to_string(),
+                    ..Default::default()
                 };
                 if let Err(error) = live.answer(HEAVY, vms.delete_vm(request)).await {
                     // A process that ended instead of answering has deleted its VM or lost it: the

@@ -113,6 +113,7 @@ impl Supervisor {
                 ADOPT,
                 asked.get_vm(v1::GetVmRequest {
                     name: vm.to_string(),
+                    ..Default::default()
                 }),
             )
             .await;
@@ -146,6 +147,7 @@ impl Supervisor {
             .map_or(0, |spec| spec.memory_bytes);
         let request = v1::ListSlotsRequest {
             vm: live.name().to_string(),
+            ..Default::default()
         };
         let mut memory = live.memory();
         match live.answer(ADOPT, memory.list_slots(request)).await {

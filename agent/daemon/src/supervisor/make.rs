@@ -238,6 +238,7 @@ impl Supervisor {
         let mut vms = live.vms();
         let request = v1::GetVmRequest {
             name: live.name().to_string(),
+            ..Default::default()
         };
         match live.answer(ADOPT, vms.get_vm(request)).await {
             Ok(vm) => vm,

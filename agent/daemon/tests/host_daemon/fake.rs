@@ -245,6 +245,7 @@ impl MemoryService for Fake {
         Ok(Response::new(v1::ListSlotsResponse {
             slots,
             generation: 1,
+            ..Default::default()
         }))
     }
 
@@ -269,6 +270,7 @@ impl MemoryService for Fake {
         Ok(Response::new(v1::UpdateSlotsResponse {
             slots,
             generation: 2,
+            ..Default::default()
         }))
     }
 
@@ -296,6 +298,7 @@ impl MemoryService for Fake {
         Ok(Response::new(v1::InvalidateMemoryResponse {
             pages: 5,
             duration_nanos: 1,
+            ..Default::default()
         }))
     }
 

@@ -44,6 +44,7 @@ async fn a_vm_is_made_listed_and_deleted() {
         rig.vms()
             .start_vm(v1::StartVmRequest {
                 name: "vms/web".into(),
+                ..Default::default()
             })
             .await,
     )
@@ -53,6 +54,7 @@ async fn a_vm_is_made_listed_and_deleted() {
         .vms()
         .resume_vm(v1::ResumeVmRequest {
             name: "vms/web".into(),
+            ..Default::default()
         })
         .await;
     assert_eq!(
@@ -144,6 +146,7 @@ async fn memory_is_reserved_before_it_is_used() {
             vm: "vms/web".into(),
             changes: vec![change],
             expected_generation,
+            ..Default::default()
         };
         let mut memory = rig.memory();
         async move { answer(memory.update_slots(request).await) }
@@ -237,6 +240,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
         .vms()
         .watch_vm(v1::WatchVmRequest {
             name: "vms/web".into(),
+            ..Default::default()
         })
         .await
         .unwrap()
@@ -264,6 +268,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
         .vms()
         .start_vm(v1::StartVmRequest {
             name: "vms/web".into(),
+            ..Default::default()
         })
         .await;
     assert_eq!(reason(answer(started)), Reason::VmUnreachable);
@@ -283,6 +288,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
         .vms()
         .watch_vm(v1::WatchVmRequest {
             name: "vms/web".into(),
+            ..Default::default()
         })
         .await
         .unwrap()
@@ -410,7 +416,10 @@ async fn memory_calls_are_passed_on() {
     let mut memory = rig.memory();
     let slots = answer(
         memory
-            .list_slots(v1::ListSlotsRequest { vm: vm.clone() })
+            .list_slots(v1::ListSlotsRequest {
+                vm: vm.clone(),
+                ..Default::default()
+            })
             .await,
     )
     .unwrap();
@@ -418,6 +427,7 @@ async fn memory_calls_are_passed_on() {
     let request = v1::InvalidateMemoryRequest {
         vm: vm.clone(),
         range: None,
+        ..Default::default()
     };
     assert_eq!(
         answer(memory.invalidate_memory(request).await)
@@ -444,13 +454,21 @@ async fn memory_calls_are_passed_on() {
         Reason::NoSuchCursor
     );
     assert_eq!(
-        answer(memory.digest_memory(v1::DigestMemoryRequest { vm }).await)
-            .unwrap()
-            .digest,
+        answer(
+            memory
+                .digest_memory(v1::DigestMemoryRequest {
+                    vm,
+                    ..Default::default()
+                })
+                .await
+        )
+        .unwrap()
+        .digest,
         "00"
     );
     let request = v1::ListSlotsRequest {
         vm: "vms/none".into(),
+        ..Default::default()
     };
     assert_eq!(
         reason(answer(memory.list_slots(request).await)),

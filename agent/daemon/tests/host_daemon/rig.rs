@@ -158,6 +158,7 @@ impl Rig {
             self.vms()
                 .get_vm(v1::GetVmRequest {
                     name: format!("vms/{vm}"),
+                    ..Default::default()
                 })
                 .await,
         )
@@ -168,6 +169,7 @@ impl Rig {
             self.vms()
                 .delete_vm(v1::DeleteVmRequest {
                     name: format!("vms/{vm}"),
+                    ..Default::default()
                 })
                 .await,
         )
@@ -240,6 +242,7 @@ impl Rig {
             migration: format!("migrations/{migration}"),
             vm: format!("vms/{vm}"),
             epoch,
+            ..Default::default()
         };
         answer(self.transfers().describe_outgoing(request).await)
     }

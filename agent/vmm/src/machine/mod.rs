@@ -196,6 +196,7 @@ impl Machine {
             create_time: identity.create_time,
             pid: std::process::id(),
             dirty_logging: self.dirty.enabled(),
+            ..Default::default()
         })
     }
 

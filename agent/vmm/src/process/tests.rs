@@ -99,9 +99,12 @@ async fn a_process_lives_as_long_as_its_vm() {
         };
         within(vms.create_vm(request)).await.unwrap();
         let name = "vms/web".to_owned();
-        within(vms.delete_vm(v1::DeleteVmRequest { name }))
-            .await
-            .expect("the answer arrives before the endpoint closes");
+        within(vms.delete_vm(v1::DeleteVmRequest {
+            name,
+            ..Default::default()
+        }))
+        .await
+        .expect("the answer arrives before the endpoint closes");
     };
     let (process, ()) = within(async { tokio::join!(process, user) }).await;
     process.unwrap();

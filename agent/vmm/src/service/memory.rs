@@ -87,7 +87,7 @@ impl MemoryService for VmEndpoint {
             monitor.delete_dirty_cursor(&cursor)
         })
         .await?;
-        Ok(Response::new(DeleteDirtyCursorResponse {}))
+        Ok(Response::new(DeleteDirtyCursorResponse::default()))
     }
 
     async fn invalidate_memory(

@@ -164,6 +164,7 @@ impl Monitor for Adopted {
         Ok(v1::ListSlotsResponse {
             slots: vec![slot],
             generation: 1,
+            ..Default::default()
         })
     }
 
@@ -336,10 +337,16 @@ async fn its_life_is_seen_and_steered_like_any_vms() {
     let adopted = Adopted::new(&[]);
     let mut served = serve(&adopted).await;
     let name = || "vms/web".to_owned();
-    let request = v1::WatchVmRequest { name: name() };
+    let request = v1::WatchVmRequest {
+        name: name(),
+        ..Default::default()
+    };
     let mut watch = served.vms.watch_vm(request).await.unwrap().into_inner();
     assert_eq!(next(&mut watch).await.unwrap().state(), State::Running);
-    let paused = served.vms.pause_vm(v1::PauseVmRequest { name: name() });
+    let paused = served.vms.pause_vm(v1::PauseVmRequest {
+        name: name(),
+        ..Default::default()
+    });
     assert_eq!(paused.await.unwrap().into_inner().state(), State::Paused);
     while next(&mut watch).await.unwrap().state() != State::Paused {}
     let create = v1::CreateVmRequest {
@@ -353,10 +360,16 @@ async fn its_life_is_seen_and_steered_like_any_vms() {
     };
     let error = served.vms.create_vm(create).await.unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);
-    let delete = v1::DeleteVmRequest { name: name() };
+    let delete = v1::DeleteVmRequest {
+        name: name(),
+        ..Default::default()
+    };
     served.vms.delete_vm(delete).await.unwrap();
     while next(&mut watch).await.is_some() {}
-    let get = served.vms.get_vm(v1::GetVmRequest { name: name() });
+    let get = served.vms.get_vm(v1::GetVmRequest {
+        name: name(),
+        ..Default::default()
+    });
     assert_eq!(get.await.unwrap_err().code(), Code::NotFound);
     served.endpoint.stop().await;
 }
@@ -367,7 +380,12 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
     let mut served = serve(&adopted).await;
     let memory = &mut served.memory;
     let vm = || "vms/web".to_owned();
-    let slots = memory.list_slots(v1::ListSlotsRequest { vm: vm() }).await;
+    let slots = memory
+        .list_slots(v1::ListSlotsRequest {
+            vm: vm(),
+            ..Default::default()
+        })
+        .await;
     assert_eq!(slots.unwrap().into_inner().slots[0].pages, 2048);
     let update = v1::UpdateSlotsRequest {
         vm: vm(),
@@ -375,6 +393,7 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
             change: Some(slot_change::Change::Delete(slot_change::Delete { slot: 0 })),
         }],
         expected_generation: 0,
+        ..Default::default()
     };
     let harvest = || v1::HarvestDirtyPagesRequest {
         vm: vm(),
@@ -387,8 +406,12 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
     let invalidate = v1::InvalidateMemoryRequest {
         vm: vm(),
         range: None,
+        ..Default::default()
     };
-    let digest = v1::DigestMemoryRequest { vm: vm() };
+    let digest = v1::DigestMemoryRequest {
+        vm: vm(),
+        ..Default::default()
+    };
     let prepare = v1::PrepareIncomingRequest {
         migration: "migrations/m1".into(),
         ..v1::PrepareIncomingRequest::default()

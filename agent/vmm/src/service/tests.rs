@@ -55,7 +55,10 @@ fn create(id: &str) -> v1::CreateVmRequest {
 }
 
 fn get(name: &str) -> v1::GetVmRequest {
-    v1::GetVmRequest { name: name.into() }
+    v1::GetVmRequest {
+        name: name.into(),
+        ..Default::default()
+    }
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code) -> ApiError {
@@ -107,6 +110,7 @@ async fn a_vm_lives_and_ends_through_its_endpoint() {
 
     let request = v1::WatchVmRequest {
         name: "vms/web".into(),
+        ..Default::default()
     };
     let mut watch = vms.watch_vm(request).await.unwrap().into_inner();
     assert_eq!(
@@ -114,7 +118,10 @@ async fn a_vm_lives_and_ends_through_its_endpoint() {
         v1::vm::State::Created
     );
     let name = || "vms/web".to_owned();
-    let started = vms.start_vm(v1::StartVmRequest { name: name() });
+    let started = vms.start_vm(v1::StartVmRequest {
+        name: name(),
+        ..Default::default()
+    });
     assert_eq!(
         started.await.unwrap().into_inner().state(),
         v1::vm::State::Running
@@ -128,20 +135,29 @@ async fn a_vm_lives_and_ends_through_its_endpoint() {
         next(&mut watch).await.unwrap().state(),
         v1::vm::State::Running
     );
-    let paused = vms.pause_vm(v1::PauseVmRequest { name: name() });
+    let paused = vms.pause_vm(v1::PauseVmRequest {
+        name: name(),
+        ..Default::default()
+    });
     assert_eq!(
         paused.await.unwrap().into_inner().state(),
         v1::vm::State::Paused
     );
     while next(&mut watch).await.unwrap().state() != v1::vm::State::Paused {}
-    let resumed = vms.resume_vm(v1::ResumeVmRequest { name: name() });
+    let resumed = vms.resume_vm(v1::ResumeVmRequest {
+        name: name(),
+        ..Default::default()
+    });
     assert_eq!(
         resumed.await.unwrap().into_inner().state(),
         v1::vm::State::Running
     );
-    vms.delete_vm(v1::DeleteVmRequest { name: name() })
-        .await
-        .unwrap();
+    vms.delete_vm(v1::DeleteVmRequest {
+        name: name(),
+        ..Default::default()
+    })
+    .await
+    .unwrap();
     while next(&mut watch).await.is_some() {}
     refused(vms.get_vm(get("vms/web")).await, Code::NotFound);
     tokio::time::timeout(PATIENCE, served.vm.machine.exited())
@@ -155,7 +171,10 @@ async fn slots_change_through_the_endpoint() {
     let mut served = serve(fake::created()).await;
     let memory = &mut served.memory;
     let vm = || "vms/web".to_owned();
-    let list = memory.list_slots(v1::ListSlotsRequest { vm: vm() });
+    let list = memory.list_slots(v1::ListSlotsRequest {
+        vm: vm(),
+        ..Default::default()
+    });
     let list = list.await.unwrap().into_inner();
     assert_eq!((list.slots.len(), list.generation), (1, 1));
     let change = |slot: u32, base_gfn: u64| v1::SlotChange {
@@ -172,6 +191,7 @@ async fn slots_change_through_the_endpoint() {
         vm: vm(),
         changes,
         expected_generation,
+        ..Default::default()
     };
     let error = refused(
         memory.update_slots(update(vec![], 0)).await,
@@ -220,6 +240,7 @@ async fn dirty_pages_come_until_they_are_acknowledged() {
         vm: "vms/web".into(),
         cursor: String::new(),
         acknowledge_batch,
+        ..Default::default()
     };
     let bad = v1::HarvestDirtyPagesRequest {
         cursor: "No".into(),
@@ -253,6 +274,7 @@ async fn dirty_pages_come_until_they_are_acknowledged() {
     let delete = || v1::DeleteDirtyCursorRequest {
         vm: "vms/web".into(),
         cursor: "default".into(),
+        ..Default::default()
     };
     memory.delete_dirty_cursor(delete()).await.unwrap();
     assert!(!served.vm.machine.dirty().enabled());
@@ -270,7 +292,11 @@ async fn invalidation_and_digest_through_the_endpoint() {
     let mut served = serve(fake::created()).await;
     let memory = &mut served.memory;
     let vm = || "vms/web".to_owned();
-    let invalidate = |range| v1::InvalidateMemoryRequest { vm: vm(), range };
+    let invalidate = |range| v1::InvalidateMemoryRequest {
+        vm: vm(),
+        range,
+        ..Default::default()
+    };
     let all = memory.invalidate_memory(invalidate(None)).await.unwrap();
     assert_eq!(all.into_inner().pages, 2048);
     let beyond = v1::GfnRange {
@@ -280,14 +306,20 @@ async fn invalidation_and_digest_through_the_endpoint() {
     let beyond = memory.invalidate_memory(invalidate(Some(beyond))).await;
     let error = refused(beyond, Code::InvalidArgument);
     assert_eq!(error.metadata["field"], "range");
-    let digest = memory.digest_memory(v1::DigestMemoryRequest { vm: vm() });
+    let digest = memory.digest_memory(v1::DigestMemoryRequest {
+        vm: vm(),
+        ..Default::default()
+    });
     let digest = digest.await.unwrap().into_inner();
     assert_eq!(digest.digest.len(), 32);
     let local = served.vm.machine.digest().unwrap();
     assert_eq!(digest.digest, format!("{:032x}", local.total()));
     assert_eq!(digest.slots[0].pages, 2048);
     served.vm.machine.start().unwrap();
-    let running = memory.digest_memory(v1::DigestMemoryRequest { vm: vm() });
+    let running = memory.digest_memory(v1::DigestMemoryRequest {
+        vm: vm(),
+        ..Default::default()
+    });
     let error = refused(running.await, Code::FailedPrecondition);
     assert_eq!(error.reason, Reason::VmRunning);
     served.endpoint.stop().await;

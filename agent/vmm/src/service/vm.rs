@@ -86,6 +86,7 @@ impl VmService for VmEndpoint {
             vms,
             next_page_token,
             unreachable: Vec::new(),
+            ..Default::default()
         }))
     }
 

@@ -62,7 +62,11 @@ impl Monitor for Machine {
 
     fn list_slots(&self) -> Result<v1::ListSlotsResponse, ApiError> {
         let (slots, generation) = self.list_slots()?;
-        Ok(v1::ListSlotsResponse { slots, generation })
+        Ok(v1::ListSlotsResponse {
+            slots,
+            generation,
+            ..Default::default()
+        })
     }
 
     fn update_slots(
@@ -72,7 +76,11 @@ impl Monitor for Machine {
     ) -> Result<v1::UpdateSlotsResponse, ApiError> {
         let table = self.update_slots(changes, expected_generation)?;
         let (slots, generation) = self.show_slots(&table);
-        Ok(v1::UpdateSlotsResponse { slots, generation })
+        Ok(v1::UpdateSlotsResponse {
+            slots,
+            generation,
+            ..Default::default()
+        })
     }
 
     fn harvest_dirty_pages(
@@ -91,6 +99,7 @@ impl Monitor for Machine {
                 .collect(),
             dirty_pages: harvest.pages,
             created: harvest.created,
+            ..Default::default()
         })
     }
 
@@ -107,6 +116,7 @@ impl Monitor for Machine {
         Ok(v1::InvalidateMemoryResponse {
             pages,
             duration_nanos: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
+            ..Default::default()
         })
     }
 
@@ -121,6 +131,7 @@ impl Monitor for Machine {
         Ok(v1::DigestMemoryResponse {
             slots: slots.collect(),
             digest: format!("{:032x}", digest.total()),
+            ..Default::default()
         })
     }
 }

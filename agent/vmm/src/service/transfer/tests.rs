@@ -137,6 +137,7 @@ pub(super) async fn start(
         params: Some(params.to_message()),
         epoch: 1,
         versions: prepared.versions,
+        ..Default::default()
     };
     api(from)
         .start_outgoing(Request::new(request))

@@ -227,6 +227,7 @@ async fn another_migration_waits_for_the_end_of_the_one_that_runs() {
         params: Some(one_stream().to_message()),
         epoch: 1,
         versions: prepared.versions,
+        ..Default::default()
     };
     let refused = api(&from)
         .start_outgoing(Request::new(request))

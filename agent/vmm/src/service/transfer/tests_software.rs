@@ -132,6 +132,7 @@ async fn migrate(
         params: Some(params.to_message()),
         epoch: from.vm().epoch,
         versions: prepared.versions,
+        ..Default::default()
     };
     let started = api(&from.endpoint)
         .start_outgoing(Request::new(request))
