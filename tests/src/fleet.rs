@@ -607,7 +607,7 @@ impl Fleet {
         })
         .await?;
         let explained = self.journals.explain().map_err(anyhow::Error::msg)?;
-        println!("{explained} journals explained");
+        eprintln!("{explained} journals explained");
         self.finished = true;
         Ok(())
     }
