@@ -23,7 +23,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::proto_duration,
-    transport::{Endpoint, EndpointHandle, TracedChannel, connect, traced},
+    transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
         fleet_service_client::FleetServiceClient, host_service_server::HostServiceServer,
@@ -386,7 +386,7 @@ impl Agent {
 }
 
 pub fn channel(address: SocketAddr) -> TracedChannel {
-    traced(connect(&address.to_string().parse().unwrap()).unwrap())
+    connect(&address.to_string().parse().unwrap()).unwrap()
 }
 
 /// A server with a short interval on `state`.
