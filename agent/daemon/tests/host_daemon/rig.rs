@@ -264,6 +264,7 @@ impl Rig {
         let request = v1::GetTransferRequest {
             migration: format!("migrations/{migration}"),
             role: role.into(),
+            ..Default::default()
         };
         answer(self.transfers().get_transfer(request).await)
     }

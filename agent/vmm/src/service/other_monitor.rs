@@ -454,6 +454,7 @@ async fn its_own_way_to_migrate_is_followed_to_the_end() {
     let nowhere = v1::GetTransferRequest {
         migration: migration(),
         role: 0,
+        ..Default::default()
     };
     let error = transfers.get_transfer(nowhere).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
