@@ -248,18 +248,24 @@ impl ApiError {
     /// The metadata have the path, `errno` and, for the first two, advice.
     #[must_use]
     pub fn from_io(otherwise: Reason, path: &Path, error: &io::Error) -> Self {
-        let mut made = Self::new(otherwise, format!("{}: {error}", path.display()))
-            .with("path", path.display());
-        if let Some(errno) = error.raw_os_error() {
-            made = made.with("errno", errno);
-        }
-        made.named_by(error.raw_os_error())
+        Self::new(otherwise, format!("{}: {error}", path.display()))
+            .with("path", path.display())
+            .because_of(error)
     }
 
-    /// DISK_FULL or DESCRIPTORS_EXHAUSTED where the kernel said so, with advice.
-    fn named_by(mut self, errno: Option<i32>) -> Self {
-        let (reason, advice) = match errno {
-            Some(ENOSPC | EDQUOT) => (
+    /// The same failure with the kernel's word: `errno` in the metadata, and a full disk is
+    /// DISK_FULL, a process without descriptors DESCRIPTORS_EXHAUSTED, with advice.
+    #[must_use]
+    pub fn because_of(mut self, error: &io::Error) -> Self {
+        if let Some(errno) = error.raw_os_error() {
+            self = self.with("errno", errno);
+        }
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let (reason, advice) = match error.raw_os_error() {
+            _ if full => (
                 Reason::DiskFull,
                 "free space on that file system; what waits for it goes on by itself",
             ),
@@ -375,8 +381,6 @@ pub(crate) fn causes<'a>(
 
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
-const ENOSPC: i32 = 28;
-const EDQUOT: i32 = 122;
 
 #[cfg(test)]
 mod tests {
@@ -441,7 +445,7 @@ mod tests {
             let error = io::Error::from_raw_os_error(errno);
             ApiError::from_io(Reason::Store, Path::new("/state/file"), &error)
         };
-        for errno in [ENOSPC, EDQUOT] {
+        for errno in [28, 122] {
             let error = of(errno);
             assert_eq!(error.reason, Reason::DiskFull);
             assert_eq!(error.metadata["path"], "/state/file");

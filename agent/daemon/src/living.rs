@@ -250,12 +250,9 @@ impl LiveVm {
                 Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
             }
             saved => saved.map_err(|error| {
-                ApiError::new(
-                    Reason::Store,
-                    format!("{}: {error}", self.dir.path().display()),
-                )
-                .with("vm", &self.name)
-                .with("advice", "free space on the host's disk and ask again")
+                ApiError::from_io(Reason::Store, self.dir.path(), &error)
+                    .with("vm", &self.name)
+                    .with("advice", "free space on the host's disk and ask again")
             }),
         }
     }
