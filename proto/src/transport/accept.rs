@@ -29,7 +29,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::connection::{self, Activity, wait};
+use super::{
+    authority::AnyAuthority,
+    connection::{self, Activity, wait},
+};
 
 /// Connections of one endpoint.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
@@ -63,10 +66,10 @@ impl Accept for TcpListener {
 }
 
 impl Accept for UnixListener {
-    type Stream = UnixStream;
+    type Stream = AnyAuthority<UnixStream>;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<AnyAuthority<UnixStream>> {
+        Ok(AnyAuthority::new(self.accept().await?.0))
     }
 }
 

@@ -10,10 +10,12 @@
 //! | `serve`, `health` | an endpoint, and whether it serves |
 //! | `accept`, `connection` | its connections: their number and their time-outs |
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |
+//! | `authority` | names in requests at a Unix socket |
 //! | `layer`, `trace` | metrics and traces of calls |
 
 mod accept;
 mod address;
+mod authority;
 mod body;
 mod channel;
 mod connection;

@@ -105,3 +105,66 @@ async fn reflection_lists_what_the_endpoint_serves_and_nothing_else() {
     drop(sender);
     served.stop().await;
 }
+
+#[tokio::test]
+async fn a_unix_socket_takes_any_authority() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let served = endpoint().serve_unix(listener).await;
+    let raw = path.display().to_string();
+    for authority in [raw.as_str(), &raw.replace('/', "%2F"), "localhost", ""] {
+        let answer = ask_as(&path, authority).await;
+        // The answer's headers: `grpc-status: 0` comes after them, and no RST_STREAM.
+        assert!(answer.contains(&1), "{authority}: {answer:?}");
+        assert!(!answer.contains(&3), "{authority}: {answer:?}");
+    }
+    served.stop().await;
+}
+
+/// Health, asked by hand under that authority; the kinds of frames that come back until the stream
+/// is over.
+async fn ask_as(path: &std::path::Path, authority: &str) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    };
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in [
+        (":path", "/grpc.health.v1.Health/Check"),
+        (":authority", authority),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.as_bytes());
+        }
+    }
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(4, 0, 0, &[]));
+    sent.extend(frame(1, 4, 1, &block));
+    sent.extend(frame(0, 1, 1, &[0; 5]));
+    let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
+    stream.write_all(&sent).await.unwrap();
+    let mut kinds = Vec::new();
+    loop {
+        let mut header = [0; 9];
+        let read = tokio::time::timeout(crate::rig::LONG, stream.read_exact(&mut header)).await;
+        if read.unwrap().is_err() {
+            return kinds;
+        }
+        let mut payload =
+            vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        kinds.push(header[3]);
+        let of_the_call = header[8] == 1;
+        if of_the_call && (header[3] == 3 || header[4] & 1 == 1) {
+            return kinds;
+        }
+    }
+}
