@@ -107,10 +107,14 @@ impl Failure {
         if let Self::Api { error, .. } = &mut self
             && error.reason == Reason::PeerUnreachable
             && error.metadata.contains_key(GRPC_CODE)
-            // The channel names it itself.
-            && !error.metadata.contains_key("address")
         {
-            error.message = format!("{endpoint} does not answer: {}", error.message);
+            if error.metadata.get("address") == Some(&endpoint.to_string()) {
+                // The channel names it itself; what to do about it is known better here.
+                error.metadata.remove("address");
+                error.metadata.remove("advice");
+            } else {
+                error.message = format!("{endpoint} does not answer: {}", error.message);
+            }
         }
         self
     }
@@ -353,6 +357,21 @@ mod tests {
             "{text}"
         );
         assert_eq!(failure.exit_code(), 5);
+        let named = ApiError::new(
+            Reason::PeerUnreachable,
+            "127.0.0.1:1 does not answer: refused",
+        )
+        .with("address", "127.0.0.1:1")
+        .with(GRPC_CODE, "Unavailable")
+        .with("advice", "see that it runs");
+        let text = Failure::call("list vms", named.into())
+            .at(&endpoint)
+            .render();
+        assert!(
+            text.starts_with("error: cannot list vms: 127.0.0.1:1 does not answer: refused\n"),
+            "{text}"
+        );
+        assert!(text.contains("--server or SLAT_SERVER"), "{text}");
         let ours = ApiError::new(Reason::PeerUnreachable, "hosts/b does not answer");
         let text = Failure::call("list vms", ours.into())
             .at(&endpoint)

@@ -20,7 +20,7 @@ use std::{
 };
 
 use axum::Router;
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -134,6 +134,18 @@ fn closed(cause: &'static str) {
     counter!("slat_connections_closed_total", "cause" => cause).increment(1);
 }
 
+fn describe() {
+    describe_gauge!("slat_connections", "Connections of this endpoint.");
+    describe_counter!(
+        "slat_connections_closed_total",
+        "Connections that were not taken or not kept, by cause."
+    );
+    show(0);
+    for cause in ["limit", "evicted", "silent", "idle", "descriptors"] {
+        counter!("slat_connections_closed_total", "cause" => cause).increment(0);
+    }
+}
+
 /// Takes connections until `stopped`, then waits for the last one.
 pub(super) async fn accept(
     listener: impl Accept,
@@ -141,6 +153,7 @@ pub(super) async fn accept(
     most: usize,
     mut stopped: watch::Receiver<bool>,
 ) {
+    describe();
     let connections = Arc::new(Connections {
         most,
         open: Mutex::default(),

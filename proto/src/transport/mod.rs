@@ -6,7 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `address`, `channel`, `retry` | the client's end: deadlines, retries and errors by class |
+//! | `address`, `connect`, `channel`, `retry` | the client's end: deadlines, retries and errors by class |
 //! | `serve`, `health` | an endpoint, and whether it serves |
 //! | `accept`, `connection` | its connections: their number and their time-outs |
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |
@@ -18,6 +18,7 @@ mod address;
 mod authority;
 mod body;
 mod channel;
+mod connect;
 mod connection;
 mod guard;
 mod health;
@@ -27,8 +28,9 @@ mod retry;
 mod serve;
 mod trace;
 
-pub use address::{Address, connect};
+pub use address::Address;
 pub use channel::TracedChannel;
+pub use connect::connect;
 pub use health::Health;
 pub use layer::{RpcMetrics, RpcMetricsLayer};
 pub use serve::{Endpoint, EndpointHandle};

@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{BlockingStore, error::StoreError};
+use super::{blocking::BlockingStore, error::StoreError};
 
 /// Between probes while all is well.
 const PROBE: Duration = Duration::from_secs(10);
