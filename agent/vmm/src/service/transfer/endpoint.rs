@@ -145,6 +145,7 @@ impl TransferEndpoint {
                 Reason::Store,
                 format!("the record of {migration} could not be removed: {error}"),
             )
+            .because_of(&error)
         })?;
         if relinquished {
             // Before the side is forgotten: a release that fails is tried again.
