@@ -65,7 +65,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
-        history: Arc::new(History::new()),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
     let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
     let gate = Arc::clone(&store.gate);
