@@ -44,7 +44,7 @@ pub(super) fn row(migration: &v1::Migration, history: &History) -> Value {
         "throughput": progress.throughput_bytes_per_second,
         "dirty_rate": progress.dirty_rate_bytes_per_second,
         "expected_downtime": seconds(progress.expected_downtime.as_ref()),
-        "time_left": time_left(migration),
+        "time_left": time_left(migration, still),
         "why": why(migration, still),
     })
 }

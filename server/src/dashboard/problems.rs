@@ -19,52 +19,49 @@ const KINDS: &[(bool, &str, &str, &str)] = &[
         true,
         "vms",
         "conflict",
-        "several VMs of one name: a call must name a uid or a host",
+        "share a name with another VM: a call must give a uid or a host",
     ),
-    (true, "hosts", "contended", "two agents under one name"),
+    (true, "hosts", "contended", "with two agents under one name"),
     (
         true,
         "vms",
         "errors",
-        "guests that read memory they did not write",
+        "whose guest read memory that it did not write",
     ),
-    (
-        true,
-        "vms",
-        "lost",
-        "VMs lost: their process is gone, and their memory",
-    ),
+    (true, "vms", "lost", "lost, with process and memory"),
     (
         true,
         "hosts",
         "unreachable",
-        "hosts that do not answer; their VMs are shown as last seen",
+        "silent; VMs there are shown as last seen",
     ),
     (
         true,
         "hosts",
         "unreported",
-        "hosts not heard of since the server started; their VMs are shown as stored",
+        "not heard of since the server started; VMs there are shown as stored",
     ),
-    (true, "vms", "failed", "VMs failed"),
+    (true, "vms", "failed", "failed"),
     (
         false,
         "vms",
         "frozen",
-        "VMs handed over and frozen: perhaps a last copy",
+        "handed over and frozen: perhaps a last copy",
     ),
     (
         false,
         "hosts",
         "leftovers",
-        "hosts with leftovers that no VM and no migration explains",
+        "with leftovers that no VM and no migration explains",
     ),
-    (false, "hosts", "clock", "hosts whose clock is off"),
+    (false, "hosts", "clock", "with a clock that is off"),
 ];
 
 struct Problem<'a> {
     bad: bool,
     text: &'static str,
+    /// One of what it is about.
+    noun: &'static str,
     /// Where the page lists them.
     link: String,
     names: Vec<&'a str>,
@@ -76,6 +73,7 @@ impl Problem<'_> {
         json!({
             "bad": self.bad,
             "text": self.text,
+            "noun": self.noun,
             "link": self.link,
             "names": self.names,
             "count": self.count,
@@ -85,6 +83,7 @@ impl Problem<'_> {
 
 fn problem<'a>(
     bad: bool,
+    noun: &'static str,
     text: &'static str,
     link: String,
     all: impl Iterator<Item = &'a str>,
@@ -95,6 +94,7 @@ fn problem<'a>(
     (count > 0).then_some(Problem {
         bad,
         text,
+        noun,
         link,
         names,
         count,
@@ -133,6 +133,7 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Value> {
     let mut found = Vec::new();
     found.extend(problem(
         true,
+        "migration",
         "in doubt: whether the commit happened is not known",
         "migrations?state=IN_DOUBT".to_owned(),
         doubt,
@@ -148,10 +149,12 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Value> {
             names.retain(|name| !unreported.contains(name));
         }
         let link = format!("{kind}?mark={mark}");
-        found.extend(problem(*bad, text, link, names.into_iter()));
+        let noun = if *kind == "hosts" { "host" } else { "VM" };
+        found.extend(problem(*bad, noun, text, link, names.into_iter()));
     }
     found.extend(problem(
         false,
+        "migration",
         "failed past the commit: the VM runs nowhere",
         "migrations?state=FAILED".to_owned(),
         nowhere.map(|migration| migration.name.as_str()),

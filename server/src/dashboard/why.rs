@@ -51,15 +51,10 @@ pub(super) fn why(migration: &v1::Migration, still: Option<f64>) -> Option<Strin
         Phase::Pending | Phase::Unspecified => {
             reason().unwrap_or_else(|| "waits for its turn".to_owned())
         }
-        Phase::Preparing => format!(
-            "{} makes {} of memory ready",
-            migration.destination,
-            if progress.total_bytes > 0 {
-                bytes(progress.total_bytes)
-            } else {
-                "the VM's".to_owned()
-            }
-        ),
+        Phase::Preparing => {
+            let host = migration.destination.trim_start_matches("hosts/");
+            format!("{host} makes its memory ready")
+        }
         Phase::Switchover => "the VM is paused: last pages, then its state".to_owned(),
         Phase::Committed => "given away; the destination is about to run it".to_owned(),
         Phase::Cancelling => "a cancel is being carried out".to_owned(),
@@ -127,15 +122,16 @@ fn precopy(
 }
 
 /// Seconds until what is left is sent, against what the guest dirties meanwhile. `None` when the
-/// guest is as fast, or nothing is measured yet.
-pub(super) fn time_left(migration: &v1::Migration) -> Option<f64> {
+/// guest is nearly as fast, when nothing moves, or before there is a rate.
+pub(super) fn time_left(migration: &v1::Migration, still: Option<f64>) -> Option<f64> {
     let progress = migration.progress.as_ref()?;
-    if migration.phase() != Phase::PrecopyActive {
+    let stuck = still.is_some_and(|still| still >= STILL);
+    if migration.phase() != Phase::PrecopyActive || stuck {
         return None;
     }
     let rate = float(progress.throughput_bytes_per_second);
     let net = rate - float(progress.dirty_rate_bytes_per_second);
-    (rate > 0.0 && net > rate * 0.05).then(|| float(progress.remaining_bytes) / net)
+    (rate > 0.0 && net > rate * (1.0 - NEAR)).then(|| float(progress.remaining_bytes) / net)
 }
 
 #[cfg(test)]
@@ -182,7 +178,7 @@ mod tests {
             why(&slow, Some(12.0)).unwrap(),
             "nothing was sent for 12.0 s"
         );
-        assert_eq!(time_left(&slow), None);
+        assert_eq!(time_left(&slow, None), None);
         let mut capped = migration(|progress| progress.iteration = 0);
         capped
             .params
@@ -193,7 +189,8 @@ mod tests {
             why(&capped, None).unwrap(),
             "first copy: 88 % of 4.0 GiB, at 1.0 GiB/s, its bandwidth cap"
         );
-        assert_eq!(time_left(&capped), Some(0.5));
+        assert_eq!(time_left(&capped, Some(1.0)), Some(0.5));
+        assert_eq!(time_left(&capped, Some(STILL)), None);
         let mut ended = capped;
         ended.set_phase(Phase::Completed);
         assert_eq!(why(&ended, None), None);

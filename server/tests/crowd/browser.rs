@@ -65,7 +65,7 @@ async fn a_browser_shows_the_busiest_what_is_wrong_and_why_a_migration_is_slow()
         "more, ",
         "the guest dirties 470 MiB/s",
         "its bandwidth cap",
-        "hosts that do not answer",
+        "silent; VMs there are shown as last seen",
         "<svg",
     ] {
         assert!(overview.contains(wanted), "no {wanted}");

@@ -60,7 +60,7 @@ fn counted(number: usize, elapsed: Duration) -> v1::Vm {
         .map(|second| rate(number, f64::from(second)))
         .sum();
     faults += rate(number, seconds) * seconds.fract();
-    let mut vm = vm(&name(number), 512);
+    let mut vm = vm(&name(number), 64);
     vm.uid = format!("0198c0de-{number:04}-7000-8000-000000000000");
     vm.pid = 1000 + number as u32;
     vm.mmu_stats = Some(v1::MmuStats {
@@ -80,13 +80,12 @@ impl Crowd {
         let server = Server::start(ServerConfig {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
-            report_interval: Duration::from_secs(1),
+            report_interval: Duration::from_secs(2),
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
         })
         .await
         .unwrap();
-        let begun = Instant::now();
         let mut agents = Vec::new();
         for host in 0..hosts {
             let fake = Fake::new(&format!("hosts/h{host:03}"));
@@ -95,9 +94,10 @@ impl Crowd {
             }
             agents.push(Agent::start(fake, server.address()).await);
         }
+        let begun = Instant::now();
         let fakes: Vec<Fake> = agents.iter().map(|agent| agent.fake.clone()).collect();
         let ticker = tokio::spawn(async move {
-            let mut tick = tokio::time::interval(Duration::from_millis(500));
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
             loop {
                 tick.tick().await;
                 for (host, fake) in fakes.iter().enumerate() {

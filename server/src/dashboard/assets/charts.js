@@ -16,7 +16,7 @@ function layout(extra) {
     font: { color: ink, size: 12, family: 'system-ui, sans-serif' }, showlegend: false, hovermode: 'closest',
     legend: { orientation: 'h', y: -0.14, font: { color: ink } },
     hoverlabel: { bgcolor: css('--card'), bordercolor: line, font: { color: css('--ink') } },
-    xaxis: Object.assign({ type: 'date', nticks: 5 }, axis), yaxis: Object.assign({ rangemode: 'tozero', nticks: 6 }, axis),
+    xaxis: Object.assign({ type: 'date', nticks: 5, tickformat: '%H:%M:%S' }, axis), yaxis: Object.assign({ rangemode: 'tozero', nticks: 6 }, axis),
   };
   const more = extra || {};
   for (const name of ['xaxis', 'yaxis', 'yaxis2']) if (more[name]) more[name] = Object.assign({}, axis, base[name], more[name]);
@@ -65,7 +65,9 @@ export function drawLines(id, found, scaled, colours, empty) {
     hovertemplate: plain(line.name) + ': %{customdata} ' + scaled.unit + '<extra></extra>',
   }));
   const end = found.start + found.step * x.length;
-  draw(id, traces, empty, { xaxis: { range: [new Date(found.start), new Date(end)] }, yaxis: scaled.divide === 1 ? { tickformat: '~s' } : {} });
+  const idle = found.lines.every((line) => line.values.every((value) => !value));
+  const yaxis = idle ? { range: [0, 1], tickvals: [0] } : scaled.divide === 1 ? { tickformat: '~s' } : {};
+  draw(id, traces, empty, { xaxis: { range: [new Date(found.start), new Date(end)] }, yaxis });
 }
 
 export { metric };

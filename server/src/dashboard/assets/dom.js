@@ -38,7 +38,7 @@ export function scale(unit, values) {
   return { unit: BYTES[step] + '/s', divide, show: (value) => (known(value) ? digits(value / divide) : '–') };
 }
 
-const digits = (value) => value.toFixed(value !== 0 && value < 10 ? 2 : value < 100 ? 1 : 0);
+const digits = (value) => (value === 0 ? '0' : value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0));
 
 // 12.3k, 4.56M: as the axes of the charts write it.
 export function metric(value) {

@@ -87,7 +87,7 @@ function drawChart(m) {
     const size = scale('B/s', iterations.map((it) => it.remaining_start));
     const x = [], y = [];
     for (const it of iterations) { x.push(it.iteration, it.iteration + 0.98); y.push(it.remaining_start / size.divide, (it.final ? 0 : Math.max(0, it.remaining_start - it.bytes)) / size.divide); }
-    draw('move-chart', [{ x, y, name: 'remaining', type: 'scatter', mode: 'lines', fill: 'tozeroy', line: { color: COLOURS[0], width: 2 }, hovertemplate: '%{y:.3g} ' + size.unit.replace('/s', '') + '<extra></extra>' }], '', { xaxis: { type: 'linear', title: { text: 'iteration' }, dtick: 1 }, margin: { l: 52, r: 10, t: 8, b: 40 } });
+    draw('move-chart', [{ x, y, name: 'remaining', type: 'scatter', mode: 'lines', fill: 'tozeroy', line: { color: COLOURS[0], width: 2 }, hovertemplate: '%{y:.3g} ' + size.unit.replace('/s', '') + '<extra></extra>' }], '', { xaxis: { type: 'linear', tickformat: 'd', title: { text: 'iteration' }, dtick: 1 }, margin: { l: 52, r: 10, t: 8, b: 40 } });
     note.textContent = 'remaining in ' + size.unit.replace('/s', '') + ' by iteration';
   } else {
     draw('move-chart', [], m.terminal ? 'It ended before any page was sent.' : 'Waiting for the first pages.');

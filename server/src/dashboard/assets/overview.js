@@ -32,7 +32,7 @@ export function drawTiles(state) {
     tile(bytes(t.memory_used_bytes), 'of ' + bytes(t.memory_bytes) + ' used by VMs'),
     tile(String(t.migrations.running), doubt ? 'migrations running, ' + doubt + ' in doubt' : 'migrations running', doubt ? 'bad' : '', '#/migrations?state=RUNNING'),
     tile(ended ? of(t.migrations, 'COMPLETED') + ' / ' + ended : '–', 'of the last completed' + (failed ? ', ' + failed + ' failed' : ''), '', '#/migrations'),
-    tile(seconds(t.downtime.median), 'median downtime, 95 %: ' + seconds(t.downtime.p95)),
+    tile(seconds(t.downtime.median), 'median downtime, p95 ' + seconds(t.downtime.p95)),
   );
 }
 
@@ -40,7 +40,7 @@ export function drawProblems(state) {
   $('problems').hidden = !state.problems.length;
   $('problem-list').replaceChildren(...state.problems.map((problem) => {
     const item = node('li', null, problem.bad ? 'bad' : 'warn');
-    item.append(link(number(problem.count), '#/' + problem.link), ' ' + problem.text + ': ', node('span', problem.names.map(short).join(', ') + (problem.count > problem.names.length ? ', …' : ''), 'muted'));
+    item.append(link(number(problem.count) + ' ' + problem.noun + (problem.count === 1 ? '' : 's'), '#/' + problem.link), ' ' + problem.text + ': ', node('span', problem.names.map(short).join(', ') + (problem.count > problem.names.length ? ', …' : ''), 'muted'));
     return item;
   }));
 }
@@ -49,11 +49,12 @@ export function ranked(of, found, rate) {
   const values = found.lines.flatMap((line) => [line.mean, line.now]);
   const scaled = scale(found.unit, values.concat(...found.lines.map((line) => line.values)));
   const colours = paint(of, found.lines.map((line) => line.key));
-  drawLines(of + '-chart', found, scaled, colours, found.total ? '' : 'None offers this counter yet.');
   fill($(of + '-rank'), [[''], [of === 'vms' ? 'VM' : 'host', 'cut']].concat(of === 'vms' ? [['on', 'cut']] : [], [['mean', 'num'], ['now', 'num']]),
     found.lines.map((line) => ({
       cells: [swatch(colours.get(line.key)), of === 'vms' ? vmLink(line.name) : hostLink(line.name)].concat(of === 'vms' ? [hostLink(line.host)] : [], [scaled.show(line.mean), scaled.show(line.now)]),
     })), 'None.');
+  // After the table, whose width decides the chart's.
+  drawLines(of + '-chart', found, scaled, colours, found.total ? '' : 'None offers this counter yet.');
   const more = found.more ? 'and ' + number(found.more) + ' more, ' + scaled.show(found.more_mean) + ' ' + scaled.unit + ' together' : found.total ? 'all ' + found.total : '';
   $(of + '-more').textContent = scaled.unit + (more ? ' · ' + more : '') + (found.left_out ? ' · ' + number(found.left_out) + ' VMs are beyond what is kept' : '');
   $('chart-note').textContent = NOTES[rate] || '';
