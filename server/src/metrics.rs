@@ -58,6 +58,22 @@ pub(crate) fn describe(version: &str) {
         Unit::Seconds,
         "When a host was last heard from."
     );
+    describe_gauge!(
+        "slat_store_up",
+        "1 while the store can be written, else 0: the server does not serve."
+    );
+    describe_counter!(
+        "slat_store_errors_total",
+        "Calls and probes of the store that failed, by reason."
+    );
+    gauge!("slat_store_up").set(1.0);
+    for reason in [
+        Reason::Store,
+        Reason::DiskFull,
+        Reason::DescriptorsExhausted,
+    ] {
+        counter!("slat_store_errors_total", "reason" => reason.as_str()).increment(0);
+    }
     describe_gauge!("slat_build_info", "Version of this process; always 1.");
     gauge!("slat_build_info", "version" => version.to_owned(), "role" => "server").set(1.0);
     for result in ["completed", "cancelled", "failed", "lost"] {

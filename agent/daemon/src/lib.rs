@@ -46,7 +46,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
     model::{BackendKind, HostName},
-    transport::{Address, Endpoint, EndpointHandle, connect, traced},
+    transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
@@ -183,7 +183,7 @@ impl Agent {
         let channel = match &config.server {
             Some(server) => {
                 let channel = connect(server).map_err(|source| HostError::Server { source })?;
-                Some((server.clone(), traced(channel)))
+                Some((server.clone(), channel))
             }
             None => None,
         };
@@ -292,7 +292,7 @@ impl Agent {
     }
 }
 
-/// `/metrics` and `/healthz`.
+/// `/metrics`; health is the endpoint's.
 fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
     let metrics = move || {
         let text = {
@@ -318,9 +318,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
             )
         }
     };
-    axum::Router::new()
-        .route("/metrics", axum::routing::get(metrics))
-        .route("/healthz", axum::routing::get(|| async { "ok\n" }))
+    axum::Router::new().route("/metrics", axum::routing::get(metrics))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

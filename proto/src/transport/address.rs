@@ -4,8 +4,9 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 
+use super::channel::TracedChannel;
 use crate::ApiError;
 
 /// How long a connection attempt may take.
@@ -68,15 +69,12 @@ impl fmt::Display for Address {
 ///
 /// # Errors
 /// BAD_PARAMETER when the address makes no URI.
-pub fn connect(address: &Address) -> Result<Channel, ApiError> {
+pub fn connect(address: &Address) -> Result<TracedChannel, ApiError> {
     let invalid = |_| ApiError::bad_parameter("address", "makes no URI").with("address", address);
-    match address {
+    let channel = match address {
         Address::Tcp(host) => {
             let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(invalid)?;
-            Ok(settings(endpoint)
-                .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .connect_lazy())
+            settings(endpoint).connect_lazy()
         }
         Address::Unix(path) => {
             let path = path.clone();
@@ -86,13 +84,19 @@ pub fn connect(address: &Address) -> Result<Channel, ApiError> {
             });
             // The URI is never resolved: the connector knows the path.
             let endpoint = Endpoint::from_static("http://unix.invalid");
-            Ok(settings(endpoint).connect_with_connector_lazy(connector))
+            settings(endpoint).connect_with_connector_lazy(connector)
         }
-    }
+    };
+    Ok(TracedChannel::new(channel, address.clone()))
 }
 
 fn settings(endpoint: Endpoint) -> Endpoint {
-    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true)
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEPALIVE))
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ impl DestinationDriver {
         let request = v1::GetTransferRequest {
             migration: self.side.migration().to_string(),
             role: v1::TransferRole::Source.into(),
+            ..Default::default()
         };
         let answer = self.runtime.block_on(async {
             let channel = connect(address).ok()?;
