@@ -176,7 +176,7 @@ impl Server {
             &config.version,
         ));
         let endpoint = services
-            .add_to(Endpoint::new())
+            .add_to(Endpoint::new().entry())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)

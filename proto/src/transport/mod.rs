@@ -11,9 +11,11 @@
 //! | `accept`, `connection` | its connections: their number and their time-outs |
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |
 //! | `layer`, `trace` | metrics and traces of calls |
+//! | `audit` | who changed what: one line a changing call |
 
 mod accept;
 mod address;
+mod audit;
 mod body;
 mod channel;
 mod connection;
