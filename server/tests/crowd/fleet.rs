@@ -80,7 +80,7 @@ impl Crowd {
         let server = Server::start(ServerConfig {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
-            report_interval: Duration::from_secs(2),
+            report_interval: Duration::from_secs(3),
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
         })
@@ -97,7 +97,7 @@ impl Crowd {
         let begun = Instant::now();
         let fakes: Vec<Fake> = agents.iter().map(|agent| agent.fake.clone()).collect();
         let ticker = tokio::spawn(async move {
-            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            let mut tick = tokio::time::interval(Duration::from_millis(1500));
             loop {
                 tick.tick().await;
                 for (host, fake) in fakes.iter().enumerate() {
