@@ -45,8 +45,9 @@ async fn a_browser_shows_the_busiest_what_is_wrong_and_why_a_migration_is_slow()
         println!("SKIPPED: no chromium to look at the page with");
         return;
     };
-    let mut crowd = Crowd::start(200, 10, "127.0.0.1:0").await;
+    let mut crowd = Crowd::start("127.0.0.1:0").await;
     crowd.migrations().await;
+    crowd.join((0..200).filter(|host| *host != 180)).await;
     let at = crowd.address();
     support::until("every VM has a rate", async || {
         let found = super::json(at, "/api/rates?of=vms&rate=faults").await;

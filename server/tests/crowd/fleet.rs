@@ -2,8 +2,9 @@
 //! every phase.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -26,10 +27,22 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) struct Crowd {
     server: Server,
-    agents: Vec<Agent>,
+    /// By the host's number.
+    agents: BTreeMap<usize, Agent>,
+    ticking: Arc<Mutex<Vec<(usize, Fake)>>>,
+    begun: Instant,
     ticker: JoinHandle<()>,
     movers: Vec<JoinHandle<()>>,
     _state: TempDir,
+}
+
+/// Hosts that a migration begins or ends at, and others that something is wrong with.
+const BUSY: [usize; 25] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 50, 51, 60, 61, 70, 71, 80, 81, 90, 91, 123, 150, 180, 181,
+];
+
+fn vms_of(host: usize) -> std::ops::Range<usize> {
+    host * 10..host * 10 + 10
 }
 
 fn name(number: usize) -> String {
@@ -74,34 +87,27 @@ fn counted(number: usize, elapsed: Duration) -> v1::Vm {
 }
 
 impl Crowd {
-    /// `hosts` hosts with `each` VMs, all of which have reported.
-    pub(crate) async fn start(hosts: usize, each: usize, listen: &str) -> Self {
+    /// A server nobody reports to yet.
+    pub(crate) async fn start(listen: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
         let server = Server::start(ServerConfig {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
-            report_interval: Duration::from_secs(3),
+            report_interval: Duration::from_secs(2),
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
         })
         .await
         .unwrap();
-        let mut agents = Vec::new();
-        for host in 0..hosts {
-            let fake = Fake::new(&format!("hosts/h{host:03}"));
-            for number in host * each..(host + 1) * each {
-                fake.put_vm(counted(number, Duration::ZERO));
-            }
-            agents.push(Agent::start(fake, server.address()).await);
-        }
+        let ticking: Arc<Mutex<Vec<(usize, Fake)>>> = Arc::default();
+        let fakes = Arc::clone(&ticking);
         let begun = Instant::now();
-        let fakes: Vec<Fake> = agents.iter().map(|agent| agent.fake.clone()).collect();
         let ticker = tokio::spawn(async move {
-            let mut tick = tokio::time::interval(Duration::from_millis(1500));
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
             loop {
                 tick.tick().await;
-                for (host, fake) in fakes.iter().enumerate() {
-                    for number in host * each..(host + 1) * each {
+                for (host, fake) in &*fakes.lock().unwrap() {
+                    for number in vms_of(*host) {
                         let Some(known) = fake.vm(&name(number)) else {
                             continue;
                         };
@@ -116,10 +122,28 @@ impl Crowd {
         });
         Self {
             server,
-            agents,
+            agents: BTreeMap::new(),
+            ticking,
+            begun,
             ticker,
             movers: Vec::new(),
             _state: state,
+        }
+    }
+
+    /// Has these hosts join, each with ten VMs that have been reported then.
+    pub(crate) async fn join(&mut self, hosts: impl IntoIterator<Item = usize>) {
+        for host in hosts {
+            if self.agents.contains_key(&host) {
+                continue;
+            }
+            let fake = Fake::new(&format!("hosts/h{host:03}"));
+            for number in vms_of(host) {
+                fake.put_vm(counted(number, self.begun.elapsed()));
+            }
+            let agent = Agent::start(fake.clone(), self.server.address()).await;
+            self.ticking.lock().unwrap().push((host, fake));
+            self.agents.insert(host, agent);
         }
     }
 
@@ -128,7 +152,7 @@ impl Crowd {
     }
 
     fn fake(&self, host: usize) -> Fake {
-        self.agents[host].fake.clone()
+        self.agents[&host].fake.clone()
     }
 
     /// Begins to move a VM to the host after its own, with these figures once pages flow.
@@ -173,8 +197,10 @@ impl Crowd {
         }));
     }
 
-    /// Migrations that ended, ended badly, run well, run badly; a silent host and a twin.
+    /// Migrations that ended, ended badly, run well, run badly; a silent host and a twin. Before
+    /// the many join: an unoptimised server is slow with them.
     pub(crate) async fn migrations(&mut self) {
+        self.join(BUSY).await;
         let mut clients = Clients::new(self.address());
         for number in [15, 25, 35, 45, 55, 65, 75, 85, 95] {
             let made = self.begin(number, allowed(300)).await;
@@ -230,7 +256,7 @@ impl Crowd {
         lost.set_state(v1::vm::State::Lost);
         lost.state_message = "its process (pid 2501) is gone: killed by signal 9".into();
         self.fake(150).put_vm(lost);
-        self.agents.remove(180).stop().await;
+        self.agents.remove(&180).unwrap().stop().await;
     }
 
     pub(crate) async fn stop(self) {
@@ -239,7 +265,7 @@ impl Crowd {
             mover.abort();
         }
         self.server.stop().await;
-        for agent in self.agents {
+        for agent in self.agents.into_values() {
             agent.stop().await;
         }
     }

@@ -42,7 +42,7 @@ function drawFigures(m) {
     figure('guest memory', bytes(m.total_bytes)), figure('sent', bytes(m.bytes_transferred)),
     figure('rate', m.throughput ? bytes(m.throughput) + '/s' : '–'), figure('dirtied', m.iteration || m.terminal ? bytes(m.dirty_rate) + '/s' : '–'),
     figure('streams', m.streams ? String(m.streams) : '–'), figure('bandwidth cap', m.max_bandwidth ? bytes(m.max_bandwidth) + '/s' : 'none'),
-    figure('zero pages', number(m.pages_zero)), figure('memory check', words(m.verification)),
+    figure('memory check', m.verification === 'UNSPECIFIED' ? 'none' : words(m.verification)),
   );
 }
 
@@ -51,7 +51,7 @@ function drawDowntime(m) {
   const bar = $('move-downtime-bar');
   bar.hidden = !m.downtime.length;
   bar.replaceChildren(...m.downtime.map((part, index) => {
-    const made = node('span', part.seconds / whole > 0.09 ? part.part + ' ' + seconds(part.seconds) : '');
+    const made = node('span', part.seconds / whole > 0.14 ? part.part + ' ' + seconds(part.seconds) : '');
     made.style.flexGrow = String(part.seconds / whole);
     made.style.background = COLOURS[index];
     made.title = part.part + ': ' + seconds(part.seconds);
@@ -80,7 +80,7 @@ function drawChart(m) {
     draw('move-chart', [
       { x, y: of(2, size), name: 'remaining', type: 'scatter', mode: 'lines', fill: 'tozeroy', line: { color: COLOURS[0], width: 2 }, text: text(2), hovertemplate: '%{text}<extra></extra>' },
       rate(4, 'sent', { color: COLOURS[2] }), rate(5, 'dirtied', { color: COLOURS[1], dash: 'dot' }),
-    ], '', { shapes, showlegend: true, margin: { l: 52, r: 56, t: 8, b: 26 }, yaxis2: { overlaying: 'y', side: 'right', showgrid: false, rangemode: 'tozero' } });
+    ], '', { shapes, showlegend: true, legend: { orientation: 'h', x: 0, y: 1.13 }, margin: { l: 52, r: 56, t: 30, b: 26 }, yaxis2: { overlaying: 'y', side: 'right', showgrid: false, rangemode: 'tozero' } });
     note.textContent = 'remaining in ' + size.unit.replace('/s', '') + ' (left), rates in ' + rates.unit + ' (right)';
   } else if (iterations.length) {
     // Too short for samples, or from before this server's life: the iterations themselves make the teeth.
@@ -110,7 +110,7 @@ export function drawMove(m) {
   drawDowntime(m);
   drawChart(m);
   fill($('move-iterations'), [['iteration'], ['left at start', 'num'], ['sent', 'num'], ['pages', 'num'], ['zero', 'num'], ['took', 'num'], ['dirty pages after', 'num'], ['downtime if stopped then', 'num']],
-    m.iterations_shown.map((it) => (it.left_out ? { whole: '… ' + number(it.left_out) + ' more between' } : { cells: [it.final ? it.iteration + ' (VM paused)' : String(it.iteration), bytes(it.remaining_start), bytes(it.bytes), number(it.pages_normal), number(it.pages_zero), seconds(it.seconds), number(it.dirty_pages), seconds(it.expected_downtime)] })),
+    m.iterations_shown.toReversed().map((it) => (it.left_out ? { whole: '… ' + number(it.left_out) + ' more between' } : { cells: [it.final ? it.iteration + ' (VM paused)' : String(it.iteration), bytes(it.remaining_start), bytes(it.bytes), number(it.pages_normal), number(it.pages_zero), seconds(it.seconds), number(it.dirty_pages), seconds(it.expected_downtime)] })),
     'None finished yet.');
   const decisions = m.decisions.map((d) => {
     if (d.left_out) return node('li', '… ' + number(d.left_out) + ' more between', 'empty');
@@ -118,6 +118,5 @@ export function drawMove(m) {
     item.append(node('b', words(d.action)), ' after iteration ' + d.iteration + ', ' + clock(d.time) + ': ' + d.cause);
     return item;
   });
-  // The last one is the one that counts.
-  $('move-decisions').replaceChildren(...(decisions.length ? decisions.reverse() : [node('li', 'None yet.', 'empty')]));
+  $('move-decisions').replaceChildren(...(decisions.length ? decisions.toReversed() : [node('li', 'None yet.', 'empty')]));
 }
