@@ -158,7 +158,7 @@ impl Server {
                     message: error.message,
                 })?;
         }
-        let history = Arc::new(History::new());
+        let history = Arc::new(History::new(config.report_interval));
         let migrations =
             Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
         let watches = Watches::default();
@@ -169,14 +169,14 @@ impl Server {
             history: Arc::clone(&history),
             watches: watches.clone(),
         };
-        let pages = dashboard::router(dashboard::Pages {
-            fleet: Arc::clone(&fleet),
-            migrations: Arc::clone(&migrations),
+        let pages = dashboard::router(dashboard::Pages::new(
+            Arc::clone(&fleet),
+            Arc::clone(&migrations),
             history,
-            version: config.version.as_str().into(),
-        });
+            &config.version,
+        ));
         let endpoint = services
-            .add_to(Endpoint::new())
+            .add_to(Endpoint::new().entry())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)

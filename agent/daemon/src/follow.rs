@@ -10,6 +10,7 @@ use super::{
     living::{LiveVm, QUICK, forget_record},
     registry::Registry,
     side::{SideKey, is_terminal},
+    traffic::Counted,
 };
 
 /// Between two attempts to follow, doubling from the first.
@@ -87,6 +88,7 @@ async fn next(
 /// (false).
 pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
     let mut wait = RETRY_FIRST;
+    let mut counted = Counted::default();
     loop {
         let request = v1::WatchTransferRequest {
             migration: key.migration.to_string(),
@@ -101,6 +103,7 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
                         break;
                     }
                     wait = RETRY_FIRST;
+                    counted.see(&said);
                     let ended = is_terminal(said.phase());
                     if vm.see_side(&key, said) {
                         registry.note_change();

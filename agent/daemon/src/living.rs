@@ -60,7 +60,7 @@ pub(super) struct LiveVm {
 impl LiveVm {
     /// For a process that serves its endpoint.
     pub(super) fn new(name: VmName, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
-        let channel = connect(&Address::Unix(dir.socket()))?;
+        let channel = connect(&Address::Unix(dir.socket()))?.relaying();
         Ok(Arc::new(Self {
             name,
             dir,

@@ -12,10 +12,12 @@
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |
 //! | `authority` | names in requests at a Unix socket |
 //! | `layer`, `trace` | metrics and traces of calls |
+//! | `audit` | who changed what: one line a changing call |
 
 mod accept;
 mod address;
 mod authority;
+mod audit;
 mod body;
 mod channel;
 mod connect;

@@ -100,6 +100,7 @@ impl Table {
             HostState::Unreachable
         };
         host.state = state.into();
+        host.reported = entry.reported;
         host.vms = u32::try_from(entry.vms.len()).unwrap_or(u32::MAX);
         host
     }

@@ -72,7 +72,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
-        history: Arc::new(History::new()),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
     let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
     let gate = Arc::clone(&store.gate);
@@ -128,7 +128,7 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: store.clone(),
-        history: Arc::new(History::new()),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
     fault.set(ENOSPC);
     let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
