@@ -2,7 +2,7 @@
 //! it.
 //!
 //! From the bottom:
-//! * `store`: what must survive (migrations, hosts' addresses), in redb;
+//! * `store`: what must survive (migrations, the fleet as last seen), in redb;
 //! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
@@ -15,7 +15,7 @@
 //!
 //! # Tasks
 //! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
-//! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
+//! `Migrations`), the watches, what writes the fleet to the store and what calls agents back. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;
@@ -32,10 +32,11 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use slat_proto::transport::{Endpoint, EndpointHandle};
 use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{Services, Watches},
-    fleet::Fleet,
+    fleet::{Fleet, call_back, remember},
     history::History,
     migration::Migrations,
     store::{BlockingStore, RedbStore},
@@ -99,6 +100,9 @@ pub struct Server {
     watches: Watches,
     store: BlockingStore,
     gauges: JoinHandle<()>,
+    /// What remembers the fleet, and what calls its agents back.
+    keepers: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl fmt::Debug for Server {
@@ -142,15 +146,7 @@ impl Server {
 
         metrics::describe(&config.version);
         let fleet = Fleet::new(config.report_interval);
-        for (host, address) in store.with(|store| store.hosts()).await? {
-            fleet
-                .remember(&host, &address)
-                .map_err(|error| StoreError::Record {
-                    table: "hosts",
-                    key: host.clone(),
-                    message: error.message,
-                })?;
-        }
+        fleet.restore(store.with(|store| store.seen()).await?)?;
         let history = Arc::new(History::new());
         let migrations =
             Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
@@ -182,6 +178,11 @@ impl Server {
                 return Err(listen_failed(source));
             }
         };
+        let stop = CancellationToken::new();
+        let keepers = TaskTracker::new();
+        keepers.spawn(remember(Arc::clone(&fleet), store.clone(), stop.clone()));
+        keepers.spawn(call_back(Arc::clone(&fleet), stop.clone()));
+        keepers.close();
         let gauges = tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations)));
         tracing::info!(%address, "the server listens");
         Ok(Self {
@@ -191,6 +192,8 @@ impl Server {
             watches,
             store,
             gauges,
+            keepers,
+            stop,
         })
     }
 
@@ -207,6 +210,9 @@ impl Server {
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;
+        // After the last report.
+        self.stop.cancel();
+        self.keepers.wait().await;
         self.store.finish().await;
         // An aborted task's error says so and nothing else.
         drop(self.gauges.await);

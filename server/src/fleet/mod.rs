@@ -1,17 +1,35 @@
 //! The fleet as its agents report it: hosts, the VMs on them, and the way to each agent.
 //!
-//! * [`table`] holds hosts and VMs and says which record of a VM is its owner's: plain data, no
-//!   locks.
+//! A VM is its uid, and its name a label that several may have.
+//!
+//! * `table` holds hosts and records and says what the fleet shows: plain data, no locks. Its parts
+//!   are concepts of their own: whose record counts (`rank`, `epochs`), what a name means
+//!   (`names`), one host's records (`records`), whether it can be used (`contact`), where a new VM
+//!   goes (`placing`, `placement`, `reservations`).
 //! * [`Fleet`] is the table behind one mutex, and a gRPC channel to each host's agent.
+//! * `remember` writes what was seen to the store and reads it back at a start; `callback` calls
+//!   agents back; `leftovers` says what adopting or deleting a leftover gives up. The first two are
+//!   one task each, owned by the server.
 //!
 //! # Locking
 //! `table` is one `std` mutex, held for lookups and updates in memory only, never across `.await`.
 //! `channels` is a map of its own whose values are cloned out; it is never touched while `table` is
-//! locked.
+//! locked. `saved` is a watch channel that only the writer's task sends to.
 
+mod callback;
+mod contact;
+mod epochs;
 mod errors;
+mod leftovers;
+mod names;
 mod placement;
+mod placing;
+mod rank;
+mod records;
+mod remember;
+mod reservations;
 mod table;
+mod unsaved;
 
 use std::{
     collections::BTreeMap,
@@ -22,14 +40,23 @@ use std::{
 use dashmap::DashMap;
 use slat_proto::{
     ApiError,
-    model::{HostName, VmName, VmSpec},
+    model::{HostName, VmName, VmRef, VmSpec},
     transport::{TracedChannel, connect, traced},
     v1,
 };
+use tokio::sync::{Notify, watch};
 
-use self::{errors::no_such_host, table::Table};
+use self::{
+    errors::{host_cordoned, host_in_use, no_such_host, unreachable_because},
+    table::Table,
+};
 
-pub(crate) use self::errors::host_unreachable;
+pub(crate) use self::{
+    callback::call_back,
+    errors::{host_unreachable, vm_exists},
+    leftovers::{Ending, give_up_required, lives_elsewhere},
+    remember::remember,
+};
 
 /// A host is unreachable when it missed this many reports.
 const MISSED_REPORTS: u32 = 3;
@@ -39,6 +66,10 @@ pub(crate) struct Fleet {
     table: Mutex<Table>,
     channels: DashMap<String, (String, TracedChannel)>,
     interval: Duration,
+    /// Something is not saved yet.
+    changed: Notify,
+    /// The generation that is on disk.
+    saved: watch::Sender<u64>,
 }
 
 /// A VM and the host that owns it, which answers.
@@ -48,12 +79,19 @@ pub(crate) struct Owner {
     pub(crate) host: v1::Host,
 }
 
+/// A channel that connects when it is used.
+fn channel_to(address: &str) -> Result<TracedChannel, ApiError> {
+    Ok(traced(connect(&address.parse()?)?))
+}
+
 impl Fleet {
     pub(crate) fn new(interval: Duration) -> Arc<Self> {
         Arc::new(Self {
             table: Mutex::new(Table::new(interval, interval * MISSED_REPORTS)),
             channels: DashMap::new(),
             interval,
+            changed: Notify::new(),
+            saved: watch::channel(0).0,
         })
     }
 
@@ -67,37 +105,57 @@ impl Fleet {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_channel(&self, host: &str, address: &str) -> Result<(), ApiError> {
+    /// Changes the table, and wakes the writer when the store has to know.
+    fn change<T>(&self, work: impl FnOnce(&mut Table) -> T) -> T {
+        let (done, unsaved) = {
+            let mut table = self.table();
+            let done = work(&mut table);
+            (done, !table.unsaved.is_empty())
+        };
+        if unsaved {
+            self.changed.notify_one();
+        }
+        done
+    }
+
+    fn set_channel(&self, host: &str, address: &str, channel: TracedChannel) {
         let known = self
             .channels
             .get(host)
             .is_some_and(|entry| entry.0 == address);
+        // One that is there may be connected.
         if !known {
-            let channel = traced(connect(&address.parse()?)?);
             self.channels
                 .insert(host.to_owned(), (address.to_owned(), channel));
         }
-        Ok(())
     }
 
-    /// A host known from the store, not heard of yet.
-    pub(crate) fn remember(&self, host: &str, address: &str) -> Result<(), ApiError> {
-        HostName::parse(host)?;
-        self.set_channel(host, address)?;
-        self.table().remember(host, address);
-        Ok(())
+    /// Refuses an agent whose name is another's.
+    ///
+    /// # Errors
+    /// HOST_NAME_TAKEN.
+    pub(crate) fn admit(&self, host: &v1::Host) -> Result<(), ApiError> {
+        self.table().admit(host, Instant::now())
     }
 
-    /// An agent that starts: its checked name and address.
+    /// An agent that starts: its checked name and address. It is READY when it was called back.
+    ///
+    /// # Errors
+    /// HOST_NAME_TAKEN; BAD_PARAMETER when the address makes no URI.
     pub(crate) fn register(&self, host: v1::Host) -> Result<(), ApiError> {
-        self.set_channel(&host.name, &host.address)?;
-        self.table().register(host, Instant::now());
+        let (name, address) = (host.name.clone(), host.address.clone());
+        let channel = channel_to(&address)?;
+        self.change(|table| table.register(host, Instant::now()))?;
+        self.set_channel(&name, &address, channel);
         Ok(())
     }
 
     /// What an agent sees.
+    ///
+    /// # Errors
+    /// STALE_INCARNATION.
     pub(crate) fn report(&self, report: v1::ReportHostRequest) -> Result<(), ApiError> {
-        self.table().report(report, Instant::now())
+        self.change(|table| table.report(report, Instant::now()))
     }
 
     /// All hosts, by name.
@@ -118,56 +176,130 @@ impl Fleet {
         if host.state() == v1::host::State::Ready {
             Ok(host)
         } else {
-            Err(host_unreachable(name).with("last_seen", last_seen(&host)))
+            Err(unreachable_because(&host))
         }
     }
 
-    /// All VMs as last seen, by name; each once, by its owner's record.
+    /// One host that answers and takes VMs.
+    ///
+    /// # Errors
+    /// NO_SUCH_HOST, HOST_UNREACHABLE, HOST_CORDONED.
+    pub(crate) fn open_host(&self, name: &str) -> Result<v1::Host, ApiError> {
+        let host = self.ready_host(name)?;
+        if host.cordoned {
+            return Err(host_cordoned(name));
+        }
+        Ok(host)
+    }
+
+    /// Stops or begins to choose a host for VMs and migrations.
+    ///
+    /// # Errors
+    /// NO_SUCH_HOST.
+    pub(crate) fn cordon(&self, host: &str, cordoned: bool) -> Result<v1::Host, ApiError> {
+        self.change(|table| table.cordon(host, cordoned))?;
+        self.host(host)
+    }
+
+    /// Forgets a host that does not report, with all that was last seen there. `migrations`:
+    /// unfinished ones with a side there.
+    ///
+    /// # Errors
+    /// NO_SUCH_HOST, HOST_IN_USE.
+    pub(crate) fn delete_host(
+        &self,
+        name: &str,
+        give_up_vms: bool,
+        migrations: &[String],
+    ) -> Result<Vec<v1::Vm>, ApiError> {
+        let vms = self.change(|table| {
+            let at = Instant::now();
+            let host = table.host(name, at).ok_or_else(|| no_such_host(name))?;
+            let reports = table.reporting(at).iter().any(|other| other.name == name);
+            let mut vms = table.vms(at);
+            vms.retain(|vm| vm.host == name);
+            let holds = !vms.is_empty() || !migrations.is_empty();
+            if reports || (holds && !give_up_vms) {
+                return Err(host_in_use(&host, reports, &vms, migrations));
+            }
+            table.remove_host(name);
+            Ok(vms)
+        })?;
+        self.channels.remove(name);
+        Ok(vms)
+    }
+
+    /// All VMs as last seen, by name, then uid; each once, by the record that counts.
     pub(crate) fn vms(&self) -> Vec<v1::Vm> {
         self.table().vms(Instant::now())
     }
 
-    /// Names of hosts that do not answer.
-    pub(crate) fn unreachable(&self) -> Vec<String> {
-        self.hosts()
-            .into_iter()
-            .filter(|host| host.state() != v1::host::State::Ready)
-            .map(|host| host.name)
-            .collect()
+    /// Hosts whose VMs may be missing or stale: they do not answer, or have not reported since the
+    /// server started.
+    pub(crate) fn silent(&self) -> Vec<String> {
+        self.table().silent(Instant::now())
     }
 
-    /// Hosts that registered and have not reported their VMs yet.
+    /// Of these, hosts that have not reported.
     pub(crate) fn unreported(&self) -> Vec<String> {
-        self.table().unreported(Instant::now())
+        self.table().unreported()
+    }
+
+    /// Hosts whose agent registered and has not told its VMs yet.
+    pub(crate) fn untold(&self) -> Vec<String> {
+        self.table().untold(Instant::now())
+    }
+
+    /// Names that several VMs have.
+    pub(crate) fn name_conflicts(&self) -> usize {
+        self.table().counting(Instant::now()).conflicting_names()
+    }
+
+    /// The VM that is meant, as last seen, whether its host answers or not.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM, NAME_CONFLICT.
+    pub(crate) fn find(&self, vm: &VmRef) -> Result<v1::Vm, ApiError> {
+        if let Some(found) = self.table().vm(vm, Instant::now())? {
+            return Ok(found);
+        }
+        let silent = self.silent();
+        let mut error = vm.not_here();
+        if !silent.is_empty() {
+            error = error
+                .with("unreachable", silent.join(","))
+                .with("advice", "it may be on a host that does not answer");
+        }
+        Err(error)
     }
 
     /// A VM's owner.
     ///
     /// # Errors
-    /// NO_SUCH_VM, or HOST_UNREACHABLE when its host does not answer.
-    pub(crate) fn owner(&self, vm: &VmName) -> Result<Owner, ApiError> {
-        let name = vm.to_string();
-        let found = self.table().vm(&name, Instant::now());
-        let Some(found) = found else {
-            let unreachable = self.unreachable();
-            let mut error = ApiError::no_such_vm(vm);
-            if !unreachable.is_empty() {
-                error = error
-                    .with("unreachable", unreachable.join(","))
-                    .with("advice", "it may be on a host that does not answer");
-            }
-            return Err(error);
-        };
+    /// NO_SUCH_VM, NAME_CONFLICT, or HOST_UNREACHABLE when its host does not answer.
+    pub(crate) fn owner(&self, vm: &VmRef) -> Result<Owner, ApiError> {
+        let found = self.find(vm)?;
         let host = self
             .ready_host(&found.host)
-            .map_err(|error| error.with("vm", vm))?;
+            .map_err(|error| error.with("vm", &found.name).with("uid", &found.uid))?;
         Ok(Owner { vm: found, host })
     }
 
     /// The host of a VM's owner, whether it answers or not.
-    pub(crate) fn home(&self, vm: &VmName) -> Option<String> {
-        let found = self.table().vm(&vm.to_string(), Instant::now());
-        found.map(|vm| vm.host)
+    pub(crate) fn home(&self, uid: &str) -> Option<String> {
+        let table = self.table();
+        let home = table.counting(Instant::now()).get(uid);
+        home.map(|seen| seen.vm.host.clone())
+    }
+
+    /// An agent's answer as the fleet shows it.
+    pub(crate) fn shown(&self, mut vm: v1::Vm) -> v1::Vm {
+        let table = self.table();
+        let vms = table.counting(Instant::now());
+        vm.conflicts = vms.conflicts_of(&vm.name, &vm.uid);
+        vm.last_seen_time = Some(slat_proto::model::now());
+        vm.stale = false;
+        vm
     }
 
     /// The way to a host's agent.
@@ -184,7 +316,7 @@ impl Fleet {
     /// Chooses a host for a new VM and keeps its name and memory until the guard is dropped.
     ///
     /// # Errors
-    /// VM_EXISTS, NO_SUCH_HOST, HOST_UNREACHABLE, CAPABILITY_MISSING, NO_HOST.
+    /// VM_EXISTS, NO_SUCH_HOST, HOST_UNREACHABLE, HOST_CORDONED, CAPABILITY_MISSING, NO_HOST.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         vm: &VmName,
@@ -201,17 +333,17 @@ impl Fleet {
 
     /// A VM as a host's agent just answered.
     pub(crate) fn observe(&self, host: &str, vm: v1::Vm) {
-        self.table().observe(host, vm, Instant::now());
+        self.change(|table| table.observe(host, vm, Instant::now()));
     }
 
-    /// A VM that a host's agent just deleted.
-    pub(crate) fn forget(&self, host: &str, vm: &str) {
-        self.table().forget(host, vm, Instant::now());
+    /// A VM that a host's agent just deleted, by uid.
+    pub(crate) fn forget(&self, host: &str, uid: &str) {
+        self.change(|table| table.forget(host, uid, Instant::now()));
     }
 
     /// A VM's epoch is at least this: older records are no owner's.
     pub(crate) fn raise_epoch(&self, uid: &str, epoch: u64) {
-        self.table().raise_epoch(uid, epoch);
+        self.change(|table| table.raise_epoch(uid, epoch));
     }
 
     /// VMs by state, for the gauges.
@@ -240,13 +372,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.fleet.table().unreserve(&self.vm);
+        self.fleet.table().reservations.remove(&self.vm);
     }
-}
-
-fn last_seen(host: &v1::Host) -> String {
-    host.last_seen_time.map_or_else(
-        || "not since the server started".to_owned(),
-        |time| time.to_string(),
-    )
 }

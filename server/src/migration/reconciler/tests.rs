@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::*;
-use crate::store::{ListQuery, Store, StoreError, StoredMigration};
+use crate::store::{
+    FleetStore, ListQuery, SeenChanges, SeenFleet, Store, StoreError, StoredMigration,
+};
 
 /// A store that writes while the test lets it.
 #[derive(Clone)]
@@ -40,9 +42,15 @@ impl Store for SlowStore {
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
+}
 
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(Vec::new())
+impl FleetStore for SlowStore {
+    fn put_seen(&self, _: &SeenChanges) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn seen(&self) -> Result<SeenFleet, StoreError> {
+        Ok(SeenFleet::default())
     }
 }
 
