@@ -15,7 +15,8 @@
 //!
 //! # Tasks
 //! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
-//! `Migrations`), the watches, what writes the fleet to the store and what calls agents back. [`Server::stop`] ends them and returns when they have ended.
+//! `Migrations`), the watches, what writes the fleet to the store and what calls agents back.
+//! [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;

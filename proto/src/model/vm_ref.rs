@@ -32,7 +32,11 @@ impl VmRef {
     /// BAD_PARAMETER when neither name nor uid is given, or one of them cannot be one.
     pub fn new(name: &str, uid: &str, host: &str) -> Result<Self, ApiError> {
         if !uid.is_empty() && !is_uid(uid) {
-            let shown: String = uid.chars().take(80).flat_map(char::escape_default).collect();
+            let shown: String = uid
+                .chars()
+                .take(80)
+                .flat_map(char::escape_default)
+                .collect();
             return Err(ApiError::bad_parameter(
                 "uid",
                 format_args!("\"{shown}\" is no uid: 1 to {MAX_UID} visible ASCII characters"),

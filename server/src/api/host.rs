@@ -108,7 +108,11 @@ impl HostService for Services {
         message.host.clone_from(&host);
         message.epoch = ending.epoch;
         let channel = self.fleet.channel(&host)?;
-        let answer = timeout(LIMIT, HostServiceClient::new(channel).adopt_leftover(message)).await;
+        let answer = timeout(
+            LIMIT,
+            HostServiceClient::new(channel).adopt_leftover(message),
+        )
+        .await;
         let mut answer = answered(&host, answer)?;
         if let Some(vm) = answer.vm.take() {
             answer.vm = Some(self.noted(&host, vm));

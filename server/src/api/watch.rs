@@ -61,8 +61,8 @@ fn may_run(vm: &v1::Vm) -> bool {
 }
 
 impl Services {
-    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens. While its
-    /// host does not answer, what was last seen is shown once, as old, and the host waited for.
+    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens. While
+    /// its host does not answer, what was last seen is shown once, as old, and the host waited for.
     pub(super) async fn follow(self, vm: v1::Vm, out: Out) {
         let Ok(wanted) = VmRef::new("", &vm.uid, "") else {
             return;
@@ -140,12 +140,7 @@ impl Services {
     }
 
     /// Sends what one host says of a VM.
-    async fn follow_at(
-        &self,
-        host: &str,
-        mut stream: Streaming<v1::Vm>,
-        out: &Out,
-    ) -> Stop {
+    async fn follow_at(&self, host: &str, mut stream: Streaming<v1::Vm>, out: &Out) -> Stop {
         let mut held = None;
         loop {
             tokio::select! {

@@ -25,15 +25,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::Fleet;
+use super::shared::Fleet;
 
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Calls under way at once.
 const AT_ONCE: usize = 8;
 /// A host that answers is called again after ten report intervals, within these.
-const PERIOD: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(10);
+const PERIOD: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(10);
 /// One that does not is called again after one, within these.
 const AGAIN: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(2);
@@ -48,7 +47,10 @@ fn spread(duration: Duration) -> Duration {
 
 /// Text from elsewhere, fit to be shown.
 fn shown(text: &str) -> String {
-    text.chars().take(200).flat_map(char::escape_debug).collect()
+    text.chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect()
 }
 
 /// Why a call failed, down to the system's own word for it.
@@ -70,7 +72,9 @@ fn compare(registered: &v1::Host, answer: &v1::Host) -> Result<(), String> {
     let uids = !registered.uid.is_empty() && !answer.uid.is_empty();
     if uids && answer.uid != registered.uid {
         let uid = shown(&answer.uid);
-        return Err(format!("it answers as another agent of that name, uid {uid}"));
+        return Err(format!(
+            "it answers as another agent of that name, uid {uid}"
+        ));
     }
     if answer.incarnation != registered.incarnation {
         return Err("it answers as another agent of that name, or another start of it".to_owned());
@@ -107,8 +111,8 @@ impl Fleet {
 
 /// Calls hosts back until `stop`.
 pub(crate) async fn call_back(fleet: Arc<Fleet>, stop: CancellationToken) {
-    let every = (fleet.interval * 10).clamp(*PERIOD.start(), *PERIOD.end());
-    let again = fleet.interval.clamp(*AGAIN.start(), *AGAIN.end());
+    let every = (fleet.interval() * 10).clamp(*PERIOD.start(), *PERIOD.end());
+    let again = fleet.interval().clamp(*AGAIN.start(), *AGAIN.end());
     let mut tick = interval(again.min(Duration::from_secs(1)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // When each is due; `None`: it is being called.

@@ -142,14 +142,11 @@ pub(super) fn host_in_use(
             "bring it back, or give them up with --give-up-vms: they may still run there",
         )
     };
-    ApiError::new(
-        Reason::HostInUse,
-        format!("{} is in use: {why}", host.name),
-    )
-    .with("host", &host.name)
-    .with("vms", names.join(","))
-    .with("migrations", migrations.join(","))
-    .with("advice", advice)
+    ApiError::new(Reason::HostInUse, format!("{} is in use: {why}", host.name))
+        .with("host", &host.name)
+        .with("vms", names.join(","))
+        .with("migrations", migrations.join(","))
+        .with("advice", advice)
 }
 
 /// `hosts/a` as `a`, as commands take it.

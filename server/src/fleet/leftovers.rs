@@ -1,5 +1,5 @@
-//! What lies on hosts and is no VM of the fleet: what the server knows of it beyond its host, and so
-//! what adopting or deleting it gives up.
+//! What lies on hosts and is no VM of the fleet: what the server knows of it beyond its host, and
+//! so what adopting or deleting it gives up.
 //!
 //! An agent sees its own host only. Whether the VM lives elsewhere, or could live on a host that
 //! does not answer, is for the server to say: a leftover whose VM lives on is not adopted, and one
@@ -10,10 +10,10 @@ use std::time::Instant;
 use slat_proto::{ApiError, Reason, v1};
 
 use super::{
-    Fleet,
     errors::no_such_host,
     rank::{Seen, lives},
-    table::Table,
+    shared::Fleet,
+    table::{HostEntry, Table},
 };
 
 /// How a leftover can be ended.
@@ -30,14 +30,18 @@ pub(crate) struct Ending {
 }
 
 fn join(parts: &[&str]) -> String {
-    let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    let parts: Vec<&str> = parts
+        .iter()
+        .copied()
+        .filter(|part| !part.is_empty())
+        .collect();
     parts.join("; ")
 }
 
 impl Table {
     /// What is known of a uid beyond `host`.
     fn ending(&self, host: &str, uid: &str, at: Instant) -> Ending {
-        let left = |entry: &super::table::HostEntry| -> Option<v1::Leftover> {
+        let left = |entry: &HostEntry| -> Option<v1::Leftover> {
             entry.leftovers.iter().find(|left| left.uid == uid).cloned()
         };
         let found = self.hosts.get(host).and_then(left);

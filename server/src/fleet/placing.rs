@@ -52,8 +52,7 @@ impl Table {
                 chosen.map_err(with_cordoned)?.name.clone()
             }
         };
-        self.reservations
-            .add(name, host.clone(), spec.memory_bytes);
+        self.reservations.add(name, host.clone(), spec.memory_bytes);
         Ok(host)
     }
 

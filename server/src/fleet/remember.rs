@@ -4,7 +4,7 @@
 //! writes it in one transaction; what could not be written is unsaved again and tried again after a
 //! pause. So there is one write at a time, a later write never loses to an earlier one, and a disk
 //! that hangs holds up nobody who does not ask for it. Who must not be forgotten waits for
-//! [`Fleet::settled`], which has a bound.
+//! `Fleet::settled`, which has a bound.
 //!
 //! When a host was last heard from is written once a minute and at the end: it changes all the time
 //! and is of use only when the host falls silent.
@@ -18,7 +18,11 @@ use slat_proto::{ApiError, Reason, model::HostName, v1};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, channel_to, table::Table, unsaved::Unsaved};
+use super::{
+    shared::{Fleet, channel_to},
+    table::Table,
+    unsaved::Unsaved,
+};
 use crate::store::{BlockingStore, SeenChanges, SeenFleet, StoreError};
 
 /// How long an answer waits for the disk.

@@ -15,10 +15,9 @@ mod contract;
 mod error;
 mod record;
 mod redb;
+mod redb_seen;
 mod seen;
 
-#[cfg(test)]
-pub(crate) use self::{contract::Store, seen::FleetStore};
 pub use self::error::StoreError;
 pub(crate) use self::{
     blocking::BlockingStore,
@@ -27,3 +26,5 @@ pub(crate) use self::{
     redb::RedbStore,
     seen::{SeenChanges, SeenFleet},
 };
+#[cfg(test)]
+pub(crate) use self::{contract::Store, seen::FleetStore};

@@ -2,7 +2,7 @@
 //!
 //! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
 //! nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
-//! migration change in one transaction. What was seen of the fleet is in [`super::seen`].
+//! migration change in one transaction. What was seen of the fleet is in `redb_seen`.
 //!
 //! redb locks the file, so a second server on the same directory is refused at start.
 
