@@ -225,15 +225,19 @@ impl Migrations {
         self.active().contains_key(migration)
     }
 
-    /// Unfinished migrations with a side on a host.
+    /// Migrations with a side on a host that is not released yet.
     pub(crate) fn on_host(&self, host: &str) -> Vec<String> {
         let active = self.active();
-        let shown = active.values().map(|active| active.shown.borrow());
-        let here = shown.filter(|migration| {
-            !has_ended(migration.phase())
-                && (migration.source == host || migration.destination == host)
+        let here = active.values().filter(|active| {
+            let (migration, released) = (active.shown.borrow(), &active.released);
+            (migration.source == host && !released.source.is_cancelled())
+                || (migration.destination == host && !released.destination.is_cancelled())
         });
-        here.map(|migration| migration.name.clone()).collect()
+        let mut names: Vec<String> = here
+            .map(|active| active.shown.borrow().name.clone())
+            .collect();
+        names.sort_unstable();
+        names
     }
 
     /// Refuses what cannot be done while a VM migrates.
