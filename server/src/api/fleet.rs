@@ -72,7 +72,7 @@ impl FleetService for Services {
         self.history.vms(&host, samples);
         self.migrations.sweep(&host, sides);
         // Said in the log by who writes.
-        drop(self.fleet.settled().await);
+        drop(self.fleet.settled_report().await);
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
         }))

@@ -106,11 +106,16 @@ pub(super) fn host_name_taken(holder: &v1::Host, reports: bool) -> ApiError {
             ),
         )
     };
+    let uid = if holder.uid.is_empty() {
+        String::new()
+    } else {
+        format!(" (uid {})", holder.uid)
+    };
     ApiError::new(
         Reason::HostNameTaken,
         format!(
-            "{} is another agent's name, which {how}: {} (uid {})",
-            holder.name, holder.address, holder.uid
+            "{} is another agent's name, which {how}: {}{uid}",
+            holder.name, holder.address
         ),
     )
     .with("host", &holder.name)

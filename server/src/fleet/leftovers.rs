@@ -46,7 +46,8 @@ impl Table {
         };
         let found = self.hosts.get(host).and_then(left);
         let of_leftovers = self.hosts.values().filter_map(left).map(|left| left.epoch);
-        let epoch = of_leftovers.max().unwrap_or(0).max(self.epochs.of(uid)) + 1;
+        let highest = of_leftovers.max().unwrap_or(0).max(self.epochs.of(uid));
+        let epoch = highest.saturating_add(1);
         let living = self.hosts.values().filter(|entry| entry.host.name != host);
         let living = living.filter_map(|entry| {
             let vm = entry.records.get(uid)?;

@@ -6,8 +6,8 @@
 //! that hangs holds up nobody who does not ask for it. Who must not be forgotten waits for
 //! `Fleet::settled`, which has a bound.
 //!
-//! When a host was last heard from is written once a minute and at the end: it changes all the time
-//! and is of use only when the host falls silent.
+//! When a host was last heard from is written every ten seconds and at the end: it changes all the
+//! time and is of use only when the host falls silent.
 
 use std::{
     sync::Arc,
@@ -28,7 +28,7 @@ use crate::store::{BlockingStore, SeenChanges, SeenFleet, StoreError};
 /// How long an answer waits for the disk.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often the times of hosts are written.
-const STAMP: Duration = Duration::from_secs(60);
+const STAMP: Duration = Duration::from_secs(10);
 /// Before a write is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -111,9 +111,18 @@ impl Fleet {
     /// # Errors
     /// STORE when it is not within a second; it is written as soon as the disk allows it.
     pub(crate) async fn settled(&self) -> Result<(), ApiError> {
+        self.settled_within(SETTLE).await
+    }
+
+    /// The same for a report, which must not take so long that the next one is late.
+    pub(crate) async fn settled_report(&self) -> Result<(), ApiError> {
+        self.settled_within(SETTLE.min(self.interval() / 2)).await
+    }
+
+    async fn settled_within(&self, bound: Duration) -> Result<(), ApiError> {
         let wanted = self.table().unsaved.generation();
         let mut saved = self.saved.subscribe();
-        let on_disk = timeout(SETTLE, saved.wait_for(|saved| *saved >= wanted)).await;
+        let on_disk = timeout(bound, saved.wait_for(|saved| *saved >= wanted)).await;
         // The sender is the fleet's own.
         match on_disk {
             Ok(_) => Ok(()),
