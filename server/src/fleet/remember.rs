@@ -15,7 +15,7 @@ use std::{
 };
 
 use slat_proto::{ApiError, Reason, model::HostName, v1};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -155,7 +155,7 @@ impl Fleet {
 
 /// Writes until `stop`, and once more then.
 pub(crate) async fn remember(fleet: Arc<Fleet>, store: BlockingStore, stop: CancellationToken) {
-    let mut stamp = interval(STAMP);
+    let mut stamp = interval_at(tokio::time::Instant::now() + STAMP, STAMP);
     stamp.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failing = false;
     loop {
@@ -191,3 +191,6 @@ pub(crate) async fn remember(fleet: Arc<Fleet>, store: BlockingStore, stop: Canc
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

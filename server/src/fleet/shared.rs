@@ -87,15 +87,8 @@ impl Fleet {
     }
 
     pub(super) fn set_channel(&self, host: &str, address: &str, channel: TracedChannel) {
-        let known = self
-            .channels
-            .get(host)
-            .is_some_and(|entry| entry.0 == address);
-        // One that is there may be connected.
-        if !known {
-            self.channels
-                .insert(host.to_owned(), (address.to_owned(), channel));
-        }
+        self.channels
+            .insert(host.to_owned(), (address.to_owned(), channel));
     }
 
     /// Refuses an agent whose name is another's.
@@ -113,8 +106,15 @@ impl Fleet {
     pub(crate) fn register(&self, host: v1::Host) -> Result<(), ApiError> {
         let (name, address) = (host.name.clone(), host.address.clone());
         let channel = channel_to(&address)?;
-        self.change(|table| table.register(host, Instant::now()))?;
-        self.set_channel(&name, &address, channel);
+        let same = self.change(|table| table.register(host, Instant::now()))?;
+        let connected = self
+            .channels
+            .get(&name)
+            .is_some_and(|known| known.0 == address);
+        // Of an earlier start a connection may be left that nobody answers any more.
+        if !(same && connected) {
+            self.set_channel(&name, &address, channel);
+        }
         Ok(())
     }
 

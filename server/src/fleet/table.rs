@@ -158,11 +158,11 @@ impl Table {
         Err(host_name_taken(known, reports))
     }
 
-    /// An agent that starts, or starts anew.
+    /// An agent that starts, or starts anew. Whether it is the same start as before.
     ///
     /// # Errors
     /// HOST_NAME_TAKEN.
-    pub(super) fn register(&mut self, mut host: v1::Host, at: Instant) -> Result<(), ApiError> {
+    pub(super) fn register(&mut self, mut host: v1::Host, at: Instant) -> Result<bool, ApiError> {
         self.admit(&host, at)?;
         host.last_seen_time = Some(now());
         let entry = self
@@ -187,7 +187,7 @@ impl Table {
         entry.host = host;
         let name = entry.host.name.clone();
         self.unsaved.host(&name);
-        Ok(())
+        Ok(same)
     }
 
     /// What an agent sees.

@@ -64,6 +64,8 @@ fn shown(table: &Table, at: Instant) -> BTreeMap<String, (String, u64, VmState)>
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
     #[test]
     fn what_is_shown_is_what_counts(reports in proptest::collection::vec(said(), 1..12)) {
         let at = Instant::now();
