@@ -67,7 +67,7 @@ impl FleetService for Services {
         // What an unfinished migration keeps is its own to end.
         report
             .leftovers
-            .retain(|left| !self.migrations.is_open(&left.migration));
+            .retain(|left| !self.migrations.explains(&left.migration));
         self.fleet.report(report)?;
         self.history.vms(&host, samples);
         self.migrations.sweep(&host, sides);

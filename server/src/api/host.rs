@@ -83,7 +83,7 @@ impl HostService for Services {
             Some(HostName::parse(&request.host)?.to_string())
         };
         let mut leftovers = self.fleet.leftovers(host.as_deref())?;
-        leftovers.retain(|left| !self.migrations.is_open(&left.migration));
+        leftovers.retain(|left| !self.migrations.explains(&left.migration));
         let mut unreachable = self.fleet.silent();
         unreachable.retain(|silent| host.as_ref().is_none_or(|host| host == silent));
         Ok(Response::new(v1::ListLeftoversResponse {
@@ -184,7 +184,10 @@ impl Services {
             uid: uid.to_owned(),
             ..Default::default()
         };
-        self.refuse_if_migrating(&vm, "end what is left of it")?;
+        // In doubt, an order may be all that can end it.
+        if self.migrations.carries(&vm) {
+            self.refuse_if_migrating(&vm, "end what is left of it")?;
+        }
         Ok((host, ending))
     }
 }

@@ -220,9 +220,12 @@ impl Migrations {
         })
     }
 
-    /// Whether a migration has work left.
-    pub(crate) fn is_open(&self, migration: &str) -> bool {
-        self.active().contains_key(migration)
+    /// Whether a migration with work left ends what is its own on a host. One that is in doubt
+    /// may wait for ever: what is left of it is for a person to see and to end.
+    pub(crate) fn explains(&self, migration: &str) -> bool {
+        self.active()
+            .get(migration)
+            .is_some_and(|active| active.shown.borrow().phase() != Phase::InDoubt)
     }
 
     /// Migrations with a side on a host that is not released yet.

@@ -3,6 +3,7 @@
 
 mod cancel;
 mod cancel_held;
+mod doubt;
 mod preamble;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! A VM is its uid: two of one name are two VMs, and what was seen of them outlives the server while
-//! their host is silent.
+//! A VM is its uid: two of one name are two VMs, and what was seen of them outlives the server
+//! while their host is silent.
 
 use anyhow::ensure;
 use slat_proto::{ApiError, Reason, v1};
