@@ -234,7 +234,7 @@ fn default_advice(error: &ApiError) -> String {
         Reason::NoSuchMigration => "slat get migrations",
         Reason::NoSuchSlot | Reason::BadSlotTable => "slat memory slots VM",
         Reason::NoSuchCursor => "slat memory dirty VM --cursor NAME makes one",
-        Reason::VmExists => "choose another name, or slat delete vm NAME",
+        Reason::VmExists => "choose another name; slat get vms shows who has this one",
         Reason::VmRunning => "slat pause vm NAME",
         Reason::VmNotRunning => "slat get vm NAME; slat start or resume vm NAME",
         Reason::MigrationInProgress => match detail("migration") {

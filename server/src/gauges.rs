@@ -65,6 +65,7 @@ fn refresh(fleet: &Fleet, migrations: &Migrations) {
                 .set(whole + f64::from(time.nanos) / 1e9);
         }
     }
+    gauge!("slat_vm_name_conflicts").set(count(fleet.name_conflicts()));
     let states = fleet.vm_states();
     for state in [
         VmState::Created,

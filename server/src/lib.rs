@@ -2,7 +2,7 @@
 //! it.
 //!
 //! From the bottom:
-//! * `store`: what must survive (migrations, hosts' addresses), in redb;
+//! * `store`: what must survive (migrations, the fleet as last seen), in redb;
 //! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
@@ -14,8 +14,9 @@
 //! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per migration (through
-//! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
+//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per
+//! migration (through `Migrations`), the watches, what writes the fleet to the store and what calls
+//! agents back. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;
@@ -34,10 +35,11 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use slat_proto::transport::{Endpoint, EndpointHandle};
 use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{Services, Watches},
-    fleet::Fleet,
+    fleet::{Fleet, call_back, remember},
     history::History,
     migration::Migrations,
     store::BlockingStore,
@@ -102,6 +104,9 @@ pub struct Server {
     store: BlockingStore,
     /// Gauges, health, and the store's probe.
     keeping: [JoinHandle<()>; 3],
+    /// What remembers the fleet, and what calls its agents back.
+    keepers: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl fmt::Debug for Server {
@@ -149,15 +154,7 @@ impl Server {
 
         metrics::describe(&config.version);
         let fleet = Fleet::new(config.report_interval);
-        for (host, address) in store.with(|store| store.hosts()).await? {
-            fleet
-                .remember(&host, &address)
-                .map_err(|error| StoreError::Record {
-                    table: "hosts",
-                    key: host.clone(),
-                    message: error.message,
-                })?;
-        }
+        fleet.restore(store.with(|store| store.seen()).await?)?;
         let history = Arc::new(History::new(config.report_interval));
         let migrations =
             Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
@@ -189,6 +186,11 @@ impl Server {
                 return Err(listen_failed(source));
             }
         };
+        let stop = CancellationToken::new();
+        let keepers = TaskTracker::new();
+        keepers.spawn(remember(Arc::clone(&fleet), store.clone(), stop.clone()));
+        keepers.spawn(call_back(Arc::clone(&fleet), stop.clone()));
+        keepers.close();
         let keeping = [
             tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations))),
             tokio::spawn(store::tell(store.clone(), endpoint.health())),
@@ -202,6 +204,8 @@ impl Server {
             watches,
             store,
             keeping,
+            keepers,
+            stop,
         })
     }
 
@@ -220,6 +224,9 @@ impl Server {
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;
+        // After the last report.
+        self.stop.cancel();
+        self.keepers.wait().await;
         self.store.finish().await;
         for task in self.keeping {
             // An aborted task's error says so and nothing else.

@@ -58,6 +58,7 @@ pub(crate) fn describe(version: &str) {
     );
     describe_gauge!("slat_hosts", "Hosts by state.");
     describe_gauge!("slat_vms", "VMs by state.");
+    describe_gauge!("slat_vm_name_conflicts", "Names that more than one VM has.");
     describe_gauge!(
         "slat_host_last_report_timestamp_seconds",
         Unit::Seconds,

@@ -90,9 +90,17 @@ async fn a_migration_is_counted() {
         "slat_hosts{state=\"ready\"} 2",
         "slat_vms{state=\"running\"} 1",
         "slat_host_last_report_timestamp_seconds{host=\"a\"}",
+        "slat_vm_name_conflicts 0",
         "slat_build_info{version=\"9.9.9\",role=\"server\"} 1",
     ];
     for line in wanted {
+        until(line, async || scrape(server.address()).await.contains(line)).await;
+    }
+    // A second VM of the name, at the host where the first was.
+    let mut twin = vm("vms/web", 64);
+    twin.uid = "twin".into();
+    a.fake.put_vm(twin);
+    for line in ["slat_vm_name_conflicts 1", "slat_vms{state=\"running\"} 2"] {
         until(line, async || scrape(server.address()).await.contains(line)).await;
     }
     server.stop().await;

@@ -10,6 +10,7 @@ mod page;
 mod slot;
 mod time;
 mod vm;
+mod vm_ref;
 
 pub use migration::{MigrationParams, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
@@ -22,3 +23,4 @@ pub use vm::{
     BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, RawImageSpec,
     VmSpec,
 };
+pub use vm_ref::{VmRef, is_uid};

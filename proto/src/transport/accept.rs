@@ -30,8 +30,8 @@ use tokio::{
 };
 
 use super::{
-    authority::AnyAuthority,
     audit::Peer,
+    authority::AnyAuthority,
     connection::{self, Activity, wait},
 };
 

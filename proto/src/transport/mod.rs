@@ -16,8 +16,8 @@
 
 mod accept;
 mod address;
-mod authority;
 mod audit;
+mod authority;
 mod body;
 mod channel;
 mod connect;

@@ -2,7 +2,7 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, MigrationParams, VmName},
+    model::{HostName, MigrationName, MigrationParams, VmName, VmRef},
     v1::{self, Capability, host_service_client::HostServiceClient, vm::State},
 };
 
@@ -30,10 +30,10 @@ pub(crate) struct NewMigration {
 pub(super) async fn check(
     fleet: &Fleet,
     wanted: &NewMigration,
-    keeper: impl Fn(&str) -> Option<String>,
+    keeper: impl Fn(&v1::Vm) -> Option<String>,
 ) -> Result<v1::Vm, ApiError> {
-    let owner = fleet.owner(&wanted.vm)?;
-    let destination = fleet.ready_host(&wanted.destination.to_string())?;
+    let owner = fleet.owner(&VmRef::named(wanted.vm.clone()))?;
+    let destination = fleet.open_host(&wanted.destination.to_string())?;
     let vm = owner.vm;
     if owner.host.name == destination.name {
         return Err(ApiError::new(
@@ -45,7 +45,7 @@ pub(super) async fn check(
         .with("advice", "name another host"));
     }
     if vm.state() == State::Relinquished
-        && let Some(keeper) = keeper(&vm.name)
+        && let Some(keeper) = keeper(&vm)
     {
         return Err(ApiError::new(
             Reason::VmNotRunning,
@@ -61,7 +61,7 @@ pub(super) async fn check(
     }
     match vm.state() {
         State::Incoming | State::Relinquished => {
-            return Err(in_progress(&wanted.vm, &vm.migration, "migrate"));
+            return Err(in_progress(&vm.name, &vm.migration, "migrate"));
         }
         State::Failed | State::Stopped | State::Lost | State::Unspecified => {
             return Err(ApiError::new(

@@ -19,7 +19,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, PageRequest, VmName, paginate},
+    model::{MigrationName, PageRequest, VmName, VmRef, paginate},
     v1::{self, MigrationPhase as Phase, TransferRole as Role},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,6 +45,15 @@ use crate::{
 /// Cancels that may wait for one migration's task.
 const COMMANDS: usize = 16;
 
+/// Whether a migration is this VM's: by uid, and by name where one of them has none.
+fn is_of(migration: &v1::Migration, vm: &v1::Vm) -> bool {
+    if migration.vm_uid.is_empty() || vm.uid.is_empty() {
+        migration.vm == vm.name
+    } else {
+        migration.vm_uid == vm.uid
+    }
+}
+
 struct Active {
     shown: watch::Receiver<v1::Migration>,
     commands: mpsc::Sender<Command>,
@@ -54,13 +63,13 @@ struct Active {
 impl Active {
     /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
     /// not LOST.
-    fn keeps(&self, vm: &str) -> bool {
+    fn keeps(&self, vm: &v1::Vm) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
             .phase_times
             .iter()
             .any(|entry| entry.phase() == Phase::Committed);
-        migration.vm == vm
+        is_of(&migration, vm)
             && migration.phase() == Phase::Failed
             && migration.vm_location() != v1::VmLocation::Lost
             && committed
@@ -113,7 +122,12 @@ impl Migrations {
             // What it waited for before the server stopped, it waits for again.
             let migration = record.migration();
             let hosts = [migration.source.as_str(), migration.destination.as_str()];
-            let before = this.unreleased(&migration.vm, hosts);
+            let vm = v1::Vm {
+                name: migration.vm.clone(),
+                uid: migration.vm_uid.clone(),
+                ..Default::default()
+            };
+            let before = this.unreleased(&vm, hosts);
             this.spawn(record, before);
         }
         Ok(this)
@@ -187,30 +201,53 @@ impl Migrations {
     }
 
     /// The migration a VM is part of now.
-    pub(crate) fn of_vm(&self, vm: &str) -> Option<String> {
+    pub(crate) fn of_vm(&self, vm: &v1::Vm) -> Option<String> {
         self.active()
             .values()
             .map(|active| active.shown.borrow())
-            .find(|migration| migration.vm == vm && !has_ended(migration.phase()))
+            .find(|migration| is_of(migration, vm) && !has_ended(migration.phase()))
             .map(|migration| migration.name.clone())
     }
 
     /// Whether a migration carries a VM on without anybody's help: it is in flight and not in
     /// doubt.
-    pub(crate) fn carries(&self, vm: &str) -> bool {
+    pub(crate) fn carries(&self, vm: &v1::Vm) -> bool {
         self.active().values().any(|active| {
             let migration = active.shown.borrow();
-            migration.vm == vm
+            is_of(&migration, vm)
                 && !has_ended(migration.phase())
                 && migration.phase() != Phase::InDoubt
         })
     }
 
+    /// Whether a migration with work left ends what is its own on a host. One that is in doubt
+    /// may wait for ever: what is left of it is for a person to see and to end.
+    pub(crate) fn explains(&self, migration: &str) -> bool {
+        self.active()
+            .get(migration)
+            .is_some_and(|active| active.shown.borrow().phase() != Phase::InDoubt)
+    }
+
+    /// Migrations with a side on a host that is not released yet.
+    pub(crate) fn on_host(&self, host: &str) -> Vec<String> {
+        let active = self.active();
+        let here = active.values().filter(|active| {
+            let (migration, released) = (active.shown.borrow(), &active.released);
+            (migration.source == host && !released.source.is_cancelled())
+                || (migration.destination == host && !released.destination.is_cancelled())
+        });
+        let mut names: Vec<String> = here
+            .map(|active| active.shown.borrow().name.clone())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Refuses what cannot be done while a VM migrates.
-    pub(crate) fn refuse_if_migrating(&self, vm: &VmName, what: &str) -> Result<(), ApiError> {
-        match self.of_vm(&vm.to_string()) {
+    pub(crate) fn refuse_if_migrating(&self, vm: &v1::Vm, what: &str) -> Result<(), ApiError> {
+        match self.of_vm(vm) {
             None => Ok(()),
-            Some(migration) => Err(in_progress(vm, &migration, what)),
+            Some(migration) => Err(in_progress(&vm.name, &migration, what)),
         }
     }
 
@@ -266,8 +303,9 @@ impl Migrations {
             .with("destination", existing.destination)
             .with("advice", "name another migration_id"));
         }
-        self.refuse_if_migrating(&wanted.vm, "migrate again")?;
-        let keeper = |vm: &str| self.keeper(vm);
+        let named = self.context.fleet.find(&VmRef::named(wanted.vm.clone()))?;
+        self.refuse_if_migrating(&named, "migrate again")?;
+        let keeper = |vm: &v1::Vm| self.keeper(vm);
         let vm = check(&self.context.fleet, &wanted, keeper).await?;
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
@@ -275,7 +313,7 @@ impl Migrations {
             return Ok(shown(record.migration().clone()));
         }
         let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
-        let before = self.unreleased(&vm.name, hosts);
+        let before = self.unreleased(&vm, hosts);
         let stored = record.to_stored();
         self.context
             .store
@@ -290,11 +328,11 @@ impl Migrations {
     /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses.
     /// Others are in nobody's way: a host that does not come back keeps no VM from moving between
     /// the rest.
-    fn unreleased(&self, vm: &str, hosts: [&str; 2]) -> Vec<Earlier> {
+    fn unreleased(&self, vm: &v1::Vm, hosts: [&str; 2]) -> Vec<Earlier> {
         let mut sides = Vec::new();
         for active in self.active().values() {
             let migration = active.shown.borrow();
-            if migration.vm != vm {
+            if !is_of(&migration, vm) {
                 continue;
             }
             let released = &active.released;
@@ -327,10 +365,9 @@ impl Migrations {
     ///
     /// # Errors
     /// HOST_UNREACHABLE when the source's agent has not released it.
-    pub(crate) async fn delete_kept(&self, vm: &VmName) -> Result<Option<String>, ApiError> {
-        let vm = vm.to_string();
+    pub(crate) async fn delete_kept(&self, vm: &v1::Vm) -> Result<Option<String>, ApiError> {
         let kept = self.active().values().find_map(|active| {
-            active.keeps(&vm).then(|| {
+            active.keeps(vm).then(|| {
                 (
                     active.shown.borrow().source.clone(),
                     active.commands.clone(),
@@ -351,7 +388,7 @@ impl Migrations {
     }
 
     /// The failed migration that keeps the last copy of a VM.
-    fn keeper(&self, vm: &str) -> Option<String> {
+    fn keeper(&self, vm: &v1::Vm) -> Option<String> {
         self.active()
             .values()
             .find(|active| active.keeps(vm))

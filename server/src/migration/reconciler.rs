@@ -496,9 +496,9 @@ async fn look_up(caller: Caller, location: v1::VmLocation) {
     if let Ok(vm) = subject.vm_at(fleet, side).await {
         if completed {
             fleet.raise_epoch(&vm.uid, subject.epoch + 1);
-            fleet.forget(&subject.source, &subject.vm);
+            fleet.forget(&subject.source, &vm.uid);
         } else {
-            fleet.forget(&subject.destination, &subject.vm);
+            fleet.forget(&subject.destination, &vm.uid);
         }
         fleet.observe(subject.host(side), vm);
     }

@@ -1,6 +1,6 @@
 //! What a store does, whatever it is kept in.
 
-use super::{error::StoreError, record::StoredMigration};
+use super::{error::StoreError, record::StoredMigration, seen::FleetStore};
 
 /// Which migrations to list.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +14,7 @@ pub(crate) struct ListQuery {
 }
 
 /// Durable records. Every method blocks on the disk.
-pub(crate) trait Store: Send + Sync + 'static {
+pub(crate) trait Store: FleetStore + Send + Sync + 'static {
     /// Writes a migration; durable when it returns.
     fn put_migration(&self, record: &StoredMigration) -> Result<(), StoreError>;
     /// Reads one migration (`migrations/{migration}`).
@@ -27,6 +27,4 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn put_host(&self, name: &str, address: &str) -> Result<(), StoreError>;
     /// Writes something that means nothing; durable when it returns.
     fn probe(&self) -> Result<(), StoreError>;
-    /// All hosts: name, address.
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError>;
 }

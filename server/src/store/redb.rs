@@ -2,7 +2,7 @@
 //!
 //! Tables: `probe` (a number that grows), `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
 //! nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
-//! migration change in one transaction.
+//! migration change in one transaction. What was seen of the fleet is in `redb_seen`.
 //!
 //! redb locks the file, so a second server on the same directory is refused at start. After an I/O
 //! error redb answers nothing more until it is opened again: [`super::keeper`] does that.
@@ -28,7 +28,7 @@ use super::{
 const MIGRATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("migrations");
 const BY_TIME: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("migrations_by_time");
 const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("migrations_open");
-const HOSTS: TableDefinition<'_, &str, &str> = TableDefinition::new("hosts");
+pub(super) const HOSTS: TableDefinition<'_, &str, &str> = TableDefinition::new("hosts");
 
 const PROBE: TableDefinition<'_, (), u64> = TableDefinition::new("probe");
 
@@ -36,7 +36,7 @@ const FILE: &str = "slat-server.redb";
 
 /// See the module.
 pub(crate) struct RedbStore {
-    database: Database,
+    pub(super) database: Database,
 }
 
 /// How the database is put on its file: a port, so that a test can stand between the two.
@@ -52,7 +52,9 @@ pub(super) fn file_in(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
 
-fn failed<E: Into<redb::Error>>(operation: &'static str) -> impl FnOnce(E) -> StoreError {
+pub(super) fn failed<E: Into<redb::Error>>(
+    operation: &'static str,
+) -> impl FnOnce(E) -> StoreError {
     move |source| match source.into() {
         redb::Error::Io(source) => StoreError::Disk {
             operation,
@@ -278,18 +280,6 @@ impl Store for RedbStore {
             probe.insert((), next).map_err(failed(WHAT))?;
         }
         write.commit().map_err(failed(WHAT))
-    }
-
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
-        const WHAT: &str = "read hosts";
-        let read = self.database.begin_read().map_err(failed(WHAT))?;
-        let hosts = read.open_table(HOSTS).map_err(failed(WHAT))?;
-        let mut found = Vec::new();
-        for entry in hosts.iter().map_err(failed(WHAT))? {
-            let (name, address) = entry.map_err(failed(WHAT))?;
-            found.push((name.value().to_owned(), address.value().to_owned()));
-        }
-        Ok(found)
     }
 }
 

@@ -26,8 +26,8 @@ use slat_proto::{
     transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
-        fleet_service_client::FleetServiceClient, host_service_server::HostServiceServer,
-        memory_service_server::MemoryServiceServer,
+        fleet_service_client::FleetServiceClient, host_service_client::HostServiceClient,
+        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         migration_service_client::MigrationServiceClient,
         transfer_service_server::TransferServiceServer, vm::State,
         vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
@@ -53,6 +53,9 @@ struct Inner {
     refuse_start: Option<ApiError>,
     keep_sides: bool,
     stopping: bool,
+    leftovers: Vec<v1::Leftover>,
+    /// As whom GetHost answers, when not as itself.
+    answers_as: Option<v1::Host>,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -60,6 +63,8 @@ struct Inner {
 pub struct Fake {
     pub name: String,
     pub arch: String,
+    /// Of its state directory; empty: an agent that has none.
+    pub uid: String,
     inner: Arc<Mutex<Inner>>,
     calls: watch::Sender<Vec<String>>,
     held: watch::Sender<BTreeSet<String>>,
@@ -89,6 +94,7 @@ impl Fake {
         Self {
             name: name.to_owned(),
             arch: "x86_64".into(),
+            uid: format!("agent-of-{name}"),
             inner: Arc::default(),
             calls: watch::channel(Vec::new()).0,
             held: watch::channel(BTreeSet::new()).0,
@@ -168,6 +174,30 @@ impl Fake {
     /// Whether ReleaseTransfer is refused.
     pub fn keep_sides(&self, keep: bool) {
         self.inner.lock().unwrap().keep_sides = keep;
+    }
+
+    /// What it reports as left over from now on.
+    pub fn put_leftover(&self, leftover: v1::Leftover) {
+        self.inner.lock().unwrap().leftovers.push(leftover);
+    }
+
+    /// Answers GetHost as somebody else, or as itself again.
+    pub fn answer_as(&self, host: Option<v1::Host>) {
+        self.inner.lock().unwrap().answers_as = host;
+    }
+
+    /// Its host as it registers and answers.
+    pub fn host(&self) -> v1::Host {
+        v1::Host {
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            incarnation: "1".into(),
+            arch: self.arch.clone(),
+            state: v1::host::State::Ready.into(),
+            backends: vec![v1::Backend::Software.into()],
+            memory_bytes: 1 << 30,
+            ..Default::default()
+        }
     }
 
     pub fn put_vm(&self, vm: v1::Vm) {
@@ -265,6 +295,7 @@ impl Fake {
                     ..side.borrow().clone()
                 })
                 .collect(),
+            leftovers: inner.leftovers.clone(),
             ..Default::default()
         }
     }
@@ -332,13 +363,8 @@ impl Agent {
     pub async fn report_to(&mut self, server: SocketAddr) {
         let mut fleet = FleetServiceClient::new(channel(server));
         let host = v1::Host {
-            name: self.fake.name.clone(),
             address: self.address.to_string(),
-            incarnation: "1".into(),
-            arch: self.fake.arch.clone(),
-            backends: vec![v1::Backend::Software.into()],
-            memory_bytes: 1 << 30,
-            ..Default::default()
+            ..self.fake.host()
         };
         let register = v1::RegisterHostRequest { host: Some(host) };
         let interval = fleet
@@ -407,6 +433,7 @@ pub async fn server(state: &std::path::Path) -> Server {
 
 pub struct Clients {
     pub vms: VmServiceClient<TracedChannel>,
+    pub hosts: HostServiceClient<TracedChannel>,
     pub migrations: MigrationServiceClient<TracedChannel>,
 }
 
@@ -414,6 +441,7 @@ impl Clients {
     pub fn new(server: SocketAddr) -> Self {
         Self {
             vms: VmServiceClient::new(channel(server)),
+            hosts: HostServiceClient::new(channel(server)),
             migrations: MigrationServiceClient::new(channel(server)),
         }
     }
@@ -481,6 +509,15 @@ impl Clients {
     pub async fn cancel(&mut self, name: &str) -> Result<v1::Migration, ApiError> {
         let request = v1::CancelMigrationRequest { name: name.into() };
         answer(self.migrations.cancel_migration(request).await)
+    }
+
+    pub async fn host(&mut self, name: &str) -> v1::Host {
+        let request = v1::GetHostRequest { name: name.into() };
+        answer(self.hosts.get_host(request).await).unwrap()
+    }
+
+    pub async fn list(&mut self) -> v1::ListVmsResponse {
+        answer(self.vms.list_vms(v1::ListVmsRequest::default()).await).unwrap()
     }
 
     pub async fn vm(&mut self, name: &str) -> Result<v1::Vm, ApiError> {

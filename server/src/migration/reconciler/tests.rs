@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::*;
 use crate::store::{
-    ListQuery, Store, StoreError, StoredMigration,
+    FleetStore, ListQuery, SeenChanges, SeenFleet, Store, StoreError, StoredMigration,
     tests::{ENOSPC, Fault},
 };
 
@@ -47,9 +47,15 @@ impl Store for SlowStore {
     fn probe(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
 
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(Vec::new())
+impl FleetStore for SlowStore {
+    fn put_seen(&self, _: &SeenChanges) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn seen(&self) -> Result<SeenFleet, StoreError> {
+        Ok(SeenFleet::default())
     }
 }
 
