@@ -41,7 +41,7 @@ use crate::{
     store::{BlockingStore, RedbStore},
 };
 
-pub use crate::{http::Render, store::StoreError};
+pub use crate::{http::Render, migration::Retention, store::StoreError};
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -52,6 +52,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
+    /// Which ended migrations are kept.
+    pub retention: Retention,
     /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
     /// says that there is no recorder.
     pub render: Option<Render>,
@@ -65,6 +67,7 @@ impl fmt::Debug for ServerConfig {
             .field("listen", &self.listen)
             .field("state_dir", &self.state_dir)
             .field("report_interval", &self.report_interval)
+            .field("retention", &self.retention)
             .field("render", &self.render.is_some())
             .field("version", &self.version)
             .finish()
@@ -152,8 +155,13 @@ impl Server {
                 })?;
         }
         let history = Arc::new(History::new());
-        let migrations =
-            Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
+        let migrations = Migrations::start(
+            Arc::clone(&fleet),
+            store.clone(),
+            Arc::clone(&history),
+            config.retention,
+        )
+        .await?;
         let watches = Watches::default();
         let services = Services {
             fleet: Arc::clone(&fleet),

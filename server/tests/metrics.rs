@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use slat_proto::v1::MigrationPhase as Phase;
-use slat_server::{Server, ServerConfig, metrics::DOWNTIME_BUCKETS};
+use slat_server::{Retention, Server, ServerConfig, metrics::DOWNTIME_BUCKETS};
 use support::{Agent, Clients, Fake, hand_over, until, vm};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,6 +36,7 @@ async fn a_migration_is_counted() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: Duration::from_millis(100),
+        retention: Retention::default(),
         render: Some(Arc::new(move || recorder.render())),
         version: "9.9.9".into(),
     })

@@ -42,6 +42,23 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     report_interval: Span,
+    /// How many migrations to keep that have ended; older ones are forgotten
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS",
+        default_value_t = 1000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    keep_migrations: u32,
+    /// How long to keep a migration that has ended
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS_FOR",
+        default_value = "30d",
+        value_name = "DURATION"
+    )]
+    keep_migrations_for: Span,
     #[command(flatten)]
     insecure: listen::InsecureArgs,
     #[command(flatten)]
@@ -67,6 +84,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
         listen: args.listen,
         state_dir,
         report_interval: args.report_interval.0,
+        keep_migrations: (args.keep_migrations as usize, args.keep_migrations_for.0),
         render: recorder.render(),
     }
     .start()

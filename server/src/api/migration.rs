@@ -11,7 +11,39 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::services::Services;
-use crate::migration::NewMigration;
+use crate::migration::{NewMigration, WantedVm};
+
+/// A uid is 36 bytes; what is much longer is none.
+const LONGEST_UID: usize = 64;
+
+/// The VM that a new migration names.
+fn wanted_vm(migration: &v1::Migration) -> Result<WantedVm, ApiError> {
+    let name = match migration.vm.as_str() {
+        "" if migration.vm_uid.is_empty() => {
+            return Err(ApiError::bad_parameter(
+                "migration.vm",
+                "is missing, and so is migration.vm_uid",
+            ));
+        }
+        "" => None,
+        name => Some(VmName::parse(name)?),
+    };
+    if migration.vm_uid.len() > LONGEST_UID {
+        return Err(ApiError::bad_parameter(
+            "migration.vm_uid",
+            "is longer than 64 bytes",
+        ));
+    }
+    let source = match migration.source.as_str() {
+        "" => None,
+        source => Some(HostName::parse(source)?),
+    };
+    Ok(WantedVm {
+        name,
+        uid: migration.vm_uid.clone(),
+        source,
+    })
+}
 
 #[tonic::async_trait]
 impl MigrationService for Services {
@@ -30,7 +62,7 @@ impl MigrationService for Services {
         };
         let wanted = NewMigration {
             name,
-            vm: VmName::parse(&wanted.vm)?,
+            vm: wanted_vm(&wanted)?,
             destination: HostName::parse(&wanted.destination)?,
             params: MigrationParams::from_message(wanted.params.as_ref())?,
             validate_only: request.validate_only,
@@ -56,9 +88,10 @@ impl MigrationService for Services {
         } else {
             Some(VmName::parse(&request.vm)?.to_string())
         };
+        let vm_uid = (!request.vm_uid.is_empty()).then_some(request.vm_uid);
         let (migrations, next_page_token) = self
             .migrations
-            .list(request.page_size, &request.page_token, vm)
+            .list(request.page_size, &request.page_token, vm, vm_uid)
             .await?;
         Ok(Response::new(v1::ListMigrationsResponse {
             migrations,

@@ -53,7 +53,7 @@ impl Services {
 
     /// With the migration it is part of now, whatever its agent knows of that.
     pub(super) fn with_migration(&self, mut vm: v1::Vm) -> v1::Vm {
-        if let Some(migration) = self.migrations.of_vm(&vm.name) {
+        if let Some(migration) = self.migrations.of_vm(&vm) {
             vm.migration = migration;
         }
         vm

@@ -130,7 +130,7 @@ fn live(value: serde_json::Value) -> Response {
 }
 
 async fn state(State(pages): State<Pages>) -> Response {
-    let (migrations, error) = match pages.migrations.list(LAST, "", None).await {
+    let (migrations, error) = match pages.migrations.list(LAST, "", None, None).await {
         Ok((migrations, _)) => (migrations, None),
         Err(error) => (Vec::new(), Some(error.message)),
     };

@@ -92,9 +92,10 @@ impl Ended {
     }
 }
 
-/// Whether the source's host says that the VM's process is gone: an agent keeps such a VM as LOST.
+/// Whether the source's host says that the VM is gone: its agent keeps it as LOST, or has no VM of
+/// that uid.
 fn says_lost(error: &ApiError) -> bool {
-    error.reason == Reason::VmProcessDied
+    matches!(error.reason, Reason::VmProcessDied | Reason::NoSuchVm)
         || error
             .metadata
             .get("state")
@@ -128,14 +129,20 @@ impl Caller {
         let request = v1::DescribeOutgoingRequest {
             migration: subject.migration.clone(),
             vm: subject.vm.clone(),
+            vm_uid: subject.vm_uid.clone(),
             epoch: subject.epoch,
-            ..Default::default()
         };
         let mut transfers = subject.transfers(&self.fleet, Side::Source)?;
         let answer = ask(ASK, transfers.describe_outgoing(request)).await;
         let description = answer.map_err(|error| self.if_too_old(Side::Source, error))?;
-        if description.vm.is_none() || description.preamble.is_none() {
+        let (Some(vm), true) = (&description.vm, description.preamble.is_some()) else {
             return Err(self.too_old(Side::Source));
+        };
+        if !subject.vm_uid.is_empty() && vm.uid != subject.vm_uid {
+            // An agent that knows names only described another VM of that name.
+            return Err(ApiError::no_such_vm(&subject.vm)
+                .with("uid", &subject.vm_uid)
+                .with("found_uid", &vm.uid));
         }
         Ok(description)
     }
@@ -227,7 +234,7 @@ impl Caller {
             params: subject.params,
             epoch: subject.epoch,
             versions: Some(grant.versions),
-            ..Default::default()
+            vm_uid: subject.vm_uid.clone(),
         };
         let answer = match subject.transfers(&self.fleet, Side::Source) {
             Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,
@@ -238,7 +245,11 @@ impl Caller {
             Err(error) if is_silence(&error) => Ended::with(Answer::Silent),
             // A refusal counts only when there is no side: an earlier call may have begun it.
             Err(error) => match subject.find(&self.fleet, Side::Source).await {
-                Found::Absent { .. } => Ended::refused(Side::Source, error),
+                Found::Absent { owner: true } => Ended::refused(Side::Source, error),
+                // Not there at all: where it is, this refusal does not say.
+                Found::Absent { owner: false } => {
+                    Ended::refused(Side::Source, error.with("state", "LOST"))
+                }
                 found => Ended::found(Side::Source, found),
             },
         }

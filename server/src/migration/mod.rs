@@ -6,9 +6,11 @@
 //!   what does not change.
 //! * `calls` and `follower` carry actions out, `tasks` owns what is under way, `waiting` waits for
 //!   earlier migrations.
+//! * `key` and `lookup` say which VM is meant: by uid, where one is known.
 //! * `replies` holds answers that users wait for.
 //! * `reconciler` drives one migration: one task each, repaired by running again.
 //! * `orphans` ends sides that were made too late.
+//! * `retention` forgets those that ended long ago.
 //! * `admission` says whether a migration may begin, `updates` is a watch.
 //! * `migrations` accepts, finds, cancels and watches them, and owns the reconcilers.
 
@@ -16,15 +18,19 @@ mod admission;
 mod calls;
 mod errors;
 mod follower;
+mod key;
+mod lookup;
 mod migrations;
 mod orphans;
 pub mod protocol;
 mod reconciler;
 mod record;
 mod replies;
+mod retention;
 mod subject;
 mod tasks;
 mod updates;
 mod waiting;
 
-pub(crate) use self::{admission::NewMigration, migrations::Migrations};
+pub use self::retention::Retention;
+pub(crate) use self::{admission::NewMigration, lookup::WantedVm, migrations::Migrations};

@@ -43,6 +43,7 @@ impl Record {
             migration: v1::Migration {
                 name,
                 vm: vm.name.clone(),
+                vm_uid: vm.uid.clone(),
                 source: vm.host.clone(),
                 destination,
                 params: Some(params),

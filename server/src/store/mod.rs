@@ -1,7 +1,7 @@
 //! What the control plane must not forget, and nothing else.
 //!
 //! **Durable**: migrations (the record and which sides were released) and the last address of each
-//! host. **Not durable**: VMs and host figures; agents report them again within one interval, and
+//! host. Migrations that ended long ago are forgotten: `Store::prune_migrations`. **Not durable**: VMs and host figures; agents report them again within one interval, and
 //! they are the truth about them.
 //!
 //! A write that returned is on disk (redb's immediate durability: fsync before the commit returns).
@@ -20,7 +20,7 @@ pub(crate) use self::contract::Store;
 pub use self::error::StoreError;
 pub(crate) use self::{
     blocking::BlockingStore,
-    contract::ListQuery,
+    contract::{ListQuery, Place, Prune},
     record::{SourceStart, StoredMigration},
     redb::RedbStore,
 };

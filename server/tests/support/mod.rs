@@ -33,7 +33,7 @@ use slat_proto::{
         vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
     },
 };
-use slat_server::{Server, ServerConfig};
+use slat_server::{Retention, Server, ServerConfig};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_stream::Stream;
 use tonic::{Response, Status};
@@ -391,10 +391,16 @@ pub fn channel(address: SocketAddr) -> TracedChannel {
 
 /// A server with a short interval on `state`.
 pub async fn server(state: &std::path::Path) -> Server {
+    server_that_keeps(state, Retention::default()).await
+}
+
+/// The same with another retention.
+pub async fn server_that_keeps(state: &std::path::Path, retention: Retention) -> Server {
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.to_owned(),
         report_interval: Duration::from_millis(100),
+        retention,
         render: Some(Arc::new(|| "slat_test 1\n".to_owned())),
         version: "0.0.0-test".into(),
     };

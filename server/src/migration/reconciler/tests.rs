@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::*;
-use crate::store::{ListQuery, Store, StoreError, StoredMigration};
+use crate::store::{ListQuery, Prune, Store, StoreError, StoredMigration};
 
 /// A store that writes while the test lets it.
 #[derive(Clone)]
@@ -35,6 +35,10 @@ impl Store for SlowStore {
 
     fn open_migrations(&self) -> Result<Vec<StoredMigration>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn prune_migrations(&self, _: &Prune) -> Result<usize, StoreError> {
+        Ok(0)
     }
 
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
