@@ -107,6 +107,7 @@ impl AgentRole {
             vm_program: self.vm_program,
             backends: slat_vmm::available_backends,
             admit: Arc::new(slat_vmm::handover::preamble::admit_here),
+            clock: std::time::SystemTime::now,
             version: VERSION.to_owned(),
             render: Some(self.render),
         };

@@ -3,7 +3,7 @@
 //!
 //! From the bottom:
 //! * `store`: what must survive (migrations, hosts' addresses), in redb;
-//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * `clock`: what their hosts' clocks are off by; `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
 //! * `api`: one file a service; `dashboard`: the page and its JSON; `http`: metrics and health;
@@ -18,6 +18,7 @@
 //! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
+mod clock;
 mod dashboard;
 mod fleet;
 mod gauges;

@@ -58,6 +58,11 @@ pub(crate) fn describe(version: &str) {
         Unit::Seconds,
         "When a host was last heard from."
     );
+    describe_gauge!(
+        "slat_host_clock_offset_seconds",
+        Unit::Seconds,
+        "A host's wall clock less the server's, as last measured."
+    );
     describe_gauge!("slat_build_info", "Version of this process; always 1.");
     gauge!("slat_build_info", "version" => version.to_owned(), "role" => "server").set(1.0);
     for result in ["completed", "cancelled", "failed", "lost"] {

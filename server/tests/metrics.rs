@@ -44,6 +44,7 @@ async fn a_migration_is_counted() {
     .unwrap();
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
+    source.set_clock(7200);
     let a = Agent::start(source, server.address()).await;
     let b = Agent::start(Fake::new("hosts/b"), server.address()).await;
     let mut clients = Clients::new(server.address());
@@ -67,6 +68,8 @@ async fn a_migration_is_counted() {
         "slat_hosts{state=\"ready\"} 2",
         "slat_vms{state=\"running\"} 1",
         "slat_host_last_report_timestamp_seconds{host=\"a\"}",
+        // Two hours, to the accuracy of the measurement.
+        "slat_host_clock_offset_seconds{host=\"a\"} 7",
         "slat_build_info{version=\"9.9.9\",role=\"server\"} 1",
     ];
     for line in wanted {

@@ -40,7 +40,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -89,6 +89,9 @@ const FINISH: Duration = Duration::from_secs(20);
 /// Renders the process-wide metrics, which the owner of the process installed, as Prometheus text.
 pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Reads the host's wall clock.
+pub type WallClock = fn() -> SystemTime;
+
 /// What an agent needs to know.
 #[derive(Clone)]
 pub struct HostConfig {
@@ -114,6 +117,8 @@ pub struct HostConfig {
     /// Whether a VM that is announced could live here; asked before anything is reserved. May
     /// block.
     pub admit: Admit,
+    /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
+    pub clock: WallClock,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.
@@ -241,6 +246,7 @@ impl Agent {
             address: config.advertise.unwrap_or_else(|| address.to_string()),
             incarnation: uuid::Uuid::now_v7().to_string(),
             version: config.version,
+            clock: config.clock,
             supervisor: Arc::clone(&supervisor),
         });
         let endpoint = Endpoint::new()

@@ -55,9 +55,12 @@ impl FleetService for Services {
         let host = report.host.clone();
         let samples = self.history.samples_of(&report);
         let sides = std::mem::take(&mut report.transfers);
-        self.fleet.report(report)?;
+        let came = self.fleet.report(report)?;
         self.history.vms(&host, samples);
         self.migrations.sweep(&host, sides);
+        if let Some(came) = came {
+            self.fleet.clocks().answered(came);
+        }
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
         }))

@@ -7,7 +7,7 @@
 //! # Locking
 //! `table` is one `std` mutex, held for lookups and updates in memory only, never across `.await`.
 //! `channels` is a map of its own whose values are cloned out; it is never touched while `table` is
-//! locked.
+//! locked. Neither are `clocks`, which have a lock of their own.
 
 mod errors;
 mod placement;
@@ -28,6 +28,7 @@ use slat_proto::{
 };
 
 use self::{errors::no_such_host, table::Table};
+use crate::clock::{Came, Clocks};
 
 pub(crate) use self::errors::host_unreachable;
 
@@ -39,6 +40,7 @@ pub(crate) struct Fleet {
     table: Mutex<Table>,
     channels: DashMap<String, (String, TracedChannel)>,
     interval: Duration,
+    clocks: Clocks,
 }
 
 /// A VM and the host that owns it, which answers.
@@ -54,6 +56,7 @@ impl Fleet {
             table: Mutex::new(Table::new(interval, interval * MISSED_REPORTS)),
             channels: DashMap::new(),
             interval,
+            clocks: Clocks::default(),
         })
     }
 
@@ -95,20 +98,46 @@ impl Fleet {
         Ok(())
     }
 
-    /// What an agent sees.
-    pub(crate) fn report(&self, report: v1::ReportHostRequest) -> Result<(), ApiError> {
-        self.table().report(report, Instant::now())
+    /// What an agent sees. What comes back is for [`Clocks::answered`].
+    pub(crate) fn report(
+        &self,
+        mut report: v1::ReportHostRequest,
+    ) -> Result<Option<Came>, ApiError> {
+        // A report that will be refused says nothing of the host's clock.
+        let registered = self
+            .host(&report.host)
+            .is_ok_and(|host| host.incarnation == report.incarnation);
+        let came = registered.then(|| self.clocks.came(&report)).flatten();
+        for vm in &mut report.vms {
+            self.clocks.vm_from(&report.host, vm);
+        }
+        self.table().report(report, Instant::now())?;
+        Ok(came)
+    }
+
+    /// The hosts' clocks.
+    pub(crate) fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    fn with_clock(&self, mut host: v1::Host) -> v1::Host {
+        host.clock_offset = self.clocks.offset(&host.name);
+        host
     }
 
     /// All hosts, by name.
     pub(crate) fn hosts(&self) -> Vec<v1::Host> {
-        self.table().hosts(Instant::now())
+        let hosts = self.table().hosts(Instant::now());
+        hosts
+            .into_iter()
+            .map(|host| self.with_clock(host))
+            .collect()
     }
 
     /// One host.
     pub(crate) fn host(&self, name: &str) -> Result<v1::Host, ApiError> {
-        self.table()
-            .host(name, Instant::now())
+        let host = self.table().host(name, Instant::now());
+        host.map(|host| self.with_clock(host))
             .ok_or_else(|| no_such_host(name))
     }
 
@@ -199,7 +228,7 @@ impl Fleet {
         })
     }
 
-    /// A VM as a host's agent just answered.
+    /// A VM as a host's agent just answered, its times by the server's clock (see [`Clocks`]).
     pub(crate) fn observe(&self, host: &str, vm: v1::Vm) {
         self.table().observe(host, vm, Instant::now());
     }

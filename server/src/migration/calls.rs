@@ -177,9 +177,15 @@ impl Caller {
         description: v1::DescribeOutgoingResponse,
     ) -> Result<(Grant, v1::Transfer), ApiError> {
         let subject = &self.subject;
+        // The destination takes the VM's times for its own clock's.
+        let mut vm = description.vm;
+        if let Some(vm) = &mut vm {
+            self.fleet.clocks().vm_from(&subject.source, vm);
+            self.fleet.clocks().vm_to(&subject.destination, vm);
+        }
         let request = v1::PrepareIncomingRequest {
             migration: subject.migration.clone(),
-            vm: description.vm,
+            vm,
             slots: description.slots,
             params: subject.params,
             source_agent_address: self.fleet.host(&subject.source)?.address,

@@ -19,7 +19,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, PageRequest, VmName, paginate},
+    model::{MigrationName, PageRequest, Timeline, VmName, paginate},
     v1::{self, MigrationPhase as Phase, TransferRole as Role},
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -51,6 +51,7 @@ struct Active {
     shown: watch::Receiver<v1::Migration>,
     commands: mpsc::Sender<Command>,
     released: Released,
+    timeline: Timeline,
 }
 
 impl Active {
@@ -162,9 +163,18 @@ impl Migrations {
             shown: receiver,
             commands,
             released: released.clone(),
+            timeline: record.timeline(),
         };
+        let timeline = active.timeline;
         self.active().insert(name.clone(), active);
-        let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox, released);
+        let reconciler = Reconciler::new(
+            self.context.clone(),
+            record,
+            shown,
+            inbox,
+            released,
+            timeline,
+        );
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
             reconciler.run(before, this.stop.clone()).await;
@@ -259,7 +269,7 @@ impl Migrations {
         {
             if wanted.is_already(&existing) {
                 // The caller did not hear the answer to its first call.
-                return Ok(shown(existing));
+                return Ok(existing);
             }
             return Err(ApiError::new(
                 Reason::MigrationExists,
@@ -291,7 +301,7 @@ impl Migrations {
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
         if wanted.validate_only {
-            return Ok(shown(record.migration().clone()));
+            return Ok(shown(record.migration().clone(), &record.timeline()));
         }
         let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
         let before = self.unreleased(&VmKey::from(&vm), hosts);
@@ -302,8 +312,9 @@ impl Migrations {
             .await?;
         let migration = record.migration().clone();
         self.context.history.progress(&migration);
+        let timeline = record.timeline();
         self.spawn(record, before);
-        Ok(shown(migration))
+        Ok(shown(migration, &timeline))
     }
 
     /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses.
@@ -383,7 +394,7 @@ impl Migrations {
     fn live(&self, name: &str) -> Option<v1::Migration> {
         self.active()
             .get(name)
-            .map(|active| active.shown.borrow().clone())
+            .map(|active| shown(active.shown.borrow().clone(), &active.timeline))
     }
 
     async fn find(&self, name: &str) -> Result<Option<v1::Migration>, ApiError> {
@@ -403,7 +414,6 @@ impl Migrations {
     pub(crate) async fn get(&self, name: &MigrationName) -> Result<v1::Migration, ApiError> {
         self.find(&name.to_string())
             .await?
-            .map(shown)
             .ok_or_else(|| no_such_migration(name))
     }
 
@@ -442,7 +452,7 @@ impl Migrations {
         let migrations: Vec<v1::Migration> = found
             .into_iter()
             .filter_map(|record| record.migration)
-            .map(|stored| shown(self.live(&stored.name).unwrap_or(stored)))
+            .map(|stored| self.live(&stored.name).unwrap_or(stored))
             .collect();
         let first = PageRequest::new(page_size, "")?;
         Ok(paginate(migrations, &first, |migration| {
@@ -455,13 +465,16 @@ impl Migrations {
         let live = self
             .active()
             .get(&name.to_string())
-            .map(|active| active.shown.clone());
-        let receiver = match live {
-            Some(receiver) => receiver,
+            .map(|active| (active.shown.clone(), active.timeline));
+        let (receiver, timeline) = match live {
+            Some(live) => live,
             // Not active: what the store has is final, a stream of one.
-            None => watch::channel(self.get(name).await?).1,
+            None => (
+                watch::channel(self.get(name).await?).1,
+                Timeline::begin(None),
+            ),
         };
-        Ok(Updates::new(receiver, name.to_string()))
+        Ok(Updates::new(receiver, timeline, name.to_string()))
     }
 
     /// See MigrationService.CancelMigration.
@@ -469,13 +482,13 @@ impl Migrations {
         let commands = self
             .active()
             .get(&name.to_string())
-            .map(|active| active.commands.clone());
-        if let Some(commands) = commands {
+            .map(|active| (active.commands.clone(), active.timeline));
+        if let Some((commands, timeline)) = commands {
             let (reply, answer) = oneshot::channel();
             if commands.send(Command::Cancel(reply)).await.is_ok()
                 && let Ok(answer) = answer.await
             {
-                return answer.map(shown);
+                return answer.map(|migration| shown(migration, &timeline));
             }
         }
         // Its task has ended: the outcome is stored.

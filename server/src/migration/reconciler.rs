@@ -14,7 +14,10 @@
 
 use std::{future::ready, sync::Arc, time::Duration};
 
-use slat_proto::v1::{self, MigrationPhase as Phase, resolve_transfer_request::Decision};
+use slat_proto::{
+    model::Timeline,
+    v1::{self, MigrationPhase as Phase, resolve_transfer_request::Decision},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -100,6 +103,8 @@ pub(super) struct Reconciler {
     retry_at: Instant,
     retry_pause: Duration,
     source_changed: Instant,
+    /// This migration's own time.
+    timeline: Timeline,
 }
 
 impl Reconciler {
@@ -109,6 +114,7 @@ impl Reconciler {
         shown: watch::Sender<v1::Migration>,
         commands: mpsc::Receiver<Command>,
         released: Released,
+        timeline: Timeline,
     ) -> Self {
         let (hear, heard) = mpsc::channel(64);
         let on_disk = record.migration().clone();
@@ -142,6 +148,7 @@ impl Reconciler {
             retry_at: Instant::now() + RETRY,
             retry_pause: RETRY,
             source_changed: Instant::now(),
+            timeline,
         }
     }
 
@@ -162,7 +169,7 @@ impl Reconciler {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(command) = self.commands.recv() => self.command(command),
-                Some((side, transfer)) = self.heard.recv() => self.hear_of(side, &transfer),
+                Some((side, transfer)) = self.heard.recv() => self.hear_of(side, transfer),
                 Some(outcome) = self.tasks.next() => self.ended(outcome),
                 () = sleep_until(self.retry_at) => self.retry(),
                 () = wait_until(figures) => self.feed(Input::FiguresOverdue),
@@ -230,24 +237,27 @@ impl Reconciler {
     }
 
     /// A followed side says how it is.
-    fn hear_of(&mut self, side: Side, transfer: &v1::Transfer) {
+    fn hear_of(&mut self, side: Side, transfer: Box<v1::Transfer>) {
         self.following[side as usize].heard = true;
+        let report = report(&transfer);
         self.note(side, transfer);
-        self.feed(Input::Heard(side, report(transfer)));
+        self.feed(Input::Heard(side, report));
     }
 
     /// Keeps a side's figures and texts.
-    fn note(&mut self, side: Side, transfer: &v1::Transfer) {
+    fn note(&mut self, side: Side, mut transfer: Box<v1::Transfer>) {
+        let host = self.caller.subject.host(side);
+        self.context.fleet.clocks().side_from(host, &mut transfer);
         let error = transfer.error.clone();
         match side {
             Side::Source => {
                 self.source_changed = Instant::now();
-                self.record.source_figures(transfer);
+                self.record.source_figures(&transfer, &self.timeline.now());
                 self.context.history.progress(self.record.migration());
                 self.texts.source = error.or(self.texts.source.take());
             }
             Side::Destination => {
-                self.record.destination_figures(transfer);
+                self.record.destination_figures(&transfer);
                 self.texts.destination = error.or(self.texts.destination.take());
             }
         }
@@ -284,7 +294,7 @@ impl Reconciler {
         if let Some(side) = followed {
             // What it heard comes before its end.
             while let Ok((side, transfer)) = self.heard.try_recv() {
-                self.hear_of(side, &transfer);
+                self.hear_of(side, transfer);
             }
             let following = &mut self.following[side as usize];
             following.pause = if following.heard {
@@ -295,11 +305,11 @@ impl Reconciler {
         }
         match ended.brought {
             Brought::Nothing => {}
-            Brought::Side(side, transfer) => self.note(side, &transfer),
+            Brought::Side(side, transfer) => self.note(side, transfer),
             Brought::Description(description) => self.description = Some(description),
             Brought::Grant(grant, transfer) => {
                 self.grant = Some(grant);
-                self.note(Side::Destination, &transfer);
+                self.note(Side::Destination, transfer);
             }
             Brought::Refusal(side, error) => {
                 tracing::info!(migration = %self.name(), ?action, %error, "a side does not take part");
@@ -360,7 +370,7 @@ impl Reconciler {
             .protocol
             .cause()
             .and_then(|cause| self.texts.error(cause, before, durable.location));
-        self.record.apply(&durable, error);
+        self.record.apply(&durable, error, &self.timeline.now());
         self.retry_pause = RETRY;
         self.retry_at = Instant::now() + RETRY;
         tracing::info!(
@@ -493,7 +503,8 @@ async fn look_up(caller: Caller, location: v1::VmLocation) {
     } else {
         Side::Source
     };
-    if let Ok(vm) = subject.vm_at(fleet, side).await {
+    if let Ok(mut vm) = subject.vm_at(fleet, side).await {
+        fleet.clocks().vm_from(subject.host(side), &mut vm);
         if completed {
             fleet.raise_epoch(&vm.uid, subject.epoch + 1);
             fleet.forget(&subject.source, &subject.vm);

@@ -3,6 +3,7 @@
 
 mod cancel;
 mod cancel_held;
+mod clocks;
 mod identity;
 mod preamble;
 mod retention;

@@ -71,7 +71,14 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
         store: BlockingStore::new(store.clone()),
         history: Arc::new(History::new()),
     };
-    let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
+    let reconciler = Reconciler::new(
+        context,
+        record,
+        shown,
+        inbox,
+        Released::default(),
+        Timeline::begin(None),
+    );
     let gate = Arc::clone(&store.gate);
     // Held by a thread of its own: a guard does not cross an await.
     let (open, opened) = std::sync::mpsc::channel::<()>();
