@@ -50,6 +50,8 @@ pub(super) enum Brought {
     Grant(Grant, Box<v1::Transfer>),
     /// Who refused, or did not answer.
     Refusal(Side, ApiError),
+    /// A side that was not released, and why.
+    Unreleased(Side, ApiError),
 }
 
 /// How a call ended.
@@ -330,8 +332,33 @@ impl Caller {
             Err(error) => {
                 tracing::info!(migration = %subject.migration, host = %subject.host(side), %error,
                     "a side is not released yet");
-                Ended::with(Answer::Silent)
+                Ended {
+                    answer: Answer::Silent,
+                    brought: Brought::Unreleased(side, error),
+                }
             }
+        }
+    }
+
+    /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
+    /// answering is no failure here: the next report tells.
+    pub(super) async fn look_up(self, location: v1::VmLocation) {
+        let (subject, fleet) = (&self.subject, &self.fleet);
+        let completed = location == v1::VmLocation::Destination;
+        let side = if completed {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        if let Ok(mut vm) = subject.vm_at(fleet, side).await {
+            fleet.clocks().vm_from(subject.host(side), &mut vm);
+            if completed {
+                fleet.raise_epoch(&vm.uid, subject.epoch + 1);
+                fleet.forget(&subject.source, &subject.vm);
+            } else {
+                fleet.forget(&subject.destination, &subject.vm);
+            }
+            fleet.observe(subject.host(side), vm);
         }
     }
 }

@@ -67,7 +67,7 @@ impl Active {
             && migration.phase() == Phase::Failed
             && migration.vm_location() != v1::VmLocation::Lost
             && committed
-            && !self.released.source.is_cancelled()
+            && !self.released.source.is_set()
     }
 }
 
@@ -154,10 +154,10 @@ impl Migrations {
         let released = Released::default();
         let durable = record.durable();
         if durable.source_released {
-            released.source.cancel();
+            released.source.set();
         }
         if durable.destination_released {
-            released.destination.cancel();
+            released.destination.set();
         }
         let active = Active {
             shown: receiver,
@@ -338,9 +338,7 @@ impl Migrations {
                     ),
                 ]
                 .into_iter()
-                .filter(|(_, host, released)| {
-                    hosts.contains(&host.as_str()) && !released.is_cancelled()
-                })
+                .filter(|(_, host, released)| hosts.contains(&host.as_str()) && !released.is_set())
                 .map(|(role, host, released)| Earlier {
                     migration: migration.name.clone(),
                     host: host.clone(),

@@ -5,7 +5,7 @@
 //! * `record` is what is stored and shown of one migration, `errors` what a user reads, `subject`
 //!   what does not change.
 //! * `calls` and `follower` carry actions out, `tasks` owns what is under way, `waiting` waits for
-//!   earlier migrations.
+//!   earlier migrations, `waits` says what is waited for.
 //! * `key` and `lookup` say which VM is meant: by uid, where one is known.
 //! * `replies` holds answers that users wait for.
 //! * `reconciler` drives one migration: one task each, repaired by running again.
@@ -31,6 +31,7 @@ mod subject;
 mod tasks;
 mod updates;
 mod waiting;
+mod waits;
 
 pub use self::retention::Retention;
 pub(crate) use self::{admission::NewMigration, lookup::WantedVm, migrations::Migrations};

@@ -33,7 +33,8 @@ use super::{
     replies::{Command, Replies, Standing},
     subject::Subject,
     tasks::{Outcome, Tasks, Work},
-    waiting::{Earlier, Released, wait_for},
+    waiting::{Earlier, HOST_PATIENCE, Released, wait_for},
+    waits::{Standing as Waiting, Waits, populated},
 };
 use crate::{fleet::Fleet, history::History, metrics, phase::has_ended, store::BlockingStore};
 
@@ -105,6 +106,13 @@ pub(super) struct Reconciler {
     source_changed: Instant,
     /// This migration's own time.
     timeline: Timeline,
+    /// Sides that PENDING waits for.
+    before: Vec<Earlier>,
+    waits: Waits,
+    /// When the write that is under way began.
+    write_begun: Instant,
+    /// Since when it waits for hosts that do not answer.
+    hosts_since: Instant,
 }
 
 impl Reconciler {
@@ -149,6 +157,10 @@ impl Reconciler {
             retry_pause: RETRY,
             source_changed: Instant::now(),
             timeline,
+            before: Vec::new(),
+            waits: Waits::default(),
+            write_begun: Instant::now(),
+            hosts_since: Instant::now(),
         }
     }
 
@@ -164,7 +176,9 @@ impl Reconciler {
             self.retry_at = Instant::now();
         }
         while !self.is_done() {
+            self.show();
             let figures = self.figures_deadline();
+            let patience = self.patience_deadline();
             let answers = self.next_answer();
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -173,6 +187,7 @@ impl Reconciler {
                 Some(outcome) = self.tasks.next() => self.ended(outcome),
                 () = sleep_until(self.retry_at) => self.retry(),
                 () = wait_until(figures) => self.feed(Input::FiguresOverdue),
+                () = wait_until(patience) => self.feed(Input::PatienceOver),
                 () = wait_until(answers) => {}
             }
             self.show();
@@ -191,6 +206,7 @@ impl Reconciler {
     }
 
     fn wait(&mut self, before: Vec<Earlier>) {
+        self.before.clone_from(&before);
         let fleet = Arc::clone(&self.context.fleet);
         let migration = self.record.migration().clone();
         self.tasks.spawn(Work::Wait, async move {
@@ -234,6 +250,12 @@ impl Reconciler {
             FIGURES
         };
         Some(self.source_changed + patience)
+    }
+
+    fn patience_deadline(&self) -> Option<Instant> {
+        let patience = self.context.fleet.interval() * HOST_PATIENCE;
+        (self.protocol.awaits_hosts() && self.writing.is_none())
+            .then(|| self.hosts_since + patience)
     }
 
     /// A followed side says how it is.
@@ -311,6 +333,7 @@ impl Reconciler {
                 self.grant = Some(grant);
                 self.note(Side::Destination, transfer);
             }
+            Brought::Unreleased(side, error) => self.released.of(side).refused(error),
             Brought::Refusal(side, error) => {
                 tracing::info!(migration = %self.name(), ?action, %error, "a side does not take part");
                 self.texts.refusal = Some((side, error));
@@ -380,6 +403,7 @@ impl Reconciler {
             "migration"
         );
         self.writing = Some(self.record.migration().clone());
+        self.write_begun = Instant::now();
         self.write();
     }
 
@@ -409,10 +433,10 @@ impl Reconciler {
         self.feed(Input::Stored);
         let stored = self.protocol.stored();
         if stored.source_released {
-            self.released.source.cancel();
+            self.released.source.set();
         }
         if stored.destination_released {
-            self.released.destination.cancel();
+            self.released.destination.set();
         }
         if has_ended(stored.phase) && matches!(self.end, End::NotYet) {
             let hold = if stored.phase == Phase::Completed {
@@ -425,7 +449,7 @@ impl Reconciler {
                 looked_up: false,
             };
             metrics::migration_ended(&self.on_disk);
-            let look = look_up(self.caller.clone(), self.on_disk.vm_location());
+            let look = self.caller.clone().look_up(self.on_disk.vm_location());
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;
                 Outcome::LookedUp
@@ -454,6 +478,7 @@ impl Reconciler {
             }
             self.end = End::Shown;
         }
+        self.look_at_waits();
         let migration = if self.writing.is_none() {
             self.record.migration()
         } else {
@@ -466,6 +491,23 @@ impl Reconciler {
             }
             changed
         });
+    }
+
+    /// What it waits for is shown at once, and is no part of what must be on disk.
+    fn look_at_waits(&mut self) {
+        let migration = self.record.migration();
+        let standing = Waiting {
+            subject: &self.caller.subject,
+            protocol: &self.protocol,
+            before: &self.before,
+            populated: populated(migration.populated_bytes, migration.progress.as_ref()),
+            disk_hangs: self.writing.is_some() && self.write_begun.elapsed() >= RETRY,
+        };
+        self.waits.update(standing, &self.timeline.now());
+        let (words, since) = (self.waits.words(), self.waits.since());
+        self.record.set_waiting(words, since);
+        words.clone_into(&mut self.on_disk.waiting_for);
+        self.on_disk.waiting_since = since;
     }
 
     fn next_answer(&self) -> Option<Instant> {
@@ -490,28 +532,6 @@ impl Reconciler {
             source_released: stored.source_released,
             releasing,
         });
-    }
-}
-
-/// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
-/// answering is no failure here: the next report tells.
-async fn look_up(caller: Caller, location: v1::VmLocation) {
-    let (subject, fleet) = (&caller.subject, &caller.fleet);
-    let completed = location == v1::VmLocation::Destination;
-    let side = if completed {
-        Side::Destination
-    } else {
-        Side::Source
-    };
-    if let Ok(mut vm) = subject.vm_at(fleet, side).await {
-        fleet.clocks().vm_from(subject.host(side), &mut vm);
-        if completed {
-            fleet.raise_epoch(&vm.uid, subject.epoch + 1);
-            fleet.forget(&subject.source, &subject.vm);
-        } else {
-            fleet.forget(&subject.destination, &subject.vm);
-        }
-        fleet.observe(subject.host(side), vm);
     }
 }
 

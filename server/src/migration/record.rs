@@ -89,8 +89,11 @@ impl Record {
 
     /// For the store.
     pub(crate) fn to_stored(&self) -> StoredMigration {
+        let mut migration = self.migration.clone();
+        migration.waiting_for.clear();
+        migration.waiting_since = None;
         StoredMigration {
-            migration: Some(self.migration.clone()),
+            migration: Some(migration),
             source_released: self.source_released,
             destination_released: self.destination_released,
             source_start: match self.start {
@@ -179,6 +182,12 @@ impl Record {
         asked && !progress.is_some_and(|progress| is_result(progress.verification()))
     }
 
+    /// What it waits for, and since when: shown, never stored.
+    pub(crate) fn set_waiting(&mut self, words: &str, since: Option<Timestamp>) {
+        words.clone_into(&mut self.migration.waiting_for);
+        self.migration.waiting_since = since;
+    }
+
     /// When its own time begins or, after a restart of the server, goes on.
     pub(crate) fn timeline(&self) -> Timeline {
         Timeline::begin(self.latest().as_ref())
@@ -221,6 +230,8 @@ impl Record {
     /// source has none.
     pub(crate) fn destination_figures(&mut self, side: &v1::Transfer) {
         let Some(theirs) = &side.progress else { return };
+        let populated = &mut self.migration.populated_bytes;
+        *populated = theirs.populated_bytes.max(*populated);
         if theirs.cpu_time.is_some() {
             self.migration.destination_cpu_time = theirs.cpu_time;
         }

@@ -14,6 +14,7 @@ use super::{
         receiver::Event,
         wire::{Header, Kind, WireError},
     },
+    PUBLISH,
     link::Link,
     parts::{DestinationDriver, Note},
     work::{Work, was_told},
@@ -81,6 +82,15 @@ impl DestinationDriver {
             return Ok(None);
         };
         let percent = populate.percent().map_err(no_memory)?;
+        // Whether or not the source is there yet: who waits for this migration sees it.
+        let bytes = populate.bytes();
+        let due = link.published_at.elapsed() >= PUBLISH || percent == 100;
+        if due && bytes != link.published {
+            self.side
+                .update(|progress| progress.populated_bytes = bytes);
+            link.published = bytes;
+            link.published_at = Instant::now();
+        }
         if !link.table_seen {
             return Ok(None);
         }

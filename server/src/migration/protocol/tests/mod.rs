@@ -417,7 +417,10 @@ fn a_restarted_server_waits_for_a_silent_host_no_longer_than_its_patience() {
             }
         }
         let stored = rig.protocol.stored();
-        assert_eq!((stored.phase, stored.location), (Phase::Failed, Location::Source));
+        assert_eq!(
+            (stored.phase, stored.location),
+            (Phase::Failed, Location::Source)
+        );
         assert_eq!(rig.protocol.cause(), Some(Cause::Refused(side)));
     }
     // A source that may have been told to begin is waited for: it may have handed the VM over.
