@@ -4,19 +4,19 @@
 //! server's clock before anything is kept or shown, and back before they are sent to another host.
 //!
 //! # How an offset is measured
-//! As NTP does it: a report says when it was sent (the agent's clock), the server notes when it came
-//! and was answered, and the next report says how long the answer took (the agent's monotonic
+//! As NTP does it: a report says when it was sent (the agent's clock), the server notes when it
+//! came and was answered, and the next report says how long the answer took (the agent's monotonic
 //! clock). Half of what the way there and back took is all that the offset may be wrong by. Of all
 //! measurements the one with the least error is kept. Its error grows with its age, by what two
 //! clocks may drift, so that it is replaced in time; one that contradicts it replaces it at once:
 //! somebody set a clock.
 //!
-//! The very first report of a host has no round trip. Its offset is known to a few seconds only, and
-//! it corrects no less than that.
+//! The very first report of a host has no round trip. Its offset is known to a few seconds only,
+//! and it corrects no less than that.
 //!
 //! # What is corrected
-//! Times are moved by an offset that is applied as a whole, from [`WORTH`] on, and changed only when
-//! the measured one has moved away by as much: what is shown of one event does not tremble.
+//! Times are moved by an offset that is applied as a whole, from [`WORTH`] on, and changed only
+//! when the measured one has moved away by as much: what is shown of one event does not tremble.
 //!
 //! # Locking
 //! One `std` mutex around a map of small values, held for one lookup or update.

@@ -3,7 +3,8 @@
 //!
 //! From the bottom:
 //! * `store`: what must survive (migrations, hosts' addresses), in redb;
-//! * `clock`: what their hosts' clocks are off by; `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
+//! * `clock`: what hosts' clocks are off by;
+//! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
 //! * `api`: one file a service; `dashboard`: the page and its JSON; `http`: metrics and health;

@@ -1,6 +1,6 @@
 //! HostService at the agent: a collection of one, its own host.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use slat_proto::{
     ApiError, Reason,
@@ -9,7 +9,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{WallClock, supervisor::Supervisor};
+use super::supervisor::Supervisor;
 
 /// What this agent says of its host.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct HostCard {
     pub(super) address: String,
     pub(super) incarnation: String,
     pub(super) version: String,
-    pub(super) clock: WallClock,
+    pub(super) clock: fn() -> SystemTime,
     pub(super) supervisor: Arc<Supervisor>,
 }
 

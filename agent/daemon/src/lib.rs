@@ -89,9 +89,6 @@ const FINISH: Duration = Duration::from_secs(20);
 /// Renders the process-wide metrics, which the owner of the process installed, as Prometheus text.
 pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Reads the host's wall clock.
-pub type WallClock = fn() -> SystemTime;
-
 /// What an agent needs to know.
 #[derive(Clone)]
 pub struct HostConfig {
@@ -118,7 +115,7 @@ pub struct HostConfig {
     /// block.
     pub admit: Admit,
     /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
-    pub clock: WallClock,
+    pub clock: fn() -> SystemTime,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.

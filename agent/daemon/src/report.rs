@@ -5,8 +5,8 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
-//! A report says when it was sent, by the agent's wall clock, and how long the one before took until
-//! its answer, by the monotonic clock: the server measures the offset of the one by the other.
+//! A report says when it was sent, by the agent's wall clock, and how long the one before took
+//! until its answer, by the monotonic clock: the server measures the offset of the wall clock so.
 //!
 //! A report is put together from the caches only. Contact with the server, its loss and a refusal
 //! are each logged once, when they begin. The task ends with the agent's token.

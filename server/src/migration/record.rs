@@ -243,8 +243,8 @@ impl Record {
         }
     }
 
-    /// Notes a phase's beginning: it is known of at `now`; `said`: when a side says that it was. See
-    /// the module.
+    /// Notes a phase's beginning: it is known of at `now`; `said`: when a side says that it was.
+    /// See the module.
     fn mark(&mut self, phase: Phase, said: Option<&Timestamp>, now: &Timestamp) {
         let times = &mut self.migration.phase_times;
         let noted = |entry: &v1::PhaseTime| entry.time.as_ref().map(timestamp_nanos);
@@ -405,8 +405,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the hosts' clocks say, and whoever sets the server's: times follow each other as
-        /// the phases do, none is later than the end, and no duration is negative.
+        /// Whatever the hosts' clocks say, and whoever sets the server's: times follow each other
+        /// as the phases do, none is later than the end, and no duration is negative.
         #[test]
         fn phases_never_run_backwards(
             moments in prop::collection::vec((moment(), 0..5_000_000_000_i128), 1..40),

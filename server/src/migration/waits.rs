@@ -1,17 +1,17 @@
 //! What a migration waits for, in words, and since when.
 //!
-//! Every wait of a migration has a name here and, where one is possible without guessing what became
-//! of the VM, an end:
+//! Every wait of a migration has a name here and, where one is possible without guessing what
+//! became of the VM, an end:
 //!
-//! | phase | waits for | ends at the latest |
-//! |---|---|---|
-//! | PENDING | sides of earlier migrations to be released | see [`super::waiting`] |
-//! | PREPARING, before the source was told | a host | one call; after a restart of the server [`super::waiting::HOST_PATIENCE`] |
-//! | any, after it | the source's word: it may have handed the VM over | when it comes |
-//! | CANCELLING | the same, or the end of the destination's listener | when it comes |
-//! | IN_DOUBT | the source's journal | when it comes; never by a timer |
-//! | COMMITTED | the destination; then the source's last figures | when it comes; figures 5 s, digests 120 s |
-//! | any | the store | when it writes again |
+//! * PENDING waits for sides of earlier migrations, as long as [`super::waiting`] says.
+//! * PREPARING waits for a host, before the source was told to begin: for one call or, after a
+//!   restart of the server, for [`super::waiting::HOST_PATIENCE`].
+//! * Later the source's word is waited for, until it comes: it may have handed the VM over. A
+//!   cancel waits for the same, or for the end of the destination's listener.
+//! * IN_DOUBT waits for the source's journal; no timer ends it.
+//! * COMMITTED waits for the destination, then for the source's last figures: 5 s, and 120 s while
+//!   it compares digests.
+//! * Any phase may wait for the store.
 //!
 //! Plain data: the protocol's state and the time come in.
 

@@ -1,8 +1,8 @@
 //! What the control plane must not forget, and nothing else.
 //!
 //! **Durable**: migrations (the record and which sides were released) and the last address of each
-//! host. Migrations that ended long ago are forgotten: `Store::prune_migrations`. **Not durable**: VMs and host figures; agents report them again within one interval, and
-//! they are the truth about them.
+//! host. Migrations that ended long ago are forgotten. **Not durable**: VMs and host figures;
+//! agents report them again within one interval, and they are the truth about them.
 //!
 //! A write that returned is on disk (redb's immediate durability: fsync before the commit returns).
 //! A reconciler relies on it: a state is stored before an action that assumes it is begun. Calls

@@ -14,13 +14,14 @@ use super::{
         receiver::Event,
         wire::{Header, Kind, WireError},
     },
-    PUBLISH,
     link::Link,
     parts::{DestinationDriver, Note},
     work::{Work, was_told},
 };
 use crate::handover::{payload::check_slots, protocol::destination::Input};
 
+/// How far populating is, is published this often.
+const SHOW: Duration = Duration::from_millis(100);
 /// The source is told at least this often how far populating is, so that it does not take it for
 /// silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
@@ -84,7 +85,7 @@ impl DestinationDriver {
         let percent = populate.percent().map_err(no_memory)?;
         // Whether or not the source is there yet: who waits for this migration sees it.
         let bytes = populate.bytes();
-        let due = link.published_at.elapsed() >= PUBLISH || percent == 100;
+        let due = link.published_at.elapsed() >= SHOW || percent == 100;
         if due && bytes != link.published {
             self.side
                 .update(|progress| progress.populated_bytes = bytes);
