@@ -1,6 +1,6 @@
 //! `slat server`: the control plane.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
@@ -17,6 +17,9 @@ Examples:
 
 The dashboard is at http://ADDRESS/, Prometheus text at http://ADDRESS/metrics.
 One line on standard output says `listening on IP:PORT` when the server is ready.";
+
+/// Who waits for a migration must still find it when it has ended.
+const SHORTEST_KEPT: Duration = Duration::from_secs(60);
 
 /// Options of `slat server`.
 #[derive(Clone, Debug, clap::Args)]
@@ -71,6 +74,12 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(format!(
             "--report-interval {} is not between 50ms and 60s",
             args.report_interval
+        )));
+    }
+    if args.keep_migrations_for.0 < SHORTEST_KEPT {
+        return Err(Failure::Usage(format!(
+            "--keep-migrations-for {} is shorter than 1m",
+            args.keep_migrations_for
         )));
     }
     let mut stop = stop::Stop::listen()?;

@@ -278,7 +278,7 @@ impl Migrations {
                     existing.vm, existing.destination
                 ),
             )
-            .with("migration", &name)
+            .with("migration", name)
             .with("vm", existing.vm)
             .with("destination", existing.destination)
             .with("advice", "name another migration_id"));
