@@ -3,6 +3,7 @@
 //!
 //! From the bottom:
 //! * `store`: what must survive (migrations, the fleet as last seen), in redb;
+//! * `clock`: what hosts' clocks are off by;
 //! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
@@ -19,6 +20,7 @@
 //! agents back. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
+mod clock;
 mod dashboard;
 mod fleet;
 mod gauges;
@@ -45,7 +47,7 @@ use crate::{
     store::BlockingStore,
 };
 
-pub use crate::{http::Render, store::StoreError};
+pub use crate::{http::Render, migration::Retention, store::StoreError};
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -56,6 +58,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
+    /// Which ended migrations are kept.
+    pub retention: Retention,
     /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
     /// says that there is no recorder.
     pub render: Option<Render>,
@@ -69,6 +73,7 @@ impl fmt::Debug for ServerConfig {
             .field("listen", &self.listen)
             .field("state_dir", &self.state_dir)
             .field("report_interval", &self.report_interval)
+            .field("retention", &self.retention)
             .field("render", &self.render.is_some())
             .field("version", &self.version)
             .finish()
@@ -156,8 +161,13 @@ impl Server {
         let fleet = Fleet::new(config.report_interval);
         fleet.restore(store.with(|store| store.seen()).await?)?;
         let history = Arc::new(History::new(config.report_interval));
-        let migrations =
-            Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
+        let migrations = Migrations::start(
+            Arc::clone(&fleet),
+            store.clone(),
+            Arc::clone(&history),
+            config.retention,
+        )
+        .await?;
         let watches = Watches::default();
         let services = Services {
             fleet: Arc::clone(&fleet),

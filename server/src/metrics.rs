@@ -65,6 +65,11 @@ pub(crate) fn describe(version: &str) {
         "When a host was last heard from."
     );
     describe_gauge!(
+        "slat_host_clock_offset_seconds",
+        Unit::Seconds,
+        "A host's wall clock less the server's, as last measured."
+    );
+    describe_gauge!(
         "slat_store_up",
         "1 while the store can be written, else 0: the server does not serve."
     );

@@ -68,11 +68,14 @@ impl FleetService for Services {
         report
             .leftovers
             .retain(|left| !self.migrations.explains(&left.migration));
-        self.fleet.report(report)?;
+        let came = self.fleet.report(report)?;
         self.history.vms(&host, samples);
         self.migrations.sweep(&host, sides);
         // Said in the log by who writes.
         drop(self.fleet.settled_report().await);
+        if let Some(came) = came {
+            self.fleet.clocks().answered(came);
+        }
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
         }))

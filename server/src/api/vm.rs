@@ -50,6 +50,7 @@ impl Services {
     /// Keeps what an agent answered.
     pub(super) fn noted(&self, host: &str, mut vm: v1::Vm) -> v1::Vm {
         host.clone_into(&mut vm.host);
+        self.fleet.clocks().vm_from(host, &mut vm);
         self.fleet.observe(host, vm.clone());
         self.fleet.shown(vm)
     }

@@ -25,6 +25,7 @@ use super::{
     errors::{host_cordoned, host_in_use, no_such_host, unreachable_because},
     table::Table,
 };
+use crate::clock::{Came, Clocks};
 
 /// A host is unreachable when it missed this many reports.
 const MISSED_REPORTS: u32 = 3;
@@ -38,6 +39,7 @@ pub(crate) struct Fleet {
     pub(super) changed: Notify,
     /// The generation that is on disk.
     pub(super) saved: watch::Sender<u64>,
+    clocks: Clocks,
 }
 
 /// A VM and the host that owns it, which answers.
@@ -60,6 +62,7 @@ impl Fleet {
             interval,
             changed: Notify::new(),
             saved: watch::channel(0).0,
+            clocks: Clocks::default(),
         })
     }
 
@@ -118,23 +121,49 @@ impl Fleet {
         Ok(())
     }
 
-    /// What an agent sees.
+    /// What an agent sees. What comes back is for [`Clocks::answered`].
     ///
     /// # Errors
     /// STALE_INCARNATION.
-    pub(crate) fn report(&self, report: v1::ReportHostRequest) -> Result<(), ApiError> {
-        self.change(|table| table.report(report, Instant::now()))
+    pub(crate) fn report(
+        &self,
+        mut report: v1::ReportHostRequest,
+    ) -> Result<Option<Came>, ApiError> {
+        // A report that will be refused says nothing of the host's clock.
+        let registered = self
+            .host(&report.host)
+            .is_ok_and(|host| host.incarnation == report.incarnation);
+        let came = registered.then(|| self.clocks.came(&report)).flatten();
+        for vm in &mut report.vms {
+            self.clocks.vm_from(&report.host, vm);
+        }
+        self.change(|table| table.report(report, Instant::now()))?;
+        Ok(came)
+    }
+
+    /// The hosts' clocks.
+    pub(crate) fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    fn with_clock(&self, mut host: v1::Host) -> v1::Host {
+        host.clock_offset = self.clocks.offset(&host.name);
+        host
     }
 
     /// All hosts, by name.
     pub(crate) fn hosts(&self) -> Vec<v1::Host> {
-        self.table().hosts(Instant::now())
+        let hosts = self.table().hosts(Instant::now());
+        hosts
+            .into_iter()
+            .map(|host| self.with_clock(host))
+            .collect()
     }
 
     /// One host.
     pub(crate) fn host(&self, name: &str) -> Result<v1::Host, ApiError> {
-        self.table()
-            .host(name, Instant::now())
+        let host = self.table().host(name, Instant::now());
+        host.map(|host| self.with_clock(host))
             .ok_or_else(|| no_such_host(name))
     }
 

@@ -106,7 +106,9 @@ impl Texts {
             (side, ApiError::new(Reason::Internal, text))
         });
         let word = if location == Location::Lost {
-            error.reason = Reason::VmProcessDied;
+            if error.reason != Reason::NoSuchVm {
+                error.reason = Reason::VmProcessDied;
+            }
             "LOST"
         } else {
             "SOURCE"

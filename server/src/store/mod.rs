@@ -3,7 +3,7 @@
 //! **Durable**: migrations (the record and which sides were released), and the fleet as it was last
 //! seen: hosts, which VMs are on them, the highest epoch of each. Agents are the truth about their
 //! VMs; this is the memory of what they said, for as long as they are silent. **Not durable**:
-//! statistics; agents report them again within one interval.
+//! statistics, and migrations that ended long ago; agents report them again within one interval.
 //!
 //! A write that returned is on disk (redb's immediate durability: fsync before the commit returns).
 //! A reconciler relies on it: a state is stored before an action that assumes it is begun. Calls
@@ -31,7 +31,7 @@ pub(crate) mod tests;
 pub use self::error::StoreError;
 pub(crate) use self::{
     blocking::BlockingStore,
-    contract::ListQuery,
+    contract::{ListQuery, Place, Prune},
     guardian::{probe, tell},
     record::{SourceStart, StoredMigration},
     seen::{SeenChanges, SeenFleet},

@@ -3,8 +3,11 @@
 
 mod cancel;
 mod cancel_held;
+mod clocks;
 mod doubt;
+mod identity;
 mod preamble;
+mod retention;
 #[path = "../support/mod.rs"]
 mod support;
 mod unreadable;
@@ -731,6 +734,7 @@ async fn a_second_server_on_the_same_state_is_refused() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: std::time::Duration::from_secs(1),
+        retention: slat_server::Retention::default(),
         render: Some(Arc::new(String::new)),
         version: "0".into(),
     };

@@ -17,12 +17,12 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::proto_duration,
+    model::{now, proto_duration},
     transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
@@ -33,7 +33,7 @@ use slat_proto::{
         vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
     },
 };
-use slat_server::{Server, ServerConfig};
+use slat_server::{Retention, Server, ServerConfig};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_stream::Stream;
 use tonic::{Response, Status};
@@ -56,6 +56,8 @@ struct Inner {
     leftovers: Vec<v1::Leftover>,
     /// As whom GetHost answers, when not as itself.
     answers_as: Option<v1::Host>,
+    /// Of its host's clock, seconds ahead of the machine's.
+    clock_ahead: i64,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -80,6 +82,15 @@ pub struct Agent {
 
 fn key(migration: &str, role: Role) -> Key {
     (migration.to_owned(), role.into())
+}
+
+/// Enters a phase and says when it did.
+fn enter(side: &mut v1::Transfer, phase: SidePhase, time: Option<prost_types::Timestamp>) {
+    side.phase = phase.into();
+    side.phase_times.push(v1::TransferPhaseTime {
+        phase: phase.into(),
+        time,
+    });
 }
 
 fn ended(phase: SidePhase) -> bool {
@@ -200,6 +211,21 @@ impl Fake {
         }
     }
 
+    /// Sets its host's clock.
+    pub fn set_clock(&self, seconds_ahead: i64) {
+        self.inner.lock().unwrap().clock_ahead = seconds_ahead;
+    }
+
+    /// Its host's clock.
+    pub fn now(&self) -> prost_types::Timestamp {
+        let ahead = self.inner.lock().unwrap().clock_ahead;
+        let now = now();
+        prost_types::Timestamp {
+            seconds: now.seconds + ahead,
+            ..now
+        }
+    }
+
     pub fn put_vm(&self, vm: v1::Vm) {
         self.inner.lock().unwrap().vms.insert(vm.name.clone(), vm);
     }
@@ -234,7 +260,8 @@ impl Fake {
     }
 
     pub fn phase(&self, migration: &str, role: Role, phase: SidePhase) {
-        self.set(migration, role, |side| side.phase = phase.into());
+        let time = Some(self.now());
+        self.set(migration, role, |side| enter(side, phase, time));
     }
 
     /// A side as if an earlier life had made it.
@@ -276,6 +303,7 @@ impl Fake {
     }
 
     fn report(&self) -> v1::ReportHostRequest {
+        let send_time = Some(self.now());
         let inner = self.inner.lock().unwrap();
         let used = inner
             .vms
@@ -286,6 +314,7 @@ impl Fake {
             incarnation: "1".into(),
             vms: inner.vms.values().cloned().collect(),
             memory_used_bytes: used.sum(),
+            send_time,
             transfers: inner
                 .sides
                 .values()
@@ -373,15 +402,21 @@ impl Agent {
             .unwrap()
             .into_inner()
             .report_interval_millis;
+        let sent = Instant::now();
         fleet.report_host(self.fake.report()).await.unwrap();
+        let mut round_trip = sent.elapsed();
         let fake = self.fake.clone();
         let reporter = tokio::spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_millis(interval.into()));
             loop {
                 tick.tick().await;
-                if fleet.report_host(fake.report()).await.is_err() {
+                let mut report = fake.report();
+                report.last_round_trip = Some(proto_duration(round_trip));
+                let sent = Instant::now();
+                if fleet.report_host(report).await.is_err() {
                     return;
                 }
+                round_trip = sent.elapsed();
             }
         });
         if let Some(old) = self.reporter.replace(reporter) {
@@ -421,10 +456,16 @@ pub fn channel(address: SocketAddr) -> TracedChannel {
 
 /// A server with a short interval on `state`.
 pub async fn server(state: &std::path::Path) -> Server {
+    server_that_keeps(state, Retention::default()).await
+}
+
+/// The same with another retention.
+pub async fn server_that_keeps(state: &std::path::Path, retention: Retention) -> Server {
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.to_owned(),
         report_interval: Duration::from_millis(100),
+        retention,
         render: Some(Arc::new(|| "slat_test 1\n".to_owned())),
         version: "0.0.0-test".into(),
     };
@@ -546,9 +587,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut()
 /// Both sides of a handover as the two processes would do it, up to the end.
 pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
     destination.phase(migration, Role::Destination, SidePhase::Ready);
-    source.set(migration, Role::Source, |side| {
-        side.phase = SidePhase::Relinquished.into();
-    });
+    source.phase(migration, Role::Source, SidePhase::Relinquished);
     let mut moved = source.vm(vm).unwrap();
     let mut left = moved.clone();
     left.state = State::Relinquished.into();
@@ -557,13 +596,15 @@ pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
     moved.pid += 1;
     moved.state = State::Running.into();
     destination.put_vm(moved);
+    let time = Some(destination.now());
     destination.set(migration, Role::Destination, |side| {
-        side.phase = SidePhase::Completed.into();
+        enter(side, SidePhase::Completed, time);
         let progress = side.progress.get_or_insert_default();
         progress.cpu_time = Some(proto_duration(Duration::from_millis(7)));
     });
+    let time = Some(source.now());
     source.set(migration, Role::Source, |side| {
-        side.phase = SidePhase::Completed.into();
+        enter(side, SidePhase::Completed, time);
         let progress = side.progress.get_or_insert_default();
         progress.downtime = Some(proto_duration(Duration::from_millis(12)));
         progress.iterations = vec![v1::MigrationIteration::default(); 3];

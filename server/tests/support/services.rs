@@ -152,6 +152,7 @@ impl VmService for Fake {
         let mut vm = vm(&format!("vms/{}", request.vm_id), 64);
         vm.spec.as_mut().unwrap().memory_bytes = request.spec.unwrap().memory_bytes;
         vm.state = State::Created.into();
+        vm.create_time = Some(self.now());
         if !request.validate_only {
             self.put_vm(vm.clone());
         }

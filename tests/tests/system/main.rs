@@ -9,6 +9,7 @@ mod admission;
 mod bad_input;
 mod cancel;
 mod cli;
+mod clocks;
 mod convergence;
 mod crash;
 mod data_port;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use tokio::sync::watch;
 
 use super::*;
-use crate::store::{FleetStore, ListQuery, Store, StoredMigration};
+use crate::store::{FleetStore, ListQuery, Prune, Store, StoredMigration};
 
 /// A store whose writes fail until told otherwise, or wait at a gate.
 #[derive(Clone)]
@@ -51,6 +51,10 @@ impl Store for Disk {
 
     fn open_migrations(&self) -> Result<Vec<StoredMigration>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn prune_migrations(&self, _: &Prune) -> Result<usize, StoreError> {
+        Ok(0)
     }
 
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
