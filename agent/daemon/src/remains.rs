@@ -208,6 +208,7 @@ impl Remains {
                             with_phase(base(), v1::TransferPhase::Relinquished)
                         }
                         standing::SourceStands::Ended => record.cloned()?,
+                        standing::SourceStands::Adopted => self.taken_back(base(), key),
                         standing::SourceStands::Died { .. } => {
                             let lost = self.lost_epoch().is_some();
                             let what = if lost {
@@ -232,6 +233,20 @@ impl Remains {
                 },
             ),
         }
+    }
+
+    /// An operator took the VM back: a destination in doubt that asks gives up.
+    fn taken_back(&self, side: v1::Transfer, key: &SideKey) -> v1::Transfer {
+        let error = ApiError::new(
+            Reason::CancelledByUser,
+            "an operator took the VM back at its source",
+        )
+        .with("vm", &self.vm)
+        .with("migration", &key.migration)
+        .to_migration_error(v1::MigrationPhase::Switchover, key.role.as_str());
+        let mut side = with_phase(side, v1::TransferPhase::Cancelled);
+        side.error = Some(error);
+        side
     }
 
     fn died_receiving(&self, side: v1::Transfer, key: &SideKey, prepared: bool) -> v1::Transfer {

@@ -265,6 +265,19 @@ impl TransferService for Transfers {
         }
     }
 
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        // Here it would bypass what the order has to say that it gives up.
+        Err(ApiError::new(
+            Reason::NoSuchMethod,
+            "a VM is taken back through HostService.AdoptLeftover",
+        )
+        .with("migration", &request.get_ref().migration)
+        .into())
+    }
+
     async fn release_transfer(
         &self,
         request: Request<v1::ReleaseTransferRequest>,

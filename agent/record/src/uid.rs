@@ -66,7 +66,12 @@ mod tests {
 
     #[test]
     fn what_could_leave_the_folder_is_refused() {
-        for text in ["u", "0197-a_B", &VmUid::fresh().to_string(), &"x".repeat(64)] {
+        for text in [
+            "u",
+            "0197-a_B",
+            &VmUid::fresh().to_string(),
+            &"x".repeat(64),
+        ] {
             assert_eq!(VmUid::parse(text).unwrap().as_str(), text);
         }
         for text in ["", "..", "a/b", "a\0", "a b", "é", &"x".repeat(65)] {

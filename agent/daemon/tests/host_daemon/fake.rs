@@ -469,6 +469,33 @@ impl TransferService for Fake {
         Err(Status::unimplemented("not in these tests"))
     }
 
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Reply<v1::AdoptTransferResponse> {
+        let request = request.into_inner();
+        let role = v1::TransferRole::Source.into();
+        let mut side = self.side(&request.migration, role)?.borrow().clone();
+        if side.phase() != v1::TransferPhase::Relinquished {
+            return Err(ApiError::new(Reason::VmState, "says the fake").into());
+        }
+        self.journal(&Entry::Adopted {
+            uid: self.uid(),
+            epoch: request.epoch,
+        });
+        side.set_phase(v1::TransferPhase::Cancelled);
+        let side = self.set_side(side);
+        let vm = self.show(|vm| {
+            vm.epoch = request.epoch;
+            vm.migration.clear();
+            vm.set_state(v1::vm::State::Paused);
+        })?;
+        Ok(Response::new(v1::AdoptTransferResponse {
+            vm: Some(vm),
+            transfer: Some(side),
+        }))
+    }
+
     async fn release_transfer(
         &self,
         request: Request<v1::ReleaseTransferRequest>,
