@@ -5,8 +5,11 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
-//! A report is put together from the caches only. Contact with the server, its loss and a refusal
-//! are each logged once, when they begin. The task ends with the agent's token.
+//! A report is put together from the caches only, after directories that could not be read were
+//! tried again. Contact with the server, its loss and a refusal are each logged once, when they
+//! begin, and shown in this agent's own Host while they last. An agent whose name another one has
+//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with the
+//! agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -16,6 +19,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
+    model::now,
     transport::{Address, TracedChannel},
     v1::{self, fleet_service_client::FleetServiceClient},
 };
@@ -84,16 +88,35 @@ impl Reporter {
                 }
             }
             self.turned(Contact::Lost(error.reason), Some(&error));
+            if error.reason == Reason::HostNameTaken {
+                pause = PAUSE_LAST;
+            }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_LAST);
         }
     }
 
     fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
+        self.card.set_trouble(match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                format!("the server refuses this agent: {}", error.message)
+            }
+            Some(error) => format!(
+                "no contact with the server {}: {}",
+                self.server, error.message
+            ),
+            None => String::new(),
+        });
         if self.contact == contact {
             return;
         }
         match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                tracing::error!(
+                    server = %self.server, host = %self.card.supervisor.host, uid = self.card.uid, %error,
+                    "another agent reports under this host's name: give this one another with --host, or stop the other"
+                );
+            }
             Some(error) => {
                 tracing::warn!(server = %self.server, %error, reason = %error.reason, "no contact with the server")
             }
@@ -117,6 +140,7 @@ impl Reporter {
         loop {
             let begun = Instant::now();
             changes.mark_unchanged();
+            self.card.supervisor.reread().await;
             let request = self.request();
             let every = match answer(self.client.report_host(request)).await {
                 Ok(said) => interval(said.report_interval_millis),
@@ -138,6 +162,8 @@ impl Reporter {
             vms: supervisor.snapshots(),
             transfers: supervisor.sides(),
             memory_used_bytes: supervisor.registry.memory().1,
+            leftovers: supervisor.leftovers(),
+            send_time: Some(now()),
             ..Default::default()
         }
     }

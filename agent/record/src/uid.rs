@@ -8,9 +8,9 @@ use std::fmt;
 use slat_proto::ApiError;
 
 /// Longest uid, bytes.
-const MAX: usize = 64;
+const MAX: usize = 63;
 
-/// A VM's identity: 1 to 64 of `a-z`, `A-Z`, `0-9`, `-`, `_`.
+/// A VM's identity: 1 to 63 of `a-z`, `0-9` and `-`, with a letter or digit first and last.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmUid(String);
 
@@ -26,12 +26,16 @@ impl VmUid {
     /// # Errors
     /// BAD_PARAMETER.
     pub fn parse(text: &str) -> Result<Self, ApiError> {
-        let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        if text.is_empty() || text.len() > MAX || !text.bytes().all(sound) {
+        let sound = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let fits = (1..=MAX).contains(&text.len())
+            && text.bytes().all(sound)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if !fits {
             return Err(ApiError::bad_parameter(
                 "uid",
                 format_args!(
-                    "\"{}\" is no VM's identity: 1 to {MAX} letters, digits, - and _",
+                    "\"{}\" is no VM's identity: 1 to {MAX} lower-case letters, digits and dashes",
                     text.escape_default().take(2 * MAX).collect::<String>()
                 ),
             ));
@@ -66,15 +70,20 @@ mod tests {
 
     #[test]
     fn what_could_leave_the_folder_is_refused() {
-        for text in [
-            "u",
-            "0197-a_B",
-            &VmUid::fresh().to_string(),
-            &"x".repeat(64),
-        ] {
+        for text in ["u", "0197-ab", &VmUid::fresh().to_string(), &"x".repeat(63)] {
             assert_eq!(VmUid::parse(text).unwrap().as_str(), text);
         }
-        for text in ["", "..", "a/b", "a\0", "a b", "é", &"x".repeat(65)] {
+        for text in [
+            "",
+            "..",
+            "a/b",
+            "a\0",
+            "a b",
+            "é",
+            "A",
+            "-a",
+            &"x".repeat(64),
+        ] {
             assert!(VmUid::parse(text).is_err(), "{text}");
         }
     }

@@ -65,18 +65,27 @@ fn fake_vm_process() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(serve(VmDir::new(argument("--dir")), vm, argument("--host")));
+    let dir = VmDir::new(argument("--dir"));
+    // An older agent gives none.
+    let uid = arguments.iter().any(|argument| argument == "--uid");
+    let uid = if uid {
+        argument("--uid")
+    } else {
+        "uid-1".to_owned()
+    };
+    runtime.block_on(serve(dir, vm, uid, argument("--host")));
     // Not back into the harness, which would report a passed test.
     std::process::exit(0);
 }
 
-async fn serve(dir: VmDir, vm: VmName, host: String) {
+async fn serve(dir: VmDir, vm: VmName, uid: String, host: String) {
     let lock = dir.lock().unwrap().unwrap();
     let listener = tokio::net::UnixListener::bind(dir.socket()).unwrap();
     let fake = Arc::new(Fake {
         journal: Mutex::new(Journal::open(&dir.journal()).unwrap()),
         dir,
         vm,
+        given: uid,
         host,
         shown: watch::Sender::new(None),
         sides: Mutex::default(),
@@ -100,6 +109,7 @@ async fn serve(dir: VmDir, vm: VmName, host: String) {
 struct Fake {
     dir: VmDir,
     vm: VmName,
+    given: String,
     host: String,
     journal: Mutex<Journal>,
     shown: watch::Sender<Option<v1::Vm>>,
@@ -171,14 +181,14 @@ impl VmService for Fake {
         }
         self.journal(&Entry::Created {
             vm: self.vm.id().into(),
-            uid: "uid-1".into(),
+            uid: self.given.clone(),
             epoch: 1,
         });
         let mut spec = request.into_inner().spec.unwrap();
         spec.set_backend(v1::Backend::Software);
         let vm = v1::Vm {
             name: self.vm.to_string(),
-            uid: "uid-1".into(),
+            uid: self.given.clone(),
             spec: Some(spec),
             state: v1::vm::State::Created.into(),
             host: format!("hosts/{}", self.host),
@@ -362,6 +372,7 @@ impl TransferService for Fake {
                 self.set_side(v1::Transfer {
                     migration: request.migration,
                     vm: self.vm.to_string(),
+                    vm_uid: vm.uid.clone(),
                     role,
                     phase: v1::TransferPhase::Preparing.into(),
                     epoch: vm.epoch,
@@ -394,6 +405,7 @@ impl TransferService for Fake {
         let mut side = v1::Transfer {
             migration: migration.to_string(),
             vm: self.vm.to_string(),
+            vm_uid: vm.uid.clone(),
             role: v1::TransferRole::Source.into(),
             phase: v1::TransferPhase::Precopy.into(),
             epoch: vm.epoch,
