@@ -423,6 +423,15 @@ impl TransferService for Fake {
             });
             side.set_phase(v1::TransferPhase::Completed);
         }
+        if migration.id().starts_with("gone") {
+            self.journal(&Entry::Relinquished {
+                uid: vm.uid.clone(),
+                migration: migration.id().into(),
+                epoch: vm.epoch,
+            });
+            self.show(|vm| vm.set_state(v1::vm::State::Relinquished))?;
+            side.set_phase(v1::TransferPhase::Relinquished);
+        }
         if migration.id().starts_with("undurable") {
             side.set_phase(v1::TransferPhase::Relinquished);
         }
@@ -522,8 +531,10 @@ impl TransferService for Fake {
         self.sides
             .lock()
             .unwrap()
-            .remove(&(side.migration, side.role));
-        if side.phase == i32::from(v1::TransferPhase::Completed) {
+            .remove(&(side.migration.clone(), side.role));
+        let relinquished = side.role() == v1::TransferRole::Source
+            && side.phase() == v1::TransferPhase::Relinquished;
+        if relinquished || side.phase() == v1::TransferPhase::Completed {
             self.journal(&Entry::Ended { uid: self.uid() });
             self.exit.notify_one();
         }
