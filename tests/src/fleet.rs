@@ -221,12 +221,18 @@ impl Fleet {
         self.host_mut(host).daemon.start().map(drop)
     }
 
+    /// The folder of a host's VM directories, each called by its VM's uid.
+    #[must_use]
+    pub fn host_vms(&self, host: &str) -> PathBuf {
+        self.host(host).state.join("vms")
+    }
+
     /// The directory of a VM on a host, by the name in its journal; one that is not there when none
     /// has it.
     #[must_use]
     pub fn vm_dir(&self, host: &str, vm: &str) -> PathBuf {
         let id = vm.strip_prefix("vms/").unwrap_or(vm);
-        let vms = self.host(host).state.join("vms");
+        let vms = self.host_vms(host);
         let is_its = |dir: &PathBuf| {
             let journal = VmDir::new(dir).journal();
             Journal::read(&journal).is_ok_and(|state| state.is_some_and(|state| state.vm == id))

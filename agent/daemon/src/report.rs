@@ -114,7 +114,7 @@ impl Reporter {
             Some(error) if error.reason == Reason::HostNameTaken => {
                 tracing::error!(
                     server = %self.server, host = %self.card.supervisor.host, uid = self.card.uid, %error,
-                    "another agent reports under this host's name: give this one another with --host, or stop the other"
+                    "another agent reports under this host's name: give this one another with --name, or stop the other"
                 );
             }
             Some(error) => {

@@ -13,5 +13,6 @@ mod convergence;
 mod crash;
 mod data_port;
 mod happy;
+mod leftovers;
 mod memory;
 mod moments;

@@ -116,6 +116,12 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
+    /// As [`Machine::with_parts`], from the real ones.
+    #[cfg(test)]
+    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
+        Self::with_parts(dir, vm, host, Parts::real())
+    }
+
     /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released,
     /// aborted) is begun anew.
     ///
@@ -123,10 +129,6 @@ impl Machine {
     /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE
     /// when it owned the VM or was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it
     /// had RELINQUISHED. JOURNAL when it cannot be read.
-    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
-        Self::with_parts(dir, vm, host, Parts::real())
-    }
-
     pub(crate) fn with_parts(
         dir: VmDir,
         vm: VmName,
