@@ -3,8 +3,8 @@
 //!
 //! # Unreadable
 //! A directory that cannot be read answers nothing, and is read again ([`DeadVm::is_due`]) until it
-//! can. It may have owned its VM, so a lost VM is shown in its place, unless the agent only ever saw
-//! it receive: what never owned is never lost.
+//! can. It may have owned its VM, so a lost VM is shown in its place, unless the agent only ever
+//! saw it receive: what never owned is never lost.
 //!
 //! # Locking
 //! `told` is a leaf mutex: held for one read or write of memory, never over file work.

@@ -27,8 +27,8 @@
 //! <state>/vms/<uid>/sighted/    source sides the agent saw RELINQUISHED or COMPLETED
 //! <state>/transfers/            sides nobody has released whose VM directory is gone
 //! ```
-//! Directories of older versions are called by the VM's name. They are found again all the same: the
-//! uid is in the journal.
+//! Directories of older versions are called by the VM's name. They are found again all the same:
+//! the uid is in the journal.
 //!
 //! # Tasks and locks
 //! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on
@@ -112,7 +112,8 @@ pub struct HostConfig {
     pub memory_bytes: u64,
     /// Where VM processes listen for pages.
     pub data_ip: IpAddr,
-    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host --data-ip`.
+    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host
+    /// --data-ip`.
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),

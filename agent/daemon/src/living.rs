@@ -7,8 +7,8 @@
 //! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
 //! # Silence
-//! A process may be stopped, or hang. Calls that a healthy one answers at once wait [`QUICK`]; during
-//! those that may take long it is asked something small over and over
+//! A process may be stopped, or hang. Calls that a healthy one answers at once wait [`QUICK`];
+//! during those that may take long it is asked something small over and over
 //! ([`LiveVm::answer_long`]), so that silence ends them within ten seconds too.
 //!
 //! # Locking
@@ -181,7 +181,8 @@ impl LiveVm {
     /// Awaits a call that may take long for as long as the process answers anything at all.
     ///
     /// # Errors
-    /// What the process answered; VM_UNREACHABLE when it did not, within ten seconds of its silence.
+    /// What the process answered; VM_UNREACHABLE when it did not, within ten seconds of its
+    /// silence.
     pub(super) async fn answer_long<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,

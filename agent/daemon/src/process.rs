@@ -131,8 +131,8 @@ impl Process {
             .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
     }
 
-    /// Kills the process. Only for processes that own no VM (the caller has read the journal), or on
-    /// an operator's order that names the VM by its uid.
+    /// Kills the process. Only for processes that own no VM (the caller has read the journal), or
+    /// on an operator's order that names the VM by its uid.
     pub(super) fn kill(&self) {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}

@@ -6,17 +6,17 @@
 //!
 //! # Locking
 //! One mutex over one map; held for look-ups and changes only, never across an `.await`. Under it
-//! only the leaf mutexes of a [`LiveVm`] are taken. Uid, name and memory are checked and taken under
-//! the same lock, so two requests cannot both win.
+//! only the leaf mutexes of a [`LiveVm`] are taken. Uid, name and memory are checked and taken
+//! under the same lock, so two requests cannot both win.
 //!
 //! # Life of a holding
 //! ```text
 //! (free) --claim--> Busy --fill--> Live --death--> Busy
 //!                   Busy --fill--> Dead --claim--> Busy --drop--> (free)
 //! ```
-//! A [`Claim`] is the only way through Busy: dropping it unfilled frees uid, name and memory, however
-//! the work ended. Memory is counted from what is in the map, so there is no sum that could drift:
-//! a dead process holds none.
+//! A [`Claim`] is the only way through Busy: dropping it unfilled frees uid, name and memory,
+//! however the work ended. Memory is counted from what is in the map, so there is no sum that could
+//! drift: a dead process holds none.
 
 use std::{
     collections::BTreeMap,
@@ -50,8 +50,8 @@ pub(super) enum Held {
 }
 
 impl Held {
-    /// Whether it shows a VM of its name: no other may be made here meanwhile. What is being cleared
-    /// may turn out to be a lost VM.
+    /// Whether it shows a VM of its name: no other may be made here meanwhile. What is being
+    /// cleared may turn out to be a lost VM.
     fn shows_its_name(&self) -> bool {
         match self {
             Self::Busy { .. } => true,

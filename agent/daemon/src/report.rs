@@ -8,8 +8,8 @@
 //! A report is put together from the caches only, after directories that could not be read were
 //! tried again. Contact with the server, its loss and a refusal are each logged once, when they
 //! begin, and shown in this agent's own Host while they last. An agent whose name another one has
-//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with the
-//! agent's token.
+//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with
+//! the agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -164,7 +164,6 @@ impl Reporter {
             memory_used_bytes: supervisor.registry.memory().1,
             leftovers: supervisor.leftovers(),
             send_time: Some(now()),
-            ..Default::default()
         }
     }
 }

@@ -62,8 +62,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Finds out what stands behind a VM's directory and fills its claim. `before`: what was seen of
-    /// the process that was there and ended.
+    /// Finds out what stands behind a VM's directory and fills its claim. `before`: what was seen
+    /// of the process that was there and ended.
     pub(super) async fn take_in(
         self: Arc<Self>,
         claim: Claim,

@@ -1,9 +1,10 @@
 //! What lies on this host and is no VM of its own: listed, taken back, ended — by uid, on an
 //! operator's order that says what it gives up.
 //!
-//! Everything that is here for a migration alone is listed, whether that still runs or not: only the
-//! server knows. An order is carried out by the same calls that end a migration: a release, a cancel,
-//! the decision for a destination in doubt. None of them changes what a journal has settled.
+//! Everything that is here for a migration alone is listed, whether that still runs or not: only
+//! the server knows. An order is carried out by the same calls that end a migration: a release, a
+//! cancel, the decision for a destination in doubt. None of them changes what a journal has
+//! settled.
 
 use std::{sync::Arc, time::Duration};
 
@@ -143,8 +144,8 @@ impl Supervisor {
     ///
     /// # Errors
     /// NO_SUCH_LEFTOVER; VM_STATE when it cannot be taken back; GIVE_UP_REQUIRED with `gives_up`;
-    /// VM_EXISTS when another VM of its name is here; VM_UNREACHABLE, JOURNAL: it may have happened,
-    /// and can be ordered again.
+    /// VM_EXISTS when another VM of its name is here; VM_UNREACHABLE, JOURNAL: it may have
+    /// happened, and can be ordered again.
     pub(crate) async fn adopt_leftover(
         self: Arc<Self>,
         uid: VmUid,

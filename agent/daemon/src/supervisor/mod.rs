@@ -17,10 +17,10 @@
 //! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says
 //!   Aborted, Ended or (after the server or an operator released it) Relinquished. Two exceptions.
 //!   A process just made whose create or prepare failed or was not answered in time is killed and
-//!   its directory removed (`make::undo`), without a look at the journal: its claim is still held and
-//!   nobody was told that it has a VM, so whatever it journalled, no guest of it ever ran. And an
-//!   operator's forced delete, by uid, of a process that answers nothing. Who may run a VM is decided
-//!   by the VM processes and their journals alone.
+//!   its directory removed (`make::undo`), without a look at the journal: its claim is still held
+//!   and nobody was told that it has a VM, so whatever it journalled, no guest of it ever ran. And
+//!   an operator's forced delete, by uid, of a process that answers nothing. Who may run a VM is
+//!   decided by the VM processes and their journals alone.
 //!
 //! # Tasks
 //! All run on one tracker and end with the agent's token; work that changes directories is not cut

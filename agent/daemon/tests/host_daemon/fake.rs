@@ -362,6 +362,19 @@ impl TransferService for Fake {
                     migration: MigrationName::parse(&request.migration)?.id().into(),
                     epoch: vm.epoch,
                 });
+                let ready = request.migration.contains("ready");
+                if ready {
+                    self.journal(&Entry::Prepared {
+                        uid: vm.uid.clone(),
+                        migration: MigrationName::parse(&request.migration)?.id().into(),
+                        epoch: vm.epoch + 1,
+                    });
+                }
+                let phase = if ready {
+                    v1::TransferPhase::Ready
+                } else {
+                    v1::TransferPhase::Preparing
+                };
                 self.shown.send_replace(Some(v1::Vm {
                     state: v1::vm::State::Incoming.into(),
                     host: format!("hosts/{}", self.host),
@@ -374,7 +387,7 @@ impl TransferService for Fake {
                     vm: self.vm.to_string(),
                     vm_uid: vm.uid.clone(),
                     role,
-                    phase: v1::TransferPhase::Preparing.into(),
+                    phase: phase.into(),
                     epoch: vm.epoch,
                     ..Default::default()
                 })
@@ -485,9 +498,34 @@ impl TransferService for Fake {
 
     async fn resolve_transfer(
         &self,
-        _: Request<v1::ResolveTransferRequest>,
+        request: Request<v1::ResolveTransferRequest>,
     ) -> Reply<v1::Transfer> {
-        Err(Status::unimplemented("not in these tests"))
+        let request = request.into_inner();
+        let role = v1::TransferRole::Destination.into();
+        let mut side = self.side(&request.migration, role)?.borrow().clone();
+        let migration = MigrationName::parse(&side.migration)?.id().to_owned();
+        if request.decision() == v1::resolve_transfer_request::Decision::Commit {
+            let epoch = side.epoch + 1;
+            self.journal(&Entry::Owned {
+                uid: self.uid(),
+                migration,
+                epoch,
+            });
+            self.show(|vm| {
+                vm.epoch = epoch;
+                vm.migration.clear();
+                vm.set_state(v1::vm::State::Running);
+            })?;
+            side.set_phase(v1::TransferPhase::Completed);
+        } else {
+            self.journal(&Entry::Aborted {
+                uid: self.uid(),
+                migration,
+            });
+            side.set_phase(v1::TransferPhase::Cancelled);
+            self.exit.notify_one();
+        }
+        Ok(Response::new(self.set_side(side)))
     }
 
     async fn adopt_transfer(

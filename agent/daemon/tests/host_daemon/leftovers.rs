@@ -151,6 +151,45 @@ async fn leftovers_are_ended_by_uid() {
 }
 
 #[tokio::test]
+async fn a_destination_in_doubt_is_told_what_became_of_its_source_by_an_operator() {
+    let rig = Rig::started().await;
+    for (migration, vm) in [("ready-1", "web"), ("ready-2", "db")] {
+        rig.prepare(migration, vm, 16 * MIB).await.unwrap();
+    }
+    let left = rig.leftovers().await;
+    assert_eq!(left.len(), 2);
+    for left in &left {
+        assert_eq!(
+            (left.kind(), left.adoptable),
+            (Kind::ReadyDestination, true)
+        );
+        assert!(!left.adopt_gives_up.is_empty() && !left.delete_gives_up.is_empty());
+    }
+    assert_eq!(
+        reason(rig.adopt("u-web", false, 0).await),
+        Reason::GiveUpRequired
+    );
+    let owned = rig.adopt("u-web", true, 0).await.unwrap();
+    assert_eq!(
+        (owned.state(), owned.epoch),
+        (v1::vm::State::Running, 5),
+        "the epoch that its source gave away, and one"
+    );
+    assert_eq!(
+        rig.side("ready-1", Role::Destination)
+            .await
+            .unwrap()
+            .phase(),
+        Phase::Completed
+    );
+    assert_eq!(reason(rig.end("u-db", false).await), Reason::GiveUpRequired);
+    rig.end("u-db", true).await.unwrap();
+    assert!(!rig.path_of("u-db").exists());
+    assert!(rig.leftovers().await.is_empty());
+    assert_eq!(rig.names().await, ["vms/web"]);
+}
+
+#[tokio::test]
 async fn a_stopped_leftover_is_ended_all_the_same() {
     let rig = Rig::started().await;
     let old = rig.given_away("web", "gone-1").await;

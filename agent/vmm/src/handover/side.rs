@@ -120,7 +120,8 @@ impl<R: SideProtocol> Side<R> {
         self.lock().queue.pop_front()
     }
 
-    /// The coordinator has left: from now on, whoever feeds the machine carries out what it answers.
+    /// The coordinator has left: from now on, whoever feeds the machine carries out what it
+    /// answers.
     pub(crate) fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }

@@ -1,8 +1,8 @@
 //! A VM that was given away, taken back by an operator.
 //!
-//! Whether another process runs it cannot be known here: whoever orders this asserts that none does.
-//! What is made sure of is the order of things: ADOPTED is durable, above every epoch that the
-//! destination could have, before a vCPU may run.
+//! Whether another process runs it cannot be known here: whoever orders this asserts that none
+//! does. What is made sure of is the order of things: ADOPTED is durable, above every epoch that
+//! the destination could have, before a vCPU may run.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 use slat_record::journal::{Entry, Ownership};

@@ -16,10 +16,10 @@
 //! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process
 //!   owns exactly the epoch it shows, and no fence is up.
 //! * The fence goes up *before* an entry that gives ownership up is appended: RELINQUISHED,
-//!   ABORTED, ENDED. It comes down in two cases. The append of RELINQUISHED failed, and the journal,
-//!   read again and made durable, holds no such entry: only the process itself acts on the journal
-//!   of a living process, so nobody has acted on the entry. Or an operator took the VM back, and
-//!   ADOPTED is durable: then what others did with the entry is theirs to answer for.
+//!   ABORTED, ENDED. It comes down in two cases. The append of RELINQUISHED failed, and the
+//!   journal, read again and made durable, holds no such entry: only the process itself acts on the
+//!   journal of a living process, so nobody has acted on the entry. Or an operator took the VM
+//!   back, and ADOPTED is durable: then what others did with the entry is theirs to answer for.
 //! * An append of RELINQUISHED that failed is settled before anything else: the source's driver
 //!   calls [`Machine::settle_relinquished`] until it gives an answer. Until then the vCPUs stay
 //!   stopped, and the process refuses to end.

@@ -185,8 +185,9 @@ impl MigrationProtocol {
         self.unverified
     }
 
-    /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it. Once
-    /// an operator has taken the VM back there, it is no copy, and the side ends like any other.
+    /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it.
+    /// Once an operator has taken the VM back there, it is no copy, and the side ends like any
+    /// other.
     #[must_use]
     pub fn keeps_source(&self) -> bool {
         self.phase == Phase::Failed

@@ -9,7 +9,7 @@
 //! | Journalling | RELINQUISHED is being written; no cancel any more | `Journalled` |
 //! | Settling | whether RELINQUISHED is durable is being found out | `JournalSettled` |
 //! | Relinquished | COMMIT is said, RESUMED waited for | `ResumedHeard`, `LinkLost` |
-//! | Unanswered | no answer to COMMIT came and none will: the VM stays stopped here | a release, `Adopt` |
+//! | Unanswered | no answer to COMMIT will come: the VM stays stopped | a release, `Adopt` |
 //! | Adopting | ADOPTED is being written | `AdoptionWritten` |
 //! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
 //! | Ended | undone, handed over, or taken back | |
@@ -17,9 +17,9 @@
 //! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
 //!
 //! # Taken back
-//! `Adopt` is an operator's order, and with it the assertion that no other process runs the VM. This
-//! machine cannot know that; it only takes the order at the right moment: RELINQUISHED, and nothing
-//! more to be heard from the destination. A source that heard RESUMED never takes it.
+//! `Adopt` is an operator's order, and with it the assertion that no other process runs the VM.
+//! This machine cannot know that; it only takes the order at the right moment: RELINQUISHED, and
+//! nothing more to be heard from the destination. A source that heard RESUMED never takes it.
 
 use super::{Settled, Why, Written};
 
@@ -203,7 +203,8 @@ impl Source {
         matches!(self.state, State::Interrupted(_))
     }
 
-    /// RELINQUISHED is durable: this side never runs the VM again, unless an operator takes it back.
+    /// RELINQUISHED is durable: this side never runs the VM again, unless an operator takes it
+    /// back.
     #[must_use]
     pub fn relinquished(&self) -> bool {
         matches!(

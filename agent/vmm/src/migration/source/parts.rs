@@ -28,7 +28,8 @@ pub(crate) struct SourceDriver {
 
 /// The migration's reader of dirty pages.
 pub(super) fn cursor() -> Result<CursorName, ApiError> {
-    // Cursors of API callers have a name space of their own: a caller's of the same name is another.
+    // Cursors of API callers have a name space of their own: a caller's of the same name is
+    // another.
     CursorName::from_id("slat-migration")
 }
 
