@@ -87,7 +87,8 @@ impl VmService for Vms {
         self.0.reread().await;
         let all = self.0.registry.all();
         let held: Vec<_> = all.into_iter().filter(|(_, _, held)| shown(held)).collect();
-        let key = |name: &VmName, uid: &VmUid| format!("{name}/{uid}");
+        // Before every character of a name: tokens sort as names and uids do.
+        let key = |name: &VmName, uid: &VmUid| format!("{name}!{uid}");
         let (held, next_page_token) = paginate(held, &page, |(name, uid, _)| key(name, uid));
         let mut asked = tokio::task::JoinSet::new();
         for (_, _, held) in held {

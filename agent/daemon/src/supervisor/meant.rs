@@ -62,13 +62,14 @@ impl Supervisor {
         let is_vm = |held: &Held| match held {
             Held::Live(live) => !live.gave_away(),
             Held::Dead(dead) => dead.lost().is_some(),
-            Held::Busy { .. } => true,
+            Held::Busy { .. } => !is_clearing(held),
         };
         let remains = |held: &Held| matches!(held, Held::Live(live) if live.gave_away());
-        let mut uids: Vec<&VmUid> = uids_of(&found, is_vm);
-        if uids.is_empty() {
-            uids = uids_of(&found, remains);
-        }
+        let uids = [is_vm as fn(&Held) -> bool, remains, is_clearing]
+            .into_iter()
+            .map(|is_meant| uids_of(&found, is_meant))
+            .find(|uids| !uids.is_empty())
+            .unwrap_or_default();
         match uids.as_slice() {
             [] => Err(named.nowhere()),
             [one] => Ok((*one).clone()),

@@ -7,7 +7,7 @@
 //! | `found`, `reread` | directories and processes found, and read again |
 //! | `make`, `refuse` | VMs made, and why they are not |
 //! | `clear` | VMs deleted, sides released, directories removed |
-//! | `leftover` | what is here and is no VM: listed, taken back, ended |
+//! | `leftover`, `order` | what is here and is no VM: listed; taken back or ended |
 //! | `locate` | who answers for a side |
 //!
 //! # Invariants
@@ -58,6 +58,7 @@ mod leftover;
 mod locate;
 mod make;
 mod meant;
+mod order;
 mod refuse;
 mod reread;
 

@@ -190,6 +190,31 @@ async fn a_destination_in_doubt_is_told_what_became_of_its_source_by_an_operator
 }
 
 #[tokio::test]
+async fn the_records_of_a_vm_that_lives_here_are_ended_without_it() {
+    let rig = Rig::started().await;
+    rig.prepare("m1", "web", 16 * MIB).await.unwrap();
+    rig.cancel("m1", Role::Destination).await.unwrap();
+    until(async || (rig.used().await == 0).then_some(())).await;
+    // The VM comes again: the first side's record outlives its directory.
+    rig.prepare("ready-2", "web", 16 * MIB).await.unwrap();
+    rig.adopt("u-web", true, 0).await.unwrap();
+    let left = rig.leftovers().await;
+    assert_eq!(left.len(), 1, "{left:#?}");
+    assert_eq!(left[0].kind(), Kind::EndedSide);
+    assert_eq!(left[0].migration, "migrations/m1");
+    rig.end("u-web", true).await.unwrap();
+    assert!(rig.leftovers().await.is_empty());
+    assert_eq!(
+        reason(rig.side("m1", Role::Destination).await),
+        Reason::NoSuchMigration
+    );
+    assert_eq!(
+        rig.get("web").await.unwrap().state(),
+        v1::vm::State::Running
+    );
+}
+
+#[tokio::test]
 async fn a_stopped_leftover_is_ended_all_the_same() {
     let rig = Rig::started().await;
     let old = rig.given_away("web", "gone-1").await;
