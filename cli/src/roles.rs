@@ -9,6 +9,7 @@ use slat_proto::{
     model::{HostName, VmName},
     transport::Address,
 };
+use slat_record::uid::VmUid;
 
 use crate::failure::{self, Failure};
 
@@ -133,6 +134,8 @@ pub(crate) struct VmRole {
     pub(crate) dir: PathBuf,
     /// The VM.
     pub(crate) vm: VmName,
+    /// Its identity.
+    pub(crate) uid: Option<VmUid>,
     /// Where it is.
     pub(crate) host: HostName,
     /// Where pages arrive.
@@ -146,6 +149,7 @@ impl VmRole {
         let config = slat_vmm::process::VmProcessConfig {
             dir: self.dir,
             vm: self.vm,
+            uid: self.uid,
             host: self.host,
             data_ip: self.data_ip,
         };

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use slat_proto::{Reason, v1};
 
 use super::{
+    identity::save_seen,
     living::{LiveVm, QUICK, forget_record},
     registry::Registry,
     side::{SideKey, is_terminal},
@@ -33,6 +34,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
     loop {
         let request = v1::WatchVmRequest {
             name: vm.name().to_string(),
+            uid: vm.own_uid(),
             ..Default::default()
         };
         match vm.vms().watch_vm(request).await {
@@ -41,7 +43,16 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
                 while let Ok(Some(said)) = stream.message().await {
                     wait = RETRY_FIRST;
                     heard(&said);
-                    if vm.see(said) {
+                    let news = vm.see(said.clone());
+                    if news.arrived {
+                        // It owns its VM from now on: what is left of it may be a lost one.
+                        let dir = vm.dir().clone();
+                        let kept = tokio::task::spawn_blocking(move || save_seen(&dir, &said));
+                        if let Err(error) = kept.await {
+                            tracing::error!(%error, "keeping a VM's description failed");
+                        }
+                    }
+                    if news.any {
                         registry.note_change();
                     }
                 }

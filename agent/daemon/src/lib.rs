@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
-//! | `registry` | which names are held, and the memory they have reserved |
+//! | `registry` | which VMs are held, by uid, and the memory they have reserved |
+//! | `identity` | whose a directory is, and which agent this is |
 //! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
@@ -22,11 +23,14 @@
 //! # State directory
 //! ```text
 //! <state>/agent.lock            held with flock by the agent
-//! <state>/vms/<vm>/             one VM's directory (slat_record::dir), and in it
-//! <state>/vms/<vm>/seen.pb      the VM as the agent first saw it, for when its process is gone
-//! <state>/vms/<vm>/sighted/     source sides the agent saw RELINQUISHED or COMPLETED
+//! <state>/agent-id              the agent's identity, made once
+//! <state>/vms/<uid>/            one VM's directory (slat_record::dir), and in it
+//! <state>/vms/<uid>/seen.pb     the VM as the agent first saw it, for when its process is gone
+//! <state>/vms/<uid>/sighted/    source sides the agent saw RELINQUISHED or COMPLETED
 //! <state>/transfers/            sides nobody has released whose VM directory is gone
 //! ```
+//! Directories of older versions are called by the VM's name. They are found again all the same:
+//! the uid is in the journal.
 //!
 //! # Tasks and locks
 //! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on
@@ -50,7 +54,7 @@ use slat_proto::{
     model::{BackendKind, HostName},
     transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
-        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -66,6 +70,7 @@ mod ended;
 mod error;
 mod follow;
 mod host_api;
+mod identity;
 mod living;
 mod memory_api;
 mod metrics;
@@ -113,7 +118,8 @@ pub struct HostConfig {
     pub memory_bytes: u64,
     /// Where VM processes listen for pages.
     pub data_ip: IpAddr,
-    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --host --data-ip`.
+    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host
+    /// --data-ip`.
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
@@ -203,6 +209,10 @@ impl Agent {
                 source,
             })?;
         let lock = StateLock::take(&state_dir)?;
+        let uid = identity::agent_uid(&state_dir).map_err(|source| HostError::StateDir {
+            path: state_dir.join("agent-id"),
+            source,
+        })?;
         let vms_dir = state_dir.join("vms");
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -251,6 +261,8 @@ impl Agent {
             incarnation: uuid::Uuid::now_v7().to_string(),
             version: config.version,
             clock: config.clock,
+            uid,
+            trouble: std::sync::Mutex::default(),
             supervisor: Arc::clone(&supervisor),
         });
         let usage = Usage::default();
@@ -314,7 +326,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Rou
                 version: &card.version,
                 memory_total,
                 memory_used,
-                vms: &supervisor.snapshots(),
+                vms: &labelled(supervisor.snapshots()),
                 transfers: &supervisor.sides(),
                 used: &usage.get(),
             });
@@ -332,6 +344,15 @@ fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Rou
         }
     };
     axum::Router::new().route("/metrics", axum::routing::get(metrics))
+}
+
+/// One VM of each name, for series that have the name as their label: the one that is not just what
+/// another host left behind here.
+fn labelled(mut vms: Vec<v1::Vm>) -> Vec<v1::Vm> {
+    let gave_away = |vm: &v1::Vm| vm.state() == v1::vm::State::Relinquished;
+    vms.sort_by(|a, b| (&a.name, gave_away(a), &a.uid).cmp(&(&b.name, gave_away(b), &b.uid)));
+    vms.dedup_by(|later, first| later.name == first.name);
+    vms
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

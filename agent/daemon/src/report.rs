@@ -8,8 +8,11 @@
 //! A report says when it was sent, by the agent's wall clock, and how long the one before took
 //! until its answer, by the monotonic clock: the server measures the offset of the wall clock so.
 //!
-//! A report is put together from the caches only. Contact with the server, its loss and a refusal
-//! are each logged once, when they begin. The task ends with the agent's token.
+//! A report is put together from the caches only, after directories that could not be read were
+//! tried again. Contact with the server, its loss and a refusal are each logged once, when they
+//! begin, and shown in this agent's own Host while they last. An agent whose name another one has
+//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with
+//! the agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -90,16 +93,35 @@ impl Reporter {
                 }
             }
             self.turned(Contact::Lost(error.reason), Some(&error));
+            if error.reason == Reason::HostNameTaken {
+                pause = PAUSE_LAST;
+            }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_LAST);
         }
     }
 
     fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
+        self.card.set_trouble(match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                format!("the server refuses this agent: {}", error.message)
+            }
+            Some(error) => format!(
+                "no contact with the server {}: {}",
+                self.server, error.message
+            ),
+            None => String::new(),
+        });
         if self.contact == contact {
             return;
         }
         match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                tracing::error!(
+                    server = %self.server, host = %self.card.supervisor.host, uid = self.card.uid, %error,
+                    "another agent reports under this host's name: give this one another with --name, or stop the other"
+                );
+            }
             Some(error) => {
                 tracing::warn!(server = %self.server, %error, reason = %error.reason, "no contact with the server")
             }
@@ -124,6 +146,7 @@ impl Reporter {
         loop {
             let begun = Instant::now();
             changes.mark_unchanged();
+            self.card.supervisor.reread().await;
             let mut request = self.request();
             // Read last: what is between this and the wire counts as the way there.
             request.send_time = Some(timestamp((self.card.clock)()));
@@ -154,6 +177,7 @@ impl Reporter {
             vms: supervisor.snapshots(),
             transfers,
             memory_used_bytes: supervisor.registry.memory().1,
+            leftovers: supervisor.leftovers(),
             last_round_trip: self.round_trip.map(proto_duration),
             ..Default::default()
         }

@@ -249,6 +249,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
         },
         oom_score: None,
         disk: Arc::new(RealDisk),
+        uid: None,
         counters: |table: &SlotTable, _: u32| {
             let mut bytes = [0; 10];
             (table.read(0, &mut bytes) && &bytes == b"fake guest").then(|| v1::GuestCounters {

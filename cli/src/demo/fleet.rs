@@ -24,6 +24,8 @@ const DELETE: Duration = Duration::from_secs(15);
 const ENDED: Duration = Duration::from_secs(5);
 /// Longest path of a Unix socket, without its final zero.
 const SOCKET_PATH: usize = 107;
+/// Length of a VM's uid.
+const UID: usize = 36;
 
 /// What the demo started.
 #[derive(Debug)]
@@ -52,7 +54,9 @@ impl Fleet {
             agents: Vec::new(),
             vm: false,
         };
-        let socket = fleet.path(HOSTS[0]).join("vms").join(VM).join("vm.sock");
+        // A VM's directory is called by its uid.
+        let uid = "0".repeat(UID);
+        let socket = fleet.path(HOSTS[0]).join("vms").join(uid).join("vm.sock");
         if socket.as_os_str().len() > SOCKET_PATH {
             return Err(Failure::advised(
                 format!("{} is too long for a Unix socket", socket.display()),
@@ -122,7 +126,9 @@ impl Fleet {
         let mut logs = vec![self.path("server.log")];
         for host in HOSTS {
             logs.push(self.path(&format!("{host}.log")));
-            logs.push(self.path(host).join("vms").join(VM).join("log"));
+            let vms = std::fs::read_dir(self.path(host).join("vms"));
+            let dirs = vms.into_iter().flatten().flatten();
+            logs.extend(dirs.map(|dir| dir.path().join("log")));
         }
         for log in logs {
             let text = std::fs::read_to_string(&log).unwrap_or_default();

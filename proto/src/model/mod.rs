@@ -6,6 +6,7 @@
 
 mod migration;
 mod name;
+mod named;
 mod page;
 mod slot;
 mod time;
@@ -14,6 +15,7 @@ mod vm_ref;
 
 pub use migration::{MigrationParams, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
+pub use named::NamedVm;
 pub use page::{PageRequest, paginate};
 pub use slot::{
     MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotChange, SlotSpec, check_slot_table, slots_for_memory,

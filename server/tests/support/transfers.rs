@@ -322,6 +322,13 @@ impl TransferService for Fake {
         detached(self.clone().resolve(request.into_inner())).await
     }
 
+    async fn adopt_transfer(
+        &self,
+        _: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        Err(Status::unimplemented("a VM process's only"))
+    }
+
     async fn release_transfer(
         &self,
         request: Request<v1::ReleaseTransferRequest>,

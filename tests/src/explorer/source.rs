@@ -87,6 +87,8 @@ impl SourceHost {
             standing::SourceStands::Relinquished => Report::new(Phase::Relinquished),
             standing::SourceStands::Completed => Report::new(Phase::Completed),
             standing::SourceStands::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
+            // Not reached: nobody orders an adoption here.
+            standing::SourceStands::Adopted => Report::new(Phase::Cancelled),
             standing::SourceStands::Died { vm_lost } => Report {
                 vm_lost,
                 ..Report::new(Phase::Failed)
@@ -250,7 +252,7 @@ impl World {
             Action::RecordEnd(end) => {
                 let shown = match end {
                     End::HandedOver => Phase::Completed,
-                    End::Kept(Why::Cancelled) => Phase::Cancelled,
+                    End::Kept(Why::Cancelled) | End::TakenBack => Phase::Cancelled,
                     End::Kept(_) => Phase::Failed,
                 };
                 self.source.record = Some(recorded(shown));
@@ -259,7 +261,13 @@ impl World {
                     side.shown = shown;
                 }
             }
-            Action::Precopy | Action::AwaitReady | Action::Interrupt | Action::StopLogging => {}
+            // Nobody orders an adoption here: it is an operator's assertion, not a step of the
+            // protocol.
+            Action::JournalAdopted
+            | Action::Precopy
+            | Action::AwaitReady
+            | Action::Interrupt
+            | Action::StopLogging => {}
         }
     }
 

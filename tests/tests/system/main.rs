@@ -15,5 +15,6 @@ mod crash;
 mod data_port;
 mod happy;
 mod identity;
+mod leftovers;
 mod memory;
 mod moments;

@@ -256,7 +256,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
         killed.elapsed() < Duration::from_secs(5),
         "seen by the process's end, not by a poll"
     );
-    assert_eq!((lost.pid, lost.epoch, lost.uid.as_str()), (0, 1, "uid-1"));
+    assert_eq!((lost.pid, lost.epoch, lost.uid), (0, 1, made.uid));
     assert!(lost.mmu_stats.is_none());
     assert_eq!(rig.used().await, 0, "a dead process holds no memory");
     let end = tokio::time::timeout(SOON, watch.message()).await.unwrap();

@@ -14,7 +14,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use slat_proto::{
@@ -45,6 +48,8 @@ pub(crate) struct Side<R: SideProtocol> {
     version: watch::Sender<u64>,
     /// Whether the side was released; guards its record.
     released: Mutex<bool>,
+    /// Whether its coordinator has done all that it ever will.
+    left: AtomicBool,
     migration: MigrationName,
     /// Its phases never run backwards, whoever sets the host's clock.
     clock: Timeline,
@@ -62,7 +67,7 @@ impl<R: SideProtocol> std::fmt::Debug for Side<R> {
 impl<R: SideProtocol> Side<R> {
     pub(crate) fn new(
         migration: &MigrationName,
-        vm: &VmName,
+        (vm, uid): (&VmName, String),
         epoch: u64,
         total_bytes: u64,
     ) -> Self {
@@ -70,6 +75,7 @@ impl<R: SideProtocol> Side<R> {
         let transfer = v1::Transfer {
             migration: migration.to_string(),
             vm: vm.to_string(),
+            vm_uid: uid,
             role: R::ROLE.into(),
             phase: TransferPhase::Preparing.into(),
             epoch,
@@ -94,6 +100,7 @@ impl<R: SideProtocol> Side<R> {
             }),
             version: watch::Sender::new(0),
             released: Mutex::new(false),
+            left: AtomicBool::new(false),
             migration: migration.clone(),
             clock,
         }
@@ -115,6 +122,17 @@ impl<R: SideProtocol> Side<R> {
     /// The next action to carry out.
     pub(crate) fn next(&self) -> Option<R::Action> {
         self.lock().queue.pop_front()
+    }
+
+    /// The coordinator has left: from now on, whoever feeds the machine carries out what it
+    /// answers.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// Whether the coordinator has left.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Looks at the machine.
@@ -362,10 +380,7 @@ pub(crate) fn has_ended(phase: TransferPhase) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::{Arc, atomic::AtomicU32};
 
     use super::*;
     use crate::handover::protocol::source::{Action, Input, Source};
@@ -373,7 +388,7 @@ mod tests {
     fn side() -> Side<Source> {
         Side::new(
             &MigrationName::parse("m").unwrap(),
-            &VmName::parse("v").unwrap(),
+            (&VmName::parse("v").unwrap(), "u".into()),
             1,
             0,
         )

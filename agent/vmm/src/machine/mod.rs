@@ -16,15 +16,17 @@
 //! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process
 //!   owns exactly the epoch it shows, and no fence is up.
 //! * The fence goes up *before* an entry that gives ownership up is appended: RELINQUISHED,
-//!   ABORTED, ENDED. It comes down in one case: the append of RELINQUISHED failed, and the journal,
-//!   read again and made durable, holds no such entry. Only the process itself acts on the journal
-//!   of a living process, so nobody has acted on the entry.
+//!   ABORTED, ENDED. It comes down in two cases. The append of RELINQUISHED failed, and the
+//!   journal, read again and made durable, holds no such entry: only the process itself acts on the
+//!   journal of a living process, so nobody has acted on the entry. Or an operator took the VM
+//!   back, and ADOPTED is durable: then what others did with the entry is theirs to answer for.
 //! * An append of RELINQUISHED that failed is settled before anything else: the source's driver
 //!   calls [`Machine::settle_relinquished`] until it gives an answer. Until then the vCPUs stay
 //!   stopped, and the process refuses to end.
 //! * The published slot table, the backend's slots and the dirty log's are the same whenever
 //!   `control` is free.
 
+mod adopt;
 mod build;
 mod guarded;
 mod incoming;
@@ -114,6 +116,12 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
+    /// As [`Machine::with_parts`], from the real ones.
+    #[cfg(test)]
+    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
+        Self::with_parts(dir, vm, host, Parts::real())
+    }
+
     /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released,
     /// aborted) is begun anew.
     ///
@@ -121,10 +129,6 @@ impl Machine {
     /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE
     /// when it owned the VM or was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it
     /// had RELINQUISHED. JOURNAL when it cannot be read.
-    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
-        Self::with_parts(dir, vm, host, Parts::real())
-    }
-
     pub(crate) fn with_parts(
         dir: VmDir,
         vm: VmName,
@@ -228,6 +232,14 @@ impl Machine {
     #[must_use]
     pub(crate) fn name(&self) -> &VmName {
         &self.shared.vm
+    }
+
+    /// The identity of its VM, or that it will have; `None` before that is known.
+    #[must_use]
+    pub(crate) fn uid(&self) -> Option<String> {
+        let own = || self.parts.uid.as_ref().map(ToString::to_string);
+        let identity = self.shared.view().identity;
+        identity.map(|identity| identity.uid).or_else(own)
     }
 
     /// The host it is on.

@@ -104,6 +104,10 @@ impl Monitor for Adopted {
         &self.name
     }
 
+    fn uid(&self) -> Option<String> {
+        None
+    }
+
     fn host(&self) -> &HostName {
         &self.host
     }
@@ -280,6 +284,18 @@ impl Transfers for AdoptedSides {
             &MigrationName::parse(&request.migration)?,
             TransferRole::Destination,
         )
+    }
+
+    fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError> {
+        // Its protocol gives nothing away for good before the other end runs.
+        self.transfer(
+            &MigrationName::parse(&request.migration)?,
+            TransferRole::Source,
+        )?;
+        Err(ApiError::new(Reason::VmState, "it was not given away"))
     }
 
     fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError> {

@@ -211,12 +211,15 @@ impl MigrationProtocol {
     }
 
     /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it.
+    /// Once an operator has taken the VM back there, it is no copy, and the side ends like any
+    /// other.
     #[must_use]
     pub fn keeps_source(&self) -> bool {
         self.phase == Phase::Failed
             && self.committed()
             && self.location != Location::Lost
             && !self.source.released
+            && !self.source.said(TransferPhase::Cancelled)
     }
 
     /// What changes what is wanted.

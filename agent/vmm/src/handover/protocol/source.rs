@@ -9,10 +9,17 @@
 //! | Journalling | RELINQUISHED is being written; no cancel any more | `Journalled` |
 //! | Settling | whether RELINQUISHED is durable is being found out | `JournalSettled` |
 //! | Relinquished | COMMIT is said, RESUMED waited for | `ResumedHeard`, `LinkLost` |
+//! | Unanswered | no answer to COMMIT will come: the VM stays stopped | a release, `Adopt` |
+//! | Adopting | ADOPTED is being written | `AdoptionWritten` |
 //! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
-//! | Ended | undone, or handed over | |
+//! | Ended | undone, handed over, or taken back | |
 //!
 //! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
+//!
+//! # Taken back
+//! `Adopt` is an operator's order, and with it the assertion that no other process runs the VM.
+//! This machine cannot know that; it only takes the order at the right moment: RELINQUISHED, and
+//! nothing more to be heard from the destination. A source that heard RESUMED never takes it.
 
 use super::{Settled, Why, Written};
 
@@ -39,6 +46,10 @@ pub enum Input {
     LinkLost,
     /// Somebody wants the end: the user, or whoever saw something fail elsewhere.
     Cancel(Why),
+    /// An operator wants the VM back, and says that no other process runs it.
+    Adopt,
+    /// The append of ADOPTED returned.
+    AdoptionWritten(Written),
 }
 
 /// What to do at the source.
@@ -68,6 +79,8 @@ pub enum Action {
     SayAbort(Why),
     /// Keep the record of the end on disk, then tell it.
     RecordEnd(End),
+    /// Append ADOPTED and sync it. Leads to `AdoptionWritten`.
+    JournalAdopted,
 }
 
 /// How the source's side ended.
@@ -77,6 +90,8 @@ pub enum End {
     HandedOver,
     /// The VM stayed.
     Kept(Why),
+    /// An operator took the VM back.
+    TakenBack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +104,7 @@ enum State {
     Settling,
     Relinquished,
     Unanswered,
+    Adopting,
     Interrupted(Why),
     Ended(End),
 }
@@ -146,6 +162,15 @@ impl Source {
             (State::Relinquished, Input::LinkLost | Input::Failed(_)) => {
                 self.go(State::Unanswered, &[])
             }
+            (State::Unanswered, Input::Adopt) => {
+                self.go(State::Adopting, &[Action::JournalAdopted])
+            }
+            (State::Adopting, Input::AdoptionWritten(Written::Durable)) => self.go(
+                State::Ended(End::TakenBack),
+                &[Action::StopLogging, Action::RecordEnd(End::TakenBack)],
+            ),
+            // Nothing runs here before the entry is durable, whatever the file holds by now.
+            (State::Adopting, Input::AdoptionWritten(_)) => self.go(State::Unanswered, &[]),
             (
                 State::Connecting | State::Precopy | State::Switchover | State::Sent,
                 Input::Failed(why),
@@ -167,6 +192,7 @@ impl Source {
                 | State::Settling
                 | State::Relinquished
                 | State::Unanswered
+                | State::Adopting
                 | State::Ended(End::HandedOver)
         )
     }
@@ -177,12 +203,16 @@ impl Source {
         matches!(self.state, State::Interrupted(_))
     }
 
-    /// RELINQUISHED is durable: this side never runs the VM again.
+    /// RELINQUISHED is durable: this side never runs the VM again, unless an operator takes it
+    /// back.
     #[must_use]
     pub fn relinquished(&self) -> bool {
         matches!(
             self.state,
-            State::Relinquished | State::Unanswered | State::Ended(End::HandedOver)
+            State::Relinquished
+                | State::Unanswered
+                | State::Adopting
+                | State::Ended(End::HandedOver)
         )
     }
 

@@ -12,8 +12,8 @@ const WHYS: [Why; 3] = [Why::Cancelled, Why::Elsewhere, Why::Fault];
 
 fn source_inputs() -> Vec<source::Input> {
     use source::Input::{
-        Cancel, Connected, Failed, JournalSettled, Journalled, LinkLost, ReadyHeard, ResumedHeard,
-        StateSent, SwitchoverDecided,
+        Adopt, AdoptionWritten, Cancel, Connected, Failed, JournalSettled, Journalled, LinkLost,
+        ReadyHeard, ResumedHeard, StateSent, SwitchoverDecided,
     };
     let mut inputs = vec![
         Connected,
@@ -27,6 +27,10 @@ fn source_inputs() -> Vec<source::Input> {
         JournalSettled(Settled::Absent),
         ResumedHeard,
         LinkLost,
+        Adopt,
+        AdoptionWritten(Written::Durable),
+        AdoptionWritten(Written::Refused),
+        AdoptionWritten(Written::Unknown),
     ];
     inputs.extend(WHYS.map(Failed));
     inputs.extend(WHYS.map(Cancel));
@@ -212,7 +216,8 @@ fn a_relinquished_source_without_an_answer_stays_so() {
     for silence in [Input::LinkLost, Input::Failed(Why::Fault)] {
         let mut source = source_after(RELINQUISHED);
         assert!(source.step(silence).is_empty());
-        for input in source_inputs() {
+        let order = |input: &source::Input| *input == Input::Adopt;
+        for input in source_inputs().into_iter().filter(|input| !order(input)) {
             assert!(source.step(input).is_empty(), "{input:?}");
         }
         assert!(source.relinquished());
@@ -511,4 +516,32 @@ proptest! {
         prop_assert!(!said.contains(&Action::Commit));
         prop_assert_ne!(source.ended(), Some(End::HandedOver));
     }
+}
+
+#[test]
+fn a_vm_is_taken_back_only_when_nothing_more_can_be_heard() {
+    use source::{Action, End, Input};
+    for steps in 0..=RELINQUISHED {
+        let mut source = source_after(steps);
+        assert_eq!(source.step(Input::Adopt), [], "after {steps}");
+    }
+    let mut heard = source_after(RELINQUISHED);
+    heard.step(Input::ResumedHeard);
+    assert_eq!(heard.step(Input::Adopt), [], "the destination has the VM");
+
+    let mut source = source_after(RELINQUISHED);
+    source.step(Input::LinkLost);
+    for written in [Written::Refused, Written::Unknown] {
+        assert_eq!(source.step(Input::Adopt), [Action::JournalAdopted]);
+        assert_eq!(source.step(Input::AdoptionWritten(written)), []);
+        assert!(source.relinquished(), "nothing runs before it is durable");
+    }
+    assert_eq!(source.step(Input::Adopt), [Action::JournalAdopted]);
+    assert_eq!(source.step(Input::Adopt), [], "one order at a time");
+    assert_eq!(
+        source.step(Input::AdoptionWritten(Written::Durable)),
+        [Action::StopLogging, Action::RecordEnd(End::TakenBack)]
+    );
+    assert!(!source.relinquished());
+    assert_eq!(source.step(Input::Adopt), []);
 }

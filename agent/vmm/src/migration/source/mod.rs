@@ -4,7 +4,8 @@
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
 //! this is how it is done. `parts` is what a side is made from, `link` holds the connections that
 //! `connect` opens, `work` is what the actions have led to, `precopy` runs the iterations,
-//! `switchover` is the blackout, `end` undoes or completes.
+//! `switchover` is the blackout, `end` undoes or completes, `adopt` takes a VM back that was given
+//! away.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -15,6 +16,7 @@
 //! The coordinator may be blocked when a cancel comes: on a connection, between two attempts, in a
 //! digest. All of that is broken off by one [`Breaker`], which the side's interrupt reaches.
 
+mod adopt;
 mod connect;
 mod end;
 mod link;
@@ -30,8 +32,8 @@ use std::{
 
 use slat_proto::v1::TransferPhase;
 
-pub(crate) use self::parts::SourceDriver;
 use self::work::Work;
+pub(crate) use self::{adopt::take_back, parts::SourceDriver};
 use super::breaker::Breaker;
 use crate::{
     handover::protocol::{
@@ -68,6 +70,7 @@ impl SourceDriver {
             self.side
                 .keep_record(self.machine.dir(), &self.side.transfer());
         }
+        self.side.leave();
     }
 
     fn carry_out(&self, action: Action, work: &mut Work) -> Option<Input> {
@@ -127,8 +130,8 @@ impl SourceDriver {
                 self.record_kept(why, work);
                 None
             }
-            // Carried out where it was asked for: this thread may be what is blocked.
-            Action::Interrupt => None,
+            // Carried out where they are asked for: this thread may be what is blocked, or gone.
+            Action::Interrupt | Action::JournalAdopted | Action::RecordEnd(End::TakenBack) => None,
         }
     }
 

@@ -26,11 +26,16 @@ pub(crate) struct SourceDriver {
     pub(crate) filter: Arc<dyn PageFilter>,
 }
 
+/// The migration's reader of dirty pages.
+pub(super) fn cursor() -> Result<CursorName, ApiError> {
+    // Cursors of API callers have a name space of their own: a caller's of the same name is
+    // another.
+    CursorName::from_id("slat-migration")
+}
+
 impl SourceDriver {
     pub(super) fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Cursors of API callers have a name space of their own: a caller's of the same name is
-        // another.
-        CursorName::from_id("slat-migration")
+        cursor()
     }
 
     pub(super) fn iteration(&self) -> u32 {

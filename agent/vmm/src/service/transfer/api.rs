@@ -127,6 +127,14 @@ impl TransferService for TransferApi {
         Ok(Response::new(resolved.await?))
     }
 
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        let adopted = self.blocking(move |transfers| transfers.adopt(request.get_ref()));
+        Ok(Response::new(adopted.await?))
+    }
+
     async fn release_transfer(
         &self,
         request: Request<v1::ReleaseTransferRequest>,

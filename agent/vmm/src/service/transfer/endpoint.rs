@@ -8,7 +8,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, VmName},
+    model::{MigrationName, NamedVm, VmName},
     v1::{self, TransferPhase, TransferRole},
 };
 
@@ -101,17 +101,29 @@ impl TransferEndpoint {
             }
         };
         side.filter(|side| side.migration() == migration)
-            .ok_or_else(|| {
-                ApiError::new(
-                    Reason::NoSuchMigration,
-                    format!(
-                        "{} has no {} side of {migration}",
-                        self.vm,
-                        role.as_str_name()
-                    ),
-                )
-                .with("migration", migration)
-            })
+            .ok_or_else(|| self.unknown(migration, role))
+    }
+
+    pub(super) fn unknown(&self, migration: &MigrationName, role: TransferRole) -> ApiError {
+        ApiError::new(
+            Reason::NoSuchMigration,
+            format!(
+                "{} has no {} side of {migration}",
+                self.vm,
+                role.as_str_name()
+            ),
+        )
+        .with("migration", migration)
+    }
+
+    /// The VM's identity; empty before that is known.
+    pub(super) fn uid(&self) -> String {
+        self.machine.uid().unwrap_or_default()
+    }
+
+    /// Whether a request means this VM.
+    pub(super) fn is_meant(&self, name: &str, uid: &str) -> Result<(), ApiError> {
+        NamedVm::of(name, uid, "")?.check(&self.vm, &self.uid(), self.machine.host())
     }
 
     /// Forgets a side that has ended.

@@ -79,6 +79,13 @@ impl Transfers for TransferEndpoint {
         self.resolve(request)
     }
 
+    fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError> {
+        self.adopt(request)
+    }
+
     fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError> {
         self.forget(migration, role)
     }

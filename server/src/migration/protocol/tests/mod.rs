@@ -305,6 +305,24 @@ fn the_frozen_copy_outlives_a_destination_that_died_after_the_commit() {
 }
 
 #[test]
+fn a_frozen_copy_that_an_operator_took_back_ends_like_any_side() {
+    let mut rig = died_after_the_commit();
+    rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    assert!(rig.protocol.keeps_source());
+    assert!(!rig.asked.contains(&Action::ReleaseSource));
+    rig.source(SidePhase::Cancelled);
+    assert!(
+        rig.asked.contains(&Action::ReleaseSource),
+        "a later migration of the VM waits for it: {:?}",
+        rig.asked
+    );
+    rig.answer(Action::ReleaseSource, Answer::Done);
+    rig.answer(Action::ReleaseDestination, Answer::Done);
+    assert!(rig.protocol.finished() && !rig.protocol.keeps_source());
+    assert_eq!(rig.protocol.phase(), Phase::Failed, "what was said stands");
+}
+
+#[test]
 fn a_vm_is_lost_when_the_sources_process_is_gone_too() {
     let mut asked = died_after_the_commit();
     asked.answer(Action::AskSourceCopy, Answer::Copy { gone: true });
