@@ -93,6 +93,6 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
     if progress.downtime.is_some() {
         histogram!("slat_migration_downtime_seconds").record(seconds(progress.downtime.as_ref()));
     }
-    let iterations = u32::try_from(progress.iterations.len()).unwrap_or(u32::MAX);
+    let iterations = u32::try_from(progress.iterations_done()).unwrap_or(u32::MAX);
     histogram!("slat_migration_iterations").record(f64::from(iterations));
 }

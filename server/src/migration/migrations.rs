@@ -404,6 +404,12 @@ impl Migrations {
             .into_iter()
             .filter_map(|record| record.migration)
             .map(|stored| shown(self.live(&stored.name).unwrap_or(stored)))
+            .map(|mut migration| {
+                if let Some(progress) = &mut migration.progress {
+                    progress.summarize_histories();
+                }
+                migration
+            })
             .collect();
         let first = PageRequest::new(page_size, "")?;
         Ok(paginate(migrations, &first, |migration| {

@@ -178,6 +178,8 @@ impl Record {
         if let Some(progress) = &side.progress {
             let verification = self.migration.progress.as_ref().map(|p| p.verification());
             let mut progress = progress.clone();
+            progress.restore_histories(self.migration.progress.as_ref());
+            progress.bound_histories();
             if !is_result(progress.verification())
                 && let Some(earlier) = verification.filter(|v| is_result(*v))
             {

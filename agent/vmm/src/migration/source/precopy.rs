@@ -197,7 +197,7 @@ impl SourceDriver {
         let bytes = load(&counters.bytes) - before.0;
         let normal = load(&counters.pages_normal) - before.1;
         self.side.update(|progress| {
-            progress.iterations.push(v1::MigrationIteration {
+            progress.push_iteration(v1::MigrationIteration {
                 iteration,
                 bytes_transferred: bytes,
                 pages_normal: normal,

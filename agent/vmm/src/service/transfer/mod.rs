@@ -20,6 +20,8 @@ mod tests_hostile;
 #[cfg(test)]
 mod tests_software;
 
+use std::sync::Arc;
+
 use slat_proto::{
     ApiError,
     model::MigrationName,
@@ -58,8 +60,10 @@ impl Transfers for TransferEndpoint {
 
     fn watch(&self, migration: &MigrationName, role: TransferRole) -> Result<Watched, ApiError> {
         let side = self.find(migration, role)?;
+        let shown = Arc::clone(&side);
         Ok(Watched {
             changes: side.watch(),
+            phase: Box::new(move || shown.phase()),
             now: Box::new(move || side.transfer()),
         })
     }
