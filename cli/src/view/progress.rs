@@ -116,7 +116,7 @@ fn live_line(migration: &v1::Migration) -> String {
 
 /// Its pages are sent, what the guest dirtied meanwhile is not yet counted.
 fn unsettled(iteration: &v1::MigrationIteration) -> bool {
-    !iteration.r#final && iteration.expected_downtime.is_none() && iteration.dirty_pages == 0
+    !iteration.r#final && iteration.expected_downtime.is_none()
 }
 
 fn iteration_line(iteration: &v1::MigrationIteration) -> String {

@@ -187,8 +187,12 @@ impl Record {
             }
             self.migration.progress = Some(progress);
         }
+        let mut precopy_seen = false;
         for entry in &side.phase_times {
             let phase = match entry.phase() {
+                // A switchover may go back to precopy: that began with the first, and the
+                // switchover that counts is the last.
+                SidePhase::Precopy if std::mem::replace(&mut precopy_seen, true) => continue,
                 SidePhase::Precopy => Phase::PrecopyActive,
                 SidePhase::Switchover => Phase::Switchover,
                 SidePhase::Relinquished => Phase::Committed,

@@ -3,8 +3,9 @@
 //!
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
 //! this is how it is done. `parts` is what a side is made from, `link` holds the connections that
-//! `connect` opens, `work` is what the actions have led to, `precopy` runs the iterations,
-//! `switchover` is the blackout, `end` undoes or completes.
+//! `connect` opens, `work` is what the actions have led to, `measure` sees what a switchover will
+//! cost, `flight` is one iteration on its way, `precopy` runs the iterations, `switchover` is the
+//! blackout, `end` undoes or completes.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -17,7 +18,9 @@
 
 mod connect;
 mod end;
+mod flight;
 mod link;
+mod measure;
 mod parts;
 mod precopy;
 mod switchover;
@@ -31,7 +34,7 @@ use std::{
 use slat_proto::v1::TransferPhase;
 
 pub(crate) use self::parts::SourceDriver;
-use self::work::Work;
+use self::{switchover::Outcome, work::Work};
 use super::breaker::Breaker;
 use crate::{
     handover::protocol::{
@@ -73,15 +76,19 @@ impl SourceDriver {
     fn carry_out(&self, action: Action, work: &mut Work) -> Option<Input> {
         match action {
             Action::Precopy => {
-                let decided = self.precopy(work).map(|precopied| {
-                    work.precopied = Some(precopied);
-                    Input::SwitchoverDecided
-                });
-                Some(work.input(decided))
+                let decided = self.precopy(work);
+                Some(work.input(decided.map(|()| Input::SwitchoverDecided)))
             }
             Action::SwitchOver => {
                 let blackout = self.switch_over(work);
-                Some(work.input(blackout.map(|()| Input::StateSent)))
+                Some(work.input(blackout.map(|outcome| match outcome {
+                    Outcome::StateSent => Input::StateSent,
+                    Outcome::Overran => Input::Overran,
+                })))
+            }
+            Action::GoBack => {
+                let back = self.go_back(work);
+                Some(work.input(back.map(|()| Input::WentBack)))
             }
             Action::AwaitReady => {
                 let ready = self.await_ready(work);

@@ -16,6 +16,8 @@ mod outgoing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_downtime;
+#[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
 mod tests_software;

@@ -25,6 +25,7 @@ struct Towards {
     params: MigrationParams,
     epoch: u64,
     versions: v1::ChosenVersions,
+    remembered: Option<v1::RememberedCosts>,
 }
 
 impl TransferEndpoint {
@@ -108,6 +109,7 @@ impl TransferEndpoint {
             params,
             epoch: request.epoch,
             versions,
+            remembered: request.remembered.clone(),
         };
         let begun = self.begin(&side, towards);
         if let Err(error) = begun {
@@ -133,6 +135,7 @@ impl TransferEndpoint {
             epoch: towards.epoch,
             versions: towards.versions,
             filter: Arc::clone(&self.filter),
+            remembered: towards.remembered,
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())
