@@ -29,6 +29,7 @@ use super::{
     admission::{NewMigration, check},
     errors::{in_progress, no_such_migration, past_point},
     orphans,
+    pairs::{Pairs, RECORDS},
     reconciler::{Context, Reconciler},
     record::{Record, shown},
     replies::Command,
@@ -90,11 +91,26 @@ impl Migrations {
         history: Arc<History>,
     ) -> Result<Arc<Self>, StoreError> {
         let open = store.with(|store| store.open_migrations()).await?;
+        let pairs = Arc::new(Pairs::default());
+        let newest = ListQuery {
+            limit: RECORDS,
+            ..ListQuery::default()
+        };
+        match store.with(move |store| store.migrations(&newest)).await {
+            Ok(records) => records
+                .iter()
+                .rev()
+                .filter_map(|record| record.migration.as_ref())
+                .for_each(|migration| pairs.learn(migration)),
+            // A record that cannot be read is no reason not to serve.
+            Err(error) => tracing::warn!(%error, "no earlier downtime is remembered"),
+        }
         let this = Arc::new(Self {
             context: Context {
                 fleet,
                 store,
                 history,
+                pairs,
             },
             creating: tokio::sync::Mutex::new(()),
             active: Mutex::new(HashMap::new()),

@@ -18,6 +18,7 @@ mod errors;
 mod follower;
 mod migrations;
 mod orphans;
+mod pairs;
 pub mod protocol;
 mod reconciler;
 mod record;
