@@ -12,6 +12,7 @@ mod cli;
 mod convergence;
 mod crash;
 mod data_port;
+mod downtime;
 mod happy;
 mod memory;
 mod moments;
