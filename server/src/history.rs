@@ -64,7 +64,8 @@ struct Point {
     transferred: u64,
     throughput: u64,
     dirty_rate: u64,
-    expected_downtime: f64,
+    /// Seconds; `None` while it is not known.
+    expected_downtime: Option<f64>,
     phase: &'static str,
 }
 
@@ -165,7 +166,10 @@ impl History {
             transferred: progress.bytes_transferred,
             throughput: progress.throughput_bytes_per_second,
             dirty_rate: progress.dirty_rate_bytes_per_second,
-            expected_downtime: std_duration(progress.expected_downtime.as_ref()).as_secs_f64(),
+            expected_downtime: progress
+                .expected_downtime
+                .as_ref()
+                .map(|expected| std_duration(Some(expected)).as_secs_f64()),
             phase: migration.phase().as_str_name(),
         };
         let mut rings = self.rings();
