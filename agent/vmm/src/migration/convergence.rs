@@ -83,22 +83,20 @@ impl Convergence {
         ramp.max(self.estimator.predict(0).total()).min(most)
     }
 
-    /// Whether the limit can be met at all, as far as is known.
-    ///
-    /// # Errors
-    /// Why not, and the least that a switchover costs. Never when the user prefers the move.
-    pub(crate) fn is_reachable(&self) -> Result<(), (String, Prediction)> {
+    /// Why the limit cannot be met at all, as far as is known, and the least that a switchover
+    /// costs. `None` when it can, and when the user prefers the move.
+    pub(crate) fn out_of_reach(&self) -> Option<(String, Prediction)> {
         let least = self.estimator.least();
         let most = self.params.max_downtime;
         if least.total() <= most || self.params.on_timeout == OnTimeout::ForceSwitchover {
-            return Ok(());
+            return None;
         }
         let cause = format!(
             "a switchover takes at least {:.1} ms between these hosts with nothing left to send, max_downtime is {:.1} ms",
             millis(least.total()),
             millis(most),
         );
-        Err((cause, least))
+        Some((cause, least))
     }
 
     /// Takes a finished iteration in and decides.
@@ -119,7 +117,7 @@ impl Convergence {
             millis(target),
             millis(self.params.max_downtime),
         );
-        if let Err((cause, least)) = self.is_reachable() {
+        if let Some((cause, least)) = self.out_of_reach() {
             return Verdict::Unreachable(format!("{cause}; {figures}"), least);
         }
         if expected <= target {
@@ -225,7 +223,7 @@ mod tests {
             ..MigrationParams::default()
         };
         let mut convergence = new(params);
-        let (cause, least) = convergence.is_reachable().unwrap_err();
+        let (cause, least) = convergence.out_of_reach().unwrap();
         assert_eq!(least.total(), Duration::from_micros(3300));
         assert!(cause.contains("3.3 ms"), "{cause}");
         let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
@@ -235,7 +233,7 @@ mod tests {
             on_timeout: OnTimeout::ForceSwitchover,
             ..params
         });
-        assert!(forced.is_reachable().is_ok());
+        assert!(forced.out_of_reach().is_none());
     }
 
     #[test]

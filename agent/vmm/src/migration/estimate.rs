@@ -21,27 +21,30 @@
 //! * The bandwidth is the one that the last pages will have: time that `max_bandwidth` held the
 //!   senders up does not count.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use slat_proto::{
     model::{proto_duration, std_duration},
     v1,
 };
 
-/// Weight of the newest measurement.
+/// Weight of the newest iteration in the bandwidth.
 const ALPHA: f64 = 0.4;
+/// Measurements of a cost that count.
+const WINDOW: usize = 5;
 /// An iteration with fewer bytes says what the bandwidth is at least, no more.
 const MEASURABLE: u64 = 4 << 20;
 /// A bandwidth near zero would overflow a `Duration`: a day says the same.
 const FOREVER: f64 = 86_400.0;
 
-/// One cost, as measured again and again.
-#[derive(Clone, Copy, Debug, Default)]
+/// One cost, as measured again and again. What is typical is the median of the last few: a moment in
+/// which something else had the machine is not what the next one will be like.
+#[derive(Clone, Debug, Default)]
 struct Cost {
     typical: Option<Duration>,
     least: Option<Duration>,
-    /// Measured in this migration.
-    own: bool,
+    /// The last measurements of this migration.
+    last: VecDeque<Duration>,
 }
 
 impl Cost {
@@ -54,17 +57,19 @@ impl Cost {
         Self {
             typical: known(typical),
             least: known(least),
-            own: false,
+            last: VecDeque::new(),
         }
     }
 
     fn measured(&mut self, now: Duration) {
-        self.typical = Some(match self.typical {
-            Some(before) if self.own => before.mul_f64(1.0 - ALPHA) + now.mul_f64(ALPHA),
-            _ => now,
-        });
+        if self.last.len() == WINDOW {
+            self.last.pop_front();
+        }
+        self.last.push_back(now);
+        let mut sorted: Vec<Duration> = self.last.iter().copied().collect();
+        sorted.sort_unstable();
+        self.typical = sorted.get(sorted.len() / 2).copied();
         self.least = Some(self.least.map_or(now, |least| least.min(now)));
-        self.own = true;
     }
 
     fn typical(&self) -> Duration {
@@ -397,6 +402,22 @@ mod tests {
         assert_eq!(estimator.predict(0).total(), predicted.total() + 40 * MS);
         (0..40).for_each(|_| estimator.calm());
         assert!(estimator.predict(0).total() < predicted.total() + MS);
+    }
+
+    #[test]
+    fn one_slow_moment_is_not_what_is_expected() {
+        let mut estimator = local();
+        let before = estimator.predict(0).total();
+        estimator.source_synced(MS);
+        estimator.source_synced(500 * MS);
+        assert_eq!(estimator.predict(0).total(), before);
+        (0..3).for_each(|_| estimator.source_synced(500 * MS));
+        assert_eq!(
+            estimator.predict(0).total(),
+            before + 499 * MS,
+            "but many are"
+        );
+        assert_eq!(estimator.least().total(), before);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl SourceDriver {
         };
         self.measure_first(link, &mut course.meter, &mut course.convergence)?;
         // Before the destination takes its memory, and before a page is sent.
-        if let Err((cause, least)) = course.convergence.is_reachable() {
+        if let Some((cause, least)) = course.convergence.out_of_reach() {
             self.side.decide(0, Action::GiveUp, cause.clone());
             return Err(unreachable_limit(&cause, &least, &self.params));
         }

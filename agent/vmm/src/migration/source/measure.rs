@@ -24,7 +24,11 @@ use crate::{machine::SyncProbe, memory::digest_page};
 
 /// So often at the beginning.
 const FIRST: u32 = 3;
-/// Between iterations, no more often than this: each costs a round trip and an append.
+/// And so often before a limit is refused: each time may have been a bad moment.
+const BEFORE_REFUSAL: u32 = 12;
+/// Between iterations, no more often than this: each costs a round trip and an append. But always
+/// when what they cost is what keeps the VM from being switched over, in so many iterations.
+const IN_THE_WAY: u32 = 100;
 const EVERY: Duration = Duration::from_millis(250);
 /// Pages whose digest is taken to see how fast that goes.
 const SAMPLE: u64 = 1024;
@@ -52,23 +56,32 @@ impl SourceDriver {
             }
         }
         convergence.estimator.runs(self.machine.runs());
+        if self.params.verify == Verify::BeforeCommit {
+            convergence.estimator.digest(self.sampled_digest());
+        }
         for _ in 0..FIRST {
             self.measure(link, meter, convergence)?;
         }
-        if self.params.verify == Verify::BeforeCommit {
-            convergence.estimator.digest(self.sampled_digest());
+        for _ in FIRST..BEFORE_REFUSAL {
+            if convergence.out_of_reach().is_none() {
+                break;
+            }
+            self.measure(link, meter, convergence)?;
         }
         Ok(())
     }
 
-    /// Measures again, when the last time is long enough ago.
+    /// Measures again, when the last time is long enough ago or the limit depends on it.
     pub(super) fn measure_again(
         &self,
         link: &mut Link,
         meter: &mut Meter,
         convergence: &mut Convergence,
+        iteration: u32,
     ) -> Result<(), ApiError> {
-        if meter.last.is_none_or(|last| last.elapsed() >= EVERY) {
+        let fixed = convergence.estimator.predict(0).total();
+        let in_the_way = iteration < IN_THE_WAY && fixed > self.params.max_downtime;
+        if in_the_way || meter.last.is_none_or(|last| last.elapsed() >= EVERY) {
             self.measure(link, meter, convergence)?;
         }
         Ok(())

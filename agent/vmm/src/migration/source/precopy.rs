@@ -56,10 +56,10 @@ impl SourceDriver {
                 self.machine.dirty().acknowledge(&cursor, batch)?;
             }
             course.convergence.estimator.sent(landed.bytes, landed.busy);
-            self.measure_again(link, &mut course.meter, &mut course.convergence)?;
+            let iteration = flight.iteration;
+            self.measure_again(link, &mut course.meter, &mut course.convergence, iteration)?;
             let batch = self.harvest(&cursor, &mut course.convergence)?;
             course.convergence.estimator.runs(self.machine.runs());
-            let iteration = flight.iteration;
             let dirty_bytes = batch.pages * PAGE_SIZE;
             let verdict = course.convergence.judge(&Finished {
                 iteration,

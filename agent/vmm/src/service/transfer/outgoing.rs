@@ -109,7 +109,7 @@ impl TransferEndpoint {
             params,
             epoch: request.epoch,
             versions,
-            remembered: request.remembered.clone(),
+            remembered: request.remembered,
         };
         let begun = self.begin(&side, towards);
         if let Err(error) = begun {
