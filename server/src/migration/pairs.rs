@@ -6,9 +6,10 @@
 //! can never disagree.
 //!
 //! Kept are the costs that only a switchover can measure (pause, state, resume), without what is
-//! measured anew each time (round trips, appends to journals). Of each pair the last [`EACH`] count:
-//! their median is what is expected, their least what a switchover costs at least. So one slow
-//! moment raises the first a little and the second not at all.
+//! measured anew each time (round trips, appends to journals). Of each pair the last [`EACH`] count.
+//! What is expected is the median of those that are [`FRESH`], and the least of all where none is;
+//! what a switchover costs at least is said only while [`ENOUGH`] are fresh. So a busy moment of
+//! two hosts is no reason to refuse a limit for ever: a refused migration measures nothing.
 //!
 //! *Locking*: one mutex, held for a look-up or an insertion.
 
@@ -19,12 +20,16 @@ use std::{
 };
 
 use slat_proto::{
-    model::{proto_duration, std_duration},
+    model::{now, proto_duration, std_duration},
     v1::{self, MigrationPhase as Phase},
 };
 
 /// Migrations remembered of each pair.
 const EACH: usize = 8;
+/// What was measured within this time is what the hosts are like now.
+const FRESH: Duration = Duration::from_secs(600);
+/// So many fresh ones say what a switchover costs at least.
+const ENOUGH: usize = 3;
 /// Pairs remembered; the one that was used longest ago goes.
 const PAIRS: usize = 4096;
 /// Records that the memory is filled from at start.
@@ -36,6 +41,8 @@ struct Measured {
     pause: Option<Duration>,
     state: Option<Duration>,
     resume: Option<Duration>,
+    /// Seconds since 1970, of this server's clock.
+    at: i64,
 }
 
 impl Measured {
@@ -58,6 +65,7 @@ impl Measured {
             // With a digest of all memory it says nothing of one without.
             state: rest(&parts.state).filter(|_| costs.digest.is_none()),
             resume: rest(&parts.resume),
+            at: migration.end_time.map_or(0, |time| time.seconds),
         })
     }
 }
@@ -111,35 +119,43 @@ impl Pairs {
 
     /// What is remembered of a pair.
     pub(super) fn of(&self, source: &str, destination: &str) -> Option<v1::RememberedCosts> {
+        self.at(source, destination, now().seconds)
+    }
+
+    fn at(&self, source: &str, destination: &str, now: i64) -> Option<v1::RememberedCosts> {
         let pair = (source.to_owned(), destination.to_owned());
         let memory = self.memory();
-        let last = &memory.pairs.get(&pair)?.last;
-        let sorted = |of: fn(&Measured) -> Option<Duration>| {
-            let mut costs: Vec<Duration> = last.iter().filter_map(of).collect();
-            costs.sort_unstable();
-            costs
-        };
-        let each = [
-            sorted(|one| one.pause),
-            sorted(|one| one.state),
-            sorted(|one| one.resume),
-        ];
-        let costs = |of: fn(&[Duration]) -> Option<&Duration>| {
-            let [pause, state, resume] = each
-                .each_ref()
-                .map(|costs| of(costs).copied().map(proto_duration));
-            v1::DowntimeCosts {
-                pause,
-                state,
-                resume,
-                ..Default::default()
-            }
-        };
+        let all = &memory.pairs.get(&pair)?.last;
+        // A clock that was set back makes nothing old.
+        let fresh: Vec<&Measured> = all
+            .iter()
+            .filter(|one| now - one.at < FRESH.as_secs().cast_signed())
+            .collect();
+        let least = costs(|of| all.iter().filter_map(of).min());
+        let typical = costs(|of| {
+            let mut sorted: Vec<Duration> = fresh.iter().filter_map(|one| of(one)).collect();
+            sorted.sort_unstable();
+            let median = sorted.get(sorted.len() / 2).copied();
+            median.or_else(|| all.iter().filter_map(of).min())
+        });
         Some(v1::RememberedCosts {
-            typical: Some(costs(|sorted| sorted.get(sorted.len() / 2))),
-            least: Some(costs(|sorted| sorted.first())),
-            migrations: u32::try_from(last.len()).unwrap_or(u32::MAX),
+            typical: Some(typical),
+            least: (fresh.len() >= ENOUGH).then_some(least),
+            migrations: u32::try_from(all.len()).unwrap_or(u32::MAX),
         })
+    }
+}
+
+/// The three costs, each chosen by `choose` from what `of` is of a measurement.
+fn costs(
+    choose: impl Fn(fn(&Measured) -> Option<Duration>) -> Option<Duration>,
+) -> v1::DowntimeCosts {
+    let cost = |of| choose(of).map(proto_duration);
+    v1::DowntimeCosts {
+        pause: cost(|one| one.pause),
+        state: cost(|one| one.state),
+        resume: cost(|one| one.resume),
+        ..Default::default()
     }
 }
 
@@ -160,6 +176,7 @@ mod tests {
             source: "hosts/a".into(),
             destination: destination.into(),
             phase: Phase::Completed.into(),
+            end_time: Some(now()),
             progress: Some(v1::MigrationProgress {
                 downtime: ms(100),
                 downtime_breakdown: Some(v1::DowntimeBreakdown {
@@ -208,6 +225,26 @@ mod tests {
             None,
             "the way back is another"
         );
+    }
+
+    #[test]
+    fn what_was_measured_long_ago_refuses_nothing() {
+        let pairs = Pairs::default();
+        for extra in [9, 5, 7, 40] {
+            pairs.learn(&migration("hosts/b", extra));
+        }
+        let now = now().seconds;
+        let fresh = pairs.at("hosts/a", "hosts/b", now).unwrap();
+        assert_eq!(fresh.typical.unwrap().pause, ms(9));
+        assert_eq!(fresh.least.unwrap().pause, ms(5));
+        let later = now + FRESH.as_secs().cast_signed() + 60;
+        let old = pairs.at("hosts/a", "hosts/b", later).unwrap();
+        assert_eq!(old.typical.unwrap().pause, ms(5), "better than nothing");
+        assert_eq!(old.least, None);
+        // One or two may have been bad moments.
+        let few = Pairs::default();
+        few.learn(&migration("hosts/b", 9));
+        assert_eq!(few.of("hosts/a", "hosts/b").unwrap().least, None);
     }
 
     #[test]

@@ -156,6 +156,10 @@ impl Convergence {
         match self.params.on_timeout {
             OnTimeout::ForceSwitchover => Verdict::ForceSwitchover(cause),
             OnTimeout::Cancel if timeout => Verdict::TimedOut(cause),
+            // Not the guest is in the way, but what a switchover costs all along.
+            OnTimeout::Cancel if self.estimator.predict(0).total() > self.params.max_downtime => {
+                Verdict::Unreachable(cause, self.estimator.predict(0))
+            }
             OnTimeout::Cancel => Verdict::NotConverging(cause),
         }
     }
@@ -241,6 +245,24 @@ mod tests {
         let mut convergence = new(MigrationParams::default());
         let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
         assert!(matches!(verdict, Verdict::Switchover(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn an_idle_guest_that_cannot_be_moved_in_time_is_not_blamed() {
+        let params = MigrationParams {
+            max_downtime: Duration::from_millis(3),
+            max_iterations: 2,
+            ..MigrationParams::default()
+        };
+        let mut convergence = new(params);
+        // Sometimes it would do, mostly not.
+        convergence
+            .estimator
+            .source_synced(Duration::from_micros(100));
+        let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Continue(_)), "{verdict:?}");
+        let verdict = judge(&mut convergence, 1, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Unreachable(..)), "{verdict:?}");
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl SourceDriver {
     }
 }
 
-/// DOWNTIME_UNREACHABLE, with what a switchover costs at least and of what that is made.
+/// DOWNTIME_UNREACHABLE, with what a switchover costs and of what that is made.
 pub(super) fn unreachable_limit(
     cause: &str,
     least: &Prediction,
