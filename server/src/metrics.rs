@@ -30,6 +30,10 @@ pub const ITERATION_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0
 const RESULTS: [&str; 4] = ["completed", "cancelled", "failed", "lost"];
 /// A reason that is not ours, as of an agent of another version.
 const OTHER: &str = "OTHER";
+/// The downtime that was predicted when the switchover was decided.
+const PREDICTED: &str = "slat_migration_predicted_downtime_seconds";
+/// How far the prediction was from what was measured.
+const PREDICTION_ERROR: &str = "slat_migration_downtime_prediction_error_seconds";
 
 /// Help texts and units, and the series that exist from the start.
 pub(crate) fn describe(version: &str) {
@@ -47,6 +51,16 @@ pub(crate) fn describe(version: &str) {
         "slat_migration_downtime_seconds",
         Unit::Seconds,
         "Measured downtime of completed migrations."
+    );
+    describe_histogram!(
+        PREDICTED,
+        Unit::Seconds,
+        "Downtime of completed migrations as predicted when the switchover was decided."
+    );
+    describe_histogram!(
+        PREDICTION_ERROR,
+        Unit::Seconds,
+        "How much longer or shorter the measured downtime was than the predicted one."
     );
     describe_histogram!(
         "slat_migration_iterations",
@@ -129,7 +143,14 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
     };
     if progress.downtime.is_some() {
         histogram!("slat_migration_downtime_seconds").record(seconds(progress.downtime.as_ref()));
+        let predicted = progress.prediction.as_ref().and_then(|p| p.total.as_ref());
+        if predicted.is_some() {
+            let error = seconds(progress.downtime.as_ref()) - seconds(predicted);
+            let direction = if error < 0.0 { "shorter" } else { "longer" };
+            histogram!(PREDICTED).record(seconds(predicted));
+            histogram!(PREDICTION_ERROR, "direction" => direction).record(error.abs());
+        }
     }
-    let iterations = u32::try_from(progress.iterations.len()).unwrap_or(u32::MAX);
+    let iterations = u32::try_from(progress.iterations_done()).unwrap_or(u32::MAX);
     histogram!("slat_migration_iterations").record(f64::from(iterations));
 }

@@ -363,9 +363,13 @@ impl LiveVm {
 
     /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed
     /// any more.
-    pub(super) fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
+    pub(super) fn see_side(&self, key: &SideKey, mut side: v1::Transfer) -> bool {
         match self.side_map().get_mut(key) {
             Some(seen) => {
+                if let Some(progress) = &mut side.progress {
+                    let known = seen.as_ref().and_then(|old| old.progress.as_ref());
+                    progress.restore_histories(known);
+                }
                 let news = seen.as_ref().is_none_or(|old| old.phase != side.phase);
                 *seen = Some(side);
                 news

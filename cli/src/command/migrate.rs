@@ -42,6 +42,15 @@ pub(crate) enum VerifyChoice {
     AfterCommit,
 }
 
+/// What to do when the VM is paused and the accepted downtime is about to be broken.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OverrunChoice {
+    /// Back to precopy: the VM runs again where it is
+    Resume,
+    /// The switchover goes on
+    Finish,
+}
+
 /// What to do when time or iterations are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum TimeoutChoice {
@@ -81,6 +90,9 @@ pub(crate) struct MigrateArgs {
     /// What to do when time or iterations are used up
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
+    /// What to do when the VM is paused and --max-downtime is about to be broken
+    #[arg(long, value_enum, default_value = "resume", value_name = "ACTION")]
+    on_overrun: OverrunChoice,
     /// Name of the migration, never used before [default: the server chooses]
     #[arg(long, value_name = "NAME")]
     id: Option<MigrationName>,
@@ -103,7 +115,7 @@ impl MigrateArgs {
 
 impl MigrateArgs {
     fn request(&self) -> Result<v1::CreateMigrationRequest, Failure> {
-        use v1::migration_params::{OnTimeout, Verify};
+        use v1::migration_params::{OnOverrun, OnTimeout, Verify};
         let params = v1::MigrationParams {
             max_downtime: self.max_downtime.map(|span| proto_duration(span.0)),
             max_total_time: self.max_total_time.map(|span| proto_duration(span.0)),
@@ -119,6 +131,11 @@ impl MigrateArgs {
             on_timeout: match self.on_timeout {
                 TimeoutChoice::Cancel => OnTimeout::Cancel,
                 TimeoutChoice::ForceSwitchover => OnTimeout::ForceSwitchover,
+            }
+            .into(),
+            on_overrun: match self.on_overrun {
+                OverrunChoice::Resume => OnOverrun::Resume,
+                OverrunChoice::Finish => OnOverrun::Finish,
             }
             .into(),
         };

@@ -23,6 +23,10 @@ const RPC: [f64; 14] = [
 const DOWNTIME: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
+/// How far a predicted downtime was from the measured one, seconds.
+const PREDICTION_ERROR: [f64; 11] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+];
 /// Whole migrations, seconds.
 const MIGRATION: [f64; 13] = [
     0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
@@ -38,6 +42,11 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
         .set_buckets(&COUNTS)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &RPC)?
         .set_buckets_for_metric(full("slat_migration_downtime_seconds"), &DOWNTIME)?
+        .set_buckets_for_metric(full("slat_migration_predicted_downtime_seconds"), &DOWNTIME)?
+        .set_buckets_for_metric(
+            full("slat_migration_downtime_prediction_error_seconds"),
+            &PREDICTION_ERROR,
+        )?
         .set_buckets_for_metric(full("slat_migration_duration_seconds"), &MIGRATION)
 }
 
@@ -96,6 +105,8 @@ mod tests {
             metrics::histogram!("slat_migration_downtime_seconds", "kind" => "blackout")
                 .record(0.02);
             metrics::histogram!("slat_migration_iterations").record(3.0);
+            metrics::histogram!("slat_migration_downtime_prediction_error_seconds", "direction" => "longer")
+                .record(0.002);
         });
         handle.run_upkeep();
         let text = handle.render();
@@ -108,6 +119,8 @@ mod tests {
             text.contains("rpc_server_call_duration_seconds_bucket{le=\"0.075\"} 1"),
             "{text}"
         );
+        let error = "slat_migration_downtime_prediction_error_seconds_bucket{direction=\"longer\",le=\"0.0025\"} 1";
+        assert!(text.contains(error), "{text}");
         assert!(
             text.contains("slat_migration_iterations_bucket{le=\"3\"} 1"),
             "{text}"

@@ -141,7 +141,7 @@ impl Report {
             source: view::id(&migration.source).to_owned(),
             destination: view::id(&migration.destination).to_owned(),
             result: view::phase(migration.phase()).to_owned(),
-            iterations: progress.iterations.len(),
+            iterations: usize::try_from(progress.iterations_done()).unwrap_or(usize::MAX),
             total_time_seconds: std_duration(migration.total_time.as_ref()).as_secs_f64(),
             downtime_seconds: progress
                 .downtime

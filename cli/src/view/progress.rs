@@ -19,7 +19,8 @@ pub(crate) struct Progress {
     live: bool,
     drawn: bool,
     phase: v1::MigrationPhase,
-    iterations: usize,
+    /// Iterations told so far are those before this one.
+    next: u32,
 }
 
 impl Progress {
@@ -30,7 +31,7 @@ impl Progress {
             live: out::stderr_is_live(),
             drawn: false,
             phase: v1::MigrationPhase::Unspecified,
-            iterations: 0,
+            next: 0,
         }
     }
 
@@ -56,10 +57,13 @@ impl Progress {
         let progress = migration.progress.as_ref();
         let iterations = progress.map_or(&[][..], |progress| &progress.iterations);
         let known = iterations.len() - usize::from(iterations.last().is_some_and(unsettled));
-        for iteration in iterations.iter().take(known).skip(self.iterations) {
-            lines.push(iteration_line(iteration));
+        for iteration in &iterations[..known] {
+            // Of a long history the middle is left out.
+            if iteration.iteration >= self.next {
+                lines.push(iteration_line(iteration));
+                self.next = iteration.iteration.saturating_add(1);
+            }
         }
-        self.iterations = self.iterations.max(known);
         if migration.phase() != self.phase {
             self.phase = migration.phase();
             lines.push(words::phase(self.phase).to_owned());

@@ -4,6 +4,7 @@
 //! Each type is made from its message by a `try_from`-like function that answers BAD_PARAMETER or
 //! BAD_SLOT_TABLE with the field at fault, and turns back into the message without loss.
 
+mod history;
 mod migration;
 mod name;
 mod named;
@@ -13,7 +14,8 @@ mod time;
 mod vm;
 mod vm_ref;
 
-pub use migration::{MigrationParams, OnTimeout, Verify};
+pub use history::HISTORY_ENDS;
+pub use migration::{MigrationParams, OnOverrun, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
 pub use named::NamedVm;
 pub use page::{PageRequest, paginate};

@@ -227,8 +227,12 @@ impl Caller {
         .with("advice", format_args!("upgrade the agent of {host}"))
     }
 
-    /// StartOutgoing, with what the destination said.
-    pub(super) async fn start(self, grant: Grant) -> Ended {
+    /// StartOutgoing, with what the destination said and what is remembered of the two hosts.
+    pub(super) async fn start(
+        self,
+        grant: Grant,
+        remembered: Option<v1::RememberedCosts>,
+    ) -> Ended {
         let subject = &self.subject;
         let request = v1::StartOutgoingRequest {
             migration: subject.migration.clone(),
@@ -239,6 +243,7 @@ impl Caller {
             epoch: subject.epoch,
             versions: Some(grant.versions),
             vm_uid: subject.vm_uid.clone(),
+            remembered,
         };
         let answer = match subject.transfers(&self.fleet, Side::Source) {
             Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,

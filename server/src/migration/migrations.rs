@@ -30,6 +30,7 @@ use super::{
     errors::{in_progress, no_such_migration, past_point},
     key::VmKey,
     orphans,
+    pairs::{Pairs, RECORDS},
     reconciler::{Context, Reconciler},
     record::{Record, shown},
     replies::Command,
@@ -96,11 +97,26 @@ impl Migrations {
         retention: Retention,
     ) -> Result<Arc<Self>, StoreError> {
         let open = store.with(|store| store.open_migrations()).await?;
+        let pairs = Arc::new(Pairs::default());
+        let newest = ListQuery {
+            limit: RECORDS,
+            ..ListQuery::default()
+        };
+        match store.with(move |store| store.migrations(&newest)).await {
+            Ok(records) => records
+                .iter()
+                .rev()
+                .filter_map(|record| record.migration.as_ref())
+                .for_each(|migration| pairs.learn(migration)),
+            // A record that cannot be read is no reason not to serve.
+            Err(error) => tracing::warn!(%error, "no earlier downtime is remembered"),
+        }
         let this = Arc::new(Self {
             context: Context {
                 fleet,
                 store,
                 history,
+                pairs,
             },
             creating: tokio::sync::Mutex::new(()),
             active: Mutex::new(HashMap::new()),
@@ -484,6 +500,12 @@ impl Migrations {
             .into_iter()
             .filter_map(|record| record.migration)
             .map(|stored| self.live(&stored.name).unwrap_or(stored))
+            .map(|mut migration| {
+                if let Some(progress) = &mut migration.progress {
+                    progress.summarize_histories();
+                }
+                migration
+            })
             .collect();
         let first = PageRequest::new(page_size, "")?;
         Ok(paginate(migrations, &first, |migration| {

@@ -21,6 +21,7 @@ mod follower;
 mod key;
 mod migrations;
 mod orphans;
+mod pairs;
 pub mod protocol;
 mod reconciler;
 mod record;

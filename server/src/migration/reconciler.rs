@@ -28,6 +28,7 @@ use super::{
     calls::{Brought, Caller, Ended, Grant},
     errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
+    pairs::Pairs,
     protocol::{Action, Answer, Input, MigrationProtocol, Side},
     record::{Record, report},
     replies::{Command, Replies, Standing},
@@ -57,6 +58,7 @@ pub(super) struct Context {
     pub(super) fleet: Arc<Fleet>,
     pub(super) store: BlockingStore,
     pub(super) history: Arc<History>,
+    pub(super) pairs: Arc<Pairs>,
 }
 
 /// Whether the end can be shown.
@@ -354,7 +356,12 @@ impl Reconciler {
                 tasks.call(action, caller.prepare(*description));
             }
             Action::Start => match self.grant.clone() {
-                Some(grant) => tasks.call(action, caller.start(grant)),
+                Some(grant) => {
+                    let migration = self.record.migration();
+                    let (source, destination) = (&migration.source, &migration.destination);
+                    let remembered = self.context.pairs.of(source, destination);
+                    tasks.call(action, caller.start(grant, remembered));
+                }
                 // Start follows a Prepare of this life.
                 None => tasks.call(action, ready(Ended::with(Answer::Silent))),
             },
@@ -449,6 +456,7 @@ impl Reconciler {
                 looked_up: false,
             };
             metrics::migration_ended(&self.on_disk);
+            self.context.pairs.learn(&self.on_disk);
             let look = self.caller.clone().look_up(self.on_disk.vm_location());
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;

@@ -206,6 +206,8 @@ impl Record {
         if let Some(progress) = &side.progress {
             let verification = self.migration.progress.as_ref().map(|p| p.verification());
             let mut progress = progress.clone();
+            progress.restore_histories(self.migration.progress.as_ref());
+            progress.bound_histories();
             if !is_result(progress.verification())
                 && let Some(earlier) = verification.filter(|v| is_result(*v))
             {
@@ -213,8 +215,12 @@ impl Record {
             }
             self.migration.progress = Some(progress);
         }
+        let mut precopy_seen = false;
         for entry in &side.phase_times {
             let phase = match entry.phase() {
+                // A switchover may go back to precopy: that began with the first, and the
+                // switchover that counts is the last.
+                SidePhase::Precopy if std::mem::replace(&mut precopy_seen, true) => continue,
                 SidePhase::Precopy => Phase::PrecopyActive,
                 SidePhase::Switchover => Phase::Switchover,
                 SidePhase::Relinquished => Phase::Committed,
@@ -353,6 +359,76 @@ mod tests {
             let told = record.migration().progress.clone().unwrap_or_default();
             assert_eq!(told.verification(), stored, "{verify:?}");
         }
+    }
+
+    #[test]
+    fn histories_that_a_side_left_out_are_kept_and_those_without_bounds_are_bounded() {
+        let mut record = Record::new(
+            "migrations/m".into(),
+            &v1::Vm::default(),
+            "hosts/b".into(),
+            v1::MigrationParams::default(),
+        );
+        let side = |progress| v1::Transfer {
+            progress: Some(progress),
+            ..Default::default()
+        };
+        let iteration = |iteration| v1::MigrationIteration {
+            iteration,
+            bytes_transferred: 1 << 20,
+            ..Default::default()
+        };
+        record.source_figures(&side(v1::MigrationProgress {
+            iterations: (0..100_000).map(iteration).collect(),
+            ..Default::default()
+        }));
+        let told = record.migration().progress.clone().unwrap();
+        assert_eq!(told.iterations_done(), 100_000);
+        let stored = prost::Message::encoded_len(&record.to_stored());
+        assert!(stored < 64 << 10, "{stored}");
+        let mut beat = v1::MigrationProgress {
+            iteration: 100_000,
+            ..Default::default()
+        };
+        beat.omit_histories();
+        record.source_figures(&side(beat));
+        let now = record.migration().progress.clone().unwrap();
+        assert_eq!(now.iteration, 100_000);
+        assert!(!now.histories_omitted);
+        assert_eq!(now.iterations, told.iterations);
+        assert_eq!(now.iterations_between, told.iterations_between);
+    }
+
+    #[test]
+    fn the_switchover_that_counts_is_the_last_and_precopy_the_first() {
+        let at = |phase: SidePhase, seconds| v1::TransferPhaseTime {
+            phase: phase.into(),
+            time: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+        };
+        let mut record = Record::new(
+            "migrations/m".into(),
+            &v1::Vm::default(),
+            "hosts/b".into(),
+            v1::MigrationParams::default(),
+        );
+        record.source_figures(&v1::Transfer {
+            phase_times: vec![
+                at(SidePhase::Precopy, 10),
+                at(SidePhase::Switchover, 20),
+                at(SidePhase::Precopy, 21),
+                at(SidePhase::Switchover, 30),
+            ],
+            ..Default::default()
+        });
+        let times = &record.migration().phase_times;
+        let began = |phase: Phase| {
+            let entry = times.iter().find(|entry| entry.phase() == phase);
+            entry.unwrap().time.unwrap().seconds
+        };
+        assert_eq!(
+            (began(Phase::PrecopyActive), began(Phase::Switchover)),
+            (10, 30)
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ const fn scenario(name: &'static str, budget: Budget) -> Scenario {
 const NONE: Budget = Budget::NONE;
 
 /// What CI explores.
-pub const BOUNDED: [Scenario; 13] = [
+pub const BOUNDED: [Scenario; 15] = [
     scenario("nothing goes wrong", NONE),
     scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
     scenario("a host loses its power", Budget { outages: 1, ..NONE }),
@@ -56,6 +56,21 @@ pub const BOUNDED: [Scenario; 13] = [
     ),
     scenario("the user cancels", Budget { cancels: 1, ..NONE }),
     scenario(
+        "a switchover goes back",
+        Budget {
+            overruns: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and the connection breaks",
+        Budget {
+            overruns: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
         "the connection breaks and a VM process is killed",
         Budget {
             breaks: 1,
@@ -74,7 +89,31 @@ pub const BOUNDED: [Scenario; 13] = [
 ];
 
 /// What a long run explores besides.
-pub const DEEP: [Scenario; 7] = [
+pub const DEEP: [Scenario; 10] = [
+    scenario(
+        "a switchover goes back twice and an answer is late",
+        Budget {
+            overruns: 2,
+            delays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and the user cancels",
+        Budget {
+            overruns: 1,
+            cancels: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and a VM process is killed",
+        Budget {
+            overruns: 1,
+            kills: 1,
+            ..NONE
+        },
+    ),
     scenario("the connection breaks twice", Budget { breaks: 2, ..NONE }),
     scenario(
         "the connection breaks and a host loses its power",
@@ -132,6 +171,10 @@ impl Planted {
             },
             Self::TimerDecides | Self::RunsOnReady => Budget { breaks: 1, ..NONE },
             Self::RestartForgets => Budget { kills: 1, ..NONE },
+            Self::GoesBackLate => Budget {
+                overruns: 1,
+                ..NONE
+            },
             Self::StoreForgetsStart => Budget {
                 server_crashes: 1,
                 cancels: 1,

@@ -26,6 +26,8 @@ pub enum Fate {
     Unsynced,
     /// It did not even reach the cache.
     Unwritten,
+    /// Of a switchover: it takes too long.
+    Overruns,
 }
 
 /// RELINQUISHED of this migration.
@@ -204,12 +206,25 @@ impl World {
                     side.stopped = true;
                     side.shown = Phase::Switchover;
                 }
-                if self.link.broken {
+                if fate == Fate::Overruns && planted == Some(Planted::GoesBackLate) {
+                    self.source.runs = true;
+                    self.link.forth.push_back(Frame::State);
+                    self.feed_source(Input::StateSent);
+                } else if fate == Fate::Overruns {
+                    self.feed_source(Input::Overran);
+                } else if self.link.broken {
                     self.feed_source(Input::Failed(Why::Fault));
                 } else {
                     self.link.forth.push_back(Frame::State);
                     self.feed_source(Input::StateSent);
                 }
+            }
+            Action::GoBack => {
+                // The process has pages under way and nothing else: the link is as it was.
+                if let Some(side) = &mut self.source.side {
+                    self.source.runs |= std::mem::take(&mut side.stopped);
+                }
+                self.feed_source(Input::WentBack);
             }
             Action::JournalRelinquished => {
                 let written = self.source.append(relinquished(), fate, planted);
@@ -313,7 +328,7 @@ impl SourceHost {
                 journal.cached = Some(entry);
                 Written::Unknown
             }
-            Fate::Unwritten => Written::Unknown,
+            Fate::Unwritten | Fate::Overruns => Written::Unknown,
         }
     }
 

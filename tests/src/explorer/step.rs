@@ -127,8 +127,12 @@ impl World {
                 steps.push(Step::SourceActs(Fate::Unsynced));
                 steps.push(Step::SourceActs(Fate::Unwritten));
             }
-            if *action == source::Action::SwitchOver && self.budget.work_faults > 0 {
+            let works = matches!(action, source::Action::SwitchOver | source::Action::GoBack);
+            if works && self.budget.work_faults > 0 {
                 steps.push(Step::SourceFails);
+            }
+            if *action == source::Action::SwitchOver && self.budget.overruns > 0 {
+                steps.push(Step::SourceActs(Fate::Overruns));
             }
             return;
         }
@@ -313,8 +317,10 @@ impl World {
     pub fn take_step(&mut self, step: Step, planted: Option<Planted>) {
         match step {
             Step::SourceActs(fate) => {
-                if fate != Fate::Works {
-                    spend(&mut self.budget.disk_faults);
+                match fate {
+                    Fate::Works => {}
+                    Fate::Overruns => spend(&mut self.budget.overruns),
+                    Fate::Unsynced | Fate::Unwritten => spend(&mut self.budget.disk_faults),
                 }
                 self.source_acts(fate, planted);
             }

@@ -272,6 +272,8 @@ pub struct Budget {
     pub work_faults: u8,
     /// The user cancels.
     pub cancels: u8,
+    /// A switchover takes too long and goes back.
+    pub overruns: u8,
 }
 
 impl Budget {
@@ -287,6 +289,7 @@ impl Budget {
         disk_faults: 0,
         work_faults: 0,
         cancels: 0,
+        overruns: 0,
     };
 }
 

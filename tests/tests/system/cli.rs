@@ -11,7 +11,7 @@ use slat_tests::{Fleet, Layout, binary, guest::usual, process::leftovers, scene}
 /// Longest time one command may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-async fn slat(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Output> {
+pub(super) async fn slat(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Output> {
     let mut command = tokio::process::Command::new(binary::slat()?);
     command.args(args).kill_on_drop(true).env_remove("RUST_LOG");
     for (name, value) in envs {

@@ -13,6 +13,7 @@ mod clocks;
 mod convergence;
 mod crash;
 mod data_port;
+mod downtime;
 mod happy;
 mod identity;
 mod leftovers;

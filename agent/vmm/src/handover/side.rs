@@ -232,7 +232,7 @@ impl<R: SideProtocol> Side<R> {
         let cause = cause.into();
         tracing::info!(migration = %self.migration, iteration, action = action.as_str_name(), cause, "decided");
         self.update(|progress| {
-            progress.decisions.push(v1::MigrationDecision {
+            progress.push_decision(v1::MigrationDecision {
                 time: Some(self.clock.now()),
                 iteration,
                 action: action.into(),

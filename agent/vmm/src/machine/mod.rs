@@ -34,6 +34,7 @@ mod lifecycle;
 mod oom;
 mod outgoing;
 mod parts;
+mod probe;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -42,7 +43,11 @@ mod view;
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use slat_proto::{
@@ -56,7 +61,7 @@ use slat_record::{
 };
 use tokio::sync::watch;
 
-pub(crate) use self::{build::resolve, parts::Parts};
+pub(crate) use self::{build::resolve, parts::Parts, probe::SyncProbe};
 use self::{
     guarded::Guarded,
     view::{Shared, State, View},
@@ -86,6 +91,8 @@ pub(crate) struct Machine {
     shared: Arc<Shared>,
     backend: Mutex<Option<Arc<dyn Backend>>>,
     control: Mutex<Control>,
+    /// Nanoseconds that the last pause of running vCPUs took; 0 before the first.
+    paused_in: AtomicU64,
 }
 
 /// Whether vCPUs may run at all.
@@ -148,6 +155,7 @@ impl Machine {
                 fence: Fence::Down,
                 oom: None,
             }),
+            paused_in: AtomicU64::new(0),
         }))
     }
 
@@ -246,6 +254,21 @@ impl Machine {
     #[must_use]
     pub(crate) fn host(&self) -> &HostName {
         &self.shared.host
+    }
+
+    /// Whether its vCPUs run.
+    #[must_use]
+    pub(crate) fn runs(&self) -> bool {
+        self.shared.view().state == State::Running
+    }
+
+    /// How long the last pause of running vCPUs took. `None` before the first.
+    #[must_use]
+    pub(crate) fn last_pause(&self) -> Option<Duration> {
+        match self.paused_in.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
     }
 
     /// Guest memory and the slot table.

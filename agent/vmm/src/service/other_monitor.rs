@@ -260,9 +260,15 @@ impl Transfers for AdoptedSides {
 
     fn watch(&self, migration: &MigrationName, role: TransferRole) -> Result<Watched, ApiError> {
         let first = self.transfer(migration, role)?;
-        let adopted = Arc::clone(&self.0);
+        let phase = first.phase();
+        let [adopted, shown] = [Arc::clone(&self.0), Arc::clone(&self.0)];
         Ok(Watched {
             changes: self.0.changes(),
+            phase: Box::new(move || {
+                lock(&shown.side)
+                    .as_ref()
+                    .map_or(phase, v1::Transfer::phase)
+            }),
             now: Box::new(move || lock(&adopted.side).clone().unwrap_or_else(|| first.clone())),
         })
     }

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | Connecting | connections open, the destination makes its memory | `Connected` |
 //! | Precopy | the VM runs, pages flow | `SwitchoverDecided` |
-//! | Switchover | vCPUs stop, last pages and state go | `StateSent` |
+//! | Switchover | vCPUs stop, last pages and state go | `StateSent`, `Overran` |
+//! | GoingBack | it took too long, and the state has not gone: vCPUs run again | `WentBack` |
 //! | Sent | READY is waited for | `ReadyHeard` |
 //! | Journalling | RELINQUISHED is being written; no cancel any more | `Journalled` |
 //! | Settling | whether RELINQUISHED is durable is being found out | `JournalSettled` |
@@ -13,6 +14,9 @@
 //! | Adopting | ADOPTED is being written | `AdoptionWritten` |
 //! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
 //! | Ended | undone, handed over, or taken back | |
+//!
+//! Going back is possible until the state has gone: the destination then has pages and nothing else,
+//! and cannot become READY. Once `StateSent` was fed, a word of going back changes nothing.
 //!
 //! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
 //!
@@ -32,6 +36,10 @@ pub enum Input {
     SwitchoverDecided,
     /// The last pages and the state are sent.
     StateSent,
+    /// The limit on downtime is about to be broken, and the state is not sent.
+    Overran,
+    /// The vCPUs run again.
+    WentBack,
     /// READY came.
     ReadyHeard,
     /// The append of RELINQUISHED returned.
@@ -57,8 +65,11 @@ pub enum Input {
 pub enum Action {
     /// Dirty logging on, iterations over what the guest writes. Leads to `SwitchoverDecided`.
     Precopy,
-    /// Stop the vCPUs, send the last pages and the state. Leads to `StateSent`.
+    /// Stop the vCPUs, send the last pages and the state. Leads to `StateSent` or `Overran`.
     SwitchOver,
+    /// Let the vCPUs run again if the switchover stopped them; the VM stays part of this. Leads to
+    /// `WentBack`.
+    GoBack,
     /// Wait for READY. Leads to `ReadyHeard`.
     AwaitReady,
     /// Append RELINQUISHED and sync it. Leads to `Journalled`.
@@ -99,6 +110,7 @@ enum State {
     Connecting,
     Precopy,
     Switchover,
+    GoingBack,
     Sent,
     Journalling,
     Settling,
@@ -107,6 +119,16 @@ enum State {
     Adopting,
     Interrupted(Why),
     Ended(End),
+}
+
+impl State {
+    /// Nothing was journalled and nothing is being undone: a failure or a cancel ends it.
+    fn may_end(self) -> bool {
+        matches!(
+            self,
+            Self::Connecting | Self::Precopy | Self::Switchover | Self::GoingBack | Self::Sent
+        )
+    }
 }
 
 /// See the module.
@@ -142,6 +164,8 @@ impl Source {
                 self.go(State::Switchover, &[Action::SwitchOver])
             }
             (State::Switchover, Input::StateSent) => self.go(State::Sent, &[Action::AwaitReady]),
+            (State::Switchover, Input::Overran) => self.go(State::GoingBack, &[Action::GoBack]),
+            (State::GoingBack, Input::WentBack) => self.go(State::Precopy, &[Action::Precopy]),
             (State::Sent, Input::ReadyHeard) => {
                 self.go(State::Journalling, &[Action::JournalRelinquished])
             }
@@ -171,14 +195,8 @@ impl Source {
             ),
             // Nothing runs here before the entry is durable, whatever the file holds by now.
             (State::Adopting, Input::AdoptionWritten(_)) => self.go(State::Unanswered, &[]),
-            (
-                State::Connecting | State::Precopy | State::Switchover | State::Sent,
-                Input::Failed(why),
-            ) => self.undo(why),
-            (
-                State::Connecting | State::Precopy | State::Switchover | State::Sent,
-                Input::LinkLost,
-            ) => self.undo(Why::Fault),
+            (state, Input::Failed(why)) if state.may_end() => self.undo(why),
+            (state, Input::LinkLost) if state.may_end() => self.undo(Why::Fault),
             _ => Vec::new(),
         }
     }
@@ -232,9 +250,7 @@ impl Source {
 
     fn cancel(&mut self, why: Why) -> Vec<Action> {
         match self.state {
-            State::Connecting | State::Precopy | State::Switchover | State::Sent => {
-                self.go(State::Interrupted(why), &[Action::Interrupt])
-            }
+            state if state.may_end() => self.go(State::Interrupted(why), &[Action::Interrupt]),
             _ => Vec::new(),
         }
     }

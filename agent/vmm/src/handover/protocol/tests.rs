@@ -13,12 +13,14 @@ const WHYS: [Why; 3] = [Why::Cancelled, Why::Elsewhere, Why::Fault];
 fn source_inputs() -> Vec<source::Input> {
     use source::Input::{
         Adopt, AdoptionWritten, Cancel, Connected, Failed, JournalSettled, Journalled, LinkLost,
-        ReadyHeard, ResumedHeard, StateSent, SwitchoverDecided,
+        Overran, ReadyHeard, ResumedHeard, StateSent, SwitchoverDecided, WentBack,
     };
     let mut inputs = vec![
         Connected,
         SwitchoverDecided,
         StateSent,
+        Overran,
+        WentBack,
         ReadyHeard,
         Journalled(Written::Durable),
         Journalled(Written::Refused),
@@ -103,6 +105,35 @@ const JOURNALLING: usize = 4;
 const RELINQUISHED: usize = 5;
 const READY: usize = 4;
 const OWNING: usize = 5;
+
+#[test]
+fn a_switchover_that_takes_too_long_goes_back_until_the_state_is_sent() {
+    use source::{Action, End, Input};
+    let mut source = source_after(2);
+    assert_eq!(source.step(Input::Overran), [Action::GoBack]);
+    assert_eq!(source.step(Input::WentBack), [Action::Precopy]);
+    // And again, as often as the driver wants.
+    assert_eq!(source.step(Input::SwitchoverDecided), [Action::SwitchOver]);
+    assert_eq!(source.step(Input::Overran), [Action::GoBack]);
+    // vCPUs that do not run again end it, and so does a cancel.
+    let mut cancelled = source.clone();
+    assert_eq!(source.step(Input::Failed(Why::Fault))[0], Action::ResumeVm);
+    assert_eq!(source.ended(), Some(End::Kept(Why::Fault)));
+    assert!(cancelled.may_cancel());
+    assert_eq!(
+        cancelled.step(Input::Cancel(Why::Cancelled)),
+        [Action::Interrupt]
+    );
+    assert_eq!(cancelled.step(Input::WentBack)[0], Action::ResumeVm);
+    // Once the state is sent it is too late, whoever says so.
+    for steps in 3..=RELINQUISHED {
+        let mut source = source_after(steps);
+        let before = source.clone();
+        assert_eq!(source.step(Input::Overran), []);
+        assert_eq!(source.step(Input::WentBack), []);
+        assert_eq!(source, before);
+    }
+}
 
 #[test]
 fn a_handover_that_goes_well_has_one_order() {

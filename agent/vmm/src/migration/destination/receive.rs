@@ -12,13 +12,16 @@ use super::{
     super::{
         cpu_time::thread_cpu_time,
         receiver::Event,
-        wire::{Header, Kind, WireError},
+        wire::{ECHO_SINCE, Header, Kind, WireError},
     },
     link::Link,
     parts::{DestinationDriver, Note},
     work::{Work, was_told},
 };
-use crate::handover::{payload::check_slots, protocol::destination::Input};
+use crate::{
+    handover::{payload::check_slots, protocol::destination::Input},
+    machine::SyncProbe,
+};
 
 /// How far populating is, is published this often.
 const SHOW: Duration = Duration::from_millis(100);
@@ -51,6 +54,11 @@ impl DestinationDriver {
         payload: Vec<u8>,
         work: &mut Work,
     ) -> Result<Option<Input>, ApiError> {
+        if header.kind == Kind::Echo && self.versions.protocol >= ECHO_SINCE {
+            let synced = self.synced(work);
+            work.link.answer_echo(synced)?;
+            return Ok(None);
+        }
         let link = &mut work.link;
         match header.kind {
             Kind::SlotTable if !link.table_seen => {
@@ -74,6 +82,15 @@ impl DestinationDriver {
             )
             .into()),
         }
+    }
+
+    /// How long an append to the journal takes here; nothing when that cannot be measured.
+    fn synced(&self, work: &mut Work) -> Duration {
+        if work.probe.is_none() {
+            work.probe = self.machine.sync_probe().ok();
+        }
+        let measured = work.probe.as_mut().map(SyncProbe::measure);
+        measured.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Tells the source how far the memory is; says so once all of it is there.

@@ -3,9 +3,9 @@
 //!
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
 //! this is how it is done. `parts` is what a side is made from, `link` holds the connections that
-//! `connect` opens, `work` is what the actions have led to, `precopy` runs the iterations,
-//! `switchover` is the blackout, `end` undoes or completes, `adopt` takes a VM back that was given
-//! away.
+//! `connect` opens, `work` is what the actions have led to, `measure` sees what a switchover will
+//! cost, `flight` is one iteration on its way, `precopy` runs the iterations, `switchover` is the
+//! blackout, `end` undoes or completes, `adopt` takes a VM back that was given away.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -19,7 +19,9 @@
 mod adopt;
 mod connect;
 mod end;
+mod flight;
 mod link;
+mod measure;
 mod parts;
 mod precopy;
 mod switchover;
@@ -32,8 +34,8 @@ use std::{
 
 use slat_proto::v1::TransferPhase;
 
-use self::work::Work;
 pub(crate) use self::{adopt::take_back, parts::SourceDriver};
+use self::{switchover::Outcome, work::Work};
 use super::breaker::Breaker;
 use crate::{
     handover::protocol::{
@@ -76,15 +78,19 @@ impl SourceDriver {
     fn carry_out(&self, action: Action, work: &mut Work) -> Option<Input> {
         match action {
             Action::Precopy => {
-                let decided = self.precopy(work).map(|precopied| {
-                    work.precopied = Some(precopied);
-                    Input::SwitchoverDecided
-                });
-                Some(work.input(decided))
+                let decided = self.precopy(work);
+                Some(work.input(decided.map(|()| Input::SwitchoverDecided)))
             }
             Action::SwitchOver => {
                 let blackout = self.switch_over(work);
-                Some(work.input(blackout.map(|()| Input::StateSent)))
+                Some(work.input(blackout.map(|outcome| match outcome {
+                    Outcome::StateSent => Input::StateSent,
+                    Outcome::Overran => Input::Overran,
+                })))
+            }
+            Action::GoBack => {
+                let back = self.go_back(work);
+                Some(work.input(back.map(|()| Input::WentBack)))
             }
             Action::AwaitReady => {
                 let ready = self.await_ready(work);

@@ -1,6 +1,6 @@
 //! What the source's side is made from.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use slat_proto::{
     ApiError,
@@ -24,6 +24,17 @@ pub(crate) struct SourceDriver {
     pub(crate) epoch: u64,
     pub(crate) versions: v1::ChosenVersions,
     pub(crate) filter: Arc<dyn PageFilter>,
+    /// What earlier migrations between the two hosts measured.
+    pub(crate) remembered: Option<v1::RememberedCosts>,
+}
+
+/// When things began.
+#[derive(Clone, Copy)]
+pub(super) struct Started {
+    /// This side, with the wait for the destination's memory.
+    pub(super) migration: Instant,
+    /// The first page.
+    pub(super) transfer: Instant,
 }
 
 /// The migration's reader of dirty pages.

@@ -59,4 +59,6 @@ pub(crate) struct Watched {
     pub(crate) changes: watch::Receiver<u64>,
     /// The side now. Does not block.
     pub(crate) now: Box<dyn Fn() -> v1::Transfer + Send + Sync>,
+    /// Its phase now. Does not block.
+    pub(crate) phase: Box<dyn Fn() -> v1::TransferPhase + Send + Sync>,
 }

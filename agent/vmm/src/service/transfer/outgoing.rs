@@ -28,6 +28,7 @@ struct Towards {
     params: MigrationParams,
     epoch: u64,
     versions: v1::ChosenVersions,
+    remembered: Option<v1::RememberedCosts>,
 }
 
 impl TransferEndpoint {
@@ -122,6 +123,7 @@ impl TransferEndpoint {
             params,
             epoch: request.epoch,
             versions,
+            remembered: request.remembered,
         };
         let begun = self.begin(&side, towards);
         if let Err(error) = begun {
@@ -168,6 +170,7 @@ impl TransferEndpoint {
             epoch: towards.epoch,
             versions: towards.versions,
             filter: Arc::clone(&self.filter),
+            remembered: towards.remembered,
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())

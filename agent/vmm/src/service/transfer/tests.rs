@@ -85,7 +85,7 @@ pub(super) async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1
     wait(endpoint, role, |transfer| has_ended(transfer.phase())).await
 }
 
-async fn prepare(
+pub(super) async fn prepare(
     vm: &FakeVm,
     to: &TransferEndpoint,
     params: &MigrationParams,
@@ -169,7 +169,7 @@ fn ownership(vm: &FakeVm) -> Ownership {
         .ownership
 }
 
-fn state(vm: &FakeVm) -> v1::vm::State {
+pub(super) fn state(vm: &FakeVm) -> v1::vm::State {
     vm.machine.snapshot().unwrap().state()
 }
 
@@ -268,9 +268,9 @@ async fn neighbours_speak_the_older_protocol() {
         ..MigrationParams::default()
     };
     let mut older = preamble::describe(BackendKind::Software, Vec::new());
-    older.protocol = Some(v1::VersionRange { min: 1, max: 1 });
+    older.protocol = Some(v1::VersionRange { min: 1, max: 2 });
     let prepared = prepare_from(&source, &to, &params, older).await;
-    assert_eq!(prepared.versions.unwrap().protocol, 1);
+    assert_eq!(prepared.versions.unwrap().protocol, 2);
     start(&from, &prepared, &params).await;
     let there = ended(&to, TransferRole::Destination).await;
     let here = ended(&from, TransferRole::Source).await;

@@ -48,7 +48,7 @@ impl ByHand {
             data_address: self.listener.local_addr().unwrap().to_string(),
             ticket: vec![7; 32],
             versions: Some(v1::ChosenVersions {
-                protocol: 2,
+                protocol: 3,
                 state: 1,
             }),
             ..v1::PrepareIncomingResponse::default()
@@ -58,8 +58,8 @@ impl ByHand {
     fn accept(&self) -> Connection {
         let (mut stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut reader = FrameReader::new(2, 1);
-        let mut writer = FrameWriter::new(2, 1);
+        let mut reader = FrameReader::new(3, 1);
+        let mut writer = FrameWriter::new(3, 1);
         let (header, payload) = reader.frame(&mut stream).unwrap();
         assert_eq!(header.kind, Kind::Hello);
         let role = Hello::decode(&payload).unwrap().role;
@@ -77,14 +77,27 @@ impl ByHand {
         let (mut control, data) = (self.accept(), self.accept());
         assert_eq!(control.role, StreamRole::Control);
         assert_eq!(data.role, StreamRole::Data(0));
-        assert_eq!(control.hear(), Kind::SlotTable);
-        (control, data)
+        loop {
+            match control.hear() {
+                Kind::Echo => control.tell(Kind::EchoAck, &1000_u64.to_le_bytes()),
+                kind => {
+                    assert_eq!(kind, Kind::SlotTable);
+                    return (control, data);
+                }
+            }
+        }
     }
 }
 
 impl Connection {
     fn hear(&mut self) -> Kind {
         self.reader.frame(&mut self.stream).unwrap().0.kind
+    }
+
+    fn tell(&mut self, kind: Kind, payload: &[u8]) {
+        self.writer
+            .send(&mut self.stream, kind, 0, payload)
+            .unwrap();
     }
 
     fn say(&mut self, kind: Kind, count: u32) {

@@ -110,6 +110,28 @@ fn stored(phase: Phase) -> Durable {
 }
 
 #[test]
+fn a_source_that_went_back_to_precopy_is_shown_there_and_its_silence_is_doubt() {
+    let mut rig = Rig::precopy();
+    rig.source(SidePhase::Switchover);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+    rig.source(SidePhase::Precopy);
+    assert_eq!(rig.protocol.phase(), Phase::PrecopyActive);
+    assert!(
+        rig.protocol.durable().switched,
+        "it may begin another at any moment"
+    );
+    rig.source(SidePhase::Switchover);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+    // A late word of the source does not hide that the destination is READY.
+    rig.step(Input::Heard(
+        Side::Destination,
+        Report::new(SidePhase::Ready),
+    ));
+    rig.source(SidePhase::Precopy);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+}
+
+#[test]
 fn a_migration_that_works() {
     let mut rig = Rig::starting();
     assert_eq!(rig.answer(Action::Start, side(SidePhase::Preparing)), []);
