@@ -16,6 +16,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         out.join("slat_v1.pb"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let mut config = tonic_prost_build::Config::new();
+    // Every message knows its full name, so that JSON needs no name beside the type.
+    config.enable_type_names();
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -22,7 +22,8 @@ One line on standard output says `listening on IP:PORT` when the server is ready
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServerArgs {
-    /// Address to listen on, for gRPC, dashboard and metrics; port 0 takes a free one
+    /// Address to listen on, for gRPC, dashboard and metrics, as 192.0.2.1:7400; port 0 takes a
+    /// free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -30,11 +31,11 @@ pub(crate) struct ServerArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state
-    /// directory]
+    /// Where to keep hosts, VMs and migrations, as /srv/slat [default: /var/lib/slat/server, or the
+    /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// How often agents report
+    /// How often agents report, as 500ms: 50ms to 60s
     #[arg(
         long,
         env = "SLAT_REPORT_INTERVAL",

@@ -92,7 +92,7 @@ impl Fleet {
             let mut agent = arguments("agent", self.path(host));
             agent.extend(["--server".into(), address.to_string().into()]);
             agent.extend(["--name".into(), host.into()]);
-            agent.extend(["--memory".into(), memory.to_string().into()]);
+            agent.extend(["--memory".into(), format!("{memory}B").into()]);
             let log = self.path(&format!("{host}.log"));
             self.agents.push(Daemon::start(host, agent, log).await?);
         }

@@ -44,7 +44,8 @@ struct Row {
     source: String,
     destination: String,
     result: String,
-    iterations: usize,
+    /// Counted as everywhere: the first and the paused one included.
+    iterations: u32,
     total_time_seconds: f64,
     downtime_seconds: Option<f64>,
     bytes_transferred: u64,
@@ -141,7 +142,7 @@ impl Report {
             source: view::id(&migration.source).to_owned(),
             destination: view::id(&migration.destination).to_owned(),
             result: view::phase(migration.phase()).to_owned(),
-            iterations: progress.iterations.len(),
+            iterations: view::iterations(&progress).unwrap_or(0),
             total_time_seconds: std_duration(migration.total_time.as_ref()).as_secs_f64(),
             downtime_seconds: progress
                 .downtime

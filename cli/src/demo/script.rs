@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    command::{agent, follow::follow},
+    command::{agent, follow::follow, patience::Patience},
     failure::Failure,
     term::{
         out,
@@ -437,8 +437,9 @@ async fn move_vm(
         .map_err(|status| Failure::call(format!("migrate {vm} to {destination}"), status))?
         .into_inner();
     let mut progress = Progress::new(format!("{id} {source} -> {destination}"));
-    let migration = follow(client, &created.name, |migration| {
-        progress.update(migration)
+    let migration = follow(client, &created.name, Patience::default(), |migration| {
+        progress.update(migration);
+        Ok(())
     })
     .await?;
     progress.finish();
@@ -447,7 +448,7 @@ async fn move_vm(
         "{id} {source} -> {destination}: {}, downtime {}, {} iterations, {} in {}",
         view::phase(migration.phase()),
         view::span(figures.downtime.as_ref()),
-        figures.iterations.len(),
+        view::iterations(&figures).unwrap_or(0),
         Size(figures.bytes_transferred),
         view::span(migration.total_time.as_ref()),
     ));

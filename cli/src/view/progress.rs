@@ -3,7 +3,10 @@
 
 use slat_proto::{model::std_duration, v1};
 
-use super::words::{self, pages};
+use super::{
+    pace,
+    words::{self, pages},
+};
 use crate::term::{
     out,
     units::{Rate, Size, Span},
@@ -16,7 +19,8 @@ pub(crate) struct Progress {
     live: bool,
     drawn: bool,
     phase: v1::MigrationPhase,
-    iterations: usize,
+    /// Number of the first iteration that was not told yet.
+    next: u32,
 }
 
 impl Progress {
@@ -27,7 +31,7 @@ impl Progress {
             live: out::stderr_is_live(),
             drawn: false,
             phase: v1::MigrationPhase::Unspecified,
-            iterations: 0,
+            next: 0,
         }
     }
 
@@ -52,11 +56,13 @@ impl Progress {
         let mut lines = Vec::new();
         let progress = migration.progress.as_ref();
         let iterations = progress.map_or(&[][..], |progress| &progress.iterations);
-        let known = iterations.len() - usize::from(iterations.last().is_some_and(unsettled));
-        for iteration in iterations.iter().take(known).skip(self.iterations) {
-            lines.push(iteration_line(iteration));
+        // By number and not by place: a long history is kept in part.
+        for iteration in iterations {
+            if iteration.iteration >= self.next && !unsettled(iteration) {
+                lines.push(iteration_line(iteration));
+                self.next = iteration.iteration.saturating_add(1);
+            }
         }
-        self.iterations = self.iterations.max(known);
         if migration.phase() != self.phase {
             self.phase = migration.phase();
             lines.push(words::phase(self.phase).to_owned());
@@ -84,12 +90,18 @@ fn live_line(migration: &v1::Migration) -> String {
     let Some(progress) = &migration.progress else {
         return phase.to_owned();
     };
+    let Some(percent) = pace::percent(migration) else {
+        return phase.to_owned();
+    };
     let mut line = format!(
-        "{phase} #{}  {} left  {}",
+        "{phase} #{}  {percent} %  {} left  {}",
         progress.iteration,
         Size(progress.remaining_bytes),
         Rate(progress.throughput_bytes_per_second),
     );
+    if let Some(left) = pace::time_left(migration) {
+        line.push_str(&format!(", {}", Span(left)));
+    }
     if progress.dirty_rate_bytes_per_second > 0 {
         line.push_str(&format!(
             "  dirty {}",
@@ -166,6 +178,7 @@ mod tests {
             phase: phase.into(),
             progress: Some(v1::MigrationProgress {
                 iteration: finished,
+                total_bytes: 64 << 20,
                 remaining_bytes: 32 << 20,
                 throughput_bytes_per_second: 640 << 20,
                 dirty_rate_bytes_per_second: 64 << 20,
@@ -221,7 +234,7 @@ mod tests {
         let line = live_line(&migration(v1::MigrationPhase::PrecopyActive, 1));
         assert_eq!(
             line,
-            "PRECOPY_ACTIVE #1  32 MiB left  640 MiB/s  dirty 64 MiB/s  downtime ~7.00 ms"
+            "PRECOPY_ACTIVE #1  50 %  32 MiB left  640 MiB/s, 50.0 ms  dirty 64 MiB/s  downtime ~7.00 ms"
         );
         assert_eq!(cut("äöü", 2), "äö");
     }
