@@ -71,7 +71,7 @@ impl Patience {
     pub(crate) fn heard(&mut self) {
         self.heard_once = true;
         if self.silent_since.take().is_some() {
-            out::say("the server answers again");
+            out::say("there are answers again");
         }
     }
 
@@ -86,7 +86,7 @@ impl Patience {
         let limit = Span(self.limit);
         let since = *self.silent_since.get_or_insert_with(|| {
             out::say(format!(
-                "no word from the server ({}); asking again for {limit}",
+                "no answer ({}); asking again for {limit}",
                 error.message
             ));
             Instant::now()
@@ -94,7 +94,7 @@ impl Patience {
         if since.elapsed() >= self.limit {
             let mut error = error;
             error.reason = Reason::PeerUnreachable;
-            error.message = format!("no word from the server for {limit}: {}", error.message);
+            error.message = format!("no answer for {limit}: {}", error.message);
             return Err(Failure::api(doing, error));
         }
         tokio::time::sleep(self.pause).await;
@@ -143,7 +143,7 @@ mod tests {
         let failure = patience.lost("watch vms", gone()).await.unwrap_err();
         assert_eq!(failure.exit_code(), 5);
         assert!(
-            failure.render().contains("no word from the server"),
+            failure.render().contains("no answer for 0 s"),
             "{}",
             failure.render()
         );

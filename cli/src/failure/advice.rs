@@ -8,6 +8,13 @@ use super::options::in_options;
 /// For an answer.
 pub(super) fn of(error: &ApiError) -> String {
     match error.metadata.get("advice") {
+        // Here the command can be named.
+        Some(_)
+            if error.reason == Reason::MigrationInProgress
+                && error.metadata.contains_key("migration") =>
+        {
+            by_reason(error)
+        }
         Some(advice) if !advice.is_empty() => in_options(advice),
         _ => by_reason(error),
     }

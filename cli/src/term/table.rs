@@ -36,7 +36,10 @@ pub(crate) struct Cell {
 impl Cell {
     /// With a colour.
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
-        let text = text.into();
+        let mut text = text.into();
+        if text.is_empty() {
+            NONE.clone_into(&mut text);
+        }
         Self {
             text: match escape::one_line(&text) {
                 Cow::Borrowed(_) => text,
@@ -202,6 +205,7 @@ mod tests {
 
     #[test]
     fn a_cell_is_one_line_and_commands_no_terminal() {
+        assert_eq!(Cell::from("").text(), NONE);
         assert_eq!(Cell::from("a\n\x1b[2J").text(), "a\\n\\u{1b}[2J");
     }
 
