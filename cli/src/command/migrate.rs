@@ -86,7 +86,8 @@ pub(crate) struct MigrateArgs {
     /// What to do when time or iterations are used up, as force-switchover
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
-    /// Name of the migration, as m1, never used before [default: the server chooses]
+    /// Name of the migration, never used before [default: the server chooses]
+    /// (as m1)
     #[arg(long, value_name = "NAME")]
     id: Option<MigrationName>,
     /// Check everything, move nothing

@@ -192,6 +192,7 @@ impl FromStr for Span {
                 "s" => 1_000_000_000,
                 "m" | "min" => 60_000_000_000,
                 "h" => 3_600_000_000_000,
+                "d" => 86_400_000_000_000,
                 _ => return Err(wrong()),
             };
             total = scaled(number, scale)
@@ -317,6 +318,7 @@ mod tests {
         assert_eq!(read("300ms"), Ok(Duration::from_millis(300)));
         assert_eq!(read("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(read("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(read("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
         assert_eq!(read("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(read("250us"), Ok(Duration::from_micros(250)));
         for text in ["", "300", "s", "1x", "-1s", "1m30", "999999999999h", "1s,"] {

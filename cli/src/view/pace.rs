@@ -58,8 +58,37 @@ pub(crate) fn time_left(migration: &v1::Migration) -> Option<Duration> {
     Some(Duration::from_nanos(u64::try_from(nanos).ok()?))
 }
 
+/// What it waits for, and how far that is: `hosts/b (destination) to populate its memory, 25 %`.
+pub(super) fn waiting(migration: &v1::Migration) -> Option<String> {
+    if migration.waiting_for.is_empty() {
+        return None;
+    }
+    let mut words = migration.waiting_for.clone();
+    let total = migration
+        .progress
+        .as_ref()
+        .map_or(0, |progress| progress.total_bytes);
+    let there = migration.populated_bytes;
+    if there > 0 && (total == 0 || there < total) {
+        words.push_str(
+            &match (u128::from(there) * 100).checked_div(u128::from(total)) {
+                Some(percent) => format!(", {percent} % of {} is there", Size(total)),
+                None => format!(", {} is there", Size(there)),
+            },
+        );
+    }
+    Some(words)
+}
+
 /// Lines of a running migration's page; none for one that has ended.
 pub(super) fn lines(migration: &v1::Migration) -> Vec<(&'static str, String)> {
+    let since = super::words::since(migration.waiting_since.as_ref());
+    let since = since.map_or_else(String::new, |since| format!(" (for {})", Span(since)));
+    let waits = waiting(migration).map(|words| ("waits for", format!("{words}{since}")));
+    waits.into_iter().chain(sending(migration)).collect()
+}
+
+fn sending(migration: &v1::Migration) -> Vec<(&'static str, String)> {
     let Some(progress) = &migration.progress else {
         return Vec::new();
     };
@@ -109,7 +138,7 @@ pub(super) fn rate(bytes: u64, time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn sending(remaining: u64, rate: u64) -> v1::Migration {
+    fn sends_now(remaining: u64, rate: u64) -> v1::Migration {
         v1::Migration {
             phase: v1::MigrationPhase::PrecopyActive.into(),
             progress: Some(v1::MigrationProgress {
@@ -124,15 +153,39 @@ mod tests {
 
     #[test]
     fn percent_rate_and_time_left_are_known_only_while_pages_are_sent() {
-        let migration = sending(128 << 20, 64 << 20);
+        let migration = sends_now(128 << 20, 64 << 20);
         assert_eq!(percent(&migration), Some(75));
         assert_eq!(time_left(&migration), Some(Duration::from_secs(2)));
-        assert_eq!(time_left(&sending(1, 0)), None, "before there is a rate");
-        let mut ended = sending(1 << 20, 1);
+        assert_eq!(time_left(&sends_now(1, 0)), None, "before there is a rate");
+        let mut ended = sends_now(1 << 20, 1);
         ended.phase = v1::MigrationPhase::Failed.into();
         assert_eq!((percent(&ended), time_left(&ended)), (None, None));
         ended.phase = v1::MigrationPhase::Completed.into();
         assert_eq!(percent(&ended), Some(100));
+    }
+
+    #[test]
+    fn what_a_migration_waits_for_is_said_and_how_far_it_is() {
+        let mut migration = v1::Migration {
+            phase: v1::MigrationPhase::Preparing.into(),
+            waiting_for: "hosts/b (destination) to populate its memory".into(),
+            populated_bytes: 128 << 20,
+            ..Default::default()
+        };
+        let text = "hosts/b (destination) to populate its memory";
+        assert_eq!(
+            waiting(&migration),
+            Some(format!("{text}, 128 MiB is there"))
+        );
+        migration.progress = Some(v1::MigrationProgress {
+            total_bytes: 512 << 20,
+            ..Default::default()
+        });
+        let words = format!("{text}, 25 % of 512 MiB is there");
+        assert_eq!(waiting(&migration), Some(words.clone()));
+        assert_eq!(lines(&migration), [("waits for", words)]);
+        migration.waiting_for.clear();
+        assert_eq!(waiting(&migration), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(crate) struct Progress {
     phase: v1::MigrationPhase,
     /// Number of the first iteration that was not told yet.
     next: u32,
+    waiting_for: String,
 }
 
 impl Progress {
@@ -32,6 +33,7 @@ impl Progress {
             drawn: false,
             phase: v1::MigrationPhase::Unspecified,
             next: 0,
+            waiting_for: String::new(),
         }
     }
 
@@ -67,6 +69,10 @@ impl Progress {
             self.phase = migration.phase();
             lines.push(words::phase(self.phase).to_owned());
         }
+        if migration.waiting_for != self.waiting_for {
+            self.waiting_for.clone_from(&migration.waiting_for);
+            lines.extend(pace::waiting(migration).map(|words| format!("waits for {words}")));
+        }
         lines
     }
 
@@ -87,6 +93,9 @@ impl Drop for Progress {
 
 fn live_line(migration: &v1::Migration) -> String {
     let phase = words::phase(migration.phase());
+    if let Some(waiting) = pace::waiting(migration) {
+        return format!("{phase}  waits for {waiting}");
+    }
     let Some(progress) = &migration.progress else {
         return phase.to_owned();
     };
@@ -214,6 +223,28 @@ mod tests {
                 "iteration 1: 64 MiB in 100 ms, 1 MiB dirty after it, expected downtime 7.00 ms",
                 "SWITCHOVER",
             ]
+        );
+    }
+
+    #[test]
+    fn what_it_waits_for_is_told_once() {
+        let mut progress = Progress::new("m");
+        let mut waiting = migration(v1::MigrationPhase::Preparing, 0);
+        waiting.waiting_for = "hosts/b (destination) to populate its memory".into();
+        waiting.populated_bytes = 16 << 20;
+        let text =
+            "waits for hosts/b (destination) to populate its memory, 25 % of 64 MiB is there";
+        assert_eq!(progress.new_lines(&waiting), ["PREPARING", text]);
+        waiting.populated_bytes = 32 << 20;
+        assert_eq!(
+            progress.new_lines(&waiting).len(),
+            0,
+            "a log is no progress bar"
+        );
+        assert!(
+            live_line(&waiting).contains("50 % of 64 MiB"),
+            "{}",
+            live_line(&waiting)
         );
     }
 

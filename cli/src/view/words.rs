@@ -64,7 +64,7 @@ pub(crate) fn ended(phase: v1::MigrationPhase) -> bool {
 }
 
 /// How long ago that was, on this machine's clock; `None` when unset or yet to come.
-fn since(time: Option<&prost_types::Timestamp>) -> Option<Duration> {
+pub(super) fn since(time: Option<&prost_types::Timestamp>) -> Option<Duration> {
     time.and_then(|time| SystemTime::try_from(*time).ok())
         .and_then(|time| SystemTime::now().duration_since(time).ok())
 }

@@ -15,3 +15,4 @@ mod data_port;
 mod happy;
 mod memory;
 mod moments;
+mod watching;
