@@ -1,9 +1,10 @@
 //! The demo's fleet: one server, two agents, a temporary directory; and how all of it ends.
 //!
 //! [`Fleet::stop`] begins gently and ends with force: delete the VMs through the API, those that
-//! others made on this fleet meanwhile too, let the VM processes end, SIGTERM to the daemons, SIGKILL after a bound, then the VM processes that still
-//! hold a lock below this directory. Each step is bounded. It returns every step that should not
-//! have been needed: something was left behind.
+//! others made on this fleet meanwhile too, let the VM processes end, SIGTERM to the daemons,
+//! SIGKILL after a bound, then the VM processes that still hold a lock below this directory. Each
+//! step is bounded. It returns every step that should not have been needed: something was left
+//! behind.
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 

@@ -1,5 +1,5 @@
-//! `--keep`: the fleet stays up after the checks, for a look at it, and its VM goes on moving. Others
-//! may use the fleet meanwhile; what they make on it ends with it.
+//! `--keep`: the fleet stays up after the checks, for a look at it, and its VM goes on moving.
+//! Others may use the fleet meanwhile; what they make on it ends with it.
 
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 //!
 //! * [`child`] is one daemon process, [`fleet`] all of them and their orderly end, [`sweep`] what a
 //!   disorderly end leaves.
-//! * [`script`] is what happens, [`keep`] what happens after it with `--keep`, [`observer`] what is counted meanwhile, [`report`] what is said
-//!   about it.
+//! * [`script`] is what happens, [`keep`] what happens after it with `--keep`, [`observer`] what is
+//!   counted meanwhile, [`report`] what is said about it.
 //!
 //! The fleet is owned here, outside the script: whatever ends the script (its end, an error,
 //! Ctrl-C, SIGTERM), the fleet is then stopped the same way. When this process is killed, its
