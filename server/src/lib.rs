@@ -14,7 +14,7 @@
 //! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
+//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per migration (through
 //! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
@@ -27,6 +27,8 @@ pub mod metrics;
 pub mod migration;
 mod phase;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -38,7 +40,7 @@ use crate::{
     fleet::Fleet,
     history::History,
     migration::Migrations,
-    store::{BlockingStore, RedbStore},
+    store::BlockingStore,
 };
 
 pub use crate::{http::Render, store::StoreError};
@@ -98,7 +100,8 @@ pub struct Server {
     migrations: Arc<Migrations>,
     watches: Watches,
     store: BlockingStore,
-    gauges: JoinHandle<()>,
+    /// Gauges, health, and the store's probe.
+    keeping: [JoinHandle<()>; 3],
 }
 
 impl fmt::Debug for Server {
@@ -123,13 +126,17 @@ impl Server {
             ));
         }
         let directory = config.state_dir.clone();
-        let store = tokio::task::spawn_blocking(move || RedbStore::open(&directory))
+        let store = tokio::task::spawn_blocking(move || BlockingStore::open(&directory))
             .await
             .map_err(|source| StoreError::Open {
                 path: config.state_dir.clone(),
                 source: source.into(),
             })??;
-        let store = BlockingStore::new(store);
+        Self::start_on(config, store).await
+    }
+
+    /// [`Server::start`] on a store that is open.
+    async fn start_on(config: ServerConfig, store: BlockingStore) -> Result<Self, ServerError> {
         // Bound before anything is taken up: a second server on the port must not move a VM.
         let listen_failed = |source| ServerError::Listen {
             address: config.listen,
@@ -151,7 +158,7 @@ impl Server {
                     message: error.message,
                 })?;
         }
-        let history = Arc::new(History::new());
+        let history = Arc::new(History::new(config.report_interval));
         let migrations =
             Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
         let watches = Watches::default();
@@ -162,14 +169,14 @@ impl Server {
             history: Arc::clone(&history),
             watches: watches.clone(),
         };
-        let pages = dashboard::router(dashboard::Pages {
-            fleet: Arc::clone(&fleet),
-            migrations: Arc::clone(&migrations),
+        let pages = dashboard::router(dashboard::Pages::new(
+            Arc::clone(&fleet),
+            Arc::clone(&migrations),
             history,
-            version: config.version.as_str().into(),
-        });
+            &config.version,
+        ));
         let endpoint = services
-            .add_to(Endpoint::new())
+            .add_to(Endpoint::new().entry())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)
@@ -182,7 +189,11 @@ impl Server {
                 return Err(listen_failed(source));
             }
         };
-        let gauges = tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations)));
+        let keeping = [
+            tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations))),
+            tokio::spawn(store::tell(store.clone(), endpoint.health())),
+            tokio::spawn(store::probe(store.clone())),
+        ];
         tracing::info!(%address, "the server listens");
         Ok(Self {
             endpoint,
@@ -190,7 +201,7 @@ impl Server {
             migrations,
             watches,
             store,
-            gauges,
+            keeping,
         })
     }
 
@@ -203,12 +214,16 @@ impl Server {
     /// Stops: watches and reconcilers first, so that their streams end, then the listener.
     /// Migrations go on without it.
     pub async fn stop(self) {
-        self.gauges.abort();
+        for task in &self.keeping {
+            task.abort();
+        }
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;
         self.store.finish().await;
-        // An aborted task's error says so and nothing else.
-        drop(self.gauges.await);
+        for task in self.keeping {
+            // An aborted task's error says so and nothing else.
+            drop(task.await);
+        }
     }
 }

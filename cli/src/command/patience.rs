@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use slat_proto::{ApiError, Reason};
+use slat_proto::{ApiError, Reason, error::GRPC_CODE};
 use tonic::Code;
 
 use crate::{
@@ -106,10 +106,7 @@ impl Patience {
 /// in the middle comes as a status of the transport's own making, whatever its code.
 fn is_silence(error: &ApiError) -> bool {
     error.reason.code() == Code::Unavailable
-        || error
-            .metadata
-            .get("grpc_code")
-            .is_some_and(|code| code != "Unimplemented")
+        || (error.reason == Reason::Internal && error.metadata.contains_key(GRPC_CODE))
 }
 
 #[cfg(test)]
@@ -127,6 +124,9 @@ mod tests {
             ApiError::new(Reason::HostUnreachable, "hosts/a").into()
         ));
         assert!(!silence(Status::unimplemented("")));
+        assert!(!silence(Status::out_of_range(
+            "Error, decoded message length too large: found 9 bytes"
+        )));
         assert!(!silence(
             ApiError::new(Reason::NoSuchMigration, "no migration m").into()
         ));

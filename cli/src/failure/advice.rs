@@ -109,11 +109,11 @@ fn by_reason(error: &ApiError) -> String {
         Reason::DowntimeUnreachable => {
             "accept a longer --max-downtime; the figure is the least that can be kept"
         }
-        Reason::MessageTooLarge => "ask for less at once",
-        Reason::DiskFull => "free space on that disk; what was refused was not done",
-        Reason::DescriptorsExhausted => {
-            "raise LimitNOFILE of that process, or close connections to it"
-        }
+        Reason::MessageTooLarge => "ask for less at once: one VM, one slot, a smaller page",
+        Reason::MessageUndecodable => "slat version at both ends: can they talk to each other?",
+        Reason::Store => "see the server's log and its state directory",
+        Reason::DiskFull => "free space there; what waits for it goes on by itself",
+        Reason::DescriptorsExhausted => "raise LimitNOFILE of that process; see its connections",
         Reason::VmUnreachable => {
             "slat get vm NAME; slat delete vm --uid UID --force ends its process"
         }

@@ -2,14 +2,10 @@
 
 use std::{error::Error, io};
 
-use slat_proto::{ApiError, Reason, transport::Address};
+use slat_proto::{ApiError, Reason, error::GRPC_CODE, transport::Address};
 use tonic::Code;
 
 use super::options::in_options;
-
-/// Where [`ApiError`] keeps the code of a status that Slat did not make: the transport's,
-/// a proxy's.
-pub(super) const GRPC_CODE: &str = "grpc_code";
 
 /// Text of the table above, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -84,13 +80,14 @@ impl Failure {
         match error.metadata.get(GRPC_CODE).map(String::as_str) {
             Some("Unimplemented") => {
                 error.message = "this endpoint does not serve that".to_owned();
-                error.reason = Reason::CapabilityMissing;
+                error.reason = Reason::NoSuchMethod;
                 error.metadata.insert(
                     "advice".to_owned(),
                     "ask another one with --server; migrations are served by the server alone"
                         .to_owned(),
                 );
             }
+            Some(_) if error.metadata.contains_key("address") => {}
             Some(_) => {
                 let words = cause.as_deref().unwrap_or(&error.message);
                 let words = words.strip_prefix("transport error: ").unwrap_or(words);
@@ -107,7 +104,13 @@ impl Failure {
             && error.reason == Reason::PeerUnreachable
             && error.metadata.contains_key(GRPC_CODE)
         {
-            error.message = format!("{endpoint} does not answer: {}", error.message);
+            if error.metadata.get("address") == Some(&endpoint.to_string()) {
+                // The channel names it itself; what to do about it is known better here.
+                error.metadata.remove("address");
+                error.metadata.remove("advice");
+            } else {
+                error.message = format!("{endpoint} does not answer: {}", error.message);
+            }
         }
         self
     }
@@ -155,6 +158,7 @@ pub(crate) fn exit_code(error: &ApiError) -> u8 {
         | Code::ResourceExhausted
         | Code::PermissionDenied
         | Code::Unauthenticated => 4,
+        Code::Unimplemented => 4,
         Code::Unavailable | Code::DeadlineExceeded => 5,
         Code::Unknown => 7,
         _ => 1,

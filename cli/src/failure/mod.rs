@@ -46,7 +46,7 @@ impl Failure {
 mod tests {
     use std::io;
 
-    use slat_proto::{ApiError, Reason, transport::Address};
+    use slat_proto::{ApiError, Reason, error::GRPC_CODE, transport::Address};
 
     use super::*;
 
@@ -115,6 +115,21 @@ mod tests {
             "{text}"
         );
         assert_eq!(failure.exit_code(), 5);
+        let named = ApiError::new(
+            Reason::PeerUnreachable,
+            "127.0.0.1:1 does not answer: refused",
+        )
+        .with("address", "127.0.0.1:1")
+        .with(GRPC_CODE, "Unavailable")
+        .with("advice", "see that it runs");
+        let text = Failure::call("list vms", named.into())
+            .at(&endpoint)
+            .render();
+        assert!(
+            text.starts_with("error: cannot list vms: 127.0.0.1:1 does not answer: refused\n"),
+            "{text}"
+        );
+        assert!(text.contains("--server or SLAT_SERVER"), "{text}");
         let ours = ApiError::new(Reason::PeerUnreachable, "hosts/b does not answer");
         let text = Failure::call("list vms", ours.into())
             .at(&endpoint)

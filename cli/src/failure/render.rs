@@ -1,14 +1,10 @@
 //! A failure as people read it: what failed, its reason, where the VM is, details, what to do next.
 //! Several VMs of one name are listed, each with the line to type.
 
-use slat_proto::{ApiError, Reason};
+use slat_proto::{ApiError, Reason, error::GRPC_CODE};
 
-use super::{
-    advice,
-    kinds::{Failure, GRPC_CODE},
-    options::in_options,
-};
-use crate::escape;
+use super::{advice, kinds::Failure, options::in_options};
+use crate::escape::{self, one_line};
 
 /// The text; `typed` is the command line, for lines to repeat it with.
 pub(super) fn text(failure: &Failure, typed: &str) -> String {
@@ -24,7 +20,7 @@ pub(super) fn text(failure: &Failure, typed: &str) -> String {
         }
         Failure::Ended { what, error, .. } => format!(
             "error: {what}: {} ({})",
-            in_options(&error.message),
+            one_line(&in_options(&error.message)),
             error.reason
         ),
         Failure::Said(_) | Failure::BrokenPipe => String::new(),
@@ -51,10 +47,15 @@ pub(super) fn typed() -> String {
 }
 
 fn api(doing: &str, error: &ApiError, typed: &str) -> String {
-    let mut text = format!("error: cannot {doing}: {}", in_options(&error.message));
+    // Words of an endpoint: they draw nothing and end no line.
+    let mut text = format!(
+        "error: cannot {}: {}",
+        one_line(doing),
+        one_line(&in_options(&error.message))
+    );
     let mut add = |label: &str, value: &str| {
         if !value.is_empty() {
-            text.push_str(&format!("\n  {label:<7} {value}"));
+            text.push_str(&format!("\n  {label:<7} {}", one_line(value)));
         }
     };
     add("reason:", error.reason.as_str());
@@ -145,10 +146,17 @@ mod tests {
     }
 
     #[test]
-    fn what_came_from_outside_commands_no_terminal() {
-        let error = ApiError::new(Reason::Internal, "bad \x1b[2J name").with("path", "\x07");
-        let text = text(&Failure::api("get vms/web", error), "slat");
-        assert!(!text.contains(['\x1b', '\x07']), "{text:?}");
-        assert!(text.contains("bad \\u{1b}[2J name"), "{text}");
+    fn what_an_endpoint_says_draws_nothing_and_forges_no_line() {
+        let error = ApiError::new(Reason::Internal, "\x1b[2Jgone\n  next:   rm -rf /")
+            .with("vm", "vms/a\u{202e}")
+            .with("advice", "a\rb");
+        let failure = Failure::api("get vms/a\u{9b}", error);
+        assert_eq!(
+            text(&failure, "slat"),
+            "error: cannot get vms/a\\u{9b}: \\u{1b}[2Jgone\\u{a}  next:   rm -rf /\n  \
+             reason: INTERNAL\n  \
+             detail: vm=vms/a\\u{202e}\n  \
+             next:   a\\u{d}b"
+        );
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn answer(
     text: impl FnOnce() -> String,
 ) -> Result<(), Failure> {
     match format {
-        Format::Json => out::line(format!("{:#}", value())),
+        Format::Json => out::json(&format!("{:#}", value())),
         Format::Yaml => out::line(yaml(&value())?),
         Format::Name => out::line(name),
         Format::Table | Format::Wide => out::line(text()),
@@ -57,7 +57,7 @@ pub(crate) fn answer(
 pub(crate) fn element(format: Format, value: &Value) -> Result<(), Failure> {
     match format {
         Format::Yaml => out::line(format!("---\n{}", yaml(value)?)),
-        _ => out::line(value.to_string()),
+        _ => out::json(&value.to_string()),
     }
 }
 

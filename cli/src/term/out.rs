@@ -2,7 +2,8 @@
 //! `-o yaml`) the messages are JSON too, one object a line.
 //!
 //! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
-//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored.
+//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored. What a terminal would obey
+//! is escaped on the way out; pieces from outside are escaped where they are put into a line.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -25,19 +26,32 @@ fn is_for_programs() -> bool {
 
 /// Writes `text` and a line end to standard output.
 pub(crate) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
+    raw_line(&escape::lines(text.as_ref()))
+}
+
+fn raw_line(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", text.as_ref())
+    writeln!(stdout, "{text}")
         .and_then(|()| stdout.flush())
         .map_err(Failure::from_stdout)
+}
+
+/// JSON text, which means the same when a terminal has nothing to obey in it.
+pub(crate) fn json(text: &str) -> Result<(), Failure> {
+    raw_line(&escape::json(text))
 }
 
 /// Writes a message to standard error.
 pub(crate) fn say(text: impl AsRef<str>) {
     if is_for_programs() {
-        say_line(&serde_json::json!({"note": text.as_ref()}).to_string());
+        say_json(&serde_json::json!({"note": text.as_ref()}));
     } else {
         say_line(&escape::lines(text.as_ref()));
     }
+}
+
+fn say_json(value: &serde_json::Value) {
+    say_line(&escape::json(&value.to_string()));
 }
 
 fn say_line(line: &str) {
@@ -49,7 +63,7 @@ fn say_line(line: &str) {
 pub(crate) fn report(failure: &Failure) {
     if is_for_programs() {
         if let Some(document) = failure.document() {
-            say_line(&document.to_string());
+            say_json(&document);
         }
         return;
     }
@@ -59,7 +73,8 @@ pub(crate) fn report(failure: &Failure) {
     }
 }
 
-/// Writes to standard error without a line end.
+/// Writes to standard error without a line end, and as it is: what came from outside is escaped
+/// already.
 pub(crate) fn say_raw(text: &str) {
     let mut stderr = io::stderr().lock();
     // Nobody is left to be told when this fails.

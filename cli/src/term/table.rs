@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn a_cell_is_one_line_and_commands_no_terminal() {
         assert_eq!(Cell::from("").text(), NONE);
-        assert_eq!(Cell::from("a\n\x1b[2J").text(), "a\\n\\u{1b}[2J");
+        assert_eq!(Cell::from("a\n\x1b[2J").text(), "a\\u{a}\\u{1b}[2J");
     }
 
     #[test]

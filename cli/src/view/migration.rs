@@ -126,10 +126,10 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
     };
     let mut text = format!(
         "{}: {} from {} to {}: {}{verified}\n",
-        migration.name,
-        migration.vm,
-        id(&migration.source),
-        id(&migration.destination),
+        escape::one_line(&migration.name),
+        escape::one_line(&migration.vm),
+        escape::one_line(id(&migration.source)),
+        escape::one_line(id(&migration.destination)),
         phase(migration.phase()),
     );
     let transferred = format!(
@@ -152,7 +152,6 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
         ),
         ("VM uid", migration.vm_uid.clone()),
     ]);
-    text = escape::lines(&text).into_owned();
     text.push_str(&fields(&lines));
     for table in [
         phases::table(migration, colours),

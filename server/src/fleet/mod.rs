@@ -23,7 +23,7 @@ use dashmap::DashMap;
 use slat_proto::{
     ApiError,
     model::{HostName, VmName, VmSpec},
-    transport::{TracedChannel, connect, traced},
+    transport::{TracedChannel, connect},
     v1,
 };
 
@@ -73,7 +73,7 @@ impl Fleet {
             .get(host)
             .is_some_and(|entry| entry.0 == address);
         if !known {
-            let channel = traced(connect(&address.parse()?)?);
+            let channel = connect(&address.parse()?)?.relaying();
             self.channels
                 .insert(host.to_owned(), (address.to_owned(), channel));
         }

@@ -100,6 +100,7 @@ impl Table {
             HostState::Unreachable
         };
         host.state = state.into();
+        host.reported = entry.reported;
         host.vms = u32::try_from(entry.vms.len()).unwrap_or(u32::MAX);
         host
     }
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_never_hide_the_owner_and_the_highest_epoch_wins() {
+    fn sides_never_hide_the_owner_and_the_highest_epoch_wins() {
         let at = Instant::now();
         let mut table = table(at);
         report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);

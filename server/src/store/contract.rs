@@ -25,6 +25,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn open_migrations(&self) -> Result<Vec<StoredMigration>, StoreError>;
     /// Writes a host's address.
     fn put_host(&self, name: &str, address: &str) -> Result<(), StoreError>;
+    /// Writes something that means nothing; durable when it returns.
+    fn probe(&self) -> Result<(), StoreError>;
     /// All hosts: name, address.
     fn hosts(&self) -> Result<Vec<(String, String)>, StoreError>;
 }

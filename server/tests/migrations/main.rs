@@ -6,6 +6,7 @@ mod cancel_held;
 mod preamble;
 #[path = "../support/mod.rs"]
 mod support;
+mod unreadable;
 mod waiting;
 mod watching;
 
