@@ -58,10 +58,16 @@ pub(crate) fn describe(version: &str) {
     );
     describe_gauge!("slat_hosts", "Hosts by state.");
     describe_gauge!("slat_vms", "VMs by state.");
+    describe_gauge!("slat_vm_name_conflicts", "Names that more than one VM has.");
     describe_gauge!(
         "slat_host_last_report_timestamp_seconds",
         Unit::Seconds,
         "When a host was last heard from."
+    );
+    describe_gauge!(
+        "slat_host_clock_offset_seconds",
+        Unit::Seconds,
+        "A host's wall clock less the server's, as last measured."
     );
     describe_gauge!(
         "slat_store_up",

@@ -164,21 +164,33 @@ async fn a_host_that_falls_silent_is_named() {
         answer(hosts.get_host(host).await).unwrap().state() == HostState::Unreachable
     })
     .await;
-    let error = clients.vm("vms/web").await.unwrap_err();
+    // What was last seen is shown, and said to be old; nothing can be done with it.
+    let old = clients.vm("vms/web").await.unwrap();
+    assert!(old.stale && old.last_seen_time.is_some());
+    assert_eq!(old.state(), State::Running);
+    let pause = v1::PauseVmRequest {
+        name: "vms/web".into(),
+        ..Default::default()
+    };
+    let error = answer(clients.vms.pause_vm(pause).await).unwrap_err();
     assert_eq!(error.reason, Reason::HostUnreachable);
     assert_eq!(error.metadata["host"], "hosts/a");
-    // What was last seen is shown, and said to be old.
-    let list = answer(clients.vms.list_vms(v1::ListVmsRequest::default()).await).unwrap();
-    assert_eq!(list.vms.len(), 1);
+    let list = clients.list().await;
+    assert!(list.vms[0].stale);
     assert_eq!(list.unreachable, ["hosts/a"]);
+    assert!(list.unreported.is_empty());
     first.stop().await;
 
-    // After a restart the host is known, its VMs are not: they are rebuilt from reports.
+    // After a restart host and VM are known as they were last seen.
     let second = server(state.path()).await;
     let mut clients = Clients::new(second.address());
-    let error = clients.vm("vms/web").await.unwrap_err();
-    assert_eq!(error.reason, Reason::NoSuchVm);
-    assert_eq!(error.metadata["unreachable"], "hosts/a");
+    let kept = clients.vm("vms/web").await.unwrap();
+    assert_eq!(kept.uid, old.uid);
+    assert_eq!((kept.epoch, kept.state()), (old.epoch, old.state()));
+    assert!(kept.stale && kept.last_seen_time.is_some());
+    let list = clients.list().await;
+    assert_eq!(list.vms.len(), 1);
+    assert_eq!(list.unreported, ["hosts/a"]);
     let report = v1::ReportHostRequest {
         host: "hosts/a".into(),
         incarnation: "1".into(),

@@ -577,7 +577,7 @@ impl Fleet {
             .vms;
         for vm in vms {
             let request = v1::DeleteVmRequest {
-                name: vm.name.clone(),
+                uid: vm.uid.clone(),
                 ..Default::default()
             };
             self.vms(&server)

@@ -1,10 +1,10 @@
 //! HostService at the agent: a collection of one, its own host.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, now, paginate},
+    model::{HostName, PageRequest, paginate, timestamp},
     v1::{self, host_service_server::HostService},
 };
 use tonic::{Request, Response, Status};
@@ -17,6 +17,7 @@ pub(super) struct HostCard {
     pub(super) address: String,
     pub(super) incarnation: String,
     pub(super) version: String,
+    pub(super) clock: fn() -> SystemTime,
     pub(super) supervisor: Arc<Supervisor>,
 }
 
@@ -39,7 +40,7 @@ impl HostCard {
             memory_bytes,
             memory_used_bytes,
             vms: u32::try_from(self.supervisor.snapshots().len()).unwrap_or(u32::MAX),
-            last_seen_time: Some(now()),
+            last_seen_time: Some(timestamp((self.clock)())),
             version: self.version.clone(),
             backend_message: self.supervisor.backend_message.clone().unwrap_or_default(),
             ..Default::default()

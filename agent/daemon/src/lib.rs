@@ -42,7 +42,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -120,6 +120,8 @@ pub struct HostConfig {
     /// Whether a VM that is announced could live here; asked before anything is reserved. May
     /// block.
     pub admit: Admit,
+    /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
+    pub clock: fn() -> SystemTime,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.
@@ -248,6 +250,7 @@ impl Agent {
             address: config.advertise.unwrap_or_else(|| address.to_string()),
             incarnation: uuid::Uuid::now_v7().to_string(),
             version: config.version,
+            clock: config.clock,
             supervisor: Arc::clone(&supervisor),
         });
         let usage = Usage::default();

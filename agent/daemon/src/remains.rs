@@ -18,7 +18,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, VmName, now},
+    model::{HostName, MigrationName, Timeline, VmName},
     v1,
 };
 
@@ -375,9 +375,11 @@ fn recorded(phase: v1::TransferPhase) -> Recorded {
 fn with_phase(mut side: v1::Transfer, phase: v1::TransferPhase) -> v1::Transfer {
     if side.phase() != phase {
         side.set_phase(phase);
+        // Not before what the process said last, whoever set the clock since.
+        let last = side.phase_times.last().and_then(|entry| entry.time);
         side.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(Timeline::begin(last.as_ref()).now()),
         });
     }
     if phase != v1::TransferPhase::Failed {

@@ -5,6 +5,9 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
+//! A report says when it was sent, by the agent's wall clock, and how long the one before took
+//! until its answer, by the monotonic clock: the server measures the offset of the wall clock so.
+//!
 //! A report is put together from the caches only. Contact with the server, its loss and a refusal
 //! are each logged once, when they begin. The task ends with the agent's token.
 
@@ -16,6 +19,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
+    model::{proto_duration, timestamp},
     transport::{Address, TracedChannel},
     v1::{self, fleet_service_client::FleetServiceClient},
 };
@@ -53,7 +57,7 @@ pub(super) async fn report(card: Arc<HostCard>, server: Address, channel: Traced
     let stop = card.supervisor.stop.clone();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown }.run() => {}
+        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown, round_trip: None }.run() => {}
     }
 }
 
@@ -62,6 +66,8 @@ struct Reporter {
     server: Address,
     client: FleetServiceClient<TracedChannel>,
     contact: Contact,
+    /// Of the report before the next one.
+    round_trip: Option<Duration>,
 }
 
 impl Reporter {
@@ -114,14 +120,19 @@ impl Reporter {
     /// Reports until the server refuses or does not answer.
     async fn keep_reporting(&mut self) -> ApiError {
         let mut changes = self.card.supervisor.registry.changes();
+        self.round_trip = None;
         loop {
             let begun = Instant::now();
             changes.mark_unchanged();
-            let request = self.request();
+            let mut request = self.request();
+            // Read last: what is between this and the wire counts as the way there.
+            request.send_time = Some(timestamp((self.card.clock)()));
+            let sent = Instant::now();
             let every = match answer(self.client.report_host(request)).await {
                 Ok(said) => interval(said.report_interval_millis),
                 Err(error) => return error,
             };
+            self.round_trip = Some(sent.elapsed());
             tokio::select! {
                 () = tokio::time::sleep_until(begun + every) => {}
                 // The sender lives as long as the registry, which this task's card holds.
@@ -143,6 +154,7 @@ impl Reporter {
             vms: supervisor.snapshots(),
             transfers,
             memory_used_bytes: supervisor.registry.memory().1,
+            last_round_trip: self.round_trip.map(proto_duration),
             ..Default::default()
         }
     }

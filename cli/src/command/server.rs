@@ -1,6 +1,6 @@
 //! `slat server`: the control plane.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
@@ -17,6 +17,9 @@ Examples:
 
 The dashboard is at http://ADDRESS/, Prometheus text at http://ADDRESS/metrics.
 One line on standard output says `listening on IP:PORT` when the server is ready.";
+
+/// Who waits for a migration must still find it when it has ended.
+const SHORTEST_KEPT: Duration = Duration::from_secs(60);
 
 /// Options of `slat server`.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,6 +46,23 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     report_interval: Span,
+    /// How many migrations to keep that have ended, as 5000; older ones are forgotten
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS",
+        default_value_t = 1000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    keep_migrations: u32,
+    /// How long to keep a migration that has ended, as 7d: at least 1m
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS_FOR",
+        default_value = "30d",
+        value_name = "DURATION"
+    )]
+    keep_migrations_for: Span,
     #[command(flatten)]
     insecure: listen::InsecureArgs,
     #[command(flatten)]
@@ -57,6 +77,12 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
             args.report_interval
         )));
     }
+    if args.keep_migrations_for.0 < SHORTEST_KEPT {
+        return Err(Failure::Usage(format!(
+            "--keep-migrations-for {} is shorter than 1m",
+            args.keep_migrations_for
+        )));
+    }
     let mut stop = stop::Stop::listen()?;
     let telemetry = telemetry::install("server", &args.daemon.log, "info")?;
     stop::die_with(args.daemon.die_with)?;
@@ -68,6 +94,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
         listen: args.listen,
         state_dir,
         report_interval: args.report_interval.0,
+        keep_migrations: (args.keep_migrations as usize, args.keep_migrations_for.0),
         render: recorder.render(),
     }
     .start()

@@ -94,9 +94,7 @@ fn by_reason(error: &ApiError) -> String {
         Reason::NoSuchMethod => {
             "ask another endpoint with --server; migrations are served by the server alone"
         }
-        Reason::VmExists => {
-            "choose another name; slat get vm NAME shows whose it is. Delete only what you know"
-        }
+        Reason::VmExists => "choose another name; slat get vms shows who has this one",
         Reason::NameConflict => {
             "slat get vms -o wide lists them; repeat with --uid UID, or with --host HOST"
         }

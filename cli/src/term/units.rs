@@ -4,7 +4,7 @@
 //! refused with an example. Only 0 needs none. A size is `512MiB`, `1.5GiB`, `64k` or `4096B`; `K`,
 //! `M`, `G`, `T` alone are binary, as QEMU and systemd read them, and `kB`, `MB`, `GB`, `TB`
 //! decimal. A rate is a size a second: `64MiB/s`, or `64MiB`. A duration is `300ms`, `1.5s`,
-//! `1m30s`. Showing never lies by more than rounding to the digits shown.
+//! `1m30s`, `30d`. Showing never lies by more than rounding to the digits shown.
 
 use std::{fmt, str::FromStr, time::Duration};
 

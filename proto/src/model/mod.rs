@@ -10,6 +10,7 @@ mod page;
 mod slot;
 mod time;
 mod vm;
+mod vm_ref;
 
 pub use migration::{MigrationParams, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
@@ -17,8 +18,12 @@ pub use page::{PageRequest, paginate};
 pub use slot::{
     MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotChange, SlotSpec, check_slot_table, slots_for_memory,
 };
-pub use time::{now, proto_duration, std_duration, timestamp};
+pub use time::{
+    Timeline, duration_nanos, nanos_duration, nanos_timestamp, now, proto_duration, std_duration,
+    timestamp, timestamp_nanos,
+};
 pub use vm::{
     BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, RawImageSpec,
     VmSpec,
 };
+pub use vm_ref::{VmRef, is_uid};

@@ -96,6 +96,7 @@ impl Crowd {
             report_interval: Duration::from_secs(2),
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
+            retention: slat_server::Retention::default(),
         })
         .await
         .unwrap();

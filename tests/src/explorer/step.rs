@@ -70,6 +70,8 @@ pub enum Step {
     Retries,
     /// The server's clock: no more figures.
     FiguresOverdue,
+    /// The server's clock: silent hosts were waited for long enough.
+    PatienceOver,
     /// The user cancels.
     UserCancels,
     /// The user deletes the VM whose last copy is frozen at the source.
@@ -250,6 +252,9 @@ impl World {
         if self.server.protocol.awaits_figures() {
             steps.push(Step::FiguresOverdue);
         }
+        if self.server.protocol.awaits_hosts() {
+            steps.push(Step::PatienceOver);
+        }
         if self.budget.cancels > 0 {
             steps.push(Step::UserCancels);
         }
@@ -405,6 +410,7 @@ impl World {
             Step::StrayArrives(stray) => self.stray_arrives(stray, planted),
             Step::Retries => self.feed_server(ServerInput::Retry, planted),
             Step::FiguresOverdue => self.feed_server(ServerInput::FiguresOverdue, planted),
+            Step::PatienceOver => self.feed_server(ServerInput::PatienceOver, planted),
             Step::UserCancels => {
                 spend(&mut self.budget.cancels);
                 self.feed_server(ServerInput::CancelRequested, planted);

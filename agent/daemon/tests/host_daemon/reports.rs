@@ -3,11 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use slat_daemon::HostConfig;
 use slat_proto::{
     ApiError, Reason,
+    model::{now, std_duration, timestamp_nanos},
     transport::{Endpoint, EndpointHandle},
     v1::{
         self,
@@ -185,4 +187,48 @@ async fn an_agent_does_not_need_its_server() {
     server.report(|report| report.vms.first().map(drop)).await;
     let stopped = tokio::time::timeout(Duration::from_secs(10), rig.stop()).await;
     assert!(stopped.is_ok(), "a stop does not wait for the server");
+}
+
+/// A host whose clock is two hours ahead.
+fn ahead() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(7200)
+}
+
+#[tokio::test]
+async fn a_report_says_by_the_hosts_clock_when_it_was_sent_and_how_long_the_last_one_took() {
+    let server = Server::start(anywhere()).await;
+    let mut rig = Rig::new();
+    rig.server = Some(
+        server
+            .endpoint
+            .address()
+            .unwrap()
+            .to_string()
+            .parse()
+            .unwrap(),
+    );
+    let config = HostConfig {
+        clock: ahead,
+        ..rig.config()
+    };
+    rig.start_with(config).await.unwrap();
+    let first = server.report(|report| Some(report.clone())).await;
+    // How far the clock is ahead, less what the report was on its way.
+    let early = timestamp_nanos(first.send_time.as_ref().unwrap()) - timestamp_nanos(&now());
+    let hours = 7200 * 1_000_000_000_i128;
+    assert!((hours - 20_000_000_000..=hours).contains(&early), "{early}");
+    assert_eq!(first.last_round_trip, None);
+
+    rig.create("web", 16 * MIB).await.unwrap();
+    let took = server.report(|report| report.last_round_trip).await;
+    assert!(std_duration(Some(&took)) > Duration::ZERO);
+    rig.stop().await;
+
+    // After a new registration there is no last one.
+    rig.start().await;
+    let incarnation = first.incarnation;
+    let again = server
+        .report(|report| (report.incarnation != incarnation).then(|| report.clone()))
+        .await;
+    assert_eq!(again.last_round_trip, None);
 }

@@ -1,6 +1,10 @@
 //! One agent under test: its state directory, its clients, and the end of every process it started.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use slat_daemon::{Agent, HostConfig, HostError};
 use slat_proto::{
@@ -80,6 +84,7 @@ impl Rig {
             vm_program: fake::program(),
             backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
             admit: Arc::new(fake::admit),
+            clock: SystemTime::now,
             version: "9.9.9".into(),
             render: None,
         }

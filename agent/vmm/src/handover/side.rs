@@ -19,7 +19,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, VmName, now},
+    model::{MigrationName, Timeline, VmName},
     v1::{self, TransferPhase},
 };
 use slat_record::dir::VmDir;
@@ -46,6 +46,8 @@ pub(crate) struct Side<R: SideProtocol> {
     /// Whether the side was released; guards its record.
     released: Mutex<bool>,
     migration: MigrationName,
+    /// Its phases never run backwards, whoever sets the host's clock.
+    clock: Timeline,
 }
 
 impl<R: SideProtocol> std::fmt::Debug for Side<R> {
@@ -64,6 +66,7 @@ impl<R: SideProtocol> Side<R> {
         epoch: u64,
         total_bytes: u64,
     ) -> Self {
+        let clock = Timeline::begin(None);
         let transfer = v1::Transfer {
             migration: migration.to_string(),
             vm: vm.to_string(),
@@ -77,7 +80,7 @@ impl<R: SideProtocol> Side<R> {
             }),
             phase_times: vec![v1::TransferPhaseTime {
                 phase: TransferPhase::Preparing.into(),
-                time: Some(now()),
+                time: Some(clock.now()),
             }],
             ..Default::default()
         };
@@ -92,6 +95,7 @@ impl<R: SideProtocol> Side<R> {
             version: watch::Sender::new(0),
             released: Mutex::new(false),
             migration: migration.clone(),
+            clock,
         }
     }
 
@@ -144,7 +148,7 @@ impl<R: SideProtocol> Side<R> {
         inner.transfer.phase = phase.into();
         inner.transfer.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(self.clock.now()),
         });
         drop(inner);
         self.version.send_modify(|version| *version += 1);
@@ -195,7 +199,7 @@ impl<R: SideProtocol> Side<R> {
         transfer.error = error.cloned();
         transfer.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(self.clock.now()),
         });
         transfer
     }
@@ -211,7 +215,7 @@ impl<R: SideProtocol> Side<R> {
         tracing::info!(migration = %self.migration, iteration, action = action.as_str_name(), cause, "decided");
         self.update(|progress| {
             progress.decisions.push(v1::MigrationDecision {
-                time: Some(now()),
+                time: Some(self.clock.now()),
                 iteration,
                 action: action.into(),
                 cause,

@@ -4,7 +4,7 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase, VmLocation as Locat
 
 use super::{
     view::{ActionSet, Contact, View, ended_without},
-    words::{Action, Cause, Durable, Start},
+    words::{Action, Cause, Durable, Side, Start},
 };
 use crate::phase::has_ended;
 
@@ -24,6 +24,8 @@ pub struct MigrationProtocol {
     /// Taken up again after a restart of the server: an earlier life may have asked for anything
     /// that its phase allows.
     pub(super) resumed: bool,
+    /// Silent hosts were waited for long enough.
+    pub(super) impatient: bool,
     pub(super) described: bool,
     /// The destination was asked to prepare, in this life or perhaps in an earlier one.
     pub(super) prepare_asked: bool,
@@ -82,6 +84,7 @@ impl MigrationProtocol {
             start: durable.start,
             admitted: resumed,
             resumed,
+            impatient: false,
             described: false,
             prepare_asked: resumed,
             prepared: false,
@@ -171,6 +174,28 @@ impl MigrationProtocol {
             && self.source.released
             && self.destination.released
             && self.is_stored()
+    }
+
+    /// Taken up again before the source was told to begin, it waits for hosts that do not answer.
+    #[must_use]
+    pub fn awaits_hosts(&self) -> bool {
+        self.resumed && !self.impatient && !self.started && self.phase == Phase::Preparing
+    }
+
+    /// Whether a side did not answer when it was last asked.
+    #[must_use]
+    pub fn is_silent(&self, side: Side) -> bool {
+        let view = match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        };
+        view.contact == Contact::Silent
+    }
+
+    /// Whether the source was told to begin, perhaps without having heard it.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.started
     }
 
     /// The outcome is known; only the source's last figures are waited for.

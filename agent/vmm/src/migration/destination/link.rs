@@ -40,6 +40,9 @@ pub(super) struct Link {
     /// What the source was told of it, and when.
     pub(super) told: Option<u32>,
     pub(super) told_at: Instant,
+    /// Bytes of it that were last published, and when.
+    pub(super) published: u64,
+    pub(super) published_at: Instant,
     /// CPU time of populating, once it is over.
     pub(super) populate_cpu: Duration,
     control_reader: Option<JoinHandle<()>>,
@@ -58,6 +61,8 @@ impl Link {
             populate: None,
             told: None,
             told_at: Instant::now(),
+            published: 0,
+            published_at: Instant::now(),
             populate_cpu: Duration::ZERO,
             control_reader: None,
             receivers: Vec::new(),

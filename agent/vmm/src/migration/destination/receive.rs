@@ -20,6 +20,8 @@ use super::{
 };
 use crate::handover::{payload::check_slots, protocol::destination::Input};
 
+/// How far populating is, is published this often.
+const SHOW: Duration = Duration::from_millis(100);
 /// The source is told at least this often how far populating is, so that it does not take it for
 /// silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
@@ -81,6 +83,15 @@ impl DestinationDriver {
             return Ok(None);
         };
         let percent = populate.percent().map_err(no_memory)?;
+        // Whether or not the source is there yet: who waits for this migration sees it.
+        let bytes = populate.bytes();
+        let due = link.published_at.elapsed() >= SHOW || percent == 100;
+        if due && bytes != link.published {
+            self.side
+                .update(|progress| progress.populated_bytes = bytes);
+            link.published = bytes;
+            link.published_at = Instant::now();
+        }
         if !link.table_seen {
             return Ok(None);
         }

@@ -222,6 +222,9 @@ async fn a_writing_vm_moves_whole() {
         stop.store(true, Ordering::SeqCst);
         assert!(guest.join().unwrap() > 0);
         assert_eq!(there.phase(), TransferPhase::Completed, "{there:?}");
+        let memory = there.progress.as_ref().unwrap();
+        assert!(memory.total_bytes > 0);
+        assert_eq!(memory.populated_bytes, memory.total_bytes);
         assert_eq!(here.phase(), TransferPhase::Completed, "{here:?}");
         let progress = here.progress.unwrap();
         assert_eq!(

@@ -390,6 +390,49 @@ fn a_restart_before_the_source_was_told_asks_nobody_whether_it_began() {
 }
 
 #[test]
+fn a_restarted_server_waits_for_a_silent_host_no_longer_than_its_patience() {
+    let durable = Durable {
+        start: Start::Never,
+        ..stored(Phase::Preparing)
+    };
+    for (silent, side) in [
+        (Action::Describe, Side::Source),
+        (Action::Prepare, Side::Destination),
+    ] {
+        let mut rig = Rig::new(&durable);
+        rig.step(Input::Retry);
+        assert!(rig.protocol.awaits_hosts());
+        for patient in [true, false] {
+            if !patient {
+                rig.step(Input::PatienceOver);
+                assert_eq!(rig.protocol.phase(), Phase::Preparing);
+            }
+            if silent == Action::Prepare {
+                rig.answer(Action::Describe, Answer::Done);
+            }
+            rig.answer(silent, Answer::Silent);
+            if patient {
+                assert_eq!(rig.protocol.phase(), Phase::Preparing, "{silent:?}");
+                rig.step(Input::Retry);
+            }
+        }
+        let stored = rig.protocol.stored();
+        assert_eq!(
+            (stored.phase, stored.location),
+            (Phase::Failed, Location::Source)
+        );
+        assert_eq!(rig.protocol.cause(), Some(Cause::Refused(side)));
+    }
+    // A source that may have been told to begin is waited for: it may have handed the VM over.
+    let mut started = Rig::new(&stored(Phase::Preparing));
+    started.step(Input::Retry);
+    started.step(Input::PatienceOver);
+    started.answer(Action::FollowSource, Answer::Silent);
+    assert_eq!(started.protocol.phase(), Phase::Preparing);
+    assert!(started.protocol.is_silent(Side::Source));
+}
+
+#[test]
 fn a_cancel_before_anything_was_begun_needs_no_one() {
     let mut rig = Rig::fresh();
     assert_eq!(rig.step(Input::CancelRequested), []);
