@@ -41,6 +41,20 @@ impl VmService for Vms {
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("spec", "is missing"))?;
         let spec = VmSpec::from_message(wanted)?;
+        // An agent places nothing: whoever names another host meant another endpoint.
+        if !request.host.is_empty()
+            && slat_proto::model::HostName::parse(&request.host)? != self.0.host
+        {
+            let own = &self.0.host;
+            let words = format_args!("this is the agent of {own}, which creates VMs there alone");
+            return Err(ApiError::bad_parameter("host", words)
+                .with("host", own)
+                .with(
+                    "advice",
+                    "ask the server, or that host's agent, with --server",
+                )
+                .into());
+        }
         if request.validate_only {
             self.0
                 .check_new(&vm, spec.memory_bytes, spec.backend)

@@ -25,7 +25,8 @@ const SHORTEST_KEPT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServerArgs {
-    /// Address to listen on, for gRPC, dashboard and metrics; port 0 takes a free one
+    /// Address to listen on, for gRPC, dashboard and metrics, as 192.0.2.1:7400; port 0 takes a
+    /// free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -33,11 +34,11 @@ pub(crate) struct ServerArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state
-    /// directory]
+    /// Where to keep hosts, VMs and migrations, as /srv/slat [default: /var/lib/slat/server, or the
+    /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// How often agents report
+    /// How often agents report, as 500ms: 50ms to 60s
     #[arg(
         long,
         env = "SLAT_REPORT_INTERVAL",
@@ -45,7 +46,7 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     report_interval: Span,
-    /// How many migrations to keep that have ended; older ones are forgotten
+    /// How many migrations to keep that have ended, as 5000; older ones are forgotten
     #[arg(
         long,
         env = "SLAT_KEEP_MIGRATIONS",
@@ -54,7 +55,7 @@ pub(crate) struct ServerArgs {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
     keep_migrations: u32,
-    /// How long to keep a migration that has ended
+    /// How long to keep a migration that has ended, as 7d: at least 1m
     #[arg(
         long,
         env = "SLAT_KEEP_MIGRATIONS_FOR",

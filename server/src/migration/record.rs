@@ -378,10 +378,13 @@ mod tests {
             bytes_transferred: 1 << 20,
             ..Default::default()
         };
-        record.source_figures(&side(v1::MigrationProgress {
-            iterations: (0..100_000).map(iteration).collect(),
-            ..Default::default()
-        }));
+        record.source_figures(
+            &side(v1::MigrationProgress {
+                iterations: (0..100_000).map(iteration).collect(),
+                ..Default::default()
+            }),
+            &Timestamp::default(),
+        );
         let told = record.migration().progress.clone().unwrap();
         assert_eq!(told.iterations_done(), 100_000);
         let stored = prost::Message::encoded_len(&record.to_stored());
@@ -391,7 +394,7 @@ mod tests {
             ..Default::default()
         };
         beat.omit_histories();
-        record.source_figures(&side(beat));
+        record.source_figures(&side(beat), &Timestamp::default());
         let now = record.migration().progress.clone().unwrap();
         assert_eq!(now.iteration, 100_000);
         assert!(!now.histories_omitted);
@@ -411,15 +414,21 @@ mod tests {
             "hosts/b".into(),
             v1::MigrationParams::default(),
         );
-        record.source_figures(&v1::Transfer {
-            phase_times: vec![
-                at(SidePhase::Precopy, 10),
-                at(SidePhase::Switchover, 20),
-                at(SidePhase::Precopy, 21),
-                at(SidePhase::Switchover, 30),
-            ],
-            ..Default::default()
-        });
+        record.source_figures(
+            &v1::Transfer {
+                phase_times: vec![
+                    at(SidePhase::Precopy, 10),
+                    at(SidePhase::Switchover, 20),
+                    at(SidePhase::Precopy, 21),
+                    at(SidePhase::Switchover, 30),
+                ],
+                ..Default::default()
+            },
+            &Timestamp {
+                seconds: 40,
+                nanos: 0,
+            },
+        );
         let times = &record.migration().phase_times;
         let began = |phase: Phase| {
             let entry = times.iter().find(|entry| entry.phase() == phase);

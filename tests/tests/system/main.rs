@@ -19,3 +19,4 @@ mod identity;
 mod leftovers;
 mod memory;
 mod moments;
+mod watching;

@@ -84,6 +84,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
+        pairs: Arc::default(),
     };
     let reconciler = Reconciler::new(
         context,
