@@ -28,6 +28,20 @@ async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
     }
 }
 
+/// Keeps what a VM said; true when it is more than new figures. From the moment that it has arrived
+/// it owns its VM: what its process leaves may be a lost one, so that is kept on disk too.
+pub(super) async fn keep_seen(vm: &LiveVm, said: &v1::Vm) -> bool {
+    let news = vm.see(said.clone());
+    if news.arrived {
+        let (dir, said) = (vm.dir().clone(), said.clone());
+        let kept = tokio::task::spawn_blocking(move || save_seen(&dir, &said));
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "keeping a VM's description failed");
+        }
+    }
+    news.any
+}
+
 /// Keeps the snapshot until the process is gone. `heard` is called after each message.
 pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
     let mut wait = RETRY_FIRST;
@@ -43,16 +57,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
                 while let Ok(Some(said)) = stream.message().await {
                     wait = RETRY_FIRST;
                     heard(&said);
-                    let news = vm.see(said.clone());
-                    if news.arrived {
-                        // It owns its VM from now on: what is left of it may be a lost one.
-                        let dir = vm.dir().clone();
-                        let kept = tokio::task::spawn_blocking(move || save_seen(&dir, &said));
-                        if let Err(error) = kept.await {
-                            tracing::error!(%error, "keeping a VM's description failed");
-                        }
-                    }
-                    if news.any {
+                    if keep_seen(&vm, &said).await {
                         registry.note_change();
                     }
                 }

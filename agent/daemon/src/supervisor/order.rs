@@ -16,6 +16,7 @@ use slat_record::uid::VmUid;
 use super::{Supervisor, leftover::of_record, refuse::exists, task_failed};
 use crate::{
     dead::DeadVm,
+    follow::keep_seen,
     living::{LiveVm, QUICK},
     process::{self, Found},
     registry::Held,
@@ -136,7 +137,7 @@ impl Supervisor {
             .unwrap_or_else(|_| {
                 Err(live.unreachable("was told to commit and does not own its VM yet".to_owned()))
             })?;
-        live.see(vm.clone());
+        keep_seen(live, &vm).await;
         self.registry.note_change();
         Ok(vm)
     }

@@ -288,6 +288,43 @@ async fn what_was_only_ever_received_is_never_lost() {
 }
 
 #[tokio::test]
+async fn what_has_arrived_may_be_lost() {
+    let mut rig = Rig::started().await;
+    for (migration, vm) in [("ready-1", "web"), ("ready-2", "db")] {
+        let prepared = rig.prepare(migration, vm, 16 * MIB).await.unwrap();
+        let pid = u32::from_be_bytes(prepared.ticket.try_into().unwrap());
+        if vm == "web" {
+            rig.adopt("u-web", true, 0).await.unwrap();
+        } else {
+            let commit = v1::ResolveTransferRequest {
+                migration: "migrations/ready-2".into(),
+                decision: v1::resolve_transfer_request::Decision::Commit.into(),
+            };
+            answer(rig.transfers().resolve_transfer(commit).await).unwrap();
+        }
+        // Both in the agent's memory and beside the journal.
+        until(async || {
+            let kept = std::fs::read(rig.path_of(&format!("u-{vm}")).join("seen.pb")).ok()?;
+            let kept: v1::Vm = prost::Message::decode(kept.as_slice()).ok()?;
+            (kept.state() == v1::vm::State::Running).then_some(())
+        })
+        .await;
+        flip(&rig, &format!("u-{vm}"));
+        kill(pid);
+        rig.becomes(vm, v1::vm::State::Lost).await;
+    }
+    rig.stop().await;
+    rig.start().await;
+    for vm in ["web", "db"] {
+        let lost = rig.get(vm).await.unwrap();
+        assert_eq!((lost.state(), lost.epoch), (v1::vm::State::Lost, 5));
+        assert!(lost.state_message.contains("cannot be read"));
+        // It may say who owns the VM: not ended by a plain delete.
+        assert_eq!(reason(rig.delete(vm).await), Reason::Journal);
+    }
+}
+
+#[tokio::test]
 async fn releases_and_questions_at_a_time_lose_nothing() {
     let rig = Rig::started().await;
     for round in 0..12 {

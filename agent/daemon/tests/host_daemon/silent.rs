@@ -85,6 +85,12 @@ async fn a_stopped_source_is_deleted_once_its_migration_was_cancelled_and_still_
 async fn calls_to_a_stopped_vm_that_may_take_long_end_as_well() {
     let rig = Rig::started().await;
     let made = rig.create("web", 16 * MIB).await.unwrap();
+    let watch = v1::WatchVmRequest {
+        uid: made.uid.clone(),
+        ..Default::default()
+    };
+    let mut watch = rig.vms().watch_vm(watch).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
     freeze(made.pid).await;
     let asked = Instant::now();
     let vm = || "vms/web".to_owned();
@@ -124,6 +130,12 @@ async fn calls_to_a_stopped_vm_that_may_take_long_end_as_well() {
         "{:?}",
         asked.elapsed()
     );
+    // A watch hears nothing for a while first.
+    let end = tokio::time::timeout(BOUND * 2, watch.message())
+        .await
+        .unwrap();
+    let end = ApiError::from(end.unwrap_err());
+    assert_eq!(end.reason, Reason::VmUnreachable);
     go_on(made.pid);
     assert_eq!(rig.get("web").await.unwrap().pid, made.pid);
 }
