@@ -15,12 +15,10 @@
 
 use std::{error::Error, io};
 
-use slat_proto::{ApiError, Reason, transport::Address};
+use slat_proto::{ApiError, Reason, error::GRPC_CODE, transport::Address};
 use tonic::Code;
 
-/// Where [`ApiError`] keeps the code of a status that Slat did not make: the transport's,
-/// a proxy's.
-const GRPC_CODE: &str = "grpc_code";
+use crate::escape::one_line;
 
 /// Text of the table above, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -86,13 +84,14 @@ impl Failure {
         match error.metadata.get(GRPC_CODE).map(String::as_str) {
             Some("Unimplemented") => {
                 error.message = "this endpoint does not serve that".to_owned();
-                error.reason = Reason::CapabilityMissing;
+                error.reason = Reason::NoSuchMethod;
                 error.metadata.insert(
                     "advice".to_owned(),
                     "ask another one with --server; migrations are served by the server alone"
                         .to_owned(),
                 );
             }
+            Some(_) if error.metadata.contains_key("address") => {}
             Some(_) => {
                 let words = cause.as_deref().unwrap_or(&error.message);
                 let words = words.strip_prefix("transport error: ").unwrap_or(words);
@@ -109,7 +108,13 @@ impl Failure {
             && error.reason == Reason::PeerUnreachable
             && error.metadata.contains_key(GRPC_CODE)
         {
-            error.message = format!("{endpoint} does not answer: {}", error.message);
+            if error.metadata.get("address") == Some(&endpoint.to_string()) {
+                // The channel names it itself; what to do about it is known better here.
+                error.metadata.remove("address");
+                error.metadata.remove("advice");
+            } else {
+                error.message = format!("{endpoint} does not answer: {}", error.message);
+            }
         }
         self
     }
@@ -170,6 +175,7 @@ pub(crate) fn exit_code(error: &ApiError) -> u8 {
         | Code::ResourceExhausted
         | Code::PermissionDenied
         | Code::Unauthenticated => 4,
+        Code::Unimplemented => 4,
         Code::Unavailable | Code::DeadlineExceeded => 5,
         Code::Unknown => 7,
         _ => 1,
@@ -177,10 +183,15 @@ pub(crate) fn exit_code(error: &ApiError) -> u8 {
 }
 
 fn render_api(doing: &str, error: &ApiError) -> String {
-    let mut text = format!("error: cannot {doing}: {}", error.message);
+    // Words of an endpoint: they draw nothing and end no line.
+    let mut text = format!(
+        "error: cannot {}: {}",
+        one_line(doing),
+        one_line(&error.message)
+    );
     let mut add = |label: &str, value: &str| {
         if !value.is_empty() {
-            text.push_str(&format!("\n  {label:<7} {value}"));
+            text.push_str(&format!("\n  {label:<7} {}", one_line(value)));
         }
     };
     add("reason:", error.reason.as_str());
@@ -223,7 +234,7 @@ fn default_advice(error: &ApiError) -> String {
         Reason::NoSuchMigration => "slat get migrations",
         Reason::NoSuchSlot | Reason::BadSlotTable => "slat memory slots VM",
         Reason::NoSuchCursor => "slat memory dirty VM --cursor NAME makes one",
-        Reason::VmExists => "choose another name; slat get vms shows who has this one",
+        Reason::VmExists => "choose another name, or slat delete vm NAME",
         Reason::VmRunning => "slat pause vm NAME",
         Reason::VmNotRunning => "slat get vm NAME; slat start or resume vm NAME",
         Reason::MigrationInProgress => match detail("migration") {
@@ -238,6 +249,14 @@ fn default_advice(error: &ApiError) -> String {
             "is it running? give the address of a server, agent or VM socket with --server or SLAT_SERVER"
         }
         Reason::HostUnreachable => "slat get hosts; start the agent there again",
+        Reason::NoSuchMethod => {
+            "ask another one with --server; migrations are served by the server alone"
+        }
+        Reason::MessageTooLarge => "ask for less at once: one VM, one slot, a smaller page",
+        Reason::MessageUndecodable => "slat version at both ends: can they talk to each other?",
+        Reason::DiskFull => "free space there; what waits for it goes on by itself",
+        Reason::DescriptorsExhausted => "raise LimitNOFILE of that process; see its connections",
+        Reason::Store => "see the server's log and its state directory",
         Reason::StaleGeneration => "look at the slots again and repeat",
         Reason::DstNoMemory | Reason::NoMemory | Reason::NoHost => {
             "slat get hosts shows what is free; choose less memory or another host"
@@ -338,11 +357,41 @@ mod tests {
             "{text}"
         );
         assert_eq!(failure.exit_code(), 5);
+        let named = ApiError::new(
+            Reason::PeerUnreachable,
+            "127.0.0.1:1 does not answer: refused",
+        )
+        .with("address", "127.0.0.1:1")
+        .with(GRPC_CODE, "Unavailable")
+        .with("advice", "see that it runs");
+        let text = Failure::call("list vms", named.into())
+            .at(&endpoint)
+            .render();
+        assert!(
+            text.starts_with("error: cannot list vms: 127.0.0.1:1 does not answer: refused\n"),
+            "{text}"
+        );
+        assert!(text.contains("--server or SLAT_SERVER"), "{text}");
         let ours = ApiError::new(Reason::PeerUnreachable, "hosts/b does not answer");
         let text = Failure::call("list vms", ours.into())
             .at(&endpoint)
             .render();
         assert!(text.contains("vms: hosts/b does not answer"), "{text}");
+    }
+
+    #[test]
+    fn what_an_endpoint_says_draws_nothing_and_forges_no_line() {
+        let error = ApiError::new(Reason::Internal, "\x1b[2Jgone\n  next:   rm -rf /")
+            .with("vm", "vms/a\u{202e}")
+            .with("advice", "a\rb");
+        let text = Failure::api("get vms/a\u{9b}", error).render();
+        assert_eq!(
+            text,
+            "error: cannot get vms/a\\u{9b}: \\u{1b}[2Jgone\\u{a}  next:   rm -rf /\n  \
+             reason: INTERNAL\n  \
+             detail: vm=vms/a\\u{202e}\n  \
+             next:   a\\u{d}b"
+        );
     }
 
     #[test]
