@@ -1,7 +1,24 @@
 //! Compiles `slat/v1/*.proto` with protox: no protoc needed. The descriptor set is kept for
-//! reflection and JSON.
+//! reflection and JSON. The generated clients and servers get our codec and our message limit,
+//! which the generator has no options for: nobody who makes one can forget them.
 
 use std::{env, error::Error, fs, path::PathBuf};
+
+/// What the generator writes, and what stands there afterwards.
+const OURS: [(&str, &str); 3] = [
+    (
+        "tonic_prost::ProstCodec::default()",
+        "crate::codec::SlatCodec::default()",
+    ),
+    (
+        "tonic::client::Grpc::new(inner)",
+        "tonic::client::Grpc::new(inner).max_decoding_message_size(crate::codec::MAX_MESSAGE)",
+    ),
+    (
+        "max_decoding_message_size: None",
+        "max_decoding_message_size: Some(crate::codec::MAX_MESSAGE)",
+    ),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -17,5 +34,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         prost::Message::encode_to_vec(&descriptors),
     )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    let generated = out.join("slat.v1.rs");
+    let mut code = fs::read_to_string(&generated)?;
+    for (theirs, ours) in OURS {
+        if !code.contains(theirs) {
+            return Err(format!("the generator no longer writes `{theirs}`").into());
+        }
+        code = code.replace(theirs, ours);
+    }
+    fs::write(generated, code)?;
     Ok(())
 }

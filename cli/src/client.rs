@@ -1,7 +1,9 @@
 //! The client of an endpoint: a server, an agent or one VM's socket. All serve the same API.
 
+use std::time::Duration;
+
 use slat_proto::{
-    transport::{Address, TracedChannel, connect, traced},
+    transport::{Address, TracedChannel, connect},
     v1::{
         host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
         migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
@@ -13,8 +15,8 @@ use crate::{
     term::out::{self, Format},
 };
 
-/// Largest answer accepted: the dirty ranges of a large VM are far beyond tonic's default of 4 MiB.
-const MAX_ANSWER: usize = 256 << 20;
+/// How much longer than its call a command waits: a server that waits for an agent says so first.
+const MARGIN: Duration = Duration::from_secs(5);
 
 /// Options every client command takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,18 +52,18 @@ impl Client {
     /// Of the endpoint at `address`.
     pub(crate) fn new(address: &Address) -> Result<Self, Failure> {
         Ok(Self {
-            channel: traced(connect(address)?),
+            channel: connect(address)?.with_margin(MARGIN),
         })
     }
 
     /// Virtual machines.
     pub(crate) fn vms(&self) -> VmServiceClient<TracedChannel> {
-        VmServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+        VmServiceClient::new(self.channel.clone())
     }
 
     /// Their memory.
     pub(crate) fn memory(&self) -> MemoryServiceClient<TracedChannel> {
-        MemoryServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+        MemoryServiceClient::new(self.channel.clone())
     }
 
     /// Hosts.
@@ -71,7 +73,7 @@ impl Client {
 
     /// Migrations.
     pub(crate) fn migrations(&self) -> MigrationServiceClient<TracedChannel> {
-        MigrationServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+        MigrationServiceClient::new(self.channel.clone())
     }
 }
 

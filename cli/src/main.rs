@@ -8,6 +8,7 @@ mod command;
 mod daemon;
 mod demo;
 mod dispatch;
+mod escape;
 mod failure;
 mod roles;
 mod term;

@@ -7,7 +7,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
+    error::Error,
+    fmt, io,
+    path::Path,
 };
 
 use tonic::{Code, Status};
@@ -161,7 +163,7 @@ reasons! {
     PageOutOfSlot = "PAGE_OUT_OF_SLOT" => DataLoss,
     /// A frame has a wrong magic, version, length, checksum or order; metadata `field`.
     StreamCorrupt = "STREAM_CORRUPT" => DataLoss,
-    /// The ticket shown is not this migration's.
+    /// The ticket shown is not this migration's, or its side has ended and was released.
     GrantInvalid = "GRANT_INVALID" => PermissionDenied,
     /// vCPUs could not be stopped.
     SourcePause = "SOURCE_PAUSE" => Internal,
@@ -241,6 +243,42 @@ impl ApiError {
         .with("capability", name)
     }
 
+    /// A file or directory that could not be used. A full disk is DISK_FULL and a process without
+    /// descriptors DESCRIPTORS_EXHAUSTED, whatever was being done; anything else is `otherwise`.
+    /// The metadata have the path, `errno` and, for the first two, advice.
+    #[must_use]
+    pub fn from_io(otherwise: Reason, path: &Path, error: &io::Error) -> Self {
+        Self::new(otherwise, format!("{}: {error}", path.display()))
+            .with("path", path.display())
+            .because_of(error)
+    }
+
+    /// The same failure with the kernel's word: `errno` in the metadata, and a full disk is
+    /// DISK_FULL, a process without descriptors DESCRIPTORS_EXHAUSTED, with advice.
+    #[must_use]
+    pub fn because_of(mut self, error: &io::Error) -> Self {
+        if let Some(errno) = error.raw_os_error() {
+            self = self.with("errno", errno);
+        }
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let (reason, advice) = match error.raw_os_error() {
+            _ if full => (
+                Reason::DiskFull,
+                "free space on that file system; what waits for it goes on by itself",
+            ),
+            Some(EMFILE | ENFILE) => (
+                Reason::DescriptorsExhausted,
+                "raise LimitNOFILE of that process, or close connections to it",
+            ),
+            _ => return self,
+        };
+        self.reason = reason;
+        self.with("advice", advice)
+    }
+
     /// The failure as a migration records it.
     #[must_use]
     pub fn to_migration_error(&self, phase: v1::MigrationPhase, side: &str) -> v1::MigrationError {
@@ -264,33 +302,85 @@ impl From<ApiError> for Status {
     }
 }
 
+/// Key of the metadata that keeps the gRPC code of a status that Slat did not make: the
+/// transport's, a proxy's.
+pub const GRPC_CODE: &str = "grpc_code";
+
 impl From<Status> for ApiError {
-    /// Reads a peer's answer. A status without our details (a proxy's, the transport's) becomes
-    /// PEER_UNREACHABLE when its code says the peer could not be asked, and INTERNAL otherwise,
-    /// with the gRPC code kept in the metadata.
+    /// Reads a peer's answer. What a status without our details becomes, by its class:
+    ///
+    /// | status | reason |
+    /// |---|---|
+    /// | the transport made it (it has a cause here): reset, GOAWAY, refused, timed out | PEER_UNREACHABLE; DESCRIPTORS_EXHAUSTED when this process has none left |
+    /// | UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED | PEER_UNREACHABLE |
+    /// | OUT_OF_RANGE, of a message's length | MESSAGE_TOO_LARGE |
+    /// | INTERNAL, of decoding | MESSAGE_UNDECODABLE |
+    /// | UNIMPLEMENTED | NO_SUCH_METHOD |
+    /// | anything else | INTERNAL |
+    ///
+    /// The gRPC code is kept in the metadata as [`GRPC_CODE`].
     fn from(status: Status) -> Self {
-        if let Some(info) = status.get_details_error_info()
-            && info.domain == DOMAIN
-            && let Some(reason) = Reason::parse(&info.reason)
-        {
-            return Self {
-                reason,
-                message: status.message().to_owned(),
-                metadata: info.metadata.into_iter().collect(),
-            };
+        if let Some(error) = typed(&status) {
+            return error;
         }
-        let reason = match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Reason::PeerUnreachable,
+        let text = status.message();
+        let reason = match (status.code(), status.source()) {
+            (_, Some(cause)) => transport_reason(cause),
+            (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled, None) => {
+                Reason::PeerUnreachable
+            }
+            (Code::OutOfRange, None) if text.contains("message length too large") => {
+                Reason::MessageTooLarge
+            }
+            (Code::Internal, None) if text.contains("failed to decode Protobuf message") => {
+                Reason::MessageUndecodable
+            }
+            (Code::Unimplemented, None) => Reason::NoSuchMethod,
             _ => Reason::Internal,
         };
-        let message = if status.message().is_empty() {
+        let message = if text.is_empty() {
             format!("{}", status.code())
         } else {
-            status.message().to_owned()
+            text.to_owned()
         };
-        Self::new(reason, message).with("grpc_code", format!("{:?}", status.code()))
+        Self::new(reason, message).with(GRPC_CODE, format!("{:?}", status.code()))
     }
 }
+
+/// The error that Slat put into a status.
+fn typed(status: &Status) -> Option<ApiError> {
+    let info = status.get_details_error_info()?;
+    let reason = Reason::parse(&info.reason).filter(|_| info.domain == DOMAIN)?;
+    Some(ApiError {
+        reason,
+        message: status.message().to_owned(),
+        metadata: info.metadata.into_iter().collect(),
+    })
+}
+
+/// What a failure of the transport means: mostly that the peer is not there. A message that could
+/// not be sent is an error of its own, and so is a process without descriptors.
+pub(crate) fn transport_reason(cause: &(dyn Error + 'static)) -> Reason {
+    match errno(cause) {
+        Some(EMFILE | ENFILE) => Reason::DescriptorsExhausted,
+        _ => Reason::PeerUnreachable,
+    }
+}
+
+/// The first error of the kernel among an error and its causes.
+fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+}
+
+/// An error and its causes, the outermost first.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
 
 #[cfg(test)]
 mod tests {
@@ -321,5 +411,49 @@ mod tests {
         let error = ApiError::from(Status::unavailable("tcp connect error"));
         assert_eq!(error.reason, Reason::PeerUnreachable);
         assert_eq!(error.metadata["grpc_code"], "Unavailable");
+    }
+
+    #[test]
+    fn statuses_without_details_are_classed() {
+        let reset = Status::from_error(Box::new(io::Error::from(io::ErrorKind::BrokenPipe)));
+        assert_eq!(ApiError::from(reset).reason, Reason::PeerUnreachable);
+        let none_left = Status::from_error(Box::new(io::Error::from_raw_os_error(EMFILE)));
+        assert_eq!(
+            ApiError::from(none_left).reason,
+            Reason::DescriptorsExhausted
+        );
+        for (status, reason) in [
+            (
+                Status::out_of_range("Error, decoded message length too large: found 9 bytes"),
+                Reason::MessageTooLarge,
+            ),
+            (
+                Status::internal("failed to decode Protobuf message: invalid wire type"),
+                Reason::MessageUndecodable,
+            ),
+            (Status::unimplemented(""), Reason::NoSuchMethod),
+            (Status::internal("a fault"), Reason::Internal),
+            (Status::unknown("a fault"), Reason::Internal),
+        ] {
+            assert_eq!(ApiError::from(status).reason, reason);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_and_a_full_table_are_named() {
+        let of = |errno| {
+            let error = io::Error::from_raw_os_error(errno);
+            ApiError::from_io(Reason::Store, Path::new("/state/file"), &error)
+        };
+        for errno in [28, 122] {
+            let error = of(errno);
+            assert_eq!(error.reason, Reason::DiskFull);
+            assert_eq!(error.metadata["path"], "/state/file");
+            assert!(error.metadata["advice"].contains("free space"));
+        }
+        assert_eq!(of(EMFILE).reason, Reason::DescriptorsExhausted);
+        assert_eq!(of(ENFILE).reason, Reason::DescriptorsExhausted);
+        assert_eq!(of(5).reason, Reason::Store);
+        assert_eq!(of(5).metadata["errno"], "5");
     }
 }

@@ -5,12 +5,14 @@
 //!   Code behind an API endpoint works on these, never on raw messages from outside.
 //! * [`error`] is the one error every endpoint speaks: a gRPC code with
 //!   `ErrorInfo{reason, domain, metadata}`.
+//! * [`codec`] is how messages are encoded, and how large one may be.
 //! * [`transport`] opens and serves endpoints: TCP or Unix socket, health, reflection, request
 //!   metrics, trace context.
 //! * [`json`] renders any message as canonical proto JSON for command lines.
 //!
 //! Nothing here knows of KVM, page tables or stores.
 
+pub mod codec;
 pub mod error;
 pub mod json;
 pub mod model;

@@ -44,7 +44,7 @@ fn refresh(fleet: &Fleet, migrations: &Migrations) {
             .as_str_name()
             .trim_start_matches("MIGRATION_PHASE_")
             .to_ascii_lowercase();
-        gauge!("slat_migrations", "phase" => label).set(count(number));
+        gauge!("slat_migrations_active", "phase" => label).set(count(number));
         if phase == Phase::InDoubt {
             gauge!("slat_migration_in_doubt").set(count(number));
         }

@@ -1,8 +1,6 @@
-//! Plain HTTP beside the gRPC services: `/metrics` (Prometheus text) and the health endpoints.
-//! Rendering is the recorder's; nothing is measured or computed for a scrape.
-//!
-//! `/healthz` and `/livez`: the process serves. `/readyz`: the store was opened and unfinished
-//! migrations were taken up, which is so whenever the port is open.
+//! Plain HTTP beside the gRPC services: `/metrics` (Prometheus text). Rendering is the recorder's;
+//! nothing is measured or computed for a scrape. Health is the endpoint's own: it says 503 while
+//! the store cannot be written (see `store`).
 
 use std::sync::Arc;
 
@@ -20,18 +18,13 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The routes.
 pub(crate) fn router(render: Option<Render>) -> Router {
-    let healthy = || async { "ok\n" };
-    Router::new()
-        .route("/healthz", get(healthy))
-        .route("/livez", get(healthy))
-        .route("/readyz", get(healthy))
-        .route(
-            "/metrics",
-            get(move || {
-                let render = render.clone();
-                async move { metrics(render) }
-            }),
-        )
+    Router::new().route(
+        "/metrics",
+        get(move || {
+            let render = render.clone();
+            async move { metrics(render) }
+        }),
+    )
 }
 
 fn metrics(render: Option<Render>) -> Response {

@@ -14,9 +14,9 @@
 //! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the listener, the gauges, one reconciler per migration (through
-//! `Migrations`), the watches, what writes the fleet to the store and what calls agents back.
-//! [`Server::stop`] ends them and returns when they have ended.
+//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per
+//! migration (through `Migrations`), the watches, what writes the fleet to the store and what calls
+//! agents back. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
 mod dashboard;
@@ -28,6 +28,8 @@ pub mod metrics;
 pub mod migration;
 mod phase;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,7 +42,7 @@ use crate::{
     fleet::{Fleet, call_back, remember},
     history::History,
     migration::Migrations,
-    store::{BlockingStore, RedbStore},
+    store::BlockingStore,
 };
 
 pub use crate::{http::Render, store::StoreError};
@@ -100,7 +102,8 @@ pub struct Server {
     migrations: Arc<Migrations>,
     watches: Watches,
     store: BlockingStore,
-    gauges: JoinHandle<()>,
+    /// Gauges, health, and the store's probe.
+    keeping: [JoinHandle<()>; 3],
     /// What remembers the fleet, and what calls its agents back.
     keepers: TaskTracker,
     stop: CancellationToken,
@@ -128,13 +131,17 @@ impl Server {
             ));
         }
         let directory = config.state_dir.clone();
-        let store = tokio::task::spawn_blocking(move || RedbStore::open(&directory))
+        let store = tokio::task::spawn_blocking(move || BlockingStore::open(&directory))
             .await
             .map_err(|source| StoreError::Open {
                 path: config.state_dir.clone(),
                 source: source.into(),
             })??;
-        let store = BlockingStore::new(store);
+        Self::start_on(config, store).await
+    }
+
+    /// [`Server::start`] on a store that is open.
+    async fn start_on(config: ServerConfig, store: BlockingStore) -> Result<Self, ServerError> {
         // Bound before anything is taken up: a second server on the port must not move a VM.
         let listen_failed = |source| ServerError::Listen {
             address: config.listen,
@@ -148,7 +155,7 @@ impl Server {
         metrics::describe(&config.version);
         let fleet = Fleet::new(config.report_interval);
         fleet.restore(store.with(|store| store.seen()).await?)?;
-        let history = Arc::new(History::new());
+        let history = Arc::new(History::new(config.report_interval));
         let migrations =
             Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
         let watches = Watches::default();
@@ -159,14 +166,14 @@ impl Server {
             history: Arc::clone(&history),
             watches: watches.clone(),
         };
-        let pages = dashboard::router(dashboard::Pages {
-            fleet: Arc::clone(&fleet),
-            migrations: Arc::clone(&migrations),
+        let pages = dashboard::router(dashboard::Pages::new(
+            Arc::clone(&fleet),
+            Arc::clone(&migrations),
             history,
-            version: config.version.as_str().into(),
-        });
+            &config.version,
+        ));
         let endpoint = services
-            .add_to(Endpoint::new())
+            .add_to(Endpoint::new().entry())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)
@@ -184,7 +191,11 @@ impl Server {
         keepers.spawn(remember(Arc::clone(&fleet), store.clone(), stop.clone()));
         keepers.spawn(call_back(Arc::clone(&fleet), stop.clone()));
         keepers.close();
-        let gauges = tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations)));
+        let keeping = [
+            tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations))),
+            tokio::spawn(store::tell(store.clone(), endpoint.health())),
+            tokio::spawn(store::probe(store.clone())),
+        ];
         tracing::info!(%address, "the server listens");
         Ok(Self {
             endpoint,
@@ -192,7 +203,7 @@ impl Server {
             migrations,
             watches,
             store,
-            gauges,
+            keeping,
             keepers,
             stop,
         })
@@ -207,7 +218,9 @@ impl Server {
     /// Stops: watches and reconcilers first, so that their streams end, then the listener.
     /// Migrations go on without it.
     pub async fn stop(self) {
-        self.gauges.abort();
+        for task in &self.keeping {
+            task.abort();
+        }
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;
@@ -215,7 +228,9 @@ impl Server {
         self.stop.cancel();
         self.keepers.wait().await;
         self.store.finish().await;
-        // An aborted task's error says so and nothing else.
-        drop(self.gauges.await);
+        for task in self.keeping {
+            // An aborted task's error says so and nothing else.
+            drop(task.await);
+        }
     }
 }

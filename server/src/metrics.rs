@@ -26,13 +26,18 @@ pub const DURATION_BUCKETS: &[f64] = &[
 /// Upper bounds of `slat_migration_iterations`, for the recorder.
 pub const ITERATION_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0];
 
+/// How a migration may end.
+const RESULTS: [&str; 4] = ["completed", "cancelled", "failed", "lost"];
+/// A reason that is not ours, as of an agent of another version.
+const OTHER: &str = "OTHER";
+
 /// Help texts and units, and the series that exist from the start.
 pub(crate) fn describe(version: &str) {
     describe_counter!(
         "slat_migrations_total",
         "Ended migrations by result and reason."
     );
-    describe_gauge!("slat_migrations", "Running migrations by phase.");
+    describe_gauge!("slat_migrations_active", "Running migrations by phase.");
     describe_histogram!(
         "slat_migration_duration_seconds",
         Unit::Seconds,
@@ -59,11 +64,37 @@ pub(crate) fn describe(version: &str) {
         Unit::Seconds,
         "When a host was last heard from."
     );
+    describe_gauge!(
+        "slat_store_up",
+        "1 while the store can be written, else 0: the server does not serve."
+    );
+    describe_counter!(
+        "slat_store_errors_total",
+        "Calls and probes of the store that failed, by reason."
+    );
+    gauge!("slat_store_up").set(1.0);
+    for reason in [
+        Reason::Store,
+        Reason::DiskFull,
+        Reason::DescriptorsExhausted,
+    ] {
+        counter!("slat_store_errors_total", "reason" => reason.as_str()).increment(0);
+    }
     describe_gauge!("slat_build_info", "Version of this process; always 1.");
     gauge!("slat_build_info", "version" => version.to_owned(), "role" => "server").set(1.0);
-    for result in ["completed", "cancelled", "failed", "lost"] {
+    // Every series exists before its first event: a counter that appears with 1 has no increase.
+    for result in RESULTS {
         counter!("slat_migrations_total", "result" => result, "reason" => "").increment(0);
+        let _registered = histogram!("slat_migration_duration_seconds", "result" => result);
     }
+    for result in ["failed", "lost"] {
+        let reasons = Reason::ALL.iter().map(|reason| reason.as_str());
+        for reason in reasons.chain([OTHER]) {
+            counter!("slat_migrations_total", "result" => result, "reason" => reason).increment(0);
+        }
+    }
+    let _registered = histogram!("slat_migration_downtime_seconds");
+    let _registered = histogram!("slat_migration_iterations");
 }
 
 /// Counts a migration that has just reached its terminal phase.
@@ -75,9 +106,9 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
         _ if lost => "lost",
         _ => "failed",
     };
-    // A reason that is not ours (an agent of another version) does not become a label.
+    // Bounded: a word from outside does not become a label.
     let reason = migration.error.as_ref().map_or("", |error| {
-        Reason::parse(&error.reason).map_or("OTHER", Reason::as_str)
+        Reason::parse(&error.reason).map_or(OTHER, Reason::as_str)
     });
     counter!("slat_migrations_total", "result" => result, "reason" => reason).increment(1);
     let seconds = |duration: Option<&prost_types::Duration>| -> f64 {

@@ -256,10 +256,14 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
     assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self';"));
     for (path, kind) in [
         ("/assets/app.js", "text/javascript"),
+        ("/assets/dom.js", "text/javascript"),
+        ("/assets/charts.js", "text/javascript"),
+        ("/assets/overview.js", "text/javascript"),
+        ("/assets/lists.js", "text/javascript"),
+        ("/assets/move.js", "text/javascript"),
         ("/assets/app.css", "text/css"),
         ("/assets/icon.svg", "image/svg+xml"),
     ] {
-        assert!(page.contains(path), "the page uses {path}");
         let (head, body) = get(at, path, "").await;
         assert!(head.contains(kind), "{head}");
         // No address outside the server; the SVG namespace is a name, not an address.
@@ -268,7 +272,15 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
             !rest.contains("http://") && !rest.contains("https://"),
             "{path}"
         );
-        assert!(!rest.contains("innerHTML"), "{path}");
+        // What came from outside is written as text, never as markup.
+        for markup in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+        ] {
+            assert!(!rest.contains(markup), "{path}: {markup}");
+        }
     }
     assert!(!page.contains("http://") && !page.contains("https://"));
 
@@ -292,13 +304,27 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
         serde_json::from_str(&body).unwrap()
     };
     let now = json("/api/state").await;
-    assert_eq!(now["hosts"][0]["name"], "hosts/a");
-    assert_eq!(now["hosts"][0]["state"], "READY");
-    assert_eq!(now["vms"][0]["name"], "vms/web");
-    let history = json("/api/history").await;
-    let samples = history["vms"]["vms/web"].as_array().unwrap();
-    assert_eq!(samples[0][2], 10);
-    assert!(samples[0][3].is_null());
+    assert_eq!(now["totals"]["hosts"]["READY"], 1);
+    assert_eq!(now["totals"]["vms"]["RUNNING"], 1);
+    assert_eq!(now["problems"], serde_json::json!([]));
+    let hosts = json("/api/hosts").await;
+    assert_eq!(hosts["rows"][0]["name"], "hosts/a");
+    assert_eq!(hosts["rows"][0]["state"], "READY");
+    let vms = json("/api/vms?state=RUNNING").await;
+    assert_eq!(vms["rows"][0]["name"], "vms/web");
+    // Not offered is null, never 0.
+    assert!(vms["rows"][0]["rates"]["flushes"].is_null());
+    assert_eq!(json("/api/vms?q=other").await["matched"], 0);
+    let rates = json("/api/rates?of=vms&rate=flushes").await;
+    assert_eq!(
+        (&rates["total"], &rates["unit"]),
+        (&0.into(), &"flushes/s".into())
+    );
+    for path in ["/api/rates?of=vms&rate=x", "/api/rates?of=x&rate=faults"] {
+        let (head, body) = get(at, path, "").await;
+        assert!(head.starts_with("http/1.1 400"), "{head}");
+        assert!(body.contains("is one of"), "{body}");
+    }
     let (head, _) = get(at, "/api/migrations/none", "").await;
     assert!(head.starts_with("http/1.1 404"), "{head}");
     let (head, _) = get(at, "/api/migrations/A%20b", "").await;

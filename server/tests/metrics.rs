@@ -41,6 +41,30 @@ async fn a_migration_is_counted() {
     })
     .await
     .unwrap();
+    // Before anything has happened.
+    let text = scrape(server.address()).await;
+    for line in [
+        "slat_migrations_total{result=\"completed\",reason=\"\"} 0",
+        "slat_migrations_total{result=\"cancelled\",reason=\"\"} 0",
+        "slat_migrations_total{result=\"failed\",reason=\"CONNECTION_LOST\"} 0",
+        "slat_migrations_total{result=\"failed\",reason=\"OTHER\"} 0",
+        "slat_migrations_total{result=\"lost\",reason=\"VM_PROCESS_DIED\"} 0",
+        "slat_migration_downtime_seconds_count 0",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    // OpenMetrics: a counter's family is its name without _total, and no other family has it.
+    let families: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    for counter in families
+        .iter()
+        .filter_map(|name| name.strip_suffix("_total"))
+    {
+        assert!(!families.contains(&counter), "{counter} is two families");
+    }
+
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
     let a = Agent::start(source, server.address()).await;
@@ -62,7 +86,7 @@ async fn a_migration_is_counted() {
         "slat_migration_downtime_seconds_bucket{le=\"0.01\"} 0",
         "slat_migration_downtime_seconds_bucket{le=\"0.025\"} 1",
         "slat_migration_in_doubt 0",
-        "slat_migrations{phase=\"precopy_active\"} 0",
+        "slat_migrations_active{phase=\"precopy_active\"} 0",
         "slat_hosts{state=\"ready\"} 2",
         "slat_vms{state=\"running\"} 1",
         "slat_host_last_report_timestamp_seconds{host=\"a\"}",

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use slat_proto::{
     ApiError,
-    transport::{Address, connect},
+    transport::{Address, TracedChannel, connect},
     v1::{
         self, Backend, MigrationPhase, host_service_client::HostServiceClient,
         memory_service_client::MemoryServiceClient,
@@ -26,7 +26,7 @@ use slat_proto::{
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt as _;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
 use crate::{
     binary,
@@ -170,25 +170,25 @@ impl Fleet {
 
     /// VMs behind an endpoint.
     #[must_use]
-    pub fn vms(&self, endpoint: &Address) -> VmServiceClient<Channel> {
+    pub fn vms(&self, endpoint: &Address) -> VmServiceClient<TracedChannel> {
         VmServiceClient::new(channel(endpoint))
     }
 
     /// Memory behind an endpoint.
     #[must_use]
-    pub fn memory(&self, endpoint: &Address) -> MemoryServiceClient<Channel> {
+    pub fn memory(&self, endpoint: &Address) -> MemoryServiceClient<TracedChannel> {
         MemoryServiceClient::new(channel(endpoint))
     }
 
     /// Hosts behind an endpoint.
     #[must_use]
-    pub fn hosts(&self, endpoint: &Address) -> HostServiceClient<Channel> {
+    pub fn hosts(&self, endpoint: &Address) -> HostServiceClient<TracedChannel> {
         HostServiceClient::new(channel(endpoint))
     }
 
     /// Migrations of the fleet.
     #[must_use]
-    pub fn migrations(&self) -> MigrationServiceClient<Channel> {
+    pub fn migrations(&self) -> MigrationServiceClient<TracedChannel> {
         MigrationServiceClient::new(channel(&self.server()))
     }
 
@@ -607,7 +607,7 @@ impl Fleet {
         })
         .await?;
         let explained = self.journals.explain().map_err(anyhow::Error::msg)?;
-        println!("{explained} journals explained");
+        eprintln!("{explained} journals explained");
         self.finished = true;
         Ok(())
     }
@@ -663,7 +663,7 @@ impl Drop for Fleet {
     }
 }
 
-fn channel(endpoint: &Address) -> Channel {
+fn channel(endpoint: &Address) -> TracedChannel {
     connect(endpoint).expect("the address of an endpoint")
 }
 

@@ -7,9 +7,10 @@ use std::{sync::Arc, time::Duration};
 use slat_proto::{Reason, v1};
 
 use super::{
-    living::{LiveVm, forget_record},
+    living::{LiveVm, QUICK, forget_record},
     registry::Registry,
     side::{SideKey, is_terminal},
+    traffic::Counted,
 };
 
 /// Between two attempts to follow, doubling from the first.
@@ -55,10 +56,39 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
     }
 }
 
+/// What a side says next; `None` when its stream has ended. One that says more than a message can
+/// hold is asked how it stands, without its figures.
+async fn next(
+    vm: &LiveVm,
+    key: &SideKey,
+    stream: &mut tonic::Streaming<v1::Transfer>,
+) -> Option<v1::Transfer> {
+    let status = match stream.message().await {
+        Ok(said) => return said,
+        Err(status) => status,
+    };
+    let error = vm.refusal(status);
+    if error.reason != Reason::MessageTooLarge {
+        return None;
+    }
+    tracing::warn!(vm = %vm.name(), migration = %key.migration, %error, "a side is asked for less");
+    // What is made in vain is large: not in haste.
+    tokio::time::sleep(RETRY_LAST).await;
+    let request = v1::GetTransferRequest {
+        migration: key.migration.to_string(),
+        role: key.role.to_message().into(),
+        without_progress: true,
+    };
+    vm.answer(QUICK, vm.transfers().get_transfer(request))
+        .await
+        .ok()
+}
+
 /// Keeps a side's last state until it ended by itself (true), was released or its process is gone
 /// (false).
 pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
     let mut wait = RETRY_FIRST;
+    let mut counted = Counted::default();
     loop {
         let request = v1::WatchTransferRequest {
             migration: key.migration.to_string(),
@@ -67,12 +97,13 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
         match vm.transfers().watch_transfer(request).await {
             Ok(stream) => {
                 let mut stream = stream.into_inner();
-                while let Ok(Some(said)) = stream.message().await {
+                while let Some(said) = next(&vm, &key, &mut stream).await {
                     if let Err(error) = vm.witness(&said).await {
                         tracing::error!(vm = %vm.name(), migration = %key.migration, %error, "not passed on: a sighting cannot be kept");
                         break;
                     }
                     wait = RETRY_FIRST;
+                    counted.see(&said);
                     let ended = is_terminal(said.phase());
                     if vm.see_side(&key, said) {
                         registry.note_change();

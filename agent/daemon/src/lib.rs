@@ -15,6 +15,8 @@
 //! | `ended` | sides of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
 //! | `report` | upcalls to the server |
+//! | `traffic` | bytes that migrations moved, over all sides |
+//! | `usage` | CPU time and memory of VM processes |
 //! | `metrics` | `/metrics` |
 //!
 //! # State directory
@@ -46,7 +48,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
     model::{BackendKind, HostName},
-    transport::{Address, Endpoint, EndpointHandle, connect, traced},
+    transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
@@ -74,14 +76,18 @@ mod report;
 mod side;
 mod sighting;
 mod supervisor;
+mod traffic;
 mod transfer_api;
+mod usage;
 mod vm_api;
 
 pub use error::HostError;
 
 pub use self::admission::Admit;
 
-use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
+use self::{
+    ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor, usage::Usage,
+};
 
 /// How long [`Agent::stop`] waits for work on directories.
 const FINISH: Duration = Duration::from_secs(20);
@@ -183,7 +189,7 @@ impl Agent {
         let channel = match &config.server {
             Some(server) => {
                 let channel = connect(server).map_err(|source| HostError::Server { source })?;
-                Some((server.clone(), traced(channel)))
+                Some((server.clone(), channel))
             }
             None => None,
         };
@@ -220,6 +226,7 @@ impl Agent {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
 
+        traffic::begin();
         let stop = CancellationToken::new();
         // Until the agent is whole, a failure below ends what was begun.
         let guard = stop.clone().drop_guard();
@@ -243,6 +250,7 @@ impl Agent {
             version: config.version,
             supervisor: Arc::clone(&supervisor),
         });
+        let usage = Usage::default();
         let endpoint = Endpoint::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
@@ -252,10 +260,11 @@ impl Agent {
                 Arc::clone(&supervisor),
             )))
             .service(HostServiceServer::new(host_api::Hosts(Arc::clone(&card))))
-            .http(http(Arc::clone(&card), config.render))
+            .http(http(Arc::clone(&card), config.render, usage.clone()))
             .serve_tcp(listener)
             .await
             .map_err(listen)?;
+        supervisor.tasks.spawn(usage.keep(Arc::clone(&supervisor)));
         if let Some((server, channel)) = channel {
             supervisor
                 .tasks
@@ -292,8 +301,8 @@ impl Agent {
     }
 }
 
-/// `/metrics` and `/healthz`.
-fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
+/// `/metrics`; health is the endpoint's.
+fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Router {
     let metrics = move || {
         let text = {
             let supervisor = &card.supervisor;
@@ -304,6 +313,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
                 memory_used,
                 vms: &supervisor.snapshots(),
                 transfers: &supervisor.sides(),
+                used: &usage.get(),
             });
             let mut text = process.as_ref().map_or_else(String::new, |render| render());
             if !text.is_empty() && !text.ends_with('\n') {
@@ -318,9 +328,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
             )
         }
     };
-    axum::Router::new()
-        .route("/metrics", axum::routing::get(metrics))
-        .route("/healthz", axum::routing::get(|| async { "ok\n" }))
+    axum::Router::new().route("/metrics", axum::routing::get(metrics))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -22,7 +22,7 @@ use prost::Message as _;
 use slat_proto::{
     ApiError, Reason,
     model::VmName,
-    transport::{Address, TracedChannel, connect, traced},
+    transport::{Address, TracedChannel, connect},
     v1::{
         self, memory_service_client::MemoryServiceClient,
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
@@ -42,8 +42,6 @@ use slat_record::dir::VmDir;
 pub(super) const QUICK: Duration = Duration::from_secs(10);
 /// For calls that touch all of a VM's memory.
 pub(super) const HEAVY: Duration = Duration::from_secs(300);
-/// A harvest of a large VM is one message.
-const MAX_MESSAGE: usize = 256 << 20;
 
 /// One living VM process.
 #[derive(Debug)]
@@ -62,7 +60,7 @@ pub(super) struct LiveVm {
 impl LiveVm {
     /// For a process that serves its endpoint.
     pub(super) fn new(name: VmName, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
-        let channel = traced(connect(&Address::Unix(dir.socket()))?);
+        let channel = connect(&Address::Unix(dir.socket()))?.relaying();
         Ok(Arc::new(Self {
             name,
             dir,
@@ -93,11 +91,11 @@ impl LiveVm {
     }
 
     pub(super) fn vms(&self) -> VmServiceClient<TracedChannel> {
-        VmServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        VmServiceClient::new(self.channel.clone())
     }
 
     pub(super) fn memory(&self) -> MemoryServiceClient<TracedChannel> {
-        MemoryServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        MemoryServiceClient::new(self.channel.clone())
     }
 
     pub(super) fn transfers(&self) -> TransferServiceClient<TracedChannel> {
@@ -252,12 +250,9 @@ impl LiveVm {
                 Err(self.unreachable(format!("is gone: {}: {error}", self.dir.path().display())))
             }
             saved => saved.map_err(|error| {
-                ApiError::new(
-                    Reason::Store,
-                    format!("{}: {error}", self.dir.path().display()),
-                )
-                .with("vm", &self.name)
-                .with("advice", "free space on the host's disk and ask again")
+                ApiError::from_io(Reason::Store, self.dir.path(), &error)
+                    .with("vm", &self.name)
+                    .with("advice", "free space on the host's disk and ask again")
             }),
         }
     }

@@ -171,7 +171,7 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
 /// gone; the directory is the caller's to remove.
 ///
 /// # Errors
-/// INTERNAL with the tail of its log.
+/// DISK_FULL, DESCRIPTORS_EXHAUSTED, else INTERNAL; with the tail of its log.
 pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, ApiError> {
     let failed = |what: String| {
         let log = log_tail(dir);
@@ -195,7 +195,9 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
         .create(true)
         .append(true)
         .open(dir.log())
-        .map_err(|error| failed(format!("cannot be started: its log: {error}")))?;
+        .map_err(|error| {
+            failed(format!("cannot be started: its log: {error}")).because_of(&error)
+        })?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -212,9 +214,9 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
     unsafe {
         command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
     }
-    let mut child = command
-        .spawn()
-        .map_err(|error| failed(format!("cannot be started: {}: {error}", program.display())))?;
+    let mut child = command.spawn().map_err(|error| {
+        failed(format!("cannot be started: {}: {error}", program.display())).because_of(&error)
+    })?;
     let stdout = child.stdout.take();
     let Some(pid) = child.id() else {
         return Err(failed("ended at once".to_owned()));
@@ -224,7 +226,7 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
         Ok(process) => process,
         Err(error) => {
             drop(child.kill().await);
-            return Err(failed(format!("cannot be watched: {error}")));
+            return Err(failed(format!("cannot be watched: {error}")).because_of(&error));
         }
     };
     *process.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
@@ -232,7 +234,12 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
         Ok(true) => Ok(process),
         Ok(false) => {
             process.put_down().await;
-            Err(failed("ended before it was ready".to_owned()))
+            let error = failed("ended before it was ready".to_owned());
+            Err(match try_disk(dir) {
+                // It could not say so itself: its log is on that disk.
+                Err(full) => error.because_of(&full).with("path", dir.path().display()),
+                Ok(()) => error,
+            })
         }
         Err(_) => {
             process.put_down().await;
@@ -241,6 +248,16 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
                 READY.as_secs()
             )))
         }
+    }
+}
+
+/// Whether anything can be written beside the VM's files.
+fn try_disk(dir: &VmDir) -> io::Result<()> {
+    let path = dir.path().join("probe");
+    let written = std::fs::write(&path, [0; 4096]);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => written.and(Err(error)),
+        _ => written,
     }
 }
 

@@ -52,11 +52,7 @@ impl Remains {
     /// JOURNAL when the journal or a record cannot be read or is corrupt.
     pub(super) fn read(vm: &VmName, dir: &VmDir) -> Result<Self, ApiError> {
         let unreadable = |error: io::Error| {
-            ApiError::new(
-                Reason::Journal,
-                format!("{}: {error}", dir.path().display()),
-            )
-            .with("vm", vm)
+            ApiError::from_io(Reason::Journal, dir.path(), &error).with("vm", vm)
         };
         let refused = |error| ApiError::from(error).with("vm", vm);
         let mut contents = journal::contents(&dir.journal()).map_err(refused)?;

@@ -132,11 +132,16 @@ impl Reporter {
 
     fn request(&self) -> v1::ReportHostRequest {
         let supervisor = &self.card.supervisor;
+        // The server follows its migrations itself: from a report it reads which sides there are.
+        let mut transfers = supervisor.sides();
+        for side in &mut transfers {
+            side.progress = None;
+        }
         v1::ReportHostRequest {
             host: supervisor.host.to_string(),
             incarnation: self.card.incarnation.clone(),
             vms: supervisor.snapshots(),
-            transfers: supervisor.sides(),
+            transfers,
             memory_used_bytes: supervisor.registry.memory().1,
             ..Default::default()
         }

@@ -44,7 +44,7 @@ impl Transfers {
     }
 
     /// How a side stands, from its process or from what that left.
-    async fn side(&self, key: &SideKey) -> Result<v1::Transfer, ApiError> {
+    async fn side(&self, key: &SideKey, without_progress: bool) -> Result<v1::Transfer, ApiError> {
         loop {
             let live = match self.locate(key).await? {
                 Ok(live) => live,
@@ -53,6 +53,7 @@ impl Transfers {
             let request = v1::GetTransferRequest {
                 migration: key.migration.to_string(),
                 role: key.role.to_message().into(),
+                without_progress,
             };
             let mut client = live.transfers();
             match live.answer(QUICK, client.get_transfer(request)).await {
@@ -168,7 +169,11 @@ impl TransferService for Transfers {
     ) -> Result<Response<v1::Transfer>, Status> {
         let request = request.into_inner();
         let key = SideKey::from_fields(&request.migration, request.role)?;
-        Ok(Response::new(self.side(&key).await?))
+        let mut side = self.side(&key, request.without_progress).await?;
+        if request.without_progress {
+            side.progress = None;
+        }
+        Ok(Response::new(side))
     }
 
     type WatchTransferStream = ReceiverStream<Result<v1::Transfer, Status>>;
@@ -225,7 +230,7 @@ impl TransferService for Transfers {
                         live.kept(&key).ok_or(error)?
                     }
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
-                        self.side(&key).await?
+                        self.side(&key, false).await?
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -255,7 +260,7 @@ impl TransferService for Transfers {
                 match live.answer(HEAVY, client.resolve_transfer(request)).await {
                     Ok(side) => Ok(Response::new(side)),
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
-                        Ok(Response::new(self.side(&key).await?))
+                        Ok(Response::new(self.side(&key, false).await?))
                     }
                     Err(error) => Err(error.into()),
                 }

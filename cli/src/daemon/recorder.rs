@@ -1,12 +1,16 @@
 //! The Prometheus recorder behind the `metrics` façade. The roles serve its text at
 //! `/metrics`; it has no listener of its own.
 //!
+//! `process_*`, the process's own CPU time, memory, descriptors and threads, are read by the same
+//! task, never for a scrape.
+//!
 //! Every histogram has fixed buckets, for without them the exporter makes a summary, which cannot
 //! be added up over processes. Those whose values lie elsewhere than an RPC's are named one by one.
 
 use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 use tokio::task::JoinHandle;
 
 use crate::{failure::Failure, roles::Render};
@@ -25,7 +29,7 @@ const MIGRATION: [f64; 13] = [
 ];
 /// Counts, as of iterations.
 const COUNTS: [f64; 9] = [1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 50.0];
-/// Histograms keep every value until drained; this often.
+/// Histograms keep every value until drained, and the process is looked at; this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
@@ -51,10 +55,15 @@ impl Recorder {
             .and_then(PrometheusBuilder::install_recorder)
             .map_err(|error| Failure::local(format!("cannot record metrics: {error}")))?;
         let drained = handle.clone();
+        let process = Collector::default();
+        process.describe();
+        // Before anybody can ask.
+        process.collect();
         let upkeep = tokio::spawn(async move {
             let mut tick = tokio::time::interval(UPKEEP);
             loop {
                 tick.tick().await;
+                process.collect();
                 drained.run_upkeep();
             }
         });
@@ -101,6 +110,34 @@ mod tests {
         );
         assert!(
             text.contains("slat_migration_iterations_bucket{le=\"3\"} 1"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_process_tells_of_itself() {
+        let recorder = builder().unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let process = Collector::default();
+            process.describe();
+            process.collect();
+        });
+        let text = recorder.handle().render();
+        for family in [
+            "process_cpu_seconds_total",
+            "process_resident_memory_bytes",
+            "process_open_fds",
+            "process_max_fds",
+            "process_start_time_seconds",
+            "process_threads",
+        ] {
+            let value = text
+                .lines()
+                .find_map(|line| line.strip_prefix(family)?.trim().parse::<f64>().ok());
+            assert!(value.is_some(), "{family}: {text}");
+        }
+        assert!(
+            text.contains("# TYPE process_cpu_seconds_total counter"),
             "{text}"
         );
     }

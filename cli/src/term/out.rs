@@ -1,11 +1,12 @@
 //! The two streams: data on standard output, messages on standard error.
 //!
 //! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
-//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored.
+//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored. What a terminal would obey
+//! is escaped on the way out; pieces from outside are escaped where they are put into a line.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use crate::failure::Failure;
+use crate::{escape, failure::Failure};
 
 /// How a client command prints its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -19,26 +20,34 @@ pub(crate) enum Format {
 
 /// Writes `text` and a line end to standard output.
 pub(crate) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
+    raw_line(&escape::lines(text.as_ref()))
+}
+
+fn raw_line(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", text.as_ref())
+    writeln!(stdout, "{text}")
         .and_then(|()| stdout.flush())
         .map_err(Failure::from_stdout)
 }
 
 /// One JSON value, indented, on standard output.
 pub(crate) fn json(value: &serde_json::Value) -> Result<(), Failure> {
-    line(format!("{value:#}"))
+    raw_line(&escape::json(&format!("{value:#}")))
 }
 
 /// One JSON value on one line: an element of a stream.
 pub(crate) fn json_line(value: &serde_json::Value) -> Result<(), Failure> {
-    line(value.to_string())
+    raw_line(&escape::json(&value.to_string()))
 }
 
 /// Writes a message to standard error.
 pub(crate) fn say(text: impl AsRef<str>) {
     // Nobody is left to be told when this fails.
-    drop(writeln!(io::stderr().lock(), "{}", text.as_ref()));
+    drop(writeln!(
+        io::stderr().lock(),
+        "{}",
+        escape::lines(text.as_ref())
+    ));
 }
 
 /// Says why a command failed, unless everything is said already.
@@ -49,7 +58,8 @@ pub(crate) fn report(failure: &Failure) {
     }
 }
 
-/// Writes to standard error without a line end.
+/// Writes to standard error without a line end, and as it is: what came from outside is escaped
+/// already.
 pub(crate) fn say_raw(text: &str) {
     let mut stderr = io::stderr().lock();
     // Nobody is left to be told when this fails.

@@ -4,6 +4,8 @@
 //! Widths only grow, so that rows printed later by a watch stand under the first ones. Colour is
 //! added after the padding and never counts as width.
 
+use crate::escape::one_line;
+
 /// Colour of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tone {
@@ -26,10 +28,10 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// With a colour.
+    /// With a colour. What a terminal would obey is escaped.
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
         Self {
-            text: text.into(),
+            text: one_line(&text.into()).into_owned(),
             tone,
         }
     }
@@ -125,6 +127,13 @@ mod tests {
             "NAME         STATE\na-long-name  RUNNING\nb            LOST"
         );
         assert_eq!(table.row(&["c".into(), "X".into()]), "c            X");
+    }
+
+    #[test]
+    fn a_name_from_outside_draws_nothing_and_keeps_its_row() {
+        let mut table = Table::new(&["NAME"], false);
+        let text = table.render(&[vec!["a\x1b[2J\nb".into()]]);
+        assert_eq!(text, "NAME\na\\u{1b}[2J\\u{a}b");
     }
 
     #[test]

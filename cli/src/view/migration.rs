@@ -5,6 +5,7 @@ use slat_proto::{model::std_duration, v1};
 
 use super::words::{NONE, age, fields, id, pages, per_second, phase, short, span, verification};
 use crate::{
+    escape::one_line,
     failure,
     term::{
         table::{Cell, Table, Tone},
@@ -62,10 +63,10 @@ pub(crate) fn migration_page(migration: &v1::Migration, colours: bool) -> String
     };
     let mut text = format!(
         "{}: {} from {} to {}: {}{verified}\n",
-        migration.name,
-        migration.vm,
-        id(&migration.source),
-        id(&migration.destination),
+        one_line(&migration.name),
+        one_line(&migration.vm),
+        one_line(id(&migration.source)),
+        one_line(id(&migration.destination)),
         phase(migration.phase()),
     );
     let transferred = format!(
@@ -113,7 +114,8 @@ pub(crate) fn migration_page(migration: &v1::Migration, colours: bool) -> String
             let action = short(decision.action().as_str_name(), "ACTION_");
             text.push_str(&format!(
                 "\n  after iteration {}: {action}: {}",
-                decision.iteration, decision.cause
+                decision.iteration,
+                one_line(&decision.cause)
             ));
         }
     }

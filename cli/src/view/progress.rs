@@ -4,9 +4,12 @@
 use slat_proto::{model::std_duration, v1};
 
 use super::words::{self, pages};
-use crate::term::{
-    out,
-    units::{Rate, Size, Span},
+use crate::{
+    escape,
+    term::{
+        out,
+        units::{Rate, Size, Span},
+    },
 };
 
 /// Shows a migration as its states come in.
@@ -35,7 +38,7 @@ impl Progress {
     pub(crate) fn update(&mut self, migration: &v1::Migration) {
         if self.live {
             let line = cut(
-                &format!("{}  {}", self.label, live_line(migration)),
+                &escape::one_line(&format!("{}  {}", self.label, live_line(migration))),
                 out::stderr_width().saturating_sub(1),
             );
             out::say_raw(&format!("\r\x1b[2K{line}"));

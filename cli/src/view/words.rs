@@ -7,7 +7,10 @@ use slat_proto::{
     v1,
 };
 
-use crate::term::units::{Size, Span};
+use crate::{
+    escape::one_line,
+    term::units::{Size, Span},
+};
 
 /// What a cell shows when there is nothing to show.
 pub(super) const NONE: &str = "-";
@@ -99,7 +102,7 @@ pub(super) fn fields(fields: &[(&str, String)]) -> String {
     fields
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(label, value)| format!("  {label:width$}  {value}"))
+        .map(|(label, value)| format!("  {label:width$}  {}", one_line(value)))
         .collect::<Vec<_>>()
         .join("\n")
 }

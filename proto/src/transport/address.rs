@@ -1,17 +1,8 @@
-//! Addresses of endpoints, and channels to them. A channel connects lazily and again after a loss.
+//! Addresses of endpoints.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
-
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use crate::ApiError;
-
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent peer is pinged this often, and given up after as long again.
-const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// Where an endpoint is: `ip:port`, `host:port` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,38 +52,6 @@ impl fmt::Display for Address {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
-}
-
-/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by
-/// the next one.
-///
-/// # Errors
-/// BAD_PARAMETER when the address makes no URI.
-pub fn connect(address: &Address) -> Result<Channel, ApiError> {
-    let invalid = |_| ApiError::bad_parameter("address", "makes no URI").with("address", address);
-    match address {
-        Address::Tcp(host) => {
-            let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(invalid)?;
-            Ok(settings(endpoint)
-                .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .connect_lazy())
-        }
-        Address::Unix(path) => {
-            let path = path.clone();
-            let connector = tower::service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
-            });
-            // The URI is never resolved: the connector knows the path.
-            let endpoint = Endpoint::from_static("http://unix.invalid");
-            Ok(settings(endpoint).connect_with_connector_lazy(connector))
-        }
-    }
-}
-
-fn settings(endpoint: Endpoint) -> Endpoint {
-    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true)
 }
 
 #[cfg(test)]

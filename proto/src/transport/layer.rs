@@ -3,8 +3,8 @@
 //! `rpc.server.call.duration`).
 //!
 //! The duration of a streaming call ends when its response headers are ready, not when the stream
-//! ends. Method labels are bounded: anything but a path of this package, health or reflection is
-//! `_OTHER`.
+//! ends. Method labels are bounded: a path that is no method of this package, of health or of
+//! reflection is `_OTHER`.
 
 use std::{
     future::Future,
@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::trace::remote_context;
+use super::{methods::known, trace::remote_context};
 
 /// Wraps services in [`RpcMetrics`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,14 +35,8 @@ impl<S> Layer<S> for RpcMetricsLayer {
     }
 }
 
-fn method_label(path: &str) -> String {
-    let path = path.trim_start_matches('/');
-    let known = ["slat.v1.", "grpc.health.v1.", "grpc.reflection."];
-    if known.iter().any(|prefix| path.starts_with(prefix)) && path.len() <= 80 {
-        path.to_owned()
-    } else {
-        "_OTHER".to_owned()
-    }
+fn method_label(path: &str) -> &'static str {
+    known(path).unwrap_or("_OTHER")
 }
 
 impl<S, B, R> Service<http::Request<B>> for RpcMetrics<S>
@@ -109,5 +103,28 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_method_of_a_known_package_is_one_series_with_all_others() {
+        for path in [
+            "/slat.v1.VmService/A1",
+            "/slat.v1.VmService/A2",
+            "/slat.v1.Nothing/GetVm",
+            "/grpc.health.v1.Health/Chek",
+            "/metrics",
+            "/",
+        ] {
+            assert_eq!(method_label(path), "_OTHER", "{path}");
+        }
+        assert_eq!(
+            method_label("/slat.v1.VmService/GetVm"),
+            "slat.v1.VmService/GetVm"
+        );
     }
 }

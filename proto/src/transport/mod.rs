@@ -3,13 +3,36 @@
 //! [`Address`] names an endpoint, [`connect`] opens a channel to it, [`Endpoint`] collects services
 //! and serves them on a TCP or Unix socket with health, reflection, request metrics and trace
 //! context, until it is told to stop and its requests ended.
+//!
+//! | file | what |
+//! |---|---|
+//! | `address`, `connect`, `channel`, `retry` | the client's end: deadlines, retries and errors by class |
+//! | `serve`, `health` | an endpoint, and whether it serves |
+//! | `accept`, `connection` | its connections: their number and their time-outs |
+//! | `guard`, `body`, `methods` | what is refused before a service sees it |
+//! | `authority` | names in requests at a Unix socket |
+//! | `layer`, `trace` | metrics and traces of calls |
+//! | `audit` | who changed what: one line a changing call |
 
+mod accept;
 mod address;
+mod authority;
+mod audit;
+mod body;
+mod channel;
+mod connect;
+mod connection;
+mod guard;
+mod health;
 mod layer;
+mod methods;
+mod retry;
 mod serve;
 mod trace;
 
-pub use address::{Address, connect};
+pub use address::Address;
+pub use channel::TracedChannel;
+pub use connect::connect;
+pub use health::Health;
 pub use layer::{RpcMetrics, RpcMetricsLayer};
 pub use serve::{Endpoint, EndpointHandle};
-pub use trace::{TraceInterceptor, TracedChannel, traced};

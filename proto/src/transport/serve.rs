@@ -1,11 +1,12 @@
 //! Serving an endpoint: services with health, reflection and the request layer, on a TCP or a Unix
 //! listener.
 //!
-//! A TCP endpoint speaks gRPC and plain HTTP (metrics, dashboard) on one port. The
-//! [`EndpointHandle`] owns the serving task: [`EndpointHandle::stop`] sets health to NOT_SERVING,
-//! takes no new connection, gives running requests a moment and ends.
+//! A TCP endpoint speaks gRPC and plain HTTP (metrics, dashboard) on one port. Reflection lists
+//! what the endpoint serves and nothing else. The [`EndpointHandle`] owns the serving task:
+//! [`EndpointHandle::stop`] sets health to NOT_SERVING, takes no new connection, gives running
+//! requests a moment and ends.
 
-use std::{future::IntoFuture, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -16,10 +17,18 @@ use tonic::{
     server::NamedService,
     service::{Routes, RoutesBuilder},
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::Layer as _;
 
-use super::layer::RpcMetricsLayer;
-use crate::v1;
+use super::{
+    accept::{MAX_CONNECTIONS, accept},
+    audit::Audit,
+    connection::wait,
+    guard::Guard,
+    health::Health,
+    layer::RpcMetricsLayer,
+    methods::{COMMON, DESCRIPTORS},
+};
+use crate::{ApiError, Reason};
 
 /// How long requests may go on after a stop. Watches end sooner: their owners close them.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -28,37 +37,25 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Endpoint {
     routes: RoutesBuilder,
-    health: HealthReporter,
-    names: Vec<&'static str>,
+    health: Health,
     http: axum::Router,
+    most: usize,
+    entry: bool,
 }
 
 impl Endpoint {
     /// An endpoint with health and reflection.
-    ///
-    /// # Panics
-    /// Never: the descriptor sets are this build's own.
     #[must_use]
     pub fn new() -> Self {
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let (reporter, health_service) = tonic_health::server::health_reporter();
         let mut routes = Routes::builder();
         routes.add_service(health_service);
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        routes.add_service(reflection().build_v1().expect("our own descriptor sets"));
-        routes.add_service(
-            reflection()
-                .build_v1alpha()
-                .expect("our own descriptor sets"),
-        );
         Self {
             routes,
-            health,
-            names: Vec::new(),
+            health: Health::new(reporter),
             http: axum::Router::new(),
+            most: MAX_CONNECTIONS,
+            entry: false,
         }
     }
 
@@ -76,14 +73,29 @@ impl Endpoint {
         S::Future: Send + 'static,
     {
         self.routes.add_service(service);
-        self.names.push(S::NAME);
+        self.health.add(S::NAME);
         self
     }
 
-    /// Adds plain HTTP routes (TCP endpoints: metrics, dashboard).
+    /// Adds plain HTTP routes (TCP endpoints: metrics, dashboard). `/healthz`, `/readyz` and
+    /// `/livez` are there already.
     #[must_use]
     pub fn http(mut self, router: axum::Router) -> Self {
         self.http = self.http.merge(router);
+        self
+    }
+
+    /// Takes at most `most` connections at a time, instead of 1024.
+    #[must_use]
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
+    /// Nobody relays calls to this endpoint: one that says so is audited all the same.
+    #[must_use]
+    pub fn entry(mut self) -> Self {
+        self.entry = true;
         self
     }
 
@@ -91,51 +103,74 @@ impl Endpoint {
     ///
     /// # Errors
     /// When the listener's own address cannot be read.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub async fn serve_tcp(self, listener: TcpListener) -> std::io::Result<EndpointHandle> {
         let address = listener.local_addr()?;
-        let (router, health, names) = self.finish().await;
+        let most = self.most;
+        let (router, health) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
-        let server =
-            axum::serve(tapped(listener), router).with_graceful_shutdown(wait(stopped.clone()));
-        let task = tokio::spawn(drain(server.into_future(), stopped));
+        let server = accept(listener, router, most, stopped.clone());
         Ok(EndpointHandle {
             stop,
-            task,
+            task: tokio::spawn(drain(server, stopped)),
             health,
-            names,
             address: Some(address),
         })
     }
 
     /// Serves on a Unix socket until stopped.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub async fn serve_unix(self, listener: UnixListener) -> EndpointHandle {
-        let (router, health, names) = self.finish().await;
+        let most = self.most;
+        let (router, health) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
-        let server = axum::serve(listener, router).with_graceful_shutdown(wait(stopped.clone()));
-        let task = tokio::spawn(drain(server.into_future(), stopped));
+        let server = accept(listener, router, most, stopped.clone());
         EndpointHandle {
             stop,
-            task,
+            task: tokio::spawn(drain(server, stopped)),
             health,
-            names,
             address: None,
         }
     }
 
-    async fn finish(self) -> (axum::Router, HealthReporter, Vec<&'static str>) {
+    async fn finish(self) -> (axum::Router, Health) {
         let Self {
-            routes,
+            mut routes,
             health,
-            names,
             http,
+            most: _,
+            entry,
         } = self;
-        for name in &names {
-            health
-                .set_service_status(*name, ServingStatus::Serving)
-                .await;
+        let services: BTreeSet<&'static str> =
+            COMMON.iter().chain(health.names()).copied().collect();
+        let reflection = || {
+            let mut builder = tonic_reflection::server::Builder::configure();
+            for set in DESCRIPTORS {
+                builder = builder.register_encoded_file_descriptor_set(set);
+            }
+            for name in &services {
+                builder = builder.with_service_name(*name);
+            }
+            builder
+        };
+        // The descriptors are this build's own: without them there is no reflection, and all else
+        // is as ever.
+        match reflection().build_v1() {
+            Ok(service) => drop(routes.add_service(service)),
+            Err(error) => tracing::error!(%error, "no reflection"),
         }
-        let grpc = routes.routes().into_axum_router().layer(RpcMetricsLayer);
-        (http.merge(grpc), health, names)
+        match reflection().build_v1alpha() {
+            Ok(service) => drop(routes.add_service(service)),
+            Err(error) => tracing::error!(%error, "no reflection"),
+        }
+        health.serving().await;
+        let grpc = RpcMetricsLayer.layer(Audit::new(Guard::new(services, routes.routes()), entry));
+        let router = http.merge(health.router()).fallback_service(grpc);
+        (router, health)
     }
 }
 
@@ -145,30 +180,13 @@ impl Default for Endpoint {
     }
 }
 
-/// Small requests wait for nothing: Nagle's delay off.
-fn tapped(
-    listener: TcpListener,
-) -> impl axum::serve::Listener<Io = tokio::net::TcpStream, Addr = SocketAddr> {
-    use axum::serve::ListenerExt;
-    listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY refused");
-        }
-    })
-}
-
-async fn wait(mut stopped: watch::Receiver<bool>) {
-    // An error means the handle is gone: that is a stop too.
-    drop(stopped.wait_for(|stop| *stop).await);
-}
-
-async fn drain(server: impl Future<Output = std::io::Result<()>>, stopped: watch::Receiver<bool>) {
+async fn drain(server: impl Future<Output = ()>, mut stopped: watch::Receiver<bool>) {
     let deadline = async {
-        wait(stopped).await;
+        wait(&mut stopped).await;
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        result = server => if let Err(error) = result { tracing::error!(%error, "an endpoint failed") },
+        () = server => {}
         () = deadline => tracing::debug!("requests outlived the endpoint's drain"),
     }
 }
@@ -178,8 +196,7 @@ async fn drain(server: impl Future<Output = std::io::Result<()>>, stopped: watch
 pub struct EndpointHandle {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
-    health: HealthReporter,
-    names: Vec<&'static str>,
+    health: Health,
     address: Option<SocketAddr>,
 }
 
@@ -190,13 +207,16 @@ impl EndpointHandle {
         self.address
     }
 
+    /// Its health, to be turned by whoever knows that the process cannot do its work.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Stops serving; returns when the last request has ended or its time is up.
     pub async fn stop(self) {
-        for name in &self.names {
-            self.health
-                .set_service_status(*name, ServingStatus::NotServing)
-                .await;
-        }
+        let stopping = ApiError::new(Reason::PeerUnreachable, "this endpoint is stopping");
+        self.health.not_serving(stopping).await;
         self.stop.send_replace(true);
         if let Err(error) = self.task.await {
             tracing::error!(%error, "an endpoint's task failed");

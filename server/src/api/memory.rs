@@ -7,7 +7,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::services::{LARGE_MESSAGE, Services, forwarded};
+use super::services::{Services, forwarded};
 
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{
@@ -18,8 +18,6 @@ macro_rules! forward {
         message.uid = owner.vm.uid;
         message.host.clear();
         MemoryServiceClient::new(channel)
-            .max_decoding_message_size(LARGE_MESSAGE)
-            .max_encoding_message_size(LARGE_MESSAGE)
             .$call(message)
             .await
             .map_err(|status| forwarded(&owner.host.name, status))

@@ -22,10 +22,6 @@ use crate::{
     store::BlockingStore,
 };
 
-/// A report carries every VM of a host, raw images in their specs included; a harvest every dirty
-/// range.
-pub(super) const LARGE_MESSAGE: usize = 64 << 20;
-
 /// What the services work on.
 #[derive(Clone)]
 pub(crate) struct Services {
@@ -70,7 +66,7 @@ impl Services {
             .service(MemoryServiceServer::new(self.clone()))
             .service(HostServiceServer::new(self.clone()))
             .service(MigrationServiceServer::new(self.clone()))
-            .service(FleetServiceServer::new(self.clone()).max_decoding_message_size(LARGE_MESSAGE))
+            .service(FleetServiceServer::new(self.clone()))
     }
 
     /// A VM's owner and the way to its agent.

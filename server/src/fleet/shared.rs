@@ -16,7 +16,7 @@ use dashmap::DashMap;
 use slat_proto::{
     ApiError,
     model::{HostName, VmName, VmRef, VmSpec},
-    transport::{TracedChannel, connect, traced},
+    transport::{TracedChannel, connect},
     v1,
 };
 use tokio::sync::{Notify, watch};
@@ -49,7 +49,7 @@ pub(crate) struct Owner {
 
 /// A channel that connects when it is used.
 pub(super) fn channel_to(address: &str) -> Result<TracedChannel, ApiError> {
-    Ok(traced(connect(&address.parse()?)?))
+    Ok(connect(&address.parse()?)?.relaying())
 }
 
 impl Fleet {

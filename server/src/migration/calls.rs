@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     protocol::{Answer, Side},
     record::report,
-    subject::{ASK, Found, Subject, ask, is_silence, role, side_name},
+    subject::{ASK, Found, Subject, ask, at_host, is_silence, role, side_name},
 };
 use crate::fleet::Fleet;
 
@@ -78,7 +78,7 @@ impl Ended {
         }
     }
 
-    fn refused(side: Side, error: ApiError) -> Self {
+    fn refused(subject: &Subject, side: Side, error: ApiError) -> Self {
         let lost = side == Side::Source && says_lost(&error);
         let answer = if is_silence(&error) && !lost {
             Answer::Silent
@@ -87,7 +87,7 @@ impl Ended {
         };
         Self {
             answer,
-            brought: Brought::Refusal(side, error),
+            brought: Brought::Refusal(side, at_host(subject.host(side), error)),
         }
     }
 }
@@ -117,9 +117,9 @@ impl Caller {
                 brought: Brought::Description(Box::new(description)),
             },
             Err(error) if error.reason == Reason::VmUnreachable => {
-                Ended::refused(Side::Source, self.explained(error).await)
+                Ended::refused(&self.subject, Side::Source, self.explained(error).await)
             }
-            Err(error) => Ended::refused(Side::Source, error),
+            Err(error) => Ended::refused(&self.subject, Side::Source, error),
         }
     }
 
@@ -161,7 +161,7 @@ impl Caller {
                 answer: Answer::Side(report(&transfer)),
                 brought: Brought::Grant(grant, Box::new(transfer)),
             },
-            Err(error) => Ended::refused(Side::Destination, error),
+            Err(error) => Ended::refused(&self.subject, Side::Destination, error),
         }
     }
 
@@ -193,11 +193,7 @@ impl Caller {
     }
 
     fn if_too_old(&self, side: Side, error: ApiError) -> ApiError {
-        let unknown_call = error
-            .metadata
-            .get("grpc_code")
-            .is_some_and(|code| code == "Unimplemented");
-        if unknown_call {
+        if error.reason == Reason::NoSuchMethod {
             self.too_old(side)
         } else {
             error
@@ -238,7 +234,7 @@ impl Caller {
             Err(error) if is_silence(&error) => Ended::with(Answer::Silent),
             // A refusal counts only when there is no side: an earlier call may have begun it.
             Err(error) => match subject.find(&self.fleet, Side::Source).await {
-                Found::Absent { .. } => Ended::refused(Side::Source, error),
+                Found::Absent { .. } => Ended::refused(subject, Side::Source, error),
                 found => Ended::found(Side::Source, found),
             },
         }

@@ -263,6 +263,16 @@ impl Migrations {
         phases
     }
 
+    /// Migrations that have not ended.
+    pub(crate) fn running(&self) -> Vec<v1::Migration> {
+        self.active()
+            .values()
+            .map(|active| active.shown.borrow().clone())
+            .filter(|migration| !has_ended(migration.phase()))
+            .map(shown)
+            .collect()
+    }
+
     /// See MigrationService.CreateMigration.
     pub(crate) async fn create(
         self: &Arc<Self>,

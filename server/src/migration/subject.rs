@@ -13,7 +13,7 @@ use slat_proto::{
 use tokio::time::timeout;
 
 use super::protocol::Side;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, host_unreachable};
 
 /// How long a question may take.
 pub(super) const ASK: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ pub(super) async fn ask<T>(
     }
 }
 
-/// Whether nobody answered, as against an answer that refuses.
+/// Whether nobody answered, as against an answer: that refuses, or that cannot be read.
 pub(super) fn is_silence(error: &ApiError) -> bool {
     matches!(
         error.reason,
@@ -81,7 +81,25 @@ pub(super) fn is_silence(error: &ApiError) -> bool {
             | Reason::HostUnreachable
             | Reason::VmUnreachable
             | Reason::ConnectionLost
-    ) || error.metadata.contains_key("grpc_code")
+            | Reason::DescriptorsExhausted
+    )
+}
+
+/// Whether a side answered and the answer could not be taken: too large, or no message at all.
+fn is_unreadable(error: &ApiError) -> bool {
+    matches!(
+        error.reason,
+        Reason::MessageTooLarge | Reason::MessageUndecodable
+    )
+}
+
+/// What happened to a call to `host`, in words of the server: a host that does not answer is
+/// HOST_UNREACHABLE, whatever its connection said.
+pub(super) fn at_host(host: &str, error: ApiError) -> ApiError {
+    if error.reason != Reason::PeerUnreachable {
+        return error;
+    }
+    host_unreachable(host).with("cause", error.message)
 }
 
 impl Subject {
@@ -117,10 +135,29 @@ impl Subject {
         self.found(fleet, side, answer).await
     }
 
+    /// The side as it says itself. When that cannot be taken (histories that have grown beyond one
+    /// message), it is asked again for what matters: without figures.
     async fn get(&self, fleet: &Fleet, side: Side) -> Result<v1::Transfer, ApiError> {
+        match self.get_with(fleet, side, false).await {
+            Err(error) if is_unreadable(&error) => {
+                tracing::warn!(migration = %self.migration, host = %self.host(side), ?side, %error,
+                    reason = %error.reason, "a side's answer cannot be taken; it is asked for less");
+                self.get_with(fleet, side, true).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn get_with(
+        &self,
+        fleet: &Fleet,
+        side: Side,
+        without_progress: bool,
+    ) -> Result<v1::Transfer, ApiError> {
         let request = v1::GetTransferRequest {
             migration: self.migration.clone(),
             role: role(side).into(),
+            without_progress,
         };
         ask(ASK, self.transfers(fleet, side)?.get_transfer(request)).await
     }
@@ -151,6 +188,11 @@ impl Subject {
                     found => found,
                 }
             }
+            // It answered something: not what was asked of it, so how it stands is asked for.
+            (Err(error), _) if is_unreadable(&error) => match self.get(fleet, side).await {
+                Ok(transfer) => Found::Side(Box::new(transfer)),
+                Err(_) => Found::Silent,
+            },
             (Err(error), _) => {
                 tracing::debug!(migration = %self.migration, host = %self.host(side), ?side, %error,
                     "a side does not answer");

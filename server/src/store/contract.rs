@@ -25,4 +25,6 @@ pub(crate) trait Store: FleetStore + Send + Sync + 'static {
     fn open_migrations(&self) -> Result<Vec<StoredMigration>, StoreError>;
     /// Writes a host's address.
     fn put_host(&self, name: &str, address: &str) -> Result<(), StoreError>;
+    /// Writes something that means nothing; durable when it returns.
+    fn probe(&self) -> Result<(), StoreError>;
 }

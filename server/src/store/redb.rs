@@ -1,19 +1,23 @@
 //! The store in one redb file, `slat-server.redb`, with mode 0600 in a directory with mode 0700.
 //!
-//! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
-//! nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
+//! Tables: `probe` (a number that grows), `migrations` (name → record), `migrations_by_time`
+//! (creation in nanoseconds, name → nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
 //! migration change in one transaction. What was seen of the fleet is in `redb_seen`.
 //!
-//! redb locks the file, so a second server on the same directory is refused at start.
+//! redb locks the file, so a second server on the same directory is refused at start. After an I/O
+//! error redb answers nothing more until it is opened again: [`super::keeper`] does that.
 
 use std::{
-    fs::{DirBuilder, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use prost::Message as _;
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    backends::FileBackend,
+};
 
 use super::{
     contract::{ListQuery, Store},
@@ -26,6 +30,8 @@ const BY_TIME: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("migr
 const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("migrations_open");
 pub(super) const HOSTS: TableDefinition<'_, &str, &str> = TableDefinition::new("hosts");
 
+const PROBE: TableDefinition<'_, (), u64> = TableDefinition::new("probe");
+
 const FILE: &str = "slat-server.redb";
 
 /// See the module.
@@ -33,12 +39,32 @@ pub(crate) struct RedbStore {
     pub(super) database: Database,
 }
 
-pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
+/// How the database is put on its file: a port, so that a test can stand between the two.
+pub(super) type Attach = dyn Fn(File) -> Result<Database, DatabaseError> + Send + Sync;
+
+/// Straight.
+pub(super) fn attach(file: File) -> Result<Database, DatabaseError> {
+    Database::builder().create_with_backend(FileBackend::new(file)?)
+}
+
+/// The store's file in a directory.
+pub(super) fn file_in(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
+pub(super) fn failed<E: Into<redb::Error>>(
     operation: &'static str,
 ) -> impl FnOnce(E) -> StoreError {
-    move |source| StoreError::Transaction {
-        operation,
-        source: Box::new(source),
+    move |source| match source.into() {
+        redb::Error::Io(source) => StoreError::Disk {
+            operation,
+            path: FILE.into(),
+            source,
+        },
+        other => StoreError::Transaction {
+            operation,
+            source: other.into(),
+        },
     }
 }
 
@@ -78,32 +104,48 @@ impl RedbStore {
     /// Opens or makes the store in `directory`.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] when another server has it, [`StoreError::Open`] otherwise.
+    /// [`StoreError::InUse`] when another server has it, [`StoreError::Disk`] or
+    /// [`StoreError::Open`] otherwise.
+    #[cfg(test)]
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        let cannot =
-            |path: &Path, source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
-                path: path.to_owned(),
+        Self::open_with(directory, &attach)
+    }
+
+    /// [`RedbStore::open`], with the database put on its file in this way.
+    pub(super) fn open_with(directory: &Path, attach: &Attach) -> Result<Self, StoreError> {
+        let disk = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Disk {
+                operation: "open the store",
+                path,
                 source,
-            };
+            }
+        };
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
-            .map_err(|error| cannot(directory, error.into()))?;
-        let path = directory.join(FILE);
+            .map_err(disk(directory))?;
+        let path = file_in(directory);
         // Made here so that it never exists with a wider mode.
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .create(true)
-            .append(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|error| cannot(&path, error.into()))?;
-        let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
-            other => cannot(&path, other.into()),
+            .map_err(disk(&path))?;
+        let database = attach(file).map_err(|error| match redb::Error::from(error) {
+            redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+            redb::Error::Io(source) => disk(&path)(source),
+            other => StoreError::Open {
+                path: path.clone(),
+                source: other.into(),
+            },
         })?;
         let store = Self { database };
-        store.make_tables()?;
+        store.make_tables().map_err(|error| error.in_file(&path))?;
         Ok(store)
     }
 
@@ -120,6 +162,7 @@ impl RedbStore {
             .map_err(failed("make the tables"))?;
         write.open_table(OPEN).map_err(failed("make the tables"))?;
         write.open_table(HOSTS).map_err(failed("make the tables"))?;
+        write.open_table(PROBE).map_err(failed("make the tables"))?;
         write.commit().map_err(failed("make the tables"))
     }
 }
@@ -220,6 +263,21 @@ impl Store for RedbStore {
         {
             let mut hosts = write.open_table(HOSTS).map_err(failed(WHAT))?;
             hosts.insert(name, address).map_err(failed(WHAT))?;
+        }
+        write.commit().map_err(failed(WHAT))
+    }
+
+    fn probe(&self) -> Result<(), StoreError> {
+        const WHAT: &str = "write a probe";
+        let write = self.database.begin_write().map_err(failed(WHAT))?;
+        {
+            let mut probe = write.open_table(PROBE).map_err(failed(WHAT))?;
+            let last = probe
+                .get(())
+                .map_err(failed(WHAT))?
+                .map(|last| last.value());
+            let next = last.unwrap_or(0).wrapping_add(1);
+            probe.insert((), next).map_err(failed(WHAT))?;
         }
         write.commit().map_err(failed(WHAT))
     }

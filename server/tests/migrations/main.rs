@@ -7,6 +7,7 @@ mod doubt;
 mod preamble;
 #[path = "../support/mod.rs"]
 mod support;
+mod unreadable;
 mod waiting;
 mod watching;
 

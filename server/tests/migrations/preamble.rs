@@ -96,7 +96,8 @@ async fn a_source_that_does_not_answer_ends_it_before_the_destination_is_asked()
     let mut fleet = Fleet::start().await;
     fleet.a.fake.refuse_describe(Status::unavailable("gone"));
     let (failed, error) = failed(&mut fleet).await;
-    assert_eq!(reason(&failed), "PEER_UNREACHABLE");
+    assert_eq!(reason(&failed), "HOST_UNREACHABLE");
+    assert_eq!(error.metadata["host"], "hosts/a");
     assert_eq!(error.side, "source");
     assert!(!asked(&fleet, "prepare"));
     fleet.stop().await;

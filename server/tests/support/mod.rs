@@ -23,7 +23,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::proto_duration,
-    transport::{Endpoint, EndpointHandle, TracedChannel, connect, traced},
+    transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
         fleet_service_client::FleetServiceClient, host_service_client::HostServiceClient,
@@ -289,7 +289,11 @@ impl Fake {
             transfers: inner
                 .sides
                 .values()
-                .map(|side| side.borrow().clone())
+                // As an agent reports: without figures.
+                .map(|side| v1::Transfer {
+                    progress: None,
+                    ..side.borrow().clone()
+                })
                 .collect(),
             leftovers: inner.leftovers.clone(),
             ..Default::default()
@@ -412,7 +416,7 @@ impl Agent {
 }
 
 pub fn channel(address: SocketAddr) -> TracedChannel {
-    traced(connect(&address.to_string().parse().unwrap()).unwrap())
+    connect(&address.to_string().parse().unwrap()).unwrap()
 }
 
 /// A server with a short interval on `state`.

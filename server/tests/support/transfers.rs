@@ -285,7 +285,10 @@ impl TransferService for Fake {
         let request = request.into_inner();
         self.gate(&format!("get {}", role_word(request.role))).await;
         let side = self.find(&request.migration, request.role)?;
-        let now = side.borrow().clone();
+        let mut now = side.borrow().clone();
+        if request.without_progress {
+            now.progress = None;
+        }
         Ok(Response::new(now))
     }
 

@@ -37,6 +37,11 @@ fn relinquished() -> Entry {
     }
 }
 
+/// A ticket's bit among the spent ones.
+fn spent(ticket: u8) -> u64 {
+    1_u64 << (ticket % 64)
+}
+
 /// A side in a terminal phase as its record has it.
 fn recorded(phase: Phase) -> Recorded {
     match phase {
@@ -51,6 +56,7 @@ impl SourceHost {
         self.alive = false;
         self.runs = false;
         self.side = None;
+        self.spent = 0;
     }
 
     /// What the agent says of the side; `None` when nothing here knows it.
@@ -137,7 +143,8 @@ impl World {
     /// The source begins, or answers for the side it has.
     pub fn source_starts(&mut self, ticket: u8) {
         let host = &mut self.source;
-        if !host.alive || host.side.is_some() {
+        // A ticket is good for one side.
+        if !host.alive || host.side.is_some() || host.spent & spent(ticket) != 0 {
             return;
         }
         host.record = Some(Recorded::Running);
@@ -266,7 +273,11 @@ impl World {
                 self.source.die();
                 self.source.journal = None;
             }
-            Phase::Cancelled | Phase::Failed => self.source.side = None,
+            Phase::Cancelled | Phase::Failed => {
+                if let Some(side) = self.source.side.take() {
+                    self.source.spent |= spent(side.ticket);
+                }
+            }
             _ => return false,
         }
         self.source.record = None;

@@ -126,6 +126,8 @@ pub struct SourceHost {
     pub record: Option<Recorded>,
     /// How the record says it ended.
     pub ended_as: Option<TransferPhase>,
+    /// Tickets of released sides, a bit each: the process refuses them from then on.
+    pub spent: u64,
 }
 
 /// What the destination's coordinator is blocked in.
@@ -323,6 +325,7 @@ impl World {
                 })),
                 record: None,
                 ended_as: None,
+                spent: 0,
             },
             destination: DestinationHost {
                 up: true,

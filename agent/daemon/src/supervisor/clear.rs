@@ -39,11 +39,7 @@ impl Supervisor {
             return Ok(());
         };
         let failed = |error: io::Error| {
-            ApiError::new(
-                Reason::Store,
-                format!("{}: {error}", dead.dir().path().display()),
-            )
-            .with("vm", dead.name())
+            ApiError::from_io(Reason::Store, dead.dir().path(), &error).with("vm", dead.name())
         };
         let (ended, sides) = (Arc::clone(&self.ended), dead.sides());
         let kept = tokio::task::spawn_blocking(move || ended.keep(&sides)).await;
@@ -178,7 +174,7 @@ impl Supervisor {
         }
         self.ended
             .forget(&key)
-            .map_err(|error| ApiError::new(Reason::Store, error.to_string()))?;
+            .map_err(|error| ApiError::new(Reason::Store, error.to_string()).because_of(&error))?;
         self.registry.note_change();
         Ok(())
     }
@@ -188,7 +184,7 @@ impl Supervisor {
             .remove_transfer(&key.migration, key.role.to_message())
             .and_then(|()| sighting::forget(dead.dir(), key))
             .map_err(|error| {
-                ApiError::new(Reason::Store, error.to_string()).with("vm", dead.name())
+                ApiError::from_io(Reason::Store, dead.dir().path(), &error).with("vm", dead.name())
             })?;
         dead.forget(key);
         if dead.is_told() {

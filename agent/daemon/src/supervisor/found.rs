@@ -69,7 +69,8 @@ impl Supervisor {
                 }
                 Err(error) => {
                     tracing::error!(%vm, %error, "a VM's directory cannot be read");
-                    let error = ApiError::new(Reason::Journal, error.to_string()).with("vm", &vm);
+                    let error =
+                        ApiError::from_io(Reason::Journal, dir.path(), &error).with("vm", &vm);
                     let seen = before.as_ref().and_then(|vm| vm.snapshot());
                     held.fill_dead(Arc::new(DeadVm::new(
                         vm.clone(),

@@ -84,6 +84,7 @@ impl Supervisor {
                 let request = v1::GetTransferRequest {
                     migration: key.migration.to_string(),
                     role: key.role.to_message().into(),
+                    ..Default::default()
                 };
                 asked.spawn(async move {
                     let mut transfers = live.transfers();

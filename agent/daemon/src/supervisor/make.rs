@@ -209,11 +209,7 @@ impl Supervisor {
             .await
             .map_err(|error| task_failed(&error))?
             .map_err(|error| {
-                ApiError::new(
-                    Reason::Store,
-                    format!("{}: {error}", live.dir().path().display()),
-                )
-                .with("vm", live.name())
+                ApiError::from_io(Reason::Store, live.dir().path(), &error).with("vm", live.name())
             })?;
         let mut transfers = live.transfers();
         match live.answer(HEAVY, transfers.start_outgoing(request)).await {
@@ -269,10 +265,7 @@ impl Supervisor {
             }
             made => made,
         };
-        made.map_err(|error| {
-            ApiError::new(Reason::Store, format!("{}: {error}", dir.path().display()))
-                .with("vm", vm)
-        })?;
+        made.map_err(|error| ApiError::from_io(Reason::Store, dir.path(), &error).with("vm", vm))?;
         let launch = Launch {
             program: &self.program,
             vm,

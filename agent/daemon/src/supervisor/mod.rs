@@ -35,6 +35,7 @@ use super::{
     living::LiveVm,
     registry::{Held, Registry, Work},
     side::{Role, SideKey, is_terminal},
+    traffic::Counted,
 };
 use slat_record::{
     dir::VmDir,
@@ -162,8 +163,13 @@ impl Supervisor {
     ) {
         let told = said.is_some();
         let over = said.as_ref().is_some_and(|side| is_terminal(side.phase()));
+        let ended = said.clone().filter(|_| over);
         if !live.add_side(&key, said) {
             return;
+        }
+        // Nobody follows it, so nobody else counts what it moved.
+        if let Some(side) = ended {
+            Counted::default().see(&side);
         }
         if told {
             self.registry.note_change();

@@ -6,14 +6,14 @@ use slat_daemon::{Agent, HostConfig, HostError};
 use slat_proto::{
     ApiError, Reason,
     model::{BackendKind, HostName},
-    transport::{Address, connect},
+    transport::{Address, TracedChannel, connect},
     v1::{
         self, host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use slat_record::dir::VmDir;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
 use crate::fake;
 
@@ -24,7 +24,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) struct Rig {
     state: tempfile::TempDir,
     agent: Option<Agent>,
-    channel: Option<Channel>,
+    channel: Option<TracedChannel>,
     pub(crate) server: Option<Address>,
 }
 
@@ -123,19 +123,19 @@ impl Rig {
         self.dir(vm)
     }
 
-    pub(crate) fn vms(&self) -> VmServiceClient<Channel> {
+    pub(crate) fn vms(&self) -> VmServiceClient<TracedChannel> {
         VmServiceClient::new(self.channel.clone().unwrap())
     }
 
-    pub(crate) fn memory(&self) -> MemoryServiceClient<Channel> {
+    pub(crate) fn memory(&self) -> MemoryServiceClient<TracedChannel> {
         MemoryServiceClient::new(self.channel.clone().unwrap())
     }
 
-    pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {
+    pub(crate) fn transfers(&self) -> TransferServiceClient<TracedChannel> {
         TransferServiceClient::new(self.channel.clone().unwrap())
     }
 
-    pub(crate) fn hosts(&self) -> HostServiceClient<Channel> {
+    pub(crate) fn hosts(&self) -> HostServiceClient<TracedChannel> {
         HostServiceClient::new(self.channel.clone().unwrap())
     }
 
@@ -264,6 +264,7 @@ impl Rig {
         let request = v1::GetTransferRequest {
             migration: format!("migrations/{migration}"),
             role: role.into(),
+            ..Default::default()
         };
         answer(self.transfers().get_transfer(request).await)
     }

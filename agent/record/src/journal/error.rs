@@ -74,6 +74,13 @@ pub enum JournalError {
 
 impl From<JournalError> for ApiError {
     fn from(error: JournalError) -> Self {
-        ApiError::new(Reason::Journal, error.to_string())
+        let message = error.to_string();
+        match error {
+            JournalError::Io { path, source } => ApiError {
+                message,
+                ..ApiError::from_io(Reason::Journal, &path, &source)
+            },
+            _ => ApiError::new(Reason::Journal, message),
+        }
     }
 }

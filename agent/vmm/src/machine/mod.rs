@@ -299,6 +299,7 @@ fn fresh_journal(dir: &VmDir, vm: &VmName, disk: &Arc<dyn Disk>) -> Result<Journ
                     Reason::Journal,
                     format!("an ended journal cannot be removed: {error}"),
                 )
+                .because_of(&error)
                 .with("vm", vm)
             })?;
             return Ok(Journal::open_on(&dir.journal(), Arc::clone(disk))?);

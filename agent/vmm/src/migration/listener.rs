@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -24,6 +24,9 @@ use super::{
 
 /// Connections that have not introduced themselves yet.
 const MAX_UNKNOWN: usize = 64;
+/// Before accepting is tried again after a failure; doubles.
+const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// A connection whose ticket is good.
 #[derive(Debug)]
@@ -112,17 +115,22 @@ fn accept(
     admit: &Arc<impl Fn(Peer) + Send + Sync + 'static>,
 ) {
     let waiting = Arc::new(Waiting::default());
+    let mut pause = PAUSE;
     for number in 0_u64.. {
         let (stream, peer) = match socket.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
             Err(error) => {
                 // Out of descriptors or a connection gone before it was taken: the others go on.
-                tracing::warn!(%error, "accepting on the data port");
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                if pause == PAUSE {
+                    tracing::warn!(%error, "accepting on the data port; trying again");
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
                 continue;
             }
         };
+        pause = PAUSE;
         let (unknown, refused, admit) =
             (Arc::clone(&waiting), Arc::clone(refused), Arc::clone(admit));
         let started = stream.try_clone().and_then(|ours| {

@@ -12,7 +12,7 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{CursorName, HostName, MigrationName, SlotChange, VmName, VmSpec},
-    transport::{Address, Endpoint, EndpointHandle, connect},
+    transport::{Address, Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, Capability, TransferPhase, TransferRole, memory_service_client::MemoryServiceClient,
         slot_change, transfer_service_client::TransferServiceClient,
@@ -21,7 +21,7 @@ use slat_proto::{
     },
 };
 use tokio::{net::UnixListener, sync::watch};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::{
     memory_service,
@@ -292,9 +292,9 @@ impl Transfers for AdoptedSides {
 
 struct Served {
     endpoint: EndpointHandle,
-    vms: VmServiceClient<Channel>,
-    memory: MemoryServiceClient<Channel>,
-    transfers: TransferServiceClient<Channel>,
+    vms: VmServiceClient<TracedChannel>,
+    memory: MemoryServiceClient<TracedChannel>,
+    transfers: TransferServiceClient<TracedChannel>,
     _dir: tempfile::TempDir,
 }
 
@@ -454,6 +454,7 @@ async fn its_own_way_to_migrate_is_followed_to_the_end() {
     let nowhere = v1::GetTransferRequest {
         migration: migration(),
         role: 0,
+        ..Default::default()
     };
     let error = transfers.get_transfer(nowhere).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);

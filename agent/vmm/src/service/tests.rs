@@ -5,14 +5,14 @@ use std::time::Duration;
 use slat_proto::{
     ApiError, Reason,
     model::CursorName,
-    transport::{Address, Endpoint, EndpointHandle, connect},
+    transport::{Address, Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, memory_service_client::MemoryServiceClient, slot_change,
         vm_service_client::VmServiceClient,
     },
 };
 use tokio::net::UnixListener;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::*;
 use crate::fake::{self, FakeVm};
@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Served {
     vm: FakeVm,
     endpoint: EndpointHandle,
-    vms: VmServiceClient<Channel>,
-    memory: MemoryServiceClient<Channel>,
+    vms: VmServiceClient<TracedChannel>,
+    memory: MemoryServiceClient<TracedChannel>,
 }
 
 async fn serve(vm: FakeVm) -> Served {

@@ -56,6 +56,10 @@ impl Store for Disk {
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
+
+    fn probe(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// A fleet with host a, its writer and its disk.

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::*;
 use crate::store::{
     FleetStore, ListQuery, SeenChanges, SeenFleet, Store, StoreError, StoredMigration,
+    tests::{ENOSPC, Fault},
 };
 
 /// A store that writes while the test lets it.
@@ -42,6 +43,10 @@ impl Store for SlowStore {
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
+
+    fn probe(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 impl FleetStore for SlowStore {
@@ -73,7 +78,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
-        history: Arc::new(History::new()),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
     let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
     let gate = Arc::clone(&store.gate);
@@ -109,4 +114,46 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     );
     assert_eq!(seen.borrow().phase(), Phase::Cancelled);
     holder.join().unwrap();
+}
+
+/// The disk is full when the migration begins, and has room again later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let fault = Fault::default();
+    let store = fault.open(directory.path());
+    let vm = v1::Vm {
+        name: "vms/web".into(),
+        host: "hosts/a".into(),
+        ..Default::default()
+    };
+    let params = v1::MigrationParams::default();
+    let record = Record::new("migrations/m".into(), &vm, "hosts/b".into(), params);
+    let (shown, mut seen) = watch::channel(record.migration().clone());
+    let (_commands, inbox) = mpsc::channel(1);
+    let context = Context {
+        fleet: Fleet::new(Duration::from_secs(1)),
+        store: store.clone(),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
+    };
+    fault.set(ENOSPC);
+    let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
+    let run = tokio::spawn(reconciler.run(Vec::new(), CancellationToken::new()));
+    let mut trouble = store.trouble();
+    trouble.wait_for(Option::is_some).await.unwrap();
+    assert_eq!(
+        seen.borrow().phase(),
+        Phase::Pending,
+        "shown before it is on disk"
+    );
+
+    fault.set(0);
+    // There is no such host: it fails, which is on disk before it is shown.
+    let ended = seen.wait_for(|shown| has_ended(shown.phase()));
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert_eq!(ended.unwrap().unwrap().phase(), Phase::Failed);
+    let stored = store.with(|store| store.migration("migrations/m")).await;
+    let stored = stored.unwrap().unwrap().migration.unwrap();
+    assert_eq!(stored.phase(), Phase::Failed);
+    run.abort();
 }

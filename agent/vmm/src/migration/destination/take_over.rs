@@ -99,6 +99,7 @@ impl DestinationDriver {
         let request = v1::GetTransferRequest {
             migration: self.side.migration().to_string(),
             role: v1::TransferRole::Source.into(),
+            ..Default::default()
         };
         let answer = self.runtime.block_on(async {
             let channel = connect(address).ok()?;
@@ -141,7 +142,11 @@ impl DestinationDriver {
 
 /// Whether an append that failed may be durable all the same.
 fn written(error: &ApiError) -> Written {
-    if error.reason == Reason::Journal {
+    // The journal's own failures; a full disk and a full descriptor table have names of their own.
+    if matches!(
+        error.reason,
+        Reason::Journal | Reason::DiskFull | Reason::DescriptorsExhausted
+    ) {
         Written::Unknown
     } else {
         Written::Refused
@@ -173,4 +178,32 @@ fn compare(ours: &[(u32, u128)], theirs: &[(u32, u128)]) -> Result<(), ApiError>
         .into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use slat_record::journal::JournalError;
+
+    use super::*;
+
+    #[test]
+    fn a_journal_that_a_full_disk_refuses_may_be_durable_whatever_the_error_is_called() {
+        for (kind, reason) in [
+            (io::ErrorKind::StorageFull, Reason::DiskFull),
+            (io::ErrorKind::QuotaExceeded, Reason::DiskFull),
+            (io::ErrorKind::Other, Reason::Journal),
+        ] {
+            let error = ApiError::from(JournalError::Io {
+                path: "/vm/journal".into(),
+                source: kind.into(),
+            });
+            assert_eq!(error.reason, reason);
+            assert_eq!(written(&error), Written::Unknown);
+            assert_eq!(error.metadata["path"], "/vm/journal");
+        }
+        let refused = ApiError::new(Reason::StaleEpoch, "not the owner");
+        assert_eq!(written(&refused), Written::Refused);
+    }
 }

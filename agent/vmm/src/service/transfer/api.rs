@@ -87,7 +87,11 @@ impl TransferService for TransferApi {
         let request = request.get_ref();
         let (migration, role) = side(&request.migration, request.role)?;
         let transfer = self.blocking(move |transfers| transfers.transfer(&migration, role));
-        Ok(Response::new(transfer.await?))
+        let mut transfer = transfer.await?;
+        if request.without_progress {
+            transfer.progress = None;
+        }
+        Ok(Response::new(transfer))
     }
 
     type WatchTransferStream = Pin<Box<dyn Stream<Item = Result<v1::Transfer, Status>> + Send>>;

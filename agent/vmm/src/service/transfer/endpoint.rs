@@ -1,6 +1,7 @@
 //! The sides of migrations that this process takes part in, and what is needed to talk to them.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
@@ -34,10 +35,18 @@ pub(super) struct Incoming {
     pub(super) versions: v1::ChosenVersions,
 }
 
+/// Spent tickets that are remembered; a request that is later than so many migrations is not
+/// expected.
+const SPENT: usize = 64;
+
 #[derive(Debug, Default)]
 pub(super) struct Sides {
     pub(super) incoming: Option<Incoming>,
     pub(super) outgoing: Option<Arc<Side<Source>>>,
+    /// Tickets that a source's side began with, the last at the back. A ticket is good for one
+    /// side: a request that arrives once more, after its side has ended and was released, must not
+    /// begin a handover that the server has called cancelled.
+    spent: VecDeque<[u8; TICKET]>,
 }
 
 /// The service over one machine.
@@ -136,6 +145,7 @@ impl TransferEndpoint {
                 Reason::Store,
                 format!("the record of {migration} could not be removed: {error}"),
             )
+            .because_of(&error)
         })?;
         if relinquished {
             // Before the side is forgotten: a release that fails is tried again.
@@ -147,6 +157,19 @@ impl TransferEndpoint {
 }
 
 impl Sides {
+    /// Whether a source's side began with this ticket.
+    pub(super) fn is_spent(&self, ticket: &[u8; TICKET]) -> bool {
+        self.spent.contains(ticket)
+    }
+
+    /// A source's side begins with this ticket.
+    pub(super) fn spend(&mut self, ticket: [u8; TICKET]) {
+        if self.spent.len() == SPENT {
+            self.spent.pop_front();
+        }
+        self.spent.push_back(ticket);
+    }
+
     /// Forgets a side, unless another has taken its place meanwhile.
     pub(super) fn remove(&mut self, migration: &MigrationName, role: TransferRole) {
         if role == TransferRole::Source {

@@ -98,7 +98,8 @@ impl TransferEndpoint {
                 Err(ApiError::new(
                     Reason::Internal,
                     format!("data port on {}: {error}", self.data_ip),
-                ))
+                )
+                .because_of(&error))
             }
         }
     }

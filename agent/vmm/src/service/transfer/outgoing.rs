@@ -55,7 +55,8 @@ impl TransferEndpoint {
         })
     }
 
-    /// Starts sending. Idempotent for the same migration.
+    /// Starts sending. Idempotent for the same migration, until its side is released; afterwards
+    /// the same request is refused with GRANT_INVALID.
     pub(super) fn start(
         &self,
         request: &v1::StartOutgoingRequest,
@@ -85,6 +86,15 @@ impl TransferEndpoint {
             .filter(|side| *side.migration() == migration)
         {
             return Ok(side.transfer());
+        }
+        if self.sides().is_spent(&ticket) {
+            return Err(ApiError::new(
+                Reason::GrantInvalid,
+                format!("{migration} has begun here before, and ended; this request is late"),
+            )
+            .with("migration", &migration)
+            .with("vm", &self.vm)
+            .with("advice", "begin a new migration"));
         }
         // Before the side of another migration is replaced: it may still be asked about.
         self.machine.describe_outgoing(&migration, request.epoch)?;
@@ -118,6 +128,7 @@ impl TransferEndpoint {
             );
             return Err(error);
         }
+        self.sides().spend(ticket);
         Ok(side.transfer())
     }
 

@@ -129,7 +129,17 @@ pub(super) async fn start(
     prepared: &v1::PrepareIncomingResponse,
     params: &MigrationParams,
 ) {
-    let request = v1::StartOutgoingRequest {
+    api(from)
+        .start_outgoing(start_request(prepared, params))
+        .await
+        .unwrap();
+}
+
+fn start_request(
+    prepared: &v1::PrepareIncomingResponse,
+    params: &MigrationParams,
+) -> Request<v1::StartOutgoingRequest> {
+    Request::new(v1::StartOutgoingRequest {
         migration: name().to_string(),
         vm: "vms/web".into(),
         data_address: prepared.data_address.clone(),
@@ -138,11 +148,7 @@ pub(super) async fn start(
         epoch: 1,
         versions: prepared.versions,
         ..Default::default()
-    };
-    api(from)
-        .start_outgoing(Request::new(request))
-        .await
-        .unwrap();
+    })
 }
 
 /// A running VM whose pages are not all zero.
@@ -453,4 +459,43 @@ pub(super) fn one_stream() -> MigrationParams {
         streams: 1,
         ..MigrationParams::default()
     }
+}
+
+/// A request that is delivered once more after its side ended and was released begins nothing: the
+/// server may have called the migration cancelled on the strength of that end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_arrives_again_after_its_release_begins_nothing() {
+    let (source, destination) = (running(), fake::empty());
+    let (from, to) = (endpoint(&source), endpoint(&destination));
+    let slow = MigrationParams {
+        max_bandwidth: Some(1 << 20),
+        ..MigrationParams::default()
+    };
+    let prepared = prepare(&source, &to, &slow).await;
+    start(&from, &prepared, &slow).await;
+    let cancel = v1::CancelTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+        error: None,
+    };
+    api(&from)
+        .cancel_transfer(Request::new(cancel))
+        .await
+        .unwrap();
+    ended(&from, TransferRole::Source).await;
+    let release = v1::ReleaseTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+    };
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
+    let late = api(&from)
+        .start_outgoing(start_request(&prepared, &slow))
+        .await;
+    let refused = slat_proto::ApiError::from(late.unwrap_err());
+    assert_eq!(refused.reason, Reason::GrantInvalid, "{refused}");
+    assert!(from.find(&name(), TransferRole::Source).is_err());
+    assert_eq!(state(&source), v1::vm::State::Running);
 }

@@ -1,0 +1,273 @@
+//! Takes connections for an endpoint, no more than [`MAX_CONNECTIONS`] at a time.
+//!
+//! When all places are taken, a new connection takes that of the one which has been without a
+//! request for longest; when all have requests running, it is closed. A process without descriptors
+//! waits before it accepts again, longer each time, and never spins.
+//!
+//! Metrics: `slat_connections` and `slat_connections_closed_total{cause}`.
+//!
+//! # Locking
+//! `open` is a leaf mutex over the list of connections, held for one look or change. The task of a
+//! connection takes itself off the list when it ends. All tasks are in one set that ends with
+//! [`accept`].
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::Router;
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+use super::{
+    authority::AnyAuthority,
+    audit::Peer,
+    connection::{self, Activity, wait},
+};
+
+/// Connections of one endpoint.
+pub(super) const MAX_CONNECTIONS: usize = 1024;
+/// Before accepting is tried again after a failure; doubles.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Unacknowledged data this old means the network is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What connections are taken from.
+pub(super) trait Accept: Send + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Who is at the other end.
+    fn peer(stream: &Self::Stream) -> String;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.accept().await?;
+        if let Err(error) = configure(&stream) {
+            tracing::debug!(%error, "an option of a connection was refused");
+        }
+        Ok(stream)
+    }
+
+    fn peer(stream: &TcpStream) -> String {
+        let address = stream.peer_addr();
+        address.map_or_else(|_| "gone".to_owned(), |address| address.to_string())
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = AnyAuthority<UnixStream>;
+
+    async fn next(&self) -> io::Result<AnyAuthority<UnixStream>> {
+        Ok(AnyAuthority::new(self.accept().await?.0))
+    }
+
+    fn peer(stream: &AnyAuthority<UnixStream>) -> String {
+        match stream.get_ref().peer_cred() {
+            Ok(peer) => {
+                let pid = peer.pid().unwrap_or_default();
+                format!("unix user {} process {pid}", peer.uid())
+            }
+            Err(_) => "unix".to_owned(),
+        }
+    }
+}
+
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    // Small requests wait for nothing: Nagle's delay off.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// The connections of an endpoint. See the module.
+#[derive(Debug)]
+struct Connections {
+    most: usize,
+    open: Mutex<BTreeMap<u64, Arc<Activity>>>,
+}
+
+impl Connections {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Activity>>> {
+        // Only whole insertions and removals happen under it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one in, in the place of another if need be; false when there is no place.
+    fn enter(&self, number: u64, activity: &Arc<Activity>) -> bool {
+        let mut open = self.open();
+        if open.len() >= self.most {
+            let idle = open
+                .iter()
+                .filter_map(|(number, activity)| Some((activity.idle_since()?, *number)))
+                .min();
+            let Some((_, oldest)) = idle else {
+                return false;
+            };
+            if let Some(oldest) = open.remove(&oldest) {
+                oldest.evict();
+            }
+        }
+        open.insert(number, Arc::clone(activity));
+        show(open.len());
+        true
+    }
+
+    fn leave(&self, number: u64) {
+        let mut open = self.open();
+        open.remove(&number);
+        show(open.len());
+    }
+}
+
+fn show(open: usize) {
+    gauge!("slat_connections").set(f64::from(u32::try_from(open).unwrap_or(u32::MAX)));
+}
+
+fn closed(cause: &'static str) {
+    counter!("slat_connections_closed_total", "cause" => cause).increment(1);
+}
+
+fn describe() {
+    describe_gauge!("slat_connections", "Connections of this endpoint.");
+    describe_counter!(
+        "slat_connections_closed_total",
+        "Connections that were not taken or not kept, by cause."
+    );
+    show(0);
+    for cause in ["limit", "evicted", "silent", "idle", "descriptors"] {
+        counter!("slat_connections_closed_total", "cause" => cause).increment(0);
+    }
+}
+
+/// Takes connections until `stopped`, then waits for the last one.
+pub(super) async fn accept<L: Accept>(
+    listener: L,
+    router: Router,
+    most: usize,
+    mut stopped: watch::Receiver<bool>,
+) {
+    describe();
+    let connections = Arc::new(Connections {
+        most,
+        open: Mutex::default(),
+    });
+    let mut tasks = JoinSet::new();
+    let mut number = 0;
+    let mut pause = PAUSE;
+    let stop = stopped.clone();
+    loop {
+        let stream = tokio::select! {
+            () = wait(&mut stopped) => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+            accepted = listener.next() => match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    if is_of_one_connection(&error) {
+                        continue;
+                    }
+                    if pause == PAUSE {
+                        tracing::error!(%error, "no connection can be taken; trying again");
+                    }
+                    closed("descriptors");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    continue;
+                }
+            },
+        };
+        pause = PAUSE;
+        number += 1;
+        let activity = Activity::new();
+        if !connections.enter(number, &activity) {
+            closed("limit");
+            tracing::warn!(
+                most,
+                "a connection was closed: all places have requests running"
+            );
+            continue;
+        }
+        let peer = Peer(L::peer(&stream).into());
+        let (connections, router, stop) = (Arc::clone(&connections), router.clone(), stop.clone());
+        tasks.spawn(async move {
+            let cause = connection::serve(stream, peer, router, activity, stop).await;
+            if let Some(cause) = cause {
+                closed(cause);
+            }
+            connections.leave(number);
+        });
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Whether an error of accept is that of a connection which is gone already.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A process that has no descriptor left.
+    struct NoneLeft(Arc<AtomicUsize>);
+
+    impl Accept for NoneLeft {
+        type Stream = UnixStream;
+
+        async fn next(&self) -> io::Result<UnixStream> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Err(io::Error::from_raw_os_error(24))
+        }
+
+        fn peer(_: &UnixStream) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_without_descriptors_does_not_spin() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (stop, stopped) = watch::channel(false);
+        let listener = NoneLeft(Arc::clone(&asked));
+        let task = tokio::spawn(accept(listener, Router::new(), 1, stopped));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        stop.send_replace(true);
+        task.await.unwrap();
+        let asked = asked.load(Ordering::SeqCst);
+        assert!((10..=70).contains(&asked), "{asked}");
+    }
+}

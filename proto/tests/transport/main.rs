@@ -1,0 +1,8 @@
+//! Endpoints and channels over real sockets: what a peer hears when something is not as it should
+//! be.
+
+mod connections;
+mod messages;
+mod peers;
+mod rig;
+mod unknown;
