@@ -51,10 +51,7 @@ fn is_silence(error: &ApiError) -> bool {
     matches!(
         error.reason,
         Reason::PeerUnreachable | Reason::ConnectionLost
-    ) || error
-        .metadata
-        .get("grpc_code")
-        .is_some_and(|code| code != "Unimplemented")
+    ) || (error.reason == Reason::Internal && error.metadata.contains_key("grpc_code"))
 }
 
 async fn watch(
@@ -123,6 +120,9 @@ mod tests {
         assert!(silence(Status::internal("h2 protocol error")));
         assert!(silence(Status::unavailable("tcp connect error")));
         assert!(!silence(Status::unimplemented("")));
+        assert!(!silence(Status::out_of_range(
+            "Error, decoded message length too large: found 9 bytes"
+        )));
         assert!(!silence(
             ApiError::new(Reason::NoSuchMigration, "no migration m").into()
         ));
