@@ -14,8 +14,9 @@
 //! when it starts again.
 //!
 //! # Tasks
-//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per migration (through
-//! `Migrations`) and the watches. [`Server::stop`] ends them and returns when they have ended.
+//! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per
+//! migration (through `Migrations`) and the watches. [`Server::stop`] ends them and returns when
+//! they have ended.
 
 mod api;
 mod dashboard;
