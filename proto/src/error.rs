@@ -311,7 +311,7 @@ impl From<Status> for ApiError {
     ///
     /// | status | reason |
     /// |---|---|
-    /// | the transport made it (it has a cause here): reset, GOAWAY, refused, timed out | PEER_UNREACHABLE; DESCRIPTORS_EXHAUSTED when this process has none left |
+    /// | with a cause: the transport made it | PEER_UNREACHABLE, DESCRIPTORS_EXHAUSTED |
     /// | UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED | PEER_UNREACHABLE |
     /// | OUT_OF_RANGE, of a message's length | MESSAGE_TOO_LARGE |
     /// | INTERNAL, of decoding | MESSAGE_UNDECODABLE |

@@ -332,3 +332,53 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
     server.stop().await;
     a.stop().await;
 }
+
+/// A host whose agent reports, and whose endpoint closes each connection when a call is in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_in_mid_call_is_its_host_unreachable() {
+    let state = tempfile::tempdir().unwrap();
+    let server = server(state.path()).await;
+    let mut clients = Clients::new(server.address());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let dying = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The call has come; nobody answers it.
+            drop(stream.read(&mut [0; 4096]).await);
+        }
+    });
+    let mut fleet = FleetServiceClient::new(channel(server.address()));
+    let host = v1::Host {
+        name: "hosts/a".into(),
+        address: address.to_string(),
+        incarnation: "1".into(),
+        memory_bytes: 1 << 30,
+        ..Default::default()
+    };
+    let request = v1::RegisterHostRequest { host: Some(host) };
+    fleet.register_host(request).await.unwrap();
+    let report = v1::ReportHostRequest {
+        host: "hosts/a".into(),
+        incarnation: "1".into(),
+        vms: vec![vm("vms/web", 64)],
+        ..Default::default()
+    };
+    fleet.report_host(report).await.unwrap();
+    let pause = v1::PauseVmRequest {
+        name: "vms/web".into(),
+        ..Default::default()
+    };
+    let error = answer(clients.vms.pause_vm(pause).await).unwrap_err();
+    assert_eq!(error.reason, Reason::HostUnreachable, "{error}");
+    assert_eq!(error.metadata["host"], "hosts/a");
+    assert!(!error.metadata["advice"].is_empty());
+    let mut memory = MemoryServiceClient::new(channel(server.address()));
+    let slots = v1::ListSlotsRequest {
+        vm: "vms/web".into(),
+        ..Default::default()
+    };
+    let error = answer(memory.list_slots(slots).await).unwrap_err();
+    assert_eq!(error.reason, Reason::HostUnreachable, "{error}");
+    dying.abort();
+    server.stop().await;
+}

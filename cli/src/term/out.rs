@@ -2,8 +2,8 @@
 //! `-o yaml`) the messages are JSON too, one object a line.
 //!
 //! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
-//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored. What a terminal would obey
-//! is escaped on the way out; pieces from outside are escaped where they are put into a line.
+//! quietly with [`Failure::BrokenPipe`], on standard error it is ignored. What a terminal would
+//! obey is escaped on the way out; pieces from outside are escaped where they are put into a line.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},

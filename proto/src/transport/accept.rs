@@ -34,6 +34,7 @@ use super::{
     authority::AnyAuthority,
     connection::{self, Activity, wait},
 };
+use crate::{ApiError, Reason};
 
 /// Connections of one endpoint.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
@@ -160,7 +161,14 @@ fn describe() {
         "Connections that were not taken or not kept, by cause."
     );
     show(0);
-    for cause in ["limit", "evicted", "silent", "idle", "descriptors"] {
+    for cause in [
+        "limit",
+        "evicted",
+        "silent",
+        "idle",
+        "descriptors",
+        "failed",
+    ] {
         counter!("slat_connections_closed_total", "cause" => cause).increment(0);
     }
 }
@@ -194,7 +202,7 @@ pub(super) async fn accept<L: Accept>(
                     if pause == PAUSE {
                         tracing::error!(%error, "no connection can be taken; trying again");
                     }
-                    closed("descriptors");
+                    closed(if is_exhausted(&error) { "descriptors" } else { "failed" });
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
@@ -206,7 +214,7 @@ pub(super) async fn accept<L: Accept>(
         let activity = Activity::new();
         if !connections.enter(number, &activity) {
             closed("limit");
-            tracing::warn!(
+            tracing::debug!(
                 most,
                 "a connection was closed: all places have requests running"
             );
@@ -224,6 +232,12 @@ pub(super) async fn accept<L: Accept>(
     }
     drop(listener);
     while tasks.join_next().await.is_some() {}
+}
+
+/// Whether this process or the machine has no descriptor left.
+fn is_exhausted(error: &io::Error) -> bool {
+    let refused = ApiError::new(Reason::PeerUnreachable, "").because_of(error);
+    refused.reason == Reason::DescriptorsExhausted
 }
 
 /// Whether an error of accept is that of a connection which is gone already.

@@ -11,7 +11,7 @@ use crate::ApiError;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent peer is pinged this often, and given up after as long again.
+/// A silent peer on a network is pinged this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by
@@ -24,7 +24,11 @@ pub fn connect(address: &Address) -> Result<TracedChannel, ApiError> {
     let channel = match address {
         Address::Tcp(host) => {
             let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(invalid)?;
-            settings(endpoint).connect_lazy()
+            settings(endpoint)
+                .tcp_keepalive(Some(KEEPALIVE))
+                .http2_keep_alive_interval(KEEPALIVE)
+                .keep_alive_timeout(KEEPALIVE)
+                .connect_lazy()
         }
         Address::Unix(path) => {
             let path = path.clone();
@@ -41,10 +45,5 @@ pub fn connect(address: &Address) -> Result<TracedChannel, ApiError> {
 }
 
 fn settings(endpoint: Endpoint) -> Endpoint {
-    endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(KEEPALIVE))
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true)
 }

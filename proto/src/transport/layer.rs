@@ -65,6 +65,8 @@ where
         Box::pin(async move {
             let result = future.await;
             let code = match &result {
+                // Turned away before gRPC began: no such path.
+                Ok(response) if !response.status().is_success() => Code::Unimplemented,
                 // A unary failure is trailers-only: its status is in the headers. Its absence means
                 // the call went on.
                 Ok(response) => response

@@ -6,7 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `address`, `connect`, `channel`, `retry` | the client's end: deadlines, retries and errors by class |
+//! | `address`, `connect`, `channel`, `retry` | the client's end: deadlines, retries, errors |
 //! | `serve`, `health` | an endpoint, and whether it serves |
 //! | `accept`, `connection` | its connections: their number and their time-outs |
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |

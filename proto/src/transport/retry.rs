@@ -6,11 +6,13 @@
 //!
 //! | class | what | made again |
 //! |---|---|---|
-//! | unreachable | the transport failed before the whole answer: refused, reset, GOAWAY, broken pipe | if the method is idempotent: [`ATTEMPTS`] in all, after [`FIRST_PAUSE`], doubled, within the deadline |
-//! | late | the deadline passed | no: the caller decides, it may be at work still |
-//! | exhausted | this process has no descriptor left | as unreachable |
-//! | broken | a message is too large or cannot be decoded, the method is not served | no: it would be so again |
+//! | unreachable | refused, reset, GOAWAY, broken pipe before the whole answer | if idempotent |
+//! | exhausted | this process has no descriptor left | if idempotent |
+//! | late | the deadline passed | no: it may be at work still |
+//! | broken | a message too large or undecodable, no such method | no: it would be so again |
 //! | refused | the peer answered with an error | no |
+//!
+//! Made again means [`ATTEMPTS`] in all, after [`FIRST_PAUSE`], then doubled, within the deadline.
 //!
 //! A stream is opened once, within its deadline; who reads it opens it again. Callers have shorter
 //! limits of their own where they know better; these are the bounds nothing exceeds.

@@ -6,8 +6,8 @@
 //! up   --any call fails-----------> down   --a probe is on disk--> up
 //! ```
 //! While it is closed, calls are answered with what closed it, at once; the file is tried no more
-//! often than every [`REOPEN`]. A write that failed may be on disk or not: every write of this store
-//! can be repeated.
+//! often than every [`REOPEN`]. A write that failed may be on disk or not: every write of this
+//! store can be repeated.
 //!
 //! # Locking
 //! `current` is held for a look, a change, or the opening of the file, on blocking threads only. A

@@ -11,8 +11,8 @@
 //! blocking pool.
 //!
 //! # Failures
-//! A failure of the file closes the store, and it is opened again when it can be ([`keeper`]). While
-//! it cannot be written the server is NOT_SERVING ([`guardian`]). What a call returns then is
+//! A failure of the file closes the store, and it is opened again when it can be ([`keeper`]).
+//! While it cannot be written the server is NOT_SERVING ([`guardian`]). What a call returns then is
 //! DISK_FULL, DESCRIPTORS_EXHAUSTED or STORE, with the path; reconcilers write again after a pause
 //! until it is done, and nothing is begun that was not stored.
 

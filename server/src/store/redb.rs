@@ -1,8 +1,9 @@
 //! The store in one redb file, `slat-server.redb`, with mode 0600 in a directory with mode 0700.
 //!
-//! Tables: `probe` (a number that grows), `migrations` (name → record), `migrations_by_time`
-//! (creation in nanoseconds, name → nothing), `migrations_open` (names with work left) and `hosts` (name → address). The three of a
-//! migration change in one transaction. What was seen of the fleet is in `redb_seen`.
+//! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
+//! nothing), `migrations_open` (names with work left), `hosts` (name → address) and `probe` (a
+//! number that grows). The three of a migration change in one transaction. What was seen of the
+//! fleet is in `redb_seen`.
 //!
 //! redb locks the file, so a second server on the same directory is refused at start. After an I/O
 //! error redb answers nothing more until it is opened again: [`super::keeper`] does that.
