@@ -6,10 +6,11 @@
 //! can never disagree.
 //!
 //! Kept are the costs that only a switchover can measure (pause, state, resume), without what is
-//! measured anew each time (round trips, appends to journals). Of each pair the last [`EACH`] count.
-//! What is expected is the median of those that are [`FRESH`], and the least of all where none is;
-//! what a switchover costs at least is said only while [`ENOUGH`] are fresh. So a busy moment of
-//! two hosts is no reason to refuse a limit for ever: a refused migration measures nothing.
+//! measured anew each time (round trips, appends to journals). Of each pair the last [`EACH`]
+//! count. What is expected is the median of those that are [`FRESH`], and the least of all where
+//! none is; what a switchover costs at least is said only while [`ENOUGH`] are fresh. So a busy
+//! moment of two hosts is no reason to refuse a limit for ever: a refused migration measures
+//! nothing.
 //!
 //! *Locking*: one mutex, held for a look-up or an insertion.
 

@@ -37,8 +37,8 @@ const MEASURABLE: u64 = 4 << 20;
 /// A bandwidth near zero would overflow a `Duration`: a day says the same.
 const FOREVER: f64 = 86_400.0;
 
-/// One cost, as measured again and again. What is typical is the median of the last few: a moment in
-/// which something else had the machine is not what the next one will be like.
+/// One cost, as measured again and again. What is typical is the median of the last few: a moment
+/// in which something else had the machine is not what the next one will be like.
 #[derive(Clone, Debug, Default)]
 struct Cost {
     typical: Option<Duration>,

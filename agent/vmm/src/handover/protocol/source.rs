@@ -15,8 +15,8 @@
 //! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
 //! | Ended | undone, handed over, or taken back | |
 //!
-//! Going back is possible until the state has gone: the destination then has pages and nothing else,
-//! and cannot become READY. Once `StateSent` was fed, a word of going back changes nothing.
+//! Going back is possible until the state has gone: the destination then has pages and nothing
+//! else, and cannot become READY. Once `StateSent` was fed, a word of going back changes nothing.
 //!
 //! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
 //!

@@ -1,8 +1,8 @@
 //! Frames between the two sides of a migration.
 //!
 //! # Protocol
-//! Version 3 has Echo, version 2 has not; nothing else differs. Both ends chose the version before a
-//! connection is opened ([`crate::handover::preamble`]), and every frame carries it.
+//! Version 3 has Echo, version 2 has not; nothing else differs. Both ends chose the version before
+//! a connection is opened ([`crate::handover::preamble`]), and every frame carries it.
 //!
 //! The source opens one control connection and N data connections. The first frame on each is
 //! `Hello` with the ticket that the destination gave out through the control plane; anything else
