@@ -261,7 +261,12 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
             "{path}"
         );
         // What came from outside is written as text, never as markup.
-        for markup in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"] {
+        for markup in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+        ] {
             assert!(!rest.contains(markup), "{path}: {markup}");
         }
     }
@@ -299,7 +304,10 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
     assert!(vms["rows"][0]["rates"]["flushes"].is_null());
     assert_eq!(json("/api/vms?q=other").await["matched"], 0);
     let rates = json("/api/rates?of=vms&rate=flushes").await;
-    assert_eq!((&rates["total"], &rates["unit"]), (&0.into(), &"flushes/s".into()));
+    assert_eq!(
+        (&rates["total"], &rates["unit"]),
+        (&0.into(), &"flushes/s".into())
+    );
     for path in ["/api/rates?of=vms&rate=x", "/api/rates?of=x&rate=faults"] {
         let (head, body) = get(at, path, "").await;
         assert!(head.starts_with("http/1.1 400"), "{head}");
