@@ -321,14 +321,14 @@ fn whole(progress: &mut v1::MigrationProgress, number: u64) {
     progress.iterations = (0..=3)
         .map(|iteration| v1::MigrationIteration {
             iteration,
-            bytes_transferred: 512 * MIB >> (3 * iteration),
+            bytes_transferred: (512 * MIB) >> (3 * iteration),
             pages_normal: 131_072 >> (3 * iteration),
             pages_zero: 0,
             duration: millis(600 >> (3 * iteration)),
             dirty_pages: 16_384 >> (3 * iteration),
             expected_downtime: millis(220 >> iteration),
             r#final: iteration == 3,
-            remaining_bytes_start: 512 * MIB >> (3 * iteration),
+            remaining_bytes_start: (512 * MIB) >> (3 * iteration),
         })
         .collect();
     progress.decisions = [
