@@ -1,5 +1,5 @@
-//! Many fake agents, whose VMs count faults and flushes each at a rate of its own, and migrations in
-//! every phase.
+//! Many fake agents, whose VMs count faults and flushes each at a rate of its own, and migrations
+//! in every phase.
 
 use std::{
     collections::BTreeMap,
