@@ -4,6 +4,7 @@
 
 pub(crate) mod listen;
 pub(crate) mod notify;
+mod process;
 pub(crate) mod recorder;
 pub(crate) mod state;
 pub(crate) mod stop;

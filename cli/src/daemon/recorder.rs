@@ -10,9 +10,9 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use metrics_process::Collector;
 use tokio::task::JoinHandle;
 
+use super::process;
 use crate::{failure::Failure, roles::Render};
 
 /// OpenTelemetry's buckets for the duration of a call, seconds.
@@ -64,15 +64,14 @@ impl Recorder {
             .and_then(PrometheusBuilder::install_recorder)
             .map_err(|error| Failure::local(format!("cannot record metrics: {error}")))?;
         let drained = handle.clone();
-        let process = Collector::default();
-        process.describe();
+        process::describe();
         // Before anybody can ask.
-        process.collect();
+        process::collect();
         let upkeep = tokio::spawn(async move {
             let mut tick = tokio::time::interval(UPKEEP);
             loop {
                 tick.tick().await;
-                process.collect();
+                process::collect();
                 drained.run_upkeep();
             }
         });
@@ -131,9 +130,8 @@ mod tests {
     fn the_process_tells_of_itself() {
         let recorder = builder().unwrap().build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            let process = Collector::default();
-            process.describe();
-            process.collect();
+            process::describe();
+            process::collect();
         });
         let text = recorder.handle().render();
         for family in [

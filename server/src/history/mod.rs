@@ -1,10 +1,10 @@
 //! The last ten minutes of every VM's and host's counters and of the migrations' progress, in
 //! memory, bounded; and which of them were busiest.
 //!
-//! Samples are kept of all, so that the busiest can be found among all; only the busiest leave this
-//! module. A VM is its uid. Its counters belong to a *process* (host, pid, epoch): after a migration
-//! a new process starts at 0, which is a new run of the same line, not a fall. A host's counters are
-//! the growth of its VMs' since the server started.
+//! Samples are kept of all, so that the busiest can be found among all; only the busiest leave
+//! this module. A VM is its uid. Its counters belong to a *process* (host, pid, epoch): after a
+//! migration a new process starts at 0, which is a new run of the same line, not a fall. A host's
+//! counters are the growth of its VMs' since the server started.
 //!
 //! # Bounds
 //! [`MAX_VMS`] VMs and [`MAX_HOSTS`] hosts; [`BUDGET`] samples over all VMs, about 20 MB. The more
@@ -15,6 +15,7 @@
 //! 2,000 VMs) and for copies of the few that are shown. Never across `.await`.
 
 mod progress;
+mod rate;
 mod rates;
 mod ring;
 
@@ -29,6 +30,8 @@ use slat_proto::{
     model::VmName,
     v1::{self, vm::State},
 };
+
+pub(crate) use self::rate::Rate;
 
 use self::{
     progress::Progress,
@@ -52,47 +55,6 @@ const FINEST: u64 = 1000;
 const CURRENT: u64 = 10_000;
 /// Samples farther apart than this are a gap, milliseconds; farther when reports or samples are.
 const GAP: u64 = 5000;
-
-/// A counter whose growth is shown. Its number is its place in a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rate {
-    /// Second-stage page faults.
-    Faults = 0,
-    /// Requests for a TLB flush of all vCPUs.
-    FlushRequests = 1,
-    /// Of these, those that reached a vCPU.
-    Flushes = 2,
-    /// Bytes on the wire of migrations, by their source.
-    Sent = 3,
-}
-
-impl Rate {
-    pub(crate) const ALL: [Self; COUNTERS] =
-        [Self::Faults, Self::FlushRequests, Self::Flushes, Self::Sent];
-
-    /// As in a query.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Faults => "faults",
-            Self::FlushRequests => "flush_requests",
-            Self::Flushes => "flushes",
-            Self::Sent => "sent",
-        }
-    }
-
-    /// The one unit that charts and tables show it in; `B/s` with binary prefixes.
-    pub(crate) fn unit(self) -> &'static str {
-        match self {
-            Self::Faults => "faults/s",
-            Self::FlushRequests | Self::Flushes => "flushes/s",
-            Self::Sent => "B/s",
-        }
-    }
-
-    pub(crate) fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|rate| rate.word() == word)
-    }
-}
 
 /// One VM's counters at one time.
 #[derive(Clone, Debug)]

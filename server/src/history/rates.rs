@@ -6,7 +6,7 @@
 //! one line that overlap (source and destination of a migration) add up.
 
 use super::{
-    Rate,
+    rate::Rate,
     ring::{ABSENT, Ring, Sample},
 };
 

@@ -6,9 +6,9 @@
 //! * The newest sample of the running run is always kept. Older ones are thinned to the step that
 //!   the owner asks for: what lies between two samples is their difference, so nothing is lost but
 //!   resolution.
-//! * A reading that repeats the one before says nothing until [`REPEATED`] has passed: agents report
-//!   the last thing a VM said, which may be the same twice, and a rate would show that as a saw
-//!   tooth.
+//! * A reading that repeats the one before says nothing until [`REPEATED`] has passed: agents
+//!   report the last thing a VM said, which may be the same twice, and a rate would show that as a
+//!   saw tooth.
 
 use std::collections::VecDeque;
 

@@ -157,9 +157,9 @@ fn a_vm_that_moves_stays_one_line_and_two_of_one_name_are_two() {
     );
     // The last counters of the process that gave it away are kept, once.
     let kept = history.kept();
-    let of_a = kept.vms["u"].ring.samples().iter().filter(|s| s.run == 0);
+    let mut of_a = kept.vms["u"].ring.samples().iter().filter(|s| s.run == 0);
     assert_eq!(of_a.clone().count(), 6);
-    assert_eq!(of_a.last().unwrap().counters[0], 450);
+    assert_eq!(of_a.next_back().unwrap().counters[0], 450);
 }
 
 #[test]

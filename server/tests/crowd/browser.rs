@@ -4,10 +4,7 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-use super::{
-    fleet::{self, Crowd},
-    support,
-};
+use super::fleet::{self, Crowd};
 
 /// Chromium under one of its names.
 fn chromium() -> Option<PathBuf> {
@@ -49,13 +46,11 @@ async fn a_browser_shows_the_busiest_what_is_wrong_and_why_a_migration_is_slow()
     crowd.migrations().await;
     crowd.join((0..200).filter(|host| *host != 180)).await;
     let at = crowd.address();
-    support::until("every VM has a rate", async || {
-        let found = super::json(at, "/api/rates?of=vms&rate=faults").await;
+    super::until(at, "/api/rates?of=vms&rate=faults", |found| {
         found["lines"][0]["name"] == fleet::BUSIEST && found["more"].as_u64() >= Some(1980)
     })
     .await;
-    support::until("the slow one has figures", async || {
-        let slow = super::json(at, "/api/migrations/move-0705").await;
+    super::until(at, "/api/migrations/move-0705", |slow| {
         slow["iteration"].as_u64() > Some(0)
     })
     .await;

@@ -1,5 +1,5 @@
-//! Many fake agents, whose VMs count faults and flushes each at a rate of its own, and migrations in
-//! every phase.
+//! Many fake agents, whose VMs count faults and flushes each at a rate of its own, and migrations
+//! in every phase.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,11 @@ pub(crate) const BUSIEST_HOST: &str = "hosts/h071";
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
+/// Two crowds at a time would only wait for each other.
+static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 pub(crate) struct Crowd {
+    _one: tokio::sync::MutexGuard<'static, ()>,
     server: Server,
     /// By the host's number.
     agents: BTreeMap<usize, Agent>,
@@ -89,7 +93,10 @@ fn counted(number: usize, elapsed: Duration) -> v1::Vm {
 impl Crowd {
     /// A server nobody reports to yet.
     pub(crate) async fn start(listen: &str) -> Self {
-        let state = tempfile::tempdir().unwrap();
+        let one = ONE.lock().await;
+        // In memory where there is such a place: two hundred registrations are as many syncs.
+        let state = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let state = state.unwrap();
         let server = Server::start(ServerConfig {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
@@ -122,6 +129,7 @@ impl Crowd {
             }
         });
         Self {
+            _one: one,
             server,
             agents: BTreeMap::new(),
             ticking,
@@ -314,14 +322,14 @@ fn whole(progress: &mut v1::MigrationProgress, number: u64) {
     progress.iterations = (0..=3)
         .map(|iteration| v1::MigrationIteration {
             iteration,
-            bytes_transferred: 512 * MIB >> (3 * iteration),
+            bytes_transferred: (512 * MIB) >> (3 * iteration),
             pages_normal: 131_072 >> (3 * iteration),
             pages_zero: 0,
             duration: millis(600 >> (3 * iteration)),
             dirty_pages: 16_384 >> (3 * iteration),
             expected_downtime: millis(220 >> iteration),
             r#final: iteration == 3,
-            remaining_bytes_start: 512 * MIB >> (3 * iteration),
+            remaining_bytes_start: (512 * MIB) >> (3 * iteration),
         })
         .collect();
     progress.decisions = [

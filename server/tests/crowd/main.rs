@@ -40,14 +40,25 @@ async fn json(server: SocketAddr, path: &str) -> Value {
     serde_json::from_str(&get(server, path).await.0).unwrap()
 }
 
+/// Waits until an answer is as wanted, without keeping the server busy with asking.
+async fn until(server: SocketAddr, path: &str, wanted: impl Fn(&Value) -> bool) {
+    let asked = async {
+        while !wanted(&json(server, path).await) {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(120), asked).await;
+    assert!(waited.is_ok(), "{path} is never as wanted");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_bounded_and_the_busiest_of_two_thousand_is_in_it() {
     let mut crowd = Crowd::start("127.0.0.1:0").await;
     crowd.join(0..200).await;
     let at = crowd.address();
     // Rates need two reports of every host.
-    support::until("every VM has a rate", async || {
-        json(at, "/api/rates?of=vms&rate=faults").await["total"] == 2000
+    until(at, "/api/rates?of=vms&rate=faults", |found| {
+        found["total"] == 2000
     })
     .await;
 
