@@ -182,8 +182,8 @@ mod tests {
             std::thread::yield_now();
         }
         let table = memory.table();
-        let all = table.slots().iter().map(|slot| slot.spec().bytes());
-        assert_eq!(populate.bytes(), all.sum::<u64>());
+        let all: u64 = table.slots().iter().map(|slot| slot.spec().bytes()).sum();
+        assert_eq!(populate.bytes(), all);
         for slot in memory.table().slots() {
             let host = slot.host().range_ptr(0, 1).addr() as u64;
             for view in [slot.guest().address(), host] {
