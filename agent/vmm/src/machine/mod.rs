@@ -26,6 +26,7 @@
 //!   `control` is free.
 
 mod build;
+mod counting;
 mod guarded;
 mod incoming;
 mod lifecycle;

@@ -61,6 +61,8 @@ impl SourceDriver {
             left,
             digest: digest.clone(),
             vcpus,
+            // Nobody changes slots while the VM migrates.
+            generation: self.machine.memory().table().generation(),
         };
         link.send(Kind::State, 0, &state.encode(self.versions.protocol))?;
         work.blackout = Some(Blackout {
