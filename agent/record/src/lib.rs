@@ -2,6 +2,7 @@
 //!
 //! * [`dir`] names the files in a VM's directory: the lock, the socket, the records of transfers.
 //! * [`journal`] is the durable record of who may run the VM.
+//! * [`rotate`] bounds files that only grow: logs and consoles.
 //! * [`standing`] says how a migration's side stands once its process is dead, from what that left.
 //!
 //! Locking is by `flock` on files and belongs to the processes; nothing here holds state between
@@ -9,4 +10,5 @@
 
 pub mod dir;
 pub mod journal;
+pub mod rotate;
 pub mod standing;
