@@ -7,6 +7,7 @@
 mod migration;
 mod name;
 mod page;
+mod ports;
 mod slot;
 mod time;
 mod vm;
@@ -14,6 +15,7 @@ mod vm;
 pub use migration::{MigrationParams, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
 pub use page::{PageRequest, paginate};
+pub use ports::PortRange;
 pub use slot::{
     MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotChange, SlotSpec, check_slot_table, slots_for_memory,
 };
