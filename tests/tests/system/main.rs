@@ -13,5 +13,7 @@ mod convergence;
 mod crash;
 mod data_port;
 mod happy;
+mod host;
 mod memory;
 mod moments;
+mod numbers;
