@@ -301,16 +301,17 @@ fn read_tail(dir: &VmDir) -> io::Result<(Vec<u8>, bool)> {
     if cut || wanted == 0 {
         return Ok((newest, true));
     }
-    let (older, cut) = match end_of(&rotate::old(&dir.log()), wanted) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((newest, false)),
-        other => other?,
-    };
+    let (older, cut) = end_of(&rotate::old(&dir.log()), wanted)?;
     Ok(([older, newest].concat(), cut))
 }
 
-/// At most `length` bytes of the end of a file, and whether there is more before them.
+/// At most `length` bytes of the end of a file, and whether there is more before them; nothing of a
+/// file that is not there.
 fn end_of(path: &Path, length: u64) -> io::Result<(Vec<u8>, bool)> {
-    let mut file = File::open(path)?;
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), false)),
+        opened => opened?,
+    };
     let start = file.metadata()?.len().saturating_sub(length);
     file.seek(io::SeekFrom::Start(start))?;
     let mut text = Vec::new();

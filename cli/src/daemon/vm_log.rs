@@ -1,8 +1,8 @@
 //! The log of a VM's process: its standard error, which the agent opened as `<dir>/log`.
 //!
-//! A VM may run for years, so the process bounds the file itself ([`slat_record::rotate`]): before a
-//! line that would make it too long, the file becomes the old one and standard error a new one, by
-//! `dup2`. What is written without a line of the log, such as the message of a panic, goes to
+//! A VM may run for years, so the process bounds the file itself ([`slat_record::rotate`]): before
+//! a line that would make it too long, the file becomes the old one and standard error a new one,
+//! by `dup2`. What is written without a line of the log, such as the message of a panic, goes to
 //! whatever standard error is at that moment, and counts, for the length is asked of the file.
 //!
 //! One lock, held while a line is written, keeps two threads from rotating at once. A process whose

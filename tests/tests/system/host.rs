@@ -65,7 +65,7 @@ fn pages_come_in_on_a_port_of_the_range_or_not_at_all() {
 
 /// Sends what is wrong until the log of the VM's process has been rotated `times` times.
 fn insult(port: SocketAddr, log: &Path, times: usize) -> anyhow::Result<()> {
-    let (what, bytes) = insults().into_iter().next().context("no insult")?;
+    let (what, bytes) = insults().pop().context("no insult")?;
     let old = slat_record::rotate::old(log);
     let (mut rotated, mut last) = (0, None);
     // Each is a line of some hundred bytes.
@@ -83,6 +83,20 @@ fn insult(port: SocketAddr, log: &Path, times: usize) -> anyhow::Result<()> {
         }
     }
     anyhow::bail!("rotated {rotated} times")
+}
+
+/// The files of a log by name, each with its length.
+fn logs(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("log") {
+            files.push((name, entry.metadata()?.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 #[test]
@@ -106,20 +120,17 @@ fn a_log_that_others_can_fill_stays_within_its_bound() {
         tokio::task::spawn_blocking(move || insult(port, &path, 3)).await??;
 
         let dir = log.parent().context("no directory")?;
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("log") {
-                let length = entry.metadata()?.len();
-                ensure!(length <= LOG, "{name}: {length} bytes");
-                files.push(name);
-            }
-        }
-        files.sort();
-        ensure!(files == ["log", "log.1"], "{files:?}");
+        // The last rotation was seen while it was under way.
+        let files = eventually("there are two files", || async {
+            let files = logs(dir)?;
+            let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+            ensure!(names == ["log", "log.1"], "{files:?}");
+            Ok(files)
+        })
+        .await?;
+        ensure!(files.iter().all(|(_, length)| *length <= LOG), "{files:?}");
         // Lines are whole on both sides of a rotation.
-        for name in files {
+        for (name, _) in files {
             let text = std::fs::read_to_string(dir.join(&name))?;
             for line in text.lines() {
                 serde_json::from_str::<serde_json::Value>(line)

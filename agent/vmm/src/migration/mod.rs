@@ -1,8 +1,8 @@
 //! The two sides of a migration inside VM processes.
 //!
 //! `source` sends (precopy, switchover, handover), `destination` receives. `wire` is the framed
-//! protocol between them; `sender`, `receiver`, `socket` and `listener` move pages, `data_port` says
-//! where they arrive, `populate` allocates memory for them, `breaker` ends what blocks;
+//! protocol between them; `sender`, `receiver`, `socket` and `listener` move pages, `data_port`
+//! chooses where they arrive, `populate` allocates memory for them, `breaker` ends what blocks;
 //! `convergence` decides, as pure arithmetic. The transfer service starts the two sides.
 
 mod breaker;

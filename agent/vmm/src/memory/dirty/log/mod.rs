@@ -234,8 +234,8 @@ impl DirtyLog {
     /// comes with the next call.
     ///
     /// # Errors
-    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged, though there is another
-    /// of its name; BAD_PARAMETER when it is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the
+    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged, even if there is a new
+    /// one of its name; BAD_PARAMETER when it is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the
     /// source's.
     pub(crate) fn read_api(
         &self,
