@@ -1,6 +1,6 @@
 //! What the three roles (`slat server`, `slat agent`, `slat vm`) share around their libraries: logs
-//! and traces, the metrics recorder, where they may listen and keep state, how much memory there is,
-//! the ready line, systemd, and how they are told to stop.
+//! and traces, the metrics recorder, where they may listen and keep state, how much memory there
+//! is, the ready line, systemd, and how they are told to stop.
 
 pub(crate) mod listen;
 pub(crate) mod memory;
