@@ -199,6 +199,8 @@ mod tests {
             "demo --vcpus 2 --dirty-rate 128MiB/s --streams 4 --max-downtime 50ms --keep",
             "server --listen 127.0.0.1:0 --state-dir /tmp/s --log-format json --log-filter debug",
             "agent --name host-a --server 127.0.0.1:7400 --memory 4GiB --data-ip 127.0.0.1",
+            "agent --data-ports 49152-49215 --vm-log-size 1MiB",
+            "agent --data-ports 0",
             "agent --listen 0.0.0.0:7401 --insecure-listen --advertise a.example:7401 --data-ip 192.0.2.1",
             "get hosts",
             "get host host-a -o json",

@@ -6,7 +6,7 @@ use std::{
 };
 
 use slat_proto::{
-    model::{HostName, VmName},
+    model::{HostName, PortRange, VmName},
     transport::Address,
 };
 use slat_record::uid::VmUid;
@@ -140,6 +140,8 @@ pub(crate) struct VmRole {
     pub(crate) host: HostName,
     /// Where pages arrive.
     pub(crate) data_ip: IpAddr,
+    /// On which ports.
+    pub(crate) data_ports: PortRange,
 }
 
 impl VmRole {
@@ -152,6 +154,7 @@ impl VmRole {
             uid: self.uid,
             host: self.host,
             data_ip: self.data_ip,
+            data_ports: self.data_ports,
         };
         Ok(slat_vmm::process::run(config).await?)
     }

@@ -147,6 +147,31 @@ fn beyond_loopback_only_when_asked_for_by_name() {
 }
 
 #[test]
+fn more_memory_than_the_machine_has_is_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("untouched");
+    let listen = "127.0.0.1:0";
+    let state_dir = path.to_str().unwrap();
+    let agent = |more: &[&str]| {
+        let all = ["agent", "--listen", listen, "--state-dir", state_dir];
+        run(&[&all, more].concat())
+    };
+    let (code, stdout, stderr) = agent(&["--memory", "4096TiB"]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert!(
+        stderr.contains("--memory 4 PiB is more than the "),
+        "{stderr}"
+    );
+    assert!(stderr.contains("next:"), "{stderr}");
+    for wrong in [["--data-ports", "7473-7410"], ["--vm-log-size", "1KiB"]] {
+        let (code, _, stderr) = agent(&wrong);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(wrong[0]), "{stderr}");
+    }
+    assert!(!path.exists(), "refused before anything is made");
+}
+
+#[test]
 fn a_daemon_ends_with_the_process_it_belongs_to() {
     let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let owner = Daemon::start(&["server"], states[0].path());

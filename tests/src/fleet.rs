@@ -111,26 +111,52 @@ impl Fleet {
             journals,
             finished: false,
         };
-        let address = fleet.server.start()?;
+        fleet.server.start()?;
         for (name, memory_mib) in layout.hosts {
-            let state = fleet.root.path().join(name);
-            let mut args: Vec<OsString> = vec!["agent".into(), "--state-dir".into()];
-            args.push(state.clone().into());
-            args.extend(["--name".into(), name.into()]);
-            args.extend(["--server".into(), address.to_string().into()]);
-            args.extend(["--memory".into(), format!("{memory_mib}MiB").into()]);
-            let log = fleet.root.path().join(format!("{name}.log"));
-            let mut daemon = Daemon::new(name, &program, args, log);
-            let started = daemon.start();
-            fleet.hosts.push(Host {
-                name,
-                state,
-                daemon,
-            });
-            started?;
+            fleet.begin_host(name, memory_mib, &["--data-ports", "0"])?;
         }
         fleet.hosts_ready().await?;
         Ok(fleet)
+    }
+
+    /// Starts one more agent, with these options besides the usual ones; returns when its host is
+    /// READY.
+    ///
+    /// # Errors
+    /// When it does not start, or does not show up.
+    pub async fn add_host(
+        &mut self,
+        name: &'static str,
+        memory_mib: u64,
+        options: &[&str],
+    ) -> anyhow::Result<()> {
+        self.begin_host(name, memory_mib, options)?;
+        self.hosts_ready().await
+    }
+
+    /// Fleets of other tests are on this machine too: what they must not share is among `options`.
+    fn begin_host(
+        &mut self,
+        name: &'static str,
+        memory_mib: u64,
+        options: &[&str],
+    ) -> anyhow::Result<()> {
+        let state = self.root.path().join(name);
+        let mut args: Vec<OsString> = vec!["agent".into(), "--state-dir".into()];
+        args.push(state.clone().into());
+        args.extend(["--name".into(), name.into()]);
+        args.extend(["--server".into(), self.server.address().to_string().into()]);
+        args.extend(["--memory".into(), format!("{memory_mib}MiB").into()]);
+        args.extend(options.iter().map(Into::into));
+        let log = self.root.path().join(format!("{name}.log"));
+        let mut daemon = Daemon::new(name, &binary::slat()?, args, log);
+        let started = daemon.start();
+        self.hosts.push(Host {
+            name,
+            state,
+            daemon,
+        });
+        started.map(drop)
     }
 
     /// Backend of the VMs that the test is to make.

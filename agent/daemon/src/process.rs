@@ -7,7 +7,8 @@
 //! removed.
 //!
 //! The child runs in a session of its own and is not killed when the agent ends. Its standard
-//! output is read until the line `ready`; its standard error goes to `<dir>/log`.
+//! output is read until the line `ready`; its standard error goes to `<dir>/log`, which
+//! the process itself bounds ([`slat_record::rotate`]).
 
 use std::{
     ffi::OsString,
@@ -15,6 +16,7 @@ use std::{
     io::{self, Read as _, Seek as _},
     net::IpAddr,
     os::fd::OwnedFd,
+    path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -32,7 +34,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use slat_record::{dir::VmDir, uid::VmUid};
+use slat_record::{dir::VmDir, rotate, uid::VmUid};
 
 /// How long a new process may take until it says `ready`.
 const READY: Duration = Duration::from_secs(10);
@@ -319,13 +321,29 @@ fn fault(line: &str) -> Option<String> {
     severe(level).then(|| message.trim().to_owned())
 }
 
-/// The end of the log, and whether there is more before it.
+/// The end of the log, and whether there is more before it. Just after a rotation most of it is in
+/// the older file.
 fn read_tail(dir: &VmDir) -> io::Result<(Vec<u8>, bool)> {
-    let mut file = File::open(dir.log())?;
-    let start = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    let (newest, cut) = end_of(&dir.log(), LOG_TAIL)?;
+    let wanted = LOG_TAIL.saturating_sub(newest.len() as u64);
+    if cut || wanted == 0 {
+        return Ok((newest, true));
+    }
+    let (older, cut) = end_of(&rotate::old(&dir.log()), wanted)?;
+    Ok(([older, newest].concat(), cut))
+}
+
+/// At most `length` bytes of the end of a file, and whether there is more before them; nothing of a
+/// file that is not there.
+fn end_of(path: &Path, length: u64) -> io::Result<(Vec<u8>, bool)> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), false)),
+        opened => opened?,
+    };
+    let start = file.metadata()?.len().saturating_sub(length);
     file.seek(io::SeekFrom::Start(start))?;
     let mut text = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut text)?;
+    file.take(length).read_to_end(&mut text)?;
     Ok((text, start > 0))
 }
 
@@ -350,5 +368,16 @@ mod tests {
         let text = "2026-01-01T00:00:00Z  WARN slat_vmm::machine: slow: disk\n2026-01-01T00:00:01Z  INFO slat: ok\n";
         assert_eq!(told(text).as_deref(), Some("slow: disk"));
         assert_eq!(told("no log line at all\n"), None);
+        // Just rotated: the fault is in the older file.
+        assert_eq!(
+            told(&format!("{error}\n")).as_deref(),
+            Some("vCPU 0: EFAULT")
+        );
+        rotate::rotate(&dir.log()).unwrap();
+        assert_eq!(last_fault(&dir).as_deref(), Some("vCPU 0: EFAULT"));
+        assert_eq!(
+            told(&format!("{info}\n")).as_deref(),
+            Some("vCPU 0: EFAULT")
+        );
     }
 }

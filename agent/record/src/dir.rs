@@ -8,8 +8,8 @@
 //! | `vm.sock` | its endpoint: VmService, MemoryService, TransferService |
 //! | `journal` | who may run the VM ([`crate::journal`]) |
 //! | `transfer-<migration>-<source or destination>.pb` | a side's last `slat.v1.Transfer` |
-//! | `console` | what a raw image printed |
-//! | `log` | the process's standard error |
+//! | `console`, `console.1` | what a raw image printed; the older part ([`crate::rotate`]) |
+//! | `log`, `log.1` | the process's standard error; the older part |
 //!
 //! The agent trusts the lock, not the pid: a lock that can be taken has no process behind it.
 //!

@@ -2,6 +2,7 @@
 //!
 //! * [`dir`] names the files in a VM's directory: the lock, the socket, the records of transfers.
 //! * [`journal`] is the durable record of who may run the VM.
+//! * [`rotate`] bounds files that only grow: logs and consoles.
 //! * [`uid`] is a VM's identity, which names its directory.
 //! * [`standing`] says how a migration's side stands once its process is dead, from what that left.
 //!
@@ -10,5 +11,6 @@
 
 pub mod dir;
 pub mod journal;
+pub mod rotate;
 pub mod standing;
 pub mod uid;

@@ -2,10 +2,15 @@
 
 use std::{ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf};
 
-use slat_proto::{model::HostName, transport::Address};
+use slat_proto::{
+    model::{HostName, PortRange},
+    transport::Address,
+};
 
 use crate::{
-    daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
+    daemon::{
+        self, DaemonArgs, listen, memory, notify, recorder::Recorder, state, stop, telemetry,
+    },
     failure::Failure,
     roles::{self, AgentRole},
     term::units::Size,
@@ -21,10 +26,8 @@ Without --server the agent serves its own VMs and reports to nobody: slat get vm
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 
-/// Memory that VMs leave to the host, at least, unless `--memory` says otherwise.
-const HOST_SHARE: u64 = 1 << 30;
-/// Of a large host, one part in so many.
-const HOST_PART: u64 = 16;
+/// Least size at which a VM's log may be rotated: a line of it, and some more.
+const LEAST_LOG: Size = Size(64 << 10);
 
 /// Options of `slat agent`.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,9 +55,27 @@ pub(crate) struct AgentArgs {
     /// listens on]
     #[arg(long, env = "SLAT_DATA_IP", value_name = "IP")]
     data_ip: Option<IpAddr>,
-    /// Memory VMs may use, as 16GiB [default: the host's, less a sixteenth and at least 1GiB]
+    /// TCP ports on that address for pages, as 7410-7473, one for each VM that arrives at a time;
+    /// 0: any
+    #[arg(
+        long,
+        env = "SLAT_DATA_PORTS",
+        default_value = "7410-7473",
+        value_name = "FIRST-LAST"
+    )]
+    data_ports: PortRange,
+    /// Memory VMs may use, as 16GiB; never more than this machine has or its cgroup allows
+    /// [default: that, less a sixteenth and at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
+    /// Rotate the log of a VM's process at this size, as 8MiB; one older file is kept
+    #[arg(
+        long,
+        env = "SLAT_VM_LOG_SIZE",
+        default_value = "8MiB",
+        value_name = "SIZE"
+    )]
+    vm_log_size: Size,
     /// Where to keep VMs' sockets and journals, as /srv/slat [default: /var/lib/slat/agent, or the
     /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
@@ -83,11 +104,13 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
         ));
     }
     let name = args.name.map_or_else(own_name, Ok)?;
-    let memory_bytes = match args.memory {
-        Some(Size(0)) => return Err(Failure::Usage("--memory 0 leaves no VM any memory".into())),
-        Some(Size(bytes)) => bytes,
-        None => host_memory()?,
-    };
+    let memory_bytes = memory::for_vms(args.memory)?;
+    if args.vm_log_size < LEAST_LOG {
+        return Err(Failure::Usage(format!(
+            "--vm-log-size {} is less than {LEAST_LOG}",
+            args.vm_log_size
+        )));
+    }
     let state_dir = state::directory(args.state_dir, "agent")?;
     state::prepare(&state_dir)?;
     let recorder = Recorder::install()?;
@@ -99,7 +122,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
         state_dir,
         memory_bytes,
         data_ip,
-        vm_program: vm_program(args.daemon.die_with)?,
+        vm_program: vm_program(args.data_ports, args.vm_log_size, args.daemon.die_with)?,
         render: recorder.render(),
     }
     .start()
@@ -114,11 +137,17 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the agent runs for one VM: this binary's `vm` role.
-fn vm_program(die_with: Option<u32>) -> Result<Vec<OsString>, Failure> {
+/// What the agent runs for one VM: this binary's `vm` role, with what concerns VM processes alone.
+fn vm_program(
+    data_ports: PortRange,
+    log_size: Size,
+    die_with: Option<u32>,
+) -> Result<Vec<OsString>, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::local(format!("cannot find this program's file: {error}")))?;
     let mut command = vec![program.into_os_string(), "vm".into()];
+    command.extend(["--data-ports".into(), data_ports.to_string().into()]);
+    command.extend(["--log-size".into(), format!("{}B", log_size.0).into()]);
     if let Some(pid) = die_with {
         command.extend(["--die-with".into(), pid.to_string().into()]);
     }
@@ -147,43 +176,6 @@ fn sanitised(node: &str) -> Option<HostName> {
     HostName::from_id(dashed.trim_matches('-')).ok()
 }
 
-/// What VMs may use when nobody says. Counted from all the memory of the host, not from what is
-/// free: when an agent starts again, its VMs run already and their memory is reserved by name, so
-/// it would count twice.
-fn host_memory() -> Result<u64, Failure> {
-    std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| default_memory(&text))
-        .ok_or_else(|| {
-            Failure::advised(
-                "cannot read from /proc/meminfo how much memory this host has",
-                "say how much VMs may use with --memory",
-            )
-        })
-}
-
-fn default_memory(meminfo: &str) -> Option<u64> {
-    meminfo_bytes(meminfo, "MemTotal:").map(share)
-}
-
-/// `MemAvailable` in bytes.
-pub(crate) fn available(meminfo: &str) -> Option<u64> {
-    meminfo_bytes(meminfo, "MemAvailable:")
-}
-
-fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// What VMs may use of all: a sixteenth less and at least 1 GiB less, but never less
-/// than every second byte, which matters on a small host.
-fn share(total: u64) -> u64 {
-    let reserve = HOST_SHARE.max(total / HOST_PART);
-    total.saturating_sub(reserve).max(total / 2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,28 +191,5 @@ mod tests {
         assert_eq!(name("-x-").as_deref(), Some("x"));
         assert_eq!(name(&"a".repeat(99)).map(|id| id.len()), Some(63));
         assert_eq!(name("..."), None);
-    }
-
-    #[test]
-    fn running_vms_do_not_shrink_the_default_memory() {
-        let text = |available: u64| {
-            format!("MemTotal:        8388608 kB\nMemAvailable:    {available} kB\nBuffers: 1 kB\n")
-        };
-        assert_eq!(default_memory(&text(8_000_000)), Some(7 << 30));
-        assert_eq!(
-            default_memory(&text(1)),
-            Some(7 << 30),
-            "an agent that starts again over its VMs"
-        );
-        assert_eq!(default_memory("MemAvailable: 1 kB"), None);
-        assert_eq!(share(64 << 30), 60 << 30);
-        assert_eq!(share(1 << 30), 1 << 29);
-    }
-
-    #[test]
-    fn available_memory_is_read_in_bytes() {
-        let text = "MemTotal:       24000000 kB\nMemAvailable:    8388608 kB\nBuffers: 1 kB\n";
-        assert_eq!(available(text), Some(8 << 30));
-        assert_eq!(available("MemTotal: 1 kB"), None);
     }
 }

@@ -3,13 +3,15 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use slat_proto::model::{HostName, VmName};
-use slat_record::uid::VmUid;
+use slat_proto::model::{HostName, PortRange, VmName};
+use slat_record::{dir::VmDir, uid::VmUid};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::{
-    daemon::{DaemonArgs, stop, telemetry},
+    daemon::{DaemonArgs, stop, telemetry, vm_log::VmLog},
     failure::{self, Failure},
     roles::VmRole,
+    term::units::Size,
 };
 
 /// Options of `slat vm`, given by the agent.
@@ -30,13 +32,21 @@ pub(crate) struct VmArgs {
     /// Address at which it receives pages
     #[arg(long, value_name = "IP")]
     data_ip: IpAddr,
+    /// Ports on which it receives pages; 0: any
+    #[arg(long, default_value = "0", value_name = "FIRST-LAST")]
+    data_ports: PortRange,
+    /// How long its log may become before it is rotated
+    #[arg(long, default_value = "8MiB", value_name = "SIZE")]
+    log_size: Size,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
 
 /// Runs until the VM is deleted, handed over, or the process told to stop.
 pub(crate) async fn run(args: VmArgs) -> Result<(), Failure> {
-    let telemetry = telemetry::install("vm", &args.daemon.log, "info")?;
+    let log = VmLog::on_stderr(VmDir::new(&args.dir).log(), args.log_size.0);
+    let log = log.map_or_else(|| BoxMakeWriter::new(std::io::stderr), BoxMakeWriter::new);
+    let telemetry = telemetry::install_to(log, "vm", &args.daemon.log, "info")?;
     stop::die_with(args.daemon.die_with)?;
     let vm = args.vm.clone();
     let result = VmRole {
@@ -45,6 +55,7 @@ pub(crate) async fn run(args: VmArgs) -> Result<(), Failure> {
         uid: args.uid,
         host: args.host,
         data_ip: args.data_ip,
+        data_ports: args.data_ports,
     }
     .run()
     .await;

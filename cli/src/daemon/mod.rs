@@ -1,14 +1,16 @@
 //! What the three roles (`slat server`, `slat agent`, `slat vm`) share around their libraries: logs
-//! and traces, the metrics recorder, where they may listen and keep state, the ready line, systemd,
-//! and how they are told to stop.
+//! and traces, the metrics recorder, where they may listen and keep state, how much memory there
+//! is, the ready line, systemd, and how they are told to stop.
 
 pub(crate) mod listen;
+pub(crate) mod memory;
 pub(crate) mod notify;
 mod process;
 pub(crate) mod recorder;
 pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod telemetry;
+pub(crate) mod vm_log;
 
 use std::net::SocketAddr;
 

@@ -12,7 +12,8 @@ use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, Registry, fmt::writer::BoxMakeWriter, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use crate::failure::Failure;
@@ -64,6 +65,16 @@ pub(crate) fn install(
     log: &LogArgs,
     default_filter: &str,
 ) -> Result<Telemetry, Failure> {
+    install_to(BoxMakeWriter::new(io::stderr), role, log, default_filter)
+}
+
+/// As [`install`], with the logs going to `writer`.
+pub(crate) fn install_to(
+    writer: BoxMakeWriter,
+    role: &str,
+    log: &LogArgs,
+    default_filter: &str,
+) -> Result<Telemetry, Failure> {
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let chosen = log
         .log_filter
@@ -81,7 +92,7 @@ pub(crate) fn install(
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = if json {
         lines.json().flatten_event(true).with_filter(filter).boxed()
     } else {

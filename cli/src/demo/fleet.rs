@@ -97,6 +97,8 @@ impl Fleet {
             let mut agent = arguments("agent", self.path(host));
             agent.extend(["--server".into(), address.to_string().into()]);
             agent.extend(["--name".into(), host.into()]);
+            // The host's own range is for its agent.
+            agent.extend(["--data-ports".into(), "0".into()]);
             agent.extend(["--memory".into(), format!("{memory}B").into()]);
             let log = self.path(&format!("{host}.log"));
             self.agents.push(Daemon::start(host, agent, log).await?);

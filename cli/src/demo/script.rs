@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     client::Client,
-    command::{agent, follow::follow, patience::Patience},
+    command::{follow::follow, patience::Patience},
+    daemon::memory,
     failure::Failure,
     term::{
         out,
@@ -127,7 +128,7 @@ fn observer(fleet: &Fleet, vm: &VmName) -> Observer {
 fn enough_memory(args: &DemoArgs) -> Result<(), Failure> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let needed = args.memory.0.saturating_mul(2).saturating_add(OVERHEAD);
-    match agent::available(&meminfo) {
+    match memory::available(&meminfo) {
         Some(available) if available < needed => Err(Failure::advised(
             format!(
                 "two copies of {} need {} of memory, and {} is available",

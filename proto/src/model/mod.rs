@@ -9,6 +9,7 @@ mod migration;
 mod name;
 mod named;
 mod page;
+mod ports;
 mod slot;
 mod time;
 mod vm;
@@ -19,6 +20,7 @@ pub use migration::{MigrationParams, OnOverrun, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
 pub use named::NamedVm;
 pub use page::{PageRequest, paginate};
+pub use ports::PortRange;
 pub use slot::{
     MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotChange, SlotSpec, check_slot_table, slots_for_memory,
 };

@@ -9,11 +9,12 @@
 //! |---|---|---|
 //! | `monitor` | 1 | how the VM left the source and, with `verify` before the commit, the digests |
 //! | `vcpu` | 1 | the backend's state of all vCPUs |
+//! | `slots` | 1 | optional: the slot table's generation, u64, 1 to 2^63 - 1 |
 //! | `interrupt-controller`, `clock`, `devices` | | reserved names: no backend has them yet |
 //!
 //! A section that this program has nothing for is passed over when its flag says that it is
 //! optional. Otherwise it is refused by name, before READY: the source goes on. So is a section
-//! that is missing, comes twice, or has a version that is not read here.
+//! that comes twice, or that is not optional and is missing or has a version that is not read here.
 
 use slat_proto::{ApiError, Reason};
 
@@ -22,8 +23,9 @@ use crate::{machine::Switchover, memory::MemoryDigest};
 
 const MONITOR: &str = "monitor";
 const VCPU: &str = "vcpu";
+const SLOTS: &str = "slots";
 /// Sections read here, each with its version.
-const KNOWN: [(&str, u32); 2] = [(MONITOR, 1), (VCPU, 1)];
+const KNOWN: [(&str, u32); 3] = [(MONITOR, 1), (VCPU, 1), (SLOTS, 1)];
 const OPTIONAL: u32 = 1;
 const MAX_SECTIONS: u32 = 64;
 const MAX_NAME: usize = 32;
@@ -47,6 +49,8 @@ pub(crate) struct VmState {
     pub(crate) digest: Option<MemoryDigest>,
     /// From [`crate::backend::Backend::save_state`].
     pub(crate) vcpus: Vec<u8>,
+    /// Of the slot table.
+    pub(crate) generation: u64,
 }
 
 /// [`VmState`] as received.
@@ -55,6 +59,8 @@ pub(crate) struct ReceivedState {
     pub(crate) left: Switchover,
     pub(crate) digests: Option<Vec<(u32, u128)>>,
     pub(crate) vcpus: Vec<u8>,
+    /// Of the slot table; `None`: the source's version does not say.
+    pub(crate) generation: Option<u64>,
 }
 
 /// State that cannot be taken.
@@ -102,7 +108,15 @@ impl VmState {
             optional: false,
             contents,
         };
-        encode(&[section(MONITOR, monitor), section(VCPU, self.vcpus.clone())])
+        let slots = Section {
+            optional: true,
+            ..section(SLOTS, self.generation.to_le_bytes().to_vec())
+        };
+        encode(&[
+            section(MONITOR, monitor),
+            section(VCPU, self.vcpus.clone()),
+            slots,
+        ])
     }
 
     /// What [`VmState::encode`] made.
@@ -110,7 +124,7 @@ impl VmState {
     /// # Errors
     /// See [`StateError`].
     pub(crate) fn decode(bytes: &[u8]) -> Result<ReceivedState, StateError> {
-        let [mut monitor, mut vcpus] = [None, None];
+        let [mut monitor, mut vcpus, mut slots] = [None, None, None];
         for section in decode(bytes)? {
             let refuse = |message: &str| StateError::Section {
                 name: section.name.clone(),
@@ -125,12 +139,16 @@ impl VmState {
                 return Err(refuse("this program has nothing that reads it"));
             };
             if section.version != *version {
+                if section.optional {
+                    tracing::info!(section = section.name, "an optional section is passed over");
+                    continue;
+                }
                 return Err(refuse(&format!("this program reads version {version}")));
             }
-            let place = if section.name == MONITOR {
-                &mut monitor
-            } else {
-                &mut vcpus
+            let place = match section.name.as_str() {
+                MONITOR => &mut monitor,
+                VCPU => &mut vcpus,
+                _ => &mut slots,
             };
             if place.is_some() {
                 return Err(refuse("it comes twice"));
@@ -149,8 +167,21 @@ impl VmState {
             left,
             digests,
             vcpus,
+            generation: slots.map(|slots| generation(&slots)).transpose()?,
         })
     }
+}
+
+/// What the section `slots` says. Room to count on is left above it.
+fn generation(contents: &[u8]) -> Result<u64, PayloadError> {
+    let bytes = contents
+        .try_into()
+        .map_err(|_| PayloadError::new("length", "of section slots"))?;
+    let generation = u64::from_le_bytes(bytes);
+    if generation == 0 || i64::try_from(generation).is_err() {
+        return Err(PayloadError::new("generation", generation));
+    }
+    Ok(generation)
 }
 
 fn encode(sections: &[Section]) -> Vec<u8> {
@@ -253,6 +284,7 @@ mod tests {
                 }],
             }),
             vcpus: vec![1, 2, 3],
+            generation: 7,
         }
     }
 
@@ -279,7 +311,8 @@ mod tests {
             ReceivedState {
                 left: sample().left,
                 digests: Some(vec![(3, 1 << 100)]),
-                vcpus: vec![1, 2, 3]
+                vcpus: vec![1, 2, 3],
+                generation: Some(7),
             }
         );
     }
@@ -290,6 +323,21 @@ mod tests {
         assert_eq!(refused.reason, Reason::StateVersionUnsupported);
         assert_eq!(refused.metadata["section"], "clock");
         with(|sections| sections.push(extra(true))).unwrap();
+    }
+
+    #[test]
+    fn a_source_that_does_not_say_the_generation_is_understood() {
+        let without = with(|sections| drop(sections.pop())).unwrap();
+        assert_eq!(without.generation, None);
+        let later = with(|sections| sections[2].version = 2).unwrap();
+        assert_eq!(later.generation, None);
+        for wrong in [0, 1 << 63, u64::MAX] {
+            let said = |sections: &mut Vec<Section>| {
+                sections[2].contents = u64::to_le_bytes(wrong).to_vec();
+            };
+            assert!(with(said).is_err(), "{wrong}");
+        }
+        assert!(with(|sections| sections[2].contents.truncate(7)).is_err());
     }
 
     #[test]

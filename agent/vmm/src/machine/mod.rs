@@ -28,6 +28,7 @@
 
 mod adopt;
 mod build;
+mod counting;
 mod guarded;
 mod incoming;
 mod lifecycle;

@@ -79,7 +79,8 @@ impl SlotTable {
         &self.slots
     }
 
-    /// Grows by 1 at each change.
+    /// Grows by 1 at each change, as long as the VM lives: a process that takes the VM over goes on
+    /// from the generation it had.
     #[must_use]
     pub(crate) fn generation(&self) -> u64 {
         self.generation
@@ -132,8 +133,19 @@ impl GuestMemory {
     pub(crate) fn publish(&self, mut slots: Vec<Arc<SlotMemory>>) {
         slots.sort_by_key(|slot| slot.spec.base_gfn);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = table.generation + 1;
+        let generation = table.generation.saturating_add(1);
         *table = Arc::new(SlotTable { slots, generation });
+    }
+
+    /// The table is of `generation` from now on, unless it is of a later one: it never goes back.
+    pub(crate) fn raise_generation(&self, generation: u64) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.generation < generation {
+            *table = Arc::new(SlotTable {
+                slots: table.slots.clone(),
+                generation,
+            });
+        }
     }
 }
 
@@ -161,5 +173,17 @@ mod tests {
         for hole in [4, 99, 104, u64::MAX] {
             assert!(table.find(hole).is_none(), "{hole}");
         }
+    }
+
+    #[test]
+    fn a_generation_is_raised_and_never_goes_back() {
+        let memory = GuestMemory::new();
+        memory.publish(Vec::new());
+        memory.raise_generation(7);
+        assert_eq!(memory.table().generation(), 7);
+        memory.raise_generation(3);
+        assert_eq!(memory.table().generation(), 7);
+        memory.publish(Vec::new());
+        assert_eq!(memory.table().generation(), 8);
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -46,16 +46,14 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on a free port of `ip`. `admit` is called on a thread of its own for each good
-    /// connection.
+    /// Takes connections of `socket`. `admit` is called on a thread of its own for each good one.
     pub(crate) fn open(
-        ip: IpAddr,
+        socket: TcpListener,
         ticket: [u8; TICKET],
         protocol: u32,
         epoch: u64,
         admit: impl Fn(Peer) + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
-        let socket = TcpListener::bind((ip, 0))?;
         let address = socket.local_addr()?;
         let refused = Arc::new(AtomicU64::new(0));
         let accepting = socket.try_clone()?;

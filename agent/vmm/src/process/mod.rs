@@ -33,7 +33,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, VmName},
+    model::{HostName, PortRange, VmName},
     transport::Endpoint,
     v1::transfer_service_server::TransferServiceServer,
 };
@@ -73,6 +73,8 @@ pub struct VmProcessConfig {
     pub host: HostName,
     /// Where incoming pages are received.
     pub data_ip: IpAddr,
+    /// On which ports; every VM process of the host shares them.
+    pub data_ports: PortRange,
 }
 
 /// Why a VM process could not begin or had to end.
@@ -202,7 +204,8 @@ async fn take_lock(dir: &VmDir) -> io::Result<Option<File>> {
 
 /// What this process serves.
 fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
-    let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip);
+    let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip)
+        .on_ports(config.data_ports);
     Endpoint::new()
         .service(TransferServiceServer::new(TransferApi::new(Arc::new(
             transfers,

@@ -20,6 +20,7 @@ fn config(dir: &Path) -> VmProcessConfig {
         uid: None,
         host: HostName::parse("a").unwrap(),
         data_ip: [127, 0, 0, 1].into(),
+        data_ports: slat_proto::model::PortRange::ANY,
     }
 }
 

@@ -84,7 +84,6 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
-        pairs: Arc::default(),
     };
     let reconciler = Reconciler::new(
         context,
@@ -148,6 +147,7 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: store.clone(),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
+        pairs: Arc::default(),
     };
     fault.set(ENOSPC);
     let reconciler = Reconciler::new(

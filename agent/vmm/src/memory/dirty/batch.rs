@@ -7,7 +7,8 @@ use super::bitmap::DirtyBitmap;
 /// Pages delivered to one reader.
 #[derive(Debug)]
 pub(crate) struct DirtyBatch {
-    /// Number to acknowledge it with; grows by 1 at each harvest of the cursor.
+    /// Number to acknowledge it with; grows by 1 at each harvest of the cursor, and is above those
+    /// of every cursor before it.
     pub batch: u64,
     /// By number, the slots that have dirty pages or had some, and which. The cursor has its share
     /// of the bitmaps until the batch is acknowledged.

@@ -22,20 +22,35 @@ pub(super) type Retired = (u32, Arc<DirtyBitmap>);
 /// One reader's state.
 #[derive(Debug)]
 pub(super) struct Cursor {
+    /// Of the last batch; of none while it is `before`.
     batch: u64,
+    /// Batches up to this number are those of earlier cursors.
+    before: u64,
     pub(super) last_used: Instant,
     fresh: SlotBitmaps,
     delivered: BTreeMap<u32, Arc<DirtyBitmap>>,
 }
 
 impl Cursor {
-    pub(super) fn new(now: Instant) -> Self {
+    /// A cursor that numbers its batches above `before`.
+    pub(super) fn new(now: Instant, before: u64) -> Self {
         Self {
-            batch: 0,
+            batch: before,
+            before,
             last_used: now,
             fresh: SlotBitmaps::new(),
             delivered: BTreeMap::new(),
         }
+    }
+
+    /// Number of the last batch, or of an earlier cursor's.
+    pub(super) fn last_batch(&self) -> u64 {
+        self.batch
+    }
+
+    /// Whether `batch` was an earlier cursor's: what it told of is not what this one owes.
+    pub(super) fn is_from_before(&self, batch: u64) -> bool {
+        (1..=self.before).contains(&batch)
     }
 
     /// Adds harvested pages of a slot.

@@ -41,6 +41,7 @@ impl DestinationDriver {
             compare(&work.link.intake.digests(), theirs)?;
         }
         self.machine.load(self.side.migration(), &state.vcpus)?;
+        self.machine.go_on_counting(state.generation);
         work.left = state.left;
         Ok(())
     }

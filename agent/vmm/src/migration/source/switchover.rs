@@ -138,6 +138,8 @@ impl SourceDriver {
             left,
             digest: digest.clone(),
             vcpus,
+            // Nobody changes slots while the VM migrates.
+            generation: self.machine.memory().table().generation(),
         };
         let state = state.encode();
         // The last moment: with the state the destination may become READY.

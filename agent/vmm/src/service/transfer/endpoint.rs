@@ -8,7 +8,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, NamedVm, VmName},
+    model::{MigrationName, NamedVm, PortRange, VmName},
     v1::{self, TransferPhase, TransferRole},
 };
 
@@ -55,6 +55,7 @@ pub(crate) struct TransferEndpoint {
     pub(super) machine: Arc<Machine>,
     pub(super) vm: VmName,
     pub(super) data_ip: IpAddr,
+    pub(super) data_ports: PortRange,
     sides: Arc<Mutex<Sides>>,
     /// Held while a side begins, which may take long; never by those who only ask.
     starting: Arc<Mutex<()>>,
@@ -63,17 +64,25 @@ pub(crate) struct TransferEndpoint {
 }
 
 impl TransferEndpoint {
-    /// An endpoint to `machine`, whose incoming pages are taken on `data_ip`.
+    /// An endpoint to `machine`, whose incoming pages are taken on any free port of `data_ip`.
     #[must_use]
     pub(crate) fn new(machine: Arc<Machine>, vm: VmName, data_ip: IpAddr) -> Self {
         Self {
             machine,
             vm,
             data_ip,
+            data_ports: PortRange::ANY,
             sides: Arc::default(),
             starting: Arc::default(),
             filter: Arc::new(EveryPage),
         }
+    }
+
+    /// With pages taken on these ports only.
+    #[must_use]
+    pub(crate) fn on_ports(mut self, data_ports: PortRange) -> Self {
+        self.data_ports = data_ports;
+        self
     }
 
     pub(super) fn sides(&self) -> MutexGuard<'_, Sides> {

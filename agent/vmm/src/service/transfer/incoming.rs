@@ -21,6 +21,7 @@ use crate::{
         side::Side,
     },
     migration::{
+        data_port,
         destination::{DestinationDriver, Note},
         listener::Listener,
         wire::TICKET,
@@ -100,11 +101,7 @@ impl TransferEndpoint {
             }
             Err(error) => {
                 self.machine.abort_incoming(&migration)?;
-                Err(ApiError::new(
-                    Reason::Internal,
-                    format!("data port on {}: {error}", self.data_ip),
-                )
-                .because_of(&error))
+                Err(error.with("vm", &self.vm).with("migration", &migration))
             }
         }
     }
@@ -114,17 +111,27 @@ impl TransferEndpoint {
         side: &Arc<Side<Destination>>,
         from: From,
         runtime: tokio::runtime::Handle,
-    ) -> std::io::Result<Incoming> {
+    ) -> Result<Incoming, ApiError> {
+        let failed = |error: std::io::Error| {
+            ApiError::new(
+                Reason::Internal,
+                format!("the data port cannot be served: {error}"),
+            )
+        };
         let mut ticket = [0; TICKET];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut ticket)?;
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut source| source.read_exact(&mut ticket))
+            .map_err(failed)?;
+        let socket = data_port::bind(self.data_ip, self.data_ports)?;
         let (sender, notes) = mpsc::channel();
         let protocol = from.versions.protocol;
         let admit = Mutex::new(sender.clone());
-        let listener = Listener::open(self.data_ip, ticket, protocol, from.epoch, move |peer| {
+        let listener = Listener::open(socket, ticket, protocol, from.epoch, move |peer| {
             let admit = admit.lock().unwrap_or_else(PoisonError::into_inner);
             // The side has ended: the connection closes with the value.
             drop(admit.send(Note::Connected(peer)));
-        })?;
+        })
+        .map_err(failed)?;
         let data_address = listener.address().to_string();
         let destination = DestinationDriver {
             machine: Arc::clone(&self.machine),
@@ -141,7 +148,8 @@ impl TransferEndpoint {
         };
         std::thread::Builder::new()
             .name("incoming".to_owned())
-            .spawn(move || destination.run())?;
+            .spawn(move || destination.run())
+            .map_err(failed)?;
         Ok(Incoming {
             side: Arc::clone(side),
             notes: sender,

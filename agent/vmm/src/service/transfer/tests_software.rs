@@ -10,9 +10,11 @@ use std::{
 };
 
 use slat_proto::{
+    Reason,
     model::{
-        BackendKind, Format, GuestSpec, HostName, MemstressFill, MemstressPattern, MemstressSpec,
-        MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, Verify, VmName, VmSpec,
+        BackendKind, CursorName, Format, GuestSpec, HostName, MemstressFill, MemstressPattern,
+        MemstressSpec, MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, SlotChange, SlotSpec,
+        Verify, VmName, VmSpec,
     },
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
@@ -265,4 +267,41 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
     to.until(|counters| counters.errors > 0).await;
     assert_eq!(to.counters().first_error_page, working_page);
     to.machine.delete().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_callers_hold_do_not_come_again() {
+    let mut from = Host::running("a", Format::Ept4, MemstressSpec::default());
+    let stale = from.machine.list_slots().unwrap().1;
+    let slot = SlotSpec::new(7, 1 << 20, 16, false).unwrap();
+    let create = [SlotChange::Create(slot)];
+    let table = from.machine.update_slots(&create, stale).unwrap();
+    let present = table.generation();
+    let backup = CursorName::from_id("backup").unwrap();
+    let read = |host: &Host, acknowledge| {
+        host.machine
+            .dirty()
+            .read_api(&backup, acknowledge, usize::MAX)
+    };
+    let mut old = read(&from, 0).unwrap().batch;
+    let delete = [SlotChange::Delete { slot: 7 }];
+    // There and back again.
+    for id in ["m1", "m2"] {
+        let to = Host::new("b");
+        completed(id, &migrate(id, &from, &to, &params(Verify::None)).await);
+        let error = to.machine.update_slots(&delete, stale).unwrap_err();
+        assert_eq!(error.reason, Reason::StaleGeneration, "{id}");
+        assert_eq!(to.machine.list_slots().unwrap().1, present, "{id}");
+        let gone = read(&to, old).unwrap_err();
+        assert_eq!(gone.reason, Reason::NoSuchCursor, "{id}");
+        let made = read(&to, 0).unwrap();
+        assert!(made.created && made.batch > old, "{id}");
+        let gone = read(&to, old).unwrap_err();
+        assert_eq!(gone.reason, Reason::NoSuchCursor, "{id}: made again since");
+        old = read(&to, made.batch).unwrap().batch;
+        from = to;
+    }
+    let table = from.machine.update_slots(&delete, present).unwrap();
+    assert_eq!(table.generation(), present + 1);
+    from.machine.delete().unwrap();
 }

@@ -15,6 +15,12 @@
 //! which the process calls on a timer: dirty logging splits huge pages and must not stay on because
 //! a client went away. Its next harvest finds the cursor new (`created`) and must copy everything.
 //!
+//! # Numbers of batches
+//! A cursor numbers its batches above those of every cursor before it, also of those that the VM
+//! had in another process. So a reader whose cursor expired, or stayed behind in a migration, can
+//! not acknowledge what another made under the same name was told: NO_SUCH_CURSOR says that it has
+//! to begin anew.
+//!
 //! # Slots
 //! Every change of a slot goes through here, under the same lock as a harvest; what changes the
 //! slot itself is given along. A slot that is added or moved is dirty as a whole for every reader:
@@ -120,6 +126,8 @@ struct Inner {
     source: Option<Arc<dyn DirtySource>>,
     slots: BTreeMap<u32, SlotLog>,
     cursors: BTreeMap<Reader, Cursor>,
+    /// The highest number of a batch that a cursor which is gone can have delivered.
+    batches: u64,
 }
 
 /// The dirty log of one VM. See the module.
@@ -149,6 +157,12 @@ impl DirtyLog {
     pub(crate) fn unbind(&self) {
         *self.lock() = Inner::default();
         self.enabled.store(false, Ordering::Relaxed);
+    }
+
+    /// Cursors made from now on number their batches above `used`.
+    pub(crate) fn number_batches_above(&self, used: u64) {
+        let mut inner = self.lock();
+        inner.batches = inner.batches.max(used);
     }
 
     /// Makes a reader of this process. True when it is new; its first harvest then has the pages
@@ -220,8 +234,9 @@ impl DirtyLog {
     /// comes with the next call.
     ///
     /// # Errors
-    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged; BAD_PARAMETER when it
-    /// is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the source's.
+    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged, even if there is a new
+    /// one of its name; BAD_PARAMETER when it is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the
+    /// source's.
     pub(crate) fn read_api(
         &self,
         cursor: &CursorName,
@@ -408,15 +423,17 @@ impl DirtyLog {
             self.note_enabled(inner);
             return Err(error.into());
         }
-        inner.cursors.insert(reader, Cursor::new(now));
+        let cursor = Cursor::new(now, inner.batches);
+        inner.cursors.insert(reader, cursor);
         self.note_enabled(inner);
         Ok(true)
     }
 
     fn detach_reader(&self, inner: &mut Inner, reader: &Reader) -> Result<(), ApiError> {
-        if inner.cursors.remove(reader).is_none() {
+        let Some(cursor) = inner.cursors.remove(reader) else {
             return Err(no_such_cursor(reader));
-        }
+        };
+        inner.batches = inner.batches.max(cursor.last_batch());
         if !inner.cursors.is_empty() {
             return Ok(());
         }
@@ -485,7 +502,11 @@ impl Inner {
 
     fn acknowledge(&mut self, reader: &Reader, batch: u64) -> Result<(), ApiError> {
         let mut retired = Vec::new();
-        self.cursor(reader)?.acknowledge(batch, &mut retired)?;
+        let cursor = self.cursor(reader)?;
+        if cursor.is_from_before(batch) {
+            return Err(no_such_cursor(reader).with("batch", batch));
+        }
+        cursor.acknowledge(batch, &mut retired)?;
         self.retire(retired);
         Ok(())
     }
@@ -549,6 +570,6 @@ fn no_such_cursor(reader: &Reader) -> ApiError {
         .with("cursor", name)
         .with(
             "advice",
-            "it was deleted or unused for 10 minutes: harvest without acknowledging to begin anew, and copy everything",
+            "it was deleted, unused for 10 minutes, or left behind when the VM was migrated: harvest without acknowledging to begin anew, and copy everything",
         )
 }

@@ -79,6 +79,7 @@ impl ByHand {
                 never_ran: false,
             },
             digest: None,
+            generation: 1,
             vcpus: b"fake vCPUs".to_vec(),
         };
         self.control(Kind::State, &state.encode());

@@ -221,6 +221,35 @@ fn an_idle_caller_does_not_keep_logging_on() {
 }
 
 #[test]
+fn what_an_earlier_cursor_of_the_name_delivered_is_not_acknowledged() {
+    let Rig { log, source } = rig(&[(0, 0, 10)]);
+    let name = cursor("backup");
+    let first = log.read_api(&name, 0, usize::MAX).unwrap();
+    log.detach_api(&name).unwrap();
+    let again = log.read_api(&name, 0, usize::MAX).unwrap();
+    assert!(again.created && again.batch > first.batch);
+    source.guest_writes(0, 3);
+    let stale = log.read_api(&name, first.batch, usize::MAX).unwrap_err();
+    assert_eq!(stale.reason, Reason::NoSuchCursor);
+    assert_eq!(stale.metadata["batch"], first.batch.to_string());
+    let owed = log.read_api(&name, again.batch, usize::MAX).unwrap();
+    assert_eq!(owed.ranges, vec![(3, 1)]);
+
+    // So are those that were delivered on another host.
+    log.number_batches_above(1 << 32);
+    log.detach_api(&name).unwrap();
+    let here = log.read_api(&name, 0, usize::MAX).unwrap();
+    assert!(here.batch > 1 << 32);
+    for batch in [1, owed.batch, 1 << 32] {
+        let stale = log.read_api(&name, batch, usize::MAX).unwrap_err();
+        assert_eq!(stale.reason, Reason::NoSuchCursor, "{batch}");
+    }
+    let ahead = log.read_api(&name, here.batch + 1, usize::MAX);
+    assert_eq!(ahead.unwrap_err().reason, Reason::BadParameter);
+    log.read_api(&name, here.batch, usize::MAX).unwrap();
+}
+
+#[test]
 fn callers_see_frames_across_slots() {
     let Rig { log, source } = rig(&[(5, 0, 64), (2, 64, 64), (9, 1000, 8)]);
     let a = cursor("a");

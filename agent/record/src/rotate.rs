@@ -1,0 +1,72 @@
+//! Files that only grow, bounded: when one is long enough it becomes the old one, `<name>.1`, whose
+//! predecessor goes, and a new one begins. So there are never more than two, and the last that was
+//! written is always there.
+//!
+//! The one process that writes a file rotates it; readers open either by name at any time. Where
+//! the disk has no room for a new file the present one stays what it is.
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The old file beside `path`.
+#[must_use]
+pub fn old(path: &Path) -> PathBuf {
+    with_ending(path, ".1")
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
+/// Makes the file at `path` the old one and returns a new one in its place, open to append.
+///
+/// # Errors
+/// When a file cannot be made or renamed; the file at `path` is then still there.
+pub fn rotate(path: &Path) -> io::Result<File> {
+    let aside = with_ending(path, ".new");
+    let file = OpenOptions::new().create(true).append(true).open(&aside)?;
+    match std::fs::rename(path, old(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(&aside, path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn there_are_never_more_than_two() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "first").unwrap();
+        for text in ["second", "third"] {
+            let mut file = rotate(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        assert_eq!(read(&path), "third");
+        assert_eq!(read(&old(&path)), "second");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_rotated_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "first").unwrap();
+        std::fs::create_dir(with_ending(&path, ".new")).unwrap();
+        assert!(rotate(&path).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
+    }
+}
