@@ -33,7 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         out.join("slat_v1.pb"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let mut config = tonic_prost_build::Config::new();
+    // Every message knows its full name, so that JSON needs no name beside the type.
+    config.enable_type_names();
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     let generated = out.join("slat.v1.rs");
     let mut code = fs::read_to_string(&generated)?;
     for (theirs, ours) in OURS {

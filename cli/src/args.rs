@@ -2,13 +2,13 @@
 
 use clap::{Parser, Subcommand, builder::styling};
 
-use crate::{command, demo, failure::EXIT_CODES};
+use crate::{client::ClientArgs, command, demo, failure::EXIT_CODES};
 
 const EXAMPLES: &str = "\
 Examples:
   slat demo                                   watch a running VM move between two hosts
   slat server & slat agent --server 127.0.0.1:7400 &
-  slat create vm web --memory 512MiB --dirty-rate 64
+  slat create vm web --memory 512MiB --dirty-rate 64MiB/s
   slat migrate web --to host-b                move it while it runs
   slat get vms --watch
 
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Run one VM's process (agents start it)
     #[command(hide = true)]
     Vm(command::vm::VmArgs),
-    /// Show hosts, VMs or migrations
+    /// Show hosts, VMs, migrations or leftovers
     Get(command::get::GetArgs),
     /// Create a VM
     Create(command::create::CreateArgs),
@@ -61,18 +61,50 @@ pub(crate) enum Command {
     Pause(command::life::LifeArgs),
     /// Resume a paused VM
     Resume(command::life::LifeArgs),
-    /// Delete a VM and free its memory
-    Delete(command::life::LifeArgs),
+    /// Delete VMs and free their memory; forget hosts; end leftovers
+    Delete(command::delete::DeleteArgs),
     /// Move a running VM to another host
     Migrate(command::migrate::MigrateArgs),
     /// Cancel a migration; the VM stays where it is
     Cancel(command::cancel::CancelArgs),
+    /// Let no new VM and no migration go to a host
+    Cordon(command::cordon::CordonArgs),
+    /// Let VMs and migrations go to a host again
+    Uncordon(command::cordon::CordonArgs),
+    /// Make a leftover of a migration a VM that can run again
+    Adopt(command::leftover::AdoptArgs),
     /// Inspect and change a VM's memory: slots, dirty pages, mappings, digest
     Memory(command::memory::MemoryArgs),
     /// Print the version
     Version(command::version::VersionArgs),
     /// Print the completion script of a shell
     Completion(command::completion::CompletionArgs),
+    /// Write the manual pages
+    Man(command::man::ManArgs),
+}
+
+impl Command {
+    /// Options of a command that asks an endpoint.
+    pub(crate) fn client(&self) -> Option<&ClientArgs> {
+        match self {
+            Self::Get(args) => Some(args.client()),
+            Self::Create(args) => Some(args.client()),
+            Self::Start(args) | Self::Pause(args) | Self::Resume(args) => Some(args.client()),
+            Self::Delete(args) => Some(args.client()),
+            Self::Migrate(args) => Some(args.client()),
+            Self::Cancel(args) => Some(args.client()),
+            Self::Cordon(args) | Self::Uncordon(args) => Some(args.client()),
+            Self::Adopt(args) => Some(args.client()),
+            Self::Memory(args) => Some(args.client()),
+            Self::Demo(_)
+            | Self::Server(_)
+            | Self::Agent(_)
+            | Self::Vm(_)
+            | Self::Version(_)
+            | Self::Completion(_)
+            | Self::Man(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +150,40 @@ mod tests {
         check(&command, "slat");
     }
 
+    /// An option with a value says how the value looks: `as 50ms`, a default, or the values there
+    /// are.
+    #[test]
+    fn every_value_has_an_example() {
+        fn check(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+            if command.is_hide_set() || command.get_name() == "help" {
+                return;
+            }
+            for argument in command.get_arguments() {
+                let takes = argument.get_action().takes_values() && !argument.is_hide_set();
+                let listed = !argument.get_possible_values().is_empty();
+                let defaults = !argument.get_default_values().is_empty();
+                let help = argument.get_long_help().or(argument.get_help());
+                let help = help.map(ToString::to_string).unwrap_or_default();
+                let taught = help.contains(" as ")
+                    || help.contains("(as ")
+                    || listed
+                    || defaults
+                    || help.contains("shows it");
+                if takes && !taught {
+                    found.push(format!("{path} {}: {help}", argument.get_id()));
+                }
+            }
+            for sub in command.get_subcommands() {
+                check(sub, &format!("{path} {}", sub.get_name()), found);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        let mut found = Vec::new();
+        check(&command, "slat", &mut found);
+        assert_eq!(found, [""; 0], "without an example");
+    }
+
     #[test]
     fn the_top_help_stays_small() {
         let help = Cli::command().term_width(100).render_help().to_string();
@@ -130,7 +196,7 @@ mod tests {
         for line in [
             "demo",
             "demo --backend software --format sv48x4 --memory 64MiB --migrations 3 --output json",
-            "demo --vcpus 2 --dirty-rate 128 --streams 4 --max-downtime 50ms --keep",
+            "demo --vcpus 2 --dirty-rate 128MiB/s --streams 4 --max-downtime 50ms --keep",
             "server --listen 127.0.0.1:0 --state-dir /tmp/s --log-format json --log-filter debug",
             "agent --name host-a --server 127.0.0.1:7400 --memory 4GiB --data-ip 127.0.0.1",
             "agent --listen 0.0.0.0:7401 --insecure-listen --advertise a.example:7401 --data-ip 192.0.2.1",
@@ -141,12 +207,33 @@ mod tests {
             "get migrations --vm web",
             "get migration m1 --watch",
             "create vm web --memory 1GiB --vcpus 2 --backend software --format ept4 --host host-a",
-            "create vm web --pattern hot-cold --write-percent 50 --dirty-rate 64 --fill random --seed 7",
+            "create vm web --pattern hot-cold --write-percent 50 --dirty-rate 64MiB/s --fill random --seed 7",
             "create vm web --no-start --dry-run -o json",
             "start vm web",
             "pause vm web",
             "resume vms web db",
             "delete vm web",
+            "delete vm web db cache",
+            "delete vm web --host host-a",
+            "delete vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --force",
+            "delete host host-a --give-up-vms",
+            "delete leftover --uid u --host host-a --give-up",
+            "get leftovers --host host-a",
+            "get vms -o wide --sort-by -memory --no-headers",
+            "get vms --watch --reconnect-timeout 5m",
+            "get vms --host host-a -o yaml",
+            "get vm --uid u",
+            "get migrations --limit 20 -o name",
+            "adopt vm --uid u --host host-a --give-up",
+            "cordon host host-a",
+            "uncordon host host-a host-b",
+            "pause vm web --host host-a",
+            "migrate web --host host-a --to host-b",
+            "migrate --uid u --to host-b",
+            "memory slots --uid u",
+            "memory dirty web --host host-a",
+            "cancel m1 m2",
+            "man --dir /tmp/man",
             "migrate web --to host-b --max-downtime 300ms --max-total-time 10m --streams 4",
             "migrate vms/web --to hosts/b --max-bandwidth 1GiB/s --max-iterations 5 --verify after-commit",
             "migrate web --to b --on-timeout force-switchover --id m1 --dry-run",
@@ -188,7 +275,21 @@ mod tests {
             "memory dirty web --stop --watch",
             "completion tcsh",
             "server --listen localhost",
-            "get vms -o yaml",
+            "get vms -o xml",
+            "get migration m1 --limit 3",
+            "delete vm web --force",
+            "delete vm --host host-a",
+            "delete vm web --uid u --host host-a",
+            "delete host",
+            "adopt vm --uid u",
+            "create vm web --memory 512",
+            "create vm web --dirty-rate 64",
+            "migrate web --to b --max-bandwidth 100",
+            "memory invalidate web --base 0x200000 --size 4096",
+            "memory add-slot web --slot 3 --base 4096 --size 2MiB",
+            "agent --memory 1073741824",
+            "demo --memory 512",
+            "man",
         ] {
             assert!(parse(line).is_err(), "slat {line}");
         }

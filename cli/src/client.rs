@@ -10,9 +10,11 @@ use slat_proto::{
     },
 };
 
+use serde_json::Value;
+
 use crate::{
     failure::Failure,
-    term::out::{self, Format},
+    output::{self, Format},
 };
 
 /// How much longer than its call a command waits: a server that waits for an agent says so first.
@@ -21,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Options every client command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ClientArgs {
-    /// Endpoint to ask: a server, an agent or a VM's socket (host:port or unix:/path)
+    /// Endpoint to ask: a server, an agent or a VM's socket, as 192.0.2.1:7400 or unix:/run/vm.sock
     #[arg(
         long,
         env = "SLAT_SERVER",
@@ -30,7 +32,7 @@ pub(crate) struct ClientArgs {
         global = true
     )]
     pub(crate) server: Address,
-    /// How to print the answer
+    /// How to print the answer; under json and yaml errors are JSON, too
     #[arg(
         short,
         long,
@@ -82,6 +84,8 @@ impl Client {
 pub(crate) struct Session {
     /// The endpoint to ask.
     pub(crate) client: Client,
+    /// Its address.
+    pub(crate) endpoint: Address,
     /// How to print.
     pub(crate) output: Format,
 }
@@ -91,19 +95,18 @@ impl Session {
     pub(crate) fn open(args: &ClientArgs) -> Result<Self, Failure> {
         Ok(Self {
             client: Client::new(&args.server)?,
+            endpoint: args.server.clone(),
             output: args.output,
         })
     }
 
-    /// Prints one message: its JSON, or `text` for people.
+    /// Prints one answer: its JSON or YAML, `name` under `-o name`, else `text`.
     pub(crate) fn answer(
         &self,
-        json: impl FnOnce() -> serde_json::Value,
+        json: impl FnOnce() -> Value,
+        name: &str,
         text: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
-        match self.output {
-            Format::Json => out::json(&json()),
-            Format::Table => out::line(text()),
-        }
+        output::answer(self.output, json, name, text)
     }
 }

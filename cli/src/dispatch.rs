@@ -1,6 +1,6 @@
 //! From a command line to the code of its command, on the runtime that this kind of command gets.
 
-use std::time::Duration;
+use std::{ffi::OsString, pin::Pin, time::Duration};
 
 use clap::CommandFactory as _;
 use slat_proto::transport::Address;
@@ -8,10 +8,15 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     args::{Cli, Command},
-    command::{agent, cancel, completion, create, get, life, memory, migrate, server, version, vm},
+    command::{
+        agent, cancel, completion, cordon, create, delete, get, leftover, life, man, memory,
+        migrate, server, version, vm,
+    },
     daemon::telemetry,
     demo,
     failure::Failure,
+    output::Format,
+    term::out,
 };
 
 /// What still blocks a thread when a command is done gets this long.
@@ -19,23 +24,74 @@ const LAST_THREADS: Duration = Duration::from_millis(500);
 
 /// Runs one command to its end.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    if let Command::Version(args) = &command {
+        speak(args.output());
+    }
+    let endpoint = command.client().map(|client| {
+        speak(client.output);
+        client.server.clone()
+    });
+    let client = |work: Pin<Box<dyn Future<Output = _>>>| as_client(endpoint, work);
     match command {
         Command::Server(args) => on_runtime(Builder::new_multi_thread(), server::run(args)),
         Command::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
         Command::Vm(args) => on_runtime(Builder::new_multi_thread(), vm::run(args)),
-        Command::Demo(args) => as_client(None, demo::run(args)),
-        Command::Get(args) => as_client(args.endpoint(), get::run(args)),
-        Command::Create(args) => as_client(args.endpoint(), create::run(args)),
-        Command::Start(args) => as_client(args.endpoint(), life::run(args, life::Action::Start)),
-        Command::Pause(args) => as_client(args.endpoint(), life::run(args, life::Action::Pause)),
-        Command::Resume(args) => as_client(args.endpoint(), life::run(args, life::Action::Resume)),
-        Command::Delete(args) => as_client(args.endpoint(), life::run(args, life::Action::Delete)),
-        Command::Migrate(args) => as_client(args.endpoint(), migrate::run(args)),
-        Command::Cancel(args) => as_client(args.endpoint(), cancel::run(args)),
-        Command::Memory(args) => as_client(args.endpoint(), memory::run(args)),
+        Command::Demo(args) => client(Box::pin(demo::run(args))),
+        Command::Get(args) => client(Box::pin(get::run(args))),
+        Command::Create(args) => client(Box::pin(create::run(args))),
+        Command::Start(args) => client(Box::pin(life::run(args, life::Action::Start))),
+        Command::Pause(args) => client(Box::pin(life::run(args, life::Action::Pause))),
+        Command::Resume(args) => client(Box::pin(life::run(args, life::Action::Resume))),
+        Command::Delete(args) => client(Box::pin(delete::run(args))),
+        Command::Migrate(args) => client(Box::pin(migrate::run(args))),
+        Command::Cancel(args) => client(Box::pin(cancel::run(args))),
+        Command::Cordon(args) => client(Box::pin(cordon::run(args, true))),
+        Command::Uncordon(args) => client(Box::pin(cordon::run(args, false))),
+        Command::Adopt(args) => client(Box::pin(leftover::run(args))),
+        Command::Memory(args) => client(Box::pin(memory::run(args))),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
+}
+
+/// Messages on standard error in the language of the answer.
+fn speak(output: Format) {
+    if output.is_for_programs() {
+        out::for_programs();
+    }
+}
+
+/// A command line that cannot be read, said as its `-o` asks, and the exit code.
+pub(crate) fn refused(error: &clap::Error, words: impl Iterator<Item = OsString>) -> u8 {
+    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    if error.use_stderr() && asks_for_json(words) {
+        out::for_programs();
+        let text = error.to_string();
+        let message = text.strip_prefix("error: ").unwrap_or(&text);
+        out::report(&Failure::Usage(message.trim_end().to_owned()));
+    } else if let Err(error) = error.print() {
+        // Nobody is left to be told when this fails.
+        tracing::debug!(%error, "print");
+    }
+    code
+}
+
+/// Whether `-o json` or `-o yaml` stands on a command line that cannot be parsed.
+fn asks_for_json(words: impl Iterator<Item = OsString>) -> bool {
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let machine = |word: &str| matches!(word, "json" | "yaml");
+    words
+        .iter()
+        .enumerate()
+        .any(|(at, word)| match word.as_str() {
+            "-o" | "--output" => words.get(at + 1).is_some_and(|next| machine(next)),
+            word => ["-o=", "--output=", "-o"]
+                .iter()
+                .any(|option| word.strip_prefix(option).is_some_and(machine)),
+        })
 }
 
 fn on_runtime(
@@ -71,4 +127,26 @@ fn as_client(
             None => result,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_language_of_a_wrong_command_line_is_known() {
+        let asks = |line: &str| asks_for_json(line.split_whitespace().map(OsString::from));
+        for line in [
+            "get vms -o json --x",
+            "get --output yaml",
+            "get -ojson",
+            "get --output=json x",
+            "get -o=yaml",
+        ] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["get vms", "get vm json", "get -o wide", "get -o"] {
+            assert!(!asks(line), "{line}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod demo;
 mod dispatch;
 mod escape;
 mod failure;
+mod output;
 mod roles;
 mod term;
 mod view;
@@ -19,7 +20,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let args = args::Cli::parse();
+    let args = match args::Cli::try_parse() {
+        Ok(args) => args,
+        Err(error) => return ExitCode::from(dispatch::refused(&error, std::env::args_os())),
+    };
     match dispatch::run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -9,6 +9,7 @@ use slat_proto::{
     model::{HostName, VmName},
     transport::Address,
 };
+use slat_record::uid::VmUid;
 
 use crate::failure::{self, Failure};
 
@@ -29,6 +30,8 @@ pub(crate) struct ServerRole {
     pub(crate) state_dir: PathBuf,
     /// How often agents report.
     pub(crate) report_interval: Duration,
+    /// Ended migrations to keep: how many, and for how long.
+    pub(crate) keep_migrations: (usize, Duration),
     /// For `/metrics`.
     pub(crate) render: Render,
 }
@@ -43,6 +46,10 @@ impl ServerRole {
             listen: self.listen,
             state_dir: self.state_dir,
             report_interval: self.report_interval,
+            retention: slat_server::Retention {
+                keep: self.keep_migrations.0,
+                keep_for: self.keep_migrations.1,
+            },
             render: Some(self.render),
             version: VERSION.to_owned(),
         };
@@ -101,6 +108,7 @@ impl AgentRole {
             vm_program: self.vm_program,
             backends: slat_vmm::available_backends,
             admit: Arc::new(slat_vmm::handover::preamble::admit_here),
+            clock: std::time::SystemTime::now,
             version: VERSION.to_owned(),
             render: Some(self.render),
         };
@@ -126,6 +134,8 @@ pub(crate) struct VmRole {
     pub(crate) dir: PathBuf,
     /// The VM.
     pub(crate) vm: VmName,
+    /// Its identity.
+    pub(crate) uid: Option<VmUid>,
     /// Where it is.
     pub(crate) host: HostName,
     /// Where pages arrive.
@@ -139,6 +149,7 @@ impl VmRole {
         let config = slat_vmm::process::VmProcessConfig {
             dir: self.dir,
             vm: self.vm,
+            uid: self.uid,
             host: self.host,
             data_ip: self.data_ip,
         };

@@ -183,7 +183,10 @@ fn client_commands_end_with_documented_codes() {
     let (ok, stdout, _) = code(&["get", "vms", "-o", "json"]);
     assert_eq!(ok, 0);
     let answer: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(answer, serde_json::json!({"vms": []}));
+    assert_eq!(
+        answer,
+        serde_json::json!({"vms": [], "unreachable": [], "unreported": []})
+    );
     assert_eq!(code(&["get", "vm", "none"]).0, 3);
     assert_eq!(code(&["migrate", "none", "--to", "nowhere"]).0, 3);
     assert_eq!(code(&["create", "vm", "web", "--memory", "3MiB"]).0, 2);
@@ -199,6 +202,33 @@ fn client_commands_end_with_documented_codes() {
         "{}",
         silent.2
     );
+}
+
+#[test]
+fn an_empty_list_is_no_success_while_a_host_is_silent() {
+    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let server = Daemon::start(&["server"], states[0].path());
+    let endpoint = server.address.to_string();
+    let agent = Daemon::start(
+        &["agent", "--name", "host-a", "--server", &endpoint],
+        states[1].path(),
+    );
+    let started = Instant::now();
+    while run(&["get", "hosts", "-o", "name", "--server", &endpoint]).1 != "hosts/host-a\n" {
+        assert!(started.elapsed() < BOUND, "the host does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    agent.signal(Signal::KILL);
+    drop(agent);
+    server.signal(Signal::KILL);
+    drop(server);
+    // It remembers the host and has not heard of it: what runs there is not known.
+    let server = Daemon::start(&["server"], states[0].path());
+    let endpoint = server.address.to_string();
+    let (code, stdout, stderr) = run(&["get", "vms", "--server", &endpoint]);
+    assert_eq!((code, stdout.as_str()), (Some(5), ""), "{stderr}");
+    assert!(stderr.contains("host-a"), "{stderr}");
+    assert!(!stderr.contains("no vms"), "{stderr}");
 }
 
 #[test]

@@ -163,7 +163,7 @@ reasons! {
     PageOutOfSlot = "PAGE_OUT_OF_SLOT" => DataLoss,
     /// A frame has a wrong magic, version, length, checksum or order; metadata `field`.
     StreamCorrupt = "STREAM_CORRUPT" => DataLoss,
-    /// The ticket shown is not this migration's.
+    /// The ticket shown is not this migration's, or its side has ended and was released.
     GrantInvalid = "GRANT_INVALID" => PermissionDenied,
     /// vCPUs could not be stopped.
     SourcePause = "SOURCE_PAUSE" => Internal,

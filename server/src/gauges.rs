@@ -7,7 +7,7 @@ use slat_proto::v1::{self, MigrationPhase as Phase};
 
 use tokio::time::MissedTickBehavior;
 
-use crate::{fleet::Fleet, migration::Migrations};
+use crate::{clock, fleet::Fleet, migration::Migrations};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ fn refresh(fleet: &Fleet, migrations: &Migrations) {
             .as_str_name()
             .trim_start_matches("MIGRATION_PHASE_")
             .to_ascii_lowercase();
-        gauge!("slat_migrations", "phase" => label).set(count(number));
+        gauge!("slat_migrations_active", "phase" => label).set(count(number));
         if phase == Phase::InDoubt {
             gauge!("slat_migration_in_doubt").set(count(number));
         }
@@ -58,13 +58,18 @@ fn refresh(fleet: &Fleet, migrations: &Migrations) {
         gauge!("slat_hosts", "state" => label).set(count(number));
     }
     for host in &hosts {
+        let name = host.name.trim_start_matches("hosts/").to_owned();
+        if let Some(offset) = &host.clock_offset {
+            gauge!("slat_host_clock_offset_seconds", "host" => name.clone())
+                .set(clock::seconds(offset));
+        }
         if let Some(time) = &host.last_seen_time {
-            let name = host.name.trim_start_matches("hosts/").to_owned();
             let whole = u32::try_from(time.seconds).map_or(0.0, f64::from);
             gauge!("slat_host_last_report_timestamp_seconds", "host" => name)
                 .set(whole + f64::from(time.nanos) / 1e9);
         }
     }
+    gauge!("slat_vm_name_conflicts").set(count(fleet.name_conflicts()));
     let states = fleet.vm_states();
     for state in [
         VmState::Created,

@@ -2,7 +2,8 @@
 //! it.
 //!
 //! From the bottom:
-//! * `store`: what must survive (migrations, hosts' addresses), in redb;
+//! * `store`: what must survive (migrations, the fleet as last seen), in redb;
+//! * `clock`: what hosts' clocks are off by;
 //! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
@@ -15,10 +16,11 @@
 //!
 //! # Tasks
 //! [`Server`] owns them all: the listener, the gauges, the store's probe, one reconciler per
-//! migration (through `Migrations`) and the watches. [`Server::stop`] ends them and returns when
-//! they have ended.
+//! migration (through `Migrations`), the watches, what writes the fleet to the store and what calls
+//! agents back. [`Server::stop`] ends them and returns when they have ended.
 
 mod api;
+mod clock;
 mod dashboard;
 mod fleet;
 mod gauges;
@@ -35,16 +37,17 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use slat_proto::transport::{Endpoint, EndpointHandle};
 use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{Services, Watches},
-    fleet::Fleet,
+    fleet::{Fleet, call_back, remember},
     history::History,
     migration::Migrations,
     store::BlockingStore,
 };
 
-pub use crate::{http::Render, store::StoreError};
+pub use crate::{http::Render, migration::Retention, store::StoreError};
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -55,6 +58,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
+    /// Which ended migrations are kept.
+    pub retention: Retention,
     /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
     /// says that there is no recorder.
     pub render: Option<Render>,
@@ -68,6 +73,7 @@ impl fmt::Debug for ServerConfig {
             .field("listen", &self.listen)
             .field("state_dir", &self.state_dir)
             .field("report_interval", &self.report_interval)
+            .field("retention", &self.retention)
             .field("render", &self.render.is_some())
             .field("version", &self.version)
             .finish()
@@ -103,6 +109,9 @@ pub struct Server {
     store: BlockingStore,
     /// Gauges, health, and the store's probe.
     keeping: [JoinHandle<()>; 3],
+    /// What remembers the fleet, and what calls its agents back.
+    keepers: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl fmt::Debug for Server {
@@ -150,18 +159,15 @@ impl Server {
 
         metrics::describe(&config.version);
         let fleet = Fleet::new(config.report_interval);
-        for (host, address) in store.with(|store| store.hosts()).await? {
-            fleet
-                .remember(&host, &address)
-                .map_err(|error| StoreError::Record {
-                    table: "hosts",
-                    key: host.clone(),
-                    message: error.message,
-                })?;
-        }
-        let history = Arc::new(History::new());
-        let migrations =
-            Migrations::start(Arc::clone(&fleet), store.clone(), Arc::clone(&history)).await?;
+        fleet.restore(store.with(|store| store.seen()).await?)?;
+        let history = Arc::new(History::new(config.report_interval));
+        let migrations = Migrations::start(
+            Arc::clone(&fleet),
+            store.clone(),
+            Arc::clone(&history),
+            config.retention,
+        )
+        .await?;
         let watches = Watches::default();
         let services = Services {
             fleet: Arc::clone(&fleet),
@@ -170,14 +176,14 @@ impl Server {
             history: Arc::clone(&history),
             watches: watches.clone(),
         };
-        let pages = dashboard::router(dashboard::Pages {
-            fleet: Arc::clone(&fleet),
-            migrations: Arc::clone(&migrations),
+        let pages = dashboard::router(dashboard::Pages::new(
+            Arc::clone(&fleet),
+            Arc::clone(&migrations),
             history,
-            version: config.version.as_str().into(),
-        });
+            &config.version,
+        ));
         let endpoint = services
-            .add_to(Endpoint::new())
+            .add_to(Endpoint::new().entry())
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)
@@ -190,6 +196,11 @@ impl Server {
                 return Err(listen_failed(source));
             }
         };
+        let stop = CancellationToken::new();
+        let keepers = TaskTracker::new();
+        keepers.spawn(remember(Arc::clone(&fleet), store.clone(), stop.clone()));
+        keepers.spawn(call_back(Arc::clone(&fleet), stop.clone()));
+        keepers.close();
         let keeping = [
             tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations))),
             tokio::spawn(store::tell(store.clone(), endpoint.health())),
@@ -203,6 +214,8 @@ impl Server {
             watches,
             store,
             keeping,
+            keepers,
+            stop,
         })
     }
 
@@ -221,6 +234,9 @@ impl Server {
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;
+        // After the last report.
+        self.stop.cancel();
+        self.keepers.wait().await;
         self.store.finish().await;
         for task in self.keeping {
             // An aborted task's error says so and nothing else.

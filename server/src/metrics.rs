@@ -26,13 +26,22 @@ pub const DURATION_BUCKETS: &[f64] = &[
 /// Upper bounds of `slat_migration_iterations`, for the recorder.
 pub const ITERATION_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0];
 
+/// How a migration may end.
+const RESULTS: [&str; 4] = ["completed", "cancelled", "failed", "lost"];
+/// A reason that is not ours, as of an agent of another version.
+const OTHER: &str = "OTHER";
+/// The downtime that was predicted when the switchover was decided.
+const PREDICTED: &str = "slat_migration_predicted_downtime_seconds";
+/// How far the prediction was from what was measured.
+const PREDICTION_ERROR: &str = "slat_migration_downtime_prediction_error_seconds";
+
 /// Help texts and units, and the series that exist from the start.
 pub(crate) fn describe(version: &str) {
     describe_counter!(
         "slat_migrations_total",
         "Ended migrations by result and reason."
     );
-    describe_gauge!("slat_migrations", "Running migrations by phase.");
+    describe_gauge!("slat_migrations_active", "Running migrations by phase.");
     describe_histogram!(
         "slat_migration_duration_seconds",
         Unit::Seconds,
@@ -44,6 +53,16 @@ pub(crate) fn describe(version: &str) {
         "Measured downtime of completed migrations."
     );
     describe_histogram!(
+        PREDICTED,
+        Unit::Seconds,
+        "Downtime of completed migrations as predicted when the switchover was decided."
+    );
+    describe_histogram!(
+        PREDICTION_ERROR,
+        Unit::Seconds,
+        "How much longer or shorter the measured downtime was than the predicted one."
+    );
+    describe_histogram!(
         "slat_migration_iterations",
         "Iterations over memory of completed migrations."
     );
@@ -53,10 +72,16 @@ pub(crate) fn describe(version: &str) {
     );
     describe_gauge!("slat_hosts", "Hosts by state.");
     describe_gauge!("slat_vms", "VMs by state.");
+    describe_gauge!("slat_vm_name_conflicts", "Names that more than one VM has.");
     describe_gauge!(
         "slat_host_last_report_timestamp_seconds",
         Unit::Seconds,
         "When a host was last heard from."
+    );
+    describe_gauge!(
+        "slat_host_clock_offset_seconds",
+        Unit::Seconds,
+        "A host's wall clock less the server's, as last measured."
     );
     describe_gauge!(
         "slat_store_up",
@@ -76,9 +101,19 @@ pub(crate) fn describe(version: &str) {
     }
     describe_gauge!("slat_build_info", "Version of this process; always 1.");
     gauge!("slat_build_info", "version" => version.to_owned(), "role" => "server").set(1.0);
-    for result in ["completed", "cancelled", "failed", "lost"] {
+    // Every series exists before its first event: a counter that appears with 1 has no increase.
+    for result in RESULTS {
         counter!("slat_migrations_total", "result" => result, "reason" => "").increment(0);
+        let _registered = histogram!("slat_migration_duration_seconds", "result" => result);
     }
+    for result in ["failed", "lost"] {
+        let reasons = Reason::ALL.iter().map(|reason| reason.as_str());
+        for reason in reasons.chain([OTHER]) {
+            counter!("slat_migrations_total", "result" => result, "reason" => reason).increment(0);
+        }
+    }
+    let _registered = histogram!("slat_migration_downtime_seconds");
+    let _registered = histogram!("slat_migration_iterations");
 }
 
 /// Counts a migration that has just reached its terminal phase.
@@ -90,9 +125,9 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
         _ if lost => "lost",
         _ => "failed",
     };
-    // A reason that is not ours (an agent of another version) does not become a label.
+    // Bounded: a word from outside does not become a label.
     let reason = migration.error.as_ref().map_or("", |error| {
-        Reason::parse(&error.reason).map_or("OTHER", Reason::as_str)
+        Reason::parse(&error.reason).map_or(OTHER, Reason::as_str)
     });
     counter!("slat_migrations_total", "result" => result, "reason" => reason).increment(1);
     let seconds = |duration: Option<&prost_types::Duration>| -> f64 {
@@ -108,7 +143,14 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
     };
     if progress.downtime.is_some() {
         histogram!("slat_migration_downtime_seconds").record(seconds(progress.downtime.as_ref()));
+        let predicted = progress.prediction.as_ref().and_then(|p| p.total.as_ref());
+        if predicted.is_some() {
+            let error = seconds(progress.downtime.as_ref()) - seconds(predicted);
+            let direction = if error < 0.0 { "shorter" } else { "longer" };
+            histogram!(PREDICTED).record(seconds(predicted));
+            histogram!(PREDICTION_ERROR, "direction" => direction).record(error.abs());
+        }
     }
-    let iterations = u32::try_from(progress.iterations.len()).unwrap_or(u32::MAX);
+    let iterations = u32::try_from(progress.iterations_done()).unwrap_or(u32::MAX);
     histogram!("slat_migration_iterations").record(f64::from(iterations));
 }

@@ -58,6 +58,7 @@ async fn a_server_that_cannot_write_does_not_serve_and_comes_back_with_its_disk(
         report_interval: Duration::from_secs(1),
         render: None,
         version: "test".to_owned(),
+        retention: crate::Retention::default(),
     };
     let server = Server::start_on(config, fault.open(directory.path()));
     let server = server.await.unwrap();

@@ -164,21 +164,33 @@ async fn a_host_that_falls_silent_is_named() {
         answer(hosts.get_host(host).await).unwrap().state() == HostState::Unreachable
     })
     .await;
-    let error = clients.vm("vms/web").await.unwrap_err();
+    // What was last seen is shown, and said to be old; nothing can be done with it.
+    let old = clients.vm("vms/web").await.unwrap();
+    assert!(old.stale && old.last_seen_time.is_some());
+    assert_eq!(old.state(), State::Running);
+    let pause = v1::PauseVmRequest {
+        name: "vms/web".into(),
+        ..Default::default()
+    };
+    let error = answer(clients.vms.pause_vm(pause).await).unwrap_err();
     assert_eq!(error.reason, Reason::HostUnreachable);
     assert_eq!(error.metadata["host"], "hosts/a");
-    // What was last seen is shown, and said to be old.
-    let list = answer(clients.vms.list_vms(v1::ListVmsRequest::default()).await).unwrap();
-    assert_eq!(list.vms.len(), 1);
+    let list = clients.list().await;
+    assert!(list.vms[0].stale);
     assert_eq!(list.unreachable, ["hosts/a"]);
+    assert!(list.unreported.is_empty());
     first.stop().await;
 
-    // After a restart the host is known, its VMs are not: they are rebuilt from reports.
+    // After a restart host and VM are known as they were last seen.
     let second = server(state.path()).await;
     let mut clients = Clients::new(second.address());
-    let error = clients.vm("vms/web").await.unwrap_err();
-    assert_eq!(error.reason, Reason::NoSuchVm);
-    assert_eq!(error.metadata["unreachable"], "hosts/a");
+    let kept = clients.vm("vms/web").await.unwrap();
+    assert_eq!(kept.uid, old.uid);
+    assert_eq!((kept.epoch, kept.state()), (old.epoch, old.state()));
+    assert!(kept.stale && kept.last_seen_time.is_some());
+    let list = clients.list().await;
+    assert_eq!(list.vms.len(), 1);
+    assert_eq!(list.unreported, ["hosts/a"]);
     let report = v1::ReportHostRequest {
         host: "hosts/a".into(),
         incarnation: "1".into(),
@@ -244,10 +256,14 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
     assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self';"));
     for (path, kind) in [
         ("/assets/app.js", "text/javascript"),
+        ("/assets/dom.js", "text/javascript"),
+        ("/assets/charts.js", "text/javascript"),
+        ("/assets/overview.js", "text/javascript"),
+        ("/assets/lists.js", "text/javascript"),
+        ("/assets/move.js", "text/javascript"),
         ("/assets/app.css", "text/css"),
         ("/assets/icon.svg", "image/svg+xml"),
     ] {
-        assert!(page.contains(path), "the page uses {path}");
         let (head, body) = get(at, path, "").await;
         assert!(head.contains(kind), "{head}");
         // No address outside the server; the SVG namespace is a name, not an address.
@@ -256,7 +272,15 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
             !rest.contains("http://") && !rest.contains("https://"),
             "{path}"
         );
-        assert!(!rest.contains("innerHTML"), "{path}");
+        // What came from outside is written as text, never as markup.
+        for markup in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+        ] {
+            assert!(!rest.contains(markup), "{path}: {markup}");
+        }
     }
     assert!(!page.contains("http://") && !page.contains("https://"));
 
@@ -280,13 +304,27 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
         serde_json::from_str(&body).unwrap()
     };
     let now = json("/api/state").await;
-    assert_eq!(now["hosts"][0]["name"], "hosts/a");
-    assert_eq!(now["hosts"][0]["state"], "READY");
-    assert_eq!(now["vms"][0]["name"], "vms/web");
-    let history = json("/api/history").await;
-    let samples = history["vms"]["vms/web"].as_array().unwrap();
-    assert_eq!(samples[0][2], 10);
-    assert!(samples[0][3].is_null());
+    assert_eq!(now["totals"]["hosts"]["READY"], 1);
+    assert_eq!(now["totals"]["vms"]["RUNNING"], 1);
+    assert_eq!(now["problems"], serde_json::json!([]));
+    let hosts = json("/api/hosts").await;
+    assert_eq!(hosts["rows"][0]["name"], "hosts/a");
+    assert_eq!(hosts["rows"][0]["state"], "READY");
+    let vms = json("/api/vms?state=RUNNING").await;
+    assert_eq!(vms["rows"][0]["name"], "vms/web");
+    // Not offered is null, never 0.
+    assert!(vms["rows"][0]["rates"]["flushes"].is_null());
+    assert_eq!(json("/api/vms?q=other").await["matched"], 0);
+    let rates = json("/api/rates?of=vms&rate=flushes").await;
+    assert_eq!(
+        (&rates["total"], &rates["unit"]),
+        (&0.into(), &"flushes/s".into())
+    );
+    for path in ["/api/rates?of=vms&rate=x", "/api/rates?of=x&rate=faults"] {
+        let (head, body) = get(at, path, "").await;
+        assert!(head.starts_with("http/1.1 400"), "{head}");
+        assert!(body.contains("is one of"), "{body}");
+    }
     let (head, _) = get(at, "/api/migrations/none", "").await;
     assert!(head.starts_with("http/1.1 404"), "{head}");
     let (head, _) = get(at, "/api/migrations/A%20b", "").await;

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use slat_proto::v1::MigrationPhase as Phase;
-use slat_server::{Server, ServerConfig, metrics::DOWNTIME_BUCKETS};
+use slat_server::{Retention, Server, ServerConfig, metrics::DOWNTIME_BUCKETS};
 use support::{Agent, Clients, Fake, hand_over, until, vm};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,13 +36,39 @@ async fn a_migration_is_counted() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: Duration::from_millis(100),
+        retention: Retention::default(),
         render: Some(Arc::new(move || recorder.render())),
         version: "9.9.9".into(),
     })
     .await
     .unwrap();
+    // Before anything has happened.
+    let text = scrape(server.address()).await;
+    for line in [
+        "slat_migrations_total{result=\"completed\",reason=\"\"} 0",
+        "slat_migrations_total{result=\"cancelled\",reason=\"\"} 0",
+        "slat_migrations_total{result=\"failed\",reason=\"CONNECTION_LOST\"} 0",
+        "slat_migrations_total{result=\"failed\",reason=\"OTHER\"} 0",
+        "slat_migrations_total{result=\"lost\",reason=\"VM_PROCESS_DIED\"} 0",
+        "slat_migration_downtime_seconds_count 0",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    // OpenMetrics: a counter's family is its name without _total, and no other family has it.
+    let families: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    for counter in families
+        .iter()
+        .filter_map(|name| name.strip_suffix("_total"))
+    {
+        assert!(!families.contains(&counter), "{counter} is two families");
+    }
+
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
+    source.set_clock(7200);
     let a = Agent::start(source, server.address()).await;
     let b = Agent::start(Fake::new("hosts/b"), server.address()).await;
     let mut clients = Clients::new(server.address());
@@ -62,13 +88,23 @@ async fn a_migration_is_counted() {
         "slat_migration_downtime_seconds_bucket{le=\"0.01\"} 0",
         "slat_migration_downtime_seconds_bucket{le=\"0.025\"} 1",
         "slat_migration_in_doubt 0",
-        "slat_migrations{phase=\"precopy_active\"} 0",
+        "slat_migrations_active{phase=\"precopy_active\"} 0",
         "slat_hosts{state=\"ready\"} 2",
         "slat_vms{state=\"running\"} 1",
         "slat_host_last_report_timestamp_seconds{host=\"a\"}",
+        "slat_vm_name_conflicts 0",
+        // Two hours, to the accuracy of the measurement.
+        "slat_host_clock_offset_seconds{host=\"a\"} 7",
         "slat_build_info{version=\"9.9.9\",role=\"server\"} 1",
     ];
     for line in wanted {
+        until(line, async || scrape(server.address()).await.contains(line)).await;
+    }
+    // A second VM of the name, at the host where the first was.
+    let mut twin = vm("vms/web", 64);
+    twin.uid = "twin".into();
+    a.fake.put_vm(twin);
+    for line in ["slat_vm_name_conflicts 1", "slat_vms{state=\"running\"} 2"] {
         until(line, async || scrape(server.address()).await.contains(line)).await;
     }
     server.stop().await;

@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/server/          state of the server        <root>/server.log
 //! <root>/host-a/          state of an agent          <root>/host-a.log
-//! <root>/host-a/vms/x/    one VM (lock, journal, log)
+//! <root>/host-a/vms/<uid>/    one VM (lock, journal, log)
 //! ```
 //! Every process of the fleet has a path below the root on its command line, so what is left of it
 //! can be found in `/proc`.
@@ -24,6 +24,7 @@ use slat_proto::{
         migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
     },
 };
+use slat_record::{dir::VmDir, journal::Journal};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
@@ -220,11 +221,26 @@ impl Fleet {
         self.host_mut(host).daemon.start().map(drop)
     }
 
-    /// The directory of a VM on a host, whether it is there or not.
+    /// The folder of a host's VM directories, each called by its VM's uid.
+    #[must_use]
+    pub fn host_vms(&self, host: &str) -> PathBuf {
+        self.host(host).state.join("vms")
+    }
+
+    /// The directory of a VM on a host, by the name in its journal; one that is not there when none
+    /// has it.
     #[must_use]
     pub fn vm_dir(&self, host: &str, vm: &str) -> PathBuf {
         let id = vm.strip_prefix("vms/").unwrap_or(vm);
-        self.host(host).state.join("vms").join(id)
+        let vms = self.host_vms(host);
+        let is_its = |dir: &PathBuf| {
+            let journal = VmDir::new(dir).journal();
+            Journal::read(&journal).is_ok_and(|state| state.is_some_and(|state| state.vm == id))
+        };
+        list(&vms)
+            .into_iter()
+            .find(is_its)
+            .unwrap_or_else(|| vms.join(id))
     }
 
     /// The living process of a VM on a host.
@@ -531,8 +547,8 @@ impl Fleet {
     /// # Errors
     /// When it stays.
     pub async fn vm_dir_gone(&self, host: &str, vm: &str) -> anyhow::Result<()> {
-        let dir = self.vm_dir(host, vm);
-        eventually(&format!("{} is gone", dir.display()), || async {
+        eventually(&format!("{vm} is gone from {host}"), || async {
+            let dir = self.vm_dir(host, vm);
             ensure!(!dir.exists(), "{:?}", list(&dir));
             Ok(())
         })
@@ -577,7 +593,7 @@ impl Fleet {
             .vms;
         for vm in vms {
             let request = v1::DeleteVmRequest {
-                name: vm.name.clone(),
+                uid: vm.uid.clone(),
                 ..Default::default()
             };
             self.vms(&server)
@@ -607,7 +623,7 @@ impl Fleet {
         })
         .await?;
         let explained = self.journals.explain().map_err(anyhow::Error::msg)?;
-        println!("{explained} journals explained");
+        eprintln!("{explained} journals explained");
         self.finished = true;
         Ok(())
     }

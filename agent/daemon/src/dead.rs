@@ -1,9 +1,18 @@
 //! A VM whose process is dead and whose directory is still needed: for a lost VM until it is
 //! deleted, for migration sides until they are released.
+//!
+//! # Unreadable
+//! A directory that cannot be read answers nothing, and is read again ([`DeadVm::is_due`]) until it
+//! can. It may have owned its VM, so a lost VM is shown in its place, unless the agent only ever
+//! saw it receive: what never owned is never lost.
+//!
+//! # Locking
+//! `told` is a leaf mutex: held for one read or write of memory, never over file work.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use slat_proto::{
@@ -13,18 +22,24 @@ use slat_proto::{
 };
 
 use super::{
+    identity::{Who, load_seen},
+    living::LiveVm,
     remains::{self, Remains},
     side::SideKey,
 };
-use slat_record::dir::VmDir;
+use slat_record::{dir::VmDir, uid::VmUid};
+
+/// Between two attempts to read an unreadable directory.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A dead process's directory.
 #[derive(Debug)]
 pub(super) struct DeadVm {
-    name: VmName,
+    who: Who,
     dir: VmDir,
     /// The lost VM; `None` when it owned none.
     lost: Option<v1::Vm>,
+    seen: LastSeen,
     told: Mutex<Told>,
 }
 
@@ -33,48 +48,92 @@ pub(super) struct DeadVm {
 struct Told {
     remains: Result<Remains, ApiError>,
     sides: BTreeMap<SideKey, v1::Transfer>,
+    /// When the directory was last tried.
+    tried: Instant,
+}
+
+/// What the agent saw of a VM while its process lived.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastSeen {
+    /// As it last showed itself.
+    pub(super) vm: Option<v1::Vm>,
+    /// It was only ever seen to receive its VM.
+    pub(super) never_owned: bool,
+    /// Its sides, as they last showed themselves.
+    pub(super) sides: Vec<v1::Transfer>,
+}
+
+impl LastSeen {
+    /// Of a process that has just ended.
+    pub(super) fn of(live: &LiveVm) -> Self {
+        Self {
+            vm: live.snapshot(),
+            never_owned: live.never_owned(),
+            sides: live.sides(),
+        }
+    }
+
+    /// What was kept beside the journal, where nothing better is known.
+    pub(super) fn or_kept(mut self, dir: &VmDir) -> Self {
+        if self.vm.is_none() {
+            self.vm = load_seen(dir);
+            let incoming = |vm: &v1::Vm| vm.state() == v1::vm::State::Incoming;
+            self.never_owned = self.vm.as_ref().is_some_and(incoming);
+        }
+        self
+    }
 }
 
 impl DeadVm {
-    /// From what the directory says. `seen`: the VM as last known.
+    /// From what the directory says.
     pub(super) fn new(
-        name: VmName,
+        who: Who,
         dir: VmDir,
         host: &HostName,
         remains: Result<Remains, ApiError>,
-        seen: Option<&v1::Vm>,
+        seen: LastSeen,
     ) -> Self {
         let (lost, sides) = match &remains {
-            Ok(remains) => (remains.lost_vm(seen, host), remains.sides()),
-            // It may have owned the VM: it is shown as lost, with the reason, until somebody looks
-            // and deletes it.
-            Err(error) => {
-                let (uid, epoch) = seen.map_or((String::new(), 0), |vm| (vm.uid.clone(), vm.epoch));
-                let message = format!("its process died and its directory cannot be read: {error}");
-                (
-                    Some(remains::lost(&name, host, seen, &uid, epoch, message)),
-                    Vec::new(),
-                )
-            }
+            Ok(remains) => (remains.lost_vm(seen.vm.as_ref(), host), remains.sides()),
+            Err(_) if seen.never_owned => (None, Vec::new()),
+            Err(error) => (Some(perhaps_lost(&who, host, error, &seen)), Vec::new()),
         };
         let sides = sides
             .into_iter()
             .filter_map(|side| Some((SideKey::of(&side)?, side)))
             .collect();
+        let name = match &remains {
+            Ok(remains) => remains.name().clone(),
+            Err(_) => who.name.clone(),
+        };
         Self {
-            name,
+            who: Who { name, ..who },
             dir,
             lost,
-            told: Mutex::new(Told { remains, sides }),
+            seen,
+            told: Mutex::new(Told {
+                remains,
+                sides,
+                tried: Instant::now(),
+            }),
         }
     }
 
+    pub(super) fn uid(&self) -> &VmUid {
+        &self.who.uid
+    }
+
     pub(super) fn name(&self) -> &VmName {
-        &self.name
+        &self.who.name
     }
 
     pub(super) fn dir(&self) -> &VmDir {
         &self.dir
+    }
+
+    /// What was seen of it while its process lived.
+    pub(super) fn last_seen(&self) -> &LastSeen {
+        &self.seen
     }
 
     /// The VM that died with the process.
@@ -84,6 +143,26 @@ impl DeadVm {
 
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the directory cannot be read.
+    pub(super) fn unreadable(&self) -> Option<ApiError> {
+        self.told().remains.as_ref().err().cloned()
+    }
+
+    /// Whether it is unreadable and to be tried again now; whoever is told so does it.
+    pub(super) fn is_due(&self) -> bool {
+        let mut told = self.told();
+        let due = told.remains.is_err() && told.tried.elapsed() >= AGAIN;
+        if due {
+            told.tried = Instant::now();
+        }
+        due
+    }
+
+    /// The last epoch that its journal names; 0 when it names none.
+    pub(super) fn epoch(&self) -> u64 {
+        self.told().remains.as_ref().map_or(0, Remains::epoch)
     }
 
     /// Sides to report.
@@ -115,13 +194,24 @@ impl DeadVm {
         }
     }
 
-    /// Whether the directory may be replaced by a new VM of this name.
+    /// Whether the directory may make way when this VM comes back.
     pub(super) fn replaceable(&self) -> bool {
         self.lost.is_none() && self.told().remains.as_ref().is_ok_and(Remains::replaceable)
     }
 
     /// Whether nothing is left to tell.
     pub(super) fn is_told(&self) -> bool {
-        self.lost.is_none() && self.told().sides.is_empty()
+        let told = self.told();
+        self.lost.is_none() && told.remains.is_ok() && told.sides.is_empty()
     }
+}
+
+/// What an unreadable directory may have owned, shown with the reason until somebody looks.
+fn perhaps_lost(who: &Who, host: &HostName, error: &ApiError, seen: &LastSeen) -> v1::Vm {
+    let (uid, epoch) = match &seen.vm {
+        Some(vm) => (vm.uid.clone(), vm.epoch),
+        None => (who.uid.to_string(), 0),
+    };
+    let message = format!("its process died and its directory cannot be read: {error}");
+    remains::lost(&who.name, host, seen.vm.as_ref(), &uid, epoch, message)
 }

@@ -7,9 +7,11 @@ use std::{sync::Arc, time::Duration};
 use slat_proto::{Reason, v1};
 
 use super::{
+    identity::save_seen,
     living::{LiveVm, QUICK, forget_record},
     registry::Registry,
     side::{SideKey, is_terminal},
+    traffic::Counted,
 };
 
 /// Between two attempts to follow, doubling from the first.
@@ -26,12 +28,27 @@ async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
     }
 }
 
+/// Keeps what a VM said; true when it is more than new figures. From the moment that it has arrived
+/// it owns its VM: what its process leaves may be a lost one, so that is kept on disk too.
+pub(super) async fn keep_seen(vm: &LiveVm, said: &v1::Vm) -> bool {
+    let news = vm.see(said.clone());
+    if news.arrived {
+        let (dir, said) = (vm.dir().clone(), said.clone());
+        let kept = tokio::task::spawn_blocking(move || save_seen(&dir, &said));
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "keeping a VM's description failed");
+        }
+    }
+    news.any
+}
+
 /// Keeps the snapshot until the process is gone. `heard` is called after each message.
 pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
     let mut wait = RETRY_FIRST;
     loop {
         let request = v1::WatchVmRequest {
             name: vm.name().to_string(),
+            uid: vm.own_uid(),
             ..Default::default()
         };
         match vm.vms().watch_vm(request).await {
@@ -40,7 +57,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
                 while let Ok(Some(said)) = stream.message().await {
                     wait = RETRY_FIRST;
                     heard(&said);
-                    if vm.see(said) {
+                    if keep_seen(&vm, &said).await {
                         registry.note_change();
                     }
                 }
@@ -87,6 +104,7 @@ async fn next(
 /// (false).
 pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: SideKey) -> bool {
     let mut wait = RETRY_FIRST;
+    let mut counted = Counted::default();
     loop {
         let request = v1::WatchTransferRequest {
             migration: key.migration.to_string(),
@@ -101,6 +119,7 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
                         break;
                     }
                     wait = RETRY_FIRST;
+                    counted.see(&said);
                     let ended = is_terminal(said.phase());
                     if vm.see_side(&key, said) {
                         registry.note_change();

@@ -1,15 +1,19 @@
 //! HostService at the agent: a collection of one, its own host.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, now, paginate},
+    model::{HostName, PageRequest, paginate, timestamp},
     v1::{self, host_service_server::HostService},
 };
 use tonic::{Request, Response, Status};
 
 use super::supervisor::Supervisor;
+use slat_record::uid::VmUid;
 
 /// What this agent says of its host.
 #[derive(Debug)]
@@ -17,6 +21,11 @@ pub(super) struct HostCard {
     pub(super) address: String,
     pub(super) incarnation: String,
     pub(super) version: String,
+    pub(super) clock: fn() -> SystemTime,
+    /// Identity of the agent's state directory.
+    pub(super) uid: String,
+    /// What is wrong between this agent and its server; empty when nothing is. A leaf mutex.
+    pub(super) trouble: Mutex<String>,
     pub(super) supervisor: Arc<Supervisor>,
 }
 
@@ -39,11 +48,23 @@ impl HostCard {
             memory_bytes,
             memory_used_bytes,
             vms: u32::try_from(self.supervisor.snapshots().len()).unwrap_or(u32::MAX),
-            last_seen_time: Some(now()),
+            last_seen_time: Some(timestamp((self.clock)())),
             version: self.version.clone(),
             backend_message: self.supervisor.backend_message.clone().unwrap_or_default(),
+            state_message: self
+                .trouble
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            uid: self.uid.clone(),
+            leftovers: u32::try_from(self.supervisor.leftovers().len()).unwrap_or(u32::MAX),
             ..Default::default()
         }
+    }
+
+    /// Says what is wrong between this agent and its server, or that nothing is.
+    pub(super) fn set_trouble(&self, what: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 }
 
@@ -51,22 +72,29 @@ impl HostCard {
 #[derive(Debug)]
 pub(super) struct Hosts(pub(super) Arc<HostCard>);
 
+impl Hosts {
+    /// Refuses another host's name.
+    fn is_own(&self, name: &str) -> Result<(), ApiError> {
+        let name = HostName::parse(name)?;
+        let own = &self.0.supervisor.host;
+        if name == *own {
+            return Ok(());
+        }
+        Err(
+            ApiError::new(Reason::NoSuchHost, format!("this is {own}, not {name}"))
+                .with("host", name)
+                .with("advice", "ask the server"),
+        )
+    }
+}
+
 #[tonic::async_trait]
 impl HostService for Hosts {
     async fn get_host(
         &self,
         request: Request<v1::GetHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        let name = HostName::parse(&request.into_inner().name)?;
-        let own = &self.0.supervisor.host;
-        if name != *own {
-            return Err(
-                ApiError::new(Reason::NoSuchHost, format!("this is {own}, not {name}"))
-                    .with("host", name)
-                    .with("advice", "ask the server")
-                    .into(),
-            );
-        }
+        self.is_own(&request.into_inner().name)?;
         Ok(Response::new(self.0.host()))
     }
 
@@ -86,43 +114,74 @@ impl HostService for Hosts {
 
     async fn cordon_host(
         &self,
-        _request: Request<v1::CordonHostRequest>,
+        _: Request<v1::CordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        Err(Status::internal("not built yet"))
+        Err(server_s("CordonHost").into())
     }
 
     async fn uncordon_host(
         &self,
-        _request: Request<v1::UncordonHostRequest>,
+        _: Request<v1::UncordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        Err(Status::internal("not built yet"))
+        Err(server_s("UncordonHost").into())
     }
 
     async fn delete_host(
         &self,
-        _request: Request<v1::DeleteHostRequest>,
+        _: Request<v1::DeleteHostRequest>,
     ) -> Result<Response<v1::DeleteHostResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        Err(server_s("DeleteHost").into())
     }
 
     async fn list_leftovers(
         &self,
-        _request: Request<v1::ListLeftoversRequest>,
+        request: Request<v1::ListLeftoversRequest>,
     ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let host = request.into_inner().host;
+        if !host.is_empty() {
+            self.is_own(&host)?;
+        }
+        let supervisor = &self.0.supervisor;
+        supervisor.reread().await;
+        Ok(Response::new(v1::ListLeftoversResponse {
+            leftovers: supervisor.leftovers(),
+            unreachable: Vec::new(),
+        }))
     }
 
     async fn adopt_leftover(
         &self,
-        _request: Request<v1::AdoptLeftoverRequest>,
+        request: Request<v1::AdoptLeftoverRequest>,
     ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let request = request.into_inner();
+        self.is_own(&request.host)?;
+        let supervisor = &self.0.supervisor;
+        let uid = VmUid::parse(&request.uid)?;
+        let adopt = Arc::clone(supervisor).adopt_leftover(uid, request.give_up, request.epoch);
+        Ok(Response::new(v1::AdoptLeftoverResponse {
+            vm: Some(supervisor.finish(adopt).await?),
+        }))
     }
 
     async fn delete_leftover(
         &self,
-        _request: Request<v1::DeleteLeftoverRequest>,
+        request: Request<v1::DeleteLeftoverRequest>,
     ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let request = request.into_inner();
+        self.is_own(&request.host)?;
+        let supervisor = &self.0.supervisor;
+        let uid = VmUid::parse(&request.uid)?;
+        let delete = Arc::clone(supervisor).delete_leftover(uid, request.give_up);
+        supervisor.finish(delete).await?;
+        Ok(Response::new(v1::DeleteLeftoverResponse {}))
     }
+}
+
+/// A call that only the server can answer.
+fn server_s(method: &str) -> ApiError {
+    ApiError::new(
+        Reason::NoSuchMethod,
+        format!("{method} is the server's, and this is an agent"),
+    )
+    .with("advice", "ask the server")
 }

@@ -8,23 +8,29 @@
 //! |---|---|
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
-//! | `registry` | which names are held, and the memory they have reserved |
+//! | `registry` | which VMs are held, by uid, and the memory they have reserved |
+//! | `identity` | whose a directory is, and which agent this is |
 //! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
 //! | `report` | upcalls to the server |
+//! | `traffic` | bytes that migrations moved, over all sides |
+//! | `usage` | CPU time and memory of VM processes |
 //! | `metrics` | `/metrics` |
 //!
 //! # State directory
 //! ```text
 //! <state>/agent.lock            held with flock by the agent
-//! <state>/vms/<vm>/             one VM's directory (slat_record::dir), and in it
-//! <state>/vms/<vm>/seen.pb      the VM as the agent first saw it, for when its process is gone
-//! <state>/vms/<vm>/sighted/     source sides the agent saw RELINQUISHED or COMPLETED
+//! <state>/agent-id              the agent's identity, made once
+//! <state>/vms/<uid>/            one VM's directory (slat_record::dir), and in it
+//! <state>/vms/<uid>/seen.pb     the VM as the agent first saw it, for when its process is gone
+//! <state>/vms/<uid>/sighted/    source sides the agent saw RELINQUISHED or COMPLETED
 //! <state>/transfers/            sides nobody has released whose VM directory is gone
 //! ```
+//! Directories of older versions are called by the VM's name. They are found again all the same:
+//! the uid is in the journal.
 //!
 //! # Tasks and locks
 //! Every task runs on one tracker and ends with one token ([`Agent::stop`]), or is bounded work on
@@ -40,7 +46,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -48,7 +54,7 @@ use slat_proto::{
     model::{BackendKind, HostName},
     transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
-        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -64,6 +70,7 @@ mod ended;
 mod error;
 mod follow;
 mod host_api;
+mod identity;
 mod living;
 mod memory_api;
 mod metrics;
@@ -74,14 +81,18 @@ mod report;
 mod side;
 mod sighting;
 mod supervisor;
+mod traffic;
 mod transfer_api;
+mod usage;
 mod vm_api;
 
 pub use error::HostError;
 
 pub use self::admission::Admit;
 
-use self::{ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor};
+use self::{
+    ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor, usage::Usage,
+};
 
 /// How long [`Agent::stop`] waits for work on directories.
 const FINISH: Duration = Duration::from_secs(20);
@@ -107,13 +118,16 @@ pub struct HostConfig {
     pub memory_bytes: u64,
     /// Where VM processes listen for pages.
     pub data_ip: IpAddr,
-    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --host --data-ip`.
+    /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host
+    /// --data-ip`.
     pub vm_program: Vec<OsString>,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
     /// Whether a VM that is announced could live here; asked before anything is reserved. May
     /// block.
     pub admit: Admit,
+    /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
+    pub clock: fn() -> SystemTime,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.
@@ -195,6 +209,10 @@ impl Agent {
                 source,
             })?;
         let lock = StateLock::take(&state_dir)?;
+        let uid = identity::agent_uid(&state_dir).map_err(|source| HostError::StateDir {
+            path: state_dir.join("agent-id"),
+            source,
+        })?;
         let vms_dir = state_dir.join("vms");
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -220,6 +238,7 @@ impl Agent {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
 
+        traffic::begin();
         let stop = CancellationToken::new();
         // Until the agent is whole, a failure below ends what was begun.
         let guard = stop.clone().drop_guard();
@@ -241,8 +260,12 @@ impl Agent {
             address: config.advertise.unwrap_or_else(|| address.to_string()),
             incarnation: uuid::Uuid::now_v7().to_string(),
             version: config.version,
+            clock: config.clock,
+            uid,
+            trouble: std::sync::Mutex::default(),
             supervisor: Arc::clone(&supervisor),
         });
+        let usage = Usage::default();
         let endpoint = Endpoint::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
@@ -252,10 +275,11 @@ impl Agent {
                 Arc::clone(&supervisor),
             )))
             .service(HostServiceServer::new(host_api::Hosts(Arc::clone(&card))))
-            .http(http(Arc::clone(&card), config.render))
+            .http(http(Arc::clone(&card), config.render, usage.clone()))
             .serve_tcp(listener)
             .await
             .map_err(listen)?;
+        supervisor.tasks.spawn(usage.keep(Arc::clone(&supervisor)));
         if let Some((server, channel)) = channel {
             supervisor
                 .tasks
@@ -293,7 +317,7 @@ impl Agent {
 }
 
 /// `/metrics`; health is the endpoint's.
-fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
+fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Router {
     let metrics = move || {
         let text = {
             let supervisor = &card.supervisor;
@@ -302,8 +326,9 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
                 version: &card.version,
                 memory_total,
                 memory_used,
-                vms: &supervisor.snapshots(),
+                vms: &labelled(supervisor.snapshots()),
                 transfers: &supervisor.sides(),
+                used: &usage.get(),
             });
             let mut text = process.as_ref().map_or_else(String::new, |render| render());
             if !text.is_empty() && !text.ends_with('\n') {
@@ -319,6 +344,15 @@ fn http(card: Arc<HostCard>, process: Option<Render>) -> axum::Router {
         }
     };
     axum::Router::new().route("/metrics", axum::routing::get(metrics))
+}
+
+/// One VM of each name, for series that have the name as their label: the one that is not just what
+/// another host left behind here.
+fn labelled(mut vms: Vec<v1::Vm>) -> Vec<v1::Vm> {
+    let gave_away = |vm: &v1::Vm| vm.state() == v1::vm::State::Relinquished;
+    vms.sort_by(|a, b| (&a.name, gave_away(a), &a.uid).cmp(&(&b.name, gave_away(b), &b.uid)));
+    vms.dedup_by(|later, first| later.name == first.name);
+    vms
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -6,6 +6,11 @@
 //! the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end
 //! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
+//! # Silence
+//! A process may be stopped, or hang. Calls that a healthy one answers at once wait [`QUICK`];
+//! during those that may take long it is asked something small over and over
+//! ([`LiveVm::answer_long`]), so that silence ends them within ten seconds too.
+//!
 //! # Locking
 //! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them.
 //! `sighted` is held over the write or removal of a sighting's record, so that none is written
@@ -18,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use prost::Message as _;
 use slat_proto::{
     ApiError, Reason,
     model::VmName,
@@ -32,49 +36,101 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
 use super::{
+    identity::Who,
     process::Process,
     side::{SideKey, is_terminal},
     sighting,
 };
-use slat_record::dir::VmDir;
+use slat_record::{dir::VmDir, uid::VmUid};
 
 /// For calls that a healthy process answers at once.
 pub(super) const QUICK: Duration = Duration::from_secs(10);
 /// For calls that touch all of a VM's memory.
-pub(super) const HEAVY: Duration = Duration::from_secs(300);
+const HEAVY: Duration = Duration::from_secs(300);
+/// A process that answers nothing for so long is taken for silent when asked again as long.
+const SMALL: Duration = Duration::from_secs(4);
+/// How often it is asked something small while it works.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// One living VM process.
 #[derive(Debug)]
 pub(super) struct LiveVm {
+    uid: VmUid,
+    /// Whether the uid is known to be the VM's own; else it is the directory's name.
+    certain: bool,
     name: VmName,
     dir: VmDir,
     process: Process,
     channel: TracedChannel,
-    seen: Mutex<Option<v1::Vm>>,
+    seen: Mutex<Seen>,
     sides: Mutex<BTreeMap<SideKey, Option<v1::Transfer>>>,
     /// Sides whose sighting is on disk, or was and is released.
     sighted: Mutex<BTreeSet<SideKey>>,
+    /// Sides whose end was asked for while the process was silent.
+    cancelled: Mutex<BTreeSet<SideKey>>,
     gone: CancellationToken,
+}
+
+/// What the VM last said.
+#[derive(Debug, Default)]
+struct Seen {
+    vm: Option<v1::Vm>,
+    /// It was seen INCOMING at this epoch and never at a higher one: it was never owned here.
+    arriving: Option<u64>,
+}
+
+/// What a message of the VM brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// More than new figures.
+    pub(super) any: bool,
+    /// It arrived: it was received until now, and is owned here.
+    pub(super) arrived: bool,
 }
 
 impl LiveVm {
     /// For a process that serves its endpoint.
-    pub(super) fn new(name: VmName, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
-        let channel = connect(&Address::Unix(dir.socket()))?;
+    pub(super) fn new(who: Who, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
+        let channel = connect(&Address::Unix(dir.socket()))?.relaying();
         Ok(Arc::new(Self {
-            name,
+            uid: who.uid,
+            certain: who.certain,
+            name: who.name,
             dir,
             process,
             channel,
             seen: Mutex::default(),
             sides: Mutex::default(),
             sighted: Mutex::default(),
+            cancelled: Mutex::default(),
             gone: CancellationToken::new(),
         }))
     }
 
+    pub(super) fn uid(&self) -> &VmUid {
+        &self.uid
+    }
+
+    /// The uid to name the VM by at its process; empty when only the process knows it.
+    pub(super) fn own_uid(&self) -> String {
+        if self.certain {
+            self.uid.to_string()
+        } else {
+            String::new()
+        }
+    }
+
     pub(super) fn name(&self) -> &VmName {
         &self.name
+    }
+
+    /// Asks for the VM itself.
+    pub(super) fn get_request(&self) -> v1::GetVmRequest {
+        v1::GetVmRequest {
+            name: self.name.to_string(),
+            uid: self.own_uid(),
+            ..Default::default()
+        }
     }
 
     pub(super) fn dir(&self) -> &VmDir {
@@ -120,6 +176,45 @@ impl LiveVm {
         }
     }
 
+    /// Awaits a call that may take long for as long as the process answers anything at all.
+    ///
+    /// # Errors
+    /// What the process answered; VM_UNREACHABLE when it did not, within ten seconds of its
+    /// silence.
+    pub(super) async fn answer_long<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ApiError> {
+        let silence = async {
+            loop {
+                tokio::time::sleep(ASK_EVERY).await;
+                if let Err(silent) = self.awake().await {
+                    return silent;
+                }
+            }
+        };
+        tokio::select! {
+            answered = self.answer(HEAVY, call) => answered,
+            silent = silence => Err(silent),
+        }
+    }
+
+    /// Whether the process answers anything at all.
+    ///
+    /// # Errors
+    /// VM_UNREACHABLE when it was silent twice, eight seconds in all.
+    pub(super) async fn awake(&self) -> Result<(), ApiError> {
+        let mut silent = None;
+        for _ in 0..2 {
+            let mut vms = self.vms();
+            match self.answer(SMALL, vms.get_vm(self.get_request())).await {
+                Err(error) if error.reason == Reason::VmUnreachable => silent = Some(error),
+                _ => return Ok(()),
+            }
+        }
+        silent.map_or(Ok(()), Err)
+    }
+
     /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made
     /// it.
     pub(super) fn refusal(&self, status: Status) -> ApiError {
@@ -145,20 +240,30 @@ impl LiveVm {
         ApiError::new(
             Reason::VmUnreachable,
             format!(
-                "the process of {} (pid {}) {what}",
+                "the process of {} (pid {}{}) {what}",
                 self.name,
-                self.process.pid()
+                self.process.pid(),
+                if self.process.is_stopped() {
+                    ", stopped by a signal"
+                } else {
+                    ""
+                },
             ),
         )
         .with("vm", &self.name)
+        .with("uid", &self.uid)
         .with("pid", self.process.pid())
         .with(
             "advice",
-            "try again; if it stays silent, look at its log and end the process by its pid",
+            format_args!(
+                "try again, and look at its log; if it stays silent: slat delete vm {} --uid {} --force",
+                self.name.id(),
+                self.uid
+            ),
         )
     }
 
-    fn seen(&self) -> MutexGuard<'_, Option<v1::Vm>> {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -168,13 +273,59 @@ impl LiveVm {
 
     /// The VM as it last said.
     pub(super) fn snapshot(&self) -> Option<v1::Vm> {
-        self.seen().clone()
+        self.seen().vm.clone()
     }
 
-    /// Keeps what the VM said; true when it is more than new figures.
-    pub(super) fn see(&self, vm: v1::Vm) -> bool {
+    /// Whether it gave its VM away: then it is no VM of its name any more.
+    pub(super) fn gave_away(&self) -> bool {
+        let seen = self.seen();
+        seen.vm
+            .as_ref()
+            .is_some_and(|vm| vm.state() == v1::vm::State::Relinquished)
+    }
+
+    /// Whether it was only ever seen to receive its VM.
+    pub(super) fn never_owned(&self) -> bool {
+        self.seen().arriving.is_some()
+    }
+
+    /// Remembers that somebody wants the end of a side and the process did not answer.
+    pub(super) fn note_cancel(&self, key: &SideKey) {
+        let mut cancelled = self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        cancelled.insert(key.clone());
+    }
+
+    /// A side that has not ended and whose end nobody asked for in vain.
+    pub(super) fn unfinished(&self) -> Option<v1::Transfer> {
+        let cancelled = self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let sides = self.side_map();
+        let mut going_on = sides.iter().filter(|(key, side)| {
+            !cancelled.contains(key) && side.as_ref().is_none_or(|side| !is_terminal(side.phase()))
+        });
+        going_on.next().map(|(key, side)| {
+            side.clone().unwrap_or_else(|| v1::Transfer {
+                migration: key.migration.to_string(),
+                role: key.role.to_message().into(),
+                ..Default::default()
+            })
+        })
+    }
+
+    /// Keeps what the VM said; answers what of it was new.
+    pub(super) fn see(&self, vm: v1::Vm) -> News {
         let mut seen = self.seen();
-        let news = seen.as_ref().is_none_or(|old| {
+        if vm.state() == v1::vm::State::Incoming {
+            seen.arriving = Some(vm.epoch);
+        }
+        // Owning raises the epoch; a side that gives up shows FAILED at the old one.
+        let arrived = seen.arriving.take_if(|epoch| vm.epoch > *epoch).is_some();
+        let any = seen.vm.as_ref().is_none_or(|old| {
             (
                 old.state,
                 old.epoch,
@@ -189,8 +340,8 @@ impl LiveVm {
                 vm.dirty_logging,
             )
         });
-        *seen = Some(vm);
-        news
+        seen.vm = Some(vm);
+        News { any, arrived }
     }
 
     /// Every side followed here that has said something.
@@ -212,9 +363,13 @@ impl LiveVm {
 
     /// Keeps what a side said; true when its phase is new. No effect on a side that is not followed
     /// any more.
-    pub(super) fn see_side(&self, key: &SideKey, side: v1::Transfer) -> bool {
+    pub(super) fn see_side(&self, key: &SideKey, mut side: v1::Transfer) -> bool {
         match self.side_map().get_mut(key) {
             Some(seen) => {
+                if let Some(progress) = &mut side.progress {
+                    let known = seen.as_ref().and_then(|old| old.progress.as_ref());
+                    progress.restore_histories(known);
+                }
                 let news = seen.as_ref().is_none_or(|old| old.phase != side.phase);
                 *seen = Some(side);
                 news
@@ -291,29 +446,6 @@ impl LiveVm {
     }
 }
 
-/// Where the agent keeps a VM as it first saw it, for the time when its process is gone: what was
-/// asked for is in no journal.
-fn seen_path(dir: &VmDir) -> std::path::PathBuf {
-    dir.path().join("seen.pb")
-}
-
-/// Writes a VM beside its journal. Best effort: losing it costs a lost VM its specification,
-/// nothing else.
-pub(super) fn save_seen(dir: &VmDir, vm: &v1::Vm) {
-    let aside = dir.path().join("seen.new");
-    let written = std::fs::write(&aside, vm.encode_to_vec())
-        .and_then(|()| std::fs::rename(&aside, seen_path(dir)));
-    if let Err(error) = written {
-        tracing::warn!(dir = %dir.path().display(), %error, "cannot keep a VM's description");
-    }
-}
-
-/// The VM as written by [`save_seen`].
-pub(super) fn load_seen(dir: &VmDir) -> Option<v1::Vm> {
-    let bytes = std::fs::read(seen_path(dir)).ok()?;
-    v1::Vm::decode(bytes.as_slice()).ok()
-}
-
 /// Makes a source side known on disk before its process is asked to begin: a process and an agent
 /// that die together leave an answer then. The process itself writes its record when the side ends.
 /// True when this made it.
@@ -329,6 +461,7 @@ pub(super) fn announce_side(vm: &LiveVm, key: &SideKey, epoch: u64) -> std::io::
     vm.dir.save_transfer(&v1::Transfer {
         migration: key.migration.to_string(),
         vm: vm.name.to_string(),
+        vm_uid: vm.uid.to_string(),
         role: key.role.to_message().into(),
         phase: v1::TransferPhase::Preparing.into(),
         epoch,

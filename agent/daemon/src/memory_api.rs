@@ -5,26 +5,20 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{PAGE_SIZE, SlotChange, VmName},
+    model::{PAGE_SIZE, SlotChange},
     v1::{self, memory_service_server::MemoryService, slot_change::Change},
 };
 use tonic::{Request, Response, Status};
 
 use super::{
-    living::{HEAVY, QUICK},
+    living::QUICK,
     registry::Refusal,
-    supervisor::{Supervisor, no_memory, slot_bytes},
+    supervisor::{Supervisor, living_meant, no_memory, slot_bytes},
 };
 
 /// The service.
 #[derive(Debug)]
 pub(super) struct Memory(pub(super) Arc<Supervisor>);
-
-impl Memory {
-    async fn living(&self, vm: &str) -> Result<Arc<super::living::LiveVm>, ApiError> {
-        self.0.living(&VmName::parse(vm)?).await
-    }
-}
 
 /// Bytes that the slots a request adds would take. Each slot has been checked by itself; their sum
 /// must only not wrap.
@@ -44,8 +38,8 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::ListSlotsRequest>,
     ) -> Result<Response<v1::ListSlotsResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
         Ok(Response::new(
             live.answer(QUICK, client.list_slots(request)).await?,
@@ -56,8 +50,8 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::UpdateSlotsRequest>,
     ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         // An invalid slot is refused before memory is counted, so that the answer names the slot.
         for change in &request.changes {
             SlotChange::from_message(change)?;
@@ -68,14 +62,14 @@ impl MemoryService for Memory {
                 Refusal::NoMemory { needed, free } => {
                     no_memory(live.name(), Reason::NoMemory, needed, free)
                 }
-                Refusal::Held(_) => ApiError::no_such_vm(live.name()),
+                Refusal::Held(_) | Refusal::Name(..) => ApiError::no_such_vm(live.name()),
             };
             return Err(error.into());
         }
         let registry = Arc::clone(&self.0.registry);
         let work = async move {
             let mut client = live.memory();
-            let answer = live.answer(HEAVY, client.update_slots(request)).await;
+            let answer = live.answer_long(client.update_slots(request)).await;
             match &answer {
                 Ok(table) => registry.set_memory(&live, slot_bytes(&table.slots)),
                 // Not known whether it was done: the reservation stays until the next change or the
@@ -92,11 +86,11 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::HarvestDirtyPagesRequest>,
     ) -> Result<Response<v1::HarvestDirtyPagesResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
         Ok(Response::new(
-            live.answer(HEAVY, client.harvest_dirty_pages(request))
+            live.answer_long(client.harvest_dirty_pages(request))
                 .await?,
         ))
     }
@@ -105,11 +99,11 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::DeleteDirtyCursorRequest>,
     ) -> Result<Response<v1::DeleteDirtyCursorResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
         Ok(Response::new(
-            live.answer(HEAVY, client.delete_dirty_cursor(request))
+            live.answer_long(client.delete_dirty_cursor(request))
                 .await?,
         ))
     }
@@ -118,12 +112,11 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::InvalidateMemoryRequest>,
     ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
         Ok(Response::new(
-            live.answer(HEAVY, client.invalidate_memory(request))
-                .await?,
+            live.answer_long(client.invalidate_memory(request)).await?,
         ))
     }
 
@@ -131,11 +124,11 @@ impl MemoryService for Memory {
         &self,
         request: Request<v1::DigestMemoryRequest>,
     ) -> Result<Response<v1::DigestMemoryResponse>, Status> {
-        let request = request.into_inner();
-        let live = self.living(&request.vm).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
         Ok(Response::new(
-            live.answer(HEAVY, client.digest_memory(request)).await?,
+            live.answer_long(client.digest_memory(request)).await?,
         ))
     }
 }

@@ -20,7 +20,7 @@ use slat_proto::{
     v1,
 };
 
-use super::side::is_terminal;
+use super::{side::is_terminal, usage::Used};
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -121,6 +121,8 @@ pub(super) struct Seen<'a> {
     pub(super) memory_used: u64,
     pub(super) vms: &'a [v1::Vm],
     pub(super) transfers: &'a [v1::Transfer],
+    /// Of VM processes, by the VM's name.
+    pub(super) used: &'a BTreeMap<String, Used>,
 }
 
 /// All families.
@@ -148,6 +150,22 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
     }
     for vm in seen.vms {
         vm_families(&mut families, vm);
+    }
+    for (vm, used) in seen.used {
+        let labels = [("vm", id(vm))];
+        families.add(
+            "slat_vm_process_cpu_seconds_total",
+            Kind::Counter,
+            "CPU time of a VM's process.",
+            &labels,
+            used.cpu_seconds,
+        );
+        families.gauge(
+            "slat_vm_process_resident_memory_bytes",
+            "Memory of a VM's process that is resident, populated guest memory included.",
+            &labels,
+            Some(used.resident_bytes),
+        );
     }
     for transfer in seen.transfers {
         if !is_terminal(transfer.phase()) {
@@ -463,6 +481,7 @@ mod tests {
             memory_used: 4,
             vms,
             transfers,
+            used: &BTreeMap::new(),
         })
     }
 

@@ -32,7 +32,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use slat_record::dir::VmDir;
+use slat_record::{dir::VmDir, uid::VmUid};
 
 /// How long a new process may take until it says `ready`.
 const READY: Duration = Duration::from_secs(10);
@@ -48,6 +48,7 @@ const READY_OUTPUT: u64 = 64 << 10;
 pub(super) struct Launch<'a> {
     pub(super) program: &'a [OsString],
     pub(super) vm: &'a VmName,
+    pub(super) uid: &'a VmUid,
     pub(super) host: &'a HostName,
     pub(super) data_ip: IpAddr,
 }
@@ -122,7 +123,16 @@ impl Process {
         }
     }
 
-    /// Kills the process. Only for processes that own no VM: the caller has read the journal.
+    /// Whether a signal has stopped it. False when that cannot be told.
+    pub(super) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // `pid (name) state ...`, and the name may hold anything.
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    }
+
+    /// Kills the process. Only for processes that own no VM (the caller has read the journal), or
+    /// on an operator's order that names the VM by its uid.
     pub(super) fn kill(&self) {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -203,7 +213,8 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
         .args(arguments)
         .arg("--dir")
         .arg(dir.path())
-        .args(["--vm", launch.vm.id(), "--host", launch.host.id()])
+        .args(["--vm", launch.vm.id(), "--uid", launch.uid.as_str()])
+        .args(["--host", launch.host.id()])
         .args(["--data-ip", &launch.data_ip.to_string()])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())

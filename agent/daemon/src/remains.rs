@@ -18,7 +18,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, VmName, now},
+    model::{HostName, MigrationName, Timeline, VmName},
     v1,
 };
 
@@ -55,6 +55,8 @@ impl Remains {
             ApiError::from_io(Reason::Journal, dir.path(), &error).with("vm", vm)
         };
         let refused = |error| ApiError::from(error).with("vm", vm);
+        // Without its directory an empty journal would say that nothing was ever here.
+        std::fs::metadata(dir.path()).map_err(unreadable)?;
         let mut contents = journal::contents(&dir.journal()).map_err(refused)?;
         if gives_away(&contents) {
             // A destination may run the VM on the strength of it: not before it is durable.
@@ -65,8 +67,12 @@ impl Remains {
         let records = records
             .into_iter()
             .filter_map(|record| Some((SideKey::of(&record)?, record)));
+        let vm = state
+            .as_ref()
+            .and_then(|state| VmName::from_id(&state.vm).ok())
+            .unwrap_or_else(|| vm.clone());
         let mut remains = Self {
-            vm: vm.clone(),
+            vm,
             state,
             history: entries,
             records: records.collect(),
@@ -109,6 +115,7 @@ impl Remains {
             .records
             .remove(key)
             .is_some_and(|record| gave_away(key, record.phase()));
+        let taken_back = standing::adopted(&self.history, key.migration.id());
         let of = |migration: &str| same(migration, &key.migration);
         // The server has stored this side's outcome: what named it in the journal has nothing to
         // tell any more.
@@ -121,7 +128,7 @@ impl Remains {
                     | Ownership::Aborted { migration },
                     Role::Destination,
                 ) => of(migration),
-                (Ownership::Owner { .. }, Role::Source) => gone,
+                (Ownership::Owner { .. }, Role::Source) => gone && !taken_back,
                 _ => false,
             };
             if told {
@@ -140,7 +147,9 @@ impl Remains {
         self.records
             .iter()
             .map(|(key, record)| (key, record.phase()))
-            .find(|(key, phase)| gave_away(key, *phase))
+            .find(|(key, phase)| {
+                gave_away(key, *phase) && !standing::adopted(&self.history, key.migration.id())
+            })
             .map(|(_, phase)| phase)
     }
 
@@ -161,6 +170,30 @@ impl Remains {
                         .is_some_and(|side| side.phase() == v1::TransferPhase::Completed)
                 }),
             Some(Ownership::Owner { .. }) => self.given() == Some(v1::TransferPhase::Completed),
+        }
+    }
+
+    /// The identity in its journal; empty when there was never a VM.
+    fn uid(&self) -> String {
+        let state = self.state.as_ref();
+        state.map_or_else(String::new, |state| state.uid.clone())
+    }
+
+    /// The VM's name.
+    pub(super) fn name(&self) -> &VmName {
+        &self.vm
+    }
+
+    /// The last epoch that its journal names; 0 when it names none.
+    pub(super) fn epoch(&self) -> u64 {
+        match self.state.as_ref().map(|state| &state.ownership) {
+            Some(
+                Ownership::Owner { epoch }
+                | Ownership::Incoming { epoch, .. }
+                | Ownership::Prepared { epoch, .. }
+                | Ownership::Relinquished { epoch, .. },
+            ) => *epoch,
+            _ => 0,
         }
     }
 
@@ -203,7 +236,8 @@ impl Remains {
                         standing::SourceStands::Relinquished => {
                             with_phase(base(), v1::TransferPhase::Relinquished)
                         }
-                        standing::SourceStands::Ended => record.cloned()?,
+                        standing::SourceStands::Ended => record.map(|_| base())?,
+                        standing::SourceStands::Adopted => self.taken_back(base(), key),
                         standing::SourceStands::Died { .. } => {
                             let lost = self.lost_epoch().is_some();
                             let what = if lost {
@@ -221,13 +255,27 @@ impl Remains {
                     standing::DestinationStands::Completed => {
                         with_phase(base(), v1::TransferPhase::Completed)
                     }
-                    standing::DestinationStands::Ended => record.cloned()?,
+                    standing::DestinationStands::Ended => record.map(|_| base())?,
                     standing::DestinationStands::Died { prepared } => {
                         self.died_receiving(base(), key, prepared)
                     }
                 },
             ),
         }
+    }
+
+    /// An operator took the VM back: a destination in doubt that asks gives up.
+    fn taken_back(&self, side: v1::Transfer, key: &SideKey) -> v1::Transfer {
+        let error = ApiError::new(
+            Reason::CancelledByUser,
+            "an operator took the VM back at its source",
+        )
+        .with("vm", &self.vm)
+        .with("migration", &key.migration)
+        .to_migration_error(v1::MigrationPhase::Switchover, key.role.as_str());
+        let mut side = with_phase(side, v1::TransferPhase::Cancelled);
+        side.error = Some(error);
+        side
     }
 
     fn died_receiving(&self, side: v1::Transfer, key: &SideKey, prepared: bool) -> v1::Transfer {
@@ -254,7 +302,12 @@ impl Remains {
     /// The record, or what the journal alone knows.
     fn base(&self, key: &SideKey, record: Option<&v1::Transfer>) -> v1::Transfer {
         if let Some(record) = record {
-            return record.clone();
+            let mut record = record.clone();
+            if record.vm_uid.is_empty() {
+                // Written by an older version.
+                record.vm_uid = self.uid();
+            }
+            return record;
         }
         let epoch = self
             .history
@@ -277,6 +330,7 @@ impl Remains {
         v1::Transfer {
             migration: key.migration.to_string(),
             vm: self.vm.to_string(),
+            vm_uid: self.uid(),
             role: key.role.to_message().into(),
             epoch: epoch.unwrap_or(0),
             ..Default::default()
@@ -375,9 +429,11 @@ fn recorded(phase: v1::TransferPhase) -> Recorded {
 fn with_phase(mut side: v1::Transfer, phase: v1::TransferPhase) -> v1::Transfer {
     if side.phase() != phase {
         side.set_phase(phase);
+        // Not before what the process said last, whoever set the clock since.
+        let last = side.phase_times.last().and_then(|entry| entry.time);
         side.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(Timeline::begin(last.as_ref()).now()),
         });
     }
     if phase != v1::TransferPhase::Failed {

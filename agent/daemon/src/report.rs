@@ -5,8 +5,14 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
-//! A report is put together from the caches only. Contact with the server, its loss and a refusal
-//! are each logged once, when they begin. The task ends with the agent's token.
+//! A report says when it was sent, by the agent's wall clock, and how long the one before took
+//! until its answer, by the monotonic clock: the server measures the offset of the wall clock so.
+//!
+//! A report is put together from the caches only, after directories that could not be read were
+//! tried again. Contact with the server, its loss and a refusal are each logged once, when they
+//! begin, and shown in this agent's own Host while they last. An agent whose name another one has
+//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with
+//! the agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -16,6 +22,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
+    model::{proto_duration, timestamp},
     transport::{Address, TracedChannel},
     v1::{self, fleet_service_client::FleetServiceClient},
 };
@@ -53,7 +60,7 @@ pub(super) async fn report(card: Arc<HostCard>, server: Address, channel: Traced
     let stop = card.supervisor.stop.clone();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown }.run() => {}
+        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown, round_trip: None }.run() => {}
     }
 }
 
@@ -62,6 +69,8 @@ struct Reporter {
     server: Address,
     client: FleetServiceClient<TracedChannel>,
     contact: Contact,
+    /// Of the report before the next one.
+    round_trip: Option<Duration>,
 }
 
 impl Reporter {
@@ -84,16 +93,35 @@ impl Reporter {
                 }
             }
             self.turned(Contact::Lost(error.reason), Some(&error));
+            if error.reason == Reason::HostNameTaken {
+                pause = PAUSE_LAST;
+            }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_LAST);
         }
     }
 
     fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
+        self.card.set_trouble(match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                format!("the server refuses this agent: {}", error.message)
+            }
+            Some(error) => format!(
+                "no contact with the server {}: {}",
+                self.server, error.message
+            ),
+            None => String::new(),
+        });
         if self.contact == contact {
             return;
         }
         match error {
+            Some(error) if error.reason == Reason::HostNameTaken => {
+                tracing::error!(
+                    server = %self.server, host = %self.card.supervisor.host, uid = self.card.uid, %error,
+                    "another agent reports under this host's name: give this one another with --name, or stop the other"
+                );
+            }
             Some(error) => {
                 tracing::warn!(server = %self.server, %error, reason = %error.reason, "no contact with the server")
             }
@@ -114,14 +142,20 @@ impl Reporter {
     /// Reports until the server refuses or does not answer.
     async fn keep_reporting(&mut self) -> ApiError {
         let mut changes = self.card.supervisor.registry.changes();
+        self.round_trip = None;
         loop {
             let begun = Instant::now();
             changes.mark_unchanged();
-            let request = self.request();
+            self.card.supervisor.reread().await;
+            let mut request = self.request();
+            // Read last: what is between this and the wire counts as the way there.
+            request.send_time = Some(timestamp((self.card.clock)()));
+            let sent = Instant::now();
             let every = match answer(self.client.report_host(request)).await {
                 Ok(said) => interval(said.report_interval_millis),
                 Err(error) => return error,
             };
+            self.round_trip = Some(sent.elapsed());
             tokio::select! {
                 () = tokio::time::sleep_until(begun + every) => {}
                 // The sender lives as long as the registry, which this task's card holds.
@@ -132,19 +166,26 @@ impl Reporter {
 
     fn request(&self) -> v1::ReportHostRequest {
         let supervisor = &self.card.supervisor;
-        // The server follows its migrations itself: from a report it reads which sides there are.
-        let mut transfers = supervisor.sides();
-        for side in &mut transfers {
-            side.progress = None;
-        }
         v1::ReportHostRequest {
             host: supervisor.host.to_string(),
             incarnation: self.card.incarnation.clone(),
             vms: supervisor.snapshots(),
-            transfers,
+            transfers: supervisor.sides().into_iter().map(reported).collect(),
             memory_used_bytes: supervisor.registry.memory().1,
+            leftovers: supervisor.leftovers(),
+            last_round_trip: self.round_trip.map(proto_duration),
             ..Default::default()
         }
+    }
+}
+
+/// A side as it is reported: the server looks at what it is and how it stands; its figures it has
+/// from watching it.
+fn reported(side: v1::Transfer) -> v1::Transfer {
+    v1::Transfer {
+        progress: None,
+        phase_times: Vec::new(),
+        ..side
     }
 }
 
@@ -186,6 +227,33 @@ mod tests {
             let pause = jittered(PAUSE_LAST);
             assert!(pause >= PAUSE_LAST / 2 && pause <= PAUSE_LAST, "{pause:?}");
         }
+    }
+
+    #[test]
+    fn a_report_says_how_a_side_stands_and_carries_no_history() {
+        let mut progress = v1::MigrationProgress::default();
+        for iteration in 0..100 {
+            progress.push_iteration(v1::MigrationIteration {
+                iteration,
+                ..Default::default()
+            });
+        }
+        let side = v1::Transfer {
+            migration: "migrations/m".into(),
+            vm: "vms/web".into(),
+            role: v1::TransferRole::Source.into(),
+            phase: v1::TransferPhase::Relinquished.into(),
+            progress: Some(progress),
+            epoch: 3,
+            ..Default::default()
+        };
+        let told = reported(side.clone());
+        assert!(told.progress.is_none() && prost::Message::encoded_len(&told) < 64);
+        assert_eq!((told.phase(), told.role()), (side.phase(), side.role()));
+        assert_eq!(
+            (told.migration, told.vm, told.epoch),
+            (side.migration, side.vm, 3)
+        );
     }
 
     #[test]

@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, SlotSpec, VmName, VmSpec, check_slot_table},
+    model::{MigrationName, MigrationParams, NamedVm, SlotSpec, VmName, VmSpec, check_slot_table},
     v1::{self, transfer_service_server::TransferService},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use slat_record::uid::VmUid;
+
 use super::{
-    living::{HEAVY, LiveVm, QUICK},
+    living::{LiveVm, QUICK},
     side::{Role, SideKey, is_terminal},
     supervisor::{Place, Supervisor, slot_bytes},
 };
@@ -108,9 +110,11 @@ impl TransferService for Transfers {
         &self,
         request: Request<v1::DescribeOutgoingRequest>,
     ) -> Result<Response<v1::DescribeOutgoingResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         MigrationName::parse(&request.migration)?;
-        let live = self.0.living(&VmName::parse(&request.vm)?).await?;
+        let named = NamedVm::of(&request.vm, &request.vm_uid, "")?;
+        let live = self.0.living(&named).await?;
+        (request.vm, request.vm_uid) = (live.name().to_string(), live.own_uid());
         let mut client = live.transfers();
         let answer = live
             .answer(QUICK, client.describe_outgoing(request))
@@ -128,7 +132,7 @@ impl TransferService for Transfers {
             .vm
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("vm", "is missing"))?;
-        let vm = VmName::parse(&shown.name)?;
+        let vm = (VmUid::parse(&shown.uid)?, VmName::parse(&shown.name)?);
         let spec = shown
             .spec
             .as_ref()
@@ -156,9 +160,11 @@ impl TransferService for Transfers {
         &self,
         request: Request<v1::StartOutgoingRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let key = SideKey::source(MigrationName::parse(&request.migration)?);
-        let live = self.0.living(&VmName::parse(&request.vm)?).await?;
+        let named = NamedVm::of(&request.vm, &request.vm_uid, "")?;
+        let live = self.0.living(&named).await?;
+        (request.vm, request.vm_uid) = (live.name().to_string(), live.own_uid());
         let work = Arc::clone(&self.0).start_outgoing(live, key, request);
         Ok(Response::new(self.0.finish(work).await?))
     }
@@ -221,7 +227,7 @@ impl TransferService for Transfers {
         let side = match self.locate(&key).await? {
             Ok(live) => {
                 let mut client = live.transfers();
-                match live.answer(HEAVY, client.cancel_transfer(request)).await {
+                match live.answer_long(client.cancel_transfer(request)).await {
                     Ok(side) => {
                         live.witness(&side).await?;
                         return Ok(Response::new(side));
@@ -229,7 +235,11 @@ impl TransferService for Transfers {
                     Err(error) if error.reason == Reason::NoSuchMigration => {
                         live.kept(&key).ok_or(error)?
                     }
-                    Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
+                    Err(error) if error.reason == Reason::VmUnreachable => {
+                        if !went(&live).await {
+                            live.note_cancel(&key);
+                            return Err(error.into());
+                        }
                         self.side(&key, false).await?
                     }
                     Err(error) => return Err(error.into()),
@@ -257,7 +267,7 @@ impl TransferService for Transfers {
         match self.locate(&key).await? {
             Ok(live) => {
                 let mut client = live.transfers();
-                match live.answer(HEAVY, client.resolve_transfer(request)).await {
+                match live.answer_long(client.resolve_transfer(request)).await {
                     Ok(side) => Ok(Response::new(side)),
                     Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
                         Ok(Response::new(self.side(&key, false).await?))
@@ -268,6 +278,19 @@ impl TransferService for Transfers {
             // Its memory is gone; no decision changes how it stands.
             Err(side) => Ok(Response::new(*side)),
         }
+    }
+
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        // Here it would bypass what the order has to say that it gives up.
+        Err(ApiError::new(
+            Reason::NoSuchMethod,
+            "a VM is taken back through HostService.AdoptLeftover",
+        )
+        .with("migration", &request.get_ref().migration)
+        .into())
     }
 
     async fn release_transfer(

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{PageRequest, VmName, VmSpec, paginate},
+    model::{NamedVm, PageRequest, VmName, VmSpec, paginate},
     v1::{self, vm_service_server::VmService},
 };
 use tokio::sync::mpsc;
@@ -13,10 +13,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use slat_record::uid::VmUid;
+
 use super::{
     living::{LiveVm, QUICK},
     registry::Held,
-    supervisor::Supervisor,
+    supervisor::{Supervisor, living_meant},
 };
 
 /// How long one VM may hold a list up before its last snapshot is listed instead.
@@ -39,6 +41,20 @@ impl VmService for Vms {
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("spec", "is missing"))?;
         let spec = VmSpec::from_message(wanted)?;
+        // An agent places nothing: whoever names another host meant another endpoint.
+        if !request.host.is_empty()
+            && slat_proto::model::HostName::parse(&request.host)? != self.0.host
+        {
+            let own = &self.0.host;
+            let words = format_args!("this is the agent of {own}, which creates VMs there alone");
+            return Err(ApiError::bad_parameter("host", words)
+                .with("host", own)
+                .with(
+                    "advice",
+                    "ask the server, or that host's agent, with --server",
+                )
+                .into());
+        }
         if request.validate_only {
             self.0
                 .check_new(&vm, spec.memory_bytes, spec.backend)
@@ -56,16 +72,18 @@ impl VmService for Vms {
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
         let request = request.into_inner();
-        let vm = VmName::parse(&request.name)?;
-        if let Some(Held::Dead(dead)) = self.0.settled(&vm).await
+        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let uid = self.0.meant(&named).await?;
+        if let Some(Held::Dead(dead)) = self.0.settled(&uid).await
             && let Some(lost) = dead.lost()
         {
             return Ok(Response::new(lost.clone()));
         }
-        let live = self.0.living(&vm).await?;
+        let live = self.0.living(&named).await?;
         let mut client = live.vms();
         Ok(Response::new(
-            live.answer(QUICK, client.get_vm(request)).await?,
+            live.answer(QUICK, client.get_vm(live.get_request()))
+                .await?,
         ))
     }
 
@@ -80,20 +98,19 @@ impl VmService for Vms {
             Held::Dead(dead) => dead.lost().is_some(),
             Held::Busy { .. } => false,
         };
+        self.0.reread().await;
         let all = self.0.registry.all();
-        let held: Vec<_> = all.into_iter().filter(|(_, held)| shown(held)).collect();
-        let (held, next_page_token) = paginate(held, &page, |(name, _)| name.to_string());
+        let held: Vec<_> = all.into_iter().filter(|(_, _, held)| shown(held)).collect();
+        // Before every character of a name: tokens sort as names and uids do.
+        let key = |name: &VmName, uid: &VmUid| format!("{name}!{uid}");
+        let (held, next_page_token) = paginate(held, &page, |(name, uid, _)| key(name, uid));
         let mut asked = tokio::task::JoinSet::new();
-        for (_, held) in held {
+        for (_, _, held) in held {
             asked.spawn(async move {
                 match held {
                     Held::Live(live) => {
                         let mut client = live.vms();
-                        let request = v1::GetVmRequest {
-                            name: live.name().to_string(),
-                            ..Default::default()
-                        };
-                        live.answer(LIST, client.get_vm(request))
+                        live.answer(LIST, client.get_vm(live.get_request()))
                             .await
                             .ok()
                             .or_else(|| live.snapshot())
@@ -104,7 +121,7 @@ impl VmService for Vms {
             });
         }
         let mut vms: Vec<v1::Vm> = asked.join_all().await.into_iter().flatten().collect();
-        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        vms.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         Ok(Response::new(v1::ListVmsResponse {
             vms,
             next_page_token,
@@ -120,10 +137,11 @@ impl VmService for Vms {
         request: Request<v1::WatchVmRequest>,
     ) -> Result<Response<Self::WatchVmStream>, Status> {
         let request = request.into_inner();
-        let vm = VmName::parse(&request.name)?;
+        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let uid = self.0.meant(&named).await?;
         let (sender, receiver) = mpsc::channel(4);
         let stop = self.0.stop.clone();
-        match self.0.settled(&vm).await {
+        match self.0.settled(&uid).await {
             Some(Held::Dead(dead)) if dead.lost().is_some() => {
                 let supervisor = Arc::clone(&self.0);
                 self.0.tasks.spawn(async move {
@@ -132,7 +150,7 @@ impl VmService for Vms {
                         drop(sender.send(Ok(lost.clone())).await);
                     }
                     // Ends when it is deleted; nothing else can happen to it.
-                    while matches!(supervisor.registry.get(dead.name()), Some(Held::Dead(now)) if Arc::ptr_eq(&now, &dead)) {
+                    while matches!(supervisor.registry.get(dead.uid()), Some(Held::Dead(now)) if Arc::ptr_eq(&now, &dead)) {
                         tokio::select! {
                             () = stop.cancelled() => return,
                             () = sender.closed() => return,
@@ -142,8 +160,13 @@ impl VmService for Vms {
                 });
             }
             _ => {
-                let live = self.0.living(&vm).await?;
+                let live = self.0.living(&named).await?;
                 let mut client = live.vms();
+                let request = v1::WatchVmRequest {
+                    name: live.name().to_string(),
+                    uid: live.own_uid(),
+                    ..Default::default()
+                };
                 let stream = live.answer(QUICK, client.watch_vm(request)).await?;
                 self.0.tasks.spawn(relay(live, stream, sender, stop));
             }
@@ -155,8 +178,8 @@ impl VmService for Vms {
         &self,
         request: Request<v1::StartVmRequest>,
     ) -> Result<Response<v1::Vm>, Status> {
-        let request = request.into_inner();
-        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
         Ok(Response::new(
             live.answer(QUICK, client.start_vm(request)).await?,
@@ -167,8 +190,8 @@ impl VmService for Vms {
         &self,
         request: Request<v1::PauseVmRequest>,
     ) -> Result<Response<v1::Vm>, Status> {
-        let request = request.into_inner();
-        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
         Ok(Response::new(
             live.answer(QUICK, client.pause_vm(request)).await?,
@@ -179,8 +202,8 @@ impl VmService for Vms {
         &self,
         request: Request<v1::ResumeVmRequest>,
     ) -> Result<Response<v1::Vm>, Status> {
-        let request = request.into_inner();
-        let live = self.0.living(&VmName::parse(&request.name)?).await?;
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
         Ok(Response::new(
             live.answer(QUICK, client.resume_vm(request)).await?,
@@ -191,9 +214,29 @@ impl VmService for Vms {
         &self,
         request: Request<v1::DeleteVmRequest>,
     ) -> Result<Response<v1::DeleteVmResponse>, Status> {
-        let vm = VmName::parse(&request.into_inner().name)?;
-        self.0.finish(Arc::clone(&self.0).delete(vm)).await?;
+        let request = request.into_inner();
+        if request.force && request.uid.is_empty() {
+            return Err(ApiError::bad_parameter(
+                "uid",
+                "is needed with force, so that it names one VM for good",
+            )
+            .into());
+        }
+        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let uid = self.0.meant(&named).await?;
+        let delete = Arc::clone(&self.0).delete(uid, request.force);
+        self.0.finish(delete).await?;
         Ok(Response::new(v1::DeleteVmResponse {}))
+    }
+}
+
+/// Completes when a VM has said nothing for a while and its process answers nothing.
+async fn silence(live: &LiveVm) -> ApiError {
+    loop {
+        tokio::time::sleep(QUICK).await;
+        if let Err(silent) = live.awake().await {
+            return silent;
+        }
     }
 }
 
@@ -213,6 +256,10 @@ pub(super) async fn relay<T: Send + 'static>(
             }
             () = sender.closed() => return,
             message = stream.message() => message,
+            silent = silence(&live) => {
+                drop(sender.try_send(Err(silent.into())));
+                return;
+            }
         };
         let (message, last) = match message {
             Ok(Some(message)) => (Ok(message), false),

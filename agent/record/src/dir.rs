@@ -1,5 +1,6 @@
-//! The directory of one VM on its host, `<state>/vms/<vm>/`: how a VM process and the agent find
-//! each other.
+//! The directory of one VM on its host, `<state>/vms/<uid>/`: how a VM process and the agent find
+//! each other. Directories of older versions are called by the VM's name; whose they are is in the
+//! journal, never in the path.
 //!
 //! | file | what |
 //! |---|---|
@@ -11,6 +12,9 @@
 //! | `log` | the process's standard error |
 //!
 //! The agent trusts the lock, not the pid: a lock that can be taken has no process behind it.
+//!
+//! Records come and go while others read: one that was listed and is gone when it is opened is no
+//! record, and no error.
 
 use std::{
     fs::{File, OpenOptions},
@@ -135,11 +139,16 @@ impl VmDir {
         File::open(&self.0)?.sync_all()
     }
 
-    /// All stored sides.
+    /// All stored sides. One that is removed meanwhile may be among them or not.
     ///
     /// # Errors
-    /// When the directory or a record cannot be read.
+    /// When the directory or a record cannot be read; `NotFound` only when there is no directory.
     pub fn transfers(&self) -> io::Result<Vec<v1::Transfer>> {
+        self.transfers_as_listed(|_| {})
+    }
+
+    /// `listed` is called between finding a record and reading it.
+    fn transfers_as_listed(&self, listed: impl Fn(&Path)) -> io::Result<Vec<v1::Transfer>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.0)? {
             let path = entry?.path();
@@ -148,7 +157,13 @@ impl VmDir {
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
             if name.starts_with("transfer-") && name.ends_with(".pb") {
-                let bytes = std::fs::read(&path)?;
+                listed(&path);
+                let bytes = match std::fs::read(&path) {
+                    Ok(bytes) => bytes,
+                    // Released since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
                 found.push(v1::Transfer::decode(bytes.as_slice()).map_err(io::Error::other)?);
             }
         }
@@ -201,6 +216,57 @@ mod tests {
         dir.remove_transfer(&name, v1::TransferRole::Source)
             .unwrap();
         assert!(dir.transfers().unwrap().is_empty());
+    }
+
+    fn record(migration: &str) -> v1::Transfer {
+        v1::Transfer {
+            migration: format!("migrations/{migration}"),
+            role: v1::TransferRole::Destination.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_record_that_vanished_while_it_was_read_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(dir.path());
+        dir.save_transfer(&record("stays")).unwrap();
+        dir.save_transfer(&record("goes")).unwrap();
+        let goes = MigrationName::parse("goes").unwrap();
+        let release = |path: &Path| {
+            if path.to_string_lossy().contains("goes") {
+                dir.remove_transfer(&goes, v1::TransferRole::Destination)
+                    .unwrap();
+            }
+        };
+        let found = dir.transfers_as_listed(release).unwrap();
+        assert_eq!(found, [record("stays")]);
+        // What is there and cannot be read is an error still.
+        std::fs::write(dir.path().join("transfer-broken-source.pb"), [0xff]).unwrap();
+        assert!(dir.transfers().is_err());
+    }
+
+    #[test]
+    fn records_are_read_while_others_are_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(dir.path());
+        dir.save_transfer(&record("stays")).unwrap();
+        let writer = dir.clone();
+        let releases = std::thread::spawn(move || {
+            for round in 0..300 {
+                let name = format!("m{}", round % 7);
+                writer.save_transfer(&record(&name)).unwrap();
+                let name = MigrationName::parse(&name).unwrap();
+                writer
+                    .remove_transfer(&name, v1::TransferRole::Destination)
+                    .unwrap();
+            }
+        });
+        while !releases.is_finished() {
+            let found = dir.transfers().unwrap();
+            assert!(found.contains(&record("stays")), "{found:?}");
+        }
+        releases.join().unwrap();
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! # Rules
 //! * A source has given its VM away exactly when its journal says RELINQUISHED for that migration,
-//!   or its side was ever seen so.
+//!   or its side was ever seen so; and no ADOPTED comes after: then an operator took it back, and
+//!   whoever is still in doubt must not have it.
 //! * A destination has the VM exactly when its journal says OWNED for that migration.
 //! * Memory died with the process. Every other side that had not ended by itself has failed. At a
 //!   destination that says nothing about the source: that one answers from its own journal.
@@ -35,6 +36,8 @@ pub enum SourceStands {
     Completed,
     /// It had ended by itself, as its record says.
     Ended,
+    /// It gave the VM away, and an operator took it back.
+    Adopted,
     /// It died before the end.
     Died {
         /// It owned the VM, whose memory died with it.
@@ -67,6 +70,9 @@ pub fn source(
     let relinquished = entries
         .iter()
         .any(|entry| matches!(entry, Entry::Relinquished { migration: of, .. } if of == migration));
+    if adopted(entries, migration) {
+        return Some(SourceStands::Adopted);
+    }
     match recorded {
         Some(Recorded::Completed) => Some(SourceStands::Completed),
         Some(Recorded::Relinquished) => Some(SourceStands::Relinquished),
@@ -77,6 +83,14 @@ pub fn source(
         }),
         None => None,
     }
+}
+
+/// Whether an operator took the VM back after it was given away by `migration`.
+#[must_use]
+pub fn adopted(entries: &[Entry], migration: &str) -> bool {
+    entries.windows(2).any(|pair| {
+        matches!(pair, [Entry::Relinquished { migration: of, .. }, Entry::Adopted { .. }] if of == migration)
+    })
 }
 
 /// The destination's side of `migration`; `None` when neither journal nor record knows of it.
@@ -166,6 +180,21 @@ mod tests {
             Some(SourceStands::Died { vm_lost: false })
         );
         assert_eq!(lost_epoch(state.as_ref(), false), None);
+    }
+
+    #[test]
+    fn a_source_that_took_its_vm_back_answers_that_it_kept_it() {
+        let adopted = Entry::Adopted {
+            uid: "u".into(),
+            epoch: 3,
+        };
+        let entries = [created(), relinquished(), adopted];
+        let state = journal(&entries);
+        for recorded in [None, Some(Recorded::Relinquished), Some(Recorded::Ended)] {
+            let stands = source(state.as_ref(), &entries, recorded, "m");
+            assert_eq!(stands, Some(SourceStands::Adopted), "{recorded:?}");
+        }
+        assert_eq!(lost_epoch(state.as_ref(), false), Some(3));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -45,6 +45,10 @@ pub(crate) struct FakeState {
     pub(crate) slots: BTreeMap<u32, FakeSlot>,
     pub(crate) running: bool,
     pub(crate) runs: u32,
+    /// Pages of slot 0 that the guest writes again and again while it runs.
+    pub(crate) hot: BTreeSet<u64>,
+    /// It has run since the last harvest.
+    ran: bool,
     pub(crate) loaded: Option<Vec<u8>>,
     pub(crate) invalidated: Vec<(u64, u64)>,
     /// Names of calls that fail: each entry fails the next such call, once.
@@ -127,6 +131,16 @@ impl DirtySource for FakeBackend {
 
     fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
         let mut state = self.state();
+        let running = state.running;
+        let ran = std::mem::replace(&mut state.ran, running);
+        let hot = if ran {
+            state.hot.clone()
+        } else {
+            BTreeSet::new()
+        };
+        if let Some(found) = state.slots.get_mut(&0) {
+            found.dirty.extend(hot);
+        }
         for (slot, bitmap) in into {
             // Some are taken before the call fails, as a kernel that fails in the middle of CLEAR.
             let failing = state.fail.iter().position(|fail| *fail == "harvest");
@@ -198,6 +212,7 @@ impl Backend for FakeBackend {
     fn run(&self) -> Result<(), BackendError> {
         let mut state = self.enter("run")?;
         state.running = true;
+        state.ran = true;
         state.runs += 1;
         Ok(())
     }
@@ -249,6 +264,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
         },
         oom_score: None,
         disk: Arc::new(RealDisk),
+        uid: None,
         counters: |table: &SlotTable, _: u32| {
             let mut bytes = [0; 10];
             (table.read(0, &mut bytes) && &bytes == b"fake guest").then(|| v1::GuestCounters {
@@ -265,6 +281,8 @@ pub(crate) struct FakeDisk {
     broken: AtomicBool,
     /// A line arrives although its sync fails.
     late: AtomicBool,
+    /// What an append takes besides, microseconds.
+    micros: AtomicU64,
     /// Calls that failed.
     failures: AtomicU32,
 }
@@ -276,6 +294,12 @@ impl FakeDisk {
 
     pub(crate) fn set_late(&self) {
         self.late.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on an append takes so much longer.
+    pub(crate) fn set_slow(&self, by: std::time::Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap();
+        self.micros.store(micros, Ordering::Relaxed);
     }
 
     pub(crate) fn failures(&self) -> u32 {
@@ -293,6 +317,8 @@ impl FakeDisk {
 
 impl Disk for FakeDisk {
     fn append(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        let micros = self.micros.load(Ordering::Relaxed);
+        std::thread::sleep(std::time::Duration::from_micros(micros));
         if self.late.load(Ordering::Relaxed) {
             RealDisk.append(file, bytes)?;
         }

@@ -30,10 +30,10 @@ const HOST_PART: u64 = 16;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct AgentArgs {
-    /// This host's name in the fleet [default: the host name, made DNS-like]
+    /// This host's name in the fleet, as host-a [default: the host name, made DNS-like]
     #[arg(long, env = "SLAT_HOST_NAME", value_name = "NAME")]
     name: Option<HostName>,
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on, as 192.0.2.10:7401; port 0 takes a free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -41,20 +41,22 @@ pub(crate) struct AgentArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Server to report to (host:port); without it the agent works alone
+    /// Server to report to, as 192.0.2.1:7400; without it the agent works alone
     #[arg(long, env = "SLAT_SERVER", value_name = "ADDR")]
     server: Option<Address>,
-    /// Address at which server and other agents reach this one [default: the address it listens on]
+    /// Address at which server and other agents reach this one, as a.example:7401 [default: the
+    /// address it listens on]
     #[arg(long, env = "SLAT_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Address at which other hosts send pages of migrating VMs [default: the IP it listens on]
+    /// Address at which other hosts send pages of migrating VMs, as 192.0.2.10 [default: the IP it
+    /// listens on]
     #[arg(long, env = "SLAT_DATA_IP", value_name = "IP")]
     data_ip: Option<IpAddr>,
     /// Memory VMs may use, as 16GiB [default: the host's, less a sixteenth and at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
     memory: Option<Size>,
-    /// Where to keep VMs' sockets and journals [default: /var/lib/slat/agent, or the XDG state
-    /// directory]
+    /// Where to keep VMs' sockets and journals, as /srv/slat [default: /var/lib/slat/agent, or the
+    /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]

@@ -1,7 +1,8 @@
-//! `slat cancel`: asks for the end of a migration.
+//! `slat cancel`: asks for the end of migrations.
 
-use slat_proto::{json::to_json, model::MigrationName, transport::Address, v1};
+use slat_proto::{json::to_json, model::MigrationName, v1};
 
+use super::several::Several;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
@@ -12,6 +13,7 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   slat cancel m1
+  slat cancel m1 m2            several at once; each is tried, the worst result counts
   slat get migrations          finds the name
 
 Before the point of no return the VM stays on its source and runs on. After it the migration
@@ -21,39 +23,49 @@ completes, and cancel is refused with PAST_POINT_OF_NO_RETURN.";
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CancelArgs {
-    /// The migration
-    migration: MigrationName,
+    /// The migrations, as m1
+    #[arg(required = true, value_name = "MIGRATION")]
+    migrations: Vec<MigrationName>,
     #[command(flatten)]
     client: ClientArgs,
 }
 
 impl CancelArgs {
-    /// The endpoint to ask.
-    pub(crate) fn endpoint(&self) -> Option<Address> {
-        Some(self.client.server.clone())
+    /// Its client options.
+    pub(crate) fn client(&self) -> &ClientArgs {
+        &self.client
     }
 }
 
-/// Asks, and shows what the migration has become.
+/// Asks, and shows what each migration has become.
 pub(crate) async fn run(args: CancelArgs) -> Result<(), Failure> {
     let session = Session::open(&args.client)?;
-    let name = args.migration.to_string();
+    let mut several = Several::new(&session, args.migrations.len());
+    for migration in &args.migrations {
+        let done = cancel(&session, &several, migration).await;
+        several.note(done)?;
+    }
+    several.end()
+}
+
+async fn cancel(
+    session: &Session,
+    several: &Several,
+    migration: &MigrationName,
+) -> Result<(), Failure> {
+    let name = migration.to_string();
     let request = v1::CancelMigrationRequest { name: name.clone() };
-    let migration = session
-        .client
-        .migrations()
-        .cancel_migration(request)
-        .await
+    let cancelled = session.client.migrations().cancel_migration(request).await;
+    let cancelled = cancelled
         .map_err(|status| Failure::call(format!("cancel {name}"), status))?
         .into_inner();
-    session.answer(
-        || to_json("slat.v1.Migration", &migration),
-        || format!("{name} {}", view::phase(migration.phase())),
-    )?;
-    if !view::ended(migration.phase()) {
+    several.answer(session, &to_json(&cancelled), &name, || {
+        format!("{name} {}", view::phase(cancelled.phase()))
+    })?;
+    if !view::ended(cancelled.phase()) {
         out::say(format!(
             "it ends soon: slat get migration {} --watch",
-            args.migration.id()
+            migration.id()
         ));
     }
     Ok(())

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use slat_proto::{
     json::to_json,
     model::{Format as TableFormat, HostName, VmName, VmSpec},
-    transport::Address,
     v1,
 };
 
@@ -13,7 +12,7 @@ use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
     term::{
-        out::{self, Format},
+        out,
         units::{Rate, Size},
     },
     view,
@@ -22,10 +21,11 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   slat create vm web                                      512 MiB, 1 vCPU, started
-  slat create vm web --memory 2GiB --vcpus 2 --dirty-rate 64
+  slat create vm web --memory 2GiB --vcpus 2 --dirty-rate 64MiB/s
   slat create vm web --backend software --format sv48x4   RISC-V tables on any host
   slat create vm web --pattern hot-cold --fill random --host host-a
   slat create vm web --image guest.img --no-start
+  slat create vm web --pattern random --write-percent 50 --seed 7
   slat create vm web --dry-run                            check everything, build nothing
 
 The guest is memstress, which writes its memory, stamps every page and counts every stamp
@@ -42,9 +42,9 @@ pub(crate) struct CreateArgs {
 }
 
 impl CreateArgs {
-    /// The endpoint to ask.
-    pub(crate) fn endpoint(&self) -> Option<Address> {
-        Some(self.client.server.clone())
+    /// Its client options.
+    pub(crate) fn client(&self) -> &ClientArgs {
+        &self.client
     }
 }
 
@@ -149,39 +149,39 @@ enum Fill {
 
 #[derive(Clone, Debug, clap::Args)]
 struct VmOptions {
-    /// Its name: lower-case letters, digits and dashes
+    /// Its name, as web-1: lower-case letters, digits and dashes, at most 63
     name: VmName,
-    /// Guest memory, in steps of 2MiB
+    /// Guest memory with its unit, as 2GiB: at least 8MiB, in steps of 2MiB
     #[arg(long, default_value = "512MiB", value_name = "SIZE")]
     memory: Size,
-    /// Virtual CPUs, 1 to 64
+    /// Virtual CPUs, as 2: 1 to 64
     #[arg(long, default_value_t = 1, value_name = "N")]
     vcpus: u32,
-    /// How the second stage is walked
+    /// What walks the second stage, as software
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     backend: BackendChoice,
-    /// Layout of page-table entries; software backend only [default: ept4]
+    /// Layout of page-table entries, as sv48x4; software backend only [default: ept4]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<FormatChoice>,
-    /// Host to place it on [default: the one with most free memory]
+    /// Host to place it on, as host-a [default: the one with most free memory]
     #[arg(long, value_name = "HOST")]
     host: Option<HostName>,
-    /// memstress: order in which it visits pages [default: sequential]
+    /// memstress: order in which it visits pages, as random [default: sequential]
     #[arg(long, value_enum, value_name = "PATTERN", conflicts_with = "image")]
     pattern: Option<Pattern>,
-    /// memstress: share of visits that write [default: 100]
+    /// memstress: share of visits that write, in percent, as 50: 0 to 100 [default: 100]
     #[arg(long, value_name = "PERCENT", conflicts_with = "image")]
     write_percent: Option<u32>,
-    /// memstress: ceiling for memory dirtied; a bare number is MiB/s, 0 is idle [default: none]
+    /// memstress: ceiling for memory dirtied a second, as 64MiB/s; 0 is idle [default: none]
     #[arg(long, value_name = "RATE", conflicts_with = "image")]
     dirty_rate: Option<Rate>,
-    /// memstress: what memory holds before the first instruction [default: zero]
+    /// memstress: what memory holds before the first instruction, as random [default: zero]
     #[arg(long, value_enum, value_name = "FILL", conflicts_with = "image")]
     fill: Option<Fill>,
-    /// memstress: seed of pattern and fill [default: 1]
+    /// memstress: seed of pattern and fill, as 7 [default: 1]
     #[arg(long, value_name = "NUMBER", conflicts_with = "image")]
     seed: Option<u64>,
-    /// Flat 64-bit code to run in place of memstress, at most 1 MiB
+    /// Flat 64-bit code to run in place of memstress, as guest.img; at most 1 MiB
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// Start it at once (the default)
@@ -280,7 +280,9 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
         .into_inner();
     if !options.no_start && !options.dry_run {
         let request = v1::StartVmRequest {
-            name: name.to_string(),
+            // By its uid, too: another VM of that name is none of this command's business.
+            name: vm.name.clone(),
+            uid: vm.uid.clone(),
             ..Default::default()
         };
         vm = vms
@@ -292,23 +294,33 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
             })?
             .into_inner();
     }
-    if session.output == Format::Table && options.dry_run {
-        let host = vm.host.strip_prefix("hosts/").unwrap_or(&vm.host);
-        let place = if host.is_empty() {
-            String::new()
-        } else {
-            format!(" on {host}")
-        };
-        return out::line(format!("{name} could be created{place}; nothing was built"));
-    }
-    session.answer(|| to_json("slat.v1.Vm", &vm), || created(&vm))
+    session.answer(
+        || to_json(&vm),
+        &vm.name,
+        || {
+            if options.dry_run {
+                could_be(&name, &vm)
+            } else {
+                created(&vm)
+            }
+        },
+    )
+}
+
+fn could_be(name: &VmName, vm: &v1::Vm) -> String {
+    let place = match vm.host.as_str() {
+        "" => String::new(),
+        host => format!(" on {}", view::id(host)),
+    };
+    format!("{name} could be created{place}; nothing was built")
 }
 
 fn created(vm: &v1::Vm) -> String {
     let spec = vm.spec.clone().unwrap_or_default();
     format!(
-        "{} {} on {}: {}, {} vCPU, {}",
+        "{} ({}) {} on {}: {}, {} vCPU, {}",
         vm.name,
+        vm.uid,
         view::vm_state(vm.state()),
         view::id(&vm.host),
         Size(spec.memory_bytes),
@@ -346,7 +358,7 @@ mod tests {
     fn options_reach_the_message() {
         let spec = options(
             "web --memory 1GiB --vcpus 2 --backend software --format sv48x4 --pattern hot-cold \
-             --write-percent 50 --dirty-rate 64 --fill random --seed 7",
+             --write-percent 50 --dirty-rate 64MiB/s --fill random --seed 7",
         )
         .spec()
         .unwrap();

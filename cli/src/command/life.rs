@@ -1,12 +1,15 @@
-//! `slat start`, `pause`, `resume` and `delete`: a VM's life.
+//! `slat start`, `pause` and `resume`: a VM's life. Its end is in [`super::delete`].
 
-use serde_json::json;
-use slat_proto::{json::to_json, model::VmName, transport::Address, v1};
+use slat_proto::{json::to_json, v1};
+use tonic::{Response, Status};
 
+use super::{
+    several::Several,
+    target::{VmTarget, VmTargets},
+};
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
-    term::out::{self, Format},
     view,
 };
 
@@ -14,8 +17,9 @@ const EXAMPLES: &str = "\
 Examples:
   slat start vm web
   slat pause vm web              the vCPUs stop, the memory stays
-  slat resume vm web
-  slat delete vm web db          several at once
+  slat resume vm web db          several at once; each is tried, the worst result counts
+  slat pause vm web --host host-a               of two VMs of one name, that one
+  slat pause vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21
   slat pause vm web --server 127.0.0.1:7401     at its host's agent";
 
 /// What to do to a VM.
@@ -27,8 +31,6 @@ pub(crate) enum Action {
     Pause,
     /// PAUSED to RUNNING.
     Resume,
-    /// Ended and removed.
-    Delete,
 }
 
 impl Action {
@@ -37,7 +39,6 @@ impl Action {
             Self::Start => "start",
             Self::Pause => "pause",
             Self::Resume => "resume",
-            Self::Delete => "delete",
         }
     }
 }
@@ -53,9 +54,9 @@ pub(crate) struct LifeArgs {
 }
 
 impl LifeArgs {
-    /// The endpoint to ask.
-    pub(crate) fn endpoint(&self) -> Option<Address> {
-        Some(self.client.server.clone())
+    /// Its client options.
+    pub(crate) fn client(&self) -> &ClientArgs {
+        &self.client
     }
 }
 
@@ -63,65 +64,35 @@ impl LifeArgs {
 enum Kind {
     /// One or more VMs
     #[command(alias = "vms", after_help = EXAMPLES)]
-    Vm {
-        /// Their names
-        #[arg(required = true)]
-        names: Vec<VmName>,
-    },
+    Vm(VmTargets),
 }
 
-/// Does it to one VM after the other; stops at the first that fails.
+/// Does it to one VM after the other.
 pub(crate) async fn run(args: LifeArgs, action: Action) -> Result<(), Failure> {
     let session = Session::open(&args.client)?;
-    let Kind::Vm { names } = args.kind;
-    for name in names {
-        let vm = act(&session, action, &name).await?;
-        match (session.output, vm) {
-            (Format::Json, Some(vm)) => out::json(&to_json("slat.v1.Vm", &vm))?,
-            (Format::Json, None) => out::json(&json!({"name": name.to_string(), "deleted": true}))?,
-            (Format::Table, Some(vm)) => {
-                out::line(format!("{name} {}", view::vm_state(vm.state())))?
+    let Kind::Vm(targets) = args.kind;
+    let targets = targets.each()?;
+    let mut several = Several::new(&session, targets.len());
+    for target in &targets {
+        let done = match act(&session, action, target).await {
+            Ok(vm) => {
+                let text = || format!("{} {}", vm.name, view::vm_state(vm.state()));
+                several.answer(&session, &to_json(&vm), &vm.name, text)
             }
-            (Format::Table, None) => out::line(format!("{name} deleted"))?,
-        }
+            Err(status) => Err(Failure::call(format!("{} {target}", action.word()), status)),
+        };
+        several.note(done)?;
     }
-    Ok(())
+    several.end()
 }
 
-async fn act(session: &Session, action: Action, vm: &VmName) -> Result<Option<v1::Vm>, Failure> {
+async fn act(session: &Session, action: Action, target: &VmTarget) -> Result<v1::Vm, Status> {
     let mut vms = session.client.vms();
-    let name = vm.to_string();
+    let (name, uid, host) = (target.name(), target.uid(), target.host());
     let answer = match action {
-        Action::Start => vms
-            .start_vm(v1::StartVmRequest {
-                name,
-                ..Default::default()
-            })
-            .await
-            .map(Some),
-        Action::Pause => vms
-            .pause_vm(v1::PauseVmRequest {
-                name,
-                ..Default::default()
-            })
-            .await
-            .map(Some),
-        Action::Resume => vms
-            .resume_vm(v1::ResumeVmRequest {
-                name,
-                ..Default::default()
-            })
-            .await
-            .map(Some),
-        Action::Delete => vms
-            .delete_vm(v1::DeleteVmRequest {
-                name,
-                ..Default::default()
-            })
-            .await
-            .map(|_| None),
+        Action::Start => vms.start_vm(v1::StartVmRequest { name, uid, host }).await,
+        Action::Pause => vms.pause_vm(v1::PauseVmRequest { name, uid, host }).await,
+        Action::Resume => vms.resume_vm(v1::ResumeVmRequest { name, uid, host }).await,
     };
-    answer
-        .map(|vm| vm.map(tonic::Response::into_inner))
-        .map_err(|status| Failure::call(format!("{} {vm}", action.word()), status))
+    answer.map(Response::into_inner)
 }

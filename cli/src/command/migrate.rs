@@ -1,19 +1,20 @@
 //! `slat migrate`: moves a running VM and shows how it goes.
 
 use slat_proto::{
+    ApiError, Reason,
     json::to_json,
-    model::{HostName, MigrationName, MigrationParams, VmName, proto_duration},
-    transport::Address,
+    model::{HostName, MigrationName, MigrationParams, proto_duration},
     v1,
 };
 
-use super::follow::follow;
+use super::{follow::follow, patience::PatienceArgs, target::VmTarget};
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,
     failure::{self, Failure},
+    output::{Format, Resource as _},
     term::{
-        out::{self, Format},
+        out,
         units::{Rate, Span},
     },
     view::{self, Progress},
@@ -23,6 +24,9 @@ const EXAMPLES: &str = "\
 Examples:
   slat migrate web --to host-b
   slat migrate web --to host-b --max-downtime 50ms --streams 4
+  slat migrate web --host host-a --to host-b             of two VMs of that name, the one on host-a
+  slat migrate --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --to host-b
+  slat migrate web --to host-b --max-bandwidth 100MiB/s  leave room for others
   slat migrate web --to host-b --verify after-commit     compare memory digests, without downtime
   slat migrate web --to host-b --max-total-time 5m --on-timeout force-switchover
   slat migrate web --to host-b --dry-run                 check everything, move nothing
@@ -42,6 +46,15 @@ pub(crate) enum VerifyChoice {
     AfterCommit,
 }
 
+/// What to do when the VM is paused and the accepted downtime is about to be broken.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OverrunChoice {
+    /// Back to precopy: the VM runs again where it is
+    Resume,
+    /// The switchover goes on
+    Finish,
+}
+
 /// What to do when time or iterations are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum TimeoutChoice {
@@ -55,33 +68,38 @@ enum TimeoutChoice {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct MigrateArgs {
-    /// The VM to move
-    vm: VmName,
-    /// The host to move it to
+    #[command(flatten)]
+    target: VmTarget,
+    /// The host to move it to, as host-b
     #[arg(long, value_name = "HOST")]
     to: HostName,
-    /// Accepted downtime; the switchover begins when the estimate is below it [default: 300ms]
+    /// Accepted downtime, as 50ms: 1ms to 2000s; the switchover begins when the estimate is below
+    /// it [default: 300ms]
     #[arg(long, value_name = "DURATION")]
     max_downtime: Option<Span>,
-    /// Time the whole migration may take [default: 1h]
+    /// Time the whole migration may take, as 10m: at least 1s [default: 1h]
     #[arg(long, value_name = "DURATION")]
     max_total_time: Option<Span>,
-    /// TCP streams that carry pages, 1 to 16 [default: 2]
+    /// TCP streams that carry pages, as 4: 1 to 16 [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     streams: Option<u32>,
-    /// Ceiling over all streams; a bare number is MiB/s [default: none]
+    /// Ceiling over all streams a second, as 100MiB/s [default: none]
     #[arg(long, value_name = "RATE")]
     max_bandwidth: Option<Rate>,
-    /// Iterations after which precopy counts as not converging [default: 30]
+    /// Iterations after which precopy counts as not converging, as 10 [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_iterations: Option<u32>,
-    /// When to compare the memory of both sides
+    /// When to compare the memory of both sides, as after-commit
     #[arg(long, value_enum, default_value = "none", value_name = "WHEN")]
     verify: VerifyChoice,
-    /// What to do when time or iterations are used up
+    /// What to do when time or iterations are used up, as force-switchover
     #[arg(long, value_enum, default_value = "cancel", value_name = "ACTION")]
     on_timeout: TimeoutChoice,
+    /// What to do when the VM is paused and --max-downtime is about to be broken
+    #[arg(long, value_enum, default_value = "resume", value_name = "ACTION")]
+    on_overrun: OverrunChoice,
     /// Name of the migration, never used before [default: the server chooses]
+    /// (as m1)
     #[arg(long, value_name = "NAME")]
     id: Option<MigrationName>,
     /// Check everything, move nothing
@@ -91,19 +109,19 @@ pub(crate) struct MigrateArgs {
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
+    patience: PatienceArgs,
+    #[command(flatten)]
     client: ClientArgs,
 }
 
 impl MigrateArgs {
-    /// The endpoint to ask.
-    pub(crate) fn endpoint(&self) -> Option<Address> {
-        Some(self.client.server.clone())
+    /// Its client options.
+    pub(crate) fn client(&self) -> &ClientArgs {
+        &self.client
     }
-}
 
-impl MigrateArgs {
     fn request(&self) -> Result<v1::CreateMigrationRequest, Failure> {
-        use v1::migration_params::{OnTimeout, Verify};
+        use v1::migration_params::{OnOverrun, OnTimeout, Verify};
         let params = v1::MigrationParams {
             max_downtime: self.max_downtime.map(|span| proto_duration(span.0)),
             max_total_time: self.max_total_time.map(|span| proto_duration(span.0)),
@@ -121,12 +139,19 @@ impl MigrateArgs {
                 TimeoutChoice::ForceSwitchover => OnTimeout::ForceSwitchover,
             }
             .into(),
+            on_overrun: match self.on_overrun {
+                OverrunChoice::Resume => OnOverrun::Resume,
+                OverrunChoice::Finish => OnOverrun::Finish,
+            }
+            .into(),
         };
         // The server checks again. Here a mistake costs no round trip and has exit code 2.
         MigrationParams::from_message(Some(&params))?;
         Ok(v1::CreateMigrationRequest {
             migration: Some(v1::Migration {
-                vm: self.vm.to_string(),
+                vm: self.target.name(),
+                vm_uid: self.target.uid(),
+                source: self.target.host(),
                 destination: self.to.to_string(),
                 params: Some(params),
                 ..Default::default()
@@ -144,7 +169,7 @@ impl MigrateArgs {
 /// Starts it, follows it, reports on it.
 pub(crate) async fn run(args: MigrateArgs) -> Result<(), Failure> {
     let session = Session::open(&args.client)?;
-    let doing = format!("migrate {} to {}", args.vm, args.to);
+    let doing = format!("migrate {} to {}", args.target, args.to);
     let request = args.request()?;
     let mut stop = Stop::listen()?;
     let created = tokio::select! {
@@ -162,7 +187,10 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<(), Failure> {
     let mut progress = Progress::new(view::id(&name));
     progress.update(&migration);
     let followed = tokio::select! {
-        followed = follow(&session.client, &name, |migration| progress.update(migration)) => followed,
+        followed = follow(&session.client, &name, args.patience.patience(), |migration| {
+            progress.update(migration);
+            Ok(())
+        }) => followed,
         cause = stop.wait() => {
             progress.finish();
             let id = view::id(&name);
@@ -175,8 +203,9 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<(), Failure> {
     progress.finish();
     let migration = followed?;
     session.answer(
-        || to_json("slat.v1.Migration", &migration),
-        || view::migration_page(&migration, out::stdout_colours()),
+        || to_json(&migration),
+        &migration.name,
+        || migration.page(out::stdout_colours()),
     )?;
     outcome(&migration)
 }
@@ -202,13 +231,13 @@ fn accepted(session: &Session, migration: &v1::Migration, dry_run: bool) -> Resu
             migration.name.clone()
         }
     };
-    if session.output == Format::Table && !dry_run {
+    if matches!(session.output, Format::Table | Format::Wide) && !dry_run {
         let id = view::id(&migration.name);
         out::say(format!(
             "accepted; watch it with: slat get migration {id} --watch"
         ));
     }
-    session.answer(|| to_json("slat.v1.Migration", migration), text)
+    session.answer(|| to_json(migration), &migration.name, text)
 }
 
 /// What a terminal migration means for the exit code.
@@ -241,22 +270,38 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
             ))
         }
         Phase::Completed => Ok(()),
-        Phase::Cancelled => Err(Failure::Said(6)),
-        Phase::InDoubt => Err(Failure::Said(7)),
-        _ => Err(migration.error.as_ref().map_or_else(
-            || Failure::Said(1),
-            |error| {
-                let reason = slat_proto::Reason::parse(&error.reason);
-                let code = reason.map_or(1, |reason| {
-                    failure::exit_code(&slat_proto::ApiError::new(reason, ""))
-                });
-                out::say(format!(
-                    "error: {} failed: {} ({})",
-                    migration.name, error.message, error.reason
-                ));
-                Failure::Said(code)
-            },
+        Phase::Cancelled => Err(ended(
+            migration,
+            "was cancelled",
+            Reason::CancelledByUser,
+            6,
         )),
+        Phase::InDoubt => Err(ended(migration, "is in doubt", Reason::InDoubt, 7)),
+        _ => {
+            let reason = migration.error.as_ref().map(|error| error.reason.as_str());
+            let reason = reason.and_then(Reason::parse).unwrap_or(Reason::Internal);
+            let code = failure::exit_code(&ApiError::new(reason, ""));
+            Err(ended(migration, "failed", reason, code))
+        }
+    }
+}
+
+/// A migration without success, in the words of its error.
+fn ended(migration: &v1::Migration, how: &str, reason: Reason, code: u8) -> Failure {
+    let place = migration.vm_location().as_str_name();
+    let mut error = ApiError::new(reason, "");
+    if let Some(known) = &migration.error {
+        error.message = known.message.clone();
+        error.metadata = known.metadata.clone().into_iter().collect();
+    }
+    error = error
+        .with("migration", &migration.name)
+        .with("vm_location", place)
+        .with("advice", failure::migration_advice(migration));
+    Failure::Ended {
+        what: format!("{} {how}", migration.name),
+        error: Box::new(error),
+        code,
     }
 }
 
@@ -279,7 +324,7 @@ mod tests {
     #[test]
     fn options_reach_the_message() {
         let request = request(
-            "vms/web --to b --max-downtime 50ms --max-total-time 5m --streams 4 --max-bandwidth 100 \
+            "vms/web --to b --max-downtime 50ms --max-total-time 5m --streams 4 --max-bandwidth 100MiB/s \
              --max-iterations 7 --verify before-commit --on-timeout force-switchover --id m1",
         )
         .unwrap();
@@ -330,6 +375,44 @@ mod tests {
         assert_eq!(ended(Phase::Cancelled, v1::Verification::None), 6);
         assert_eq!(ended(Phase::InDoubt, v1::Verification::None), 7);
         assert_eq!(ended(Phase::Failed, v1::Verification::None), 1);
+    }
+
+    #[test]
+    fn programs_read_why_a_migration_failed_and_where_the_vm_is() {
+        let migration = v1::Migration {
+            name: "migrations/m1".into(),
+            phase: v1::MigrationPhase::Failed.into(),
+            vm_location: v1::VmLocation::Source.into(),
+            params: Some(v1::MigrationParams {
+                max_bandwidth_bytes_per_second: 4 << 20,
+                ..Default::default()
+            }),
+            error: Some(v1::MigrationError {
+                reason: "NOT_CONVERGING".into(),
+                message: "max_iterations 30 reached".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let failure = outcome(&migration).unwrap_err();
+        assert_eq!(failure.exit_code(), 5);
+        let error = &failure.document().unwrap()["error"];
+        assert_eq!(error["reason"], "NOT_CONVERGING");
+        assert_eq!(
+            error["message"],
+            "migrations/m1 failed: --max-iterations 30 reached"
+        );
+        assert_eq!(error["metadata"]["vm_location"], "VM_LOCATION_SOURCE");
+        let advice = error["advice"].as_str().unwrap();
+        assert!(advice.contains("--max-bandwidth"), "{advice}");
+    }
+
+    #[test]
+    fn a_uid_or_a_host_selects_the_vm() {
+        let by_uid = request("--uid u-1 --to b").unwrap().migration.unwrap();
+        assert_eq!((by_uid.vm.as_str(), by_uid.vm_uid.as_str()), ("", "u-1"));
+        let by_host = request("web --host a --to b").unwrap().migration.unwrap();
+        assert_eq!(by_host.source, "hosts/a");
     }
 
     #[test]

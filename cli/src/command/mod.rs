@@ -1,14 +1,22 @@
-//! The commands, one file each. What several of them share is in [`follow`].
+//! The commands, one file each. What several of them share is in [`target`] (which VM), [`several`]
+//! (one thing after the other), [`patience`] (with a silent server) and [`follow`] (a migration).
 
 pub(crate) mod agent;
 pub(crate) mod cancel;
 pub(crate) mod completion;
+pub(crate) mod cordon;
 pub(crate) mod create;
+pub(crate) mod delete;
 pub(crate) mod follow;
 pub(crate) mod get;
+pub(crate) mod leftover;
 pub(crate) mod life;
+pub(crate) mod man;
 pub(crate) mod memory;
 pub(crate) mod migrate;
+pub(crate) mod patience;
 pub(crate) mod server;
+pub(crate) mod several;
+pub(crate) mod target;
 pub(crate) mod version;
 pub(crate) mod vm;

@@ -1,6 +1,6 @@
 //! `slat server`: the control plane.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
@@ -18,11 +18,15 @@ Examples:
 The dashboard is at http://ADDRESS/, Prometheus text at http://ADDRESS/metrics.
 One line on standard output says `listening on IP:PORT` when the server is ready.";
 
+/// Who waits for a migration must still find it when it has ended.
+const SHORTEST_KEPT: Duration = Duration::from_secs(60);
+
 /// Options of `slat server`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServerArgs {
-    /// Address to listen on, for gRPC, dashboard and metrics; port 0 takes a free one
+    /// Address to listen on, for gRPC, dashboard and metrics, as 192.0.2.1:7400; port 0 takes a
+    /// free one
     #[arg(
         long,
         env = "SLAT_LISTEN",
@@ -30,11 +34,11 @@ pub(crate) struct ServerArgs {
         value_name = "IP:PORT"
     )]
     listen: SocketAddr,
-    /// Where to keep hosts, VMs and migrations [default: /var/lib/slat/server, or the XDG state
-    /// directory]
+    /// Where to keep hosts, VMs and migrations, as /srv/slat [default: /var/lib/slat/server, or the
+    /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// How often agents report
+    /// How often agents report, as 500ms: 50ms to 60s
     #[arg(
         long,
         env = "SLAT_REPORT_INTERVAL",
@@ -42,6 +46,23 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     report_interval: Span,
+    /// How many migrations to keep that have ended, as 5000; older ones are forgotten
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS",
+        default_value_t = 1000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    keep_migrations: u32,
+    /// How long to keep a migration that has ended, as 7d: at least 1m
+    #[arg(
+        long,
+        env = "SLAT_KEEP_MIGRATIONS_FOR",
+        default_value = "30d",
+        value_name = "DURATION"
+    )]
+    keep_migrations_for: Span,
     #[command(flatten)]
     insecure: listen::InsecureArgs,
     #[command(flatten)]
@@ -56,6 +77,12 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
             args.report_interval
         )));
     }
+    if args.keep_migrations_for.0 < SHORTEST_KEPT {
+        return Err(Failure::Usage(format!(
+            "--keep-migrations-for {} is shorter than 1m",
+            args.keep_migrations_for
+        )));
+    }
     let mut stop = stop::Stop::listen()?;
     let telemetry = telemetry::install("server", &args.daemon.log, "info")?;
     stop::die_with(args.daemon.die_with)?;
@@ -67,6 +94,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
         listen: args.listen,
         state_dir,
         report_interval: args.report_interval.0,
+        keep_migrations: (args.keep_migrations as usize, args.keep_migrations_for.0),
         render: recorder.render(),
     }
     .start()

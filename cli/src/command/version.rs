@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::{
     failure::Failure,
+    output::{self, Format},
     roles,
-    term::out::{self, Format},
 };
 
 const EXAMPLES: &str = "\
@@ -22,15 +22,20 @@ pub(crate) struct VersionArgs {
     output: Format,
 }
 
+impl VersionArgs {
+    /// How to print it.
+    pub(crate) fn output(self) -> Format {
+        self.output
+    }
+}
+
 /// Prints the version of this binary, the API it speaks and the host's architecture.
 pub(crate) fn run(args: &VersionArgs) -> Result<(), Failure> {
     let arch = std::env::consts::ARCH;
-    match args.output {
-        Format::Table => out::line(format!("slat {} (api slat.v1, {arch})", roles::VERSION)),
-        Format::Json => out::json(&json!({
-            "version": roles::VERSION,
-            "api": "slat.v1",
-            "arch": arch,
-        })),
-    }
+    output::answer(
+        args.output,
+        || json!({"version": roles::VERSION, "api": "slat.v1", "arch": arch}),
+        roles::VERSION,
+        || format!("slat {} (api slat.v1, {arch})", roles::VERSION),
+    )
 }

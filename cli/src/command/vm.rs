@@ -4,6 +4,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use slat_proto::model::{HostName, VmName};
+use slat_record::uid::VmUid;
 
 use crate::{
     daemon::{DaemonArgs, stop, telemetry},
@@ -20,6 +21,9 @@ pub(crate) struct VmArgs {
     /// The VM's name
     #[arg(long, value_name = "NAME")]
     vm: VmName,
+    /// The VM's identity; without it a created VM gets a new one
+    #[arg(long, value_name = "UID")]
+    uid: Option<VmUid>,
     /// The host it is on
     #[arg(long, value_name = "NAME")]
     host: HostName,
@@ -38,6 +42,7 @@ pub(crate) async fn run(args: VmArgs) -> Result<(), Failure> {
     let result = VmRole {
         dir: args.dir,
         vm: args.vm,
+        uid: args.uid,
         host: args.host,
         data_ip: args.data_ip,
     }

@@ -10,7 +10,7 @@ Examples:
   slat demo
   slat demo --migrations 20 --vcpus 2
   slat demo --backend software --format sv48x4        RISC-V page tables, without KVM
-  slat demo --dirty-rate 256 --max-downtime 20ms      more iterations
+  slat demo --dirty-rate 256MiB/s --max-downtime 20ms more iterations
   slat demo --output json                             one object on standard output
   slat demo --keep                                    stay up, for a look at the dashboard
 
@@ -33,28 +33,28 @@ pub(crate) enum Output {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// How the VM's second stage is walked
+    /// What walks the VM's second stage, as software
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub(super) backend: BackendChoice,
-    /// Layout of page-table entries; only with --backend software [default: ept4]
+    /// Layout of page-table entries, as sv48x4; only with --backend software [default: ept4]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(super) format: Option<FormatChoice>,
-    /// The VM's memory, in steps of 2MiB; each host needs as much
+    /// The VM's memory with its unit, as 1GiB: in steps of 2MiB; each host needs as much
     #[arg(long, default_value = "512MiB", value_name = "SIZE")]
     pub(super) memory: Size,
-    /// The VM's virtual CPUs, 1 to 64
+    /// The VM's virtual CPUs, as 2: 1 to 64
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) vcpus: u32,
-    /// How fast the guest dirties memory; a bare number is MiB/s, 0 is idle
-    #[arg(long, default_value = "64", value_name = "RATE")]
+    /// How much memory the guest dirties a second, as 256MiB/s; 0 is idle
+    #[arg(long, default_value = "64MiB/s", value_name = "RATE")]
     pub(super) dirty_rate: Rate,
-    /// Number of live migrations, back and forth
+    /// Number of live migrations, back and forth, as 20
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) migrations: u32,
-    /// TCP streams that carry pages, 1 to 16
+    /// TCP streams that carry pages, as 4: 1 to 16
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(super) streams: u32,
-    /// Accepted downtime
+    /// Accepted downtime, as 20ms: 1ms to 2000s
     #[arg(long, default_value = "300ms", value_name = "DURATION")]
     pub(super) max_downtime: Span,
     /// Stay up after the checks, migrating now and then, until Ctrl-C

@@ -1,13 +1,14 @@
 //! The demo's fleet: one server, two agents, a temporary directory; and how all of it ends.
 //!
-//! [`Fleet::stop`] begins gently and ends with force: delete the VM through the API, let the VM
-//! processes end, SIGTERM to the daemons, SIGKILL after a bound, then the VM processes that still
-//! hold a lock below this directory. Each step is bounded. It returns every step that should not
-//! have been needed: something was left behind.
+//! [`Fleet::stop`] begins gently and ends with force: delete the VMs through the API, those that
+//! others made on this fleet meanwhile too, let the VM processes end, SIGTERM to the daemons,
+//! SIGKILL after a bound, then the VM processes that still hold a lock below this directory. Each
+//! step is bounded. It returns every step that should not have been needed: something was left
+//! behind.
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use slat_proto::{ApiError, Reason, model::VmName, transport::Address, v1};
+use slat_proto::{ApiError, Reason, transport::Address, v1};
 use tempfile::TempDir;
 
 use super::{child::Daemon, sweep};
@@ -18,12 +19,16 @@ pub(super) const HOSTS: [&str; 2] = ["host-a", "host-b"];
 /// The VM's name.
 pub(super) const VM: &str = "demo";
 
-/// A VM must be deletable within this time, a migration to cancel included.
+/// All VMs must be deletable within this time, migrations to cancel included.
 const DELETE: Duration = Duration::from_secs(15);
 /// A deleted VM's processes end within this time.
 const ENDED: Duration = Duration::from_secs(5);
+/// Between two looks at what is left to delete.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Longest path of a Unix socket, without its final zero.
 const SOCKET_PATH: usize = 107;
+/// Length of a VM's uid.
+const UID: usize = 36;
 
 /// What the demo started.
 #[derive(Debug)]
@@ -31,7 +36,6 @@ pub(super) struct Fleet {
     dir: Option<TempDir>,
     server: Option<Daemon>,
     agents: Vec<Daemon>,
-    vm: bool,
 }
 
 impl Fleet {
@@ -50,9 +54,10 @@ impl Fleet {
             dir: Some(dir),
             server: None,
             agents: Vec::new(),
-            vm: false,
         };
-        let socket = fleet.path(HOSTS[0]).join("vms").join(VM).join("vm.sock");
+        // A VM's directory is called by its uid.
+        let uid = "0".repeat(UID);
+        let socket = fleet.path(HOSTS[0]).join("vms").join(uid).join("vm.sock");
         if socket.as_os_str().len() > SOCKET_PATH {
             return Err(Failure::advised(
                 format!("{} is too long for a Unix socket", socket.display()),
@@ -92,7 +97,7 @@ impl Fleet {
             let mut agent = arguments("agent", self.path(host));
             agent.extend(["--server".into(), address.to_string().into()]);
             agent.extend(["--name".into(), host.into()]);
-            agent.extend(["--memory".into(), memory.to_string().into()]);
+            agent.extend(["--memory".into(), format!("{memory}B").into()]);
             let log = self.path(&format!("{host}.log"));
             self.agents.push(Daemon::start(host, agent, log).await?);
         }
@@ -112,17 +117,14 @@ impl Fleet {
             .collect()
     }
 
-    /// Remembers that a VM may exist from now on.
-    pub(super) fn expect_vm(&mut self) {
-        self.vm = true;
-    }
-
     /// Says what the daemons and the VM's processes warned of, when something went wrong.
     pub(super) fn say_trouble(&self) {
         let mut logs = vec![self.path("server.log")];
         for host in HOSTS {
             logs.push(self.path(&format!("{host}.log")));
-            logs.push(self.path(host).join("vms").join(VM).join("log"));
+            let vms = std::fs::read_dir(self.path(host).join("vms"));
+            let dirs = vms.into_iter().flatten().flatten();
+            logs.extend(dirs.map(|dir| dir.path().join("log")));
         }
         for log in logs {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -143,9 +145,9 @@ impl Fleet {
     pub(super) async fn stop(&mut self) -> Vec<String> {
         let mut left = Vec::new();
         let states = self.states();
-        if std::mem::take(&mut self.vm) {
-            if let Err(error) = self.delete_vm().await {
-                left.push(format!("the VM could not be deleted: {error}"));
+        if !self.agents.is_empty() {
+            if let Err(error) = self.delete_vms().await {
+                left.push(format!("a VM could not be deleted: {error}"));
             }
             // Those that remain are swept below, once the daemons cannot start others.
             sweep::all_ended(&states, ENDED).await;
@@ -167,54 +169,74 @@ impl Fleet {
         left
     }
 
-    /// Through the server, and through the agents where the server does not answer.
-    async fn delete_vm(&self) -> Result<(), ApiError> {
-        let agents = self.agents.iter().map(Daemon::address);
-        let mut result = Ok(());
-        for endpoint in self.address().into_iter().chain(agents) {
-            let deleted = tokio::time::timeout(DELETE, delete_at(endpoint)).await;
-            result = deleted.unwrap_or_else(|_| {
-                Err(ApiError::new(
-                    Reason::PeerUnreachable,
-                    format!("{endpoint} took too long"),
-                ))
-            });
-            if result.is_ok() {
-                break;
-            }
+    /// Deletes every VM of this fleet, whoever made it, until no agent has one.
+    async fn delete_vms(&self) -> Result<(), ApiError> {
+        let server = self.address().map(client).transpose()?;
+        let mut agents = Vec::new();
+        for agent in &self.agents {
+            agents.push(client(agent.address())?);
         }
-        result
+        let deleted = tokio::time::timeout(DELETE, async {
+            let mut last = None;
+            loop {
+                let mut found = false;
+                for agent in &agents {
+                    for vm in vms(agent).await? {
+                        found = true;
+                        last = delete(agent, server.as_ref(), vm).await.err().or(last);
+                    }
+                }
+                if !found {
+                    return Ok(last);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+        match deleted.await {
+            Ok(ended) => ended.map(drop),
+            Err(_) => Err(ApiError::new(
+                Reason::PeerUnreachable,
+                format!("that took longer than {} s", DELETE.as_secs()),
+            )),
+        }
     }
 }
 
-/// Deletes the VM at one address, cancelling the migration in its way.
-async fn delete_at(endpoint: SocketAddr) -> Result<(), ApiError> {
-    let client = client(endpoint)?;
-    let name = VmName::from_id(VM)?.to_string();
-    loop {
-        let request = v1::DeleteVmRequest {
-            name: name.clone(),
-            ..Default::default()
-        };
-        let error = match client.vms().delete_vm(request).await {
-            Ok(_) => return Ok(()),
-            Err(status) => ApiError::from(status),
-        };
-        match error.reason {
-            Reason::NoSuchVm => return Ok(()),
-            Reason::MigrationInProgress => {
-                if let Some(migration) = error.metadata.get("migration") {
-                    let name = migration.clone();
-                    let request = v1::CancelMigrationRequest { name };
-                    // Refused when it is past the point of no return; then it ends by itself.
-                    if let Err(status) = client.migrations().cancel_migration(request).await {
-                        tracing::debug!(%status, "cancel");
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            _ => return Err(error),
+/// The VMs that an agent has.
+async fn vms(agent: &Client) -> Result<Vec<v1::Vm>, ApiError> {
+    let request = v1::ListVmsRequest {
+        page_size: 1000,
+        ..Default::default()
+    };
+    Ok(agent.vms().list_vms(request).await?.into_inner().vms)
+}
+
+/// Deletes one VM at its agent; cancels the migration in its way, kills a process that does not
+/// answer.
+async fn delete(agent: &Client, server: Option<&Client>, vm: v1::Vm) -> Result<(), ApiError> {
+    let mut request = v1::DeleteVmRequest {
+        name: vm.name,
+        uid: vm.uid,
+        ..Default::default()
+    };
+    let error = match agent.vms().delete_vm(request.clone()).await {
+        Ok(_) => return Ok(()),
+        Err(status) => ApiError::from(status),
+    };
+    match (error.reason, server, error.metadata.get("migration")) {
+        (Reason::MigrationInProgress, Some(server), Some(migration)) => {
+            let name = migration.clone();
+            let request = v1::CancelMigrationRequest { name };
+            // Refused when it is past the point of no return; then it ends by itself.
+            server.migrations().cancel_migration(request).await?;
+            Ok(())
         }
+        (Reason::VmUnreachable, _, _) => {
+            request.force = true;
+            agent.vms().delete_vm(request).await?;
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
 

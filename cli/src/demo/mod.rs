@@ -3,8 +3,8 @@
 //!
 //! * [`child`] is one daemon process, [`fleet`] all of them and their orderly end, [`sweep`] what a
 //!   disorderly end leaves.
-//! * [`script`] is what happens, [`observer`] what is counted meanwhile, [`report`] what is said
-//!   about it.
+//! * [`script`] is what happens, [`keep`] what happens after it with `--keep`, [`observer`] what is
+//!   counted meanwhile, [`report`] what is said about it.
 //!
 //! The fleet is owned here, outside the script: whatever ends the script (its end, an error,
 //! Ctrl-C, SIGTERM), the fleet is then stopped the same way. When this process is killed, its
@@ -14,6 +14,7 @@
 pub(crate) mod args;
 mod child;
 mod fleet;
+mod keep;
 mod observer;
 mod report;
 mod script;
@@ -67,7 +68,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     if args.keep {
         report.print(args.output)?;
         tokio::select! {
-            () = script::keep(&args, &fleet, &mut report) => {}
+            () = keep::keep(&args, &fleet, &mut report) => {}
             cause = stop.wait() => tracing::debug!(?cause, "asked to end"),
         }
     }

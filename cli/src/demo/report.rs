@@ -44,7 +44,8 @@ struct Row {
     source: String,
     destination: String,
     result: String,
-    iterations: usize,
+    /// Counted as everywhere: the first and the paused one included.
+    iterations: u32,
     total_time_seconds: f64,
     downtime_seconds: Option<f64>,
     bytes_transferred: u64,
@@ -59,6 +60,8 @@ struct Guest {
     passes: u64,
     pages_written: u64,
     errors: u64,
+    #[serde(skip)]
+    pages: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -141,7 +144,7 @@ impl Report {
             source: view::id(&migration.source).to_owned(),
             destination: view::id(&migration.destination).to_owned(),
             result: view::phase(migration.phase()).to_owned(),
-            iterations: progress.iterations.len(),
+            iterations: view::iterations(&progress).unwrap_or(0),
             total_time_seconds: std_duration(migration.total_time.as_ref()).as_secs_f64(),
             downtime_seconds: progress
                 .downtime
@@ -161,6 +164,7 @@ impl Report {
             passes: counters.passes,
             pages_written: counters.pages_written,
             errors: counters.errors,
+            pages: counters.pages,
         });
     }
 
@@ -258,12 +262,7 @@ impl Report {
         text.push_str(&Table::new(&heads, colours).render(&rows));
         text.push_str("\n\n");
         if let Some(guest) = &facts.guest {
-            text.push_str(&format!(
-                "guest    {} passes, {} written and checked, {} errors\n",
-                guest.passes,
-                Size(guest.pages_written.saturating_mul(PAGE_SIZE)),
-                guest.errors
-            ));
+            text.push_str(&format!("guest    {}\n", guest_words(guest)));
         }
         let known = |value: Option<u64>| {
             value.map_or_else(|| "not known".to_owned(), |value| value.to_string())
@@ -285,6 +284,23 @@ impl Report {
         }
         format!("{} of {} checks FAILED", failed.len(), self.checks.len())
     }
+}
+
+/// How far the guest came, and what it found.
+fn guest_words(guest: &Guest) -> String {
+    let rounds = match guest.passes {
+        0 => {
+            let share = guest.pages_written.saturating_mul(100);
+            let share = share.checked_div(guest.pages).unwrap_or(0);
+            format!("its first round not finished ({share} % of its memory)")
+        }
+        1 => "1 whole round over its memory".to_owned(),
+        rounds => format!("{rounds} whole rounds over its memory"),
+    };
+    format!(
+        "{rounds}, {} page writes, {} errors",
+        guest.pages_written, guest.errors
+    )
 }
 
 fn table_row(row: &Row, verified: &str) -> Vec<Cell> {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    command::{agent, follow::follow},
+    command::{agent, follow::follow, patience::Patience},
     failure::Failure,
     term::{
         out,
@@ -32,10 +32,10 @@ use crate::{
 const READY: Duration = Duration::from_secs(30);
 /// The guest must be seen to write within this time.
 const WRITES: Duration = Duration::from_secs(30);
+/// A guest that goes round its memory in less than half of this is waited for.
+const ROUND: Duration = Duration::from_secs(60);
 /// Of one migration.
 const MAX_TOTAL: Duration = Duration::from_secs(900);
-/// Between two migrations of `--keep`.
-const KEEP: Duration = Duration::from_secs(20);
 /// Memory beyond the two copies that the daemons need.
 const OVERHEAD: u64 = 256 << 20;
 
@@ -97,7 +97,6 @@ pub(super) async fn play(
         vm,
     };
     let host = stage.hosts_ready().await?;
-    fleet.expect_vm();
     let vm = stage.create(&host).await?;
     report.built(&vm, &host);
     let result = stage.perform(report).await;
@@ -105,8 +104,15 @@ pub(super) async fn play(
     result
 }
 
+/// How long the guest takes for one round over its memory; `None` for one that is not waited for.
+fn round_time(args: &DemoArgs) -> Option<Duration> {
+    let rate = args.dirty_rate.0;
+    let seconds = args.memory.0.checked_div(rate)?;
+    Some(Duration::from_secs(seconds)).filter(|time| *time <= ROUND / 2)
+}
+
 /// A client of the demo's server.
-fn server(fleet: &Fleet) -> Result<Client, Failure> {
+pub(super) fn server(fleet: &Fleet) -> Result<Client, Failure> {
     let address = fleet.address();
     let address = address.ok_or_else(|| Failure::local("the server is not running"))?;
     Ok(fleet::client(address)?)
@@ -247,7 +253,44 @@ impl Stage<'_> {
         };
         let resumed = self.client.vms().resume_vm(request).await;
         resumed.map_err(|status| Failure::call(format!("resume {}", self.vm), status))?;
-        self.progress(HOSTS[1 - at], frozen, report).await.map(drop)
+        let counters = self.progress(HOSTS[1 - at], frozen, report).await?;
+        self.round(counters, report).await
+    }
+
+    /// Waits until the guest has written every page once, where that can be waited for.
+    async fn round(
+        &self,
+        counters: Option<v1::GuestCounters>,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let Some(counters) = counters.filter(|_| round_time(self.args).is_some()) else {
+            return Ok(());
+        };
+        let gone_round = |vm: &v1::Vm| vm.guest_counters.is_some_and(|now| now.passes > 0);
+        let mut last = counters;
+        if last.passes == 0 {
+            let left = last.pages.saturating_sub(last.pages_written);
+            out::say(format!(
+                "the guest goes round its memory; {} are left of its first round",
+                Size(left.saturating_mul(PAGE_SIZE))
+            ));
+            // When it takes too long, the check below says so.
+            if let Ok(vm) = tokio::time::timeout(ROUND, self.watch_until(gone_round)).await {
+                last = vm?.guest_counters.unwrap_or(last);
+            }
+        }
+        report.guest(&last);
+        report.check(
+            "the guest went round its whole memory at least once",
+            last.passes > 0,
+            format!("{} of {} pages written", last.pages_written, last.pages),
+        );
+        report.check(
+            "every page that the guest read back on its rounds was what it had written",
+            last.errors == 0,
+            format!("{} mismatches", last.errors),
+        );
+        Ok(())
     }
 
     async fn start(&self) -> Result<(), Failure> {
@@ -414,7 +457,7 @@ impl Stage<'_> {
 }
 
 /// Moves the VM, showing progress, until the migration has ended one way or the other.
-async fn move_vm(
+pub(super) async fn move_vm(
     args: &DemoArgs,
     client: &Client,
     vm: &VmName,
@@ -437,8 +480,9 @@ async fn move_vm(
         .map_err(|status| Failure::call(format!("migrate {vm} to {destination}"), status))?
         .into_inner();
     let mut progress = Progress::new(format!("{id} {source} -> {destination}"));
-    let migration = follow(client, &created.name, |migration| {
-        progress.update(migration)
+    let migration = follow(client, &created.name, Patience::default(), |migration| {
+        progress.update(migration);
+        Ok(())
     })
     .await?;
     progress.finish();
@@ -447,72 +491,21 @@ async fn move_vm(
         "{id} {source} -> {destination}: {}, downtime {}, {} iterations, {} in {}",
         view::phase(migration.phase()),
         view::span(figures.downtime.as_ref()),
-        figures.iterations.len(),
+        view::iterations(&figures).unwrap_or(0),
         Size(figures.bytes_transferred),
         view::span(migration.total_time.as_ref()),
     ));
     Ok(migration)
 }
 
-/// Stays up, moving the VM now and then, until dropped. What goes wrong is noted and said; the
-/// fleet stays for looking.
-pub(super) async fn keep(args: &DemoArgs, fleet: &Fleet, report: &mut Report) {
-    let (Some(address), Ok(client), Ok(vm)) = (fleet.address(), server(fleet), VmName::from_id(VM))
-    else {
-        return;
-    };
-    out::say(format!(
-        "dashboard  http://{address}/\nserver     {address}"
-    ));
-    for (name, address) in fleet.agents() {
-        out::say(format!("{name}     {address}"));
-    }
-    out::say(format!(
-        "the VM goes on and moves every {} s; Ctrl-C ends everything",
-        KEEP.as_secs()
-    ));
-    for number in 1u64.. {
-        tokio::time::sleep(KEEP).await;
-        if let Err(failure) = move_on(args, &client, &vm, number, report).await {
-            out::report(&failure);
-            report.check(format!("keep-{number}"), false, "see above");
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::{super::args::parsed, *};
 
-async fn move_on(
-    args: &DemoArgs,
-    client: &Client,
-    vm: &VmName,
-    number: u64,
-    report: &mut Report,
-) -> Result<(), Failure> {
-    let request = v1::GetVmRequest {
-        name: vm.to_string(),
-        ..Default::default()
-    };
-    let now = client.vms().get_vm(request).await;
-    let now = now
-        .map_err(|status| Failure::call(format!("get {vm}"), status))?
-        .into_inner();
-    let source = view::id(&now.host);
-    let destination = if source == HOSTS[0] {
-        HOSTS[1]
-    } else {
-        HOSTS[0]
-    };
-    let id = format!("keep-{number}");
-    let migration = move_vm(args, client, vm, &id, source, destination).await?;
-    let errors = now.guest_counters.map_or(0, |counters| counters.errors);
-    report.check(
-        format!("{id}: guest errors are 0"),
-        errors == 0,
-        errors.to_string(),
-    );
-    report.check(
-        format!("{id} completed"),
-        migration.phase() == v1::MigrationPhase::Completed,
-        view::phase(migration.phase()),
-    );
-    Ok(())
+    #[test]
+    fn the_default_guest_is_waited_for_until_it_has_gone_round() {
+        assert_eq!(round_time(&parsed("")), Some(Duration::from_secs(8)));
+        assert_eq!(round_time(&parsed("--dirty-rate 0")), None, "idle");
+        assert_eq!(round_time(&parsed("--dirty-rate 1MiB/s")), None, "minutes");
+    }
 }

@@ -1,21 +1,27 @@
-//! The two streams: data on standard output, messages on standard error.
+//! The two streams: data on standard output, messages on standard error. For programs (`-o json`,
+//! `-o yaml`) the messages are JSON too, one object a line.
 //!
 //! Nothing here panics when the reader of a pipe has gone: on standard output that ends the command
 //! quietly with [`Failure::BrokenPipe`], on standard error it is ignored. What a terminal would
 //! obey is escaped on the way out; pieces from outside are escaped where they are put into a line.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{escape, failure::Failure};
 
-/// How a client command prints its answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Format {
-    /// For people; its layout may change.
-    #[default]
-    Table,
-    /// For programs: the messages of slat.v1 as proto JSON.
-    Json,
+/// Whether what is printed is read by a program: set once, before the command runs.
+static FOR_PROGRAMS: AtomicBool = AtomicBool::new(false);
+
+/// From now on every line on standard error is one JSON object: `{"note":...}` or `{"error":...}`.
+pub(crate) fn for_programs() {
+    FOR_PROGRAMS.store(true, Ordering::Relaxed);
+}
+
+fn is_for_programs() -> bool {
+    FOR_PROGRAMS.load(Ordering::Relaxed)
 }
 
 /// Writes `text` and a line end to standard output.
@@ -30,31 +36,40 @@ fn raw_line(text: &str) -> Result<(), Failure> {
         .map_err(Failure::from_stdout)
 }
 
-/// One JSON value, indented, on standard output.
-pub(crate) fn json(value: &serde_json::Value) -> Result<(), Failure> {
-    raw_line(&escape::json(&format!("{value:#}")))
-}
-
-/// One JSON value on one line: an element of a stream.
-pub(crate) fn json_line(value: &serde_json::Value) -> Result<(), Failure> {
-    raw_line(&escape::json(&value.to_string()))
+/// JSON text, which means the same when a terminal has nothing to obey in it.
+pub(crate) fn json(text: &str) -> Result<(), Failure> {
+    raw_line(&escape::json(text))
 }
 
 /// Writes a message to standard error.
 pub(crate) fn say(text: impl AsRef<str>) {
+    if is_for_programs() {
+        say_json(&serde_json::json!({"note": text.as_ref()}));
+    } else {
+        say_line(&escape::lines(text.as_ref()));
+    }
+}
+
+fn say_json(value: &serde_json::Value) {
+    say_line(&escape::json(&value.to_string()));
+}
+
+fn say_line(line: &str) {
     // Nobody is left to be told when this fails.
-    drop(writeln!(
-        io::stderr().lock(),
-        "{}",
-        escape::lines(text.as_ref())
-    ));
+    drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
 /// Says why a command failed, unless everything is said already.
 pub(crate) fn report(failure: &Failure) {
+    if is_for_programs() {
+        if let Some(document) = failure.document() {
+            say_json(&document);
+        }
+        return;
+    }
     let text = failure.render();
     if !text.is_empty() {
-        say(text);
+        say_line(&text);
     }
 }
 
@@ -82,7 +97,7 @@ pub(crate) fn stdout_colours() -> bool {
 
 /// Whether a line on standard error can be drawn over.
 pub(crate) fn stderr_is_live() -> bool {
-    io::stderr().is_terminal() && !dumb()
+    io::stderr().is_terminal() && !dumb() && !is_for_programs()
 }
 
 /// Width of the terminal behind standard error; 80 when it does not say.

@@ -4,7 +4,9 @@
 //! Widths only grow, so that rows printed later by a watch stand under the first ones. Colour is
 //! added after the padding and never counts as width.
 
-use crate::escape::one_line;
+use std::{borrow::Cow, cmp::Ordering};
+
+use crate::escape;
 
 /// Colour of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,20 +22,69 @@ pub(crate) enum Tone {
     Bad,
 }
 
-/// One cell.
+/// What a cell shows when there is nothing to show.
+pub(crate) const NONE: &str = "-";
+
+/// One cell: what it shows, and what it is sorted by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cell {
     text: String,
     tone: Tone,
+    number: Option<u128>,
 }
 
 impl Cell {
-    /// With a colour. What a terminal would obey is escaped.
+    /// With a colour.
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
-        Self {
-            text: one_line(&text.into()).into_owned(),
-            tone,
+        let mut text = text.into();
+        if text.is_empty() {
+            NONE.clone_into(&mut text);
         }
+        Self {
+            text: match escape::one_line(&text) {
+                Cow::Borrowed(_) => text,
+                Cow::Owned(clean) => clean,
+            },
+            tone,
+            number: None,
+        }
+    }
+
+    /// A figure, sorted by its value and not by how it is written.
+    pub(crate) fn number(value: impl Into<u128>, text: impl Into<String>) -> Self {
+        Self {
+            number: Some(value.into()),
+            ..Self::from(text)
+        }
+    }
+
+    /// Nothing to show.
+    pub(crate) fn none() -> Self {
+        Self::from(NONE)
+    }
+
+    /// The same with a colour.
+    pub(crate) fn tone(self, tone: Tone) -> Self {
+        Self { tone, ..self }
+    }
+
+    /// What it shows.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Order among cells of one column; cells that show nothing come last, whatever the direction.
+    pub(crate) fn order(&self, other: &Self, descending: bool) -> Ordering {
+        let nothing = |cell: &Self| cell.number.is_none() && cell.text == NONE;
+        let order = match (self.number, other.number) {
+            _ if nothing(self) || nothing(other) => {
+                return nothing(self).cmp(&nothing(other));
+            }
+            (Some(one), Some(other)) => one.cmp(&other),
+            _ => self.text.cmp(&other.text),
+        };
+        if descending { order.reverse() } else { order }
     }
 }
 
@@ -65,11 +116,19 @@ impl Table {
     pub(crate) fn render(&mut self, rows: &[Vec<Cell>]) -> String {
         self.widen(rows);
         let heads: Vec<Cell> = self.heads.iter().map(|head| Cell::from(*head)).collect();
-        std::iter::once(&heads)
-            .chain(rows)
-            .map(|row| self.draw(row))
-            .collect::<Vec<_>>()
-            .join("\n")
+        self.lines(std::iter::once(&heads).chain(rows))
+    }
+
+    /// `rows` without the heading, and no wider than they need.
+    pub(crate) fn bare(&mut self, rows: &[Vec<Cell>]) -> String {
+        self.widths.fill(0);
+        self.widen(rows);
+        self.lines(rows)
+    }
+
+    fn lines<'a>(&self, rows: impl IntoIterator<Item = &'a Vec<Cell>>) -> String {
+        let rows = rows.into_iter().map(|row| self.draw(row));
+        rows.collect::<Vec<_>>().join("\n")
     }
 
     /// One further row under what was rendered before.
@@ -130,10 +189,24 @@ mod tests {
     }
 
     #[test]
-    fn a_name_from_outside_draws_nothing_and_keeps_its_row() {
-        let mut table = Table::new(&["NAME"], false);
-        let text = table.render(&[vec!["a\x1b[2J\nb".into()]]);
-        assert_eq!(text, "NAME\na\\u{1b}[2J\\u{a}b");
+    fn figures_sort_by_value_and_nothing_comes_last() {
+        let mut cells = [
+            Cell::none(),
+            Cell::number(1u64 << 30, "1 GiB"),
+            Cell::number(512u64 << 20, "512 MiB"),
+        ];
+        cells.sort_by(|a, b| a.order(b, false));
+        let texts: Vec<&str> = cells.iter().map(Cell::text).collect();
+        assert_eq!(texts, ["512 MiB", "1 GiB", "-"]);
+        cells.sort_by(|a, b| a.order(b, true));
+        let texts: Vec<&str> = cells.iter().map(Cell::text).collect();
+        assert_eq!(texts, ["1 GiB", "512 MiB", "-"]);
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_commands_no_terminal() {
+        assert_eq!(Cell::from("").text(), NONE);
+        assert_eq!(Cell::from("a\n\x1b[2J").text(), "a\\u{a}\\u{1b}[2J");
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Sizes, rates and durations, read and shown with their units.
 //!
-//! A size is `512MiB`, `1.5GiB`, `64k` or plain bytes; `K`, `M`, `G`, `T` alone are binary, as QEMU
-//! and systemd read them, and `kB`, `MB`, `GB`, `TB` decimal. A rate is a size a second; a bare
-//! number counts MiB/s. A duration always names its unit: `300ms`, `1.5s`, `1m30s`. Showing never
-//! lies by more than rounding to the digits shown.
+//! Each names its unit: a bare number would mean bytes to one reader and MiB to another, so it is
+//! refused with an example. Only 0 needs none. A size is `512MiB`, `1.5GiB`, `64k` or `4096B`; `K`,
+//! `M`, `G`, `T` alone are binary, as QEMU and systemd read them, and `kB`, `MB`, `GB`, `TB`
+//! decimal. A rate is a size a second: `64MiB/s`, or `64MiB`. A duration is `300ms`, `1.5s`,
+//! `1m30s`, `30d`. Showing never lies by more than rounding to the digits shown.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-const UNITS: [(&str, u64); 18] = [
-    ("", 1),
+const UNITS: [(&str, u64); 17] = [
     ("b", 1),
     ("k", 1 << 10),
     ("kib", 1 << 10),
@@ -72,8 +72,26 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
     u64::try_from((value + power / 2) / power).ok()
 }
 
+/// Why a text is no size: `what` it should have been, with `examples`.
+fn no_unit(text: &str, what: &str, examples: &str) -> BadUnit {
+    let bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if bare {
+        bad(format!("\"{text}\" has no unit; write {examples}"))
+    } else {
+        bad(format!("\"{text}\" is no {what}; write it as {examples}"))
+    }
+}
+
+fn is_zero(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b == b'0')
+}
+
 fn parse_size(text: &str) -> Result<u64, BadUnit> {
-    let (number, unit) = split(text.trim());
+    let text = text.trim();
+    if is_zero(text) {
+        return Ok(0);
+    }
+    let (number, unit) = split(text);
     let unit = unit.to_ascii_lowercase();
     let scale = UNITS
         .iter()
@@ -83,9 +101,7 @@ fn parse_size(text: &str) -> Result<u64, BadUnit> {
         Some(scale) if !number.is_empty() => {
             scaled(number, scale).ok_or_else(|| bad(format!("\"{text}\" is no size of 64 bits")))
         }
-        _ => Err(bad(format!(
-            "\"{text}\" is no size; write it as 512MiB, 2GiB or plain bytes"
-        ))),
+        _ => Err(no_unit(text, "size", "512MiB, 2GiB or 4096B")),
     }
 }
 
@@ -135,16 +151,9 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, BadUnit> {
         let text = text.trim();
         let size = text.strip_suffix("/s").unwrap_or(text);
-        if !size.is_empty() && size.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-            return scaled(size, 1 << 20)
-                .map(Self)
-                .ok_or_else(|| bad(format!("\"{text}\" is no rate of 64 bits")));
-        }
-        parse_size(size).map(Self).map_err(|_| {
-            bad(format!(
-                "\"{text}\" is no rate; write it as 64, which is MiB/s, or 1GiB/s"
-            ))
-        })
+        parse_size(size)
+            .map(Self)
+            .map_err(|_| no_unit(text, "rate", "64MiB/s or 1GiB/s"))
     }
 }
 
@@ -183,6 +192,7 @@ impl FromStr for Span {
                 "s" => 1_000_000_000,
                 "m" | "min" => 60_000_000_000,
                 "h" => 3_600_000_000_000,
+                "d" => 86_400_000_000_000,
                 _ => return Err(wrong()),
             };
             total = scaled(number, scale)
@@ -242,11 +252,9 @@ impl FromStr for GuestAddress {
             Some(hex) => u64::from_str_radix(&hex.replace('_', ""), 16)
                 .map(Self)
                 .map_err(|_| bad(format!("\"{text}\" is no address of 64 bits"))),
-            None => parse_size(text).map(Self).map_err(|_| {
-                bad(format!(
-                    "\"{text}\" is no guest-physical address; write it as 0x100000000 or 4GiB"
-                ))
-            }),
+            None => parse_size(text)
+                .map(Self)
+                .map_err(|_| no_unit(text, "guest-physical address", "0x100000000 or 4GiB")),
         }
     }
 }
@@ -265,7 +273,7 @@ mod tests {
         assert_eq!(read("512M"), Ok(512 << 20));
         assert_eq!(read("512MB"), Ok(512_000_000));
         assert_eq!(read("1.5gib"), Ok(3 << 29));
-        assert_eq!(read("4096"), Ok(4096));
+        assert_eq!(read("4096B"), Ok(4096));
         assert_eq!(read("0"), Ok(0));
         for text in [
             "",
@@ -282,10 +290,20 @@ mod tests {
     }
 
     #[test]
-    fn rates_count_mib_when_bare() {
+    fn a_bare_number_is_refused_with_an_example() {
+        let size = "4096".parse::<Size>().unwrap_err().to_string();
+        assert_eq!(size, "\"4096\" has no unit; write 512MiB, 2GiB or 4096B");
+        let rate = "64".parse::<Rate>().unwrap_err().to_string();
+        assert_eq!(rate, "\"64\" has no unit; write 64MiB/s or 1GiB/s");
+        let address = "4096".parse::<GuestAddress>().unwrap_err().to_string();
+        assert_eq!(address, "\"4096\" has no unit; write 0x100000000 or 4GiB");
+        assert!("64/s".parse::<Rate>().is_err());
+        assert!("0.5".parse::<Rate>().is_err());
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second() {
         let read = |text: &str| text.parse::<Rate>().map(|rate| rate.0);
-        assert_eq!(read("64"), Ok(64 << 20));
-        assert_eq!(read("0.5"), Ok(1 << 19));
         assert_eq!(read("0"), Ok(0));
         assert_eq!(read("64MiB/s"), Ok(64 << 20));
         assert_eq!(read("1GiB"), Ok(1 << 30));
@@ -300,6 +318,7 @@ mod tests {
         assert_eq!(read("300ms"), Ok(Duration::from_millis(300)));
         assert_eq!(read("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(read("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(read("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
         assert_eq!(read("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(read("250us"), Ok(Duration::from_micros(250)));
         for text in ["", "300", "s", "1x", "-1s", "1m30", "999999999999h", "1s,"] {
@@ -344,7 +363,7 @@ mod tests {
 
         #[test]
         fn plain_bytes_read_exactly(bytes in any::<u64>()) {
-            prop_assert_eq!(bytes.to_string().parse::<Size>().unwrap().0, bytes);
+            prop_assert_eq!(format!("{bytes}B").parse::<Size>().unwrap().0, bytes);
         }
 
         #[test]

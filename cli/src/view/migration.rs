@@ -1,12 +1,17 @@
-//! One migration: its row in a table; its page, with what each iteration cost and why the migration
-//! went as it did.
+//! One migration: its columns; its page, with its phases, what each iteration cost and why the
+//! migration went as it did.
 
 use slat_proto::{model::std_duration, v1};
 
-use super::words::{NONE, age, fields, id, pages, per_second, phase, short, span, verification};
+use super::{
+    pace, phases,
+    words::{
+        age, count, fields, id, pages, phase, short, size_cell, span, span_cell, verification,
+    },
+};
 use crate::{
-    escape::one_line,
-    failure,
+    escape, failure,
+    output::{Column, Resource},
     term::{
         table::{Cell, Table, Tone},
         units::{Rate, Size, Span},
@@ -23,39 +28,97 @@ fn phase_tone(phase: v1::MigrationPhase) -> Tone {
     }
 }
 
-/// Headings of [`migration_row`].
-pub(crate) const MIGRATION_HEADS: [&str; 10] = [
-    "NAME",
-    "VM",
-    "FROM",
-    "TO",
-    "PHASE",
-    "ITERATION",
-    "SENT",
-    "DOWNTIME",
-    "TOTAL",
-    "AGE",
-];
+fn figure<T>(migration: &v1::Migration, of: impl Fn(&v1::MigrationProgress) -> T) -> Option<T> {
+    migration.progress.as_ref().map(of)
+}
 
-/// One migration in a table.
-pub(crate) fn migration_row(migration: &v1::Migration) -> Vec<Cell> {
-    let progress = migration.progress.clone().unwrap_or_default();
-    vec![
-        id(&migration.name).into(),
-        id(&migration.vm).into(),
-        id(&migration.source).into(),
-        id(&migration.destination).into(),
-        Cell::toned(phase(migration.phase()), phase_tone(migration.phase())),
-        progress.iteration.to_string().into(),
-        Size(progress.bytes_transferred).to_string().into(),
-        span(progress.downtime.as_ref()).into(),
-        span(migration.total_time.as_ref()).into(),
-        age(migration.create_time.as_ref()).into(),
+fn rate_cell(rate: Option<u64>) -> Cell {
+    match rate {
+        None | Some(0) => Cell::none(),
+        Some(rate) => Cell::number(rate, Rate(rate).to_string()),
+    }
+}
+
+impl Resource for v1::Migration {
+    const COLLECTION: &'static str = "migrations";
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |one| id(&one.name).into()),
+        Column::new("VM", |one| id(&one.vm).into()),
+        Column::new("FROM", |one| id(&one.source).into()),
+        Column::new("TO", |one| id(&one.destination).into()),
+        Column::new("PHASE", |one| {
+            Cell::toned(phase(one.phase()), phase_tone(one.phase()))
+        }),
+        Column::new("PERCENT", |one| {
+            pace::percent(one).map_or_else(Cell::none, count)
+        }),
+        Column::new("ITERATIONS", |one| {
+            figure(one, pace::iterations)
+                .flatten()
+                .map_or_else(Cell::none, count)
+        }),
+        Column::new("SENT", |one| {
+            size_cell(figure(one, |progress| progress.bytes_transferred).unwrap_or(0))
+        }),
+        Column::wide("REMAINING", |one| {
+            pace::percent(one)
+                .and(figure(one, |progress| progress.remaining_bytes))
+                .map_or_else(Cell::none, size_cell)
+        }),
+        Column::wide("RATE", |one| {
+            let rate = figure(one, |progress| progress.throughput_bytes_per_second);
+            rate_cell(pace::time_left(one).and(rate))
+        }),
+        Column::wide("LEFT", |one| {
+            pace::time_left(one).map_or_else(Cell::none, |left| {
+                Cell::number(left.as_nanos(), Span(left).to_string())
+            })
+        }),
+        Column::wide("DIRTY-RATE", |one| {
+            rate_cell(figure(one, |progress| progress.dirty_rate_bytes_per_second))
+        }),
+        Column::new("DOWNTIME", |one| {
+            span_cell(
+                one.progress
+                    .as_ref()
+                    .and_then(|progress| progress.downtime.as_ref()),
+            )
+        }),
+        Column::new("TOTAL", |one| span_cell(one.total_time.as_ref())),
+        Column::wide("REASON", |one| match &one.error {
+            Some(error) => error.reason.as_str().into(),
+            None => Cell::none(),
+        }),
+        Column::wide("VM-UID", |one| one.vm_uid.as_str().into()),
+        Column::drifting("AGE", |one| age(one.create_time.as_ref())),
+    ];
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn key(&self) -> String {
+        self.name.clone()
+    }
+
+    fn page(&self, colours: bool) -> String {
+        page(self, colours)
+    }
+}
+
+/// Why a migration failed or is in doubt, and what to do next, as fields of its page.
+fn trouble(migration: &v1::Migration) -> [(&'static str, String); 2] {
+    let error = migration.error.as_ref().map_or_else(String::new, |error| {
+        let message = failure::in_options(&error.message);
+        format!("{} at {}: {message}", error.reason, error.side)
+    });
+    [
+        ("error", error),
+        ("next", failure::migration_advice(migration)),
     ]
 }
 
-/// One migration's page: what it cost, iteration by iteration, and why it went as it did.
-pub(crate) fn migration_page(migration: &v1::Migration, colours: bool) -> String {
+fn page(migration: &v1::Migration, colours: bool) -> String {
     let progress = migration.progress.clone().unwrap_or_default();
     let verified = match progress.verification() {
         v1::Verification::Unspecified | v1::Verification::None => String::new(),
@@ -63,10 +126,10 @@ pub(crate) fn migration_page(migration: &v1::Migration, colours: bool) -> String
     };
     let mut text = format!(
         "{}: {} from {} to {}: {}{verified}\n",
-        one_line(&migration.name),
-        one_line(&migration.vm),
-        one_line(id(&migration.source)),
-        one_line(id(&migration.destination)),
+        escape::one_line(&migration.name),
+        escape::one_line(&migration.vm),
+        escape::one_line(id(&migration.source)),
+        escape::one_line(id(&migration.destination)),
         phase(migration.phase()),
     );
     let transferred = format!(
@@ -76,50 +139,70 @@ pub(crate) fn migration_page(migration: &v1::Migration, colours: bool) -> String
         progress.pages_zero
     );
     let location = short(migration.vm_location().as_str_name(), "VM_LOCATION_");
-    let (error, advice) = migration
-        .error
-        .as_ref()
-        .map_or_else(Default::default, |error| {
-            (
-                format!("{} at {}: {}", error.reason, error.side, error.message),
-                error.advice.clone(),
-            )
-        });
-    text.push_str(&fields(&[
-        ("error", error),
-        ("next", advice),
-        ("the VM is", failure::location_words(location).to_owned()),
+    let mut lines = trouble(migration).to_vec();
+    lines.push(("the VM is", failure::location_words(location).to_owned()));
+    lines.extend(pace::lines(migration));
+    lines.extend([
         ("downtime", downtime(&progress)),
         ("total time", span(migration.total_time.as_ref())),
         ("transferred", transferred),
-    ]));
-    if !progress.iterations.is_empty() {
-        let heads = [
-            "  ITERATION",
-            "SENT",
-            "PAGES",
-            "ZERO",
-            "TIME",
-            "RATE",
-            "DIRTY AFTER",
-            "EXPECTED DOWNTIME",
-        ];
-        let rows: Vec<Vec<Cell>> = progress.iterations.iter().map(iteration_row).collect();
-        text.push_str("\n\n");
-        text.push_str(&Table::new(&heads, colours).render(&rows));
+        (
+            "iterations",
+            pace::iterations(&progress).map_or_else(String::new, |count| count.to_string()),
+        ),
+        ("VM uid", migration.vm_uid.clone()),
+    ]);
+    text.push_str(&fields(&lines));
+    for table in [
+        phases::table(migration, colours),
+        iterations(&progress, colours),
+    ] {
+        if !table.is_empty() {
+            text.push_str("\n\n");
+            text.push_str(&table);
+        }
     }
     if !progress.decisions.is_empty() {
         text.push_str("\n\n  decisions");
         for decision in &progress.decisions {
             let action = short(decision.action().as_str_name(), "ACTION_");
+            let cause = failure::in_options(&decision.cause);
             text.push_str(&format!(
                 "\n  after iteration {}: {action}: {}",
                 decision.iteration,
-                one_line(&decision.cause)
+                escape::one_line(&cause)
             ));
         }
     }
     text
+}
+
+/// What each iteration cost; those that a long history left out are counted in a row of their own.
+fn iterations(progress: &v1::MigrationProgress, colours: bool) -> String {
+    if progress.iterations.is_empty() {
+        return String::new();
+    }
+    let heads = [
+        "  ITERATION",
+        "SENT",
+        "PAGES",
+        "ZERO",
+        "TIME",
+        "RATE",
+        "DIRTY AFTER",
+        "EXPECTED DOWNTIME",
+    ];
+    let mut rows: Vec<Vec<Cell>> = Vec::new();
+    let mut next = 0;
+    for iteration in &progress.iterations {
+        if iteration.iteration > next {
+            let left_out = iteration.iteration - next;
+            rows.push(vec![format!("  ... {left_out} more").into()]);
+        }
+        next = iteration.iteration.saturating_add(1);
+        rows.push(iteration_row(iteration));
+    }
+    Table::new(&heads, colours).render(&rows)
 }
 
 fn iteration_row(iteration: &v1::MigrationIteration) -> Vec<Cell> {
@@ -135,9 +218,7 @@ fn iteration_row(iteration: &v1::MigrationIteration) -> Vec<Cell> {
         iteration.pages_normal.to_string().into(),
         iteration.pages_zero.to_string().into(),
         Span(duration).to_string().into(),
-        per_second(iteration.bytes_transferred, duration)
-            .map_or_else(|| NONE.to_owned(), |rate| Rate(rate).to_string())
-            .into(),
+        pace::rate(iteration.bytes_transferred, duration).into(),
         pages(iteration.dirty_pages).into(),
         span(iteration.expected_downtime.as_ref()).into(),
     ]
@@ -197,14 +278,14 @@ mod tests {
                 }],
                 decisions: vec![v1::MigrationDecision {
                     action: v1::migration_decision::Action::GiveUp.into(),
-                    cause: "the peer is gone".into(),
+                    cause: "max_downtime 300 ms; the peer is gone".into(),
                     ..Default::default()
                 }],
                 ..Default::default()
             }),
             ..Default::default()
         };
-        let page = migration_page(&migration, false);
+        let page = migration.page(false);
         for words in [
             "migrations/m1: vms/web from a to b: FAILED",
             "CONNECTION_LOST at source: stream 1 broke",
@@ -214,7 +295,46 @@ mod tests {
             "1 MiB (256 pages, 0 zero)",
             "0 (bulk)",
             "2 MiB/s",
-            "after iteration 0: GIVE_UP: the peer is gone",
+            "after iteration 0: GIVE_UP: --max-downtime 300 ms; the peer is gone",
+            "iterations   1",
+        ] {
+            assert!(page.contains(words), "{words} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn iterations_that_were_left_out_are_counted() {
+        let one = |iteration| v1::MigrationIteration {
+            iteration,
+            ..Default::default()
+        };
+        let progress = v1::MigrationProgress {
+            iterations: vec![one(0), one(1), one(999)],
+            ..Default::default()
+        };
+        let text = iterations(&progress, false);
+        assert!(text.contains("  ... 997 more\n  999"), "{text}");
+    }
+
+    #[test]
+    fn a_running_migration_says_how_far_it_is() {
+        let migration = v1::Migration {
+            phase: v1::MigrationPhase::PrecopyActive.into(),
+            progress: Some(v1::MigrationProgress {
+                total_bytes: 512 << 20,
+                remaining_bytes: 128 << 20,
+                throughput_bytes_per_second: 64 << 20,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let page = migration.page(false);
+        for words in [
+            "75 % of 512 MiB",
+            "128 MiB left",
+            "64 MiB/s",
+            "2.00 s in this iteration",
+            "not known yet",
         ] {
             assert!(page.contains(words), "{words} is not in\n{page}");
         }

@@ -1,16 +1,18 @@
-//! How resources read: short words for enums, rows for tables, a page for one host, VM or
-//! migration, and the progress of a migration while it runs.
+//! How resources read: their columns and pages, short words for enums, and the progress of a
+//! migration while it runs. How they are printed is [`crate::output`]'s.
 
 mod host;
+mod leftover;
 mod migration;
+mod pace;
+mod phases;
 mod progress;
 mod vm;
 mod words;
 
-pub(crate) use host::{HOST_HEADS, host_page, host_row};
-pub(crate) use migration::{MIGRATION_HEADS, migration_page, migration_row};
+pub(crate) use leftover::leftover_words;
+pub(crate) use pace::iterations;
 pub(crate) use progress::Progress;
-pub(crate) use vm::{VM_HEADS, vm_page, vm_row};
 pub(crate) use words::{
     backend, ended, format, id, per_second, phase, span, verification, vm_state,
 };

@@ -8,12 +8,12 @@ use slat_proto::{
 };
 
 use crate::{
-    escape::one_line,
-    term::units::{Size, Span},
+    escape,
+    term::{
+        table::{Cell, NONE, Tone},
+        units::{Size, Span},
+    },
 };
-
-/// What a cell shows when there is nothing to show.
-pub(super) const NONE: &str = "-";
 
 /// The bare id of a resource name.
 pub(crate) fn id(name: &str) -> &str {
@@ -63,21 +63,54 @@ pub(crate) fn ended(phase: v1::MigrationPhase) -> bool {
     matches!(phase, Completed | Cancelled | Failed)
 }
 
-pub(super) fn age(time: Option<&prost_types::Timestamp>) -> String {
-    let since = time
-        .and_then(|time| SystemTime::try_from(*time).ok())
-        .and_then(|time| SystemTime::now().duration_since(time).ok());
-    match since {
-        None => NONE.to_owned(),
-        Some(age) if age < Duration::from_secs(60) => format!("{}s", age.as_secs()),
-        Some(age) if age < Duration::from_secs(2 * 86_400) => Span(age).to_string(),
-        Some(age) => format!("{}d", age.as_secs() / 86_400),
+/// How long ago that was, on this machine's clock; `None` when unset or yet to come.
+pub(super) fn since(time: Option<&prost_types::Timestamp>) -> Option<Duration> {
+    time.and_then(|time| SystemTime::try_from(*time).ok())
+        .and_then(|time| SystemTime::now().duration_since(time).ok())
+}
+
+pub(super) fn age(time: Option<&prost_types::Timestamp>) -> Cell {
+    since(time).map_or_else(Cell::none, |age| {
+        let words = if age < Duration::from_secs(60) {
+            format!("{}s", age.as_secs())
+        } else if age < Duration::from_secs(2 * 86_400) {
+            Span(age).to_string()
+        } else {
+            format!("{}d", age.as_secs() / 86_400)
+        };
+        Cell::number(age.as_millis(), words)
+    })
+}
+
+/// As a cell that sorts by its length.
+pub(super) fn span_cell(duration: Option<&prost_types::Duration>) -> Cell {
+    duration.map_or_else(Cell::none, |duration| {
+        let duration = std_duration(Some(duration));
+        Cell::number(duration.as_nanos(), Span(duration).to_string())
+    })
+}
+
+pub(super) fn size_cell(bytes: u64) -> Cell {
+    Cell::number(bytes, Size(bytes).to_string())
+}
+
+pub(super) fn count(number: impl Into<u64>) -> Cell {
+    let number: u64 = number.into();
+    Cell::number(number, number.to_string())
+}
+
+/// Words joined for a NOTE column; `-` for none.
+pub(super) fn notes(notes: Vec<String>) -> Cell {
+    if notes.is_empty() {
+        Cell::none()
+    } else {
+        Cell::toned(notes.join("; "), Tone::Warn)
     }
 }
 
 pub(super) fn clock(time: Option<&prost_types::Timestamp>) -> String {
     time.and_then(|time| jiff::Timestamp::new(time.seconds, time.nanos).ok())
-        .map_or_else(|| NONE.to_owned(), |time| format!("{time:.3}"))
+        .map_or_else(|| NONE.to_owned(), |time| format!("{time:.0}"))
 }
 
 /// A duration that may be unset.
@@ -88,21 +121,38 @@ pub(crate) fn span(duration: Option<&prost_types::Duration>) -> String {
     )
 }
 
+/// A difference of clocks, with its sign; `-` when it is not known.
+pub(super) fn signed_span(duration: Option<&prost_types::Duration>) -> String {
+    duration.map_or_else(
+        || NONE.to_owned(),
+        |duration| {
+            let behind = duration.seconds < 0 || duration.nanos < 0;
+            let length = prost_types::Duration {
+                seconds: duration.seconds.saturating_abs(),
+                nanos: duration.nanos.saturating_abs(),
+            };
+            let sign = if behind { '-' } else { '+' };
+            format!("{sign}{}", Span(std_duration(Some(&length))))
+        },
+    )
+}
+
 pub(super) fn pages(pages: u64) -> String {
     Size(pages.saturating_mul(4096)).to_string()
 }
 
-/// Lines of `label value`, labels padded.
+/// Lines of `label value`, labels padded; those without a value are left out.
 pub(super) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields
         .iter()
+        .filter(|(_, value)| !value.is_empty())
         .map(|(label, _)| label.len())
         .max()
         .unwrap_or(0);
     fields
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(label, value)| format!("  {label:width$}  {}", one_line(value)))
+        .map(|(label, value)| format!("  {label:width$}  {}", escape::one_line(value)))
         .collect::<Vec<_>>()
         .join("\n")
 }

@@ -12,6 +12,8 @@ const DEFAULT_STREAMS: u32 = 2;
 const DEFAULT_MAX_ITERATIONS: u32 = 30;
 /// Most data streams of one migration.
 const MAX_STREAMS: u32 = 16;
+/// Most iterations of one migration.
+const MAX_ITERATIONS: u32 = 1_000_000;
 
 /// When to compare memory digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,15 @@ pub enum OnTimeout {
     ForceSwitchover,
 }
 
+/// What to do when the VM is paused and the accepted downtime is about to be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOverrun {
+    /// Back to precopy: the VM runs again at the source.
+    Resume,
+    /// The switchover goes on.
+    Finish,
+}
+
 /// Checked parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationParams {
@@ -44,12 +55,14 @@ pub struct MigrationParams {
     pub streams: u32,
     /// Bytes a second over all streams; `None`: no limit.
     pub max_bandwidth: Option<u64>,
-    /// Iterations after which precopy counts as not converging.
+    /// Iterations after which precopy counts as not converging, 1 to 1,000,000.
     pub max_iterations: u32,
     /// When to compare digests.
     pub verify: Verify,
     /// What to do when time or iterations are used up.
     pub on_timeout: OnTimeout,
+    /// What to do when the blackout is about to last too long.
+    pub on_overrun: OnOverrun,
 }
 
 impl Default for MigrationParams {
@@ -62,6 +75,7 @@ impl Default for MigrationParams {
             max_iterations: DEFAULT_MAX_ITERATIONS,
             verify: Verify::None,
             on_timeout: OnTimeout::Cancel,
+            on_overrun: OnOverrun::Resume,
         }
     }
 }
@@ -111,6 +125,15 @@ impl MigrationParams {
                 format_args!("{} is not between 1 and {MAX_STREAMS}", message.streams),
             ));
         }
+        if message.max_iterations > MAX_ITERATIONS {
+            return Err(ApiError::bad_parameter(
+                "params.max_iterations",
+                format_args!(
+                    "{} is not between 1 and {MAX_ITERATIONS}",
+                    message.max_iterations
+                ),
+            ));
+        }
         Ok(Self {
             max_downtime,
             max_total_time,
@@ -142,6 +165,16 @@ impl MigrationParams {
                     ));
                 }
             },
+            on_overrun: match wire::OnOverrun::try_from(message.on_overrun) {
+                Ok(wire::OnOverrun::Unspecified | wire::OnOverrun::Resume) => OnOverrun::Resume,
+                Ok(wire::OnOverrun::Finish) => OnOverrun::Finish,
+                Err(_) => {
+                    return Err(ApiError::bad_parameter(
+                        "params.on_overrun",
+                        "is no such value",
+                    ));
+                }
+            },
         })
     }
 
@@ -164,6 +197,11 @@ impl MigrationParams {
             on_timeout: match self.on_timeout {
                 OnTimeout::Cancel => wire::OnTimeout::Cancel,
                 OnTimeout::ForceSwitchover => wire::OnTimeout::ForceSwitchover,
+            }
+            .into(),
+            on_overrun: match self.on_overrun {
+                OnOverrun::Resume => wire::OnOverrun::Resume,
+                OnOverrun::Finish => wire::OnOverrun::Finish,
             }
             .into(),
         }
@@ -221,5 +259,27 @@ mod tests {
             }),
             "params.verify"
         );
+        assert_eq!(
+            field(v1::MigrationParams {
+                on_overrun: 77,
+                ..Default::default()
+            }),
+            "params.on_overrun"
+        );
+    }
+
+    #[test]
+    fn iterations_have_an_upper_bound() {
+        let params = |max_iterations| {
+            let message = v1::MigrationParams {
+                max_iterations,
+                ..Default::default()
+            };
+            MigrationParams::from_message(Some(&message))
+        };
+        assert_eq!(params(1_000_000).unwrap().max_iterations, 1_000_000);
+        let refused = params(1_000_001).unwrap_err();
+        assert_eq!(refused.metadata["field"], "params.max_iterations");
+        assert!(refused.message.contains("1000000"), "{refused}");
     }
 }

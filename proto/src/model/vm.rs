@@ -351,7 +351,7 @@ impl VmSpec {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&memory) || !memory.is_multiple_of(MEMORY_STEP) {
             return Err(ApiError::bad_parameter(
                 "spec.memory_bytes",
-                format_args!("{memory} is not a multiple of 2 MiB between 8 MiB and 4 TiB"),
+                format_args!("{memory} bytes are not a multiple of 2 MiB between 8 MiB and 4 TiB"),
             )
             .with("value", memory));
         }

@@ -30,6 +30,7 @@ use tokio::{
 };
 
 use super::{
+    audit::Peer,
     authority::AnyAuthority,
     connection::{self, Activity, wait},
 };
@@ -52,6 +53,9 @@ pub(super) trait Accept: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Who is at the other end.
+    fn peer(stream: &Self::Stream) -> String;
 }
 
 impl Accept for TcpListener {
@@ -64,6 +68,11 @@ impl Accept for TcpListener {
         }
         Ok(stream)
     }
+
+    fn peer(stream: &TcpStream) -> String {
+        let address = stream.peer_addr();
+        address.map_or_else(|_| "gone".to_owned(), |address| address.to_string())
+    }
 }
 
 impl Accept for UnixListener {
@@ -71,6 +80,16 @@ impl Accept for UnixListener {
 
     async fn next(&self) -> io::Result<AnyAuthority<UnixStream>> {
         Ok(AnyAuthority::new(self.accept().await?.0))
+    }
+
+    fn peer(stream: &AnyAuthority<UnixStream>) -> String {
+        match stream.get_ref().peer_cred() {
+            Ok(peer) => {
+                let pid = peer.pid().unwrap_or_default();
+                format!("unix user {} process {pid}", peer.uid())
+            }
+            Err(_) => "unix".to_owned(),
+        }
     }
 }
 
@@ -155,8 +174,8 @@ fn describe() {
 }
 
 /// Takes connections until `stopped`, then waits for the last one.
-pub(super) async fn accept(
-    listener: impl Accept,
+pub(super) async fn accept<L: Accept>(
+    listener: L,
     router: Router,
     most: usize,
     mut stopped: watch::Receiver<bool>,
@@ -201,9 +220,10 @@ pub(super) async fn accept(
             );
             continue;
         }
+        let peer = Peer(L::peer(&stream).into());
         let (connections, router, stop) = (Arc::clone(&connections), router.clone(), stop.clone());
         tasks.spawn(async move {
-            let cause = connection::serve(stream, router, activity, stop).await;
+            let cause = connection::serve(stream, peer, router, activity, stop).await;
             if let Some(cause) = cause {
                 closed(cause);
             }
@@ -245,6 +265,10 @@ mod tests {
         async fn next(&self) -> io::Result<UnixStream> {
             self.0.fetch_add(1, Ordering::SeqCst);
             Err(io::Error::from_raw_os_error(24))
+        }
+
+        fn peer(_: &UnixStream) -> String {
+            String::new()
         }
     }
 

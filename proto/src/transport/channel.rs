@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body, transport::Channel};
@@ -25,6 +25,7 @@ use tower::{Service, ServiceExt as _};
 
 use super::{
     address::Address,
+    audit::RELAYED,
     body::{Patience, WatchedBody},
     retry::{self, ATTEMPTS, FIRST_PAUSE},
     trace,
@@ -40,6 +41,7 @@ pub struct TracedChannel {
     channel: Channel,
     address: Arc<Address>,
     margin: Duration,
+    relays: bool,
 }
 
 impl fmt::Debug for TracedChannel {
@@ -56,6 +58,7 @@ impl TracedChannel {
             channel,
             address: Arc::new(address),
             margin: Duration::ZERO,
+            relays: false,
         }
     }
 
@@ -64,6 +67,14 @@ impl TracedChannel {
     #[must_use]
     pub fn with_margin(mut self, margin: Duration) -> Self {
         self.margin = margin;
+        self
+    }
+
+    /// For calls on behalf of a caller that this process has audited: the other end does not audit
+    /// them again.
+    #[must_use]
+    pub fn relaying(mut self) -> Self {
+        self.relays = true;
         self
     }
 
@@ -209,6 +220,10 @@ impl Service<Request<Body>> for TracedChannel {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         trace::inject(request.headers_mut());
+        if self.relays {
+            let yes = HeaderValue::from_static("1");
+            request.headers_mut().insert(RELAYED, yes);
+        }
         Box::pin(self.clone().call_by_table(request))
     }
 }

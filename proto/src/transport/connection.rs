@@ -32,6 +32,8 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
+use super::audit::Peer;
+
 /// How long a connection may take to bring its first request.
 pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long it may be without a request afterwards.
@@ -155,12 +157,14 @@ pub(super) async fn wait(stopped: &mut watch::Receiver<bool>) {
 /// it was.
 pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
     router: Router,
     activity: Arc<Activity>,
     mut stopped: watch::Receiver<bool>,
 ) -> Option<&'static str> {
     let counting = Arc::clone(&activity);
-    let service = tower::service_fn(move |request: Request<Incoming>| {
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
         let running = Running::begin(&counting);
         let answer = router.clone().oneshot(request.map(AxumBody::new));
         async move {

@@ -12,9 +12,11 @@
 //! | `guard`, `body`, `methods` | what is refused before a service sees it |
 //! | `authority` | names in requests at a Unix socket |
 //! | `layer`, `trace` | metrics and traces of calls |
+//! | `audit` | who changed what: one line a changing call |
 
 mod accept;
 mod address;
+mod audit;
 mod authority;
 mod body;
 mod channel;

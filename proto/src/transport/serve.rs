@@ -21,6 +21,7 @@ use tower::Layer as _;
 
 use super::{
     accept::{MAX_CONNECTIONS, accept},
+    audit::Audit,
     connection::wait,
     guard::Guard,
     health::Health,
@@ -39,6 +40,7 @@ pub struct Endpoint {
     health: Health,
     http: axum::Router,
     most: usize,
+    entry: bool,
 }
 
 impl Endpoint {
@@ -53,6 +55,7 @@ impl Endpoint {
             health: Health::new(reporter),
             http: axum::Router::new(),
             most: MAX_CONNECTIONS,
+            entry: false,
         }
     }
 
@@ -86,6 +89,13 @@ impl Endpoint {
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.most = most;
+        self
+    }
+
+    /// Nobody relays calls to this endpoint: one that says so is audited all the same.
+    #[must_use]
+    pub fn entry(mut self) -> Self {
+        self.entry = true;
         self
     }
 
@@ -133,6 +143,7 @@ impl Endpoint {
             health,
             http,
             most: _,
+            entry,
         } = self;
         let services: BTreeSet<&'static str> =
             COMMON.iter().chain(health.names()).copied().collect();
@@ -157,7 +168,7 @@ impl Endpoint {
             Err(error) => tracing::error!(%error, "no reflection"),
         }
         health.serving().await;
-        let grpc = RpcMetricsLayer.layer(Guard::new(services, routes.routes()));
+        let grpc = RpcMetricsLayer.layer(Audit::new(Guard::new(services, routes.routes()), entry));
         let router = http.merge(health.router()).fallback_service(grpc);
         (router, health)
     }

@@ -140,6 +140,13 @@ impl TransferService for Talker {
         Err(Status::internal("not asked"))
     }
 
+    async fn adopt_transfer(
+        &self,
+        _: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        Err(Status::internal("not asked"))
+    }
+
     async fn resolve_transfer(
         &self,
         _: Request<v1::ResolveTransferRequest>,

@@ -1,12 +1,21 @@
-//! HostService for the fleet.
+//! HostService for the fleet: hosts as they are known here, cordons and deletions, and what is left
+//! on hosts, which their agents end by order.
+
+use std::time::Duration;
 
 use slat_proto::{
-    model::{HostName, PageRequest, paginate},
-    v1::{self, host_service_server::HostService},
+    ApiError,
+    model::{HostName, PageRequest, is_uid, paginate},
+    v1::{self, host_service_client::HostServiceClient, host_service_server::HostService},
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::services::Services;
+use super::services::{Services, forwarded};
+use crate::fleet::{Ending, give_up_required, host_unreachable, lives_elsewhere};
+
+/// How long an agent may take to end a leftover.
+const LIMIT: Duration = Duration::from_secs(15);
 
 #[tonic::async_trait]
 impl HostService for Services {
@@ -34,43 +43,151 @@ impl HostService for Services {
 
     async fn cordon_host(
         &self,
-        _request: Request<v1::CordonHostRequest>,
+        request: Request<v1::CordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        Err(Status::internal("not built yet"))
+        let name = HostName::parse(&request.into_inner().name)?.to_string();
+        self.cordon(&name, true).await
     }
 
     async fn uncordon_host(
         &self,
-        _request: Request<v1::UncordonHostRequest>,
+        request: Request<v1::UncordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        Err(Status::internal("not built yet"))
+        let name = HostName::parse(&request.into_inner().name)?.to_string();
+        self.cordon(&name, false).await
     }
 
     async fn delete_host(
         &self,
-        _request: Request<v1::DeleteHostRequest>,
+        request: Request<v1::DeleteHostRequest>,
     ) -> Result<Response<v1::DeleteHostResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let request = request.into_inner();
+        let name = HostName::parse(&request.name)?.to_string();
+        let migrations = self.migrations.on_host(&name);
+        let vms = self
+            .fleet
+            .delete_host(&name, request.give_up_vms, &migrations)?;
+        tracing::warn!(host = %name, vms = vms.len(), "a host is forgotten by order");
+        self.fleet.settled().await?;
+        Ok(Response::new(v1::DeleteHostResponse { vms }))
     }
 
     async fn list_leftovers(
         &self,
-        _request: Request<v1::ListLeftoversRequest>,
+        request: Request<v1::ListLeftoversRequest>,
     ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let request = request.into_inner();
+        let host = if request.host.is_empty() {
+            None
+        } else {
+            Some(HostName::parse(&request.host)?.to_string())
+        };
+        let mut leftovers = self.fleet.leftovers(host.as_deref())?;
+        leftovers.retain(|left| !self.migrations.explains(&left.migration));
+        let mut unreachable = self.fleet.silent();
+        unreachable.retain(|silent| host.as_ref().is_none_or(|host| host == silent));
+        Ok(Response::new(v1::ListLeftoversResponse {
+            leftovers,
+            unreachable,
+        }))
     }
 
     async fn adopt_leftover(
         &self,
-        _request: Request<v1::AdoptLeftoverRequest>,
+        request: Request<v1::AdoptLeftoverRequest>,
     ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let mut message = request.into_inner();
+        let (host, ending) = self.ending(&message.host, &message.uid)?;
+        if let Some(home) = &ending.lives_on {
+            return Err(lives_elsewhere(&message.uid, &host, home).into());
+        }
+        if !ending.adopt_gives_up.is_empty() && !message.give_up {
+            let words = &ending.adopt_gives_up;
+            return Err(give_up_required(&message.uid, &host, words).into());
+        }
+        message.host.clone_from(&host);
+        message.epoch = ending.epoch;
+        let channel = self.fleet.channel(&host)?;
+        let answer = timeout(
+            LIMIT,
+            HostServiceClient::new(channel).adopt_leftover(message),
+        )
+        .await;
+        let mut answer = answered(&host, answer)?;
+        if let Some(vm) = answer.vm.take() {
+            answer.vm = Some(self.noted(&host, vm));
+        }
+        drop(self.fleet.settled().await);
+        Ok(Response::new(answer))
     }
 
     async fn delete_leftover(
         &self,
-        _request: Request<v1::DeleteLeftoverRequest>,
+        request: Request<v1::DeleteLeftoverRequest>,
     ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
-        Err(Status::internal("not built yet"))
+        let mut message = request.into_inner();
+        let (host, ending) = self.ending(&message.host, &message.uid)?;
+        match ending.delete_gives_up.as_deref() {
+            // The VM lives: whatever the agent fears to lose is not lost.
+            Some("") if ending.lives_on.is_some() => message.give_up = true,
+            Some(words) if !words.is_empty() && !message.give_up => {
+                return Err(give_up_required(&message.uid, &host, words).into());
+            }
+            _ => {}
+        }
+        message.host.clone_from(&host);
+        let uid = message.uid.clone();
+        let channel = self.fleet.channel(&host)?;
+        let answer = timeout(
+            LIMIT,
+            HostServiceClient::new(channel).delete_leftover(message),
+        )
+        .await;
+        let answer = answered(&host, answer)?;
+        self.fleet.forget_leftover(&host, &uid);
+        Ok(Response::new(answer))
+    }
+}
+
+/// An agent's answer, or HOST_UNREACHABLE.
+fn answered<T>(
+    host: &str,
+    answer: Result<Result<Response<T>, Status>, tokio::time::error::Elapsed>,
+) -> Result<T, Status> {
+    match answer {
+        Ok(answer) => answer
+            .map(Response::into_inner)
+            .map_err(|status| forwarded(host, status)),
+        Err(_) => {
+            let cause = format!("no answer within {} s", LIMIT.as_secs());
+            Err(host_unreachable(host).with("cause", cause).into())
+        }
+    }
+}
+
+impl Services {
+    async fn cordon(&self, name: &str, cordoned: bool) -> Result<Response<v1::Host>, Status> {
+        let host = self.fleet.cordon(name, cordoned)?;
+        self.fleet.settled().await?;
+        Ok(Response::new(host))
+    }
+
+    /// The checked name of a leftover's host, and how the leftover can be ended.
+    fn ending(&self, host: &str, uid: &str) -> Result<(String, Ending), ApiError> {
+        let host = HostName::parse(host)?.to_string();
+        if !is_uid(uid) {
+            let words = "is 1 to 128 visible ASCII characters";
+            return Err(ApiError::bad_parameter("uid", words));
+        }
+        let ending = self.fleet.ending(&host, uid)?;
+        let vm = v1::Vm {
+            uid: uid.to_owned(),
+            ..Default::default()
+        };
+        // In doubt, an order may be all that can end it.
+        if self.migrations.carries(&vm) {
+            self.refuse_if_migrating(&vm, "end what is left of it")?;
+        }
+        Ok((host, ending))
     }
 }

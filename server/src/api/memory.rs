@@ -2,7 +2,7 @@
 
 use slat_proto::{
     ApiError,
-    model::VmName,
+    model::VmRef,
     v1::{self, memory_service_client::MemoryServiceClient, memory_service_server::MemoryService},
 };
 use tonic::{Request, Response, Status};
@@ -12,9 +12,11 @@ use super::services::{Services, forwarded};
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{
         let mut message = $request.into_inner();
-        let vm = VmName::parse(&message.vm)?;
-        message.vm = vm.to_string();
+        let vm = VmRef::new(&message.vm, &message.uid, &message.host)?;
         let (owner, channel) = $self.route(&vm)?;
+        message.vm = owner.vm.name;
+        message.uid = owner.vm.uid;
+        message.host.clear();
         MemoryServiceClient::new(channel)
             .$call(message)
             .await
@@ -41,8 +43,9 @@ impl MemoryService for Services {
             let error = ApiError::bad_parameter("changes", "has 1 to 64 entries");
             return Err(error.with("value", changes.len()).into());
         }
-        let vm = VmName::parse(&request.get_ref().vm)?;
-        self.migrations.refuse_if_migrating(&vm, "change slots")?;
+        let message = request.get_ref();
+        let vm = VmRef::new(&message.vm, &message.uid, &message.host)?;
+        self.refuse_if_migrating(&self.fleet.find(&vm)?, "change slots")?;
         forward!(self, request, update_slots)
     }
 

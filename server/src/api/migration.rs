@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use slat_proto::{
     ApiError,
-    model::{HostName, MigrationName, MigrationParams, VmName},
+    model::{HostName, MigrationName, MigrationParams, VmName, VmRef},
     v1::{self, migration_service_server::MigrationService},
 };
 use tokio_stream::Stream;
@@ -12,6 +12,17 @@ use tonic::{Request, Response, Status};
 
 use super::services::Services;
 use crate::migration::NewMigration;
+
+/// The VM that a new migration names.
+fn wanted_vm(migration: &v1::Migration) -> Result<VmRef, ApiError> {
+    if migration.vm.is_empty() && migration.vm_uid.is_empty() {
+        return Err(ApiError::bad_parameter(
+            "migration.vm",
+            "is missing, and so is migration.vm_uid",
+        ));
+    }
+    VmRef::new(&migration.vm, &migration.vm_uid, &migration.source)
+}
 
 #[tonic::async_trait]
 impl MigrationService for Services {
@@ -30,7 +41,7 @@ impl MigrationService for Services {
         };
         let wanted = NewMigration {
             name,
-            vm: VmName::parse(&wanted.vm)?,
+            vm: wanted_vm(&wanted)?,
             destination: HostName::parse(&wanted.destination)?,
             params: MigrationParams::from_message(wanted.params.as_ref())?,
             validate_only: request.validate_only,
@@ -56,9 +67,10 @@ impl MigrationService for Services {
         } else {
             Some(VmName::parse(&request.vm)?.to_string())
         };
+        let vm_uid = (!request.vm_uid.is_empty()).then_some(request.vm_uid);
         let (migrations, next_page_token) = self
             .migrations
-            .list(request.page_size, &request.page_token, vm)
+            .list(request.page_size, &request.page_token, vm, vm_uid)
             .await?;
         Ok(Response::new(v1::ListMigrationsResponse {
             migrations,

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError,
-    model::VmName,
+    model::VmRef,
     transport::{Endpoint, TracedChannel},
     v1::{
-        fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
+        self, fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
         memory_service_server::MemoryServiceServer,
         migration_service_server::MigrationServiceServer, vm_service_server::VmServiceServer,
     },
@@ -70,11 +70,31 @@ impl Services {
     }
 
     /// A VM's owner and the way to its agent.
-    pub(super) fn route(&self, vm: &VmName) -> Result<(Owner, TracedChannel), ApiError> {
+    pub(super) fn route(&self, vm: &VmRef) -> Result<(Owner, TracedChannel), ApiError> {
         let owner = self.fleet.owner(vm)?;
         let channel = self.fleet.channel(&owner.host.name)?;
         Ok((owner, channel))
     }
+}
+
+impl Services {
+    /// With the migration it is part of now, whatever its agent knows of that.
+    pub(super) fn with_migration(&self, mut vm: v1::Vm) -> v1::Vm {
+        if let Some(migration) = self.migrations.of_vm(&vm) {
+            vm.migration = migration;
+        }
+        vm
+    }
+
+    /// Refuses what cannot be done while a VM migrates.
+    pub(super) fn refuse_if_migrating(&self, vm: &v1::Vm, what: &str) -> Result<(), ApiError> {
+        self.migrations.refuse_if_migrating(vm, what)
+    }
+}
+
+/// Whether an agent's answer is that nobody answered.
+pub(super) fn is_silence(status: &Status) -> bool {
+    ApiError::from(status.clone()).reason == slat_proto::Reason::PeerUnreachable
 }
 
 /// An agent's refusal as it is; a silence becomes HOST_UNREACHABLE with the host's name.

@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, VmName, VmSpec, paginate},
+    model::{HostName, PageRequest, VmName, VmRef, VmSpec, paginate},
     transport::TracedChannel,
     v1::{self, vm::State, vm_service_client::VmServiceClient, vm_service_server::VmService},
 };
@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded};
+use super::services::{Services, forwarded, is_silence};
+use crate::fleet::vm_exists;
 
 /// How long a host that has not reported yet may take to say whether it has a VM.
 const LOOK: Duration = Duration::from_secs(5);
@@ -25,10 +26,12 @@ fn client(channel: TracedChannel) -> VmServiceClient<TracedChannel> {
 macro_rules! verb {
     ($self:ident, $request:ident, $call:ident) => {{
         let mut message = $request.into_inner();
-        let vm = VmName::parse(&message.name)?;
-        message.name = vm.to_string();
+        let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
         let (owner, channel) = $self.route(&vm)?;
         let host = owner.host.name;
+        message.name = owner.vm.name;
+        message.uid = owner.vm.uid;
+        message.host.clear();
         let answer = client(channel)
             .$call(message)
             .await
@@ -47,34 +50,29 @@ impl Services {
     /// Keeps what an agent answered.
     pub(super) fn noted(&self, host: &str, mut vm: v1::Vm) -> v1::Vm {
         host.clone_into(&mut vm.host);
+        self.fleet.clocks().vm_from(host, &mut vm);
         self.fleet.observe(host, vm.clone());
-        vm
+        self.fleet.shown(vm)
     }
 
-    /// With the migration it is part of now, whatever its agent knows of that.
-    pub(super) fn with_migration(&self, mut vm: v1::Vm) -> v1::Vm {
-        if let Some(migration) = self.migrations.of_vm(&vm.name) {
-            vm.migration = migration;
-        }
-        vm
+    /// What was last seen of a VM whose host cannot be asked.
+    pub(super) fn last_seen(&self, vm: v1::Vm) -> v1::Vm {
+        self.with_migration(v1::Vm { stale: true, ..vm })
     }
 
     /// Hosts that registered and have not told their VMs yet are asked for this one.
     async fn refuse_if_unreported_host_has(&self, vm: &VmName) -> Result<(), ApiError> {
-        for host in self.fleet.unreported() {
+        for host in self.fleet.untold() {
             let request = v1::GetVmRequest {
                 name: vm.to_string(),
                 ..Default::default()
             };
             let channel = self.fleet.channel(&host)?;
             let answer = tokio::time::timeout(LOOK, client(channel).get_vm(request)).await;
-            if let Ok(Ok(_)) = answer {
-                return Err(ApiError::new(
-                    Reason::VmExists,
-                    format!("{vm} exists already, on {host}"),
-                )
-                .with("vm", vm)
-                .with("host", host));
+            if let Ok(Ok(found)) = answer {
+                let mut found = found.into_inner();
+                found.host = host;
+                return Err(vm_exists(&found, true));
             }
         }
         Ok(())
@@ -119,11 +117,27 @@ impl VmService for Services {
         }
         let answer = self.seen(&host, answer);
         drop(reservation);
+        // It is there whatever the disk says; who writes says it in the log.
+        drop(self.fleet.settled().await);
         Ok(Response::new(answer))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
-        verb!(self, request, get_vm)
+        let mut message = request.into_inner();
+        let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
+        let found = self.fleet.find(&vm)?;
+        let host = found.host.clone();
+        if self.fleet.ready_host(&host).is_err() {
+            return Ok(Response::new(self.last_seen(found)));
+        }
+        message.name.clone_from(&found.name);
+        message.uid.clone_from(&found.uid);
+        message.host.clear();
+        match client(self.fleet.channel(&host)?).get_vm(message).await {
+            Ok(answer) => Ok(Response::new(self.seen(&host, answer.into_inner()))),
+            Err(status) if is_silence(&status) => Ok(Response::new(self.last_seen(found))),
+            Err(status) => Err(status),
+        }
     }
 
     async fn list_vms(
@@ -132,12 +146,15 @@ impl VmService for Services {
     ) -> Result<Response<v1::ListVmsResponse>, Status> {
         let request = request.into_inner();
         let page = PageRequest::new(request.page_size, &request.page_token)?;
-        let (vms, next_page_token) = paginate(self.fleet.vms(), &page, |vm| vm.name.clone());
+        let (vms, next_page_token) = paginate(self.fleet.vms(), &page, |vm| {
+            // Below every character of a name, so that the order is by name, then uid.
+            format!("{} {}", vm.name, vm.uid)
+        });
         Ok(Response::new(v1::ListVmsResponse {
             vms: vms.into_iter().map(|vm| self.with_migration(vm)).collect(),
             next_page_token,
-            unreachable: self.fleet.unreachable(),
-            ..Default::default()
+            unreachable: self.fleet.silent(),
+            unreported: self.fleet.unreported(),
         }))
     }
 
@@ -147,9 +164,11 @@ impl VmService for Services {
         &self,
         request: Request<v1::WatchVmRequest>,
     ) -> Result<Response<Self::WatchVmStream>, Status> {
-        let vm = VmName::parse(&request.into_inner().name)?;
-        // An unknown VM is an error of the call, not of its stream.
-        self.fleet.owner(&vm)?;
+        let request = request.into_inner();
+        let vm = VmRef::new(&request.name, &request.uid, &request.host)?;
+        // An unknown VM is an error of the call, not of its stream. From here on it is this one,
+        // whatever else gets its name.
+        let vm = self.fleet.find(&vm)?;
         let (out, updates) = mpsc::channel(8);
         self.watches.spawn(self.clone().follow(vm, out));
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))
@@ -181,26 +200,45 @@ impl VmService for Services {
         request: Request<v1::DeleteVmRequest>,
     ) -> Result<Response<v1::DeleteVmResponse>, Status> {
         let mut message = request.into_inner();
-        let vm = VmName::parse(&message.name)?;
-        message.name = vm.to_string();
-        self.migrations.refuse_if_migrating(&vm, "delete it")?;
+        let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
+        if message.force && vm.uid().is_none() {
+            let words = "is needed with force, so that it names one VM";
+            return Err(ApiError::bad_parameter("uid", words).into());
+        }
+        let found = match self.fleet.find(&vm) {
+            Ok(found) => Ok(found),
+            Err(error) if error.reason == Reason::NoSuchVm => Err(error),
+            Err(error) => return Err(error.into()),
+        };
+        // What the fleet does not show may be kept by a migration all the same.
+        let meant = found.clone().unwrap_or_else(|_| v1::Vm {
+            name: vm.name().map(ToString::to_string).unwrap_or_default(),
+            uid: vm.uid().unwrap_or_default().to_owned(),
+            ..Default::default()
+        });
+        self.refuse_if_migrating(&meant, "delete it")?;
         // What a failed migration keeps is ended by its migration: agents delete no VM that was
-        // handed over. A VM of that name that may run is another one.
-        let owned = self
-            .fleet
-            .owner(&vm)
-            .is_ok_and(|owner| !matches!(owner.vm.state(), State::Incoming | State::Relinquished));
-        if !owned && let Some(host) = self.migrations.delete_kept(&vm).await? {
-            self.fleet.forget(&host, &vm.to_string());
+        // handed over.
+        let owned = found
+            .as_ref()
+            .is_ok_and(|vm| !matches!(vm.state(), State::Incoming | State::Relinquished));
+        if !owned && let Some(host) = self.migrations.delete_kept(&meant).await? {
+            self.fleet.forget(&host, &meant.uid);
+            drop(self.fleet.settled().await);
             return Ok(Response::new(v1::DeleteVmResponse {}));
         }
+        // Looked up again: waiting for a migration may have changed it, and its host must answer.
         let (owner, channel) = self.route(&vm)?;
         let host = owner.host.name;
+        message.name.clone_from(&owner.vm.name);
+        message.uid.clone_from(&owner.vm.uid);
+        message.host.clear();
         let answer = client(channel)
             .delete_vm(message)
             .await
             .map_err(|status| forwarded(&host, status))?;
-        self.fleet.forget(&host, &vm.to_string());
+        self.fleet.forget(&host, &owner.vm.uid);
+        drop(self.fleet.settled().await);
         Ok(answer)
     }
 }

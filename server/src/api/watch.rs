@@ -1,4 +1,4 @@
-//! WatchVm for the fleet: one VM's states, followed from host to host.
+//! WatchVm for the fleet: one VM's states, by its uid, followed from host to host.
 //!
 //! # States of a handover
 //! Between RELINQUISHED at the source and RUNNING at the destination no host's state is the VM's:
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use slat_proto::{
     ApiError, Reason,
-    model::VmName,
+    model::VmRef,
     transport::TracedChannel,
     v1::{self, vm::State, vm_service_client::VmServiceClient},
 };
@@ -61,22 +61,45 @@ fn may_run(vm: &v1::Vm) -> bool {
 }
 
 impl Services {
-    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens.
-    pub(super) async fn follow(self, vm: VmName, out: Out) {
-        let name = vm.to_string();
+    /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens. While
+    /// its host does not answer, what was last seen is shown once, as old, and the host waited for.
+    pub(super) async fn follow(self, vm: v1::Vm, out: Out) {
+        let Ok(wanted) = VmRef::new("", &vm.uid, "") else {
+            return;
+        };
+        let mut stale: Option<v1::Vm> = None;
         loop {
-            let (owner, channel) = match self.route(&vm) {
+            let (owner, channel) = match self.route(&wanted) {
                 Ok(route) => route,
                 // Gone from the fleet: the stream ends, as it does at an agent.
                 Err(error) if error.reason == Reason::NoSuchVm => return,
+                Err(error) if error.reason == Reason::HostUnreachable => {
+                    let Ok(found) = self.fleet.find(&wanted) else {
+                        return;
+                    };
+                    let found = self.last_seen(found);
+                    if stale.as_ref() != Some(&found) {
+                        stale = Some(found.clone());
+                        if out.send(Ok(found)).await.is_err() {
+                            return;
+                        }
+                    }
+                    tokio::select! {
+                        () = out.closed() => return,
+                        () = sleep(LOOK_AGAIN) => {}
+                    }
+                    continue;
+                }
                 Err(error) => {
                     drop(out.send(Err(error.into())).await);
                     return;
                 }
             };
+            stale = None;
             let host = owner.host.name;
             let request = v1::WatchVmRequest {
-                name: name.clone(),
+                name: vm.name.clone(),
+                uid: vm.uid.clone(),
                 ..Default::default()
             };
             let stream = match client(channel).watch_vm(request).await {
@@ -87,26 +110,27 @@ impl Services {
                         drop(out.send(Err(forwarded(&host, status))).await);
                         return;
                     }
-                    if self.is_gone(&vm, &host) {
+                    if self.is_gone(&wanted, &vm, &host) {
                         return;
                     }
                     sleep(LOOK_AGAIN).await;
                     continue;
                 }
             };
-            match self.follow_at(&host, &vm, stream, &out).await {
+            match self.follow_at(&host, stream, &out).await {
                 Stop::Done => return,
                 Stop::Moved => {}
                 Stop::Ended => {
                     let request = v1::GetVmRequest {
-                        name: name.clone(),
+                        name: vm.name.clone(),
+                        uid: vm.uid.clone(),
                         ..Default::default()
                     };
                     let still = match self.fleet.channel(&host) {
                         Ok(channel) => client(channel).get_vm(request).await.is_ok(),
                         Err(_) => false,
                     };
-                    if !still && self.is_gone(&vm, &host) {
+                    if !still && self.is_gone(&wanted, &vm, &host) {
                         return;
                     }
                 }
@@ -116,13 +140,7 @@ impl Services {
     }
 
     /// Sends what one host says of a VM.
-    async fn follow_at(
-        &self,
-        host: &str,
-        vm: &VmName,
-        mut stream: Streaming<v1::Vm>,
-        out: &Out,
-    ) -> Stop {
+    async fn follow_at(&self, host: &str, mut stream: Streaming<v1::Vm>, out: &Out) -> Stop {
         let mut held = None;
         loop {
             tokio::select! {
@@ -141,7 +159,7 @@ impl Services {
                 continue;
             };
             if !may_run(&update) {
-                match self.standing(vm, host) {
+                match self.standing(&update, host) {
                     Standing::Lasting => {}
                     Standing::Past => return Stop::Moved,
                     Standing::Passing => {
@@ -158,10 +176,10 @@ impl Services {
     }
 
     /// What it means that `host` has a VM that it may not run.
-    fn standing(&self, vm: &VmName, host: &str) -> Standing {
+    fn standing(&self, vm: &v1::Vm, host: &str) -> Standing {
         // Asked before the owner: a migration's end is shown after the fleet knows where the VM is.
-        let carried = self.migrations.carries(&vm.to_string());
-        match self.fleet.home(vm) {
+        let carried = self.migrations.carries(vm);
+        match self.fleet.home(&vm.uid) {
             Some(home) if home != host => Standing::Past,
             _ if carried => Standing::Passing,
             Some(_) => Standing::Lasting,
@@ -170,12 +188,12 @@ impl Services {
     }
 
     /// A VM that `host` has no longer: whether nobody else has it or is about to.
-    fn is_gone(&self, vm: &VmName, host: &str) -> bool {
-        if self.migrations.of_vm(&vm.to_string()).is_some() {
+    fn is_gone(&self, wanted: &VmRef, vm: &v1::Vm, host: &str) -> bool {
+        if self.migrations.of_vm(vm).is_some() {
             return false;
         }
-        match self.fleet.owner(vm) {
-            Ok(owner) => owner.host.name == host,
+        match self.fleet.find(wanted) {
+            Ok(found) => found.host == host,
             Err(error) => error.reason == Reason::NoSuchVm,
         }
     }

@@ -4,15 +4,25 @@
 //! are plotly.js as the `plotly` crate carries it. The Content-Security-Policy allows nothing else;
 //! names reach the page as JSON and the page writes them as text. Read-only.
 //!
-//! * `/api/state` hosts, VMs, running and last migrations, now;
-//! * `/api/history?since=ms` raw counters with their times (see [`crate::history`]); rates are
-//!   computed by the page;
-//! * `/api/migrations/{id}` one migration with its iterations and decisions, and its points.
+//! * `/api/state` totals, what is wrong, running and last migrations, now;
+//! * `/api/rates?of=vms|hosts&rate=faults&window=600&top=10` the busiest with their rates by time,
+//!   and how many more there are (see [`crate::history`]);
+//! * `/api/vms`, `/api/hosts`, `/api/migrations` with `q`, `state`, `mark`, `of`, `sort`, `offset`,
+//!   `limit`: a slice of a list, and how many match (see [`query`]);
+//! * `/api/migrations/{id}` one migration with its iterations, decisions and points.
+//!
+//! Each answer is bounded, whatever the size of the fleet: the page never gets all of it. Times are
+//! milliseconds since 1970 and durations seconds, null where nothing is known.
 
-mod json;
+mod moves;
 mod plotly;
+mod problems;
+mod query;
+mod rows;
+mod snapshot;
+mod why;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -22,59 +32,110 @@ use axum::{
     routing::get,
 };
 use serde::Deserialize;
-use slat_proto::{Reason, model::MigrationName};
+use serde_json::{Value, json};
+use slat_proto::{
+    Reason,
+    model::{MigrationName, now},
+};
 
-use crate::{fleet::Fleet, history::History, migration::Migrations};
+use self::{
+    query::{Select, Slice},
+    snapshot::{Cache, Snapshot},
+};
+use crate::{
+    fleet::Fleet,
+    history::{Asked, Busiest, History, Of, Rate},
+    migration::Migrations,
+};
 
 const PAGE: &str = include_str!("assets/index.html");
-const SCRIPT: &str = include_str!("assets/app.js");
-const STYLE: &str = include_str!("assets/app.css");
-const ICON: &str = include_str!("assets/icon.svg");
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// Path, content type, contents.
+const ASSETS: [(&str, &str, &str); 8] = [
+    ("/assets/app.js", SCRIPT, include_str!("assets/app.js")),
+    ("/assets/dom.js", SCRIPT, include_str!("assets/dom.js")),
+    (
+        "/assets/charts.js",
+        SCRIPT,
+        include_str!("assets/charts.js"),
+    ),
+    (
+        "/assets/overview.js",
+        SCRIPT,
+        include_str!("assets/overview.js"),
+    ),
+    ("/assets/lists.js", SCRIPT, include_str!("assets/lists.js")),
+    ("/assets/move.js", SCRIPT, include_str!("assets/move.js")),
+    (
+        "/assets/app.css",
+        "text/css; charset=utf-8",
+        include_str!("assets/app.css"),
+    ),
+    (
+        "/assets/icon.svg",
+        "image/svg+xml",
+        include_str!("assets/icon.svg"),
+    ),
+];
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Migrations shown.
-const LAST: i32 = 20;
+/// Running migrations of a summary, the longest running first, and ended ones, newest first.
+const RUNNING: usize = 50;
+const LAST: usize = 12;
+/// Lines of one chart.
+const TOP: usize = 10;
+const MAX_TOP: usize = 20;
 
 /// What the page shows.
 #[derive(Clone)]
 pub(crate) struct Pages {
-    pub(crate) fleet: Arc<Fleet>,
-    pub(crate) migrations: Arc<Migrations>,
-    pub(crate) history: Arc<History>,
-    pub(crate) version: Arc<str>,
+    fleet: Arc<Fleet>,
+    migrations: Arc<Migrations>,
+    history: Arc<History>,
+    version: Arc<str>,
+    cache: Arc<Cache>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Since {
-    /// Milliseconds since 1970; only younger entries come.
-    #[serde(default)]
-    since: u64,
+impl Pages {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        migrations: Arc<Migrations>,
+        history: Arc<History>,
+        version: &str,
+    ) -> Self {
+        Self {
+            fleet,
+            migrations,
+            history,
+            version: version.into(),
+            cache: Arc::default(),
+        }
+    }
+
+    async fn snapshot(&self) -> Arc<Snapshot> {
+        self.cache
+            .get(&self.fleet, &self.migrations, &self.history)
+            .await
+    }
 }
 
 /// The routes.
 pub(crate) fn router(pages: Pages) -> Router {
-    Router::new()
-        .route(
-            "/",
-            get(|| async { asset("text/html; charset=utf-8", PAGE) }),
-        )
-        .route(
-            "/assets/app.js",
-            get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) }),
-        )
-        .route(
-            "/assets/app.css",
-            get(|| async { asset("text/css; charset=utf-8", STYLE) }),
-        )
-        .route(
-            "/assets/icon.svg",
-            get(|| async { asset("image/svg+xml", ICON) }),
-        )
+    let mut router = Router::new().route("/", get(|| async { asset(HTML, PAGE) }));
+    for (path, kind, body) in ASSETS {
+        router = router.route(path, get(move || async move { asset(kind, body) }));
+    }
+    router
         .route("/assets/plotly.min.js", get(charts))
         .route("/api/state", get(state))
-        .route("/api/history", get(history))
+        .route("/api/rates", get(rates))
+        .route("/api/vms", get(vms))
+        .route("/api/hosts", get(hosts))
+        .route("/api/migrations", get(migrations))
         .route("/api/migrations/{id}", get(migration))
         .with_state(pages)
 }
@@ -125,25 +186,134 @@ async fn charts(request: HeaderMap) -> Response {
     })
 }
 
-fn live(value: serde_json::Value) -> Response {
+fn live(value: Value) -> Response {
     guarded(([(header::CACHE_CONTROL, "no-store")], Json(value)).into_response())
 }
 
 async fn state(State(pages): State<Pages>) -> Response {
-    let (migrations, error) = match pages.migrations.list(LAST, "", None).await {
-        Ok((migrations, _)) => (migrations, None),
-        Err(error) => (Vec::new(), Some(error.message)),
-    };
-    live(json::state(
-        &pages.fleet,
-        &migrations,
-        &pages.version,
-        error,
-    ))
+    let snapshot = pages.snapshot().await;
+    let row = |migration| moves::row(migration, &pages.history);
+    let running: Vec<Value> = snapshot.running.iter().take(RUNNING).map(row).collect();
+    let last: Vec<Value> = snapshot.ended.iter().take(LAST).map(row).collect();
+    live(json!({
+        "now": rows::millis(Some(&now())),
+        "version": &*pages.version,
+        "report_interval_seconds": pages.fleet.interval().as_secs_f64(),
+        "totals": rows::totals(&snapshot),
+        "problems": problems::problems(&snapshot),
+        "running": running,
+        "last": last,
+        "error": snapshot.error,
+    }))
 }
 
-async fn history(State(pages): State<Pages>, Query(query): Query<Since>) -> Response {
-    live(pages.history.json(query.since))
+/// Which rates are asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Chart {
+    /// `vms` or `hosts`.
+    of: String,
+    /// See [`Rate::word`].
+    rate: String,
+    /// Seconds up to now; 0: all that is kept.
+    window: u64,
+    /// Lines at most; 0: ten.
+    top: usize,
+    /// Part of a name or of its host's name.
+    q: String,
+}
+
+async fn rates(State(pages): State<Pages>, Query(chart): Query<Chart>) -> Response {
+    let Some(rate) = Rate::parse(&chart.rate) else {
+        let words: Vec<&str> = Rate::ALL.into_iter().map(Rate::word).collect();
+        return refused("rate", &words.join(", "));
+    };
+    let asked = Asked {
+        of: match chart.of.as_str() {
+            "vms" => Of::Vms,
+            "hosts" => Of::Hosts,
+            _ => return refused("of", "vms, hosts"),
+        },
+        rate,
+        window: match chart.window {
+            0 => crate::history::KEEP,
+            seconds => Duration::from_secs(seconds.clamp(10, 3600)),
+        },
+        top: match chart.top {
+            0 => TOP,
+            top => top.min(MAX_TOP),
+        },
+    };
+    let q = chart.q.trim().to_lowercase();
+    let wanted =
+        |_: &str, name: &str, host: &str| q.is_empty() || name.contains(&q) || host.contains(&q);
+    let Busiest {
+        start,
+        step,
+        lines,
+        total,
+        rest,
+        left_out,
+    } = pages.history.busiest(&asked, wanted);
+    let more = total - lines.len();
+    let lines: Vec<Value> = lines
+        .into_iter()
+        .map(|line| {
+            let values: Vec<Value> = line
+                .values
+                .into_iter()
+                .map(|value| value.map_or(Value::Null, rows::rounded))
+                .collect();
+            json!({
+                "key": line.key,
+                "name": line.name,
+                "host": line.host,
+                "mean": rows::rounded(line.mean),
+                "now": line.now.map(rows::rounded),
+                "values": values,
+            })
+        })
+        .collect();
+    live(json!({
+        "start": start,
+        "step": step,
+        "unit": rate.unit(),
+        "lines": lines,
+        "total": total,
+        "more": more,
+        "more_mean": rows::rounded(rest),
+        "left_out": left_out,
+    }))
+}
+
+fn refused(field: &str, words: &str) -> Response {
+    let body = json!({
+        "reason": Reason::BadParameter.as_str(),
+        "message": format!("{field} is one of {words}"),
+    });
+    guarded((StatusCode::BAD_REQUEST, Json(body)).into_response())
+}
+
+fn slice<T>(slice: Slice<T>, row: impl Fn(T) -> Value) -> Response {
+    let rows: Vec<Value> = slice.rows.into_iter().map(row).collect();
+    live(json!({ "matched": slice.matched, "offset": slice.offset, "rows": rows }))
+}
+
+async fn vms(State(pages): State<Pages>, Query(select): Query<Select>) -> Response {
+    let snapshot = pages.snapshot().await;
+    slice(select.vms(&snapshot), |vm| rows::vm(vm, &snapshot))
+}
+
+async fn hosts(State(pages): State<Pages>, Query(select): Query<Select>) -> Response {
+    let snapshot = pages.snapshot().await;
+    slice(select.hosts(&snapshot), |host| rows::host(host, &snapshot))
+}
+
+async fn migrations(State(pages): State<Pages>, Query(select): Query<Select>) -> Response {
+    let snapshot = pages.snapshot().await;
+    slice(select.migrations(&snapshot), |migration| {
+        moves::row(migration, &pages.history)
+    })
 }
 
 async fn migration(State(pages): State<Pages>, Path(id): Path<String>) -> Response {
@@ -152,19 +322,14 @@ async fn migration(State(pages): State<Pages>, Path(id): Path<String>) -> Respon
         Err(error) => Err(error),
     };
     match found {
-        Ok(migration) => {
-            let mut value = json::migration(&migration);
-            value["points"] = pages.history.points(&migration.name);
-            live(value)
-        }
+        Ok(migration) => live(moves::detail(&migration, &pages.history)),
         Err(error) => {
             let status = match error.reason {
                 Reason::NoSuchMigration => StatusCode::NOT_FOUND,
                 Reason::BadParameter => StatusCode::BAD_REQUEST,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            let body =
-                serde_json::json!({ "reason": error.reason.as_str(), "message": error.message });
+            let body = json!({ "reason": error.reason.as_str(), "message": error.message });
             guarded((status, Json(body)).into_response())
         }
     }

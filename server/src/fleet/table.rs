@@ -1,77 +1,79 @@
-//! Hosts and VMs in memory, and the choice of a VM's owner among the records of several hosts.
+//! Hosts and VMs in memory: what agents report and answer goes in, what the fleet shows comes out.
 //! Plain data: time comes in, locks are the caller's.
 //!
-//! # Whose record counts
-//! A migrating VM is on two hosts. The record with the highest epoch wins; a side that may not run
-//! (INCOMING, RELINQUISHED) never hides one that may. An epoch once seen for a VM's uid is never
-//! undercut: a silent host's old record does not come back to life when the newer one is deleted.
+//! * [`HostEntry`]: a host, the contact with its agent, its records by uid, its leftovers.
+//! * A VM is the record that counts among the records of its uid: `rank`, `epochs`.
+//! * A name is resolved by `names`; a new VM is placed by `placing`.
+//! * What the store has to know is collected in `unsaved`.
 //!
-//! # Reports and answers cross
-//! A report is composed before it arrives. What an agent answered to us meanwhile (a VM made or
-//! deleted) holds for one interval against reports that do not know it yet.
+//! It begins with what the store has ([`Table::restore_host`] and what follows): hosts and VMs as
+//! last seen, stale until their agents report. A record goes when its host reports without it, when
+//! its VM is deleted, or with its host.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     time::{Duration, Instant},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, VmName, VmSpec, now},
-    v1::{self, host::State as HostState, vm::State as VmState},
+    model::{VmRef, now},
+    v1,
 };
 
 use super::{
-    errors::{host_unreachable, no_such_host},
-    placement::{Candidate, choose, has_backend},
+    contact::{Contact, Turn},
+    epochs::Epochs,
+    errors::{host_name_taken, no_such_host},
+    names::Vms,
+    rank::{Seen, may_run},
+    records::Records,
+    reservations::Reservations,
+    unsaved::Unsaved,
 };
 
-struct VmEntry {
-    vm: v1::Vm,
-    /// When an agent's answer, not a report, brought it.
-    answered: Option<Instant>,
-    /// It was in the host's last report, so its memory is in the host's figure.
-    counted: bool,
-}
+/// Leftovers kept of one host.
+const LEFTOVERS: usize = 1000;
 
-struct HostEntry {
-    host: v1::Host,
-    heard: Option<Instant>,
-    reported: bool,
-    vms: BTreeMap<String, VmEntry>,
-    deleted: HashMap<String, (String, Instant)>,
+pub(super) struct HostEntry {
+    /// As its agent registered it; its standing is `contact`'s to say.
+    pub(super) host: v1::Host,
+    pub(super) contact: Contact,
+    pub(super) records: Records,
+    pub(super) leftovers: Vec<v1::Leftover>,
+    /// It was said that some of its VMs cannot be kept.
+    warned: bool,
 }
 
 impl HostEntry {
-    fn new(host: v1::Host) -> Self {
+    fn new(host: v1::Host, contact: Contact) -> Self {
         Self {
             host,
-            heard: None,
-            reported: false,
-            vms: BTreeMap::new(),
-            deleted: HashMap::new(),
+            contact,
+            records: Records::default(),
+            leftovers: Vec::new(),
+            warned: false,
         }
     }
 }
 
-struct Intent {
-    host: String,
-    memory_bytes: u64,
-}
-
 /// See the module.
 pub(super) struct Table {
-    hosts: BTreeMap<String, HostEntry>,
-    /// Highest epoch seen of each uid.
-    epochs: HashMap<String, u64>,
-    /// VMs that are being created, by name.
-    intents: HashMap<String, Intent>,
+    pub(super) hosts: BTreeMap<String, HostEntry>,
+    pub(super) epochs: Epochs,
+    pub(super) reservations: Reservations,
+    pub(super) unsaved: Unsaved,
     interval: Duration,
-    silence: Duration,
+    pub(super) silence: Duration,
 }
 
-fn may_run(vm: &v1::Vm) -> bool {
-    !matches!(vm.state(), VmState::Incoming | VmState::Relinquished)
+fn stale_incarnation(host: &str) -> ApiError {
+    ApiError::new(
+        Reason::StaleIncarnation,
+        format!("{host} is not registered with this incarnation"),
+    )
+    .with("host", host)
+    .with("advice", "register again")
 }
 
 impl Table {
@@ -79,120 +81,197 @@ impl Table {
     pub(super) fn new(interval: Duration, silence: Duration) -> Self {
         Self {
             hosts: BTreeMap::new(),
-            epochs: HashMap::new(),
-            intents: HashMap::new(),
+            epochs: Epochs::default(),
+            reservations: Reservations::default(),
+            unsaved: Unsaved::default(),
             interval,
             silence,
         }
     }
 
-    fn is_ready(&self, entry: &HostEntry, at: Instant) -> bool {
-        entry
-            .heard
-            .is_some_and(|heard| at.saturating_duration_since(heard) <= self.silence)
+    pub(super) fn is_ready(&self, entry: &HostEntry, at: Instant) -> bool {
+        entry.contact.ready(at, self.silence)
     }
 
     fn show(&self, entry: &HostEntry, at: Instant) -> v1::Host {
         let mut host = entry.host.clone();
-        let state = if self.is_ready(entry, at) {
-            HostState::Ready
-        } else {
-            HostState::Unreachable
-        };
-        host.state = state.into();
-        host.vms = u32::try_from(entry.vms.len()).unwrap_or(u32::MAX);
+        entry.contact.show(&mut host, at, self.silence);
+        host.vms = u32::try_from(entry.records.len()).unwrap_or(u32::MAX);
+        host.leftovers = u32::try_from(entry.leftovers.len()).unwrap_or(u32::MAX);
         host
     }
 
-    pub(super) fn remember(&mut self, name: &str, address: &str) {
-        let host = v1::Host {
-            name: name.to_owned(),
-            address: address.to_owned(),
-            ..Default::default()
-        };
-        self.hosts
-            .entry(name.to_owned())
-            .or_insert_with(|| HostEntry::new(host));
+    /// A host that the store knows.
+    pub(super) fn restore_host(&mut self, mut host: v1::Host, at: Instant) {
+        // Its agent has to register again.
+        host.incarnation.clear();
+        let name = host.name.clone();
+        let entry = HostEntry::new(host, Contact::known(at));
+        self.hosts.entry(name).or_insert(entry);
     }
 
-    pub(super) fn register(&mut self, mut host: v1::Host, at: Instant) {
+    /// A record that the store has of a host it knows.
+    pub(super) fn restore_vm(&mut self, mut vm: v1::Vm) {
+        if let Some(entry) = self.hosts.get_mut(&vm.host) {
+            // A host is heard from more often than its VMs change.
+            let of_host = entry.host.last_seen_time;
+            let later = of_host.filter(|host| {
+                let key = |time: &prost_types::Timestamp| (time.seconds, time.nanos);
+                vm.last_seen_time.is_none_or(|vm| key(host) > key(&vm))
+            });
+            if later.is_some() {
+                vm.last_seen_time = later;
+            }
+            entry.records.restore(vm);
+        }
+    }
+
+    /// Refuses an agent whose name is another's. Says so in the log once an episode.
+    ///
+    /// # Errors
+    /// HOST_NAME_TAKEN.
+    pub(super) fn admit(&mut self, host: &v1::Host, at: Instant) -> Result<(), ApiError> {
+        let silence = self.silence;
+        let Some(entry) = self.hosts.get_mut(&host.name) else {
+            return Ok(());
+        };
+        let known = &entry.host;
+        let holds = entry.contact.holds_name(at, silence);
+        let other = if host.uid.is_empty() || known.uid.is_empty() {
+            // An agent that has no uid is known by its address.
+            holds && known.address != host.address
+        } else {
+            // One that is silent may still have its VMs, and they would be hidden.
+            known.uid != host.uid && (holds || !entry.records.is_empty())
+        };
+        if !other {
+            return Ok(());
+        }
+        let reports = entry.contact.reports(at, silence);
+        if entry.contact.contend(&host.address, &host.uid, at) {
+            tracing::warn!(
+                host = %host.name, holder = %known.address, holder_uid = %known.uid,
+                contender = %host.address, contender_uid = %host.uid,
+                "a second agent registers under a host's name and is refused"
+            );
+        }
+        Err(host_name_taken(known, reports))
+    }
+
+    /// An agent that starts, or starts anew. Whether it is the same start as before.
+    ///
+    /// # Errors
+    /// HOST_NAME_TAKEN.
+    pub(super) fn register(&mut self, mut host: v1::Host, at: Instant) -> Result<bool, ApiError> {
+        self.admit(&host, at)?;
         host.last_seen_time = Some(now());
         let entry = self
             .hosts
             .entry(host.name.clone())
-            .or_insert_with(|| HostEntry::new(v1::Host::default()));
-        host.memory_used_bytes = entry.host.memory_used_bytes;
+            .or_insert_with(|| HostEntry::new(v1::Host::default(), Contact::default()));
+        let known = &entry.host;
+        let same = known.incarnation == host.incarnation && known.address == host.address;
+        if !known.uid.is_empty() && known.uid != host.uid {
+            tracing::warn!(host = %host.name, was = %known.uid, now = %host.uid, "a host's name has another agent");
+        }
+        entry.contact.register(same, at);
+        let same_agent = host.uid == known.uid && !host.uid.is_empty();
+        if !same_agent {
+            // Nobody else holds the name now.
+            entry.contact.settled();
+        }
+        entry.warned &= same;
+        host.memory_used_bytes = known.memory_used_bytes;
+        host.cordoned = known.cordoned;
+        host.clock_offset = known.clock_offset;
         entry.host = host;
-        entry.heard = Some(at);
-        entry.reported = false;
+        let name = entry.host.name.clone();
+        self.unsaved.host(&name);
+        Ok(same)
     }
 
+    /// What an agent sees.
+    ///
+    /// # Errors
+    /// STALE_INCARNATION.
     pub(super) fn report(
         &mut self,
         report: v1::ReportHostRequest,
         at: Instant,
     ) -> Result<(), ApiError> {
-        let interval = self.interval;
-        let stale = || {
-            ApiError::new(
-                Reason::StaleIncarnation,
-                format!("{} is not registered with this incarnation", report.host),
-            )
-            .with("host", &report.host)
-            .with("advice", "register again")
-        };
-        let entry = self.hosts.get_mut(&report.host).ok_or_else(stale)?;
+        let entry = self
+            .hosts
+            .get_mut(&report.host)
+            .ok_or_else(|| stale_incarnation(&report.host))?;
         if entry.host.incarnation != report.incarnation || report.incarnation.is_empty() {
-            return Err(stale());
+            return Err(stale_incarnation(&report.host));
         }
-        entry.heard = Some(at);
-        entry.host.last_seen_time = Some(now());
+        let seen = now();
+        entry.contact.report(at);
+        entry.host.last_seen_time = Some(seen);
         entry.host.memory_used_bytes = report.memory_used_bytes;
-        entry.reported = true;
-        let recent = |since: Instant| at.saturating_duration_since(since) <= interval;
-        entry.deleted.retain(|_, (_, since)| recent(*since));
-        let mut vms = BTreeMap::new();
-        for mut vm in report.vms {
-            // Nothing unchecked reaches names, labels or pages.
-            let Ok(name) = VmName::parse(&vm.name) else {
-                tracing::warn!(host = %report.host, "a report names a VM that has no valid name");
-                continue;
-            };
-            let name = name.to_string();
-            if entry
-                .deleted
-                .get(&name)
-                .is_some_and(|(uid, _)| *uid == vm.uid)
-            {
-                continue;
-            }
-            vm.name.clone_from(&name);
-            vm.host.clone_from(&report.host);
-            if may_run(&vm) {
-                let epoch = self.epochs.entry(vm.uid.clone()).or_default();
-                *epoch = vm.epoch.max(*epoch);
-            }
-            let entry = VmEntry {
-                vm,
-                answered: None,
-                counted: true,
-            };
-            vms.insert(name, entry);
+        entry.leftovers = report
+            .leftovers
+            .into_iter()
+            .filter(|left| slat_proto::model::is_uid(&left.uid))
+            .take(LEFTOVERS)
+            .map(|left| v1::Leftover {
+                host: report.host.clone(),
+                ..left
+            })
+            .collect();
+        let records = &mut entry.records;
+        let (changed, unfit) = records.report(&report.host, report.vms, seen, at, self.interval);
+        if unfit > 0 && !entry.warned {
+            entry.warned = true;
+            tracing::warn!(host = %report.host, unfit, "a report has VMs without a valid name or uid");
         }
-        for (name, old) in std::mem::take(&mut entry.vms) {
-            if old.answered.is_some_and(recent) {
-                vms.entry(name).or_insert(old);
+        for record in entry.records.iter().filter(|record| may_run(&record.vm)) {
+            if self.epochs.raise(&record.vm.uid, record.vm.epoch) {
+                self.unsaved.epoch(&record.vm.uid);
             }
         }
-        entry.vms = vms;
+        if !changed.is_empty() {
+            for uid in changed {
+                self.unsaved.vm(&report.host, uid);
+            }
+            self.prune_epochs();
+        }
+        Ok(())
+    }
+
+    fn prune_epochs(&mut self) {
         let alive: HashSet<&str> = self
             .hosts
             .values()
-            .flat_map(|host| host.vms.values())
-            .map(|entry| entry.vm.uid.as_str())
+            .flat_map(|entry| {
+                let leftovers = entry.leftovers.iter().map(|left| left.uid.as_str());
+                let records = entry.records.iter().map(|record| record.vm.uid.as_str());
+                leftovers.chain(records)
+            })
             .collect();
-        self.epochs.retain(|uid, _| alive.contains(uid.as_str()));
-        Ok(())
+        for uid in self.epochs.prune(&alive) {
+            self.unsaved.epoch(&uid);
+        }
+    }
+
+    /// How calling a host's agent back went, as that incarnation.
+    pub(super) fn called(&mut self, host: &str, incarnation: &str, result: Result<(), String>) {
+        let Some(entry) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if entry.host.incarnation != incarnation {
+            return;
+        }
+        let why = result.as_ref().err().cloned().unwrap_or_default();
+        let address = &entry.host.address;
+        match entry.contact.called(result) {
+            Turn::Same => {}
+            Turn::Reached => tracing::info!(%host, %address, "a host's agent can be called"),
+            Turn::Lost => {
+                tracing::warn!(%host, %address, %why, "a host's agent reports and cannot be called");
+            }
+        }
     }
 
     pub(super) fn hosts(&self, at: Instant) -> Vec<v1::Host> {
@@ -206,318 +285,158 @@ impl Table {
         self.hosts.get(name).map(|entry| self.show(entry, at))
     }
 
-    pub(super) fn unreported(&self, at: Instant) -> Vec<String> {
-        let fresh = |entry: &&HostEntry| !entry.reported && self.is_ready(entry, at);
+    /// Hosts that report, with their addresses and incarnations: those worth calling back.
+    pub(super) fn reporting(&self, at: Instant) -> Vec<v1::Host> {
         self.hosts
             .values()
-            .filter(fresh)
-            .map(|entry| entry.host.name.clone())
+            .filter(|entry| entry.contact.reports(at, self.silence))
+            .map(|entry| self.show(entry, at))
             .collect()
     }
 
-    /// The better of two records of one VM name.
-    fn rank(&self, entry: &HostEntry, vm: &v1::Vm, at: Instant) -> (bool, u64, bool) {
-        (may_run(vm), vm.epoch, self.is_ready(entry, at))
-    }
-
-    fn undercut(&self, vm: &v1::Vm) -> bool {
-        self.epochs
-            .get(&vm.uid)
-            .is_some_and(|epoch| may_run(vm) && vm.epoch < *epoch)
-    }
-
-    pub(super) fn vm(&self, name: &str, at: Instant) -> Option<v1::Vm> {
-        let mut best: Option<(&HostEntry, &v1::Vm)> = None;
-        for entry in self.hosts.values() {
-            let Some(VmEntry { vm, .. }) = entry.vms.get(name) else {
-                continue;
-            };
-            if self.undercut(vm) {
-                continue;
-            }
-            let better = best.is_none_or(|(other, known)| {
-                self.rank(entry, vm, at) > self.rank(other, known, at)
-            });
-            if better {
-                best = Some((entry, vm));
-            }
+    /// Stops or begins to choose a host for VMs.
+    ///
+    /// # Errors
+    /// NO_SUCH_HOST.
+    pub(super) fn cordon(&mut self, host: &str, cordoned: bool) -> Result<(), ApiError> {
+        let entry = self.hosts.get_mut(host).ok_or_else(|| no_such_host(host))?;
+        if entry.host.cordoned != cordoned {
+            entry.host.cordoned = cordoned;
+            self.unsaved.host(host);
         }
-        best.map(|(_, vm)| vm.clone())
+        Ok(())
+    }
+
+    /// Forgets a host with everything on it.
+    pub(super) fn remove_host(&mut self, host: &str) {
+        let Some(entry) = self.hosts.remove(host) else {
+            return;
+        };
+        self.unsaved.host(host);
+        for record in entry.records.iter() {
+            self.unsaved.vm(host, record.vm.uid.clone());
+        }
+        self.prune_epochs();
+    }
+
+    /// Hosts that were heard from lately are stored with that time.
+    pub(super) fn stamp(&mut self, at: Instant) {
+        let heard: Vec<String> = self
+            .hosts
+            .iter()
+            .filter(|(_, entry)| entry.contact.reports(at, self.silence))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for host in heard {
+            self.unsaved.host(&host);
+        }
+    }
+
+    fn seen(&self, at: Instant) -> impl Iterator<Item = Seen<'_>> {
+        self.hosts.values().flat_map(move |entry| {
+            let ready = self.is_ready(entry, at);
+            entry.records.iter().map(move |record| Seen {
+                vm: &record.vm,
+                ready,
+            })
+        })
+    }
+
+    /// The VMs there are.
+    pub(super) fn counting(&self, at: Instant) -> Vms<'_> {
+        Vms::of(self.seen(at), &self.epochs)
+    }
+
+    /// A record as the fleet shows it. It is stale when its host does not answer, or has not
+    /// reported since the server started.
+    fn show_vm(&self, seen: Seen<'_>, conflicts: Vec<v1::NameConflict>) -> v1::Vm {
+        let mut vm = seen.vm.clone();
+        let entry = self.hosts.get(&vm.host);
+        let reported = entry.is_some_and(|entry| entry.contact.reported);
+        vm.stale = !seen.ready || !reported;
+        vm.conflicts = conflicts;
+        vm
+    }
+
+    /// The VM that is meant.
+    ///
+    /// # Errors
+    /// NAME_CONFLICT.
+    pub(super) fn vm(&self, wanted: &VmRef, at: Instant) -> Result<Option<v1::Vm>, ApiError> {
+        let vms = self.counting(at);
+        let found = vms.resolve(wanted)?;
+        Ok(found.map(|seen| {
+            let conflicts = vms.conflicts_of(&seen.vm.name, &seen.vm.uid);
+            self.show_vm(seen, conflicts)
+        }))
     }
 
     pub(super) fn vms(&self, at: Instant) -> Vec<v1::Vm> {
-        let names: BTreeSet<&String> = self
-            .hosts
-            .values()
-            .flat_map(|entry| entry.vms.keys())
-            .collect();
-        names
+        self.counting(at)
+            .list()
             .into_iter()
-            .filter_map(|name| self.vm(name, at))
+            .map(|(seen, conflicts)| self.show_vm(seen, conflicts))
             .collect()
     }
 
-    pub(super) fn reserve(
-        &mut self,
-        vm: &VmName,
-        spec: &VmSpec,
-        wanted: Option<&HostName>,
-        at: Instant,
-    ) -> Result<String, ApiError> {
-        let name = vm.to_string();
-        let holder = self
-            .hosts
-            .values()
-            .find(|entry| entry.vms.contains_key(&name))
-            .map(|entry| entry.host.name.clone())
-            .or_else(|| self.intents.get(&name).map(|intent| intent.host.clone()));
-        if let Some(host) = holder {
-            return Err(ApiError::new(
-                Reason::VmExists,
-                format!("{name} exists already, on {host}"),
-            )
-            .with("vm", &name)
-            .with("host", host));
-        }
-        let host = match wanted {
-            Some(wanted) => {
-                let wanted = wanted.to_string();
-                let entry = self
-                    .hosts
-                    .get(&wanted)
-                    .ok_or_else(|| no_such_host(&wanted))?;
-                if !self.is_ready(entry, at) {
-                    return Err(host_unreachable(&wanted));
-                }
-                if !has_backend(&entry.host, spec.backend) {
-                    let backend = spec
-                        .backend
-                        .map_or_else(|| "any".to_owned(), |kind| kind.to_string());
-                    return Err(ApiError::new(
-                        Reason::CapabilityMissing,
-                        format!(
-                            "{wanted} has no backend {backend}: {}",
-                            entry.host.backend_message
-                        ),
-                    )
-                    .with("host", wanted)
-                    .with("capability", backend));
-                }
-                wanted
-            }
-            None => {
-                let candidates: Vec<Candidate<'_>> = self
-                    .hosts
-                    .values()
-                    .filter(|entry| self.is_ready(entry, at))
-                    .map(|entry| Candidate {
-                        host: &entry.host,
-                        free: self.free(entry),
-                    })
-                    .collect();
-                choose(&candidates, spec)?.name.clone()
-            }
-        };
-        let intent = Intent {
-            host: host.clone(),
-            memory_bytes: spec.memory_bytes,
-        };
-        self.intents.insert(name, intent);
-        Ok(host)
-    }
-
-    fn free(&self, entry: &HostEntry) -> u64 {
-        let reserved: u64 = self
-            .intents
-            .values()
-            .filter(|intent| intent.host == entry.host.name)
-            .map(|intent| intent.memory_bytes)
-            .sum();
-        // Made since the last report: not in the host's figure yet.
-        let uncounted: u64 = entry
-            .vms
-            .values()
-            .filter(|known| !known.counted)
-            .filter_map(|known| known.vm.spec.as_ref())
-            .map(|spec| spec.memory_bytes)
-            .sum();
-        entry
-            .host
-            .memory_bytes
-            .saturating_sub(entry.host.memory_used_bytes)
-            .saturating_sub(reserved)
-            .saturating_sub(uncounted)
-    }
-
-    pub(super) fn unreserve(&mut self, vm: &str) {
-        self.intents.remove(vm);
-    }
-
-    pub(super) fn observe(&mut self, host: &str, mut vm: v1::Vm, at: Instant) {
-        let Ok(name) = VmName::parse(&vm.name) else {
-            return;
-        };
+    /// Keeps what an agent just answered. What it is as the fleet shows it.
+    pub(super) fn observe(&mut self, host: &str, vm: v1::Vm, at: Instant) {
         let Some(entry) = self.hosts.get_mut(host) else {
             return;
         };
-        host.clone_into(&mut vm.host);
-        if may_run(&vm) {
-            let epoch = self.epochs.entry(vm.uid.clone()).or_default();
-            *epoch = vm.epoch.max(*epoch);
+        let claims = may_run(&vm).then(|| (vm.uid.clone(), vm.epoch));
+        if let Some(uid) = entry.records.observe(host, vm, now(), at) {
+            self.unsaved.vm(host, uid);
         }
-        let name = name.to_string();
-        entry.deleted.remove(&name);
-        let counted = entry.vms.get(&name).is_some_and(|known| known.counted);
-        let answered = Some(at);
-        let seen = VmEntry {
-            vm,
-            answered,
-            counted,
-        };
-        entry.vms.insert(name, seen);
+        if let Some((uid, epoch)) = claims
+            && entry.records.get(&uid).is_some()
+        {
+            self.raise_epoch(&uid, epoch);
+        }
     }
 
-    pub(super) fn forget(&mut self, host: &str, vm: &str, at: Instant) {
+    pub(super) fn forget(&mut self, host: &str, uid: &str, at: Instant) {
         if let Some(entry) = self.hosts.get_mut(host)
-            && let Some(gone) = entry.vms.remove(vm)
+            && entry.records.forget(uid, at)
         {
-            entry.deleted.insert(vm.to_owned(), (gone.vm.uid, at));
+            self.unsaved.vm(host, uid.to_owned());
+            self.prune_epochs();
         }
     }
 
     pub(super) fn raise_epoch(&mut self, uid: &str, epoch: u64) {
-        let known = self.epochs.entry(uid.to_owned()).or_default();
-        *known = epoch.max(*known);
+        if self.epochs.raise(uid, epoch) {
+            self.unsaved.epoch(uid);
+        }
+    }
+
+    /// Hosts that do not answer, or have not reported since the server started.
+    pub(super) fn silent(&self, at: Instant) -> Vec<String> {
+        self.hosts
+            .values()
+            .filter(|entry| !self.is_ready(entry, at) || !entry.contact.reported)
+            .map(|entry| entry.host.name.clone())
+            .collect()
+    }
+
+    /// Of these, those that have not reported.
+    pub(super) fn unreported(&self) -> Vec<String> {
+        self.hosts
+            .values()
+            .filter(|entry| !entry.contact.reported)
+            .map(|entry| entry.host.name.clone())
+            .collect()
+    }
+
+    /// Hosts that registered and have not told their VMs yet.
+    pub(super) fn untold(&self, at: Instant) -> Vec<String> {
+        self.hosts
+            .values()
+            .filter(|entry| !entry.contact.told && self.is_ready(entry, at))
+            .map(|entry| entry.host.name.clone())
+            .collect()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INTERVAL: Duration = Duration::from_secs(1);
-
-    fn table(at: Instant) -> Table {
-        let mut table = Table::new(INTERVAL, INTERVAL * 3);
-        for host in ["hosts/a", "hosts/b"] {
-            let host = v1::Host {
-                name: host.into(),
-                incarnation: "1".into(),
-                memory_bytes: 1 << 30,
-                backends: vec![v1::Backend::Software.into()],
-                ..Default::default()
-            };
-            table.register(host, at);
-        }
-        table
-    }
-
-    fn vm(epoch: u64, state: VmState) -> v1::Vm {
-        v1::Vm {
-            name: "vms/web".into(),
-            uid: "u".into(),
-            epoch,
-            state: state.into(),
-            ..Default::default()
-        }
-    }
-
-    fn report(table: &mut Table, host: &str, vms: Vec<v1::Vm>, at: Instant) {
-        let report = v1::ReportHostRequest {
-            host: host.into(),
-            incarnation: "1".into(),
-            vms,
-            ..Default::default()
-        };
-        table.report(report, at).unwrap();
-    }
-
-    #[test]
-    fn halves_never_hide_the_owner_and_the_highest_epoch_wins() {
-        let at = Instant::now();
-        let mut table = table(at);
-        report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);
-        report(&mut table, "hosts/b", vec![vm(2, VmState::Incoming)], at);
-        assert_eq!(table.vm("vms/web", at).unwrap().host, "hosts/a");
-        report(&mut table, "hosts/b", vec![vm(2, VmState::Running)], at);
-        assert_eq!(table.vm("vms/web", at).unwrap().host, "hosts/b");
-        // The source's last report comes late; then the VM is deleted at its new host.
-        report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);
-        report(&mut table, "hosts/b", vec![], at);
-        assert!(table.vm("vms/web", at).is_none());
-        assert_eq!(table.vms(at).len(), 0);
-    }
-
-    #[test]
-    fn three_missed_intervals_are_unreachable() {
-        let at = Instant::now();
-        let mut table = table(at);
-        report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);
-        let state = |table: &Table, after: u32| {
-            let host = table.host("hosts/a", at + INTERVAL * after).unwrap();
-            host.state()
-        };
-        assert_eq!(state(&table, 3), HostState::Ready);
-        assert_eq!(state(&table, 4), HostState::Unreachable);
-        assert!(table.vm("vms/web", at + INTERVAL * 9).is_some());
-    }
-
-    #[test]
-    fn another_incarnation_must_register_first() {
-        let at = Instant::now();
-        let mut table = table(at);
-        table.remember("hosts/c", "127.0.0.1:1");
-        for (host, incarnation) in [("hosts/a", "2"), ("hosts/c", ""), ("hosts/x", "1")] {
-            let report = v1::ReportHostRequest {
-                host: host.into(),
-                incarnation: incarnation.into(),
-                ..Default::default()
-            };
-            let error = table.report(report, at).unwrap_err();
-            assert_eq!(error.reason, Reason::StaleIncarnation, "{host}");
-        }
-    }
-
-    #[test]
-    fn answers_hold_against_older_reports_for_one_interval() {
-        let at = Instant::now();
-        let mut table = table(at);
-        table.observe("hosts/a", vm(1, VmState::Created), at);
-        report(&mut table, "hosts/a", vec![], at);
-        assert!(table.vm("vms/web", at).is_some());
-        table.forget("hosts/a", "vms/web", at);
-        report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);
-        assert!(table.vm("vms/web", at).is_none());
-        let later = at + INTERVAL * 2;
-        report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], later);
-        assert!(table.vm("vms/web", later).is_some());
-    }
-
-    #[test]
-    fn two_creates_of_one_name_do_not_both_pass() {
-        let at = Instant::now();
-        let mut table = table(at);
-        let spec = VmSpec::from_message(&v1::VmSpec {
-            memory_bytes: 600 << 20,
-            vcpus: 1,
-            ..Default::default()
-        })
-        .unwrap();
-        let name = |id: &str| VmName::from_id(id).unwrap();
-        assert_eq!(
-            table.reserve(&name("one"), &spec, None, at).unwrap(),
-            "hosts/a"
-        );
-        let twice = table.reserve(&name("one"), &spec, None, at).unwrap_err();
-        assert_eq!(twice.reason, Reason::VmExists);
-        // Reserved memory counts.
-        assert_eq!(
-            table.reserve(&name("two"), &spec, None, at).unwrap(),
-            "hosts/b"
-        );
-        let full = table.reserve(&name("three"), &spec, None, at).unwrap_err();
-        assert_eq!(full.reason, Reason::NoHost);
-        table.unreserve("vms/one");
-        table.reserve(&name("three"), &spec, None, at).unwrap();
-    }
-}
+mod tests;

@@ -2,38 +2,55 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, MigrationParams, VmName},
+    model::{HostName, MigrationName, MigrationParams, VmRef},
     v1::{self, Capability, host_service_client::HostServiceClient, vm::State},
 };
 
 use super::{
     errors::in_progress,
+    key::VmKey,
     subject::{ASK, ask},
 };
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Owner};
 
 /// A migration as asked for, its fields checked.
 #[derive(Clone, Debug)]
 pub(crate) struct NewMigration {
     pub(crate) name: Option<MigrationName>,
-    pub(crate) vm: VmName,
+    pub(crate) vm: VmRef,
     pub(crate) destination: HostName,
     pub(crate) params: MigrationParams,
     pub(crate) validate_only: bool,
 }
 
-/// Everything about VM and destination that can be known before asking them to move. `keeper`: the
-/// failed migration that keeps the last copy of a VM.
+impl NewMigration {
+    /// Whether `existing` is what was asked for: then the caller did not hear its first answer.
+    pub(super) fn is_already(&self, existing: &v1::Migration) -> bool {
+        self.vm
+            .name()
+            .is_none_or(|name| name.to_string() == existing.vm)
+            && self.vm.uid().is_none_or(|uid| uid == existing.vm_uid)
+            && self
+                .vm
+                .host()
+                .is_none_or(|source| source.to_string() == existing.source)
+            && self.destination.to_string() == existing.destination
+            && existing.params == Some(self.params.to_message())
+    }
+}
+
+/// Everything about VM and destination that can be known before asking them to move. `owner`: the
+/// VM and its host; `keeper`: the failed migration that keeps the last copy of a VM.
 ///
 /// # Errors
 /// See `MigrationService.CreateMigration`.
 pub(super) async fn check(
     fleet: &Fleet,
     wanted: &NewMigration,
-    keeper: impl Fn(&str) -> Option<String>,
+    owner: Owner,
+    keeper: impl Fn(&VmKey) -> Option<String>,
 ) -> Result<v1::Vm, ApiError> {
-    let owner = fleet.owner(&wanted.vm)?;
-    let destination = fleet.ready_host(&wanted.destination.to_string())?;
+    let destination = fleet.open_host(&wanted.destination.to_string())?;
     let vm = owner.vm;
     if owner.host.name == destination.name {
         return Err(ApiError::new(
@@ -45,7 +62,7 @@ pub(super) async fn check(
         .with("advice", "name another host"));
     }
     if vm.state() == State::Relinquished
-        && let Some(keeper) = keeper(&vm.name)
+        && let Some(keeper) = keeper(&VmKey::from(&vm))
     {
         return Err(ApiError::new(
             Reason::VmNotRunning,
@@ -61,7 +78,7 @@ pub(super) async fn check(
     }
     match vm.state() {
         State::Incoming | State::Relinquished => {
-            return Err(in_progress(&wanted.vm, &vm.migration, "migrate"));
+            return Err(in_progress(&vm.name, &vm.migration, "migrate"));
         }
         State::Failed | State::Stopped | State::Lost | State::Unspecified => {
             return Err(ApiError::new(

@@ -50,6 +50,8 @@ pub(super) enum Brought {
     Grant(Grant, Box<v1::Transfer>),
     /// Who refused, or did not answer.
     Refusal(Side, ApiError),
+    /// A side that was not released, and why.
+    Unreleased(Side, ApiError),
 }
 
 /// How a call ended.
@@ -92,9 +94,10 @@ impl Ended {
     }
 }
 
-/// Whether the source's host says that the VM's process is gone: an agent keeps such a VM as LOST.
+/// Whether the source's host says that the VM is gone: its agent keeps it as LOST, or has no VM of
+/// that uid.
 fn says_lost(error: &ApiError) -> bool {
-    error.reason == Reason::VmProcessDied
+    matches!(error.reason, Reason::VmProcessDied | Reason::NoSuchVm)
         || error
             .metadata
             .get("state")
@@ -128,14 +131,20 @@ impl Caller {
         let request = v1::DescribeOutgoingRequest {
             migration: subject.migration.clone(),
             vm: subject.vm.clone(),
+            vm_uid: subject.vm_uid.clone(),
             epoch: subject.epoch,
-            ..Default::default()
         };
         let mut transfers = subject.transfers(&self.fleet, Side::Source)?;
         let answer = ask(ASK, transfers.describe_outgoing(request)).await;
         let description = answer.map_err(|error| self.if_too_old(Side::Source, error))?;
-        if description.vm.is_none() || description.preamble.is_none() {
+        let (Some(vm), true) = (&description.vm, description.preamble.is_some()) else {
             return Err(self.too_old(Side::Source));
+        };
+        if !subject.vm_uid.is_empty() && vm.uid != subject.vm_uid {
+            // An agent that knows names only described another VM of that name.
+            return Err(ApiError::no_such_vm(&subject.vm)
+                .with("uid", &subject.vm_uid)
+                .with("found_uid", &vm.uid));
         }
         Ok(description)
     }
@@ -170,9 +179,15 @@ impl Caller {
         description: v1::DescribeOutgoingResponse,
     ) -> Result<(Grant, v1::Transfer), ApiError> {
         let subject = &self.subject;
+        // The destination takes the VM's times for its own clock's.
+        let mut vm = description.vm;
+        if let Some(vm) = &mut vm {
+            self.fleet.clocks().vm_from(&subject.source, vm);
+            self.fleet.clocks().vm_to(&subject.destination, vm);
+        }
         let request = v1::PrepareIncomingRequest {
             migration: subject.migration.clone(),
-            vm: description.vm,
+            vm,
             slots: description.slots,
             params: subject.params,
             source_agent_address: self.fleet.host(&subject.source)?.address,
@@ -212,8 +227,12 @@ impl Caller {
         .with("advice", format_args!("upgrade the agent of {host}"))
     }
 
-    /// StartOutgoing, with what the destination said.
-    pub(super) async fn start(self, grant: Grant) -> Ended {
+    /// StartOutgoing, with what the destination said and what is remembered of the two hosts.
+    pub(super) async fn start(
+        self,
+        grant: Grant,
+        remembered: Option<v1::RememberedCosts>,
+    ) -> Ended {
         let subject = &self.subject;
         let request = v1::StartOutgoingRequest {
             migration: subject.migration.clone(),
@@ -223,7 +242,8 @@ impl Caller {
             params: subject.params,
             epoch: subject.epoch,
             versions: Some(grant.versions),
-            ..Default::default()
+            vm_uid: subject.vm_uid.clone(),
+            remembered,
         };
         let answer = match subject.transfers(&self.fleet, Side::Source) {
             Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,
@@ -234,7 +254,11 @@ impl Caller {
             Err(error) if is_silence(&error) => Ended::with(Answer::Silent),
             // A refusal counts only when there is no side: an earlier call may have begun it.
             Err(error) => match subject.find(&self.fleet, Side::Source).await {
-                Found::Absent { .. } => Ended::refused(subject, Side::Source, error),
+                Found::Absent { owner: true } => Ended::refused(subject, Side::Source, error),
+                // Not there at all: where it is, this refusal does not say.
+                Found::Absent { owner: false } => {
+                    Ended::refused(subject, Side::Source, error.with("state", "LOST"))
+                }
                 found => Ended::found(Side::Source, found),
             },
         }
@@ -309,8 +333,33 @@ impl Caller {
             Err(error) => {
                 tracing::info!(migration = %subject.migration, host = %subject.host(side), %error,
                     "a side is not released yet");
-                Ended::with(Answer::Silent)
+                Ended {
+                    answer: Answer::Silent,
+                    brought: Brought::Unreleased(side, error),
+                }
             }
+        }
+    }
+
+    /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
+    /// answering is no failure here: the next report tells.
+    pub(super) async fn look_up(self, location: v1::VmLocation) {
+        let (subject, fleet) = (&self.subject, &self.fleet);
+        let completed = location == v1::VmLocation::Destination;
+        let side = if completed {
+            Side::Destination
+        } else {
+            Side::Source
+        };
+        if let Ok(mut vm) = subject.vm_at(fleet, side).await {
+            fleet.clocks().vm_from(subject.host(side), &mut vm);
+            if completed {
+                fleet.raise_epoch(&vm.uid, subject.epoch + 1);
+                fleet.forget(&subject.source, &vm.uid);
+            } else {
+                fleet.forget(&subject.destination, &vm.uid);
+            }
+            fleet.observe(subject.host(side), vm);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, VmName},
+    model::MigrationName,
     v1::{self, MigrationPhase as Phase, VmLocation as Location},
 };
 
@@ -106,7 +106,9 @@ impl Texts {
             (side, ApiError::new(Reason::Internal, text))
         });
         let word = if location == Location::Lost {
-            error.reason = Reason::VmProcessDied;
+            if error.reason != Reason::NoSuchVm {
+                error.reason = Reason::VmProcessDied;
+            }
             "LOST"
         } else {
             "SOURCE"
@@ -183,7 +185,7 @@ pub(super) fn past_point(migration: &v1::Migration) -> ApiError {
 }
 
 /// The refusal of what cannot be done while a VM migrates.
-pub(super) fn in_progress(vm: &VmName, migration: &str, what: &str) -> ApiError {
+pub(super) fn in_progress(vm: &str, migration: &str, what: &str) -> ApiError {
     ApiError::new(
         Reason::MigrationInProgress,
         format!("{vm} migrates now ({migration}): cannot {what}"),

@@ -19,19 +19,22 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, PageRequest, VmName, paginate},
+    model::{MigrationName, PageRequest, Timeline, VmName, paginate},
     v1::{self, MigrationPhase as Phase, TransferRole as Role},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     admission::{NewMigration, check},
     errors::{in_progress, no_such_migration, past_point},
+    key::VmKey,
     orphans,
+    pairs::{Pairs, RECORDS},
     reconciler::{Context, Reconciler},
     record::{Record, shown},
     replies::Command,
+    retention::Retention,
     updates::Updates,
     waiting::{Earlier, Released},
 };
@@ -39,7 +42,7 @@ use crate::{
     fleet::Fleet,
     history::History,
     phase::has_ended,
-    store::{BlockingStore, ListQuery, StoreError},
+    store::{BlockingStore, ListQuery, Place, StoreError},
 };
 
 /// Cancels that may wait for one migration's task.
@@ -49,22 +52,23 @@ struct Active {
     shown: watch::Receiver<v1::Migration>,
     commands: mpsc::Sender<Command>,
     released: Released,
+    timeline: Timeline,
 }
 
 impl Active {
     /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
     /// not LOST.
-    fn keeps(&self, vm: &str) -> bool {
+    fn keeps(&self, vm: &VmKey) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
             .phase_times
             .iter()
             .any(|entry| entry.phase() == Phase::Committed);
-        migration.vm == vm
+        vm.is_of(&migration)
             && migration.phase() == Phase::Failed
             && migration.vm_location() != v1::VmLocation::Lost
             && committed
-            && !self.released.source.is_cancelled()
+            && !self.released.source.is_set()
     }
 }
 
@@ -75,6 +79,8 @@ pub(crate) struct Migrations {
     active: Mutex<HashMap<String, Active>>,
     /// Hosts whose leftovers are being ended.
     sweeping: Mutex<BTreeSet<String>>,
+    /// A migration has no work left.
+    ended: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -88,17 +94,34 @@ impl Migrations {
         fleet: Arc<Fleet>,
         store: BlockingStore,
         history: Arc<History>,
+        retention: Retention,
     ) -> Result<Arc<Self>, StoreError> {
         let open = store.with(|store| store.open_migrations()).await?;
+        let pairs = Arc::new(Pairs::default());
+        let newest = ListQuery {
+            limit: RECORDS,
+            ..ListQuery::default()
+        };
+        match store.with(move |store| store.migrations(&newest)).await {
+            Ok(records) => records
+                .iter()
+                .rev()
+                .filter_map(|record| record.migration.as_ref())
+                .for_each(|migration| pairs.learn(migration)),
+            // A record that cannot be read is no reason not to serve.
+            Err(error) => tracing::warn!(%error, "no earlier downtime is remembered"),
+        }
         let this = Arc::new(Self {
             context: Context {
                 fleet,
                 store,
                 history,
+                pairs,
             },
             creating: tokio::sync::Mutex::new(()),
             active: Mutex::new(HashMap::new()),
             sweeping: Mutex::default(),
+            ended: Notify::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -113,9 +136,17 @@ impl Migrations {
             // What it waited for before the server stopped, it waits for again.
             let migration = record.migration();
             let hosts = [migration.source.as_str(), migration.destination.as_str()];
-            let before = this.unreleased(&migration.vm, hosts);
+            let before = this.unreleased(&VmKey::from(migration), hosts);
             this.spawn(record, before);
         }
+        let keeper = Arc::clone(&this);
+        this.tasks.spawn(async move {
+            let store = keeper.context.store.clone();
+            tokio::select! {
+                () = keeper.stop.cancelled() => {}
+                () = retention.keep_to(store, &keeper.ended) => {}
+            }
+        });
         Ok(this)
     }
 
@@ -139,23 +170,33 @@ impl Migrations {
         let released = Released::default();
         let durable = record.durable();
         if durable.source_released {
-            released.source.cancel();
+            released.source.set();
         }
         if durable.destination_released {
-            released.destination.cancel();
+            released.destination.set();
         }
         let active = Active {
             shown: receiver,
             commands,
             released: released.clone(),
+            timeline: record.timeline(),
         };
+        let timeline = active.timeline;
         self.active().insert(name.clone(), active);
-        let reconciler = Reconciler::new(self.context.clone(), record, shown, inbox, released);
+        let reconciler = Reconciler::new(
+            self.context.clone(),
+            record,
+            shown,
+            inbox,
+            released,
+            timeline,
+        );
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
             reconciler.run(before, this.stop.clone()).await;
             if !this.stop.is_cancelled() {
                 this.active().remove(&name);
+                this.ended.notify_one();
             }
         });
     }
@@ -187,30 +228,60 @@ impl Migrations {
     }
 
     /// The migration a VM is part of now.
-    pub(crate) fn of_vm(&self, vm: &str) -> Option<String> {
+    pub(crate) fn of_vm(&self, vm: impl Into<VmKey>) -> Option<String> {
+        let vm = vm.into();
         self.active()
             .values()
             .map(|active| active.shown.borrow())
-            .find(|migration| migration.vm == vm && !has_ended(migration.phase()))
+            .find(|migration| vm.is_of(migration) && !has_ended(migration.phase()))
             .map(|migration| migration.name.clone())
     }
 
     /// Whether a migration carries a VM on without anybody's help: it is in flight and not in
     /// doubt.
-    pub(crate) fn carries(&self, vm: &str) -> bool {
+    pub(crate) fn carries(&self, vm: impl Into<VmKey>) -> bool {
+        let vm = vm.into();
         self.active().values().any(|active| {
             let migration = active.shown.borrow();
-            migration.vm == vm
+            vm.is_of(&migration)
                 && !has_ended(migration.phase())
                 && migration.phase() != Phase::InDoubt
         })
     }
 
+    /// Whether a migration with work left ends what is its own on a host. One that is in doubt
+    /// may wait for ever: what is left of it is for a person to see and to end.
+    pub(crate) fn explains(&self, migration: &str) -> bool {
+        self.active()
+            .get(migration)
+            .is_some_and(|active| active.shown.borrow().phase() != Phase::InDoubt)
+    }
+
+    /// Migrations with a side on a host that is not released yet.
+    pub(crate) fn on_host(&self, host: &str) -> Vec<String> {
+        let active = self.active();
+        let here = active.values().filter(|active| {
+            let (migration, released) = (active.shown.borrow(), &active.released);
+            (migration.source == host && !released.source.is_set())
+                || (migration.destination == host && !released.destination.is_set())
+        });
+        let mut names: Vec<String> = here
+            .map(|active| active.shown.borrow().name.clone())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Refuses what cannot be done while a VM migrates.
-    pub(crate) fn refuse_if_migrating(&self, vm: &VmName, what: &str) -> Result<(), ApiError> {
-        match self.of_vm(&vm.to_string()) {
+    pub(crate) fn refuse_if_migrating(
+        &self,
+        vm: impl Into<VmKey>,
+        what: &str,
+    ) -> Result<(), ApiError> {
+        let vm = vm.into();
+        match self.of_vm(vm.clone()) {
             None => Ok(()),
-            Some(migration) => Err(in_progress(vm, &migration, what)),
+            Some(migration) => Err(in_progress(vm.name(), &migration, what)),
         }
     }
 
@@ -226,23 +297,28 @@ impl Migrations {
         phases
     }
 
+    /// Migrations that have not ended.
+    pub(crate) fn running(&self) -> Vec<v1::Migration> {
+        self.active()
+            .values()
+            .map(|active| (active.shown.borrow().clone(), &active.timeline))
+            .filter(|(migration, _)| !has_ended(migration.phase()))
+            .map(|(migration, timeline)| shown(migration, timeline))
+            .collect()
+    }
+
     /// See MigrationService.CreateMigration.
     pub(crate) async fn create(
         self: &Arc<Self>,
         wanted: NewMigration,
     ) -> Result<v1::Migration, ApiError> {
         let _creating = self.creating.lock().await;
-        let name = match &wanted.name {
-            Some(name) => name.to_string(),
-            None => choose_name(&wanted.vm)?.to_string(),
-        };
-        if let Some(existing) = self.find(&name).await? {
-            let same = existing.vm == wanted.vm.to_string()
-                && existing.destination == wanted.destination.to_string()
-                && existing.params == Some(wanted.params.to_message());
-            if same {
+        if let Some(name) = &wanted.name
+            && let Some(existing) = self.find(&name.to_string()).await?
+        {
+            if wanted.is_already(&existing) {
                 // The caller did not hear the answer to its first call.
-                return Ok(shown(existing));
+                return Ok(existing);
             }
             return Err(ApiError::new(
                 Reason::MigrationExists,
@@ -251,21 +327,33 @@ impl Migrations {
                     existing.vm, existing.destination
                 ),
             )
-            .with("migration", &name)
+            .with("migration", name)
             .with("vm", existing.vm)
             .with("destination", existing.destination)
             .with("advice", "name another migration_id"));
         }
-        self.refuse_if_migrating(&wanted.vm, "migrate again")?;
-        let keeper = |vm: &str| self.keeper(vm);
-        let vm = check(&self.context.fleet, &wanted, keeper).await?;
+        let owner = match self.context.fleet.owner(&wanted.vm) {
+            Ok(owner) => owner,
+            Err(error) => {
+                // A host that died in a migration says less than that migration.
+                self.refuse_if_migrating(&wanted.vm, "migrate again")?;
+                return Err(error);
+            }
+        };
+        self.refuse_if_migrating(&owner.vm, "migrate again")?;
+        let name = match &wanted.name {
+            Some(name) => name.to_string(),
+            None => choose_name(&owner.vm.name)?.to_string(),
+        };
+        let keeper = |vm: &VmKey| self.keeper(vm);
+        let vm = check(&self.context.fleet, &wanted, owner, keeper).await?;
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
         if wanted.validate_only {
-            return Ok(shown(record.migration().clone()));
+            return Ok(shown(record.migration().clone(), &record.timeline()));
         }
         let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
-        let before = self.unreleased(&vm.name, hosts);
+        let before = self.unreleased(&VmKey::from(&vm), hosts);
         let stored = record.to_stored();
         self.context
             .store
@@ -273,18 +361,19 @@ impl Migrations {
             .await?;
         let migration = record.migration().clone();
         self.context.history.progress(&migration);
+        let timeline = record.timeline();
         self.spawn(record, before);
-        Ok(shown(migration))
+        Ok(shown(migration, &timeline))
     }
 
     /// Sides of a VM's earlier migrations that are not released yet, on hosts that a new one uses.
     /// Others are in nobody's way: a host that does not come back keeps no VM from moving between
     /// the rest.
-    fn unreleased(&self, vm: &str, hosts: [&str; 2]) -> Vec<Earlier> {
+    fn unreleased(&self, vm: &VmKey, hosts: [&str; 2]) -> Vec<Earlier> {
         let mut sides = Vec::new();
         for active in self.active().values() {
             let migration = active.shown.borrow();
-            if migration.vm != vm {
+            if !vm.is_of(&migration) {
                 continue;
             }
             let released = &active.released;
@@ -298,9 +387,7 @@ impl Migrations {
                     ),
                 ]
                 .into_iter()
-                .filter(|(_, host, released)| {
-                    hosts.contains(&host.as_str()) && !released.is_cancelled()
-                })
+                .filter(|(_, host, released)| hosts.contains(&host.as_str()) && !released.is_set())
                 .map(|(role, host, released)| Earlier {
                     migration: migration.name.clone(),
                     host: host.clone(),
@@ -317,8 +404,11 @@ impl Migrations {
     ///
     /// # Errors
     /// HOST_UNREACHABLE when the source's agent has not released it.
-    pub(crate) async fn delete_kept(&self, vm: &VmName) -> Result<Option<String>, ApiError> {
-        let vm = vm.to_string();
+    pub(crate) async fn delete_kept(
+        &self,
+        vm: impl Into<VmKey>,
+    ) -> Result<Option<String>, ApiError> {
+        let vm = vm.into();
         let kept = self.active().values().find_map(|active| {
             active.keeps(&vm).then(|| {
                 (
@@ -341,7 +431,7 @@ impl Migrations {
     }
 
     /// The failed migration that keeps the last copy of a VM.
-    fn keeper(&self, vm: &str) -> Option<String> {
+    fn keeper(&self, vm: &VmKey) -> Option<String> {
         self.active()
             .values()
             .find(|active| active.keeps(vm))
@@ -351,7 +441,7 @@ impl Migrations {
     fn live(&self, name: &str) -> Option<v1::Migration> {
         self.active()
             .get(name)
-            .map(|active| active.shown.borrow().clone())
+            .map(|active| shown(active.shown.borrow().clone(), &active.timeline))
     }
 
     async fn find(&self, name: &str) -> Result<Option<v1::Migration>, ApiError> {
@@ -371,7 +461,6 @@ impl Migrations {
     pub(crate) async fn get(&self, name: &MigrationName) -> Result<v1::Migration, ApiError> {
         self.find(&name.to_string())
             .await?
-            .map(shown)
             .ok_or_else(|| no_such_migration(name))
     }
 
@@ -381,17 +470,24 @@ impl Migrations {
         page_size: i32,
         page_token: &str,
         vm: Option<String>,
+        vm_uid: Option<String>,
     ) -> Result<(Vec<v1::Migration>, String), ApiError> {
         // The size is checked as everywhere; the store reads one more than the page to know whether
         // it is the last.
-        PageRequest::new(page_size, page_token)?;
+        PageRequest::new(page_size, "")?;
         let size = match usize::try_from(page_size) {
             Ok(size @ 1..) => size.min(1000),
             _ => 100,
         };
-        let after = (!page_token.is_empty()).then(|| page_token.to_owned());
+        let after = match page_token {
+            "" => None,
+            token => Some(Place::from_token(token).ok_or_else(|| {
+                ApiError::bad_parameter("page_token", "is not from a list of migrations")
+            })?),
+        };
         let query = ListQuery {
             vm,
+            vm_uid,
             after,
             limit: size + 1,
         };
@@ -403,11 +499,17 @@ impl Migrations {
         let migrations: Vec<v1::Migration> = found
             .into_iter()
             .filter_map(|record| record.migration)
-            .map(|stored| shown(self.live(&stored.name).unwrap_or(stored)))
+            .map(|stored| self.live(&stored.name).unwrap_or(stored))
+            .map(|mut migration| {
+                if let Some(progress) = &mut migration.progress {
+                    progress.summarize_histories();
+                }
+                migration
+            })
             .collect();
         let first = PageRequest::new(page_size, "")?;
         Ok(paginate(migrations, &first, |migration| {
-            migration.name.clone()
+            Place::of(migration).to_token()
         }))
     }
 
@@ -416,13 +518,16 @@ impl Migrations {
         let live = self
             .active()
             .get(&name.to_string())
-            .map(|active| active.shown.clone());
-        let receiver = match live {
-            Some(receiver) => receiver,
+            .map(|active| (active.shown.clone(), active.timeline));
+        let (receiver, timeline) = match live {
+            Some(live) => live,
             // Not active: what the store has is final, a stream of one.
-            None => watch::channel(self.get(name).await?).1,
+            None => (
+                watch::channel(self.get(name).await?).1,
+                Timeline::begin(None),
+            ),
         };
-        Ok(Updates::new(receiver, name.to_string()))
+        Ok(Updates::new(receiver, timeline, name.to_string()))
     }
 
     /// See MigrationService.CancelMigration.
@@ -430,13 +535,13 @@ impl Migrations {
         let commands = self
             .active()
             .get(&name.to_string())
-            .map(|active| active.commands.clone());
-        if let Some(commands) = commands {
+            .map(|active| (active.commands.clone(), active.timeline));
+        if let Some((commands, timeline)) = commands {
             let (reply, answer) = oneshot::channel();
             if commands.send(Command::Cancel(reply)).await.is_ok()
                 && let Ok(answer) = answer.await
             {
-                return answer.map(shown);
+                return answer.map(|migration| shown(migration, &timeline));
             }
         }
         // Its task has ended: the outcome is stored.
@@ -455,7 +560,8 @@ impl Migrations {
 }
 
 /// `{vm}-` and a number that grows with time; the VM's part is cut to keep the whole a name.
-fn choose_name(vm: &VmName) -> Result<MigrationName, ApiError> {
+fn choose_name(vm: &str) -> Result<MigrationName, ApiError> {
+    let vm = VmName::parse(vm)?;
     let id = uuid::Uuid::now_v7().simple().to_string();
     let vm: String = vm.id().chars().take(40).collect();
     let vm = vm.trim_end_matches('-');

@@ -14,7 +14,10 @@
 
 use std::{future::ready, sync::Arc, time::Duration};
 
-use slat_proto::v1::{self, MigrationPhase as Phase, resolve_transfer_request::Decision};
+use slat_proto::{
+    model::Timeline,
+    v1::{self, MigrationPhase as Phase, resolve_transfer_request::Decision},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -25,12 +28,14 @@ use super::{
     calls::{Brought, Caller, Ended, Grant},
     errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
+    pairs::Pairs,
     protocol::{Action, Answer, Input, MigrationProtocol, Side},
     record::{Record, report},
     replies::{Command, Replies, Standing},
     subject::Subject,
     tasks::{Outcome, Tasks, Work},
-    waiting::{Earlier, Released, wait_for},
+    waiting::{Earlier, HOST_PATIENCE, Released, wait_for},
+    waits::{Standing as Waiting, Waits, populated},
 };
 use crate::{fleet::Fleet, history::History, metrics, phase::has_ended, store::BlockingStore};
 
@@ -53,6 +58,7 @@ pub(super) struct Context {
     pub(super) fleet: Arc<Fleet>,
     pub(super) store: BlockingStore,
     pub(super) history: Arc<History>,
+    pub(super) pairs: Arc<Pairs>,
 }
 
 /// Whether the end can be shown.
@@ -100,6 +106,15 @@ pub(super) struct Reconciler {
     retry_at: Instant,
     retry_pause: Duration,
     source_changed: Instant,
+    /// This migration's own time.
+    timeline: Timeline,
+    /// Sides that PENDING waits for.
+    before: Vec<Earlier>,
+    waits: Waits,
+    /// When the write that is under way began.
+    write_begun: Instant,
+    /// Since when it waits for hosts that do not answer.
+    hosts_since: Instant,
 }
 
 impl Reconciler {
@@ -109,6 +124,7 @@ impl Reconciler {
         shown: watch::Sender<v1::Migration>,
         commands: mpsc::Receiver<Command>,
         released: Released,
+        timeline: Timeline,
     ) -> Self {
         let (hear, heard) = mpsc::channel(64);
         let on_disk = record.migration().clone();
@@ -142,6 +158,11 @@ impl Reconciler {
             retry_at: Instant::now() + RETRY,
             retry_pause: RETRY,
             source_changed: Instant::now(),
+            timeline,
+            before: Vec::new(),
+            waits: Waits::default(),
+            write_begun: Instant::now(),
+            hosts_since: Instant::now(),
         }
     }
 
@@ -157,15 +178,18 @@ impl Reconciler {
             self.retry_at = Instant::now();
         }
         while !self.is_done() {
+            self.show();
             let figures = self.figures_deadline();
+            let patience = self.patience_deadline();
             let answers = self.next_answer();
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(command) = self.commands.recv() => self.command(command),
-                Some((side, transfer)) = self.heard.recv() => self.hear_of(side, &transfer),
+                Some((side, transfer)) = self.heard.recv() => self.hear_of(side, transfer),
                 Some(outcome) = self.tasks.next() => self.ended(outcome),
                 () = sleep_until(self.retry_at) => self.retry(),
                 () = wait_until(figures) => self.feed(Input::FiguresOverdue),
+                () = wait_until(patience) => self.feed(Input::PatienceOver),
                 () = wait_until(answers) => {}
             }
             self.show();
@@ -184,6 +208,7 @@ impl Reconciler {
     }
 
     fn wait(&mut self, before: Vec<Earlier>) {
+        self.before.clone_from(&before);
         let fleet = Arc::clone(&self.context.fleet);
         let migration = self.record.migration().clone();
         self.tasks.spawn(Work::Wait, async move {
@@ -229,25 +254,34 @@ impl Reconciler {
         Some(self.source_changed + patience)
     }
 
+    fn patience_deadline(&self) -> Option<Instant> {
+        let patience = self.context.fleet.interval() * HOST_PATIENCE;
+        (self.protocol.awaits_hosts() && self.writing.is_none())
+            .then(|| self.hosts_since + patience)
+    }
+
     /// A followed side says how it is.
-    fn hear_of(&mut self, side: Side, transfer: &v1::Transfer) {
+    fn hear_of(&mut self, side: Side, transfer: Box<v1::Transfer>) {
         self.following[side as usize].heard = true;
+        let report = report(&transfer);
         self.note(side, transfer);
-        self.feed(Input::Heard(side, report(transfer)));
+        self.feed(Input::Heard(side, report));
     }
 
     /// Keeps a side's figures and texts.
-    fn note(&mut self, side: Side, transfer: &v1::Transfer) {
+    fn note(&mut self, side: Side, mut transfer: Box<v1::Transfer>) {
+        let host = self.caller.subject.host(side);
+        self.context.fleet.clocks().side_from(host, &mut transfer);
         let error = transfer.error.clone();
         match side {
             Side::Source => {
                 self.source_changed = Instant::now();
-                self.record.source_figures(transfer);
+                self.record.source_figures(&transfer, &self.timeline.now());
                 self.context.history.progress(self.record.migration());
                 self.texts.source = error.or(self.texts.source.take());
             }
             Side::Destination => {
-                self.record.destination_figures(transfer);
+                self.record.destination_figures(&transfer);
                 self.texts.destination = error.or(self.texts.destination.take());
             }
         }
@@ -284,7 +318,7 @@ impl Reconciler {
         if let Some(side) = followed {
             // What it heard comes before its end.
             while let Ok((side, transfer)) = self.heard.try_recv() {
-                self.hear_of(side, &transfer);
+                self.hear_of(side, transfer);
             }
             let following = &mut self.following[side as usize];
             following.pause = if following.heard {
@@ -295,12 +329,13 @@ impl Reconciler {
         }
         match ended.brought {
             Brought::Nothing => {}
-            Brought::Side(side, transfer) => self.note(side, &transfer),
+            Brought::Side(side, transfer) => self.note(side, transfer),
             Brought::Description(description) => self.description = Some(description),
             Brought::Grant(grant, transfer) => {
                 self.grant = Some(grant);
-                self.note(Side::Destination, &transfer);
+                self.note(Side::Destination, transfer);
             }
+            Brought::Unreleased(side, error) => self.released.of(side).refused(error),
             Brought::Refusal(side, error) => {
                 tracing::info!(migration = %self.name(), ?action, %error, "a side does not take part");
                 self.texts.refusal = Some((side, error));
@@ -321,7 +356,12 @@ impl Reconciler {
                 tasks.call(action, caller.prepare(*description));
             }
             Action::Start => match self.grant.clone() {
-                Some(grant) => tasks.call(action, caller.start(grant)),
+                Some(grant) => {
+                    let migration = self.record.migration();
+                    let (source, destination) = (&migration.source, &migration.destination);
+                    let remembered = self.context.pairs.of(source, destination);
+                    tasks.call(action, caller.start(grant, remembered));
+                }
                 // Start follows a Prepare of this life.
                 None => tasks.call(action, ready(Ended::with(Answer::Silent))),
             },
@@ -360,7 +400,7 @@ impl Reconciler {
             .protocol
             .cause()
             .and_then(|cause| self.texts.error(cause, before, durable.location));
-        self.record.apply(&durable, error);
+        self.record.apply(&durable, error, &self.timeline.now());
         self.retry_pause = RETRY;
         self.retry_at = Instant::now() + RETRY;
         tracing::info!(
@@ -370,6 +410,7 @@ impl Reconciler {
             "migration"
         );
         self.writing = Some(self.record.migration().clone());
+        self.write_begun = Instant::now();
         self.write();
     }
 
@@ -399,10 +440,10 @@ impl Reconciler {
         self.feed(Input::Stored);
         let stored = self.protocol.stored();
         if stored.source_released {
-            self.released.source.cancel();
+            self.released.source.set();
         }
         if stored.destination_released {
-            self.released.destination.cancel();
+            self.released.destination.set();
         }
         if has_ended(stored.phase) && matches!(self.end, End::NotYet) {
             let hold = if stored.phase == Phase::Completed {
@@ -415,7 +456,8 @@ impl Reconciler {
                 looked_up: false,
             };
             metrics::migration_ended(&self.on_disk);
-            let look = look_up(self.caller.clone(), self.on_disk.vm_location());
+            self.context.pairs.learn(&self.on_disk);
+            let look = self.caller.clone().look_up(self.on_disk.vm_location());
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;
                 Outcome::LookedUp
@@ -444,6 +486,7 @@ impl Reconciler {
             }
             self.end = End::Shown;
         }
+        self.look_at_waits();
         let migration = if self.writing.is_none() {
             self.record.migration()
         } else {
@@ -456,6 +499,23 @@ impl Reconciler {
             }
             changed
         });
+    }
+
+    /// What it waits for is shown at once, and is no part of what must be on disk.
+    fn look_at_waits(&mut self) {
+        let migration = self.record.migration();
+        let standing = Waiting {
+            subject: &self.caller.subject,
+            protocol: &self.protocol,
+            before: &self.before,
+            populated: populated(migration.populated_bytes, migration.progress.as_ref()),
+            disk_hangs: self.writing.is_some() && self.write_begun.elapsed() >= RETRY,
+        };
+        self.waits.update(standing, &self.timeline.now());
+        let (words, since) = (self.waits.words(), self.waits.since());
+        self.record.set_waiting(words, since);
+        words.clone_into(&mut self.on_disk.waiting_for);
+        self.on_disk.waiting_since = since;
     }
 
     fn next_answer(&self) -> Option<Instant> {
@@ -480,27 +540,6 @@ impl Reconciler {
             source_released: stored.source_released,
             releasing,
         });
-    }
-}
-
-/// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
-/// answering is no failure here: the next report tells.
-async fn look_up(caller: Caller, location: v1::VmLocation) {
-    let (subject, fleet) = (&caller.subject, &caller.fleet);
-    let completed = location == v1::VmLocation::Destination;
-    let side = if completed {
-        Side::Destination
-    } else {
-        Side::Source
-    };
-    if let Ok(vm) = subject.vm_at(fleet, side).await {
-        if completed {
-            fleet.raise_epoch(&vm.uid, subject.epoch + 1);
-            fleet.forget(&subject.source, &subject.vm);
-        } else {
-            fleet.forget(&subject.destination, &subject.vm);
-        }
-        fleet.observe(subject.host(side), vm);
     }
 }
 

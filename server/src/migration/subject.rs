@@ -23,6 +23,8 @@ pub(super) const ASK: Duration = Duration::from_secs(5);
 pub(super) struct Subject {
     pub(super) migration: String,
     pub(super) vm: String,
+    /// The VM's identity; empty in a record that an older version wrote.
+    pub(super) vm_uid: String,
     pub(super) epoch: u64,
     pub(super) source: String,
     pub(super) destination: String,
@@ -107,6 +109,7 @@ impl Subject {
         Self {
             migration: migration.name.clone(),
             vm: migration.vm.clone(),
+            vm_uid: migration.vm_uid.clone(),
             epoch: migration.epoch,
             source: migration.source.clone(),
             destination: migration.destination.clone(),
@@ -217,13 +220,20 @@ impl Subject {
         }
     }
 
-    /// The VM as one host shows it.
+    /// The VM as one host shows it. Another VM of its name is not it: NO_SUCH_VM.
     pub(super) async fn vm_at(&self, fleet: &Fleet, side: Side) -> Result<v1::Vm, ApiError> {
         let request = v1::GetVmRequest {
             name: self.vm.clone(),
+            uid: self.vm_uid.clone(),
             ..Default::default()
         };
         let mut vms = VmServiceClient::new(fleet.channel(self.host(side))?);
-        ask(ASK, vms.get_vm(request)).await
+        let vm = ask(ASK, vms.get_vm(request)).await?;
+        // An agent that knows names only answers with whatever has the name.
+        if self.vm_uid.is_empty() || vm.uid == self.vm_uid {
+            Ok(vm)
+        } else {
+            Err(ApiError::no_such_vm(&self.vm).with("uid", &self.vm_uid))
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use slat_proto::{ApiError, Reason, v1};
+use slat_proto::{ApiError, Reason, model::Timeline, v1};
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
 
@@ -15,14 +15,20 @@ use crate::phase::has_ended;
 /// A migration now and at each change, ending after its terminal phase.
 pub(crate) struct Updates {
     inner: WatchStream<v1::Migration>,
+    timeline: Timeline,
     name: String,
     over: bool,
 }
 
 impl Updates {
-    pub(super) fn new(shown: watch::Receiver<v1::Migration>, name: String) -> Self {
+    pub(super) fn new(
+        shown: watch::Receiver<v1::Migration>,
+        timeline: Timeline,
+        name: String,
+    ) -> Self {
         Self {
             inner: WatchStream::new(shown),
+            timeline,
             name,
             over: false,
         }
@@ -42,7 +48,7 @@ impl Stream for Updates {
         Poll::Ready(Some(match next {
             Some(migration) => {
                 self.over = has_ended(migration.phase());
-                Ok(shown(migration))
+                Ok(shown(migration, &self.timeline))
             }
             None => {
                 self.over = true;

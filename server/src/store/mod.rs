@@ -1,8 +1,9 @@
 //! What the control plane must not forget, and nothing else.
 //!
-//! **Durable**: migrations (the record and which sides were released) and the last address of each
-//! host. **Not durable**: VMs and host figures; agents report them again within one interval, and
-//! they are the truth about them.
+//! **Durable**: migrations (the record and which sides were released), and the fleet as it was last
+//! seen: hosts, which VMs are on them, the highest epoch of each. Agents are the truth about their
+//! VMs; this is the memory of what they said, for as long as they are silent. **Not durable**:
+//! statistics, and migrations that ended long ago; agents report them again within one interval.
 //!
 //! A write that returned is on disk (redb's immediate durability: fsync before the commit returns).
 //! A reconciler relies on it: a state is stored before an action that assumes it is begun. Calls
@@ -22,15 +23,18 @@ mod guardian;
 mod keeper;
 mod record;
 mod redb;
+mod redb_seen;
+mod seen;
 #[cfg(test)]
 pub(crate) mod tests;
 
-#[cfg(test)]
-pub(crate) use self::contract::Store;
 pub use self::error::StoreError;
 pub(crate) use self::{
     blocking::BlockingStore,
-    contract::ListQuery,
+    contract::{ListQuery, Place, Prune},
     guardian::{probe, tell},
     record::{SourceStart, StoredMigration},
+    seen::{SeenChanges, SeenFleet},
 };
+#[cfg(test)]
+pub(crate) use self::{contract::Store, seen::FleetStore};

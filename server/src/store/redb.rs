@@ -2,7 +2,8 @@
 //!
 //! Tables: `migrations` (name → record), `migrations_by_time` (creation in nanoseconds, name →
 //! nothing), `migrations_open` (names with work left), `hosts` (name → address) and `probe` (a
-//! number that grows). The three of a migration change in one transaction.
+//! number that grows). The three of a migration change in one transaction. What was seen of the
+//! fleet is in `redb_seen`.
 //!
 //! redb locks the file, so a second server on the same directory is refused at start. After an I/O
 //! error redb answers nothing more until it is opened again: [`super::keeper`] does that.
@@ -15,12 +16,13 @@ use std::{
 
 use prost::Message as _;
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    backends::FileBackend,
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    TableDefinition, backends::FileBackend,
 };
+use slat_proto::v1;
 
 use super::{
-    contract::{ListQuery, Store},
+    contract::{ListQuery, Prune, Store, nanos},
     error::StoreError,
     record::StoredMigration,
 };
@@ -28,7 +30,7 @@ use super::{
 const MIGRATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("migrations");
 const BY_TIME: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("migrations_by_time");
 const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("migrations_open");
-const HOSTS: TableDefinition<'_, &str, &str> = TableDefinition::new("hosts");
+pub(super) const HOSTS: TableDefinition<'_, &str, &str> = TableDefinition::new("hosts");
 
 const PROBE: TableDefinition<'_, (), u64> = TableDefinition::new("probe");
 
@@ -36,7 +38,7 @@ const FILE: &str = "slat-server.redb";
 
 /// See the module.
 pub(crate) struct RedbStore {
-    database: Database,
+    pub(super) database: Database,
 }
 
 /// How the database is put on its file: a port, so that a test can stand between the two.
@@ -52,7 +54,9 @@ pub(super) fn file_in(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
 
-fn failed<E: Into<redb::Error>>(operation: &'static str) -> impl FnOnce(E) -> StoreError {
+pub(super) fn failed<E: Into<redb::Error>>(
+    operation: &'static str,
+) -> impl FnOnce(E) -> StoreError {
     move |source| match source.into() {
         redb::Error::Io(source) => StoreError::Disk {
             operation,
@@ -71,11 +75,14 @@ fn creation(record: &StoredMigration) -> u64 {
     let time = record
         .migration
         .as_ref()
-        .and_then(|migration| migration.create_time)
-        .unwrap_or_default();
-    let seconds = u64::try_from(time.seconds).unwrap_or_default();
-    let nanos = u64::try_from(time.nanos).unwrap_or_default();
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+        .and_then(|migration| migration.create_time);
+    time.as_ref().map_or(0, nanos)
+}
+
+/// The same of its end; `None` while it has none.
+fn end(record: &StoredMigration) -> Option<u64> {
+    let time = record.migration.as_ref()?.end_time?;
+    Some(nanos(&time))
 }
 
 fn name_of(record: &StoredMigration) -> &str {
@@ -204,14 +211,11 @@ impl Store for RedbStore {
         let read = self.database.begin_read().map_err(failed(WHAT))?;
         let table = read.open_table(MIGRATIONS).map_err(failed(WHAT))?;
         let by_time = read.open_table(BY_TIME).map_err(failed(WHAT))?;
-        let end = match &query.after {
-            None => None,
-            // A token that names nothing is a list's end, not its beginning again.
-            Some(after) => match self.migration(after)? {
-                None => return Ok(Vec::new()),
-                Some(record) => Some((creation(&record), after.as_str())),
-            },
-        };
+        // The place, not the migration there: that may be forgotten by now.
+        let end = query
+            .after
+            .as_ref()
+            .map(|place| (place.created, place.name.as_str()));
         let range = match end {
             None => by_time.iter().map_err(failed(WHAT))?,
             Some(end) => by_time.range(..end).map_err(failed(WHAT))?,
@@ -227,13 +231,13 @@ impl Store for RedbStore {
                 continue;
             };
             let record = decode(name, bytes.value())?;
-            let wanted = query.vm.as_ref().is_none_or(|vm| {
-                record
-                    .migration
+            let migration = record.migration.as_ref();
+            let is = |wanted: &Option<String>, field: fn(&v1::Migration) -> &String| {
+                wanted
                     .as_ref()
-                    .is_some_and(|migration| migration.vm == *vm)
-            });
-            if wanted {
+                    .is_none_or(|wanted| migration.is_some_and(|m| field(m) == wanted))
+            };
+            if is(&query.vm, |m| &m.vm) && is(&query.vm_uid, |m| &m.vm_uid) {
                 found.push(record);
             }
         }
@@ -253,6 +257,58 @@ impl Store for RedbStore {
             }
         }
         Ok(found)
+    }
+
+    fn prune_migrations(&self, what: &Prune) -> Result<usize, StoreError> {
+        const WHAT: &str = "forget migrations";
+        let write = self.database.begin_write().map_err(failed(WHAT))?;
+        let going = {
+            let mut table = write.open_table(MIGRATIONS).map_err(failed(WHAT))?;
+            let mut by_time = write.open_table(BY_TIME).map_err(failed(WHAT))?;
+            let open = write.open_table(OPEN).map_err(failed(WHAT))?;
+            let count = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+            let all = count(by_time.len().map_err(failed(WHAT))?);
+            let ended = all.saturating_sub(count(open.len().map_err(failed(WHAT))?));
+            let too_many = ended.saturating_sub(what.keep);
+            let mut going: Vec<(u64, String)> = Vec::new();
+            for entry in by_time.iter().map_err(failed(WHAT))? {
+                if going.len() >= what.at_most {
+                    break;
+                }
+                let (key, _) = entry.map_err(failed(WHAT))?;
+                let (created, name) = key.value();
+                // What was created later than this ended later too.
+                if going.len() >= too_many && created >= what.ended_after {
+                    break;
+                }
+                if open.get(name).map_err(failed(WHAT))?.is_some() {
+                    continue;
+                }
+                let old = match table.get(name).map_err(failed(WHAT))? {
+                    _ if going.len() < too_many => true,
+                    Some(bytes) => {
+                        end(&decode(name, bytes.value())?).is_none_or(|end| end < what.ended_after)
+                    }
+                    None => true,
+                };
+                if old {
+                    going.push((created, name.to_owned()));
+                }
+            }
+            for (created, name) in &going {
+                table.remove(name.as_str()).map_err(failed(WHAT))?;
+                by_time
+                    .remove((*created, name.as_str()))
+                    .map_err(failed(WHAT))?;
+            }
+            going.len()
+        };
+        if going == 0 {
+            write.abort().map_err(failed(WHAT))?;
+        } else {
+            write.commit().map_err(failed(WHAT))?;
+        }
+        Ok(going)
     }
 
     fn put_host(&self, name: &str, address: &str) -> Result<(), StoreError> {
@@ -279,27 +335,16 @@ impl Store for RedbStore {
         }
         write.commit().map_err(failed(WHAT))
     }
-
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
-        const WHAT: &str = "read hosts";
-        let read = self.database.begin_read().map_err(failed(WHAT))?;
-        let hosts = read.open_table(HOSTS).map_err(failed(WHAT))?;
-        let mut found = Vec::new();
-        for entry in hosts.iter().map_err(failed(WHAT))? {
-            let (name, address) = entry.map_err(failed(WHAT))?;
-            found.push((name.value().to_owned(), address.value().to_owned()));
-        }
-        Ok(found)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use slat_proto::v1;
-
-    use super::{super::record::SourceStart, *};
+    use super::{
+        super::{contract::Place, record::SourceStart},
+        *,
+    };
 
     fn record(name: &str, vm: &str, seconds: i64, phase: v1::MigrationPhase) -> StoredMigration {
         StoredMigration {
@@ -334,16 +379,12 @@ mod tests {
         drop(store);
 
         let store = RedbStore::open(&state).unwrap();
-        let names = |query: &ListQuery| -> Vec<String> {
-            let list = store.migrations(query).unwrap();
-            list.iter().map(|r| name_of(r).to_owned()).collect()
-        };
         let all = ListQuery {
             limit: 10,
             ..Default::default()
         };
         assert_eq!(
-            names(&all),
+            names(&store, &all),
             [
                 "migrations/a",
                 "migrations/d",
@@ -353,11 +394,109 @@ mod tests {
         );
         let x = ListQuery {
             vm: Some("vms/x".into()),
-            after: Some("migrations/d".into()),
+            after: Some(Place {
+                created: 8_000_000_000,
+                name: "migrations/d".into(),
+            }),
             limit: 1,
+            ..Default::default()
         };
-        assert_eq!(names(&x), ["migrations/c"]);
+        assert_eq!(names(&store, &x), ["migrations/c"]);
         assert_eq!(store.open_migrations().unwrap(), [pending]);
+    }
+
+    fn names(store: &RedbStore, query: &ListQuery) -> Vec<String> {
+        let list = store.migrations(query).unwrap();
+        list.iter().map(|r| name_of(r).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_oldest_ended_migrations_go_and_open_ones_never() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(directory.path()).unwrap();
+        let put = |number: i64, ended: Option<i64>| {
+            let phase = match ended {
+                Some(_) => v1::MigrationPhase::Completed,
+                None => v1::MigrationPhase::InDoubt,
+            };
+            let mut stored = record(&format!("migrations/m{number:03}"), "vms/x", number, phase);
+            stored.migration.as_mut().unwrap().end_time =
+                ended.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 });
+            store.put_migration(&stored).unwrap();
+        };
+        // Two of the oldest are open; another old one has just ended.
+        put(1, None);
+        put(2, None);
+        put(3, Some(5000));
+        for number in 4..100 {
+            put(number, Some(number));
+        }
+        let all = ListQuery {
+            limit: 1000,
+            ..Default::default()
+        };
+        let prune = |keep, seconds: u64, at_most| {
+            let what = Prune {
+                keep,
+                ended_after: seconds * 1_000_000_000,
+                at_most,
+            };
+            store.prune_migrations(&what).unwrap()
+        };
+        assert_eq!(prune(97, 0, 100), 0);
+        // By age, in batches: those that ended before 50, not those that began before it.
+        assert_eq!(prune(1000, 50, 30), 30);
+        assert_eq!(prune(1000, 50, 30), 16);
+        assert_eq!(prune(1000, 50, 30), 0);
+        let left = names(&store, &all);
+        assert_eq!(left.len(), 2 + 1 + 50);
+        let oldest = ["migrations/m003", "migrations/m002", "migrations/m001"];
+        assert_eq!(left[50..], oldest);
+        // By number, whenever they ended.
+        assert_eq!(prune(10, 0, 1000), 41);
+        let left = names(&store, &all);
+        assert_eq!(left[0], "migrations/m099");
+        let oldest = ["migrations/m090", "migrations/m002", "migrations/m001"];
+        assert_eq!(left[9..], oldest);
+        assert_eq!(store.open_migrations().unwrap().len(), 2);
+        assert_eq!(store.migration("migrations/m089").unwrap(), None);
+        // None that has ended is to be kept; the open ones are all the same.
+        assert_eq!(prune(0, 0, 1000), 10);
+        assert_eq!(names(&store, &all).len(), 2);
+    }
+
+    #[test]
+    fn a_page_goes_on_where_the_last_ended_although_that_migration_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(directory.path()).unwrap();
+        let done = v1::MigrationPhase::Completed;
+        let open = v1::MigrationPhase::InDoubt;
+        for number in 0..=9 {
+            let name = format!("migrations/m{number}");
+            let phase = if number == 0 { open } else { done };
+            store
+                .put_migration(&record(&name, "vms/x", number, phase))
+                .unwrap();
+        }
+        let mut page = ListQuery {
+            limit: 2,
+            ..Default::default()
+        };
+        assert_eq!(names(&store, &page), ["migrations/m9", "migrations/m8"]);
+        let last = store.migration("migrations/m5").unwrap().unwrap();
+        let token = Place::of(last.migration.as_ref().unwrap()).to_token();
+        page.after = Place::from_token(&token);
+        assert_eq!(names(&store, &page), ["migrations/m4", "migrations/m3"]);
+        // The one that the token stands for goes, and all that were before it but one.
+        let what = Prune {
+            keep: 4,
+            ended_after: 0,
+            at_most: 100,
+        };
+        assert_eq!(store.prune_migrations(&what).unwrap(), 5);
+        assert_eq!(names(&store, &page), ["migrations/m0"]);
+        assert_eq!(Place::from_token("migrations/m5"), None);
+        assert_eq!(Place::from_token("x.migrations/m5"), None);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 
 mod cancel;
 mod cancel_held;
+mod clocks;
+mod doubt;
+mod identity;
 mod preamble;
+mod retention;
 #[path = "../support/mod.rs"]
 mod support;
 mod unreadable;
@@ -428,7 +432,7 @@ async fn a_silent_source_agent_in_precopy_is_waited_for() {
     let (source, address) = fleet.a.stop().await;
     until("the source is seen to be gone", async || {
         let clients = &mut Clients::new(fleet.server.address());
-        matches!(clients.vm(VM).await, Err(error) if error.reason == Reason::HostUnreachable)
+        clients.vm(VM).await.unwrap().stale
     })
     .await;
     assert_eq!(
@@ -730,6 +734,7 @@ async fn a_second_server_on_the_same_state_is_refused() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: std::time::Duration::from_secs(1),
+        retention: slat_server::Retention::default(),
         render: Some(Arc::new(String::new)),
         version: "0".into(),
     };

@@ -1,13 +1,15 @@
-//! A migration waits for sides of earlier ones on its own two hosts, and for no others.
+//! What a migration waits for: it says so, and where nothing is at stake the wait has an end.
 
 use slat_proto::v1::{
-    MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role, VmLocation,
+    self, MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role, VmLocation,
 };
 
 use super::{
     Fleet, VM, reason,
     support::{Agent, Fake, hand_over, until},
 };
+
+const POPULATE: &str = "hosts/b (destination) to populate its memory";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_host_keeps_no_vm_from_moving_to_another() {
@@ -47,6 +49,15 @@ fn prepared(fake: &Fake, migration: &str) -> bool {
 async fn a_migration_that_waits_for_a_dead_host_fails_and_names_it() {
     let mut fleet = Fleet::start().await;
     let (first, second) = waits_for_b(&mut fleet).await;
+    let waits = fleet
+        .clients
+        .wait(&second, |migration| !migration.waiting_for.is_empty())
+        .await;
+    assert_eq!(
+        waits.waiting_for,
+        format!("hosts/b (destination of {first}) to end its earlier side")
+    );
+    assert!(waits.waiting_since.is_some());
     let (b, b_at) = fleet.b.stop().await;
     let failed = fleet.clients.wait_phase(&second, Phase::Failed).await;
     assert_eq!(reason(&failed), "HOST_UNREACHABLE");
@@ -55,7 +66,108 @@ async fn a_migration_that_waits_for_a_dead_host_fails_and_names_it() {
     assert_eq!(error.metadata["host"], "hosts/b");
     assert_eq!(error.metadata["migration"], first);
     assert!(!prepared(&b, &second));
+    assert_eq!(
+        (failed.waiting_for.as_str(), failed.waiting_since),
+        ("", None)
+    );
     fleet.b = Agent::serve_at(b, b_at).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_waits_for_a_side_that_its_host_keeps_fails_and_says_why() {
+    let mut fleet = Fleet::start().await;
+    let (first, second) = waits_for_b(&mut fleet).await;
+    // b answers, and reports, all the time.
+    let failed = fleet.clients.wait_phase(&second, Phase::Failed).await;
+    assert_eq!(reason(&failed), "STORE");
+    assert_eq!(failed.vm_location(), VmLocation::Source);
+    let error = failed.error.unwrap();
+    assert_eq!(error.metadata["migration"], first);
+    assert!(error.message.contains("the disk is full"), "{error:?}");
+    assert!(!prepared(&fleet.b.fake, &second));
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_fails_what_was_not_begun_when_its_host_does_not_come_back() {
+    let mut fleet = Fleet::start().await;
+    fleet.b.fake.hold("prepare");
+    let name = fleet.clients.migrate(VM, "hosts/b").await.unwrap().name;
+    fleet.b.fake.wait_call("held prepare").await;
+    let asks = fleet
+        .clients
+        .wait(&name, |migration| !migration.waiting_for.is_empty())
+        .await;
+    assert_eq!(
+        asks.waiting_for,
+        "hosts/b (destination) to make an empty VM and listen"
+    );
+    fleet.server.stop().await;
+    fleet.b.fake.let_go("prepare");
+    let (b, b_at) = fleet.b.stop().await;
+    fleet.server = super::server(fleet.state.path()).await;
+    fleet.clients = super::Clients::new(fleet.server.address());
+    fleet.a.report_to(fleet.server.address()).await;
+    let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
+    assert_eq!(failed.vm_location(), VmLocation::Source, "{failed:#?}");
+    assert_eq!(failed.error.as_ref().unwrap().side, "destination");
+    assert!(reason(&failed).ends_with("_UNREACHABLE"), "{failed:#?}");
+    // Nobody told the source to begin.
+    let calls = fleet.a.fake.calls();
+    assert!(!calls.contains(&format!("start {name}")), "{calls:?}");
+    fleet.b = Agent::serve_at(b, b_at).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preparing_says_what_it_waits_for_and_how_far_it_is() {
+    let mut fleet = Fleet::start().await;
+    let name = fleet.clients.migrate(VM, "hosts/b").await.unwrap().name;
+    fleet.a.fake.wait_call(&format!("start {name}")).await;
+    fleet.a.fake.set(&name, Role::Source, |side| {
+        side.progress.get_or_insert_default().total_bytes = 64 << 20;
+    });
+    let tell = |fleet: &Fleet, bytes: u64| {
+        fleet.b.fake.set(&name, Role::Destination, |side| {
+            side.progress.get_or_insert_default().populated_bytes = bytes;
+        });
+    };
+    let mut since = None;
+    for mib in [3, 40] {
+        tell(&fleet, mib << 20);
+        let here = |m: &v1::Migration| m.populated_bytes == mib << 20;
+        let shown = fleet.clients.wait(&name, here).await;
+        assert_eq!(shown.phase(), Phase::Preparing);
+        assert_eq!(shown.waiting_for, POPULATE);
+        // It waits for the same all the time.
+        since = since.or(shown.waiting_since);
+        assert_eq!(shown.waiting_since, since);
+        assert!(since.is_some());
+    }
+    tell(&fleet, 64 << 20);
+    let ready = |m: &v1::Migration| m.waiting_for.starts_with("hosts/a (source) to turn");
+    fleet.clients.wait(&name, ready).await;
+    fleet.a.fake.phase(&name, Role::Source, SidePhase::Precopy);
+    let sends = |m: &v1::Migration| m.phase() == Phase::PrecopyActive && m.waiting_for.is_empty();
+    fleet.clients.wait(&name, sends).await;
+    // The source's agent goes: that is what is waited for, and then what is in doubt.
+    let (a, a_at) = fleet.a.stop().await;
+    let silent = |m: &v1::Migration| m.waiting_for == "hosts/a (source) to answer";
+    fleet.clients.wait(&name, silent).await;
+    fleet
+        .b
+        .fake
+        .phase(&name, Role::Destination, SidePhase::Ready);
+    let doubt = fleet.clients.wait_phase(&name, Phase::InDoubt).await;
+    assert!(
+        doubt
+            .waiting_for
+            .starts_with("hosts/a (source) to answer: its journal"),
+        "{}",
+        doubt.waiting_for
+    );
+    fleet.a = Agent::serve_at(a, a_at).await;
     fleet.stop().await;
 }
 

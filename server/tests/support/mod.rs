@@ -17,23 +17,23 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::proto_duration,
+    model::{now, proto_duration},
     transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
-        fleet_service_client::FleetServiceClient, host_service_server::HostServiceServer,
-        memory_service_server::MemoryServiceServer,
+        fleet_service_client::FleetServiceClient, host_service_client::HostServiceClient,
+        host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         migration_service_client::MigrationServiceClient,
         transfer_service_server::TransferServiceServer, vm::State,
         vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
     },
 };
-use slat_server::{Server, ServerConfig};
+use slat_server::{Retention, Server, ServerConfig};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_stream::Stream;
 use tonic::{Response, Status};
@@ -53,6 +53,11 @@ struct Inner {
     refuse_start: Option<ApiError>,
     keep_sides: bool,
     stopping: bool,
+    leftovers: Vec<v1::Leftover>,
+    /// As whom GetHost answers, when not as itself.
+    answers_as: Option<v1::Host>,
+    /// Of its host's clock, seconds ahead of the machine's.
+    clock_ahead: i64,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -60,6 +65,8 @@ struct Inner {
 pub struct Fake {
     pub name: String,
     pub arch: String,
+    /// Of its state directory; empty: an agent that has none.
+    pub uid: String,
     inner: Arc<Mutex<Inner>>,
     calls: watch::Sender<Vec<String>>,
     held: watch::Sender<BTreeSet<String>>,
@@ -77,6 +84,15 @@ fn key(migration: &str, role: Role) -> Key {
     (migration.to_owned(), role.into())
 }
 
+/// Enters a phase and says when it did.
+fn enter(side: &mut v1::Transfer, phase: SidePhase, time: Option<prost_types::Timestamp>) {
+    side.phase = phase.into();
+    side.phase_times.push(v1::TransferPhaseTime {
+        phase: phase.into(),
+        time,
+    });
+}
+
 fn ended(phase: SidePhase) -> bool {
     matches!(
         phase,
@@ -89,6 +105,7 @@ impl Fake {
         Self {
             name: name.to_owned(),
             arch: "x86_64".into(),
+            uid: format!("agent-of-{name}"),
             inner: Arc::default(),
             calls: watch::channel(Vec::new()).0,
             held: watch::channel(BTreeSet::new()).0,
@@ -170,6 +187,45 @@ impl Fake {
         self.inner.lock().unwrap().keep_sides = keep;
     }
 
+    /// What it reports as left over from now on.
+    pub fn put_leftover(&self, leftover: v1::Leftover) {
+        self.inner.lock().unwrap().leftovers.push(leftover);
+    }
+
+    /// Answers GetHost as somebody else, or as itself again.
+    pub fn answer_as(&self, host: Option<v1::Host>) {
+        self.inner.lock().unwrap().answers_as = host;
+    }
+
+    /// Its host as it registers and answers.
+    pub fn host(&self) -> v1::Host {
+        v1::Host {
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            incarnation: "1".into(),
+            arch: self.arch.clone(),
+            state: v1::host::State::Ready.into(),
+            backends: vec![v1::Backend::Software.into()],
+            memory_bytes: 1 << 30,
+            ..Default::default()
+        }
+    }
+
+    /// Sets its host's clock.
+    pub fn set_clock(&self, seconds_ahead: i64) {
+        self.inner.lock().unwrap().clock_ahead = seconds_ahead;
+    }
+
+    /// Its host's clock.
+    pub fn now(&self) -> prost_types::Timestamp {
+        let ahead = self.inner.lock().unwrap().clock_ahead;
+        let now = now();
+        prost_types::Timestamp {
+            seconds: now.seconds + ahead,
+            ..now
+        }
+    }
+
     pub fn put_vm(&self, vm: v1::Vm) {
         self.inner.lock().unwrap().vms.insert(vm.name.clone(), vm);
     }
@@ -204,7 +260,8 @@ impl Fake {
     }
 
     pub fn phase(&self, migration: &str, role: Role, phase: SidePhase) {
-        self.set(migration, role, |side| side.phase = phase.into());
+        let time = Some(self.now());
+        self.set(migration, role, |side| enter(side, phase, time));
     }
 
     /// A side as if an earlier life had made it.
@@ -246,6 +303,7 @@ impl Fake {
     }
 
     fn report(&self) -> v1::ReportHostRequest {
+        let send_time = Some(self.now());
         let inner = self.inner.lock().unwrap();
         let used = inner
             .vms
@@ -256,6 +314,7 @@ impl Fake {
             incarnation: "1".into(),
             vms: inner.vms.values().cloned().collect(),
             memory_used_bytes: used.sum(),
+            send_time,
             transfers: inner
                 .sides
                 .values()
@@ -265,6 +324,7 @@ impl Fake {
                     ..side.borrow().clone()
                 })
                 .collect(),
+            leftovers: inner.leftovers.clone(),
             ..Default::default()
         }
     }
@@ -332,13 +392,8 @@ impl Agent {
     pub async fn report_to(&mut self, server: SocketAddr) {
         let mut fleet = FleetServiceClient::new(channel(server));
         let host = v1::Host {
-            name: self.fake.name.clone(),
             address: self.address.to_string(),
-            incarnation: "1".into(),
-            arch: self.fake.arch.clone(),
-            backends: vec![v1::Backend::Software.into()],
-            memory_bytes: 1 << 30,
-            ..Default::default()
+            ..self.fake.host()
         };
         let register = v1::RegisterHostRequest { host: Some(host) };
         let interval = fleet
@@ -347,15 +402,21 @@ impl Agent {
             .unwrap()
             .into_inner()
             .report_interval_millis;
+        let sent = Instant::now();
         fleet.report_host(self.fake.report()).await.unwrap();
+        let mut round_trip = sent.elapsed();
         let fake = self.fake.clone();
         let reporter = tokio::spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_millis(interval.into()));
             loop {
                 tick.tick().await;
-                if fleet.report_host(fake.report()).await.is_err() {
+                let mut report = fake.report();
+                report.last_round_trip = Some(proto_duration(round_trip));
+                let sent = Instant::now();
+                if fleet.report_host(report).await.is_err() {
                     return;
                 }
+                round_trip = sent.elapsed();
             }
         });
         if let Some(old) = self.reporter.replace(reporter) {
@@ -395,10 +456,16 @@ pub fn channel(address: SocketAddr) -> TracedChannel {
 
 /// A server with a short interval on `state`.
 pub async fn server(state: &std::path::Path) -> Server {
+    server_that_keeps(state, Retention::default()).await
+}
+
+/// The same with another retention.
+pub async fn server_that_keeps(state: &std::path::Path, retention: Retention) -> Server {
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.to_owned(),
         report_interval: Duration::from_millis(100),
+        retention,
         render: Some(Arc::new(|| "slat_test 1\n".to_owned())),
         version: "0.0.0-test".into(),
     };
@@ -407,6 +474,7 @@ pub async fn server(state: &std::path::Path) -> Server {
 
 pub struct Clients {
     pub vms: VmServiceClient<TracedChannel>,
+    pub hosts: HostServiceClient<TracedChannel>,
     pub migrations: MigrationServiceClient<TracedChannel>,
 }
 
@@ -414,6 +482,7 @@ impl Clients {
     pub fn new(server: SocketAddr) -> Self {
         Self {
             vms: VmServiceClient::new(channel(server)),
+            hosts: HostServiceClient::new(channel(server)),
             migrations: MigrationServiceClient::new(channel(server)),
         }
     }
@@ -483,6 +552,15 @@ impl Clients {
         answer(self.migrations.cancel_migration(request).await)
     }
 
+    pub async fn host(&mut self, name: &str) -> v1::Host {
+        let request = v1::GetHostRequest { name: name.into() };
+        answer(self.hosts.get_host(request).await).unwrap()
+    }
+
+    pub async fn list(&mut self) -> v1::ListVmsResponse {
+        answer(self.vms.list_vms(v1::ListVmsRequest::default()).await).unwrap()
+    }
+
     pub async fn vm(&mut self, name: &str) -> Result<v1::Vm, ApiError> {
         let request = v1::GetVmRequest {
             name: name.into(),
@@ -509,9 +587,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut()
 /// Both sides of a handover as the two processes would do it, up to the end.
 pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
     destination.phase(migration, Role::Destination, SidePhase::Ready);
-    source.set(migration, Role::Source, |side| {
-        side.phase = SidePhase::Relinquished.into();
-    });
+    source.phase(migration, Role::Source, SidePhase::Relinquished);
     let mut moved = source.vm(vm).unwrap();
     let mut left = moved.clone();
     left.state = State::Relinquished.into();
@@ -520,13 +596,15 @@ pub fn hand_over(source: &Fake, destination: &Fake, migration: &str, vm: &str) {
     moved.pid += 1;
     moved.state = State::Running.into();
     destination.put_vm(moved);
+    let time = Some(destination.now());
     destination.set(migration, Role::Destination, |side| {
-        side.phase = SidePhase::Completed.into();
+        enter(side, SidePhase::Completed, time);
         let progress = side.progress.get_or_insert_default();
         progress.cpu_time = Some(proto_duration(Duration::from_millis(7)));
     });
+    let time = Some(source.now());
     source.set(migration, Role::Source, |side| {
-        side.phase = SidePhase::Completed.into();
+        enter(side, SidePhase::Completed, time);
         let progress = side.progress.get_or_insert_default();
         progress.downtime = Some(proto_duration(Duration::from_millis(12)));
         progress.iterations = vec![v1::MigrationIteration::default(); 3];

@@ -38,11 +38,12 @@ impl Fake {
 #[tonic::async_trait]
 impl HostService for Fake {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
+        if let Some(other) = &self.inner.lock().unwrap().answers_as {
+            return Ok(Response::new(other.clone()));
+        }
         Ok(Response::new(v1::Host {
-            name: self.name.clone(),
-            memory_bytes: 1 << 30,
             memory_used_bytes: self.report().memory_used_bytes,
-            ..Default::default()
+            ..self.host()
         }))
     }
 
@@ -83,23 +84,60 @@ impl HostService for Fake {
 
     async fn list_leftovers(
         &self,
-        _request: Request<v1::ListLeftoversRequest>,
+        _: Request<v1::ListLeftoversRequest>,
     ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
-        Err(Status::internal("this agent has none"))
+        Ok(Response::new(v1::ListLeftoversResponse {
+            leftovers: self.inner.lock().unwrap().leftovers.clone(),
+            ..Default::default()
+        }))
     }
 
     async fn adopt_leftover(
         &self,
-        _request: Request<v1::AdoptLeftoverRequest>,
+        request: Request<v1::AdoptLeftoverRequest>,
     ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
-        Err(Status::internal("this agent has none"))
+        let request = request.into_inner();
+        let left = self.end_leftover(&request.uid, request.give_up, |left| &left.adopt_gives_up)?;
+        self.called("adopt", &format!("{} {}", left.uid, request.epoch));
+        let mut adopted = vm(&left.vm, 64);
+        adopted.uid = left.uid;
+        adopted.epoch = request.epoch;
+        adopted.state = State::Paused.into();
+        self.put_vm(adopted.clone());
+        Ok(Response::new(v1::AdoptLeftoverResponse {
+            vm: Some(adopted),
+        }))
     }
 
     async fn delete_leftover(
         &self,
-        _request: Request<v1::DeleteLeftoverRequest>,
+        request: Request<v1::DeleteLeftoverRequest>,
     ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
-        Err(Status::internal("this agent has none"))
+        let request = request.into_inner();
+        let left =
+            self.end_leftover(&request.uid, request.give_up, |left| &left.delete_gives_up)?;
+        self.called("delete-leftover", &left.uid);
+        Ok(Response::new(v1::DeleteLeftoverResponse {}))
+    }
+}
+
+impl Fake {
+    /// Takes a leftover away, when the order gives up what that needs.
+    fn end_leftover(
+        &self,
+        uid: &str,
+        give_up: bool,
+        gives_up: impl Fn(&v1::Leftover) -> &String,
+    ) -> Result<v1::Leftover, ApiError> {
+        let mut inner = self.inner.lock().unwrap();
+        let found = inner.leftovers.iter().position(|left| left.uid == uid);
+        let Some(at) = found else {
+            return Err(ApiError::new(Reason::NoSuchLeftover, "none").with("uid", uid));
+        };
+        if !gives_up(&inner.leftovers[at]).is_empty() && !give_up {
+            return Err(ApiError::new(Reason::GiveUpRequired, "say so"));
+        }
+        Ok(inner.leftovers.remove(at))
     }
 }
 
@@ -114,6 +152,7 @@ impl VmService for Fake {
         let mut vm = vm(&format!("vms/{}", request.vm_id), 64);
         vm.spec.as_mut().unwrap().memory_bytes = request.spec.unwrap().memory_bytes;
         vm.state = State::Created.into();
+        vm.create_time = Some(self.now());
         if !request.validate_only {
             self.put_vm(vm.clone());
         }

@@ -65,6 +65,7 @@ impl Fake {
         }
         let vm = self
             .vm(&request.vm)
+            .filter(|vm| request.vm_uid.is_empty() || request.vm_uid == vm.uid)
             .ok_or_else(|| ApiError::no_such_vm(&request.vm))?;
         if vm.epoch != request.epoch {
             return Err(ApiError::new(Reason::StaleEpoch, "another epoch").into());
@@ -151,6 +152,7 @@ impl Fake {
         let side = v1::Transfer {
             migration: request.migration.clone(),
             vm: request.vm,
+            vm_uid: request.vm_uid,
             role: Role::Source.into(),
             phase: SidePhase::Preparing.into(),
             epoch: request.epoch,
@@ -318,6 +320,13 @@ impl TransferService for Fake {
         request: Request<v1::ResolveTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
         detached(self.clone().resolve(request.into_inner())).await
+    }
+
+    async fn adopt_transfer(
+        &self,
+        _: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        Err(Status::unimplemented("a VM process's only"))
     }
 
     async fn release_transfer(

@@ -24,7 +24,7 @@ const MEMORY_MIB: u64 = 1024;
 const DIRTIED_MIB: u64 = 64;
 const BANDWIDTH_MIB: u64 = 400;
 /// Little enough that precopy takes several iterations to get there.
-const DOWNTIME: std::time::Duration = std::time::Duration::from_millis(100);
+const DOWNTIME: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Draw one live migration, from its own figures, as SVG
 #[derive(Debug, Parser)]

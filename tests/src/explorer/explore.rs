@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn a_switchover_that_goes_back_leads_to_an_end_and_too_late_is_found() {
+        let budget = Budget {
+            overruns: 1,
+            ..Budget::NONE
+        };
+        let found = Handover::new(budget, None).explore(2);
+        assert!(found.violations.is_empty(), "{:#?}", found.violations);
+        assert!(found.states > 5000, "{}", found.states);
+        let late = Planted::GoesBackLate;
+        let found = Handover::new(late.budget(), Some(late)).explore(2);
+        assert!(!found.violations.is_empty());
+    }
+
+    #[test]
     fn a_state_without_an_end_is_found() {
         let mut graph = Graph::default();
         for print in 0..4 {

@@ -15,17 +15,20 @@ pub enum Planted {
     RestartForgets,
     /// The server's store forgets that StartOutgoing was made.
     StoreForgetsStart,
+    /// The source goes back to precopy although it has sent its state.
+    GoesBackLate,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NoSync,
         Self::CommitUndurable,
         Self::TimerDecides,
         Self::RunsOnReady,
         Self::RestartForgets,
         Self::StoreForgetsStart,
+        Self::GoesBackLate,
     ];
 
     /// Its name in reports.
@@ -38,6 +41,7 @@ impl Planted {
             Self::RunsOnReady => "destination-runs-on-ready",
             Self::RestartForgets => "restart-forgets-relinquished",
             Self::StoreForgetsStart => "store-forgets-start",
+            Self::GoesBackLate => "goes-back-after-state",
         }
     }
 }

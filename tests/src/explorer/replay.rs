@@ -91,6 +91,7 @@ fn source_inputs() -> Vec<Feed<Source, source::Action>> {
         I::LinkLost,
         I::Cancel(Why::Cancelled),
         I::Cancel(Why::Elsewhere),
+        I::Adopt,
     ];
     inputs
         .into_iter()
@@ -127,6 +128,7 @@ fn destination_inputs() -> Vec<Feed<Destination, destination::Action>> {
 /// The first entry that they could not have, in words.
 pub fn explain(entries: &[Entry]) -> Result<(), String> {
     let mut arriving: Option<Possible<Destination, destination::Action>> = None;
+    let mut leaving: Option<Possible<Source, source::Action>> = None;
     for (at, entry) in entries.iter().enumerate() {
         let unexplained = || format!("entry {}: {entry:?}", at + 1);
         let explained = match entry {
@@ -141,7 +143,23 @@ pub fn explain(entries: &[Entry]) -> Result<(), String> {
             Entry::Prepared { .. } | Entry::Owned { .. } | Entry::Aborted { .. } => arriving
                 .as_mut()
                 .is_some_and(|possible| destination_writes(possible, entry)),
-            Entry::Relinquished { .. } => source_relinquishes(),
+            Entry::Relinquished { .. } => {
+                // A source begins anew with each migration.
+                let possible =
+                    leaving.insert(Possible(HashSet::from([(Source::new(), VecDeque::new())])));
+                let (action, input) = (
+                    source::Action::JournalRelinquished,
+                    source::Input::Journalled(Written::Durable),
+                );
+                source_writes(possible, action, input)
+            }
+            Entry::Adopted { .. } => leaving.as_mut().is_some_and(|possible| {
+                let (action, input) = (
+                    source::Action::JournalAdopted,
+                    source::Input::AdoptionWritten(Written::Durable),
+                );
+                source_writes(possible, action, input)
+            }),
             Entry::Ended { .. } => true,
         };
         if !explained {
@@ -171,14 +189,15 @@ fn destination_writes(
     possible.write(&action, |machine| machine.step(input))
 }
 
-/// A source begins anew with each migration.
-fn source_relinquishes() -> bool {
-    let mut possible = Possible(HashSet::from([(Source::new(), VecDeque::new())]));
-    let writes = |action: &source::Action| *action == source::Action::JournalRelinquished;
+fn source_writes(
+    possible: &mut Possible<Source, source::Action>,
+    action: source::Action,
+    input: source::Input,
+) -> bool {
+    use source::Action as A;
+    let writes = |action: &A| matches!(action, A::JournalRelinquished | A::JournalAdopted);
     possible.spread(&source_inputs(), writes);
-    possible.write(&source::Action::JournalRelinquished, |machine| {
-        machine.step(source::Input::Journalled(Written::Durable))
-    })
+    possible.write(&action, |machine| machine.step(input))
 }
 
 /// A journal, and the directory it was written in: a rewritten one has the same.
@@ -264,7 +283,9 @@ fn compare(uid: &str, journals: &[(&Path, Vec<Entry>)]) -> Vec<String> {
     for (path, entries) in journals {
         for entry in entries {
             match entry {
-                Entry::Created { epoch, .. } | Entry::Owned { epoch, .. } => {
+                Entry::Created { epoch, .. }
+                | Entry::Owned { epoch, .. }
+                | Entry::Adopted { epoch, .. } => {
                     if let Some(other) = owned.insert(*epoch, path) {
                         faults.push(format!(
                             "{uid}: epoch {epoch} is owned by {} and {}",
@@ -343,6 +364,13 @@ mod tests {
         }
     }
 
+    fn adopted() -> Entry {
+        Entry::Adopted {
+            uid: "u".into(),
+            epoch: 3,
+        }
+    }
+
     #[test]
     fn what_the_machines_write_is_explained() {
         explain(&[incoming(), prepared(), owned()]).unwrap();
@@ -351,6 +379,7 @@ mod tests {
             uid: "u".into(),
             migration: "m".into(),
         };
+        explain(&[created(), relinquished(), adopted()]).unwrap();
         explain(&[incoming(), aborted.clone()]).unwrap();
         explain(&[incoming(), prepared(), aborted]).unwrap();
     }
@@ -360,6 +389,8 @@ mod tests {
         assert!(explain(&[incoming(), owned()]).is_err());
         assert!(explain(&[incoming(), prepared(), prepared()]).is_err());
         assert!(explain(&[created(), prepared()]).is_err());
+        assert!(explain(&[created(), adopted()]).is_err());
+        assert!(explain(&[created(), relinquished(), adopted(), adopted()]).is_err());
     }
 
     #[test]
@@ -387,6 +418,13 @@ mod tests {
             replay(&[arrived.clone(), again.clone(), gave.clone()]).unwrap(),
             2
         );
+        // An operator's order does not make two owners of one epoch.
+        let back = write("back", &[created(), relinquished(), adopted()]);
+        assert_eq!(replay(&[arrived.clone(), back.clone()]).unwrap(), 2);
+        let mut twin = back.clone();
+        twin.place = "twin".to_owned();
+        let twice = replay(&[arrived.clone(), back, twin]).unwrap_err();
+        assert!(twice.contains("epoch 3 is owned by"), "{twice}");
         again.place = "elsewhere".to_owned();
         let twice = replay(&[arrived, again, gave]).unwrap_err();
         assert!(twice.contains("epoch 2 is owned by"), "{twice}");

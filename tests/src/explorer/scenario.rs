@@ -22,7 +22,7 @@ const fn scenario(name: &'static str, budget: Budget) -> Scenario {
 const NONE: Budget = Budget::NONE;
 
 /// What CI explores.
-pub const BOUNDED: [Scenario; 11] = [
+pub const BOUNDED: [Scenario; 15] = [
     scenario("nothing goes wrong", NONE),
     scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
     scenario("a host loses its power", Budget { outages: 1, ..NONE }),
@@ -32,6 +32,11 @@ pub const BOUNDED: [Scenario; 11] = [
             server_crashes: 1,
             ..NONE
         },
+    ),
+    scenario("a call is lost", Budget { losses: 1, ..NONE }),
+    scenario(
+        "a call arrives twice, or too late",
+        Budget { strays: 1, ..NONE },
     ),
     scenario("an answer is late", Budget { delays: 1, ..NONE }),
     scenario("the connection breaks", Budget { breaks: 1, ..NONE }),
@@ -51,6 +56,21 @@ pub const BOUNDED: [Scenario; 11] = [
     ),
     scenario("the user cancels", Budget { cancels: 1, ..NONE }),
     scenario(
+        "a switchover goes back",
+        Budget {
+            overruns: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and the connection breaks",
+        Budget {
+            overruns: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
         "the connection breaks and a VM process is killed",
         Budget {
             breaks: 1,
@@ -69,11 +89,30 @@ pub const BOUNDED: [Scenario; 11] = [
 ];
 
 /// What a long run explores besides.
-pub const DEEP: [Scenario; 9] = [
-    scenario("a call is lost", Budget { losses: 1, ..NONE }),
+pub const DEEP: [Scenario; 10] = [
     scenario(
-        "a call arrives twice, or too late",
-        Budget { strays: 1, ..NONE },
+        "a switchover goes back twice and an answer is late",
+        Budget {
+            overruns: 2,
+            delays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and the user cancels",
+        Budget {
+            overruns: 1,
+            cancels: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a switchover goes back and a VM process is killed",
+        Budget {
+            overruns: 1,
+            kills: 1,
+            ..NONE
+        },
     ),
     scenario("the connection breaks twice", Budget { breaks: 2, ..NONE }),
     scenario(
@@ -132,6 +171,10 @@ impl Planted {
             },
             Self::TimerDecides | Self::RunsOnReady => Budget { breaks: 1, ..NONE },
             Self::RestartForgets => Budget { kills: 1, ..NONE },
+            Self::GoesBackLate => Budget {
+                overruns: 1,
+                ..NONE
+            },
             Self::StoreForgetsStart => Budget {
                 server_crashes: 1,
                 cancels: 1,

@@ -26,6 +26,8 @@ pub enum Fate {
     Unsynced,
     /// It did not even reach the cache.
     Unwritten,
+    /// Of a switchover: it takes too long.
+    Overruns,
 }
 
 /// RELINQUISHED of this migration.
@@ -35,6 +37,11 @@ fn relinquished() -> Entry {
         migration: MIGRATION.to_owned(),
         epoch: EPOCH,
     }
+}
+
+/// A ticket's bit among the spent ones.
+fn spent(ticket: u8) -> u64 {
+    1_u64 << (ticket % 64)
 }
 
 /// A side in a terminal phase as its record has it.
@@ -51,6 +58,7 @@ impl SourceHost {
         self.alive = false;
         self.runs = false;
         self.side = None;
+        self.spent = 0;
     }
 
     /// What the agent says of the side; `None` when nothing here knows it.
@@ -81,6 +89,8 @@ impl SourceHost {
             standing::SourceStands::Relinquished => Report::new(Phase::Relinquished),
             standing::SourceStands::Completed => Report::new(Phase::Completed),
             standing::SourceStands::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
+            // Not reached: nobody orders an adoption here.
+            standing::SourceStands::Adopted => Report::new(Phase::Cancelled),
             standing::SourceStands::Died { vm_lost } => Report {
                 vm_lost,
                 ..Report::new(Phase::Failed)
@@ -137,7 +147,8 @@ impl World {
     /// The source begins, or answers for the side it has.
     pub fn source_starts(&mut self, ticket: u8) {
         let host = &mut self.source;
-        if !host.alive || host.side.is_some() {
+        // A ticket is good for one side.
+        if !host.alive || host.side.is_some() || host.spent & spent(ticket) != 0 {
             return;
         }
         host.record = Some(Recorded::Running);
@@ -195,12 +206,25 @@ impl World {
                     side.stopped = true;
                     side.shown = Phase::Switchover;
                 }
-                if self.link.broken {
+                if fate == Fate::Overruns && planted == Some(Planted::GoesBackLate) {
+                    self.source.runs = true;
+                    self.link.forth.push_back(Frame::State);
+                    self.feed_source(Input::StateSent);
+                } else if fate == Fate::Overruns {
+                    self.feed_source(Input::Overran);
+                } else if self.link.broken {
                     self.feed_source(Input::Failed(Why::Fault));
                 } else {
                     self.link.forth.push_back(Frame::State);
                     self.feed_source(Input::StateSent);
                 }
+            }
+            Action::GoBack => {
+                // The process has pages under way and nothing else: the link is as it was.
+                if let Some(side) = &mut self.source.side {
+                    self.source.runs |= std::mem::take(&mut side.stopped);
+                }
+                self.feed_source(Input::WentBack);
             }
             Action::JournalRelinquished => {
                 let written = self.source.append(relinquished(), fate, planted);
@@ -243,7 +267,7 @@ impl World {
             Action::RecordEnd(end) => {
                 let shown = match end {
                     End::HandedOver => Phase::Completed,
-                    End::Kept(Why::Cancelled) => Phase::Cancelled,
+                    End::Kept(Why::Cancelled) | End::TakenBack => Phase::Cancelled,
                     End::Kept(_) => Phase::Failed,
                 };
                 self.source.record = Some(recorded(shown));
@@ -252,7 +276,13 @@ impl World {
                     side.shown = shown;
                 }
             }
-            Action::Precopy | Action::AwaitReady | Action::Interrupt | Action::StopLogging => {}
+            // Nobody orders an adoption here: it is an operator's assertion, not a step of the
+            // protocol.
+            Action::JournalAdopted
+            | Action::Precopy
+            | Action::AwaitReady
+            | Action::Interrupt
+            | Action::StopLogging => {}
         }
     }
 
@@ -266,7 +296,11 @@ impl World {
                 self.source.die();
                 self.source.journal = None;
             }
-            Phase::Cancelled | Phase::Failed => self.source.side = None,
+            Phase::Cancelled | Phase::Failed => {
+                if let Some(side) = self.source.side.take() {
+                    self.source.spent |= spent(side.ticket);
+                }
+            }
             _ => return false,
         }
         self.source.record = None;
@@ -294,7 +328,7 @@ impl SourceHost {
                 journal.cached = Some(entry);
                 Written::Unknown
             }
-            Fate::Unwritten => Written::Unknown,
+            Fate::Unwritten | Fate::Overruns => Written::Unknown,
         }
     }
 

@@ -70,6 +70,8 @@ pub enum Step {
     Retries,
     /// The server's clock: no more figures.
     FiguresOverdue,
+    /// The server's clock: silent hosts were waited for long enough.
+    PatienceOver,
     /// The user cancels.
     UserCancels,
     /// The user deletes the VM whose last copy is frozen at the source.
@@ -125,8 +127,12 @@ impl World {
                 steps.push(Step::SourceActs(Fate::Unsynced));
                 steps.push(Step::SourceActs(Fate::Unwritten));
             }
-            if *action == source::Action::SwitchOver && self.budget.work_faults > 0 {
+            let works = matches!(action, source::Action::SwitchOver | source::Action::GoBack);
+            if works && self.budget.work_faults > 0 {
                 steps.push(Step::SourceFails);
+            }
+            if *action == source::Action::SwitchOver && self.budget.overruns > 0 {
+                steps.push(Step::SourceActs(Fate::Overruns));
             }
             return;
         }
@@ -250,6 +256,9 @@ impl World {
         if self.server.protocol.awaits_figures() {
             steps.push(Step::FiguresOverdue);
         }
+        if self.server.protocol.awaits_hosts() {
+            steps.push(Step::PatienceOver);
+        }
         if self.budget.cancels > 0 {
             steps.push(Step::UserCancels);
         }
@@ -308,8 +317,10 @@ impl World {
     pub fn take_step(&mut self, step: Step, planted: Option<Planted>) {
         match step {
             Step::SourceActs(fate) => {
-                if fate != Fate::Works {
-                    spend(&mut self.budget.disk_faults);
+                match fate {
+                    Fate::Works => {}
+                    Fate::Overruns => spend(&mut self.budget.overruns),
+                    Fate::Unsynced | Fate::Unwritten => spend(&mut self.budget.disk_faults),
                 }
                 self.source_acts(fate, planted);
             }
@@ -405,6 +416,7 @@ impl World {
             Step::StrayArrives(stray) => self.stray_arrives(stray, planted),
             Step::Retries => self.feed_server(ServerInput::Retry, planted),
             Step::FiguresOverdue => self.feed_server(ServerInput::FiguresOverdue, planted),
+            Step::PatienceOver => self.feed_server(ServerInput::PatienceOver, planted),
             Step::UserCancels => {
                 spend(&mut self.budget.cancels);
                 self.feed_server(ServerInput::CancelRequested, planted);

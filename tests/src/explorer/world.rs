@@ -126,6 +126,8 @@ pub struct SourceHost {
     pub record: Option<Recorded>,
     /// How the record says it ended.
     pub ended_as: Option<TransferPhase>,
+    /// Tickets of released sides, a bit each: the process refuses them from then on.
+    pub spent: u64,
 }
 
 /// What the destination's coordinator is blocked in.
@@ -270,6 +272,8 @@ pub struct Budget {
     pub work_faults: u8,
     /// The user cancels.
     pub cancels: u8,
+    /// A switchover takes too long and goes back.
+    pub overruns: u8,
 }
 
 impl Budget {
@@ -285,6 +289,7 @@ impl Budget {
         disk_faults: 0,
         work_faults: 0,
         cancels: 0,
+        overruns: 0,
     };
 }
 
@@ -323,6 +328,7 @@ impl World {
                 })),
                 record: None,
                 ended_as: None,
+                spent: 0,
             },
             destination: DestinationHost {
                 up: true,

@@ -54,6 +54,7 @@ async fn other_host(
             change(&mut own);
             admit(&request.preamble.clone().unwrap_or_default(), &own)
         }),
+        clock: std::time::SystemTime::now,
         version: "0.0.0".to_owned(),
         render: None,
     };

@@ -1,9 +1,12 @@
 //! A guest that dirties its memory faster than the wire takes it: the user's choice decides, and
 //! every decision is recorded.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use slat_proto::{
     Reason,
+    model::proto_duration,
     v1::{
         self, MigrationPhase, VmLocation,
         migration_decision::Action,
@@ -17,9 +20,12 @@ use slat_tests::{
 
 slat_tests::on_each_backend!(gives_up_and_the_vm_runs_on, or_switches_over_when_told_to);
 
+/// Iterations are slow, so that the guest writes all of its memory meanwhile. The last pages are
+/// not paced: 64 MiB of them take longer than half of the limit, on any machine.
 fn hopeless(on_timeout: OnTimeout) -> v1::MigrationParams {
     v1::MigrationParams {
-        max_bandwidth_bytes_per_second: 16 * MIB,
+        max_bandwidth_bytes_per_second: 32 * MIB,
+        max_downtime: Some(proto_duration(Duration::from_millis(40))),
         max_iterations: 3,
         on_timeout: on_timeout.into(),
         ..Default::default()
@@ -32,7 +38,7 @@ fn actions(migration: &v1::Migration) -> Vec<Action> {
 }
 
 async fn gives_up_and_the_vm_runs_on(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let spec = busy(fleet.backend(), 32, 1, None);
+    let spec = busy(fleet.backend(), 64, 1, None);
     let vm = fleet.run_vm("wild", "host-a", spec).await?;
     let params = hopeless(OnTimeout::Cancel);
     let migration = fleet.migrate(&vm.name, "host-b", params).await?;
@@ -60,7 +66,7 @@ async fn gives_up_and_the_vm_runs_on(fleet: &mut Fleet) -> anyhow::Result<()> {
 }
 
 async fn or_switches_over_when_told_to(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let spec = busy(fleet.backend(), 32, 2, None);
+    let spec = busy(fleet.backend(), 64, 2, None);
     let vm = fleet.run_vm("wild", "host-a", spec).await?;
     let params = verified(hopeless(OnTimeout::ForceSwitchover), Verify::AfterCommit);
     let done = fleet.migrate_and_wait(&vm.name, "host-b", params).await?;

@@ -2,14 +2,14 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use slat_proto::{ApiError, Reason, model::VmName, v1};
+use slat_proto::{ApiError, Reason, v1};
 
-use super::{Place, Supervisor, owns};
-use slat_record::{dir::VmDir, journal::Ownership};
+use super::{LEAVE, Place, Supervisor, owns};
+use slat_record::{dir::VmDir, journal::Ownership, uid::VmUid};
 
 use crate::{
     dead::DeadVm,
-    living::{HEAVY, forget_record},
+    living::{LiveVm, forget_record},
     process::{self, DirLock, Found},
     registry::{Held, Work},
     side::{Role, SideKey},
@@ -17,17 +17,6 @@ use crate::{
 };
 
 impl Supervisor {
-    /// Clears a dead directory that only holds ended sides, so that its name is free.
-    ///
-    /// # Errors
-    /// As [`Supervisor::clear`].
-    pub(super) async fn clear_told(&self, vm: &VmName) -> Result<(), ApiError> {
-        match self.settled(vm).await {
-            Some(Held::Dead(dead)) if dead.replaceable() => self.clear(&dead).await,
-            _ => Ok(()),
-        }
-    }
-
     /// Removes a dead process's directory; its unreleased sides are kept elsewhere first.
     ///
     /// # Errors
@@ -35,7 +24,7 @@ impl Supervisor {
     pub(super) async fn clear(&self, dead: &Arc<DeadVm>) -> Result<(), ApiError> {
         let Some(claim) = self.registry.claim_from_dead(dead) else {
             // Another task clears it already: its result is this one's.
-            self.settled(dead.name()).await;
+            self.settled(dead.uid()).await;
             return Ok(());
         };
         let failed = |error: io::Error| {
@@ -73,22 +62,39 @@ impl Supervisor {
         }
     }
 
-    /// Deletes a VM: returns when its process is gone and its directory removed.
-    pub(crate) async fn delete(self: Arc<Self>, vm: VmName) -> Result<(), ApiError> {
-        match self.settled(&vm).await {
+    /// Deletes a VM: returns when its process is gone and its directory removed. `force`: a process
+    /// that answers nothing is killed.
+    ///
+    /// # Errors
+    /// The process's own; VM_UNREACHABLE when it is silent and not forced; MIGRATION_IN_PROGRESS;
+    /// JOURNAL for a directory that cannot be read, unless forced; STORE.
+    pub(crate) async fn delete(self: Arc<Self>, uid: VmUid, force: bool) -> Result<(), ApiError> {
+        let unknown = || {
+            ApiError::new(Reason::NoSuchVm, format!("no VM with uid {uid} here")).with("uid", &uid)
+        };
+        match self.settled(&uid).await {
             Some(Held::Live(live)) => {
+                // An order that waits in the socket of a stopped process would be carried out when
+                // that goes on, long after it was refused here.
+                if let Err(silent) = live.awake().await {
+                    return self.delete_silent(&live, force, silent).await;
+                }
                 let mut vms = live.vms();
                 let request = v1::DeleteVmRequest {
-                    name: vm.to_string(),
+                    name: live.name().to_string(),
+                    uid: live.own_uid(),
                     ..Default::default()
                 };
-                if let Err(error) = live.answer(HEAVY, vms.delete_vm(request)).await {
+                if let Err(error) = live.answer_long(vms.delete_vm(request)).await {
                     // A process that ended instead of answering has deleted its VM or lost it: the
                     // directory shows which.
                     let gone = error.reason == Reason::VmUnreachable
                         && tokio::time::timeout(Duration::from_secs(1), live.gone().cancelled())
                             .await
                             .is_ok();
+                    if !gone && error.reason == Reason::VmUnreachable {
+                        return self.delete_silent(&live, force, error).await;
+                    }
                     if !gone {
                         return Err(error);
                     }
@@ -98,24 +104,61 @@ impl Supervisor {
                 {
                     return Err(live.unreachable("has deleted its VM and does not end".to_owned()));
                 }
-                match self.settled(&vm).await {
+                match self.settled(&uid).await {
                     Some(Held::Dead(dead)) => self.clear(&dead).await,
                     _ => Ok(()),
                 }
             }
-            Some(Held::Dead(dead)) if dead.lost().is_some() => self.clear(&dead).await,
+            Some(Held::Dead(dead)) if dead.lost().is_some() => match dead.unreadable() {
+                // It may hold the answer to who owns the VM.
+                Some(error) if !force => Err(error.with("uid", &uid).with(
+                    "advice",
+                    format_args!(
+                        "repair what it says; to give it up: slat delete vm {} --uid {uid} --force",
+                        dead.name().id()
+                    ),
+                )),
+                _ => self.clear(&dead).await,
+            },
             Some(Held::Busy {
                 work: Work::Preparing(migration),
                 ..
             }) => Err(ApiError::new(
                 Reason::MigrationInProgress,
-                format!("{vm} is being received by {migration}"),
+                format!("the VM with uid {uid} is being received by {migration}"),
             )
-            .with("vm", &vm)
+            .with("uid", &uid)
             .with("migration", migration)
             .with("advice", "cancel the migration first")),
-            Some(Held::Busy { .. } | Held::Dead(_)) | None => Err(ApiError::no_such_vm(&vm)),
+            Some(Held::Busy { .. } | Held::Dead(_)) | None => Err(unknown()),
         }
+    }
+
+    /// Deletes the VM of a process that answers nothing, when that is forced.
+    async fn delete_silent(
+        &self,
+        live: &Arc<LiveVm>,
+        force: bool,
+        silent: ApiError,
+    ) -> Result<(), ApiError> {
+        if !force {
+            return Err(silent);
+        }
+        may_be_killed(live)?;
+        tracing::warn!(vm = %live.name(), uid = %live.uid(), pid = live.process().pid(), "ending a silent VM process on an operator's order");
+        self.kill(live).await?;
+        match self.settled(live.uid()).await {
+            Some(Held::Dead(dead)) => self.clear(&dead).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills a process and waits until what it left is taken in.
+    pub(super) async fn kill(&self, live: &Arc<LiveVm>) -> Result<(), ApiError> {
+        live.process().put_down().await;
+        tokio::time::timeout(LEAVE, live.gone().cancelled())
+            .await
+            .map_err(|_| live.unreachable("was killed and does not end".to_owned()))
     }
 
     /// Releases a side wherever it is kept. Returns when a process and a directory that existed
@@ -128,10 +171,7 @@ impl Supervisor {
                     migration: key.migration.to_string(),
                     role: key.role.to_message().into(),
                 };
-                match live
-                    .answer(HEAVY, transfers.release_transfer(request))
-                    .await
-                {
+                match live.answer_long(transfers.release_transfer(request)).await {
                     Ok(_) => {}
                     Err(error) if error.reason == Reason::NoSuchMigration => {}
                     Err(error)
@@ -165,7 +205,7 @@ impl Supervisor {
                 if owns(&live).is_some_and(|ownership| idle(&ownership)) {
                     self.see_off(&live, idle).await;
                 }
-                if let Some(Held::Dead(dead)) = self.settled(live.name()).await {
+                if let Some(Held::Dead(dead)) = self.settled(live.uid()).await {
                     self.release_dead(&dead, &key).await?;
                 }
             }
@@ -179,7 +219,11 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn release_dead(&self, dead: &Arc<DeadVm>, key: &SideKey) -> Result<(), ApiError> {
+    pub(super) async fn release_dead(
+        &self,
+        dead: &Arc<DeadVm>,
+        key: &SideKey,
+    ) -> Result<(), ApiError> {
         dead.dir()
             .remove_transfer(&key.migration, key.role.to_message())
             .and_then(|()| sighting::forget(dead.dir(), key))
@@ -192,6 +236,35 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+/// Whether killing a silent process takes away nothing but its own VM.
+///
+/// # Errors
+/// MIGRATION_IN_PROGRESS while it may hold another answer or the last copy of what is handed over.
+fn may_be_killed(live: &LiveVm) -> Result<(), ApiError> {
+    let named = match owns(live) {
+        Some(
+            Ownership::Incoming { migration, .. }
+            | Ownership::Prepared { migration, .. }
+            | Ownership::Relinquished { migration, .. },
+        ) => Some(format!("migrations/{migration}")),
+        _ => live.unfinished().map(|side| side.migration),
+    };
+    let Some(migration) = named else {
+        return Ok(());
+    };
+    Err(ApiError::new(
+        Reason::MigrationInProgress,
+        format!("{} is part of {migration}", live.name()),
+    )
+    .with("vm", live.name())
+    .with("uid", live.uid())
+    .with("migration", migration)
+    .with(
+        "advice",
+        "cancel the migration, then repeat; where that is too late, it is a leftover of its host",
+    ))
 }
 
 /// Removes a directory without a process. The lock goes with it.

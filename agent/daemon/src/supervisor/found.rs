@@ -2,22 +2,20 @@
 
 use std::{io, sync::Arc};
 
-use slat_proto::{
-    ApiError, Reason,
-    model::{MigrationName, VmName},
-    v1,
-};
+use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
 use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
 use slat_record::{
     dir::VmDir,
     journal::{Journal, JournalState, Ownership},
+    uid::VmUid,
 };
 
 use crate::{
-    dead::DeadVm,
+    dead::{DeadVm, LastSeen},
     follow::follow_vm,
-    living::{LiveVm, load_seen, save_seen},
+    identity::{Who, load_seen, save_seen},
+    living::LiveVm,
     process::{self, DirLock, Found, Process},
     registry::Claim,
     remains::Remains,
@@ -31,18 +29,30 @@ impl Supervisor {
     /// # Errors
     /// When the folder cannot be read.
     pub(crate) async fn scan(self: &Arc<Self>) -> io::Result<()> {
-        let mut found = tokio::task::JoinSet::new();
+        let mut dirs = Vec::new();
         for entry in std::fs::read_dir(&self.vms_dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(vm) = name.to_str().and_then(|name| VmName::from_id(name).ok()) else {
-                tracing::warn!(path = %entry.path().display(), "not a VM's directory, left alone");
-                continue;
-            };
-            let Some(claim) = self.registry.claim_found(&vm) else {
-                continue;
-            };
-            found.spawn(Arc::clone(self).take_in(claim, vm, None));
+            let dir = VmDir::new(entry?.path());
+            match Who::of(&dir) {
+                Some(who) => dirs.push((who, dir)),
+                None => {
+                    tracing::warn!(path = %dir.path().display(), "not a VM's directory, left alone");
+                }
+            }
+        }
+        // Of two that say the same uid, the one that is called by it has it.
+        dirs.sort_by_key(|(who, dir)| !is_called(dir, who.uid.as_str()));
+        let mut found = tokio::task::JoinSet::new();
+        for (who, dir) in dirs {
+            let claim = self.registry.claim_found(&who.uid, &who.name);
+            let claim = claim.or_else(|| {
+                tracing::error!(path = %dir.path().display(), uid = %who.uid, "two directories of one VM");
+                let folder = dir.path().file_name()?.to_str()?;
+                let uid = VmUid::parse(folder).ok()?;
+                self.registry.claim_found(&uid, &who.name)
+            });
+            if let Some(claim) = claim {
+                found.spawn(Arc::clone(self).take_in(claim, dir, None));
+            }
         }
         while let Some(result) = found.join_next().await {
             if let Err(error) = result {
@@ -52,33 +62,46 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Finds out what stands behind a VM's directory and fills its claim. `before`: the process
-    /// that was there and ended.
-    async fn take_in(self: Arc<Self>, claim: Claim, vm: VmName, before: Option<Arc<LiveVm>>) {
-        let dir = self.dir(&vm);
+    /// Finds out what stands behind a VM's directory and fills its claim. `before`: what was seen
+    /// of the process that was there and ended.
+    pub(super) async fn take_in(
+        self: Arc<Self>,
+        claim: Claim,
+        dir: VmDir,
+        before: Option<LastSeen>,
+    ) {
+        let before = before.unwrap_or_default();
         let mut claim = Some(claim);
         while let Some(held) = claim.take() {
+            // The journal may say by now whose it is.
+            let (held, who) = match Who::of(&dir) {
+                Some(who) if who.uid == *held.uid() => (held, who),
+                Some(who) if who.certain => match self.registry.claim_found(&who.uid, &who.name) {
+                    Some(own) => (own, who),
+                    None => renamed(held, who),
+                },
+                Some(who) => renamed(held, who),
+                None => {
+                    tracing::error!(path = %dir.path().display(), "not a VM's directory any more");
+                    return;
+                }
+            };
             match process::find(&dir).await {
-                Ok(Found::Living(process)) => claim = self.adopt(held, &vm, &dir, *process).await,
+                Ok(Found::Living(process)) => claim = self.adopt(held, who, &dir, *process).await,
                 Ok(Found::Dead(lock)) => {
-                    self.bury(held, &vm, dir.clone(), lock, before.clone())
+                    self.bury(held, who, dir.clone(), lock, before.clone())
                         .await
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    tracing::debug!(%vm, "its directory is gone already");
+                    tracing::debug!(vm = %who.name, uid = %who.uid, "its directory is gone already");
                 }
                 Err(error) => {
-                    tracing::error!(%vm, %error, "a VM's directory cannot be read");
-                    let error =
-                        ApiError::from_io(Reason::Journal, dir.path(), &error).with("vm", &vm);
-                    let seen = before.as_ref().and_then(|vm| vm.snapshot());
-                    held.fill_dead(Arc::new(DeadVm::new(
-                        vm.clone(),
-                        dir.clone(),
-                        &self.host,
-                        Err(error),
-                        seen.as_ref(),
-                    )));
+                    tracing::error!(vm = %who.name, uid = %who.uid, %error, "a VM's directory cannot be read");
+                    let error = ApiError::from_io(Reason::Journal, dir.path(), &error)
+                        .with("vm", &who.name);
+                    let seen = before.clone().or_kept(&dir);
+                    let dead = DeadVm::new(who, dir.clone(), &self.host, Err(error), seen);
+                    held.fill_dead(Arc::new(dead));
                 }
             }
         }
@@ -89,10 +112,11 @@ impl Supervisor {
     async fn adopt(
         self: &Arc<Self>,
         claim: Claim,
-        vm: &VmName,
+        who: Who,
         dir: &VmDir,
         process: Process,
     ) -> Option<Claim> {
+        let vm = who.name.clone();
         let journal = Journal::read(&dir.journal());
         if matches!(journal, Ok(None)) {
             // It was being made when its agent ended: it never got a VM, and nobody knows of it.
@@ -101,7 +125,7 @@ impl Supervisor {
             return Some(claim);
         }
         let pid = process.pid();
-        let live = match LiveVm::new(vm.clone(), dir.clone(), process) {
+        let live = match LiveVm::new(who, dir.clone(), process) {
             Ok(live) => live,
             Err(error) => {
                 tracing::error!(%vm, pid, %error, "a VM process cannot be reached");
@@ -109,15 +133,7 @@ impl Supervisor {
             }
         };
         let mut asked = live.vms();
-        let said = live
-            .answer(
-                ADOPT,
-                asked.get_vm(v1::GetVmRequest {
-                    name: vm.to_string(),
-                    ..Default::default()
-                }),
-            )
-            .await;
+        let said = live.answer(ADOPT, asked.get_vm(live.get_request())).await;
         let seen = match said {
             Ok(said) => {
                 save_seen(dir, &said);
@@ -148,6 +164,7 @@ impl Supervisor {
             .map_or(0, |spec| spec.memory_bytes);
         let request = v1::ListSlotsRequest {
             vm: live.name().to_string(),
+            uid: live.own_uid(),
             ..Default::default()
         };
         let mut memory = live.memory();
@@ -189,32 +206,25 @@ impl Supervisor {
         let claim = self.registry.claim_from_live(&live);
         live.gone().cancel();
         if let Some(claim) = claim {
-            let vm = live.name().clone();
-            self.take_in(claim, vm, Some(live)).await;
+            let dir = live.dir().clone();
+            self.take_in(claim, dir, Some(LastSeen::of(&live))).await;
         }
     }
 
     /// Remembers what a dead process left, or clears it away when that is nothing.
-    async fn bury(
-        &self,
-        claim: Claim,
-        vm: &VmName,
-        dir: VmDir,
-        lock: DirLock,
-        before: Option<Arc<LiveVm>>,
-    ) {
-        let (host, name) = (self.host.clone(), vm.clone());
+    async fn bury(&self, claim: Claim, who: Who, dir: VmDir, lock: DirLock, before: LastSeen) {
+        let (host, vm) = (self.host.clone(), who.name.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let mut remains = Remains::read(&name, &dir);
-            let seen = before.as_ref().and_then(|vm| vm.snapshot()).or_else(|| load_seen(&dir));
-            if let (Ok(remains), Some(before)) = (&mut remains, &before) {
-                for side in before.sides() {
-                    if let Some(key) = SideKey::of(&side) {
-                        remains.add_seen(key, side);
+            let mut remains = Remains::read(&who.name, &dir);
+            let seen = before.or_kept(&dir);
+            if let Ok(remains) = &mut remains {
+                for side in &seen.sides {
+                    if let Some(key) = SideKey::of(side) {
+                        remains.add_seen(key, side.clone());
                     }
                 }
             }
-            let dead = DeadVm::new(name, dir, &host, remains, seen.as_ref());
+            let dead = DeadVm::new(who, dir, &host, remains, seen);
             if dead.is_told() {
                 remove(dead.dir(), lock);
                 return None;
@@ -230,6 +240,9 @@ impl Supervisor {
         .await;
         match read {
             Ok(Some(dead)) => {
+                if let Some(error) = dead.unreadable() {
+                    tracing::error!(%vm, %error, "a dead VM process's directory cannot be read; it is tried again");
+                }
                 match dead.lost() {
                     Some(lost) => tracing::error!(%vm, reason = lost.state_message, "VM lost"),
                     None => {
@@ -248,6 +261,20 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// A claim whose uid the directory does not say: it stays, for want of a better one.
+fn renamed(claim: Claim, who: Who) -> (Claim, Who) {
+    let who = Who {
+        uid: claim.uid().clone(),
+        certain: false,
+        ..who
+    };
+    (claim, who)
+}
+
+fn is_called(dir: &VmDir, uid: &str) -> bool {
+    dir.path().file_name().is_some_and(|name| name == uid)
 }
 
 /// Sides that a found VM's directory names, with how they ended where a record says so.

@@ -30,12 +30,13 @@ impl Supervisor {
     /// VM_UNREACHABLE or JOURNAL when nobody knows it and not everybody could be asked: "no such
     /// side" would be a guess.
     pub(crate) async fn locate(self: &Arc<Self>, key: &SideKey) -> Result<Option<Place>, ApiError> {
+        self.reread().await;
         let mut silent = None;
         // Twice: once as things are, once more after names in work on this side have settled.
         for _ in 0..2 {
             silent = None;
             let mut in_work = Vec::new();
-            for (_, held) in self.registry.all() {
+            for (_, _, held) in self.registry.all() {
                 match held {
                     Held::Live(live) if live.side(key).is_some() => {
                         return Ok(Some(Place::Live(live)));
@@ -79,7 +80,7 @@ impl Supervisor {
         }
         // A side that this agent does not know yet: it restarted while the process began it.
         let mut asked = tokio::task::JoinSet::new();
-        for (_, held) in self.registry.all() {
+        for (_, _, held) in self.registry.all() {
             if let Held::Live(live) = held {
                 let request = v1::GetTransferRequest {
                     migration: key.migration.to_string(),

@@ -14,10 +14,11 @@ use super::{
     refuse::{exists, refused, side_ended},
     task_failed,
 };
-use slat_record::{dir::VmDir, journal::Journal};
+use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
 
 use crate::{
-    living::{HEAVY, LiveVm, announce_side, forget_record, save_seen},
+    identity::{Who, save_seen},
+    living::{LiveVm, announce_side, forget_record},
     process::{self, Found, Launch},
     registry::{Held, Refusal, Work},
     side::SideKey,
@@ -37,29 +38,40 @@ impl Supervisor {
         memory: u64,
         backend: Option<BackendKind>,
     ) -> Result<(), ApiError> {
-        self.check_path(vm)?;
+        self.check_path(&VmUid::fresh())?;
         self.check_backend(backend)?;
-        match self.settled(vm).await {
-            Some(Held::Dead(dead)) if dead.replaceable() => {}
-            Some(held) => return Err(exists(vm, &held)),
-            None => {}
-        }
+        self.settled_name(vm).await;
         self.registry
-            .fits(memory)
+            .fits(vm, memory)
             .map_err(|refusal| refused(vm, Reason::NoMemory, refusal))
     }
 
-    fn check_path(&self, vm: &VmName) -> Result<(), ApiError> {
-        let length = self.dir(vm).socket().as_os_str().len();
+    /// Waits, bounded, for VMs of that name that are being cleared.
+    async fn settled_name(&self, vm: &VmName) {
+        for (uid, held) in self.registry.named(vm) {
+            if matches!(
+                held,
+                Held::Busy {
+                    work: Work::Clearing,
+                    ..
+                }
+            ) {
+                self.settled(&uid).await;
+            }
+        }
+    }
+
+    fn check_path(&self, uid: &VmUid) -> Result<(), ApiError> {
+        let length = self.dir(uid).socket().as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(ApiError::bad_parameter(
-                "vm",
+                "uid",
                 format_args!(
-                    "its socket's path would be {length} bytes, at most {MAX_SOCKET_PATH}; take a shorter name or a \
-                     shorter state directory"
+                    "its socket's path would be {length} bytes, at most {MAX_SOCKET_PATH}; give the agent a shorter \
+                     state directory"
                 ),
             )
-            .with("value", vm));
+            .with("value", uid));
         }
         Ok(())
     }
@@ -90,21 +102,23 @@ impl Supervisor {
         backend: Option<BackendKind>,
         request: v1::CreateVmRequest,
     ) -> Result<v1::Vm, ApiError> {
-        self.check_path(&vm)?;
+        let uid = VmUid::fresh();
+        self.check_path(&uid)?;
         self.check_backend(backend)?;
-        self.clear_told(&vm).await?;
+        self.reread().await;
+        self.settled_name(&vm).await;
         let claim = self
             .registry
-            .claim(&vm, memory, Work::Creating)
+            .claim(&uid, &vm, memory, Work::Creating)
             .map_err(|refusal| refused(&vm, Reason::NoMemory, refusal))?;
-        let live = self.launch(&vm).await?;
+        let live = self.launch(uid, &vm).await?;
         let mut vms = live.vms();
-        match live.answer(HEAVY, vms.create_vm(request)).await {
+        match live.answer_long(vms.create_vm(request)).await {
             Ok(made) => {
                 save_seen(live.dir(), &made);
                 live.see(made.clone());
                 self.go_live(claim, &live, memory);
-                tracing::info!(%vm, pid = live.process().pid(), "VM created");
+                tracing::info!(%vm, uid = %live.uid(), pid = live.process().pid(), "VM created");
                 Ok(made)
             }
             Err(error) => {
@@ -119,15 +133,16 @@ impl Supervisor {
     /// process's own.
     pub(crate) async fn prepare(
         self: Arc<Self>,
-        vm: VmName,
+        (uid, vm): (VmUid, VmName),
         migration: MigrationName,
         memory: u64,
         backend: Option<BackendKind>,
         request: v1::PrepareIncomingRequest,
     ) -> Result<v1::PrepareIncomingResponse, ApiError> {
         let key = SideKey::destination(migration);
+        self.reread().await;
         loop {
-            match self.settled(&vm).await {
+            match self.settled(&uid).await {
                 Some(Held::Busy {
                     work: Work::Preparing(other),
                     done,
@@ -138,9 +153,7 @@ impl Supervisor {
                 }
                 Some(Held::Live(live)) if live.side(&key).is_some() => {
                     let mut transfers = live.transfers();
-                    return live
-                        .answer(HEAVY, transfers.prepare_incoming(request))
-                        .await;
+                    return live.answer_long(transfers.prepare_incoming(request)).await;
                 }
                 Some(Held::Dead(dead)) => {
                     if let Some(side) = dead.side(&key)? {
@@ -157,35 +170,31 @@ impl Supervisor {
             if let Some(side) = self.ended.get(&key) {
                 return Err(side_ended(&key, &side));
             }
-            self.check_path(&vm)?;
+            self.not_another_s(&key, &uid)?;
+            self.check_path(&uid)?;
             self.check_backend(backend)?;
-            let claim =
-                match self
-                    .registry
-                    .claim(&vm, memory, Work::Preparing(key.migration.clone()))
-                {
-                    Ok(claim) => claim,
-                    // Another request was quicker: look again.
-                    Err(Refusal::Held(_)) => continue,
-                    Err(refusal) => {
-                        return Err(refused(&vm, Reason::DstNoMemory, refusal)
-                            .with("migration", &key.migration));
-                    }
-                };
-            let live = self.launch(&vm).await?;
+            self.settled_name(&vm).await;
+            let work = Work::Preparing(key.migration.clone());
+            let claim = match self.registry.claim(&uid, &vm, memory, work) {
+                Ok(claim) => claim,
+                // Another request was quicker: look again.
+                Err(Refusal::Held(_)) => continue,
+                Err(refusal) => {
+                    return Err(refused(&vm, Reason::DstNoMemory, refusal)
+                        .with("migration", &key.migration));
+                }
+            };
+            let live = self.launch(uid, &vm).await?;
             let mut transfers = live.transfers();
             let spec = request.vm.clone();
-            return match live
-                .answer(HEAVY, transfers.prepare_incoming(request))
-                .await
-            {
+            return match live.answer_long(transfers.prepare_incoming(request)).await {
                 Ok(prepared) => {
                     let shown = self.incoming(&live, spec.unwrap_or_default(), &key).await;
                     save_seen(live.dir(), &shown);
                     live.see(shown);
                     self.go_live(claim, &live, memory);
                     self.know_side(&live, key, prepared.transfer.clone());
-                    tracing::info!(%vm, pid = live.process().pid(), "ready to receive a VM");
+                    tracing::info!(%vm, uid = %live.uid(), pid = live.process().pid(), "ready to receive a VM");
                     Ok(prepared)
                 }
                 Err(error) => {
@@ -204,6 +213,7 @@ impl Supervisor {
         key: SideKey,
         request: v1::StartOutgoingRequest,
     ) -> Result<v1::Transfer, ApiError> {
+        self.not_another_s(&key, live.uid())?;
         let (announced, named, epoch) = (Arc::clone(&live), key.clone(), request.epoch);
         let ours = tokio::task::spawn_blocking(move || announce_side(&announced, &named, epoch))
             .await
@@ -212,7 +222,7 @@ impl Supervisor {
                 ApiError::from_io(Reason::Store, live.dir().path(), &error).with("vm", live.name())
             })?;
         let mut transfers = live.transfers();
-        match live.answer(HEAVY, transfers.start_outgoing(request)).await {
+        match live.answer_long(transfers.start_outgoing(request)).await {
             Ok(side) => {
                 live.witness(&side).await?;
                 self.know_side(&live, key, Some(side.clone()));
@@ -229,14 +239,39 @@ impl Supervisor {
         }
     }
 
+    /// Refuses a side that another VM here has: two migrations of one name, by servers that do not
+    /// know of each other.
+    fn not_another_s(&self, key: &SideKey, uid: &VmUid) -> Result<(), ApiError> {
+        for (name, other, held) in self.registry.all() {
+            let has = match &held {
+                Held::Live(live) => live.side(key).is_some(),
+                Held::Dead(dead) => matches!(dead.side(key), Ok(Some(_))),
+                Held::Busy { .. } => false,
+            };
+            if has && other != *uid {
+                return Err(ApiError::new(
+                    Reason::MigrationExists,
+                    format!(
+                        "{} is a migration of {name} with uid {other} here",
+                        key.migration
+                    ),
+                )
+                .with("migration", &key.migration)
+                .with("vm", name)
+                .with("uid", other)
+                .with(
+                    "advice",
+                    "take another name for the migration, or end that side first",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// An incoming VM as it shows itself, or as it was announced when it does not.
     async fn incoming(&self, live: &LiveVm, announced: v1::Vm, key: &SideKey) -> v1::Vm {
         let mut vms = live.vms();
-        let request = v1::GetVmRequest {
-            name: live.name().to_string(),
-            ..Default::default()
-        };
-        match live.answer(ADOPT, vms.get_vm(request)).await {
+        match live.answer(ADOPT, vms.get_vm(live.get_request())).await {
             Ok(vm) => vm,
             Err(error) => {
                 tracing::debug!(vm = %live.name(), %error, "an incoming VM does not show itself");
@@ -255,8 +290,8 @@ impl Supervisor {
     }
 
     /// Starts a process in a new directory. On failure neither is left.
-    async fn launch(&self, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
-        let dir = self.dir(vm);
+    async fn launch(&self, uid: VmUid, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
+        let dir = self.dir(&uid);
         let make = || std::fs::DirBuilder::new().mode(0o700).create(dir.path());
         let made = match make() {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -269,11 +304,19 @@ impl Supervisor {
         let launch = Launch {
             program: &self.program,
             vm,
+            uid: &uid,
             host: &self.host,
             data_ip: self.data_ip,
         };
         let live = match process::spawn(&launch, &dir).await {
-            Ok(process) => LiveVm::new(vm.clone(), dir.clone(), process),
+            Ok(process) => {
+                let who = Who {
+                    uid,
+                    name: vm.clone(),
+                    certain: true,
+                };
+                LiveVm::new(who, dir.clone(), process)
+            }
             Err(error) => Err(error),
         };
         if live.is_err() {

@@ -1,16 +1,26 @@
 //! The VM processes of this host: found again at the start, made, watched to their end, cleared
 //! away.
 //!
+//! | file | what |
+//! |---|---|
+//! | `meant` | which VM a request means |
+//! | `found`, `reread` | directories and processes found, and read again |
+//! | `make`, `refuse` | VMs made, and why they are not |
+//! | `clear` | VMs deleted, sides released, directories removed |
+//! | `leftover`, `order` | what is here and is no VM: listed; taken back or ended |
+//! | `locate` | who answers for a side |
+//!
 //! # Invariants
-//! * Work on a name happens under its [`Claim`]; a claim that is dropped frees name and memory.
+//! * Work on a VM happens under its [`Claim`]; a claim that is dropped frees uid, name and memory.
 //! * A directory is removed only with its lock held ([`process::find`] said Dead) and after every
 //!   side that nobody released is kept in [`EndedSides`].
 //! * The agent kills a process only when it owns nothing: it never got its VM, or its journal says
-//!   Aborted, Ended or (after the server released it) Relinquished. The one exception, without a
-//!   look at the journal: a process just made whose create or prepare failed or was not answered in
-//!   time is killed and its directory removed (`make::undo`). Its claim is still held and nobody
-//!   was told that it has a VM: whatever it journalled, no guest of it ever ran. Who may run a VM
-//!   is decided by the VM processes and their journals alone.
+//!   Aborted, Ended or (after the server or an operator released it) Relinquished. Two exceptions.
+//!   A process just made whose create or prepare failed or was not answered in time is killed and
+//!   its directory removed (`make::undo`), without a look at the journal: its claim is still held
+//!   and nobody was told that it has a VM, so whatever it journalled, no guest of it ever ran. And
+//!   an operator's forced delete, by uid, of a process that answers nothing. Who may run a VM is
+//!   decided by the VM processes and their journals alone.
 //!
 //! # Tasks
 //! All run on one tracker and end with the agent's token; work that changes directories is not cut
@@ -23,7 +33,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, HostName, MigrationName, VmName},
+    model::{BackendKind, HostName, MigrationName, NamedVm, VmName},
     v1,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,26 +45,33 @@ use super::{
     living::LiveVm,
     registry::{Held, Registry, Work},
     side::{Role, SideKey, is_terminal},
+    traffic::Counted,
 };
 use slat_record::{
     dir::VmDir,
     journal::{Journal, Ownership},
+    uid::VmUid,
 };
 
 mod clear;
 mod found;
+mod leftover;
 mod locate;
 mod make;
+mod meant;
+mod order;
 mod refuse;
+mod reread;
 
 pub(super) use locate::Place;
+pub(super) use meant::living_meant;
 pub(super) use refuse::{no_memory, slot_bytes};
 
 /// How long a process may take to answer a question asked in passing.
 const ADOPT: Duration = Duration::from_secs(2);
 /// How long a process may take to end by itself once it has nothing left to do.
 const LEAVE: Duration = Duration::from_secs(5);
-/// How long a question waits for a name that is being cleared.
+/// How long a question waits for a VM that is being cleared.
 const SETTLE: Duration = Duration::from_secs(15);
 
 /// See the module.
@@ -92,8 +109,9 @@ fn task_failed(error: &tokio::task::JoinError) -> ApiError {
 }
 
 impl Supervisor {
-    fn dir(&self, vm: &VmName) -> VmDir {
-        VmDir::new(self.vms_dir.join(vm.id()))
+    /// The directory of a new VM.
+    fn dir(&self, uid: &VmUid) -> VmDir {
+        VmDir::new(self.vms_dir.join(uid.as_str()))
     }
 
     /// Whether the VM that is announced could live here. Takes nothing.
@@ -162,8 +180,13 @@ impl Supervisor {
     ) {
         let told = said.is_some();
         let over = said.as_ref().is_some_and(|side| is_terminal(side.phase()));
+        let ended = said.clone().filter(|_| over);
         if !live.add_side(&key, said) {
             return;
+        }
+        // Nobody follows it, so nobody else counts what it moved.
+        if let Some(side) = ended {
+            Counted::default().see(&side);
         }
         if told {
             self.registry.note_change();
@@ -209,10 +232,10 @@ impl Supervisor {
             .is_ok()
     }
 
-    /// What a name stands for, once it is not being cleared.
-    pub(super) async fn settled(&self, vm: &VmName) -> Option<Held> {
+    /// What a uid stands for, once it is not being cleared.
+    pub(super) async fn settled(&self, uid: &VmUid) -> Option<Held> {
         loop {
-            match self.registry.get(vm) {
+            match self.registry.get(uid) {
                 Some(Held::Busy {
                     work: Work::Clearing,
                     done,
@@ -221,7 +244,7 @@ impl Supervisor {
                         .await
                         .is_err()
                     {
-                        return self.registry.get(vm);
+                        return self.registry.get(uid);
                     }
                 }
                 other => return other,
@@ -229,41 +252,43 @@ impl Supervisor {
         }
     }
 
-    /// The living VM of that name.
+    /// The living VM that is meant.
     ///
     /// # Errors
-    /// NO_SUCH_VM; VM_UNREACHABLE when its process is dead.
-    pub(super) async fn living(&self, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
-        match self.settled(vm).await {
+    /// NO_SUCH_VM, NAME_CONFLICT; VM_UNREACHABLE when its process is dead.
+    pub(super) async fn living(self: &Arc<Self>, named: &NamedVm) -> Result<Arc<LiveVm>, ApiError> {
+        let uid = self.meant(named).await?;
+        match self.settled(&uid).await {
             Some(Held::Live(live)) => Ok(live),
             Some(Held::Dead(dead)) => match dead.lost() {
                 Some(lost) => Err(ApiError::new(
                     Reason::VmUnreachable,
-                    format!("{vm} is lost: {}", lost.state_message),
+                    format!("{} is lost: {}", dead.name(), lost.state_message),
                 )
-                .with("vm", vm)
+                .with("vm", dead.name())
+                .with("uid", &uid)
                 .with("state", "LOST")
                 .with("vm_location", "LOST")
                 .with("advice", "delete it and create it anew")),
-                None => Err(ApiError::no_such_vm(vm)),
+                None => Err(named.nowhere()),
             },
             Some(Held::Busy {
                 work: Work::Clearing,
                 ..
             }) => Err(ApiError::new(
                 Reason::VmUnreachable,
-                format!("{vm} is still being cleared away"),
+                format!("the VM with uid {uid} is still being cleared away"),
             )
-            .with("vm", vm)
+            .with("uid", &uid)
             .with("advice", "try again")),
-            Some(Held::Busy { .. }) | None => Err(ApiError::no_such_vm(vm)),
+            Some(Held::Busy { .. }) | None => Err(named.nowhere()),
         }
     }
 
     /// Every side nobody released, from caches, directories and records; calls nobody.
     pub(super) fn sides(&self) -> Vec<v1::Transfer> {
         let mut sides = self.ended.all();
-        for (_, held) in self.registry.all() {
+        for (_, _, held) in self.registry.all() {
             match held {
                 Held::Live(live) => sides.extend(live.sides()),
                 Held::Dead(dead) => sides.extend(dead.sides()),
@@ -273,9 +298,9 @@ impl Supervisor {
         sides
     }
 
-    /// Every VM as last seen, by name; calls nobody.
+    /// Every VM as last seen, by name, then uid; calls nobody.
     pub(super) fn snapshots(&self) -> Vec<v1::Vm> {
-        let shown = |(_, held): (VmName, Held)| match held {
+        let shown = |(_, _, held): (VmName, VmUid, Held)| match held {
             Held::Live(live) => live.snapshot(),
             Held::Dead(dead) => dead.lost().cloned(),
             Held::Busy { .. } => None,

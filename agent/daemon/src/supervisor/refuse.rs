@@ -49,6 +49,7 @@ pub(super) fn exists(vm: &VmName, held: &Held) -> ApiError {
 pub(super) fn refused(vm: &VmName, reason: Reason, refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::Held(held) => exists(vm, &held),
+        Refusal::Name(uid, held) => exists(vm, &held).with("uid", uid),
         Refusal::NoMemory { needed, free } => no_memory(vm, reason, needed, free),
     }
 }

@@ -65,18 +65,27 @@ fn fake_vm_process() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(serve(VmDir::new(argument("--dir")), vm, argument("--host")));
+    let dir = VmDir::new(argument("--dir"));
+    // An older agent gives none.
+    let uid = arguments.iter().any(|argument| argument == "--uid");
+    let uid = if uid {
+        argument("--uid")
+    } else {
+        "uid-1".to_owned()
+    };
+    runtime.block_on(serve(dir, vm, uid, argument("--host")));
     // Not back into the harness, which would report a passed test.
     std::process::exit(0);
 }
 
-async fn serve(dir: VmDir, vm: VmName, host: String) {
+async fn serve(dir: VmDir, vm: VmName, uid: String, host: String) {
     let lock = dir.lock().unwrap().unwrap();
     let listener = tokio::net::UnixListener::bind(dir.socket()).unwrap();
     let fake = Arc::new(Fake {
         journal: Mutex::new(Journal::open(&dir.journal()).unwrap()),
         dir,
         vm,
+        given: uid,
         host,
         shown: watch::Sender::new(None),
         sides: Mutex::default(),
@@ -100,6 +109,7 @@ async fn serve(dir: VmDir, vm: VmName, host: String) {
 struct Fake {
     dir: VmDir,
     vm: VmName,
+    given: String,
     host: String,
     journal: Mutex<Journal>,
     shown: watch::Sender<Option<v1::Vm>>,
@@ -171,14 +181,14 @@ impl VmService for Fake {
         }
         self.journal(&Entry::Created {
             vm: self.vm.id().into(),
-            uid: "uid-1".into(),
+            uid: self.given.clone(),
             epoch: 1,
         });
         let mut spec = request.into_inner().spec.unwrap();
         spec.set_backend(v1::Backend::Software);
         let vm = v1::Vm {
             name: self.vm.to_string(),
-            uid: "uid-1".into(),
+            uid: self.given.clone(),
             spec: Some(spec),
             state: v1::vm::State::Created.into(),
             host: format!("hosts/{}", self.host),
@@ -352,6 +362,19 @@ impl TransferService for Fake {
                     migration: MigrationName::parse(&request.migration)?.id().into(),
                     epoch: vm.epoch,
                 });
+                let ready = request.migration.contains("ready");
+                if ready {
+                    self.journal(&Entry::Prepared {
+                        uid: vm.uid.clone(),
+                        migration: MigrationName::parse(&request.migration)?.id().into(),
+                        epoch: vm.epoch + 1,
+                    });
+                }
+                let phase = if ready {
+                    v1::TransferPhase::Ready
+                } else {
+                    v1::TransferPhase::Preparing
+                };
                 self.shown.send_replace(Some(v1::Vm {
                     state: v1::vm::State::Incoming.into(),
                     host: format!("hosts/{}", self.host),
@@ -362,8 +385,9 @@ impl TransferService for Fake {
                 self.set_side(v1::Transfer {
                     migration: request.migration,
                     vm: self.vm.to_string(),
+                    vm_uid: vm.uid.clone(),
                     role,
-                    phase: v1::TransferPhase::Preparing.into(),
+                    phase: phase.into(),
                     epoch: vm.epoch,
                     ..Default::default()
                 })
@@ -394,6 +418,7 @@ impl TransferService for Fake {
         let mut side = v1::Transfer {
             migration: migration.to_string(),
             vm: self.vm.to_string(),
+            vm_uid: vm.uid.clone(),
             role: v1::TransferRole::Source.into(),
             phase: v1::TransferPhase::Precopy.into(),
             epoch: vm.epoch,
@@ -410,6 +435,15 @@ impl TransferService for Fake {
                 epoch: vm.epoch,
             });
             side.set_phase(v1::TransferPhase::Completed);
+        }
+        if migration.id().starts_with("gone") {
+            self.journal(&Entry::Relinquished {
+                uid: vm.uid.clone(),
+                migration: migration.id().into(),
+                epoch: vm.epoch,
+            });
+            self.show(|vm| vm.set_state(v1::vm::State::Relinquished))?;
+            side.set_phase(v1::TransferPhase::Relinquished);
         }
         if migration.id().starts_with("undurable") {
             side.set_phase(v1::TransferPhase::Relinquished);
@@ -464,9 +498,61 @@ impl TransferService for Fake {
 
     async fn resolve_transfer(
         &self,
-        _: Request<v1::ResolveTransferRequest>,
+        request: Request<v1::ResolveTransferRequest>,
     ) -> Reply<v1::Transfer> {
-        Err(Status::unimplemented("not in these tests"))
+        let request = request.into_inner();
+        let role = v1::TransferRole::Destination.into();
+        let mut side = self.side(&request.migration, role)?.borrow().clone();
+        let migration = MigrationName::parse(&side.migration)?.id().to_owned();
+        if request.decision() == v1::resolve_transfer_request::Decision::Commit {
+            let epoch = side.epoch + 1;
+            self.journal(&Entry::Owned {
+                uid: self.uid(),
+                migration,
+                epoch,
+            });
+            self.show(|vm| {
+                vm.epoch = epoch;
+                vm.migration.clear();
+                vm.set_state(v1::vm::State::Running);
+            })?;
+            side.set_phase(v1::TransferPhase::Completed);
+        } else {
+            self.journal(&Entry::Aborted {
+                uid: self.uid(),
+                migration,
+            });
+            side.set_phase(v1::TransferPhase::Cancelled);
+            self.exit.notify_one();
+        }
+        Ok(Response::new(self.set_side(side)))
+    }
+
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Reply<v1::AdoptTransferResponse> {
+        let request = request.into_inner();
+        let role = v1::TransferRole::Source.into();
+        let mut side = self.side(&request.migration, role)?.borrow().clone();
+        if side.phase() != v1::TransferPhase::Relinquished {
+            return Err(ApiError::new(Reason::VmState, "says the fake").into());
+        }
+        self.journal(&Entry::Adopted {
+            uid: self.uid(),
+            epoch: request.epoch,
+        });
+        side.set_phase(v1::TransferPhase::Cancelled);
+        let side = self.set_side(side);
+        let vm = self.show(|vm| {
+            vm.epoch = request.epoch;
+            vm.migration.clear();
+            vm.set_state(v1::vm::State::Paused);
+        })?;
+        Ok(Response::new(v1::AdoptTransferResponse {
+            vm: Some(vm),
+            transfer: Some(side),
+        }))
     }
 
     async fn release_transfer(
@@ -483,8 +569,10 @@ impl TransferService for Fake {
         self.sides
             .lock()
             .unwrap()
-            .remove(&(side.migration, side.role));
-        if side.phase == i32::from(v1::TransferPhase::Completed) {
+            .remove(&(side.migration.clone(), side.role));
+        let relinquished = side.role() == v1::TransferRole::Source
+            && side.phase() == v1::TransferPhase::Relinquished;
+        if relinquished || side.phase() == v1::TransferPhase::Completed {
             self.journal(&Entry::Ended { uid: self.uid() });
             self.exit.notify_one();
         }

@@ -202,6 +202,28 @@ async fn a_backend_that_is_not_here_is_refused() {
 }
 
 #[tokio::test]
+async fn a_vm_for_another_host_is_refused() {
+    let rig = Rig::started().await;
+    let mut request = v1::CreateVmRequest {
+        vm_id: "web".into(),
+        spec: Some(v1::VmSpec {
+            memory_bytes: 16 * MIB,
+            vcpus: 1,
+            ..Default::default()
+        }),
+        host: "hosts/b".into(),
+        ..Default::default()
+    };
+    let error = answer(rig.vms().create_vm(request.clone()).await).unwrap_err();
+    assert_eq!(error.reason, Reason::BadParameter);
+    assert_eq!(error.metadata["field"], "host");
+    assert_eq!(rig.names().await, [""; 0], "nothing was made");
+    request.host = "hosts/a".into();
+    request.validate_only = true;
+    answer(rig.vms().create_vm(request).await).unwrap();
+}
+
+#[tokio::test]
 async fn an_agent_that_restarts_finds_its_vms() {
     let mut rig = Rig::started().await;
     let made = rig.create("web", 16 * MIB).await.unwrap();
@@ -256,7 +278,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
         killed.elapsed() < Duration::from_secs(5),
         "seen by the process's end, not by a poll"
     );
-    assert_eq!((lost.pid, lost.epoch, lost.uid.as_str()), (0, 1, "uid-1"));
+    assert_eq!((lost.pid, lost.epoch, lost.uid), (0, 1, made.uid));
     assert!(lost.mmu_stats.is_none());
     assert_eq!(rig.used().await, 0, "a dead process holds no memory");
     let end = tokio::time::timeout(SOON, watch.message()).await.unwrap();

@@ -2,7 +2,10 @@
 //! journals.
 
 mod fake;
+mod identity;
+mod leftovers;
 mod life;
 mod reports;
 mod rig;
 mod sides;
+mod silent;

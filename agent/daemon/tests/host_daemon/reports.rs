@@ -3,11 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use slat_daemon::HostConfig;
 use slat_proto::{
     ApiError, Reason,
+    model::{now, std_duration, timestamp_nanos},
     transport::{Endpoint, EndpointHandle},
     v1::{
         self,
@@ -21,6 +23,8 @@ use crate::rig::{MIB, Rig, kill, until};
 #[derive(Default)]
 struct Heard {
     registered: Vec<v1::Host>,
+    /// Another agent has the name.
+    taken: bool,
     reports: Vec<v1::ReportHostRequest>,
 }
 
@@ -35,11 +39,11 @@ impl FleetService for Fleet {
         &self,
         request: Request<v1::RegisterHostRequest>,
     ) -> Result<Response<v1::RegisterHostResponse>, Status> {
-        self.0
-            .lock()
-            .unwrap()
-            .registered
-            .extend(request.into_inner().host);
+        let mut heard = self.0.lock().unwrap();
+        if heard.taken {
+            return Err(ApiError::new(Reason::HostNameTaken, "10.0.0.9:7401 has it").into());
+        }
+        heard.registered.extend(request.into_inner().host);
         Ok(Response::new(v1::RegisterHostResponse {
             report_interval_millis: INTERVAL,
         }))
@@ -185,4 +189,88 @@ async fn an_agent_does_not_need_its_server() {
     server.report(|report| report.vms.first().map(drop)).await;
     let stopped = tokio::time::timeout(Duration::from_secs(10), rig.stop()).await;
     assert!(stopped.is_ok(), "a stop does not wait for the server");
+}
+
+/// A host whose clock is two hours ahead.
+fn ahead() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(7200)
+}
+
+#[tokio::test]
+async fn a_report_says_by_the_hosts_clock_when_it_was_sent_and_how_long_the_last_one_took() {
+    let server = Server::start(anywhere()).await;
+    let mut rig = Rig::new();
+    rig.server = Some(
+        server
+            .endpoint
+            .address()
+            .unwrap()
+            .to_string()
+            .parse()
+            .unwrap(),
+    );
+    let config = HostConfig {
+        clock: ahead,
+        ..rig.config()
+    };
+    rig.start_with(config).await.unwrap();
+    let first = server.report(|report| Some(report.clone())).await;
+    // How far the clock is ahead, less what the report was on its way.
+    let early = timestamp_nanos(first.send_time.as_ref().unwrap()) - timestamp_nanos(&now());
+    let hours = 7200 * 1_000_000_000_i128;
+    assert!((hours - 20_000_000_000..=hours).contains(&early), "{early}");
+    assert_eq!(first.last_round_trip, None);
+
+    rig.create("web", 16 * MIB).await.unwrap();
+    let took = server.report(|report| report.last_round_trip).await;
+    assert!(std_duration(Some(&took)) > Duration::ZERO);
+    rig.stop().await;
+
+    // After a new registration there is no last one.
+    rig.start().await;
+    let incarnation = first.incarnation;
+    let again = server
+        .report(|report| (report.incarnation != incarnation).then(|| report.clone()))
+        .await;
+    assert_eq!(again.last_round_trip, None);
+}
+
+#[tokio::test]
+async fn an_agent_whose_name_is_taken_says_so_and_takes_it_once_it_is_free() {
+    let server = Server::start(anywhere()).await;
+    let address = server.endpoint.address().unwrap();
+    server.heard.lock().unwrap().taken = true;
+    let mut rig = Rig::new();
+    rig.server = Some(address.to_string().parse().unwrap());
+    rig.start().await;
+    let own = async || {
+        let request = v1::GetHostRequest {
+            name: "hosts/a".into(),
+        };
+        rig.hosts().get_host(request).await.unwrap().into_inner()
+    };
+    let refused = async || {
+        let host = own().await;
+        host.state_message.contains("10.0.0.9:7401").then_some(host)
+    };
+    let host = until(refused).await;
+    assert!(host.state_message.contains("refuses"), "{host:?}");
+    server.heard.lock().unwrap().taken = false;
+    until(async || own().await.state_message.is_empty().then_some(())).await;
+    let registered = server.registered().remove(0);
+    assert_eq!(registered.uid, host.uid);
+    assert!(!host.uid.is_empty());
+    let report = server
+        .report(|report| Some((report.send_time.is_some(), report.leftovers.len())))
+        .await;
+    assert_eq!(report, (true, 0));
+    rig.prepare("m1", "web", 16 * MIB).await.unwrap();
+    server
+        .report(|report| (report.leftovers.len() == 1).then_some(()))
+        .await;
+
+    rig.stop().await;
+    rig.start().await;
+    let again = || server.registered().get(1).map(|host| host.uid.clone());
+    assert_eq!(until(async || again()).await, host.uid, "the same agent");
 }

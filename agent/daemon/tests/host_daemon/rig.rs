@@ -1,6 +1,10 @@
 //! One agent under test: its state directory, its clients, and the end of every process it started.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use slat_daemon::{Agent, HostConfig, HostError};
 use slat_proto::{
@@ -12,7 +16,7 @@ use slat_proto::{
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
     },
 };
-use slat_record::dir::VmDir;
+use slat_record::{dir::VmDir, journal::Journal};
 use tonic::{Response, Status};
 
 use crate::fake;
@@ -80,6 +84,7 @@ impl Rig {
             vm_program: fake::program(),
             backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
             admit: Arc::new(fake::admit),
+            clock: SystemTime::now,
             version: "9.9.9".into(),
             render: None,
         }
@@ -113,8 +118,23 @@ impl Rig {
         VmDir::new(self.path(vm))
     }
 
+    /// The directory of the VM of that name; where an older version would have it when there is
+    /// none.
     pub(crate) fn path(&self, vm: &str) -> PathBuf {
-        self.state.path().join("vms").join(vm)
+        let vms = self.state.path().join("vms");
+        let dirs = std::fs::read_dir(&vms).into_iter().flatten().flatten();
+        let is_its = |path: &PathBuf| {
+            Journal::read(&path.join("journal"))
+                .is_ok_and(|state| state.is_some_and(|state| state.vm == vm))
+        };
+        dirs.map(|entry| entry.path())
+            .find(is_its)
+            .unwrap_or_else(|| vms.join(vm))
+    }
+
+    /// The directory of the VM of that uid.
+    pub(crate) fn path_of(&self, uid: &str) -> PathBuf {
+        self.state.path().join("vms").join(uid)
     }
 
     /// A directory as a dead process left it.
@@ -213,8 +233,8 @@ impl Rig {
             ..Default::default()
         };
         let vm = v1::Vm {
+            uid: format!("u-{vm}"),
             name: format!("vms/{vm}"),
-            uid: "u".into(),
             epoch: 4,
             spec: Some(spec),
             ..Default::default()

@@ -8,10 +8,15 @@ use slat_record::journal::{Entry, Journal};
 
 use crate::rig::{MIB, Rig, SOON, kill, reason, until};
 
+/// The uid of a VM of that name.
+fn uid(vm: &str) -> String {
+    format!("u-{vm}")
+}
+
 fn incoming(vm: &str, migration: &str) -> Entry {
     Entry::Incoming {
         vm: vm.into(),
-        uid: "u".into(),
+        uid: uid(vm),
         migration: migration.into(),
         epoch: 4,
     }
@@ -19,7 +24,7 @@ fn incoming(vm: &str, migration: &str) -> Entry {
 
 fn prepared(migration: &str) -> Entry {
     Entry::Prepared {
-        uid: "u".into(),
+        uid: uid(migration),
         migration: migration.into(),
         epoch: 5,
     }
@@ -322,16 +327,16 @@ async fn dead_sides_stand_as_their_journals_say() {
     let mut rig = Rig::new();
     let created = |vm: &str| Entry::Created {
         vm: vm.into(),
-        uid: "u".into(),
+        uid: uid(vm),
         epoch: 4,
     };
     let relinquished = |migration: &str| Entry::Relinquished {
-        uid: "u".into(),
+        uid: uid(migration),
         migration: migration.into(),
         epoch: 4,
     };
     let owned = |migration: &str| Entry::Owned {
-        uid: "u".into(),
+        uid: uid(migration),
         migration: migration.into(),
         epoch: 5,
     };
@@ -392,7 +397,7 @@ async fn dead_sides_stand_as_their_journals_say() {
         &[
             incoming("d4", "d4"),
             Entry::Aborted {
-                uid: "u".into(),
+                uid: uid("d4"),
                 migration: "d4".into(),
             },
         ],
@@ -402,7 +407,7 @@ async fn dead_sides_stand_as_their_journals_say() {
     leave(
         &rig,
         "gone",
-        &[created("gone"), Entry::Ended { uid: "u".into() }],
+        &[created("gone"), Entry::Ended { uid: uid("gone") }],
         &[],
     );
     leave(&rig, "none", &[], &[]);
@@ -412,7 +417,7 @@ async fn dead_sides_stand_as_their_journals_say() {
         &[
             incoming("told", "told"),
             Entry::Aborted {
-                uid: "u".into(),
+                uid: uid("told"),
                 migration: "told".into(),
             },
         ],

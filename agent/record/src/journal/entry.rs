@@ -60,6 +60,14 @@ pub enum Entry {
         /// `{migration}`.
         migration: String,
     },
+    /// An operator took the VM back at the process that had given it away, and said with it that no
+    /// other process runs it. It is owned here from now on.
+    Adopted {
+        /// The VM's identity.
+        uid: String,
+        /// Its new epoch: above the one that the destination would have had.
+        epoch: u64,
+    },
     /// The VM was deleted, or the relinquished process was released.
     Ended {
         /// The VM's identity.
@@ -78,6 +86,7 @@ impl Entry {
             | Self::Relinquished { uid, .. }
             | Self::Owned { uid, .. }
             | Self::Aborted { uid, .. }
+            | Self::Adopted { uid, .. }
             | Self::Ended { uid } => uid,
         }
     }

@@ -19,6 +19,11 @@
 //!
 //! Reading the source's journal therefore decides every handover whose messages were lost.
 //!
+//! # Taken back by an operator
+//! `Adopted(n)`, n > e+1, may follow `Relinquished(e)`: whoever ordered it asserts that no other
+//! process runs the VM. From then on the source answers that it kept the VM, so a destination that
+//! is still in doubt gives up. A program that does not know the entry refuses the journal.
+//!
 //! `entry` holds the entries, `state` what they add up to (pure, explored by the model checker),
 //! `decode` the one decoder, `file` the open journal, `disk` the port through which it writes.
 

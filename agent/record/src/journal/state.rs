@@ -1,7 +1,7 @@
 //! What the entries of a journal add up to. Pure: no I/O.
 //!
-//! The only transitions are those of the handover; anything else is refused when it is appended and
-//! when it is read.
+//! The only transitions are those of the handover, and the operator's order to take a VM back;
+//! anything else is refused when it is appended and when it is read.
 
 use super::{Entry, JournalError};
 
@@ -155,6 +155,18 @@ fn follow(now: &Ownership, entry: &Entry) -> Option<Ownership> {
         ) if migration == of => Some(Ownership::Aborted {
             migration: migration.clone(),
         }),
+        // The destination would have had the epoch after the one given away: never that one.
+        (
+            Ownership::Relinquished { epoch, .. },
+            Entry::Adopted {
+                epoch: next_epoch, ..
+            },
+        ) if epoch
+            .checked_add(1)
+            .is_some_and(|theirs| theirs < *next_epoch) =>
+        {
+            Some(Ownership::Owner { epoch: *next_epoch })
+        }
         (_, Entry::Ended { .. }) => Some(Ownership::Ended),
         _ => None,
     }

@@ -393,3 +393,31 @@ proptest! {
         prop_assert_eq!(std::fs::read(&path).unwrap(), text);
     }
 }
+
+#[test]
+fn a_vm_is_taken_back_only_after_it_was_given_away_and_above_their_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let adopted = |epoch| Entry::Adopted {
+        uid: "u".into(),
+        epoch,
+    };
+    let mut journal = Journal::open(&path).unwrap();
+    journal.append(&created()).unwrap();
+    let refused = |result| matches!(result, Err(JournalError::Order { .. }));
+    assert!(refused(journal.append(&adopted(9))), "it owns the VM");
+    journal.append(&relinquished()).unwrap();
+    for epoch in [0, 1, 2] {
+        assert!(refused(journal.append(&adopted(epoch))), "{epoch}");
+    }
+    journal.append(&adopted(7)).unwrap();
+    let state = Journal::read(&path).unwrap().unwrap();
+    assert_eq!(state.ownership, Ownership::Owner { epoch: 7 });
+    // It is an owner like any other: it can be given away again.
+    let again = Entry::Relinquished {
+        uid: "u".into(),
+        migration: "m2".into(),
+        epoch: 7,
+    };
+    journal.append(&again).unwrap();
+}

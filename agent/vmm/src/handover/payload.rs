@@ -145,18 +145,7 @@ pub(crate) fn encode_monitor(left: Switchover, digest: Option<&MemoryDigest>) ->
 
 /// What [`encode_monitor`] wrote.
 pub(crate) fn decode_monitor(bytes: &[u8]) -> Result<(Switchover, Option<Digests>), PayloadError> {
-    let (left, digests, rest) = decode_legacy_state(bytes)?;
-    if !rest.is_empty() {
-        return Err(PayloadError::new("length", "of section monitor"));
-    }
-    Ok((left, digests))
-}
-
-/// State in one piece, as protocol 1 has it: the rest is the vCPUs'.
-pub(crate) fn decode_legacy_state(
-    bytes: &[u8],
-) -> Result<(Switchover, Option<Digests>, &[u8]), PayloadError> {
-    let short = || PayloadError::new("length", "of State");
+    let short = || PayloadError::new("length", "of section monitor");
     let flags = u32_at(bytes, 0).ok_or_else(short)?;
     let slots = u32_at(bytes, 4).ok_or_else(short)? as usize;
     let end = slots
@@ -164,15 +153,14 @@ pub(crate) fn decode_legacy_state(
         .and_then(|len| len.checked_add(8))
         .ok_or_else(short)?;
     let digests = decode_digests(bytes.get(8..end).ok_or_else(short)?)?;
+    if bytes.len() != end {
+        return Err(short());
+    }
     let left = Switchover {
         run: flags & RUN != 0,
         never_ran: flags & NEVER_RAN != 0,
     };
-    Ok((
-        left,
-        (flags & DIGESTS != 0).then_some(digests),
-        &bytes[end..],
-    ))
+    Ok((left, (flags & DIGESTS != 0).then_some(digests)))
 }
 
 /// The answer to COMMIT.

@@ -25,8 +25,8 @@ use slat_proto::{
 
 use crate::backend::{CpuFact, compare_facts, host_facts};
 
-/// Versions of the data port's protocol spoken here. 1: state in one piece; 2: state in sections.
-const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 1, max: 2 };
+/// Versions of the data port's protocol spoken here. 2: state in sections; 3: Echo.
+const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 2, max: 3 };
 /// Versions of the sections' contents.
 const STATE: v1::VersionRange = v1::VersionRange { min: 1, max: 1 };
 
@@ -228,14 +228,14 @@ mod tests {
     #[test]
     fn like_meets_like_in_the_newest_version() {
         let chosen = admit(&own(), &own()).unwrap();
-        assert_eq!((chosen.protocol, chosen.state), (2, 1));
+        assert_eq!((chosen.protocol, chosen.state), (3, 1));
         accept(Some(&chosen)).unwrap();
     }
 
     #[test]
     fn neighbours_meet_in_both_directions() {
         let range = |min, max| Some(v1::VersionRange { min, max });
-        for (theirs, chosen) in [((1, 1), 1), ((2, 3), 2), ((1, 2), 2), ((1, 9), 2)] {
+        for (theirs, chosen) in [((2, 2), 2), ((3, 4), 3), ((1, 2), 2), ((1, 9), 3)] {
             let mut other = own();
             other.protocol = range(theirs.0, theirs.1);
             assert_eq!(admit(&other, &own()).unwrap().protocol, chosen);
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_named() {
-        let far = Some(v1::VersionRange { min: 3, max: 4 });
+        let far = Some(v1::VersionRange { min: 4, max: 5 });
         let error = refused(|source| source.protocol = far);
         assert_eq!(error.reason, Reason::StateVersionUnsupported);
         assert_eq!(error.metadata["differs"], "protocol");
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_choice_that_is_not_spoken_here_is_refused() {
         let chosen = v1::ChosenVersions {
-            protocol: 3,
+            protocol: 4,
             state: 1,
         };
         let error = accept(Some(&chosen)).unwrap_err();

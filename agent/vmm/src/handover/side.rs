@@ -14,12 +14,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, VmName, now},
+    model::{MigrationName, Timeline, VmName},
     v1::{self, TransferPhase},
 };
 use slat_record::dir::VmDir;
@@ -45,7 +48,11 @@ pub(crate) struct Side<R: SideProtocol> {
     version: watch::Sender<u64>,
     /// Whether the side was released; guards its record.
     released: Mutex<bool>,
+    /// Whether its coordinator has done all that it ever will.
+    left: AtomicBool,
     migration: MigrationName,
+    /// Its phases never run backwards, whoever sets the host's clock.
+    clock: Timeline,
 }
 
 impl<R: SideProtocol> std::fmt::Debug for Side<R> {
@@ -60,13 +67,15 @@ impl<R: SideProtocol> std::fmt::Debug for Side<R> {
 impl<R: SideProtocol> Side<R> {
     pub(crate) fn new(
         migration: &MigrationName,
-        vm: &VmName,
+        (vm, uid): (&VmName, String),
         epoch: u64,
         total_bytes: u64,
     ) -> Self {
+        let clock = Timeline::begin(None);
         let transfer = v1::Transfer {
             migration: migration.to_string(),
             vm: vm.to_string(),
+            vm_uid: uid,
             role: R::ROLE.into(),
             phase: TransferPhase::Preparing.into(),
             epoch,
@@ -77,7 +86,7 @@ impl<R: SideProtocol> Side<R> {
             }),
             phase_times: vec![v1::TransferPhaseTime {
                 phase: TransferPhase::Preparing.into(),
-                time: Some(now()),
+                time: Some(clock.now()),
             }],
             ..Default::default()
         };
@@ -91,7 +100,9 @@ impl<R: SideProtocol> Side<R> {
             }),
             version: watch::Sender::new(0),
             released: Mutex::new(false),
+            left: AtomicBool::new(false),
             migration: migration.clone(),
+            clock,
         }
     }
 
@@ -111,6 +122,17 @@ impl<R: SideProtocol> Side<R> {
     /// The next action to carry out.
     pub(crate) fn next(&self) -> Option<R::Action> {
         self.lock().queue.pop_front()
+    }
+
+    /// The coordinator has left: from now on, whoever feeds the machine carries out what it
+    /// answers.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// Whether the coordinator has left.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Looks at the machine.
@@ -144,7 +166,7 @@ impl<R: SideProtocol> Side<R> {
         inner.transfer.phase = phase.into();
         inner.transfer.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(self.clock.now()),
         });
         drop(inner);
         self.version.send_modify(|version| *version += 1);
@@ -195,7 +217,7 @@ impl<R: SideProtocol> Side<R> {
         transfer.error = error.cloned();
         transfer.phase_times.push(v1::TransferPhaseTime {
             phase: phase.into(),
-            time: Some(now()),
+            time: Some(self.clock.now()),
         });
         transfer
     }
@@ -210,8 +232,8 @@ impl<R: SideProtocol> Side<R> {
         let cause = cause.into();
         tracing::info!(migration = %self.migration, iteration, action = action.as_str_name(), cause, "decided");
         self.update(|progress| {
-            progress.decisions.push(v1::MigrationDecision {
-                time: Some(now()),
+            progress.push_decision(v1::MigrationDecision {
+                time: Some(self.clock.now()),
                 iteration,
                 action: action.into(),
                 cause,
@@ -358,10 +380,7 @@ pub(crate) fn has_ended(phase: TransferPhase) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::{Arc, atomic::AtomicU32};
 
     use super::*;
     use crate::handover::protocol::source::{Action, Input, Source};
@@ -369,7 +388,7 @@ mod tests {
     fn side() -> Side<Source> {
         Side::new(
             &MigrationName::parse("m").unwrap(),
-            &VmName::parse("v").unwrap(),
+            (&VmName::parse("v").unwrap(), "u".into()),
             1,
             0,
         )

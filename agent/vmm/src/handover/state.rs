@@ -1,6 +1,6 @@
 //! The VM's state but its memory, as it crosses hosts: sections, each named, versioned and bounded.
 //!
-//! # Layout, protocol 2
+//! # Layout
 //! Little-endian. The number of sections (u32), then for each: length of the name (u8), the name,
 //! version (u32), flags (u32; 1: optional), length (u32), CRC-32 of the contents (u32), the
 //! contents.
@@ -14,17 +14,11 @@
 //! A section that this program has nothing for is passed over when its flag says that it is
 //! optional. Otherwise it is refused by name, before READY: the source goes on. So is a section
 //! that is missing, comes twice, or has a version that is not read here.
-//!
-//! Protocol 1 had the contents of both sections in one piece; it is still spoken to a peer that has
-//! no other (see [`super::preamble`]).
 
 use slat_proto::{ApiError, Reason};
 
-use super::payload::{PayloadError, decode_legacy_state, decode_monitor, encode_monitor};
+use super::payload::{PayloadError, decode_monitor, encode_monitor};
 use crate::{machine::Switchover, memory::MemoryDigest};
-
-/// The first protocol whose state has sections.
-pub(crate) const SECTIONS_SINCE: u32 = 2;
 
 const MONITOR: &str = "monitor";
 const VCPU: &str = "vcpu";
@@ -99,12 +93,9 @@ impl From<StateError> for ApiError {
 }
 
 impl VmState {
-    /// As `protocol` has it.
-    pub(crate) fn encode(&self, protocol: u32) -> Vec<u8> {
+    /// As it is sent.
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let monitor = encode_monitor(self.left, self.digest.as_ref());
-        if protocol < SECTIONS_SINCE {
-            return [monitor, self.vcpus.clone()].concat();
-        }
         let section = |name: &str, contents| Section {
             name: name.to_owned(),
             version: 1,
@@ -114,19 +105,11 @@ impl VmState {
         encode(&[section(MONITOR, monitor), section(VCPU, self.vcpus.clone())])
     }
 
-    /// What `protocol` has sent.
+    /// What [`VmState::encode`] made.
     ///
     /// # Errors
     /// See [`StateError`].
-    pub(crate) fn decode(protocol: u32, bytes: &[u8]) -> Result<ReceivedState, StateError> {
-        if protocol < SECTIONS_SINCE {
-            let (left, digests, rest) = decode_legacy_state(bytes)?;
-            return Ok(ReceivedState {
-                left,
-                digests,
-                vcpus: rest.to_vec(),
-            });
-        }
+    pub(crate) fn decode(bytes: &[u8]) -> Result<ReceivedState, StateError> {
         let [mut monitor, mut vcpus] = [None, None];
         for section in decode(bytes)? {
             let refuse = |message: &str| StateError::Section {
@@ -274,9 +257,9 @@ mod tests {
     }
 
     fn with(change: impl FnOnce(&mut Vec<Section>)) -> Result<ReceivedState, StateError> {
-        let mut sections = decode(&sample().encode(2)).unwrap();
+        let mut sections = decode(&sample().encode()).unwrap();
         change(&mut sections);
-        VmState::decode(2, &encode(&sections))
+        VmState::decode(&encode(&sections))
     }
 
     fn extra(optional: bool) -> Section {
@@ -289,19 +272,16 @@ mod tests {
     }
 
     #[test]
-    fn states_survive_in_both_protocols() {
-        for protocol in [1, 2] {
-            let back = VmState::decode(protocol, &sample().encode(protocol)).unwrap();
-            assert_eq!(
-                back,
-                ReceivedState {
-                    left: sample().left,
-                    digests: Some(vec![(3, 1 << 100)]),
-                    vcpus: vec![1, 2, 3]
-                },
-                "{protocol}"
-            );
-        }
+    fn a_state_survives() {
+        let back = VmState::decode(&sample().encode()).unwrap();
+        assert_eq!(
+            back,
+            ReceivedState {
+                left: sample().left,
+                digests: Some(vec![(3, 1 << 100)]),
+                vcpus: vec![1, 2, 3]
+            }
+        );
     }
 
     #[test]
@@ -330,25 +310,22 @@ mod tests {
 
     #[test]
     fn every_cut_and_every_flipped_bit_of_the_contents_is_found() {
-        let bytes = sample().encode(2);
+        let bytes = sample().encode();
         for cut in 0..bytes.len() {
-            assert!(VmState::decode(2, &bytes[..cut]).is_err(), "{cut}");
+            assert!(VmState::decode(&bytes[..cut]).is_err(), "{cut}");
         }
         for bit in 0..24 {
             let mut damaged = bytes.clone();
             let at = damaged.len() - 3 + bit / 8;
             damaged[at] ^= 1 << (bit % 8);
-            assert!(VmState::decode(2, &damaged).is_err(), "{bit}");
+            assert!(VmState::decode(&damaged).is_err(), "{bit}");
         }
     }
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200),
-            protocol in 1_u32..3,
-        ) {
-            drop(VmState::decode(protocol, &bytes));
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            drop(VmState::decode(&bytes));
         }
     }
 }

@@ -7,7 +7,7 @@ use slat_proto::{
     model::{BackendKind, Format, SlotSpec, VmSpec, now, slots_for_memory},
     v1,
 };
-use slat_record::journal::Entry;
+use slat_record::{journal::Entry, uid::VmUid};
 
 use super::{
     Machine, Parts,
@@ -88,7 +88,12 @@ impl Machine {
         let built = self.build(&spec, &slots, Reason::NoMemory).and_then(|()| {
             (self.parts.install)(&self.memory.table(), &spec)?;
             let identity = Identity {
-                uid: uuid::Uuid::now_v7().to_string(),
+                uid: self
+                    .parts
+                    .uid
+                    .clone()
+                    .unwrap_or_else(VmUid::fresh)
+                    .to_string(),
                 spec,
                 create_time: Some(now()),
             };

@@ -8,7 +8,10 @@ use slat_proto::{
     model::{MigrationName, SlotSpec, VmName, VmSpec, check_slot_table, slots_for_memory},
     v1,
 };
-use slat_record::journal::{Entry, Ownership};
+use slat_record::{
+    journal::{Entry, Ownership},
+    uid::VmUid,
+};
 
 use super::{
     Control, Exit, Fence, Machine, Switchover,
@@ -99,8 +102,12 @@ impl Machine {
                 format_args!("this process is for {}", self.shared.vm),
             ));
         }
-        if vm.uid.is_empty() || vm.uid.len() > 64 {
-            return Err(ApiError::bad_parameter("vm.uid", "is 1 to 64 characters"));
+        let uid = VmUid::parse(&vm.uid)?;
+        if let Some(own) = self.parts.uid.as_ref().filter(|own| **own != uid) {
+            return Err(ApiError::bad_parameter(
+                "vm.uid",
+                format_args!("this process is for {own}"),
+            ));
         }
         if vm.epoch == 0 || vm.epoch == u64::MAX {
             return Err(ApiError::bad_parameter("vm.epoch", "is out of range"));

@@ -1,6 +1,8 @@
 //! Start, pause, resume, delete, stop: what users ask of a VM, and the one gate through which vCPUs
 //! run.
 
+use std::{sync::atomic::Ordering, time::Instant};
+
 use slat_proto::{ApiError, Reason, v1};
 
 use super::{
@@ -209,6 +211,7 @@ impl Machine {
     /// they cannot be stopped they run on; when not even that, the VM is FAILED.
     pub(super) fn stop_vcpus(&self) -> Result<(), ApiError> {
         let backend = self.built_backend()?;
+        let begun = Instant::now();
         if let Err(error) = backend.pause() {
             let message = format!("vCPUs of {} cannot be stopped: {error}", self.shared.vm);
             if let Err(error) = backend.run() {
@@ -219,6 +222,8 @@ impl Machine {
             }
             return Err(ApiError::new(Reason::SourcePause, message).with("vm", &self.shared.vm));
         }
+        let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.paused_in.store(took.max(1), Ordering::Relaxed);
         self.shared.change(|view| {
             if view.state == State::Running {
                 view.state = State::Paused;

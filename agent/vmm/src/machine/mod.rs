@@ -16,15 +16,17 @@
 //! * vCPUs run only through `lifecycle::run_vcpus`, which asks the journal's state: this process
 //!   owns exactly the epoch it shows, and no fence is up.
 //! * The fence goes up *before* an entry that gives ownership up is appended: RELINQUISHED,
-//!   ABORTED, ENDED. It comes down in one case: the append of RELINQUISHED failed, and the journal,
-//!   read again and made durable, holds no such entry. Only the process itself acts on the journal
-//!   of a living process, so nobody has acted on the entry.
+//!   ABORTED, ENDED. It comes down in two cases. The append of RELINQUISHED failed, and the
+//!   journal, read again and made durable, holds no such entry: only the process itself acts on the
+//!   journal of a living process, so nobody has acted on the entry. Or an operator took the VM
+//!   back, and ADOPTED is durable: then what others did with the entry is theirs to answer for.
 //! * An append of RELINQUISHED that failed is settled before anything else: the source's driver
 //!   calls [`Machine::settle_relinquished`] until it gives an answer. Until then the vCPUs stay
 //!   stopped, and the process refuses to end.
 //! * The published slot table, the backend's slots and the dirty log's are the same whenever
 //!   `control` is free.
 
+mod adopt;
 mod build;
 mod guarded;
 mod incoming;
@@ -32,6 +34,7 @@ mod lifecycle;
 mod oom;
 mod outgoing;
 mod parts;
+mod probe;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -40,7 +43,11 @@ mod view;
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use slat_proto::{
@@ -54,7 +61,7 @@ use slat_record::{
 };
 use tokio::sync::watch;
 
-pub(crate) use self::{build::resolve, parts::Parts};
+pub(crate) use self::{build::resolve, parts::Parts, probe::SyncProbe};
 use self::{
     guarded::Guarded,
     view::{Shared, State, View},
@@ -84,6 +91,8 @@ pub(crate) struct Machine {
     shared: Arc<Shared>,
     backend: Mutex<Option<Arc<dyn Backend>>>,
     control: Mutex<Control>,
+    /// Nanoseconds that the last pause of running vCPUs took; 0 before the first.
+    paused_in: AtomicU64,
 }
 
 /// Whether vCPUs may run at all.
@@ -114,6 +123,12 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
+    /// As [`Machine::with_parts`], from the real ones.
+    #[cfg(test)]
+    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
+        Self::with_parts(dir, vm, host, Parts::real())
+    }
+
     /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released,
     /// aborted) is begun anew.
     ///
@@ -121,10 +136,6 @@ impl Machine {
     /// A journal that says anything else belongs to a dead process, whose memory is gone: VM_STATE
     /// when it owned the VM or was receiving it, IN_DOUBT when it had PREPARED, STALE_EPOCH when it
     /// had RELINQUISHED. JOURNAL when it cannot be read.
-    pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
-        Self::with_parts(dir, vm, host, Parts::real())
-    }
-
     pub(crate) fn with_parts(
         dir: VmDir,
         vm: VmName,
@@ -144,6 +155,7 @@ impl Machine {
                 fence: Fence::Down,
                 oom: None,
             }),
+            paused_in: AtomicU64::new(0),
         }))
     }
 
@@ -230,10 +242,33 @@ impl Machine {
         &self.shared.vm
     }
 
+    /// The identity of its VM, or that it will have; `None` before that is known.
+    #[must_use]
+    pub(crate) fn uid(&self) -> Option<String> {
+        let own = || self.parts.uid.as_ref().map(ToString::to_string);
+        let identity = self.shared.view().identity;
+        identity.map(|identity| identity.uid).or_else(own)
+    }
+
     /// The host it is on.
     #[must_use]
     pub(crate) fn host(&self) -> &HostName {
         &self.shared.host
+    }
+
+    /// Whether its vCPUs run.
+    #[must_use]
+    pub(crate) fn runs(&self) -> bool {
+        self.shared.view().state == State::Running
+    }
+
+    /// How long the last pause of running vCPUs took. `None` before the first.
+    #[must_use]
+    pub(crate) fn last_pause(&self) -> Option<Duration> {
+        match self.paused_in.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
     }
 
     /// Guest memory and the slot table.

@@ -1,7 +1,7 @@
 //! The source's side of a handover, as the migration drives it.
 //!
 //! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`,
-//! `end_outgoing` undoes everything.
+//! `leave_switchover` goes back to where the VM runs, `end_outgoing` undoes everything.
 
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
@@ -141,6 +141,35 @@ impl Machine {
             }
         }
         Ok(found)
+    }
+
+    /// Undoes [`Machine::enter_switchover`]: vCPUs that it stopped run again, and users may do with
+    /// the VM what they may during precopy.
+    ///
+    /// # Errors
+    /// NO_SUCH_MIGRATION; PAST_POINT_OF_NO_RETURN while RELINQUISHED may be durable;
+    /// VM_STOPPED_DURING_MIGRATION; the backend's when vCPUs cannot run.
+    pub(crate) fn leave_switchover(&self, migration: &MigrationName) -> Result<(), ApiError> {
+        let control = self.control();
+        let view = self.outgoing(migration)?;
+        if control.fence != Fence::Down {
+            return Err(self.past_no_return(&view, "RELINQUISHED may be durable"));
+        }
+        self.still_alive(&view, migration)?;
+        let stopped = matches!(
+            view.participation,
+            Participation::Outgoing {
+                switchover: true,
+                resume: true,
+                ..
+            }
+        );
+        if stopped && view.state == State::Paused {
+            // Still part of the switchover when it fails: the end of the migration tries again.
+            self.run_vcpus(&control)?;
+        }
+        self.set_switchover(false, false);
+        Ok(())
     }
 
     /// **The point of no return.** Journals RELINQUISHED; when it returns, the entry is durable and

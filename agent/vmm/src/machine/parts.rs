@@ -10,7 +10,10 @@ use slat_proto::{
     model::{BackendKind, VmSpec},
     v1,
 };
-use slat_record::journal::{Disk, RealDisk};
+use slat_record::{
+    journal::{Disk, RealDisk},
+    uid::VmUid,
+};
 
 use crate::{
     backend::{self, Backend, BackendError, EventSink},
@@ -40,6 +43,8 @@ pub(crate) struct Parts {
     pub(crate) oom_score: Option<PathBuf>,
     /// What the journal is written through.
     pub(crate) disk: Arc<dyn Disk>,
+    /// The identity that a VM here must have; `None`: one that is created gets a new one.
+    pub(crate) uid: Option<VmUid>,
 }
 
 impl Parts {
@@ -52,6 +57,7 @@ impl Parts {
             counters: guest::memstress::counters,
             oom_score: Some("/proc/self/oom_score_adj".into()),
             disk: Arc::new(RealDisk),
+            uid: None,
         }
     }
 }

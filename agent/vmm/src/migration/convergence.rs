@@ -3,12 +3,14 @@
 //! Progress is judged only here, at the end of an iteration: between those points the remaining
 //! bytes are a saw tooth that says nothing. The downtime that a switchover may cost starts at 50 %
 //! of what the user accepts (at most 150 ms) and ramps up to all of it, so that a guest that could
-//! be moved more gently gets the chance. Every verdict carries its cause in words, with the figures
-//! it was based on.
+//! be moved more gently gets the chance. What it would cost is predicted by [`Estimator`]. Every
+//! verdict carries its cause in words, with the figures it was based on.
 
 use std::time::Duration;
 
 use slat_proto::model::{MigrationParams, OnTimeout};
+
+use super::estimate::{Estimator, Prediction};
 
 /// The gentlest target the ramp starts from.
 const RAMP_START: Duration = Duration::from_millis(150);
@@ -16,13 +18,6 @@ const RAMP_START: Duration = Duration::from_millis(150);
 const RAMP_AFTER: u32 = 3;
 /// Iterations from the first target to the last.
 const RAMP_STEPS: u32 = 7;
-/// Weight of the newest iteration in the bandwidth estimate.
-const EWMA_ALPHA: f64 = 0.4;
-/// An iteration shorter than this says little about bandwidth.
-const MEASURABLE: u64 = 4 << 20;
-/// Pause, harvest, vCPU state, two journal syncs and the round trips between: what a switchover
-/// costs besides its pages.
-const FIXED_COST: Duration = Duration::from_millis(10);
 /// An iteration counts as progress when the least remaining so far falls by this share.
 const STALL_MARGIN: f64 = 0.04;
 /// Without progress for so long (and some iterations), precopy is not converging.
@@ -33,10 +28,6 @@ const STALL_WINDOW: Duration = Duration::from_secs(40);
 pub(crate) struct Finished {
     /// 0 is the bulk iteration.
     pub(crate) iteration: u32,
-    /// Bytes of pages it sent.
-    pub(crate) bytes: u64,
-    /// How long it took.
-    pub(crate) duration: Duration,
     /// Bytes found dirty at its end.
     pub(crate) dirty_bytes: u64,
     /// Since the migration began.
@@ -56,58 +47,62 @@ pub(crate) enum Verdict {
     TimedOut(String),
     /// Iterations are up, or nothing gets better, and the user prefers the VM where it is.
     NotConverging(String),
+    /// What a switchover costs at least, with nothing left to send, is more than the user accepts.
+    Unreachable(String, Prediction),
 }
 
 /// Judges iterations of one migration.
 #[derive(Debug)]
 pub(crate) struct Convergence {
     params: MigrationParams,
-    bandwidth: Option<f64>,
+    /// What a switchover would cost.
+    pub(crate) estimator: Estimator,
     least: Option<(u64, Duration)>,
 }
 
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
 impl Convergence {
-    pub(crate) fn new(params: MigrationParams) -> Self {
+    pub(crate) fn new(params: MigrationParams, estimator: Estimator) -> Self {
         Self {
             params,
-            bandwidth: None,
+            estimator,
             least: None,
         }
     }
 
-    /// Bytes a second of page data, as estimated so far.
-    pub(crate) fn bandwidth(&self) -> Option<f64> {
-        self.bandwidth
-    }
-
-    /// Downtime if the VM were stopped with `bytes` left to send.
-    pub(crate) fn expected_downtime(&self, bytes: u64) -> Duration {
-        let copy = self
-            .bandwidth
-            .map_or(0.0, |bandwidth| bytes as f64 / bandwidth);
-        // A bandwidth near zero would overflow a Duration: a day says the same.
-        FIXED_COST + Duration::from_secs_f64(copy.min(86_400.0))
-    }
-
-    /// Downtime that a switchover after iteration `iteration` may cost.
+    /// Downtime that a switchover after iteration `iteration` may cost. Never less than it costs
+    /// with nothing left to send: no gentler moment comes.
     pub(crate) fn target(&self, iteration: u32) -> Duration {
         let most = self.params.max_downtime;
         let first = RAMP_START.min(most / 2);
         let step = iteration.saturating_sub(RAMP_AFTER).min(RAMP_STEPS);
-        first + (most - first) * step / RAMP_STEPS
+        let ramp = first + (most - first) * step / RAMP_STEPS;
+        ramp.max(self.estimator.predict(0).total()).min(most)
+    }
+
+    /// Why the limit cannot be met at all, as far as is known, and the least that a switchover
+    /// costs. `None` when it can, and when the user prefers the move.
+    pub(crate) fn out_of_reach(&self) -> Option<(String, Prediction)> {
+        let least = self.estimator.least();
+        let most = self.params.max_downtime;
+        if least.total() <= most || self.params.on_timeout == OnTimeout::ForceSwitchover {
+            return None;
+        }
+        let cause = format!(
+            "a switchover takes at least {:.1} ms between these hosts with nothing left to send, max_downtime is {:.1} ms",
+            millis(least.total()),
+            millis(most),
+        );
+        Some((cause, least))
     }
 
     /// Takes a finished iteration in and decides.
     pub(crate) fn judge(&mut self, finished: &Finished) -> Verdict {
-        let seconds = finished.duration.as_secs_f64().max(1e-6);
-        if finished.bytes >= MEASURABLE || self.bandwidth.is_none() {
-            let measured = (finished.bytes.max(1) as f64 / seconds).max(1.0);
-            self.bandwidth = Some(match self.bandwidth {
-                Some(before) => before + EWMA_ALPHA * (measured - before),
-                None => measured,
-            });
-        }
-        let expected = self.expected_downtime(finished.dirty_bytes);
+        self.estimator.calm();
+        let expected = self.estimator.predict(finished.dirty_bytes).total();
         // The ramp waits for a gentler moment; where nothing is dirty there is none gentler.
         let target = if finished.dirty_bytes == 0 {
             self.params.max_downtime
@@ -118,10 +113,13 @@ impl Convergence {
             "{} KiB dirty after iteration {}, estimated downtime {:.1} ms, target {:.1} ms of {:.1} ms",
             finished.dirty_bytes >> 10,
             finished.iteration,
-            expected.as_secs_f64() * 1e3,
-            target.as_secs_f64() * 1e3,
-            self.params.max_downtime.as_secs_f64() * 1e3,
+            millis(expected),
+            millis(target),
+            millis(self.params.max_downtime),
         );
+        if let Some((cause, least)) = self.out_of_reach() {
+            return Verdict::Unreachable(format!("{cause}; {figures}"), least);
+        }
         if expected <= target {
             return Verdict::Switchover(figures);
         }
@@ -158,6 +156,10 @@ impl Convergence {
         match self.params.on_timeout {
             OnTimeout::ForceSwitchover => Verdict::ForceSwitchover(cause),
             OnTimeout::Cancel if timeout => Verdict::TimedOut(cause),
+            // Not the guest is in the way, but what a switchover costs all along.
+            OnTimeout::Cancel if self.estimator.predict(0).total() > self.params.max_downtime => {
+                Verdict::Unreachable(cause, self.estimator.predict(0))
+            }
             OnTimeout::Cancel => Verdict::NotConverging(cause),
         }
     }
@@ -171,26 +173,101 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn finished(iteration: u32, bytes: u64, millis: u64, dirty: u64, elapsed: u64) -> Finished {
-        Finished {
+    /// Between two processes of one machine.
+    fn new(params: MigrationParams) -> Convergence {
+        let mut estimator = Estimator::new(None, None);
+        estimator.round_trip(Duration::from_micros(100));
+        estimator.source_synced(Duration::from_millis(1));
+        estimator.destination_synced(Duration::from_millis(1));
+        Convergence::new(params, estimator)
+    }
+
+    fn judge(
+        convergence: &mut Convergence,
+        iteration: u32,
+        bytes: u64,
+        millis: u64,
+        dirty: u64,
+        elapsed: u64,
+    ) -> Verdict {
+        convergence
+            .estimator
+            .sent(bytes, Duration::from_millis(millis));
+        convergence.judge(&Finished {
             iteration,
-            bytes,
-            duration: Duration::from_millis(millis),
             dirty_bytes: dirty,
             elapsed: Duration::from_millis(elapsed),
-        }
+        })
+    }
+
+    #[test]
+    fn five_milliseconds_are_kept_where_a_switchover_takes_less() {
+        let params = MigrationParams {
+            max_downtime: Duration::from_millis(5),
+            ..MigrationParams::default()
+        };
+        let mut convergence = new(params);
+        let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Switchover(_)), "{verdict:?}");
+        // 100 KiB at 1 GiB/s are another 0.1 ms: no gentler moment is waited for in vain.
+        let mut convergence = new(params);
+        let verdict = (0..=RAMP_AFTER + RAMP_STEPS)
+            .map(|i| judge(&mut convergence, i, 1024 * MIB, 1000, 100 << 10, 1000))
+            .find(|verdict| !matches!(verdict, Verdict::Continue(_)));
+        assert!(
+            matches!(verdict, Some(Verdict::Switchover(_))),
+            "{verdict:?}"
+        );
+    }
+
+    #[test]
+    fn a_limit_below_what_a_switchover_costs_is_refused_with_the_figure() {
+        let params = MigrationParams {
+            max_downtime: Duration::from_millis(2),
+            ..MigrationParams::default()
+        };
+        let mut convergence = new(params);
+        let (cause, least) = convergence.out_of_reach().unwrap();
+        assert_eq!(least.total(), Duration::from_micros(3300));
+        assert!(cause.contains("3.3 ms"), "{cause}");
+        let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Unreachable(..)), "{verdict:?}");
+        // Who prefers the move gets it when iterations are up.
+        let forced = new(MigrationParams {
+            on_timeout: OnTimeout::ForceSwitchover,
+            ..params
+        });
+        assert!(forced.out_of_reach().is_none());
     }
 
     #[test]
     fn an_idle_guest_switches_over_after_the_bulk_iteration() {
-        let mut convergence = Convergence::new(MigrationParams::default());
-        let verdict = convergence.judge(&finished(0, 1024 * MIB, 1000, 0, 1000));
+        let mut convergence = new(MigrationParams::default());
+        let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
         assert!(matches!(verdict, Verdict::Switchover(_)), "{verdict:?}");
     }
 
     #[test]
+    fn an_idle_guest_that_cannot_be_moved_in_time_is_not_blamed() {
+        let params = MigrationParams {
+            max_downtime: Duration::from_millis(3),
+            max_iterations: 2,
+            ..MigrationParams::default()
+        };
+        let mut convergence = new(params);
+        // Sometimes it would do, mostly not.
+        convergence
+            .estimator
+            .source_synced(Duration::from_micros(100));
+        let verdict = judge(&mut convergence, 0, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Continue(_)), "{verdict:?}");
+        let verdict = judge(&mut convergence, 1, 1024 * MIB, 1000, 0, 1000);
+        assert!(matches!(verdict, Verdict::Unreachable(..)), "{verdict:?}");
+    }
+
+    #[test]
     fn the_target_ramps_to_what_the_user_accepts_and_no_further() {
-        let convergence = Convergence::new(MigrationParams::default());
+        let convergence = new(MigrationParams::default());
         assert_eq!(convergence.target(0), Duration::from_millis(150));
         assert_eq!(convergence.target(3), Duration::from_millis(150));
         assert!(convergence.target(5) > convergence.target(4));
@@ -208,9 +285,9 @@ mod tests {
                 on_timeout,
                 ..MigrationParams::default()
             };
-            let mut convergence = Convergence::new(params);
+            let mut convergence = new(params);
             let verdict = (0..)
-                .map(|i| convergence.judge(&finished(i, 1024 * MIB, 1000, 1024 * MIB, 1000)))
+                .map(|i| judge(&mut convergence, i, 1024 * MIB, 1000, 1024 * MIB, 1000))
                 .find(|verdict| !matches!(verdict, Verdict::Continue(_)))
                 .unwrap();
             match verdict {
@@ -231,10 +308,10 @@ mod tests {
             max_total_time: Duration::from_secs(2),
             ..MigrationParams::default()
         };
-        let mut convergence = Convergence::new(params);
-        let go_on = convergence.judge(&finished(0, 1024 * MIB, 1000, 1024 * MIB, 1000));
+        let mut convergence = new(params);
+        let go_on = judge(&mut convergence, 0, 1024 * MIB, 1000, 1024 * MIB, 1000);
         assert!(matches!(go_on, Verdict::Continue(_)));
-        let over = convergence.judge(&finished(1, 1024 * MIB, 1000, 1024 * MIB, 2000));
+        let over = judge(&mut convergence, 1, 1024 * MIB, 1000, 1024 * MIB, 2000);
         assert!(matches!(over, Verdict::TimedOut(_)));
     }
 
@@ -244,27 +321,29 @@ mod tests {
             max_iterations: 1000,
             ..MigrationParams::default()
         };
-        let mut convergence = Convergence::new(params);
-        let mut falling = Convergence::new(params);
+        let mut convergence = new(params);
+        let mut falling = new(params);
         for i in 0..200_u64 {
             let elapsed = (i + 1) * 1000;
-            let verdict = falling.judge(&finished(
+            let verdict = judge(
+                &mut falling,
                 i as u32,
                 1024 * MIB,
                 1000,
                 1000 * MIB * 90_u64.pow(1) / 100 - i * 4 * MIB,
                 elapsed,
-            ));
+            );
             if i < 40 {
                 assert!(matches!(verdict, Verdict::Continue(_)), "{i}: {verdict:?}");
             }
-            let verdict = convergence.judge(&finished(
+            let verdict = judge(
+                &mut convergence,
                 i as u32,
                 1024 * MIB,
                 1000,
                 1000 * MIB + i % 7,
                 elapsed,
-            ));
+            );
             if let Verdict::NotConverging(cause) = verdict {
                 assert!(
                     i >= 40 && cause.contains("no iteration left less"),
@@ -282,10 +361,10 @@ mod tests {
         #[test]
         fn unforced_switchovers_fit(max_ms in 1_u64..2_000_000, iterations in proptest::collection::vec((0_u64..1 << 44, 0_u64..10_000_000, 0_u64..1 << 44), 1..40)) {
             let params = MigrationParams { max_downtime: Duration::from_millis(max_ms), ..MigrationParams::default() };
-            let mut convergence = Convergence::new(params);
+            let mut convergence = new(params);
             for (i, (bytes, millis, dirty)) in iterations.into_iter().enumerate() {
-                if let Verdict::Switchover(_) = convergence.judge(&finished(i as u32, bytes, millis, dirty, 0)) {
-                    prop_assert!(convergence.expected_downtime(dirty) <= params.max_downtime);
+                if let Verdict::Switchover(_) = judge(&mut convergence, i as u32, bytes, millis, dirty, 0) {
+                    prop_assert!(convergence.estimator.predict(dirty).total() <= params.max_downtime);
                 }
             }
         }

@@ -32,6 +32,7 @@ struct Shared {
     chunks: u64,
     next: AtomicU64,
     done: AtomicU64,
+    bytes: AtomicU64,
     cpu_nanos: AtomicU64,
     stop: AtomicBool,
     failed: Mutex<Option<io::Error>>,
@@ -63,6 +64,8 @@ impl Shared {
                 *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 break;
             }
+            let page_bytes = slot.spec().bytes() / slot.spec().pages;
+            self.bytes.fetch_add(pages * page_bytes, Ordering::Relaxed);
             self.done.fetch_add(1, Ordering::Release);
         }
         self.cpu_nanos
@@ -90,6 +93,7 @@ impl Populate {
             chunks,
             next: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             failed: Mutex::new(None),
@@ -127,6 +131,11 @@ impl Populate {
         Ok((done * 100)
             .checked_div(self.shared.chunks)
             .map_or(100, |percent| percent as u32))
+    }
+
+    /// Bytes of the memory that are there; all of them at 100 per cent.
+    pub(super) fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Relaxed)
     }
 
     /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they
@@ -172,6 +181,9 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(30));
             std::thread::yield_now();
         }
+        let table = memory.table();
+        let all = table.slots().iter().map(|slot| slot.spec().bytes());
+        assert_eq!(populate.bytes(), all.sum::<u64>());
         for slot in memory.table().slots() {
             let host = slot.host().range_ptr(0, 1).addr() as u64;
             for view in [slot.guest().address(), host] {

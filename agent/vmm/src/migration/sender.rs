@@ -8,13 +8,19 @@
 //! iterations are separated by the destination's `IterAck`, so an old copy never overtakes a newer
 //! one.
 //!
+//! # Pace
+//! With `max_bandwidth` all senders together keep below it, except while the vCPUs are stopped: the
+//! last pages go as fast as the wire takes them, and nothing is made up for afterwards. How fast
+//! that would be is measured all along: after a chunk a held-up sender watches until the peer's
+//! kernel has it, and that time alone counts as the wire's ([`Counters::wire_nanos`]).
+//!
 //! A sender stops between chunks when the migration is broken off, which also ends a blocked write.
 
 use std::{
     net::TcpStream,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -25,12 +31,20 @@ use super::{
     breaker::Breaker,
     cpu_time::thread_cpu_time,
     filter::PageFilter,
-    socket::{Pieces, send_all},
+    socket::{Pieces, send_all, unacknowledged},
     wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
 };
 use crate::memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable};
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
+/// A short iteration is cut into so many chunks for each stream.
+const CHUNKS_A_STREAM: usize = 4;
+/// The wire has a chunk when no more than this is not acknowledged: the peer may hold back the
+/// last acknowledgement.
+const NEARLY_NOTHING: usize = 64 << 10;
+/// A held-up sender looks at the wire after this, then after twice as long each time.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
+const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// One slot's pages of an iteration.
 #[derive(Debug)]
@@ -43,6 +57,8 @@ struct IterationSlot {
 #[derive(Debug)]
 pub(super) struct Iteration {
     pub(super) number: u32,
+    /// Words of a bitmap in one chunk: fewer when there is little, so that each stream gets some.
+    chunk_words: usize,
     slots: Vec<IterationSlot>,
     pages: u64,
     next: Mutex<Position>,
@@ -59,10 +75,18 @@ impl Iteration {
     fn new(number: u32, slots: Vec<IterationSlot>) -> Self {
         Self {
             number,
+            chunk_words: CHUNK_WORDS,
             pages: slots.iter().map(|slot| slot.bitmap.count()).sum(),
             slots,
             next: Mutex::default(),
         }
+    }
+
+    /// Cut so that `streams` have some chunks each, where there are pages enough.
+    pub(super) fn spread(mut self, streams: usize) -> Self {
+        let chunks = (streams * CHUNKS_A_STREAM).max(1) as u64;
+        self.chunk_words = (self.pages / 64 / chunks).clamp(1, CHUNK_WORDS as u64) as usize;
+        self
     }
 
     /// The pages of a batch; those of slots that are gone are left out.
@@ -92,8 +116,8 @@ impl Iteration {
     fn take(&self) -> Option<(&IterationSlot, u32, &[u64])> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(slot) = self.slots.get(next.slot) {
-            if let Some((word, words)) = slot.bitmap.next_piece(next.word, CHUNK_WORDS) {
-                next.word = word + CHUNK_WORDS;
+            if let Some((word, words)) = slot.bitmap.next_piece(next.word, self.chunk_words) {
+                next.word = word + self.chunk_words;
                 return Some((slot, (word * 64) as u32, words));
             }
             *next = Position {
@@ -114,6 +138,9 @@ pub(super) struct Counters {
     pub(super) pages_zero: AtomicU64,
     /// Of all sender threads, nanoseconds, brought up to date after each iteration.
     pub(super) cpu_nanos: AtomicU64,
+    /// With a pacer: time in which the wire, and not the pacer, held a sender up, added up over
+    /// all senders, nanoseconds.
+    pub(super) wire_nanos: AtomicU64,
 }
 
 /// Keeps all streams together below a number of bytes a second.
@@ -122,6 +149,8 @@ pub(super) struct BandwidthPacer {
     bytes_per_second: u64,
     /// When the wire is free again.
     free_at: Mutex<Instant>,
+    /// The vCPUs are stopped: nobody waits.
+    lifted: AtomicBool,
 }
 
 impl BandwidthPacer {
@@ -129,18 +158,28 @@ impl BandwidthPacer {
         Self {
             bytes_per_second: bytes_per_second.max(1),
             free_at: Mutex::new(Instant::now()),
+            lifted: AtomicBool::new(false),
         }
     }
 
-    /// Books `bytes` and waits until the wire would have taken what was booked before.
-    fn pace(&self, bytes: u64, breaker: &Breaker) {
-        let wait_until = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let start = (*free_at).max(Instant::now());
-            *free_at = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-            start
-        };
-        breaker.sleep(wait_until.saturating_duration_since(Instant::now()));
+    /// While lifted nobody waits. What was booked before is forgotten.
+    pub(super) fn lift(&self, lifted: bool) {
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lifted.store(lifted, Ordering::Relaxed);
+        *free_at = Instant::now();
+    }
+
+    /// Books `bytes`; how long to wait until the wire would have taken what was booked before.
+    fn book(&self, bytes: u64) -> Duration {
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lifted.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let start = (*free_at).max(now);
+        let takes = bytes as f64 / self.bytes_per_second as f64;
+        *free_at = start + Duration::from_secs_f64(takes.min(86_400.0));
+        start.saturating_duration_since(now)
     }
 }
 
@@ -289,6 +328,7 @@ impl Worker {
     }
 
     fn send_chunk(&mut self, memory: &SlotMemory) -> Result<(), WireError> {
+        let begun = Instant::now();
         let slot = memory.spec().slot;
         let counters = &self.shared.counters;
         let mut sent = 0;
@@ -326,9 +366,27 @@ impl Worker {
         }
         counters.bytes.fetch_add(sent, Ordering::Relaxed);
         if let Some(pacer) = &self.shared.pacer {
-            pacer.pace(sent, &self.shared.breaker);
+            self.hold_up(begun, pacer.book(sent));
         }
         Ok(())
+    }
+
+    /// Waits for `time`. The wire's part of it, since `begun`, ends when the peer has the chunk.
+    fn hold_up(&self, begun: Instant, time: Duration) {
+        let breaker = &self.shared.breaker;
+        let until = Instant::now() + time;
+        let mut look = FIRST_LOOK;
+        while unacknowledged(&self.stream).is_some_and(|bytes| bytes > NEARLY_NOTHING) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !breaker.sleep(look.min(left)) {
+                break;
+            }
+            look = (look * 2).min(LAST_LOOK);
+        }
+        let wire = begun.elapsed().as_nanos() as u64;
+        let counters = &self.shared.counters;
+        counters.wire_nanos.fetch_add(wire, Ordering::Relaxed);
+        breaker.sleep(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -388,14 +446,37 @@ mod tests {
     }
 
     #[test]
-    fn a_pacer_keeps_the_rate() {
+    fn a_pacer_keeps_the_rate_and_drops_its_debt_when_it_is_lifted() {
         let pacer = BandwidthPacer::new(1 << 20);
-        let breaker = Breaker::default();
-        let start = Instant::now();
-        for _ in 0..5 {
-            pacer.pace(1 << 16, &breaker);
-        }
+        let begun = Instant::now();
+        let waits: Vec<Duration> = (0..5).map(|_| pacer.book(1 << 16)).collect();
         // The first booking waits for nothing; four of 1/16 s each come before the last.
-        assert!(start.elapsed() >= Duration::from_millis(240));
+        assert_eq!(waits[0], Duration::ZERO);
+        let last = *waits.last().unwrap() + begun.elapsed();
+        assert!(last >= Duration::from_millis(240), "{waits:?}");
+        pacer.lift(true);
+        assert_eq!(pacer.book(1 << 30), Duration::ZERO);
+        pacer.lift(false);
+        assert_eq!(pacer.book(1), Duration::ZERO, "nothing is made up for");
+    }
+
+    #[test]
+    fn a_short_iteration_is_spread_over_the_streams() {
+        let whole = [slot(0, 0, 512)];
+        let count = |iteration: &Iteration| {
+            let mut chunks = 0;
+            while iteration.take().is_some() {
+                chunks += 1;
+            }
+            chunks
+        };
+        assert_eq!(count(&Iteration::bulk(&whole)), 2);
+        let spread = Iteration::bulk(&whole).spread(4);
+        assert_eq!(count(&spread), 8, "all four streams have some");
+        *spread.next.lock().unwrap() = Position::default();
+        assert_eq!(taken(&spread).len(), 512);
+        // Where there is plenty, chunks are as large as ever.
+        let plenty = Iteration::bulk(&[slot(0, 0, 1 << 16)]).spread(4);
+        assert_eq!(count(&plenty), (1 << 16) / 256);
     }
 }

@@ -8,7 +8,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _},
     time::{Duration, Instant},
 };
 
@@ -79,23 +79,42 @@ pub(super) fn connect(address: SocketAddr, breaker: &Breaker) -> io::Result<TcpS
 
 fn connected(socket: &Socket, breaker: &Breaker) -> io::Result<()> {
     let begun = Instant::now();
-    let look = Timespec {
-        tv_sec: 0,
-        tv_nsec: LOOK.subsec_nanos().into(),
-    };
     loop {
         if breaker.is_broken() {
             return Err(broken_off());
         }
-        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&look)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return socket.take_error()?.map_or(Ok(()), Err),
-            Err(error) => return Err(error.into()),
+        if wait_for(socket, PollFlags::OUT, LOOK)? {
+            return socket.take_error()?.map_or(Ok(()), Err);
         }
         if begun.elapsed() > CONNECT_TIMEOUT {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
+}
+
+/// Waits until there is something to read, the peer's end included; false when `time` has passed.
+pub(super) fn readable(stream: &TcpStream, time: Duration) -> io::Result<bool> {
+    wait_for(stream, PollFlags::IN, time)
+}
+
+fn wait_for(what: &impl AsFd, flags: PollFlags, time: Duration) -> io::Result<bool> {
+    let time = Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    match poll(&mut [PollFd::new(what, flags)], Some(&time)) {
+        Ok(0) | Err(rustix::io::Errno::INTR) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Bytes that the peer's kernel has not acknowledged yet; `None` when the kernel does not say.
+pub(super) fn unacknowledged(stream: &TcpStream) -> Option<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int to the address that it is given.
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    (done == 0).then(|| usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Reads that end at one moment, however often a byte comes before it.

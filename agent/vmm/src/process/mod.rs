@@ -37,14 +37,14 @@ use slat_proto::{
     transport::Endpoint,
     v1::transfer_service_server::TransferServiceServer,
 };
-use slat_record::dir::VmDir;
+use slat_record::{dir::VmDir, uid::VmUid};
 use tokio::{
     net::UnixListener,
     signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::{
-    machine::{Exit, Machine},
+    machine::{Exit, Machine, Parts},
     service::{
         memory_service,
         transfer::{TransferApi, TransferEndpoint},
@@ -65,8 +65,10 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 pub struct VmProcessConfig {
     /// The VM's directory ([`slat_record::dir`]); made when it is missing.
     pub dir: PathBuf,
-    /// The VM.
+    /// The VM's name.
     pub vm: VmName,
+    /// The VM's identity; `None`: a created VM gets a new one, a received one brings its own.
+    pub uid: Option<VmUid>,
     /// The host it is on.
     pub host: HostName,
     /// Where incoming pages are received.
@@ -109,7 +111,19 @@ pub enum VmProcessError {
 /// `Locked`, `Api` with the journal's reason, `Io`. Nothing is left behind but the journal.
 pub async fn run(config: VmProcessConfig) -> Result<(), VmProcessError> {
     let mut terminate = terminate(&config.dir)?;
-    serve(&config, Machine::new, &mut terminate, || {
+    let uid = config.uid.clone();
+    let machine = |dir, vm, host| {
+        Machine::with_parts(
+            dir,
+            vm,
+            host,
+            Parts {
+                uid,
+                ..Parts::real()
+            },
+        )
+    };
+    serve(&config, machine, &mut terminate, || {
         let mut out = io::stdout();
         // Whoever started the process may have gone; the VM does not depend on being heard.
         if let Err(error) = writeln!(out, "ready").and_then(|()| out.flush()) {

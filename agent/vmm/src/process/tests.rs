@@ -17,6 +17,7 @@ fn config(dir: &Path) -> VmProcessConfig {
     VmProcessConfig {
         dir: dir.join("vms/web"),
         vm: VmName::parse("web").unwrap(),
+        uid: None,
         host: HostName::parse("a").unwrap(),
         data_ip: [127, 0, 0, 1].into(),
     }
@@ -39,6 +40,34 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future)
         .await
         .expect("in time")
+}
+
+#[test]
+fn a_vm_has_the_uid_that_its_process_was_given() {
+    let temp = tempfile::tempdir().unwrap();
+    let backend = Arc::new(FakeBackend::default());
+    let parts = Parts {
+        uid: Some(VmUid::parse("given").unwrap()),
+        ..fake::parts(&backend)
+    };
+    let machine = Machine::with_parts(
+        VmDir::new(temp.path()),
+        VmName::parse("web").unwrap(),
+        HostName::parse("a").unwrap(),
+        parts,
+    )
+    .unwrap();
+    // Another VM is not received in its place.
+    let migration = slat_proto::model::MigrationName::parse("m1").unwrap();
+    let other = v1::Vm {
+        name: "vms/web".into(),
+        uid: "other".into(),
+        epoch: 1,
+        ..Default::default()
+    };
+    let refused = machine.begin_incoming(&migration, &other, &[]).unwrap_err();
+    assert_eq!(refused.metadata["field"], "vm.uid");
+    assert_eq!(machine.create(fake::spec()).unwrap().uid, "given");
 }
 
 #[tokio::test]

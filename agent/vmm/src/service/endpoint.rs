@@ -1,9 +1,9 @@
-//! The VM of one monitor, as handlers reach it: the name is checked, blocking calls go to blocking
-//! threads.
+//! The VM of one monitor, as handlers reach it: who is meant is checked, blocking calls go to
+//! blocking threads.
 
 use std::sync::Arc;
 
-use slat_proto::{ApiError, Reason, model::VmName};
+use slat_proto::{ApiError, Reason, model::NamedVm};
 use tonic::Status;
 
 use super::monitor::Monitor;
@@ -15,17 +15,20 @@ pub(crate) struct VmEndpoint {
 }
 
 impl VmEndpoint {
-    /// Runs `call` on a blocking thread, once `name` is found to be this VM's.
+    /// Runs `call` on a blocking thread, once name, uid and host are found to mean this VM.
     pub(super) async fn on<T: Send + 'static>(
         &self,
-        name: &str,
+        (name, uid, host): (&str, &str, &str),
         call: impl FnOnce(&dyn Monitor) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, Status> {
-        let name = VmName::parse(name)?;
-        if name != *self.monitor.name() {
-            return Err(ApiError::no_such_vm(name).into());
-        }
+        let own = self.uid();
+        NamedVm::of(name, uid, host)?.check(self.monitor.name(), &own, self.monitor.host())?;
         self.blocking(call).await
+    }
+
+    /// The identity of the VM; empty before that is known.
+    pub(super) fn uid(&self) -> String {
+        self.monitor.uid().unwrap_or_default()
     }
 
     pub(super) async fn blocking<T: Send + 'static>(

@@ -12,7 +12,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::endpoint::VmEndpoint;
+use super::{endpoint::VmEndpoint, vm::named};
 
 /// Most changes in one UpdateSlots.
 const MAX_CHANGES: usize = 64;
@@ -36,8 +36,12 @@ impl MemoryService for VmEndpoint {
         &self,
         request: Request<ListSlotsRequest>,
     ) -> Result<Response<ListSlotsResponse>, Status> {
-        let listed = self.on(&request.get_ref().vm, |monitor| monitor.list_slots());
-        Ok(Response::new(listed.await?))
+        let listed = self.on(named!(request.get_ref(), vm), |monitor| {
+            monitor.list_slots()
+        });
+        let mut answer = listed.await?;
+        answer.uid = self.uid();
+        Ok(Response::new(answer))
     }
 
     async fn update_slots(
@@ -60,10 +64,12 @@ impl MemoryService for VmEndpoint {
                 SlotChange::from_message(change).map_err(|error| error.with("change", index))
             })
             .collect::<Result<Vec<_>, ApiError>>()?;
-        let updated = self.on(&request.vm, move |monitor| {
+        let updated = self.on(named!(&request, vm), move |monitor| {
             monitor.update_slots(&changes, request.expected_generation)
         });
-        Ok(Response::new(updated.await?))
+        let mut answer = updated.await?;
+        answer.uid = self.uid();
+        Ok(Response::new(answer))
     }
 
     async fn harvest_dirty_pages(
@@ -72,10 +78,12 @@ impl MemoryService for VmEndpoint {
     ) -> Result<Response<HarvestDirtyPagesResponse>, Status> {
         let request = request.into_inner();
         let cursor = cursor(&request.cursor)?;
-        let harvest = self.on(&request.vm, move |monitor| {
+        let harvest = self.on(named!(&request, vm), move |monitor| {
             monitor.harvest_dirty_pages(&cursor, request.acknowledge_batch, MAX_RANGES)
         });
-        Ok(Response::new(harvest.await?))
+        let mut answer = harvest.await?;
+        answer.uid = self.uid();
+        Ok(Response::new(answer))
     }
 
     async fn delete_dirty_cursor(
@@ -83,11 +91,11 @@ impl MemoryService for VmEndpoint {
         request: Request<DeleteDirtyCursorRequest>,
     ) -> Result<Response<DeleteDirtyCursorResponse>, Status> {
         let cursor = cursor(&request.get_ref().cursor)?;
-        self.on(&request.get_ref().vm, move |monitor| {
+        self.on(named!(request.get_ref(), vm), move |monitor| {
             monitor.delete_dirty_cursor(&cursor)
         })
         .await?;
-        Ok(Response::new(DeleteDirtyCursorResponse::default()))
+        Ok(Response::new(DeleteDirtyCursorResponse { uid: self.uid() }))
     }
 
     async fn invalidate_memory(
@@ -95,17 +103,21 @@ impl MemoryService for VmEndpoint {
         request: Request<InvalidateMemoryRequest>,
     ) -> Result<Response<InvalidateMemoryResponse>, Status> {
         let request = request.into_inner();
-        let dropped = self.on(&request.vm, move |monitor| {
+        let dropped = self.on(named!(&request, vm), move |monitor| {
             monitor.invalidate(request.range)
         });
-        Ok(Response::new(dropped.await?))
+        let mut answer = dropped.await?;
+        answer.uid = self.uid();
+        Ok(Response::new(answer))
     }
 
     async fn digest_memory(
         &self,
         request: Request<DigestMemoryRequest>,
     ) -> Result<Response<DigestMemoryResponse>, Status> {
-        let digest = self.on(&request.get_ref().vm, |monitor| monitor.digest());
-        Ok(Response::new(digest.await?))
+        let digest = self.on(named!(request.get_ref(), vm), |monitor| monitor.digest());
+        let mut answer = digest.await?;
+        answer.uid = self.uid();
+        Ok(Response::new(answer))
     }
 }

@@ -104,6 +104,10 @@ impl Monitor for Adopted {
         &self.name
     }
 
+    fn uid(&self) -> Option<String> {
+        None
+    }
+
     fn host(&self) -> &HostName {
         &self.host
     }
@@ -256,9 +260,15 @@ impl Transfers for AdoptedSides {
 
     fn watch(&self, migration: &MigrationName, role: TransferRole) -> Result<Watched, ApiError> {
         let first = self.transfer(migration, role)?;
-        let adopted = Arc::clone(&self.0);
+        let phase = first.phase();
+        let [adopted, shown] = [Arc::clone(&self.0), Arc::clone(&self.0)];
         Ok(Watched {
             changes: self.0.changes(),
+            phase: Box::new(move || {
+                lock(&shown.side)
+                    .as_ref()
+                    .map_or(phase, v1::Transfer::phase)
+            }),
             now: Box::new(move || lock(&adopted.side).clone().unwrap_or_else(|| first.clone())),
         })
     }
@@ -280,6 +290,18 @@ impl Transfers for AdoptedSides {
             &MigrationName::parse(&request.migration)?,
             TransferRole::Destination,
         )
+    }
+
+    fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError> {
+        // Its protocol gives nothing away for good before the other end runs.
+        self.transfer(
+            &MigrationName::parse(&request.migration)?,
+            TransferRole::Source,
+        )?;
+        Err(ApiError::new(Reason::VmState, "it was not given away"))
     }
 
     fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError> {

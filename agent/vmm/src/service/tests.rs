@@ -324,3 +324,54 @@ async fn invalidation_and_digest_through_the_endpoint() {
     assert_eq!(error.reason, Reason::VmRunning);
     served.endpoint.stop().await;
 }
+
+#[tokio::test]
+async fn a_call_means_one_vm_by_its_uid_and_every_answer_says_which() {
+    let mut served = serve(fake::created()).await;
+    let uid = served.vm.machine.uid().unwrap();
+    let get = |name: &str, uid: &str, host: &str| v1::GetVmRequest {
+        name: name.into(),
+        uid: uid.into(),
+        host: host.into(),
+    };
+    for asked in [
+        get("vms/web", &uid, ""),
+        get("", &uid, ""),
+        get("vms/web", "", "hosts/a"),
+    ] {
+        let vm = served.vms.get_vm(asked).await.unwrap().into_inner();
+        assert_eq!(vm.uid, uid);
+    }
+    let error = refused(
+        served.vms.get_vm(get("vms/web", "another", "")).await,
+        Code::NotFound,
+    );
+    assert_eq!(error.metadata["uid"], "another");
+    assert_eq!(error.metadata["found_uid"], uid);
+    refused(
+        served.vms.get_vm(get("vms/other", &uid, "")).await,
+        Code::NotFound,
+    );
+    refused(
+        served.vms.get_vm(get("vms/web", "", "hosts/b")).await,
+        Code::NotFound,
+    );
+    let delete = v1::DeleteVmRequest {
+        name: "vms/web".into(),
+        uid: "another".into(),
+        ..Default::default()
+    };
+    refused(served.vms.delete_vm(delete).await, Code::NotFound);
+    let list = v1::ListSlotsRequest {
+        uid: uid.clone(),
+        ..Default::default()
+    };
+    let slots = served.memory.list_slots(list).await.unwrap().into_inner();
+    assert_eq!(slots.uid, uid);
+    let digest = v1::DigestMemoryRequest {
+        vm: "vms/web".into(),
+        uid: "another".into(),
+        ..Default::default()
+    };
+    refused(served.memory.digest_memory(digest).await, Code::NotFound);
+}

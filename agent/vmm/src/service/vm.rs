@@ -26,6 +26,19 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A watcher that does not read holds up its own task after this many messages, nothing else.
 const WATCH_BUFFER: usize = 4;
 
+/// What a request says of the VM it means.
+macro_rules! named {
+    ($request:expr, $name:ident) => {{
+        let request = $request;
+        (
+            request.$name.as_str(),
+            request.uid.as_str(),
+            request.host.as_str(),
+        )
+    }};
+}
+pub(super) use named;
+
 fn seen(monitor: &dyn Monitor) -> Result<Vm, ApiError> {
     monitor
         .snapshot()
@@ -68,7 +81,7 @@ impl VmService for VmEndpoint {
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, seen).await?;
+        let vm = self.on(named!(request.get_ref(), name), seen).await?;
         Ok(Response::new(vm))
     }
 
@@ -98,24 +111,30 @@ impl VmService for VmEndpoint {
     ) -> Result<Response<Self::WatchVmStream>, Status> {
         // Before the first look, so that no change falls between.
         let changes = self.monitor.changes();
-        let first = self.on(&request.get_ref().name, seen).await?;
+        let first = self.on(named!(request.get_ref(), name), seen).await?;
         let (send, receive) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(watch(self.clone(), first, changes, send));
         Ok(Response::new(ReceiverStream::new(receive)))
     }
 
     async fn start_vm(&self, request: Request<StartVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Monitor::start).await?;
+        let vm = self
+            .on(named!(request.get_ref(), name), Monitor::start)
+            .await?;
         Ok(Response::new(vm))
     }
 
     async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Monitor::pause).await?;
+        let vm = self
+            .on(named!(request.get_ref(), name), Monitor::pause)
+            .await?;
         Ok(Response::new(vm))
     }
 
     async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Result<Response<Vm>, Status> {
-        let vm = self.on(&request.get_ref().name, Monitor::resume).await?;
+        let vm = self
+            .on(named!(request.get_ref(), name), Monitor::resume)
+            .await?;
         Ok(Response::new(vm))
     }
 
@@ -123,7 +142,8 @@ impl VmService for VmEndpoint {
         &self,
         request: Request<DeleteVmRequest>,
     ) -> Result<Response<DeleteVmResponse>, Status> {
-        self.on(&request.get_ref().name, Monitor::delete).await?;
+        self.on(named!(request.get_ref(), name), Monitor::delete)
+            .await?;
         Ok(Response::new(DeleteVmResponse {}))
     }
 }

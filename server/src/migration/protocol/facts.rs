@@ -40,6 +40,7 @@ impl MigrationProtocol {
                 self.tried.set(Action::ReleaseSource, false);
             }
             Input::FiguresOverdue => self.figures_overdue |= self.awaits_figures(),
+            Input::PatienceOver => self.impatient |= self.awaits_hosts(),
             Input::Retry => {}
         }
     }
@@ -187,9 +188,9 @@ impl MigrationProtocol {
     }
 
     /// Silence before anything was begun. After a restart the host may register later; asking again
-    /// is harmless.
+    /// is harmless, for a while.
     fn unanswered(&mut self, side: Side) {
-        if !self.resumed {
+        if !self.resumed || self.impatient {
             self.refuse(side, false);
         }
     }

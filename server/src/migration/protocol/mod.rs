@@ -27,8 +27,9 @@
 //! # Rules
 //! * **Evidence only.** COMPLETED needs the destination's word (its own, or through a source that
 //!   heard RESUMED). FAILED and CANCELLED need the source's word or a source that is *out*: see
-//!   below. [`Input::FiguresOverdue`] is the one input a clock makes that counts: it ends the wait
-//!   for figures after the outcome is known, never decides one.
+//!   below. Two inputs that a clock makes count, and neither decides what became of a VM:
+//!   [`Input::FiguresOverdue`] ends the wait for figures after the outcome is known,
+//!   [`Input::PatienceOver`] the wait for silent hosts before anything was begun.
 //! * **A source is out** when it was never told to begin; or when its agent knows no such side, the
 //!   VM is there with its epoch, and no StartOutgoing can succeed any more. Either each one that
 //!   was made has been answered, or seen to have had its effect; or the destination's listener was

@@ -141,6 +141,14 @@ impl MigrationProtocol {
         }
     }
 
+    /// The source lets its VM run again after a switchover that it began. What was switched stays
+    /// so: when the source falls silent it may have begun another.
+    fn source_went_back(&self) -> bool {
+        self.source.at() == Some(SidePhase::Precopy)
+            && !self.destination_says(SidePhase::Ready)
+            && !self.destination_says(SidePhase::Completed)
+    }
+
     fn doubt(&mut self) {
         self.phase = Phase::InDoubt;
         self.location = if self.destination_says(SidePhase::Ready) {
@@ -151,13 +159,14 @@ impl MigrationProtocol {
         self.cause = Some(Cause::Doubt);
     }
 
-    /// The phase of a migration that goes on. Its flags only grow, so it never goes back.
+    /// The phase of a migration that goes on. Its flags only grow; the one way back is that of a
+    /// source whose switchover would have taken too long, and which says so.
     fn go_on(&mut self) {
         self.location = Location::Source;
         self.cause = None;
         self.phase = if self.cancel_requested {
             Phase::Cancelling
-        } else if self.switched {
+        } else if self.switched && !self.source_went_back() {
             Phase::Switchover
         } else if self.precopy {
             Phase::PrecopyActive

@@ -4,7 +4,7 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase, VmLocation as Locat
 
 use super::{
     view::{ActionSet, Contact, View, ended_without},
-    words::{Action, Cause, Durable, Start},
+    words::{Action, Cause, Durable, Side, Start},
 };
 use crate::phase::has_ended;
 
@@ -24,6 +24,8 @@ pub struct MigrationProtocol {
     /// Taken up again after a restart of the server: an earlier life may have asked for anything
     /// that its phase allows.
     pub(super) resumed: bool,
+    /// Silent hosts were waited for long enough.
+    pub(super) impatient: bool,
     pub(super) described: bool,
     /// The destination was asked to prepare, in this life or perhaps in an earlier one.
     pub(super) prepare_asked: bool,
@@ -82,6 +84,7 @@ impl MigrationProtocol {
             start: durable.start,
             admitted: resumed,
             resumed,
+            impatient: false,
             described: false,
             prepare_asked: resumed,
             prepared: false,
@@ -173,6 +176,28 @@ impl MigrationProtocol {
             && self.is_stored()
     }
 
+    /// Taken up again before the source was told to begin, it waits for hosts that do not answer.
+    #[must_use]
+    pub fn awaits_hosts(&self) -> bool {
+        self.resumed && !self.impatient && !self.started && self.phase == Phase::Preparing
+    }
+
+    /// Whether a side did not answer when it was last asked.
+    #[must_use]
+    pub fn is_silent(&self, side: Side) -> bool {
+        let view = match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        };
+        view.contact == Contact::Silent
+    }
+
+    /// Whether the source was told to begin, perhaps without having heard it.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
     /// The outcome is known; only the source's last figures are waited for.
     #[must_use]
     pub fn awaits_figures(&self) -> bool {
@@ -186,12 +211,15 @@ impl MigrationProtocol {
     }
 
     /// The frozen memory at the source is the last copy of the VM: nothing but the user ends it.
+    /// Once an operator has taken the VM back there, it is no copy, and the side ends like any
+    /// other.
     #[must_use]
     pub fn keeps_source(&self) -> bool {
         self.phase == Phase::Failed
             && self.committed()
             && self.location != Location::Lost
             && !self.source.released
+            && !self.source.said(TransferPhase::Cancelled)
     }
 
     /// What changes what is wanted.

@@ -168,6 +168,10 @@ pub enum Input {
     /// The outcome is known and the source's last figures did not come. Fed by a clock, and only
     /// while [`awaits_figures`](super::MigrationProtocol::awaits_figures).
     FiguresOverdue,
+    /// Hosts that do not answer were given time to come back after the server's restart. Fed by a
+    /// clock, and only while [`awaits_hosts`](super::MigrationProtocol::awaits_hosts): nothing was
+    /// begun, so a host that is silent once more is as one that was silent in the first life.
+    PatienceOver,
     /// Ask again for what is still wanted. Fed by a clock at any time.
     Retry,
 }

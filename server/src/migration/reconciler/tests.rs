@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::*;
 use crate::store::{
-    ListQuery, Store, StoreError, StoredMigration,
+    FleetStore, ListQuery, Prune, SeenChanges, SeenFleet, Store, StoreError, StoredMigration,
     tests::{ENOSPC, Fault},
 };
 
@@ -40,6 +40,10 @@ impl Store for SlowStore {
         Ok(Vec::new())
     }
 
+    fn prune_migrations(&self, _: &Prune) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
     fn put_host(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
@@ -47,9 +51,15 @@ impl Store for SlowStore {
     fn probe(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
 
-    fn hosts(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(Vec::new())
+impl FleetStore for SlowStore {
+    fn put_seen(&self, _: &SeenChanges) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn seen(&self) -> Result<SeenFleet, StoreError> {
+        Ok(SeenFleet::default())
     }
 }
 
@@ -70,11 +80,19 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let (shown, seen) = watch::channel(record.migration().clone());
     let (commands, inbox) = mpsc::channel(1);
     let context = Context {
+        pairs: Arc::default(),
         fleet: Fleet::new(Duration::from_secs(1)),
         store: BlockingStore::new(store.clone()),
-        history: Arc::new(History::new()),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
-    let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
+    let reconciler = Reconciler::new(
+        context,
+        record,
+        shown,
+        inbox,
+        Released::default(),
+        Timeline::begin(None),
+    );
     let gate = Arc::clone(&store.gate);
     // Held by a thread of its own: a guard does not cross an await.
     let (open, opened) = std::sync::mpsc::channel::<()>();
@@ -128,10 +146,18 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: store.clone(),
-        history: Arc::new(History::new()),
+        pairs: Arc::default(),
+        history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
     fault.set(ENOSPC);
-    let reconciler = Reconciler::new(context, record, shown, inbox, Released::default());
+    let reconciler = Reconciler::new(
+        context,
+        record,
+        shown,
+        inbox,
+        Released::default(),
+        Timeline::begin(None),
+    );
     let run = tokio::spawn(reconciler.run(Vec::new(), CancellationToken::new()));
     let mut trouble = store.trouble();
     trouble.wait_for(Option::is_some).await.unwrap();

@@ -4,15 +4,26 @@
 //! |---|---|---|
 //! | Connecting | connections open, the destination makes its memory | `Connected` |
 //! | Precopy | the VM runs, pages flow | `SwitchoverDecided` |
-//! | Switchover | vCPUs stop, last pages and state go | `StateSent` |
+//! | Switchover | vCPUs stop, last pages and state go | `StateSent`, `Overran` |
+//! | GoingBack | it took too long, and the state has not gone: vCPUs run again | `WentBack` |
 //! | Sent | READY is waited for | `ReadyHeard` |
 //! | Journalling | RELINQUISHED is being written; no cancel any more | `Journalled` |
 //! | Settling | whether RELINQUISHED is durable is being found out | `JournalSettled` |
 //! | Relinquished | COMMIT is said, RESUMED waited for | `ResumedHeard`, `LinkLost` |
+//! | Unanswered | no answer to COMMIT will come: the VM stays stopped | a release, `Adopt` |
+//! | Adopting | ADOPTED is being written | `AdoptionWritten` |
 //! | Interrupted | cancelled; the driver's work is being broken off | any word of the driver |
-//! | Ended | undone, or handed over | |
+//! | Ended | undone, handed over, or taken back | |
+//!
+//! Going back is possible until the state has gone: the destination then has pages and nothing else,
+//! and cannot become READY. Once `StateSent` was fed, a word of going back changes nothing.
 //!
 //! Undoing is one list of actions, whatever was going on: the guest first, for it may stand still.
+//!
+//! # Taken back
+//! `Adopt` is an operator's order, and with it the assertion that no other process runs the VM.
+//! This machine cannot know that; it only takes the order at the right moment: RELINQUISHED, and
+//! nothing more to be heard from the destination. A source that heard RESUMED never takes it.
 
 use super::{Settled, Why, Written};
 
@@ -25,6 +36,10 @@ pub enum Input {
     SwitchoverDecided,
     /// The last pages and the state are sent.
     StateSent,
+    /// The limit on downtime is about to be broken, and the state is not sent.
+    Overran,
+    /// The vCPUs run again.
+    WentBack,
     /// READY came.
     ReadyHeard,
     /// The append of RELINQUISHED returned.
@@ -39,6 +54,10 @@ pub enum Input {
     LinkLost,
     /// Somebody wants the end: the user, or whoever saw something fail elsewhere.
     Cancel(Why),
+    /// An operator wants the VM back, and says that no other process runs it.
+    Adopt,
+    /// The append of ADOPTED returned.
+    AdoptionWritten(Written),
 }
 
 /// What to do at the source.
@@ -46,8 +65,11 @@ pub enum Input {
 pub enum Action {
     /// Dirty logging on, iterations over what the guest writes. Leads to `SwitchoverDecided`.
     Precopy,
-    /// Stop the vCPUs, send the last pages and the state. Leads to `StateSent`.
+    /// Stop the vCPUs, send the last pages and the state. Leads to `StateSent` or `Overran`.
     SwitchOver,
+    /// Let the vCPUs run again if the switchover stopped them; the VM stays part of this. Leads to
+    /// `WentBack`.
+    GoBack,
     /// Wait for READY. Leads to `ReadyHeard`.
     AwaitReady,
     /// Append RELINQUISHED and sync it. Leads to `Journalled`.
@@ -68,6 +90,8 @@ pub enum Action {
     SayAbort(Why),
     /// Keep the record of the end on disk, then tell it.
     RecordEnd(End),
+    /// Append ADOPTED and sync it. Leads to `AdoptionWritten`.
+    JournalAdopted,
 }
 
 /// How the source's side ended.
@@ -77,6 +101,8 @@ pub enum End {
     HandedOver,
     /// The VM stayed.
     Kept(Why),
+    /// An operator took the VM back.
+    TakenBack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,13 +110,25 @@ enum State {
     Connecting,
     Precopy,
     Switchover,
+    GoingBack,
     Sent,
     Journalling,
     Settling,
     Relinquished,
     Unanswered,
+    Adopting,
     Interrupted(Why),
     Ended(End),
+}
+
+impl State {
+    /// Nothing was journalled and nothing is being undone: a failure or a cancel ends it.
+    fn may_end(self) -> bool {
+        matches!(
+            self,
+            Self::Connecting | Self::Precopy | Self::Switchover | Self::GoingBack | Self::Sent
+        )
+    }
 }
 
 /// See the module.
@@ -126,6 +164,8 @@ impl Source {
                 self.go(State::Switchover, &[Action::SwitchOver])
             }
             (State::Switchover, Input::StateSent) => self.go(State::Sent, &[Action::AwaitReady]),
+            (State::Switchover, Input::Overran) => self.go(State::GoingBack, &[Action::GoBack]),
+            (State::GoingBack, Input::WentBack) => self.go(State::Precopy, &[Action::Precopy]),
             (State::Sent, Input::ReadyHeard) => {
                 self.go(State::Journalling, &[Action::JournalRelinquished])
             }
@@ -146,14 +186,17 @@ impl Source {
             (State::Relinquished, Input::LinkLost | Input::Failed(_)) => {
                 self.go(State::Unanswered, &[])
             }
-            (
-                State::Connecting | State::Precopy | State::Switchover | State::Sent,
-                Input::Failed(why),
-            ) => self.undo(why),
-            (
-                State::Connecting | State::Precopy | State::Switchover | State::Sent,
-                Input::LinkLost,
-            ) => self.undo(Why::Fault),
+            (State::Unanswered, Input::Adopt) => {
+                self.go(State::Adopting, &[Action::JournalAdopted])
+            }
+            (State::Adopting, Input::AdoptionWritten(Written::Durable)) => self.go(
+                State::Ended(End::TakenBack),
+                &[Action::StopLogging, Action::RecordEnd(End::TakenBack)],
+            ),
+            // Nothing runs here before the entry is durable, whatever the file holds by now.
+            (State::Adopting, Input::AdoptionWritten(_)) => self.go(State::Unanswered, &[]),
+            (state, Input::Failed(why)) if state.may_end() => self.undo(why),
+            (state, Input::LinkLost) if state.may_end() => self.undo(Why::Fault),
             _ => Vec::new(),
         }
     }
@@ -167,6 +210,7 @@ impl Source {
                 | State::Settling
                 | State::Relinquished
                 | State::Unanswered
+                | State::Adopting
                 | State::Ended(End::HandedOver)
         )
     }
@@ -177,12 +221,16 @@ impl Source {
         matches!(self.state, State::Interrupted(_))
     }
 
-    /// RELINQUISHED is durable: this side never runs the VM again.
+    /// RELINQUISHED is durable: this side never runs the VM again, unless an operator takes it
+    /// back.
     #[must_use]
     pub fn relinquished(&self) -> bool {
         matches!(
             self.state,
-            State::Relinquished | State::Unanswered | State::Ended(End::HandedOver)
+            State::Relinquished
+                | State::Unanswered
+                | State::Adopting
+                | State::Ended(End::HandedOver)
         )
     }
 
@@ -202,9 +250,7 @@ impl Source {
 
     fn cancel(&mut self, why: Why) -> Vec<Action> {
         match self.state {
-            State::Connecting | State::Precopy | State::Switchover | State::Sent => {
-                self.go(State::Interrupted(why), &[Action::Interrupt])
-            }
+            state if state.may_end() => self.go(State::Interrupted(why), &[Action::Interrupt]),
             _ => Vec::new(),
         }
     }

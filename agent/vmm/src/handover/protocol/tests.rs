@@ -12,13 +12,15 @@ const WHYS: [Why; 3] = [Why::Cancelled, Why::Elsewhere, Why::Fault];
 
 fn source_inputs() -> Vec<source::Input> {
     use source::Input::{
-        Cancel, Connected, Failed, JournalSettled, Journalled, LinkLost, ReadyHeard, ResumedHeard,
-        StateSent, SwitchoverDecided,
+        Adopt, AdoptionWritten, Cancel, Connected, Failed, JournalSettled, Journalled, LinkLost,
+        Overran, ReadyHeard, ResumedHeard, StateSent, SwitchoverDecided, WentBack,
     };
     let mut inputs = vec![
         Connected,
         SwitchoverDecided,
         StateSent,
+        Overran,
+        WentBack,
         ReadyHeard,
         Journalled(Written::Durable),
         Journalled(Written::Refused),
@@ -27,6 +29,10 @@ fn source_inputs() -> Vec<source::Input> {
         JournalSettled(Settled::Absent),
         ResumedHeard,
         LinkLost,
+        Adopt,
+        AdoptionWritten(Written::Durable),
+        AdoptionWritten(Written::Refused),
+        AdoptionWritten(Written::Unknown),
     ];
     inputs.extend(WHYS.map(Failed));
     inputs.extend(WHYS.map(Cancel));
@@ -99,6 +105,35 @@ const JOURNALLING: usize = 4;
 const RELINQUISHED: usize = 5;
 const READY: usize = 4;
 const OWNING: usize = 5;
+
+#[test]
+fn a_switchover_that_takes_too_long_goes_back_until_the_state_is_sent() {
+    use source::{Action, End, Input};
+    let mut source = source_after(2);
+    assert_eq!(source.step(Input::Overran), [Action::GoBack]);
+    assert_eq!(source.step(Input::WentBack), [Action::Precopy]);
+    // And again, as often as the driver wants.
+    assert_eq!(source.step(Input::SwitchoverDecided), [Action::SwitchOver]);
+    assert_eq!(source.step(Input::Overran), [Action::GoBack]);
+    // vCPUs that do not run again end it, and so does a cancel.
+    let mut cancelled = source.clone();
+    assert_eq!(source.step(Input::Failed(Why::Fault))[0], Action::ResumeVm);
+    assert_eq!(source.ended(), Some(End::Kept(Why::Fault)));
+    assert!(cancelled.may_cancel());
+    assert_eq!(
+        cancelled.step(Input::Cancel(Why::Cancelled)),
+        [Action::Interrupt]
+    );
+    assert_eq!(cancelled.step(Input::WentBack)[0], Action::ResumeVm);
+    // Once the state is sent it is too late, whoever says so.
+    for steps in 3..=RELINQUISHED {
+        let mut source = source_after(steps);
+        let before = source.clone();
+        assert_eq!(source.step(Input::Overran), []);
+        assert_eq!(source.step(Input::WentBack), []);
+        assert_eq!(source, before);
+    }
+}
 
 #[test]
 fn a_handover_that_goes_well_has_one_order() {
@@ -212,7 +247,8 @@ fn a_relinquished_source_without_an_answer_stays_so() {
     for silence in [Input::LinkLost, Input::Failed(Why::Fault)] {
         let mut source = source_after(RELINQUISHED);
         assert!(source.step(silence).is_empty());
-        for input in source_inputs() {
+        let order = |input: &source::Input| *input == Input::Adopt;
+        for input in source_inputs().into_iter().filter(|input| !order(input)) {
             assert!(source.step(input).is_empty(), "{input:?}");
         }
         assert!(source.relinquished());
@@ -511,4 +547,32 @@ proptest! {
         prop_assert!(!said.contains(&Action::Commit));
         prop_assert_ne!(source.ended(), Some(End::HandedOver));
     }
+}
+
+#[test]
+fn a_vm_is_taken_back_only_when_nothing_more_can_be_heard() {
+    use source::{Action, End, Input};
+    for steps in 0..=RELINQUISHED {
+        let mut source = source_after(steps);
+        assert_eq!(source.step(Input::Adopt), [], "after {steps}");
+    }
+    let mut heard = source_after(RELINQUISHED);
+    heard.step(Input::ResumedHeard);
+    assert_eq!(heard.step(Input::Adopt), [], "the destination has the VM");
+
+    let mut source = source_after(RELINQUISHED);
+    source.step(Input::LinkLost);
+    for written in [Written::Refused, Written::Unknown] {
+        assert_eq!(source.step(Input::Adopt), [Action::JournalAdopted]);
+        assert_eq!(source.step(Input::AdoptionWritten(written)), []);
+        assert!(source.relinquished(), "nothing runs before it is durable");
+    }
+    assert_eq!(source.step(Input::Adopt), [Action::JournalAdopted]);
+    assert_eq!(source.step(Input::Adopt), [], "one order at a time");
+    assert_eq!(
+        source.step(Input::AdoptionWritten(Written::Durable)),
+        [Action::StopLogging, Action::RecordEnd(End::TakenBack)]
+    );
+    assert!(!source.relinquished());
+    assert_eq!(source.step(Input::Adopt), []);
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Shutdown, TcpStream},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -22,7 +22,8 @@ use super::{
 use crate::memory::SlotTable;
 
 /// SlotTable, State, Commit: no more is read from the control connection, so that nothing can be
-/// queued up.
+/// queued up. Besides these any number of Echo, one at a time: the next frame is read when it is
+/// answered.
 const CONTROL_FRAMES: u32 = 3;
 
 /// Connections so far, and what came over them.
@@ -40,8 +41,13 @@ pub(super) struct Link {
     /// What the source was told of it, and when.
     pub(super) told: Option<u32>,
     pub(super) told_at: Instant,
+    /// Bytes of it that were last published, and when.
+    pub(super) published: u64,
+    pub(super) published_at: Instant,
     /// CPU time of populating, once it is over.
     pub(super) populate_cpu: Duration,
+    /// Lets the reader of the control connection go on after an Echo.
+    answered: Option<mpsc::Sender<()>>,
     control_reader: Option<JoinHandle<()>>,
     receivers: Vec<JoinHandle<()>>,
 }
@@ -58,7 +64,10 @@ impl Link {
             populate: None,
             told: None,
             told_at: Instant::now(),
+            published: 0,
+            published_at: Instant::now(),
             populate_cpu: Duration::ZERO,
+            answered: None,
             control_reader: None,
             receivers: Vec::new(),
         }
@@ -74,6 +83,17 @@ impl Link {
         }
     }
 
+    /// Answers an Echo: an append to the journal here takes so long.
+    pub(super) fn answer_echo(&mut self, synced: Duration) -> Result<(), ApiError> {
+        let nanos = u64::try_from(synced.as_nanos()).unwrap_or(u64::MAX);
+        self.say(Kind::EchoAck, 0, &nanos.to_le_bytes())?;
+        if let Some(answered) = &self.answered {
+            // A reader that has ended has nothing to wait for.
+            answered.send(()).unwrap_or_default();
+        }
+        Ok(())
+    }
+
     /// Closes the data streams and waits for their threads: after that nothing from the network
     /// reaches the VM's memory.
     pub(super) fn close_data(&mut self) {
@@ -85,6 +105,7 @@ impl Link {
 
     pub(super) fn close(mut self) {
         self.close_data();
+        self.answered = None;
         if let Some((stream, _)) = &self.control {
             shut_down(stream);
         }
@@ -136,11 +157,20 @@ impl DestinationDriver {
         match role {
             StreamRole::Control => {
                 link.control = Some((ours, writer));
+                let (answered, answers) = mpsc::channel();
+                link.answered = Some(answered);
                 let thread = builder.spawn(move || {
-                    for _ in 0..CONTROL_FRAMES {
+                    let mut left = CONTROL_FRAMES;
+                    while left > 0 {
                         let frame = reader.frame(&mut stream).map_err(ApiError::from);
                         let last = frame.is_err();
+                        let echo = matches!(&frame, Ok((header, _)) if header.kind == Kind::Echo);
                         if sender.send(Note::Control(frame)).is_err() || last {
+                            return;
+                        }
+                        if !echo {
+                            left -= 1;
+                        } else if answers.recv().is_err() {
                             return;
                         }
                     }

@@ -12,14 +12,19 @@ use super::{
     super::{
         cpu_time::thread_cpu_time,
         receiver::Event,
-        wire::{Header, Kind, WireError},
+        wire::{ECHO_SINCE, Header, Kind, WireError},
     },
     link::Link,
     parts::{DestinationDriver, Note},
     work::{Work, was_told},
 };
-use crate::handover::{payload::check_slots, protocol::destination::Input};
+use crate::{
+    handover::{payload::check_slots, protocol::destination::Input},
+    machine::SyncProbe,
+};
 
+/// How far populating is, is published this often.
+const SHOW: Duration = Duration::from_millis(100);
 /// The source is told at least this often how far populating is, so that it does not take it for
 /// silence.
 const STILL_HERE: Duration = Duration::from_secs(5);
@@ -49,6 +54,11 @@ impl DestinationDriver {
         payload: Vec<u8>,
         work: &mut Work,
     ) -> Result<Option<Input>, ApiError> {
+        if header.kind == Kind::Echo && self.versions.protocol >= ECHO_SINCE {
+            let synced = self.synced(work);
+            work.link.answer_echo(synced)?;
+            return Ok(None);
+        }
         let link = &mut work.link;
         match header.kind {
             Kind::SlotTable if !link.table_seen => {
@@ -74,6 +84,15 @@ impl DestinationDriver {
         }
     }
 
+    /// How long an append to the journal takes here; nothing when that cannot be measured.
+    fn synced(&self, work: &mut Work) -> Duration {
+        if work.probe.is_none() {
+            work.probe = self.machine.sync_probe().ok();
+        }
+        let measured = work.probe.as_mut().map(SyncProbe::measure);
+        measured.and_then(Result::ok).unwrap_or_default()
+    }
+
     /// Tells the source how far the memory is; says so once all of it is there.
     pub(super) fn populated(&self, work: &mut Work) -> Result<Option<Input>, ApiError> {
         let link = &mut work.link;
@@ -81,6 +100,15 @@ impl DestinationDriver {
             return Ok(None);
         };
         let percent = populate.percent().map_err(no_memory)?;
+        // Whether or not the source is there yet: who waits for this migration sees it.
+        let bytes = populate.bytes();
+        let due = link.published_at.elapsed() >= SHOW || percent == 100;
+        if due && bytes != link.published {
+            self.side
+                .update(|progress| progress.populated_bytes = bytes);
+            link.published = bytes;
+            link.published_at = Instant::now();
+        }
         if !link.table_seen {
             return Ok(None);
         }

@@ -36,7 +36,7 @@ impl DestinationDriver {
             .with("page", page));
         }
         let bytes = std::mem::take(&mut work.state);
-        let state = VmState::decode(self.versions.protocol, &bytes)?;
+        let state = VmState::decode(&bytes)?;
         if let Some(theirs) = &state.digests {
             compare(&work.link.intake.digests(), theirs)?;
         }

@@ -7,7 +7,7 @@ use slat_proto::ApiError;
 use super::{super::wire::TOLD, link::Link};
 use crate::{
     handover::protocol::{Why, destination::Input},
-    machine::Switchover,
+    machine::{Switchover, SyncProbe},
     memory::SlotTable,
 };
 
@@ -22,6 +22,8 @@ pub(super) struct Work {
     pub(super) link: Link,
     /// When the machine was last told that time has passed.
     pub(super) ticked: Instant,
+    /// Sees how long an append to the journal takes, once the source wants to know.
+    pub(super) probe: Option<SyncProbe>,
     /// The source's state as it came.
     pub(super) state: Vec<u8>,
     /// How the VM left the source.
@@ -38,6 +40,7 @@ impl Work {
             started: Instant::now(),
             link: Link::new(table, verify),
             ticked: Instant::now(),
+            probe: None,
             state: Vec::new(),
             left: Switchover {
                 run: false,

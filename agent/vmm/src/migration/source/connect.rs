@@ -1,4 +1,5 @@
-//! Opens the source's connections and introduces them.
+//! Opens the source's connections, introduces them, and measures what lies between: a limit on
+//! downtime that cannot be met is refused here.
 //!
 //! The [`Breaker`] watches each before its first read, so a cancel ends whatever blocks on it. Of
 //! the control connection only the reading ends: it can still say Abort.
@@ -6,21 +7,24 @@
 use std::{
     net::{Shutdown, TcpStream},
     sync::{Arc, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use slat_proto::{ApiError, Reason};
+use slat_proto::{ApiError, Reason, v1::migration_decision::Action};
 
 use super::{
     super::{
         breaker::Breaker,
+        convergence::Convergence,
+        estimate::{Estimator, Prediction},
         sender::{BandwidthPacer, Counters, Sender, Shared},
         socket::{self, broken_off, configure},
         wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError},
     },
     link::Link,
+    measure::{Meter, unreachable_limit},
     parts::SourceDriver,
-    work::Work,
+    work::{Course, Next, Work},
 };
 use crate::handover::payload;
 
@@ -34,7 +38,9 @@ impl SourceDriver {
     /// destination has its memory. What is open is in `work` even when the rest failed.
     pub(super) fn connect(&self, work: &mut Work) -> Result<(), ApiError> {
         let breaker = Arc::clone(&work.breaker);
+        let begun = Instant::now();
         let control = self.open(StreamRole::Control, &breaker)?;
+        let introduced = begun.elapsed();
         let shared = Arc::new(Shared {
             counters: Counters::default(),
             breaker: Arc::clone(&breaker),
@@ -43,6 +49,7 @@ impl SourceDriver {
         });
         let (report, reports) = mpsc::channel();
         let link = work.link.insert(Link::new(control, shared, reports));
+        link.introduced = Some(introduced);
         for number in 0..self.params.streams {
             let (stream, writer, _) = self.open(StreamRole::Data(number as u16), &breaker)?;
             let sender = Sender::spawn(
@@ -55,6 +62,23 @@ impl SourceDriver {
             .map_err(|error| self.unreachable(&error))?;
             link.senders.push(sender);
         }
+        let estimator = Estimator::new(self.remembered.as_ref(), self.machine.last_pause());
+        let mut course = Course {
+            convergence: Convergence::new(self.params, estimator),
+            meter: Meter::default(),
+            iteration: 0,
+            next: Next::Bulk,
+            predicted: Prediction::default(),
+            forced: false,
+            went_back: 0,
+        };
+        self.measure_first(link, &mut course.meter, &mut course.convergence)?;
+        // Before the destination takes its memory, and before a page is sent.
+        if let Some((cause, least)) = course.convergence.out_of_reach() {
+            self.side.decide(0, Action::GiveUp, cause.clone());
+            return Err(unreachable_limit(&cause, &least, &self.params));
+        }
+        work.course = Some(course);
         link.send(
             Kind::SlotTable,
             0,

@@ -10,7 +10,7 @@ use slat_proto::ApiError;
 
 use super::super::{
     sender::{Report, Sender, Shared},
-    socket::{Patient, broken_off},
+    socket::{Patient, broken_off, readable},
     wire::{FrameReader, FrameWriter, Kind, WireError},
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Link {
     reader: FrameReader,
     /// A frame was cut off on the control connection: none can follow.
     cut: bool,
+    /// How long the introduction of the control connection took, for a peer without Echo.
+    pub(super) introduced: Option<Duration>,
     pub(super) senders: Vec<Sender>,
     pub(super) reports: mpsc::Receiver<Report>,
     pub(super) shared: Arc<Shared>,
@@ -41,6 +43,7 @@ impl Link {
             writer,
             reader,
             cut: false,
+            introduced: None,
             senders: Vec::new(),
             reports,
             shared,
@@ -65,6 +68,12 @@ impl Link {
         if !self.cut {
             drop(self.writer.send(&mut self.control, Kind::Abort, 0, payload));
         }
+    }
+
+    /// Waits until there is something to read on the control connection; false when `time` has
+    /// passed.
+    pub(super) fn hears(&self, time: Duration) -> Result<bool, ApiError> {
+        Ok(readable(&self.control, time).map_err(WireError::from)?)
     }
 
     /// The next control frame, which must be `kind`: its count and payload.

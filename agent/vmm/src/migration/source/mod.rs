@@ -3,8 +3,9 @@
 //!
 //! What comes after what is decided by [`protocol::source`](crate::handover::protocol::source);
 //! this is how it is done. `parts` is what a side is made from, `link` holds the connections that
-//! `connect` opens, `work` is what the actions have led to, `precopy` runs the iterations,
-//! `switchover` is the blackout, `end` undoes or completes.
+//! `connect` opens, `work` is what the actions have led to, `measure` sees what a switchover will
+//! cost, `flight` is one iteration on its way, `precopy` runs the iterations, `switchover` is the
+//! blackout, `end` undoes or completes, `adopt` takes a VM back that was given away.
 //!
 //! # Undoing
 //! Any failure before RELINQUISHED ends with the vCPUs resumed, dirty logging off, the destination
@@ -15,9 +16,12 @@
 //! The coordinator may be blocked when a cancel comes: on a connection, between two attempts, in a
 //! digest. All of that is broken off by one [`Breaker`], which the side's interrupt reaches.
 
+mod adopt;
 mod connect;
 mod end;
+mod flight;
 mod link;
+mod measure;
 mod parts;
 mod precopy;
 mod switchover;
@@ -30,8 +34,8 @@ use std::{
 
 use slat_proto::v1::TransferPhase;
 
-pub(crate) use self::parts::SourceDriver;
-use self::work::Work;
+pub(crate) use self::{adopt::take_back, parts::SourceDriver};
+use self::{switchover::Outcome, work::Work};
 use super::breaker::Breaker;
 use crate::{
     handover::protocol::{
@@ -68,20 +72,25 @@ impl SourceDriver {
             self.side
                 .keep_record(self.machine.dir(), &self.side.transfer());
         }
+        self.side.leave();
     }
 
     fn carry_out(&self, action: Action, work: &mut Work) -> Option<Input> {
         match action {
             Action::Precopy => {
-                let decided = self.precopy(work).map(|precopied| {
-                    work.precopied = Some(precopied);
-                    Input::SwitchoverDecided
-                });
-                Some(work.input(decided))
+                let decided = self.precopy(work);
+                Some(work.input(decided.map(|()| Input::SwitchoverDecided)))
             }
             Action::SwitchOver => {
                 let blackout = self.switch_over(work);
-                Some(work.input(blackout.map(|()| Input::StateSent)))
+                Some(work.input(blackout.map(|outcome| match outcome {
+                    Outcome::StateSent => Input::StateSent,
+                    Outcome::Overran => Input::Overran,
+                })))
+            }
+            Action::GoBack => {
+                let back = self.go_back(work);
+                Some(work.input(back.map(|()| Input::WentBack)))
             }
             Action::AwaitReady => {
                 let ready = self.await_ready(work);
@@ -127,8 +136,8 @@ impl SourceDriver {
                 self.record_kept(why, work);
                 None
             }
-            // Carried out where it was asked for: this thread may be what is blocked.
-            Action::Interrupt => None,
+            // Carried out where they are asked for: this thread may be what is blocked, or gone.
+            Action::Interrupt | Action::JournalAdopted | Action::RecordEnd(End::TakenBack) => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the source's side is made from.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use slat_proto::{
     ApiError,
@@ -24,13 +24,29 @@ pub(crate) struct SourceDriver {
     pub(crate) epoch: u64,
     pub(crate) versions: v1::ChosenVersions,
     pub(crate) filter: Arc<dyn PageFilter>,
+    /// What earlier migrations between the two hosts measured.
+    pub(crate) remembered: Option<v1::RememberedCosts>,
+}
+
+/// When things began.
+#[derive(Clone, Copy)]
+pub(super) struct Started {
+    /// This side, with the wait for the destination's memory.
+    pub(super) migration: Instant,
+    /// The first page.
+    pub(super) transfer: Instant,
+}
+
+/// The migration's reader of dirty pages.
+pub(super) fn cursor() -> Result<CursorName, ApiError> {
+    // Cursors of API callers have a name space of their own: a caller's of the same name is
+    // another.
+    CursorName::from_id("slat-migration")
 }
 
 impl SourceDriver {
     pub(super) fn cursor(&self) -> Result<CursorName, ApiError> {
-        // Cursors of API callers have a name space of their own: a caller's of the same name is
-        // another.
-        CursorName::from_id("slat-migration")
+        cursor()
     }
 
     pub(super) fn iteration(&self) -> u32 {

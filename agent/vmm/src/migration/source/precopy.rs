@@ -1,26 +1,27 @@
 //! Precopy: the bulk iteration, then iterations over what the guest wrote, until [`Convergence`]
 //! decides. A harvest is acknowledged only when the destination has the iteration that carried it.
+//!
+//! A switchover that took too long comes back here with what it had begun: the last pages become
+//! one more iteration, and their harvest is acknowledged like any other.
 
-use std::{
-    sync::{Arc, atomic::Ordering, mpsc},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use slat_proto::{
     ApiError, Reason,
     model::{CursorName, OnTimeout, PAGE_SIZE, proto_duration},
-    v1::{self, TransferPhase, migration_decision::Action},
+    v1::{TransferPhase, migration_decision::Action},
 };
 
 use super::{
     super::{
         convergence::{Convergence, Finished, Verdict},
         sender::Iteration,
-        wire::{Kind, WireError},
     },
+    flight::{Flight, Landed},
     link::Link,
-    parts::SourceDriver,
-    work::{Precopied, Started, Work},
+    measure::unreachable_limit,
+    parts::{SourceDriver, Started},
+    work::{Course, Next, Work},
 };
 use crate::memory::DirtyBatch;
 
@@ -29,40 +30,69 @@ const PUBLISH: Duration = Duration::from_millis(100);
 
 impl SourceDriver {
     /// Until the VM is to be switched over; an error when it should rather stay.
-    pub(super) fn precopy(&self, work: &mut Work) -> Result<Precopied, ApiError> {
-        let started = work.started();
-        let link = work.link()?;
+    pub(super) fn precopy(&self, work: &mut Work) -> Result<(), ApiError> {
         let cursor = self.cursor()?;
-        self.machine.dirty().attach(&cursor)?;
-        self.side.enter(TransferPhase::Precopy);
-        let mut convergence = Convergence::new(self.params);
-        let mut pages = Iteration::bulk(self.machine.memory().table().slots());
-        let mut acknowledge = None;
+        let (started, link, course) = work.under_way()?;
+        if course.next.is_bulk() {
+            self.machine.dirty().attach(&cursor)?;
+            self.side.enter(TransferPhase::Precopy);
+        }
         loop {
-            let iteration = pages.number;
-            let (bytes, duration) =
-                self.send_iteration(link, pages, false, &convergence, started)?;
-            if let Some(batch) = acknowledge.take() {
+            let (mut flight, batch) = match std::mem::replace(&mut course.next, Next::Harvest) {
+                Next::Bulk => {
+                    let pages = Iteration::bulk(self.machine.memory().table().slots());
+                    (self.take_off(link, pages), None)
+                }
+                Next::Iteration(pages, batch) => (self.take_off(link, pages), Some(batch)),
+                Next::Flight(flight, batch) => (flight, Some(batch)),
+                Next::Harvest => {
+                    let batch = self.harvest(&cursor, &mut course.convergence)?;
+                    let (number, id) = (course.iteration, batch.batch);
+                    (self.take_off(link, self.pages_of(number, batch)), Some(id))
+                }
+            };
+            let landed = self.follow(link, &mut flight, &course.convergence, started)?;
+            if let Some(batch) = batch {
                 self.machine.dirty().acknowledge(&cursor, batch)?;
             }
-            let batch = self.machine.dirty().harvest(&cursor)?;
+            course.convergence.estimator.sent(landed.bytes, landed.busy);
+            let iteration = flight.iteration;
+            self.measure_again(link, &mut course.meter, &mut course.convergence, iteration)?;
+            let batch = self.harvest(&cursor, &mut course.convergence)?;
+            course.convergence.estimator.runs(self.machine.runs());
             let dirty_bytes = batch.pages * PAGE_SIZE;
-            let verdict = convergence.judge(&Finished {
+            let verdict = course.convergence.judge(&Finished {
                 iteration,
-                bytes,
-                duration,
                 dirty_bytes,
                 elapsed: started.migration.elapsed(),
             });
-            self.note_dirty(iteration, &batch, duration, &convergence);
-            if self.decide(iteration, verdict, dirty_bytes, &convergence)? {
-                return Ok(Precopied {
-                    convergence,
-                    iteration: iteration + 1,
-                });
+            self.note_dirty(iteration, batch.pages, landed.duration, &course.convergence);
+            course.iteration = iteration + 1;
+            course.predicted = course.convergence.estimator.predict(dirty_bytes);
+            if self.decide(iteration, verdict, dirty_bytes, course)? {
+                // Its bits come back with the harvest of the switchover.
+                return Ok(());
             }
-            acknowledge = Some(batch.batch);
-            pages = self.iteration_of(iteration + 1, batch);
+            let id = batch.batch;
+            course.next = Next::Iteration(self.pages_of(iteration + 1, batch), id);
+        }
+    }
+
+    /// Until the destination has the iteration.
+    fn follow(
+        &self,
+        link: &mut Link,
+        flight: &mut Flight,
+        convergence: &Convergence,
+        started: Started,
+    ) -> Result<Landed, ApiError> {
+        loop {
+            let landed = self.advance(link, flight, PUBLISH)?;
+            self.publish_flight(link, flight, Some(&convergence.estimator), started);
+            if landed {
+                return Ok(self.land(link, flight, false));
+            }
+            self.check_time(flight.iteration, started)?;
         }
     }
 
@@ -72,7 +102,7 @@ impl SourceDriver {
         iteration: u32,
         verdict: Verdict,
         dirty_bytes: u64,
-        convergence: &Convergence,
+        course: &mut Course,
     ) -> Result<bool, ApiError> {
         match verdict {
             Verdict::Continue(cause) => {
@@ -85,6 +115,7 @@ impl SourceDriver {
             }
             Verdict::ForceSwitchover(cause) => {
                 self.side.decide(iteration, Action::ForceSwitchover, cause);
+                course.forced = true;
                 Ok(true)
             }
             Verdict::TimedOut(cause) => {
@@ -95,120 +126,49 @@ impl SourceDriver {
                 ))
             }
             Verdict::NotConverging(cause) => {
+                Err(self.not_converging(iteration, cause, dirty_bytes, &course.convergence))
+            }
+            Verdict::Unreachable(cause, least) => {
                 self.side.decide(iteration, Action::GiveUp, cause.clone());
-                let bandwidth = convergence.bandwidth().unwrap_or(0.0) as u64;
-                Err(ApiError::new(Reason::NotConverging, cause)
-                    .with("dirty_bytes", dirty_bytes)
-                    .with("bandwidth_bytes_per_second", bandwidth)
-                    .with(
-                        "advice",
-                        "raise --max-downtime or --streams, or use --on-timeout force-switchover",
-                    ))
+                Err(unreachable_limit(&cause, &least, &self.params))
             }
         }
     }
 
-    fn iteration_of(&self, number: u32, batch: DirtyBatch) -> Iteration {
+    /// Gives up: it does not converge.
+    pub(super) fn not_converging(
+        &self,
+        iteration: u32,
+        cause: String,
+        dirty_bytes: u64,
+        convergence: &Convergence,
+    ) -> ApiError {
+        self.side.decide(iteration, Action::GiveUp, cause.clone());
+        let bandwidth = convergence.estimator.bandwidth().unwrap_or(0.0) as u64;
+        ApiError::new(Reason::NotConverging, cause)
+            .with("dirty_bytes", dirty_bytes)
+            .with("bandwidth_bytes_per_second", bandwidth)
+            .with(
+                "advice",
+                "raise --max-downtime or --streams, or use --on-timeout force-switchover",
+            )
+    }
+
+    /// The pages of a harvest as an iteration.
+    pub(super) fn pages_of(&self, number: u32, batch: DirtyBatch) -> Iteration {
         Iteration::of(number, batch, &self.machine.memory().table())
     }
 
-    /// Harvests what is left while the VM is paused. The last batch was not acknowledged, so this
-    /// has that one and all that came since.
-    pub(super) fn last_iteration(
+    /// Harvests. A batch that was not acknowledged comes back in the next one.
+    pub(super) fn harvest(
         &self,
         cursor: &CursorName,
-        iteration: u32,
-    ) -> Result<Iteration, ApiError> {
+        convergence: &mut Convergence,
+    ) -> Result<DirtyBatch, ApiError> {
+        let begun = Instant::now();
         let batch = self.machine.dirty().harvest(cursor)?;
-        Ok(self.iteration_of(iteration, batch))
-    }
-
-    /// Sends an iteration on all streams and waits until the destination has it. Returns its bytes
-    /// of pages and its duration.
-    pub(super) fn send_iteration(
-        &self,
-        link: &mut Link,
-        pages: Iteration,
-        last: bool,
-        convergence: &Convergence,
-        started: Started,
-    ) -> Result<(u64, Duration), ApiError> {
-        let iteration = pages.number;
-        let total = pages.bytes();
-        let shared = Arc::clone(&link.shared);
-        let counters = &shared.counters;
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let before = (
-            load(&counters.bytes),
-            load(&counters.pages_normal),
-            load(&counters.pages_zero),
-        );
-        let begin = Instant::now();
-        self.side.update(|progress| {
-            progress.iteration = iteration;
-            progress.remaining_bytes = total;
-            progress.expected_downtime = Some(proto_duration(convergence.expected_downtime(total)));
-        });
-        let pages = Arc::new(pages);
-        for sender in &link.senders {
-            sender.start(&pages);
-        }
-        let mut working = link.senders.len();
-        while working > 0 {
-            match link.reports.recv_timeout(PUBLISH) {
-                Ok((_, Ok(()))) => working -= 1,
-                Ok((_, Err(error))) => return Err(link.last_word(error)),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(ApiError::new(Reason::Internal, "the sender threads ended"));
-                }
-            }
-            let sent_pages =
-                load(&counters.pages_normal) - before.1 + load(&counters.pages_zero) - before.2;
-            let sent = sent_pages * PAGE_SIZE;
-            let bytes = load(&counters.bytes) - before.0;
-            let seconds = begin.elapsed().as_secs_f64().max(1e-6);
-            self.side.update(|progress| {
-                progress.remaining_bytes = total.saturating_sub(sent);
-                progress.bytes_transferred = load(&counters.bytes);
-                progress.pages_normal = load(&counters.pages_normal);
-                progress.pages_zero = load(&counters.pages_zero);
-                progress.throughput_bytes_per_second = (bytes as f64 / seconds) as u64;
-                progress.transfer_time = Some(proto_duration(started.transfer.elapsed()));
-                if !last && convergence.bandwidth().is_some() {
-                    progress.expected_downtime = Some(proto_duration(
-                        convergence.expected_downtime(total.saturating_sub(sent)),
-                    ));
-                }
-            });
-            if !last {
-                self.check_time(iteration, started)?;
-            }
-        }
-        let (acknowledged, _) = link.receive(Kind::IterAck)?;
-        if acknowledged != iteration {
-            return Err(WireError::corrupt(
-                "iteration",
-                format!("{acknowledged} acknowledged, {iteration} sent"),
-            )
-            .into());
-        }
-        let duration = begin.elapsed();
-        let bytes = load(&counters.bytes) - before.0;
-        let normal = load(&counters.pages_normal) - before.1;
-        self.side.update(|progress| {
-            progress.iterations.push(v1::MigrationIteration {
-                iteration,
-                bytes_transferred: bytes,
-                pages_normal: normal,
-                pages_zero: load(&counters.pages_zero) - before.2,
-                duration: Some(proto_duration(duration)),
-                r#final: last,
-                remaining_bytes_start: total,
-                ..Default::default()
-            });
-        });
-        Ok((bytes, duration))
+        convergence.estimator.harvested(begun.elapsed());
+        Ok(batch)
     }
 
     /// Convergence is judged at an iteration's end, but time that is up is up: on a slow wire an
@@ -233,24 +193,26 @@ impl SourceDriver {
     fn note_dirty(
         &self,
         iteration: u32,
-        batch: &DirtyBatch,
+        dirty_pages: u64,
         duration: Duration,
         convergence: &Convergence,
     ) {
-        let dirty_bytes = batch.pages * PAGE_SIZE;
-        let expected = convergence.expected_downtime(dirty_bytes);
+        let dirty_bytes = dirty_pages * PAGE_SIZE;
+        let estimator = &convergence.estimator;
+        let expected = estimator.expected_downtime(dirty_bytes).map(proto_duration);
         self.side.update(|progress| {
             progress.remaining_bytes = dirty_bytes;
             progress.dirty_rate_bytes_per_second =
                 (dirty_bytes as f64 / duration.as_secs_f64().max(1e-6)) as u64;
-            progress.expected_downtime = Some(proto_duration(expected));
+            progress.expected_downtime = expected;
+            progress.prediction = Some(estimator.message(iteration, dirty_bytes));
             if let Some(last) = progress
                 .iterations
                 .last_mut()
                 .filter(|last| last.iteration == iteration)
             {
-                last.dirty_pages = batch.pages;
-                last.expected_downtime = Some(proto_duration(expected));
+                last.dirty_pages = dirty_pages;
+                last.expected_downtime = expected;
             }
         });
     }

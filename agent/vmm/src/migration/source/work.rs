@@ -8,8 +8,11 @@ use std::{
 use slat_proto::{ApiError, Reason};
 
 use super::{
-    super::{breaker::Breaker, convergence::Convergence},
+    super::{breaker::Breaker, convergence::Convergence, estimate::Prediction, sender::Iteration},
+    flight::Flight,
     link::Link,
+    measure::Meter,
+    parts::Started,
 };
 use crate::{
     handover::{
@@ -28,27 +31,46 @@ pub(super) struct Work {
     /// When the first page went.
     pub(super) transfer: Instant,
     pub(super) link: Option<Link>,
-    pub(super) precopied: Option<Precopied>,
+    pub(super) course: Option<Course>,
     pub(super) blackout: Option<Blackout>,
     pub(super) resumed: Option<Resumed>,
     /// The first thing that failed here.
     pub(super) fault: Option<ApiError>,
 }
 
-/// Precopy has done what it can.
-pub(super) struct Precopied {
+/// How precopy stands, across switchovers that were tried.
+pub(super) struct Course {
     pub(super) convergence: Convergence,
-    /// Of the last pages.
+    pub(super) meter: Meter,
+    /// Number of the next iteration.
     pub(super) iteration: u32,
+    /// What it has.
+    pub(super) next: Next,
+    /// The downtime as predicted when the switchover was decided.
+    pub(super) predicted: Prediction,
+    /// The user prefers the move, whatever the downtime.
+    pub(super) forced: bool,
+    /// Switchovers that went back.
+    pub(super) went_back: u32,
 }
 
-/// When things began.
-#[derive(Clone, Copy)]
-pub(super) struct Started {
-    /// This side, with the wait for the destination's memory.
-    pub(super) migration: Instant,
-    /// The first page.
-    pub(super) transfer: Instant,
+/// What the next iteration has.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// All memory.
+    Bulk,
+    /// The pages of a batch.
+    Iteration(Iteration, u64),
+    /// It is under way, with the pages of a batch.
+    Flight(Flight, u64),
+    /// What a harvest will bring.
+    Harvest,
+}
+
+impl Next {
+    pub(super) fn is_bulk(&self) -> bool {
+        matches!(self, Self::Bulk)
+    }
 }
 
 /// What is known of the blackout so far.
@@ -76,7 +98,7 @@ impl Work {
             begun,
             transfer: begun,
             link: None,
-            precopied: None,
+            course: None,
             blackout: None,
             resumed: None,
             fault: None,
@@ -94,6 +116,15 @@ impl Work {
         self.link
             .as_mut()
             .ok_or_else(|| ApiError::new(Reason::Internal, "there is no connection"))
+    }
+
+    /// What precopy and switchover work with.
+    pub(super) fn under_way(&mut self) -> Result<(Started, &mut Link, &mut Course), ApiError> {
+        let started = self.started();
+        match (&mut self.link, &mut self.course) {
+            (Some(link), Some(course)) => Ok((started, link, course)),
+            _ => Err(ApiError::new(Reason::Internal, "there is no connection")),
+        }
     }
 
     /// Keeps what failed first; later failures follow from it.

@@ -1,9 +1,8 @@
 //! Frames between the two sides of a migration.
 //!
 //! # Protocol
-//! Version 2 sends State in sections, version 1 in one piece; nothing else differs. Both ends chose
-//! the version before a connection is opened ([`crate::handover::preamble`]), and every frame
-//! carries it.
+//! Version 3 has Echo, version 2 has not; nothing else differs. Both ends chose the version before a
+//! connection is opened ([`crate::handover::preamble`]), and every frame carries it.
 //!
 //! The source opens one control connection and N data connections. The first frame on each is
 //! `Hello` with the ticket that the destination gave out through the control plane; anything else
@@ -13,6 +12,8 @@
 //! source                         destination
 //!   Hello (each connection)  ->
 //!                            <-  HelloAck
+//!   Echo (control)           ->                       at any time before State, one at a time
+//!                            <-  EchoAck              how long an append to its journal takes
 //!   SlotTable (control)      ->                       equals what PrepareIncoming announced
 //!                            <-  Populated (control)  per cent of memory, until it is 100
 //!   Pages, Zero … (data)     ->                       iteration n, split over the streams
@@ -24,6 +25,8 @@
 //!   Commit                   ->                       journalled Relinquished(e)
 //!                            <-  Resumed              journalled Owned(e+1), vCPUs run
 //! ```
+//! An iteration is the last when State follows it: the destination does not tell them apart, so a
+//! source may stop its vCPUs, send the last pages, and go on with another iteration after all.
 //! Iterations never overlap, so an older copy of a page never replaces a newer one. Before `Commit`
 //! either side may send `Abort` (reason, message) on the control connection, and closes it.
 //!
@@ -81,6 +84,11 @@ pub(crate) const MAX_FRAME_PAGES: u32 = 256;
 pub(crate) const MAX_RUNS: u32 = MAX_FRAME_PAGES;
 /// Bytes of one run.
 pub(crate) const RUN: usize = 8;
+/// The first protocol with Echo.
+pub(crate) const ECHO_SINCE: u32 = 3;
+/// Bytes of an EchoAck: nanoseconds of an append to the destination's journal (u64), 0 when it
+/// could not be measured.
+pub(crate) const ECHO_ACK: usize = 8;
 /// Bytes of a page.
 pub(crate) const PAGE: usize = slat_proto::model::PAGE_SIZE as usize;
 
@@ -108,10 +116,12 @@ pub(crate) enum Kind {
     Resumed = 11,
     Abort = 12,
     Populated = 13,
+    Echo = 14,
+    EchoAck = 15,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 15] = [
         Kind::Hello,
         Kind::HelloAck,
         Kind::SlotTable,
@@ -125,6 +135,8 @@ impl Kind {
         Kind::Resumed,
         Kind::Abort,
         Kind::Populated,
+        Kind::Echo,
+        Kind::EchoAck,
     ];
 
     /// Most payload bytes of a frame of this kind.
@@ -137,12 +149,14 @@ impl Kind {
             Kind::State => MAX_STATE,
             Kind::Resumed => MAX_RESUMED,
             Kind::Abort => MAX_ABORT,
+            Kind::EchoAck => ECHO_ACK as u32,
             Kind::HelloAck
             | Kind::IterEnd
             | Kind::IterAck
             | Kind::Ready
             | Kind::Commit
-            | Kind::Populated => 0,
+            | Kind::Populated
+            | Kind::Echo => 0,
         }
     }
 }

@@ -17,6 +17,10 @@ impl Monitor for Machine {
         self.name()
     }
 
+    fn uid(&self) -> Option<String> {
+        self.uid()
+    }
+
     fn host(&self) -> &HostName {
         self.host()
     }

@@ -33,6 +33,8 @@ pub(crate) use self::transfers::{Transfers, Watched};
 pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
     /// The one VM that it runs, or will run. Does not block.
     fn name(&self) -> &VmName;
+    /// The identity of that VM; `None` before it is known. Does not block.
+    fn uid(&self) -> Option<String>;
     /// The host that it runs on. Does not block.
     fn host(&self) -> &HostName;
     /// The VM now; `None` before it exists and after it was deleted.

@@ -44,6 +44,11 @@ pub(crate) trait Transfers: fmt::Debug + Send + Sync + 'static {
     ) -> Result<v1::Transfer, ApiError>;
     /// Tells a destination in doubt what the source's journal says.
     fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError>;
+    /// Takes back a VM that was given away, on an operator's order.
+    fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError>;
     /// Forgets a side whose outcome is stored; a source that gave its VM away ends.
     fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError>;
 }
@@ -54,4 +59,6 @@ pub(crate) struct Watched {
     pub(crate) changes: watch::Receiver<u64>,
     /// The side now. Does not block.
     pub(crate) now: Box<dyn Fn() -> v1::Transfer + Send + Sync>,
+    /// Its phase now. Does not block.
+    pub(crate) phase: Box<dyn Fn() -> v1::TransferPhase + Send + Sync>,
 }

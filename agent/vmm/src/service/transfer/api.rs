@@ -1,14 +1,14 @@
 //! `TransferService` over a monitor's [`Transfers`]: names are read, blocking calls go to blocking
 //! threads, and a watch is a task that ends with its side or its watcher.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
     model::MigrationName,
-    v1::{self, TransferRole, transfer_service_server::TransferService},
+    v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
@@ -17,6 +17,10 @@ use crate::handover::side::has_ended;
 
 /// A watcher that does not read holds up its own task after this many messages, nothing else.
 const WATCH_BUFFER: usize = 4;
+/// A watcher hears figures no more often than this.
+const FIGURES_EVERY: Duration = Duration::from_millis(100);
+/// And the lists of iterations and decisions.
+const HISTORIES_EVERY: Duration = Duration::from_secs(1);
 
 /// The service over one monitor's sides.
 #[derive(Clone, Debug)]
@@ -127,6 +131,14 @@ impl TransferService for TransferApi {
         Ok(Response::new(resolved.await?))
     }
 
+    async fn adopt_transfer(
+        &self,
+        request: Request<v1::AdoptTransferRequest>,
+    ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
+        let adopted = self.blocking(move |transfers| transfers.adopt(request.get_ref()));
+        Ok(Response::new(adopted.await?))
+    }
+
     async fn release_transfer(
         &self,
         request: Request<v1::ReleaseTransferRequest>,
@@ -139,19 +151,45 @@ impl TransferService for TransferApi {
     }
 }
 
-/// Sends the side at each change, until it has ended or nobody listens.
+/// Sends the side at each change, until it has ended or nobody listens. A new phase goes out at
+/// once, figures after [`FIGURES_EVERY`], histories with a new phase and otherwise after
+/// [`HISTORIES_EVERY`].
 async fn follow(watched: Watched, sender: mpsc::Sender<Result<v1::Transfer, Status>>) {
-    let Watched { mut changes, now } = watched;
+    let mut changes = watched.changes.clone();
+    let mut sent: Option<(TransferPhase, Instant)> = None;
     loop {
         changes.mark_unchanged();
-        let transfer = now();
-        let last = has_ended(transfer.phase());
-        if sender.send(Ok(transfer)).await.is_err() || last {
+        let mut transfer = (watched.now)();
+        let phase = transfer.phase();
+        match sent {
+            Some((before, at)) if before == phase && at.elapsed() < HISTORIES_EVERY => {
+                if let Some(progress) = &mut transfer.progress {
+                    progress.omit_histories();
+                }
+            }
+            _ => sent = Some((phase, Instant::now())),
+        }
+        let next = Instant::now() + FIGURES_EVERY;
+        if sender.send(Ok(transfer)).await.is_err() || has_ended(phase) {
             return;
         }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            () = sender.closed() => return,
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+            if (watched.phase)() != phase || Instant::now() >= next {
+                break;
+            }
+            // Figures only: they wait, unless a new phase comes.
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => break,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+            if (watched.phase)() != phase {
+                break;
+            }
         }
     }
 }

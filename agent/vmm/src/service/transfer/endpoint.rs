@@ -1,13 +1,14 @@
 //! The sides of migrations that this process takes part in, and what is needed to talk to them.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, VmName},
+    model::{MigrationName, NamedVm, VmName},
     v1::{self, TransferPhase, TransferRole},
 };
 
@@ -34,10 +35,18 @@ pub(super) struct Incoming {
     pub(super) versions: v1::ChosenVersions,
 }
 
+/// Spent tickets that are remembered; a request that is later than so many migrations is not
+/// expected.
+const SPENT: usize = 64;
+
 #[derive(Debug, Default)]
 pub(super) struct Sides {
     pub(super) incoming: Option<Incoming>,
     pub(super) outgoing: Option<Arc<Side<Source>>>,
+    /// Tickets that a source's side began with, the last at the back. A ticket is good for one
+    /// side: a request that arrives once more, after its side has ended and was released, must not
+    /// begin a handover that the server has called cancelled.
+    spent: VecDeque<[u8; TICKET]>,
 }
 
 /// The service over one machine.
@@ -92,17 +101,29 @@ impl TransferEndpoint {
             }
         };
         side.filter(|side| side.migration() == migration)
-            .ok_or_else(|| {
-                ApiError::new(
-                    Reason::NoSuchMigration,
-                    format!(
-                        "{} has no {} side of {migration}",
-                        self.vm,
-                        role.as_str_name()
-                    ),
-                )
-                .with("migration", migration)
-            })
+            .ok_or_else(|| self.unknown(migration, role))
+    }
+
+    pub(super) fn unknown(&self, migration: &MigrationName, role: TransferRole) -> ApiError {
+        ApiError::new(
+            Reason::NoSuchMigration,
+            format!(
+                "{} has no {} side of {migration}",
+                self.vm,
+                role.as_str_name()
+            ),
+        )
+        .with("migration", migration)
+    }
+
+    /// The VM's identity; empty before that is known.
+    pub(super) fn uid(&self) -> String {
+        self.machine.uid().unwrap_or_default()
+    }
+
+    /// Whether a request means this VM.
+    pub(super) fn is_meant(&self, name: &str, uid: &str) -> Result<(), ApiError> {
+        NamedVm::of(name, uid, "")?.check(&self.vm, &self.uid(), self.machine.host())
     }
 
     /// Forgets a side that has ended.
@@ -148,6 +169,19 @@ impl TransferEndpoint {
 }
 
 impl Sides {
+    /// Whether a source's side began with this ticket.
+    pub(super) fn is_spent(&self, ticket: &[u8; TICKET]) -> bool {
+        self.spent.contains(ticket)
+    }
+
+    /// A source's side begins with this ticket.
+    pub(super) fn spend(&mut self, ticket: [u8; TICKET]) {
+        if self.spent.len() == SPENT {
+            self.spent.pop_front();
+        }
+        self.spent.push_back(ticket);
+    }
+
     /// Forgets a side, unless another has taken its place meanwhile.
     pub(super) fn remove(&mut self, migration: &MigrationName, role: TransferRole) {
         if role == TransferRole::Source {

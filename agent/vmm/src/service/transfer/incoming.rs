@@ -80,7 +80,12 @@ impl TransferEndpoint {
         }
         self.machine.begin_incoming(&migration, vm, &slots)?;
         let total = slots.iter().map(|slot| slot.bytes()).sum();
-        let side = Arc::new(Side::new(&migration, &self.vm, vm.epoch, total));
+        let side = Arc::new(Side::new(
+            &migration,
+            (&self.vm, vm.uid.clone()),
+            vm.epoch,
+            total,
+        ));
         let from = From {
             params,
             epoch: vm.epoch,

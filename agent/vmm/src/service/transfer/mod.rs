@@ -16,9 +16,13 @@ mod outgoing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_downtime;
+#[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
 mod tests_software;
+
+use std::sync::Arc;
 
 use slat_proto::{
     ApiError,
@@ -58,8 +62,10 @@ impl Transfers for TransferEndpoint {
 
     fn watch(&self, migration: &MigrationName, role: TransferRole) -> Result<Watched, ApiError> {
         let side = self.find(migration, role)?;
+        let shown = Arc::clone(&side);
         Ok(Watched {
             changes: side.watch(),
+            phase: Box::new(move || shown.phase()),
             now: Box::new(move || side.transfer()),
         })
     }
@@ -77,6 +83,13 @@ impl Transfers for TransferEndpoint {
 
     fn resolve(&self, request: &v1::ResolveTransferRequest) -> Result<v1::Transfer, ApiError> {
         self.resolve(request)
+    }
+
+    fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError> {
+        self.adopt(request)
     }
 
     fn release(&self, migration: &MigrationName, role: TransferRole) -> Result<(), ApiError> {

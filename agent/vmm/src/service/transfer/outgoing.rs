@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, PAGE_SIZE, VmName, VmSpec},
-    v1::{self, TransferPhase},
+    model::{MigrationName, MigrationParams, NamedVm, PAGE_SIZE, VmSpec},
+    v1::{self, TransferPhase, TransferRole},
 };
 
 use super::endpoint::TransferEndpoint;
@@ -15,7 +15,10 @@ use crate::{
         protocol::source::Source,
         side::{Side, has_ended},
     },
-    migration::{source::SourceDriver, wire::TICKET},
+    migration::{
+        source::{SourceDriver, take_back},
+        wire::TICKET,
+    },
 };
 
 /// What a side needs to know of its destination.
@@ -25,6 +28,7 @@ struct Towards {
     params: MigrationParams,
     epoch: u64,
     versions: v1::ChosenVersions,
+    remembered: Option<v1::RememberedCosts>,
 }
 
 impl TransferEndpoint {
@@ -34,12 +38,7 @@ impl TransferEndpoint {
         request: &v1::DescribeOutgoingRequest,
     ) -> Result<v1::DescribeOutgoingResponse, ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
-        if VmName::parse(&request.vm)? != self.vm {
-            return Err(ApiError::bad_parameter(
-                "vm",
-                format_args!("this process is {}'s", self.vm),
-            ));
-        }
+        self.is_meant(&request.vm, &request.vm_uid)?;
         let vm = self.machine.describe_outgoing(&migration, request.epoch)?;
         let spec = vm.spec.clone().unwrap_or_default();
         let backend = VmSpec::from_resource(&spec)?
@@ -55,12 +54,14 @@ impl TransferEndpoint {
         })
     }
 
-    /// Starts sending. Idempotent for the same migration.
+    /// Starts sending. Idempotent for the same migration, until its side is released; afterwards
+    /// the same request is refused with GRANT_INVALID.
     pub(super) fn start(
         &self,
         request: &v1::StartOutgoingRequest,
     ) -> Result<v1::Transfer, ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
+        self.is_meant(&request.vm, &request.vm_uid)?;
         let params = MigrationParams::from_message(request.params.as_ref())?;
         let address = request.data_address.parse().map_err(|_| {
             ApiError::bad_parameter(
@@ -86,6 +87,15 @@ impl TransferEndpoint {
         {
             return Ok(side.transfer());
         }
+        if self.sides().is_spent(&ticket) {
+            return Err(ApiError::new(
+                Reason::GrantInvalid,
+                format!("{migration} has begun here before, and ended; this request is late"),
+            )
+            .with("migration", &migration)
+            .with("vm", &self.vm)
+            .with("advice", "begin a new migration"));
+        }
         // Before the side of another migration is replaced: it may still be asked about.
         self.machine.describe_outgoing(&migration, request.epoch)?;
         if let Some(other) = before.as_ref().filter(|side| !has_ended(side.phase())) {
@@ -98,7 +108,12 @@ impl TransferEndpoint {
             .with("advice", "wait for the migration or cancel it"));
         }
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
-        let side = Arc::new(Side::new(&migration, &self.vm, request.epoch, total));
+        let side = Arc::new(Side::new(
+            &migration,
+            (&self.vm, self.uid()),
+            request.epoch,
+            total,
+        ));
         // Known from the moment it may begin: whoever asks meanwhile is not told that there is
         // none.
         self.sides().outgoing = Some(Arc::clone(&side));
@@ -108,6 +123,7 @@ impl TransferEndpoint {
             params,
             epoch: request.epoch,
             versions,
+            remembered: request.remembered,
         };
         let begun = self.begin(&side, towards);
         if let Err(error) = begun {
@@ -118,7 +134,28 @@ impl TransferEndpoint {
             );
             return Err(error);
         }
+        self.sides().spend(ticket);
         Ok(side.transfer())
+    }
+
+    /// Takes the VM back that the source's side gave away.
+    pub(super) fn adopt(
+        &self,
+        request: &v1::AdoptTransferRequest,
+    ) -> Result<v1::AdoptTransferResponse, ApiError> {
+        let migration = MigrationName::parse(&request.migration)?;
+        NamedVm::of("", &request.vm_uid, "")?.check(&self.vm, &self.uid(), self.machine.host())?;
+        // One order at a time, and none while another side begins.
+        let _starting = self.starting();
+        let side = self.sides().outgoing.clone();
+        let side = side
+            .filter(|side| *side.migration() == migration)
+            .ok_or_else(|| self.unknown(&migration, TransferRole::Source))?;
+        take_back(&self.machine, &side, request.epoch)?;
+        Ok(v1::AdoptTransferResponse {
+            vm: self.machine.snapshot(),
+            transfer: Some(side.transfer()),
+        })
     }
 
     fn begin(&self, side: &Arc<Side<Source>>, towards: Towards) -> Result<(), ApiError> {
@@ -133,6 +170,7 @@ impl TransferEndpoint {
             epoch: towards.epoch,
             versions: towards.versions,
             filter: Arc::clone(&self.filter),
+            remembered: towards.remembered,
         };
         if let Err(error) = std::thread::Builder::new()
             .name("outgoing".to_owned())

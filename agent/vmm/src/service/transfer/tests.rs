@@ -85,7 +85,7 @@ pub(super) async fn ended(endpoint: &TransferEndpoint, role: TransferRole) -> v1
     wait(endpoint, role, |transfer| has_ended(transfer.phase())).await
 }
 
-async fn prepare(
+pub(super) async fn prepare(
     vm: &FakeVm,
     to: &TransferEndpoint,
     params: &MigrationParams,
@@ -129,7 +129,17 @@ pub(super) async fn start(
     prepared: &v1::PrepareIncomingResponse,
     params: &MigrationParams,
 ) {
-    let request = v1::StartOutgoingRequest {
+    api(from)
+        .start_outgoing(start_request(prepared, params))
+        .await
+        .unwrap();
+}
+
+fn start_request(
+    prepared: &v1::PrepareIncomingResponse,
+    params: &MigrationParams,
+) -> Request<v1::StartOutgoingRequest> {
+    Request::new(v1::StartOutgoingRequest {
         migration: name().to_string(),
         vm: "vms/web".into(),
         data_address: prepared.data_address.clone(),
@@ -138,11 +148,7 @@ pub(super) async fn start(
         epoch: 1,
         versions: prepared.versions,
         ..Default::default()
-    };
-    api(from)
-        .start_outgoing(Request::new(request))
-        .await
-        .unwrap();
+    })
 }
 
 /// A running VM whose pages are not all zero.
@@ -163,7 +169,7 @@ fn ownership(vm: &FakeVm) -> Ownership {
         .ownership
 }
 
-fn state(vm: &FakeVm) -> v1::vm::State {
+pub(super) fn state(vm: &FakeVm) -> v1::vm::State {
     vm.machine.snapshot().unwrap().state()
 }
 
@@ -216,6 +222,9 @@ async fn a_writing_vm_moves_whole() {
         stop.store(true, Ordering::SeqCst);
         assert!(guest.join().unwrap() > 0);
         assert_eq!(there.phase(), TransferPhase::Completed, "{there:?}");
+        let memory = there.progress.as_ref().unwrap();
+        assert!(memory.total_bytes > 0);
+        assert_eq!(memory.populated_bytes, memory.total_bytes);
         assert_eq!(here.phase(), TransferPhase::Completed, "{here:?}");
         let progress = here.progress.unwrap();
         assert_eq!(
@@ -259,9 +268,9 @@ async fn neighbours_speak_the_older_protocol() {
         ..MigrationParams::default()
     };
     let mut older = preamble::describe(BackendKind::Software, Vec::new());
-    older.protocol = Some(v1::VersionRange { min: 1, max: 1 });
+    older.protocol = Some(v1::VersionRange { min: 1, max: 2 });
     let prepared = prepare_from(&source, &to, &params, older).await;
-    assert_eq!(prepared.versions.unwrap().protocol, 1);
+    assert_eq!(prepared.versions.unwrap().protocol, 2);
     start(&from, &prepared, &params).await;
     let there = ended(&to, TransferRole::Destination).await;
     let here = ended(&from, TransferRole::Source).await;
@@ -453,4 +462,43 @@ pub(super) fn one_stream() -> MigrationParams {
         streams: 1,
         ..MigrationParams::default()
     }
+}
+
+/// A request that is delivered once more after its side ended and was released begins nothing: the
+/// server may have called the migration cancelled on the strength of that end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_arrives_again_after_its_release_begins_nothing() {
+    let (source, destination) = (running(), fake::empty());
+    let (from, to) = (endpoint(&source), endpoint(&destination));
+    let slow = MigrationParams {
+        max_bandwidth: Some(1 << 20),
+        ..MigrationParams::default()
+    };
+    let prepared = prepare(&source, &to, &slow).await;
+    start(&from, &prepared, &slow).await;
+    let cancel = v1::CancelTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+        error: None,
+    };
+    api(&from)
+        .cancel_transfer(Request::new(cancel))
+        .await
+        .unwrap();
+    ended(&from, TransferRole::Source).await;
+    let release = v1::ReleaseTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+    };
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
+    let late = api(&from)
+        .start_outgoing(start_request(&prepared, &slow))
+        .await;
+    let refused = slat_proto::ApiError::from(late.unwrap_err());
+    assert_eq!(refused.reason, Reason::GrantInvalid, "{refused}");
+    assert!(from.find(&name(), TransferRole::Source).is_err());
+    assert_eq!(state(&source), v1::vm::State::Running);
 }

@@ -48,7 +48,7 @@ impl ByHand {
             data_address: self.listener.local_addr().unwrap().to_string(),
             ticket: vec![7; 32],
             versions: Some(v1::ChosenVersions {
-                protocol: 2,
+                protocol: 3,
                 state: 1,
             }),
             ..v1::PrepareIncomingResponse::default()
@@ -58,8 +58,8 @@ impl ByHand {
     fn accept(&self) -> Connection {
         let (mut stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut reader = FrameReader::new(2, 1);
-        let mut writer = FrameWriter::new(2, 1);
+        let mut reader = FrameReader::new(3, 1);
+        let mut writer = FrameWriter::new(3, 1);
         let (header, payload) = reader.frame(&mut stream).unwrap();
         assert_eq!(header.kind, Kind::Hello);
         let role = Hello::decode(&payload).unwrap().role;
@@ -77,14 +77,27 @@ impl ByHand {
         let (mut control, data) = (self.accept(), self.accept());
         assert_eq!(control.role, StreamRole::Control);
         assert_eq!(data.role, StreamRole::Data(0));
-        assert_eq!(control.hear(), Kind::SlotTable);
-        (control, data)
+        loop {
+            match control.hear() {
+                Kind::Echo => control.tell(Kind::EchoAck, &1000_u64.to_le_bytes()),
+                kind => {
+                    assert_eq!(kind, Kind::SlotTable);
+                    return (control, data);
+                }
+            }
+        }
     }
 }
 
 impl Connection {
     fn hear(&mut self) -> Kind {
         self.reader.frame(&mut self.stream).unwrap().0.kind
+    }
+
+    fn tell(&mut self, kind: Kind, payload: &[u8]) {
+        self.writer
+            .send(&mut self.stream, kind, 0, payload)
+            .unwrap();
     }
 
     fn say(&mut self, kind: Kind, count: u32) {
@@ -247,7 +260,7 @@ fn a_side_that_is_forgotten_takes_no_other_with_it() {
     let side = |id: &str| {
         std::sync::Arc::new(crate::handover::side::Side::new(
             &MigrationName::parse(id).unwrap(),
-            source.machine.name(),
+            (source.machine.name(), "u".into()),
             1,
             0,
         ))
@@ -258,4 +271,140 @@ fn a_side_that_is_forgotten_takes_no_other_with_it() {
     from.sides()
         .remove(&MigrationName::parse("m2").unwrap(), TransferRole::Source);
     assert!(from.sides().outgoing.is_none());
+}
+
+/// Plays the destination up to COMMIT, then is gone without a word.
+fn takes_commit_and_dies(destination: &ByHand) {
+    let (mut control, mut data) = destination.connections();
+    control.say(Kind::Populated, 100);
+    let acknowledging = {
+        let mut writer = control.writer;
+        let mut stream = control.stream.try_clone().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((header, _)) = data.reader.frame(&mut data.stream) {
+                if header.kind == Kind::IterEnd {
+                    writer
+                        .send(&mut stream, Kind::IterAck, header.count, &[])
+                        .unwrap();
+                }
+                // Nothing follows the final iteration but the state, on the control connection.
+                if header.kind == Kind::IterEnd && header.count > 0 {
+                    break;
+                }
+            }
+            (writer, data)
+        })
+    };
+    let heard =
+        |control: &mut FrameReader, stream: &mut TcpStream| control.frame(stream).unwrap().0.kind;
+    assert_eq!(heard(&mut control.reader, &mut control.stream), Kind::State);
+    let (mut writer, _data) = acknowledging.join().unwrap();
+    writer
+        .send(&mut control.stream, Kind::Ready, 0, &[])
+        .unwrap();
+    assert_eq!(
+        heard(&mut control.reader, &mut control.stream),
+        Kind::Commit
+    );
+}
+
+fn adopt_request(uid: &str, epoch: u64) -> Request<v1::AdoptTransferRequest> {
+    Request::new(v1::AdoptTransferRequest {
+        migration: "m1".into(),
+        vm_uid: uid.into(),
+        epoch,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_nobody_answers_for_is_taken_back_on_an_order_and_runs_above_the_other_epoch() {
+    let source = running();
+    let from = endpoint(&source);
+    let uid = source.machine.uid().unwrap();
+    let destination = ByHand::new();
+    start(&from, &destination.prepared(), &one_stream()).await;
+    let early = api(&from).adopt_transfer(adopt_request(&uid, 3)).await;
+    assert_eq!(
+        ApiError::from(early.unwrap_err()).reason,
+        Reason::VmState,
+        "it was not given away"
+    );
+    tokio::task::spawn_blocking(move || takes_commit_and_dies(&destination))
+        .await
+        .unwrap();
+    // The coordinator notices that no answer comes, and leaves.
+    let side = from.sides().outgoing.clone().unwrap();
+    let left = async {
+        while !side.has_left() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, left).await.unwrap();
+    assert_eq!(side.phase(), TransferPhase::Relinquished);
+    assert_eq!(
+        source.machine.resume().unwrap_err().reason,
+        Reason::StaleEpoch
+    );
+
+    let refusal = |asked: Result<_, tonic::Status>| ApiError::from(asked.unwrap_err()).reason;
+    let asked = api(&from).adopt_transfer(adopt_request("another", 3)).await;
+    assert_eq!(refusal(asked.map(drop)), Reason::NoSuchVm);
+    let asked = api(&from).adopt_transfer(adopt_request(&uid, 2)).await;
+    assert_eq!(
+        refusal(asked.map(drop)),
+        Reason::StaleEpoch,
+        "the destination may have that epoch"
+    );
+    source.disk.set_broken(true);
+    let asked = api(&from).adopt_transfer(adopt_request(&uid, 3)).await;
+    assert_eq!(refusal(asked.map(drop)), Reason::Journal);
+    assert!(
+        source.machine.resume().is_err(),
+        "nothing runs before the entry is durable"
+    );
+    source.disk.set_broken(false);
+
+    for _ in 0..2 {
+        let adopted = api(&from).adopt_transfer(adopt_request(&uid, 3)).await;
+        let adopted = adopted.unwrap().into_inner();
+        let (vm, side) = (adopted.vm.unwrap(), adopted.transfer.unwrap());
+        assert_eq!((vm.state(), vm.epoch), (v1::vm::State::Paused, 3));
+        assert!(!vm.dirty_logging && vm.migration.is_empty());
+        assert_eq!(
+            (side.phase(), side.vm_uid.as_str()),
+            (TransferPhase::Cancelled, uid.as_str())
+        );
+    }
+    let entries = slat_record::journal::contents(&source.machine.dir().journal())
+        .unwrap()
+        .entries;
+    let epoch = 3;
+    assert_eq!(
+        entries.last(),
+        Some(&slat_record::journal::Entry::Adopted { uid, epoch })
+    );
+    assert_eq!(
+        source.machine.dir().transfers().unwrap()[0].phase(),
+        TransferPhase::Cancelled,
+        "what is on disk says so too"
+    );
+    // It is a VM like any other.
+    assert_eq!(
+        source.machine.resume().unwrap().state(),
+        v1::vm::State::Running
+    );
+    let release = v1::ReleaseTransferRequest {
+        migration: "m1".into(),
+        role: TransferRole::Source.into(),
+    };
+    api(&from)
+        .release_transfer(Request::new(release))
+        .await
+        .unwrap();
+    assert_eq!(
+        source.machine.snapshot().unwrap().state(),
+        v1::vm::State::Running,
+        "a release ends the side, not the VM"
+    );
+    source.machine.delete().unwrap();
 }

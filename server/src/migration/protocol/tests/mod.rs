@@ -110,6 +110,28 @@ fn stored(phase: Phase) -> Durable {
 }
 
 #[test]
+fn a_source_that_went_back_to_precopy_is_shown_there_and_its_silence_is_doubt() {
+    let mut rig = Rig::precopy();
+    rig.source(SidePhase::Switchover);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+    rig.source(SidePhase::Precopy);
+    assert_eq!(rig.protocol.phase(), Phase::PrecopyActive);
+    assert!(
+        rig.protocol.durable().switched,
+        "it may begin another at any moment"
+    );
+    rig.source(SidePhase::Switchover);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+    // A late word of the source does not hide that the destination is READY.
+    rig.step(Input::Heard(
+        Side::Destination,
+        Report::new(SidePhase::Ready),
+    ));
+    rig.source(SidePhase::Precopy);
+    assert_eq!(rig.protocol.phase(), Phase::Switchover);
+}
+
+#[test]
 fn a_migration_that_works() {
     let mut rig = Rig::starting();
     assert_eq!(rig.answer(Action::Start, side(SidePhase::Preparing)), []);
@@ -305,6 +327,24 @@ fn the_frozen_copy_outlives_a_destination_that_died_after_the_commit() {
 }
 
 #[test]
+fn a_frozen_copy_that_an_operator_took_back_ends_like_any_side() {
+    let mut rig = died_after_the_commit();
+    rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    assert!(rig.protocol.keeps_source());
+    assert!(!rig.asked.contains(&Action::ReleaseSource));
+    rig.source(SidePhase::Cancelled);
+    assert!(
+        rig.asked.contains(&Action::ReleaseSource),
+        "a later migration of the VM waits for it: {:?}",
+        rig.asked
+    );
+    rig.answer(Action::ReleaseSource, Answer::Done);
+    rig.answer(Action::ReleaseDestination, Answer::Done);
+    assert!(rig.protocol.finished() && !rig.protocol.keeps_source());
+    assert_eq!(rig.protocol.phase(), Phase::Failed, "what was said stands");
+}
+
+#[test]
 fn a_vm_is_lost_when_the_sources_process_is_gone_too() {
     let mut asked = died_after_the_commit();
     asked.answer(Action::AskSourceCopy, Answer::Copy { gone: true });
@@ -387,6 +427,49 @@ fn a_restart_before_the_source_was_told_asks_nobody_whether_it_began() {
         [Action::CancelDestination]
     );
     assert_eq!(cancelled.protocol.stored().phase, Phase::Cancelled);
+}
+
+#[test]
+fn a_restarted_server_waits_for_a_silent_host_no_longer_than_its_patience() {
+    let durable = Durable {
+        start: Start::Never,
+        ..stored(Phase::Preparing)
+    };
+    for (silent, side) in [
+        (Action::Describe, Side::Source),
+        (Action::Prepare, Side::Destination),
+    ] {
+        let mut rig = Rig::new(&durable);
+        rig.step(Input::Retry);
+        assert!(rig.protocol.awaits_hosts());
+        for patient in [true, false] {
+            if !patient {
+                rig.step(Input::PatienceOver);
+                assert_eq!(rig.protocol.phase(), Phase::Preparing);
+            }
+            if silent == Action::Prepare {
+                rig.answer(Action::Describe, Answer::Done);
+            }
+            rig.answer(silent, Answer::Silent);
+            if patient {
+                assert_eq!(rig.protocol.phase(), Phase::Preparing, "{silent:?}");
+                rig.step(Input::Retry);
+            }
+        }
+        let stored = rig.protocol.stored();
+        assert_eq!(
+            (stored.phase, stored.location),
+            (Phase::Failed, Location::Source)
+        );
+        assert_eq!(rig.protocol.cause(), Some(Cause::Refused(side)));
+    }
+    // A source that may have been told to begin is waited for: it may have handed the VM over.
+    let mut started = Rig::new(&stored(Phase::Preparing));
+    started.step(Input::Retry);
+    started.step(Input::PatienceOver);
+    started.answer(Action::FollowSource, Answer::Silent);
+    assert_eq!(started.protocol.phase(), Phase::Preparing);
+    assert!(started.protocol.is_silent(Side::Source));
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         16 => (calls, answers()).prop_map(|(call, answer)| Input::Answered(call, answer)),
         1 => Just(Input::CancelRequested),
         1 => Just(Input::FiguresOverdue),
+        1 => Just(Input::PatienceOver),
         1 => Just(Input::DeleteRequested),
         3 => Just(Input::Retry),
     ]

@@ -362,7 +362,8 @@ impl World {
             130..=189 => self.advance(),
             190..=209 => self.feed(Input::Retry),
             210..=219 => self.crash(pick.is_multiple_of(2)),
-            220..=229 => self.feed(Input::CancelRequested),
+            220..=227 => self.feed(Input::CancelRequested),
+            228..=229 => self.feed(Input::PatienceOver),
             230..=231 => self.kill_destination(),
             232 => self.kill_source(),
             233..=235 => {

@@ -14,8 +14,8 @@ fn introduce(
     let ticket: [u8; TICKET] = prepared.ticket.as_slice().try_into().unwrap();
     let mut stream = TcpStream::connect(&prepared.data_address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut writer = FrameWriter::new(2, 1);
-    let mut reader = FrameReader::new(2, 1);
+    let mut writer = FrameWriter::new(3, 1);
+    let mut reader = FrameReader::new(3, 1);
     writer
         .send(
             &mut stream,
@@ -81,7 +81,7 @@ impl ByHand {
             digest: None,
             vcpus: b"fake vCPUs".to_vec(),
         };
-        self.control(Kind::State, &state.encode(2));
+        self.control(Kind::State, &state.encode());
         assert_eq!(self.answer(), Kind::Ready);
     }
 
@@ -235,7 +235,7 @@ async fn a_crowd_at_the_port_does_not_stop_the_clock() {
                 // Once the side has ended nobody listens.
                 if let Ok(mut stream) = TcpStream::connect(&address) {
                     let hello = Hello { ticket, role }.encode();
-                    let mut writer = FrameWriter::new(2, 1);
+                    let mut writer = FrameWriter::new(3, 1);
                     drop(writer.send(&mut stream, Kind::Hello, 0, &hello));
                 }
                 std::thread::sleep(Duration::from_millis(20));
@@ -396,7 +396,7 @@ async fn peers_without_the_ticket_cannot_disturb() {
     }
     .encode();
     let mut hello = Vec::new();
-    FrameWriter::new(2, 1)
+    FrameWriter::new(3, 1)
         .send(&mut hello, Kind::Hello, 0, &wrong)
         .unwrap();
     knock(b"GET / HTTP/1.1\r\n\r\n");

@@ -1,0 +1,224 @@
+//! `slat memory`: a VM's slots ([`slots`]), dirty pages ([`dirty`]), mappings and digest.
+//!
+//! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and
+//! leaves it unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe;
+//! `--watch` acknowledges each batch after printing it. A cursor keeps dirty logging on: a watch
+//! that made its cursor takes it away again when it ends.
+
+mod dirty;
+mod slots;
+
+use std::time::Duration;
+
+use dirty::DirtyArgs;
+use slat_proto::{json::to_json, model::PAGE_SIZE, v1};
+use slots::{SlotArgs, frames};
+
+use super::target::VmTarget;
+use crate::{
+    client::{ClientArgs, Session},
+    failure::Failure,
+    term::{
+        out,
+        table::{Cell, Table},
+        units::{GuestAddress, Size, Span},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  slat memory slots web
+  slat memory dirty web --watch                  pages as they are written
+  slat memory dirty web --cursor backup          one batch for a reader of that name
+  slat memory dirty web --cursor backup --stop   end it; dirty logging goes off with the last reader
+  slat memory invalidate web --base 0x200000 --size 2MiB
+  slat memory digest web                         the VM must be paused
+  slat memory add-slot web --slot 3 --base 4GiB --size 64MiB
+  slat memory move-slot web --slot 3 --base 8GiB
+  slat memory delete-slot web --slot 3";
+
+/// Options of `slat memory`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct MemoryArgs {
+    #[command(subcommand)]
+    what: What,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl MemoryArgs {
+    /// Its client options.
+    pub(crate) fn client(&self) -> &ClientArgs {
+        &self.client
+    }
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum What {
+    /// Show the memory slots
+    #[command(alias = "slot", after_help = EXAMPLES)]
+    Slots {
+        #[command(flatten)]
+        vm: VmTarget,
+    },
+    /// Show pages written since this reader last looked
+    #[command(after_help = EXAMPLES)]
+    Dirty(DirtyArgs),
+    /// Drop second-stage mappings; contents stay, the guest faults them in again
+    #[command(after_help = EXAMPLES)]
+    Invalidate {
+        #[command(flatten)]
+        vm: VmTarget,
+        /// First guest-physical address, as 0x200000 or 2MiB [default: everything]
+        #[arg(long, value_name = "ADDRESS", requires = "size")]
+        base: Option<GuestAddress>,
+        /// Length with its unit, as 64MiB: whole pages of 4KiB
+        #[arg(long, value_name = "SIZE", requires = "base")]
+        size: Option<Size>,
+    },
+    /// Show a digest of all memory, by slot; the VM must not run
+    #[command(after_help = EXAMPLES)]
+    Digest {
+        #[command(flatten)]
+        vm: VmTarget,
+    },
+    /// Add a slot of zeroes
+    #[command(after_help = EXAMPLES)]
+    AddSlot {
+        #[command(flatten)]
+        target: SlotArgs,
+        /// First guest-physical address, as 0x100000000 or 4GiB
+        #[arg(long, value_name = "ADDRESS")]
+        base: GuestAddress,
+        /// Length with its unit, as 64MiB: whole pages of 4KiB
+        #[arg(long, value_name = "SIZE")]
+        size: Size,
+        /// Refuse writes by the guest
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Take a slot away, its contents with it
+    #[command(after_help = EXAMPLES)]
+    DeleteSlot {
+        #[command(flatten)]
+        target: SlotArgs,
+    },
+    /// Move a slot to another address, its contents with it
+    #[command(after_help = EXAMPLES)]
+    MoveSlot {
+        #[command(flatten)]
+        target: SlotArgs,
+        /// New first guest-physical address, as 0x200000000 or 8GiB
+        #[arg(long, value_name = "ADDRESS")]
+        base: GuestAddress,
+    },
+}
+
+/// Runs one of them.
+pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
+    let session = Session::open(&args.client)?;
+    match args.what {
+        What::Slots { vm } => slots::list(&session, &vm).await,
+        What::Dirty(args) if args.stop => dirty::stop(&session, &args).await,
+        What::Dirty(args) if args.watch => dirty::watch(&session, &args).await,
+        What::Dirty(args) => dirty::once(&session, &args).await,
+        What::Invalidate { vm, base, size } => invalidate(&session, &vm, base, size).await,
+        What::Digest { vm } => digest(&session, &vm).await,
+        What::AddSlot {
+            target,
+            base,
+            size,
+            read_only,
+        } => slots::add(&session, &target, base.0, size.0, read_only).await,
+        What::DeleteSlot { target } => slots::delete(&session, &target).await,
+        What::MoveSlot { target, base } => slots::relocate(&session, &target, base.0).await,
+    }
+}
+
+async fn invalidate(
+    session: &Session,
+    target: &VmTarget,
+    base: Option<GuestAddress>,
+    size: Option<Size>,
+) -> Result<(), Failure> {
+    let range = match (base, size) {
+        (Some(base), Some(size)) => Some(v1::GfnRange {
+            gfn: frames("--base", base.0)?,
+            pages: frames("--size", size.0)?,
+        }),
+        _ => None,
+    };
+    let request = v1::InvalidateMemoryRequest {
+        vm: target.name(),
+        range,
+        uid: target.uid(),
+        host: target.host(),
+    };
+    let answer = session
+        .client
+        .memory()
+        .invalidate_memory(request)
+        .await
+        .map_err(|status| Failure::call(format!("invalidate memory of {target}"), status))?
+        .into_inner();
+    session.answer(
+        || to_json(&answer),
+        &target.name(),
+        || {
+            format!(
+                "{target}: mappings of {} dropped in {}",
+                Size(answer.pages.saturating_mul(PAGE_SIZE)),
+                Span(Duration::from_nanos(answer.duration_nanos))
+            )
+        },
+    )
+}
+
+async fn digest(session: &Session, target: &VmTarget) -> Result<(), Failure> {
+    let request = v1::DigestMemoryRequest {
+        vm: target.name(),
+        uid: target.uid(),
+        host: target.host(),
+    };
+    let answer = session
+        .client
+        .memory()
+        .digest_memory(request)
+        .await
+        .map_err(|status| Failure::call(format!("digest memory of {target}"), status))?
+        .into_inner();
+    session.answer(
+        || to_json(&answer),
+        &target.name(),
+        || {
+            let heads = ["SLOT", "DIGEST", "SIZE"];
+            let mut rows: Vec<Vec<Cell>> = answer
+                .slots
+                .iter()
+                .map(|slot| {
+                    vec![
+                        slot.slot.to_string().into(),
+                        slot.digest.as_str().into(),
+                        Size(slot.pages.saturating_mul(PAGE_SIZE))
+                            .to_string()
+                            .into(),
+                    ]
+                })
+                .collect();
+            rows.push(vec!["all".into(), answer.digest.as_str().into()]);
+            Table::new(&heads, out::stdout_colours()).render(&rows)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_whole_frames() {
+        assert_eq!(frames("--base", 4 << 30).unwrap(), 1 << 20);
+        assert_eq!(frames("--base", 4097).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,201 @@
+//! What to do next: the endpoint's own words where it gave some, else by reason; for a migration by
+//! what held it up. Advice names what can help: under a bandwidth cap the cap, not more streams.
+
+use slat_proto::{ApiError, Reason, v1};
+
+use super::options::in_options;
+
+/// For an answer.
+pub(super) fn of(error: &ApiError) -> String {
+    match error.metadata.get("advice") {
+        // Here the command can be named.
+        Some(_)
+            if error.reason == Reason::MigrationInProgress
+                && error.metadata.contains_key("migration") =>
+        {
+            by_reason(error)
+        }
+        Some(advice) if !advice.is_empty() => in_options(advice),
+        _ => by_reason(error),
+    }
+}
+
+/// For a migration that failed; empty when there is nothing to advise.
+pub(crate) fn migration(migration: &v1::Migration) -> String {
+    let Some(error) = &migration.error else {
+        return String::new();
+    };
+    let reason = Reason::parse(&error.reason);
+    let slow = matches!(
+        reason,
+        Some(Reason::NotConverging | Reason::CompletionTimeout | Reason::DowntimeUnreachable)
+    );
+    if slow {
+        return pace(migration);
+    }
+    if !error.advice.is_empty() {
+        return in_options(&error.advice);
+    }
+    reason.map_or_else(String::new, |reason| {
+        by_reason(&ApiError {
+            reason,
+            message: String::new(),
+            metadata: error.metadata.clone().into_iter().collect(),
+        })
+    })
+}
+
+/// For a migration that was too slow for its guest.
+fn pace(migration: &v1::Migration) -> String {
+    let params = migration.params.unwrap_or_default();
+    let progress = migration.progress.as_ref();
+    let rate = progress.map_or(0, |progress| progress.throughput_bytes_per_second);
+    let mut ways = Vec::new();
+    match params.max_bandwidth_bytes_per_second {
+        0 if params.streams > 0 && params.streams < 4 => {
+            ways.push(format!("more --streams than {}", params.streams));
+        }
+        0 => {}
+        // A cap that was not reached held nothing up.
+        cap if rate == 0 || rate >= cap / 2 => {
+            let cap = cap.div_ceil(1 << 20);
+            ways.push(format!("raise or drop --max-bandwidth (it was {cap}MiB/s)"));
+        }
+        _ => {}
+    }
+    ways.push("accept a longer --max-downtime".to_owned());
+    if params.on_timeout() != v1::migration_params::OnTimeout::ForceSwitchover {
+        ways.push("--on-timeout force-switchover".to_owned());
+    }
+    if migration
+        .error
+        .as_ref()
+        .is_some_and(|error| error.reason == "COMPLETION_TIMEOUT")
+    {
+        ways.push("allow a longer --max-total-time".to_owned());
+    }
+    ways.push("wait until the guest writes less".to_owned());
+    let mut text = ways.join(", or ");
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    text
+}
+
+fn by_reason(error: &ApiError) -> String {
+    let detail = |key: &str| error.metadata.get(key).map(String::as_str);
+    let advice = match error.reason {
+        Reason::NoSuchVm => "slat get vms",
+        Reason::NoSuchHost => "slat get hosts",
+        Reason::NoSuchMigration => "slat get migrations",
+        Reason::NoSuchLeftover => "slat get leftovers",
+        Reason::NoSuchSlot | Reason::BadSlotTable => "slat memory slots VM",
+        Reason::NoSuchCursor => "slat memory dirty VM --cursor NAME makes one",
+        Reason::NoSuchMethod => {
+            "ask another endpoint with --server; migrations are served by the server alone"
+        }
+        Reason::VmExists => "choose another name; slat get vms shows who has this one",
+        Reason::NameConflict => {
+            "slat get vms -o wide lists them; repeat with --uid UID, or with --host HOST"
+        }
+        Reason::HostNameTaken => "give one of the two agents another --name",
+        Reason::HostCordoned => "another host, or slat uncordon host NAME",
+        Reason::HostInUse => {
+            "stop its agent and move or delete its VMs first; --give-up-vms forgets VMs of a silent host"
+        }
+        Reason::GiveUpRequired => "repeat with --give-up when that may go",
+        Reason::DowntimeUnreachable => {
+            "accept a longer --max-downtime; the figure is the least that can be kept"
+        }
+        Reason::MessageTooLarge => "ask for less at once: one VM, one slot, a smaller page",
+        Reason::MessageUndecodable => "slat version at both ends: can they talk to each other?",
+        Reason::Store => "see the server's log and its state directory",
+        Reason::DiskFull => "free space there; what waits for it goes on by itself",
+        Reason::DescriptorsExhausted => "raise LimitNOFILE of that process; see its connections",
+        Reason::VmUnreachable => {
+            "slat get vm NAME; slat delete vm --uid UID --force ends its process"
+        }
+        Reason::VmRunning => "slat pause vm NAME",
+        Reason::VmNotRunning => "slat get vm NAME; slat start or resume vm NAME",
+        Reason::MigrationInProgress => match detail("migration") {
+            Some(migration) => {
+                return format!(
+                    "slat get migration {migration} --watch, or slat cancel {migration}"
+                );
+            }
+            None => "slat get migrations",
+        },
+        Reason::PeerUnreachable => {
+            "is it running? give the address of a server, agent or VM socket with --server or SLAT_SERVER"
+        }
+        Reason::HostUnreachable => "slat get hosts; start the agent there again",
+        Reason::StaleGeneration => "look at the slots again and repeat",
+        Reason::DstNoMemory | Reason::NoMemory | Reason::NoHost => {
+            "slat get hosts shows what is free; choose less memory or another host"
+        }
+        Reason::NotConverging | Reason::CompletionTimeout => {
+            "allow a longer --max-downtime, or --on-timeout force-switchover"
+        }
+        Reason::InDoubt => {
+            "bring either host back: its journal decides; nothing runs twice meanwhile"
+        }
+        _ => "",
+    };
+    advice.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slow(cap: u64, rate: u64) -> v1::Migration {
+        v1::Migration {
+            params: Some(v1::MigrationParams {
+                streams: 2,
+                max_bandwidth_bytes_per_second: cap,
+                ..Default::default()
+            }),
+            progress: Some(v1::MigrationProgress {
+                throughput_bytes_per_second: rate,
+                ..Default::default()
+            }),
+            error: Some(v1::MigrationError {
+                reason: "NOT_CONVERGING".into(),
+                advice: "raise max_downtime or streams".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn under_a_cap_the_cap_is_named_and_streams_are_not() {
+        let advice = migration(&slow(4 << 20, 4 << 20));
+        assert!(
+            advice.contains("--max-bandwidth (it was 4MiB/s)"),
+            "{advice}"
+        );
+        assert!(!advice.contains("--streams"), "{advice}");
+        let advice = migration(&slow(0, 4 << 20));
+        assert!(
+            advice.contains("--streams") && !advice.contains("--max-bandwidth"),
+            "{advice}"
+        );
+        let advice = migration(&slow(1 << 40, 4 << 20));
+        assert!(
+            !advice.contains("--max-bandwidth"),
+            "a cap far away: {advice}"
+        );
+    }
+
+    #[test]
+    fn other_failures_keep_the_words_they_came_with() {
+        let mut failed = slow(0, 0);
+        failed.error = Some(v1::MigrationError {
+            reason: "CONNECTION_LOST".into(),
+            advice: "raise max_total_time".into(),
+            ..Default::default()
+        });
+        assert_eq!(migration(&failed), "raise --max-total-time");
+    }
+}

@@ -1,0 +1,365 @@
+//! Who changed what: each call that changes something is logged once, at the endpoint where its
+//! caller asked, with target `audit`.
+//!
+//! | field | what |
+//! |---|---|
+//! | `peer` | address of the caller; of a Unix socket's caller, its user and process |
+//! | `method` | `slat.v1.VmService/DeleteVm` |
+//! | `what` | the names and switches in the request, as `name=vms/web force=true` |
+//! | `uid` | the VM's identity, from the request or else from the answer |
+//! | `result` | `OK`, the error's reason, or `CANCELLED` when the caller went away first |
+//! | `seconds` | from the request to the end of the answer |
+//!
+//! Everything is taken to change something but what [`READS`] lists, so a new method is logged
+//! before anybody thinks of it. The server asks agents, and agents ask VM processes, on behalf of a
+//! caller whom they have logged: such a call says so ([`RELAYED`]) and is logged at level DEBUG. An
+//! endpoint that nobody relays to ([`super::Endpoint::entry`]) does not believe it.
+//!
+//! One layer does it for all services: it reads the messages as they pass, up to a limit, by their
+//! descriptors. What comes from outside is bounded and escaped. The line is written by the drop of
+//! [`Entry`], which the answer's body owns: once, however the call ends.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use axum::{body::Body as AxumBody, response::Response};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body::{Body, Frame, SizeHint};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage as _, Value,
+};
+use tonic::Status;
+use tonic_types::StatusExt as _;
+use tower::Service;
+
+use crate::v1;
+
+/// The header of a call that is made on behalf of another one.
+pub(super) const RELAYED: &str = "slat-relayed";
+/// Methods that change nothing: beginnings of their names, and reports, which order nothing.
+const READS: [&str; 6] = ["Get", "List", "Watch", "Describe", "Digest", "ReportHost"];
+/// Of a message, so much is looked at.
+const LOOK_AT: usize = 4 << 20;
+/// Of a text from outside, so many characters are logged.
+const TEXT: usize = 128;
+/// Names in a request that say what it is about, where they are texts.
+const NAMES: [&str; 10] = [
+    "name",
+    "vm_id",
+    "vm",
+    "host",
+    "source",
+    "destination",
+    "migration",
+    "migration_id",
+    "cursor",
+    "address",
+];
+/// Messages inside a request that are looked into.
+const INSIDE: [&str; 3] = ["migration", "vm", "host"];
+/// Switches that are worth a word when they are on.
+const SWITCHES: [&str; 4] = ["validate_only", "force", "give_up", "give_up_vms"];
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer(pub(super) Arc<str>);
+
+struct Method {
+    name: String,
+    input: MessageDescriptor,
+    output: MessageDescriptor,
+}
+
+/// Methods that change something, by path.
+static CHANGES: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
+    // Our own descriptor set. Without it nothing could be served either.
+    let Ok(pool) = DescriptorPool::decode(v1::FILE_DESCRIPTOR_SET) else {
+        return BTreeMap::new();
+    };
+    let services: Vec<_> = pool.services().collect();
+    services
+        .iter()
+        .flat_map(|service| service.methods())
+        .filter(|method| !READS.iter().any(|read| method.name().starts_with(read)))
+        .map(|method| {
+            let name = format!("{}/{}", method.parent_service().full_name(), method.name());
+            let method = Method {
+                name: name.clone(),
+                input: method.input(),
+                output: method.output(),
+            };
+            (format!("/{name}"), method)
+        })
+        .collect()
+});
+
+/// What has passed of a body.
+#[derive(Clone, Debug, Default)]
+struct Passed(Arc<Mutex<(Vec<Bytes>, usize)>>);
+
+impl Passed {
+    fn add(&self, data: &Bytes) {
+        // Only whole pushes happen under it.
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if passed.1 <= LOOK_AT {
+            passed.1 += data.len();
+            passed.0.push(data.clone());
+        }
+    }
+
+    /// The first message in it: five bytes of flag and length come before.
+    fn message(&self, of: &MessageDescriptor) -> Option<DynamicMessage> {
+        let all = {
+            let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            passed.0.concat()
+        };
+        let (head, rest) = all.split_at_checked(5)?;
+        let length = u32::from_be_bytes(head.get(1..)?.try_into().ok()?);
+        let message = rest.get(..usize::try_from(length).ok()?)?;
+        DynamicMessage::decode(of.clone(), message).ok()
+    }
+}
+
+/// One call that changes something. Its drop writes the line.
+#[derive(Debug)]
+struct Entry {
+    method: &'static str,
+    input: MessageDescriptor,
+    output: MessageDescriptor,
+    peer: Arc<str>,
+    relayed: bool,
+    begun: Instant,
+    request: Passed,
+    answer: Passed,
+    result: Option<String>,
+}
+
+impl Entry {
+    /// Takes the result from headers or trailers, when they have one.
+    fn hear(&mut self, headers: &HeaderMap) {
+        let Some(status) = Status::from_header_map(headers) else {
+            return;
+        };
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        self.result = Some(match (status.code(), reason) {
+            (tonic::Code::Ok, _) => "OK".to_owned(),
+            (_, Some(reason)) => clean(&reason),
+            (code, None) => format!("{code:?}"),
+        });
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let asked = self.request.message(&self.input);
+        let what = asked.as_ref().map_or_else(String::new, what);
+        let uid = asked.as_ref().and_then(uid).or_else(|| {
+            let answered = self.answer.message(&self.output)?;
+            uid(&answered)
+        });
+        let uid = uid.unwrap_or_default();
+        let result = self.result.as_deref().unwrap_or("CANCELLED");
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let (method, peer) = (self.method, &*self.peer);
+        if self.relayed {
+            tracing::debug!(target: "audit", peer, method, what, uid, result, seconds, "a relayed call");
+        } else {
+            tracing::info!(target: "audit", peer, method, what, uid, result, seconds, "a call");
+        }
+    }
+}
+
+/// Bounded and escaped.
+fn clean(text: &str) -> String {
+    let bounded: String = text.chars().take(TEXT).collect();
+    bounded.escape_default().to_string()
+}
+
+fn text(message: &DynamicMessage, field: &str) -> Option<String> {
+    match message.get_field_by_name(field)?.as_ref() {
+        Value::String(text) if !text.is_empty() => Some(clean(text)),
+        _ => None,
+    }
+}
+
+fn inside(message: &DynamicMessage) -> impl Iterator<Item = DynamicMessage> {
+    INSIDE.into_iter().filter_map(|field| {
+        let field = message.descriptor().get_field_by_name(field)?;
+        if !message.has_field(&field) {
+            return None;
+        }
+        message.get_field(&field).as_message().cloned()
+    })
+}
+
+fn what(message: &DynamicMessage) -> String {
+    let mut words = Vec::new();
+    let of = |message: &DynamicMessage, words: &mut Vec<String>| {
+        for name in NAMES {
+            if let Some(text) = text(message, name) {
+                words.push(format!("{name}={text}"));
+            }
+        }
+    };
+    of(message, &mut words);
+    for inner in inside(message) {
+        of(&inner, &mut words);
+    }
+    for switch in SWITCHES {
+        let on = message
+            .get_field_by_name(switch)
+            .and_then(|value| value.as_bool());
+        if on == Some(true) {
+            words.push(format!("{switch}=true"));
+        }
+    }
+    words.join(" ")
+}
+
+fn uid(message: &DynamicMessage) -> Option<String> {
+    let of = |message: &DynamicMessage| text(message, "vm_uid").or_else(|| text(message, "uid"));
+    of(message).or_else(|| inside(message).find_map(|inner| of(&inner)))
+}
+
+/// A request's body, noted as it passes.
+struct Asked {
+    inner: AxumBody,
+    passed: Passed,
+}
+
+/// An answer's body, noted as it passes, and the call it ends.
+struct Answered {
+    inner: AxumBody,
+    entry: Entry,
+}
+
+impl Body for Asked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.passed.add(data);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            if let Some(data) = frame.data_ref() {
+                self.entry.answer.add(data);
+            }
+            if let Some(trailers) = frame.trailers_ref() {
+                self.entry.hear(trailers);
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Logs the calls of the service inside. See the module.
+#[derive(Clone)]
+pub(super) struct Audit<S> {
+    inner: S,
+    /// Nobody relays to this endpoint.
+    entry: bool,
+}
+
+impl<S> fmt::Debug for Audit<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Audit").finish_non_exhaustive()
+    }
+}
+
+impl<S> Audit<S> {
+    pub(super) fn new(inner: S, entry: bool) -> Self {
+        Self { inner, entry }
+    }
+}
+
+impl<S> Service<Request<AxumBody>> for Audit<S>
+where
+    S: Service<Request<AxumBody>, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<AxumBody>) -> Self::Future {
+        let Some(method) = CHANGES.get(request.uri().path()) else {
+            return Box::pin(self.inner.call(request));
+        };
+        let peer = request.extensions().get::<Peer>();
+        let mut entry = Entry {
+            method: &method.name,
+            input: method.input.clone(),
+            output: method.output.clone(),
+            peer: peer.map_or_else(|| "unknown".into(), |peer| Arc::clone(&peer.0)),
+            relayed: !self.entry && request.headers().contains_key(RELAYED),
+            begun: Instant::now(),
+            request: Passed::default(),
+            answer: Passed::default(),
+            result: None,
+        };
+        let passed = entry.request.clone();
+        let answer = self
+            .inner
+            .call(request.map(|inner| AxumBody::new(Asked { inner, passed })));
+        Box::pin(async move {
+            let answer = answer.await?;
+            entry.hear(answer.headers());
+            if !answer.status().is_success() {
+                entry.result = Some(answer.status().to_string());
+            }
+            Ok(answer.map(|inner| AxumBody::new(Answered { inner, entry })))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

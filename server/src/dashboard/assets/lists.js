@@ -1,0 +1,94 @@
+// Long lists, a slice at a time: the server filters, sorts and counts.
+
+import { $, ago, badge, bytes, fill, link, marks, meter, node, number, scale, seconds, short, words } from '/assets/dom.js';
+import { ENDED, endedRow, hostLink, moveLink, progress, RATES, vmLink } from '/assets/overview.js';
+
+const SORTS = Object.assign({ '': 'by name', memory: 'by memory' }, Object.fromEntries(Object.entries(RATES).map(([rate, text]) => [rate, 'by ' + text.toLowerCase()])));
+
+const KINDS = {
+  vms: {
+    states: ['RUNNING', 'PAUSED', 'CREATED', 'STOPPED', 'FAILED', 'LOST', 'INCOMING', 'RELINQUISHED'],
+    marks: ['conflict', 'stale', 'lost', 'failed', 'frozen', 'errors'], sorts: SORTS, draw: drawVms,
+  },
+  hosts: {
+    states: ['READY', 'UNREACHABLE'],
+    marks: ['unreachable', 'unreported', 'contended', 'cordoned', 'leftovers', 'clock'], sorts: SORTS, draw: drawHosts,
+  },
+  migrations: {
+    states: ['RUNNING', 'PRECOPY_ACTIVE', 'IN_DOUBT', 'COMPLETED', 'FAILED', 'CANCELLED'], marks: [], sorts: {}, draw: drawMoves,
+  },
+};
+
+function options(id, all, chosen) {
+  const select = $(id);
+  select.hidden = all.length < 2;
+  select.replaceChildren(...all.map(([value, text]) => {
+    const option = node('option', text);
+    option.value = value;
+    option.selected = value === chosen;
+    return option;
+  }));
+}
+
+export function drawForm(kind, query) {
+  const { states, marks: all, sorts } = KINDS[kind];
+  options('list-state', [['', 'any state']].concat(states.map((state) => [state, words(state)])), query.get('state') || '');
+  options('list-mark', [['', 'any mark or none']].concat(all.length ? [['any', 'any mark']] : [], all.map((mark) => [mark, mark])), query.get('mark') || '');
+  options('list-sort', Object.entries(sorts), query.get('sort') || '');
+  if (document.activeElement !== $('list-search')) $('list-search').value = query.get('q') || '';
+  const of = query.get('of');
+  $('list-of').textContent = of ? 'of ' + short(of) : '';
+}
+
+export function drawList(kind, found) {
+  const last = Math.min(found.offset + found.rows.length, found.matched);
+  $('list-count').textContent = found.matched ? (found.offset + 1) + '–' + last + ' of ' + number(found.matched) : '';
+  $('list-back').disabled = found.offset === 0;
+  $('list-next').disabled = last >= found.matched;
+  KINDS[kind].draw(found.rows);
+}
+
+const column = (rows, rate, unit) => scale(unit, rows.map((row) => row.rates[rate]));
+
+function drawVms(rows) {
+  const sent = column(rows, 'sent', 'B/s'), faults = column(rows, 'faults', 'faults/s'), flushes = column(rows, 'flushes', 'flushes/s');
+  fill($('list-table'), [['VM'], ['marks'], ['state'], ['host'], ['uid'], ['backend'], ['memory', 'num'], ['vCPUs', 'num'], ['epoch', 'num'], [faults.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['guest errors', 'num'], ['last seen'], ['note', 'wide']],
+    rows.map((vm) => {
+      const notes = [];
+      if (vm.migration) { notes.push('migrates: ', moveLink(vm.migration), ' '); }
+      if (vm.conflicts.length) notes.push('also ' + vm.conflicts.map((other) => 'on ' + short(other.host) + ' as ' + other.uid).join(', ') + ' ');
+      if (vm.dirty_logging) notes.push('dirty logging on ');
+      if (vm.state_message) notes.push(vm.state_message);
+      const note = node('span');
+      note.append(...(notes.length ? notes : ['–']));
+      const errors = vm.guest ? node('span', number(vm.guest.errors), vm.guest.errors ? 'badge bad' : '') : '–';
+      const format = vm.format === 'UNSPECIFIED' ? '' : ' ' + vm.format.toLowerCase();
+      const old = vm.marks.includes('stale');
+      return {
+        className: old ? 'old' : '',
+        cells: [short(vm.name), marks(vm.marks), badge(vm.state), hostLink(vm.host), node('code', vm.uid || '–'), vm.backend.toLowerCase() + format, bytes(vm.memory_bytes), String(vm.vcpus), String(vm.epoch), faults.show(vm.rates.faults), flushes.show(vm.rates.flushes), sent.show(vm.rates.sent), errors, old ? ago(vm.last_seen) : 'now', note],
+      };
+    }), 'None. Create one: slat create vm web --memory 512MiB');
+}
+
+function drawHosts(rows) {
+  const sent = column(rows, 'sent', 'B/s'), faults = column(rows, 'faults', 'faults/s'), flushes = column(rows, 'flushes', 'flushes/s');
+  fill($('list-table'), [['host'], ['marks'], ['state'], ['last heard'], ['address'], ['arch'], ['backends'], ['VMs', 'num'], ['memory used'], [faults.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['version'], ['note', 'wide']],
+    rows.map((h) => {
+      const used = node('span');
+      used.append(meter(h.memory_used_bytes, h.memory_bytes), ' ' + bytes(h.memory_used_bytes) + ' of ' + bytes(h.memory_bytes));
+      const notes = [h.state_message, h.contender ? 'another agent: ' + h.contender : '', h.leftovers ? h.leftovers + ' leftovers: slat get leftovers' : '',
+        h.clock_offset_millis && h.marks.includes('clock') ? 'its clock is ' + seconds(Math.abs(h.clock_offset_millis) / 1000) + (h.clock_offset_millis > 0 ? ' ahead' : ' behind') : '', h.backend_message];
+      return {
+        className: h.state === 'READY' ? '' : 'old',
+        cells: [short(h.name), marks(h.marks), badge(h.state), ago(h.last_seen), h.address, h.arch || '–', h.backends.map((b) => b.toLowerCase()).join(', ') || '–', link(number(h.vms), '#/vms?of=' + encodeURIComponent(h.name)), used, faults.show(h.rates.faults), flushes.show(h.rates.flushes), sent.show(h.rates.sent), h.version || '–', notes.filter(Boolean).join('; ') || '–'],
+      };
+    }), 'None. On a host: slat agent --server ' + location.host);
+}
+
+function drawMoves(rows) {
+  fill($('list-table'), ENDED.concat([['progress'], ['what it waits for', 'wide']]),
+    rows.map((m) => ({ cells: endedRow(m).concat([progress(m), m.why || '–']) })), 'None.');
+}
+
+export { vmLink };

@@ -1,0 +1,159 @@
+//! What a fleet's server cannot end: a frozen copy that nobody releases, and a VM's process that is
+//! stopped. Both are ended by uid at the host, without a signal by hand.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use slat_proto::{
+    ApiError, Reason,
+    v1::{self, MigrationPhase, VmLocation, leftover::Kind, vm::State},
+};
+use slat_tests::{
+    Fleet,
+    fleet::ended,
+    guest::{MIB, busy, fast, paced, usual},
+    handover::kill_after_commit,
+};
+
+slat_tests::on_each_backend!(
+    a_frozen_copy_is_taken_back_and_moves_again,
+    two_vms_of_a_name_and_a_stopped_one,
+);
+
+/// Migrations that may miss the moment on a machine under load.
+const TRIES: usize = 10;
+/// What an operator waits for at most.
+const BOUND: Duration = Duration::from_secs(10);
+
+async fn leftovers(fleet: &Fleet, host: &str) -> anyhow::Result<Vec<v1::Leftover>> {
+    let request = v1::ListLeftoversRequest {
+        host: format!("hosts/{host}"),
+    };
+    let mut hosts = fleet.hosts(&fleet.agent(host));
+    Ok(hosts.list_leftovers(request).await?.into_inner().leftovers)
+}
+
+async fn adopt(fleet: &Fleet, uid: &str, give_up: bool) -> Result<v1::Vm, ApiError> {
+    let request = v1::AdoptLeftoverRequest {
+        host: "hosts/host-a".into(),
+        uid: uid.into(),
+        give_up,
+        ..Default::default()
+    };
+    let mut hosts = fleet.hosts(&fleet.agent("host-a"));
+    let adopted = hosts.adopt_leftover(request).await?.into_inner();
+    Ok(adopted.vm.unwrap_or_default())
+}
+
+fn reason<T: std::fmt::Debug>(result: Result<T, ApiError>) -> anyhow::Result<Reason> {
+    match result {
+        Err(error) => Ok(error.reason),
+        Ok(done) => anyhow::bail!("not refused: {done:#?}"),
+    }
+}
+
+/// A VM whose destination died just after the source had given it away.
+async fn frozen(fleet: &Fleet) -> anyhow::Result<v1::Vm> {
+    for number in 0..TRIES {
+        let spec = busy(fleet.backend(), 32, 1, Some(MIB));
+        let vm = fleet
+            .run_vm(&format!("web-{number}"), "host-a", spec)
+            .await?;
+        let migration = fleet
+            .migrate_until_precopy(&vm.name, "host-b", paced(32 * MIB))
+            .await?;
+        let process = fleet.vm_process("host-b", &vm.name)?;
+        let dirs = ["host-a", "host-b"].map(|host| fleet.vm_dir(host, &vm.name));
+        let killed =
+            tokio::task::spawn_blocking(move || kill_after_commit(&dirs[0], &dirs[1], &process));
+        killed.await??;
+        let last = fleet
+            .migration_until(&migration.name, "its end", |migration| {
+                ended(migration.phase())
+            })
+            .await?;
+        if last.vm_location() == VmLocation::Unknown {
+            ensure!(last.phase() == MigrationPhase::Failed, "{last:#?}");
+            return Ok(vm);
+        }
+        let delete = v1::DeleteVmRequest {
+            name: vm.name.clone(),
+            ..Default::default()
+        };
+        fleet.vms(&fleet.server()).delete_vm(delete).await?;
+    }
+    anyhow::bail!("the moment was missed {TRIES} times");
+}
+
+async fn a_frozen_copy_is_taken_back_and_moves_again(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = frozen(fleet).await?;
+    let left = leftovers(fleet, "host-a").await?;
+    ensure!(left.len() == 1, "{left:#?}");
+    ensure!(left[0].kind() == Kind::RelinquishedSource, "{left:#?}");
+    ensure!(left[0].uid == vm.uid && left[0].adoptable, "{left:#?}");
+    let refused = adopt(fleet, &vm.uid, false).await;
+    ensure!(reason(refused)? == Reason::GiveUpRequired);
+    let adopted = adopt(fleet, &vm.uid, true).await?;
+    ensure!(adopted.state() == State::Paused, "{adopted:#?}");
+    ensure!(adopted.epoch == 3 && !adopted.dirty_logging, "{adopted:#?}");
+    ensure!(leftovers(fleet, "host-a").await?.is_empty());
+    let resume = v1::ResumeVmRequest {
+        name: vm.name.clone(),
+        uid: vm.uid.clone(),
+        ..Default::default()
+    };
+    fleet.vms(&fleet.agent("host-a")).resume_vm(resume).await?;
+    fleet.runs_soundly_on(&vm.name, "host-a").await?;
+    // It is a VM like any other again.
+    fleet.migrate_and_wait(&vm.name, "host-b", fast()).await?;
+    let there = fleet.runs_soundly_on(&vm.name, "host-b").await?;
+    ensure!(there.epoch == 4 && there.uid == vm.uid, "{there:#?}");
+    Ok(())
+}
+
+async fn two_vms_of_a_name_and_a_stopped_one(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let old = frozen(fleet).await?;
+    // The name is free at the host that only keeps a copy: nothing of the old VM hides the new.
+    let agent = fleet.agent("host-a");
+    let id = old.name.strip_prefix("vms/").unwrap_or_default();
+    let create = v1::CreateVmRequest {
+        vm_id: id.to_owned(),
+        spec: Some(usual(fleet.backend())),
+        ..Default::default()
+    };
+    let new = fleet.vms(&agent).create_vm(create).await?.into_inner();
+    ensure!(new.uid != old.uid, "{new:#?}");
+    ensure!(fleet.vm(&agent, &old.name).await?.uid == new.uid);
+
+    let process = slat_tests::process::VmProcess::behind(&fleet.host_vms("host-a").join(&new.uid))?
+        .context("its directory is called by its uid")?;
+    process.suspend()?;
+    let delete = |force: bool| {
+        let request = v1::DeleteVmRequest {
+            uid: new.uid.clone(),
+            force,
+            ..Default::default()
+        };
+        let mut vms = fleet.vms(&agent);
+        async move { vms.delete_vm(request).await.map_err(ApiError::from) }
+    };
+    let asked = Instant::now();
+    ensure!(reason(delete(false).await)? == Reason::VmUnreachable);
+    ensure!(asked.elapsed() < BOUND, "{:?}", asked.elapsed());
+    let asked = Instant::now();
+    delete(true).await?;
+    ensure!(asked.elapsed() < BOUND, "{:?}", asked.elapsed());
+    process.wait_end()?;
+
+    let request = |give_up| v1::DeleteLeftoverRequest {
+        host: "hosts/host-a".into(),
+        uid: old.uid.clone(),
+        give_up,
+    };
+    let mut hosts = fleet.hosts(&agent);
+    let refused = hosts.delete_leftover(request(false)).await;
+    ensure!(reason(refused.map_err(ApiError::from))? == Reason::GiveUpRequired);
+    hosts.delete_leftover(request(true)).await?;
+    ensure!(leftovers(fleet, "host-a").await?.is_empty());
+    Ok(())
+}
