@@ -16,6 +16,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("memory_bytes", "--memory"),
     ("give_up_vms", "--give-up-vms"),
     ("on_timeout", "--on-timeout"),
+    ("on_overrun", "--on-overrun"),
     ("vm_uid", "--uid"),
     ("give_up", "--give-up"),
     ("vm_id", "the VM's name"),
