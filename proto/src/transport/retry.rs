@@ -67,9 +67,8 @@ pub(super) fn of(path: &str) -> Policy {
         "StartVm" | "PauseVm" | "ResumeVm" | "StartOutgoing" | "DeleteDirtyCursor" => {
             policy(QUICK, false)
         }
-        "CreateMigration" | "DeleteVm" | "DeleteHost" | "AdoptLeftover" | "DeleteLeftover" => {
-            policy(PROCESS, false)
-        }
+        "CreateMigration" | "DeleteVm" | "DeleteHost" | "AdoptLeftover" | "AdoptTransfer"
+        | "DeleteLeftover" => policy(PROCESS, false),
         "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "HarvestDirtyPages" => {
             policy(MEMORY, false)
         }
