@@ -1,5 +1,5 @@
-//! What this process uses of its host, under the names that Prometheus' own clients have for it. Read
-//! from `/proc` by the recorder's task, never for a scrape.
+//! What this process uses of its host, under the names that Prometheus' own clients have for it.
+//! Read from `/proc` by the recorder's task, never for a scrape.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use procfs::{

@@ -146,6 +146,7 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
     let context = Context {
         fleet: Fleet::new(Duration::from_secs(1)),
         store: store.clone(),
+        pairs: Arc::default(),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
         pairs: Arc::default(),
     };

@@ -236,7 +236,8 @@ async fn another_migration_waits_for_the_end_of_the_one_that_runs() {
         migration: "migrations/m2".into(),
         vm: "vms/web".into(),
         data_address: prepared.data_address,
-        ticket: prepared.ticket,
+        // Each migration has a ticket of its own.
+        ticket: vec![7; prepared.ticket.len()],
         params: Some(one_stream().to_message()),
         epoch: 1,
         versions: prepared.versions,

@@ -61,6 +61,8 @@ impl ByHand {
     fn until_ready(&mut self, vm: &FakeVm) {
         let table = vm.machine.memory().table();
         self.control(Kind::SlotTable, &encode_slots(&table));
+        // As a real source: a state that comes before the memory is there is refused.
+        while self.frame() != (Kind::Populated, 100) {}
         self.zero(
             0,
             Run {
@@ -89,11 +91,17 @@ impl ByHand {
     /// The next frame that is not about populating.
     fn answer(&mut self) -> Kind {
         loop {
-            let kind = self.control.2.frame(&mut self.control.0).unwrap().0.kind;
+            let (kind, _) = self.frame();
             if kind != Kind::Populated {
                 return kind;
             }
         }
+    }
+
+    /// The next frame's kind and count.
+    fn frame(&mut self) -> (Kind, u32) {
+        let (header, _) = self.control.2.frame(&mut self.control.0).unwrap();
+        (header.kind, header.count)
     }
 }
 
