@@ -164,7 +164,11 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
     }
     if !progress.decisions.is_empty() {
         text.push_str("\n\n  decisions");
+        let mut between = progress.decisions_between.as_ref();
         for decision in &progress.decisions {
+            if let Some(gap) = between.take_if(|gap| decision.iteration >= gap.last_iteration) {
+                text.push_str(&format!("\n  ... {} more", gap.count));
+            }
             let action = short(decision.action().as_str_name(), "ACTION_");
             let cause = failure::in_options(&decision.cause);
             text.push_str(&format!(
@@ -196,13 +200,39 @@ fn iterations(progress: &v1::MigrationProgress, colours: bool) -> String {
     let mut next = 0;
     for iteration in &progress.iterations {
         if iteration.iteration > next {
-            let left_out = iteration.iteration - next;
-            rows.push(vec![format!("  ... {left_out} more").into()]);
+            rows.push(match &progress.iterations_between {
+                Some(between) => between_row(between),
+                None => vec![format!("  ... {} more", iteration.iteration - next).into()],
+            });
         }
         next = iteration.iteration.saturating_add(1);
         rows.push(iteration_row(iteration));
     }
     Table::new(&heads, colours).render(&rows)
+}
+
+/// Those that a long history added up: sums, and the least and the most.
+fn between_row(between: &v1::IterationSummary) -> Vec<Cell> {
+    let duration = std_duration(between.duration.as_ref());
+    let range = |least: String, most: String| format!("{least} to {most}");
+    vec![
+        format!("  ... {} more", between.count).into(),
+        Size(between.bytes_transferred).to_string().into(),
+        between.pages_normal.to_string().into(),
+        between.pages_zero.to_string().into(),
+        Span(duration).to_string().into(),
+        pace::rate(between.bytes_transferred, duration).into(),
+        range(
+            pages(between.least_dirty_pages),
+            pages(between.most_dirty_pages),
+        )
+        .into(),
+        range(
+            span(between.least_expected_downtime.as_ref()),
+            span(between.most_expected_downtime.as_ref()),
+        )
+        .into(),
+    ]
 }
 
 fn iteration_row(iteration: &v1::MigrationIteration) -> Vec<Cell> {
@@ -314,6 +344,16 @@ mod tests {
         };
         let text = iterations(&progress, false);
         assert!(text.contains("  ... 997 more\n  999"), "{text}");
+        let mut summed = progress;
+        summed.iterations_between = Some(v1::IterationSummary {
+            count: 997,
+            bytes_transferred: 1 << 20,
+            most_dirty_pages: 256,
+            ..Default::default()
+        });
+        let text = iterations(&summed, false);
+        assert!(text.contains("... 997 more  1 MiB"), "{text}");
+        assert!(text.contains("0 B to 1 MiB"), "{text}");
     }
 
     #[test]
