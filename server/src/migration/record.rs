@@ -263,8 +263,11 @@ impl Record {
             let Some(time) = noted(entry) else { continue };
             match (rank(entry.phase()), rank(phase)) {
                 (Some(theirs), Some(ours)) if theirs < ours => earliest = earliest.max(time),
-                (Some(_), Some(_)) => latest = latest.min(time),
-                _ if entry.phase() == phase => latest = latest.min(time),
+                (Some(theirs), Some(ours)) if theirs > ours => latest = latest.min(time),
+                // A switchover that went back to precopy is followed by another, which counts.
+                _ if entry.phase() == phase && phase != Phase::Switchover => {
+                    latest = latest.min(time);
+                }
                 _ => {}
             }
         }
@@ -414,6 +417,8 @@ mod tests {
             "hosts/b".into(),
             v1::MigrationParams::default(),
         );
+        let created = record.migration().create_time.unwrap().seconds;
+        let at = |phase, after| at(phase, created + after);
         record.source_figures(
             &v1::Transfer {
                 phase_times: vec![
@@ -425,7 +430,7 @@ mod tests {
                 ..Default::default()
             },
             &Timestamp {
-                seconds: 40,
+                seconds: created + 40,
                 nanos: 0,
             },
         );
@@ -436,7 +441,7 @@ mod tests {
         };
         assert_eq!(
             (began(Phase::PrecopyActive), began(Phase::Switchover)),
-            (10, 30)
+            (created + 10, created + 30)
         );
     }
 

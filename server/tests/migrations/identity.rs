@@ -25,11 +25,14 @@ async fn made_again(fleet: &mut Fleet) {
     fleet.a.fake.remove_vm(VM);
     fleet.a.fake.put_vm(second());
     let request = v1::ListVmsRequest::default();
-    until("the server knows the second VM", async || {
-        let mut vms = fleet.clients.vms.clone();
-        let list = vms.list_vms(request.clone()).await.unwrap().into_inner();
-        list.vms.iter().any(|vm| vm.uid == NEW)
-    })
+    until(
+        "the server knows the second VM, and that the first is gone",
+        async || {
+            let mut vms = fleet.clients.vms.clone();
+            let list = vms.list_vms(request.clone()).await.unwrap().into_inner();
+            list.vms.iter().any(|vm| vm.uid == NEW) && list.vms.iter().all(|vm| vm.uid != OLD)
+        },
+    )
     .await;
 }
 
@@ -118,7 +121,7 @@ async fn a_vm_is_named_by_uid_or_by_name_and_source() {
         (other(of_uid("nobody")), Reason::NoSuchVm),
         (other(from("hosts/b")), Reason::NoSuchVm),
         (other(from("hosts/B")), Reason::BadParameter),
-        (of_uid(&"x".repeat(65)), Reason::BadParameter),
+        (of_uid(&"x".repeat(200)), Reason::BadParameter),
     ] {
         let error = create(&mut fleet, wanted.clone()).await.unwrap_err();
         assert_eq!(error.reason, reason, "{wanted:?}: {error}");

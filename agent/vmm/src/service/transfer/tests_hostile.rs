@@ -237,7 +237,7 @@ async fn another_migration_waits_for_the_end_of_the_one_that_runs() {
         vm: "vms/web".into(),
         data_address: prepared.data_address,
         // Each migration has a ticket of its own.
-        ticket: vec![7; prepared.ticket.len()],
+        ticket: vec![0x5a; prepared.ticket.len()],
         params: Some(one_stream().to_message()),
         epoch: 1,
         versions: prepared.versions,
