@@ -23,7 +23,7 @@ slat_tests::on_each_backend!(
 /// Migrations that may miss the moment on a machine under load.
 const TRIES: usize = 10;
 /// What an operator waits for at most.
-const BOUND: Duration = Duration::from_secs(10);
+const BOUND: Duration = Duration::from_secs(15);
 
 async fn leftovers(fleet: &Fleet, host: &str) -> anyhow::Result<Vec<v1::Leftover>> {
     let request = v1::ListLeftoversRequest {
