@@ -12,8 +12,9 @@ use slat_record::{
 };
 
 use crate::{
+    announce::forget_record,
     dead::DeadVm,
-    living::{LiveVm, forget_record},
+    living::LiveVm,
     process::{self, DirLock, Found},
     registry::{Held, Work},
     side::{Role, SideKey},

@@ -282,7 +282,9 @@ impl Supervisor {
             Ok(Found::Living(process)) => {
                 Err(held(format!("process {} holds its lock", process.pid())))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.remove_dead(dead).await,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.remove_dead(dead).await
+            }
             Err(error) => Err(held(error.to_string())),
         }
     }

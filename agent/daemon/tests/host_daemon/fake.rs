@@ -356,12 +356,18 @@ impl TransferService for Fake {
                     return Err(ApiError::new(Reason::BadSlotTable, "says the fake").into());
                 }
                 let vm = request.vm.unwrap();
-                self.journal(&Entry::Incoming {
-                    vm: self.vm.id().into(),
-                    uid: vm.uid.clone(),
-                    migration: MigrationName::parse(&request.migration)?.id().into(),
-                    epoch: vm.epoch,
-                });
+                if self.uid().is_empty() {
+                    self.journal(&Entry::Incoming {
+                        vm: self.vm.id().into(),
+                        uid: vm.uid.clone(),
+                        migration: MigrationName::parse(&request.migration)?.id().into(),
+                        epoch: vm.epoch,
+                    });
+                }
+                if request.migration.contains("slow") && !self.dir.path().join("waited").exists() {
+                    std::fs::write(self.dir.path().join("waited"), "").unwrap();
+                    std::future::pending::<()>().await;
+                }
                 let ready = request.migration.contains("ready");
                 if ready {
                     self.journal(&Entry::Prepared {
