@@ -182,7 +182,7 @@ mod tests {
             Some((State::Unresponsive, 2, String::new()))
         );
         assert_eq!(
-            shown(&[created.clone()], State::Running),
+            shown(std::slice::from_ref(&created), State::Running),
             Some((State::Unresponsive, 1, m()))
         );
         assert_eq!(
