@@ -507,3 +507,15 @@ async fn memory_calls_are_passed_on() {
         Reason::NoSuchVm
     );
 }
+
+#[tokio::test]
+async fn a_create_that_fails_where_no_lock_can_be_made_leaves_nothing() {
+    let rig = Rig::started().await;
+    let failed = rig.create("quits-unlocked", 16 * MIB).await;
+    assert_eq!(reason(failed), Reason::Internal);
+    let left: Vec<_> = std::fs::read_dir(rig.path_of("x").parent().unwrap())
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(rig.used().await, 0);
+}
