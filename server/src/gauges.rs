@@ -80,6 +80,7 @@ fn refresh(fleet: &Fleet, migrations: &Migrations) {
         VmState::Failed,
         VmState::Stopped,
         VmState::Lost,
+        VmState::Unresponsive,
     ] {
         let number = states.get(state.as_str_name()).copied().unwrap_or(0);
         let label = state

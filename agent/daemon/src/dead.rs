@@ -39,6 +39,9 @@ pub(super) struct DeadVm {
     dir: VmDir,
     /// The lost VM; `None` when it owned none.
     lost: Option<v1::Vm>,
+    /// It had given that VM away: it is shown until its side is released, which says either that
+    /// another host has it or that somebody deleted it.
+    frozen: bool,
     seen: LastSeen,
     told: Mutex<Told>,
 }
@@ -93,6 +96,7 @@ impl DeadVm {
         remains: Result<Remains, ApiError>,
         seen: LastSeen,
     ) -> Self {
+        let frozen = remains.as_ref().is_ok_and(Remains::is_frozen);
         let (lost, sides) = match &remains {
             Ok(remains) => (remains.lost_vm(seen.vm.as_ref(), host), remains.sides()),
             Err(_) if seen.never_owned => (None, Vec::new()),
@@ -110,6 +114,7 @@ impl DeadVm {
             who: Who { name, ..who },
             dir,
             lost,
+            frozen,
             seen,
             told: Mutex::new(Told {
                 remains,
@@ -138,7 +143,8 @@ impl DeadVm {
 
     /// The VM that died with the process.
     pub(super) fn lost(&self) -> Option<&v1::Vm> {
-        self.lost.as_ref()
+        let over = self.frozen && !self.told().remains.as_ref().is_ok_and(Remains::is_frozen);
+        self.lost.as_ref().filter(|_| !over)
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -196,13 +202,14 @@ impl DeadVm {
 
     /// Whether the directory may make way when this VM comes back.
     pub(super) fn replaceable(&self) -> bool {
-        self.lost.is_none() && self.told().remains.as_ref().is_ok_and(Remains::replaceable)
+        self.lost().is_none() && self.told().remains.as_ref().is_ok_and(Remains::replaceable)
     }
 
     /// Whether nothing is left to tell.
     pub(super) fn is_told(&self) -> bool {
+        let lost = self.lost().is_some();
         let told = self.told();
-        self.lost.is_none() && told.remains.is_ok() && told.sides.is_empty()
+        !lost && told.remains.is_ok() && told.sides.is_empty()
     }
 }
 

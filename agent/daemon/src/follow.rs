@@ -4,11 +4,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use slat_proto::{Reason, v1};
+use slat_proto::{ApiError, Reason, v1};
 
 use super::{
+    announce::forget_record,
     identity::save_seen,
-    living::{LiveVm, QUICK, forget_record},
+    living::{ASK_EVERY, LiveVm, QUICK, SMALL},
     registry::Registry,
     side::{SideKey, is_terminal},
     traffic::Counted,
@@ -17,6 +18,9 @@ use super::{
 /// Between two attempts to follow, doubling from the first.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+/// A VM that has said nothing for so long is asked whether its process answers. A running one says
+/// something every second.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// Waits before the next attempt; false when the process is gone.
 async fn again(vm: &LiveVm, wait: &mut Duration) -> bool {
@@ -44,6 +48,80 @@ pub(super) async fn keep_seen(vm: &LiveVm, said: &v1::Vm) -> bool {
 
 /// Keeps the snapshot until the process is gone. `heard` is called after each message.
 pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: impl Fn(&v1::Vm)) {
+    tokio::select! {
+        () = listen(&vm, &registry, &heard) => {}
+        () = ask_quiet(&vm, &registry, &heard) => {}
+    }
+}
+
+/// Asks a process that says nothing for a while, and shows the VM as its journal has it when there
+/// is no answer. Ends with the process.
+async fn ask_quiet(vm: &Arc<LiveVm>, registry: &Registry, heard: &impl Fn(&v1::Vm)) {
+    loop {
+        let wait = if vm.is_silent() {
+            ASK_EVERY
+        } else {
+            QUIET.saturating_sub(vm.quiet())
+        };
+        tokio::select! {
+            () = vm.gone().cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        if !vm.is_silent() && vm.quiet() < QUIET {
+            continue;
+        }
+        let stopped = vm.process().is_stopped();
+        let answer = if stopped {
+            // No answer can come; what it answers when it goes on is asked for then.
+            Err(vm.unreachable("does not run".to_owned()))
+        } else {
+            ask_twice(vm).await
+        };
+        match answer {
+            Ok(said) => {
+                heard(&said);
+                if keep_seen(vm, &said).await {
+                    registry.note_change();
+                }
+            }
+            Err(error) if error.reason == Reason::VmUnreachable => {
+                if vm.gone().is_cancelled() {
+                    return;
+                }
+                let before = vm.is_silent();
+                if vm.fall_silent().await {
+                    registry.note_change();
+                    if !before {
+                        tracing::warn!(vm = %vm.name(), uid = %vm.uid(), %error, "a VM process does not answer");
+                    }
+                }
+            }
+            // It refuses, so it answers.
+            Err(_) => {
+                if vm.hear() {
+                    registry.note_change();
+                }
+            }
+        }
+    }
+}
+
+/// Asks for the VM, and once more after a pause: a process that is ending refuses connections.
+async fn ask_twice(vm: &LiveVm) -> Result<v1::Vm, ApiError> {
+    let ask = async || {
+        let mut vms = vm.vms();
+        vm.answer(SMALL, vms.get_vm(vm.get_request())).await
+    };
+    match ask().await {
+        Err(error) if error.reason == Reason::VmUnreachable && !vm.is_silent() => {
+            tokio::time::sleep(ASK_EVERY).await;
+            ask().await
+        }
+        answer => answer,
+    }
+}
+
+async fn listen(vm: &LiveVm, registry: &Registry, heard: &impl Fn(&v1::Vm)) {
     let mut wait = RETRY_FIRST;
     loop {
         let request = v1::WatchVmRequest {
@@ -57,7 +135,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
                 while let Ok(Some(said)) = stream.message().await {
                     wait = RETRY_FIRST;
                     heard(&said);
-                    if keep_seen(&vm, &said).await {
+                    if keep_seen(vm, &said).await {
                         registry.note_change();
                     }
                 }
@@ -66,7 +144,7 @@ pub(super) async fn follow_vm(vm: Arc<LiveVm>, registry: Arc<Registry>, heard: i
                 tracing::debug!(vm = %vm.name(), error = status.message(), "cannot watch a VM")
             }
         }
-        if !again(&vm, &mut wait).await {
+        if !again(vm, &mut wait).await {
             return;
         }
     }
@@ -129,6 +207,10 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
                     }
                 }
             }
+            // Its process is still beginning it.
+            Err(status)
+                if vm.refusal(status.clone()).reason == Reason::NoSuchMigration
+                    && vm.is_receiving(&key).await => {}
             Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
                 // Released, or never begun: then a record that the agent made before is of no use.
                 vm.forget_side(&key);

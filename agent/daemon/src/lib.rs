@@ -10,7 +10,9 @@
 //! | `process` | one process: spawn, pidfd, lock |
 //! | `registry` | which VMs are held, by uid, and the memory they have reserved |
 //! | `identity` | whose a directory is, and which agent this is |
+//! | `announce` | a side known on disk before it begins |
 //! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
+//! | `silence` | a VM whose process does not answer: what its journal says |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
@@ -65,6 +67,7 @@ use tokio_util::{
 };
 
 mod admission;
+mod announce;
 mod dead;
 mod ended;
 mod error;
@@ -80,6 +83,7 @@ mod remains;
 mod report;
 mod side;
 mod sighting;
+mod silence;
 mod supervisor;
 mod traffic;
 mod transfer_api;

@@ -7,6 +7,9 @@
 //! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
 //! # Silence
+//! A process that [`LiveVm::fall_silent`] was called for is shown as its journal has it
+//! ([`super::silence`]), until it says anything again; calls to it are given up sooner.
+//!
 //! A process may be stopped, or hang. Calls that a healthy one answers at once wait [`QUICK`];
 //! during those that may take long it is asked something small over and over
 //! ([`LiveVm::answer_long`]), so that silence ends them within ten seconds too.
@@ -19,13 +22,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::VmName,
+    model::{HostName, VmName, timestamp},
     transport::{Address, TracedChannel, connect},
     v1::{
         self, memory_service_client::MemoryServiceClient,
@@ -36,21 +42,28 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
 use super::{
-    identity::Who,
+    identity::{Who, save_seen},
     process::Process,
-    side::{SideKey, is_terminal},
+    side::{Role, SideKey, is_terminal},
     sighting,
+    silence::Silent,
 };
-use slat_record::{dir::VmDir, uid::VmUid};
+use slat_record::{
+    dir::VmDir,
+    journal::{Journal, Ownership},
+    uid::VmUid,
+};
 
 /// For calls that a healthy process answers at once.
 pub(super) const QUICK: Duration = Duration::from_secs(10);
 /// For calls that touch all of a VM's memory.
 const HEAVY: Duration = Duration::from_secs(300);
 /// A process that answers nothing for so long is taken for silent when asked again as long.
-const SMALL: Duration = Duration::from_secs(4);
+pub(super) const SMALL: Duration = Duration::from_secs(4);
+/// What a process that has been silent may take for any answer.
+const SILENT: Duration = Duration::from_secs(1);
 /// How often it is asked something small while it works.
-const ASK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// One living VM process.
 #[derive(Debug)]
@@ -59,7 +72,10 @@ pub(super) struct LiveVm {
     /// Whether the uid is known to be the VM's own; else it is the directory's name.
     certain: bool,
     name: VmName,
+    host: HostName,
     dir: VmDir,
+    /// Whether the disk told which sides it has; else only the process knows.
+    sides_told: AtomicBool,
     process: Process,
     channel: TracedChannel,
     seen: Mutex<Seen>,
@@ -72,11 +88,29 @@ pub(super) struct LiveVm {
 }
 
 /// What the VM last said.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     vm: Option<v1::Vm>,
+    /// When it last said anything.
+    heard: (Instant, SystemTime),
+    /// Its process does not answer: what is shown in place of what it last said.
+    silent: Option<Option<v1::Vm>>,
     /// It was seen INCOMING at this epoch and never at a higher one: it was never owned here.
     arriving: Option<u64>,
+}
+
+impl Seen {
+    fn shown(&self) -> Option<&v1::Vm> {
+        match &self.silent {
+            Some(standing) => standing.as_ref(),
+            None => self.vm.as_ref(),
+        }
+    }
+
+    fn hear(&mut self) -> bool {
+        self.heard = (Instant::now(), SystemTime::now());
+        self.silent.take().is_some()
+    }
 }
 
 /// What a message of the VM brought.
@@ -90,16 +124,28 @@ pub(super) struct News {
 
 impl LiveVm {
     /// For a process that serves its endpoint.
-    pub(super) fn new(who: Who, dir: VmDir, process: Process) -> Result<Arc<Self>, ApiError> {
+    pub(super) fn new(
+        who: Who,
+        host: &HostName,
+        dir: VmDir,
+        process: Process,
+    ) -> Result<Arc<Self>, ApiError> {
         let channel = connect(&Address::Unix(dir.socket()))?.relaying();
         Ok(Arc::new(Self {
             uid: who.uid,
             certain: who.certain,
             name: who.name,
+            host: host.clone(),
             dir,
+            sides_told: AtomicBool::new(true),
             process,
             channel,
-            seen: Mutex::default(),
+            seen: Mutex::new(Seen {
+                vm: None,
+                heard: (Instant::now(), SystemTime::now()),
+                silent: None,
+                arriving: None,
+            }),
             sides: Mutex::default(),
             sighted: Mutex::default(),
             cancelled: Mutex::default(),
@@ -167,6 +213,11 @@ impl LiveVm {
         limit: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ApiError> {
+        let limit = if self.is_silent() {
+            limit.min(SILENT)
+        } else {
+            limit
+        };
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.refusal(status)),
@@ -271,16 +322,104 @@ impl LiveVm {
         self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VM as it last said.
+    /// The VM as it last said; as its journal has it while its process does not answer.
     pub(super) fn snapshot(&self) -> Option<v1::Vm> {
-        self.seen().vm.clone()
+        self.seen().shown().cloned()
+    }
+
+    /// Whether its process does not answer.
+    pub(super) fn is_silent(&self) -> bool {
+        self.seen().silent.is_some()
+    }
+
+    /// How long its process has said nothing.
+    pub(super) fn quiet(&self) -> Duration {
+        self.seen().heard.0.elapsed()
+    }
+
+    /// Its process answers, if only with a refusal. True when it did not before.
+    pub(super) fn hear(&self) -> bool {
+        self.seen().hear()
+    }
+
+    /// Shows the VM as its journal has it from now on, until its process says anything. True when
+    /// that is another view than before.
+    pub(super) async fn fall_silent(self: &Arc<Self>) -> bool {
+        let me = Arc::clone(self);
+        tokio::task::spawn_blocking(move || me.read_silent())
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "reading a silent VM's journal failed");
+                false
+            })
+    }
+
+    fn read_silent(&self) -> bool {
+        let (known, heard) = {
+            let seen = self.seen();
+            (seen.vm.clone(), seen.heard)
+        };
+        let pid = self.process.pid();
+        let silent = Silent {
+            name: &self.name,
+            host: &self.host,
+            pid,
+            message: format!(
+                "its process (pid {pid}{}) has not answered since {}",
+                if self.process.is_stopped() {
+                    ", stopped by a signal"
+                } else {
+                    ""
+                },
+                timestamp(heard.1)
+            ),
+        };
+        let standing = silent.standing(&self.dir, known.as_ref());
+        let mut seen = self.seen();
+        if seen.heard.0 != heard.0 {
+            // It has answered meanwhile.
+            return false;
+        }
+        let news = seen.silent.as_ref() != Some(&standing.vm);
+        // It has arrived unseen, and is lost when it dies: kept on disk too.
+        let arrived = standing.owns && seen.arriving.take().is_some();
+        seen.silent = Some(standing.vm.clone());
+        drop(seen);
+        if arrived && let Some(vm) = &standing.vm {
+            save_seen(&self.dir, vm);
+        }
+        news
+    }
+
+    /// Whether its journal says that it receives by this side's migration, and has not ended that.
+    pub(super) async fn is_receiving(self: &Arc<Self>, key: &SideKey) -> bool {
+        let (journal, key) = (self.dir.journal(), key.clone());
+        let read = move || {
+            let state = Journal::read(&journal).ok().flatten();
+            state.is_some_and(|state| match &state.ownership {
+                Ownership::Incoming { migration, .. } | Ownership::Prepared { migration, .. } => {
+                    key.role == Role::Destination && key.is_of(migration)
+                }
+                _ => false,
+            })
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or(false)
+    }
+
+    /// Whether the disk told which sides it has.
+    pub(super) fn sides_told(&self) -> bool {
+        self.sides_told.load(Ordering::Acquire)
+    }
+
+    /// Says whether the disk told which sides it has.
+    pub(super) fn set_sides_told(&self, told: bool) {
+        self.sides_told.store(told, Ordering::Release);
     }
 
     /// Whether it gave its VM away: then it is no VM of its name any more.
     pub(super) fn gave_away(&self) -> bool {
         let seen = self.seen();
-        seen.vm
-            .as_ref()
+        seen.shown()
             .is_some_and(|vm| vm.state() == v1::vm::State::Relinquished)
     }
 
@@ -320,26 +459,28 @@ impl LiveVm {
     /// Keeps what the VM said; answers what of it was new.
     pub(super) fn see(&self, vm: v1::Vm) -> News {
         let mut seen = self.seen();
+        let back = seen.hear();
         if vm.state() == v1::vm::State::Incoming {
             seen.arriving = Some(vm.epoch);
         }
         // Owning raises the epoch; a side that gives up shows FAILED at the old one.
         let arrived = seen.arriving.take_if(|epoch| vm.epoch > *epoch).is_some();
-        let any = seen.vm.as_ref().is_none_or(|old| {
-            (
-                old.state,
-                old.epoch,
-                &old.migration,
-                &old.state_message,
-                old.dirty_logging,
-            ) != (
-                vm.state,
-                vm.epoch,
-                &vm.migration,
-                &vm.state_message,
-                vm.dirty_logging,
-            )
-        });
+        let any = back
+            || seen.vm.as_ref().is_none_or(|old| {
+                (
+                    old.state,
+                    old.epoch,
+                    &old.migration,
+                    &old.state_message,
+                    old.dirty_logging,
+                ) != (
+                    vm.state,
+                    vm.epoch,
+                    &vm.migration,
+                    &vm.state_message,
+                    vm.dirty_logging,
+                )
+            });
         seen.vm = Some(vm);
         News { any, arrived }
     }
@@ -443,39 +584,5 @@ impl LiveVm {
     /// Forgets a released side.
     pub(super) fn forget_side(&self, key: &SideKey) {
         self.side_map().remove(key);
-    }
-}
-
-/// Makes a source side known on disk before its process is asked to begin: a process and an agent
-/// that die together leave an answer then. The process itself writes its record when the side ends.
-/// True when this made it.
-pub(super) fn announce_side(vm: &LiveVm, key: &SideKey, epoch: u64) -> std::io::Result<bool> {
-    let known = vm
-        .dir
-        .transfers()?
-        .iter()
-        .any(|side| SideKey::of(side).as_ref() == Some(key));
-    if known || vm.side(key).is_some() {
-        return Ok(false);
-    }
-    vm.dir.save_transfer(&v1::Transfer {
-        migration: key.migration.to_string(),
-        vm: vm.name.to_string(),
-        vm_uid: vm.uid.to_string(),
-        role: key.role.to_message().into(),
-        phase: v1::TransferPhase::Preparing.into(),
-        epoch,
-        ..Default::default()
-    })?;
-    Ok(true)
-}
-
-/// Removes a side's record; best effort, for one that its process does not know.
-pub(super) fn forget_record(vm: &LiveVm, key: &SideKey) {
-    if let Err(error) = vm
-        .dir
-        .remove_transfer(&key.migration, key.role.to_message())
-    {
-        tracing::warn!(vm = %vm.name, migration = %key.migration, %error, "cannot remove a transfer's record");
     }
 }

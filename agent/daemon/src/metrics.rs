@@ -190,6 +190,7 @@ fn state_word(state: v1::vm::State) -> &'static str {
         v1::vm::State::Failed => "failed",
         v1::vm::State::Stopped => "stopped",
         v1::vm::State::Lost => "lost",
+        v1::vm::State::Unresponsive => "unresponsive",
     }
 }
 
@@ -210,7 +211,11 @@ fn vm_families(families: &mut Families, vm: &v1::Vm) {
         ("backend", backend),
     ];
     families.gauge("slat_vm_info", "A VM of this host.", &info, Some(1));
-    let logging = (vm.state() != v1::vm::State::Lost).then_some(u64::from(vm.dirty_logging));
+    let answers = !matches!(
+        vm.state(),
+        v1::vm::State::Lost | v1::vm::State::Unresponsive
+    );
+    let logging = answers.then_some(u64::from(vm.dirty_logging));
     families.gauge(
         "slat_vm_dirty_logging",
         "Whether any slot has dirty logging on.",

@@ -142,6 +142,36 @@ impl Remains {
         standing::lost_epoch(self.state.as_ref(), self.given().is_some())
     }
 
+    /// The epoch that it gave away, and by which migration, when nobody is known to have the VM
+    /// since: the frozen memory, perhaps the last copy, died with the process.
+    fn frozen(&self) -> Option<(u64, MigrationName)> {
+        let relinquished = |migration: &MigrationName| {
+            self.verdict(&SideKey::source(migration.clone()))
+                .is_some_and(|side| side.phase() == v1::TransferPhase::Relinquished)
+        };
+        match &self.state.as_ref()?.ownership {
+            Ownership::Relinquished { migration, epoch } => {
+                let migration = MigrationName::parse(migration).ok()?;
+                relinquished(&migration).then_some((*epoch, migration))
+            }
+            // Its entry failed, and it was fenced all the same.
+            Ownership::Owner { epoch } if self.given().is_some() => {
+                let mut given = self.records.iter().filter(|(key, record)| {
+                    gave_away(key, record.phase())
+                        && !standing::adopted(&self.history, key.migration.id())
+                });
+                let migration = &given.next()?.0.migration;
+                relinquished(migration).then(|| (*epoch, migration.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether what is lost is a copy that was given away: until its side is released.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen().is_some()
+    }
+
     /// How far the source side stands that gave the VM away, when one was seen to.
     fn given(&self) -> Option<v1::TransferPhase> {
         self.records
@@ -372,9 +402,18 @@ impl Remains {
 
     /// The lost VM as it is shown until it is deleted; `seen` is what the agent last knew of it.
     pub(super) fn lost_vm(&self, seen: Option<&v1::Vm>, host: &HostName) -> Option<v1::Vm> {
-        let epoch = self.lost_epoch()?;
         let state = self.state.as_ref()?;
-        let mut message = "its process died, and its memory with it".to_owned();
+        let (epoch, mut message) = match (self.lost_epoch(), self.frozen()) {
+            (Some(epoch), _) => (epoch, "its process died, and its memory with it".to_owned()),
+            (None, Some((epoch, migration))) => (
+                epoch,
+                format!(
+                    "{migration} gave it away and did not hear that the destination has it; then the frozen copy died \
+                     with its process"
+                ),
+            ),
+            (None, None) => return None,
+        };
         if let Some(fault) = &self.fault {
             message.push_str(": ");
             message.extend(fault.chars().take(200));

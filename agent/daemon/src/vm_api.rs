@@ -81,10 +81,16 @@ impl VmService for Vms {
         }
         let live = self.0.living(&named).await?;
         let mut client = live.vms();
-        Ok(Response::new(
-            live.answer(QUICK, client.get_vm(live.get_request()))
-                .await?,
-        ))
+        let said = live.answer(QUICK, client.get_vm(live.get_request())).await;
+        match (said, live.snapshot()) {
+            // That it does not answer is how it stands.
+            (Err(error), Some(shown))
+                if error.reason == Reason::VmUnreachable && live.is_silent() =>
+            {
+                Ok(Response::new(shown))
+            }
+            (said, _) => Ok(Response::new(said?)),
+        }
     }
 
     async fn list_vms(
@@ -108,6 +114,7 @@ impl VmService for Vms {
         for (_, _, held) in held {
             asked.spawn(async move {
                 match held {
+                    Held::Live(live) if live.is_silent() => live.snapshot(),
                     Held::Live(live) => {
                         let mut client = live.vms();
                         live.answer(LIST, client.get_vm(live.get_request()))
@@ -150,7 +157,9 @@ impl VmService for Vms {
                         drop(sender.send(Ok(lost.clone())).await);
                     }
                     // Ends when it is deleted; nothing else can happen to it.
-                    while matches!(supervisor.registry.get(dead.uid()), Some(Held::Dead(now)) if Arc::ptr_eq(&now, &dead)) {
+                    while dead.lost().is_some()
+                        && matches!(supervisor.registry.get(dead.uid()), Some(Held::Dead(now)) if Arc::ptr_eq(&now, &dead))
+                    {
                         tokio::select! {
                             () = stop.cancelled() => return,
                             () = sender.closed() => return,

@@ -85,7 +85,20 @@ impl VmDir {
     /// # Errors
     /// When the file cannot be made.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let mut file = OpenOptions::new()
+        let Some(mut file) = self.hold()? else {
+            return Ok(None);
+        };
+        write!(file, "{}", std::process::id())?;
+        Ok(Some(file))
+    }
+
+    /// Takes the lock without saying by whom, which needs no space on the disk: for who removes the
+    /// directory. `None`: another process holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn hold(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .read(true)
@@ -94,7 +107,6 @@ impl VmDir {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 file.set_len(0)?;
-                write!(file, "{}", std::process::id())?;
                 Ok(Some(file))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -189,6 +201,22 @@ impl VmDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_holds_the_lock_to_remove_names_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(folder.path());
+        std::fs::write(dir.lock_path(), "4242").unwrap();
+        let held = dir.hold().unwrap().unwrap();
+        // The number of who held it before must not be taken for that of the holder.
+        assert_eq!(std::fs::read(dir.lock_path()).unwrap(), b"");
+        assert_eq!(dir.living_pid().unwrap(), None);
+        assert!(dir.lock().unwrap().is_none() && dir.hold().unwrap().is_none());
+        drop(held);
+        let locked = dir.lock().unwrap().unwrap();
+        assert_eq!(dir.living_pid().unwrap(), Some(std::process::id()));
+        drop(locked);
+    }
 
     #[test]
     fn records_are_kept_by_migration_and_role() {

@@ -13,7 +13,7 @@ fn vm_tone(state: v1::vm::State) -> Tone {
     match state {
         State::Running => Tone::Good,
         State::Paused | State::Created | State::Incoming | State::Stopped => Tone::Warn,
-        State::Failed | State::Lost => Tone::Bad,
+        State::Failed | State::Lost | State::Unresponsive => Tone::Bad,
         State::Relinquished | State::Unspecified => Tone::Plain,
     }
 }

@@ -219,9 +219,13 @@ impl VmService for Services {
         self.refuse_if_migrating(&meant, "delete it")?;
         // What a failed migration keeps is ended by its migration: agents delete no VM that was
         // handed over.
-        let owned = found
-            .as_ref()
-            .is_ok_and(|vm| !matches!(vm.state(), State::Incoming | State::Relinquished));
+        // A copy whose process died is LOST.
+        let owned = found.as_ref().is_ok_and(|vm| {
+            !matches!(
+                vm.state(),
+                State::Incoming | State::Relinquished | State::Lost
+            )
+        });
         if !owned && let Some(host) = self.migrations.delete_kept(&meant).await? {
             self.fleet.forget(&host, &meant.uid);
             drop(self.fleet.settled().await);

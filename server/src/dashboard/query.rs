@@ -208,6 +208,7 @@ pub(super) fn vm_marks(vm: &v1::Vm, snapshot: &Snapshot) -> Vec<&'static str> {
         ("conflict", !vm.conflicts.is_empty()),
         ("stale", vm.stale || silent),
         ("lost", vm.state() == State::Lost),
+        ("unresponsive", vm.state() == State::Unresponsive),
         ("failed", vm.state() == State::Failed),
         ("frozen", vm.state() == State::Relinquished && !moves()),
         ("errors", errors),

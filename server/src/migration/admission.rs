@@ -93,6 +93,24 @@ pub(super) async fn check(
             .with("vm", &vm.name)
             .with("state", vm.state().as_str_name()));
         }
+        State::Unresponsive => {
+            return Err(ApiError::new(
+                Reason::VmUnreachable,
+                format!("{} does not answer: {}", vm.name, vm.state_message),
+            )
+            .with("vm", &vm.name)
+            .with("uid", &vm.uid)
+            .with("host", &owner.host.name)
+            .with("state", vm.state().as_str_name())
+            .with(
+                "advice",
+                format_args!(
+                    "look at its process and its log; if it stays silent: slat delete vm {} --uid {} --force",
+                    vm.name.trim_start_matches("vms/"),
+                    vm.uid
+                ),
+            ));
+        }
         State::Created | State::Running | State::Paused => {}
     }
     if owner.host.arch != destination.arch {

@@ -208,6 +208,8 @@ impl Subject {
     pub(super) async fn find_vm(&self, fleet: &Fleet) -> Found {
         use v1::vm::State;
         match self.vm_at(fleet, Side::Source).await {
+            // Its process will say more when it answers.
+            Ok(vm) if vm.state() == State::Unresponsive => Found::Silent,
             Ok(vm) => Found::Absent {
                 owner: vm.epoch == self.epoch
                     && !matches!(

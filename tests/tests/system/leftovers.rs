@@ -18,6 +18,8 @@ use slat_tests::{
 slat_tests::on_each_backend!(
     a_frozen_copy_is_taken_back_and_moves_again,
     two_vms_of_a_name_and_a_stopped_one,
+    a_frozen_copy_that_dies_is_lost_until_it_is_deleted,
+    a_stopped_process_is_unresponsive_and_delays_no_other_vm,
 );
 
 /// Migrations that may miss the moment on a machine under load.
@@ -156,4 +158,97 @@ async fn two_vms_of_a_name_and_a_stopped_one(fleet: &mut Fleet) -> anyhow::Resul
     hosts.delete_leftover(request(true)).await?;
     ensure!(leftovers(fleet, "host-a").await?.is_empty());
     Ok(())
+}
+
+async fn a_frozen_copy_that_dies_is_lost_until_it_is_deleted(
+    fleet: &mut Fleet,
+) -> anyhow::Result<()> {
+    let vm = frozen(fleet).await?;
+    // Its journal is spoiled when it dies, and repaired in place later, under a running agent.
+    let journal = fleet.host_vms("host-a").join(&vm.uid).join("journal");
+    let written = std::fs::read(&journal)?;
+    let process = fleet.vm_process("host-a", &vm.name)?;
+    let mut spoiled = written.clone();
+    spoiled[3] ^= 1;
+    std::fs::write(&journal, spoiled)?;
+    process.kill()?;
+    let server = fleet.server();
+    let says = |words: &'static str| {
+        move |vm: &v1::Vm| vm.state() == State::Lost && vm.state_message.contains(words)
+    };
+    let unreadable = says("cannot be read");
+    fleet
+        .vm_until(&server, &vm.name, "LOST", unreadable)
+        .await?;
+    let delete = || async {
+        let request = v1::DeleteVmRequest {
+            name: vm.name.clone(),
+            ..Default::default()
+        };
+        let mut vms = fleet.vms(&server);
+        vms.delete_vm(request).await.map_err(ApiError::from)
+    };
+    ensure!(delete().await.is_err() && journal.exists());
+    std::fs::write(&journal, &written)?;
+    let given = says("gave it away");
+    let lost = fleet.vm_until(&server, &vm.name, "LOST", given).await?;
+    ensure!(lost.epoch == 1 && lost.uid == vm.uid, "{lost:#?}");
+    let id = vm.name.strip_prefix("vms/").unwrap_or_default();
+    let create = || v1::CreateVmRequest {
+        vm_id: id.to_owned(),
+        host: "hosts/host-a".into(),
+        spec: Some(usual(fleet.backend())),
+        ..Default::default()
+    };
+    let refused = fleet.vms(&server).create_vm(create()).await;
+    ensure!(reason(refused.map_err(ApiError::from))? == Reason::VmExists);
+    delete().await?;
+    fleet.vm_dir_gone("host-a", &vm.name).await?;
+    fleet.vms(&server).create_vm(create()).await?;
+    Ok(())
+}
+
+async fn a_stopped_process_is_unresponsive_and_delays_no_other_vm(
+    fleet: &mut Fleet,
+) -> anyhow::Result<()> {
+    let spec = || usual(fleet.backend());
+    let silent = fleet.run_vm("silent", "host-a", spec()).await?;
+    let web = fleet.run_vm("web", "host-a", spec()).await?;
+    let process = fleet.vm_process("host-a", &silent.name)?;
+    process.suspend()?;
+    let server = fleet.server();
+    let unresponsive = |vm: &v1::Vm| vm.state() == State::Unresponsive;
+    let shown = fleet
+        .vm_until(&server, &silent.name, "UNRESPONSIVE", unresponsive)
+        .await?;
+    ensure!(
+        shown.epoch == 1 && shown.host == "hosts/host-a",
+        "{shown:#?}"
+    );
+    let refused = fleet.migrate(&silent.name, "host-b", fast()).await;
+    let refused = refused.err().context("a silent VM migrates")?;
+    ensure!(
+        format!("{refused:#}").contains("does not answer"),
+        "{refused:#}"
+    );
+    for (number, host) in ["host-b", "host-a", "host-b"].into_iter().enumerate() {
+        let moved = fleet.migrate_and_wait(&web.name, host, fast()).await?;
+        let progress = moved.progress.clone().unwrap_or_default();
+        ensure!(
+            progress.bytes_transferred > 0 && !progress.iterations.is_empty(),
+            "move {number} lost its record: {moved:#?}"
+        );
+        if number == 0 {
+            fleet.kill_agent("host-a");
+            fleet.start_agent("host-a")?;
+            fleet.hosts_ready().await?;
+            let found = fleet.vm(&fleet.agent("host-a"), &silent.name).await?;
+            ensure!(unresponsive(&found) && found.epoch == 1, "{found:#?}");
+        }
+    }
+    process.resume()?;
+    fleet
+        .runs_soundly_on(&silent.name, "host-a")
+        .await
+        .map(drop)
 }

@@ -4,12 +4,17 @@ use std::{io, sync::Arc, time::Duration};
 
 use slat_proto::{ApiError, Reason, v1};
 
-use super::{LEAVE, Place, Supervisor, owns};
-use slat_record::{dir::VmDir, journal::Ownership, uid::VmUid};
+use super::{LEAVE, Place, Supervisor, leftover::UNREADABLE_GIVES_UP, owns};
+use slat_record::{
+    dir::VmDir,
+    journal::{Journal, Ownership},
+    uid::VmUid,
+};
 
 use crate::{
+    announce::forget_record,
     dead::DeadVm,
-    living::{LiveVm, forget_record},
+    living::LiveVm,
     process::{self, DirLock, Found},
     registry::{Held, Work},
     side::{Role, SideKey},
@@ -20,8 +25,38 @@ impl Supervisor {
     /// Removes a dead process's directory; its unreleased sides are kept elsewhere first.
     ///
     /// # Errors
-    /// STORE when they cannot be: then all stays as it was.
+    /// STORE when they cannot be; GIVE_UP_REQUIRED for a directory that cannot be read, whose sides
+    /// nobody can keep. Then all stays as it was.
     pub(super) async fn clear(&self, dead: &Arc<DeadVm>) -> Result<(), ApiError> {
+        match dead.unreadable() {
+            Some(error) => Err(self.only_given_up(dead, &error)),
+            None => self.remove_dead(dead).await,
+        }
+    }
+
+    /// No order but the leftover's own ends what may say who owns a VM.
+    fn only_given_up(&self, dead: &DeadVm, error: &ApiError) -> ApiError {
+        ApiError::new(
+            Reason::GiveUpRequired,
+            format!("what its process left cannot be read: {error}"),
+        )
+        .with("vm", dead.name())
+        .with("uid", dead.uid())
+        .with("host", &self.host)
+        .with("gives_up", UNREADABLE_GIVES_UP)
+        .with(
+            "advice",
+            format_args!(
+                "repair what it says; to give it up: slat delete leftover --uid {} --host {} --give-up",
+                dead.uid(),
+                self.host.id()
+            ),
+        )
+    }
+
+    /// As [`Supervisor::clear`], and a directory that cannot be read goes too: its caller has the
+    /// order that gives it up.
+    pub(super) async fn remove_dead(&self, dead: &Arc<DeadVm>) -> Result<(), ApiError> {
         let Some(claim) = self.registry.claim_from_dead(dead) else {
             // Another task clears it already: its result is this one's.
             self.settled(dead.uid()).await;
@@ -67,13 +102,25 @@ impl Supervisor {
     ///
     /// # Errors
     /// The process's own; VM_UNREACHABLE when it is silent and not forced; MIGRATION_IN_PROGRESS;
-    /// JOURNAL for a directory that cannot be read, unless forced; STORE.
+    /// GIVE_UP_REQUIRED for a dead VM's directory that cannot be read, JOURNAL for a living one's,
+    /// forced or not; STORE.
     pub(crate) async fn delete(self: Arc<Self>, uid: VmUid, force: bool) -> Result<(), ApiError> {
         let unknown = || {
             ApiError::new(Reason::NoSuchVm, format!("no VM with uid {uid} here")).with("uid", &uid)
         };
         match self.settled(&uid).await {
             Some(Held::Live(live)) => {
+                // What it leaves could not be read either.
+                if let Err(error) = Journal::read(&live.dir().journal()) {
+                    return Err(ApiError::from(error)
+                        .with("vm", live.name())
+                        .with("uid", &uid)
+                        .with("pid", live.process().pid())
+                        .with(
+                            "advice",
+                            "repair what it says; to give it up, end that process and delete the leftover",
+                        ));
+                }
                 // An order that waits in the socket of a stopped process would be carried out when
                 // that goes on, long after it was refused here.
                 if let Err(silent) = live.awake().await {
@@ -109,17 +156,9 @@ impl Supervisor {
                     _ => Ok(()),
                 }
             }
-            Some(Held::Dead(dead)) if dead.lost().is_some() => match dead.unreadable() {
-                // It may hold the answer to who owns the VM.
-                Some(error) if !force => Err(error.with("uid", &uid).with(
-                    "advice",
-                    format_args!(
-                        "repair what it says; to give it up: slat delete vm {} --uid {uid} --force",
-                        dead.name().id()
-                    ),
-                )),
-                _ => self.clear(&dead).await,
-            },
+            Some(Held::Dead(dead)) if dead.lost().is_some() || dead.unreadable().is_some() => {
+                self.clear(&dead).await
+            }
             Some(Held::Busy {
                 work: Work::Preparing(migration),
                 ..

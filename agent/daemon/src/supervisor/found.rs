@@ -7,7 +7,7 @@ use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
 use slat_record::{
     dir::VmDir,
-    journal::{Journal, JournalState, Ownership},
+    journal::{Journal, Ownership},
     uid::VmUid,
 };
 
@@ -125,56 +125,47 @@ impl Supervisor {
             return Some(claim);
         }
         let pid = process.pid();
-        let live = match LiveVm::new(who, dir.clone(), process) {
+        let live = match LiveVm::new(who, &self.host, dir.clone(), process) {
             Ok(live) => live,
             Err(error) => {
                 tracing::error!(%vm, pid, %error, "a VM process cannot be reached");
                 return None;
             }
         };
-        let mut asked = live.vms();
-        let said = live.answer(ADOPT, asked.get_vm(live.get_request())).await;
-        let seen = match said {
+        // Others wait for this one: a stopped process is not asked, and any other two things at a time.
+        let (said, slots) = if live.process().is_stopped() {
+            (Err(live.unreachable("does not run".to_owned())), None)
+        } else {
+            let mut vms = live.vms();
+            tokio::join!(
+                live.answer(ADOPT, vms.get_vm(live.get_request())),
+                found_slots(&live)
+            )
+        };
+        match said {
             Ok(said) => {
                 save_seen(dir, &said);
-                Some(said)
+                live.see(said);
             }
             Err(error) => {
                 tracing::warn!(%vm, pid, %error, "a VM process was found but does not answer yet");
-                load_seen(dir)
+                if let Some(seen) = load_seen(dir) {
+                    live.see(seen);
+                }
+                live.fall_silent().await;
             }
-        };
-        let memory = self.found_memory(&live, seen.as_ref()).await;
-        if let Some(seen) = seen {
-            live.see(seen);
         }
-        let sides = found_sides(dir, journal.ok().flatten().as_ref());
+        // Its slots, or what it was made with.
+        let made_with = live.snapshot().and_then(|vm| vm.spec);
+        let memory = slots.unwrap_or_else(|| made_with.map_or(0, |spec| spec.memory_bytes));
+        let sides = found_sides(dir);
+        live.set_sides_told(sides.is_ok());
         self.go_live(claim, &live, memory);
-        for (key, ended) in sides {
+        for (key, ended) in sides.unwrap_or_default() {
             self.know_side(&live, key, ended);
         }
         tracing::info!(%vm, pid, "VM process found again");
         None
-    }
-
-    /// Memory of a found VM: its slots, or what it was made with.
-    async fn found_memory(&self, live: &Arc<LiveVm>, seen: Option<&v1::Vm>) -> u64 {
-        let spec = seen
-            .and_then(|vm| vm.spec.as_ref())
-            .map_or(0, |spec| spec.memory_bytes);
-        let request = v1::ListSlotsRequest {
-            vm: live.name().to_string(),
-            uid: live.own_uid(),
-            ..Default::default()
-        };
-        let mut memory = live.memory();
-        match live.answer(ADOPT, memory.list_slots(request)).await {
-            Ok(table) => slot_bytes(&table.slots),
-            Err(error) => {
-                tracing::debug!(vm = %live.name(), %error, "slots of a found VM are not known");
-                spec
-            }
-        }
     }
 
     /// Shows a living VM and starts what follows it.
@@ -277,16 +268,40 @@ fn is_called(dir: &VmDir, uid: &str) -> bool {
     dir.path().file_name().is_some_and(|name| name == uid)
 }
 
-/// Sides that a found VM's directory names, with how they ended where a record says so.
-fn found_sides(
-    dir: &VmDir,
-    journal: Option<&JournalState>,
-) -> Vec<(SideKey, Option<v1::Transfer>)> {
-    let records = dir.transfers().unwrap_or_else(|error| {
-        tracing::warn!(dir = %dir.path().display(), %error, "transfer records cannot be read");
-        Vec::new()
-    });
-    let named = journal.and_then(|state| match &state.ownership {
+/// Memory of a found VM's slots; `None` when its process does not say.
+async fn found_slots(live: &LiveVm) -> Option<u64> {
+    let request = v1::ListSlotsRequest {
+        vm: live.name().to_string(),
+        uid: live.own_uid(),
+        ..Default::default()
+    };
+    let mut memory = live.memory();
+    match live.answer(ADOPT, memory.list_slots(request)).await {
+        Ok(table) => Some(slot_bytes(&table.slots)),
+        Err(error) => {
+            tracing::debug!(vm = %live.name(), %error, "slots of a found VM are not known");
+            None
+        }
+    }
+}
+
+/// Sides that a found VM's directory names, with how they ended where a record says so. It names
+/// every side its process has: a source's record is written before its process is asked to begin
+/// ([`announce_side`](crate::announce::announce_side)), and a destination's process writes its
+/// journal first.
+///
+/// # Errors
+/// JOURNAL when journal or records cannot be read.
+pub(super) fn found_sides(dir: &VmDir) -> Result<Vec<(SideKey, Option<v1::Transfer>)>, ApiError> {
+    let unreadable = |error: ApiError| {
+        tracing::warn!(dir = %dir.path().display(), %error, "a VM's sides cannot be read");
+        error
+    };
+    let journal = Journal::read(&dir.journal()).map_err(|error| unreadable(error.into()))?;
+    let records = dir
+        .transfers()
+        .map_err(|error| unreadable(ApiError::from_io(Reason::Journal, dir.path(), &error)))?;
+    let named = journal.as_ref().and_then(|state| match &state.ownership {
         Ownership::Relinquished { migration, .. } => {
             MigrationName::parse(migration).map(SideKey::source).ok()
         }
@@ -305,5 +320,5 @@ fn found_sides(
         let key = SideKey::of(&record)?;
         Some((key, is_terminal(record.phase()).then_some(record)))
     });
-    recorded.chain(named.map(|key| (key, None))).collect()
+    Ok(recorded.chain(named.map(|key| (key, None))).collect())
 }

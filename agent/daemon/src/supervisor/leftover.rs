@@ -18,6 +18,10 @@ use crate::{
     side::{Role, SideKey},
 };
 
+/// What is lost with a directory that nobody can read.
+pub(super) const UNREADABLE_GIVES_UP: &str = "it may have owned the VM, or say who does: a handover whose answer it \
+                                              holds is decided by nobody any more";
+
 impl Supervisor {
     /// Everything here that is no VM, by uid; from caches, calls nobody.
     pub(crate) fn leftovers(&self) -> Vec<v1::Leftover> {
@@ -141,9 +145,7 @@ fn of_dead(dead: &DeadVm) -> Option<v1::Leftover> {
         return Some(v1::Leftover {
             kind: Kind::Unreadable.into(),
             message: format!("a directory that cannot be read: {error}"),
-            delete_gives_up: "it may have owned the VM, or say who does: a handover whose answer it holds is decided \
-                              by nobody any more"
-                .to_owned(),
+            delete_gives_up: UNREADABLE_GIVES_UP.to_owned(),
             ..Default::default()
         });
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slat_proto::{ApiError, Reason, v1};
 
-use super::{ADOPT, SETTLE, Supervisor};
+use super::{ADOPT, SETTLE, Supervisor, found::found_sides};
 use crate::{
     dead::DeadVm,
     living::LiveVm,
@@ -78,10 +78,19 @@ impl Supervisor {
                 }
             }
         }
-        // A side that this agent does not know yet: it restarted while the process began it.
+        // The disk tells every side of a process. One whose disk could not be read is asked.
         let mut asked = tokio::task::JoinSet::new();
         for (_, _, held) in self.registry.all() {
-            if let Held::Live(live) = held {
+            if let Held::Live(live) = held
+                && !live.sides_told()
+            {
+                self.tell_sides(&live).await;
+                if live.side(key).is_some() {
+                    return Ok(Some(Place::Live(live)));
+                }
+                if live.sides_told() {
+                    continue;
+                }
                 let request = v1::GetTransferRequest {
                     migration: key.migration.to_string(),
                     role: key.role.to_message().into(),
@@ -106,5 +115,16 @@ impl Supervisor {
             }
         }
         silent.map_or(Ok(None), Err)
+    }
+    /// Reads once more which sides a VM has whose disk could not be read.
+    async fn tell_sides(self: &Arc<Self>, live: &Arc<LiveVm>) {
+        let dir = live.dir().clone();
+        let Ok(Ok(sides)) = tokio::task::spawn_blocking(move || found_sides(&dir)).await else {
+            return;
+        };
+        for (key, ended) in sides {
+            self.know_side(live, key, ended);
+        }
+        live.set_sides_told(true);
     }
 }

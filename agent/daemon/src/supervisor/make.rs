@@ -11,14 +11,15 @@ use slat_proto::{
 use super::{
     ADOPT, Supervisor,
     clear::remove,
-    refuse::{exists, refused, side_ended},
+    refuse::{exists, is_here, is_side, refused, side_ended},
     task_failed,
 };
 use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
 
 use crate::{
+    announce::{announce_side, forget_record},
     identity::{Who, save_seen},
-    living::{LiveVm, announce_side, forget_record},
+    living::LiveVm,
     process::{self, Found, Launch},
     registry::{Held, Refusal, Work},
     side::SideKey,
@@ -151,9 +152,24 @@ impl Supervisor {
                     done.cancelled().await;
                     continue;
                 }
-                Some(Held::Live(live)) if live.side(&key).is_some() => {
+                // This migration's own process: one that an agent before this one began it with may
+                // be known by its journal alone.
+                Some(Held::Live(live))
+                    if live.side(&key).is_some() || live.is_receiving(&key).await =>
+                {
                     let mut transfers = live.transfers();
-                    return live.answer_long(transfers.prepare_incoming(request)).await;
+                    let spec = request.vm.clone();
+                    let answer = live
+                        .answer_long(transfers.prepare_incoming(request))
+                        .await?;
+                    self.registry.set_memory(&live, memory);
+                    if live.snapshot().is_none() {
+                        let shown = self.incoming(&live, spec.unwrap_or_default(), &key).await;
+                        save_seen(live.dir(), &shown);
+                        live.see(shown);
+                    }
+                    self.know_side(&live, key, answer.transfer.clone());
+                    return Ok(answer);
                 }
                 Some(Held::Dead(dead)) => {
                     if let Some(side) = dead.side(&key)? {
@@ -163,6 +179,9 @@ impl Supervisor {
                         return Err(exists(&vm, &Held::Dead(dead)));
                     }
                     self.clear(&dead).await?;
+                }
+                Some(Held::Live(live)) if !live.snapshot().is_some_and(|vm| is_side(&vm)) => {
+                    return Err(is_here(&live));
                 }
                 Some(held) => return Err(exists(&vm, &held)),
                 None => {}
@@ -315,7 +334,7 @@ impl Supervisor {
                     name: vm.clone(),
                     certain: true,
                 };
-                LiveVm::new(who, dir.clone(), process)
+                LiveVm::new(who, &self.host, dir.clone(), process)
             }
             Err(error) => Err(error),
         };
@@ -358,6 +377,14 @@ async fn clear_dir(dir: &VmDir) {
         Ok(Found::Dead(lock)) => remove(dir, lock),
         Ok(Found::Living(process)) => {
             tracing::error!(dir = %dir.path().display(), pid = process.pid(), "a process that was put down lives");
+        }
+        // Not even its lock can be made, on a disk without space. The process that was to take it is
+        // gone, and the directory's claim is held: none can begin in it.
+        Err(error) if matches!(dir.living_pid(), Ok(None)) => {
+            tracing::debug!(dir = %dir.path().display(), %error, "a directory without a lock");
+            if let Err(error) = std::fs::remove_dir_all(dir.path()) {
+                tracing::error!(dir = %dir.path().display(), %error, "cannot remove a VM's directory");
+            }
         }
         Err(error) => {
             tracing::error!(dir = %dir.path().display(), %error, "cannot remove a VM's directory")

@@ -275,14 +275,16 @@ impl Supervisor {
         };
         match process::find(dead.dir()).await {
             Ok(Found::Dead(lock)) => {
-                // The lock is given back: `clear` takes it again, under the claim.
+                // The lock is given back: `remove_dead` takes it again, under the claim.
                 drop(lock);
-                self.clear(dead).await
+                self.remove_dead(dead).await
             }
             Ok(Found::Living(process)) => {
                 Err(held(format!("process {} holds its lock", process.pid())))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.clear(dead).await,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.remove_dead(dead).await
+            }
             Err(error) => Err(held(error.to_string())),
         }
     }

@@ -7,6 +7,7 @@ use slat_proto::{
 };
 
 use crate::{
+    living::LiveVm,
     registry::{Held, Refusal, Work},
     side::SideKey,
 };
@@ -33,17 +34,45 @@ pub(super) fn exists(vm: &VmName, held: &Held) -> ApiError {
             work: Work::Clearing,
             ..
         } => ("being removed", "try again"),
+        // Deleting it is no way out: it may be the last copy.
+        Held::Live(live) if live.snapshot().is_some_and(|vm| is_side(&vm)) => (
+            "there as a side of a migration",
+            "wait for that migration or cancel it; what stays is a leftover of this host",
+        ),
         Held::Live(_) => ("there", "take another name or delete it"),
         Held::Dead(dead) if dead.lost().is_some() => ("lost with its process", "delete it first"),
         Held::Dead(_) => (
-            "in a migration that was not released yet",
-            "try again when the server has stored its outcome",
+            "there as what is left of a migration",
+            "try again when the server has stored how it ended, or delete the leftover of this host",
         ),
     };
     ApiError::new(Reason::VmExists, format!("{vm} is here already: {state}"))
         .with("vm", vm)
         .with("state", state)
         .with("advice", advice)
+}
+
+/// Whether what is here is a side of a migration, and no VM of this host's.
+pub(super) fn is_side(vm: &v1::Vm) -> bool {
+    matches!(
+        vm.state(),
+        v1::vm::State::Incoming | v1::vm::State::Relinquished
+    )
+}
+
+/// The VM that is to be received is this host's already.
+pub(super) fn is_here(live: &LiveVm) -> ApiError {
+    ApiError::new(
+        Reason::VmExists,
+        format!("{} is this host's already, the very VM", live.name()),
+    )
+    .with("vm", live.name())
+    .with("uid", live.uid())
+    .with("state", "there")
+    .with(
+        "advice",
+        "look where it runs before anything is deleted: slat get vms",
+    )
 }
 
 pub(super) fn refused(vm: &VmName, reason: Reason, refusal: Refusal) -> ApiError {

@@ -57,6 +57,10 @@ fn fake_vm_process() {
         arguments[at + 1].clone()
     };
     let vm = VmName::from_id(&argument("--vm")).unwrap();
+    if vm.id().starts_with("quits-unlocked") {
+        // No lock can be taken any more, as on a disk that is full.
+        std::fs::create_dir(VmDir::new(argument("--dir")).path().join("lock")).unwrap();
+    }
     if vm.id().starts_with("quits") {
         eprintln!("no KVM here, says the fake");
         std::process::exit(3);
@@ -356,12 +360,18 @@ impl TransferService for Fake {
                     return Err(ApiError::new(Reason::BadSlotTable, "says the fake").into());
                 }
                 let vm = request.vm.unwrap();
-                self.journal(&Entry::Incoming {
-                    vm: self.vm.id().into(),
-                    uid: vm.uid.clone(),
-                    migration: MigrationName::parse(&request.migration)?.id().into(),
-                    epoch: vm.epoch,
-                });
+                if self.uid().is_empty() {
+                    self.journal(&Entry::Incoming {
+                        vm: self.vm.id().into(),
+                        uid: vm.uid.clone(),
+                        migration: MigrationName::parse(&request.migration)?.id().into(),
+                        epoch: vm.epoch,
+                    });
+                }
+                if request.migration.contains("slow") && !self.dir.path().join("waited").exists() {
+                    std::fs::write(self.dir.path().join("waited"), "").unwrap();
+                    std::future::pending::<()>().await;
+                }
                 let ready = request.migration.contains("ready");
                 if ready {
                     self.journal(&Entry::Prepared {

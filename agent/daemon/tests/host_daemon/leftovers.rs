@@ -251,9 +251,11 @@ async fn a_directory_is_read_again_until_it_can_be() {
     flip(&rig, "u-1");
     let side = until(async || rig.side("m1", Role::Source).await.ok()).await;
     assert_eq!(side.phase(), Phase::Relinquished);
-    assert!(rig.names().await.is_empty(), "it gave the VM away");
+    let lost = rig.get("web").await.unwrap();
+    assert!(lost.state_message.contains("gave it away"), "{lost:?}");
     rig.release("m1", Role::Source).await.unwrap();
     assert!(!dir.path().exists());
+    assert!(rig.names().await.is_empty());
 }
 
 #[tokio::test]
@@ -320,7 +322,7 @@ async fn what_has_arrived_may_be_lost() {
         assert_eq!((lost.state(), lost.epoch), (v1::vm::State::Lost, 5));
         assert!(lost.state_message.contains("cannot be read"));
         // It may say who owns the VM: not ended by a plain delete.
-        assert_eq!(reason(rig.delete(vm).await), Reason::Journal);
+        assert_eq!(reason(rig.delete(vm).await), Reason::GiveUpRequired);
     }
 }
 
@@ -352,4 +354,102 @@ async fn releases_and_questions_at_a_time_lose_nothing() {
         until(async || (rig.used().await == 0).then_some(())).await;
         assert!(rig.leftovers().await.is_empty());
     }
+}
+
+/// Every way a journal can be unreadable: no order but the leftover's own removes it.
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_is_not_deleted_with_its_vm() {
+    let line = |json: &str| format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+    let spoil: [(&str, Vec<u8>); 3] = [
+        (
+            "unknown",
+            line(r#"{"entry":"lent","uid":"x"}"#).into_bytes(),
+        ),
+        ("corrupt", b"00000000 {}\n00000000 {}\n".to_vec()),
+        (
+            "newer",
+            line(r#"{"journal":"slat","version":99}"#).into_bytes(),
+        ),
+    ];
+    let mut rig = Rig::started().await;
+    let mut dirs = Vec::new();
+    for (name, bytes) in &spoil {
+        let made = rig.create(name, 16 * MIB).await.unwrap();
+        let path = rig.path_of(&made.uid);
+        let mut journal = std::fs::read(path.join("journal")).unwrap();
+        if *name == "newer" {
+            journal.clone_from(bytes);
+        } else {
+            journal.extend_from_slice(bytes);
+        }
+        std::fs::write(path.join("journal"), journal).unwrap();
+        // Not even while its process lives.
+        assert_eq!(reason(rig.delete(name).await), Reason::Journal, "{name}");
+        kill(made.pid);
+        rig.becomes(name, v1::vm::State::Lost).await;
+        dirs.push((*name, made.uid, path));
+    }
+    for _ in 0..2 {
+        for (name, uid, path) in &dirs {
+            for (by_name, by_uid, force) in [(*name, "", false), ("", uid, false), ("", uid, true)]
+            {
+                let request = v1::DeleteVmRequest {
+                    name: if by_name.is_empty() {
+                        String::new()
+                    } else {
+                        format!("vms/{by_name}")
+                    },
+                    uid: by_uid.into(),
+                    force,
+                    ..Default::default()
+                };
+                let error = answer(rig.vms().delete_vm(request).await).unwrap_err();
+                assert_eq!(error.reason, Reason::GiveUpRequired, "{name}: {error}");
+                assert!(error.metadata["advice"].contains(uid.as_str()), "{error}");
+                assert!(path.join("journal").exists());
+            }
+        }
+        assert_eq!(rig.leftovers().await.len(), spoil.len());
+        rig.stop().await;
+        rig.start().await;
+    }
+    for (_, uid, path) in &dirs {
+        assert_eq!(reason(rig.end(uid, false).await), Reason::GiveUpRequired);
+        rig.end(uid, true).await.unwrap();
+        assert!(!path.exists());
+    }
+    assert!(rig.names().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_frozen_copy_whose_process_dies_is_lost_until_it_is_deleted() {
+    let mut rig = Rig::started().await;
+    let old = rig.given_away("web", "gone-1").await;
+    kill(old.pid);
+    for _ in 0..2 {
+        let lost = rig.becomes("web", v1::vm::State::Lost).await;
+        assert_eq!((lost.epoch, lost.uid.as_str()), (1, old.uid.as_str()));
+        assert_eq!((lost.pid, lost.migration.as_str()), (0, ""));
+        assert!(lost.spec.is_some());
+        let why = &lost.state_message;
+        assert!(why.contains("migrations/gone-1 gave it away"), "{why}");
+        let refused = rig.create("web", 16 * MIB).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::VmExists);
+        assert_eq!(refused.metadata["advice"], "delete it first");
+        rig.stop().await;
+        rig.start().await;
+    }
+    rig.delete("web").await.unwrap();
+    assert!(!rig.path_of(&old.uid).exists());
+    // A destination that still asks is answered.
+    let side = rig.side("gone-1", Role::Source).await.unwrap();
+    assert_eq!(side.phase(), Phase::Relinquished);
+    rig.create("web", 16 * MIB).await.unwrap();
+    // Where it is known that another host has the VM, nothing is lost.
+    let old = rig.given_away("db", "gone-2").await;
+    kill(old.pid);
+    rig.becomes("db", v1::vm::State::Lost).await;
+    rig.release("gone-2", Role::Source).await.unwrap();
+    assert_eq!(reason(rig.get("db").await), Reason::NoSuchVm);
+    assert!(!rig.path_of(&old.uid).exists());
 }

@@ -349,13 +349,23 @@ async fn a_silent_vm_holds_nobody_up() {
             .contains("slat_vm_info{vm=\"web\"")
     );
     let unknown = rig.side("m1", v1::TransferRole::Source).await;
+    assert_eq!(reason(unknown), Reason::NoSuchMigration, "its disk says so");
+    let journal = rig.path_of(&made.uid).join("journal");
+    let written = std::fs::read(&journal).unwrap();
+    rig.stop().await;
+    let mut spoiled = written.clone();
+    spoiled[3] ^= 1;
+    std::fs::write(&journal, spoiled).unwrap();
+    rig.start().await;
+    let unknown = rig.side("m1", v1::TransferRole::Source).await;
     assert_eq!(
         reason(unknown),
         Reason::VmUnreachable,
         "it may know; nobody says that it does not"
     );
-    rig.stop().await;
-    rig.start().await;
+    std::fs::write(&journal, written).unwrap();
+    let unknown = rig.side("m1", v1::TransferRole::Source).await;
+    assert_eq!(reason(unknown), Reason::NoSuchMigration, "read again");
     assert_eq!(
         rig.used().await,
         32 * MIB,
@@ -496,4 +506,16 @@ async fn memory_calls_are_passed_on() {
         reason(answer(memory.list_slots(request).await)),
         Reason::NoSuchVm
     );
+}
+
+#[tokio::test]
+async fn a_create_that_fails_where_no_lock_can_be_made_leaves_nothing() {
+    let rig = Rig::started().await;
+    let failed = rig.create("quits-unlocked", 16 * MIB).await;
+    assert_eq!(reason(failed), Reason::Internal);
+    let left: Vec<_> = std::fs::read_dir(rig.path_of("x").parent().unwrap())
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(rig.used().await, 0);
 }

@@ -109,6 +109,12 @@ impl Rig {
         self.agent.as_ref().unwrap().address()
     }
 
+    /// Ends the agent in the middle of whatever it does.
+    pub(crate) fn abandon(&mut self) {
+        self.channel = None;
+        drop(self.agent.take());
+    }
+
     pub(crate) async fn stop(&mut self) {
         self.channel = None;
         self.agent.take().unwrap().stop().await;

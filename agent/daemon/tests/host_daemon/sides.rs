@@ -428,8 +428,12 @@ async fn dead_sides_stand_as_their_journals_say() {
     for vm in ["gone", "none", "told"] {
         assert!(!rig.path(vm).exists(), "{vm} has nothing left to tell");
     }
-    // Of a VM that went elsewhere or never was here there is none; what was owned is lost.
-    assert_eq!(rig.names().await, ["vms/d1", "vms/s4", "vms/s5"]);
+    // Of a VM that went elsewhere or never was here there is none; what was owned is lost, and so is
+    // what was given away and not heard of since.
+    assert_eq!(
+        rig.names().await,
+        ["vms/d1", "vms/s1", "vms/s3", "vms/s4", "vms/s5", "vms/s6"]
+    );
     assert_eq!(rig.get("d1").await.unwrap().epoch, 5);
     assert_eq!(rig.used().await, 0);
 
@@ -575,10 +579,44 @@ async fn a_side_seen_to_give_its_vm_away_never_takes_it_back() {
         let side = rig.side("undurable", Role::Source).await.unwrap();
         assert_eq!((side.phase(), side.vm_lost), (Phase::Relinquished, false));
         assert_eq!(side.error, None);
-        assert!(rig.names().await.is_empty(), "it is the destination's");
+        let copy = rig.get("web").await.unwrap();
+        assert_eq!(
+            (copy.state(), copy.epoch),
+            (v1::vm::State::Lost, 1),
+            "it is the destination's, unless that never had it"
+        );
         rig.stop().await;
     }
     rig.start().await;
     rig.release("undurable", Role::Source).await.unwrap();
     assert!(!rig.path("web").exists());
+}
+
+#[tokio::test]
+async fn a_preparation_is_repeated_after_the_agent_has_ended_in_it() {
+    let mut rig = Rig::started().await;
+    // INCOMING is written, and the process has no side yet when the agent ends.
+    {
+        let preparing = rig.prepare("slow", "web", 16 * MIB);
+        let waited = rig.path_of("u-web").join("waited");
+        let written = until(async || waited.exists().then_some(()));
+        tokio::select! {
+            answer = preparing => panic!("{answer:?}"),
+            () = written => {}
+        }
+    }
+    rig.abandon();
+    rig.start().await;
+    // Its process says that it knows no such side: that is no reason to forget it.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let first = rig.prepare("slow", "web", 16 * MIB).await.unwrap();
+    let again = rig.prepare("slow", "web", 16 * MIB).await.unwrap();
+    assert_eq!(first.ticket, again.ticket);
+    assert_eq!(rig.used().await, 16 * MIB);
+    let side = rig.side("slow", Role::Destination).await.unwrap();
+    assert_eq!(side.phase(), Phase::Preparing);
+    // Another migration of it does not advise to delete the VM.
+    let other = rig.prepare("m2", "web", 16 * MIB).await.unwrap_err();
+    assert_eq!(other.reason, Reason::VmExists);
+    assert!(!other.metadata["advice"].contains("delete it"), "{other}");
 }

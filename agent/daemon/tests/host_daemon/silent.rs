@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use slat_proto::{
     ApiError, Reason,
-    v1::{self, TransferPhase as Phase, TransferRole as Role},
+    v1::{self, TransferPhase as Phase, TransferRole as Role, vm::State},
 };
 
-use crate::rig::{MIB, Rig, answer, freeze, reason};
+use crate::rig::{MIB, Rig, answer, freeze, reason, until};
 
 /// What an operator waits for at most.
 const BOUND: Duration = Duration::from_secs(10);
@@ -138,4 +138,146 @@ async fn calls_to_a_stopped_vm_that_may_take_long_end_as_well() {
     assert_eq!(end.reason, Reason::VmUnreachable);
     go_on(made.pid);
     assert_eq!(rig.get("web").await.unwrap().pid, made.pid);
+}
+
+/// The VM of that uid, as this host lists it.
+async fn listed(rig: &Rig, uid: &str) -> Option<v1::Vm> {
+    let list = answer(rig.vms().list_vms(v1::ListVmsRequest::default()).await).unwrap();
+    list.vms.into_iter().find(|vm| vm.uid == uid)
+}
+
+#[tokio::test]
+async fn a_vm_whose_process_falls_silent_is_unresponsive_until_it_answers() {
+    let rig = Rig::started().await;
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    let start = v1::StartVmRequest {
+        name: "vms/web".into(),
+        ..Default::default()
+    };
+    answer(rig.vms().start_vm(start).await).unwrap();
+    freeze(made.pid).await;
+    let silent = until(async || {
+        listed(&rig, &made.uid)
+            .await
+            .filter(|vm| vm.state() == State::Unresponsive)
+    })
+    .await;
+    assert_eq!((silent.epoch, silent.pid), (1, made.pid));
+    let why = &silent.state_message;
+    assert!(why.contains("has not answered since 20"), "{why}");
+    assert!(why.contains("stopped by a signal"), "{why}");
+    assert_eq!(silent.mmu_stats, None, "nobody knows them");
+    assert_eq!(rig.get("web").await.unwrap(), silent);
+    let metrics = rig.scrape("/metrics").await;
+    assert!(metrics.contains(r#"state="unresponsive""#), "{metrics}");
+    // It is a VM: its name is taken, and calls say how it stands.
+    assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
+    let error = rig.send("m1", "web").await.unwrap_err();
+    assert_eq!(error.reason, Reason::VmUnreachable);
+    assert!(error.metadata["advice"].contains("--force"), "{error}");
+    go_on(made.pid);
+    rig.becomes("web", State::Running).await;
+    assert_eq!(rig.get("web").await.unwrap().state_message, "");
+}
+
+#[tokio::test]
+async fn what_an_agent_finds_silent_is_shown_as_its_journal_has_it() {
+    let mut rig = Rig::started().await;
+    // Seen CREATED, INCOMING and CREATED; what they are by now only their journals say.
+    let runs = rig.create("runs", 16 * MIB).await.unwrap();
+    let given = rig.create("given", 16 * MIB).await.unwrap();
+    let prepared = rig.prepare("ready-1", "came", 16 * MIB).await.unwrap();
+    let came = u32::from_be_bytes(prepared.ticket.try_into().unwrap());
+    let came_dir = rig.path_of("u-came");
+    let seen = std::fs::read(came_dir.join("seen.pb")).unwrap();
+    let waits = rig.prepare("ready-2", "waits", 16 * MIB).await.unwrap();
+    let waits = u32::from_be_bytes(waits.ticket.try_into().unwrap());
+    let start = v1::StartVmRequest {
+        name: "vms/runs".into(),
+        ..Default::default()
+    };
+    answer(rig.vms().start_vm(start).await).unwrap();
+    rig.send("gone-1", "given").await.unwrap();
+    let commit = v1::ResolveTransferRequest {
+        migration: "migrations/ready-1".into(),
+        decision: v1::resolve_transfer_request::Decision::Commit.into(),
+    };
+    answer(rig.transfers().resolve_transfer(commit).await).unwrap();
+    until(async || {
+        let kept = std::fs::read(came_dir.join("seen.pb")).ok()?;
+        (kept != seen).then_some(())
+    })
+    .await;
+    rig.stop().await;
+    // It arrived while no agent looked.
+    std::fs::write(came_dir.join("seen.pb"), &seen).unwrap();
+    for pid in [runs.pid, given.pid, came, waits] {
+        freeze(pid).await;
+    }
+    let begun = Instant::now();
+    rig.start().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "stopped processes hold the agent up: {:?}",
+        begun.elapsed()
+    );
+    for (uid, state, epoch, migration) in [
+        (runs.uid.as_str(), State::Unresponsive, 1, ""),
+        (&given.uid, State::Relinquished, 1, "migrations/gone-1"),
+        ("u-came", State::Unresponsive, 5, ""),
+        ("u-waits", State::Incoming, 4, "migrations/ready-2"),
+    ] {
+        let vm = listed(&rig, uid).await.unwrap();
+        assert_eq!(
+            (vm.state(), vm.epoch, vm.migration.as_str()),
+            (state, epoch, migration),
+            "{uid}"
+        );
+    }
+    let kinds: Vec<_> = rig
+        .leftovers()
+        .await
+        .iter()
+        .map(v1::Leftover::kind)
+        .collect();
+    assert_eq!(kinds.len(), 2, "{kinds:?}");
+    // What arrived unseen and dies unseen is lost, even when its journal is spoiled then.
+    let journal = came_dir.join("journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&journal, bytes).unwrap();
+    crate::rig::kill(came);
+    assert_eq!(rig.becomes("came", State::Lost).await.epoch, 5);
+    for pid in [runs.pid, given.pid, waits] {
+        go_on(pid);
+    }
+    rig.becomes("runs", State::Running).await;
+}
+
+/// A question about a side that is nowhere is answered from disks: no process holds it up.
+#[tokio::test]
+async fn one_silent_process_delays_no_other_vm_s_migration() {
+    let mut rig = Rig::started().await;
+    let silent = rig.create("silent", 16 * MIB).await.unwrap();
+    rig.create("web", 16 * MIB).await.unwrap();
+    freeze(silent.pid).await;
+    for _ in 0..2 {
+        let asked = Instant::now();
+        assert_eq!(
+            reason(rig.side("m1", Role::Source).await),
+            Reason::NoSuchMigration
+        );
+        rig.describe("m1", "web", 1).await.unwrap();
+        rig.send("m1", "web").await.unwrap();
+        rig.side("m1", Role::Source).await.unwrap();
+        rig.cancel("m1", Role::Source).await.unwrap();
+        rig.release("m1", Role::Source).await.unwrap();
+        assert!(
+            asked.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            asked.elapsed()
+        );
+        rig.stop().await;
+        rig.start().await;
+    }
 }

@@ -73,7 +73,7 @@ export function ago(millis) {
 export const clock = (millis) => (millis ? new Date(millis).toLocaleTimeString([], { hour12: false }) : '–');
 
 export const TONES = {
-  READY: 'good', RUNNING: 'good', COMPLETED: 'good', MATCH: 'good', UNREACHABLE: 'bad', FAILED: 'bad', LOST: 'bad',
+  READY: 'good', RUNNING: 'good', COMPLETED: 'good', MATCH: 'good', UNREACHABLE: 'bad', FAILED: 'bad', LOST: 'bad', UNRESPONSIVE: 'bad',
   IN_DOUBT: 'bad', MISMATCH: 'bad', PAUSED: 'warn', CANCELLED: 'warn', CANCELLING: 'warn', STOPPED: 'warn',
   RELINQUISHED: 'warn', INCOMING: 'run', PRECOPY_ACTIVE: 'run', SWITCHOVER: 'run', PREPARING: 'run', COMMITTED: 'run',
 };
@@ -82,7 +82,7 @@ export const badge = (word) => node('span', words(word), 'badge ' + (TONES[word]
 
 const MARKS = {
   conflict: ['bad', 'another VM has this name'], stale: ['warn', 'its host does not answer: shown as last seen'],
-  lost: ['bad', 'its process is gone'], failed: ['bad', ''], frozen: ['warn', 'handed over; perhaps the last copy'],
+  lost: ['bad', 'its process is gone'], unresponsive: ['bad', 'its process lives and does not answer'], failed: ['bad', ''], frozen: ['warn', 'handed over; perhaps the last copy'],
   errors: ['bad', 'its guest read memory it did not write'], unreachable: ['bad', 'does not answer'],
   unreported: ['bad', 'not heard of since the server started'], contended: ['bad', 'two agents under this name'],
   cordoned: ['warn', 'takes no new VM and no migration'], leftovers: ['warn', 'has leftovers'], clock: ['warn', 'its clock is off'],

@@ -7,8 +7,8 @@ const SORTS = Object.assign({ '': 'by name', memory: 'by memory' }, Object.fromE
 
 const KINDS = {
   vms: {
-    states: ['RUNNING', 'PAUSED', 'CREATED', 'STOPPED', 'FAILED', 'LOST', 'INCOMING', 'RELINQUISHED'],
-    marks: ['conflict', 'stale', 'lost', 'failed', 'frozen', 'errors'], sorts: SORTS, draw: drawVms,
+    states: ['RUNNING', 'PAUSED', 'CREATED', 'STOPPED', 'FAILED', 'LOST', 'UNRESPONSIVE', 'INCOMING', 'RELINQUISHED'],
+    marks: ['conflict', 'stale', 'lost', 'unresponsive', 'failed', 'frozen', 'errors'], sorts: SORTS, draw: drawVms,
   },
   hosts: {
     states: ['READY', 'UNREACHABLE'],

@@ -116,7 +116,12 @@ fn at_one_epoch_running_outranks_lost_wherever_it_is() {
     for (first, second) in [("hosts/a", "hosts/b"), ("hosts/b", "hosts/a")] {
         let mut table = table(at);
         report(&mut table, first, vec![vm(3, VmState::Lost)], at);
-        for living in [VmState::Running, VmState::Paused, VmState::Created] {
+        for living in [
+            VmState::Running,
+            VmState::Paused,
+            VmState::Created,
+            VmState::Unresponsive,
+        ] {
             report(&mut table, second, vec![vm(3, living)], at);
             let shown = find(&table, at).unwrap();
             assert_eq!((shown.host.as_str(), shown.state()), (second, living));

@@ -9,7 +9,7 @@ use super::*;
 
 const HOSTS: [&str; 3] = ["hosts/a", "hosts/b", "hosts/c"];
 const UIDS: [&str; 2] = ["u1", "u2"];
-const STATES: [VmState; 8] = [
+const STATES: [VmState; 9] = [
     VmState::Created,
     VmState::Running,
     VmState::Paused,
@@ -18,6 +18,7 @@ const STATES: [VmState; 8] = [
     VmState::Failed,
     VmState::Stopped,
     VmState::Lost,
+    VmState::Unresponsive,
 ];
 
 /// One host's report: which of the uids it has, and how.
