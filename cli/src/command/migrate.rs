@@ -253,6 +253,13 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
         .map_or(Verify::None, v1::MigrationParams::verify);
     let asked = matches!(verify, Verify::BeforeCommit | Verify::AfterCommit);
     match migration.phase() {
+        // It moved, and is not what the user wanted to have moved any more.
+        Phase::Completed if migration.vm_location() == v1::VmLocation::Lost => Err(ended(
+            migration,
+            "completed, and the VM died at its destination",
+            Reason::VmProcessDied,
+            1,
+        )),
         Phase::Completed if verification == v1::Verification::Mismatch => Err(Failure::advised(
             format!(
                 "{} completed, but the memory of source and destination differs",
@@ -375,6 +382,30 @@ mod tests {
         assert_eq!(ended(Phase::Cancelled, v1::Verification::None), 6);
         assert_eq!(ended(Phase::InDoubt, v1::Verification::None), 7);
         assert_eq!(ended(Phase::Failed, v1::Verification::None), 1);
+    }
+
+    #[test]
+    fn a_vm_that_died_on_arrival_is_no_success() {
+        let migration = v1::Migration {
+            name: "migrations/m1".into(),
+            phase: v1::MigrationPhase::Completed.into(),
+            vm_location: v1::VmLocation::Lost.into(),
+            error: Some(v1::MigrationError {
+                reason: "VM_PROCESS_DIED".into(),
+                message: "its process died there".into(),
+                advice: "`slat adopt vm` takes the copy back".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let failure = outcome(&migration).unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        let text = failure.render();
+        assert!(text.contains("its process died there"), "{text}");
+        let error = &failure.document().unwrap()["error"];
+        assert_eq!(error["metadata"]["vm_location"], "VM_LOCATION_LOST");
+        let advice = error["advice"].as_str().unwrap();
+        assert!(advice.contains("slat adopt vm"), "{advice}");
     }
 
     #[test]

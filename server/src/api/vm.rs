@@ -227,6 +227,12 @@ impl VmService for Services {
             drop(self.fleet.settled().await);
             return Ok(Response::new(v1::DeleteVmResponse {}));
         }
+        // Lost after its handover: who deletes it deletes the copy at its source too.
+        if found.as_ref().is_ok_and(|vm| vm.state() == State::Lost)
+            && let Some(host) = self.migrations.delete_kept(&meant).await?
+        {
+            self.fleet.forget(&host, &meant.uid);
+        }
         // Looked up again: waiting for a migration may have changed it, and its host must answer.
         let (owner, channel) = self.route(&vm)?;
         let host = owner.host.name;

@@ -192,6 +192,7 @@ impl Caller {
             params: subject.params,
             source_agent_address: self.fleet.host(&subject.source)?.address,
             preamble: description.preamble,
+            validate_only: false,
         };
         let mut transfers = subject.transfers(&self.fleet, Side::Destination)?;
         let answer = ask(PREPARE, transfers.prepare_incoming(request)).await?;
@@ -343,9 +344,8 @@ impl Caller {
 
     /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
     /// answering is no failure here: the next report tells.
-    pub(super) async fn look_up(self, location: v1::VmLocation) {
+    pub(super) async fn look_up(self, completed: bool) {
         let (subject, fleet) = (&self.subject, &self.fleet);
-        let completed = location == v1::VmLocation::Destination;
         let side = if completed {
             Side::Destination
         } else {

@@ -56,19 +56,26 @@ struct Active {
 }
 
 impl Active {
-    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
-    /// not LOST.
+    /// Whether it ended so that its source keeps the last copy of this VM.
     fn keeps(&self, vm: &VmKey) -> bool {
+        vm.is_of(&self.shown.borrow()) && self.keeps_source()
+    }
+
+    /// Whether its source keeps a last copy: FAILED past the commit and not LOST, or COMPLETED and
+    /// LOST.
+    fn keeps_source(&self) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
             .phase_times
             .iter()
             .any(|entry| entry.phase() == Phase::Committed);
-        vm.is_of(&migration)
-            && migration.phase() == Phase::Failed
-            && migration.vm_location() != v1::VmLocation::Lost
-            && committed
-            && !self.released.source.is_set()
+        let lost = migration.vm_location() == v1::VmLocation::Lost;
+        let last = match migration.phase() {
+            Phase::Failed => !lost,
+            Phase::Completed => lost,
+            _ => false,
+        };
+        last && committed && !self.released.source.is_set()
     }
 }
 
@@ -250,11 +257,12 @@ impl Migrations {
     }
 
     /// Whether a migration with work left ends what is its own on a host. One that is in doubt
-    /// may wait for ever: what is left of it is for a person to see and to end.
+    /// may wait for ever, and so may one that keeps a last copy: what is left of them is for a
+    /// person to see and to end.
     pub(crate) fn explains(&self, migration: &str) -> bool {
-        self.active()
-            .get(migration)
-            .is_some_and(|active| active.shown.borrow().phase() != Phase::InDoubt)
+        self.active().get(migration).is_some_and(|active| {
+            active.shown.borrow().phase() != Phase::InDoubt && !active.keeps_source()
+        })
     }
 
     /// Migrations with a side on a host that is not released yet.

@@ -396,10 +396,10 @@ impl Reconciler {
     fn persist(&mut self) {
         let durable = self.protocol.durable();
         let before = self.record.migration().phase();
-        let error = self
-            .protocol
-            .cause()
-            .and_then(|cause| self.texts.error(cause, before, durable.location));
+        let error = self.protocol.cause().and_then(|cause| {
+            let subject = &self.caller.subject;
+            self.texts.error(cause, before, durable.location, subject)
+        });
         self.record.apply(&durable, error, &self.timeline.now());
         self.retry_pause = RETRY;
         self.retry_at = Instant::now() + RETRY;
@@ -457,7 +457,9 @@ impl Reconciler {
             };
             metrics::migration_ended(&self.on_disk);
             self.context.pairs.learn(&self.on_disk);
-            let look = self.caller.clone().look_up(self.on_disk.vm_location());
+            // Handed over, it is there, alive or LOST.
+            let handed_over = stored.phase == Phase::Completed;
+            let look = self.caller.clone().look_up(handed_over);
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;
                 Outcome::LookedUp

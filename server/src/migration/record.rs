@@ -286,6 +286,7 @@ pub(crate) fn report(side: &v1::Transfer) -> Report {
     Report {
         phase: side.phase(),
         vm_lost: side.vm_lost,
+        gone: side.process_gone,
         verified: side
             .progress
             .as_ref()

@@ -609,6 +609,65 @@ async fn the_last_copy_is_kept_until_the_user_deletes_the_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_dies_as_the_owner_is_not_called_arrived() {
+    let mut fleet = Fleet::start().await;
+    let name = fleet.precopy().await;
+    let (a, b) = (&fleet.a.fake, &fleet.b.fake);
+    b.phase(&name, Role::Destination, SidePhase::Ready);
+    fleet.clients.wait_phase(&name, Phase::Switchover).await;
+    let mut vm = a.vm(VM).unwrap();
+    vm.state = State::Relinquished.into();
+    a.put_vm(vm.clone());
+    a.phase(&name, Role::Source, SidePhase::Relinquished);
+    vm.state = State::Lost.into();
+    vm.epoch += 1;
+    b.put_vm(vm.clone());
+    b.set(&name, Role::Destination, |side| {
+        side.phase = SidePhase::Completed.into();
+        (side.vm_lost, side.process_gone) = (true, true);
+    });
+    let ended = fleet.clients.wait_phase(&name, Phase::Completed).await;
+    assert_eq!(ended.vm_location(), VmLocation::Lost);
+    assert_eq!(reason(&ended), "VM_PROCESS_DIED");
+    let error = ended.error.as_ref().unwrap();
+    assert_eq!(error.metadata["frozen_copy"], "hosts/a");
+    let order = format!("slat adopt vm --uid {} --host a --give-up", vm.uid);
+    assert!(error.advice.contains(&order), "{}", error.advice);
+    b.wait_call("release TRANSFER_ROLE_DESTINATION").await;
+    assert!(!released_source(a));
+    let shown = fleet.clients.vm(VM).await.unwrap();
+    assert_eq!(
+        (shown.host.as_str(), shown.state()),
+        ("hosts/b", State::Lost)
+    );
+
+    // The copy is for a person to see and to end.
+    a.put_leftover(v1::Leftover {
+        host: "hosts/a".into(),
+        uid: vm.uid.clone(),
+        vm: VM.into(),
+        migration: name.clone(),
+        adoptable: true,
+        ..Default::default()
+    });
+    let mut fleet = fleet.restart_server().await;
+    fleet.report_again().await;
+    assert!(!released_source(&fleet.a.fake));
+    let request = v1::ListLeftoversRequest::default();
+    let listed = fleet.clients.hosts.list_leftovers(request).await;
+    let listed = listed.unwrap().into_inner().leftovers;
+    assert!(listed.iter().any(|left| left.uid == vm.uid), "{listed:?}");
+    let delete = v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
+    fleet.clients.vms.delete_vm(delete).await.unwrap();
+    assert!(released_source(&fleet.a.fake));
+    assert!(fleet.b.fake.vm(VM).is_none());
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_verification_is_waited_for_while_the_source_is_silent() {
     let mut fleet = Fleet::start().await;
     let request = v1::CreateMigrationRequest {
