@@ -11,6 +11,7 @@ use super::{follow::follow, patience::PatienceArgs, target::VmTarget};
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,
+    escape,
     failure::{self, Failure},
     output::{Format, Resource as _},
     term::{
@@ -33,7 +34,8 @@ Examples:
   slat migrate web --to host-b --no-wait                 start it, do not watch
 
 Ctrl-C stops watching and leaves the migration alone; slat cancel NAME ends it.
-The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for).";
+The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for): a comparison
+that could not be had is exit code 1.";
 
 /// When to compare memory digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -268,12 +270,21 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
             "trust nothing in that VM; keep both hosts' logs",
         )),
         Phase::Completed if asked && verification != v1::Verification::Match => {
+            let why = migration
+                .progress
+                .as_ref()
+                .map_or("", |progress| progress.verification_message.as_str());
+            let why = match why {
+                "" => "the source told no result",
+                why => why,
+            };
             Err(Failure::advised(
                 format!(
-                    "{} completed, but the memory of source and destination was not compared as asked",
-                    migration.name
+                    "{} completed, but the memory of source and destination was not compared as asked: {}",
+                    migration.name,
+                    escape::one_line(why)
                 ),
-                "the VM runs at its destination, unverified: the source told no result; see its host's log",
+                "the VM runs at its destination, unverified; see the log of the source's host",
             ))
         }
         Phase::Completed => Ok(()),
@@ -453,6 +464,7 @@ mod tests {
             (Verify::AfterCommit, v1::Verification::Pending, 1),
             (Verify::BeforeCommit, v1::Verification::Pending, 1),
             (Verify::AfterCommit, v1::Verification::None, 1),
+            (Verify::AfterCommit, v1::Verification::Impossible, 1),
             (Verify::AfterCommit, v1::Verification::Match, 0),
             (Verify::None, v1::Verification::None, 0),
         ] {

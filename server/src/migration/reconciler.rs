@@ -45,8 +45,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// How long the source's last figures are waited for once the outcome is known, after its last
 /// change.
 const FIGURES: Duration = Duration::from_secs(5);
-/// The same when it still compares digests.
-const FIGURES_VERIFYING: Duration = Duration::from_secs(120);
+/// The same when it said that it compares digests, which it says again every second, or when its
+/// agent does not answer.
+const FIGURES_VERIFYING: Duration = Duration::from_secs(30);
 /// How long the end is held back for the first attempt to clean up: of a cancel or a failure, and
 /// of a success.
 const HOLD: Duration = Duration::from_millis(300);
@@ -106,6 +107,8 @@ pub(super) struct Reconciler {
     retry_at: Instant,
     retry_pause: Duration,
     source_changed: Instant,
+    /// Since when only the source's last figures are waited for.
+    outcome_since: Option<Instant>,
     /// This migration's own time.
     timeline: Timeline,
     /// Sides that PENDING waits for.
@@ -158,6 +161,7 @@ impl Reconciler {
             retry_at: Instant::now() + RETRY,
             retry_pause: RETRY,
             source_changed: Instant::now(),
+            outcome_since: None,
             timeline,
             before: Vec::new(),
             waits: Waits::default(),
@@ -218,7 +222,12 @@ impl Reconciler {
 
     /// One input and what follows from it at once.
     fn feed(&mut self, input: Input) {
-        for action in self.protocol.step(input) {
+        let actions = self.protocol.step(input);
+        self.outcome_since = self
+            .protocol
+            .awaits_figures()
+            .then(|| self.outcome_since.unwrap_or_else(Instant::now));
+        for action in actions {
             self.begin(action);
         }
     }
@@ -246,12 +255,16 @@ impl Reconciler {
         if !self.protocol.awaits_figures() {
             return None;
         }
-        let patience = if self.protocol.awaits_verdict() {
+        let progress = self.record.migration().progress.as_ref();
+        let compares = progress
+            .is_some_and(|progress| progress.verification() == v1::Verification::Pending)
+            || self.protocol.is_silent(Side::Source);
+        let patience = if self.protocol.awaits_verdict() && compares {
             FIGURES_VERIFYING
         } else {
             FIGURES
         };
-        Some(self.source_changed + patience)
+        Some(self.source_changed.max(self.outcome_since?) + patience)
     }
 
     fn patience_deadline(&self) -> Option<Instant> {

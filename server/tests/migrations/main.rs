@@ -667,9 +667,8 @@ async fn a_destination_that_dies_as_the_owner_is_not_called_arrived() {
     fleet.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_verification_is_waited_for_while_the_source_is_silent() {
-    let mut fleet = Fleet::start().await;
+/// A migration that is to be verified after the commit, with both sides asked to begin.
+async fn verified_later(fleet: &mut Fleet) -> String {
     let request = v1::CreateMigrationRequest {
         migration: Some(v1::Migration {
             vm: VM.into(),
@@ -689,6 +688,45 @@ async fn a_verification_is_waited_for_while_the_source_is_silent() {
         .b
         .fake
         .phase(&name, Role::Destination, SidePhase::Ready);
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_that_cannot_be_had_is_said_to_be_impossible_and_holds_nothing_up() {
+    for (gone, longest, words) in [
+        // Its process died: at once.
+        (true, 4, "is gone"),
+        // It stands still without having begun to compare: after its last word.
+        (false, 9, "in time"),
+    ] {
+        let mut fleet = Fleet::start().await;
+        let name = verified_later(&mut fleet).await;
+        fleet.a.fake.set(&name, Role::Source, |side| {
+            side.phase = SidePhase::Relinquished.into();
+            side.process_gone = gone;
+        });
+        fleet.clients.wait_phase(&name, Phase::Committed).await;
+        let begun = std::time::Instant::now();
+        fleet
+            .b
+            .fake
+            .phase(&name, Role::Destination, SidePhase::Completed);
+        let done = fleet.clients.wait_phase(&name, Phase::Completed).await;
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(longest), "{took:?}");
+        assert_eq!(done.vm_location(), VmLocation::Destination);
+        let progress = done.progress.unwrap();
+        assert_eq!(progress.verification(), v1::Verification::Impossible);
+        let said = &progress.verification_message;
+        assert!(said.contains(words), "{said}");
+        fleet.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_is_waited_for_while_the_source_is_silent() {
+    let mut fleet = Fleet::start().await;
+    let name = verified_later(&mut fleet).await;
     fleet.a.fake.set(&name, Role::Source, |side| {
         side.phase = SidePhase::Relinquished.into();
         let progress = side.progress.get_or_insert_default();

@@ -444,6 +444,15 @@ fn a_silent_source_does_not_end_a_verification_that_has_no_result() {
     absent.answer(Action::FollowSource, NO_OWNER);
     assert_eq!(absent.protocol.phase(), Phase::Completed);
 
+    let mut dead = rig.clone();
+    let report = Report {
+        gone: true,
+        ..Report::new(SidePhase::Relinquished)
+    };
+    dead.step(Input::Heard(Side::Source, report));
+    let arrived = (Phase::Completed, Location::Destination, None);
+    assert_eq!(dead.outcome(), arrived, "nothing more is to be heard");
+
     let mut late = rig.clone();
     late.step(Input::FiguresOverdue);
     assert_eq!(late.protocol.phase(), Phase::Completed);
