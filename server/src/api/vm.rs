@@ -127,6 +127,9 @@ impl VmService for Services {
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
         let found = self.fleet.find(&vm)?;
         let host = found.host.clone();
+        if found.kept_by_server {
+            return Ok(Response::new(self.with_migration(found)));
+        }
         if self.fleet.ready_host(&host).is_err() {
             return Ok(Response::new(self.last_seen(found)));
         }
@@ -232,6 +235,14 @@ impl VmService for Services {
             && let Some(host) = self.migrations.delete_kept(&meant).await?
         {
             self.fleet.forget(&host, &meant.uid);
+        }
+        if let Ok(vm) = &found
+            && vm.kept_by_server
+        {
+            // The server alone has it.
+            self.fleet.forget(&vm.host, &vm.uid);
+            drop(self.fleet.settled().await);
+            return Ok(Response::new(v1::DeleteVmResponse {}));
         }
         // Looked up again: waiting for a migration may have changed it, and its host must answer.
         let (owner, channel) = self.route(&vm)?;

@@ -29,7 +29,7 @@ use super::{
     errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
     pairs::Pairs,
-    protocol::{Action, Answer, Input, MigrationProtocol, Side},
+    protocol::{Action, Answer, Durable, Input, MigrationProtocol, Side},
     record::{Record, report},
     replies::{Command, Replies, Standing},
     subject::Subject,
@@ -100,6 +100,8 @@ pub(super) struct Reconciler {
     commands: mpsc::Receiver<Command>,
     released: Released,
     description: Option<Box<v1::DescribeOutgoingResponse>>,
+    /// The VM as the fleet knew it when this began.
+    last_seen: Option<v1::Vm>,
     grant: Option<Grant>,
     heard: mpsc::Receiver<News>,
     hear: mpsc::Sender<News>,
@@ -154,6 +156,7 @@ impl Reconciler {
             commands,
             released,
             description: None,
+            last_seen: None,
             grant: None,
             heard,
             hear,
@@ -181,6 +184,7 @@ impl Reconciler {
             // hangs.
             self.retry_at = Instant::now();
         }
+        self.last_seen = self.caller.subject.last_seen(&self.context.fleet);
         while !self.is_done() {
             self.show();
             let figures = self.figures_deadline();
@@ -414,6 +418,9 @@ impl Reconciler {
             self.texts.error(cause, before, durable.location, subject)
         });
         self.record.apply(&durable, error, &self.timeline.now());
+        if !has_ended(before) {
+            self.bury(&durable);
+        }
         self.retry_pause = RETRY;
         self.retry_at = Instant::now() + RETRY;
         tracing::info!(
@@ -427,12 +434,29 @@ impl Reconciler {
         self.write();
     }
 
+    /// A VM that was handed over and died at both ends is in no agent's report any more. Kept before
+    /// the end is stored, so that no crash loses it between the two.
+    fn bury(&mut self, durable: &Durable) {
+        let handed_over = durable.committed && durable.phase == Phase::Failed;
+        if handed_over && durable.location == v1::VmLocation::Lost {
+            let subject = &self.caller.subject;
+            let last = self.last_seen.take().unwrap_or_default();
+            self.context.fleet.bury(subject.lost(last));
+        }
+    }
+
     /// Does not end before the record is on disk.
     fn write(&mut self) {
         let stored = self.record.to_stored();
         let store = self.context.store.clone();
         let migration = self.name().to_owned();
+        let ended = has_ended(self.record.migration().phase());
+        let fleet = Arc::clone(&self.context.fleet);
         self.tasks.spawn(Work::Store, async move {
+            if ended {
+                // What is kept of a lost VM comes first; a disk that fails is waited for below.
+                drop(fleet.settled().await);
+            }
             loop {
                 let stored = stored.clone();
                 match store.with(move |store| store.put_migration(&stored)).await {

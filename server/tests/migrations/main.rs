@@ -552,6 +552,62 @@ async fn destination_dies_after_the_commit(fleet: &mut Fleet) -> (String, v1::Mi
     (name, failed)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_died_at_both_ends_is_shown_as_lost_until_it_is_deleted() {
+    let mut fleet = Fleet::start().await;
+    let before = fleet.clients.vm(VM).await.unwrap();
+    let name = fleet.precopy().await;
+    let (a, b) = (&fleet.a.fake, &fleet.b.fake);
+    b.phase(&name, Role::Destination, SidePhase::Ready);
+    fleet.clients.wait_phase(&name, Phase::Switchover).await;
+    // Neither agent shows the VM: the one's journal says RELINQUISHED, the other's PREPARED.
+    a.remove_vm(VM);
+    b.remove_vm(VM);
+    a.set(&name, Role::Source, |side| {
+        side.phase = SidePhase::Relinquished.into();
+        side.process_gone = true;
+    });
+    b.phase(&name, Role::Destination, SidePhase::Failed);
+    let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
+    assert_eq!(failed.vm_location(), VmLocation::Lost);
+
+    let mut fleet = fleet.restart_server().await;
+    fleet.report_again().await;
+    let lost = fleet.clients.vm(VM).await.unwrap();
+    assert_eq!((lost.state(), lost.epoch), (State::Lost, before.epoch + 1));
+    assert!(
+        lost.kept_by_server && !lost.stale && lost.spec == before.spec,
+        "{lost:?}"
+    );
+    assert!(lost.state_message.contains(&name), "{}", lost.state_message);
+    let listed = fleet.clients.list().await.vms;
+    assert!(listed.iter().any(|vm| vm.uid == before.uid), "{listed:?}");
+    let start = v1::StartVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
+    let refused = support::answer(fleet.clients.vms.start_vm(start).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::VmState);
+    let watch = v1::WatchVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
+    let watched = fleet.clients.vms.watch_vm(watch).await.unwrap();
+    let told = watched.into_inner().message().await.unwrap().unwrap();
+    assert_eq!(told.state(), State::Lost);
+
+    let delete = v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
+    fleet.clients.vms.delete_vm(delete).await.unwrap();
+    let mut fleet = fleet.restart_server().await;
+    fleet.report_again().await;
+    let gone = fleet.clients.vm(VM).await.unwrap_err();
+    assert_eq!(gone.reason, Reason::NoSuchVm);
+    fleet.stop().await;
+}
+
 fn released_source(fake: &Fake) -> bool {
     fake.calls()
         .iter()
