@@ -27,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     admission::{NewMigration, check},
+    calls::Caller,
     errors::{in_progress, no_such_migration, past_point},
     key::VmKey,
     orphans,
@@ -35,6 +36,7 @@ use super::{
     record::{Record, shown},
     replies::Command,
     retention::Retention,
+    subject::Subject,
     updates::Updates,
     waiting::{Earlier, Released},
 };
@@ -320,7 +322,7 @@ impl Migrations {
         self: &Arc<Self>,
         wanted: NewMigration,
     ) -> Result<v1::Migration, ApiError> {
-        let _creating = self.creating.lock().await;
+        let creating = self.creating.lock().await;
         if let Some(name) = &wanted.name
             && let Some(existing) = self.find(&name.to_string()).await?
         {
@@ -358,6 +360,13 @@ impl Migrations {
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
         if wanted.validate_only {
+            let caller = Caller {
+                fleet: Arc::clone(&self.context.fleet),
+                subject: Subject::of(record.migration()).into(),
+            };
+            // Two calls to hosts: no other migration waits for them.
+            drop(creating);
+            caller.compare().await?;
             return Ok(shown(record.migration().clone(), &record.timeline()));
         }
         let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
@@ -371,6 +380,7 @@ impl Migrations {
         self.context.history.progress(&migration);
         let timeline = record.timeline();
         self.spawn(record, before);
+        drop(creating);
         Ok(shown(migration, &timeline))
     }
 

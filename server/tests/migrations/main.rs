@@ -263,7 +263,12 @@ async fn a_dry_run_moves_nothing() {
     let get = v1::GetMigrationRequest { name };
     let found = support::answer(fleet.clients.migrations.get_migration(get).await);
     assert_eq!(found.unwrap_err().reason, Reason::NoSuchMigration);
-    assert!(fleet.b.fake.calls().is_empty());
+    let asked = fleet.b.fake.calls();
+    assert!(
+        asked.iter().all(|call| call.starts_with("prepare")),
+        "compared, and nothing else: {asked:?}"
+    );
+    assert!(fleet.b.fake.vm(VM).is_none());
     fleet.stop().await;
 }
 
