@@ -257,7 +257,7 @@ impl Remains {
         let recorded = record.map(|record| recorded(record.phase()));
         let base = || self.base(key, record);
         let migration = key.migration.id();
-        match key.role {
+        let mut side = match key.role {
             Role::Source => {
                 let state = self.state.as_ref();
                 Some(
@@ -282,16 +282,39 @@ impl Remains {
             }
             Role::Destination => Some(
                 match standing::destination(&self.history, recorded, migration)? {
-                    standing::DestinationStands::Completed => {
-                        with_phase(base(), v1::TransferPhase::Completed)
-                    }
+                    standing::DestinationStands::Completed => self.owned(base(), key),
                     standing::DestinationStands::Ended => record.map(|_| base())?,
                     standing::DestinationStands::Died { prepared } => {
                         self.died_receiving(base(), key, prepared)
                     }
                 },
             ),
+        };
+        if let Some(side) = &mut side {
+            side.process_gone = true;
         }
+        side
+    }
+
+    /// It took the VM over. Whether it still had it when it died is said too: a source that keeps
+    /// its copy may be all that is left.
+    fn owned(&self, side: v1::Transfer, key: &SideKey) -> v1::Transfer {
+        let mut side = with_phase(side, v1::TransferPhase::Completed);
+        if self.lost_epoch().is_some() {
+            let what = "the VM's process died at the destination after it had taken the VM over";
+            let mut error = ApiError::new(Reason::VmProcessDied, what)
+                .with("vm", &self.vm)
+                .with("migration", &key.migration)
+                .with("side", key.role.as_str())
+                .with("vm_location", "LOST");
+            if !self.log.is_empty() {
+                error = error.with("log", &self.log);
+            }
+            side.error =
+                Some(error.to_migration_error(v1::MigrationPhase::Committed, key.role.as_str()));
+            side.vm_lost = true;
+        }
+        side
     }
 
     /// An operator took the VM back: a destination in doubt that asks gives up.

@@ -147,6 +147,9 @@ impl TransferService for Transfers {
         check_slot_table(&slots)?;
         // Before anything is taken, and before a process is started.
         self.0.admits(&request).await?;
+        if request.validate_only {
+            return Ok(Response::new(v1::PrepareIncomingResponse::default()));
+        }
         let memory = if slots.is_empty() {
             spec.memory_bytes
         } else {

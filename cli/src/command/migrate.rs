@@ -11,6 +11,7 @@ use super::{follow::follow, patience::PatienceArgs, target::VmTarget};
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,
+    escape,
     failure::{self, Failure},
     output::{Format, Resource as _},
     term::{
@@ -33,7 +34,8 @@ Examples:
   slat migrate web --to host-b --no-wait                 start it, do not watch
 
 Ctrl-C stops watching and leaves the migration alone; slat cancel NAME ends it.
-The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for).";
+The exit code is 0 only when the VM runs at its destination (and the digests match, if asked for): a comparison
+that could not be had is exit code 1.";
 
 /// When to compare memory digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -253,6 +255,13 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
         .map_or(Verify::None, v1::MigrationParams::verify);
     let asked = matches!(verify, Verify::BeforeCommit | Verify::AfterCommit);
     match migration.phase() {
+        // It moved, and is not what the user wanted to have moved any more.
+        Phase::Completed if migration.vm_location() == v1::VmLocation::Lost => Err(ended(
+            migration,
+            "completed, and the VM died at its destination",
+            Reason::VmProcessDied,
+            1,
+        )),
         Phase::Completed if verification == v1::Verification::Mismatch => Err(Failure::advised(
             format!(
                 "{} completed, but the memory of source and destination differs",
@@ -261,12 +270,21 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
             "trust nothing in that VM; keep both hosts' logs",
         )),
         Phase::Completed if asked && verification != v1::Verification::Match => {
+            let why = migration
+                .progress
+                .as_ref()
+                .map_or("", |progress| progress.verification_message.as_str());
+            let why = match why {
+                "" => "the source told no result",
+                why => why,
+            };
             Err(Failure::advised(
                 format!(
-                    "{} completed, but the memory of source and destination was not compared as asked",
-                    migration.name
+                    "{} completed, but the memory of source and destination was not compared as asked: {}",
+                    migration.name,
+                    escape::one_line(why)
                 ),
-                "the VM runs at its destination, unverified: the source told no result; see its host's log",
+                "the VM runs at its destination, unverified; see the log of the source's host",
             ))
         }
         Phase::Completed => Ok(()),
@@ -378,6 +396,30 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_died_on_arrival_is_no_success() {
+        let migration = v1::Migration {
+            name: "migrations/m1".into(),
+            phase: v1::MigrationPhase::Completed.into(),
+            vm_location: v1::VmLocation::Lost.into(),
+            error: Some(v1::MigrationError {
+                reason: "VM_PROCESS_DIED".into(),
+                message: "its process died there".into(),
+                advice: "`slat adopt vm` takes the copy back".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let failure = outcome(&migration).unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        let text = failure.render();
+        assert!(text.contains("its process died there"), "{text}");
+        let error = &failure.document().unwrap()["error"];
+        assert_eq!(error["metadata"]["vm_location"], "VM_LOCATION_LOST");
+        let advice = error["advice"].as_str().unwrap();
+        assert!(advice.contains("slat adopt vm"), "{advice}");
+    }
+
+    #[test]
     fn programs_read_why_a_migration_failed_and_where_the_vm_is() {
         let migration = v1::Migration {
             name: "migrations/m1".into(),
@@ -422,6 +464,7 @@ mod tests {
             (Verify::AfterCommit, v1::Verification::Pending, 1),
             (Verify::BeforeCommit, v1::Verification::Pending, 1),
             (Verify::AfterCommit, v1::Verification::None, 1),
+            (Verify::AfterCommit, v1::Verification::Impossible, 1),
             (Verify::AfterCommit, v1::Verification::Match, 0),
             (Verify::None, v1::Verification::None, 0),
         ] {

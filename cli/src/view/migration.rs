@@ -122,6 +122,10 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
     let progress = migration.progress.clone().unwrap_or_default();
     let verified = match progress.verification() {
         v1::Verification::Unspecified | v1::Verification::None => String::new(),
+        v1::Verification::Impossible => format!(
+            ", memory digests not compared: {}",
+            escape::one_line(&progress.verification_message)
+        ),
         other => format!(", memory digests {}", verification(other)),
     };
     let mut text = format!(

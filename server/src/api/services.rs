@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use slat_proto::{
-    ApiError,
+    ApiError, Reason,
     model::VmRef,
     transport::{Endpoint, TracedChannel},
     v1::{
@@ -72,6 +72,9 @@ impl Services {
     /// A VM's owner and the way to its agent.
     pub(super) fn route(&self, vm: &VmRef) -> Result<(Owner, TracedChannel), ApiError> {
         let owner = self.fleet.owner(vm)?;
+        if owner.vm.kept_by_server {
+            return Err(nothing_left(&owner.vm));
+        }
         let channel = self.fleet.channel(&owner.host.name)?;
         Ok((owner, channel))
     }
@@ -92,15 +95,28 @@ impl Services {
     }
 }
 
+/// The refusal of what only an agent could do with a VM of which no agent has anything.
+fn nothing_left(vm: &v1::Vm) -> ApiError {
+    ApiError::new(
+        Reason::VmState,
+        format!("{} is LOST: nothing of it is left on any host", vm.name),
+    )
+    .with("vm", &vm.name)
+    .with("uid", &vm.uid)
+    .with("state", "LOST")
+    .with("vm_location", "LOST")
+    .with("advice", "delete the VM and create it anew")
+}
+
 /// Whether an agent's answer is that nobody answered.
 pub(super) fn is_silence(status: &Status) -> bool {
-    ApiError::from(status.clone()).reason == slat_proto::Reason::PeerUnreachable
+    ApiError::from(status.clone()).reason == Reason::PeerUnreachable
 }
 
 /// An agent's refusal as it is; a silence becomes HOST_UNREACHABLE with the host's name.
 pub(super) fn forwarded(host: &str, status: Status) -> Status {
     let error = ApiError::from(status.clone());
-    if error.reason != slat_proto::Reason::PeerUnreachable {
+    if error.reason != Reason::PeerUnreachable {
         return status;
     }
     host_unreachable(host).with("cause", error.message).into()

@@ -127,6 +127,9 @@ impl VmService for Services {
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
         let found = self.fleet.find(&vm)?;
         let host = found.host.clone();
+        if found.kept_by_server {
+            return Ok(Response::new(self.with_migration(found)));
+        }
         if self.fleet.ready_host(&host).is_err() {
             return Ok(Response::new(self.last_seen(found)));
         }
@@ -228,6 +231,20 @@ impl VmService for Services {
         });
         if !owned && let Some(host) = self.migrations.delete_kept(&meant).await? {
             self.fleet.forget(&host, &meant.uid);
+            drop(self.fleet.settled().await);
+            return Ok(Response::new(v1::DeleteVmResponse {}));
+        }
+        // Lost after its handover: who deletes it deletes the copy at its source too.
+        if found.as_ref().is_ok_and(|vm| vm.state() == State::Lost)
+            && let Some(host) = self.migrations.delete_kept(&meant).await?
+        {
+            self.fleet.forget(&host, &meant.uid);
+        }
+        if let Ok(vm) = &found
+            && vm.kept_by_server
+        {
+            // The server alone has it.
+            self.fleet.forget(&vm.host, &vm.uid);
             drop(self.fleet.settled().await);
             return Ok(Response::new(v1::DeleteVmResponse {}));
         }

@@ -26,6 +26,7 @@ use tokio::{sync::mpsc, time::sleep};
 use tonic::{Status, Streaming};
 
 use super::services::{Services, forwarded};
+use crate::fleet::host_unreachable;
 
 /// Pause before a watch looks for its VM again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -69,7 +70,12 @@ impl Services {
         };
         let mut stale: Option<v1::Vm> = None;
         loop {
-            let (owner, channel) = match self.route(&wanted) {
+            let route = match self.fleet.find(&wanted) {
+                // Nobody can be asked: it stays as it is until it is deleted or comes back.
+                Ok(found) if found.kept_by_server => Err(host_unreachable(&found.host)),
+                _ => self.route(&wanted),
+            };
+            let (owner, channel) = match route {
                 Ok(route) => route,
                 // Gone from the fleet: the stream ends, as it does at an agent.
                 Err(error) if error.reason == Reason::NoSuchVm => return,
@@ -77,7 +83,11 @@ impl Services {
                     let Ok(found) = self.fleet.find(&wanted) else {
                         return;
                     };
-                    let found = self.last_seen(found);
+                    let found = if found.kept_by_server {
+                        self.with_migration(found)
+                    } else {
+                        self.last_seen(found)
+                    };
                     if stale.as_ref() != Some(&found) {
                         stale = Some(found.clone());
                         if out.send(Ok(found)).await.is_err() {

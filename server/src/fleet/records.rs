@@ -53,6 +53,7 @@ fn checked(host: &str, seen: prost_types::Timestamp, mut vm: v1::Vm) -> Option<v
     // The server's own to say.
     vm.conflicts.clear();
     vm.stale = false;
+    vm.kept_by_server = false;
     Some(vm)
 }
 
@@ -131,7 +132,7 @@ impl Records {
             if new.contains_key(&uid) {
                 continue;
             }
-            if record.answered.is_some_and(recent) {
+            if record.vm.kept_by_server || record.answered.is_some_and(recent) {
                 new.insert(uid, record);
             } else {
                 changed.push(uid);
@@ -162,6 +163,21 @@ impl Records {
         };
         self.vms.insert(uid.clone(), record);
         (!same).then_some(uid)
+    }
+
+    /// Keeps a lost VM of which its host has nothing, whatever the host reports, until it is
+    /// deleted or comes back.
+    pub(super) fn bury(&mut self, vm: v1::Vm) {
+        self.deleted.remove(&vm.uid);
+        let record = VmRecord {
+            vm: v1::Vm {
+                kept_by_server: true,
+                ..vm
+            },
+            answered: None,
+            counted: true,
+        };
+        self.vms.insert(record.vm.uid.clone(), record);
     }
 
     /// Drops what the agent just said is gone. Whether there was such a record.

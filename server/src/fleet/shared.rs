@@ -333,6 +333,12 @@ impl Fleet {
         self.change(|table| table.observe(host, vm, Instant::now()));
     }
 
+    /// A lost VM of which nothing is left on any host is shown until it is deleted. It needs its
+    /// host, uid and epoch.
+    pub(crate) fn bury(&self, vm: v1::Vm) {
+        self.change(|table| table.bury(vm));
+    }
+
     /// A VM that a host's agent just deleted, by uid.
     pub(crate) fn forget(&self, host: &str, uid: &str) {
         self.change(|table| table.forget(host, uid, Instant::now()));

@@ -353,7 +353,7 @@ impl Table {
         let mut vm = seen.vm.clone();
         let entry = self.hosts.get(&vm.host);
         let reported = entry.is_some_and(|entry| entry.contact.reported);
-        vm.stale = !seen.ready || !reported;
+        vm.stale = !vm.kept_by_server && (!seen.ready || !reported);
         vm.conflicts = conflicts;
         vm
     }
@@ -391,6 +391,16 @@ impl Table {
         if let Some((uid, epoch)) = claims
             && entry.records.get(&uid).is_some()
         {
+            self.raise_epoch(&uid, epoch);
+        }
+    }
+
+    /// Keeps a lost VM of which nothing is left on any host: see [`Records::bury`].
+    pub(super) fn bury(&mut self, vm: v1::Vm) {
+        if let Some(entry) = self.hosts.get_mut(&vm.host) {
+            let (host, uid, epoch) = (vm.host.clone(), vm.uid.clone(), vm.epoch);
+            entry.records.bury(vm);
+            self.unsaved.vm(&host, uid.clone());
             self.raise_epoch(&uid, epoch);
         }
     }

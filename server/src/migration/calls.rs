@@ -163,6 +163,28 @@ impl Caller {
         error
     }
 
+    /// What a dry run asks: whether the destination would take the VM, as its source describes it.
+    /// Reserves nothing.
+    ///
+    /// # Errors
+    /// As DescribeOutgoing and PrepareIncoming refuse.
+    pub(super) async fn compare(&self) -> Result<(), ApiError> {
+        let at = |side, error| at_host(self.subject.host(side), error);
+        let description = self.try_describe().await;
+        let description = description.map_err(|error| at(Side::Source, error))?;
+        let request = self.announcement(description, true)?;
+        let mut transfers = self.subject.transfers(&self.fleet, Side::Destination)?;
+        let answer = ask(ASK, transfers.prepare_incoming(request)).await;
+        let answer = answer.map_err(|error| at(Side::Destination, error))?;
+        // One that does not know of dry runs would have made a side.
+        if answer.transfer.is_some() {
+            let ended = self.clone().cancel(Side::Destination, None).await;
+            tracing::warn!(host = %self.subject.destination, ?ended, "an agent took a dry run for a migration");
+            self.clone().release(Side::Destination).await;
+        }
+        Ok(())
+    }
+
     /// PrepareIncoming, with what the source said of itself.
     pub(super) async fn prepare(self, description: v1::DescribeOutgoingResponse) -> Ended {
         match self.try_prepare(description).await {
@@ -179,20 +201,7 @@ impl Caller {
         description: v1::DescribeOutgoingResponse,
     ) -> Result<(Grant, v1::Transfer), ApiError> {
         let subject = &self.subject;
-        // The destination takes the VM's times for its own clock's.
-        let mut vm = description.vm;
-        if let Some(vm) = &mut vm {
-            self.fleet.clocks().vm_from(&subject.source, vm);
-            self.fleet.clocks().vm_to(&subject.destination, vm);
-        }
-        let request = v1::PrepareIncomingRequest {
-            migration: subject.migration.clone(),
-            vm,
-            slots: description.slots,
-            params: subject.params,
-            source_agent_address: self.fleet.host(&subject.source)?.address,
-            preamble: description.preamble,
-        };
+        let request = self.announcement(description, false)?;
         let mut transfers = subject.transfers(&self.fleet, Side::Destination)?;
         let answer = ask(PREPARE, transfers.prepare_incoming(request)).await?;
         // An agent that knows no preamble compared nothing.
@@ -205,6 +214,30 @@ impl Caller {
             versions,
         };
         Ok((grant, answer.transfer.unwrap_or_default()))
+    }
+
+    /// The request for an empty VM at the destination.
+    fn announcement(
+        &self,
+        description: v1::DescribeOutgoingResponse,
+        validate_only: bool,
+    ) -> Result<v1::PrepareIncomingRequest, ApiError> {
+        let subject = &self.subject;
+        // The destination takes the VM's times for its own clock's.
+        let mut vm = description.vm;
+        if let Some(vm) = &mut vm {
+            self.fleet.clocks().vm_from(&subject.source, vm);
+            self.fleet.clocks().vm_to(&subject.destination, vm);
+        }
+        Ok(v1::PrepareIncomingRequest {
+            migration: subject.migration.clone(),
+            vm,
+            slots: description.slots,
+            params: subject.params,
+            source_agent_address: self.fleet.host(&subject.source)?.address,
+            preamble: description.preamble,
+            validate_only,
+        })
     }
 
     fn if_too_old(&self, side: Side, error: ApiError) -> ApiError {
@@ -343,9 +376,8 @@ impl Caller {
 
     /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
     /// answering is no failure here: the next report tells.
-    pub(super) async fn look_up(self, location: v1::VmLocation) {
+    pub(super) async fn look_up(self, completed: bool) {
         let (subject, fleet) = (&self.subject, &self.fleet);
-        let completed = location == v1::VmLocation::Destination;
         let side = if completed {
             Side::Destination
         } else {

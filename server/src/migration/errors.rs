@@ -8,7 +8,7 @@ use slat_proto::{
 
 use super::{
     protocol::{Cause, Side},
-    subject::side_name,
+    subject::{Subject, side_name},
 };
 
 /// What the sides said, kept until a cause needs it. The newest of each.
@@ -49,6 +49,7 @@ impl Texts {
         cause: Cause,
         phase: Phase,
         location: Location,
+        subject: &Subject,
     ) -> Option<v1::MigrationError> {
         Some(match cause {
             Cause::Barred => self.refused(phase, location, Side::Destination),
@@ -88,6 +89,7 @@ impl Texts {
                 "create the VM again",
             ),
             Cause::DestinationDied => self.destination_died(phase, location),
+            Cause::OwnerDied { kept } => self.owner_died(subject, kept),
             Cause::Doubt => ApiError::new(
                 Reason::InDoubt,
                 "the source cannot be asked whether it handed the VM over",
@@ -150,6 +152,49 @@ impl Texts {
         error
             .metadata
             .insert("vm_location".to_owned(), word.to_owned());
+        error
+    }
+
+    /// Handed over, and dead there. What the guest did at the destination nobody knows: it may have
+    /// run, and written to the outside world, before its process died.
+    fn owner_died(&self, subject: &Subject, kept: bool) -> v1::MigrationError {
+        let Subject {
+            source,
+            destination,
+            vm_uid,
+            ..
+        } = subject;
+        let host = source.strip_prefix("hosts/").unwrap_or(source);
+        let text = format!(
+            "the VM was handed over to {destination}, and its process died there{}",
+            if kept {
+                format!("; its frozen memory is kept at {source}")
+            } else {
+                String::new()
+            }
+        );
+        let advice = if kept {
+            format!(
+                "the frozen copy at {source} has what the VM had when it left: `slat get leftovers` says what taking \
+                 it back gives up, `slat adopt vm --uid {vm_uid} --host {host} --give-up` does it, `slat delete vm \
+                 --uid {vm_uid}` ends the VM and the copy"
+            )
+        } else {
+            "delete the VM and create it anew".to_owned()
+        };
+        let reason = Reason::VmProcessDied;
+        let mut error = made(Phase::Committed, Side::Destination, reason, &text, &advice);
+        let mut note = |key: &str, value: &str| {
+            error.metadata.insert(key.to_owned(), value.to_owned());
+        };
+        note("vm_location", "LOST");
+        note("frozen_copy", if kept { source } else { "" });
+        if let Some(cause) = &self.destination {
+            note("cause", &cause.message);
+            if let Some(log) = cause.metadata.get("log") {
+                note("log", log);
+            }
+        }
         error
     }
 

@@ -27,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     admission::{NewMigration, check},
+    calls::Caller,
     errors::{in_progress, no_such_migration, past_point},
     key::VmKey,
     orphans,
@@ -35,6 +36,7 @@ use super::{
     record::{Record, shown},
     replies::Command,
     retention::Retention,
+    subject::Subject,
     updates::Updates,
     waiting::{Earlier, Released},
 };
@@ -56,19 +58,26 @@ struct Active {
 }
 
 impl Active {
-    /// Whether it ended so that its source keeps the last copy of this VM: FAILED past the commit,
-    /// not LOST.
+    /// Whether it ended so that its source keeps the last copy of this VM.
     fn keeps(&self, vm: &VmKey) -> bool {
+        vm.is_of(&self.shown.borrow()) && self.keeps_source()
+    }
+
+    /// Whether its source keeps a last copy: FAILED past the commit and not LOST, or COMPLETED and
+    /// LOST.
+    fn keeps_source(&self) -> bool {
         let migration = self.shown.borrow();
         let committed = migration
             .phase_times
             .iter()
             .any(|entry| entry.phase() == Phase::Committed);
-        vm.is_of(&migration)
-            && migration.phase() == Phase::Failed
-            && migration.vm_location() != v1::VmLocation::Lost
-            && committed
-            && !self.released.source.is_set()
+        let lost = migration.vm_location() == v1::VmLocation::Lost;
+        let last = match migration.phase() {
+            Phase::Failed => !lost,
+            Phase::Completed => lost,
+            _ => false,
+        };
+        last && committed && !self.released.source.is_set()
     }
 }
 
@@ -250,11 +259,12 @@ impl Migrations {
     }
 
     /// Whether a migration with work left ends what is its own on a host. One that is in doubt
-    /// may wait for ever: what is left of it is for a person to see and to end.
+    /// may wait for ever, and so may one that keeps a last copy: what is left of them is for a
+    /// person to see and to end.
     pub(crate) fn explains(&self, migration: &str) -> bool {
-        self.active()
-            .get(migration)
-            .is_some_and(|active| active.shown.borrow().phase() != Phase::InDoubt)
+        self.active().get(migration).is_some_and(|active| {
+            active.shown.borrow().phase() != Phase::InDoubt && !active.keeps_source()
+        })
     }
 
     /// Migrations with a side on a host that is not released yet.
@@ -312,7 +322,7 @@ impl Migrations {
         self: &Arc<Self>,
         wanted: NewMigration,
     ) -> Result<v1::Migration, ApiError> {
-        let _creating = self.creating.lock().await;
+        let creating = self.creating.lock().await;
         if let Some(name) = &wanted.name
             && let Some(existing) = self.find(&name.to_string()).await?
         {
@@ -350,6 +360,13 @@ impl Migrations {
         let destination = wanted.destination.to_string();
         let record = Record::new(name, &vm, destination, wanted.params.to_message());
         if wanted.validate_only {
+            let caller = Caller {
+                fleet: Arc::clone(&self.context.fleet),
+                subject: Subject::of(record.migration()).into(),
+            };
+            // Two calls to hosts: no other migration waits for them.
+            drop(creating);
+            caller.compare().await?;
             return Ok(shown(record.migration().clone(), &record.timeline()));
         }
         let hosts = [vm.host.as_str(), record.migration().destination.as_str()];
@@ -363,6 +380,7 @@ impl Migrations {
         self.context.history.progress(&migration);
         let timeline = record.timeline();
         self.spawn(record, before);
+        drop(creating);
         Ok(shown(migration, &timeline))
     }
 

@@ -29,7 +29,7 @@ use super::{
     errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
     pairs::Pairs,
-    protocol::{Action, Answer, Input, MigrationProtocol, Side},
+    protocol::{Action, Answer, Durable, Input, MigrationProtocol, Side},
     record::{Record, report},
     replies::{Command, Replies, Standing},
     subject::Subject,
@@ -45,8 +45,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// How long the source's last figures are waited for once the outcome is known, after its last
 /// change.
 const FIGURES: Duration = Duration::from_secs(5);
-/// The same when it still compares digests.
-const FIGURES_VERIFYING: Duration = Duration::from_secs(120);
+/// The same when it said that it compares digests, which it says again every second, or when its
+/// agent does not answer.
+const FIGURES_VERIFYING: Duration = Duration::from_secs(30);
 /// How long the end is held back for the first attempt to clean up: of a cancel or a failure, and
 /// of a success.
 const HOLD: Duration = Duration::from_millis(300);
@@ -99,6 +100,8 @@ pub(super) struct Reconciler {
     commands: mpsc::Receiver<Command>,
     released: Released,
     description: Option<Box<v1::DescribeOutgoingResponse>>,
+    /// The VM as the fleet knew it when this began.
+    last_seen: Option<v1::Vm>,
     grant: Option<Grant>,
     heard: mpsc::Receiver<News>,
     hear: mpsc::Sender<News>,
@@ -106,6 +109,8 @@ pub(super) struct Reconciler {
     retry_at: Instant,
     retry_pause: Duration,
     source_changed: Instant,
+    /// Since when only the source's last figures are waited for.
+    outcome_since: Option<Instant>,
     /// This migration's own time.
     timeline: Timeline,
     /// Sides that PENDING waits for.
@@ -151,6 +156,7 @@ impl Reconciler {
             commands,
             released,
             description: None,
+            last_seen: None,
             grant: None,
             heard,
             hear,
@@ -158,6 +164,7 @@ impl Reconciler {
             retry_at: Instant::now() + RETRY,
             retry_pause: RETRY,
             source_changed: Instant::now(),
+            outcome_since: None,
             timeline,
             before: Vec::new(),
             waits: Waits::default(),
@@ -177,6 +184,7 @@ impl Reconciler {
             // hangs.
             self.retry_at = Instant::now();
         }
+        self.last_seen = self.caller.subject.last_seen(&self.context.fleet);
         while !self.is_done() {
             self.show();
             let figures = self.figures_deadline();
@@ -218,7 +226,12 @@ impl Reconciler {
 
     /// One input and what follows from it at once.
     fn feed(&mut self, input: Input) {
-        for action in self.protocol.step(input) {
+        let actions = self.protocol.step(input);
+        self.outcome_since = self
+            .protocol
+            .awaits_figures()
+            .then(|| self.outcome_since.unwrap_or_else(Instant::now));
+        for action in actions {
             self.begin(action);
         }
     }
@@ -246,12 +259,16 @@ impl Reconciler {
         if !self.protocol.awaits_figures() {
             return None;
         }
-        let patience = if self.protocol.awaits_verdict() {
+        let progress = self.record.migration().progress.as_ref();
+        let compares = progress
+            .is_some_and(|progress| progress.verification() == v1::Verification::Pending)
+            || self.protocol.is_silent(Side::Source);
+        let patience = if self.protocol.awaits_verdict() && compares {
             FIGURES_VERIFYING
         } else {
             FIGURES
         };
-        Some(self.source_changed + patience)
+        Some(self.source_changed.max(self.outcome_since?) + patience)
     }
 
     fn patience_deadline(&self) -> Option<Instant> {
@@ -396,11 +413,14 @@ impl Reconciler {
     fn persist(&mut self) {
         let durable = self.protocol.durable();
         let before = self.record.migration().phase();
-        let error = self
-            .protocol
-            .cause()
-            .and_then(|cause| self.texts.error(cause, before, durable.location));
+        let error = self.protocol.cause().and_then(|cause| {
+            let subject = &self.caller.subject;
+            self.texts.error(cause, before, durable.location, subject)
+        });
         self.record.apply(&durable, error, &self.timeline.now());
+        if !has_ended(before) {
+            self.bury(&durable);
+        }
         self.retry_pause = RETRY;
         self.retry_at = Instant::now() + RETRY;
         tracing::info!(
@@ -414,12 +434,29 @@ impl Reconciler {
         self.write();
     }
 
+    /// A VM that was handed over and died at both ends is in no agent's report any more. Kept before
+    /// the end is stored, so that no crash loses it between the two.
+    fn bury(&mut self, durable: &Durable) {
+        let handed_over = durable.committed && durable.phase == Phase::Failed;
+        if handed_over && durable.location == v1::VmLocation::Lost {
+            let subject = &self.caller.subject;
+            let last = self.last_seen.take().unwrap_or_default();
+            self.context.fleet.bury(subject.lost(last));
+        }
+    }
+
     /// Does not end before the record is on disk.
     fn write(&mut self) {
         let stored = self.record.to_stored();
         let store = self.context.store.clone();
         let migration = self.name().to_owned();
+        let ended = has_ended(self.record.migration().phase());
+        let fleet = Arc::clone(&self.context.fleet);
         self.tasks.spawn(Work::Store, async move {
+            if ended {
+                // What is kept of a lost VM comes first; a disk that fails is waited for below.
+                drop(fleet.settled().await);
+            }
             loop {
                 let stored = stored.clone();
                 match store.with(move |store| store.put_migration(&stored)).await {
@@ -457,7 +494,9 @@ impl Reconciler {
             };
             metrics::migration_ended(&self.on_disk);
             self.context.pairs.learn(&self.on_disk);
-            let look = self.caller.clone().look_up(self.on_disk.vm_location());
+            // Handed over, it is there, alive or LOST.
+            let handed_over = stored.phase == Phase::Completed;
+            let look = self.caller.clone().look_up(handed_over);
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;
                 Outcome::LookedUp

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use slat_proto::{
     ApiError, Reason,
+    model::VmRef,
     transport::TracedChannel,
     v1::{
         self, TransferRole, transfer_service_client::TransferServiceClient,
@@ -219,6 +220,36 @@ impl Subject {
             },
             Err(error) if error.reason == Reason::NoSuchVm => Found::Absent { owner: false },
             Err(_) => Found::Silent,
+        }
+    }
+
+    /// The VM as the fleet knows it now.
+    pub(super) fn last_seen(&self, fleet: &Fleet) -> Option<v1::Vm> {
+        let wanted = VmRef::new(&self.vm, &self.vm_uid, "").ok()?;
+        fleet.find(&wanted).ok()
+    }
+
+    /// The VM as it is kept once it is lost and no host has anything of it: what was known of it,
+    /// at the host that it was handed over to.
+    pub(super) fn lost(&self, last: v1::Vm) -> v1::Vm {
+        v1::Vm {
+            name: self.vm.clone(),
+            uid: self.vm_uid.clone(),
+            host: self.destination.clone(),
+            epoch: self.epoch + 1,
+            state: v1::vm::State::Lost.into(),
+            state_message: format!(
+                "its processes died at both ends of {}, and its memory with them",
+                self.migration
+            ),
+            migration: String::new(),
+            mmu_stats: None,
+            guest_counters: None,
+            pid: 0,
+            dirty_logging: false,
+            conflicts: Vec::new(),
+            stale: false,
+            ..last
         }
     }
 

@@ -9,8 +9,8 @@
 //! * Later the source's word is waited for, until it comes: it may have handed the VM over. A
 //!   cancel waits for the same, or for the end of the destination's listener.
 //! * IN_DOUBT waits for the source's journal; no timer ends it.
-//! * COMMITTED waits for the destination, then for the source's last figures: 5 s, and 120 s while
-//!   it compares digests.
+//! * COMMITTED waits for the destination, then for the source's last figures: 5 s after its last
+//!   word, and 30 s while it compares digests or, asked to compare them, does not answer.
 //! * Any phase may wait for the store.
 //!
 //! Plain data: the protocol's state and the time come in.
@@ -93,7 +93,12 @@ impl Standing<'_> {
             Phase::Cancelling => Some(self.side(source, "to end its side")),
             Phase::Preparing => Some(self.after_the_start()),
             Phase::Committed if protocol.awaits_figures() => {
-                Some(self.side(source, "to tell its last figures"))
+                let wanted = if protocol.awaits_verdict() {
+                    "to compare memory digests"
+                } else {
+                    "to tell its last figures"
+                };
+                Some(self.side(source, wanted))
             }
             Phase::Committed if protocol.is_silent(destination) => {
                 Some(self.side(destination, "to answer"))

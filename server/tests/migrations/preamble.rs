@@ -60,6 +60,32 @@ async fn a_mismatch_reaches_the_user_as_the_destination_says_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_compares_and_reserves_nothing() {
+    let mut fleet = Fleet::start().await;
+    let differs = ApiError::new(Reason::CpuIncompatible, "the CPU lacks avx512f")
+        .with("differs", "x86.cpuid.7.0.ebx");
+    fleet.b.fake.refuse_prepare(differs);
+    let request = || v1::CreateMigrationRequest {
+        migration: Some(Migration {
+            vm: VM.into(),
+            destination: "hosts/b".into(),
+            ..Default::default()
+        }),
+        validate_only: true,
+        ..Default::default()
+    };
+    let refused = fleet.clients.migrations.create_migration(request()).await;
+    let refused = ApiError::from(refused.unwrap_err());
+    assert_eq!(refused.reason, Reason::CpuIncompatible);
+    assert_eq!(refused.metadata["differs"], "x86.cpuid.7.0.ebx");
+    let fits = fleet.clients.migrations.create_migration(request()).await;
+    fits.unwrap();
+    assert!(asked(&fleet, "describe"), "{:?}", fleet.a.fake.calls());
+    assert!(fleet.b.fake.vm(VM).is_none(), "nothing is reserved");
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_too_old_to_describe_itself_is_named() {
     let mut fleet = Fleet::start().await;
     let unknown = Status::unimplemented("unknown method");

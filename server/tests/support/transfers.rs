@@ -101,6 +101,9 @@ impl Fake {
         if let Some(error) = inner.refuse_prepare.take() {
             return Err(error.into());
         }
+        if request.validate_only {
+            return Ok(v1::PrepareIncomingResponse::default());
+        }
         let vm = request.vm.unwrap();
         assert!(!request.slots.is_empty());
         assert!(!request.source_agent_address.is_empty());

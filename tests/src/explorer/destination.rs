@@ -40,7 +40,11 @@ impl DestinationHost {
         journal.sync();
         Some(
             match standing::destination(&journal.seen(), self.record, MIGRATION)? {
-                standing::DestinationStands::Completed => Report::new(Phase::Completed),
+                standing::DestinationStands::Completed => Report {
+                    vm_lost: standing::lost_epoch(journal.state().as_ref(), false).is_some(),
+                    gone: true,
+                    ..Report::new(Phase::Completed)
+                },
                 standing::DestinationStands::Ended => {
                     Report::new(self.ended_as.unwrap_or(Phase::Failed))
                 }

@@ -86,7 +86,10 @@ impl SourceHost {
             slat_record::journal::JournalState::of(&entries).expect("in a handover's order");
         let stands = standing::source(state.as_ref(), &entries, self.record, MIGRATION)?;
         Some(match stands {
-            standing::SourceStands::Relinquished => Report::new(Phase::Relinquished),
+            standing::SourceStands::Relinquished => Report {
+                gone: true,
+                ..Report::new(Phase::Relinquished)
+            },
             standing::SourceStands::Completed => Report::new(Phase::Completed),
             standing::SourceStands::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
             // Not reached: nobody orders an adoption here.

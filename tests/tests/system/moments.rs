@@ -98,9 +98,14 @@ async fn one_round(
         .await?;
     fleet.hosts_ready().await?;
     let where_it_is = (last.phase(), last.vm_location());
+    let mut kept = false;
     match where_it_is {
         (MigrationPhase::Completed, VmLocation::Destination) if target_died => {
             lost(fleet, &vm.name).await?;
+        }
+        (MigrationPhase::Completed, VmLocation::Lost) if target_died => {
+            lost(fleet, &vm.name).await?;
+            kept = VmProcess::behind(&fleet.vm_dir("host-a", &vm.name))?.is_some();
         }
         (MigrationPhase::Completed, VmLocation::Destination) => {
             let there = fleet.runs_soundly_on(&vm.name, "host-b").await?;
@@ -128,12 +133,12 @@ async fn one_round(
                     vm.state() == State::Relinquished
                 })
                 .await?;
-            let kept = VmProcess::behind(&fleet.vm_dir("host-a", &vm.name))?;
-            ensure!(kept.is_some(), "the last copy is gone: {last:#?}");
+            kept = VmProcess::behind(&fleet.vm_dir("host-a", &vm.name))?.is_some();
+            ensure!(kept, "the last copy is gone: {last:#?}");
         }
         _ => anyhow::bail!("{last:#?}"),
     }
-    if !matches!(where_it_is.1, VmLocation::Source | VmLocation::Unknown) {
+    if !kept && where_it_is.1 != VmLocation::Source {
         // Whatever it was, it is not at the source any more.
         source.wait_end()?;
     }

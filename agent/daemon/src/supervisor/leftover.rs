@@ -87,7 +87,8 @@ impl Supervisor {
                 ),
                 adoptable: true,
                 adopt_gives_up: format!(
-                    "a destination may own this VM at epoch {theirs}: what it did since is given up, and if it still \
+                    "a destination may own this VM at epoch {theirs}, and may have run it: what the guest did since, and \
+                     wrote to the outside world, is not in this copy; and if it still \
                      runs, or comes back, the VM runs twice. Make sure that no other host has it"
                 ),
                 delete_gives_up:

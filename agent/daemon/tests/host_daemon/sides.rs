@@ -444,7 +444,8 @@ async fn dead_sides_stand_as_their_journals_say() {
         ("s4", source, Phase::Cancelled, false),
         ("s5", source, Phase::Failed, true),
         ("s6", source, Phase::Relinquished, false),
-        ("d1", destination, Phase::Completed, false),
+        // It owned the VM when it died: the VM is lost here.
+        ("d1", destination, Phase::Completed, true),
         ("d2", destination, Phase::Failed, false),
         ("d3", destination, Phase::Failed, false),
         ("d4", destination, Phase::Failed, false),
@@ -452,6 +453,7 @@ async fn dead_sides_stand_as_their_journals_say() {
     ];
     for (migration, role, phase, vm_lost) in stands {
         let side = rig.side(migration, role).await.unwrap();
+        assert!(side.process_gone, "{migration}");
         assert_eq!(
             (side.phase(), side.vm_lost, side.epoch),
             (phase, vm_lost, 4),

@@ -48,11 +48,15 @@
 //! * **The last copy stays.** After such an end the frozen memory at the source is all that is left
 //!   of the VM. The source's side is then released by the user's wish alone
 //!   ([`Input::DeleteRequested`]), or when its process is gone too.
+//! * **An owner that died.** A destination that owned the VM and died with it before the source
+//!   heard that it runs: COMPLETED, for the handover is over, and LOST. The source's copy is a last
+//!   copy too. One that died after the source heard it had run for others to see: its source is
+//!   released.
 //! * **Silence** is IN_DOUBT when a commit may have happened (the switchover was seen) and the
 //!   source cannot be asked; before that, it is just waiting.
 //! * **A verdict is waited for.** While a comparison of digests was asked for and has no result, a
-//!   source that is merely silent does not end the migration: only its word, its absence, or
-//!   [`Input::FiguresOverdue`] does.
+//!   source that is merely silent does not end the migration: only its word, its absence, the death
+//!   of its process, or [`Input::FiguresOverdue`] does.
 //! * **Terminal phases stay.** After one, only the clean-up of both sides is asked for.
 //! * **A release overtakes nothing.** Neither side is released, nor the destination ended, while
 //!   the call that makes it is in flight. The source's record is kept while a StartOutgoing may

@@ -42,12 +42,18 @@ impl MigrationProtocol {
         self.phase = Phase::Committed;
         self.location = Location::Destination;
         self.cause = None;
+        if self.owner_died() {
+            self.settle_without_owner();
+            return;
+        }
         let source_completed = self.source.said(SidePhase::Completed);
         let completed = if self.destination_completed {
             let source_over = match self.source.contact {
                 Contact::Absent { .. } => true,
                 Contact::Silent => !self.unverified,
-                Contact::Answers => self.source.has_ended(),
+                Contact::Answers => {
+                    self.source.has_ended() || self.source.last.is_some_and(|report| report.gone)
+                }
                 Contact::Unasked => false,
             };
             source_over || self.figures_overdue
@@ -67,6 +73,22 @@ impl MigrationProtocol {
                 // Neither side can run it; whether a copy is left is being asked.
                 None => self.location = Location::Unknown,
             }
+        }
+    }
+
+    /// The handover is over, and the VM with it. While its source is not known to have heard that
+    /// the VM ran, the frozen copy may be all that is left.
+    fn settle_without_owner(&mut self) {
+        let gone = match self.source.contact {
+            _ if self.source.said(SidePhase::Completed) => Some(true),
+            Contact::Absent { .. } => Some(true),
+            _ => self.copy_gone,
+        };
+        self.location = Location::Lost;
+        if let Some(gone) = gone {
+            self.copy_gone = Some(gone);
+            let cause = Cause::OwnerDied { kept: !gone };
+            self.end(Phase::Completed, Location::Lost, Some(cause));
         }
     }
 

@@ -201,7 +201,7 @@ impl MigrationProtocol {
     /// The outcome is known; only the source's last figures are waited for.
     #[must_use]
     pub fn awaits_figures(&self) -> bool {
-        self.phase == Phase::Committed && self.destination_completed
+        self.phase == Phase::Committed && self.destination_completed && !self.owner_died()
     }
 
     /// A comparison of digests was asked for and nobody has told its result.
@@ -215,11 +215,26 @@ impl MigrationProtocol {
     /// other.
     #[must_use]
     pub fn keeps_source(&self) -> bool {
-        self.phase == Phase::Failed
-            && self.committed()
-            && self.location != Location::Lost
+        let last = match self.phase {
+            Phase::Failed => self.location != Location::Lost,
+            // What died at the destination had begun as this copy.
+            Phase::Completed => {
+                self.location == Location::Lost
+                    && self.copy_gone != Some(true)
+                    && !self.source.said(TransferPhase::Completed)
+            }
+            _ => false,
+        };
+        last && self.committed()
             && !self.source.released
             && !self.source.said(TransferPhase::Cancelled)
+    }
+
+    /// The destination's process owned the VM and died with it.
+    pub(super) fn owner_died(&self) -> bool {
+        self.destination
+            .last
+            .is_some_and(|report| report.phase == TransferPhase::Completed && report.vm_lost)
     }
 
     /// What changes what is wanted.

@@ -77,7 +77,7 @@ impl MigrationProtocol {
 
     fn wants_after_the_commit(&self, action: Action) -> bool {
         match action {
-            Action::AskSourceCopy => self.destination_died(),
+            Action::AskSourceCopy => self.destination_died() || self.owner_died(),
             Action::ResolveCommit => {
                 self.stuck && self.relinquished && self.destination_says(SidePhase::Ready)
             }
@@ -91,6 +91,10 @@ impl MigrationProtocol {
                 action == self.destination_clean_up() && self.may_end_destination()
             }
             Action::CancelSource => self.source_lives_on(),
+            // A restarted server does not know whether the copy that it keeps is still there.
+            Action::AskSourceCopy => {
+                self.phase == Phase::Completed && self.keeps_source() && self.copy_gone.is_none()
+            }
             Action::ReleaseSource if self.source.released => false,
             Action::ReleaseSource if self.committed() => {
                 self.delete_requested || !self.keeps_source()

@@ -19,8 +19,11 @@ pub enum Side {
 pub struct Report {
     /// Where it is.
     pub phase: TransferPhase,
-    /// The source's process died before the commit.
+    /// Source: its process died before the commit. Destination, COMPLETED: it owned the VM and
+    /// died with it.
     pub vm_lost: bool,
+    /// Its process is gone: it says what that left, and nothing will be added.
+    pub gone: bool,
     /// It knows the result of the comparison of digests.
     pub verified: bool,
 }
@@ -32,6 +35,7 @@ impl Report {
         Self {
             phase,
             vm_lost: false,
+            gone: false,
             verified: false,
         }
     }
@@ -195,6 +199,12 @@ pub enum Cause {
     SourceGone,
     /// The destination's process died after the commit and before it owned the VM.
     DestinationDied,
+    /// The destination's process owned the VM and died with it, before the source had heard that it
+    /// runs there.
+    OwnerDied {
+        /// The source's frozen memory is still there.
+        kept: bool,
+    },
     /// The source cannot be asked whether the commit happened.
     Doubt,
 }

@@ -39,6 +39,9 @@ impl DestinationDriver {
         let state = VmState::decode(&bytes)?;
         if let Some(theirs) = &state.digests {
             compare(&work.link.intake.digests(), theirs)?;
+            // Known here first: the source may never come to tell it.
+            self.side
+                .update(|progress| progress.set_verification(v1::Verification::Match));
         }
         self.machine.load(self.side.migration(), &state.vcpus)?;
         self.machine.go_on_counting(state.generation);

@@ -1,5 +1,7 @@
 //! The end of the source's side: handed over and verified, or undone.
 
+use std::{sync::mpsc, thread, time::Duration};
+
 use slat_proto::{
     ApiError, Reason,
     model::Verify,
@@ -11,6 +13,9 @@ use crate::{
     handover::{payload::Resumed, protocol::Why},
     memory::MemoryDigest,
 };
+
+/// While digests are compared, the side tells so often that it is at it.
+const BEAT: Duration = Duration::from_secs(1);
 
 impl SourceDriver {
     /// The destination has the VM: what is left to learn, then the record.
@@ -37,7 +42,7 @@ impl SourceDriver {
             Verify::AfterCommit => {
                 self.side
                     .update(|progress| progress.set_verification(v1::Verification::Pending));
-                Some(self.digest())
+                Some(self.digest_telling())
             }
         };
         let ours: Vec<(u32, u128)> = ours
@@ -53,6 +58,30 @@ impl SourceDriver {
         };
         self.side
             .update(|progress| progress.set_verification(verdict));
+    }
+
+    /// The digest of the frozen memory. It may take long, so the side says that it goes on: who
+    /// waits for the verdict gives a silent source up.
+    fn digest_telling(&self) -> MemoryDigest {
+        thread::scope(|scope| {
+            let (done, wait) = mpsc::channel::<()>();
+            let side = &self.side;
+            let beat = move || {
+                while wait.recv_timeout(BEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    side.update(|_| ());
+                }
+            };
+            // Without the thread the comparison is as good, only quiet.
+            if let Err(error) = thread::Builder::new()
+                .name("digest-beat".to_owned())
+                .spawn_scoped(scope, beat)
+            {
+                tracing::warn!(%error, migration = %self.side.migration(), "the comparison is quiet");
+            }
+            let digest = self.digest();
+            drop(done);
+            digest
+        })
     }
 
     /// The guest first: it may be stopped.

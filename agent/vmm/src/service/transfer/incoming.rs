@@ -63,6 +63,9 @@ impl TransferEndpoint {
         check_slot_table(&slots)?;
         // Before anything is reserved.
         let versions = preamble::admit_here(request)?;
+        if request.validate_only {
+            return Ok(v1::PrepareIncomingResponse::default());
+        }
         let agent = match request.source_agent_address.as_str() {
             "" => None,
             address => Some(address.parse::<Address>()?),

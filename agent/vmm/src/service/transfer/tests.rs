@@ -115,6 +115,7 @@ async fn prepare_from(
         slots,
         params: Some(params.to_message()),
         source_agent_address: String::new(),
+        validate_only: false,
         preamble: Some(preamble),
     };
     api(to)

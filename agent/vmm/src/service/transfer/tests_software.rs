@@ -120,6 +120,7 @@ async fn migrate(
             .collect(),
         params: Some(params.to_message()),
         source_agent_address: String::new(),
+        validate_only: false,
         preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
     };
     let prepared = api(&to.endpoint)

@@ -344,6 +344,72 @@ fn a_frozen_copy_that_an_operator_took_back_ends_like_any_side() {
     assert_eq!(rig.protocol.phase(), Phase::Failed, "what was said stands");
 }
 
+/// The destination owned the VM and died, and its agent says so.
+fn owner_died(source: SidePhase) -> Rig {
+    let mut rig = Rig::new(&Durable {
+        committed: true,
+        ..stored(Phase::Committed)
+    });
+    rig.source(source);
+    let report = Report {
+        vm_lost: true,
+        gone: true,
+        ..Report::new(SidePhase::Completed)
+    };
+    rig.step(Input::Heard(Side::Destination, report));
+    rig
+}
+
+#[test]
+fn a_copy_outlives_an_owner_that_died_before_the_source_heard_of_it() {
+    let mut rig = owner_died(SidePhase::Relinquished);
+    assert!(!has_ended(rig.protocol.phase()) && !rig.protocol.awaits_figures());
+    rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    let kept = Cause::OwnerDied { kept: true };
+    let lost = (Phase::Completed, Location::Lost, Some(kept));
+    assert_eq!(rig.outcome(), lost);
+    rig.step(Input::Retry);
+    assert!(rig.protocol.keeps_source() && !rig.asked.contains(&Action::ReleaseSource));
+
+    // A new life of the server asks again, and keeps it too.
+    let mut again = Rig::new(rig.protocol.stored());
+    again.step(Input::Retry);
+    again.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    again.source(SidePhase::Relinquished);
+    again.step(Input::Retry);
+    assert!(again.protocol.keeps_source() && !again.asked.contains(&Action::ReleaseSource));
+    let mut gone = Rig::new(rig.protocol.stored());
+    gone.step(Input::Retry);
+    let asked = gone.answer(Action::AskSourceCopy, Answer::Copy { gone: true });
+    assert_eq!(asked, [Action::ReleaseSource]);
+
+    // A user's wish ends it, and so does an operator who took the VM back.
+    let mut adopted = rig.clone();
+    assert_eq!(
+        adopted.source(SidePhase::Cancelled),
+        [Action::ReleaseSource]
+    );
+    assert_eq!(rig.step(Input::DeleteRequested), [Action::ReleaseSource]);
+}
+
+#[test]
+fn an_owner_that_died_when_the_source_knew_that_it_ran_leaves_nothing_to_keep() {
+    let mut rig = owner_died(SidePhase::Completed);
+    let lost = Cause::OwnerDied { kept: false };
+    assert_eq!(
+        rig.outcome(),
+        (Phase::Completed, Location::Lost, Some(lost))
+    );
+    assert!(
+        rig.asked.contains(&Action::ReleaseSource),
+        "{:?}",
+        rig.asked
+    );
+    rig.answer(Action::ReleaseSource, Answer::Done);
+    rig.answer(Action::ReleaseDestination, Answer::Done);
+    assert!(rig.protocol.finished());
+}
+
 #[test]
 fn a_vm_is_lost_when_the_sources_process_is_gone_too() {
     let mut asked = died_after_the_commit();
@@ -377,6 +443,15 @@ fn a_silent_source_does_not_end_a_verification_that_has_no_result() {
 
     absent.answer(Action::FollowSource, NO_OWNER);
     assert_eq!(absent.protocol.phase(), Phase::Completed);
+
+    let mut dead = rig.clone();
+    let report = Report {
+        gone: true,
+        ..Report::new(SidePhase::Relinquished)
+    };
+    dead.step(Input::Heard(Side::Source, report));
+    let arrived = (Phase::Completed, Location::Destination, None);
+    assert_eq!(dead.outcome(), arrived, "nothing more is to be heard");
 
     let mut late = rig.clone();
     late.step(Input::FiguresOverdue);

@@ -20,9 +20,10 @@ fn reports() -> impl Strategy<Value = Report> {
         SidePhase::Cancelled,
         SidePhase::Failed,
     ]);
-    (phases, any::<bool>()).prop_map(|(phase, vm_lost)| Report {
+    (phases, any::<bool>(), any::<bool>()).prop_map(|(phase, vm_lost, gone)| Report {
         phase,
         vm_lost,
+        gone,
         verified: false,
     })
 }

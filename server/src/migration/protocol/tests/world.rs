@@ -92,6 +92,13 @@ impl World {
                     );
                     self.call(action);
                 }
+                Action::ReleaseSource if self.keeps_what_was_handed_over() => {
+                    assert!(
+                        self.deleted,
+                        "the copy of a lost VM is ended by nobody's wish"
+                    );
+                    self.call(action);
+                }
                 action => self.call(action),
             }
         }
@@ -109,6 +116,17 @@ impl World {
     fn handed_over(&self) -> bool {
         self.destination
             .is_none_or(|record| !ended_without(record.phase))
+    }
+
+    /// The destination owned the VM and died, the source has not heard that it ran, and the server
+    /// said that it was lost.
+    fn keeps_what_was_handed_over(&self) -> bool {
+        let stored = self.protocol.stored();
+        stored.phase == Phase::Completed
+            && stored.location == Location::Lost
+            && self
+                .source
+                .is_some_and(|record| record.phase == SidePhase::Relinquished)
     }
 
     fn check(&mut self) {
@@ -310,7 +328,9 @@ impl World {
                 SidePhase::Relinquished
             }
             (SidePhase::Relinquished, _)
-                if ours.is_some_and(|record| record.phase == SidePhase::Completed) =>
+                if ours.is_some_and(|record| {
+                    record.phase == SidePhase::Completed && !record.vm_lost
+                }) =>
             {
                 SidePhase::Completed
             }
@@ -345,10 +365,12 @@ impl World {
     }
 
     fn kill_destination(&mut self) {
-        if let Some(record) = &mut self.destination
-            && record.lives()
-        {
-            record.phase = SidePhase::Failed;
+        if let Some(record) = &mut self.destination {
+            if record.lives() {
+                record.phase = SidePhase::Failed;
+            } else if record.phase == SidePhase::Completed {
+                record.vm_lost = true;
+            }
         }
     }
 
