@@ -299,7 +299,8 @@ fn agree(views: &Views, broken: &mut Vec<Broken>) {
         wanted.insert(format!("slat_hosts{{state=\"{state}\"}}"), count);
     }
     let names = claimants(&views.api);
-    let conflicts = names.values().filter(|rows| rows.len() > 1).count();
+    let several = |rows: &&Vec<&VmRow>| rows.iter().any(|row| row.uid != rows[0].uid);
+    let conflicts = names.values().filter(several).count();
     wanted.insert("slat_vm_name_conflicts".to_owned(), conflicts);
     let doubt = |moved: &&Moved| moved.phase == Phase::InDoubt;
     let doubts = views.migrations.iter().filter(doubt).count();
