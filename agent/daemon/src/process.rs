@@ -167,7 +167,7 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
             {
                 return Ok(Found::Living(Box::new(process)));
             }
-        } else if let Some(lock) = dir.lock()? {
+        } else if let Some(lock) = dir.lock_dead()? {
             return Ok(Found::Dead(DirLock(lock)));
         }
         // A process that has just taken the lock and not yet written its number, or one that is

@@ -85,7 +85,32 @@ impl VmDir {
     /// # Errors
     /// When the file cannot be made.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let mut file = OpenOptions::new()
+        let Some(mut file) = self.lock_nameless()? else {
+            return Ok(None);
+        };
+        write!(file, "{}", std::process::id())?;
+        Ok(Some(file))
+    }
+
+    /// Takes the lock of a directory whose process is dead, to read or to remove it. A full disk
+    /// does not hinder: where the pid cannot be written, nobody is named.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn lock_dead(&self) -> io::Result<Option<File>> {
+        let Some(mut file) = self.lock_nameless()? else {
+            return Ok(None);
+        };
+        // All or nothing: a part of a number is another's.
+        if write!(file, "{}", std::process::id()).is_err() {
+            file.set_len(0)?;
+        }
+        Ok(Some(file))
+    }
+
+    /// The lock, and nobody's pid in it.
+    fn lock_nameless(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .read(true)
@@ -94,7 +119,6 @@ impl VmDir {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 file.set_len(0)?;
-                write!(file, "{}", std::process::id())?;
                 Ok(Some(file))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -216,6 +240,28 @@ mod tests {
         dir.remove_transfer(&name, v1::TransferRole::Source)
             .unwrap();
         assert!(dir.transfers().unwrap().is_empty());
+    }
+
+    /// A lock file on a full disk: it can be opened and locked, and does not grow.
+    #[test]
+    fn a_full_disk_does_not_keep_a_dead_directory() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use std::os::fd::AsRawFd as _;
+
+        let path = tempfile::tempdir().unwrap();
+        let file = memfd_create("lock", MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+        let behind = format!("/proc/self/fd/{}", file.as_raw_fd());
+        std::os::unix::fs::symlink(behind, path.path().join("lock")).unwrap();
+        let dir = VmDir::new(path.path());
+        assert!(
+            dir.lock().is_err(),
+            "a VM's process without a pid is nobody's"
+        );
+        let held = dir.lock_dead().unwrap();
+        assert!(held.is_some());
+        assert!(dir.lock_dead().unwrap().is_none(), "it is held");
+        assert_eq!(dir.living_pid().unwrap(), None);
     }
 
     fn record(migration: &str) -> v1::Transfer {

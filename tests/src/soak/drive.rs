@@ -15,13 +15,14 @@ use super::{
     SHOWN_WITHIN,
     disk::SmallDisk,
     judge::{Broken, Rule},
-    oracle::{Asked, Ledger, Truth},
+    oracle::{Asked, Ledger, Standing, Truth},
     plan::{HOSTS, SMALL_DISK, Step, Victim},
 };
 use crate::{
     binary,
     fleet::Fleet,
     guest::{MIB, busy, fast, paced},
+    handover::kill_after_commit,
     process::{Daemon, VmProcess},
     wait::{PATIENCE, eventually},
 };
@@ -91,6 +92,8 @@ pub struct Driver {
     pub fleet: Fleet,
     /// What came of them.
     pub ledger: Ledger,
+    /// VMs that could not be made, by their numbers in the plan.
+    pub refused: Vec<u32>,
     /// Of VMs with an even number; the others are software.
     pub backend: Backend,
 }
@@ -111,9 +114,11 @@ impl Driver {
             }
             Step::Twin { vm, of, after } => {
                 let Some((host, name)) = self.twin_of(of, after).await? else {
+                    self.refused.push(vm);
                     return Ok(Done::void());
                 };
                 if !self.is_up(host) {
+                    self.refused.push(vm);
                     return Ok(Done::note("void: its agent is down"));
                 }
                 let agent = self.fleet.agent(host);
@@ -150,6 +155,8 @@ impl Driver {
                 victim,
                 millis,
             } => self.migrate_and_kill(vm, after, victim, millis).await,
+            Step::Freeze { vm, after } => self.freeze(vm, after).await,
+            Step::Adopt(vm) => self.adopt(vm).await,
             Step::Cancel(vm) => self.cancel(vm).await,
             Step::ForceDelete(vm) => self.force_delete(vm).await,
             Step::Burst(_) => anyhow::bail!("a burst is carried out by its parts"),
@@ -251,7 +258,10 @@ impl Driver {
         };
         let made = match gives(vms.create_vm(request).await) {
             Ok(made) => made,
-            Err(error) => return Ok(Done::refused("create", &error)),
+            Err(error) => {
+                self.refused.push(vm);
+                return Ok(Done::refused("create", &error));
+            }
         };
         let named = (made.uid.clone(), made.name.clone());
         self.ledger.made.insert(vm, named);
@@ -274,11 +284,10 @@ impl Driver {
             ..Default::default()
         };
         let mut vms = self.fleet.vms(&self.fleet.server());
-        let answer = gives(vms.delete_vm(request).await);
-        // Whatever came of it the plan goes on without it.
-        self.ledger.made.remove(&vm);
-        Ok(match answer {
+        // Where it is refused the plan goes on without the VM, and the VM must go on being shown.
+        Ok(match gives(vms.delete_vm(request).await) {
             Ok(_) => {
+                self.ledger.made.remove(&vm);
                 self.ledger.deleted.insert(uid);
                 Done::note("deleted")
             }
@@ -368,6 +377,74 @@ impl Driver {
         Ok(done)
     }
 
+    /// Leaves a frozen copy, when the moment is not missed.
+    async fn freeze(&mut self, vm: u32, after: usize) -> anyhow::Result<Done> {
+        let Some((uid, _)) = self.ledger.vm(vm) else {
+            return Ok(Done::void());
+        };
+        let Some(place) = self.place(&uid).await? else {
+            return Ok(Done::void());
+        };
+        let asked = self.ledger.migrations.len();
+        let mut done = self.migrate(vm, after, false).await?;
+        if self.ledger.migrations.len() == asked {
+            return Ok(done);
+        }
+        let dir = |place: usize| self.fleet.host_vms(HOSTS[place % HOSTS.len()]).join(&uid);
+        let (source, target) = (dir(place), dir(place + after));
+        let killed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+            let deadline = std::time::Instant::now() + PREPARED_WITHIN;
+            while std::time::Instant::now() < deadline {
+                if let Ok(Some(process)) = VmProcess::behind(&target) {
+                    return kill_after_commit(&source, &target, &process);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            anyhow::bail!("no destination")
+        });
+        if let Err(error) = killed.await? {
+            // It failed before, or was over before anybody looked.
+            done.note = format!("{}, the moment was missed: {error:#}", done.note);
+        }
+        Ok(done)
+    }
+
+    /// Takes a frozen copy back, by an order that says what it gives up.
+    async fn adopt(&mut self, vm: u32) -> anyhow::Result<Done> {
+        let Some((uid, _)) = self.ledger.vm(vm) else {
+            return Ok(Done::void());
+        };
+        let truth = Truth::read(&self.fleet).await?;
+        let owner = truth.owner(&uid).is_some();
+        let copy = truth
+            .of(&uid)
+            .find(|record| record.standing == Standing::Source && record.lives);
+        let host = match (owner, copy) {
+            (false, Some(copy)) => copy.host.clone(),
+            // With this order an operator asserts that nobody runs the VM: that would be a lie.
+            _ => return Ok(Done::note("void: there is no frozen copy")),
+        };
+        let request = v1::AdoptLeftoverRequest {
+            host,
+            uid: uid.clone(),
+            give_up: true,
+            ..Default::default()
+        };
+        let mut hosts = self.fleet.hosts(&self.fleet.server());
+        Ok(match gives(hosts.adopt_leftover(request).await) {
+            Ok(adopted) => {
+                let vm = adopted.vm.unwrap_or_default();
+                let mut done = Done::note(format!("{:?} at epoch {}", vm.state(), vm.epoch));
+                if vm.uid != uid || vm.state() != v1::vm::State::Paused {
+                    let said = format!("adopted: {vm:?}");
+                    done.broken.push(Broken::new(Rule::Answers, uid, said));
+                }
+                done
+            }
+            Err(error) => Done::refused("adopt", &error),
+        })
+    }
+
     /// A stopped process is told as such, and is ended by force.
     async fn force_delete(&mut self, vm: u32) -> anyhow::Result<Done> {
         let Some((uid, _)) = self.ledger.vm(vm) else {
@@ -397,7 +474,6 @@ impl Driver {
         if forced.is_err() {
             process.resume()?;
         }
-        self.ledger.made.remove(&vm);
         let mut done = match &forced {
             Ok(_) => Done::note("deleted by force"),
             Err(error) => Done::refused("delete by force", error),
@@ -411,6 +487,7 @@ impl Driver {
             done.broken.push(Broken::new(Rule::Answers, &uid, said));
         }
         if forced.is_ok() {
+            self.ledger.made.remove(&vm);
             self.ledger.deleted.insert(uid.clone());
         }
         Ok(done)
@@ -489,5 +566,7 @@ impl Driver {
 
 /// A call to a stopped process, and the next, end within as long.
 const UNREACHABLE_WITHIN: Duration = Duration::from_secs(25);
+/// A destination's process is started within as long.
+const PREPARED_WITHIN: Duration = Duration::from_secs(3);
 /// So that a step that hangs is told rather than waited for: no answer takes as long.
 pub const STEP_WITHIN: Duration = Duration::from_secs(120);

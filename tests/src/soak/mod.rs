@@ -82,6 +82,7 @@ fn allowance(step: &Step) -> Duration {
         Step::StartAgent(_)
         | Step::RestartServer
         | Step::AgentTwin(_)
+        | Step::Freeze { .. }
         | Step::MigrateAndKill { .. } => RETURN,
         Step::FullAgentDisk { .. } | Step::FullServerDisk { .. } => STORE,
         _ => Duration::ZERO,
@@ -112,12 +113,14 @@ impl Drop for Soak {
 pub async fn run(options: Options) -> anyhow::Result<Report> {
     let mut soak = Soak::start(options).await?;
     let begun = Instant::now();
-    let plan = Plan::new(options.seed, soak.disks.is_some());
-    for step in plan {
-        if begun.elapsed() >= options.length {
-            break;
-        }
+    let mut plan = Plan::new(options.seed, soak.disks.is_some());
+    while begun.elapsed() < options.length
+        && let Some(step) = plan.next()
+    {
         soak.step(&step).await?;
+        for vm in soak.driver.refused.drain(..) {
+            plan.without(vm);
+        }
     }
     soak.end().await?;
     Ok(std::mem::take(&mut soak.report))
@@ -146,6 +149,7 @@ impl Soak {
         let driver = Driver {
             fleet: Fleet::start_in(root, layout, INTERVAL).await?,
             ledger: Ledger::default(),
+            refused: Vec::new(),
             backend: options.backend,
         };
         Ok(Self {

@@ -50,6 +50,8 @@ pub struct View {
     pub vms: Vec<VmRow>,
     /// State without `STATE_` by `hosts/{host}`.
     pub hosts: BTreeMap<String, String>,
+    /// Phase without `MIGRATION_PHASE_` of each migration that has not ended.
+    pub moving: BTreeMap<String, String>,
 }
 
 /// A migration as the API shows it.
@@ -131,6 +133,8 @@ impl Views {
         };
         let list = fleet.migrations().list_migrations(request).await?;
         for found in list.into_inner().migrations {
+            let name = phase(found.phase().as_str_name());
+            self.api.see(&found.name, name);
             self.migrations.push(Moved {
                 phase: found.phase(),
                 location: found.vm_location(),
@@ -150,6 +154,18 @@ impl Views {
         }
         Ok(())
     }
+}
+
+impl View {
+    fn see(&mut self, migration: &str, phase: &str) {
+        if !matches!(phase, "COMPLETED" | "CANCELLED" | "FAILED") {
+            self.moving.insert(migration.to_owned(), phase.to_owned());
+        }
+    }
+}
+
+fn phase(phase: &str) -> &str {
+    phase.strip_prefix("MIGRATION_PHASE_").unwrap_or(phase)
 }
 
 fn word(state: &str) -> &str {
@@ -189,9 +205,11 @@ fn json_row(vm: &Value, stale: bool) -> anyhow::Result<VmRow> {
     })
 }
 
-async fn slat_get(fleet: &Fleet, what: &str) -> anyhow::Result<Value> {
+async fn slat_get(fleet: &Fleet, what: &str, more: &[&str]) -> anyhow::Result<Value> {
     let output = Command::new(binary::slat()?)
-        .args(["get", what, "-o", "json", "--server"])
+        .args(["get", what, "-o", "json"])
+        .args(more)
+        .arg("--server")
         .arg(fleet.server().to_string())
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
@@ -208,16 +226,20 @@ async fn slat_get(fleet: &Fleet, what: &str) -> anyhow::Result<Value> {
 
 async fn cli(fleet: &Fleet) -> anyhow::Result<View> {
     let mut view = View::default();
-    let list = slat_get(fleet, "vms").await?;
+    let list = slat_get(fleet, "vms", &[]).await?;
     for vm in list["vms"].as_array().context("no vms")? {
         let stale = vm["stale"].as_bool().unwrap_or(false);
         view.vms.push(json_row(vm, stale)?);
     }
     view.vms.sort();
-    let list = slat_get(fleet, "hosts").await?;
+    let list = slat_get(fleet, "hosts", &[]).await?;
     for host in list["hosts"].as_array().context("no hosts")? {
         let state = word(&text(host, "state")).to_owned();
         view.hosts.insert(text(host, "name"), state);
+    }
+    let list = slat_get(fleet, "migrations", &["--limit", "1000"]).await?;
+    for found in list["migrations"].as_array().context("no migrations")? {
+        view.see(&text(found, "name"), phase(&text(found, "phase")));
     }
     Ok(view)
 }
@@ -234,6 +256,11 @@ async fn page(fleet: &Fleet) -> anyhow::Result<View> {
     let list: Value = serde_json::from_str(&get(fleet, "/api/hosts?limit=200").await?)?;
     for host in list["rows"].as_array().context("no rows")? {
         view.hosts.insert(text(host, "name"), text(host, "state"));
+    }
+    let list = get(fleet, "/api/migrations?state=RUNNING&limit=200").await?;
+    let list: Value = serde_json::from_str(&list)?;
+    for found in list["rows"].as_array().context("no rows")? {
+        view.see(&text(found, "name"), &text(found, "phase"));
     }
     Ok(view)
 }

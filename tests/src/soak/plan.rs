@@ -1,7 +1,7 @@
-//! From a seed to steps. Pure: no I/O, no clock, and nothing of what the steps come to.
+//! From a seed to steps. Pure: no I/O, no clock.
 //!
 //! A plan knows what it has asked for, so it asks only for what can be: no pause of a VM that was
-//! deleted, no start of an agent that runs. Where a VM is by then it does not know: places are told
+//! deleted, no start of an agent that runs. It is told of VMs that could not be made. Where a VM is by then it does not know: places are told
 //! relative to where the VM is found.
 
 use std::{
@@ -57,6 +57,16 @@ pub enum Step {
         /// So slow that later steps find it under way.
         slow: bool,
     },
+    /// And its destination's process is killed just after the source gave the VM away, so that only
+    /// a frozen copy is left.
+    Freeze {
+        /// Which.
+        vm: u32,
+        /// As for `Migrate`.
+        after: usize,
+    },
+    /// A frozen copy is taken back at its source.
+    Adopt(u32),
     /// And in the midst of it somebody is killed; agents and the server come back at once.
     MigrateAndKill {
         /// Which.
@@ -148,6 +158,7 @@ impl fmt::Display for Step {
 struct Planned {
     paused: bool,
     killed: bool,
+    frozen: bool,
     moving: bool,
 }
 
@@ -175,6 +186,11 @@ impl Plan {
             down: BTreeSet::new(),
             cordoned: BTreeSet::new(),
         }
+    }
+
+    /// A VM could not be made, or is no more.
+    pub fn without(&mut self, vm: u32) {
+        self.vms.remove(&vm);
     }
 
     fn any_vm(&mut self, of: impl Fn(&Planned) -> bool) -> Option<u32> {
@@ -212,8 +228,8 @@ impl Plan {
 
     /// A step of the drawn kind; `None` when it cannot be now.
     fn draw(&mut self) -> Option<Step> {
-        let living = |planned: &Planned| !planned.killed;
-        let still = |planned: &Planned| !planned.killed && !planned.moving;
+        let living = |planned: &Planned| !planned.killed && !planned.frozen;
+        let still = |planned: &Planned| living(planned) && !planned.moving;
         let up = |plan: &Self, host| !plan.down.contains(&host);
         Some(match self.random.u32(0..100) {
             0..14 => {
@@ -232,12 +248,12 @@ impl Plan {
                 }
             }
             19..24 => {
-                let vm = self.any_vm(|vm| !vm.killed && !vm.moving && !vm.paused)?;
+                let vm = self.any_vm(|vm| still(vm) && !vm.paused)?;
                 self.vms.entry(vm).or_default().paused = true;
                 Step::Pause(vm)
             }
             24..30 => {
-                let vm = self.any_vm(|vm| !vm.killed && vm.paused)?;
+                let vm = self.any_vm(|vm| living(vm) && vm.paused)?;
                 self.vms.entry(vm).or_default().paused = false;
                 Step::Resume(vm)
             }
@@ -255,7 +271,21 @@ impl Plan {
                     millis: self.random.u64(0..MILLIS),
                 }
             }
-            48..62 => {
+            48..50 => {
+                let vm = self.any_vm(still)?;
+                self.vms.entry(vm).or_default().frozen = true;
+                Step::Freeze {
+                    vm,
+                    after: self.random.usize(1..HOSTS.len()),
+                }
+            }
+            50..52 => {
+                let vm = self.any_vm(|vm| vm.frozen)?;
+                let planned = self.vms.entry(vm).or_default();
+                (planned.frozen, planned.paused) = (false, true);
+                Step::Adopt(vm)
+            }
+            52..62 => {
                 let vm = self.any_vm(still)?;
                 let slow = self.random.bool();
                 self.vms.entry(vm).or_default().moving = slow;
@@ -280,17 +310,17 @@ impl Plan {
                 self.vms.entry(vm).or_default().killed = true;
                 Step::KillVm(vm)
             }
-            74..80 if self.down.len() < MOST_DOWN => {
+            74..79 if self.down.len() < MOST_DOWN => {
                 let host = self.any_host(up)?;
                 self.down.insert(host);
                 Step::KillAgent(host)
             }
-            74..88 => {
+            74..89 => {
                 let host = self.any_host(|plan, host| plan.down.contains(&host))?;
                 self.down.remove(&host);
                 Step::StartAgent(host)
             }
-            88..92 => Step::RestartServer,
+            89..92 => Step::RestartServer,
             92..94 => match self.any_host(|plan, host| plan.cordoned.contains(&host)) {
                 Some(host) => {
                     self.cordoned.remove(&host);
@@ -359,11 +389,16 @@ mod tests {
                         assert!(there.insert(vm));
                     }
                     Step::Delete(vm) | Step::ForceDelete(vm) => assert!(there.remove(&vm)),
-                    Step::Pause(vm) | Step::Resume(vm) | Step::Cancel(vm) | Step::KillVm(vm) => {
+                    Step::Pause(vm)
+                    | Step::Resume(vm)
+                    | Step::Adopt(vm)
+                    | Step::Cancel(vm)
+                    | Step::KillVm(vm) => {
                         assert!(there.contains(&vm));
                     }
                     Step::Migrate { vm, after, .. }
                     | Step::MigrateAndKill { vm, after, .. }
+                    | Step::Freeze { vm, after }
                     | Step::FullServerDisk { vm, after } => {
                         assert!(there.contains(&vm) && (1..4).contains(&after));
                     }
@@ -388,7 +423,7 @@ mod tests {
             };
             steps(3, disks).into_iter().map(name).collect()
         };
-        assert_eq!(kinds(true).len(), 18);
-        assert_eq!(kinds(false).len(), 16);
+        assert_eq!(kinds(true).len(), 20);
+        assert_eq!(kinds(false).len(), 18);
     }
 }

@@ -298,6 +298,18 @@ fn agree(views: &Views, broken: &mut Vec<Broken>) {
         let count = views.api.hosts.values().filter(is).count();
         wanted.insert(format!("slat_hosts{{state=\"{state}\"}}"), count);
     }
+    let phases = ["pending", "preparing", "precopy_active", "switchover"];
+    for phase in phases
+        .into_iter()
+        .chain(["committed", "cancelling", "in_doubt"])
+    {
+        let is = |is: &&String| is.eq_ignore_ascii_case(phase);
+        let count = views.api.moving.values().filter(is).count();
+        wanted.insert(
+            format!("slat_migrations_active{{phase=\"{phase}\"}}"),
+            count,
+        );
+    }
     let names = claimants(&views.api);
     let several = |rows: &&Vec<&VmRow>| rows.iter().any(|row| row.uid != rows[0].uid);
     let conflicts = names.values().filter(several).count();

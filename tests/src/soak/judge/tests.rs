@@ -92,6 +92,14 @@ impl Scene {
             let name = format!("slat_hosts{{state=\"{state}\"}}");
             views.metrics.insert(name, f64::from(count));
         }
+        let phases = ["pending", "preparing", "precopy_active", "switchover"];
+        for phase in phases
+            .into_iter()
+            .chain(["committed", "cancelling", "in_doubt"])
+        {
+            let name = format!("slat_migrations_active{{phase=\"{phase}\"}}");
+            views.metrics.insert(name, 0.0);
+        }
         views.metrics.insert("slat_vm_name_conflicts".into(), 0.0);
         views.metrics.insert("slat_migration_in_doubt".into(), 0.0);
     }
