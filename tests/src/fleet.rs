@@ -94,12 +94,25 @@ impl Fleet {
     /// # Errors
     /// When a process does not start, or a host does not show up.
     pub async fn start(layout: Layout) -> anyhow::Result<Self> {
-        let program = binary::slat()?;
         let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
+        Self::start_in(root, layout, Duration::from_millis(200)).await
+    }
+
+    /// The same below `root`, with agents that report every `interval`.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub async fn start_in(
+        root: tempfile::TempDir,
+        layout: Layout,
+        interval: Duration,
+    ) -> anyhow::Result<Self> {
+        let program = binary::slat()?;
         let path = root.path();
         let mut args: Vec<OsString> = vec!["server".into(), "--state-dir".into()];
         args.push(path.join("server").into());
-        args.extend(["--report-interval", "200ms"].map(Into::into));
+        let interval = format!("{}ms", interval.as_millis());
+        args.extend(["--report-interval".into(), interval.into()]);
         let journals = Keeper::start(path)?;
         let server = Daemon::new("server", &program, args, path.join("server.log"));
         // A fleet from here on: what fails now shows its logs.
@@ -245,6 +258,13 @@ impl Fleet {
     /// When it does not come up.
     pub fn start_agent(&mut self, host: &str) -> anyhow::Result<()> {
         self.host_mut(host).daemon.start().map(drop)
+    }
+
+    /// Names of all hosts, and whether their agents run.
+    pub fn host_names(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        self.hosts
+            .iter()
+            .map(|host| (host.name, host.daemon.is_running()))
     }
 
     /// The folder of a host's VM directories, each called by its VM's uid.
@@ -655,7 +675,7 @@ impl Fleet {
     }
 
     /// Ends everything at once.
-    fn end_all(&mut self) {
+    pub fn end_all(&mut self) {
         self.server.kill();
         for host in &mut self.hosts {
             // First the agent: it could start another.

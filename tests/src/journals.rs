@@ -2,8 +2,8 @@
 //! test's end, and has them explained by the machines.
 //!
 //! A thread looks for journals and links each into a folder of its own: a link shows what is
-//! appended later, and stays when the directory is removed. A VM that lived for less than `LOOK`
-//! may be missed.
+//! appended later, and stays when the directory is removed. Where a host's state is on a file system
+//! of its own, that folder is there. A VM that lived for less than `LOOK` may be missed.
 
 use std::{
     collections::HashSet,
@@ -16,6 +16,8 @@ use std::{
 
 use crate::explorer::replay::{Kept, replay};
 
+/// Where a host's journals are kept when its state is on a file system of its own.
+const BESIDE: &str = "kept-journals";
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -60,9 +62,12 @@ impl Keeper {
     pub fn explain(&mut self) -> Result<usize, String> {
         self.end();
         let mut kept = Vec::new();
-        let entries = std::fs::read_dir(&self.folder).map_err(|error| error.to_string())?;
-        for entry in entries {
-            let path = entry.map_err(|error| error.to_string())?.path();
+        let root = self.folder.parent().unwrap_or(&self.folder);
+        let folders = list(root).into_iter().map(|host| host.join(BESIDE));
+        for path in folders
+            .chain([self.folder.clone()])
+            .flat_map(|dir| list(&dir))
+        {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let place = name.rsplit_once('@').map_or(&*name, |(place, _)| place);
             kept.push(Kept {
@@ -108,11 +113,22 @@ fn look(root: &Path, to: &Path, kept: &mut HashSet<u64>) {
             };
             let name = format!("{}.{}@{}", text(&host), text(&vm), found.ino());
             // It may be gone again, or be another by now: the next look finds what is there.
-            if std::fs::hard_link(&journal, to.join(name)).is_ok() {
+            let link = |to: &Path| std::fs::hard_link(&journal, to.join(&name)).is_ok();
+            let beside = || {
+                let to = host.join(BESIDE);
+                found.dev() != metadata_dev(root)
+                    && std::fs::create_dir_all(&to).is_ok()
+                    && link(&to)
+            };
+            if link(to) || beside() {
                 kept.insert(found.ino());
             }
         }
     }
+}
+
+fn metadata_dev(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.dev())
 }
 
 fn list(dir: &Path) -> Vec<PathBuf> {

@@ -15,6 +15,7 @@
 //! * [`explorer`] explores the handover: both sides, the server, and all that may go wrong between
 //!   them.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
+//! * [`soak`] does random things and compares what is said with what is true (`cargo xtask soak`).
 //! * [`scene`] runs one test on one backend and shows every log when it fails.
 //!
 //! The tests are in `tests/system/`. They see Slat as an operator does: the program, its API, its
@@ -36,6 +37,7 @@ pub mod journals;
 pub mod oracle;
 pub mod process;
 pub mod scene;
+pub mod soak;
 pub mod wait;
 
 pub use fleet::{Fleet, Layout};

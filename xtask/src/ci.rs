@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::{
     crates, demo, deny, interleavings, leftovers, links, lint, model, no_std, oracles, planted,
-    riscv64, sanitize, shell, structure, tally::Tally, test, units, workspace::Workspace,
+    riscv64, sanitize, shell, soak, structure, tally::Tally, test, units, workspace::Workspace,
 };
 
 type Run = fn(&Workspace) -> anyhow::Result<Tally>;
@@ -28,7 +28,7 @@ enum Tier {
     Full,
 }
 
-const CHECKS: [(&str, Tier, Run); 21] = [
+const CHECKS: [(&str, Tier, Run); 22] = [
     ("fmt", Tier::Always, |workspace| {
         lint::format(workspace, true)
     }),
@@ -54,6 +54,7 @@ const CHECKS: [(&str, Tier, Run); 21] = [
     ("demo", Tier::Full, |workspace| {
         demo::run(workspace, &demo::Options::default())
     }),
+    ("soak", Tier::Full, soak::bounded),
     ("oracles", Tier::Full, oracles::run),
     ("leftovers", Tier::Always, leftovers::run),
 ];

@@ -24,6 +24,7 @@ mod planted;
 mod riscv64;
 mod sanitize;
 mod shell;
+mod soak;
 mod structure;
 mod tally;
 mod test;
@@ -104,6 +105,16 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Do random things to a fleet and compare all that is said of it with what is true
+    ///
+    /// The build's last lines and each step come on standard error, what was found on standard
+    /// output.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// Passed on to it, e.g. `--minutes 120 --seed 7 --output json` or `--help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run the small tests of slat-mmu and slat-arch under Miri, where a nightly toolchain has it
     Miri,
     /// Run the threads of slat-mmu's tests under ThreadSanitizer, where a nightly toolchain has it
@@ -156,6 +167,7 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Planted(options) => planted::run(&workspace, &options),
         Command::Interleavings => interleavings::run(&workspace),
         Command::Model { args } => model::run(&workspace, &args).map(|()| Tally::passed()),
+        Command::Soak { args } => soak::run(&workspace, &args).map(|()| Tally::passed()),
         Command::Miri => sanitize::miri(&workspace),
         Command::Tsan => sanitize::tsan(&workspace),
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
@@ -175,7 +187,10 @@ fn run(command: Command) -> anyhow::Result<Tally> {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     // What these print is their own; the closing lines would make their JSON none.
-    let is_quiet = matches!(command, Command::Bench { .. } | Command::Model { .. });
+    let is_quiet = matches!(
+        command,
+        Command::Bench { .. } | Command::Model { .. } | Command::Soak { .. }
+    );
     let say = |line: String| {
         if is_quiet {
             eprintln!("{line}");

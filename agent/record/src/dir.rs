@@ -246,6 +246,28 @@ mod tests {
         assert!(dir.transfers().unwrap().is_empty());
     }
 
+    /// A lock file on a full disk: it can be opened and locked, and does not grow.
+    #[test]
+    fn a_full_disk_does_not_keep_a_dead_directory() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use std::os::fd::AsRawFd as _;
+
+        let path = tempfile::tempdir().unwrap();
+        let file = memfd_create("lock", MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+        let behind = format!("/proc/self/fd/{}", file.as_raw_fd());
+        std::os::unix::fs::symlink(behind, path.path().join("lock")).unwrap();
+        let dir = VmDir::new(path.path());
+        assert!(
+            dir.lock().is_err(),
+            "a VM's process without a pid is nobody's"
+        );
+        let held = dir.hold().unwrap();
+        assert!(held.is_some());
+        assert!(dir.hold().unwrap().is_none(), "it is held");
+        assert_eq!(dir.living_pid().unwrap(), None);
+    }
+
     fn record(migration: &str) -> v1::Transfer {
         v1::Transfer {
             migration: format!("migrations/{migration}"),

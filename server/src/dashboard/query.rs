@@ -191,15 +191,17 @@ pub(super) fn host_marks(host: &v1::Host) -> Vec<&'static str> {
     .collect()
 }
 
+/// Whether a migration is of that VM, rather than of another of its name.
+pub(super) fn moves(migration: &v1::Migration, vm: &v1::Vm) -> bool {
+    migration.vm == vm.name && (migration.vm_uid.is_empty() || migration.vm_uid == vm.uid)
+}
+
 /// What an operator should know of a VM before doing anything to it.
 pub(super) fn vm_marks(vm: &v1::Vm, snapshot: &Snapshot) -> Vec<&'static str> {
     use v1::vm::State;
     let host = snapshot.hosts.get(&vm.host);
     let silent = host.is_some_and(|host| host.state() != v1::host::State::Ready);
-    let moves = || {
-        let of = |migration: &v1::Migration| migration.vm == vm.name;
-        snapshot.running.iter().any(of)
-    };
+    let migrates = || snapshot.running.iter().any(|running| moves(running, vm));
     let errors = vm
         .guest_counters
         .as_ref()
@@ -210,7 +212,7 @@ pub(super) fn vm_marks(vm: &v1::Vm, snapshot: &Snapshot) -> Vec<&'static str> {
         ("lost", vm.state() == State::Lost),
         ("unresponsive", vm.state() == State::Unresponsive),
         ("failed", vm.state() == State::Failed),
-        ("frozen", vm.state() == State::Relinquished && !moves()),
+        ("frozen", vm.state() == State::Relinquished && !migrates()),
         ("errors", errors),
     ]
     .into_iter()

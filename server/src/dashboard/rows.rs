@@ -7,7 +7,7 @@ use slat_proto::{
 };
 
 use super::{
-    query::{host_marks, key, vm_marks, word},
+    query::{host_marks, key, moves, vm_marks, word},
     snapshot::Snapshot,
 };
 use crate::history::{Rate, Rates};
@@ -92,9 +92,10 @@ pub(super) fn vm(vm: &v1::Vm, snapshot: &Snapshot) -> Value {
         .map(|other| json!({ "uid": other.uid, "host": other.host }))
         .collect();
     // Whatever its agent knows of that.
-    let migration = snapshot.running.iter().find(|migration| {
-        migration.vm == vm.name && (migration.vm_uid.is_empty() || migration.vm_uid == vm.uid)
-    });
+    let migration = snapshot
+        .running
+        .iter()
+        .find(|migration| moves(migration, vm));
     let host = snapshot.hosts.get(&vm.host);
     let seen = vm
         .last_seen_time
