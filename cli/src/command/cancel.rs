@@ -48,6 +48,19 @@ pub(crate) async fn run(args: CancelArgs) -> Result<(), Failure> {
     several.end()
 }
 
+/// What may become of a cancel that is not carried out yet.
+fn outlook(phase: v1::MigrationPhase) -> &'static str {
+    match phase {
+        v1::MigrationPhase::InDoubt => {
+            "it is in doubt, and the cancel ends no doubt: the source's journal decides, CANCELLED or COMPLETED, once it \
+             can be read"
+        }
+        _ => {
+            "it ends as CANCELLED, unless the source hands the VM over at this moment: then it completes"
+        }
+    }
+}
+
 async fn cancel(
     session: &Session,
     several: &Several,
@@ -64,9 +77,23 @@ async fn cancel(
     })?;
     if !view::ended(cancelled.phase()) {
         out::say(format!(
-            "it ends soon: slat get migration {} --watch",
+            "{}: slat get migration {} --watch",
+            outlook(cancelled.phase()),
             migration.id()
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancel_promises_no_end_that_may_not_come() {
+        let doubt = outlook(v1::MigrationPhase::InDoubt);
+        assert!(doubt.contains("journal decides"), "{doubt}");
+        let under_way = outlook(v1::MigrationPhase::Cancelling);
+        assert!(under_way.contains("completes"), "{under_way}");
+    }
 }

@@ -116,8 +116,10 @@ pub(crate) fn location_words(place: &str) -> &str {
     match place.trim_start_matches("VM_LOCATION_") {
         "SOURCE" | "source" => "on the source",
         "DESTINATION" | "destination" => "on the destination",
-        "PAUSED_BOTH" | "paused_both" => "paused on both hosts until a journal is read",
-        "UNKNOWN" | "unknown" => "not known: neither host answers",
+        "PAUSED_BOTH" | "paused_both" => {
+            "paused at the destination, and frozen at the source if its process lives, until a journal is read"
+        }
+        "UNKNOWN" | "unknown" => "not known, or nowhere that it runs: the error says which",
         "LOST" | "lost" => "lost: its process died with its memory",
         _ => place,
     }

@@ -144,7 +144,16 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
     );
     let location = short(migration.vm_location().as_str_name(), "VM_LOCATION_");
     let mut lines = trouble(migration).to_vec();
-    lines.push(("the VM is", failure::location_words(location).to_owned()));
+    let place = match (migration.phase(), migration.vm_location()) {
+        (v1::MigrationPhase::Failed, v1::VmLocation::Unknown) => {
+            "nowhere that it runs: its frozen copy is kept at the source"
+        }
+        (v1::MigrationPhase::InDoubt, v1::VmLocation::Unknown) => {
+            "not known: the source cannot be asked, and the destination does not say"
+        }
+        _ => failure::location_words(location),
+    };
+    lines.push(("the VM is", place.to_owned()));
     lines.extend(pace::lines(migration));
     lines.extend([
         ("downtime", downtime(&progress)),
@@ -264,6 +273,9 @@ fn downtime(progress: &v1::MigrationProgress) -> String {
     };
     let whole = span(Some(downtime));
     match &progress.downtime_breakdown {
+        _ if progress.downtime_estimated => format!(
+            "{whole} (estimated: the source never heard that the VM ran; from its pause until the destination had the VM)"
+        ),
         None => whole,
         Some(parts) => format!(
             "{whole} (pause {}, final copy {}, state {}, commit {}, resume {})",

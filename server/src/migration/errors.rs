@@ -54,6 +54,7 @@ impl Texts {
         Some(match cause {
             Cause::Barred => self.refused(phase, location, Side::Destination),
             Cause::Refused(side) => self.refused(phase, location, side),
+            Cause::SourceFailed if self.destination_broke_it() => self.destination_gone(phase)?,
             Cause::SourceFailed => self.source.clone().unwrap_or_else(|| {
                 made(
                     phase,
@@ -100,6 +101,38 @@ impl Texts {
             )
             .to_migration_error(Phase::Switchover, "server"),
         })
+    }
+
+    /// The source saw no more than a broken connection, and the destination's agent says why.
+    fn destination_broke_it(&self) -> bool {
+        let reason = |error: &Option<v1::MigrationError>, reason: Reason| {
+            error
+                .as_ref()
+                .is_some_and(|error| error.reason == reason.as_str())
+        };
+        reason(&self.source, Reason::ConnectionLost)
+            && reason(&self.destination, Reason::VmProcessDied)
+    }
+
+    /// Of an end before the commit: the better reason, once the destination's agent gave it.
+    pub(super) fn better(
+        &self,
+        phase: Phase,
+        known: &v1::MigrationError,
+    ) -> Option<v1::MigrationError> {
+        (self.source.as_ref() == Some(known) && self.destination_broke_it())
+            .then(|| self.destination_gone(phase))?
+    }
+
+    fn destination_gone(&self, phase: Phase) -> Option<v1::MigrationError> {
+        let mut error = self.destination.clone()?;
+        error.set_phase(phase);
+        error.message =
+            "the destination's process died before the commit; the VM runs on at the source".into();
+        error.advice = "see the log of the destination's host, then migrate again".into();
+        let place = ("vm_location".to_owned(), "SOURCE".to_owned());
+        error.metadata.extend([place]);
+        Some(error)
     }
 
     fn refused(&self, phase: Phase, location: Location, side: Side) -> v1::MigrationError {

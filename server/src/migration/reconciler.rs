@@ -24,6 +24,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod answers;
+
 use super::{
     calls::{Brought, Caller, Ended, Grant},
     errors::Texts,
@@ -31,7 +33,7 @@ use super::{
     pairs::Pairs,
     protocol::{Action, Answer, Durable, Input, MigrationProtocol, Side},
     record::{Record, report},
-    replies::{Command, Replies, Standing},
+    replies::{Command, Replies},
     subject::Subject,
     tasks::{Outcome, Tasks, Work},
     waiting::{Earlier, HOST_PATIENCE, Released, wait_for},
@@ -106,6 +108,8 @@ pub(super) struct Reconciler {
     heard: mpsc::Receiver<News>,
     hear: mpsc::Sender<News>,
     following: [Following; 2],
+    /// What each side says it waits for.
+    sides_wait: [String; 2],
     retry_at: Instant,
     retry_pause: Duration,
     source_changed: Instant,
@@ -161,6 +165,7 @@ impl Reconciler {
             heard,
             hear,
             following: [Following::default(); 2],
+            sides_wait: Default::default(),
             retry_at: Instant::now() + RETRY,
             retry_pause: RETRY,
             source_changed: Instant::now(),
@@ -290,6 +295,8 @@ impl Reconciler {
         let host = self.caller.subject.host(side);
         self.context.fleet.clocks().side_from(host, &mut transfer);
         let error = transfer.error.clone();
+        // Theirs to bound; not believed.
+        self.sides_wait[side as usize] = transfer.waiting_for.chars().take(500).collect();
         match side {
             Side::Source => {
                 self.source_changed = Instant::now();
@@ -300,6 +307,15 @@ impl Reconciler {
             Side::Destination => {
                 self.record.destination_figures(&transfer);
                 self.texts.destination = error.or(self.texts.destination.take());
+                let ended = self.record.migration();
+                if let Some(known) = ended
+                    .error
+                    .as_ref()
+                    .filter(|_| ended.phase() == Phase::Failed)
+                    && let Some(better) = self.texts.better(known.phase(), known)
+                {
+                    self.record.refine_error(better);
+                }
             }
         }
     }
@@ -548,6 +564,7 @@ impl Reconciler {
             protocol: &self.protocol,
             before: &self.before,
             populated: populated(migration.populated_bytes, migration.progress.as_ref()),
+            sides: [&self.sides_wait[0], &self.sides_wait[1]],
             disk_hangs: self.writing.is_some() && self.write_begun.elapsed() >= RETRY,
         };
         self.waits.update(standing, &self.timeline.now());
@@ -555,30 +572,6 @@ impl Reconciler {
         self.record.set_waiting(words, since);
         words.clone_into(&mut self.on_disk.waiting_for);
         self.on_disk.waiting_since = since;
-    }
-
-    fn next_answer(&self) -> Option<Instant> {
-        let held = match self.end {
-            End::Held { until, .. } => Some(until),
-            End::NotYet | End::Shown => None,
-        };
-        self.replies.deadline().into_iter().chain(held).min()
-    }
-
-    fn give_answers(&mut self) {
-        if self.replies.is_empty() {
-            return;
-        }
-        let stored = self.protocol.stored();
-        let releasing =
-            self.protocol.is_in_flight(Action::ReleaseSource) || !self.protocol.is_stored();
-        self.replies.give(Standing {
-            migration: &self.on_disk,
-            committed: stored.committed,
-            may_show_end: matches!(self.end, End::Shown),
-            source_released: stored.source_released,
-            releasing,
-        });
     }
 }
 

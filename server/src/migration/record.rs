@@ -34,6 +34,8 @@ pub(crate) struct Record {
     destination_released: bool,
     /// The source's process was said to be gone, in this life of the server.
     source_gone: bool,
+    /// When the destination said that it had the VM, by the server's clock.
+    destination_ran: Option<Timestamp>,
 }
 
 impl Record {
@@ -67,6 +69,7 @@ impl Record {
             source_released: false,
             destination_released: false,
             source_gone: false,
+            destination_ran: None,
         }
     }
 
@@ -88,6 +91,7 @@ impl Record {
             source_released: stored.source_released,
             destination_released: stored.destination_released,
             source_gone: false,
+            destination_ran: None,
         })
     }
 
@@ -160,6 +164,9 @@ impl Record {
         if durable.committed {
             self.mark(Phase::Committed, None, now);
         }
+        if durable.phase == Phase::Completed {
+            self.estimate_downtime();
+        }
         if durable.phase == Phase::Completed && self.unverified() {
             // Given up: a record that says nothing would read as if nobody had asked.
             let why = if durable.location == v1::VmLocation::Lost {
@@ -182,6 +189,26 @@ impl Record {
         }
     }
 
+    /// The source never heard RESUMED, and so measured nothing: the downtime lasted from its pause
+    /// until the destination had the VM.
+    fn estimate_downtime(&mut self) {
+        let mut times = self.migration.phase_times.iter();
+        let paused = times
+            .find(|entry| entry.phase() == Phase::Switchover)
+            .and_then(|entry| entry.time);
+        let (Some(paused), Some(ran)) = (paused, self.destination_ran) else {
+            return;
+        };
+        let progress = self.migration.progress.get_or_insert_default();
+        // With a breakdown the source did hear: of a VM that does not run there.
+        if progress.downtime.is_some() || progress.downtime_breakdown.is_some() {
+            return;
+        }
+        let nanos = timestamp_nanos(&ran) - timestamp_nanos(&paused);
+        progress.downtime = Some(nanos_duration(nanos.max(0)));
+        progress.downtime_estimated = true;
+    }
+
     /// A comparison of digests was asked for and has no result.
     fn unverified(&self) -> bool {
         let verify = self
@@ -192,6 +219,11 @@ impl Record {
         let asked = matches!(verify, Verify::BeforeCommit | Verify::AfterCommit);
         let progress = self.migration.progress.as_ref();
         asked && !progress.is_some_and(|progress| is_result(progress.verification()))
+    }
+
+    /// Names the cause of an end that is known better now.
+    pub(crate) fn refine_error(&mut self, better: v1::MigrationError) {
+        self.migration.error = Some(better);
     }
 
     /// What it waits for, and since when: shown, never stored.
@@ -222,6 +254,13 @@ impl Record {
             let mut progress = progress.clone();
             progress.restore_histories(self.migration.progress.as_ref());
             progress.bound_histories();
+            if let Some(known) = known
+                && known.downtime_estimated
+                && progress.downtime.is_none()
+            {
+                progress.downtime = known.downtime;
+                progress.downtime_estimated = true;
+            }
             // What was given up was said to be so: it stays, whatever comes later.
             if let Some((earlier, message)) = verification
                 && is_result(earlier)
@@ -266,6 +305,11 @@ impl Record {
     /// Takes the destination's figures over: its CPU time, and its verdict on the digest when the
     /// source has none.
     pub(crate) fn destination_figures(&mut self, side: &v1::Transfer) {
+        // With an error it has the VM and could not run it.
+        if side.phase() == SidePhase::Completed && side.error.is_none() && !side.process_gone {
+            let ran = |entry: &&v1::TransferPhaseTime| entry.phase() == SidePhase::Completed;
+            self.destination_ran = side.phase_times.iter().find(ran).and_then(|ran| ran.time);
+        }
         let Some(theirs) = &side.progress else { return };
         let populated = &mut self.migration.populated_bytes;
         *populated = theirs.populated_bytes.max(*populated);

@@ -36,6 +36,8 @@ pub(super) struct Standing<'a> {
     pub(super) populated: (u64, u64),
     /// The record has been on its way to the disk for long.
     pub(super) disk_hangs: bool,
+    /// What the sides themselves say they wait for: source, destination.
+    pub(super) sides: [&'a str; 2],
 }
 
 /// The destination's memory that is there, of all.
@@ -79,6 +81,12 @@ impl Standing<'_> {
             return Some("the server's store to write the migration's record".to_owned());
         }
         let (source, destination) = (Side::Source, Side::Destination);
+        for side in [destination, source] {
+            let words = self.sides[side as usize];
+            if !words.is_empty() && !protocol.is_silent(side) {
+                return Some(self.side(side, words));
+            }
+        }
         match protocol.phase() {
             Phase::Pending => self.earlier(),
             Phase::InDoubt => Some(self.side(

@@ -172,6 +172,28 @@ async fn preparing_says_what_it_waits_for_and_how_far_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_cannot_be_written_is_named_with_its_host() {
+    let mut fleet = Fleet::start().await;
+    let name = fleet.precopy().await;
+    let words = "its journal to be written (OWNED): No space left on device";
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Relinquished);
+    fleet.b.fake.set(&name, Role::Destination, |side| {
+        side.phase = SidePhase::Ready.into();
+        side.waiting_for = words.into();
+    });
+    let told = fleet
+        .clients
+        .wait(&name, |migration| migration.waiting_for.contains("OWNED"))
+        .await;
+    assert_eq!(told.waiting_for, format!("hosts/b (destination) {words}"));
+    assert!(told.waiting_since.is_some());
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_server_waits_for_the_same_sides() {
     let mut fleet = Fleet::start().await;
     let (_, second) = waits_for_b(&mut fleet).await;

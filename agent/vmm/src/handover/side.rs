@@ -31,6 +31,9 @@ use tokio::sync::watch;
 use super::side_protocol::SideProtocol;
 use crate::handover::protocol::Why;
 
+/// Bytes of what a side says that it waits for.
+const LONGEST_WAIT: usize = 500;
+
 type Interrupt = Box<dyn Fn() + Send>;
 
 struct Inner<R: SideProtocol> {
@@ -157,6 +160,20 @@ impl<R: SideProtocol> Side<R> {
     /// Publishes figures.
     pub(crate) fn update(&self, change: impl FnOnce(&mut v1::MigrationProgress)) {
         change(self.lock().transfer.progress.get_or_insert_default());
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Tells what the side cannot go on without, and why it does not get it; `None` when nothing is
+    /// in its way any more.
+    pub(crate) fn wait_for(&self, what: Option<(&str, &ApiError)>) {
+        let mut words = what.map_or_else(String::new, |(what, error)| format!("{what}: {error}"));
+        words.truncate(words.floor_char_boundary(LONGEST_WAIT));
+        let mut inner = self.lock();
+        if inner.transfer.waiting_for == words {
+            return;
+        }
+        inner.transfer.waiting_for = words;
+        drop(inner);
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -430,6 +447,23 @@ mod tests {
             let committed = side.next() == Some(Action::JournalRelinquished);
             assert_ne!(committed, cancel.join().unwrap());
         }
+    }
+
+    #[test]
+    fn what_a_side_waits_for_is_told_and_bounded() {
+        let side = side();
+        let mut told = side.watch();
+        let error = ApiError::new(Reason::DiskFull, "ä".repeat(1000));
+        side.wait_for(Some(("its journal to be written", &error)));
+        assert!(told.has_changed().unwrap());
+        told.mark_unchanged();
+        let words = side.transfer().waiting_for;
+        assert!(words.starts_with("its journal to be written: ä"), "{words}");
+        assert!(words.len() <= LONGEST_WAIT);
+        side.wait_for(Some(("its journal to be written", &error)));
+        assert!(!told.has_changed().unwrap(), "said once");
+        side.wait_for(None);
+        assert_eq!(side.transfer().waiting_for, "");
     }
 
     #[test]

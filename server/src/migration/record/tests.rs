@@ -270,3 +270,44 @@ fn what_the_source_says_moves_a_phase_back_to_its_true_beginning() {
         assert_eq!(precopy.time, Some(at(noted)), "{said}");
     }
 }
+
+#[test]
+fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
+    let params = v1::MigrationParams::default();
+    let mut record = Record::new(
+        "migrations/m".into(),
+        &v1::Vm::default(),
+        "hosts/b".into(),
+        params,
+    );
+    let begin = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
+    let at = |seconds: i128| nanos_timestamp(begin + seconds * 1_000_000_000);
+    let side = |phases: &[(SidePhase, i128)]| v1::Transfer {
+        phase: phases.last().unwrap().0.into(),
+        phase_times: phases
+            .iter()
+            .map(|(phase, seconds)| v1::TransferPhaseTime {
+                phase: (*phase).into(),
+                time: Some(at(*seconds)),
+            })
+            .collect(),
+        progress: Some(v1::MigrationProgress::default()),
+        ..Default::default()
+    };
+    let source = side(&[(SidePhase::Switchover, 10), (SidePhase::Relinquished, 11)]);
+    record.source_figures(&source, &at(12));
+    record.destination_figures(&side(&[(SidePhase::Ready, 11), (SidePhase::Completed, 17)]));
+    let completed = Durable {
+        phase: Phase::Completed,
+        location: v1::VmLocation::Destination,
+        switched: true,
+        committed: true,
+        ..record.durable()
+    };
+    record.apply(&completed, None, &at(18));
+    // What the source says later takes nothing away.
+    record.source_figures(&source, &at(19));
+    let progress = record.migration().progress.clone().unwrap();
+    assert_eq!(duration_nanos(&progress.downtime.unwrap()), 7_000_000_000);
+    assert!(progress.downtime_estimated);
+}

@@ -23,6 +23,9 @@ use crate::handover::{
 /// How long a question to the source's agent may take.
 const ASK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// What a destination waits for whose append fails, for `Transfer.waiting_for`.
+const NOT_OWNED: &str = "its journal to be written (OWNED; the VM stands still meanwhile)";
+
 impl DestinationDriver {
     /// Everything has arrived: is it all, is it right, does it load.
     pub(super) fn check(&self, work: &mut Work) -> Result<(), ApiError> {
@@ -120,8 +123,12 @@ impl DestinationDriver {
 
     pub(super) fn journal_owned(&self, work: &Work) -> Written {
         match self.machine.own(self.side.migration(), work.left) {
-            Ok(()) => Written::Durable,
+            Ok(()) => {
+                self.side.wait_for(None);
+                Written::Durable
+            }
             Err(error) => {
+                self.side.wait_for(Some((NOT_OWNED, &error)));
                 tracing::error!(%error, migration = %self.side.migration(), "OWNED could not be journalled; trying again");
                 written(&error)
             }

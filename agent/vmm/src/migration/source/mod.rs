@@ -48,6 +48,10 @@ use crate::{
 /// A journal that cannot be settled is tried again this often.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 
+/// What a source waits for whose append failed, for `Transfer.waiting_for`.
+const UNSETTLED: &str =
+    "its journal to be read and written again (RELINQUISHED; the VM stands still meanwhile)";
+
 impl SourceDriver {
     /// The body of the coordinator thread: runs the side to a terminal phase, or to RELINQUISHED.
     pub(crate) fn run(self) {
@@ -162,9 +166,16 @@ impl SourceDriver {
     fn settle(&self) -> Settled {
         loop {
             match self.machine.settle_relinquished(self.side.migration()) {
-                Ok(true) => return Settled::Present,
-                Ok(false) => return Settled::Absent,
+                Ok(present) => {
+                    self.side.wait_for(None);
+                    return if present {
+                        Settled::Present
+                    } else {
+                        Settled::Absent
+                    };
+                }
                 Err(error) => {
+                    self.side.wait_for(Some((UNSETTLED, &error)));
                     tracing::error!(%error, migration = %self.side.migration(), "the journal is not settled yet");
                     std::thread::sleep(SETTLE_EVERY);
                 }

@@ -40,6 +40,13 @@ impl WireError {
     }
 }
 
+fn lost(message: &str) -> ApiError {
+    ApiError::new(Reason::ConnectionLost, message).with(
+        "advice",
+        "migrate again; if it repeats, see the log of the other host and the network between both",
+    )
+}
+
 impl From<WireError> for ApiError {
     fn from(error: WireError) -> Self {
         let message = error.to_string();
@@ -68,7 +75,10 @@ impl From<WireError> for ApiError {
                     "the other side neither sends nor takes data",
                 )
             }
-            WireError::Io(_) => ApiError::new(Reason::ConnectionLost, message),
+            WireError::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => lost(
+                "the other side closed the connection in mid-migration: its process ended, or its host did",
+            ),
+            WireError::Io(_) => lost(&message),
             WireError::Aborted(error) => error.with(TOLD, "the other side"),
         }
     }
