@@ -2,8 +2,8 @@
 //! test's end, and has them explained by the machines.
 //!
 //! A thread looks for journals and links each into a folder of its own: a link shows what is
-//! appended later, and stays when the directory is removed. Where a host's state is on a file system
-//! of its own, that folder is there. A VM that lived for less than `LOOK` may be missed.
+//! appended later, and stays when the directory is removed. Where a host's state is on a file
+//! system of its own, that folder is there. A VM that lived for less than `LOOK` may be missed.
 
 use std::{
     collections::HashSet,

@@ -1,6 +1,5 @@
-//! `cargo xtask soak`: random steps over a fleet of four hosts, and whether everything said of it is
-//! true, with its own arguments and its own standard output, so that `--output json` is one JSON
-//! object.
+//! `cargo xtask soak`: random steps over a fleet of four hosts, and whether all that is said of it
+//! is true, with its own arguments and its own standard output: `--output json` is one JSON object.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Small disks that can be filled: a tmpfs below the state directories that a full disk is tried on.
-//! Only root may mount one.
+//! Small disks that can be filled: a tmpfs where a state directory is to be. Only root may mount
+//! one.
 
 use std::{
     fs,

@@ -53,8 +53,6 @@ const MACHINE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_millis(1500);
 /// An agent that lost its server asks again after five seconds at most, and is called back.
 const RETURN: Duration = Duration::from_secs(7);
-/// A second agent registers, is refused and tries again.
-pub const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 /// The server opens its store again after a second and is tried by a probe.
 const STORE: Duration = Duration::from_secs(10);
 /// A truth that moves for as long is not judged.

@@ -1,8 +1,8 @@
 //! From a seed to steps. Pure: no I/O, no clock.
 //!
 //! A plan knows what it has asked for, so it asks only for what can be: no pause of a VM that was
-//! deleted, no start of an agent that runs. It is told of VMs that could not be made. Where a VM is by then it does not know: places are told
-//! relative to where the VM is found.
+//! deleted, no start of an agent that runs. It is told of VMs that could not be made. Where a VM is
+//! by then it does not know: places are told relative to where the VM is found.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
