@@ -1,5 +1,5 @@
-//! A source side's record on disk before its process is asked to begin, so that the disk names every
-//! side a process may have. The process itself writes the record again when the side ends.
+//! A source side's record on disk before its process is asked to begin, so that the disk names
+//! every side a process may have. The process itself writes the record again when the side ends.
 
 use slat_proto::v1;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slat_proto::{ApiError, Reason, v1};
 
-use super::{ADOPT, SETTLE, Supervisor, found::found_sides};
+use super::{ADOPT, SETTLE, Supervisor, named::found_sides};
 use crate::{
     dead::DeadVm,
     living::LiveVm,

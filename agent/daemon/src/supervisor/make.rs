@@ -378,8 +378,8 @@ async fn clear_dir(dir: &VmDir) {
         Ok(Found::Living(process)) => {
             tracing::error!(dir = %dir.path().display(), pid = process.pid(), "a process that was put down lives");
         }
-        // Not even its lock can be made, on a disk without space. The process that was to take it is
-        // gone, and the directory's claim is held: none can begin in it.
+        // Not even its lock can be made, on a disk without space. The process that was to take it
+        // is gone, and the directory's claim is held: none can begin in it.
         Err(error) if matches!(dir.living_pid(), Ok(None)) => {
             tracing::debug!(dir = %dir.path().display(), %error, "a directory without a lock");
             if let Err(error) = std::fs::remove_dir_all(dir.path()) {

@@ -59,6 +59,7 @@ mod leftover;
 mod locate;
 mod make;
 mod meant;
+mod named;
 mod order;
 mod refuse;
 mod reread;

@@ -428,8 +428,8 @@ async fn dead_sides_stand_as_their_journals_say() {
     for vm in ["gone", "none", "told"] {
         assert!(!rig.path(vm).exists(), "{vm} has nothing left to tell");
     }
-    // Of a VM that went elsewhere or never was here there is none; what was owned is lost, and so is
-    // what was given away and not heard of since.
+    // Of a VM that went elsewhere or never was here there is none; what was owned is lost, and so
+    // is what was given away and not heard of since.
     assert_eq!(
         rig.names().await,
         ["vms/d1", "vms/s1", "vms/s3", "vms/s4", "vms/s5", "vms/s6"]
