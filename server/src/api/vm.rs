@@ -222,13 +222,9 @@ impl VmService for Services {
         self.refuse_if_migrating(&meant, "delete it")?;
         // What a failed migration keeps is ended by its migration: agents delete no VM that was
         // handed over.
-        // A copy whose process died is LOST.
-        let owned = found.as_ref().is_ok_and(|vm| {
-            !matches!(
-                vm.state(),
-                State::Incoming | State::Relinquished | State::Lost
-            )
-        });
+        let owned = found
+            .as_ref()
+            .is_ok_and(|vm| !matches!(vm.state(), State::Incoming | State::Relinquished));
         if !owned && let Some(host) = self.migrations.delete_kept(&meant).await? {
             self.fleet.forget(&host, &meant.uid);
             drop(self.fleet.settled().await);
@@ -258,6 +254,11 @@ impl VmService for Services {
             .delete_vm(message)
             .await
             .map_err(|status| forwarded(&host, status))?;
+        // A copy that was kept and whose process died is LOST, and deleted as such. Its migration
+        // keeps nothing from now on; asked before, it would carry a refused order out later.
+        if owner.vm.state() == State::Lost {
+            self.migrations.delete_kept(&meant).await?;
+        }
         self.fleet.forget(&host, &owner.vm.uid);
         drop(self.fleet.settled().await);
         Ok(answer)
