@@ -572,6 +572,11 @@ impl Reconciler {
         self.record.set_waiting(words, since);
         words.clone_into(&mut self.on_disk.waiting_for);
         self.on_disk.waiting_since = since;
+        // A better reason changes nothing that was decided; the release of the sides stores it.
+        if self.on_disk.phase() == Phase::Failed {
+            let ended = self.record.migration();
+            self.on_disk.error.clone_from(&ended.error);
+        }
     }
 }
 

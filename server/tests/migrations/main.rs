@@ -335,6 +335,58 @@ async fn a_source_that_fails_ends_the_migration_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_died_before_the_commit_is_the_reason_whoever_is_heard_first() {
+    let error = |reason: Reason, side: &str, text: &str| {
+        let error = ApiError::new(reason, text).to_migration_error(Phase::Switchover, side);
+        Some(error)
+    };
+    for source_first in [true, false] {
+        let mut fleet = Fleet::start().await;
+        let name = fleet.precopy().await;
+        fleet
+            .a
+            .fake
+            .phase(&name, Role::Source, SidePhase::Switchover);
+        fleet.clients.wait_phase(&name, Phase::Switchover).await;
+        let (a, b) = (fleet.a.fake.clone(), fleet.b.fake.clone());
+        let source = || {
+            a.set(&name, Role::Source, |side| {
+                side.phase = SidePhase::Failed.into();
+                side.error = error(Reason::ConnectionLost, "source", "the connection broke");
+            });
+        };
+        let destination = || {
+            b.set(&name, Role::Destination, |side| {
+                side.phase = SidePhase::Failed.into();
+                side.process_gone = true;
+                side.error = error(Reason::VmProcessDied, "destination", "it died");
+            });
+        };
+        if source_first {
+            source();
+            destination();
+        } else {
+            destination();
+            source();
+        }
+        let failed = fleet
+            .clients
+            .wait(&name, |migration| {
+                reason(migration) == "VM_PROCESS_DIED" && migration.phase() == Phase::Failed
+            })
+            .await;
+        assert_eq!(failed.vm_location(), VmLocation::Source);
+        let error = failed.error.unwrap();
+        assert_eq!(
+            (error.side.as_str(), error.metadata["vm_location"].as_str()),
+            ("destination", "SOURCE")
+        );
+        assert!(error.advice.contains("migrate again"), "{}", error.advice);
+        fleet.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_process_that_dies_before_the_commit_loses_the_vm() {
     let mut fleet = Fleet::start().await;
     let name = fleet.precopy().await;
