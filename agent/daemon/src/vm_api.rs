@@ -8,7 +8,7 @@ use slat_proto::{
     model::{NamedVm, PageRequest, VmName, VmSpec, paginate},
     v1::{self, vm_service_server::VmService},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -176,8 +176,15 @@ impl VmService for Vms {
                     uid: live.own_uid(),
                     ..Default::default()
                 };
-                let stream = live.answer(QUICK, client.watch_vm(request)).await?;
-                self.0.tasks.spawn(relay(live, stream, sender, stop));
+                match live.answer(QUICK, client.watch_vm(request)).await {
+                    Ok(stream) => drop(self.0.tasks.spawn(relay(live, stream, sender, stop))),
+                    // That it does not answer is how it stands.
+                    Err(error) if error.reason == Reason::VmUnreachable && live.is_silent() => {
+                        let changes = self.0.registry.changes();
+                        self.0.tasks.spawn(show_silent(live, changes, sender, stop));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -236,6 +243,34 @@ impl VmService for Vms {
         let delete = Arc::clone(&self.0).delete(uid, request.force);
         self.0.finish(delete).await?;
         Ok(Response::new(v1::DeleteVmResponse {}))
+    }
+}
+
+/// Sends how a silent VM stands, until its process answers or is gone: then it is watched anew.
+async fn show_silent(
+    live: Arc<LiveVm>,
+    mut changes: watch::Receiver<u64>,
+    sender: mpsc::Sender<Result<v1::Vm, Status>>,
+    stop: CancellationToken,
+) {
+    let mut sent = None;
+    while live.is_silent() {
+        let shown = live.snapshot();
+        if shown != sent
+            && let Some(vm) = shown.clone()
+        {
+            sent = shown;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                said = sender.send(Ok(vm)) => if said.is_err() { return },
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sender.closed() => return,
+            () = live.gone().cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
     }
 }
 

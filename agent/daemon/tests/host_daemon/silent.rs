@@ -168,6 +168,12 @@ async fn a_vm_whose_process_falls_silent_is_unresponsive_until_it_answers() {
     assert!(why.contains("stopped by a signal"), "{why}");
     assert_eq!(silent.mmu_stats, None, "nobody knows them");
     assert_eq!(rig.get("web").await.unwrap(), silent);
+    let watch = v1::WatchVmRequest {
+        uid: made.uid.clone(),
+        ..Default::default()
+    };
+    let mut watch = rig.vms().watch_vm(watch).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap(), Some(silent.clone()));
     let metrics = rig.scrape("/metrics").await;
     assert!(metrics.contains(r#"state="unresponsive""#), "{metrics}");
     // It is a VM: its name is taken, and calls say how it stands.
@@ -177,6 +183,8 @@ async fn a_vm_whose_process_falls_silent_is_unresponsive_until_it_answers() {
     assert!(error.metadata["advice"].contains("--force"), "{error}");
     go_on(made.pid);
     rig.becomes("web", State::Running).await;
+    let end = tokio::time::timeout(BOUND, watch.message()).await.unwrap();
+    assert_eq!(end.unwrap(), None, "watched anew from here");
     assert_eq!(rig.get("web").await.unwrap().state_message, "");
 }
 
