@@ -450,8 +450,8 @@ impl Reconciler {
         self.write();
     }
 
-    /// A VM that was handed over and died at both ends is in no agent's report any more. Kept before
-    /// the end is stored, so that no crash loses it between the two.
+    /// A VM that was handed over and died at both ends is in no agent's report any more. Kept
+    /// before the end is stored, so that no crash loses it between the two.
     fn bury(&mut self, durable: &Durable) {
         let handed_over = durable.committed && durable.phase == Phase::Failed;
         if handed_over && durable.location == v1::VmLocation::Lost {
