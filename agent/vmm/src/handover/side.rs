@@ -167,7 +167,11 @@ impl<R: SideProtocol> Side<R> {
     /// in its way any more.
     pub(crate) fn wait_for(&self, what: Option<(&str, &ApiError)>) {
         let mut words = what.map_or_else(String::new, |(what, error)| format!("{what}: {error}"));
-        words.truncate(words.floor_char_boundary(LONGEST_WAIT));
+        let mut end = LONGEST_WAIT.min(words.len());
+        while !words.is_char_boundary(end) {
+            end -= 1;
+        }
+        words.truncate(end);
         let mut inner = self.lock();
         if inner.transfer.waiting_for == words {
             return;
