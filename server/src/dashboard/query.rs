@@ -241,6 +241,34 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_of_its_twin_does_not_hide_that_a_vm_is_frozen() {
+        let running = v1::Migration {
+            vm: "vms/web".into(),
+            vm_uid: "u".into(),
+            ..Default::default()
+        };
+        let snapshot = Snapshot {
+            hosts: Default::default(),
+            vms: Vec::new(),
+            rates: Default::default(),
+            running: vec![running],
+            ended: Default::default(),
+            error: None,
+        };
+        let frozen = |uid: &str| {
+            let vm = v1::Vm {
+                name: "vms/web".into(),
+                uid: uid.into(),
+                state: v1::vm::State::Relinquished.into(),
+                ..Default::default()
+            };
+            vm_marks(&vm, &snapshot).contains(&"frozen")
+        };
+        assert!(!frozen("u"));
+        assert!(frozen("v"));
+    }
+
+    #[test]
     fn a_search_finds_parts_of_names_and_the_beginning_of_a_uid() {
         let select = |q: &str| Select {
             q: q.into(),
