@@ -6,7 +6,8 @@
 //! 1. may run at all: a side (INCOMING, RELINQUISHED) never hides one that may;
 //! 2. has the highest epoch;
 //! 3. is RUNNING: nothing else said about that epoch outranks it;
-//! 4. lives, if only by its journal (UNRESPONSIVE): LOST never outranks a record of the same epoch that lives;
+//! 4. lives, if only by its journal (UNRESPONSIVE):
+//!    LOST never outranks a record of the same epoch that lives;
 //! 5. is of a host that answers.
 //!
 //! Between equals the first host by name wins, so that the order of reports does not matter.

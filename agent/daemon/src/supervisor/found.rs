@@ -2,16 +2,13 @@
 
 use std::{io, sync::Arc};
 
-use slat_proto::{ApiError, Reason, model::MigrationName, v1};
+use slat_proto::{ApiError, Reason, v1};
 
 use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
-use slat_record::{
-    dir::VmDir,
-    journal::{Journal, Ownership},
-    uid::VmUid,
-};
+use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
 
 use crate::{
+    announce::found_sides,
     dead::{DeadVm, LastSeen},
     follow::follow_vm,
     identity::{Who, load_seen, save_seen},
@@ -19,7 +16,7 @@ use crate::{
     process::{self, DirLock, Found, Process},
     registry::Claim,
     remains::Remains,
-    side::{SideKey, is_terminal},
+    side::SideKey,
 };
 
 impl Supervisor {
@@ -283,42 +280,4 @@ async fn found_slots(live: &LiveVm) -> Option<u64> {
             None
         }
     }
-}
-
-/// Sides that a found VM's directory names, with how they ended where a record says so. It names
-/// every side its process has: a source's record is written before its process is asked to begin
-/// ([`announce_side`](crate::announce::announce_side)), and a destination's process writes its
-/// journal first.
-///
-/// # Errors
-/// JOURNAL when journal or records cannot be read.
-pub(super) fn found_sides(dir: &VmDir) -> Result<Vec<(SideKey, Option<v1::Transfer>)>, ApiError> {
-    let unreadable = |error: ApiError| {
-        tracing::warn!(dir = %dir.path().display(), %error, "a VM's sides cannot be read");
-        error
-    };
-    let journal = Journal::read(&dir.journal()).map_err(|error| unreadable(error.into()))?;
-    let records = dir
-        .transfers()
-        .map_err(|error| unreadable(ApiError::from_io(Reason::Journal, dir.path(), &error)))?;
-    let named = journal.as_ref().and_then(|state| match &state.ownership {
-        Ownership::Relinquished { migration, .. } => {
-            MigrationName::parse(migration).map(SideKey::source).ok()
-        }
-        Ownership::Incoming { migration, .. }
-        | Ownership::Prepared { migration, .. }
-        | Ownership::Aborted { migration } => MigrationName::parse(migration)
-            .map(SideKey::destination)
-            .ok(),
-        Ownership::Owner { .. } => {
-            let arrived = state.arrived_by.as_deref()?;
-            MigrationName::parse(arrived).map(SideKey::destination).ok()
-        }
-        Ownership::Ended => None,
-    });
-    let recorded = records.into_iter().filter_map(|record| {
-        let key = SideKey::of(&record)?;
-        Some((key, is_terminal(record.phase()).then_some(record)))
-    });
-    Ok(recorded.chain(named.map(|key| (key, None))).collect())
 }
