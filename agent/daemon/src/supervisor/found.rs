@@ -4,10 +4,11 @@ use std::{io, sync::Arc};
 
 use slat_proto::{ApiError, Reason, v1};
 
-use super::{ADOPT, Supervisor, clear::remove, named::found_sides, slot_bytes};
+use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
 use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
 
 use crate::{
+    announce::found_sides,
     dead::{DeadVm, LastSeen},
     follow::follow_vm,
     identity::{Who, load_seen, save_seen},

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use slat_proto::{ApiError, Reason, v1};
 
-use super::{ADOPT, SETTLE, Supervisor, named::found_sides};
+use super::{ADOPT, SETTLE, Supervisor};
 use crate::{
+    announce::found_sides,
     dead::DeadVm,
     living::LiveVm,
     registry::{Held, Work},

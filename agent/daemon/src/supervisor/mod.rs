@@ -59,7 +59,6 @@ mod leftover;
 mod locate;
 mod make;
 mod meant;
-mod named;
 mod order;
 mod refuse;
 mod reread;
