@@ -5,7 +5,7 @@
 //! * [`drive`] carries them out on real processes; [`disk`] has the disks it fills.
 //! * [`oracle`] reads what is true: locks, journals, and what the VMs' processes say.
 //! * [`observe`] asks everybody.
-//! * [`judge`] has the rules, each with its name. Pure.
+//! * [`mod@judge`] has the rules, each with its name. Pure.
 //! * [`report`] is what was found.
 //!
 //! # How long they may be behind
