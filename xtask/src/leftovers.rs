@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use crate::{example, tally::Tally, workspace::Workspace};
 
 /// How the temporary directories of the demo's, the tests' and this tool's runs begin.
-const FLEETS: [&str; 3] = ["slat-demo-", "slat-test-", "slat-xtask-"];
+const FLEETS: [&str; 3] = ["slat-d", "slat-test-", "slat-x"];
 
 /// The programs that runs start.
 const PROGRAMS: [&str; 2] = ["slat", example::NAME];
@@ -31,7 +31,8 @@ impl Scratch {
     /// # Errors
     /// When it cannot be made.
     pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("slat-xtask-{name}-{}", std::process::id()));
+        let initial = name.chars().next().unwrap_or('x');
+        let path = std::env::temp_dir().join(format!("slat-x{initial}-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }

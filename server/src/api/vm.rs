@@ -230,12 +230,6 @@ impl VmService for Services {
             drop(self.fleet.settled().await);
             return Ok(Response::new(v1::DeleteVmResponse {}));
         }
-        // Lost after its handover: who deletes it deletes the copy at its source too.
-        if found.as_ref().is_ok_and(|vm| vm.state() == State::Lost)
-            && let Some(host) = self.migrations.delete_kept(&meant).await?
-        {
-            self.fleet.forget(&host, &meant.uid);
-        }
         if let Ok(vm) = &found
             && vm.kept_by_server
         {
@@ -254,8 +248,9 @@ impl VmService for Services {
             .delete_vm(message)
             .await
             .map_err(|status| forwarded(&host, status))?;
-        // A copy that was kept and whose process died is LOST, and deleted as such. Its migration
-        // keeps nothing from now on; asked before, it would carry a refused order out later.
+        // Who deletes a VM that was lost after its handover deletes the copy at its source too. A
+        // copy whose own process died is LOST, and deleted as such. Its migration keeps nothing
+        // from now on; asked before, it would carry a refused order out later.
         if owner.vm.state() == State::Lost {
             self.migrations.delete_kept(&meant).await?;
         }

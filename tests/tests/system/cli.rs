@@ -135,7 +135,11 @@ fn demo(backend: &str) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime
         .block_on(async {
-            let home = tempfile::Builder::new().prefix("slat-demo-").tempdir()?;
+            // Short: the demo's own directory and a VM's socket are below it.
+            let home = tempfile::Builder::new()
+                .prefix("slat-d")
+                .rand_bytes(3)
+                .tempdir()?;
             let tmp = home.path().to_string_lossy().into_owned();
             let args = [
                 "demo",
@@ -255,7 +259,11 @@ fn a_demo_that_is_interrupted_leaves_nothing() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime
         .block_on(async {
-            let home = tempfile::Builder::new().prefix("slat-demo-").tempdir()?;
+            // Short: the demo's own directory and a VM's socket are below it.
+            let home = tempfile::Builder::new()
+                .prefix("slat-d")
+                .rand_bytes(3)
+                .tempdir()?;
             let mut child = tokio::process::Command::new(binary::slat()?)
                 .args([
                     "demo",

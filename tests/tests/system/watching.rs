@@ -172,7 +172,11 @@ fn a_kept_demo_ends_with_the_vms_that_others_made_on_it() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime
         .block_on(async {
-            let home = tempfile::Builder::new().prefix("slat-demo-").tempdir()?;
+            // Short: the demo's own directory and a VM's socket are below it.
+            let home = tempfile::Builder::new()
+                .prefix("slat-d")
+                .rand_bytes(3)
+                .tempdir()?;
             let tmp = home.path().to_string_lossy().into_owned();
             let args = [
                 "demo",
