@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use slat_proto::{
     ApiError, Reason,
+    model::proto_duration,
     v1::{self, MigrationPhase, VmLocation, leftover::Kind, vm::State},
 };
 use slat_tests::{
@@ -54,6 +55,14 @@ fn reason<T: std::fmt::Debug>(result: Result<T, ApiError>) -> anyhow::Result<Rea
     }
 }
 
+/// Slow enough to be met, and on a busy machine no reason to go back from the switchover.
+fn patient() -> v1::MigrationParams {
+    v1::MigrationParams {
+        max_downtime: Some(proto_duration(Duration::from_secs(5))),
+        ..paced(32 * MIB)
+    }
+}
+
 /// A VM whose destination died just after the source had given it away.
 async fn frozen(fleet: &Fleet) -> anyhow::Result<v1::Vm> {
     for number in 0..TRIES {
@@ -62,7 +71,7 @@ async fn frozen(fleet: &Fleet) -> anyhow::Result<v1::Vm> {
             .run_vm(&format!("web-{number}"), "host-a", spec)
             .await?;
         let migration = fleet
-            .migrate_until_precopy(&vm.name, "host-b", paced(32 * MIB))
+            .migrate_until_precopy(&vm.name, "host-b", patient())
             .await?;
         let process = fleet.vm_process("host-b", &vm.name)?;
         let dirs = ["host-a", "host-b"].map(|host| fleet.vm_dir(host, &vm.name));
