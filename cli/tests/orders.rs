@@ -65,7 +65,7 @@ impl VmService for Notes {
     type WatchVmStream = tokio_stream::Empty<Result<v1::Vm, Status>>;
 
     async fn create_vm(&self, _: Request<v1::CreateVmRequest>) -> Reply<v1::Vm> {
-        Err(Status::unimplemented(""))
+        Err(Status::internal("no order of these tests asks for this"))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Reply<v1::Vm> {
@@ -95,11 +95,11 @@ impl VmService for Notes {
     }
 
     async fn watch_vm(&self, _: Request<v1::WatchVmRequest>) -> Reply<Self::WatchVmStream> {
-        Err(Status::unimplemented(""))
+        Err(Status::internal("no order of these tests asks for this"))
     }
 
     async fn start_vm(&self, _: Request<v1::StartVmRequest>) -> Reply<v1::Vm> {
-        Err(Status::unimplemented(""))
+        Err(Status::internal("no order of these tests asks for this"))
     }
 
     async fn pause_vm(&self, request: Request<v1::PauseVmRequest>) -> Reply<v1::Vm> {
@@ -108,7 +108,7 @@ impl VmService for Notes {
     }
 
     async fn resume_vm(&self, _: Request<v1::ResumeVmRequest>) -> Reply<v1::Vm> {
-        Err(Status::unimplemented(""))
+        Err(Status::internal("no order of these tests asks for this"))
     }
 
     async fn delete_vm(
@@ -138,7 +138,7 @@ fn leftover() -> v1::Leftover {
 #[tonic::async_trait]
 impl HostService for Notes {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Reply<v1::Host> {
-        Err(Status::unimplemented(""))
+        Err(Status::internal("no order of these tests asks for this"))
     }
 
     async fn list_hosts(&self, _: Request<v1::ListHostsRequest>) -> Reply<v1::ListHostsResponse> {

@@ -18,7 +18,7 @@ pub mod json;
 pub mod model;
 pub mod transport;
 
-pub use error::{ApiError, Reason};
+pub use error::{ApiError, Reason, code_name};
 
 /// The generated messages, clients and servers of package `slat.v1`.
 #[allow(

@@ -96,6 +96,8 @@ async fn every_answer_is_bounded_and_the_busiest_of_two_thousand_is_in_it() {
     crowd.stop().await;
 }
 
+/// No check: the page of a large fleet, to be opened in a browser by hand. It ends after
+/// `SLAT_LOOK_SECONDS`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "serves until its time is up, for looking"]
 async fn look() {

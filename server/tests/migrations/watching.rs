@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::{
-    Fleet, VM, destination_dies_after_the_commit,
+    Fleet, VM,
+    ends::destination_dies_after_the_commit,
     support::{Agent, Clients, Fake, PATIENCE, answer, hand_over, until},
 };
 

@@ -329,7 +329,7 @@ impl TransferService for Fake {
         &self,
         _: Request<v1::AdoptTransferRequest>,
     ) -> Result<Response<v1::AdoptTransferResponse>, Status> {
-        Err(Status::unimplemented("a VM process's only"))
+        Err(Status::internal("the server never asks an agent for this"))
     }
 
     async fn release_transfer(
