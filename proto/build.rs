@@ -36,6 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = tonic_prost_build::Config::new();
     // Every message knows its full name, so that JSON needs no name beside the type.
     config.enable_type_names();
+    // Pieces of a bitmap are parts of one buffer, and are not copied on their way out or in.
+    config.bytes(["slat.v1.DirtyBits.bits"]);
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     let generated = out.join("slat.v1.rs");
     let mut code = fs::read_to_string(&generated)?;

@@ -7,8 +7,8 @@
 //!
 //! - What a layout must keep for the laws of [`Format`] to hold is checked at compile time, as far
 //!   as constants can show it (`check`).
-//! - `decode` accepts a leaf only if making it again gives the same bits. Whatever a manual
-//!   reserves is therefore malformed without a line of its own.
+//! - `decode` accepts a leaf only if making it again would give the same bits (`is_exact`).
+//!   Whatever a manual reserves is therefore malformed without a line of its own.
 //! - The shortcuts are one mask and one comparison each, chosen at compile time.
 
 use core::{fmt, marker::PhantomData};
@@ -42,6 +42,34 @@ impl<L: Layout> Encoded<L> {
     const ROOT_BITS: u32 = L::INDEX_BITS[L::INDEX_BITS.len() - 1];
     /// R and X, in the place where hardware obeys them.
     const SAVABLE: u64 = L::READ.mask | L::EXECUTE.mask;
+
+    /// Every flag of a leaf.
+    const ALL_FLAGS: [Flag; 7] = [
+        L::READ,
+        L::WRITE,
+        L::EXECUTE,
+        L::ACCESSED,
+        L::DIRTY,
+        L::MMU_WRITABLE,
+        L::HOST_WRITABLE,
+    ];
+    const FLAGS: u64 = {
+        let (mut mask, mut flag) = (0, 0);
+        while flag < Self::ALL_FLAGS.len() {
+            mask |= Self::ALL_FLAGS[flag].mask;
+            flag += 1;
+        }
+        mask
+    };
+    /// Whether each flag is one bit at one place, or none.
+    const IS_PLAIN: bool = {
+        let (mut plain, mut flag) = (true, 0);
+        while flag < Self::ALL_FLAGS.len() {
+            plain &= Self::ALL_FLAGS[flag].mask.count_ones() <= 1;
+            flag += 1;
+        }
+        plain && !matches!(L::AD_POLICY, AdPolicy::AccessTracking)
+    };
 
     /// What tells a leaf of `level` from everything else at its level.
     #[inline(always)]
@@ -78,6 +106,23 @@ impl<L: Layout> Encoded<L> {
         raw & !flag.mask | flag.bits(on)
     }
 
+    /// Whether making `leaf`, which was read from `raw`, again gives the same bits.
+    ///
+    /// Where nothing is moved about it need not be made: each flag is one bit and says what it
+    /// says, so what is left are the bits that nothing stands for, and those that every leaf has.
+    #[inline(always)]
+    fn is_exact(raw: u64, leaf: &Leaf, level: Level) -> bool {
+        if !Self::IS_PLAIN {
+            return Self::make_leaf(leaf, level) == raw;
+        }
+        let frame = L::FRAME.put(u64::MAX << Self::shift(level));
+        let carried = frame | L::MEMORY.mask | Self::FLAGS;
+        let fixed = Self::mark(level).value | L::LEAF;
+        let exact = raw & carried | fixed == raw && L::MEMORY.knows(raw) && Self::holds(leaf);
+        debug_assert_eq!(exact, Self::make_leaf(leaf, level) == raw);
+        exact
+    }
+
     /// `leaf` if the format holds it, otherwise `leaf` without W if it holds that.
     #[inline(always)]
     fn held(leaf: &Leaf) -> Option<Leaf> {
@@ -92,9 +137,10 @@ impl<L: Layout> Encoded<L> {
     }
 }
 
-// SAFETY: `decode` accepts only what `make_leaf` and `make_table` give back, and `check` keeps
-// pointers, leaves and absent entries distinct whatever the flags say. A flag of a leaf is no bit
-// of its frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
+// SAFETY: `decode` accepts only what `make_leaf` and `make_table` would give back (`is_exact`:
+// `check` keeps fields disjoint, so bits can be judged one by one), and `check` keeps pointers,
+// leaves and absent entries distinct whatever the flags say. A flag of a leaf is no bit of its
+// frame, so neither a mutator nor hardware, which sets Accessed and Dirty of leaves, makes a
 // pointer of a leaf. `tests/format_laws.rs` tests each law on each format.
 #[expect(unsafe_code, reason = "a format vouches for its laws")]
 unsafe impl<L: Layout> Format for Encoded<L> {
@@ -140,7 +186,7 @@ unsafe impl<L: Layout> Format for Encoded<L> {
             return Entry::Table { pfn };
         }
         let leaf = Self::leaf(raw, level);
-        if level <= L::MAX_LEAF_LEVEL && Self::make_leaf(&leaf, level) == raw {
+        if level <= L::MAX_LEAF_LEVEL && Self::is_exact(raw, &leaf, level) {
             Entry::Leaf(leaf)
         } else {
             Entry::Malformed

@@ -122,7 +122,14 @@ impl Memory {
         }
     }
 
-    /// An unknown type reads as normal; `decode` sees that making it again gives something else.
+    /// Whether the field has the value of a type.
+    #[inline(always)]
+    pub(crate) const fn knows(self, raw: u64) -> bool {
+        let field = raw & self.mask;
+        field == self.normal || field == self.non_cacheable || field == self.device
+    }
+
+    /// An unknown type reads as normal; [`knows`](Self::knows) tells.
     #[inline(always)]
     pub(crate) const fn of(self, raw: u64) -> MemoryType {
         match raw & self.mask {

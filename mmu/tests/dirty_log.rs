@@ -18,6 +18,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use slat_arch::GuestStage;
@@ -34,6 +35,12 @@ const BASE: u64 = 512 * 3;
 const HOST: u64 = 512 * 64;
 const CPUS: usize = 2;
 const ROUNDS: usize = 7;
+
+/// Writes of all CPUs between two harvests.
+const WRITES_A_ROUND: usize = 32;
+
+/// The longest that a round waits for them.
+const WRITES_BOUND: Duration = Duration::from_secs(60);
 
 /// A CPU that uses no TLB entry: in the host, or ended.
 const OUTSIDE: usize = usize::MAX;
@@ -70,6 +77,8 @@ struct Machine {
     memory: Vec<AtomicU64>,
     logging: AtomicBool,
     stop: AtomicBool,
+    /// Writes of all CPUs.
+    writes: AtomicUsize,
     ended: AtomicUsize,
 }
 
@@ -126,6 +135,7 @@ impl Machine {
             memory: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
             logging: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            writes: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
         }
     }
@@ -160,6 +170,7 @@ impl Machine {
                     );
                     if write {
                         self.memory[(hit.pfn.0 - HOST) as usize].store(value, SeqCst);
+                        self.writes.fetch_add(1, SeqCst);
                     }
                     break;
                 }
@@ -201,6 +212,21 @@ impl Machine {
         dirty
     }
 
+    /// Waits until the CPUs wrote some more: on a busy machine all rounds could otherwise be over
+    /// before a CPU's thread first ran.
+    fn await_writes(&self) {
+        let enough = self.writes.load(SeqCst) + WRITES_A_ROUND;
+        let until = Instant::now() + WRITES_BOUND;
+        // A CPU that ended early has failed, and its scope says so.
+        while self.writes.load(SeqCst) < enough && self.ended.load(SeqCst) == 0 {
+            assert!(
+                Instant::now() < until,
+                "the CPUs stand still for {WRITES_BOUND:?}"
+            );
+            thread::yield_now();
+        }
+    }
+
     /// Harvests, copies and checks until the rounds are over, then stops the CPUs and checks the
     /// copy.
     fn migrate(&self, manual: bool) {
@@ -214,7 +240,7 @@ impl Machine {
         let mut copy: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
         let mut seen_dirty = 0;
         for _ in 0..ROUNDS {
-            thread::yield_now();
+            self.await_writes();
             let dirty = self.harvest(manual);
             let now: Vec<u64> = self.memory.iter().map(|page| page.load(SeqCst)).collect();
             let mut later = vec![0; dirty.len()];

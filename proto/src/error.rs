@@ -97,6 +97,8 @@ reasons! {
     HostCordoned = "HOST_CORDONED" => FailedPrecondition,
     /// The host still reports, or holds VMs that were not given up; metadata `vms`.
     HostInUse = "HOST_IN_USE" => FailedPrecondition,
+    /// A host of the migration was deleted by order while it was under way; metadata `host`.
+    HostDeleted = "HOST_DELETED" => FailedPrecondition,
     /// The order gives something up and did not say so; metadata `gives_up`.
     GiveUpRequired = "GIVE_UP_REQUIRED" => FailedPrecondition,
     /// Nothing of that uid lies there.
@@ -129,6 +131,11 @@ reasons! {
     DstNoMemory = "DST_NO_MEMORY" => ResourceExhausted,
     /// This host lacks memory for a new VM; metadata `needed_bytes`, `free_bytes`.
     NoMemory = "NO_MEMORY" => ResourceExhausted,
+    /// The host has too few pages set aside; metadata `page_bytes`, `needed_pages`, `free_pages`,
+    /// `file`.
+    NoHugePages = "NO_HUGE_PAGES" => ResourceExhausted,
+    /// The host has no such NUMA node; metadata `node`, `nodes`.
+    NoSuchNode = "NO_SUCH_NODE" => FailedPrecondition,
     /// No ready host can take the VM.
     NoHost = "NO_HOST" => ResourceExhausted,
     /// A bounded resource (slots, cursors, connections) is used up.
@@ -171,6 +178,9 @@ reasons! {
     StateSave = "STATE_SAVE" => Internal,
     /// vCPU state could not be set.
     StateLoad = "STATE_LOAD" => Internal,
+    /// There is no KVM to run VMs on; metadata `why`: `missing`, `no-driver`, `denied`, `version`,
+    /// `busy`.
+    KvmUnavailable = "KVM_UNAVAILABLE" => FailedPrecondition,
     /// A KVM ioctl failed; metadata `op`, `errno`.
     KvmIoctl = "KVM_IOCTL" => Internal,
     /// A journal could not be read or written; nothing was done.
@@ -382,33 +392,35 @@ pub(crate) fn causes<'a>(
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 
-/// As google.rpc.Code spells it.
+/// As google.rpc.Code spells it: `InvalidArgument` is INVALID_ARGUMENT.
 #[must_use]
-pub const fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
+pub fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
     }
+    name
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_are_spelt_as_the_protocol_spells_them() {
+        for (code, name) in [
+            (Code::Ok, "OK"),
+            (Code::Cancelled, "CANCELLED"),
+            (Code::InvalidArgument, "INVALID_ARGUMENT"),
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (Code::DataLoss, "DATA_LOSS"),
+        ] {
+            assert_eq!(code_name(code), name);
+        }
+    }
 
     #[test]
     fn every_reason_survives_the_wire() {

@@ -16,10 +16,14 @@
 //! pages. Without memory for that the whole leaf loses W, which is always safe: its other pages
 //! fault once more.
 //!
-//! *Locking*: the slots lock, and below it the exclusive MMU lock, with yields between 4096 pages
-//! and inside them.
+//! *Locking*: the slots lock, and below it the exclusive MMU lock, which is offered to others after
+//! each 4096 pages and inside them. From one dirty group of pages to the next it is kept, for a
+//! *turn*: while nobody waits for it, no group without a taken bit comes, and for [`TURN`] groups
+//! at most. The roots are listed once a turn. That is enough: only who holds the slots lock
+//! withdraws a root, so a listed root stays valid and no second one is made; and where none was
+//! listed no sweep yields, so the lock is held without a gap and none can be made.
 
-use alloc::sync::Arc;
+use alloc::{sync::Arc, vec::Vec};
 use core::cell::Cell;
 
 use thiserror::Error;
@@ -27,6 +31,7 @@ use thiserror::Error;
 use super::{
     mmu::TdpMmu,
     protect::Take,
+    root::RootPage,
     session::{Mode, Session},
     split::Split,
     stock::Ahead,
@@ -36,8 +41,9 @@ use crate::{
     addr::{Gfn, GfnRange},
     flush::{Flush, FlushCause},
     format::{DirtyLogPolicy, Format},
-    rcu::{buffer::Writer, participants::ReaderSlot},
+    rcu::{self, buffer::Writer},
     slot::{DirtyBitmap, Memslot, SlotId, SlotSet},
+    sync::Counted,
     table::{
         memory::TableMemory,
         node::{Bottom, Run},
@@ -46,6 +52,10 @@ use crate::{
 
 /// Words that are taken and protected together: 4096 pages, one group of the bitmap's summary.
 const GROUP: usize = 64;
+
+/// Groups that are protected before the lock is let go of in any case: 256 MiB. Grace periods wait
+/// as long.
+const TURN: usize = 16;
 
 /// Why a dirty-log operation was refused. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -180,7 +190,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let writer = self.spaces.lock();
         let (slot, dirty) = self.logging(&writer, as_id, id)?;
         check_length(dirty.len(), bitmap.len())?;
-        let mut harvest = Harvest::new(self, &slot);
+        let reader = self.participants.reader_slot();
+        let mut harvest = Harvest::new(self, &slot, &reader);
         let mut from = 0;
         while let Some(first) = dirty.next_candidate(from) {
             let end = dirty.group_end(first);
@@ -225,7 +236,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let words = num_pages.div_ceil(64) as usize;
         check_length(words, bitmap.len())?;
-        let mut harvest = Harvest::new(self, &slot);
+        let reader = self.participants.reader_slot();
+        let mut harvest = Harvest::new(self, &slot, &reader);
         for (group, masks) in bitmap[..words].chunks(GROUP).enumerate() {
             let first = (first_page / 64) as usize + group * GROUP;
             let mut taken = harvest.group(first);
@@ -262,25 +274,59 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     }
 }
 
+/// The exclusive lock, and every valid root of the slot's address space while it is held.
+struct Turn<'m, F: Format, H: TableMemory> {
+    session: Session<'m, F, H>,
+    roots: Vec<Counted<RootPage>>,
+    /// Groups that it may still be kept for.
+    left: usize,
+}
+
 /// Bits being taken from one slot. The caller holds the slots lock until [`finish`](Self::finish).
 struct Harvest<'m, F: Format, H: TableMemory> {
     mmu: &'m TdpMmu<F, H>,
     slot: &'m Memslot,
-    reader: ReaderSlot,
+    reader: &'m rcu::cell::Cell,
+    /// Before `ahead`, which is dropped without the lock.
+    turn: Option<Turn<'m, F, H>>,
     ahead: Ahead<'m, F, H>,
     owed: Flush,
     pages: u64,
 }
 
 impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
-    fn new(mmu: &'m TdpMmu<F, H>, slot: &'m Memslot) -> Self {
+    fn new(mmu: &'m TdpMmu<F, H>, slot: &'m Memslot, reader: &'m rcu::cell::Cell) -> Self {
         Self {
             mmu,
             slot,
-            reader: mmu.participants.reader_slot(),
+            reader,
+            turn: None,
             ahead: Ahead::new(mmu),
             owed: Flush::None,
             pages: 0,
+        }
+    }
+
+    /// The lock and the roots to look at, for bits that were taken already. Kept, or taken anew.
+    fn turn(&mut self) -> Turn<'m, F, H> {
+        let (cause, as_id) = (FlushCause::DirtyLog, self.slot.spec.as_id);
+        let session = match self.turn.take() {
+            Some(turn) if turn.left > 0 && !turn.session.is_contended() => return turn,
+            // Whoever waits is let in before this one takes the lock again.
+            Some(turn) => turn.session.yielded(|| {}),
+            None => Session::begin(self.mmu, self.reader, Mode::Exclusive, cause, as_id),
+        };
+        let valid = |root: &RootPage| !root.is_invalid() && !root.mirror;
+        Turn {
+            roots: self.mmu.roots_of(as_id, valid),
+            session,
+            left: TURN,
+        }
+    }
+
+    fn end_turn(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            turn.session.finish();
         }
     }
 
@@ -293,17 +339,24 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
 
     /// Protects the pages of the bits that were taken.
     fn protect(&mut self, taken: &TakenBits) {
-        let Some(range) = taken.range() else { return };
+        let Some(range) = taken.range() else {
+            // Nobody knows how many more of these there are.
+            self.end_turn();
+            return;
+        };
         self.pages += taken
             .words
             .iter()
             .map(|word| u64::from(word.count_ones()))
             .sum::<u64>();
-        let (mmu, as_id) = (self.mmu, self.slot.spec.as_id);
+        let mmu = self.mmu;
         let mut owed = Flush::range(range);
-        for root in mmu.roots_of(as_id, |root| !root.is_invalid() && !root.mirror) {
-            let cause = FlushCause::DirtyLog;
-            let session = Session::begin(mmu, &self.reader, Mode::Exclusive, cause, as_id);
+        let Turn {
+            mut session,
+            roots,
+            left,
+        } = self.turn();
+        for root in &roots {
             let ahead = &self.ahead;
             let refill = || {
                 // The visitor goes on without memory as well.
@@ -311,12 +364,8 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
             };
             let dry = Cell::new(false);
             let plan = Sweep::leaves(range);
-            let session = sweep(session, &root, plan, refill, |session, run| {
-                if root.is_invalid() {
-                    // Withdrawn before this burst: nobody runs on it, and its leaves are counted as
-                    // one sum.
-                    return Visit::Done(Flush::None);
-                }
+            session = sweep(session, root, plan, refill, |session, run| {
+                debug_assert!(!root.is_invalid(), "withdrawn without the slots lock");
                 if let Some(bottom) = run.bottom() {
                     protect_bottom::<F>(TdpMmu::<F, H>::TAKE, &run, bottom, taken);
                     return Visit::Done(Flush::None);
@@ -357,13 +406,19 @@ impl<'m, F: Format, H: TableMemory> Harvest<'m, F, H> {
                 }
                 Visit::Done(Flush::None)
             });
-            session.finish();
         }
+        let left = left - 1;
+        self.turn = Some(Turn {
+            session,
+            roots,
+            left,
+        });
         self.owed = self.owed.merge(owed);
     }
 
     /// Flushes what was taken, and says how many pages were.
-    fn finish(self) -> u64 {
+    fn finish(mut self) -> u64 {
+        self.end_turn();
         self.mmu
             .flush(self.owed, FlushCause::DirtyLog, self.slot.spec.as_id);
         self.pages

@@ -4,32 +4,33 @@
 //! Each type is made from its message by a `try_from`-like function that answers BAD_PARAMETER or
 //! BAD_SLOT_TABLE with the field at fault, and turns back into the message without loss.
 
+mod backing;
+mod dirty;
 mod history;
+mod memstress;
 mod migration;
 mod name;
-mod named;
 mod page;
 mod ports;
 mod slot;
+mod slot_change;
 mod time;
 mod vm;
 mod vm_ref;
 
+pub use backing::{MemoryBacking, ordinary_bytes};
+pub use dirty::DirtyRateOrder;
 pub use history::HISTORY_ENDS;
+pub use memstress::{MemstressFill, MemstressPattern, MemstressSpec};
 pub use migration::{MigrationParams, OnOverrun, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, VmName};
-pub use named::NamedVm;
 pub use page::{PageRequest, paginate};
 pub use ports::PortRange;
-pub use slot::{
-    MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotChange, SlotSpec, check_slot_table, slots_for_memory,
-};
+pub use slot::{MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotSpec, check_slot_table, slots_for_memory};
+pub use slot_change::{MAX_SLOT_CHANGES, SlotChange, SlotPlan};
 pub use time::{
     Timeline, duration_nanos, nanos_duration, nanos_timestamp, now, proto_duration, std_duration,
-    timestamp, timestamp_nanos,
+    timestamp, timestamp_nanos, to_own_clock,
 };
-pub use vm::{
-    BackendKind, Format, GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, RawImageSpec,
-    VmSpec,
-};
+pub use vm::{BackendKind, DirtyEngine, Format, GuestSpec, RawImageSpec, VmSpec};
 pub use vm_ref::{VmRef, is_uid};

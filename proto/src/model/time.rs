@@ -76,6 +76,25 @@ fn split(nanos: i128) -> (i64, i32) {
     (i64::try_from(seconds).unwrap_or(end), rest)
 }
 
+/// What a message may take on its way between clocks that agree.
+const ON_THE_WAY: i128 = NANOS_PER_SECOND / 10;
+
+/// Brings a time to this process's clock: as far back from now as it is from `sent`, the clock that
+/// it is by when the message with both was sent. To be done where the message comes in: what it
+/// took on its way is lost. Where the two clocks agree but for that, and without `sent`, the time
+/// stays as it is.
+pub fn to_own_clock(
+    time: &mut Option<prost_types::Timestamp>,
+    sent: Option<&prost_types::Timestamp>,
+) {
+    if let (Some(time), Some(sent)) = (time, sent) {
+        let ahead = timestamp_nanos(&now()) - timestamp_nanos(sent);
+        if ahead.abs() > ON_THE_WAY {
+            *time = nanos_timestamp(timestamp_nanos(time) + ahead);
+        }
+    }
+}
+
 /// Times of one process that only go forward: the wall clock is read once, and counted on by the
 /// monotonic clock. Who sets the wall clock meanwhile changes no duration between two of them.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +125,24 @@ impl Timeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_by_another_clock_moves_with_it_and_one_by_an_equal_clock_not_at_all() {
+        let made = timestamp_nanos(&now()) - 60 * NANOS_PER_SECOND;
+        for ahead in [0, 7_200, -7_200] {
+            let by = |nanos| Some(nanos_timestamp(nanos + ahead * NANOS_PER_SECOND));
+            let mut time = by(made);
+            to_own_clock(&mut time, by(timestamp_nanos(&now())).as_ref());
+            let off = timestamp_nanos(&time.unwrap()) - made;
+            if ahead == 0 {
+                assert_eq!(off, 0);
+            }
+            assert!(off.abs() < NANOS_PER_SECOND, "{ahead}: {off}");
+        }
+        let mut time = Some(nanos_timestamp(made));
+        to_own_clock(&mut time, None);
+        assert_eq!(time, Some(nanos_timestamp(made)));
+    }
 
     #[test]
     fn times_and_signed_durations_survive_the_way_there_and_back() {

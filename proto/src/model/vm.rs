@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::slot::PAGE_SIZE;
+use super::{backing::MemoryBacking, memstress::MemstressSpec, slot::PAGE_SIZE};
 use crate::{ApiError, v1};
 
 /// Least guest memory: the guest's own tables and code, and something to write.
@@ -12,6 +12,8 @@ const MEMORY_STEP: u64 = 2 << 20;
 /// Most guest memory: two slots of 2^31 - 1 pages would hold more; no host tested here does.
 const MAX_MEMORY: u64 = 4 << 40;
 const MAX_VCPUS: u32 = 64;
+/// The kernel numbers nodes below 1024 at most.
+const MAX_NODE: u32 = 1023;
 const MAX_IMAGE: usize = 1 << 20;
 
 /// How a VM's second stage is walked.
@@ -55,6 +57,51 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::Kvm => "kvm",
             Self::Software => "software",
+        })
+    }
+}
+
+/// How KVM tells which pages a VM wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DirtyEngine {
+    /// One bit a page.
+    Bitmap,
+    /// One ring of written pages a vCPU.
+    Ring,
+}
+
+impl DirtyEngine {
+    /// As a message.
+    #[must_use]
+    pub fn to_message(self) -> v1::DirtyEngine {
+        match self {
+            Self::Bitmap => v1::DirtyEngine::Bitmap,
+            Self::Ring => v1::DirtyEngine::Ring,
+        }
+    }
+
+    /// From a message's field; `None` for UNSPECIFIED.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER for a number that is no engine.
+    pub fn from_field(value: i32) -> Result<Option<Self>, ApiError> {
+        match v1::DirtyEngine::try_from(value) {
+            Ok(v1::DirtyEngine::Unspecified) => Ok(None),
+            Ok(v1::DirtyEngine::Bitmap) => Ok(Some(Self::Bitmap)),
+            Ok(v1::DirtyEngine::Ring) => Ok(Some(Self::Ring)),
+            Err(_) => Err(ApiError::bad_parameter(
+                "spec.dirty_engine",
+                format_args!("{value} is no engine"),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for DirtyEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bitmap => "bitmap",
+            Self::Ring => "ring",
         })
     }
 }
@@ -177,130 +224,6 @@ impl FromStr for Format {
     }
 }
 
-/// Order in which memstress visits its pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemstressPattern {
-    /// One after the other.
-    Sequential,
-    /// Uniformly at random.
-    Random,
-    /// `hot_percent` of the pages get `hot_visit_percent` of the visits.
-    HotCold {
-        /// Share of pages, 1 to 99.
-        hot_percent: u32,
-        /// Share of visits, 1 to 99.
-        hot_visit_percent: u32,
-    },
-}
-
-/// What memory holds before the first instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemstressFill {
-    /// Zero, unpopulated.
-    Zero,
-    /// Random bytes.
-    Random,
-}
-
-/// The self-checking guest's parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemstressSpec {
-    /// Order of visits.
-    pub pattern: MemstressPattern,
-    /// Share of visits that write, 0 to 100.
-    pub write_percent: u32,
-    /// Ceiling over all vCPUs, bytes a second; `None`: none; 0: idle.
-    pub dirty_rate: Option<u64>,
-    /// Contents at the start.
-    pub fill: MemstressFill,
-    /// Of the pattern and the fill, never 0.
-    pub seed: u64,
-}
-
-impl Default for MemstressSpec {
-    fn default() -> Self {
-        Self {
-            pattern: MemstressPattern::Sequential,
-            write_percent: 100,
-            dirty_rate: None,
-            fill: MemstressFill::Zero,
-            seed: 1,
-        }
-    }
-}
-
-impl MemstressSpec {
-    fn from_message(message: &v1::Memstress) -> Result<Self, ApiError> {
-        use v1::memstress::{Fill, Pattern};
-        let percent = |field: &str, value: u32, default: u32| match value {
-            0 => Ok(default),
-            1..=99 => Ok(value),
-            _ => Err(ApiError::bad_parameter(field, "is 1 to 99 percent")),
-        };
-        let pattern = match Pattern::try_from(message.pattern) {
-            Ok(Pattern::Unspecified | Pattern::Sequential) => MemstressPattern::Sequential,
-            Ok(Pattern::Random) => MemstressPattern::Random,
-            Ok(Pattern::HotCold) => MemstressPattern::HotCold {
-                hot_percent: percent("spec.memstress.hot_percent", message.hot_percent, 10)?,
-                hot_visit_percent: percent(
-                    "spec.memstress.hot_visit_percent",
-                    message.hot_visit_percent,
-                    90,
-                )?,
-            },
-            Err(_) => {
-                return Err(ApiError::bad_parameter(
-                    "spec.memstress.pattern",
-                    "is no pattern",
-                ));
-            }
-        };
-        let write_percent = message.write_percent.unwrap_or(100);
-        if write_percent > 100 {
-            return Err(ApiError::bad_parameter(
-                "spec.memstress.write_percent",
-                "is 0 to 100 percent",
-            ));
-        }
-        Ok(Self {
-            pattern,
-            write_percent,
-            dirty_rate: message.dirty_rate_bytes_per_second,
-            fill: match Fill::try_from(message.fill) {
-                Ok(Fill::Unspecified | Fill::Zero) => MemstressFill::Zero,
-                Ok(Fill::Random) => MemstressFill::Random,
-                Err(_) => return Err(ApiError::bad_parameter("spec.memstress.fill", "is no fill")),
-            },
-            seed: message.seed.max(1),
-        })
-    }
-
-    fn to_message(self) -> v1::Memstress {
-        use v1::memstress::{Fill, Pattern};
-        let (pattern, hot_percent, hot_visit_percent) = match self.pattern {
-            MemstressPattern::Sequential => (Pattern::Sequential, 0, 0),
-            MemstressPattern::Random => (Pattern::Random, 0, 0),
-            MemstressPattern::HotCold {
-                hot_percent,
-                hot_visit_percent,
-            } => (Pattern::HotCold, hot_percent, hot_visit_percent),
-        };
-        v1::Memstress {
-            pattern: pattern.into(),
-            write_percent: Some(self.write_percent),
-            dirty_rate_bytes_per_second: self.dirty_rate,
-            hot_percent,
-            hot_visit_percent,
-            fill: match self.fill {
-                MemstressFill::Zero => Fill::Zero,
-                MemstressFill::Random => Fill::Random,
-            }
-            .into(),
-            seed: self.seed,
-        }
-    }
-}
-
 /// Flat code. A VM that exists carries the size alone: its memory has the code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawImageSpec {
@@ -337,6 +260,14 @@ pub struct VmSpec {
     pub backend: Option<BackendKind>,
     /// Software backend: entry format. `None`: EPT4 on software, the kernel's on KVM.
     pub format: Option<Format>,
+    /// How written pages are told. `None`: the host chooses.
+    pub dirty_engine: Option<DirtyEngine>,
+    /// What guest memory is made of.
+    pub backing: MemoryBacking,
+    /// Of this NUMA node alone.
+    pub numa_node: Option<u32>,
+    /// All of it is populated before the VM starts.
+    pub prefault: bool,
     /// What runs inside.
     pub guest: GuestSpec,
 }
@@ -361,6 +292,27 @@ impl VmSpec {
                 format_args!("{} is not between 1 and {MAX_VCPUS}", message.vcpus),
             )
             .with("value", message.vcpus));
+        }
+        let backing = MemoryBacking::from_field(message.backing)?;
+        if let Some(page) = backing
+            .reserved_page()
+            .filter(|page| !memory.is_multiple_of(*page))
+        {
+            return Err(ApiError::bad_parameter(
+                "spec.memory_bytes",
+                format_args!(
+                    "{memory} bytes are no multiple of the {page} bytes of a {backing} page"
+                ),
+            )
+            .with("value", memory)
+            .with("page_bytes", page));
+        }
+        if let Some(node) = message.numa_node.filter(|node| *node > MAX_NODE) {
+            return Err(ApiError::bad_parameter(
+                "spec.numa_node",
+                format_args!("{node} is above {MAX_NODE}"),
+            )
+            .with("value", node));
         }
         let backend = BackendKind::from_field(message.backend)?;
         let format = Format::from_field(message.format)?;
@@ -390,6 +342,10 @@ impl VmSpec {
             vcpus: message.vcpus,
             backend,
             format,
+            dirty_engine: DirtyEngine::from_field(message.dirty_engine)?,
+            backing,
+            numa_node: message.numa_node,
+            prefault: message.prefault,
             guest,
         })
     }
@@ -408,6 +364,13 @@ impl VmSpec {
                 .format
                 .map_or(v1::Format::Unspecified, Format::to_message)
                 .into(),
+            dirty_engine: self
+                .dirty_engine
+                .map_or(v1::DirtyEngine::Unspecified, DirtyEngine::to_message)
+                .into(),
+            backing: self.backing.to_message().into(),
+            numa_node: self.numa_node,
+            prefault: self.prefault,
             guest: Some(match &self.guest {
                 GuestSpec::Memstress(memstress) => {
                     v1::vm_spec::Guest::Memstress(memstress.to_message())
@@ -456,6 +419,12 @@ impl VmSpec {
             raw.image.clear();
         }
         message
+    }
+
+    /// Bytes of the memory that its host gives to VMs.
+    #[must_use]
+    pub fn ordinary_bytes(&self) -> u64 {
+        self.backing.ordinary_bytes(self.memory_bytes)
     }
 
     /// Guest memory in pages.
@@ -518,6 +487,12 @@ mod tests {
         assert_eq!(field(&|m| m.vcpus = 65), "spec.vcpus");
         assert_eq!(field(&|m| m.backend = 9), "spec.backend");
         assert_eq!(field(&|m| m.format = -1), "spec.format");
+        assert_eq!(field(&|m| m.dirty_engine = 7), "spec.dirty_engine");
+        assert_eq!(field(&|m| m.backing = 7), "spec.backing");
+        assert_eq!(field(&|m| m.numa_node = Some(1024)), "spec.numa_node");
+        // 64 MiB are no 1 GiB pages.
+        let gigantic = |m: &mut v1::VmSpec| m.backing = v1::MemoryBacking::Hugetlb1g.into();
+        assert_eq!(field(&gigantic), "spec.memory_bytes");
         let kvm_format = |m: &mut v1::VmSpec| {
             m.backend = v1::Backend::Kvm.into();
             m.format = v1::Format::Ept4.into();

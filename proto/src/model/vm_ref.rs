@@ -99,6 +99,28 @@ impl VmRef {
                 .is_none_or(|wanted| name.strip_prefix("vms/") == Some(wanted.id()))
     }
 
+    /// Whether this VM, on this host, is the one meant.
+    ///
+    /// # Errors
+    /// NO_SUCH_VM with what was asked for and what is here (`vm`, `uid`, `found_vm`, `found_uid`).
+    pub fn check(&self, name: &VmName, uid: &str, host: &HostName) -> Result<(), ApiError> {
+        let same_uid = self.uid().is_none_or(|asked| asked == uid);
+        let same_name = self.name().is_none_or(|asked| asked == name);
+        let same_host = self.host().is_none_or(|asked| asked == host);
+        if same_uid && same_name && same_host {
+            return Ok(());
+        }
+        let error = self.not_here();
+        Err(if same_host && (same_name || self.uid.is_some()) {
+            error.with("found_vm", name).with("found_uid", uid).with(
+                "advice",
+                "list the VMs: a name may belong to another one by now",
+            )
+        } else {
+            error
+        })
+    }
+
     /// The refusal of a place that has no such VM, with everything that was asked for.
     #[must_use]
     pub fn not_here(&self) -> ApiError {
@@ -159,5 +181,28 @@ mod tests {
             assert_eq!(error.metadata["field"], field, "{name} {uid} {host}");
         }
         assert!(VmRef::new("", &"u".repeat(129), "").is_err());
+    }
+
+    #[test]
+    fn the_uid_wins_and_a_name_beside_it_must_be_its_own() {
+        let (web, db) = (VmName::parse("web").unwrap(), VmName::parse("db").unwrap());
+        let host = HostName::parse("a").unwrap();
+        let ask = |name: &str, uid: &str, on: &str, vm: &VmName, is: &str| {
+            VmRef::new(name, uid, on).unwrap().check(vm, is, &host)
+        };
+        ask("vms/web", "", "", &web, "u1").unwrap();
+        ask("vms/web", "", "hosts/a", &web, "u1").unwrap();
+        ask("vms/web", "u1", "", &web, "u1").unwrap();
+        ask("", "u1", "", &web, "u1").unwrap();
+        // A host beside a uid is not looked at.
+        ask("", "u1", "hosts/b", &web, "u1").unwrap();
+        let error = ask("vms/web", "u1", "", &web, "u2").unwrap_err();
+        assert_eq!(error.reason, Reason::NoSuchVm);
+        assert_eq!(error.metadata["uid"], "u1");
+        assert_eq!(error.metadata["found_uid"], "u2");
+        assert!(ask("vms/web", "u1", "", &db, "u1").is_err());
+        assert!(ask("vms/web", "", "hosts/b", &web, "u1").is_err());
+        assert!(ask("vms/web", "", "", &db, "u1").is_err());
+        assert!(VmRef::new("", "", "hosts/a").is_err());
     }
 }

@@ -16,10 +16,16 @@
 //! endpoint that nobody relays to ([`super::Endpoint::entry`]) does not believe it.
 //!
 //! One layer does it for all services: it reads the messages as they pass, up to a limit, by their
-//! descriptors. What comes from outside is bounded and escaped. The line is written by the drop of
-//! [`Entry`], which the answer's body owns: once, however the call ends.
+//! descriptors, and of them only what a line says ([`pick`]). What comes from outside is bounded
+//! and escaped. The line is written by the drop of [`Entry`], which the answer's body owns: once,
+//! however the call ends.
+
+mod pick;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     convert::Infallible,
     fmt,
@@ -34,13 +40,12 @@ use axum::{body::Body as AxumBody, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
-use prost_reflect::{
-    DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage as _, Value,
-};
+use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Value};
 use tonic::Status;
 use tonic_types::StatusExt as _;
 use tower::Service;
 
+use self::pick::Picked;
 use crate::v1;
 
 /// The header of a call that is made on behalf of another one.
@@ -66,6 +71,8 @@ const NAMES: [&str; 10] = [
 ];
 /// Messages inside a request that are looked into.
 const INSIDE: [&str; 3] = ["migration", "vm", "host"];
+/// Where the VM's identity stands.
+const UIDS: [&str; 2] = ["vm_uid", "uid"];
 /// Switches that are worth a word when they are on.
 const SWITCHES: [&str; 4] = ["validate_only", "force", "give_up", "give_up_vms"];
 
@@ -73,10 +80,11 @@ const SWITCHES: [&str; 4] = ["validate_only", "force", "give_up", "give_up_vms"]
 #[derive(Clone, Debug)]
 pub(super) struct Peer(pub(super) Arc<str>);
 
+#[derive(Debug)]
 struct Method {
     name: String,
-    input: MessageDescriptor,
-    output: MessageDescriptor,
+    input: Picked,
+    output: Picked,
 }
 
 /// Methods that change something, by path.
@@ -94,8 +102,11 @@ static CHANGES: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
             let name = format!("{}/{}", method.parent_service().full_name(), method.name());
             let method = Method {
                 name: name.clone(),
-                input: method.input(),
-                output: method.output(),
+                input: Picked::new(
+                    method.input(),
+                    NAMES.iter().chain(&INSIDE).chain(&SWITCHES).chain(&UIDS),
+                ),
+                output: Picked::new(method.output(), UIDS.iter().chain(&INSIDE)),
             };
             (format!("/{name}"), method)
         })
@@ -117,24 +128,23 @@ impl Passed {
     }
 
     /// The first message in it: five bytes of flag and length come before.
-    fn message(&self, of: &MessageDescriptor) -> Option<DynamicMessage> {
-        let all = {
-            let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            passed.0.concat()
+    fn message(&self, of: &Picked) -> Option<DynamicMessage> {
+        let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = match &*passed.0 {
+            [one] => Cow::Borrowed(&**one),
+            many => Cow::Owned(many.concat()),
         };
         let (head, rest) = all.split_at_checked(5)?;
         let length = u32::from_be_bytes(head.get(1..)?.try_into().ok()?);
         let message = rest.get(..usize::try_from(length).ok()?)?;
-        DynamicMessage::decode(of.clone(), message).ok()
+        of.from(message)
     }
 }
 
 /// One call that changes something. Its drop writes the line.
 #[derive(Debug)]
 struct Entry {
-    method: &'static str,
-    input: MessageDescriptor,
-    output: MessageDescriptor,
+    method: &'static Method,
     peer: Arc<str>,
     relayed: bool,
     begun: Instant,
@@ -160,16 +170,16 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let asked = self.request.message(&self.input);
+        let asked = self.request.message(&self.method.input);
         let what = asked.as_ref().map_or_else(String::new, what);
         let uid = asked.as_ref().and_then(uid).or_else(|| {
-            let answered = self.answer.message(&self.output)?;
+            let answered = self.answer.message(&self.method.output)?;
             uid(&answered)
         });
         let uid = uid.unwrap_or_default();
         let result = self.result.as_deref().unwrap_or("CANCELLED");
         let seconds = self.begun.elapsed().as_secs_f64();
-        let (method, peer) = (self.method, &*self.peer);
+        let (method, peer) = (&*self.method.name, &*self.peer);
         if self.relayed {
             tracing::debug!(target: "audit", peer, method, what, uid, result, seconds, "a relayed call");
         } else {
@@ -226,7 +236,7 @@ fn what(message: &DynamicMessage) -> String {
 }
 
 fn uid(message: &DynamicMessage) -> Option<String> {
-    let of = |message: &DynamicMessage| text(message, "vm_uid").or_else(|| text(message, "uid"));
+    let of = |message: &DynamicMessage| UIDS.iter().find_map(|field| text(message, field));
     of(message).or_else(|| inside(message).find_map(|inner| of(&inner)))
 }
 
@@ -336,9 +346,7 @@ where
         };
         let peer = request.extensions().get::<Peer>();
         let mut entry = Entry {
-            method: &method.name,
-            input: method.input.clone(),
-            output: method.output.clone(),
+            method,
             peer: peer.map_or_else(|| "unknown".into(), |peer| Arc::clone(&peer.0)),
             relayed: !self.entry && request.headers().contains_key(RELAYED),
             begun: Instant::now(),
@@ -360,6 +368,3 @@ where
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

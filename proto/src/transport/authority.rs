@@ -9,6 +9,8 @@
 //! the table is of the protocol's default size, which the server does not change. What exceeds
 //! them, or cannot be decoded, ends the connection.
 
+mod plain;
+
 use std::{
     io,
     pin::Pin,
@@ -18,6 +20,8 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use loona_hpack::Decoder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use self::plain::length;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
@@ -242,8 +246,10 @@ impl Filter {
 
     /// Sends a whole block on, with an authority that the HTTP/2 library takes.
     fn send(&mut self, block: &Block) -> io::Result<()> {
+        let cannot = || malformed("headers cannot be decoded");
+        let bytes = plain::plain(&block.bytes).ok_or_else(cannot)?;
         let mut plain = Vec::new();
-        let decoded = self.decoder.decode_with_cb(&block.bytes, |name, value| {
+        let decoded = self.decoder.decode_with_cb(&bytes, |name, value| {
             // One too large is decoded to its end, for the table's sake, and refused below.
             if plain.len() > MAX_HEADERS {
                 return;
@@ -252,7 +258,7 @@ impl Filter {
             literal(&mut plain, &name, if good { &value } else { b"localhost" });
         });
         if decoded.is_err() || plain.len() > MAX_HEADERS {
-            return Err(malformed("headers cannot be decoded"));
+            return Err(cannot());
         }
         let mut pieces = plain.chunks(MAX_FRAME).peekable();
         let mut kind = HEADERS;
@@ -295,20 +301,6 @@ fn literal(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
         length(out, text.len());
         out.extend_from_slice(text);
     }
-}
-
-/// A string's length, with the seven bits that its first byte has for it.
-fn length(out: &mut Vec<u8>, length: usize) {
-    let Some(mut rest) = length.checked_sub(127) else {
-        out.push(length as u8);
-        return;
-    };
-    out.push(127);
-    while rest >= 128 {
-        out.push((rest % 128) as u8 | 128);
-        rest /= 128;
-    }
-    out.push(rest as u8);
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The client's end of an endpoint: every call between processes goes through here.
 //!
-//! A call carries the trace context, has the deadline of its method and is made again where the
-//! table says so ([`super::retry`]). What the transport says when a peer went away, in whatever
+//! A call carries the trace context and, within a host, the time until which it may begin
+//! ([`super::expiry`]). It has the deadline of its method and is made again where the table says so
+//! ([`super::retry`]). What the transport says when a peer went away, in whatever
 //! moment of a call or a stream, becomes PEER_UNREACHABLE with the peer's address and advice. An
 //! answer is bounded before it is kept. [`GRPC_CODE`] in the metadata of an error says that this
 //! end made it, or a proxy; an error without it is the peer's own.
@@ -27,6 +28,7 @@ use super::{
     address::Address,
     audit::RELAYED,
     body::{Patience, WatchedBody},
+    expiry,
     retry::{self, ATTEMPTS, FIRST_PAUSE},
     trace,
 };
@@ -194,7 +196,9 @@ fn unreachable(address: &Address, reason: Reason, words: &str) -> ApiError {
 fn words(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error) {
-        let cause = cause.to_string();
+        // A status shown as a whole shows its source, too, as a programmer writes it.
+        let status = cause.downcast_ref::<Status>();
+        let cause = status.map_or_else(|| cause.to_string(), |own| own.message().to_owned());
         if cause != "transport error" && !text.contains(&cause) {
             if !text.is_empty() {
                 text.push_str(": ");
@@ -224,6 +228,26 @@ impl Service<Request<Body>> for TracedChannel {
             let yes = HeaderValue::from_static("1");
             request.headers_mut().insert(RELAYED, yes);
         }
+        if matches!(*self.address, Address::Unix(_)) {
+            let limit = retry::of(request.uri().path()).deadline + self.margin;
+            expiry::inject(request.headers_mut(), limit);
+        }
         Box::pin(self.clone().call_by_table(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_status_among_the_causes_is_told_by_its_words() {
+        let broken = io::Error::new(io::ErrorKind::BrokenPipe, "the pipe is broken");
+        let status = Status::from_error(Box::new(broken));
+        let told = words(&status);
+        assert!(told.contains("the pipe is broken"), "{told}");
+        assert!(!told.contains("source:"), "{told}");
     }
 }

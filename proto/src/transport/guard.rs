@@ -4,6 +4,7 @@
 //! | request | answer |
 //! |---|---|
 //! | a method that this endpoint serves, as gRPC | the service's |
+//! | the same, given up by its caller before it began ([`super::expiry`]) | PEER_UNREACHABLE |
 //! | the same, not as gRPC | HTTP 415 |
 //! | any other path, as gRPC | NO_SUCH_METHOD |
 //! | any other path | HTTP 404 |
@@ -29,7 +30,7 @@ use tower::Service;
 
 use super::{
     body::{BoundedAnswer, Patience, WatchedBody},
-    methods,
+    expiry, methods,
 };
 use crate::{ApiError, Reason};
 
@@ -104,6 +105,10 @@ impl Service<Request<axum::body::Body>> for Guard {
         let content = request.headers().get(header::CONTENT_TYPE);
         let grpc = content.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         if let Some(refusal) = self.refusal(path, grpc) {
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
+        if let Some(late) = expiry::refusal(request.headers()) {
+            let refusal = Status::from(late).into_http::<axum::body::Body>();
             return Box::pin(std::future::ready(Ok(refusal)));
         }
         let patience = if path.contains("ServerReflection") {

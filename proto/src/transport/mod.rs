@@ -9,7 +9,7 @@
 //! | `address`, `connect`, `channel`, `retry` | the client's end: deadlines, retries, errors |
 //! | `serve`, `health` | an endpoint, and whether it serves |
 //! | `accept`, `connection` | its connections: their number and their time-outs |
-//! | `guard`, `body`, `methods` | what is refused before a service sees it |
+//! | `guard`, `body`, `methods`, `expiry` | what is refused before a service sees it |
 //! | `authority` | names in requests at a Unix socket |
 //! | `layer`, `trace` | metrics and traces of calls |
 //! | `audit` | who changed what: one line a changing call |
@@ -22,6 +22,7 @@ mod body;
 mod channel;
 mod connect;
 mod connection;
+mod expiry;
 mod guard;
 mod health;
 mod layer;
@@ -33,6 +34,7 @@ mod trace;
 pub use address::Address;
 pub use channel::TracedChannel;
 pub use connect::connect;
+pub use expiry::begun_within;
 pub use health::Health;
 pub use layer::{RpcMetrics, RpcMetricsLayer};
 pub use serve::{Endpoint, EndpointHandle};

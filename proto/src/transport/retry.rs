@@ -28,6 +28,8 @@ pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const QUICK: Duration = Duration::from_secs(15);
 /// For what starts or ends a process on the way.
 const PROCESS: Duration = Duration::from_secs(60);
+/// For what measures for a minute at most.
+const MEASURE: Duration = Duration::from_secs(90);
 /// For what touches all of a VM's memory.
 const MEMORY: Duration = Duration::from_secs(330);
 
@@ -56,20 +58,22 @@ pub(super) fn of(path: &str) -> Policy {
     match method {
         // Reads.
         "GetVm" | "ListVms" | "GetHost" | "ListHosts" | "ListLeftovers" | "ListSlots"
-        | "GetMigration" | "ListMigrations" | "GetTransfer" | "DescribeOutgoing" | "Check"
-        | "List" => policy(QUICK, true),
+        | "ListDirtyCursors" | "GetMigration" | "ListMigrations" | "GetTransfer"
+        | "DescribeOutgoing" | "Check" | "List" => policy(QUICK, true),
         // Changes that say which state they want, or that name what they make.
         "CordonHost" | "UncordonHost" | "CancelMigration" | "CancelTransfer"
         | "ResolveTransfer" | "ReleaseTransfer" => policy(QUICK, true),
         "PrepareIncoming" => policy(PROCESS, true),
         "DigestMemory" => policy(MEMORY, true),
+        // It takes as long as it was asked to.
+        "MeasureDirtyRate" => policy(MEASURE, true),
         // Changes that mean something else the second time, or that fail then.
         "StartVm" | "PauseVm" | "ResumeVm" | "StartOutgoing" | "DeleteDirtyCursor" => {
             policy(QUICK, false)
         }
         "CreateMigration" | "DeleteVm" | "DeleteHost" | "AdoptLeftover" | "AdoptTransfer"
         | "DeleteLeftover" => policy(PROCESS, false),
-        "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "HarvestDirtyPages" => {
+        "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "DiscardMemory" | "HarvestDirtyPages" => {
             policy(MEMORY, false)
         }
         // The reporter has a loop of its own, with pauses of its own.
@@ -98,6 +102,7 @@ mod tests {
             "CreateVm",
             "UpdateSlots",
             "InvalidateMemory",
+            "DiscardMemory",
             "HarvestDirtyPages",
         ];
         for service in pool.services() {

@@ -106,11 +106,12 @@ async fn call(
     Arc::try_unwrap(lines).unwrap().into_inner().unwrap()
 }
 
-const READING: [&str; 12] = [
+const READING: [&str; 13] = [
     "VmService/GetVm",
     "VmService/ListVms",
     "VmService/WatchVm",
     "MemoryService/ListSlots",
+    "MemoryService/ListDirtyCursors",
     "MemoryService/DigestMemory",
     "HostService/GetHost",
     "HostService/ListHosts",
