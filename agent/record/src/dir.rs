@@ -114,6 +114,16 @@ impl VmDir {
         }
     }
 
+    /// Whether the directory was removed below the process that holds `lock`: its lock has no name
+    /// any more, and there is no journal. Nobody can find, ask or order such a process again.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    pub fn is_removed(&self, lock: &File) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(lock.metadata()?.nlink() == 0 && !self.journal().try_exists()?)
+    }
+
     /// Pid of the living VM process; `None` when no process holds the lock.
     ///
     /// # Errors
@@ -201,6 +211,26 @@ impl VmDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_was_removed_or_only_moved_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(folder.path().join("vm"));
+        std::fs::create_dir(dir.path()).unwrap();
+        let lock = dir.lock().unwrap().unwrap();
+        std::fs::write(dir.journal(), "x").unwrap();
+        assert!(!dir.is_removed(&lock).unwrap());
+        // Of a lock alone the journal is left, which answers.
+        std::fs::remove_file(dir.lock_path()).unwrap();
+        assert!(!dir.is_removed(&lock).unwrap());
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert!(dir.is_removed(&lock).unwrap());
+        // Moved away, it can be moved back.
+        std::fs::create_dir(dir.path()).unwrap();
+        let lock = dir.lock().unwrap().unwrap();
+        std::fs::rename(dir.path(), folder.path().join("elsewhere")).unwrap();
+        assert!(!dir.is_removed(&lock).unwrap());
+    }
 
     #[test]
     fn who_holds_the_lock_to_remove_names_nobody() {

@@ -38,6 +38,8 @@ pub enum SourceStands {
     Ended,
     /// It gave the VM away, and an operator took it back.
     Adopted,
+    /// It ended its VM in mid-migration, because it was told to.
+    Stopped,
     /// It died before the end.
     Died {
         /// It owned the VM, whose memory died with it.
@@ -78,11 +80,24 @@ pub fn source(
         Some(Recorded::Relinquished) => Some(SourceStands::Relinquished),
         _ if relinquished => Some(SourceStands::Relinquished),
         Some(Recorded::Ended) => Some(SourceStands::Ended),
+        Some(Recorded::Running) if ended_as_owner(entries) => Some(SourceStands::Stopped),
         Some(Recorded::Running) => Some(SourceStands::Died {
             vm_lost: lost_epoch(state, false).is_some(),
         }),
         None => None,
     }
+}
+
+/// Whether the journal's last word is that the VM was ended where it was owned.
+fn ended_as_owner(entries: &[Entry]) -> bool {
+    matches!(
+        entries,
+        [
+            ..,
+            Entry::Created { .. } | Entry::Owned { .. } | Entry::Adopted { .. },
+            Entry::Ended { .. }
+        ]
+    )
 }
 
 /// Whether an operator took the VM back after it was given away by `migration`.
@@ -180,6 +195,23 @@ mod tests {
             Some(SourceStands::Died { vm_lost: false })
         );
         assert_eq!(lost_epoch(state.as_ref(), false), None);
+    }
+
+    #[test]
+    fn a_source_that_was_told_to_end_its_vm_has_none_to_go_on_with() {
+        let ended = || Entry::Ended { uid: "u".into() };
+        let stopped = [created(), ended()];
+        let state = journal(&stopped);
+        let ask = |recorded| source(state.as_ref(), &stopped, recorded, "m");
+        assert_eq!(ask(Some(Recorded::Running)), Some(SourceStands::Stopped));
+        // It had failed before, and what was ended afterwards is not its matter.
+        assert_eq!(ask(Some(Recorded::Ended)), Some(SourceStands::Ended));
+        let released = [created(), relinquished(), ended()];
+        let state = journal(&released);
+        assert_eq!(
+            source(state.as_ref(), &released, Some(Recorded::Running), "other"),
+            Some(SourceStands::Died { vm_lost: false })
+        );
     }
 
     #[test]

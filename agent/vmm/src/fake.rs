@@ -17,7 +17,7 @@ use std::{
 
 use slat_proto::{
     ApiError,
-    model::{BackendKind, HostName, VmName, VmSpec},
+    model::{BackendKind, DirtyEngine, HostName, VmName, VmSpec},
     v1,
 };
 use slat_record::{
@@ -26,7 +26,8 @@ use slat_record::{
 };
 
 use crate::{
-    backend::{Backend, BackendError, CpuFact, EventSink, GuestEvent},
+    backend::{Backend, BackendError, CpuFact, EngineInUse, EventSink, GuestEvent},
+    home::Home,
     machine::{Machine, Parts},
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory, SlotTable},
 };
@@ -36,6 +37,7 @@ use crate::{
 pub(crate) struct FakeSlot {
     pub(crate) base_gfn: u64,
     pub(crate) pages: u64,
+    pub(crate) read_only: bool,
     pub(crate) logging: bool,
     pub(crate) dirty: BTreeSet<u64>,
 }
@@ -51,8 +53,16 @@ pub(crate) struct FakeState {
     ran: bool,
     pub(crate) loaded: Option<Vec<u8>>,
     pub(crate) invalidated: Vec<(u64, u64)>,
+    /// How often vCPUs that ran were stopped.
+    pub(crate) pauses: u32,
+    /// Slots changed while vCPUs ran, by the call's name.
+    pub(crate) changed_running: Vec<&'static str>,
     /// Names of calls that fail: each entry fails the next such call, once.
     pub(crate) fail: Vec<&'static str>,
+    /// What they fail with; EIO when 0.
+    pub(crate) errno: i32,
+    /// Most slots; 0: 32,764.
+    pub(crate) most_slots: u32,
     /// Capabilities not offered.
     pub(crate) lacks: Vec<v1::Capability>,
     events: Option<EventSink>,
@@ -96,10 +106,17 @@ impl FakeBackend {
         let mut state = self.state();
         if let Some(at) = state.fail.iter().position(|fail| *fail == call) {
             state.fail.remove(at);
+            let errno = match state.errno {
+                0 => libc::EIO,
+                errno => errno,
+            };
             return Err(BackendError::Ioctl {
                 op: call,
-                source: std::io::Error::from_raw_os_error(libc::EIO),
+                source: std::io::Error::from_raw_os_error(errno),
             });
+        }
+        if state.running && call.ends_with("_slot") {
+            state.changed_running.push(call);
         }
         Ok(state)
     }
@@ -165,17 +182,37 @@ impl DirtySource for FakeBackend {
 }
 
 impl Backend for FakeBackend {
+    fn dirty_engine(&self) -> EngineInUse {
+        EngineInUse {
+            engine: DirtyEngine::Bitmap,
+            reason: "a fake has nothing else".to_owned(),
+        }
+    }
+
     fn capabilities(&self) -> Vec<v1::Capability> {
-        use v1::Capability::{DirtyLog, FaultStatistics, Invalidate, VcpuState};
+        use v1::Capability::{DirtyLog, FaultStatistics, Invalidate, ReadOnlySlots, VcpuState};
         let state = self.state();
-        [DirtyLog, VcpuState, FaultStatistics, Invalidate]
-            .into_iter()
-            .filter(|capability| !state.lacks.contains(capability))
-            .collect()
+        [
+            DirtyLog,
+            VcpuState,
+            FaultStatistics,
+            Invalidate,
+            ReadOnlySlots,
+        ]
+        .into_iter()
+        .filter(|capability| !state.lacks.contains(capability))
+        .collect()
     }
 
     fn cpu_facts(&self) -> Vec<CpuFact> {
         Vec::new()
+    }
+
+    fn most_slots(&self) -> u32 {
+        match self.state().most_slots {
+            0 => 32_764,
+            most => most,
+        }
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
@@ -183,6 +220,7 @@ impl Backend for FakeBackend {
         let slot = FakeSlot {
             base_gfn: spec.base_gfn,
             pages: spec.pages,
+            read_only: spec.read_only,
             ..FakeSlot::default()
         };
         let before = self.enter("add_slot")?.slots.insert(spec.slot, slot);
@@ -204,6 +242,24 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
+    /// As a kernel that takes the slot away and puts it back: "lose_slot" does not put it back.
+    fn set_read_only(&self, slot: u32, read_only: bool) -> Result<(), BackendError> {
+        if self.state().running {
+            return Err(vcpu("a slot is made anew under running vCPUs"));
+        }
+        if self.enter("lose_slot").is_err() {
+            self.state().slots.remove(&slot);
+            let message = "told to".to_owned();
+            return Err(BackendError::SlotLost { slot, message });
+        }
+        let mut state = self.enter("set_read_only")?;
+        let found = state.slots.get_mut(&slot);
+        let found = found.ok_or(BackendError::NoSuchSlot { slot })?;
+        found.read_only = read_only;
+        found.dirty.clear();
+        Ok(())
+    }
+
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         self.enter("invalidate")?.invalidated.push((gfn, pages));
         Ok(())
@@ -218,7 +274,8 @@ impl Backend for FakeBackend {
     }
 
     fn pause(&self) -> Result<(), BackendError> {
-        self.enter("pause")?.running = false;
+        let mut state = self.enter("pause")?;
+        state.pauses += u32::from(std::mem::replace(&mut state.running, false));
         Ok(())
     }
 
@@ -253,6 +310,7 @@ impl Backend for FakeBackend {
 pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
     let backend = Arc::clone(backend);
     Parts {
+        offers_rings: |_| false,
         available: || (vec![BackendKind::Software], Some("a test".to_owned())),
         create: Arc::new(move |_: &VmSpec, events: EventSink, _: Option<&Path>| {
             backend.enter("create")?.events = Some(events);
@@ -343,12 +401,12 @@ pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,
     pub(crate) disk: Arc<FakeDisk>,
-    _dir: tempfile::TempDir,
+    _dir: Home,
 }
 
 /// Without a VM.
 pub(crate) fn empty() -> FakeVm {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Home::new();
     let backend = Arc::new(FakeBackend::default());
     let disk = Arc::new(FakeDisk::default());
     let machine = Machine::with_parts(

@@ -3,6 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`confine`] | what the process and its threads may do to the host
 //! | `memory` | guest memory: backing, views, the slot table, digests, the dirty log |
 //! | `guest` | memstress, the guest that checks its own memory, and the raw image |
 //! | `backend` | runs vCPUs and walks second-stage tables: KVM, or the Common MMU in software |
@@ -18,6 +19,8 @@
 //! socket and over what both read on disk ([`slat_record`]).
 
 mod backend;
+pub mod confine;
+mod cpu_time;
 mod guest;
 pub mod handover;
 mod machine;
@@ -28,5 +31,28 @@ mod service;
 
 #[cfg(test)]
 mod fake;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+#[cfg(test)]
+mod home;
 
-pub use backend::available as available_backends;
+pub use backend::{
+    FaultEvents, RawVm, SpareSlot, available as available_backends, count_faults,
+    kvm_offers_dirty_rings,
+};
+pub use machine::fits_here;
+pub use memory::{Filled, fill_fresh, huge_page_pools};
+
+/// The decoders of what comes from outside, for libFuzzer.
+#[cfg(feature = "fuzz")]
+pub const FUZZ_TARGETS: &[&fuzz::Target] = &[
+    &handover::FUZZED_STATE,
+    &handover::FUZZED_MONITOR,
+    &migration::FUZZED_FRAMES,
+    &migration::FUZZED_HARVEST,
+    &backend::FUZZED_RISCV64_TOLD,
+    &backend::FUZZED_RISCV64_REGISTERS,
+    #[cfg(target_arch = "x86_64")]
+    &backend::FUZZED_X86_64_VCPU,
+    &service::FUZZED_SOCKET,
+];

@@ -10,13 +10,14 @@
 //!
 //! # Invariants
 //! What a backend cannot do it refuses with [`BackendError::Unsupported`]. The guest
-//! reaches a slot's memory through the guest view alone.
+//! reaches a slot's memory through the guest view alone. A guest's write to a read-only slot
+//! changes nothing, is counted ([`v1::MmuStats::read_only_writes`]), and the guest goes on.
 
 use std::sync::Arc;
 
-use slat_proto::v1;
+use slat_proto::{model::DirtyEngine, v1};
 
-use super::{cpu::CpuFact, error::BackendError};
+use super::{cpu::CpuFact, error::BackendError, run_failure::RunFailure};
 use crate::memory::{DirtySource, SlotMemory};
 
 /// What a vCPU reports on its own account.
@@ -26,21 +27,35 @@ pub(crate) enum GuestEvent {
     Stopped,
     /// The guest or the backend failed (triple fault, internal error, a stale translation used);
     /// the vCPUs are stopped.
-    Failed(String),
+    Failed(RunFailure),
 }
 
 /// Where a backend reports [`GuestEvent`]s. Called on a vCPU thread; must not block and must not
 /// call the backend.
 pub(crate) type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
+/// How a backend tells which pages were written, and why in that way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineInUse {
+    pub(crate) engine: DirtyEngine,
+    /// For people.
+    pub(crate) reason: String,
+}
+
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
 pub(crate) trait Backend: DirtySource {
     /// What it can do here.
     fn capabilities(&self) -> Vec<v1::Capability>;
 
+    /// How it tells which pages were written.
+    fn dirty_engine(&self) -> EngineInUse;
+
     /// What its vCPUs were told of their CPU, whatever this host could tell them: a VM that came
     /// from a lesser host can go back there. Empty where that is nothing.
     fn cpu_facts(&self) -> Vec<CpuFact>;
+
+    /// Most slots that a VM can have, and the first number that no slot can have.
+    fn most_slots(&self) -> u32;
 
     /// Makes a slot's memory visible to the guest at its `base_gfn`. Keeps the memory mapped as
     /// long as the slot exists.
@@ -58,6 +73,13 @@ pub(crate) trait Backend: DirtySource {
     /// # Errors
     /// `NoSuchSlot`, `BadSlot`.
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError>;
+
+    /// Lets the guest write to a slot, or not. Only while stopped: the slot is made anew, and the
+    /// log of its writes begins empty. Dirty logging stays on where it was.
+    ///
+    /// # Errors
+    /// `NoSuchSlot`, `BadSlot`, `Ioctl`: the slot is as it was. `SlotLost`: it is gone.
+    fn set_read_only(&self, slot: u32, read_only: bool) -> Result<(), BackendError>;
 
     /// Drops second-stage mappings of guest frames `[gfn, gfn + pages)`; contents stay. Returns
     /// when no vCPU can use a dropped translation.

@@ -14,27 +14,28 @@ pub(crate) struct BootEntry {
     pub sp: u64,
     /// First argument: memstress' control page, or a raw image's vCPU number.
     pub argument: u64,
-    /// Root of the guest page tables.
-    pub page_tables: u64,
+    /// Of what the architecture's CPU needs beside the code: guest page tables on x86-64, the
+    /// exception handler on RISC-V.
+    pub support: u64,
 }
 
 impl BootEntry {
     /// How vCPU `vcpu` of a VM of `spec` starts.
     #[must_use]
     pub(crate) fn new(spec: &VmSpec, layout: &Layout, vcpu: u32) -> Self {
-        let page_tables = layout.page_tables();
+        let support = layout.support();
         match spec.guest {
             GuestSpec::Memstress(_) => Self {
                 pc: Layout::CODE,
                 sp: 0,
                 argument: memstress::control_page(vcpu),
-                page_tables,
+                support,
             },
             GuestSpec::RawImage(_) => Self {
                 pc: raw::LOAD,
                 sp: raw::stack(vcpu),
                 argument: u64::from(vcpu),
-                page_tables,
+                support,
             },
         }
     }

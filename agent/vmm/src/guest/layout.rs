@@ -1,21 +1,38 @@
 //! Where things are in guest-physical memory: a function of the memory's size alone. The table is
 //! in the parent's doc.
 //!
-//! "Linear" offsets count RAM bytes from [`Layout::LINEAR_BASE`] up to the guest page tables and on
-//! from 4 GiB, without the hole; [`Layout::gpa`] turns one into an address.
+//! "Linear" offsets count RAM bytes from [`Layout::LINEAR_BASE`] up to the support and on from
+//! 4 GiB, without the hole; [`Layout::gpa`] turns one into an address.
 
 use slat_proto::{
     ApiError,
     model::{PAGE_SIZE, SlotSpec, slots_for_memory},
 };
 
-use super::tables;
+const GIB: u64 = 1 << 30;
+
+/// Where a slot's bytes begin and end.
+pub(super) fn bounds(slot: &SlotSpec) -> (u64, u64) {
+    (slot.base_gfn * PAGE_SIZE, slot.end_gfn() * PAGE_SIZE)
+}
+
+/// Pages of the support. As many on every architecture as page tables of x86-64 take: one, one for
+/// each 512 GiB up to the end, one for each GiB that holds memory. Slots start at whole GiB, so no
+/// GiB holds two.
+pub(super) fn support_pages(slots: &[SlotSpec]) -> u64 {
+    let end = slots.iter().map(|slot| bounds(slot).1).max().unwrap_or(0);
+    let gibs = |slot| {
+        let (base, end) = bounds(slot);
+        end.div_ceil(GIB) - base / GIB
+    };
+    1 + end.div_ceil(512 * GIB) + slots.iter().map(gibs).sum::<u64>()
+}
 
 /// Layout of guest memory of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     slots: Vec<SlotSpec>,
-    table_pages: u64,
+    support_pages: u64,
     working_pages: u64,
 }
 
@@ -33,10 +50,10 @@ impl Layout {
     /// When no slots can be made for it.
     pub(crate) fn new(memory_bytes: u64) -> Result<Self, ApiError> {
         let slots = slots_for_memory(memory_bytes)?;
-        let table_pages = tables::pages_for(&slots);
+        let support_pages = support_pages(&slots);
         let mut layout = Self {
             slots,
-            table_pages,
+            support_pages,
             working_pages: 0,
         };
         let linear = layout.low_limit().saturating_sub(Self::LINEAR_BASE) / PAGE_SIZE
@@ -52,19 +69,20 @@ impl Layout {
         &self.slots
     }
 
-    /// Of the guest page tables' root.
+    /// Of what the architecture's CPU needs beside the guest's code: see
+    /// [`arch`](crate::guest::arch).
     #[must_use]
-    pub(crate) fn page_tables(&self) -> u64 {
+    pub(crate) fn support(&self) -> u64 {
         self.low_limit()
     }
 
-    /// Where low memory ends for the guest: the page tables follow.
+    /// Where low memory ends for the guest: the support follows.
     #[must_use]
     pub(crate) fn low_limit(&self) -> u64 {
-        self.slots[0].bytes() - self.table_pages * PAGE_SIZE
+        self.slots[0].bytes() - self.support_pages * PAGE_SIZE
     }
 
-    /// What to add to an address at or above [`Layout::low_limit`] to skip the page tables and the
+    /// What to add to an address at or above [`Layout::low_limit`] to skip the support and the
     /// hole.
     #[must_use]
     pub(crate) fn hole(&self) -> u64 {
@@ -140,7 +158,7 @@ mod tests {
                     .iter()
                     .any(|slot| (slot.base_gfn..slot.end_gfn()).contains(&last))
             );
-            assert!(last < layout.page_tables() / PAGE_SIZE || last >= (4 << 30) / PAGE_SIZE);
+            assert!(last < layout.support() / PAGE_SIZE || last >= (4 << 30) / PAGE_SIZE);
         }
     }
 

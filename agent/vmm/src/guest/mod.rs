@@ -3,8 +3,9 @@
 //! [`install`] writes all a fresh VM needs into its memory. The layout of guest memory is a
 //! function of the VM's size alone ([`Layout`]), so that a backend knows where to enter
 //! ([`BootEntry`]) without being told, on the source and on the destination of a migration
-//! alike. Memory images do not depend on the backend: a guest's page tables and machine code are
-//! there on the software backend too, which executes the portable form of the same steps.
+//! alike. Memory images do not depend on the backend: machine code, and what it needs of its CPU,
+//! are there on the software backend too, which executes the portable form of the same steps. They
+//! do depend on the architecture, which a VM never leaves.
 //!
 //! # Guest-physical layout
 //! | from | to | what |
@@ -16,12 +17,10 @@
 //! | after it | | from the next page, the working pages |
 //! | `0x0` | `0x200000` | raw image: stacks, 32 KiB a vCPU, vCPU 0's topmost |
 //! | `0x200000` | | raw image: the image |
-//! | end of slot 0 less the tables | end of slot 0 | guest page tables |
+//! | end of slot 0 less the support | end of slot 0 | support: what the CPU needs beside code |
 //!
-//! The count table and the working pages run on above the hole at 4 GiB where memory does. The
-//! guest page tables, in the format of x86-64, map every slot one to one by 2 MiB pages: user,
-//! writable, executable. Accessed and dirty bits are set beforehand, so running the guest does not
-//! write them.
+//! The count table and the working pages run on above the hole at 4 GiB where memory does. What the
+//! support is, [`arch`] says.
 
 pub(crate) mod arch;
 mod boot;
@@ -29,7 +28,6 @@ mod layout;
 pub(crate) mod memstress;
 mod put;
 pub(crate) mod raw;
-mod tables;
 
 use slat_proto::model::{GuestSpec, VmSpec};
 
@@ -37,9 +35,8 @@ use self::put::put;
 pub(crate) use self::{boot::BootEntry, layout::Layout, put::GuestError};
 use crate::memory::SlotTable;
 
-/// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: guest page
-/// tables, code, control pages, and the random fill with as many threads as there are processors
-/// (at most 8).
+/// Writes everything a fresh VM of `spec` needs into its memory, which is all zero: support, code,
+/// control pages, and the random fill with as many threads as there are processors (at most 8).
 ///
 /// # Errors
 /// When `memory` does not have the slots that `spec.memory_bytes` asks for, or the image does not
@@ -48,13 +45,13 @@ pub(crate) fn install(memory: &SlotTable, spec: &VmSpec) -> Result<(), GuestErro
     let layout = Layout::new(spec.memory_bytes)?;
     put(
         memory,
-        layout.page_tables(),
-        &tables::identity(layout.slots(), layout.page_tables()),
-        "page tables",
+        layout.support(),
+        &arch::support(layout.slots(), layout.support()),
+        "support",
     )?;
     match &spec.guest {
         GuestSpec::Memstress(memstress) => {
-            put(memory, Layout::CODE, arch::memstress(), "machine code")?;
+            put(memory, Layout::CODE, &arch::memstress(), "machine code")?;
             memstress::install(memory, &layout, spec.vcpus, memstress)
         }
         GuestSpec::RawImage(raw) => raw::install(memory, &layout, &raw.bytes),

@@ -1,10 +1,19 @@
 //! The raw image: flat code, memory mapped one to one.
 //!
+//! Loaded and entered at [`LOAD`] by every vCPU. The stack grows down from [`stack`]. There is no
+//! interrupt, and an exception that the image does not handle fails the VM.
+//!
 //! # Contract on x86-64
-//! Loaded and entered at [`LOAD`] by every vCPU, in 64-bit mode at CPL 3 with IOPL 3, its number in
-//! `rdi`. The stack grows down from [`stack`]. There is no interrupt and no exception handler: an
-//! exception is a triple fault and fails the VM. `out` of a byte to port 0xe9 prints it to the VM's
-//! console file, `out` to port 0xf4 ends the guest; any other port fails it.
+//! 64-bit mode at CPL 3 with IOPL 3, the vCPU's number in `rdi`. `out` of a byte to port 0xe9
+//! prints it to the VM's console file, `out` to port 0xf4 ends the guest; any other port fails it.
+//! An exception is a triple fault.
+//!
+//! # Contract on RISC-V
+//! VS-mode without translation (`satp` is 0), the vCPU's number in `a0`. The SBI's debug console
+//! prints a byte (function 2 of extension DBCN), its system reset (SRST) to shut down ends the
+//! guest. Calls that the kernel answers by itself work; one that it hands on and that is not among
+//! these fails the VM. `stvec` points at a handler that fails it with the exception's cause, and
+//! may be set to one of the image's own.
 
 use slat_proto::model::PAGE_SIZE;
 

@@ -18,3 +18,6 @@ pub mod protocol;
 pub(crate) mod side;
 pub(crate) mod side_protocol;
 pub(crate) mod state;
+
+#[cfg(feature = "fuzz")]
+pub(crate) use self::state::fuzzed::{MONITOR as FUZZED_MONITOR, STATE as FUZZED_STATE};

@@ -11,7 +11,14 @@
 //! | the architecture | ISA_MISMATCH |
 //! | the page size | PAGE_SIZE_MISMATCH |
 //! | the backend is not here | CAPABILITY_MISSING |
+//! | the VM's spec asks for dirty rings, which are not here | CAPABILITY_MISSING |
+//! | its memory is of a kind that this host's settings or kernel do not give | CAPABILITY_MISSING |
+//! | too few pages are set aside for it | NO_HUGE_PAGES |
 //! | a fact about the CPU | CPU_INCOMPATIBLE |
+//!
+//! Pages that are set aside are counted here only for a trial: a repeated request would find those
+//! gone that the first one took. Otherwise they are reserved when the empty VM is built, before the
+//! source hears of it.
 //!
 //! # Versions
 //! Each end says which it speaks, the newest and the one before. The destination chooses the
@@ -19,11 +26,15 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, PAGE_SIZE, VmSpec},
+    model::{BackendKind, DirtyEngine, PAGE_SIZE, VmSpec},
     v1,
 };
 
-use crate::backend::{CpuFact, compare_facts, host_facts};
+use crate::{
+    backend::{CpuFact, compare_facts, host_facts, offers_dirty_rings},
+    machine::no_dirty_rings,
+    memory::{Mode, check_mode, check_room},
+};
 
 /// Versions of the data port's protocol spoken here. 2: state in sections; 3: Echo.
 const PROTOCOL: v1::VersionRange = v1::VersionRange { min: 2, max: 3 };
@@ -69,10 +80,28 @@ pub fn admit_here(request: &v1::PrepareIncomingRequest) -> Result<v1::ChosenVers
         .ok_or_else(|| missing("preamble"))?;
     let vm = request.vm.as_ref().ok_or_else(|| missing("vm"))?;
     let spec = vm.spec.as_ref().ok_or_else(|| missing("vm.spec"))?;
-    let backend = VmSpec::from_resource(spec)?
+    let spec = VmSpec::from_resource(spec)?;
+    let backend = spec
         .backend
         .ok_or_else(|| ApiError::bad_parameter("vm.spec.backend", "the source says which"))?;
-    admit(source, &describe_host(backend)?).map_err(|error| error.with("vm", &vm.name))
+    let chosen =
+        admit(source, &describe_host(backend)?).map_err(|error| error.with("vm", &vm.name))?;
+    if spec.dirty_engine == Some(DirtyEngine::Ring) && !offers_dirty_rings(backend) {
+        return Err(no_dirty_rings(backend)
+            .with("vm", &vm.name)
+            .with("vm_location", "SOURCE"));
+    }
+    let mode = Mode::from(&spec);
+    let fits = if request.validate_only {
+        let pages = request.slots.iter().map(|slot| slot.pages);
+        let pages = pages.fold(0, u64::saturating_add);
+        let bytes = pages.saturating_mul(PAGE_SIZE).max(spec.memory_bytes);
+        check_room(mode, bytes)
+    } else {
+        check_mode(mode)
+    };
+    fits.map_err(|error| error.with("vm", &vm.name).with("vm_location", "SOURCE"))?;
+    Ok(chosen)
 }
 
 /// Whether a VM that comes from where `source` was said can be taken where `own` holds, and in

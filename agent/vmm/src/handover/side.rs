@@ -200,6 +200,11 @@ impl<R: SideProtocol> Side<R> {
         self.publish_end(phase, error);
     }
 
+    /// Nothing is left of the VM here. Said with the end.
+    pub(crate) fn lose_vm(&self) {
+        self.lock().transfer.vm_lost = true;
+    }
+
     /// Enters a terminal phase with what was wrong, if anything.
     pub(crate) fn publish_end(&self, phase: TransferPhase, error: Option<v1::MigrationError>) {
         self.lock().transfer.error = error;

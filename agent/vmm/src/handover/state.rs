@@ -263,6 +263,9 @@ fn word(bytes: &mut &[u8]) -> Result<u32, PayloadError> {
     Ok(u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzzed;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -368,6 +371,12 @@ mod tests {
             damaged[at] ^= 1 << (bit % 8);
             assert!(VmState::decode(&damaged).is_err(), "{bit}");
         }
+    }
+
+    #[test]
+    fn damaged_states_are_refused_or_understood() {
+        assert!(crate::fuzz::bounded(&fuzzed::STATE) > 0);
+        crate::fuzz::bounded(&fuzzed::MONITOR);
     }
 
     proptest! {

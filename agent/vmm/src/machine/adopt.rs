@@ -59,6 +59,8 @@ impl Machine {
             view.epoch = epoch;
             view.participation = Participation::None;
         });
+        // The destination may have given out numbers of its own.
+        self.go_on_counting(None);
         tracing::warn!(vm = %self.shared.vm, %migration, epoch, "taken back on an operator's order");
         self.shown()
     }

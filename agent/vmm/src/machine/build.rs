@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, Format, SlotSpec, VmSpec, now, slots_for_memory},
+    model::{BackendKind, DirtyEngine, Format, SlotSpec, VmSpec, now, slots_for_memory},
     v1,
 };
 use slat_record::{journal::Entry, uid::VmUid};
 
 use super::{
     Machine, Parts,
+    birth::Birth,
+    room::check_free,
     view::{Identity, State},
 };
 use crate::{
-    backend::EventSink,
-    memory::{DirtySource, SlotMemory},
+    backend::{Backend, EventSink},
+    memory::{DirtySource, Mode, SlotMemory, check_room, no_huge_pages},
 };
 
 /// The epoch a VM is created with.
@@ -55,11 +57,46 @@ pub(crate) fn resolve(parts: &Parts, spec: &VmSpec) -> Result<VmSpec, ApiError> 
         }
         (BackendKind::Software, format) => Some(format.unwrap_or(Format::Ept4)),
     };
+    let wants_rings = spec.dirty_engine == Some(DirtyEngine::Ring);
+    if wants_rings && !(parts.offers_rings)(backend) {
+        return Err(no_dirty_rings(backend));
+    }
     Ok(VmSpec {
         backend: Some(backend),
         format,
         ..spec.clone()
     })
+}
+
+/// The VM needs dirty rings, which VMs of `backend` cannot have here.
+pub(crate) fn no_dirty_rings(backend: BackendKind) -> ApiError {
+    let capability = v1::Capability::DirtyRing.as_str_name();
+    let why = match backend {
+        BackendKind::Kvm => "this host's kernel has no KVM_CAP_DIRTY_LOG_RING",
+        BackendKind::Software => "only KVM has them",
+    };
+    ApiError::new(
+        Reason::CapabilityMissing,
+        format!("VMs of the {backend} backend cannot have dirty rings here: {why}"),
+    )
+    .with("capability", capability)
+    .with("backend", backend)
+    .with(
+        "advice",
+        "take dirty engine auto or bitmap, or another host",
+    )
+}
+
+/// Whether memory for a new VM could be made on this host now. Takes nothing.
+///
+/// # Errors
+/// CAPABILITY_MISSING, NO_SUCH_NODE, NO_HUGE_PAGES; NO_MEMORY where it is to be there at once.
+pub fn fits_here(spec: &VmSpec) -> Result<(), ApiError> {
+    check_room(Mode::from(spec), spec.memory_bytes)?;
+    if spec.prefault {
+        check_free(spec.ordinary_bytes(), Reason::NoMemory)?;
+    }
+    Ok(())
 }
 
 impl Machine {
@@ -71,6 +108,7 @@ impl Machine {
         self.free_for_a_vm()?;
         let spec = resolve(&self.parts, spec)?;
         slots_for_memory(spec.memory_bytes)?;
+        fits_here(&spec)?;
         Ok(spec)
     }
 
@@ -78,14 +116,18 @@ impl Machine {
     /// State CREATED.
     ///
     /// # Errors
-    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, KVM_IOCTL and the guest's; there is
-    /// then still no VM. JOURNAL: the entry may or may not be durable, and this process will not
-    /// run the VM.
+    /// VM_EXISTS, CAPABILITY_MISSING, BAD_PARAMETER, NO_MEMORY, NO_HUGE_PAGES, KVM_IOCTL and the
+    /// guest's; there is then still no VM. JOURNAL: the entry may or may not be durable, and this
+    /// process will not run the VM.
     pub(crate) fn create(&self, spec: VmSpec) -> Result<v1::Vm, ApiError> {
         let mut control = self.control();
         let spec = self.plan(&spec)?;
         let slots = slots_for_memory(spec.memory_bytes)?;
+        let reserved = spec.backing.reserved_page().is_some();
         let built = self.build(&spec, &slots, Reason::NoMemory).and_then(|()| {
+            if reserved {
+                self.populate_now(self.memory.table().slots(), Mode::from(&spec))?;
+            }
             (self.parts.install)(&self.memory.table(), &spec)?;
             let identity = Identity {
                 uid: self
@@ -95,7 +137,7 @@ impl Machine {
                     .unwrap_or_else(VmUid::fresh)
                     .to_string(),
                 spec,
-                create_time: Some(now()),
+                birth: Some(Birth::at(now())),
             };
             control.journal.append(&Entry::Created {
                 vm: self.shared.vm.id().to_owned(),
@@ -106,11 +148,17 @@ impl Machine {
         });
         match built {
             Ok(identity) => {
+                let prefault = identity.spec.prefault;
                 self.shared.change(|view| {
                     view.identity = Some(identity);
                     view.state = State::Created;
                     view.epoch = FIRST_EPOCH;
                 });
+                match (prefault, reserved) {
+                    (true, true) => self.prefault_done(),
+                    (true, false) => self.begin_prefault(),
+                    (false, _) => {}
+                }
                 self.shown()
             }
             Err(error) => {
@@ -153,7 +201,8 @@ impl Machine {
         self.set_backend(Some(Arc::clone(&backend)));
         let mut table = Vec::with_capacity(slots.len());
         for slot in slots {
-            let memory = map(*slot, no_memory)?;
+            may_have(&*backend, slot.slot, slot.read_only, Some(table.len()))?;
+            let memory = map(*slot, Mode::from(spec), no_memory)?;
             self.add_slot(&backend, &memory)?;
             table.push(memory);
         }
@@ -169,18 +218,114 @@ impl Machine {
     }
 }
 
-/// A slot of zeroes.
-pub(super) fn map(spec: SlotSpec, no_memory: Reason) -> Result<Arc<SlotMemory>, ApiError> {
-    SlotMemory::new(spec).map(Arc::new).map_err(|error| {
-        ApiError::new(
-            no_memory,
-            format!(
-                "slot {}: {} bytes cannot be mapped: {error}",
-                spec.slot,
-                spec.bytes()
-            ),
+/// Whether this host's backend has such a slot; `others`: beside so many, when it is a new one.
+///
+/// # Errors
+/// CAPABILITY_MISSING, LIMIT_REACHED.
+pub(super) fn may_have(
+    backend: &dyn Backend,
+    slot: u32,
+    read_only: bool,
+    others: Option<usize>,
+) -> Result<(), ApiError> {
+    let capability = v1::Capability::ReadOnlySlots;
+    if read_only && !backend.capabilities().contains(&capability) {
+        return Err(ApiError::new(
+            Reason::CapabilityMissing,
+            format!("slot {slot}: this host's backend has no read-only slots"),
         )
-        .with("slot", spec.slot)
-        .with("needed_bytes", spec.bytes())
-    })
+        .with("capability", capability.as_str_name())
+        .with("slot", slot));
+    }
+    let most = backend.most_slots();
+    if others.is_some_and(|others| slot >= most || others >= most as usize) {
+        return Err(ApiError::new(
+            Reason::LimitReached,
+            format!("slot {slot}: a VM has at most {most} slots here, numbered from 0"),
+        )
+        .with("slot", slot)
+        .with("limit", most)
+        .with("advice", "delete slots that are no longer used"));
+    }
+    Ok(())
+}
+
+/// A slot of zeroes, in the VM's mode.
+pub(super) fn map(
+    spec: SlotSpec,
+    mode: Mode,
+    no_memory: Reason,
+) -> Result<Arc<SlotMemory>, ApiError> {
+    whole_pages(spec, mode)?;
+    let memory = SlotMemory::with(spec, mode);
+    memory
+        .map(Arc::new)
+        .map_err(|error| cannot_map(spec, mode, no_memory, &error))
+}
+
+/// Slots of zeroes, in the VM's mode; or which of them could not be had, and why.
+pub(super) fn map_all(
+    specs: &[SlotSpec],
+    mode: Mode,
+    no_memory: Reason,
+) -> Result<Vec<Arc<SlotMemory>>, (usize, ApiError)> {
+    for (at, spec) in specs.iter().enumerate() {
+        whole_pages(*spec, mode).map_err(|error| (at, error))?;
+    }
+    match SlotMemory::all(specs, mode) {
+        Ok(all) => Ok(all.into_iter().map(Arc::new).collect()),
+        Err((at, error)) => Err((at, cannot_map(specs[at], mode, no_memory, &error))),
+    }
+}
+
+/// A slot of reserved pages is a multiple of one.
+fn whole_pages(spec: SlotSpec, mode: Mode) -> Result<(), ApiError> {
+    let backing = mode.backing;
+    let Some(page) = backing.reserved_page() else {
+        return Ok(());
+    };
+    if spec.bytes().is_multiple_of(page) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Reason::BadSlotTable,
+        format!(
+            "slot {}: {} bytes are no multiple of the {page} bytes of a {backing} page, of which \
+             this VM's memory is made",
+            spec.slot,
+            spec.bytes()
+        ),
+    )
+    .with("slot", spec.slot)
+    .with("backing", backing)
+    .with("page_bytes", page))
+}
+
+fn cannot_map(spec: SlotSpec, mode: Mode, no_memory: Reason, error: &std::io::Error) -> ApiError {
+    if error.raw_os_error() == Some(libc::ENOMEM)
+        && let Some(short) = no_huge_pages(mode.backing, spec.bytes())
+    {
+        return short.with("slot", spec.slot);
+    }
+    let (reason, advice) = match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => (
+            Reason::DescriptorsExhausted,
+            "each slot takes a descriptor: raise LimitNOFILE of the agent",
+        ),
+        _ => (
+            no_memory,
+            "the host may lack memory, or mappings: each slot takes two of vm.max_map_count",
+        ),
+    };
+    ApiError::new(
+        reason,
+        format!(
+            "slot {}: {} bytes cannot be mapped: {error}",
+            spec.slot,
+            spec.bytes()
+        ),
+    )
+    .with("slot", spec.slot)
+    .with("needed_bytes", spec.bytes())
+    .with("advice", advice)
 }

@@ -26,8 +26,8 @@ fn used_until(epoch: u64) -> u64 {
 }
 
 impl Machine {
-    /// At the destination, before it owns the VM: numbers go on where the source's ended.
-    /// `generation` is the slot table's, if the source says it.
+    /// Where the VM comes from another process, before it runs: numbers go on where that one's
+    /// ended. `generation` is its slot table's, if it says it.
     pub(crate) fn go_on_counting(&self, generation: Option<u64>) {
         let used = used_until(self.shared.view().epoch);
         self.memory.raise_generation(generation.unwrap_or(used + 1));
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn what_a_source_of_before_did_not_say_makes_every_number_stale() {
         let vm = fake::created();
-        let generation = || vm.machine.list_slots().unwrap().1;
+        let generation = || vm.machine.list_slots().unwrap().generation;
         let stale = generation();
         vm.machine.go_on_counting(None);
         assert!(generation() > stale + (1 << 31));

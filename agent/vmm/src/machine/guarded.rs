@@ -9,7 +9,7 @@ use std::sync::Arc;
 use slat_proto::v1;
 
 use crate::{
-    backend::{Backend, BackendError, CpuFact},
+    backend::{Backend, BackendError, CpuFact, EngineInUse},
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
 };
 
@@ -41,8 +41,14 @@ impl Backend for Guarded {
     fn capabilities(&self) -> Vec<v1::Capability> {
         self.0.capabilities()
     }
+    fn dirty_engine(&self) -> EngineInUse {
+        self.0.dirty_engine()
+    }
     fn cpu_facts(&self) -> Vec<CpuFact> {
         self.0.cpu_facts()
+    }
+    fn most_slots(&self) -> u32 {
+        self.0.most_slots()
     }
     fn add_slot(&self, _: &Arc<SlotMemory>) -> Result<(), BackendError> {
         refused("adds slots")
@@ -52,6 +58,9 @@ impl Backend for Guarded {
     }
     fn move_slot(&self, _: u32, _: u64) -> Result<(), BackendError> {
         refused("moves slots")
+    }
+    fn set_read_only(&self, _: u32, _: bool) -> Result<(), BackendError> {
+        refused("changes slots")
     }
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         self.0.invalidate(gfn, pages)

@@ -15,12 +15,13 @@ use slat_record::{
 
 use super::{
     Control, Exit, Fence, Machine, Switchover,
+    birth::Birth,
     oom::OomScore,
     resolve,
-    slots::check_free,
+    room::check_free,
     view::{Identity, Participation, State, View},
 };
-use crate::backend::BackendError;
+use crate::memory::{Mode, check_room};
 
 impl Machine {
     /// Builds an empty VM that receives: backend and slots of zeroes, no guest. Journals INCOMING
@@ -28,7 +29,8 @@ impl Machine {
     ///
     /// # Errors
     /// VM_EXISTS; BAD_PARAMETER, BAD_SLOT_TABLE when what the source says of the VM is not sound;
-    /// CAPABILITY_MISSING; DST_NO_MEMORY; KVM_IOCTL; JOURNAL. There is then no VM here.
+    /// CAPABILITY_MISSING; DST_NO_MEMORY; NO_HUGE_PAGES; KVM_IOCTL; JOURNAL. There is then no VM
+    /// here.
     pub(crate) fn begin_incoming(
         &self,
         migration: &MigrationName,
@@ -55,11 +57,19 @@ impl Machine {
         let needed = slots
             .iter()
             .fold(0_u64, |sum, slot| sum.saturating_add(slot.bytes()));
-        check_free(needed, Reason::DstNoMemory).map_err(|error| {
-            error
-                .with("vm", &self.shared.vm)
-                .with("migration", migration)
-        })?;
+        let prefault = spec.prefault;
+        let ordinary = spec.backing.ordinary_bytes(needed);
+        check_free(ordinary, Reason::DstNoMemory)
+            .and_then(|()| check_room(Mode::from(&spec), needed))
+            .map_err(|mut error| {
+                if error.reason == Reason::NoMemory {
+                    error.reason = Reason::DstNoMemory;
+                }
+                error
+                    .with("vm", &self.shared.vm)
+                    .with("migration", migration)
+                    .with("vm_location", "SOURCE")
+            })?;
         let built = self
             .build(&spec, slots, Reason::DstNoMemory)
             .and_then(|()| {
@@ -76,6 +86,10 @@ impl Machine {
                 .with("vm", &self.shared.vm)
                 .with("migration", migration));
         }
+        if prefault {
+            // All of it is populated before the first page is sent.
+            self.prefault_done();
+        }
         // Should the host run out of memory all the same, a copy that nobody runs yet is the least
         // loss.
         control.oom = self.parts.oom_score.as_deref().and_then(OomScore::raise);
@@ -83,7 +97,7 @@ impl Machine {
             view.identity = Some(Identity {
                 uid: vm.uid.clone(),
                 spec,
-                create_time: vm.create_time,
+                birth: vm.create_time.map(Birth::at),
             });
             view.state = State::Incoming;
             view.epoch = vm.epoch;
@@ -148,14 +162,15 @@ impl Machine {
         self.built_backend()?
             .load_state(vcpu_state)
             .map_err(|error| {
-                let error = match error {
-                    BackendError::State { .. } => ApiError::from(error),
-                    other => ApiError::new(Reason::StateLoad, other.to_string()),
-                };
+                let mut error = ApiError::from(error);
+                if error.reason != Reason::StateVersionUnsupported {
+                    // Which call failed, and by what, is in its metadata.
+                    error.reason = Reason::StateLoad;
+                }
                 error
                     .with("vm", &self.shared.vm)
                     .with("migration", migration)
-                    .with("vm_location", v1::VmLocation::Source.as_str_name())
+                    .with("vm_location", "SOURCE")
             })
     }
 
@@ -230,7 +245,7 @@ impl Machine {
             self.run_vcpus(&control).map_err(|error| {
                 error
                     .with("migration", migration)
-                    .with("vm_location", v1::VmLocation::Destination.as_str_name())
+                    .with("vm_location", "DESTINATION")
                     .with("advice", "the VM is owned here and paused: resume it")
             })?;
         }

@@ -1,7 +1,10 @@
 //! Start, pause, resume, delete, stop: what users ask of a VM, and the one gate through which vCPUs
 //! run.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use slat_proto::{ApiError, Reason, v1};
 
@@ -16,11 +19,16 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover;
-    /// VM_STATE; the backend's.
+    /// VM_STATE, also while its memory is being populated; NO_MEMORY when that failed; the
+    /// backend's.
     pub(crate) fn start(&self) -> Result<v1::Vm, ApiError> {
+        self.await_prefault();
         self.lifecycle("be started", |control, view| match view.state {
             State::Running => Ok(()),
-            State::Created => self.run_vcpus(control),
+            State::Created => {
+                self.refuse_unpopulated(view)?;
+                self.run_vcpus(control)
+            }
             State::Paused => Err(self
                 .shared
                 .bad_state(view, "be started")
@@ -113,6 +121,37 @@ impl Machine {
                 self.finish(&mut control, Exit::Deleted)
             }
         }
+    }
+
+    /// The VM's directory, and its journal with it, was removed below this process: nobody can find
+    /// it, ask it or order it again, and what it knows of who owns the VM can be told to nobody.
+    /// Ends it when it was `told` to end (SIGTERM), whatever it has, and without being told when it
+    /// never owned the VM. A VM that it owns goes on until somebody says so. Whether it ends.
+    ///
+    /// What ends here may be the last copy of a VM that is handed over just now; never does a
+    /// second owner come of it.
+    pub(crate) fn forsake(&self, told: bool) -> bool {
+        let mut control = self.control();
+        let view = self.shared.view();
+        let never_owned = view.identity.is_none()
+            || matches!(
+                view.participation,
+                Participation::Incoming {
+                    prepared: false,
+                    ..
+                }
+            );
+        if !told && !never_owned {
+            return false;
+        }
+        control.fence = Fence::Up;
+        if let Some(backend) = self.raw_backend()
+            && let Err(error) = backend.pause()
+        {
+            tracing::warn!(%error, vm = %self.shared.vm, "vCPUs end with the process");
+        }
+        self.shared.end(Exit::Forsaken);
+        true
     }
 
     pub(super) fn past_no_return(&self, view: &View, why: &str) -> ApiError {
@@ -210,6 +249,48 @@ impl Machine {
     /// Stops the vCPUs of a RUNNING VM: PAUSED, unless the guest ended by itself meanwhile. When
     /// they cannot be stopped they run on; when not even that, the VM is FAILED.
     pub(super) fn stop_vcpus(&self) -> Result<(), ApiError> {
+        self.halt()?;
+        self.shared.change(|view| {
+            if view.state == State::Running {
+                view.state = State::Paused;
+            }
+        });
+        Ok(())
+    }
+
+    /// Calls `act` while no vCPU runs. Those that ran run again afterwards, whatever came of it; to
+    /// everybody else the VM stays RUNNING. Says how long none ran; 0 when none was stopped.
+    ///
+    /// # Errors
+    /// SOURCE_PAUSE: `act` was not called. The backend's when the vCPUs cannot run again: `act` was
+    /// called and the VM is PAUSED.
+    pub(super) fn while_stopped<T>(
+        &self,
+        control: &Control,
+        act: impl FnOnce() -> T,
+    ) -> Result<(T, Duration), ApiError> {
+        if self.shared.view().state != State::Running {
+            return Ok((act(), Duration::ZERO));
+        }
+        let begun = Instant::now();
+        self.halt()?;
+        let done = act();
+        // Unless the guest ended by itself.
+        if self.shared.view().state == State::Running {
+            self.run_vcpus(control).map_err(|error| {
+                self.shared.change(|view| {
+                    if view.state == State::Running {
+                        view.state = State::Paused;
+                    }
+                });
+                error.with("advice", "the VM is paused: list its slots, then resume it")
+            })?;
+        }
+        Ok((done, begun.elapsed()))
+    }
+
+    /// Stops the vCPUs, whatever state is shown.
+    fn halt(&self) -> Result<(), ApiError> {
         let backend = self.built_backend()?;
         let begun = Instant::now();
         if let Err(error) = backend.pause() {
@@ -224,11 +305,6 @@ impl Machine {
         }
         let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.paused_in.store(took.max(1), Ordering::Relaxed);
-        self.shared.change(|view| {
-            if view.state == State::Running {
-                view.state = State::Paused;
-            }
-        });
         Ok(())
     }
 
@@ -236,6 +312,7 @@ impl Machine {
     pub(super) fn finish(&self, control: &mut Control, exit: Exit) -> Result<(), ApiError> {
         // Ended forbids running, durable or not.
         control.fence = Fence::Up;
+        self.end_prefault();
         if let Some(backend) = self.raw_backend()
             && let Err(error) = backend.pause()
         {

@@ -1,7 +1,8 @@
 //! One VM: its life, its slots, its vCPUs, and who may run them.
 //!
 //! The API is synchronous and may be called from any thread; calls that stop vCPUs, write the
-//! journal or read all memory block, so async callers go through `spawn_blocking`.
+//! journal or read all memory block, so async callers keep them from the runtime's tasks.
+//! [`Machine::update_slots_at_once`] does not block.
 //!
 //! # Locking
 //! * `control` serialises everything that changes the VM: it is held for the whole of a call,
@@ -27,15 +28,21 @@
 //!   `control` is free.
 
 mod adopt;
+mod birth;
 mod build;
 mod counting;
 mod guarded;
+mod huge;
 mod incoming;
 mod lifecycle;
+mod measure;
 mod oom;
 mod outgoing;
 mod parts;
+mod populating;
+mod prefault;
 mod probe;
+mod room;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -45,7 +52,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -53,7 +60,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{GuestSpec, HostName, VmName},
+    model::{GuestSpec, HostName, PAGE_SIZE, VmName},
     v1,
 };
 use slat_record::{
@@ -62,7 +69,13 @@ use slat_record::{
 };
 use tokio::sync::watch;
 
-pub(crate) use self::{build::resolve, parts::Parts, probe::SyncProbe};
+pub use self::build::fits_here;
+pub(crate) use self::{
+    build::{no_dirty_rings, resolve},
+    parts::Parts,
+    probe::SyncProbe,
+    slots::SlotUpdate,
+};
 use self::{
     guarded::Guarded,
     view::{Shared, State, View},
@@ -73,11 +86,12 @@ pub(crate) use self::{
 };
 use crate::{
     backend::Backend,
-    memory::{DirtyLog, GuestMemory},
+    memory::{Collapser, DirtyLog, GuestMemory},
 };
 
 /// What every machine can do, whatever its backend.
-const OWN_CAPABILITIES: [v1::Capability; 3] = [
+const OWN_CAPABILITIES: [v1::Capability; 4] = [
+    v1::Capability::Discard,
     v1::Capability::UpdateSlots,
     v1::Capability::Digest,
     v1::Capability::Transfer,
@@ -94,6 +108,9 @@ pub(crate) struct Machine {
     control: Mutex<Control>,
     /// Nanoseconds that the last pause of running vCPUs took; 0 before the first.
     paused_in: AtomicU64,
+    /// A leaf: held for one step.
+    collapser: Mutex<Collapser>,
+    prefault: Mutex<prefault::Prefault>,
 }
 
 /// Whether vCPUs may run at all.
@@ -127,7 +144,12 @@ impl Machine {
     /// As [`Machine::with_parts`], from the real ones.
     #[cfg(test)]
     pub(crate) fn new(dir: VmDir, vm: VmName, host: HostName) -> Result<Arc<Self>, ApiError> {
-        Self::with_parts(dir, vm, host, Parts::real())
+        Self::with_parts(
+            dir,
+            vm,
+            host,
+            Parts::real(crate::backend::FaultEvents::default()),
+        )
     }
 
     /// Opens the journal in `dir`. There is no VM yet. A journal that ended (deleted, released,
@@ -157,6 +179,8 @@ impl Machine {
                 oom: None,
             }),
             paused_in: AtomicU64::new(0),
+            collapser: Mutex::default(),
+            prefault: Mutex::default(),
         }))
     }
 
@@ -170,11 +194,16 @@ impl Machine {
     fn show(&self, view: &View) -> Option<v1::Vm> {
         let identity = view.identity.as_ref()?;
         let backend = self.raw_backend();
+        let engine = backend.as_ref().map(|backend| backend.dirty_engine());
+        let made_of = self.memory.table().made_of();
         let stats = backend.as_ref().map(|backend| v1::MmuStats {
             dirty_pages_harvested: backend
                 .capabilities()
                 .contains(&v1::Capability::DirtyLog)
                 .then(|| self.dirty.pages_harvested()),
+            backing_4k_bytes: made_of.small,
+            backing_2m_bytes: made_of.huge,
+            backing_1g_bytes: made_of.giant,
             ..backend.stats()
         });
         // While pages arrive, the guest's counters page may be anything.
@@ -206,9 +235,23 @@ impl Machine {
                 .chain(OWN_CAPABILITIES)
                 .map(Into::into)
                 .collect(),
-            create_time: identity.create_time,
+            create_time: identity.birth.map(|birth| birth.time()),
             pid: std::process::id(),
             dirty_logging: self.dirty.enabled(),
+            memory_bytes: self.memory.table().pages() * PAGE_SIZE,
+            dirty_cursors: self.dirty.readers(),
+            dirty_cursors_dropped: self.dirty.dropped(),
+            dirty_engine: engine
+                .as_ref()
+                .map_or(v1::DirtyEngine::Unspecified, |used| {
+                    used.engine.to_message()
+                })
+                .into(),
+            dirty_engine_reason: engine.map(|used| used.reason).unwrap_or_default(),
+            backing_shortfall: made_of.shortfall(identity.spec.backing),
+            prefault: self
+                .prefault_shown()
+                .filter(|_| view.state != State::Incoming),
             ..Default::default()
         })
     }
@@ -235,6 +278,11 @@ impl Machine {
                 Err(_) => Exit::Deleted,
             }
         }
+    }
+
+    /// Whether the process is to end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.exit().borrow().is_some()
     }
 
     /// Its name.
@@ -318,6 +366,15 @@ impl Machine {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None while somebody has it.
+    fn control_if_free(&self) -> Option<MutexGuard<'_, Control>> {
+        match self.control.try_lock() {
+            Ok(control) => Some(control),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

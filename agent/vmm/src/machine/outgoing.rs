@@ -86,7 +86,7 @@ impl Machine {
             )
             .with("vm", &self.shared.vm)
             .with("epoch", view.epoch)
-            .with("vm_location", v1::VmLocation::Source.as_str_name())
+            .with("vm_location", "SOURCE")
             .with("advice", "read the VM again and retry"));
         }
         if !matches!(view.state, State::Running | State::Paused | State::Created) {
@@ -340,6 +340,6 @@ impl Machine {
         .with("vm", vm)
         .with("migration", migration)
         .with("state", state)
-        .with("vm_location", v1::VmLocation::Source.as_str_name()))
+        .with("vm_location", "SOURCE"))
     }
 }

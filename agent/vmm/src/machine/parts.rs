@@ -16,7 +16,7 @@ use slat_record::{
 };
 
 use crate::{
-    backend::{self, Backend, BackendError, EventSink},
+    backend::{self, Backend, BackendError, EventSink, FaultEvents},
     guest,
     memory::SlotTable,
 };
@@ -33,6 +33,8 @@ pub(crate) type CreateBackend = Arc<
 pub(crate) struct Parts {
     /// Backends that work here, best first, and why KVM is not among them.
     pub(crate) available: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Whether VMs of a backend can have dirty rings here.
+    pub(crate) offers_rings: fn(BackendKind) -> bool,
     /// Builds a backend.
     pub(crate) create: CreateBackend,
     /// Puts the guest into empty memory.
@@ -48,11 +50,16 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// The real ones.
-    pub(crate) fn real() -> Self {
+    /// The real ones, with page faults counted by `faults` where KVM's statistics have none.
+    pub(crate) fn real(faults: FaultEvents) -> Self {
         Self {
             available: backend::available,
-            create: Arc::new(backend::create),
+            offers_rings: backend::offers_dirty_rings,
+            create: Arc::new(
+                move |spec: &VmSpec, events: EventSink, console: Option<&Path>| {
+                    backend::create(spec, events, console, &faults)
+                },
+            ),
             install: |table, spec| guest::install(table, spec).map_err(ApiError::from),
             counters: guest::memstress::counters,
             oom_score: Some("/proc/self/oom_score_adj".into()),

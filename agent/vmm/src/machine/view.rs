@@ -4,16 +4,19 @@
 //! vCPU threads report the guest's end here while the machine may be waiting for those very
 //! threads, so this lock is never held across a call of the backend or the journal.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    fmt::Write as _,
+    sync::{Mutex, PoisonError},
+};
 
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, MigrationName, VmName, VmSpec},
-    v1,
 };
 use tokio::sync::watch;
 
-use crate::backend::GuestEvent;
+use super::birth::Birth;
+use crate::backend::{GuestEvent, RunFailure};
 
 pub(super) use slat_proto::v1::vm::State;
 
@@ -26,6 +29,8 @@ pub(crate) enum Exit {
     Released,
     /// The incoming VM was given up.
     Aborted,
+    /// The VM's directory was removed below its process.
+    Forsaken,
 }
 
 /// What a VM is, unchanging from its creation on.
@@ -33,7 +38,7 @@ pub(crate) enum Exit {
 pub(super) struct Identity {
     pub(super) uid: String,
     pub(super) spec: VmSpec,
-    pub(super) create_time: Option<prost_types::Timestamp>,
+    pub(super) birth: Option<Birth>,
 }
 
 /// The migration the VM is part of.
@@ -70,6 +75,8 @@ pub(super) struct View {
     pub(super) identity: Option<Identity>,
     pub(super) state: State,
     pub(super) message: String,
+    /// Why its vCPUs do not run again, where it failed.
+    pub(super) failure: Option<RunFailure>,
     pub(super) epoch: u64,
     pub(super) participation: Participation,
 }
@@ -102,6 +109,7 @@ impl Shared {
                 identity: None,
                 state: State::Unspecified,
                 message: String::new(),
+                failure: None,
                 epoch: 0,
                 participation: Participation::None,
             }),
@@ -155,9 +163,10 @@ impl Shared {
                     view.state = State::Stopped;
                     "the guest ended".clone_into(&mut view.message);
                 }
-                GuestEvent::Failed(message) => {
+                GuestEvent::Failed(failure) => {
                     view.state = State::Failed;
-                    view.message = message;
+                    view.message = failure.to_string();
+                    view.failure = Some(failure);
                 }
             }
         });
@@ -173,12 +182,17 @@ impl Shared {
     /// The VM's state forbids `what`.
     pub(super) fn bad_state(&self, view: &View, what: &str) -> ApiError {
         let state = view.state.as_str_name();
-        ApiError::new(
-            Reason::VmState,
-            format!("{} is {state} and cannot {what}", self.vm),
-        )
-        .with("vm", &self.vm)
-        .with("state", state)
+        let mut message = format!("{} is {state} and cannot {what}", self.vm);
+        if let Some(failure) = &view.failure {
+            let _ = write!(message, ": {failure}");
+        }
+        let error = ApiError::new(Reason::VmState, message)
+            .with("vm", &self.vm)
+            .with("state", state);
+        match &view.failure {
+            Some(failure) => failure.told(error),
+            None => error,
+        }
     }
 
     /// This process gave the VM away.
@@ -193,7 +207,7 @@ impl Shared {
         .with("vm", &self.vm)
         .with("host", &self.host)
         .with("epoch", view.epoch)
-        .with("vm_location", v1::VmLocation::Destination.as_str_name())
+        .with("vm_location", "DESTINATION")
         .with("advice", "ask the server where the VM is now");
         match view.participation.migration() {
             Some(migration) => error.with("migration", migration),

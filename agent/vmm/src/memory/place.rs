@@ -22,6 +22,11 @@ impl SlotMemory {
         self.host().is_zero(page)
     }
 
+    /// Whether the page has memory; one that has not reads as zero.
+    pub(crate) fn has_page(&self, page: u64) -> bool {
+        self.region().has_page(page)
+    }
+
     /// Copies a page out.
     ///
     /// # Panics
@@ -36,6 +41,28 @@ impl SlotMemory {
     /// When the slot has no such page.
     pub(crate) fn clear_page(&self, page: u64) {
         self.host().write(page as usize * PAGE, &[0; PAGE]);
+    }
+
+    /// Gives pages back to the host: they read zero from then on, in both views. Reserved pages are
+    /// overwritten with zeroes instead. Some may be gone
+    /// when it fails.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the slot's end.
+    pub(crate) fn discard(&self, page: u64, pages: u64) -> io::Result<()> {
+        assert!(page + pages <= self.spec().pages, "pages beyond the slot");
+        self.region().discard(page, pages)
+    }
+
+    /// Bytes of the host's memory that the slot takes now, as the kernel counts them.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(crate) fn allocated(&self) -> io::Result<u64> {
+        self.region().allocated()
     }
 
     /// Allocates pages and maps them in both views, so that neither placing them nor the guest's
@@ -108,7 +135,10 @@ mod tests {
     use slat_proto::model::SlotSpec;
 
     use super::*;
-    use crate::memory::{GuestMemory, view::resident};
+    use crate::memory::{
+        GuestMemory,
+        view::{mapped_huge, resident},
+    };
 
     fn slot(number: u32, base_gfn: u64, pages: u64) -> Arc<SlotMemory> {
         let spec = SlotSpec::new(number, base_gfn, pages, false).unwrap();
@@ -176,6 +206,59 @@ mod tests {
             slot.guest().store(page * PAGE + 8, 1);
         }
         assert!(minor_faults() - faults < 8);
+    }
+
+    #[test]
+    fn discarded_pages_read_zero_in_both_views_and_their_memory_is_free() {
+        let slot = slot(0, 0, 3 * 512 + 5);
+        slot.populate(0, 3 * 512 + 5).unwrap();
+        let all = (3 * 512 + 5) * PAGE_SIZE;
+        assert_eq!(slot.allocated().unwrap(), all);
+        for page in 0..3 * 512 + 5 {
+            slot.guest().store(page * PAGE + 8, 7);
+        }
+        // A part of the first block, all of the second, and the end.
+        slot.discard(100, 50).unwrap();
+        slot.discard(512, 512).unwrap();
+        slot.discard(3 * 512 + 2, 3).unwrap();
+        let gone = |page: u64| {
+            (100..150).contains(&page) || (512..1024).contains(&page) || page >= 3 * 512 + 2
+        };
+        assert_eq!(slot.allocated().unwrap(), all - 565 * PAGE_SIZE);
+        for page in 0..3 * 512 + 5 {
+            let word = if gone(page) { 0 } else { 7 };
+            let offset = page as usize * PAGE + 8;
+            assert_eq!(slot.guest().load(offset), word, "page {page}");
+            assert_eq!(slot.host().load(offset), word, "page {page}");
+        }
+        // What was taken to look goes again; what is whole no longer is not said to be.
+        slot.discard(0, 3 * 512 + 5).unwrap();
+        assert_eq!(slot.allocated().unwrap(), 0);
+        assert_eq!(slot.region().huge_bytes(), 0);
+        // The background leaves such blocks alone, whatever the guest touches.
+        slot.guest().store(700 * PAGE, 1);
+        slot.region().tidy(1);
+        assert_eq!(slot.allocated().unwrap(), PAGE_SIZE);
+    }
+
+    #[test]
+    fn what_is_populated_is_huge_where_it_says_so_and_all_there() {
+        let slot = slot(0, 0, 4 * 512 + 30);
+        // Not in the first block: it keeps what it has.
+        slot.host().write(600 * PAGE, b"kept");
+        slot.populate(0, 4 * 512 + 30).unwrap();
+        assert_eq!(&slot.guest().load(600 * PAGE).to_le_bytes()[..4], b"kept");
+        let huge = slot.region().huge_bytes();
+        for view in [
+            slot.guest().address(),
+            slot.host().range_ptr(0, 1).addr() as u64,
+        ] {
+            assert_eq!(resident(view), slot.spec().bytes());
+            assert_eq!(mapped_huge(view), huge, "as the kernel says");
+        }
+        if huge == 0 {
+            eprintln!("SKIPPED: the kernel gave no huge page");
+        }
     }
 
     /// Faults that this thread took without reading a disk.

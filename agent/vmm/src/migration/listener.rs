@@ -21,6 +21,7 @@ use super::{
     socket::{CONNECT_TIMEOUT, Deadline, configure},
     wire::{FrameReader, Hello, Kind, StreamRole, TICKET, WireError},
 };
+use crate::confine;
 
 /// Connections that have not introduced themselves yet.
 const MAX_UNKNOWN: usize = 64;
@@ -136,6 +137,7 @@ fn accept(
             std::thread::Builder::new()
                 .name("introduction".to_owned())
                 .spawn(move || {
+                    confine::enter(confine::Role::Stream);
                     let result = introduce(stream, &ticket, protocol, epoch);
                     unknown.leave(number);
                     match result {

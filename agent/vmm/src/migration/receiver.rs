@@ -23,11 +23,13 @@ use std::{
 use slat_proto::ApiError;
 
 use super::{
-    cpu_time::thread_cpu_time,
     socket::Pieces,
     wire::{FrameReader, HEADER, Kind, PAGE, RUN, Run, WireError, decode_runs},
 };
-use crate::memory::{SlotMemory, SlotTable, digest_page};
+use crate::{
+    cpu_time::thread_cpu_time,
+    memory::{SlotMemory, SlotTable, digest_page},
+};
 
 /// Destination memory of one slot and what is known of it.
 #[derive(Debug)]

@@ -29,14 +29,19 @@ use std::{
 
 use super::{
     breaker::Breaker,
-    cpu_time::thread_cpu_time,
     filter::PageFilter,
     socket::{Pieces, send_all, unacknowledged},
     wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
 };
-use crate::memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable};
+use crate::{
+    confine,
+    cpu_time::thread_cpu_time,
+    memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable},
+};
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
+/// Pages that are protected at once, just before the first of them is read.
+const WINDOW: u64 = 1 << 16;
 /// A short iteration is cut into so many chunks for each stream.
 const CHUNKS_A_STREAM: usize = 4;
 /// The wire has a chunk when no more than this is not acknowledged: the peer may hold back the
@@ -53,15 +58,28 @@ struct IterationSlot {
     bitmap: Arc<DirtyBitmap>,
 }
 
+/// Told of a slot and pages of it that are about to be read: first and number.
+type BeforeReading = Box<dyn Fn(u32, u64, u64) + Send + Sync>;
+
 /// Pages to send once.
-#[derive(Debug)]
 pub(super) struct Iteration {
     pub(super) number: u32,
     /// Words of a bitmap in one chunk: fewer when there is little, so that each stream gets some.
     chunk_words: usize,
     slots: Vec<IterationSlot>,
     pages: u64,
+    /// Called with each window of pages, under `next`, before a page of it is given to a sender.
+    before: Option<BeforeReading>,
     next: Mutex<Position>,
+}
+
+impl std::fmt::Debug for Iteration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Iteration")
+            .field("number", &self.number)
+            .field("pages", &self.pages)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where the next chunk is looked for.
@@ -69,6 +87,8 @@ pub(super) struct Iteration {
 struct Position {
     slot: usize,
     word: usize,
+    /// Pages of the slot below this were said to be about to be read.
+    said: u64,
 }
 
 impl Iteration {
@@ -78,6 +98,7 @@ impl Iteration {
             chunk_words: CHUNK_WORDS,
             pages: slots.iter().map(|slot| slot.bitmap.count()).sum(),
             slots,
+            before: None,
             next: Mutex::default(),
         }
     }
@@ -107,6 +128,15 @@ impl Iteration {
         Self::new(0, slots.iter().map(whole).collect())
     }
 
+    /// Has `before` called with every window of pages before a page of it is read.
+    pub(super) fn protected_by(
+        mut self,
+        before: impl Fn(u32, u64, u64) + Send + Sync + 'static,
+    ) -> Self {
+        self.before = Some(Box::new(before));
+        self
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.pages * PAGE as u64
     }
@@ -118,14 +148,27 @@ impl Iteration {
         while let Some(slot) = self.slots.get(next.slot) {
             if let Some((word, words)) = slot.bitmap.next_piece(next.word, self.chunk_words) {
                 next.word = word + self.chunk_words;
+                self.say(&mut next, slot);
                 return Some((slot, (word * 64) as u32, words));
             }
             *next = Position {
                 slot: next.slot + 1,
-                word: 0,
+                ..Position::default()
             };
         }
         None
+    }
+
+    /// Says that the pages up to `next.word` are about to be read, by windows.
+    fn say(&self, next: &mut Position, slot: &IterationSlot) {
+        let Some(before) = &self.before else {
+            return;
+        };
+        let spec = slot.memory.spec();
+        while next.said < (next.word as u64 * 64).min(spec.pages) {
+            before(spec.slot, next.said, WINDOW.min(spec.pages - next.said));
+            next.said += WINDOW;
+        }
     }
 }
 
@@ -215,6 +258,7 @@ impl Sender {
         let thread = std::thread::Builder::new()
             .name(format!("send-{number}"))
             .spawn(move || {
+                confine::enter(confine::Role::Stream);
                 let mut worker = Worker::new(stream, writer, shared);
                 let mut cpu = Duration::ZERO;
                 for iteration in inbox {

@@ -17,9 +17,17 @@
 //! signal is logged and ignored: this process may hold the only copy of the VM. Whoever wants the
 //! VM to outlive a restart of the agent does not signal VM processes (`KillMode=process`).
 //!
+//! # A directory that was removed
+//! A side past its point of no return waits to be released, asked or ordered, through the socket
+//! and the journal in its directory. When both were removed below it nobody can do that any more,
+//! and it would wait for ever. So a process that has been told to end, before or after, ends once
+//! its directory is gone (`Machine::forsake`); one that never owned the VM ends without being
+//! told. A VM that is owned here runs on, and the log says that its process cannot be found.
+//!
 //! # Tasks
-//! The endpoint's task is owned by its handle and ended by [`run`]; a timer in [`run`] removes idle
-//! dirty cursors.
+//! The endpoint's task is owned by its handle and ended by [`run`]; timers in [`run`] remove idle
+//! dirty cursors, make huge pages of memory that the guest touched, and say which system calls were
+//! refused ([`crate::confine`]).
 
 use std::{
     fs::File,
@@ -41,9 +49,12 @@ use slat_record::{dir::VmDir, uid::VmUid};
 use tokio::{
     net::UnixListener,
     signal::unix::{Signal, SignalKind, signal},
+    time::MissedTickBehavior,
 };
 
 use crate::{
+    backend::FaultEvents,
+    confine,
     machine::{Exit, Machine, Parts},
     service::{
         memory_service,
@@ -54,6 +65,8 @@ use crate::{
 
 /// How often idle dirty cursors are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+/// How often huge pages may be made in the background; the work itself is bounded further.
+const TIDYING: Duration = Duration::from_millis(500);
 
 /// A lock that is held for so long is another process's.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -75,6 +88,9 @@ pub struct VmProcessConfig {
     pub data_ip: IpAddr,
     /// On which ports; every VM process of the host shares them.
     pub data_ports: PortRange,
+    /// What counts its guest's page faults where KVM's statistics do not: [`crate::count_faults`],
+    /// from before it was confined.
+    pub faults: FaultEvents,
 }
 
 /// Why a VM process could not begin or had to end.
@@ -114,6 +130,10 @@ pub enum VmProcessError {
 pub async fn run(config: VmProcessConfig) -> Result<(), VmProcessError> {
     let mut terminate = terminate(&config.dir)?;
     let uid = config.uid.clone();
+    let faults = config.faults.clone();
+    if let Some(why) = faults.why_not() {
+        tracing::info!(vm = %config.vm, why, "page faults of VMs on KVM are not counted");
+    }
     let machine = |dir, vm, host| {
         Machine::with_parts(
             dir,
@@ -121,7 +141,7 @@ pub async fn run(config: VmProcessConfig) -> Result<(), VmProcessError> {
             host,
             Parts {
                 uid,
-                ..Parts::real()
+                ..Parts::real(faults)
             },
         )
     };
@@ -180,7 +200,8 @@ async fn serve(
     ready();
     tracing::info!(vm = %config.vm, dir = %config.dir.display(), "VM process ready");
 
-    let exit = live(&machine, terminate).await;
+    let removed = || dir.is_removed(&lock).unwrap_or(false);
+    let exit = live(&machine, terminate, removed).await;
     tracing::info!(vm = %config.vm, ?exit, "VM process ends");
     // No new caller from here on; those being answered get their answer.
     let removed = remove(&socket).map_err(io_error("removing", &socket));
@@ -214,17 +235,51 @@ fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
         .service(memory_service(Arc::clone(machine)))
 }
 
-/// Until the machine is over.
-async fn live(machine: &Arc<Machine>, terminate: &mut Signal) -> Exit {
+/// Until the machine is over. `removed` says whether the VM's directory is gone.
+async fn live(machine: &Arc<Machine>, terminate: &mut Signal, removed: impl Fn() -> bool) -> Exit {
+    // SIGTERM came. What it could not end is ended when the directory goes.
+    let mut told = false;
+    let mut said = false;
     let exited = machine.exited();
     tokio::pin!(exited);
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    let mut tidying = tokio::time::interval(TIDYING);
+    tidying.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             exit = &mut exited => return exit,
-            _ = terminate.recv() => if let Err(error) = on_machine(machine, Machine::stop).await {
-                tracing::error!(%error, reason = %error.reason, vm = %machine.name(), "SIGTERM refused");
-            },
+            _ = terminate.recv() => {
+                told = true;
+                if let Err(error) = on_machine(machine, Machine::stop).await {
+                    tracing::error!(%error, reason = %error.reason, vm = %machine.name(), "SIGTERM refused");
+                }
+            }
+            _ = tidying.tick() => {
+                if removed() && !machine.is_over() {
+                    let forsake = move |machine: &Machine| Ok(machine.forsake(told));
+                    let ends = on_machine(machine, forsake).await.unwrap_or(false);
+                    if ends || !said {
+                        said = true;
+                        tracing::error!(
+                            vm = %machine.name(), ends,
+                            "the VM's directory was removed below its process: nobody can find it; SIGTERM ends it"
+                        );
+                    }
+                }
+                for refused in confine::newly_refused() {
+                    tracing::error!(
+                        call = refused.number, times = refused.times,
+                        "a system call that is not listed was refused; please report it, with this number"
+                    );
+                }
+                let tidy = |machine: &Machine| {
+                    machine.make_huge_pages();
+                    Ok(())
+                };
+                if let Err(error) = on_machine(machine, tidy).await {
+                    tracing::error!(%error, "memory keeps its small pages");
+                }
+            }
             _ = housekeeping.tick() => {
                 let expire = |machine: &Machine| Ok(machine.dirty().expire_idle(Instant::now()));
                 if let Err(error) = on_machine(machine, expire).await {

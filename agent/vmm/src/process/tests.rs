@@ -21,6 +21,7 @@ fn config(dir: &Path) -> VmProcessConfig {
         host: HostName::parse("a").unwrap(),
         data_ip: [127, 0, 0, 1].into(),
         data_ports: slat_proto::model::PortRange::ANY,
+        faults: FaultEvents::default(),
     }
 }
 
@@ -45,7 +46,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_vm_has_the_uid_that_its_process_was_given() {
-    let temp = tempfile::tempdir().unwrap();
+    let temp = crate::home::Home::new();
     let backend = Arc::new(FakeBackend::default());
     let parts = Parts {
         uid: Some(VmUid::parse("given").unwrap()),
@@ -73,7 +74,7 @@ fn a_vm_has_the_uid_that_its_process_was_given() {
 
 #[tokio::test]
 async fn somebody_who_asks_which_process_lives_here_does_not_keep_it_from_beginning() {
-    let temp = tempfile::tempdir().unwrap();
+    let temp = crate::home::Home::new();
     let config = config(temp.path());
     std::fs::create_dir_all(&config.dir).unwrap();
     // As `living_pid` holds it.
@@ -96,7 +97,7 @@ async fn somebody_who_asks_which_process_lives_here_does_not_keep_it_from_beginn
 
 #[tokio::test]
 async fn a_process_lives_as_long_as_its_vm() {
-    let temp = tempfile::tempdir().unwrap();
+    let temp = crate::home::Home::new();
     let config = config(temp.path());
     let dir = VmDir::new(&config.dir);
     let (ready, told) = tokio::sync::oneshot::channel();
@@ -146,7 +147,7 @@ async fn a_process_lives_as_long_as_its_vm() {
 
 #[tokio::test]
 async fn a_stale_socket_goes_and_a_dead_owners_journal_refuses() {
-    let temp = tempfile::tempdir().unwrap();
+    let temp = crate::home::Home::new();
     let config = config(temp.path());
     let dir = VmDir::new(&config.dir);
     std::fs::create_dir_all(dir.path()).unwrap();
@@ -207,11 +208,104 @@ async fn a_signal_stops_the_vm_but_not_one_that_was_handed_over() {
     // Whatever comes first, the signal or the release, only the release ends it.
     kill_process(getpid(), Kill::USR1).unwrap();
     machine.release().unwrap();
-    assert_eq!(within(live(&machine, &mut usr1)).await, Exit::Released);
+    assert_eq!(
+        within(live(&machine, &mut usr1, || false)).await,
+        Exit::Released
+    );
 
     let vm = fake::created();
     vm.machine.start().unwrap();
     kill_process(getpid(), Kill::USR1).unwrap();
-    assert_eq!(within(live(&vm.machine, &mut usr1)).await, Exit::Deleted);
+    assert_eq!(
+        within(live(&vm.machine, &mut usr1, || false)).await,
+        Exit::Deleted
+    );
     assert!(!vm.backend.state().running);
+}
+
+/// Makes a process a migration's destination, in PREPARING.
+fn await_incoming(machine: &Machine) {
+    let source = fake::created();
+    let vm = source.machine.snapshot().unwrap();
+    let slots = source.machine.memory().table();
+    let slots: Vec<_> = slots.slots().iter().map(|slot| slot.spec()).collect();
+    machine.begin_incoming(&m1(), &vm, &slots).unwrap();
+}
+
+/// A process over a fake backend, in a directory of its own, until `act` has seen it end.
+async fn lives(act: impl AsyncFnOnce(Arc<Machine>, PathBuf)) {
+    let temp = crate::home::Home::new();
+    let config = config(temp.path());
+    let (made, machine) = tokio::sync::oneshot::channel();
+    let fakes = fakes();
+    let keep = |dir, vm, host| {
+        let machine: Made = fakes(dir, vm, host);
+        made.send(Arc::clone(machine.as_ref().unwrap())).unwrap();
+        machine
+    };
+    let mut signal = signal(SignalKind::hangup()).unwrap();
+    let process = serve(&config, keep, &mut signal, || ());
+    let user = async {
+        act(within(machine).await.unwrap(), config.dir.clone()).await;
+    };
+    let (ended, ()) = within(async { tokio::join!(process, user) }).await;
+    ended.unwrap();
+}
+
+fn sigterm() {
+    use rustix::process::{Signal as Kill, getpid, kill_process};
+    // SIGHUP stands for it, see above.
+    kill_process(getpid(), Kill::HUP).unwrap();
+}
+
+fn m1() -> slat_proto::model::MigrationName {
+    slat_proto::model::MigrationName::parse("m1").unwrap()
+}
+
+/// What SIGTERM does in each state, with and without the VM's directory.
+#[tokio::test]
+async fn what_a_signal_may_not_end_ends_when_its_directory_is_gone() {
+    // Handed over and not released, the signal first: it is remembered.
+    lives(async |machine, dir| {
+        machine.create(fake::spec()).unwrap();
+        machine.start().unwrap();
+        machine.begin_outgoing(&m1(), 1).unwrap();
+        machine.enter_switchover(&m1()).unwrap();
+        machine.relinquish(&m1()).unwrap();
+        sigterm();
+        tokio::time::sleep(TIDYING * 2).await;
+        assert!(!machine.is_over(), "its directory is there, and answers");
+        std::fs::remove_dir_all(dir).unwrap();
+    })
+    .await;
+
+    // PREPARED, the directory first.
+    lives(async |machine, dir| {
+        await_incoming(&machine);
+        machine.prepare(&m1()).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+        tokio::time::sleep(TIDYING * 2).await;
+        assert!(!machine.is_over(), "the source may have committed");
+        sigterm();
+    })
+    .await;
+
+    // A running VM lives on, and ends when it is told.
+    lives(async |machine, dir| {
+        machine.create(fake::spec()).unwrap();
+        machine.start().unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+        tokio::time::sleep(TIDYING * 2).await;
+        assert!(machine.runs());
+        sigterm();
+    })
+    .await;
+
+    // What never owned the VM needs not be told.
+    lives(async |_, dir| std::fs::remove_dir_all(dir).unwrap()).await;
+    lives(async |machine, dir| {
+        await_incoming(&machine);
+        std::fs::remove_dir_all(dir).unwrap();
+    })
+    .await;
 }

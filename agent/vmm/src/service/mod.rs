@@ -2,16 +2,20 @@
 //! [`transfer`], all of them over a [`monitor`]: whatever runs the VM.
 //!
 //! Handlers hold no state and no lock. A monitor's calls block (they stop vCPUs, sync the journal,
-//! read all memory), so each runs on a blocking thread; a caller that goes away does not stop a
-//! call that has begun.
+//! read all memory), so none runs among the tasks of the runtime (`endpoint`); a caller that goes
+//! away does not stop a call that has begun.
 
 mod endpoint;
+#[cfg(any(test, feature = "fuzz"))]
+mod fuzzed;
 mod memory;
 mod monitor;
 #[cfg(test)]
 mod other_monitor;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_dirty_log;
 pub(crate) mod transfer;
 mod vm;
 
@@ -21,16 +25,18 @@ use slat_proto::v1::{
     memory_service_server::MemoryServiceServer, vm_service_server::VmServiceServer,
 };
 
+#[cfg(feature = "fuzz")]
+pub(crate) use self::fuzzed::SOCKET as FUZZED_SOCKET;
 use self::{endpoint::VmEndpoint, monitor::Monitor};
 
 /// `VmService` of a monitor.
 #[must_use]
 pub(crate) fn vm_service(monitor: Arc<impl Monitor>) -> VmServiceServer<VmEndpoint> {
-    VmServiceServer::new(VmEndpoint { monitor })
+    VmServiceServer::new(VmEndpoint::new(monitor))
 }
 
 /// `MemoryService` of a monitor.
 #[must_use]
 pub(crate) fn memory_service(monitor: Arc<impl Monitor>) -> MemoryServiceServer<VmEndpoint> {
-    MemoryServiceServer::new(VmEndpoint { monitor })
+    MemoryServiceServer::new(VmEndpoint::new(monitor))
 }

@@ -11,7 +11,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{CursorName, HostName, MigrationName, SlotChange, VmName, VmSpec},
+    model::{CursorName, DirtyRateOrder, HostName, MigrationName, SlotChange, VmName, VmSpec},
     transport::{Address, Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, Capability, TransferPhase, TransferRole, memory_service_client::MemoryServiceClient,
@@ -25,7 +25,7 @@ use tonic::{Code, Status};
 
 use super::{
     memory_service,
-    monitor::{Monitor, Transfers, Watched},
+    monitor::{Cancel, Monitor, Transfers, Watched},
     transfer::TransferApi,
     vm_service,
 };
@@ -183,14 +183,29 @@ impl Monitor for Adopted {
         &self,
         cursor: &CursorName,
         acknowledge: u64,
-        most_ranges: usize,
+        _: v1::DirtyFormat,
+        most: usize,
     ) -> Result<v1::HarvestDirtyPagesResponse, ApiError> {
         self.needs(Capability::DirtyLog)?;
-        assert!(cursor.id() == "default" && most_ranges > 0);
+        assert!(cursor.id() == "default" && most > 0);
         Ok(v1::HarvestDirtyPagesResponse {
             batch: acknowledge + 1,
             ..v1::HarvestDirtyPagesResponse::default()
         })
+    }
+
+    fn list_dirty_cursors(&self) -> Result<v1::ListDirtyCursorsResponse, ApiError> {
+        self.needs(Capability::DirtyLog)?;
+        Ok(v1::ListDirtyCursorsResponse::default())
+    }
+
+    fn measure_dirty_rate(
+        &self,
+        _: DirtyRateOrder,
+        _: &Cancel,
+    ) -> Result<v1::MeasureDirtyRateResponse, ApiError> {
+        self.needs(Capability::DirtyBitmap)?;
+        Ok(v1::MeasureDirtyRateResponse::default())
     }
 
     fn delete_dirty_cursor(&self, _: &CursorName) -> Result<(), ApiError> {
@@ -204,6 +219,13 @@ impl Monitor for Adopted {
         Err(ApiError::capability_missing(
             &self.name,
             Capability::Invalidate,
+        ))
+    }
+
+    fn discard(&self, _: &[v1::GfnRange]) -> Result<v1::DiscardMemoryResponse, ApiError> {
+        Err(ApiError::capability_missing(
+            &self.name,
+            Capability::Discard,
         ))
     }
 
@@ -317,11 +339,11 @@ struct Served {
     vms: VmServiceClient<TracedChannel>,
     memory: MemoryServiceClient<TracedChannel>,
     transfers: TransferServiceClient<TracedChannel>,
-    _dir: tempfile::TempDir,
+    _dir: crate::home::Home,
 }
 
 async fn serve(monitor: &Arc<Adopted>) -> Served {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::home::Home::new();
     let socket = dir.path().join("vm.sock");
     let transfers = TransferApi::new(Arc::new(AdoptedSides(Arc::clone(monitor))));
     let endpoint = Endpoint::new()
@@ -430,6 +452,11 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
         range: None,
         ..Default::default()
     };
+    let discard = v1::DiscardMemoryRequest {
+        vm: vm(),
+        ranges: vec![v1::GfnRange { gfn: 0, pages: 1 }],
+        ..Default::default()
+    };
     let digest = v1::DigestMemoryRequest {
         vm: vm(),
         ..Default::default()
@@ -443,6 +470,7 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
         missing(memory.harvest_dirty_pages(harvest()).await),
         missing(memory.delete_dirty_cursor(cursor).await),
         missing(memory.invalidate_memory(invalidate).await),
+        missing(memory.discard_memory(discard).await),
         missing(memory.digest_memory(digest).await),
         missing(served.transfers.prepare_incoming(prepare).await),
     ];
@@ -453,6 +481,7 @@ async fn what_it_cannot_do_is_refused_by_the_capabilitys_name() {
             "CAPABILITY_DIRTY_LOG",
             "CAPABILITY_DIRTY_LOG",
             "CAPABILITY_INVALIDATE",
+            "CAPABILITY_DISCARD",
             "CAPABILITY_DIGEST",
             "CAPABILITY_TRANSFER",
         ]

@@ -198,7 +198,7 @@ async fn slots_change_through_the_endpoint() {
         Code::InvalidArgument,
     );
     assert_eq!(error.metadata["field"], "changes");
-    let many = (0..65).map(|slot| change(slot, 0)).collect();
+    let many = (0..1025).map(|slot| change(slot, 0)).collect();
     refused(
         memory.update_slots(update(many, 0)).await,
         Code::InvalidArgument,
@@ -210,7 +210,7 @@ async fn slots_change_through_the_endpoint() {
     );
     let error = refused(
         memory
-            .update_slots(update(vec![change(5, 0x10_0000), change(510, 0)], 0))
+            .update_slots(update(vec![change(5, 0x10_0000), change(32_767, 0)], 0))
             .await,
         Code::InvalidArgument,
     );
@@ -306,6 +306,29 @@ async fn invalidation_and_digest_through_the_endpoint() {
     let beyond = memory.invalidate_memory(invalidate(Some(beyond))).await;
     let error = refused(beyond, Code::InvalidArgument);
     assert_eq!(error.metadata["field"], "range");
+    let discard = |ranges| v1::DiscardMemoryRequest {
+        vm: vm(),
+        ranges,
+        ..Default::default()
+    };
+    let page = v1::GfnRange { gfn: 0, pages: 1 };
+    let answer = memory.discard_memory(discard(vec![page; 1024])).await;
+    let answer = answer.unwrap().into_inner();
+    // The fake's guest is in that page, and it is there once.
+    assert_eq!((answer.pages, answer.freed_bytes), (1024, 4096));
+    let beyond = v1::GfnRange {
+        gfn: 2048,
+        pages: 1,
+    };
+    for (ranges, field) in [
+        (vec![], "ranges"),
+        (vec![page; 1025], "ranges"),
+        (vec![page, beyond], "range"),
+    ] {
+        let refusal = memory.discard_memory(discard(ranges)).await;
+        let error = refused(refusal, Code::InvalidArgument);
+        assert_eq!(error.metadata["field"], field);
+    }
     let digest = memory.digest_memory(v1::DigestMemoryRequest {
         vm: vm(),
         ..Default::default()

@@ -2,7 +2,7 @@
 //!
 //! A watch is a task of its own that ends with its caller, with the VM, or with the process's
 //! monitor; it sends the VM at once, at each change, and every [`WATCH_INTERVAL`] while the VM
-//! runs, so that statistics move.
+//! runs or its memory is being populated, so that statistics move.
 
 use std::{sync::Arc, time::Duration};
 
@@ -148,6 +148,12 @@ impl VmService for VmEndpoint {
     }
 }
 
+/// Whether its memory is being populated, so that there is progress to tell.
+fn is_populated_now(vm: &Vm) -> bool {
+    let prefault = vm.prefault.as_ref();
+    prefault.is_some_and(|prefault| !prefault.done && prefault.error.is_empty())
+}
+
 /// Sends the VM until it ends, the process is to end, or nobody listens.
 async fn watch(
     endpoint: VmEndpoint,
@@ -157,7 +163,7 @@ async fn watch(
 ) {
     let mut ended = endpoint.monitor.ended();
     loop {
-        let running = vm.state() == State::Running;
+        let moves = vm.state() == State::Running || is_populated_now(&vm);
         if send.send(Ok(vm)).await.is_err() {
             return;
         }
@@ -165,7 +171,7 @@ async fn watch(
             _ = &mut ended => return,
             () = send.closed() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(WATCH_INTERVAL), if running => {}
+            () = tokio::time::sleep(WATCH_INTERVAL), if moves => {}
         }
         let monitor = Arc::clone(&endpoint.monitor);
         vm = match tokio::task::spawn_blocking(move || monitor.snapshot()).await {

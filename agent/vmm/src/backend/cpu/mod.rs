@@ -12,7 +12,7 @@
 
 mod fact;
 mod own;
-mod riscv64;
+pub(in crate::backend) mod riscv64;
 #[cfg(test)]
 mod samples;
 pub(in crate::backend) mod x86_64;

@@ -2,16 +2,16 @@
 
 use std::sync::OnceLock;
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::{
     super::{BackendError, cpu::CpuFact},
     arch,
-    refuse::{failed, unsupported},
+    device::{DEVICE, create_vm, open},
+    refuse::unsupported,
+    ring,
+    tracepoint::FaultEvents,
 };
-
-/// Of `KVM_GET_API_VERSION` since Linux 2.6.22.
-const API_VERSION: i32 = 12;
 
 /// What a VM of any architecture cannot do without, with the names an operator finds in the
 /// kernel's documentation.
@@ -26,28 +26,27 @@ const NEEDED: [(Cap, &str); 5] = [
     (Cap::MpState, "KVM_CAP_MP_STATE"),
 ];
 
-/// Opens `/dev/kvm`.
-fn open() -> Result<Kvm, BackendError> {
-    let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
-    let version = kvm.get_api_version();
-    if version != API_VERSION {
-        return Err(unsupported(format!(
-            "speak API version {version} of /dev/kvm, only {API_VERSION}"
-        )));
-    }
-    Ok(kvm)
-}
-
-/// Opens `/dev/kvm` and checks that it has all a VM needs, and that this build can run one.
-pub(super) fn open_to_run() -> Result<Kvm, BackendError> {
+/// Opens `/dev/kvm` and makes an empty VM that has all a VM needs, where this build can run one.
+///
+/// What is offered is asked of the VM: a kind of VM may lack what the device has.
+pub(super) fn new_vm() -> Result<(Kvm, VmFd), BackendError> {
     arch::supported()?;
-    let kvm = open()?;
+    let kvm = open(DEVICE)?;
+    let vm = create_vm(&kvm)?;
     for (cap, name) in NEEDED.into_iter().chain(arch::NEEDED) {
-        if !kvm.check_extension(cap) {
+        if !vm.check_extension(cap) {
             return Err(unsupported(format!("run VMs without {name}")));
         }
     }
-    Ok(kvm)
+    Ok((kvm, vm))
+}
+
+/// Most vCPUs of a VM.
+pub(super) fn most_vcpus(vm: &VmFd) -> u32 {
+    // Where the most is not told, what is recommended is the most.
+    let told = [Cap::MaxVcpus, Cap::NrVcpus].map(|cap| vm.check_extension_int(cap));
+    let most = told.into_iter().find(|most| *most > 0).unwrap_or(1);
+    most.unsigned_abs()
 }
 
 /// Whether KVM can run VMs here. Makes a VM and drops it.
@@ -56,11 +55,22 @@ pub(super) fn open_to_run() -> Result<Kvm, BackendError> {
 /// Why not: this build cannot run vCPUs of this architecture, or `/dev/kvm` cannot be opened, lacks
 /// a capability, or makes no VM.
 pub(crate) fn probe() -> Result<(), BackendError> {
-    let vm = open_to_run()?
-        .create_vm()
-        .map_err(failed("KVM_CREATE_VM"))?;
-    drop(vm);
-    Ok(())
+    new_vm().map(drop)
+}
+
+/// Whether VMs can have dirty rings here. Asked once a process, of a VM; false where there can be
+/// none.
+#[must_use]
+pub(crate) fn offers_dirty_rings() -> bool {
+    static OFFERED: OnceLock<bool> = OnceLock::new();
+    *OFFERED.get_or_init(|| new_vm().is_ok_and(|(_, vm)| ring::is_offered(&vm)))
+}
+
+/// Counts the page faults of this process's guests from now on, where the kernel's statistics have
+/// none. Call it before there is a second thread, and before the process is confined.
+#[must_use]
+pub fn count_faults() -> FaultEvents {
+    FaultEvents::by(arch::FAULTS)
 }
 
 /// What KVM gives guests here. Asked once a process, with a VM of one vCPU: the answer does not
@@ -73,6 +83,6 @@ pub(in crate::backend) fn host_facts() -> Result<Vec<CpuFact>, BackendError> {
     if let Some(facts) = FACTS.get() {
         return Ok(facts.clone());
     }
-    let facts = arch::host_facts(&open()?)?;
+    let facts = arch::host_facts(&open(DEVICE)?)?;
     Ok(FACTS.get_or_init(|| facts).clone())
 }

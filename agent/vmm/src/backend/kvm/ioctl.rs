@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd as _},
 };
 
+use super::device::uninterrupted;
 use kvm_bindings::{
     KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
     kvm_dirty_log__bindgen_ty_1,
@@ -17,6 +18,7 @@ use vmm_sys_util::{
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
 /// Copies a slot's dirty log, `pages` bits rounded up to whole words. Without manual protection it
@@ -39,7 +41,7 @@ pub(super) fn get_dirty_log(
         },
     };
     // SAFETY: `vm` is a VM descriptor; the kernel writes at most the words just asserted.
-    check(unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) })?;
+    repeated(|| unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) })?;
     Ok(())
 }
 
@@ -66,22 +68,31 @@ pub(super) fn clear_dirty_log(
     };
     // SAFETY: `vm` is a VM descriptor; the kernel only reads the bitmap, at most the words just
     // asserted.
-    check(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &clear) })?;
+    repeated(|| unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &clear) })?;
     Ok(())
+}
+
+/// Frees the entries of all dirty rings that were handed back, protects their pages and flushes.
+/// Returns how many; fewer than there are when a signal came.
+pub(super) fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u64> {
+    // SAFETY: `vm` is a VM descriptor; takes no argument.
+    let freed = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
+    u64::try_from(freed).map_err(|_| io::Error::last_os_error())
 }
 
 /// The statistics file of a VM or a vCPU.
 pub(super) fn stats_file(of: &impl AsRawFd) -> io::Result<File> {
     // SAFETY: takes no argument; returns a new descriptor or an error.
-    let fd = check(unsafe { ioctl(of, KVM_GET_STATS_FD()) })?;
+    let fd = repeated(|| unsafe { ioctl(of, KVM_GET_STATS_FD()) })?;
     // SAFETY: the kernel just made it for us and nobody else has it.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+/// Makes a call, again and within a bound when a signal interrupted it.
+fn repeated(mut call: impl FnMut() -> i32) -> io::Result<i32> {
+    uninterrupted(|| match call() {
+        result if result < 0 => Err(kvm_ioctls::Error::last()),
+        result => Ok(result),
+    })
+    .map_err(Into::into)
 }

@@ -2,10 +2,17 @@
 //!
 //! # Protocol
 //! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection
-//! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, without INITIALLY_SET so that a log starts
-//! empty) a harvest has the kernel write the log into the reader's bitmap and then clears exactly
-//! what it wrote: a page written in between keeps its bit. Without it the kernel clears as it
-//! copies.
+//! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) a harvest has the kernel write the log into the
+//! reader's bitmap and then clears exactly what it wrote: a page written in between keeps its bit.
+//! Without it the kernel clears as it copies. With KVM_DIRTY_LOG_INITIALLY_SET the kernel begins a
+//! log with every bit set and protects nothing: all is cleared afterwards, in pieces, so that no
+//! vCPU waits for the protection of a whole slot, and for a reader that goes over all memory first,
+//! just before it reads. A VM with dirty rings has no bitmaps in the kernel: [`Rings`] logs then.
+//!
+//! A slot cannot become read-only, or writable, while it exists: the kernel answers EINVAL. So it
+//! is taken away and put back, which is not one step for a vCPU; whoever asks has stopped them.
+//!
+//! Writes to a read-only slot leave the guest as if they were for a device. They change nothing.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -17,16 +24,20 @@ use std::{
 };
 
 use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VmFd};
 use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
 use super::{
     super::BackendError,
+    device::uninterrupted,
     ioctl::{clear_dirty_log, get_dirty_log},
     refuse::failed,
+    ring::Rings,
+    slot_error::refused,
 };
 use crate::memory::{DirtyBitmap, DirtyError, GuestMemory, SlotBitmaps, SlotMemory};
 
@@ -40,41 +51,86 @@ struct KvmSlot {
     logging: bool,
 }
 
+/// How the kernel tells which pages were written.
 #[derive(Debug)]
-pub(super) struct Slots {
-    table: Mutex<BTreeMap<u32, KvmSlot>>,
-    memory: GuestMemory,
-    manual_protect: bool,
-    read_only: bool,
-    most: usize,
-    end_gfn: u64,
-    harvested: AtomicU64,
+pub(super) enum Log {
+    /// One bitmap a slot; `manual` where a harvest clears what it took by a call of its own. `full`
+    /// where a log begins with every bit set and no page protected; only with `manual`.
+    Bitmap {
+        manual: bool,
+        full: bool,
+    },
+    Rings(Rings),
 }
 
-impl Slots {
-    /// None yet. `end_gfn` is where the guest's physical addresses end; manual protection of the
-    /// dirty log is used where the kernel has it and `manual` asks for it.
-    pub(super) fn new(vm: &VmFd, end_gfn: u64, manual: bool) -> Result<Self, BackendError> {
+impl Log {
+    /// Bitmaps, with manual protection where the kernel has it and `manual` asks for it.
+    pub(super) fn bitmap(vm: &VmFd, manual: bool) -> Result<Self, BackendError> {
+        const ALL: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+        if !manual {
+            return Ok(Self::Bitmap {
+                manual,
+                full: false,
+            });
+        }
         let offered = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
-        let manual_protect = manual && offered & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as i32 != 0;
-        if manual_protect {
+        let flags = u32::try_from(offered).unwrap_or(0) & ALL;
+        let manual = flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0;
+        if manual {
             let mut cap = kvm_enable_cap {
                 cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
                 ..Default::default()
             };
-            cap.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into();
+            cap.args[0] = flags.into();
             vm.enable_cap(&cap)
                 .map_err(failed("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))?;
         }
-        Ok(Self {
+        Ok(Self::Bitmap {
+            manual,
+            full: manual && flags & KVM_DIRTY_LOG_INITIALLY_SET != 0,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Slots {
+    // Before the memory, which the kernel must have let go of by then.
+    log: Log,
+    table: Mutex<BTreeMap<u32, KvmSlot>>,
+    memory: GuestMemory,
+    read_only: bool,
+    most: usize,
+    end_gfn: u64,
+    harvested: AtomicU64,
+    read_only_writes: AtomicU64,
+}
+
+impl Slots {
+    /// None yet. `end_gfn` is where the guest's physical addresses end.
+    pub(super) fn new(vm: &VmFd, end_gfn: u64, log: Log) -> Self {
+        Self {
+            log,
             table: Mutex::default(),
             memory: GuestMemory::new(),
-            manual_protect,
             read_only: vm.check_extension(Cap::ReadonlyMem),
             most: usize::try_from(vm.check_extension_int(Cap::NrMemslots)).unwrap_or(32),
             end_gfn,
             harvested: AtomicU64::new(0),
-        })
+            read_only_writes: AtomicU64::new(0),
+        }
+    }
+
+    /// The vCPUs' dirty rings, where the VM has them.
+    pub(super) fn rings(&self) -> Option<&Rings> {
+        match &self.log {
+            Log::Rings(rings) => Some(rings),
+            Log::Bitmap { .. } => None,
+        }
+    }
+
+    /// Makes room in the dirty rings, on the thread of a vCPU whose ring is full.
+    pub(super) fn relieve(&self) -> io::Result<()> {
+        self.rings().map_or(Ok(()), Rings::relieve)
     }
 
     /// What the guest sees, for readers that must not wait for a harvest.
@@ -87,17 +143,35 @@ impl Slots {
         self.harvested.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, KvmSlot>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Most slots, and the first number that is too high.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
-    fn publish(&self, table: &BTreeMap<u32, KvmSlot>) {
-        self.memory.publish(
-            table
-                .values()
-                .map(|slot| Arc::clone(&slot.memory))
-                .collect(),
-        );
+    /// Whether this kernel has read-only slots.
+    pub(super) fn has_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// A write of the guest that the kernel could not carry out: true, and counted, when it was for
+    /// a read-only slot.
+    pub(super) fn drops_write(&self, gpa: u64) -> bool {
+        let table = self.memory.table();
+        let slot = table.find(gpa / PAGE_SIZE);
+        let drops = slot.is_some_and(|(slot, _)| slot.spec().read_only);
+        if drops {
+            self.read_only_writes.fetch_add(1, Ordering::Relaxed);
+        }
+        drops
+    }
+
+    /// Writes that were dropped so far.
+    pub(super) fn read_only_writes(&self) -> u64 {
+        self.read_only_writes.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, KvmSlot>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the kernel about a slot; `pages` 0 takes it away.
@@ -119,11 +193,8 @@ impl Slots {
         };
         // SAFETY: the range is a mapping of the slot's length, which the table's Arc keeps until
         // the kernel has let go of it; nothing in this process holds references into it.
-        unsafe { vm.set_user_memory_region(region) }.map_err(|error| match error.errno() {
-            libc::EEXIST => bad(spec, "overlaps a slot that the kernel has"),
-            libc::EINVAL => bad(spec, "the kernel refuses it"),
-            _ => failed("KVM_SET_USER_MEMORY_REGION")(error),
-        })
+        let set = || unsafe { vm.set_user_memory_region(region) };
+        uninterrupted(set).map_err(refused(spec, pages))
     }
 
     fn check(&self, spec: SlotSpec) -> Result<(), BackendError> {
@@ -147,7 +218,7 @@ impl Slots {
         let spec = memory.spec();
         self.check(spec)?;
         let mut table = self.lock();
-        if table.len() >= self.most {
+        if table.len() >= self.most || spec.slot as usize >= self.most {
             return Err(bad(spec, format!("at most {} slots", self.most)));
         }
         // The kernel would take a known number for a change of that slot.
@@ -159,7 +230,7 @@ impl Slots {
             memory: Arc::clone(memory),
             logging: false,
         });
-        self.publish(&table);
+        self.memory.insert(Arc::clone(memory));
         Ok(())
     }
 
@@ -169,8 +240,12 @@ impl Slots {
             .get(&number)
             .ok_or(BackendError::NoSuchSlot { slot: number })?;
         self.set(vm, &slot.memory, 0, false)?;
+        let base_gfn = slot.memory.spec().base_gfn;
         table.remove(&number);
-        self.publish(&table);
+        if let Some(rings) = self.rings() {
+            rings.end(number);
+        }
+        self.memory.remove(base_gfn);
         Ok(())
     }
 
@@ -187,26 +262,143 @@ impl Slots {
         self.check(spec)?;
         let memory = Arc::new(slot.memory.moved(spec));
         self.set(vm, &memory, spec.pages, slot.logging)?;
-        slot.memory = memory;
-        self.publish(&table);
+        slot.memory = Arc::clone(&memory);
+        self.memory.replace(old.base_gfn, memory);
         Ok(())
     }
 
-    pub(super) fn set_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
+    /// Takes the slot away and puts it back with the other flag, as it logged, with an empty log;
+    /// or as it was, when that fails.
+    pub(super) fn set_read_only(
+        &self,
+        vm: &VmFd,
+        number: u32,
+        read_only: bool,
+    ) -> Result<(), BackendError> {
         let mut table = self.lock();
-        let slot = logged(&mut table, number)?;
-        if slot.logging != on {
-            self.set(vm, &slot.memory, slot.memory.spec().pages, on)
-                .map_err(|error| of_slot(number, error))?;
-            slot.logging = on;
+        let slot = find(&mut table, number)?;
+        let old = Arc::clone(&slot.memory);
+        if old.spec().read_only == read_only {
+            return Ok(());
+        }
+        let spec = SlotSpec {
+            read_only,
+            ..old.spec()
+        };
+        self.check(spec)?;
+        let (new, logging) = (Arc::new(old.moved(spec)), slot.logging);
+        self.set(vm, &old, 0, false)?;
+        let error = match self.put_back(vm, &new, logging) {
+            Ok(()) => {
+                slot.memory = Arc::clone(&new);
+                self.memory.replace(spec.base_gfn, new);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // It may be there: only emptying its log failed. Where it is not, the kernel says so.
+        if let Err(absent) = self.set(vm, &new, 0, false) {
+            tracing::debug!(slot = number, %absent, "nothing to take away");
+        }
+        let Err(again) = self.put_back(vm, &old, logging) else {
+            return Err(error);
+        };
+        table.remove(&number);
+        if let Some(rings) = self.rings() {
+            rings.end(number);
+        }
+        self.memory.remove(spec.base_gfn);
+        Err(BackendError::SlotLost {
+            slot: number,
+            message: format!("{error}; as it was: {again}"),
+        })
+    }
+
+    /// Adds a slot that the kernel does not have, with an empty log where it logs.
+    fn put_back(&self, vm: &VmFd, memory: &SlotMemory, logging: bool) -> Result<(), BackendError> {
+        let spec = memory.spec();
+        self.set(vm, memory, spec.pages, logging)?;
+        if logging && matches!(self.log, Log::Bitmap { full: true, .. }) {
+            clear_all(vm, spec.slot, 0, spec.pages)?;
         }
         Ok(())
     }
 
+    /// Turns logging on or off. It begins with an empty log.
+    pub(super) fn set_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
+        if !on || !self.begin_logging(vm, number)? {
+            return self.switch_logging(vm, number, on);
+        }
+        let pages = {
+            let mut table = self.lock();
+            logged(&mut table, number)?.memory.spec().pages
+        };
+        self.protect(vm, number, 0, pages).inspect_err(|_| {
+            if let Err(error) = self.switch_logging(vm, number, false) {
+                tracing::error!(%error, slot = number, "dirty logging stays on");
+            }
+        })
+    }
+
+    /// Turns logging on with a full log, which [`Slots::protect`] is to empty; false, having done
+    /// nothing, where the kernel begins with an empty one.
+    pub(super) fn begin_logging(&self, vm: &VmFd, number: u32) -> Result<bool, DirtyError> {
+        if !matches!(self.log, Log::Bitmap { full: true, .. }) {
+            return Ok(false);
+        }
+        let logs = {
+            let mut table = self.lock();
+            logged(&mut table, number)?.logging
+        };
+        if logs {
+            return Ok(false);
+        }
+        self.switch_logging(vm, number, true).map(|()| true)
+    }
+
+    /// Clears pages `[first, first + pages)` of a log that began full, whatever is set.
+    pub(super) fn protect(
+        &self,
+        vm: &VmFd,
+        number: u32,
+        first: u64,
+        pages: u64,
+    ) -> Result<(), DirtyError> {
+        let mut table = self.lock();
+        logged(&mut table, number)?;
+        clear_all(vm, number, first, pages)
+    }
+
+    fn switch_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
+        let mut table = self.lock();
+        let slot = logged(&mut table, number)?;
+        if slot.logging == on {
+            return Ok(());
+        }
+        let (rings, pages) = (self.rings(), slot.memory.spec().pages);
+        if let Some(rings) = rings.filter(|_| on) {
+            rings.begin(number, pages)?;
+        }
+        let done = self.set(vm, &slot.memory, pages, on);
+        slot.logging = on == done.is_ok();
+        if let Some(rings) = rings.filter(|_| !slot.logging) {
+            rings.end(number);
+        }
+        done.map_err(|error| of_slot(number, error))
+    }
+
     pub(super) fn harvest(&self, vm: &VmFd, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
         let mut table = self.lock();
+        let Log::Bitmap { manual, .. } = self.log else {
+            for number in into.keys() {
+                logged(&mut table, *number)?;
+            }
+            let taken = self.rings().map_or(Ok(0), |rings| rings.harvest(into))?;
+            self.harvested.fetch_add(taken, Ordering::Relaxed);
+            return Ok(());
+        };
         for (number, bitmap) in into {
-            self.harvest_slot(vm, logged(&mut table, *number)?, bitmap)?;
+            self.harvest_slot(vm, logged(&mut table, *number)?, bitmap, manual)?;
         }
         Ok(())
     }
@@ -216,6 +408,7 @@ impl Slots {
         vm: &VmFd,
         slot: &KvmSlot,
         bitmap: &mut DirtyBitmap,
+        manual: bool,
     ) -> Result<(), DirtyError> {
         let spec = slot.memory.spec();
         let (number, refused) = (spec.slot, |message: &str| DirtyError::Refused {
@@ -241,9 +434,7 @@ impl Slots {
         // Without manual protection the log is taken by now: nothing below may fail then.
         let taken = taken.map_err(kernel("KVM_GET_DIRTY_LOG"))?;
         let mut from = 0;
-        while self.manual_protect
-            && let Some((word, words)) = bitmap.next_piece(from, CLEAR_WORDS)
-        {
+        while manual && let Some((word, words)) = bitmap.next_piece(from, CLEAR_WORDS) {
             let first = word as u64 * 64;
             // At most 64 Ki; shorter only where the slot ends.
             let pages = (spec.pages - first).min(words.len() as u64 * 64) as u32;
@@ -276,6 +467,23 @@ impl Slots {
     }
 }
 
+/// Clears pages `[first, first + pages)` of a slot's log, whatever is set.
+fn clear_all(vm: &VmFd, number: u32, first: u64, pages: u64) -> Result<(), DirtyError> {
+    const ALL: [u64; CLEAR_WORDS] = [u64::MAX; CLEAR_WORDS];
+    let mut at = first;
+    while at < first + pages {
+        // At most 64 Ki.
+        let piece = (first + pages - at).min(CLEAR_WORDS as u64 * 64) as u32;
+        clear_dirty_log(vm, number, at, piece, &ALL).map_err(|source| DirtyError::Kernel {
+            slot: number,
+            op: "KVM_CLEAR_DIRTY_LOG",
+            source,
+        })?;
+        at += u64::from(piece);
+    }
+    Ok(())
+}
+
 fn find(table: &mut BTreeMap<u32, KvmSlot>, number: u32) -> Result<&mut KvmSlot, BackendError> {
     table
         .get_mut(&number)
@@ -289,7 +497,9 @@ fn logged(table: &mut BTreeMap<u32, KvmSlot>, slot: u32) -> Result<&mut KvmSlot,
 /// A change of a slot's flags was refused.
 fn of_slot(slot: u32, error: BackendError) -> DirtyError {
     match error {
-        BackendError::Ioctl { op, source } => DirtyError::Kernel { slot, op, source },
+        BackendError::Ioctl { op, source } | BackendError::SlotCall { op, source, .. } => {
+            DirtyError::Kernel { slot, op, source }
+        }
         BackendError::BadSlot { message, .. } => DirtyError::Refused { slot, message },
         error => DirtyError::Refused {
             slot,

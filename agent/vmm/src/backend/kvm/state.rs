@@ -46,7 +46,7 @@ impl StateWriter {
     /// Appends a section.
     #[allow(
         dead_code,
-        reason = "architectures whose vCPUs cannot be run yet have no sections"
+        reason = "an architecture whose vCPUs cannot be run has no sections"
     )]
     pub(super) fn section(&mut self, tag: [u8; 4], payload: &[u8]) {
         self.bytes.extend(tag);
@@ -115,7 +115,7 @@ impl<'a> StateReader<'a> {
     /// The next section, which must have that tag.
     #[allow(
         dead_code,
-        reason = "architectures whose vCPUs cannot be run yet have no sections"
+        reason = "an architecture whose vCPUs cannot be run has no sections"
     )]
     pub(super) fn section(&mut self, tag: [u8; 4]) -> Result<&'a [u8], BackendError> {
         let name = tag.escape_ascii();

@@ -19,7 +19,7 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -28,17 +28,26 @@ use std::{
 use kvm_ioctls::VcpuFd;
 
 use super::{
-    super::{BackendError, EventSink, GuestEvent},
+    super::{
+        BackendError, EventSink, GuestEvent,
+        run_failure::{Cause, RunFailure},
+    },
     arch,
     console::Console,
     exit::{Contract, GuestExit},
     kick::{self, ExitFlag, Target},
+    run_error::{self, After},
     slots::Slots,
 };
-use crate::guest::memstress::{Pacer, Turn};
+use crate::{
+    confine,
+    guest::memstress::{Pacer, Turn},
+};
 
 /// How long a vCPU may take to stop.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+/// A vCPU that shall leave the guest for a moment is kicked again after this.
+const KICK_AGAIN: Duration = Duration::from_micros(100);
 /// An idle guest's control page is looked at again after this.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -84,6 +93,8 @@ struct ThreadControl {
 struct Vcpu {
     fd: Mutex<VcpuFd>,
     exit: ExitFlag,
+    /// Counts entries into KVM_RUN and returns from it: odd while the thread is inside.
+    crossings: AtomicU64,
 }
 
 struct Shared {
@@ -137,6 +148,7 @@ impl Threads {
                 Ok(Vcpu {
                     exit: ExitFlag::map(&fd, run_size).map_err(ioctl("mmap of a vCPU"))?,
                     fd: Mutex::new(fd),
+                    crossings: AtomicU64::new(0),
                 })
             })
             .collect::<Result<Vec<_>, BackendError>>()?;
@@ -214,6 +226,42 @@ impl Threads {
             )));
         }
         Ok(())
+    }
+
+    /// Makes every vCPU that is in the guest leave it once. When this returns, what it wrote before
+    /// the call has come from the CPU's own buffers into the kernel's log. vCPUs go on at once.
+    pub(super) fn leave_guest(&self) -> Result<(), BackendError> {
+        let crossings = |vcpu: &Vcpu| vcpu.crossings.load(Ordering::SeqCst);
+        let at_first: Vec<u64> = self.shared.vcpus.iter().map(crossings).collect();
+        let begun = Instant::now();
+        loop {
+            let inside: Vec<usize> = (0..at_first.len())
+                .filter(|index| {
+                    let first = at_first[*index];
+                    first % 2 == 1 && crossings(&self.shared.vcpus[*index]) == first
+                })
+                .collect();
+            if inside.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > PAUSE_LIMIT {
+                return Err(gone(format!(
+                    "{} vCPUs did not leave the guest within {} s",
+                    inside.len(),
+                    PAUSE_LIMIT.as_secs()
+                )));
+            }
+            {
+                let control = self.shared.lock();
+                for target in inside.iter().filter_map(|index| control.targets[*index]) {
+                    // SAFETY: a thread takes its target away under `control`, which is held, before
+                    // it ends.
+                    unsafe { target.kick() };
+                }
+            }
+            // A signal that comes just before KVM_RUN does nothing, so one is not always enough.
+            thread::sleep(KICK_AGAIN);
+        }
     }
 
     /// Calls `each` with every vCPU while all are parked; `fresh` demands that none ever ran.
@@ -312,6 +360,7 @@ impl Shared {
 
     fn thread(&self, index: usize) {
         kick::unblock();
+        confine::enter(confine::Role::Vcpu);
         self.lock().targets[index] = Some(Target::current());
         let leave = Leave {
             shared: self,
@@ -355,42 +404,35 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let contract = self.serving.contract();
-        loop {
-            let failure = match arch::run(&mut fd, contract) {
-                Ok(exit) => match self.serve(index, pacer, exit) {
-                    Ok(()) => continue,
-                    Err(failure) => failure,
-                },
-                Err(error) if error.errno() == libc::EINTR => {
-                    if self.go.load(Ordering::SeqCst) {
-                        continue;
+        let crossings = &self.vcpus[index].crossings;
+        let mut again = 0;
+        let cause = loop {
+            crossings.fetch_add(1, Ordering::SeqCst);
+            let left = arch::run(&mut fd, contract);
+            crossings.fetch_add(1, Ordering::SeqCst);
+            match left {
+                Ok(exit) => {
+                    again = 0;
+                    match self.serve(index, pacer, exit) {
+                        Ok(()) => {}
+                        Err(Unserved::Cause(cause)) => break cause,
+                        Err(Unserved::Internal) => break run_error::internal(fd.get_kvm_run()),
                     }
-                    return;
                 }
-                Err(error) => {
-                    let place = arch::program_counter(&fd);
-                    self.end(GuestEvent::Failed(format!(
-                        "vCPU {index}: KVM_RUN failed at {place}: {error}"
-                    )));
-                    return;
-                }
-            };
-            let place = arch::program_counter(&fd);
-            let detail = if failure == INTERNAL_ERROR {
-                // SAFETY: the exit reason says that this member of the union was filled.
-                let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
-                format!(" (suberror {})", internal.suberror)
-            } else {
-                String::new()
-            };
-            self.end(GuestEvent::Failed(format!(
-                "vCPU {index}: {failure}{detail} at {place}"
-            )));
-        }
+                Err(error) => match run_error::judge(error, again) {
+                    After::Again if !self.go.load(Ordering::SeqCst) => return,
+                    After::Again => again += u32::from(error.errno() == libc::EAGAIN),
+                    After::Failed(cause) => break cause,
+                },
+            }
+        };
+        // At most 64 vCPUs.
+        let at = Some((index as u32, arch::program_counter(&fd)));
+        self.end(GuestEvent::Failed(RunFailure { at, cause }));
     }
 
     /// Serves an exit, or says what is wrong with it.
-    fn serve(&self, index: usize, pacer: &mut Pacer, exit: GuestExit<'_>) -> Result<(), String> {
+    fn serve(&self, index: usize, pacer: &mut Pacer, exit: GuestExit<'_>) -> Result<(), Unserved> {
         match exit {
             GuestExit::Again => {}
             GuestExit::Doorbell(answer) => answer.fill(u8::from(!self.may_go(index, pacer)?)),
@@ -399,9 +441,19 @@ impl Shared {
                     console.print(bytes);
                 }
             }
+            // The instruction is done when the vCPU enters again.
+            GuestExit::Store { gpa } if self.slots.drops_write(gpa) => {}
+            GuestExit::Store { gpa } => {
+                return Err(format!("write to guest-physical {gpa:#x}, where no slot is,").into());
+            }
+            GuestExit::RingFull => self
+                .slots
+                .relieve()
+                .map_err(|error| format!("dirty ring full, and no room made: {error},"))?,
             GuestExit::End => self.end(GuestEvent::Stopped),
-            GuestExit::Refused(what) => return Err(what),
-            GuestExit::Internal => return Err(INTERNAL_ERROR.to_owned()),
+            GuestExit::Refused(what) => return Err(what.into()),
+            GuestExit::Failed(cause) => return Err(Unserved::Cause(cause)),
+            GuestExit::Internal => return Err(Unserved::Internal),
         }
         Ok(())
     }
@@ -430,7 +482,18 @@ impl Shared {
     }
 }
 
-const INTERNAL_ERROR: &str = "internal error of KVM";
+/// Why a vCPU cannot go on after an exit.
+enum Unserved {
+    Cause(Cause),
+    /// See [`GuestExit::Internal`].
+    Internal,
+}
+
+impl From<String> for Unserved {
+    fn from(words: String) -> Self {
+        Self::Cause(Cause::Guest(words))
+    }
+}
 
 /// Takes a thread's kick target away when it ends, even by a panic.
 struct Leave<'a> {

@@ -12,21 +12,24 @@ use std::{
 use kvm_bindings::KVM_CAP_BINARY_STATS_FD;
 use kvm_ioctls::VmFd;
 use slat_proto::{
-    model::{GuestSpec, VmSpec},
+    model::{DirtyEngine, GuestSpec, VmSpec},
     v1,
 };
 
 use super::{
-    super::{Backend, BackendError, EventSink, cpu::CpuFact},
+    super::{Backend, BackendError, EventSink, cpu::CpuFact, traits::EngineInUse},
     arch::{self, ARCH, HostCpu, Told, VcpuState},
     console::Console,
-    host::open_to_run,
+    engine::Choice,
+    host::{most_vcpus, new_vm},
     ioctl,
-    refuse::{failed, unsupported},
+    refuse::unsupported,
     slots::Slots,
-    state::{StateReader, StateWriter, bad},
+    state::{StateReader, StateWriter},
     stats::Stats,
+    tracepoint::FaultEvents,
     vcpu::{Serving, Threads},
+    vcpu_error::{self, of_vcpu},
 };
 use crate::{
     guest::{BootEntry, Layout},
@@ -40,8 +43,9 @@ pub(crate) struct KvmBackend {
     // go.
     threads: Threads,
     stats: Stats,
-    vm: VmFd,
+    pub(super) vm: Arc<VmFd>,
     slots: Arc<Slots>,
+    engine: EngineInUse,
     host: HostCpu,
     /// What each vCPU was told of its CPU. Held only to copy in or out.
     told: Mutex<Vec<Told>>,
@@ -61,19 +65,26 @@ impl KvmBackend {
         events: EventSink,
         console: Option<&Path>,
     ) -> Result<Self, BackendError> {
-        Self::build(spec, events, console, true)
+        Self::build(spec, events, console, Choice::of(spec))
     }
 
-    /// As [`KvmBackend::new`]; without `manual_protect` as on kernels before Linux 5.0.
+    /// With page faults counted by `events` where the kernel's statistics have none.
+    #[must_use]
+    pub(crate) fn with_fault_events(mut self, events: &FaultEvents) -> Self {
+        self.stats.stand_in(events.clone());
+        self
+    }
+
+    /// As [`KvmBackend::new`], logging as `choice` says.
     pub(super) fn build(
         spec: &VmSpec,
         events: EventSink,
         console: Option<&Path>,
-        manual_protect: bool,
+        choice: Choice,
     ) -> Result<Self, BackendError> {
-        let kvm = open_to_run()?;
-        let most = kvm.get_max_vcpus();
-        if spec.vcpus as usize > most {
+        let (kvm, vm) = new_vm()?;
+        let most = most_vcpus(&vm);
+        if spec.vcpus > most {
             return Err(unsupported(format!(
                 "run {} vCPUs in a VM; its most is {most}",
                 spec.vcpus
@@ -81,24 +92,30 @@ impl KvmBackend {
         }
         let layout = Layout::new(spec.memory_bytes)
             .map_err(|error| unsupported(format!("lay out guest memory: {error}")))?;
-        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let vm = Arc::new(vm);
         let host = HostCpu::new(&kvm, &vm)?;
         arch::prepare_vm(&vm)?;
-        let slots = Arc::new(Slots::new(&vm, host.end_gfn(), manual_protect)?);
+        let (log, engine) = choice.enable(&vm)?;
+        let slots = Arc::new(Slots::new(&vm, host.end_gfn(), log));
         let mut vcpus = Vec::with_capacity(spec.vcpus as usize);
         let mut told = Vec::with_capacity(spec.vcpus as usize);
         for index in 0..spec.vcpus {
-            let vcpu = vm
-                .create_vcpu(index.into())
-                .map_err(failed("KVM_CREATE_VCPU"))?;
+            let vcpu = vcpu_error::set("KVM_CREATE_VCPU", "a new one", || {
+                vm.create_vcpu(index.into())
+            })
+            .map_err(of_vcpu(index))?;
             let entry = BootEntry::new(spec, &layout, index);
-            told.push(arch::prepare_vcpu(&host, &vcpu, index, entry)?);
+            let prepared = arch::prepare_vcpu(&host, &vcpu, index, entry);
+            told.push(prepared.map_err(of_vcpu(index))?);
+            if let Some(rings) = slots.rings() {
+                rings.map(&vcpu)?;
+            }
             vcpus.push(vcpu);
         }
         let stats = if vm.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) > 0 {
             let files: std::io::Result<Vec<File>> = vcpus.iter().map(ioctl::stats_file).collect();
-            ioctl::stats_file(&vm)
-                .and_then(|of_vm| Stats::new(of_vm, files?))
+            ioctl::stats_file(&*vm)
+                .and_then(|of_vm| Stats::new(of_vm, files?, arch::COUNTED))
                 .map_err(|source| BackendError::Ioctl {
                     op: "KVM_GET_STATS_FD",
                     source,
@@ -123,11 +140,24 @@ impl KvmBackend {
             stats,
             vm,
             slots,
+            engine,
             host,
             told: Mutex::new(told),
             vcpus: spec.vcpus,
             partly_loaded: AtomicBool::new(false),
         })
+    }
+
+    /// Where guest-physical frames end.
+    #[cfg(test)]
+    pub(super) fn end_gfn(&self) -> u64 {
+        self.host.end_gfn()
+    }
+
+    /// The vCPUs' dirty rings.
+    #[cfg(test)]
+    pub(super) fn rings(&self) -> Option<&super::ring::Rings> {
+        self.slots.rings()
     }
 
     fn told(&self) -> Vec<Told> {
@@ -143,7 +173,27 @@ impl DirtySource for KvmBackend {
         self.slots.set_logging(&self.vm, slot, on)
     }
 
+    fn begin_dirty_logging(&self, slot: u32) -> Result<bool, DirtyError> {
+        let full = self.slots.begin_logging(&self.vm, slot)?;
+        if !full {
+            self.slots.set_logging(&self.vm, slot, true)?;
+        }
+        Ok(full)
+    }
+
+    fn protect(&self, slot: u32, first: u64, pages: u64) -> Result<(), DirtyError> {
+        self.slots.protect(&self.vm, slot, first, pages)
+    }
+
     fn harvest_dirty(&self, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
+        if self.slots.rings().is_some() {
+            self.threads
+                .leave_guest()
+                .map_err(|error| DirtyError::Refused {
+                    slot: into.keys().next().copied().unwrap_or(0),
+                    message: error.to_string(),
+                })?;
+        }
         self.slots.harvest(&self.vm, into)
     }
 }
@@ -155,7 +205,14 @@ impl Backend for KvmBackend {
             v1::Capability::VcpuState,
             v1::Capability::RawImage,
             v1::Capability::Invalidate,
+            match self.engine.engine {
+                DirtyEngine::Bitmap => v1::Capability::DirtyBitmap,
+                DirtyEngine::Ring => v1::Capability::DirtyRing,
+            },
         ];
+        if self.slots.has_read_only() {
+            all.push(v1::Capability::ReadOnlySlots);
+        }
         if self.stats.offers_faults() {
             all.push(v1::Capability::FaultStatistics);
         }
@@ -165,11 +222,19 @@ impl Backend for KvmBackend {
         all
     }
 
+    fn dirty_engine(&self) -> EngineInUse {
+        self.engine.clone()
+    }
+
     fn cpu_facts(&self) -> Vec<CpuFact> {
         // All vCPUs of a VM are told the same but for their own number, which is no fact.
         let told = self.told();
         told.first()
             .map_or_else(Vec::new, |told| told.facts(&self.host))
+    }
+
+    fn most_slots(&self) -> u32 {
+        u32::try_from(self.slots.most()).unwrap_or(u32::MAX)
     }
 
     fn add_slot(&self, memory: &Arc<SlotMemory>) -> Result<(), BackendError> {
@@ -184,6 +249,10 @@ impl Backend for KvmBackend {
         self.slots.shift(&self.vm, slot, base_gfn)
     }
 
+    fn set_read_only(&self, slot: u32, read_only: bool) -> Result<(), BackendError> {
+        self.slots.set_read_only(&self.vm, slot, read_only)
+    }
+
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
         self.slots.invalidate(gfn, pages)
     }
@@ -194,6 +263,7 @@ impl Backend for KvmBackend {
                 message: "loading vCPU state failed in the middle; this VM cannot run".to_owned(),
             });
         }
+        arch::before_run()?;
         self.threads.run()
     }
 
@@ -205,7 +275,9 @@ impl Backend for KvmBackend {
         let mut writer = StateWriter::new(ARCH, self.vcpus);
         let told = self.told();
         self.threads.while_stopped(false, |index, vcpu| {
-            VcpuState::save(&self.host, vcpu, &told[index as usize])?.write(&mut writer);
+            VcpuState::save(&self.host, vcpu, &told[index as usize])
+                .map_err(of_vcpu(index))?
+                .write(&mut writer);
             Ok(())
         })?;
         Ok(writer.finish())
@@ -232,15 +304,11 @@ impl Backend for KvmBackend {
     fn stats(&self) -> v1::MmuStats {
         v1::MmuStats {
             dirty_pages_harvested: Some(self.slots.harvested()),
+            read_only_writes: self
+                .slots
+                .has_read_only()
+                .then(|| self.slots.read_only_writes()),
             ..self.stats.read()
         }
-    }
-}
-
-/// Says which vCPU a refused state is of.
-fn of_vcpu(index: u32) -> impl Fn(BackendError) -> BackendError {
-    move |error| match error {
-        BackendError::State { message } => bad(format!("vCPU {index}: {message}")),
-        other => other,
     }
 }

@@ -164,7 +164,7 @@ impl Gate {
         {
             inner.reported = true;
             drop(inner);
-            (self.events)(GuestEvent::Failed(failure));
+            (self.events)(GuestEvent::Failed(failure.into()));
             inner = self.inner();
         }
         inner.resting += 1;

@@ -50,16 +50,17 @@ mod vcpu;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread::{self, JoinHandle},
 };
 
 use slat_arch::GuestStage;
 use slat_mmu::{
-    FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SlotError, SlotFlags, SlotId, SlotSpec,
+    DEFAULT_MAX_SLOTS, FlushStats, Gfn, GfnRange, Level, MmuConfig, Pfn, SlotError, SlotFlags,
+    SlotId, SlotSpec,
 };
 use slat_proto::{
-    model::{BackendKind, Format, GuestSpec, VmSpec},
+    model::{BackendKind, DirtyEngine, Format, GuestSpec, VmSpec},
     v1,
 };
 
@@ -69,15 +70,20 @@ use self::{
     tables::{Budget, TableHeap},
     vcpu::Vcpu,
 };
-use super::{Backend, BackendError, CpuFact, EventSink};
-use crate::memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory};
+use super::{Backend, BackendError, CpuFact, EngineInUse, EventSink};
+use crate::{
+    confine,
+    memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
+};
 
 /// A slot as this backend keeps it.
 #[derive(Clone, Copy, Debug)]
 struct BackedSlot {
     id: SlotId,
+    base_gfn: u64,
     pages: u64,
     read_only: bool,
+    logging: bool,
     /// First of its made-up host frames.
     frames: u64,
 }
@@ -91,6 +97,14 @@ pub(crate) struct SoftwareBackend {
     budget: Arc<Budget>,
     slots: Mutex<BTreeMap<u32, BackedSlot>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl BackedSlot {
+    /// As the MMU makes it.
+    fn created(&self) -> SlotSpec {
+        SlotSpec::new(self.id, Gfn(self.base_gfn), self.pages, Pfn(self.frames))
+            .with_flags(flags(self, self.logging))
+    }
 }
 
 impl SoftwareBackend {
@@ -140,7 +154,10 @@ impl SoftwareBackend {
             let vcpu = Vcpu::new(Arc::clone(&backend.vm), number);
             let thread = thread::Builder::new()
                 .name(format!("vcpu{number}"))
-                .spawn(move || vcpu.live())
+                .spawn(move || {
+                    confine::enter(confine::Role::Vcpu);
+                    vcpu.live();
+                })
                 .map_err(|error| BackendError::Vcpu {
                     message: format!("no thread for vCPU {number}: {error}"),
                 })?;
@@ -200,6 +217,9 @@ impl DirtySource for SoftwareBackend {
             .space(0)
             .set_slot_flags(found.id, flags(&found, on))
             .map_err(|error| refused(slot, error))?;
+        if let Some(found) = self.slots().get_mut(&slot) {
+            found.logging = on;
+        }
         if unsplit > 0 {
             tracing::warn!(
                 slot,
@@ -226,15 +246,31 @@ impl DirtySource for SoftwareBackend {
 }
 
 impl Backend for SoftwareBackend {
+    fn dirty_engine(&self) -> EngineInUse {
+        EngineInUse {
+            engine: DirtyEngine::Bitmap,
+            reason: "the software backend has bitmaps alone".to_owned(),
+        }
+    }
+
     fn capabilities(&self) -> Vec<v1::Capability> {
-        use v1::Capability::{DirtyLog, FaultStatistics, FlushStatistics, Invalidate, VcpuState};
+        use v1::Capability::{
+            DirtyBitmap, DirtyLog, FaultStatistics, FlushStatistics, Invalidate, ReadOnlySlots,
+            VcpuState,
+        };
         vec![
             DirtyLog,
+            DirtyBitmap,
             VcpuState,
             FaultStatistics,
             FlushStatistics,
             Invalidate,
+            ReadOnlySlots,
         ]
+    }
+
+    fn most_slots(&self) -> u32 {
+        DEFAULT_MAX_SLOTS.into()
     }
 
     fn cpu_facts(&self) -> Vec<CpuFact> {
@@ -256,13 +292,13 @@ impl Backend for SoftwareBackend {
             .ok_or_else(|| bad("no host frame numbers are left".to_owned()))?;
         let slot = BackedSlot {
             id,
+            base_gfn: spec.base_gfn,
             pages: spec.pages,
             read_only: spec.read_only,
+            logging: false,
             frames,
         };
-        let created = SlotSpec::new(id, Gfn(spec.base_gfn), spec.pages, Pfn(frames))
-            .with_flags(flags(&slot, false));
-        if let Err(error) = self.vm.mmu.create_slot(created) {
+        if let Err(error) = self.vm.mmu.create_slot(slot.created()) {
             self.vm.frames.remove(frames);
             return Err(slot_error(spec.slot, &error));
         }
@@ -286,15 +322,44 @@ impl Backend for SoftwareBackend {
     }
 
     fn move_slot(&self, slot: u32, base_gfn: u64) -> Result<(), BackendError> {
-        let slots = self.slots();
+        let mut slots = self.slots();
         let found = find(&slots, slot)?;
         self.vm
             .mmu
             .space(0)
             .move_slot(found.id, Gfn(base_gfn))
             .map_err(|error| slot_error(slot, &error))?;
+        slots.insert(slot, BackedSlot { base_gfn, ..found });
         self.settle_tables(&slots);
         Ok(())
+    }
+
+    /// The MMU, as KVM, has the flag of a slot fixed: it is made anew over the same host frames.
+    fn set_read_only(&self, slot: u32, read_only: bool) -> Result<(), BackendError> {
+        let mut slots = self.slots();
+        let old = find(&slots, slot)?;
+        let new = BackedSlot { read_only, ..old };
+        if old.read_only == read_only {
+            return Ok(());
+        }
+        self.vm
+            .mmu
+            .space(0)
+            .delete_slot(old.id)
+            .map_err(|error| slot_error(slot, &error))?;
+        let Err(error) = self.vm.mmu.create_slot(new.created()) else {
+            slots.insert(slot, new);
+            return Ok(());
+        };
+        let Err(again) = self.vm.mmu.create_slot(old.created()) else {
+            return Err(slot_error(slot, &error));
+        };
+        self.vm.frames.remove(old.frames);
+        slots.remove(&slot);
+        Err(BackendError::SlotLost {
+            slot,
+            message: format!("{error}; as it was: {again}"),
+        })
     }
 
     fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
@@ -349,6 +414,9 @@ impl Backend for SoftwareBackend {
             huge_pages_split: Some(mmu.splits),
             huge_pages_recovered: Some(mmu.recovered),
             flushes: mmu.flushes.iter().map(flush_count).collect(),
+            read_only_writes: Some(self.vm.read_only_writes.load(Ordering::Relaxed)),
+            source: v1::CounterSource::SoftwareMmu.into(),
+            faults_source: v1::CounterSource::SoftwareMmu.into(),
             ..v1::MmuStats::default()
         }
     }

@@ -1,6 +1,6 @@
 //! What the vCPUs of a VM and its owner share. Each part has its own locking.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use slat_arch::GuestStage;
 use slat_mmu::{MmuConfig, SecondStage};
@@ -18,6 +18,8 @@ pub(super) struct VmCore {
     pub(super) shootdown: Arc<Shootdown>,
     pub(super) gate: Gate,
     pub(super) port: Arc<dyn Port>,
+    /// Writes to read-only slots, which changed nothing.
+    pub(super) read_only_writes: AtomicU64,
 }
 
 impl VmCore {
@@ -36,6 +38,7 @@ impl VmCore {
             shootdown,
             gate: Gate::new(vcpus, events),
             port,
+            read_only_writes: AtomicU64::new(0),
         })
     }
 }

@@ -23,7 +23,7 @@
 use std::{
     fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
     time::Instant,
 };
@@ -269,8 +269,14 @@ impl GuestAccess for Vcpu {
     }
 
     fn write_u64(&mut self, gpa: u64, value: u64) -> Result<(), AccessError> {
-        let (mapping, offset) = self.memory(gpa, true)?;
-        mapping.store(offset, value);
+        match self.memory(gpa, true) {
+            Ok((mapping, offset)) => mapping.store(offset, value),
+            // As on KVM: the write changes nothing and the guest goes on.
+            Err(AccessError::ReadOnly { .. }) => {
+                self.vm.read_only_writes.fetch_add(1, Relaxed);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 }

@@ -49,7 +49,7 @@ mod counters;
 mod install;
 mod pace;
 pub(super) mod random;
-mod step;
+pub(super) mod step;
 
 pub(crate) use self::{
     control::control_page,

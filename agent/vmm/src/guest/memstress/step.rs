@@ -13,7 +13,7 @@ use super::{
 /// Longest batch, whatever the control page says: it comes with the memory of another host.
 const MAX_BATCH: u64 = 4096;
 /// Offset in a page of its second stamp.
-pub(super) const SECOND_STAMP: u64 = PAGE_SIZE - 16;
+pub(in crate::guest) const SECOND_STAMP: u64 = PAGE_SIZE - 16;
 
 /// Guest memory as a vCPU sees it. Addresses are guest-physical and multiples of 8; an address
 /// outside memory is an error of the access, never a panic (a control page may come from another
@@ -215,7 +215,8 @@ impl Parameters {
 #[cfg(test)]
 mod tests {
     use slat_proto::model::{
-        GuestSpec, MemstressFill, MemstressPattern, MemstressSpec, VmSpec, slots_for_memory,
+        GuestSpec, MemoryBacking, MemstressFill, MemstressPattern, MemstressSpec, VmSpec,
+        slots_for_memory,
     };
 
     use super::*;
@@ -238,6 +239,10 @@ mod tests {
             vcpus,
             backend: None,
             format: None,
+            dirty_engine: None,
+            backing: MemoryBacking::Auto,
+            numa_node: None,
+            prefault: false,
             guest: GuestSpec::Memstress(memstress),
         };
         install(&memory.table(), &spec).unwrap();

@@ -287,6 +287,24 @@ fn receiving() -> FakeVm {
 }
 
 #[test]
+fn a_destination_without_such_slots_refuses_by_name() {
+    let (source, slots) = source();
+    let rom = SlotSpec::new(3, 0x10_0000, 1, true).unwrap();
+    let slots = [slots, vec![rom]].concat();
+    let vm = fake::empty();
+    vm.backend.state().lacks = vec![v1::Capability::ReadOnlySlots];
+    let refused = vm.machine.begin_incoming(&migration(), &source, &slots);
+    assert_eq!(reason(refused), Reason::CapabilityMissing);
+    let vm = fake::empty();
+    vm.backend.state().most_slots = 3;
+    let error = vm.machine.begin_incoming(&migration(), &source, &slots);
+    let error = error.unwrap_err();
+    assert_eq!(error.reason, Reason::LimitReached);
+    assert_eq!(error.metadata["limit"], "3");
+    assert!(vm.machine.snapshot().is_none(), "nothing is there");
+}
+
+#[test]
 fn a_destination_takes_the_vm_over() {
     let (source, slots) = source();
     let vm = fake::empty();
@@ -454,7 +472,7 @@ fn an_owner_whose_vcpus_do_not_run_can_be_resumed() {
     prepare(&vm.machine, b"fake vCPUs").unwrap();
     vm.backend.state().fail.push("run");
     let error = own(&vm.machine, true, false).unwrap_err();
-    assert_eq!(error.metadata["vm_location"], "VM_LOCATION_DESTINATION");
+    assert_eq!(error.metadata["vm_location"], "DESTINATION");
     assert_eq!(state(&vm), v1::vm::State::Paused);
     vm.machine.resume().unwrap();
 }

@@ -131,8 +131,11 @@ fn the_guests_end_is_seen_and_final() {
     let seen = vm.machine.snapshot().unwrap();
     assert_eq!(seen.state(), v1::vm::State::Failed);
     assert_eq!(seen.state_message, "triple fault");
-    let refused = vm.machine.begin_outgoing(&migration(), 1);
-    assert_eq!(reason(refused), Reason::VmState);
+    let refused = vm.machine.begin_outgoing(&migration(), 1).unwrap_err();
+    assert_eq!(refused.reason, Reason::VmState);
+    assert_eq!(refused.metadata["failure"], "GUEST");
+    assert_eq!(refused.metadata["meaning"], "triple fault");
+    assert!(refused.message.contains("triple fault"), "{refused}");
 }
 
 #[test]

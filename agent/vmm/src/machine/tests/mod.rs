@@ -3,6 +3,7 @@
 
 mod handover;
 mod life;
+mod prefault;
 mod real;
 mod slots;
 

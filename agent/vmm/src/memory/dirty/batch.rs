@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::bitmap::DirtyBitmap;
 
 /// Pages delivered to one reader.
@@ -15,6 +17,8 @@ pub(crate) struct DirtyBatch {
     pub slots: Vec<(u32, Arc<DirtyBitmap>)>,
     /// Dirty pages in all.
     pub pages: u64,
+    /// Not all that is owed.
+    pub more: bool,
 }
 
 /// What an API caller's harvest found.
@@ -24,8 +28,12 @@ pub(crate) struct ApiHarvest {
     pub batch: u64,
     /// Dirty guest frames as (first, length), ascending, adjacent ones joined.
     pub ranges: Vec<(u64, u64)>,
+    /// Or pieces of bitmaps: first frame and bits, ascending.
+    pub pieces: Vec<(u64, Bytes)>,
     /// Frames in all.
     pub pages: u64,
     /// This call made the cursor.
     pub created: bool,
+    /// More is owed.
+    pub more: bool,
 }

@@ -19,6 +19,39 @@ use super::{batch::DirtyBatch, bitmap::DirtyBitmap, source::SlotBitmaps};
 /// A bitmap that nobody needs any more, but its last reader may still hold.
 pub(super) type Retired = (u32, Arc<DirtyBitmap>);
 
+/// How much of what it is owed a reader takes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// At most so many runs of pages.
+    Runs(usize),
+    /// At most so many pieces of so many words that are not all clean.
+    Pieces { words: usize, most: usize },
+}
+
+impl Share {
+    /// Takes its share of a bitmap off itself; returns the first page that is too much.
+    fn cut(&mut self, bitmap: &DirtyBitmap) -> Option<u64> {
+        match self {
+            Self::Runs(left) => {
+                let mut runs = bitmap.runs();
+                *left -= runs.by_ref().take(*left).count();
+                runs.next().map(|(page, _)| page)
+            }
+            Self::Pieces { words, most } => {
+                let mut from = 0;
+                while let Some((word, _)) = bitmap.next_piece(from, *words) {
+                    if *most == 0 {
+                        return Some(word as u64 * 64);
+                    }
+                    *most -= 1;
+                    from = word + *words;
+                }
+                None
+            }
+        }
+    }
+}
+
 /// One reader's state.
 #[derive(Debug)]
 pub(super) struct Cursor {
@@ -74,6 +107,11 @@ impl Cursor {
         self.fresh_mut(slot, pages).set(0, pages);
     }
 
+    /// Marks pages `[first, first + len)` of a slot of `pages`.
+    pub(super) fn mark(&mut self, slot: u32, pages: u64, first: u64, len: u64) {
+        self.fresh_mut(slot, pages).set(first, len);
+    }
+
     fn fresh_mut(&mut self, slot: u32, pages: u64) -> &mut DirtyBitmap {
         self.fresh
             .entry(slot)
@@ -90,29 +128,23 @@ impl Cursor {
     /// retired.
     pub(super) fn deliver(&mut self, retired: &mut Vec<Retired>) -> DirtyBatch {
         self.settle(retired);
-        self.batch()
+        self.batch(false)
     }
 
-    /// Delivers at most `max_runs` runs of pages of what is owed, slot by slot in `order`; the rest
-    /// stays fresh.
+    /// Delivers at most `share` of what is owed, slot by slot in `order`; the rest stays fresh.
     pub(super) fn deliver_some(
         &mut self,
         order: &[u32],
-        max_runs: usize,
+        mut share: Share,
         retired: &mut Vec<Retired>,
     ) -> DirtyBatch {
         self.settle(retired);
-        let mut left = max_runs;
+        let mut more = false;
         for slot in order {
             let Some(delivered) = self.delivered.remove(slot) else {
                 continue;
             };
-            let first_left = {
-                let mut runs = delivered.runs();
-                left -= runs.by_ref().take(left).count();
-                runs.next()
-            };
-            let Some((page, _)) = first_left else {
+            let Some(page) = share.cut(&delivered) else {
                 self.delivered.insert(*slot, delivered);
                 continue;
             };
@@ -121,12 +153,30 @@ impl Cursor {
                 own.unite(&shared);
                 own
             });
+            more = true;
             self.fresh.insert(*slot, delivered.split_off(page));
             if !delivered.is_empty() {
                 self.delivered.insert(*slot, Arc::new(delivered));
             }
         }
-        self.batch()
+        self.batch(more)
+    }
+
+    /// Pages that wait to be delivered, and pages that were and are not acknowledged.
+    pub(super) fn owed(&self) -> (u64, u64) {
+        (
+            self.fresh.values().map(DirtyBitmap::count).sum(),
+            self.delivered.values().map(|bitmap| bitmap.count()).sum(),
+        )
+    }
+
+    /// Number of its own last batch; 0 while there is none.
+    pub(super) fn own_batch(&self) -> u64 {
+        if self.batch > self.before {
+            self.batch
+        } else {
+            0
+        }
     }
 
     /// What is fresh counts as delivered, together with what was not acknowledged.
@@ -140,7 +190,7 @@ impl Cursor {
         }
     }
 
-    fn batch(&mut self) -> DirtyBatch {
+    fn batch(&mut self, more: bool) -> DirtyBatch {
         self.batch += 1;
         let shared = |(slot, bitmap): (&u32, &Arc<DirtyBitmap>)| (*slot, Arc::clone(bitmap));
         let slots: Vec<_> = self.delivered.iter().map(shared).collect();
@@ -148,6 +198,7 @@ impl Cursor {
             batch: self.batch,
             pages: slots.iter().map(|(_, bitmap)| bitmap.count()).sum(),
             slots,
+            more,
         }
     }
 

@@ -20,6 +20,7 @@ mod source;
 pub(crate) use self::{
     batch::DirtyBatch,
     bitmap::DirtyBitmap,
+    cursor::Share,
     log::DirtyLog,
     source::{DirtyError, DirtySource, SlotBitmaps},
 };

@@ -1,4 +1,4 @@
-//! What knows which pages were written: KVM's bitmap, the software MMU's log, later KVM's ring.
+//! What knows which pages were written: KVM's bitmaps or rings, the software MMU's log.
 //!
 //! # Protocol
 //! One reader, the dirty log, calls in order; vCPUs may run meanwhile.
@@ -82,6 +82,28 @@ pub(crate) trait DirtySource: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NoSuchSlot`, or what prevents it; the slot's logging is then as it was.
     fn set_dirty_logging(&self, slot: u32, on: bool) -> Result<(), DirtyError>;
+
+    /// As turning logging on, for a reader that goes over all memory first. True: pages are not
+    /// protected, and a write to one is logged only after [`DirtySource::protect`] of it; a harvest
+    /// must not come before every page is protected. False: this source cannot, and every write is
+    /// logged as usual.
+    ///
+    /// # Errors
+    /// As [`DirtySource::set_dirty_logging`].
+    fn begin_dirty_logging(&self, slot: u32) -> Result<bool, DirtyError> {
+        self.set_dirty_logging(slot, true).map(|()| false)
+    }
+
+    /// Protects pages `[first, first + pages)` after such a beginning: from the return on, a write
+    /// to them is logged, and none from before. `first` is a multiple of 64; `pages` is too, unless
+    /// the range ends with the slot.
+    ///
+    /// # Errors
+    /// What prevents it; the pages may be protected or not.
+    fn protect(&self, slot: u32, first: u64, pages: u64) -> Result<(), DirtyError> {
+        let _ = (slot, first, pages);
+        Ok(())
+    }
 
     /// Takes the pages written since the last harvest, protects them again and flushes. `into` has
     /// an empty bitmap of the slot's length for every slot that logs, and for no other.

@@ -13,13 +13,15 @@ use slat_proto::{ApiError, Reason};
 use super::{
     super::{
         listener::Peer,
-        populate::Populate,
         receiver::{Intake, receive},
         wire::{FrameWriter, Kind, StreamRole, WireError},
     },
     parts::{DestinationDriver, Note},
 };
-use crate::memory::SlotTable;
+use crate::{
+    confine,
+    memory::{Populate, SlotTable},
+};
 
 /// SlotTable, State, Commit: no more is read from the control connection, so that nothing can be
 /// queued up. Besides these any number of Echo, one at a time: the next frame is read when it is
@@ -160,6 +162,7 @@ impl DestinationDriver {
                 let (answered, answers) = mpsc::channel();
                 link.answered = Some(answered);
                 let thread = builder.spawn(move || {
+                    confine::enter(confine::Role::Stream);
                     let mut left = CONTROL_FRAMES;
                     while left > 0 {
                         let frame = reader.frame(&mut stream).map_err(ApiError::from);
@@ -181,6 +184,7 @@ impl DestinationDriver {
                 link.data.insert(number, ours);
                 let intake = Arc::clone(&link.intake);
                 let thread = builder.spawn(move || {
+                    confine::enter(confine::Role::Stream);
                     receive(number, &stream, reader, &intake, |event| {
                         sender.send(Note::Data(event)).is_ok()
                     });

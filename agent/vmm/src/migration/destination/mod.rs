@@ -33,10 +33,12 @@ use slat_proto::{ApiError, Reason, v1};
 
 pub(crate) use self::parts::{DestinationDriver, Note};
 use self::work::Work;
-use super::populate::Populate;
-use crate::handover::protocol::{
-    Why,
-    destination::{Action, Destination, Input},
+use crate::{
+    handover::protocol::{
+        Why,
+        destination::{Action, Destination, Input},
+    },
+    memory::Populate,
 };
 
 /// Figures are published this often.

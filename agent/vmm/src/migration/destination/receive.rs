@@ -10,7 +10,6 @@ use slat_proto::{ApiError, Reason, model::proto_duration};
 
 use super::{
     super::{
-        cpu_time::thread_cpu_time,
         receiver::Event,
         wire::{ECHO_SINCE, Header, Kind, WireError},
     },
@@ -19,6 +18,7 @@ use super::{
     work::{Work, was_told},
 };
 use crate::{
+    cpu_time::thread_cpu_time,
     handover::{payload::check_slots, protocol::destination::Input},
     machine::SyncProbe,
 };

@@ -128,8 +128,13 @@ impl SourceDriver {
         }
     }
 
-    /// Before the point of no return: the VM goes on here, and everything is as before.
+    /// Before the point of no return: the VM goes on here, and everything is as before. Unless it
+    /// was ended here meanwhile.
     pub(super) fn record_kept(&self, why: Why, work: &Work) {
+        if self.machine.is_over() {
+            self.record_stopped();
+            return;
+        }
         let (phase, recorded) = self.side.ending(why, work.fault.as_ref(), self.during());
         if why == Why::Cancelled {
             self.side
@@ -139,5 +144,20 @@ impl SourceDriver {
             "migration ended before the commit; the VM stays here");
         self.side.update(|progress| progress.remaining_bytes = 0);
         self.side.end(self.machine.dir(), phase, Some(recorded));
+    }
+
+    /// The process was told to end its VM (SIGTERM), and did.
+    fn record_stopped(&self) {
+        let error = ApiError::new(
+            Reason::VmStoppedDuringMigration,
+            "the VM was ended at its source, whose process was told to stop (SIGTERM)",
+        )
+        .with("migration", self.side.migration())
+        .with("vm_location", "LOST");
+        tracing::warn!(migration = %self.side.migration(), "the VM was ended in mid-migration");
+        let error = error.to_migration_error(self.during(), "source");
+        self.side.lose_vm();
+        self.side
+            .end(self.machine.dir(), TransferPhase::Failed, Some(error));
     }
 }

@@ -7,6 +7,7 @@
 //! difference.
 
 use std::{
+    cell::Cell,
     sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
@@ -57,6 +58,30 @@ impl Figures {
     }
 }
 
+/// The rate of bytes over the last one to two seconds, or since it began when that is less: a
+/// stream that stands still shows so, however fast it was before.
+#[derive(Debug)]
+struct Pace(Cell<[(Instant, u64); 2]>);
+
+impl Pace {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn begin(now: Instant, bytes: u64) -> Self {
+        Self(Cell::new([(now, bytes); 2]))
+    }
+
+    /// Bytes a second; `bytes` is the count at `now`.
+    fn rate(&self, now: Instant, bytes: u64) -> u64 {
+        let [older, newer] = self.0.get();
+        let (since, count) = older;
+        let seconds = now.duration_since(since).as_secs_f64().max(1e-6);
+        if now.duration_since(newer.0) >= Self::WINDOW {
+            self.0.set([newer, (now, bytes)]);
+        }
+        (bytes.saturating_sub(count) as f64 / seconds) as u64
+    }
+}
+
 /// An iteration on its way.
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -65,6 +90,7 @@ pub(super) struct Flight {
     pub(super) total: u64,
     begun: Instant,
     before: Figures,
+    pace: Pace,
     /// Senders that have not ended it.
     working: usize,
     landed: bool,
@@ -93,11 +119,13 @@ impl SourceDriver {
     /// Hands an iteration to all senders.
     pub(super) fn take_off(&self, link: &Link, pages: Iteration) -> Flight {
         let pages = Arc::new(pages.spread(link.senders.len()));
+        let (begun, before) = (Instant::now(), Figures::of(&link.shared.counters));
         let flight = Flight {
             iteration: pages.number,
             total: pages.bytes(),
-            begun: Instant::now(),
-            before: Figures::of(&link.shared.counters),
+            begun,
+            before,
+            pace: Pace::begin(begun, before.bytes),
             working: link.senders.len(),
             landed: false,
         };
@@ -150,15 +178,14 @@ impl SourceDriver {
         started: Started,
     ) {
         let all = Figures::of(&link.shared.counters);
-        let sent = all.since(flight.before);
         let remaining = flight.remaining(link);
-        let seconds = flight.begun.elapsed().as_secs_f64().max(1e-6);
+        let rate = flight.pace.rate(Instant::now(), all.bytes);
         self.side.update(|progress| {
             progress.remaining_bytes = remaining;
             progress.bytes_transferred = all.bytes;
             progress.pages_normal = all.normal;
             progress.pages_zero = all.zero;
-            progress.throughput_bytes_per_second = (sent.bytes as f64 / seconds) as u64;
+            progress.throughput_bytes_per_second = rate;
             progress.transfer_time = Some(proto_duration(started.transfer.elapsed()));
             if let Some(estimator) = estimator {
                 progress.expected_downtime =
@@ -193,5 +220,25 @@ impl SourceDriver {
             duration,
             busy,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_stands_still_shows_so() {
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        let pace = Pace::begin(begun, 1000);
+        assert_eq!(pace.rate(at(500), 1500), 1000);
+        assert_eq!(pace.rate(at(1000), 2000), 1000);
+        assert_eq!(pace.rate(at(2000), 12_000), 5500);
+        assert_eq!(pace.rate(at(2500), 12_000), 6666);
+        // Nothing came since.
+        assert_eq!(pace.rate(at(3000), 12_000), 5000);
+        assert_eq!(pace.rate(at(4000), 12_000), 0);
+        assert_eq!(pace.rate(at(60_000), 12_000), 0);
     }
 }

@@ -4,7 +4,10 @@
 //! A switchover that took too long comes back here with what it had begun: the last pages become
 //! one more iteration, and their harvest is acknowledged like any other.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use slat_proto::{
     ApiError, Reason,
@@ -34,13 +37,20 @@ impl SourceDriver {
         let cursor = self.cursor()?;
         let (started, link, course) = work.under_way()?;
         if course.next.is_bulk() {
-            self.machine.dirty().attach(&cursor)?;
+            self.machine.dirty().attach_whole(&cursor)?;
             self.side.enter(TransferPhase::Precopy);
         }
         loop {
             let (mut flight, batch) = match std::mem::replace(&mut course.next, Next::Harvest) {
                 Next::Bulk => {
-                    let pages = Iteration::bulk(self.machine.memory().table().slots());
+                    let machine = Arc::clone(&self.machine);
+                    let pages = Iteration::bulk(self.machine.memory().table().slots())
+                        .protected_by(move |slot, first, pages| {
+                            // The harvest that follows fails with the same error.
+                            if let Err(error) = machine.dirty().protect(slot, first, pages) {
+                                tracing::error!(%error, slot, "pages cannot be protected");
+                            }
+                        });
                     (self.take_off(link, pages), None)
                 }
                 Next::Iteration(pages, batch) => (self.take_off(link, pages), Some(batch)),

@@ -16,7 +16,6 @@ use slat_proto::{
 
 use super::{
     super::{
-        cpu_time::thread_cpu_time,
         estimate::Prediction,
         socket::broken_off,
         wire::{Kind, WireError},
@@ -26,6 +25,7 @@ use super::{
     work::{Blackout, Course, Next, Work},
 };
 use crate::{
+    cpu_time::thread_cpu_time,
     handover::{payload::Resumed, state::VmState},
     memory::MemoryDigest,
 };
@@ -129,10 +129,11 @@ impl SourceDriver {
             Verify::None | Verify::AfterCommit => None,
         };
         let vcpus = self.machine.backend()?.save_state().map_err(|error| {
-            ApiError::new(
-                Reason::StateSave,
-                format!("vCPU state could not be read: {error}"),
-            )
+            // Which call failed, and by what, stays in its metadata.
+            let mut told = ApiError::from(error);
+            told.reason = Reason::StateSave;
+            told.message = format!("vCPU state could not be read: {}", told.message);
+            told
         })?;
         let state = VmState {
             left,

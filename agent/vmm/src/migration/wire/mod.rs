@@ -59,6 +59,8 @@
 mod abort;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzzed;
 mod header;
 mod hello;
 mod runs;
@@ -94,9 +96,12 @@ pub(crate) const PAGE: usize = slat_proto::model::PAGE_SIZE as usize;
 
 const MAGIC: [u8; 4] = *b"SLAT";
 const MAX_HELLO: u32 = 128;
-const MAX_SLOT_TABLE: u32 = 510 * 24;
+/// As many slots as there are numbers. An older program takes 510; it also takes no number above
+/// 509, so a VM that has more is refused there before anything is sent.
+const MAX_SLOTS: u32 = slat_proto::model::MAX_SLOT + 1;
+const MAX_SLOT_TABLE: u32 = MAX_SLOTS * 24;
 const MAX_STATE: u32 = 64 << 20;
-const MAX_RESUMED: u32 = 4 + 510 * 24;
+const MAX_RESUMED: u32 = 4 + MAX_SLOTS * 24;
 const MAX_ABORT: u32 = 4096;
 
 /// What a frame is.

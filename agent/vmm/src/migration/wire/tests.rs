@@ -134,6 +134,17 @@ fn hello_needs_the_whole_ticket() {
     assert!(Hello::decode(&hello.encode()[..35]).is_err());
 }
 
+#[test]
+fn damaged_streams_are_refused_or_understood() {
+    let understood = crate::fuzz::bounded(&fuzzed::FRAMES);
+    assert!(understood > 0, "damage that is none was never made");
+}
+
+#[test]
+fn a_harvest_survives_its_encoding_and_its_damage_stays_in_the_slot() {
+    crate::fuzz::bounded(&fuzzed::HARVEST);
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), sum in any::<bool>()) {

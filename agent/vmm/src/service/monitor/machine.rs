@@ -1,16 +1,41 @@
 //! Our own machine as a monitor.
 
-use std::{future::Future, pin::Pin};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use slat_proto::{
     ApiError,
-    model::{CursorName, HostName, SlotChange, VmName, VmSpec},
-    v1::{self, digest_memory_response::SlotDigest},
+    model::{CursorName, DirtyRateOrder, HostName, SlotChange, VmName, VmSpec},
+    v1::{self, DirtyFormat, digest_memory_response::SlotDigest},
 };
 use tokio::sync::watch;
 
-use super::Monitor;
-use crate::machine::Machine;
+use super::{Cancel, Monitor};
+use crate::{
+    machine::{Machine, SlotUpdate},
+    memory::Share,
+};
+
+/// Words of a bitmap in one piece of an answer: 4 KiB, 128 MiB of memory.
+const PIECE_WORDS: usize = 512;
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn updated(machine: &Machine, update: &SlotUpdate) -> v1::UpdateSlotsResponse {
+    let (slots, generation) = machine.show_slots(&update.table);
+    v1::UpdateSlotsResponse {
+        slots,
+        generation,
+        paused_nanos: nanos(update.paused),
+        duration_nanos: nanos(update.took),
+        ..Default::default()
+    }
+}
 
 impl Monitor for Machine {
     fn name(&self) -> &VmName {
@@ -65,12 +90,7 @@ impl Monitor for Machine {
     }
 
     fn list_slots(&self) -> Result<v1::ListSlotsResponse, ApiError> {
-        let (slots, generation) = self.list_slots()?;
-        Ok(v1::ListSlotsResponse {
-            slots,
-            generation,
-            ..Default::default()
-        })
+        self.list_slots()
     }
 
     fn update_slots(
@@ -78,24 +98,38 @@ impl Monitor for Machine {
         changes: &[SlotChange],
         expected_generation: u64,
     ) -> Result<v1::UpdateSlotsResponse, ApiError> {
-        let table = self.update_slots(changes, expected_generation)?;
-        let (slots, generation) = self.show_slots(&table);
-        Ok(v1::UpdateSlotsResponse {
-            slots,
-            generation,
-            ..Default::default()
-        })
+        let update = self.update_slots(changes, expected_generation)?;
+        Ok(updated(self, &update))
+    }
+
+    fn update_slots_at_once(
+        &self,
+        changes: &[SlotChange],
+        expected_generation: u64,
+    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>> {
+        let update = self.update_slots_at_once(changes, expected_generation)?;
+        Some(update.map(|update| updated(self, &update)))
     }
 
     fn harvest_dirty_pages(
         &self,
         cursor: &CursorName,
         acknowledge: u64,
-        most_ranges: usize,
+        format: DirtyFormat,
+        most: usize,
     ) -> Result<v1::HarvestDirtyPagesResponse, ApiError> {
+        let begun = Instant::now();
         self.check_dirty_readable()?;
-        let harvest = self.dirty().read_api(cursor, acknowledge, most_ranges)?;
+        let share = match format {
+            DirtyFormat::Unspecified | DirtyFormat::Ranges => Share::Runs(most),
+            DirtyFormat::Bitmap => Share::Pieces {
+                words: PIECE_WORDS,
+                most,
+            },
+        };
+        let harvest = self.dirty().read_api(cursor, acknowledge, share)?;
         let ranges = harvest.ranges.into_iter();
+        let pieces = harvest.pieces.into_iter();
         Ok(v1::HarvestDirtyPagesResponse {
             batch: harvest.batch,
             ranges: ranges
@@ -103,12 +137,30 @@ impl Monitor for Machine {
                 .collect(),
             dirty_pages: harvest.pages,
             created: harvest.created,
+            bitmaps: pieces
+                .map(|(gfn, bits)| v1::DirtyBits { gfn, bits })
+                .collect(),
+            more: harvest.more,
+            duration_nanos: nanos(begun.elapsed()),
             ..Default::default()
         })
     }
 
     fn delete_dirty_cursor(&self, cursor: &CursorName) -> Result<(), ApiError> {
         self.dirty().detach_api(cursor)
+    }
+
+    fn list_dirty_cursors(&self) -> Result<v1::ListDirtyCursorsResponse, ApiError> {
+        self.check_dirty_readable()?;
+        Ok(self.dirty().list(Instant::now()))
+    }
+
+    fn measure_dirty_rate(
+        &self,
+        order: DirtyRateOrder,
+        cancel: &Cancel,
+    ) -> Result<v1::MeasureDirtyRateResponse, ApiError> {
+        self.measure_dirty_rate(order, &|duration| cancel.wait(duration))
     }
 
     fn invalidate(
@@ -119,7 +171,18 @@ impl Monitor for Machine {
         let (pages, duration) = self.invalidate(range)?;
         Ok(v1::InvalidateMemoryResponse {
             pages,
-            duration_nanos: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
+            duration_nanos: nanos(duration),
+            ..Default::default()
+        })
+    }
+
+    fn discard(&self, ranges: &[v1::GfnRange]) -> Result<v1::DiscardMemoryResponse, ApiError> {
+        let ranges: Vec<(u64, u64)> = ranges.iter().map(|at| (at.gfn, at.pages)).collect();
+        let discarded = self.discard(&ranges)?;
+        Ok(v1::DiscardMemoryResponse {
+            pages: discarded.pages,
+            freed_bytes: discarded.freed_bytes,
+            duration_nanos: nanos(discarded.took),
             ..Default::default()
         })
     }

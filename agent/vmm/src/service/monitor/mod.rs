@@ -14,6 +14,7 @@
 //!
 //! Requests come as the API's model types, already checked; answers are the API's messages.
 
+mod cancel;
 mod machine;
 mod transfers;
 
@@ -21,12 +22,15 @@ use std::{fmt, future::Future, pin::Pin};
 
 use slat_proto::{
     ApiError,
-    model::{CursorName, HostName, SlotChange, VmName, VmSpec},
-    v1,
+    model::{CursorName, DirtyRateOrder, HostName, SlotChange, VmName, VmSpec},
+    v1::{self, DirtyFormat},
 };
 use tokio::sync::watch;
 
-pub(crate) use self::transfers::{Transfers, Watched};
+pub(crate) use self::{
+    cancel::{Cancel, CancelOnDrop},
+    transfers::{Transfers, Watched},
+};
 
 /// Runs one VM. See the module for the protocol; the proto files say what each call means and with
 /// which reasons it fails.
@@ -65,21 +69,43 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
         changes: &[SlotChange],
         expected_generation: u64,
     ) -> Result<v1::UpdateSlotsResponse, ApiError>;
-    /// Takes what was written since the cursor's last harvest, in at most `most_ranges` ranges;
-    /// makes the cursor when there is none. `acknowledge` is the batch before, or 0.
+    /// The same, where it neither waits for anybody nor takes longer than a task of the runtime
+    /// may; `None`, having done nothing, where it could.
+    fn update_slots_at_once(
+        &self,
+        changes: &[SlotChange],
+        expected_generation: u64,
+    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>> {
+        let _ = (changes, expected_generation);
+        None
+    }
+    /// Takes what was written since the cursor's last harvest, in at most `most` ranges, or pieces
+    /// of a bitmap; makes the cursor when there is none. `acknowledge` is the batch before, or 0.
     fn harvest_dirty_pages(
         &self,
         cursor: &CursorName,
         acknowledge: u64,
-        most_ranges: usize,
+        format: DirtyFormat,
+        most: usize,
     ) -> Result<v1::HarvestDirtyPagesResponse, ApiError>;
     /// Removes a cursor that a caller made.
     fn delete_dirty_cursor(&self, cursor: &CursorName) -> Result<(), ApiError>;
+    /// The readers of the VM's dirty pages.
+    fn list_dirty_cursors(&self) -> Result<v1::ListDirtyCursorsResponse, ApiError>;
+    /// Measures how fast the VM dirties its memory, until it is done or `cancel` is set; a
+    /// measurement that was cancelled answers anything.
+    fn measure_dirty_rate(
+        &self,
+        order: DirtyRateOrder,
+        cancel: &Cancel,
+    ) -> Result<v1::MeasureDirtyRateResponse, ApiError>;
     /// Drops the second-stage mappings of a range, or of all memory.
     fn invalidate(
         &self,
         range: Option<v1::GfnRange>,
     ) -> Result<v1::InvalidateMemoryResponse, ApiError>;
+    /// Gives the host's pages of ranges back.
+    fn discard(&self, ranges: &[v1::GfnRange]) -> Result<v1::DiscardMemoryResponse, ApiError>;
     /// Digests all memory of a VM that does not run.
     fn digest(&self) -> Result<v1::DigestMemoryResponse, ApiError>;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, NamedVm, PortRange, VmName},
+    model::{MigrationName, PortRange, VmName, VmRef},
     v1::{self, TransferPhase, TransferRole},
 };
 
@@ -132,7 +132,7 @@ impl TransferEndpoint {
 
     /// Whether a request means this VM.
     pub(super) fn is_meant(&self, name: &str, uid: &str) -> Result<(), ApiError> {
-        NamedVm::of(name, uid, "")?.check(&self.vm, &self.uid(), self.machine.host())
+        VmRef::new(name, uid, "")?.check(&self.vm, &self.uid(), self.machine.host())
     }
 
     /// Forgets a side that has ended.

@@ -8,7 +8,9 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, SlotSpec, Verify, VmName, check_slot_table},
+    model::{
+        MigrationName, MigrationParams, SlotSpec, Verify, VmName, check_slot_table, to_own_clock,
+    },
     transport::Address,
     v1::{self, TransferRole, resolve_transfer_request::Decision as WireDecision},
 };
@@ -44,10 +46,11 @@ impl TransferEndpoint {
         runtime: tokio::runtime::Handle,
     ) -> Result<v1::PrepareIncomingResponse, ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
-        let vm = request
+        let mut vm = request
             .vm
-            .as_ref()
+            .clone()
             .ok_or_else(|| ApiError::bad_parameter("vm", "is missing"))?;
+        to_own_clock(&mut vm.create_time, request.send_time.as_ref());
         if VmName::parse(&vm.name)? != self.vm {
             return Err(ApiError::bad_parameter(
                 "vm.name",
@@ -82,7 +85,7 @@ impl TransferEndpoint {
             )
             .with("migration", incoming.side.migration()));
         }
-        self.machine.begin_incoming(&migration, vm, &slots)?;
+        self.machine.begin_incoming(&migration, &vm, &slots)?;
         let total = slots.iter().map(|slot| slot.bytes()).sum();
         let side = Arc::new(Side::new(
             &migration,

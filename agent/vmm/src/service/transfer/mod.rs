@@ -20,6 +20,8 @@ mod tests_downtime;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
+mod tests_modes;
+#[cfg(test)]
 mod tests_software;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, NamedVm, PAGE_SIZE, VmSpec},
+    model::{MigrationName, MigrationParams, PAGE_SIZE, VmRef, VmSpec, now},
     v1::{self, TransferPhase, TransferRole},
 };
 
@@ -46,11 +46,12 @@ impl TransferEndpoint {
             .ok_or_else(|| ApiError::new(Reason::Internal, "a VM without a backend"))?;
         // What the VM was told, not all that this host has: it may have come from a lesser one.
         let cpu = self.machine.backend()?.cpu_facts();
-        let (slots, _) = self.machine.list_slots()?;
+        let slots = self.machine.list_slots()?.slots;
         Ok(v1::DescribeOutgoingResponse {
             preamble: Some(preamble::describe(backend, cpu)),
             vm: Some(vm),
             slots,
+            send_time: Some(now()),
         })
     }
 
@@ -144,7 +145,7 @@ impl TransferEndpoint {
         request: &v1::AdoptTransferRequest,
     ) -> Result<v1::AdoptTransferResponse, ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
-        NamedVm::of("", &request.vm_uid, "")?.check(&self.vm, &self.uid(), self.machine.host())?;
+        VmRef::new("", &request.vm_uid, "")?.check(&self.vm, &self.uid(), self.machine.host())?;
         // One order at a time, and none while another side begins.
         let _starting = self.starting();
         let side = self.sides().outgoing.clone();

@@ -116,6 +116,7 @@ async fn prepare_from(
         params: Some(params.to_message()),
         source_agent_address: String::new(),
         validate_only: false,
+        send_time: None,
         preamble: Some(preamble),
     };
     api(to)

@@ -12,9 +12,9 @@ use std::{
 use slat_proto::{
     Reason,
     model::{
-        BackendKind, CursorName, Format, GuestSpec, HostName, MemstressFill, MemstressPattern,
-        MemstressSpec, MigrationName, MigrationParams, OnTimeout, PAGE_SIZE, SlotChange, SlotSpec,
-        Verify, VmName, VmSpec,
+        BackendKind, CursorName, Format, GuestSpec, HostName, MemoryBacking, MemstressFill,
+        MemstressPattern, MemstressSpec, MigrationName, MigrationParams, OnTimeout, PAGE_SIZE,
+        SlotChange, SlotSpec, Verify, VmName, VmSpec,
     },
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
@@ -39,12 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Host {
     machine: Arc<Machine>,
     endpoint: TransferEndpoint,
-    _dir: tempfile::TempDir,
+    _dir: crate::home::Home,
 }
 
 impl Host {
     fn new(host: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::home::Home::new();
         let name = VmName::parse("web").unwrap();
         let machine = Machine::new(
             VmDir::new(dir.path()),
@@ -69,6 +69,10 @@ impl Host {
             vcpus: VCPUS,
             backend: Some(BackendKind::Software),
             format: Some(format),
+            dirty_engine: None,
+            backing: MemoryBacking::Auto,
+            numa_node: None,
+            prefault: false,
             guest: GuestSpec::Memstress(guest),
         };
         host.machine.create(spec).unwrap();
@@ -121,6 +125,7 @@ async fn migrate(
         params: Some(params.to_message()),
         source_agent_address: String::new(),
         validate_only: false,
+        send_time: None,
         preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
     };
     let prepared = api(&to.endpoint)
@@ -273,16 +278,16 @@ async fn the_guest_itself_finds_a_page_whose_last_writes_were_left_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_callers_hold_do_not_come_again() {
     let mut from = Host::running("a", Format::Ept4, MemstressSpec::default());
-    let stale = from.machine.list_slots().unwrap().1;
+    let stale = from.machine.list_slots().unwrap().generation;
     let slot = SlotSpec::new(7, 1 << 20, 16, false).unwrap();
     let create = [SlotChange::Create(slot)];
-    let table = from.machine.update_slots(&create, stale).unwrap();
+    let table = from.machine.update_slots(&create, stale).unwrap().table;
     let present = table.generation();
     let backup = CursorName::from_id("backup").unwrap();
     let read = |host: &Host, acknowledge| {
         host.machine
             .dirty()
-            .read_api(&backup, acknowledge, usize::MAX)
+            .read_api(&backup, acknowledge, crate::memory::Share::Runs(usize::MAX))
     };
     let mut old = read(&from, 0).unwrap().batch;
     let delete = [SlotChange::Delete { slot: 7 }];
@@ -292,7 +297,7 @@ async fn numbers_that_callers_hold_do_not_come_again() {
         completed(id, &migrate(id, &from, &to, &params(Verify::None)).await);
         let error = to.machine.update_slots(&delete, stale).unwrap_err();
         assert_eq!(error.reason, Reason::StaleGeneration, "{id}");
-        assert_eq!(to.machine.list_slots().unwrap().1, present, "{id}");
+        assert_eq!(to.machine.list_slots().unwrap().generation, present, "{id}");
         let gone = read(&to, old).unwrap_err();
         assert_eq!(gone.reason, Reason::NoSuchCursor, "{id}");
         let made = read(&to, 0).unwrap();
@@ -302,7 +307,7 @@ async fn numbers_that_callers_hold_do_not_come_again() {
         old = read(&to, made.batch).unwrap().batch;
         from = to;
     }
-    let table = from.machine.update_slots(&delete, present).unwrap();
+    let table = from.machine.update_slots(&delete, present).unwrap().table;
     assert_eq!(table.generation(), present + 1);
     from.machine.delete().unwrap();
 }

@@ -4,7 +4,8 @@
 use kvm_ioctls::{Kvm, VcpuFd};
 
 pub(in crate::backend::kvm) use super::refused::{
-    HostCpu, NEEDED, Told, VcpuState, prepare_vcpu, prepare_vm, run, supported,
+    COUNTED, FAULTS, HostCpu, NEEDED, Told, VcpuState, before_run, prepare_vcpu, prepare_vm, run,
+    supported,
 };
 use crate::backend::{BackendError, cpu::CpuFact};
 

@@ -1,4 +1,4 @@
-//! For architectures whose vCPUs this program cannot run yet: the façade's types without values.
+//! For architectures whose vCPUs this program cannot run: the façade's types without values.
 //!
 //! [`HostCpu::new`] refuses, so there is never a [`HostCpu`], and the compiler knows that whatever
 //! takes one is never called. No function here pretends to work, and none can fail at run time.
@@ -10,15 +10,26 @@ use super::super::{
     exit::{Contract, GuestExit},
     refuse::unsupported,
     state::{StateReader, StateWriter},
+    stats::Truth,
+    tracepoint::Tracepoint,
 };
 use crate::guest::BootEntry;
 
 /// Nothing is asked of a KVM that is not used.
 pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 0] = [];
 
+/// Nothing is run, so nothing is counted.
+pub(in crate::backend::kvm) const COUNTED: Truth = Truth {
+    remote_flushes: false,
+    ranges: false,
+};
+
+/// As little.
+pub(in crate::backend::kvm) const FAULTS: Option<Tracepoint> = None;
+
 fn refusal() -> BackendError {
     unsupported(format!(
-        "run vCPUs on {}: this build does not support that yet",
+        "run vCPUs on {}: this build does not support that",
         std::env::consts::ARCH
     ))
 }
@@ -53,6 +64,11 @@ impl Told {
 }
 
 pub(in crate::backend::kvm) fn prepare_vm(_: &VmFd) -> Result<(), BackendError> {
+    Err(refusal())
+}
+
+/// Nothing runs.
+pub(in crate::backend::kvm) fn before_run() -> Result<(), BackendError> {
     Err(refusal())
 }
 
@@ -116,24 +132,29 @@ mod tests {
 
     use slat_proto::{
         ApiError, Reason,
-        model::{BackendKind, GuestSpec, MemstressSpec, VmSpec},
+        model::{BackendKind, GuestSpec, MemoryBacking, MemstressSpec, VmSpec},
     };
 
-    use crate::backend;
+    use crate::backend::{self, FaultEvents};
 
     #[test]
     fn a_vm_is_refused_in_words_and_software_is_offered() {
         let (kinds, why) = backend::available();
         assert_eq!(kinds, [BackendKind::Software]);
-        assert!(why.unwrap().contains("does not support that yet"));
+        assert!(why.unwrap().contains("does not support that"));
         let spec = VmSpec {
             memory_bytes: 8 << 20,
             vcpus: 1,
             backend: Some(BackendKind::Kvm),
             format: None,
+            dirty_engine: None,
+            backing: MemoryBacking::Auto,
+            numa_node: None,
+            prefault: false,
             guest: GuestSpec::Memstress(MemstressSpec::default()),
         };
-        let error = backend::create(&spec, Arc::new(|_| ()), None).unwrap_err();
+        let error =
+            backend::create(&spec, Arc::new(|_| ()), None, &FaultEvents::default()).unwrap_err();
         assert_eq!(ApiError::from(error).reason, Reason::CapabilityMissing);
     }
 }

@@ -1,10 +1,12 @@
 //! The backend on the real `/dev/kvm`; skipped where there is none.
 
+mod arch;
+mod counting;
 mod dirty;
-
 mod migrate;
 mod raw;
 mod running;
+mod slots;
 
 use std::{
     path::Path,
@@ -14,13 +16,13 @@ use std::{
 };
 
 use slat_proto::{
-    model::{BackendKind, GuestSpec, MemstressSpec, VmSpec, slots_for_memory},
+    model::{BackendKind, GuestSpec, MemoryBacking, MemstressSpec, VmSpec, slots_for_memory},
     v1,
 };
 
-use super::{super::Backend as _, *};
+use super::{super::Backend as _, engine::Choice, *};
 use crate::{
-    backend::{BackendError, GuestEvent},
+    backend::{BackendError, EventSink, GuestEvent},
     guest::{
         self,
         memstress::{GuestAccess as _, control_page, counters, offset},
@@ -90,27 +92,27 @@ fn memstress(bytes: u64, vcpus: u32, spec: MemstressSpec) -> VmSpec {
         vcpus,
         backend: Some(BackendKind::Kvm),
         format: None,
+        dirty_engine: None,
+        backing: MemoryBacking::Auto,
+        numa_node: None,
+        prefault: false,
         guest: GuestSpec::Memstress(spec),
     }
 }
 
 impl Vm {
     fn over(memory: GuestMemory, spec: VmSpec, console: Option<&Path>) -> Self {
-        Self::build(memory, spec, console, true)
+        let choice = Choice::of(&spec);
+        Self::build(memory, spec, console, choice)
     }
 
-    fn build(
-        memory: GuestMemory,
-        spec: VmSpec,
-        console: Option<&Path>,
-        manual_protect: bool,
-    ) -> Self {
+    fn build(memory: GuestMemory, spec: VmSpec, console: Option<&Path>, choice: Choice) -> Self {
         let (send, events) = mpsc::channel();
         let sink = Arc::new(move |event| {
             // A test that ended listens no more.
             drop(send.send(event));
         });
-        let backend = KvmBackend::build(&spec, sink, console, manual_protect).unwrap();
+        let backend = KvmBackend::build(&spec, sink, console, choice).unwrap();
         for slot in memory.table().slots() {
             backend.add_slot(slot).unwrap();
         }
@@ -123,13 +125,14 @@ impl Vm {
     }
 
     fn new(spec: VmSpec) -> Self {
-        Self::with_log(spec, true)
+        let choice = Choice::of(&spec);
+        Self::with_log(spec, choice)
     }
 
-    fn with_log(spec: VmSpec, manual_protect: bool) -> Self {
+    fn with_log(spec: VmSpec, choice: Choice) -> Self {
         let memory = memory(spec.memory_bytes);
         guest::install(&memory.table(), &spec).unwrap();
-        Self::build(memory, spec, None, manual_protect)
+        Self::build(memory, spec, None, choice)
     }
 
     fn counters(&self) -> v1::GuestCounters {
@@ -174,6 +177,50 @@ impl Vm {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// How a backend is made for a test, by name of its way to log.
+type Mode = (
+    &'static str,
+    fn(&VmSpec, EventSink, Option<&Path>) -> Result<Arc<dyn crate::backend::Backend>, BackendError>,
+);
+
+/// The modes of the kernel's dirty_log_test: the log cleared as it is read, cleared by calls of its
+/// own, rings, and rings so small that vCPUs stop all the time.
+pub(crate) fn logging_modes() -> [Mode; 4] {
+    use slat_proto::model::DirtyEngine::{Bitmap, Ring};
+    [
+        ("get", |spec, events, console| {
+            let choice = Choice {
+                wish: Some(Bitmap),
+                manual_protect: false,
+                ..Choice::of(spec)
+            };
+            Ok(Arc::new(KvmBackend::build(spec, events, console, choice)?))
+        }),
+        ("clear", |spec, events, console| {
+            let choice = Choice {
+                wish: Some(Bitmap),
+                ..Choice::of(spec)
+            };
+            Ok(Arc::new(KvmBackend::build(spec, events, console, choice)?))
+        }),
+        ("ring", |spec, events, console| {
+            let choice = Choice {
+                wish: Some(Ring),
+                ..Choice::of(spec)
+            };
+            Ok(Arc::new(KvmBackend::build(spec, events, console, choice)?))
+        }),
+        ("ring, full", |spec, events, console| {
+            let choice = Choice {
+                wish: Some(Ring),
+                ring_entries: 1024,
+                ..Choice::of(spec)
+            };
+            Ok(Arc::new(KvmBackend::build(spec, events, console, choice)?))
+        }),
+    ]
 }
 
 #[test]

@@ -307,7 +307,7 @@ impl OracleVm {
 
     fn failure(&self) -> Outcome {
         match self.events.lock().unwrap().first() {
-            Some(GuestEvent::Failed(message)) => Err(message.clone()),
+            Some(GuestEvent::Failed(failure)) => Err(failure.to_string()),
             Some(event) => Err(format!("{event:?}")),
             None => Ok(()),
         }

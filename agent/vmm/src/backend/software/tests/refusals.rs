@@ -2,10 +2,10 @@
 //! needs.
 
 use super::*;
+use crate::memory::MemoryDigest;
 
 #[test]
 fn accesses_without_memory_fail_with_their_address() {
-    let layout = Layout::new(MEMORY).unwrap();
     let vm = Vm::new(spec(Format::Sv48x4, 2, MemstressSpec::default()));
     vm.backend.run().unwrap();
     vm.until_written(100);
@@ -15,23 +15,41 @@ fn accesses_without_memory_fail_with_their_address() {
         message.contains("0x") && message.contains("no memory"),
         "{message}"
     );
+}
 
-    let read_only = SlotSpec {
-        read_only: true,
-        ..layout.slots()[0]
-    };
-    let vm = Vm::empty(
-        spec(Format::Sv57x4, 1, MemstressSpec::default()),
-        &[read_only],
-    );
-    guest::install(&vm.memory.table(), &vm.spec).unwrap();
-    vm.backend.run().unwrap();
-    let message = vm.failure();
-    let first = format!("{:#x}", layout.working_page(0));
-    assert!(
-        message.contains(&first) && message.contains("read-only"),
-        "{message}"
-    );
+/// All of the guest's memory, its own state included: while it is read-only nothing that the guest
+/// does lasts, and afterwards it goes on as if it had not run.
+#[test]
+fn writes_to_a_read_only_slot_change_nothing_and_are_counted() {
+    for format in [Format::Ept4, Format::Sv57x4, Format::Npt4] {
+        let vm = Vm::new(spec(format, 2, MemstressSpec::default()));
+        vm.backend.run().unwrap();
+        vm.until_written(100);
+        vm.backend.pause().unwrap();
+        vm.backend.set_dirty_logging(0, true).unwrap();
+        vm.backend.set_read_only(0, true).unwrap();
+        let (counters, digest) = (vm.counters(), MemoryDigest::of(&vm.memory.table(), 1));
+        let dropped = || vm.backend.stats().read_only_writes.unwrap();
+        assert_eq!(dropped(), 0);
+        vm.backend.run().unwrap();
+        vm.until(|| dropped() > 1000);
+        vm.backend.pause().unwrap();
+        assert_eq!(vm.counters(), counters);
+        assert_eq!(MemoryDigest::of(&vm.memory.table(), 1).slots, digest.slots);
+        let mut dirty = SlotBitmaps::from([(0, DirtyBitmap::new(MEMORY / PAGE_SIZE))]);
+        vm.backend.harvest_dirty(&mut dirty).unwrap();
+        assert!(dirty[&0].is_empty(), "nothing was written: {dirty:?}");
+
+        vm.backend.set_read_only(0, false).unwrap();
+        let before = dropped();
+        vm.backend.run().unwrap();
+        vm.until_written(100);
+        vm.backend.pause().unwrap();
+        assert_eq!((dropped(), vm.counters().errors), (before, 0));
+        vm.backend.harvest_dirty(&mut dirty).unwrap();
+        assert!(!dirty[&0].is_empty(), "it logs as before");
+        assert!(vm.events.lock().unwrap().is_empty());
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@
 
 use std::{arch::global_asm, slice};
 
-use super::PORT_DOORBELL;
+use super::ports::PORT_DOORBELL;
 use crate::guest::memstress::{
     control::{ALWAYS, NONE, offset, pattern},
     random::MULTIPLIER,
@@ -194,14 +194,15 @@ unsafe extern "C" {
 }
 
 /// The code's bytes.
-pub(in crate::guest) fn bytes() -> &'static [u8] {
+pub(in crate::guest) fn memstress() -> Vec<u8> {
     let (start, end) = (
         &raw const slat_memstress_code,
         &raw const slat_memstress_code_end,
     );
     // SAFETY: both labels are in one section of this program's read-only data, the second after the
     // first, and the bytes between them are the assembled code, which nothing ever writes.
-    unsafe { slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+    let code = unsafe { slice::from_raw_parts(start, end.offset_from_unsigned(start)) };
+    code.to_vec()
 }
 
 #[cfg(test)]
@@ -212,6 +213,6 @@ mod tests {
     fn the_code_fits_its_place() {
         // See the layout in `crate::guest`.
         let place = 0x8000;
-        assert!((100..place).contains(&bytes().len()));
+        assert!((100..place).contains(&memstress().len()));
     }
 }

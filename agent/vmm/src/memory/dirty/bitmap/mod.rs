@@ -180,8 +180,10 @@ impl DirtyBitmap {
             if range.end == self.words.len() && !self.pages.is_multiple_of(WORD) {
                 self.words[range.end - 1] &= u64::MAX >> (WORD - self.pages % WORD);
             }
-            self.summarise(group);
-            found += count(&self.words[range]);
+            // Most groups are clean, mostly: those are looked at once.
+            if self.summarise(group) {
+                found += count(&self.words[range]);
+            }
         }
         filled.map(|_| found)
     }
@@ -266,11 +268,12 @@ impl DirtyBitmap {
         &self.words[self.group_range(group)]
     }
 
-    /// Brings the summary's bit of a group up to date.
-    fn summarise(&mut self, group: usize) {
+    /// Brings the summary's bit of a group up to date, and returns it.
+    fn summarise(&mut self, group: usize) -> bool {
         let any = self.group(group).iter().fold(0, |any, word| any | word) != 0;
         let word = &mut self.summary[group / 64];
         *word = *word & !(1 << (group % 64)) | u64::from(any) << (group % 64);
+        any
     }
 }
 

@@ -9,11 +9,13 @@
 //! leaves nothing behind and takes nothing from the others.
 //!
 //! # Whose reader
-//! The process's own readers (a migration) and those of API callers live in two name spaces, each
-//! of at most [`MAX_CURSORS`], so that no caller can end a migration's cursor or take its place.
+//! The process's own readers (a migration), those of API callers and measurements live in name
+//! spaces of their own, with limits of their own ([`MAX_CURSORS`], [`MAX_MEASUREMENTS`]), so that
+//! no caller can end a migration's cursor or take its place.
 //! API cursors that nobody used for [`API_CURSOR_IDLE`] are removed by [`DirtyLog::expire_idle`],
 //! which the process calls on a timer: dirty logging splits huge pages and must not stay on because
-//! a client went away. Its next harvest finds the cursor new (`created`) and must copy everything.
+//! a client went away. Its next harvest finds the cursor new (`created`) and must copy everything;
+//! an acknowledgement is told that the cursor was dropped (the last 64 are remembered).
 //!
 //! # Numbers of batches
 //! A cursor numbers its batches above those of every cursor before it, also of those that the VM
@@ -21,10 +23,23 @@
 //! not acknowledge what another made under the same name was told: NO_SUCH_CURSOR says that it has
 //! to begin anew.
 //!
+//! # Readers that come together
+//! A harvest protects pages again, which costs the guest a fault each. Calls that wait while
+//! another reader's harvest goes on share the next one: what was written before they came is in it.
+//! So readers that look at the same moments cost little more than one.
+//!
 //! # Slots
 //! Every change of a slot goes through here, under the same lock as a harvest; what changes the
 //! slot itself is given along. A slot that is added or moved is dirty as a whole for every reader:
-//! all of its frames have other contents than a reader saw there before.
+//! all of its frames have other contents than a reader saw there before. One that is made anew with
+//! the same contents is harvested first; pages that the host itself changes are marked (`changes`).
+//!
+//! # All memory, once
+//! A migration reads all memory before it harvests. Where the source can begin a log without
+//! protecting anything (KVM's INITIALLY_SET), pages are protected in windows of 256 MiB, each just
+//! before its first page is read. Until then what the guest writes there is in no log, and is read
+//! with the page. That holds for one reader alone: when another comes, or a harvest, the rest is
+//! protected first.
 //!
 //! # Bitmaps
 //! A harvest fills one bitmap a slot. It goes to the last cursor as it is and is united with those
@@ -36,7 +51,20 @@
 //! One mutex over cursors, slots and every call of the source. It is taken after the machine's
 //! control lock and before any lock of a backend; nothing is called back from under it.
 //! [`DirtyLog::enabled`] and the counters are atomics: reading them never waits.
+//!
+//! | file | what |
+//! |---|---|
+//! | `reader` | who reads, and what a reader whose cursor is gone is told |
+//! | `slot` | a slot: bitmaps to be used again, what is not protected yet |
+//! | `changes` | slots that come, go and move |
+//! | `api` | what callers do |
+//! | `measure` | a reader that measures |
 
+mod api;
+mod changes;
+mod measure;
+mod reader;
+mod slot;
 #[cfg(test)]
 mod tests;
 
@@ -44,9 +72,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use slat_proto::{
@@ -54,72 +82,16 @@ use slat_proto::{
     model::{CursorName, SlotSpec},
 };
 
+use self::{
+    reader::{API_CURSOR_IDLE, Dropped, MAX_CURSORS, Reader},
+    slot::SlotLog,
+};
 use super::{
-    batch::{ApiHarvest, DirtyBatch},
+    batch::DirtyBatch,
     bitmap::DirtyBitmap,
     cursor::{Cursor, Retired},
-    source::{DirtyError, DirtySource, SlotBitmaps},
+    source::{DirtySource, SlotBitmaps},
 };
-
-/// Most cursors of the process, and most cursors of API callers.
-pub(crate) const MAX_CURSORS: usize = 16;
-/// An API cursor that was not used for this long is removed.
-pub(crate) const API_CURSOR_IDLE: Duration = Duration::from_secs(600);
-
-/// Bitmaps of a slot that are kept to be used again: what a harvest fills while the last batch is
-/// still in use, and one more for a second reader.
-const SPARES: usize = 2;
-
-/// Whose cursor.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Reader {
-    Process(CursorName),
-    Api(CursorName),
-}
-
-impl Reader {
-    fn name(&self) -> &CursorName {
-        match self {
-            Self::Process(name) | Self::Api(name) => name,
-        }
-    }
-}
-
-/// A slot as the log sees it.
-#[derive(Debug)]
-struct SlotLog {
-    base_gfn: u64,
-    pages: u64,
-    logging: bool,
-    /// Bitmaps to be used again, once their last reader has let go.
-    spares: Vec<Arc<DirtyBitmap>>,
-}
-
-impl SlotLog {
-    /// An empty bitmap.
-    fn blank(&mut self) -> DirtyBitmap {
-        let free = |spare: &mut Arc<DirtyBitmap>| Arc::get_mut(spare).is_some();
-        let found = self.spares.iter_mut().position(free);
-        let spare = found.and_then(|at| Arc::into_inner(self.spares.swap_remove(at)));
-        match spare {
-            Some(mut bitmap) => {
-                bitmap.clear();
-                bitmap
-            }
-            None => DirtyBitmap::new(self.pages),
-        }
-    }
-
-    fn retire(&mut self, mut bitmap: Arc<DirtyBitmap>) {
-        if self.spares.len() < SPARES {
-            // Now, not in the next harvest, which may be the blackout's.
-            if let Some(bitmap) = Arc::get_mut(&mut bitmap) {
-                bitmap.clear();
-            }
-            self.spares.push(bitmap);
-        }
-    }
-}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -128,6 +100,11 @@ struct Inner {
     cursors: BTreeMap<Reader, Cursor>,
     /// The highest number of a batch that a cursor which is gone can have delivered.
     batches: u64,
+    dropped: Dropped,
+    /// Of the last measurement.
+    measurements: u64,
+    /// Calls that came before the last pull began have numbers below this.
+    covered: u64,
 }
 
 /// The dirty log of one VM. See the module.
@@ -136,6 +113,10 @@ pub(crate) struct DirtyLog {
     inner: Mutex<Inner>,
     enabled: AtomicBool,
     harvested: AtomicU64,
+    readers: AtomicU32,
+    dropped: AtomicU64,
+    /// Calls that came so far.
+    calls: AtomicU64,
 }
 
 impl DirtyLog {
@@ -155,8 +136,9 @@ impl DirtyLog {
 
     /// Lets go of the source, every slot and cursor with it.
     pub(crate) fn unbind(&self) {
-        *self.lock() = Inner::default();
-        self.enabled.store(false, Ordering::Relaxed);
+        let mut inner = self.lock();
+        *inner = Inner::default();
+        self.note(&inner);
     }
 
     /// Cursors made from now on number their batches above `used`.
@@ -171,9 +153,37 @@ impl DirtyLog {
     /// # Errors
     /// LIMIT_REACHED, NO_SUCH_VM, or the source's when logging cannot be turned on; nothing has
     /// changed then.
+    #[cfg(test)]
     pub(crate) fn attach(&self, cursor: &CursorName) -> Result<bool, ApiError> {
         let mut inner = self.lock();
-        self.attach_reader(&mut inner, Reader::Process(cursor.clone()))
+        self.attach_reader(&mut inner, Reader::Process(cursor.clone()), false)
+    }
+
+    /// As [`DirtyLog::attach`], for a reader that goes over all memory once, before its first
+    /// harvest, and says of each page that it is about to be read ([`DirtyLog::protect`]). Where
+    /// the source can, logging costs nothing at first: a page is protected just before it is read,
+    /// so that what the guest wrote to it until then is not read twice. When there is another
+    /// reader already, or one comes, everything is protected at once.
+    ///
+    /// # Errors
+    /// As [`DirtyLog::attach`].
+    pub(crate) fn attach_whole(&self, cursor: &CursorName) -> Result<bool, ApiError> {
+        let mut inner = self.lock();
+        self.attach_reader(&mut inner, Reader::Process(cursor.clone()), true)
+    }
+
+    /// Pages `[first, first + pages)` of a slot are about to be read, by a reader that goes over
+    /// all memory: from the return on, a write to them is logged.
+    ///
+    /// # Errors
+    /// The source's. The next harvest fails with the same, so that nobody relies on what was read.
+    pub(crate) fn protect(&self, slot: u32, first: u64, pages: u64) -> Result<(), ApiError> {
+        let mut inner = self.lock();
+        let source = inner.bound()?;
+        match inner.slots.get_mut(&slot) {
+            Some(log) => log.protect(&*source, slot, first, pages),
+            None => Ok(()),
+        }
     }
 
     /// Every page written since the cursor's last acknowledged harvest.
@@ -183,9 +193,10 @@ impl DirtyLog {
     /// harvest.
     pub(crate) fn harvest(&self, cursor: &CursorName) -> Result<DirtyBatch, ApiError> {
         let reader = Reader::Process(cursor.clone());
+        let call = self.call();
         let mut inner = self.lock();
         inner.cursor(&reader)?;
-        self.pull(&mut inner)?;
+        self.pull_for(&mut inner, call)?;
         let mut retired = Vec::new();
         let batch = inner.cursor(&reader)?.deliver(&mut retired);
         inner.retire(retired);
@@ -217,6 +228,22 @@ impl DirtyLog {
         self.enabled.load(Ordering::Relaxed)
     }
 
+    /// Readers there are. Never waits.
+    #[must_use]
+    pub(crate) fn readers(&self) -> u32 {
+        self.readers.load(Ordering::Relaxed)
+    }
+
+    /// Readers that were removed because nobody used them. Never waits.
+    #[must_use]
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn note_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether this slot has dirty logging on.
     #[must_use]
     pub(crate) fn slot_enabled(&self, slot: u32) -> bool {
@@ -229,177 +256,42 @@ impl DirtyLog {
         self.harvested.load(Ordering::Relaxed)
     }
 
-    /// One call of an API reader: acknowledges `acknowledge` unless it is 0, makes the cursor when
-    /// there is none, and delivers at most `max_ranges` runs of pages within slots; what is left
-    /// comes with the next call.
-    ///
-    /// # Errors
-    /// NO_SUCH_CURSOR when a batch of a cursor that is gone is acknowledged, even if there is a new
-    /// one of its name; BAD_PARAMETER when it is not the last batch; LIMIT_REACHED, NO_SUCH_VM, the
-    /// source's.
-    pub(crate) fn read_api(
-        &self,
-        cursor: &CursorName,
-        acknowledge: u64,
-        max_ranges: usize,
-    ) -> Result<ApiHarvest, ApiError> {
-        let reader = Reader::Api(cursor.clone());
-        let mut inner = self.lock();
-        if acknowledge != 0 {
-            inner.acknowledge(&reader, acknowledge)?;
-        }
-        let created = self.attach_reader(&mut inner, reader.clone())?;
-        if !created {
-            self.pull(&mut inner)?;
-        }
-        let order = inner.order();
-        let mut retired = Vec::new();
-        let cursor = inner.cursor(&reader)?;
-        let batch = cursor.deliver_some(&order, max_ranges, &mut retired);
-        inner.retire(retired);
-        Ok(ApiHarvest {
-            batch: batch.batch,
-            ranges: inner.frames(&batch),
-            pages: batch.pages,
-            created,
-        })
-    }
-
-    /// Ends an API reader.
-    ///
-    /// # Errors
-    /// As [`DirtyLog::detach`].
-    pub(crate) fn detach_api(&self, cursor: &CursorName) -> Result<(), ApiError> {
-        let mut inner = self.lock();
-        self.detach_reader(&mut inner, &Reader::Api(cursor.clone()))
-    }
-
-    /// Removes API cursors that were last used [`API_CURSOR_IDLE`] or longer before `now`; returns
-    /// how many.
-    pub(crate) fn expire_idle(&self, now: Instant) -> usize {
-        let mut inner = self.lock();
-        let idle: Vec<Reader> = inner
-            .cursors
-            .iter()
-            .filter(|(reader, cursor)| {
-                matches!(reader, Reader::Api(_))
-                    && now.saturating_duration_since(cursor.last_used) >= API_CURSOR_IDLE
-            })
-            .map(|(reader, _)| reader.clone())
-            .collect();
-        for reader in &idle {
-            tracing::warn!(
-                cursor = reader.name().id(),
-                idle_seconds = API_CURSOR_IDLE.as_secs(),
-                "removing a dirty cursor that nobody uses"
-            );
-            if let Err(error) = self.detach_reader(&mut inner, reader) {
-                tracing::error!(%error, "dirty logging stays on in a slot");
-            }
-        }
-        idle.len()
-    }
-
-    /// Adds a slot by `add`, with logging when there are readers; `remove` takes it back when it
-    /// cannot be logged.
-    ///
-    /// # Errors
-    /// Theirs, or the source's; the slot is then not there.
-    pub(crate) fn add_slot<E: From<DirtyError> + std::fmt::Display>(
-        &self,
-        spec: SlotSpec,
-        add: impl FnOnce() -> Result<(), E>,
-        remove: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut inner = self.lock();
-        add()?;
-        let source = inner.source.clone();
-        let source = source.filter(|_| !inner.cursors.is_empty());
-        if let Some(Err(error)) = source
-            .as_ref()
-            .map(|source| source.set_dirty_logging(spec.slot, true))
-        {
-            if let Err(error) = remove() {
-                tracing::error!(%error, slot = spec.slot, "a slot that could not be logged stays");
-            }
-            return Err(error.into());
-        }
-        inner.slots.insert(
-            spec.slot,
-            SlotLog {
-                base_gfn: spec.base_gfn,
-                pages: spec.pages,
-                logging: source.is_some(),
-                spares: Vec::new(),
-            },
-        );
-        inner.all_dirty(spec);
-        self.note_enabled(&inner);
-        Ok(())
-    }
-
-    /// Takes a slot away by `remove`, and from every cursor.
-    ///
-    /// # Errors
-    /// Those of `remove`; the slot is then still there.
-    pub(crate) fn remove_slot<E>(
-        &self,
-        slot: u32,
-        remove: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut inner = self.lock();
-        remove()?;
-        inner.slots.remove(&slot);
-        for cursor in inner.cursors.values_mut() {
-            cursor.forget(slot);
-        }
-        self.note_enabled(&inner);
-        Ok(())
-    }
-
-    /// Moves a slot by `move_there`; its frames at the new place are dirty for every cursor.
-    ///
-    /// # Errors
-    /// Those of `move_there`; the slot is then where it was.
-    pub(crate) fn move_slot<E>(
-        &self,
-        spec: SlotSpec,
-        move_there: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut inner = self.lock();
-        move_there()?;
-        if let Some(log) = inner.slots.get_mut(&spec.slot) {
-            log.base_gfn = spec.base_gfn;
-        }
-        inner.all_dirty(spec);
-        Ok(())
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_enabled(&self, inner: &Inner) {
+    /// Brings up to date what is shown without the lock.
+    fn note(&self, inner: &Inner) {
         let on = inner.slots.values().any(|log| log.logging);
         self.enabled.store(on, Ordering::Relaxed);
+        let readers = u32::try_from(inner.cursors.len()).unwrap_or(u32::MAX);
+        self.readers.store(readers, Ordering::Relaxed);
     }
 
-    fn attach_reader(&self, inner: &mut Inner, reader: Reader) -> Result<bool, ApiError> {
+    fn attach_reader(
+        &self,
+        inner: &mut Inner,
+        reader: Reader,
+        whole: bool,
+    ) -> Result<bool, ApiError> {
         let now = Instant::now();
         if let Some(cursor) = inner.cursors.get_mut(&reader) {
             cursor.last_used = now;
             return Ok(false);
         }
         let source = inner.bound()?;
-        let api = matches!(reader, Reader::Api(_));
-        let same_kind = |other: &&Reader| matches!(other, Reader::Api(_)) == api;
-        if inner.cursors.keys().filter(same_kind).count() >= MAX_CURSORS {
-            return Err(ApiError::new(
-                Reason::LimitReached,
-                format!("the VM has {MAX_CURSORS} dirty cursors"),
-            )
-            .with("limit", MAX_CURSORS)
-            .with("advice", "delete a cursor that is no longer used"));
+        let same_kind = |other: &&Reader| other.owner() == reader.owner();
+        let limit = reader.limit();
+        if inner.cursors.keys().filter(same_kind).count() >= limit {
+            let what = match reader {
+                Reader::Process(_) | Reader::Api(_) => "dirty cursors",
+                Reader::Measurement(_) => "measurements of its dirty rate",
+            };
+            return Err(
+                ApiError::new(Reason::LimitReached, format!("the VM has {limit} {what}"))
+                    .with("limit", limit)
+                    .with("advice", "end one that is no longer used"),
+            );
         }
         // What was written until now is the other readers', not the new one's. A slot whose logging
         // could not be turned off before is emptied here too.
@@ -407,11 +299,10 @@ impl DirtyLog {
         let mut turned_on = Vec::new();
         let mut failed = None;
         for (slot, log) in inner.slots.iter_mut().filter(|(_, log)| !log.logging) {
-            if let Err(error) = source.set_dirty_logging(*slot, true) {
+            if let Err(error) = log.log_on(&*source, *slot, whole) {
                 failed = Some(error);
                 break;
             }
-            log.logging = true;
             turned_on.push(*slot);
         }
         if let Some(error) = failed {
@@ -420,20 +311,21 @@ impl DirtyLog {
                     tracing::error!(%error, slot, "dirty logging stays on");
                 }
             }
-            self.note_enabled(inner);
+            self.note(inner);
             return Err(error.into());
         }
         let cursor = Cursor::new(now, inner.batches);
         inner.cursors.insert(reader, cursor);
-        self.note_enabled(inner);
+        self.note(inner);
         Ok(true)
     }
 
     fn detach_reader(&self, inner: &mut Inner, reader: &Reader) -> Result<(), ApiError> {
         let Some(cursor) = inner.cursors.remove(reader) else {
-            return Err(no_such_cursor(reader));
+            return Err(inner.dropped.no_such_cursor(reader));
         };
         inner.batches = inner.batches.max(cursor.last_batch());
+        self.note(inner);
         if !inner.cursors.is_empty() {
             return Ok(());
         }
@@ -450,14 +342,33 @@ impl DirtyLog {
                 result = Err(ApiError::from(error).with("slot", slot));
             }
         }
-        self.note_enabled(inner);
+        self.note(inner);
         result
     }
 
+    /// The number of a call that comes now, before it takes the lock.
+    fn call(&self) -> u64 {
+        self.calls.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// As [`DirtyLog::pull`], unless another reader's has begun since that call came: then it took
+    /// all that this one must be told of.
+    fn pull_for(&self, inner: &mut Inner, call: u64) -> Result<(), ApiError> {
+        if call < inner.covered {
+            return Ok(());
+        }
+        self.pull(inner)
+    }
+
     /// Takes everything from the source and gives it to every cursor. What was taken before an
-    /// error is kept.
+    /// error is kept. A reader that goes over all memory is done by now, or another reader comes:
+    /// what is not protected yet is first, without a word to anybody.
     fn pull(&self, inner: &mut Inner) -> Result<(), ApiError> {
         let source = inner.bound()?;
+        let came = self.calls.load(Ordering::SeqCst);
+        for (slot, log) in &mut inner.slots {
+            log.protect(&*source, *slot, 0, log.pages)?;
+        }
         let Inner { slots, cursors, .. } = inner;
         let logging = slots.iter_mut().filter(|(_, log)| log.logging);
         let mut taken: SlotBitmaps = logging.map(|(slot, log)| (*slot, log.blank())).collect();
@@ -480,7 +391,9 @@ impl DirtyLog {
                 log.retire(Arc::new(bitmap));
             }
         }
-        Ok(result?)
+        result?;
+        inner.covered = came;
+        Ok(())
     }
 }
 
@@ -495,18 +408,17 @@ impl Inner {
         let cursor = self
             .cursors
             .get_mut(reader)
-            .ok_or_else(|| no_such_cursor(reader))?;
+            .ok_or_else(|| self.dropped.no_such_cursor(reader))?;
         cursor.last_used = Instant::now();
         Ok(cursor)
     }
 
     fn acknowledge(&mut self, reader: &Reader, batch: u64) -> Result<(), ApiError> {
         let mut retired = Vec::new();
-        let cursor = self.cursor(reader)?;
-        if cursor.is_from_before(batch) {
-            return Err(no_such_cursor(reader).with("batch", batch));
+        if self.cursor(reader)?.is_from_before(batch) {
+            return Err(self.dropped.no_such_cursor(reader).with("batch", batch));
         }
-        cursor.acknowledge(batch, &mut retired)?;
+        self.cursor(reader)?.acknowledge(batch, &mut retired)?;
         self.retire(retired);
         Ok(())
     }
@@ -525,13 +437,15 @@ impl Inner {
         }
     }
 
-    fn log_off(&mut self, source: &dyn DirtySource, slot: u32) -> Result<(), DirtyError> {
-        source.set_dirty_logging(slot, false)?;
-        if let Some(log) = self.slots.get_mut(&slot) {
-            log.logging = false;
-            log.spares.clear();
+    fn log_off(
+        &mut self,
+        source: &dyn DirtySource,
+        slot: u32,
+    ) -> Result<(), super::source::DirtyError> {
+        match self.slots.get_mut(&slot) {
+            Some(log) => log.log_off(source, slot),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Slots in the order of their frames.
@@ -541,8 +455,8 @@ impl Inner {
         order
     }
 
-    /// A batch as guest frames, ascending, adjacent ranges joined.
-    fn frames(&self, batch: &DirtyBatch) -> Vec<(u64, u64)> {
+    /// The bitmaps of a batch, each with its slot's first frame, ascending.
+    fn by_frame<'a>(&self, batch: &'a DirtyBatch) -> Vec<(u64, &'a DirtyBitmap)> {
         let base = |slot: &u32| self.slots.get(slot).map(|log| log.base_gfn);
         let mut order: Vec<(u64, &DirtyBitmap)> = batch
             .slots
@@ -550,26 +464,6 @@ impl Inner {
             .filter_map(|(slot, bitmap)| Some((base(slot)?, &**bitmap)))
             .collect();
         order.sort_unstable_by_key(|(base, _)| *base);
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (base, bitmap) in order {
-            for (first, pages) in bitmap.runs() {
-                let gfn = base + first;
-                match ranges.last_mut() {
-                    Some((last, len)) if *last + *len == gfn => *len += pages,
-                    _ => ranges.push((gfn, pages)),
-                }
-            }
-        }
-        ranges
+        order
     }
-}
-
-fn no_such_cursor(reader: &Reader) -> ApiError {
-    let name = reader.name().id();
-    ApiError::new(Reason::NoSuchCursor, format!("no dirty cursor \"{name}\""))
-        .with("cursor", name)
-        .with(
-            "advice",
-            "it was deleted, unused for 10 minutes, or left behind when the VM was migrated: harvest without acknowledging to begin anew, and copy everything",
-        )
 }

@@ -4,8 +4,11 @@
 //! There is no in-kernel interrupt controller, so a vCPU has no LAPIC state; its base register
 //! travels with the special registers.
 
+mod calls;
 mod cpuid;
 mod exit;
+#[cfg(any(test, feature = "fuzz"))]
+mod fuzzed;
 mod msrs;
 mod vcpu_state;
 
@@ -15,9 +18,22 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use self::calls::Calls;
+#[cfg(feature = "fuzz")]
+pub(crate) use self::fuzzed::FUZZED;
 pub(in crate::backend::kvm) use self::{exit::run, vcpu_state::VcpuState};
 use crate::{
-    backend::{BackendError, cpu::CpuFact, kvm::refuse::failed},
+    backend::{
+        BackendError,
+        cpu::CpuFact,
+        kvm::{
+            device::{create_vm, uninterrupted},
+            refuse::failed,
+            stats::Truth,
+            tracepoint::Tracepoint,
+            vcpu_error::{read, set},
+        },
+    },
     guest::BootEntry,
 };
 
@@ -30,6 +46,16 @@ pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 4] = [
     (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
     (Cap::Xsave, "KVM_CAP_XSAVE"),
 ];
+
+/// Beside requests for a flush the kernel counts those that made a vCPU leave the guest. A range is
+/// flushed as all is, and counted.
+pub(in crate::backend::kvm) const COUNTED: Truth = Truth {
+    remote_flushes: true,
+    ranges: true,
+};
+
+/// Page faults are in the statistics.
+pub(in crate::backend::kvm) const FAULTS: Option<Tracepoint> = None;
 
 /// Real-mode helper pages that VMX wants to know about; in the hole below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -61,9 +87,9 @@ pub(in crate::backend::kvm) fn supported() -> Result<(), BackendError> {
 /// # Errors
 /// `Ioctl` when no vCPU can be made to ask.
 pub(in crate::backend::kvm) fn host_facts(kvm: &Kvm) -> Result<Vec<CpuFact>, BackendError> {
-    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let vm = create_vm(kvm)?;
     let host = HostCpu::new(kvm, &vm)?;
-    let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+    let vcpu = set("KVM_CREATE_VCPU", "a new one", || vm.create_vcpu(0))?;
     let told = Told {
         cpuid: host.supported.as_slice().to_vec(),
         tsc_khz: host.tsc_khz_of(&vcpu)?,
@@ -104,11 +130,9 @@ pub(in crate::backend::kvm) struct HostCpu {
 
 impl HostCpu {
     pub(in crate::backend::kvm) fn new(kvm: &Kvm, vm: &VmFd) -> Result<Self, BackendError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        let supported = uninterrupted(|| kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        let msrs = kvm
-            .get_msr_index_list()
+        let msrs = uninterrupted(|| kvm.get_msr_index_list())
             .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?
             .as_slice()
             .to_vec();
@@ -116,17 +140,17 @@ impl HostCpu {
         Ok(Self {
             supported,
             msrs,
-            xcrs: kvm.check_extension(Cap::Xcrs),
-            tsc_khz: kvm.check_extension(Cap::GetTscKhz),
-            tsc_control: kvm.check_extension(Cap::TscControl),
+            xcrs: vm.check_extension(Cap::Xcrs),
+            tsc_khz: vm.check_extension(Cap::GetTscKhz),
+            tsc_control: vm.check_extension(Cap::TscControl),
             xsave_bytes: xsave.max(size_of::<kvm_xsave>()),
         })
     }
 
     /// Frequency of a vCPU's time-stamp counter, where the host can say.
-    fn tsc_khz_of(&self, vcpu: &VcpuFd) -> Result<Option<u32>, BackendError> {
+    fn tsc_khz_of(&self, vcpu: &impl Calls) -> Result<Option<u32>, BackendError> {
         self.tsc_khz
-            .then(|| vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ")))
+            .then(|| read("KVM_GET_TSC_KHZ", "TSC frequency", || vcpu.get_tsc_khz()))
             .transpose()
     }
 
@@ -136,11 +160,15 @@ impl HostCpu {
     }
 }
 
+/// What must be so before vCPUs run: nothing. Instruction caches follow stores.
+pub(in crate::backend::kvm) fn before_run() -> Result<(), BackendError> {
+    Ok(())
+}
+
 /// What a new VM needs before it has slots.
 pub(in crate::backend::kvm) fn prepare_vm(vm: &VmFd) -> Result<(), BackendError> {
     if vm.check_extension(Cap::SetTssAddr) {
-        vm.set_tss_address(TSS_ADDRESS)
-            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+        uninterrupted(|| vm.set_tss_address(TSS_ADDRESS)).map_err(failed("KVM_SET_TSS_ADDR"))?;
     }
     Ok(())
 }
@@ -154,9 +182,18 @@ pub(in crate::backend::kvm) fn prepare_vcpu(
     index: u32,
     entry: BootEntry,
 ) -> Result<Told, BackendError> {
+    prepare(host, vcpu, index, entry)
+}
+
+fn prepare(
+    host: &HostCpu,
+    vcpu: &impl Calls,
+    index: u32,
+    entry: BootEntry,
+) -> Result<Told, BackendError> {
     let cpuid = cpuid::for_vcpu(&host.supported, index);
-    vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-    let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    set("KVM_SET_CPUID2", "CPUID", || vcpu.set_cpuid(&cpuid))?;
+    let mut sregs = read("KVM_GET_SREGS", "special registers", || vcpu.get_sregs())?;
     let data = kvm_segment {
         limit: u32::MAX,
         selector: 0x1b,
@@ -200,10 +237,12 @@ pub(in crate::backend::kvm) fn prepare_vcpu(
     sregs.gdt.limit = 0;
     sregs.idt.limit = 0;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
-    sregs.cr3 = entry.page_tables;
+    sregs.cr3 = entry.support;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     sregs.efer = EFER_LME | EFER_LMA | EFER_NX;
-    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    set("KVM_SET_SREGS", "special registers", || {
+        vcpu.set_sregs(&sregs)
+    })?;
     let regs = kvm_regs {
         rip: entry.pc,
         rsp: entry.sp,
@@ -211,7 +250,7 @@ pub(in crate::backend::kvm) fn prepare_vcpu(
         rflags: RFLAGS_FIXED | RFLAGS_IOPL_3,
         ..Default::default()
     };
-    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+    set("KVM_SET_REGS", "registers", || vcpu.set_regs(&regs))?;
     Ok(Told {
         cpuid: cpuid.as_slice().to_vec(),
         tsc_khz: host.tsc_khz_of(vcpu)?,

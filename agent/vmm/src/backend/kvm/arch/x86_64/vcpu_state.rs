@@ -22,17 +22,16 @@
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::VcpuFd;
 
-use super::{HostCpu, Told, cpuid, msrs};
+use super::{HostCpu, Told, calls::Calls, cpuid, msrs};
 use crate::backend::{
     BackendError,
     cpu::x86_64::TSC_TOLERANCE,
     kvm::{
-        refuse::failed,
         state::{StateReader, StateWriter, bad},
+        vcpu_error::{load, read},
     },
 };
 
@@ -133,29 +132,23 @@ impl VcpuState {
     /// not take back.
     pub(in crate::backend::kvm) fn save(
         host: &HostCpu,
-        vcpu: &VcpuFd,
+        vcpu: &impl Calls,
         told: &Told,
     ) -> Result<Self, BackendError> {
         Ok(Self {
             told: told.clone(),
             // Before the events: reading it may raise an interrupt that they then hold.
-            mp_state: vcpu
-                .get_mp_state()
-                .map_err(failed("KVM_GET_MP_STATE"))?
-                .mp_state,
-            sregs: vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
-            regs: vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
-            xcrs: if host.xcrs {
-                Some(vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?)
-            } else {
-                None
-            },
+            mp_state: read("KVM_GET_MP_STATE", "MP state", || vcpu.get_mp_state())?,
+            sregs: read("KVM_GET_SREGS", "special registers", || vcpu.get_sregs())?,
+            regs: read("KVM_GET_REGS", "registers", || vcpu.get_regs())?,
+            xcrs: host
+                .xcrs
+                .then(|| read("KVM_GET_XCRS", "XCRs", || vcpu.get_xcrs()))
+                .transpose()?,
             xsave: save_xsave(host, vcpu)?,
-            debug: vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
+            debug: read("KVM_GET_DEBUGREGS", "debug registers", || vcpu.get_debug())?,
             msrs: msrs::read(vcpu, &host.msrs)?,
-            events: vcpu
-                .get_vcpu_events()
-                .map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+            events: read("KVM_GET_VCPU_EVENTS", "events", || vcpu.get_events())?,
         })
     }
 
@@ -224,35 +217,37 @@ impl VcpuState {
     /// Sets a vCPU that never ran.
     ///
     /// # Errors
-    /// `State` naming what the kernel refuses.
+    /// `State`, or `VcpuCall` naming what the kernel refuses.
     pub(in crate::backend::kvm) fn load(
         &self,
         host: &HostCpu,
-        vcpu: &VcpuFd,
+        vcpu: &impl Calls,
     ) -> Result<(), BackendError> {
         let cpuid = CpuId::from_entries(&self.told.cpuid)
             .map_err(|_| bad(format!("{} CPUID entries", self.told.cpuid.len())))?;
-        vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
+        load("KVM_SET_CPUID2", "CPUID", || vcpu.set_cpuid(&cpuid))?;
         self.load_tsc_khz(host, vcpu)?;
-        vcpu.set_sregs(&self.sregs)
-            .map_err(refused("special registers"))?;
-        vcpu.set_regs(&self.regs).map_err(refused("registers"))?;
+        load("KVM_SET_SREGS", "special registers", || {
+            vcpu.set_sregs(&self.sregs)
+        })?;
+        load("KVM_SET_REGS", "registers", || vcpu.set_regs(&self.regs))?;
         if let Some(xcrs) = &self.xcrs {
-            vcpu.set_xcrs(xcrs).map_err(refused("XCRs"))?;
+            load("KVM_SET_XCRS", "XCRs", || vcpu.set_xcrs(xcrs))?;
         }
         self.load_xsave(host, vcpu)?;
-        vcpu.set_debug_regs(&self.debug)
-            .map_err(refused("debug registers"))?;
+        load("KVM_SET_DEBUGREGS", "debug registers", || {
+            vcpu.set_debug(&self.debug)
+        })?;
         msrs::write(vcpu, &self.msrs)?;
-        vcpu.set_vcpu_events(&self.events)
-            .map_err(refused("events"))?;
-        vcpu.set_mp_state(kvm_mp_state {
-            mp_state: self.mp_state,
+        load("KVM_SET_VCPU_EVENTS", "events", || {
+            vcpu.set_events(&self.events)
+        })?;
+        load("KVM_SET_MP_STATE", "MP state", || {
+            vcpu.set_mp_state(self.mp_state)
         })
-        .map_err(refused("MP state"))
     }
 
-    fn load_tsc_khz(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
+    fn load_tsc_khz(&self, host: &HostCpu, vcpu: &impl Calls) -> Result<(), BackendError> {
         let Some(wanted) = self.told.tsc_khz else {
             return Ok(());
         };
@@ -266,10 +261,12 @@ impl VcpuState {
                 "a time-stamp counter of {wanted} kHz; this host cannot scale its own to that"
             )));
         }
-        vcpu.set_tsc_khz(wanted).map_err(refused("TSC frequency"))
+        load("KVM_SET_TSC_KHZ", "TSC frequency", || {
+            vcpu.set_tsc_khz(wanted)
+        })
     }
 
-    fn load_xsave(&self, host: &HostCpu, vcpu: &VcpuFd) -> Result<(), BackendError> {
+    fn load_xsave(&self, host: &HostCpu, vcpu: &impl Calls) -> Result<(), BackendError> {
         let mut area = new_xsave(host)?;
         let mut words = self
             .xsave
@@ -285,14 +282,12 @@ impl VcpuState {
         for (into, word) in area.as_mut_slice().iter_mut().zip(&mut words) {
             *into = word;
         }
-        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
-        // dynamically.
-        unsafe { vcpu.set_xsave2(&area) }.map_err(refused("XSAVE area"))
+        load("KVM_SET_XSAVE", "XSAVE area", || {
+            // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
+            // dynamically.
+            unsafe { vcpu.set_xsave2(&area) }
+        })
     }
-}
-
-fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BackendError {
-    move |error| bad(format!("the kernel refuses the {what}: {error}"))
 }
 
 fn new_xsave(host: &HostCpu) -> Result<Xsave, BackendError> {
@@ -300,14 +295,16 @@ fn new_xsave(host: &HostCpu) -> Result<Xsave, BackendError> {
     Xsave::new(extra).map_err(|_| bad("no memory for the XSAVE area"))
 }
 
-fn save_xsave(host: &HostCpu, vcpu: &VcpuFd) -> Result<Vec<u8>, BackendError> {
+fn save_xsave(host: &HostCpu, vcpu: &impl Calls) -> Result<Vec<u8>, BackendError> {
     let mut area = new_xsave(host)?;
     if host.xsave_bytes > size_of::<kvm_xsave>() {
-        // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
-        // dynamically.
-        unsafe { vcpu.get_xsave2(&mut area) }.map_err(failed("KVM_GET_XSAVE2"))?;
+        read("KVM_GET_XSAVE2", "XSAVE area", || {
+            // SAFETY: `area` has the length the kernel gave for this VM, and no feature is enabled
+            // dynamically.
+            unsafe { vcpu.get_xsave2(&mut area) }
+        })?;
     } else {
-        let plain = vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;
+        let plain = read("KVM_GET_XSAVE", "XSAVE area", || vcpu.get_xsave())?;
         // SAFETY: the extra words stay as many as they were: none.
         unsafe { area.as_mut_fam_struct() }.xsave.region = plain.region;
     }

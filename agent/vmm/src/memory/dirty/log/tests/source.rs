@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Bitmap,
     /// Entries (slot, page). When it is full, what is in it goes into bitmaps that it holds back.
     Ring,
+    /// A bitmap that can begin with nothing protected.
+    Full,
 }
 
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct FakeSlot {
     dirty: BTreeSet<u64>,
     /// Of a ring: entries that did not fit.
     held_back: DirtyBitmap,
+    /// Pages that are not protected: a write to them is not logged.
+    pub(super) unprotected: DirtyBitmap,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +96,7 @@ impl FakeSource {
             logging: false,
             dirty: BTreeSet::new(),
             held_back: DirtyBitmap::new(pages),
+            unprotected: DirtyBitmap::new(pages),
         };
         let before = self.state().slots.insert(slot, new);
         assert!(before.is_none(), "slot {slot} added twice");
@@ -111,7 +116,11 @@ impl FakeSource {
         let mut state = self.state();
         let found = state.slots.get_mut(&slot).expect("the slot exists");
         assert!(page < found.held_back.pages());
-        if !found.logging || !found.dirty.insert(page) || self.kind == Kind::Bitmap {
+        let unprotected = found
+            .unprotected
+            .runs()
+            .any(|(first, pages)| (first..first + pages).contains(&page));
+        if unprotected || !found.logging || !found.dirty.insert(page) || self.kind != Kind::Ring {
             return;
         }
         if state.ring.len() == CAPACITY {
@@ -132,6 +141,30 @@ impl DirtySource for FakeSource {
         found.logging = on;
         found.dirty.clear();
         found.held_back.clear();
+        found.unprotected.clear();
+        Ok(())
+    }
+
+    fn begin_dirty_logging(&self, slot: u32) -> Result<bool, DirtyError> {
+        self.set_dirty_logging(slot, true)?;
+        if self.kind != Kind::Full {
+            return Ok(false);
+        }
+        let mut state = self.state();
+        let found = state.slots.get_mut(&slot).expect("set above");
+        let pages = found.unprotected.pages();
+        found.unprotected.set(0, pages);
+        Ok(true)
+    }
+
+    fn protect(&self, slot: u32, first: u64, pages: u64) -> Result<(), DirtyError> {
+        self.call("protect", slot)?;
+        let mut state = self.state();
+        let found = state.slots.get_mut(&slot);
+        let found = found.ok_or(DirtyError::NoSuchSlot { slot })?;
+        let rest = found.unprotected.split_off(first + pages);
+        drop(found.unprotected.split_off(first));
+        found.unprotected.unite(&rest);
         Ok(())
     }
 
@@ -139,7 +172,12 @@ impl DirtySource for FakeSource {
         let mut state = self.state();
         for (slot, bitmap) in &*into {
             assert!(bitmap.is_empty(), "a harvest fills empty bitmaps");
-            if !state.slots.get(slot).is_some_and(|slot| slot.logging) {
+            let found = state.slots.get(slot);
+            assert!(
+                found.is_none_or(|slot| slot.unprotected.is_empty()),
+                "a harvest comes when everything is protected"
+            );
+            if !found.is_some_and(|slot| slot.logging) {
                 return Err(refused(*slot, "harvest of a slot that does not log"));
             }
         }
@@ -147,7 +185,7 @@ impl DirtySource for FakeSource {
         let failing = state.fails("harvest");
         let share = |all: usize| if failing { all / 2 } else { all };
         match self.kind {
-            Kind::Bitmap => {
+            Kind::Bitmap | Kind::Full => {
                 for (slot, bitmap) in into {
                     let found = state.slots.get_mut(slot).expect("looked at above");
                     let take = share(found.dirty.len());

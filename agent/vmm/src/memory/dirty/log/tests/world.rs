@@ -103,7 +103,7 @@ impl World {
         let batch = if max_runs == usize::MAX {
             found.deliver(&mut retired)
         } else {
-            found.deliver_some(&order, max_runs, &mut retired)
+            found.deliver_some(&order, Share::Runs(max_runs), &mut retired)
         };
         inner.retire(retired);
         let pages = pages_of(&batch);
@@ -212,7 +212,7 @@ impl World {
 proptest! {
     #[test]
     fn no_reader_ever_misses_a_page(
-        kind in prop_oneof![Just(Kind::Bitmap), Just(Kind::Ring)],
+        kind in prop_oneof![Just(Kind::Bitmap), Just(Kind::Ring), Just(Kind::Full)],
         ops in prop::collection::vec(op(), 1..120),
     ) {
         let mut world = World::new(kind);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// CPU time of the calling thread.
-pub(super) fn thread_cpu_time() -> Duration {
+pub(crate) fn thread_cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(
         time.tv_sec.cast_unsigned(),

@@ -2,6 +2,8 @@
 
 use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
+use crate::guest::layout::{bounds, support_pages};
+
 /// Present, writable, user, accessed.
 const TABLE: u64 = 0x27;
 /// Present, writable, user, accessed, dirty, 2 MiB.
@@ -11,27 +13,10 @@ const LEAF_BYTES: u64 = 2 << 20;
 const PD_BYTES: u64 = LEAF_BYTES * ENTRIES;
 const PDPT_BYTES: u64 = PD_BYTES * ENTRIES;
 
-fn bounds(slot: &SlotSpec) -> (u64, u64) {
-    (slot.base_gfn * PAGE_SIZE, slot.end_gfn() * PAGE_SIZE)
-}
-
-/// Pages the tables take: a root, a page for each 512 GiB up to the end, a page for each GiB that
-/// holds memory. Slots start at whole GiB, so no GiB holds two.
-pub(super) fn pages_for(slots: &[SlotSpec]) -> u64 {
-    let end = slots.iter().map(|slot| bounds(slot).1).max().unwrap_or(0);
-    let directories: u64 = slots
-        .iter()
-        .map(|slot| {
-            let (base, end) = bounds(slot);
-            end.div_ceil(PD_BYTES) - base / PD_BYTES
-        })
-        .sum();
-    1 + end.div_ceil(PDPT_BYTES) + directories
-}
-
-/// The tables' bytes, for `root` in guest-physical memory.
-pub(super) fn identity(slots: &[SlotSpec], root: u64) -> Vec<u8> {
-    let pages = pages_for(slots);
+/// The tables' bytes, for `root` in guest-physical memory: a root, a page for each 512 GiB up to
+/// the end, a page for each GiB that holds memory.
+pub(in crate::guest) fn identity(slots: &[SlotSpec], root: u64) -> Vec<u8> {
+    let pages = support_pages(slots);
     let mut words = vec![0u64; (pages * ENTRIES) as usize];
     let end = slots.iter().map(|slot| bounds(slot).1).max().unwrap_or(0);
     let pdpts = end.div_ceil(PDPT_BYTES);
@@ -64,7 +49,7 @@ mod tests {
     use crate::guest::Layout;
 
     fn walk(layout: &Layout, bytes: &[u8], address: u64) -> Option<u64> {
-        let root = layout.page_tables();
+        let root = layout.support();
         let entry = |table: u64, index: u64| {
             let at = (table - root + index * 8) as usize;
             let word = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
@@ -82,7 +67,7 @@ mod tests {
     fn slots_are_mapped_one_to_one_and_nothing_else_is() {
         for gib in [1u64, 5, 1024] {
             let layout = Layout::new(gib << 30).unwrap();
-            let bytes = identity(layout.slots(), layout.page_tables());
+            let bytes = identity(layout.slots(), layout.support());
             for slot in layout.slots() {
                 let (base, end) = bounds(slot);
                 for address in [base, base + 5, (base + end) / 2, end - 1] {

@@ -1,13 +1,15 @@
-//! Makes the destination's memory real before the first page is sent.
+//! Makes memory real before it is used, by several threads.
 //!
-//! The first touch of a page costs more than its transfer, and memory that turns out to be missing
-//! in the middle of a migration is worse than memory that is missing before it. So the whole of the
-//! VM's memory is populated in PREPARING, while the guest runs undisturbed at the source and dirty
-//! logging is still off; precopy then runs at the speed of the wire and is as short as it can be.
-//! Both views are: receivers place pages through our own, and the guest begins on its own at once.
+//! At a migration's destination: the first touch of a page costs more than its transfer, and memory
+//! that turns out to be missing in the middle of a migration is worse than memory that is missing
+//! before it. So the whole of the VM's memory is populated in PREPARING, while the guest runs
+//! undisturbed at the source and dirty logging is still off; precopy then runs at the speed of the
+//! wire and is as short as it can be. Both views are: receivers place pages through our own, and
+//! the guest begins on its own at once. Elsewhere where a VM asks for it (prefault), and for
+//! reserved pages, of which no touch must find too few.
 //!
-//! Threads take chunks by an atomic counter; the coordinator looks at the progress and never waits.
-//! Dropping stops and joins the threads.
+//! Threads take chunks by an atomic counter; whoever started them looks at the progress and never
+//! waits for a thread. Dropping stops and joins them, within one chunk.
 
 use std::{
     io,
@@ -16,15 +18,20 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::cpu_time::thread_cpu_time;
-use crate::memory::{SlotMemory, SlotTable};
+use super::{
+    huge::{BLOCK, RUN},
+    slots::{SlotMemory, SlotTable},
+};
+use crate::cpu_time::thread_cpu_time;
 
-/// Pages of one system call; short enough that a stop is prompt.
-const CHUNK: u64 = 1024;
+/// Pages that a thread takes at a time: a run of huge ones, and short enough that a stop is prompt.
+const CHUNK: u64 = RUN * BLOCK;
 const MAX_THREADS: usize = 8;
+/// Whoever waits looks this often.
+const LOOK: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 struct Shared {
@@ -75,15 +82,19 @@ impl Shared {
 
 /// Populating under way, or done.
 #[derive(Debug)]
-pub(super) struct Populate {
+pub(crate) struct Populate {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Populate {
     /// Starts on all of `table`.
-    pub(super) fn start(table: &SlotTable) -> io::Result<Self> {
-        let slots = table.slots().to_vec();
+    pub(crate) fn start(table: &SlotTable) -> io::Result<Self> {
+        Self::of(table.slots().to_vec())
+    }
+
+    /// Starts on these slots.
+    pub(crate) fn of(slots: Vec<Arc<SlotMemory>>) -> io::Result<Self> {
         let chunks = slots
             .iter()
             .map(|slot| slot.spec().pages.div_ceil(CHUNK))
@@ -117,7 +128,7 @@ impl Populate {
     ///
     /// # Errors
     /// What the kernel said when memory was short.
-    pub(super) fn percent(&self) -> io::Result<u32> {
+    pub(crate) fn percent(&self) -> io::Result<u32> {
         if let Some(error) = self
             .shared
             .failed
@@ -134,13 +145,28 @@ impl Populate {
     }
 
     /// Bytes of the memory that are there; all of them at 100 per cent.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all of it is there, no longer than `patience`.
+    ///
+    /// # Errors
+    /// What the kernel said when memory was short; TimedOut.
+    pub(crate) fn wait(&self, patience: Duration) -> io::Result<()> {
+        let begun = Instant::now();
+        while self.percent()? < 100 {
+            if begun.elapsed() > patience {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 
     /// Waits for the threads, which have nothing left to do at 100 per cent, and says what they
     /// cost.
-    pub(super) fn finish(self) -> Duration {
+    pub(crate) fn finish(self) -> Duration {
         let shared = Arc::clone(&self.shared);
         drop(self);
         Duration::from_nanos(shared.cpu_nanos.load(Ordering::Relaxed))
@@ -160,8 +186,6 @@ impl Drop for Populate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use slat_proto::model::SlotSpec;
 
     use super::*;
@@ -176,11 +200,7 @@ mod tests {
         };
         memory.publish(vec![slot(0, 0, 2500), slot(1, 10_000, 3)]);
         let populate = Populate::start(&memory.table()).unwrap();
-        let begun = Instant::now();
-        while populate.percent().unwrap() < 100 {
-            assert!(begun.elapsed() < Duration::from_secs(30));
-            std::thread::yield_now();
-        }
+        populate.wait(Duration::from_secs(30)).unwrap();
         let table = memory.table();
         let all: u64 = table.slots().iter().map(|slot| slot.spec().bytes()).sum();
         assert_eq!(populate.bytes(), all);

@@ -1,0 +1,145 @@
+//! Slot changes before they are made: checked, their memory mapped, and whether the vCPUs have to
+//! stop for them.
+//!
+//! # When vCPUs stop
+//! KVM makes one change at a time, and neither a move nor a change of flags is one step for a vCPU:
+//! in between the guest would find nothing where it has memory before and after, and such an access
+//! ends it. So the vCPUs stop once for the whole batch, unless it only creates slots, or deletes
+//! one as its last change: nobody can rely on memory that is not there yet, or any more. A batch
+//! whose delete is followed by something that could fail stops them too, since undoing it brings
+//! the slot back, and the guest is not to notice.
+
+use std::sync::Arc;
+
+use slat_proto::{
+    ApiError, Reason,
+    model::{SlotChange, SlotPlan, SlotSpec},
+};
+
+use super::super::{
+    build::{map_all, may_have},
+    room::check_free,
+};
+use crate::{
+    backend::Backend,
+    memory::{Mode, SlotMemory, SlotTable, check_room},
+};
+
+/// Changes that can be made.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Memory of the slots that are created, in order.
+    pub(super) added: Vec<Arc<SlotMemory>>,
+    /// Whether no vCPU may run meanwhile.
+    pub(super) stops: bool,
+}
+
+/// Checks every change and maps the new slots in the VM's mode; nothing is changed yet. `own` are
+/// the slots that the VM was created with.
+pub(super) fn plan(
+    backend: &dyn Backend,
+    table: &SlotTable,
+    changes: &[SlotChange],
+    own: &[SlotSpec],
+    mode: Mode,
+) -> Result<Plan, ApiError> {
+    let mut plan = SlotPlan::new(table.slots().iter().map(|slot| slot.spec()));
+    let mut needed = 0_u64;
+    for (index, change) in changes.iter().enumerate() {
+        check(backend, &mut plan, change, own).map_err(|error| error.with("change", index))?;
+        if let SlotChange::Create(spec) = change {
+            needed = needed.saturating_add(spec.bytes());
+        }
+    }
+    check_free(mode.backing.ordinary_bytes(needed), Reason::NoMemory)?;
+    check_room(mode, needed)?;
+    let created = changes
+        .iter()
+        .enumerate()
+        .filter_map(|(index, change)| match change {
+            SlotChange::Create(spec) => Some((index, *spec)),
+            _ => None,
+        });
+    let (indices, specs): (Vec<usize>, Vec<SlotSpec>) = created.unzip();
+    let added = map_all(&specs, mode, Reason::NoMemory)
+        .map_err(|(at, error)| error.with("change", indices[at]))?;
+    Ok(Plan {
+        added,
+        stops: stops(changes),
+    })
+}
+
+fn check(
+    backend: &dyn Backend,
+    plan: &mut SlotPlan,
+    change: &SlotChange,
+    own: &[SlotSpec],
+) -> Result<(), ApiError> {
+    let slot = change.slot();
+    let read_only = match *change {
+        SlotChange::Create(spec) => spec.read_only,
+        SlotChange::SetFlags { read_only, .. } => read_only,
+        SlotChange::Delete { .. } | SlotChange::Move { .. } => false,
+    };
+    let creates = matches!(change, SlotChange::Create(_));
+    if !creates && own.iter().any(|spec| spec.slot == slot) {
+        return Err(ApiError::new(
+            Reason::BadSlotTable,
+            format!("slot {slot} is memory the VM was created with; its guest lives there"),
+        )
+        .with("slot", slot)
+        .with("advice", "delete the VM instead"));
+    }
+    let others = creates.then(|| plan.len());
+    may_have(backend, slot, read_only, others)?;
+    plan.apply(change)
+}
+
+/// See the module.
+pub(super) fn stops(changes: &[SlotChange]) -> bool {
+    let last = changes.len().saturating_sub(1);
+    changes
+        .iter()
+        .enumerate()
+        .any(|(index, change)| match change {
+            SlotChange::Create(_) => false,
+            SlotChange::Delete { .. } => index < last,
+            SlotChange::Move { .. } | SlotChange::SetFlags { .. } => true,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_can_rely_on_changes_under_running_vcpus() {
+        let create = SlotChange::Create(SlotSpec::new(5, 9, 1, false).unwrap());
+        let delete = SlotChange::Delete { slot: 5 };
+        let move_it = SlotChange::Move {
+            slot: 5,
+            base_gfn: 7,
+        };
+        let protect = SlotChange::SetFlags {
+            slot: 5,
+            read_only: true,
+        };
+        for runs in [
+            &[create][..],
+            &[create, create],
+            &[delete],
+            &[create, delete],
+        ] {
+            assert!(!stops(runs), "{runs:?}");
+        }
+        for stop in [
+            &[move_it][..],
+            &[protect],
+            &[delete, create],
+            &[delete, delete],
+            &[create, delete, create],
+        ] {
+            assert!(stops(stop), "{stop:?}");
+        }
+    }
+}
