@@ -184,6 +184,9 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
     let mut wait = RETRY_FIRST;
     let mut counted = Counted::default();
     loop {
+        let Some(known) = vm.side(&key) else {
+            return false;
+        };
         let request = v1::WatchTransferRequest {
             migration: key.migration.to_string(),
             role: key.role.to_message().into(),
@@ -213,10 +216,16 @@ pub(super) async fn follow_side(vm: Arc<LiveVm>, registry: Arc<Registry>, key: S
                     && vm.is_receiving(&key).await => {}
             Err(status) if vm.refusal(status.clone()).reason == Reason::NoSuchMigration => {
                 // Released, or never begun: then a record that the agent made before is of no use.
-                vm.forget_side(&key);
-                forget_record(&vm, &key);
-                registry.note_change();
-                return false;
+                // Unless it was begun since this was asked.
+                let (forgetting, of) = (Arc::clone(&vm), key.clone());
+                let forgotten = tokio::task::spawn_blocking(move || {
+                    let remove = || forget_record(&forgetting, &of);
+                    forgetting.forget_unknown_side(&of, known.as_ref(), remove)
+                });
+                if forgotten.await.unwrap_or(false) {
+                    registry.note_change();
+                    return false;
+                }
             }
             Err(status) => {
                 tracing::debug!(vm = %vm.name(), migration = %key.migration, error = status.message(), "cannot watch a side");

@@ -12,7 +12,7 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::supervisor::Supervisor;
+use super::{disk::Disk, pools::Pools, supervisor::Supervisor};
 use slat_record::uid::VmUid;
 
 /// What this agent says of its host.
@@ -26,6 +26,10 @@ pub(super) struct HostCard {
     pub(super) uid: String,
     /// What is wrong between this agent and its server; empty when nothing is. A leaf mutex.
     pub(super) trouble: Mutex<String>,
+    /// Whether its state directory can be written.
+    pub(super) disk: Disk,
+    /// The pages that the host set aside.
+    pub(super) pools: Pools,
     pub(super) supervisor: Arc<Supervisor>,
 }
 
@@ -45,21 +49,46 @@ impl HostCard {
                 .iter()
                 .map(|kind| kind.to_message().into())
                 .collect(),
+            dirty_rings: self.supervisor.dirty_rings,
             memory_bytes,
             memory_used_bytes,
             vms: u32::try_from(self.supervisor.snapshots().len()).unwrap_or(u32::MAX),
             last_seen_time: Some(timestamp((self.clock)())),
             version: self.version.clone(),
             backend_message: self.supervisor.backend_message.clone().unwrap_or_default(),
-            state_message: self
-                .trouble
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            state_message: self.state_message(),
             uid: self.uid.clone(),
+            vm_confinement: Some(self.supervisor.confinement.clone()),
+            huge_pages: self.pools.get(),
             leftovers: u32::try_from(self.supervisor.leftovers().len()).unwrap_or(u32::MAX),
             ..Default::default()
         }
+    }
+
+    /// What is wrong, in words; empty when nothing is.
+    fn state_message(&self) -> String {
+        let disk = self.disk_message();
+        let server = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = [disk.as_str(), server.as_str()];
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        words.join("; ")
+    }
+
+    /// Why the host can take no VM; empty when it can.
+    pub(super) fn disk_message(&self) -> String {
+        let trouble = self.disk.trouble();
+        trouble.map_or_else(String::new, |error| {
+            let why = error
+                .metadata
+                .get("cause")
+                .map(|cause| format!(": {cause}"));
+            format!(
+                "{}{} ({})",
+                error.message,
+                why.unwrap_or_default(),
+                error.reason
+            )
+        })
     }
 
     /// Says what is wrong between this agent and its server, or that nothing is.

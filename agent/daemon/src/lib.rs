@@ -68,7 +68,10 @@ use tokio_util::{
 
 mod admission;
 mod announce;
+mod beginning;
+mod cgroup;
 mod dead;
+mod disk;
 mod ended;
 mod error;
 mod follow;
@@ -77,6 +80,7 @@ mod identity;
 mod living;
 mod memory_api;
 mod metrics;
+mod pools;
 mod process;
 mod registry;
 mod remains;
@@ -87,15 +91,20 @@ mod silence;
 mod supervisor;
 mod traffic;
 mod transfer_api;
+mod unanswered;
 mod usage;
 mod vm_api;
 
 pub use error::HostError;
 
-pub use self::admission::Admit;
+pub use self::{
+    admission::{Admit, Fits},
+    cgroup::VmCgroup,
+};
 
 use self::{
-    ended::EndedSides, host_api::HostCard, registry::Registry, supervisor::Supervisor, usage::Usage,
+    cgroup::Cgroups, disk::Disk, ended::EndedSides, host_api::HostCard, pools::Pools,
+    registry::Registry, supervisor::Supervisor, usage::Usage,
 };
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -125,11 +134,23 @@ pub struct HostConfig {
     /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host
     /// --data-ip`.
     pub vm_program: Vec<OsString>,
+    /// How `vm_program` confines its process, for people to see; the agent adds what it knows of
+    /// cgroups.
+    pub confinement: v1::VmConfinement,
+    /// Where VM processes get cgroups of their own.
+    pub vm_cgroup: VmCgroup,
     /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
     pub backends: fn() -> (Vec<BackendKind>, Option<String>),
+    /// Whether VMs on KVM can have dirty rings here. May ask the kernel.
+    pub dirty_rings: fn() -> bool,
+    /// The pages that this host set aside, now; asked again and again. May block.
+    pub huge_pages: fn() -> v1::HugePages,
     /// Whether a VM that is announced could live here; asked before anything is reserved. May
     /// block.
     pub admit: Admit,
+    /// Whether memory for a new VM could be made here; asked for a trial, a VM's own process asks
+    /// for itself. May block.
+    pub fits: Fits,
     /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
     pub clock: fn() -> SystemTime,
     /// Slat's version, for people and metrics.
@@ -234,6 +255,18 @@ impl Agent {
                     Some(format!("probing for backends failed: {error}")),
                 )
             });
+        let cgroups = tokio::task::spawn_blocking(move || Cgroups::find(&config.vm_cgroup))
+            .await
+            .unwrap_or_default();
+        let dirty_rings = tokio::task::spawn_blocking(config.dirty_rings)
+            .await
+            .unwrap_or(false);
+        let pools = Pools::default();
+        let first = pools.clone();
+        let looked = tokio::task::spawn_blocking(move || first.look(config.huge_pages)).await;
+        if let Err(error) = looked {
+            tracing::error!(%error, "the pages set aside could not be read");
+        }
         // Bound before VMs are looked for, so that a wrong address costs nothing; served after.
         let listen = |source| HostError::Listen {
             address: config.listen,
@@ -251,11 +284,19 @@ impl Agent {
             vms_dir: vms_dir.clone(),
             program: config.vm_program,
             data_ip: config.data_ip,
+            confinement: v1::VmConfinement {
+                cgroup: cgroups.base(),
+                cgroup_message: cgroups.message().to_owned(),
+                ..config.confinement
+            },
+            cgroups: Arc::new(cgroups),
             registry: Registry::new(config.memory_bytes),
             ended: Arc::new(ended),
             backends,
             backend_message,
+            dirty_rings,
             admit: config.admit,
+            fits: config.fits,
             stop,
             tasks: TaskTracker::new(),
         });
@@ -267,8 +308,17 @@ impl Agent {
             clock: config.clock,
             uid,
             trouble: std::sync::Mutex::default(),
+            disk: Disk::default(),
+            pools: pools.clone(),
             supervisor: Arc::clone(&supervisor),
         });
+        supervisor
+            .tasks
+            .spawn(pools.keep(config.huge_pages, supervisor.stop.clone()));
+        supervisor.tasks.spawn(cgroup::keep_clean(
+            Arc::clone(&supervisor.cgroups),
+            supervisor.stop.clone(),
+        ));
         let usage = Usage::default();
         let endpoint = Endpoint::new()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
@@ -284,6 +334,16 @@ impl Agent {
             .await
             .map_err(listen)?;
         supervisor.tasks.spawn(usage.keep(Arc::clone(&supervisor)));
+        let probing = card.disk.clone().keep(state_dir, endpoint.health());
+        let ended = supervisor.stop.clone().cancelled_owned();
+        supervisor.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                // What is said of health after this is the endpoint's.
+                () = ended => {}
+                () = probing => {}
+            }
+        });
         if let Some((server, channel)) = channel {
             supervisor
                 .tasks
@@ -333,6 +393,8 @@ fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Rou
                 vms: &labelled(supervisor.snapshots()),
                 transfers: &supervisor.sides(),
                 used: &usage.get(),
+                disk_up: card.disk.trouble().is_none(),
+                huge_pages: card.pools.get().as_ref(),
             });
             let mut text = process.as_ref().map_or_else(String::new, |render| render());
             if !text.is_empty() && !text.ends_with('\n') {

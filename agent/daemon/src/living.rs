@@ -32,21 +32,23 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName, timestamp},
-    transport::{Address, TracedChannel, connect},
+    transport::{Address, TracedChannel, begun_within, connect},
     v1::{
         self, memory_service_client::MemoryServiceClient,
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use super::{
+    beginning::{Beginning, Begins},
     identity::{Who, save_seen},
     process::Process,
     side::{Role, SideKey, is_terminal},
     sighting,
     silence::Silent,
+    unanswered,
 };
 use slat_record::{
     dir::VmDir,
@@ -62,6 +64,8 @@ const HEAVY: Duration = Duration::from_secs(300);
 pub(super) const SMALL: Duration = Duration::from_secs(4);
 /// What a process that has been silent may take for any answer.
 const SILENT: Duration = Duration::from_secs(1);
+/// From the moment a process that ends closes its sockets until what it left is taken in.
+const ENDING: Duration = Duration::from_secs(1);
 /// How often it is asked something small while it works.
 pub(super) const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -80,6 +84,7 @@ pub(super) struct LiveVm {
     channel: TracedChannel,
     seen: Mutex<Seen>,
     sides: Mutex<BTreeMap<SideKey, Option<v1::Transfer>>>,
+    beginning: Beginning,
     /// Sides whose sighting is on disk, or was and is released.
     sighted: Mutex<BTreeSet<SideKey>>,
     /// Sides whose end was asked for while the process was silent.
@@ -147,6 +152,7 @@ impl LiveVm {
                 arriving: None,
             }),
             sides: Mutex::default(),
+            beginning: Beginning::default(),
             sighted: Mutex::default(),
             cancelled: Mutex::default(),
             gone: CancellationToken::new(),
@@ -192,6 +198,12 @@ impl LiveVm {
         &self.gone
     }
 
+    /// Whether the process has just ended: for a call that it did not answer.
+    pub(super) async fn has_gone(&self) -> bool {
+        let gone = tokio::time::timeout(ENDING, self.gone.cancelled());
+        gone.await.is_ok()
+    }
+
     pub(super) fn vms(&self) -> VmServiceClient<TracedChannel> {
         VmServiceClient::new(self.channel.clone())
     }
@@ -204,7 +216,7 @@ impl LiveVm {
         TransferServiceClient::new(self.channel.clone())
     }
 
-    /// Awaits a call to this process for at most `limit`.
+    /// Awaits a call to this process for at most `limit`; it does not begin later.
     ///
     /// # Errors
     /// What the process answered; VM_UNREACHABLE when it did not.
@@ -218,7 +230,7 @@ impl LiveVm {
         } else {
             limit
         };
-        match tokio::time::timeout(limit, call).await {
+        match tokio::time::timeout(limit, begun_within(limit, call)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.refusal(status)),
             Err(_) => {
@@ -231,7 +243,7 @@ impl LiveVm {
     ///
     /// # Errors
     /// What the process answered; VM_UNREACHABLE when it did not, within ten seconds of its
-    /// silence.
+    /// silence. A process that is silent at first may not begin it afterwards.
     pub(super) async fn answer_long<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -245,7 +257,7 @@ impl LiveVm {
             }
         };
         tokio::select! {
-            answered = self.answer(HEAVY, call) => answered,
+            answered = self.answer(HEAVY, begun_within(QUICK, call)) => answered,
             silent = silence => Err(silent),
         }
     }
@@ -269,49 +281,13 @@ impl LiveVm {
     /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made
     /// it.
     pub(super) fn refusal(&self, status: Status) -> ApiError {
-        let transport = matches!(
-            status.code(),
-            Code::Unavailable
-                | Code::Unknown
-                | Code::Internal
-                | Code::Cancelled
-                | Code::DeadlineExceeded
-        );
-        let message = status.message().to_owned();
-        let error = ApiError::from(status);
-        // Only a status without our details carries its bare gRPC code.
-        if transport && error.metadata.contains_key("grpc_code") {
-            return self.unreachable(format!("does not answer: {message}"));
-        }
-        error
+        unanswered::of(status)
+            .unwrap_or_else(|said| self.unreachable(format!("does not answer: {said}")))
     }
 
     /// VM_UNREACHABLE for this process.
     pub(super) fn unreachable(&self, what: String) -> ApiError {
-        ApiError::new(
-            Reason::VmUnreachable,
-            format!(
-                "the process of {} (pid {}{}) {what}",
-                self.name,
-                self.process.pid(),
-                if self.process.is_stopped() {
-                    ", stopped by a signal"
-                } else {
-                    ""
-                },
-            ),
-        )
-        .with("vm", &self.name)
-        .with("uid", &self.uid)
-        .with("pid", self.process.pid())
-        .with(
-            "advice",
-            format_args!(
-                "try again, and look at its log; if it stays silent: slat delete vm {} --uid {} --force",
-                self.name.id(),
-                self.uid
-            ),
-        )
+        unanswered::unreachable(&self.name, &self.uid, &self.process, &what)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -584,5 +560,30 @@ impl LiveVm {
     /// Forgets a released side.
     pub(super) fn forget_side(&self, key: &SideKey) {
         self.side_map().remove(key);
+    }
+
+    /// A source side is being begun while the answer is kept.
+    pub(super) fn begin_side(&self, key: &SideKey) -> Begins<'_> {
+        self.beginning.begin(key)
+    }
+
+    /// Forgets a side that the process does not know, and its record by `remove`. False, and
+    /// nothing is forgotten, when it is being begun or was told of since it stood as `known`.
+    pub(super) fn forget_unknown_side(
+        &self,
+        key: &SideKey,
+        known: Option<&v1::Transfer>,
+        remove: impl FnOnce(),
+    ) -> bool {
+        self.beginning.unless(key, || {
+            let mut sides = self.side_map();
+            if sides.get(key).is_some_and(|now| now.as_ref() != known) {
+                return false;
+            }
+            sides.remove(key);
+            drop(sides);
+            remove();
+            true
+        })
     }
 }

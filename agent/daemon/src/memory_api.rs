@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{PAGE_SIZE, SlotChange},
+    model::{PAGE_SIZE, SlotChange, ordinary_bytes},
     v1::{self, memory_service_server::MemoryService, slot_change::Change},
 };
 use tonic::{Request, Response, Status};
@@ -41,9 +41,8 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
-        Ok(Response::new(
-            live.answer(QUICK, client.list_slots(request)).await?,
-        ))
+        let answer = live.answer(QUICK, client.list_slots(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 
     async fn update_slots(
@@ -53,10 +52,10 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         // An invalid slot is refused before memory is counted, so that the answer names the slot.
-        for change in &request.changes {
-            SlotChange::from_message(change)?;
-        }
-        let more = added(&request);
+        SlotChange::from_messages(&request.changes)?;
+        let spec = live.snapshot().and_then(|vm| vm.spec);
+        let counted = move |bytes| ordinary_bytes(spec.as_ref(), bytes);
+        let more = counted(added(&request));
         if let Err(refusal) = self.0.registry.grow(&live, more) {
             let error = match refusal {
                 Refusal::NoMemory { needed, free } => {
@@ -69,12 +68,23 @@ impl MemoryService for Memory {
         let registry = Arc::clone(&self.0.registry);
         let work = async move {
             let mut client = live.memory();
+            let list = v1::ListSlotsRequest {
+                vm: request.vm.clone(),
+                uid: request.uid.clone(),
+                ..Default::default()
+            };
             let answer = live.answer_long(client.update_slots(request)).await;
             match &answer {
-                Ok(table) => registry.set_memory(&live, slot_bytes(&table.slots)),
+                Ok(table) => registry.set_memory(&live, counted(slot_bytes(&table.slots))),
                 // Not known whether it was done: the reservation stays until the next change or the
                 // VM's end.
                 Err(error) if error.reason == Reason::VmUnreachable => {}
+                // Some of it may have been done: what there is now counts.
+                Err(error) if error.reason == Reason::Internal => {
+                    if let Ok(table) = live.answer(QUICK, client.list_slots(list)).await {
+                        registry.set_memory(&live, counted(slot_bytes(&table.slots)));
+                    }
+                }
                 Err(_) => registry.shrink(&live, more),
             }
             answer
@@ -89,10 +99,8 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
-        Ok(Response::new(
-            live.answer_long(client.harvest_dirty_pages(request))
-                .await?,
-        ))
+        let answer = live.answer_long(client.harvest_dirty_pages(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 
     async fn delete_dirty_cursor(
@@ -102,9 +110,32 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
+        let answer = live.answer_long(client.delete_dirty_cursor(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
+    }
+
+    async fn list_dirty_cursors(
+        &self,
+        request: Request<v1::ListDirtyCursorsRequest>,
+    ) -> Result<Response<v1::ListDirtyCursorsResponse>, Status> {
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
+        let mut client = live.memory();
         Ok(Response::new(
-            live.answer_long(client.delete_dirty_cursor(request))
+            live.answer(QUICK, client.list_dirty_cursors(request))
                 .await?,
+        ))
+    }
+
+    async fn measure_dirty_rate(
+        &self,
+        request: Request<v1::MeasureDirtyRateRequest>,
+    ) -> Result<Response<v1::MeasureDirtyRateResponse>, Status> {
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
+        let mut client = live.memory();
+        Ok(Response::new(
+            live.answer_long(client.measure_dirty_rate(request)).await?,
         ))
     }
 
@@ -115,8 +146,19 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
+        let answer = live.answer_long(client.invalidate_memory(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
+    }
+
+    async fn discard_memory(
+        &self,
+        request: Request<v1::DiscardMemoryRequest>,
+    ) -> Result<Response<v1::DiscardMemoryResponse>, Status> {
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, vm);
+        let mut client = live.memory();
         Ok(Response::new(
-            live.answer_long(client.invalidate_memory(request)).await?,
+            live.answer_long(client.discard_memory(request)).await?,
         ))
     }
 
@@ -127,8 +169,7 @@ impl MemoryService for Memory {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, vm);
         let mut client = live.memory();
-        Ok(Response::new(
-            live.answer_long(client.digest_memory(request)).await?,
-        ))
+        let answer = live.answer_long(client.digest_memory(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 }

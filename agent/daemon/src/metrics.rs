@@ -2,13 +2,18 @@
 //! measures nothing, takes no lock of a VM and calls no process.
 //!
 //! # Names
-//! One family for both backends, with the label `backend`:
+//! One family for both backends, with the labels `backend` and `source`, who counted:
 //! `slat_page_faults_total{vm,backend,type}`, `slat_vcpu_tlb_flushes_total`,
 //! `slat_remote_tlb_flush_requests_total`, `slat_remote_tlb_flushes_total`, `slat_vm_exits_total`,
-//! `slat_mappings{level}`, `slat_table_pages`, `slat_dirty_pages_harvested_total`,
+//! `slat_mappings{level}`, `slat_table_pages`, `slat_backing_bytes{size}`,
+//! `slat_backing_2m_bytes`,
+//! `slat_read_only_writes_total`, `slat_dirty_pages_harvested_total`,
 //! `slat_huge_pages_split_total`, `slat_huge_pages_recovered_total`,
-//! `slat_mmu_flushes_total{cause,scope}`. Beside them, for VMs on KVM only, the kernel's counters
-//! under the names its users know (`kvm_*`) and `kvm_stat_supported`.
+//! `slat_mmu_flushes_total{cause,scope}`.
+//! Beside them, for VMs on KVM only, the kernel's counters under the names its users know (`kvm_*`)
+//! and `kvm_stat_supported`.
+//!
+//! `slat_counter_gap{gap}` says what a VM's source leaves out.
 //!
 //! A statistic that a VM does not offer is absent, never 0; a family without samples is left out.
 //! Label values are names of this host's VMs and bounded words. Rates are the reader's.
@@ -123,6 +128,10 @@ pub(super) struct Seen<'a> {
     pub(super) transfers: &'a [v1::Transfer],
     /// Of VM processes, by the VM's name.
     pub(super) used: &'a BTreeMap<String, Used>,
+    /// The state directory can be written.
+    pub(super) disk_up: bool,
+    /// Pages that the host set aside.
+    pub(super) huge_pages: Option<&'a v1::HugePages>,
 }
 
 /// All families.
@@ -133,6 +142,12 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
         "Version of this agent.",
         &[("version", seen.version)],
         Some(1),
+    );
+    families.gauge(
+        "slat_agent_disk_up",
+        "1 while the state directory can be written.",
+        &[],
+        Some(u64::from(seen.disk_up)),
     );
     let free = seen.memory_total.saturating_sub(seen.memory_used);
     for (kind, bytes) in [
@@ -147,6 +162,9 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
             &[("kind", kind)],
             Some(bytes),
         );
+    }
+    for pool in seen.huge_pages.iter().flat_map(|all| &all.pools) {
+        pool_families(&mut families, pool);
     }
     for vm in seen.vms {
         vm_families(&mut families, vm);
@@ -173,6 +191,21 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
         }
     }
     families.render()
+}
+
+fn pool_families(families: &mut Families, pool: &v1::HugePagePool) {
+    let size = pool.page_bytes.to_string();
+    let node = pool
+        .node
+        .map_or_else(|| "all".to_owned(), |node| node.to_string());
+    for (kind, pages) in [("total", pool.total_pages), ("free", pool.free_pages)] {
+        families.gauge(
+            "slat_host_huge_pages",
+            "Pages of a size that this host set aside, of all of it and of each NUMA node, and those that can be had.",
+            &[("kind", kind), ("node", &node), ("page_bytes", &size)],
+            Some(pages),
+        );
+    }
 }
 
 fn id(name: &str) -> &str {
@@ -215,12 +248,31 @@ fn vm_families(families: &mut Families, vm: &v1::Vm) {
         vm.state(),
         v1::vm::State::Lost | v1::vm::State::Unresponsive
     );
+    let memory = Some(vm.memory_bytes).filter(|bytes| answers && *bytes > 0);
+    families.gauge(
+        "slat_vm_memory_bytes",
+        "Guest memory of a VM, slots that were added to it included.",
+        &[("vm", name)],
+        memory,
+    );
     let logging = answers.then_some(u64::from(vm.dirty_logging));
     families.gauge(
         "slat_vm_dirty_logging",
         "Whether any slot has dirty logging on.",
         &[("vm", name)],
         logging,
+    );
+    families.gauge(
+        "slat_vm_dirty_cursors",
+        "Readers of the VM's dirty pages.",
+        &[("vm", name)],
+        answers.then_some(u64::from(vm.dirty_cursors)),
+    );
+    families.counter(
+        "slat_vm_dirty_cursors_dropped_total",
+        "Readers of dirty pages that were removed because nobody used them.",
+        &[("vm", name)],
+        answers.then_some(vm.dirty_cursors_dropped),
     );
     if let Some(counters) = &vm.guest_counters {
         for (family, help, value) in [
@@ -271,10 +323,33 @@ fn levels(stats: &v1::MmuStats) -> [(&'static str, &'static str, Option<u64>); 3
     ]
 }
 
+/// Who counted, in a word.
+fn source(source: v1::CounterSource) -> &'static str {
+    match source {
+        v1::CounterSource::Unspecified => "unknown",
+        v1::CounterSource::KvmStatistics => "kvm_statistics",
+        v1::CounterSource::SoftwareMmu => "software_mmu",
+        v1::CounterSource::Tracepoint => "tracepoint",
+    }
+}
+
+/// Who counted page faults.
+fn faults_source(stats: &v1::MmuStats) -> v1::CounterSource {
+    match stats.faults_source() {
+        // An older process: whoever counted the rest.
+        v1::CounterSource::Unspecified => stats.source(),
+        known => known,
+    }
+}
+
 fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1::MmuStats) {
-    let labels = [("vm", vm), ("backend", backend)];
+    let by = source(faults_source(stats));
+    let source = source(stats.source());
+    let own = [("vm", vm), ("backend", backend)];
+    let labels = [("vm", vm), ("backend", backend), ("source", source)];
     for (word, _, _, value) in faults(stats) {
-        let labels = [("vm", vm), ("backend", backend), ("type", word)];
+        let [vm, backend, _] = labels;
+        let labels = [vm, backend, ("source", by), ("type", word)];
         families.counter(
             "slat_page_faults_total",
             "Second-stage page faults by outcome.",
@@ -283,12 +358,32 @@ fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1:
         );
     }
     for (word, _, value) in levels(stats) {
-        let labels = [("vm", vm), ("backend", backend), ("level", word)];
+        let [vm, backend, source] = labels;
+        let labels = [vm, backend, source, ("level", word)];
         families.gauge(
             "slat_mappings",
             "Second-stage leaf mappings by size.",
             &labels,
             value,
+        );
+    }
+    families.gauge(
+        "slat_backing_2m_bytes",
+        "Bytes of guest memory in the host's 2 MiB pages.",
+        &own,
+        stats.backing_2m_bytes,
+    );
+    for (size, bytes) in [
+        ("4k", stats.backing_4k_bytes),
+        ("2m", stats.backing_2m_bytes),
+        ("1g", stats.backing_1g_bytes),
+    ] {
+        let [vm, backend] = own;
+        families.gauge(
+            "slat_backing_bytes",
+            "Bytes of guest memory by the size of the host's pages that it is made of.",
+            &[vm, backend, ("size", size)],
+            bytes,
         );
     }
     for (family, help, value) in [
@@ -313,11 +408,6 @@ fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1:
             stats.exits,
         ),
         (
-            "slat_dirty_pages_harvested_total",
-            "Dirty pages taken from the log.",
-            stats.dirty_pages_harvested,
-        ),
-        (
             "slat_huge_pages_split_total",
             "Huge second-stage mappings split into smaller ones.",
             stats.huge_pages_split,
@@ -330,10 +420,39 @@ fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1:
     ] {
         families.counter(family, help, &labels, value);
     }
+    families.counter(
+        "slat_dirty_pages_harvested_total",
+        "Dirty pages taken from the log.",
+        &own,
+        stats.dirty_pages_harvested,
+    );
+    families.counter(
+        "slat_read_only_writes_total",
+        "Writes of the guest to read-only slots, which changed nothing.",
+        &own,
+        stats.read_only_writes,
+    );
+    for gap in stats.gaps() {
+        let gap = gap.as_str_name().trim_start_matches("COUNTER_GAP_");
+        let gap = gap.to_ascii_lowercase();
+        let [vm, backend, source] = labels;
+        families.gauge(
+            "slat_counter_gap",
+            "What the source of a VM's counters does not count, or not all of.",
+            &[vm, backend, source, ("gap", &gap)],
+            Some(1),
+        );
+    }
     for flush in &stats.flushes {
         for (scope, count) in [("range", flush.ranges), ("all", flush.alls)] {
-            let [vm, backend] = labels;
-            let labels = [vm, backend, ("cause", &flush.cause), ("scope", scope)];
+            let [vm, backend, source] = labels;
+            let labels = [
+                vm,
+                backend,
+                source,
+                ("cause", &flush.cause),
+                ("scope", scope),
+            ];
             families.counter(
                 "slat_mmu_flushes_total",
                 "TLB flushes that the second stage asked for, by cause and scope.",
@@ -352,7 +471,10 @@ fn common_families(families: &mut Families, vm: &str, backend: &str, stats: &v1:
 
 fn kvm_families(families: &mut Families, vm: &str, stats: &v1::MmuStats) {
     let mut offered: Vec<(&str, bool)> = Vec::new();
+    let in_statistics = faults_source(stats) != v1::CounterSource::Tracepoint;
     for (_, stat, word, value) in faults(stats) {
+        // These names are KVM's: what it does not count itself is not there.
+        let value = value.filter(|_| in_statistics);
         let labels = [("vm", vm), ("type", word)];
         families.counter(
             "kvm_page_faults_total",

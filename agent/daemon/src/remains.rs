@@ -268,6 +268,7 @@ impl Remains {
                         }
                         standing::SourceStands::Ended => record.map(|_| base())?,
                         standing::SourceStands::Adopted => self.taken_back(base(), key),
+                        standing::SourceStands::Stopped => self.stopped(base(), key),
                         standing::SourceStands::Died { .. } => {
                             let lost = self.lost_epoch().is_some();
                             let what = if lost {
@@ -314,6 +315,23 @@ impl Remains {
                 Some(error.to_migration_error(v1::MigrationPhase::Committed, key.role.as_str()));
             side.vm_lost = true;
         }
+        side
+    }
+
+    /// The VM was ended here in mid-migration.
+    fn stopped(&self, side: v1::Transfer, key: &SideKey) -> v1::Transfer {
+        let error = ApiError::new(
+            Reason::VmStoppedDuringMigration,
+            "the VM was ended at its source, whose process was told to stop (SIGTERM)",
+        )
+        .with("vm", &self.vm)
+        .with("migration", &key.migration)
+        .with("side", key.role.as_str())
+        .with("vm_location", "LOST")
+        .to_migration_error(during(side.phase()), key.role.as_str());
+        let mut side = with_phase(side, v1::TransferPhase::Failed);
+        side.error = Some(error);
+        side.vm_lost = true;
         side
     }
 
@@ -391,13 +409,7 @@ impl Remains {
     }
 
     fn died(&self, side: v1::Transfer, key: &SideKey, vm_lost: bool, what: &str) -> v1::Transfer {
-        let phase = match side.phase() {
-            v1::TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
-            v1::TransferPhase::Switchover | v1::TransferPhase::Ready => {
-                v1::MigrationPhase::Switchover
-            }
-            _ => v1::MigrationPhase::Preparing,
-        };
+        let phase = during(side.phase());
         let mut error = ApiError::new(Reason::VmProcessDied, what)
             .with("vm", &self.vm)
             .with("migration", &key.migration)
@@ -438,7 +450,7 @@ impl Remains {
             (None, None) => return None,
         };
         if let Some(fault) = &self.fault {
-            message.push_str(": ");
+            message.push_str("; its log's last warning: ");
             message.extend(fault.chars().take(200));
         }
         Some(lost(&self.vm, host, seen, &state.uid, epoch, message))
@@ -467,6 +479,15 @@ pub(super) fn lost(
         pid: 0,
         dirty_logging: false,
         ..seen.cloned().unwrap_or_default()
+    }
+}
+
+/// The migration's phase while a side was in its own.
+fn during(phase: v1::TransferPhase) -> v1::MigrationPhase {
+    match phase {
+        v1::TransferPhase::Precopy => v1::MigrationPhase::PrecopyActive,
+        v1::TransferPhase::Switchover | v1::TransferPhase::Ready => v1::MigrationPhase::Switchover,
+        _ => v1::MigrationPhase::Preparing,
     }
 }
 

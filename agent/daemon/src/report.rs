@@ -174,6 +174,8 @@ impl Reporter {
             memory_used_bytes: supervisor.registry.memory().1,
             leftovers: supervisor.leftovers(),
             last_round_trip: self.round_trip.map(proto_duration),
+            state_message: self.card.disk_message(),
+            huge_pages: self.card.pools.get(),
             ..Default::default()
         }
     }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, MigrationParams, NamedVm, SlotSpec, VmName, VmSpec, check_slot_table},
+    model::{
+        MigrationName, MigrationParams, SlotSpec, VmName, VmRef, VmSpec, check_slot_table,
+        to_own_clock,
+    },
     v1::{self, transfer_service_server::TransferService},
 };
 use tokio::sync::mpsc;
@@ -67,18 +70,11 @@ impl Transfers {
                     return live.kept(key).ok_or(error);
                 }
                 // It died meanwhile: what it left answers.
-                Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {}
+                Err(error) if error.reason == Reason::VmUnreachable && live.has_gone().await => {}
                 Err(error) => return Err(error),
             }
         }
     }
-}
-
-/// Whether the process has just gone.
-async fn went(live: &LiveVm) -> bool {
-    tokio::time::timeout(std::time::Duration::from_secs(1), live.gone().cancelled())
-        .await
-        .is_ok()
 }
 
 /// The side cannot be ended any more.
@@ -112,7 +108,7 @@ impl TransferService for Transfers {
     ) -> Result<Response<v1::DescribeOutgoingResponse>, Status> {
         let mut request = request.into_inner();
         MigrationName::parse(&request.migration)?;
-        let named = NamedVm::of(&request.vm, &request.vm_uid, "")?;
+        let named = VmRef::new(&request.vm, &request.vm_uid, "")?;
         let live = self.0.living(&named).await?;
         (request.vm, request.vm_uid) = (live.name().to_string(), live.own_uid());
         let mut client = live.transfers();
@@ -126,7 +122,12 @@ impl TransferService for Transfers {
         &self,
         request: Request<v1::PrepareIncomingRequest>,
     ) -> Result<Response<v1::PrepareIncomingResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        // Here, and not in the VM's process, which has to be started first.
+        let sent = request.send_time.take();
+        if let Some(vm) = &mut request.vm {
+            to_own_clock(&mut vm.create_time, sent.as_ref());
+        }
         let migration = MigrationName::parse(&request.migration)?;
         let shown = request
             .vm
@@ -147,14 +148,16 @@ impl TransferService for Transfers {
         check_slot_table(&slots)?;
         // Before anything is taken, and before a process is started.
         self.0.admits(&request).await?;
-        if request.validate_only {
-            return Ok(Response::new(v1::PrepareIncomingResponse::default()));
-        }
-        let memory = if slots.is_empty() {
+        let memory = spec.backing.ordinary_bytes(if slots.is_empty() {
             spec.memory_bytes
         } else {
             slot_bytes(&request.slots)
-        };
+        });
+        if request.validate_only {
+            let free = self.0.could_prepare(vm, migration, memory, spec.backend);
+            free.await?;
+            return Ok(Response::new(v1::PrepareIncomingResponse::default()));
+        }
         let work = Arc::clone(&self.0).prepare(vm, migration, memory, spec.backend, request);
         Ok(Response::new(self.0.finish(work).await?))
     }
@@ -165,7 +168,7 @@ impl TransferService for Transfers {
     ) -> Result<Response<v1::Transfer>, Status> {
         let mut request = request.into_inner();
         let key = SideKey::source(MigrationName::parse(&request.migration)?);
-        let named = NamedVm::of(&request.vm, &request.vm_uid, "")?;
+        let named = VmRef::new(&request.vm, &request.vm_uid, "")?;
         let live = self.0.living(&named).await?;
         (request.vm, request.vm_uid) = (live.name().to_string(), live.own_uid());
         let work = Arc::clone(&self.0).start_outgoing(live, key, request);
@@ -239,7 +242,7 @@ impl TransferService for Transfers {
                         live.kept(&key).ok_or(error)?
                     }
                     Err(error) if error.reason == Reason::VmUnreachable => {
-                        if !went(&live).await {
+                        if !live.has_gone().await {
                             live.note_cancel(&key);
                             return Err(error.into());
                         }
@@ -272,7 +275,9 @@ impl TransferService for Transfers {
                 let mut client = live.transfers();
                 match live.answer_long(client.resolve_transfer(request)).await {
                     Ok(side) => Ok(Response::new(side)),
-                    Err(error) if error.reason == Reason::VmUnreachable && went(&live).await => {
+                    Err(error)
+                        if error.reason == Reason::VmUnreachable && live.has_gone().await =>
+                    {
                         Ok(Response::new(self.side(&key, false).await?))
                     }
                     Err(error) => Err(error.into()),
@@ -340,7 +345,7 @@ async fn relay_side(
         }
     };
     if failed.reason == Reason::VmUnreachable
-        && went(&live).await
+        && live.has_gone().await
         && let Ok(Some(Place::Dead(_, side) | Place::Ended(side))) = supervisor.locate(&key).await
     {
         tell(supervisor, key, side, sender).await;

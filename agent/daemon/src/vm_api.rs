@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{NamedVm, PageRequest, VmName, VmSpec, paginate},
+    model::{PageRequest, VmName, VmRef, VmSpec, paginate},
     v1::{self, vm_service_server::VmService},
 };
 use tokio::sync::{mpsc, watch};
@@ -27,6 +27,16 @@ const LIST: Duration = Duration::from_secs(2);
 /// The service.
 #[derive(Debug)]
 pub(super) struct Vms(pub(super) Arc<Supervisor>);
+
+impl Vms {
+    /// A VM that died here, as it is shown.
+    async fn lost(&self, uid: &VmUid) -> Option<v1::Vm> {
+        match self.0.settled(uid).await {
+            Some(Held::Dead(dead)) => dead.lost().cloned(),
+            _ => None,
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl VmService for Vms {
@@ -55,9 +65,11 @@ impl VmService for Vms {
                 )
                 .into());
         }
+        self.0.check_rings(&spec)?;
         if request.validate_only {
+            self.0.fits(&spec).await?;
             self.0
-                .check_new(&vm, spec.memory_bytes, spec.backend)
+                .check_new(&vm, spec.ordinary_bytes(), spec.backend)
                 .await?;
             return Ok(Response::new(v1::Vm {
                 name: vm.to_string(),
@@ -66,22 +78,26 @@ impl VmService for Vms {
                 ..Default::default()
             }));
         }
-        let work = Arc::clone(&self.0).create(vm, spec.memory_bytes, spec.backend, request);
+        let work = Arc::clone(&self.0).create(vm, spec.ordinary_bytes(), spec.backend, request);
         Ok(Response::new(self.0.finish(work).await?))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
         let request = request.into_inner();
-        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let named = VmRef::new(&request.name, &request.uid, &request.host)?;
         let uid = self.0.meant(&named).await?;
-        if let Some(Held::Dead(dead)) = self.0.settled(&uid).await
-            && let Some(lost) = dead.lost()
-        {
-            return Ok(Response::new(lost.clone()));
+        if let Some(lost) = self.lost(&uid).await {
+            return Ok(Response::new(lost));
         }
         let live = self.0.living(&named).await?;
         let mut client = live.vms();
-        let said = live.answer(QUICK, client.get_vm(live.get_request())).await;
+        let answer = live.answer(QUICK, client.get_vm(live.get_request()));
+        let said = self.0.told(&live, answer).await;
+        if said.is_err()
+            && let Some(lost) = self.lost(&uid).await
+        {
+            return Ok(Response::new(lost));
+        }
         match (said, live.snapshot()) {
             // That it does not answer is how it stands.
             (Err(error), Some(shown))
@@ -144,7 +160,7 @@ impl VmService for Vms {
         request: Request<v1::WatchVmRequest>,
     ) -> Result<Response<Self::WatchVmStream>, Status> {
         let request = request.into_inner();
-        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let named = VmRef::new(&request.name, &request.uid, &request.host)?;
         let uid = self.0.meant(&named).await?;
         let (sender, receiver) = mpsc::channel(4);
         let stop = self.0.stop.clone();
@@ -197,9 +213,8 @@ impl VmService for Vms {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
-        Ok(Response::new(
-            live.answer(QUICK, client.start_vm(request)).await?,
-        ))
+        let answer = live.answer(QUICK, client.start_vm(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 
     async fn pause_vm(
@@ -209,9 +224,8 @@ impl VmService for Vms {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
-        Ok(Response::new(
-            live.answer(QUICK, client.pause_vm(request)).await?,
-        ))
+        let answer = live.answer(QUICK, client.pause_vm(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 
     async fn resume_vm(
@@ -221,9 +235,8 @@ impl VmService for Vms {
         let mut request = request.into_inner();
         let live = living_meant!(self.0, request, name);
         let mut client = live.vms();
-        Ok(Response::new(
-            live.answer(QUICK, client.resume_vm(request)).await?,
-        ))
+        let answer = live.answer(QUICK, client.resume_vm(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
     }
 
     async fn delete_vm(
@@ -238,7 +251,7 @@ impl VmService for Vms {
             )
             .into());
         }
-        let named = NamedVm::of(&request.name, &request.uid, &request.host)?;
+        let named = VmRef::new(&request.name, &request.uid, &request.host)?;
         let uid = self.0.meant(&named).await?;
         let delete = Arc::clone(&self.0).delete(uid, request.force);
         self.0.finish(delete).await?;

@@ -23,6 +23,15 @@ fn text(vms: &[v1::Vm], transfers: &[v1::Transfer]) -> String {
         vms,
         transfers,
         used: &BTreeMap::new(),
+        disk_up: true,
+        huge_pages: Some(&v1::HugePages {
+            pools: vec![v1::HugePagePool {
+                page_bytes: 2 << 20,
+                node: Some(1),
+                total_pages: 9,
+                free_pages: 4,
+            }],
+        }),
     })
 }
 
@@ -30,6 +39,7 @@ fn text(vms: &[v1::Vm], transfers: &[v1::Transfer]) -> String {
 fn flushes_are_told_apart_by_cause_and_scope() {
     let stats = v1::MmuStats {
         huge_pages_split: Some(3),
+        read_only_writes: Some(2),
         flushes: vec![v1::TlbFlushCount {
             cause: "dirty_log".into(),
             ranges: 5,
@@ -40,9 +50,10 @@ fn flushes_are_told_apart_by_cause_and_scope() {
     };
     let text = text(&[vm(v1::Backend::Software, stats)], &[]);
     for line in [
-        "slat_huge_pages_split_total{vm=\"a\",backend=\"software\"} 3",
-        "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"range\"} 5",
-        "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",cause=\"dirty_log\",scope=\"all\"} 0",
+        "slat_huge_pages_split_total{vm=\"a\",backend=\"software\",source=\"unknown\"} 3",
+        "slat_read_only_writes_total{vm=\"a\",backend=\"software\"} 2",
+        "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",source=\"unknown\",cause=\"dirty_log\",scope=\"range\"} 5",
+        "slat_mmu_flushes_total{vm=\"a\",backend=\"software\",source=\"unknown\",cause=\"dirty_log\",scope=\"all\"} 0",
     ] {
         assert!(text.lines().any(|seen| seen == line), "{line} in\n{text}");
     }
@@ -54,17 +65,22 @@ fn what_is_not_offered_is_absent_and_said_to_be() {
     let stats = v1::MmuStats {
         faults_taken: Some(7),
         remote_tlb_flushes: Some(0),
+        source: v1::CounterSource::KvmStatistics.into(),
+        gaps: vec![v1::CounterGap::RangeFlushes.into()],
         ..Default::default()
     };
     let text = text(&[vm(v1::Backend::Kvm, stats)], &[]);
     for line in [
-        "slat_page_faults_total{vm=\"a\",backend=\"kvm\",type=\"taken\"} 7",
+        "slat_page_faults_total{vm=\"a\",backend=\"kvm\",source=\"kvm_statistics\",type=\"taken\"} 7",
         "kvm_page_faults_total{vm=\"a\",type=\"taken\"} 7",
+        "slat_counter_gap{vm=\"a\",backend=\"kvm\",source=\"kvm_statistics\",gap=\"range_flushes\"} 1",
         "kvm_remote_tlb_flushes_total{vm=\"a\"} 0",
         "kvm_stat_supported{vm=\"a\",stat=\"pf_taken\"} 1",
         "kvm_stat_supported{vm=\"a\",stat=\"pf_fixed\"} 0",
         "slat_vm_info{vm=\"a\",state=\"running\",backend=\"kvm\"} 1",
         "slat_host_memory_bytes{kind=\"free\"} 6",
+        "slat_host_huge_pages{kind=\"total\",node=\"1\",page_bytes=\"2097152\"} 9",
+        "slat_host_huge_pages{kind=\"free\",node=\"1\",page_bytes=\"2097152\"} 4",
         "slat_build_info{version=\"1.2.3\"} 1",
     ] {
         assert!(
@@ -84,14 +100,39 @@ fn what_is_not_offered_is_absent_and_said_to_be() {
 }
 
 #[test]
+fn what_a_tracepoint_counted_is_labelled_and_is_no_statistic_of_kvms() {
+    let stats = v1::MmuStats {
+        faults_taken: Some(7),
+        exits: Some(9),
+        source: v1::CounterSource::KvmStatistics.into(),
+        faults_source: v1::CounterSource::Tracepoint.into(),
+        gaps: vec![v1::CounterGap::FaultOutcomes.into()],
+        ..Default::default()
+    };
+    let text = text(&[vm(v1::Backend::Kvm, stats)], &[]);
+    for line in [
+        "slat_page_faults_total{vm=\"a\",backend=\"kvm\",source=\"tracepoint\",type=\"taken\"} 7",
+        "slat_vm_exits_total{vm=\"a\",backend=\"kvm\",source=\"kvm_statistics\"} 9",
+        "slat_counter_gap{vm=\"a\",backend=\"kvm\",source=\"kvm_statistics\",gap=\"fault_outcomes\"} 1",
+        "kvm_stat_supported{vm=\"a\",stat=\"pf_taken\"} 0",
+    ] {
+        assert!(text.lines().any(|seen| seen == line), "{line} in\n{text}");
+    }
+    assert!(!text.contains("kvm_page_faults_total{"), "{text}");
+}
+
+#[test]
 fn software_vms_have_no_kvm_families() {
     let stats = v1::MmuStats {
         faults_taken: Some(7),
         table_pages: Some(3),
+        source: v1::CounterSource::SoftwareMmu.into(),
         ..Default::default()
     };
     let text = text(&[vm(v1::Backend::Software, stats)], &[]);
-    assert!(text.contains("slat_table_pages{vm=\"a\",backend=\"software\"} 3"));
+    assert!(
+        text.contains("slat_table_pages{vm=\"a\",backend=\"software\",source=\"software_mmu\"} 3")
+    );
     assert!(!text.contains("kvm_"), "{text}");
 }
 

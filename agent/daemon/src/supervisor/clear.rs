@@ -1,6 +1,6 @@
 //! VMs deleted, sides released, directories removed.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use slat_proto::{ApiError, Reason, v1};
 
@@ -123,27 +123,24 @@ impl Supervisor {
                 }
                 // An order that waits in the socket of a stopped process would be carried out when
                 // that goes on, long after it was refused here.
-                if let Err(silent) = live.awake().await {
-                    return self.delete_silent(&live, force, silent).await;
-                }
                 let mut vms = live.vms();
                 let request = v1::DeleteVmRequest {
                     name: live.name().to_string(),
                     uid: live.own_uid(),
                     ..Default::default()
                 };
-                if let Err(error) = live.answer_long(vms.delete_vm(request)).await {
-                    // A process that ended instead of answering has deleted its VM or lost it: the
-                    // directory shows which.
-                    let gone = error.reason == Reason::VmUnreachable
-                        && tokio::time::timeout(Duration::from_secs(1), live.gone().cancelled())
-                            .await
-                            .is_ok();
-                    if !gone && error.reason == Reason::VmUnreachable {
-                        return self.delete_silent(&live, force, error).await;
-                    }
-                    if !gone {
+                let answer = match live.awake().await {
+                    Ok(()) => live.answer_long(vms.delete_vm(request)).await,
+                    Err(silent) => Err(silent),
+                };
+                if let Err(error) = answer {
+                    if error.reason != Reason::VmUnreachable {
                         return Err(error);
+                    }
+                    // A process that ended instead of answering has deleted its VM, lost it, or was
+                    // a side that ended by itself: the directory shows which.
+                    if !live.has_gone().await {
+                        return self.delete_silent(&live, force, error).await;
                     }
                 } else if !self
                     .see_off(&live, |ownership| matches!(ownership, Ownership::Ended))
@@ -214,13 +211,7 @@ impl Supervisor {
                     Ok(_) => {}
                     Err(error) if error.reason == Reason::NoSuchMigration => {}
                     Err(error)
-                        if error.reason == Reason::VmUnreachable
-                            && tokio::time::timeout(
-                                Duration::from_secs(1),
-                                live.gone().cancelled(),
-                            )
-                            .await
-                            .is_ok() => {}
+                        if error.reason == Reason::VmUnreachable && live.has_gone().await => {}
                     Err(error) => return Err(error),
                 }
                 live.forget_side(&key);

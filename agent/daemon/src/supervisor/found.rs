@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use slat_proto::{ApiError, Reason, v1};
+use slat_proto::{ApiError, Reason, model::ordinary_bytes, v1};
 
 use super::{ADOPT, Supervisor, clear::remove, slot_bytes};
 use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
@@ -155,7 +155,8 @@ impl Supervisor {
         }
         // Its slots, or what it was made with.
         let made_with = live.snapshot().and_then(|vm| vm.spec);
-        let memory = slots.unwrap_or_else(|| made_with.map_or(0, |spec| spec.memory_bytes));
+        let made_bytes = made_with.as_ref().map_or(0, |spec| spec.memory_bytes);
+        let memory = ordinary_bytes(made_with.as_ref(), slots.unwrap_or(made_bytes));
         let sides = found_sides(dir);
         live.set_sides_told(sides.is_ok());
         self.go_live(claim, &live, memory);

@@ -4,7 +4,7 @@ use std::{io, os::unix::fs::DirBuilderExt as _, sync::Arc};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, MigrationName, VmName},
+    model::{BackendKind, DirtyEngine, MigrationName, VmName, VmSpec},
     v1,
 };
 
@@ -92,6 +92,28 @@ impl Supervisor {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a wish for dirty rings where there are none; the VM's process would, too.
+    pub(crate) fn check_rings(&self, spec: &VmSpec) -> Result<(), ApiError> {
+        let software = spec.backend == Some(BackendKind::Software);
+        if spec.dirty_engine != Some(DirtyEngine::Ring) || (self.dirty_rings && !software) {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            Reason::CapabilityMissing,
+            if software {
+                "VMs of the software backend cannot have dirty rings: only KVM has them".to_owned()
+            } else {
+                format!("{} has no KVM with dirty rings", self.host)
+            },
+        )
+        .with("host", &self.host)
+        .with("capability", v1::Capability::DirtyRing.as_str_name())
+        .with(
+            "advice",
+            "take dirty engine auto or bitmap, or another host",
+        ))
     }
 
     /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing
@@ -225,6 +247,40 @@ impl Supervisor {
         }
     }
 
+    /// Whether `prepare` of such a VM would find uid, name, memory and backend free. Takes nothing.
+    ///
+    /// # Errors
+    /// As `prepare`.
+    pub(crate) async fn could_prepare(
+        self: &Arc<Self>,
+        (uid, vm): (VmUid, VmName),
+        migration: MigrationName,
+        memory: u64,
+        backend: Option<BackendKind>,
+    ) -> Result<(), ApiError> {
+        self.reread().await;
+        match self.settled(&uid).await {
+            Some(Held::Dead(dead)) if dead.replaceable() => {
+                // It makes way first, so what it holds cannot be asked for here.
+                self.check_path(&uid)?;
+                return self.check_backend(backend);
+            }
+            Some(Held::Live(live)) if !live.snapshot().is_some_and(|vm| is_side(&vm)) => {
+                return Err(is_here(&live));
+            }
+            Some(held) => return Err(exists(&vm, &held)),
+            None => {}
+        }
+        self.check_path(&uid)?;
+        self.check_backend(backend)?;
+        self.settled_name(&vm).await;
+        let work = Work::Preparing(migration);
+        let claim = self.registry.claim(&uid, &vm, memory, work);
+        claim
+            .map(drop)
+            .map_err(|refusal| refused(&vm, Reason::DstNoMemory, refusal))
+    }
+
     /// Begins the source side of a migration: on disk first, then at the process.
     pub(crate) async fn start_outgoing(
         self: Arc<Self>,
@@ -233,6 +289,7 @@ impl Supervisor {
         request: v1::StartOutgoingRequest,
     ) -> Result<v1::Transfer, ApiError> {
         self.not_another_s(&key, live.uid())?;
+        let begins = live.begin_side(&key);
         let (announced, named, epoch) = (Arc::clone(&live), key.clone(), request.epoch);
         let ours = tokio::task::spawn_blocking(move || announce_side(&announced, &named, epoch))
             .await
@@ -245,6 +302,7 @@ impl Supervisor {
             Ok(side) => {
                 live.witness(&side).await?;
                 self.know_side(&live, key, Some(side.clone()));
+                drop(begins);
                 Ok(side)
             }
             Err(error) => {
@@ -329,6 +387,14 @@ impl Supervisor {
         };
         let live = match process::spawn(&launch, &dir).await {
             Ok(process) => {
+                // It has no guest memory yet, so all of that will be accounted there.
+                // Off the runtime's threads: a sweep may hold the lock over many files.
+                let (cgroups, pid, name) =
+                    (Arc::clone(&self.cgroups), process.pid(), uid.to_string());
+                let entering = tokio::task::spawn_blocking(move || cgroups.enter(&name, pid));
+                if let Err(error) = entering.await {
+                    tracing::error!(%error, "a VM stays in the agent's cgroup");
+                }
                 let who = Who {
                     uid,
                     name: vm.clone(),

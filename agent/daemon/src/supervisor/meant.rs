@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use slat_proto::{ApiError, Reason, model::NamedVm};
+use slat_proto::{ApiError, Reason, model::VmRef};
 use slat_record::uid::VmUid;
 
 use super::{SETTLE, Supervisor};
@@ -15,7 +15,7 @@ use crate::registry::{Held, Work};
 /// can be asked by.
 macro_rules! living_meant {
     ($supervisor:expr, $request:ident, $name:ident) => {{
-        let named = slat_proto::model::NamedVm::of(&$request.$name, &$request.uid, &$request.host)?;
+        let named = slat_proto::model::VmRef::new(&$request.$name, &$request.uid, &$request.host)?;
         let live = $supervisor.living(&named).await?;
         $request.$name = live.name().to_string();
         $request.uid = live.own_uid();
@@ -31,19 +31,19 @@ impl Supervisor {
     /// # Errors
     /// BAD_PARAMETER; NO_SUCH_VM; NAME_CONFLICT with `uids` and `hosts` when several VMs have that
     /// name.
-    pub(crate) async fn meant(self: &Arc<Self>, named: &NamedVm) -> Result<VmUid, ApiError> {
+    pub(crate) async fn meant(self: &Arc<Self>, named: &VmRef) -> Result<VmUid, ApiError> {
         self.reread().await;
-        if let Some(uid) = &named.uid {
+        if let Some(uid) = named.uid() {
             let uid = VmUid::parse(uid)?;
-            let (name, _) = self.registry.label(&uid).ok_or_else(|| named.nowhere())?;
+            let (name, _) = self.registry.label(&uid).ok_or_else(|| named.not_here())?;
             named.check(&name, uid.as_str(), &self.host)?;
             return Ok(uid);
         }
-        let Some(name) = named.name.as_ref() else {
-            return Err(named.nowhere());
+        let Some(name) = named.name() else {
+            return Err(named.not_here());
         };
-        if named.host.as_ref().is_some_and(|host| *host != self.host) {
-            return Err(named.nowhere());
+        if named.host().is_some_and(|host| *host != self.host) {
+            return Err(named.not_here());
         }
         let mut found = self.registry.named(name);
         for (_, held) in &found {
@@ -71,7 +71,7 @@ impl Supervisor {
             .find(|uids| !uids.is_empty())
             .unwrap_or_default();
         match uids.as_slice() {
-            [] => Err(named.nowhere()),
+            [] => Err(named.not_here()),
             [one] => Ok((*one).clone()),
             several => {
                 let list = |of: &dyn Fn(&VmUid) -> String| {

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `meant` | which VM a request means |
+//! | `instead` | what is said when a VM's process ended instead of answering |
 //! | `found`, `reread` | directories and processes found, and read again |
 //! | `make`, `refuse` | VMs made, and why they are not |
 //! | `clear` | VMs deleted, sides released, directories removed |
@@ -33,13 +34,14 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, HostName, MigrationName, NamedVm, VmName},
+    model::{BackendKind, HostName, MigrationName, VmName, VmRef, VmSpec},
     v1,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    admission::Admit,
+    admission::{Admit, Fits},
+    cgroup::Cgroups,
     ended::EndedSides,
     follow::follow_side,
     living::LiveVm,
@@ -55,6 +57,7 @@ use slat_record::{
 
 mod clear;
 mod found;
+mod instead;
 mod leftover;
 mod locate;
 mod make;
@@ -80,14 +83,21 @@ pub(super) struct Supervisor {
     pub(super) vms_dir: PathBuf,
     pub(super) program: Vec<OsString>,
     pub(super) data_ip: IpAddr,
+    /// How its processes are confined, for people to see.
+    pub(super) confinement: v1::VmConfinement,
+    pub(super) cgroups: Arc<Cgroups>,
     pub(super) registry: Arc<Registry>,
     pub(super) ended: Arc<EndedSides>,
     /// That work here, best first.
     pub(super) backends: Vec<BackendKind>,
+    /// VMs on KVM can have dirty rings.
+    pub(super) dirty_rings: bool,
     /// Why one is missing.
     pub(super) backend_message: Option<String>,
     /// Compares what a VM's source said of itself with this host.
     pub(super) admit: Admit,
+    /// Compares a new VM's memory with this host.
+    pub(super) fits: Fits,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -129,6 +139,18 @@ impl Supervisor {
             Ok(admitted) => admitted
                 .map(drop)
                 .map_err(|error| error.with("host", &self.host)),
+            Err(error) => Err(task_failed(&error)),
+        }
+    }
+
+    /// Whether memory for a new VM could be made here.
+    ///
+    /// # Errors
+    /// The port's.
+    pub(super) async fn fits(&self, spec: &VmSpec) -> Result<(), ApiError> {
+        let (fits, spec) = (self.fits, spec.clone());
+        match tokio::task::spawn_blocking(move || fits(&spec)).await {
+            Ok(fits) => fits.map_err(|error| error.with("host", &self.host)),
             Err(error) => Err(task_failed(&error)),
         }
     }
@@ -255,22 +277,23 @@ impl Supervisor {
     /// The living VM that is meant.
     ///
     /// # Errors
-    /// NO_SUCH_VM, NAME_CONFLICT; VM_UNREACHABLE when its process is dead.
-    pub(super) async fn living(self: &Arc<Self>, named: &NamedVm) -> Result<Arc<LiveVm>, ApiError> {
+    /// NO_SUCH_VM, NAME_CONFLICT; VM_STATE when it is LOST; VM_UNREACHABLE while it is cleared
+    /// away.
+    pub(super) async fn living(self: &Arc<Self>, named: &VmRef) -> Result<Arc<LiveVm>, ApiError> {
         let uid = self.meant(named).await?;
         match self.settled(&uid).await {
             Some(Held::Live(live)) => Ok(live),
             Some(Held::Dead(dead)) => match dead.lost() {
                 Some(lost) => Err(ApiError::new(
-                    Reason::VmUnreachable,
-                    format!("{} is lost: {}", dead.name(), lost.state_message),
+                    Reason::VmState,
+                    format!("{} is LOST: {}", dead.name(), lost.state_message),
                 )
                 .with("vm", dead.name())
                 .with("uid", &uid)
                 .with("state", "LOST")
                 .with("vm_location", "LOST")
                 .with("advice", "delete it and create it anew")),
-                None => Err(named.nowhere()),
+                None => Err(named.not_here()),
             },
             Some(Held::Busy {
                 work: Work::Clearing,
@@ -281,7 +304,7 @@ impl Supervisor {
             )
             .with("uid", &uid)
             .with("advice", "try again")),
-            Some(Held::Busy { .. }) | None => Err(named.nowhere()),
+            Some(Held::Busy { .. }) | None => Err(named.not_here()),
         }
     }
 

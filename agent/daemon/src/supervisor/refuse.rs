@@ -39,17 +39,25 @@ pub(super) fn exists(vm: &VmName, held: &Held) -> ApiError {
             "there as a side of a migration",
             "wait for that migration or cancel it; what stays is a leftover of this host",
         ),
-        Held::Live(_) => ("there", "take another name or delete it"),
-        Held::Dead(dead) if dead.lost().is_some() => ("lost with its process", "delete it first"),
+        Held::Live(_) => ("a VM of this host", "take another name or delete it"),
+        Held::Dead(dead) if dead.lost().is_some() => (
+            "LOST: its process died here",
+            "delete it on this host first, by its uid: as a VM, or as a leftover when the VM lives elsewhere",
+        ),
         Held::Dead(_) => (
             "there as what is left of a migration",
             "try again when the server has stored how it ended, or delete the leftover of this host",
         ),
     };
-    ApiError::new(Reason::VmExists, format!("{vm} is here already: {state}"))
+    let error = ApiError::new(Reason::VmExists, format!("{vm} is here already: {state}"))
         .with("vm", vm)
         .with("state", state)
-        .with("advice", advice)
+        .with("advice", advice);
+    match held {
+        Held::Live(live) => error.with("uid", live.uid()),
+        Held::Dead(dead) => error.with("uid", dead.uid()),
+        Held::Busy { .. } => error,
+    }
 }
 
 /// Whether what is here is a side of a migration, and no VM of this host's.
@@ -68,7 +76,7 @@ pub(super) fn is_here(live: &LiveVm) -> ApiError {
     )
     .with("vm", live.name())
     .with("uid", live.uid())
-    .with("state", "there")
+    .with("state", "a VM of this host")
     .with(
         "advice",
         "look where it runs before anything is deleted: slat get vms",

@@ -30,6 +30,8 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 const VARIABLE: &str = "SLAT_TEST_FAKE_VM";
+/// Between what a slow process shows and what it answers.
+const SLOW: Duration = Duration::from_millis(200);
 /// No fake outlives a test run by more than this.
 const LIFE: Duration = Duration::from_secs(120);
 
@@ -305,12 +307,38 @@ impl MemoryService for Fake {
         Err(ApiError::new(Reason::NoSuchCursor, "says the fake").into())
     }
 
+    async fn list_dirty_cursors(
+        &self,
+        _: Request<v1::ListDirtyCursorsRequest>,
+    ) -> Reply<v1::ListDirtyCursorsResponse> {
+        Ok(Response::new(v1::ListDirtyCursorsResponse::default()))
+    }
+
+    async fn measure_dirty_rate(
+        &self,
+        _: Request<v1::MeasureDirtyRateRequest>,
+    ) -> Reply<v1::MeasureDirtyRateResponse> {
+        Ok(Response::new(v1::MeasureDirtyRateResponse::default()))
+    }
+
     async fn invalidate_memory(
         &self,
         _: Request<v1::InvalidateMemoryRequest>,
     ) -> Reply<v1::InvalidateMemoryResponse> {
         Ok(Response::new(v1::InvalidateMemoryResponse {
             pages: 5,
+            duration_nanos: 1,
+            ..Default::default()
+        }))
+    }
+
+    async fn discard_memory(
+        &self,
+        _: Request<v1::DiscardMemoryRequest>,
+    ) -> Reply<v1::DiscardMemoryResponse> {
+        Ok(Response::new(v1::DiscardMemoryResponse {
+            pages: 4,
+            freed_bytes: 4096,
             duration_nanos: 1,
             ..Default::default()
         }))
@@ -343,7 +371,7 @@ impl TransferService for Fake {
                 ..Default::default()
             }),
             vm: Some(vm),
-            slots: Vec::new(),
+            ..Default::default()
         }))
     }
 
@@ -421,6 +449,9 @@ impl TransferService for Fake {
         if migration.id().starts_with("refused") {
             return Err(ApiError::new(Reason::StaleEpoch, "says the fake").into());
         }
+        if migration.id().starts_with("slow") {
+            tokio::time::sleep(SLOW).await;
+        }
         self.sides
             .lock()
             .unwrap()
@@ -477,8 +508,12 @@ impl TransferService for Fake {
         request: Request<v1::WatchTransferRequest>,
     ) -> Reply<Self::WatchTransferStream> {
         let request = request.into_inner();
-        let side = self.side(&request.migration, request.role)?;
-        Ok(Response::new(Box::pin(WatchStream::new(side).map(Ok))))
+        let side = self.side(&request.migration, request.role);
+        if side.is_err() && request.migration.contains("slow") {
+            // What was true when it was asked is told when it is true no more.
+            tokio::time::sleep(SLOW * 2).await;
+        }
+        Ok(Response::new(Box::pin(WatchStream::new(side?).map(Ok))))
     }
 
     async fn cancel_transfer(
@@ -587,6 +622,18 @@ impl TransferService for Fake {
             self.exit.notify_one();
         }
         Ok(Response::new(v1::ReleaseTransferResponse {}))
+    }
+}
+
+/// Four pages of 2 MiB, of which three are free.
+pub(crate) fn huge_pages() -> v1::HugePages {
+    v1::HugePages {
+        pools: vec![v1::HugePagePool {
+            page_bytes: 2 << 20,
+            node: None,
+            total_pages: 4,
+            free_pages: 3,
+        }],
     }
 }
 

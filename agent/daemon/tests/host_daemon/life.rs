@@ -293,7 +293,7 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
             ..Default::default()
         })
         .await;
-    assert_eq!(reason(answer(started)), Reason::VmUnreachable);
+    assert_eq!(reason(answer(started)), Reason::VmState);
     assert_eq!(reason(rig.create("web", 16 * MIB).await), Reason::VmExists);
     assert_eq!(rig.names().await, ["vms/web"]);
 
@@ -424,7 +424,7 @@ async fn metrics_say_what_is_known_and_nothing_else() {
     for line in [
         "process_metric 1",
         "slat_build_info{version=\"9.9.9\"} 1",
-        "slat_page_faults_total{vm=\"web\",backend=\"software\",type=\"taken\"} 7",
+        "slat_page_faults_total{vm=\"web\",backend=\"software\",source=\"unknown\",type=\"taken\"} 7",
         "slat_vm_info{vm=\"web\",state=\"created\",backend=\"software\"} 1",
         "slat_migration_remaining_bytes{vm=\"web\",direction=\"out\"} 77",
         "slat_host_memory_bytes{kind=\"used\"} 16777216",

@@ -136,6 +136,9 @@ async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
         server.report(|report| Some(report.memory_used_bytes)).await,
         16 * MIB
     );
+    let pages = server.report(|report| report.huge_pages.clone()).await;
+    assert_eq!(pages, crate::fake::huge_pages());
+    assert_eq!(server.registered()[0].huge_pages, Some(pages));
 
     // Another server at the same address knows nobody.
     let incarnation = server.registered()[0].incarnation.clone();

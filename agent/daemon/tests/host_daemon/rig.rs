@@ -33,16 +33,37 @@ pub(crate) struct Rig {
 }
 
 impl Drop for Rig {
+    /// Ends all that may write below `state`, which is removed after this.
     fn drop(&mut self) {
+        self.abandon();
         for entry in std::fs::read_dir(self.state.path().join("vms"))
             .into_iter()
             .flatten()
             .flatten()
         {
             if let Ok(Some(pid)) = VmDir::new(entry.path()).living_pid() {
-                kill(pid);
+                kill_and_wait(pid);
             }
         }
+    }
+}
+
+/// Returns when the process can write nothing any more, reaped or not.
+fn kill_and_wait(pid: u32) {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        process::{Pid, PidfdFlags, pidfd_open},
+    };
+    let process = Pid::from_raw(pid.cast_signed()).unwrap();
+    let Ok(process) = pidfd_open(process, PidfdFlags::empty()) else {
+        // It has ended already.
+        return;
+    };
+    kill(pid);
+    let limit = SOON.try_into().ok();
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], limit.as_ref());
+    if ended != Ok(1) {
+        eprintln!("process {pid} does not end: {ended:?}");
     }
 }
 
@@ -82,8 +103,13 @@ impl Rig {
             memory_bytes: 256 * MIB,
             data_ip: "127.0.0.1".parse().unwrap(),
             vm_program: fake::program(),
+            confinement: slat_proto::v1::VmConfinement::default(),
+            vm_cgroup: slat_daemon::VmCgroup::None,
+            dirty_rings: || false,
+            huge_pages: fake::huge_pages,
             backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
             admit: Arc::new(fake::admit),
+            fits: |_| Ok(()),
             clock: SystemTime::now,
             version: "9.9.9".into(),
             render: None,
@@ -118,6 +144,10 @@ impl Rig {
     pub(crate) async fn stop(&mut self) {
         self.channel = None;
         self.agent.take().unwrap().stop().await;
+    }
+
+    pub(crate) fn state(&self) -> &std::path::Path {
+        self.state.path()
     }
 
     pub(crate) fn dir(&self, vm: &str) -> VmDir {
