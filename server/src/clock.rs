@@ -1,7 +1,8 @@
 //! The wall clocks of hosts against the server's.
 //!
 //! Agents' clocks are whatever their hosts say. The times in what an agent sends are brought to the
-//! server's clock before anything is kept or shown, and back before they are sent to another host.
+//! server's clock before anything is kept or shown. What goes on to another host says what the
+//! sender's clock is, and that host brings it to its own.
 //!
 //! # How an offset is measured
 //! As NTP does it: a report says when it was sent (the agent's clock), the server notes when it
@@ -12,7 +13,8 @@
 //! somebody set a clock.
 //!
 //! The very first report of a host has no round trip. Its offset is known to a few seconds only,
-//! and it corrects no less than that.
+//! and it corrects no less than that. The same holds for a report that no round trip of that length
+//! explains: the clock was set since the one before.
 //!
 //! # What is corrected
 //! Times are moved by an offset that is applied as a whole, from [`WORTH`] on, and changed only
@@ -148,9 +150,16 @@ impl Clocks {
         }
         if let (Some(last), Some(round_trip)) = (clock.last.take(), &report.last_round_trip) {
             clock.measure(last.sample(duration_nanos(round_trip)), at);
-        } else if clock.kept.is_none() {
-            let took = 0;
-            clock.keep(Exchange { sent, came, took }.one_way(), at);
+        }
+        let took = 0;
+        let one_way = Exchange { sent, came, took }.one_way();
+        let contradicts =
+            |(kept, _): (Sample, _)| (one_way.offset - kept.offset).abs() > LONGEST_TRIP;
+        if clock.kept.is_none_or(contradicts) {
+            // The first report, or the first since somebody set the clock: the times in this one
+            // are of the clock as it is now, and its round trip is not over yet.
+            clock.measured = false;
+            clock.keep(one_way, at);
         }
         Some(Came {
             host: report.host.clone(),
@@ -170,6 +179,11 @@ impl Clocks {
                 took,
             });
         }
+    }
+
+    /// A host is no more.
+    pub(crate) fn forget(&self, host: &str) {
+        self.hosts().remove(host);
     }
 
     /// A host's clock less the server's, as measured; `None` before that.
@@ -193,13 +207,6 @@ impl Clocks {
             if timestamp_nanos(time) > latest {
                 *time = nanos_timestamp(latest);
             }
-        }
-    }
-
-    /// A VM by the server's clock, to be sent to a host that takes its times for its own.
-    pub(crate) fn vm_to(&self, host: &str, vm: &mut v1::Vm) {
-        if let Some(time) = &mut vm.create_time {
-            move_by(time, self.applied(host));
         }
     }
 
@@ -299,6 +306,32 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_is_noticed_by_the_report_that_tells_it() {
+        let clocks = Clocks::default();
+        let trip = Some(20 * MILLI);
+        for (offset, set) in [(0, false), (0, false), (2 * HOUR, true), (2 * HOUR, false)] {
+            let born = timestamp_nanos(&now()) - MILLI;
+            let sent = timestamp_nanos(&now()) + offset;
+            let told = clocks.came(&report("hosts/a", sent, trip)).unwrap();
+            let mut vm = v1::Vm {
+                create_time: Some(nanos_timestamp(born + offset)),
+                ..Default::default()
+            };
+            clocks.vm_from("hosts/a", &mut vm);
+            let off = timestamp_nanos(vm.create_time.as_ref().unwrap()) - born;
+            assert!(off.abs() <= LONGEST_TRIP, "{offset}: {off}");
+            clocks.answered(told);
+            // It is not shown before it was measured.
+            let shown = clocks.offset("hosts/a").map(|shown| duration_nanos(&shown));
+            if set {
+                assert_eq!(shown, None);
+            } else if offset != 0 {
+                assert!((shown.unwrap() - offset).abs() <= 15 * MILLI, "{shown:?}");
+            }
+        }
+    }
+
+    #[test]
     fn two_hours_are_corrected_from_the_first_report_on_and_shown_from_the_second() {
         let clocks = Clocks::default();
         let by_agent = |offset: i128| timestamp_nanos(&now()) + offset;
@@ -328,14 +361,6 @@ mod tests {
             );
             assert!((seconds(&nanos_duration(measured)) - (measured as f64) / 1e9).abs() < 1e-6);
         }
-        // To another host and back from there, it is the same time.
-        let mut vm = v1::Vm {
-            create_time: Some(nanos_timestamp(1_000 * HOUR)),
-            ..Default::default()
-        };
-        clocks.vm_to("hosts/b", &mut vm);
-        clocks.vm_from("hosts/b", &mut vm);
-        assert_eq!(vm.create_time, Some(nanos_timestamp(1_000 * HOUR)));
     }
 
     #[test]

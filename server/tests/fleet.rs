@@ -95,7 +95,11 @@ async fn vms_are_placed_routed_and_forgotten() {
     // An agent's refusal arrives as it left.
     let update = v1::UpdateSlotsRequest {
         vm: "vms/web".into(),
-        changes: vec![v1::SlotChange::default()],
+        changes: vec![v1::SlotChange {
+            change: Some(v1::slot_change::Change::Delete(v1::slot_change::Delete {
+                slot: 3,
+            })),
+        }],
         ..Default::default()
     };
     let refused = answer(memory.update_slots(update).await).unwrap_err();
@@ -314,6 +318,16 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
     assert_eq!(vms["rows"][0]["name"], "vms/web");
     // Not offered is null, never 0.
     assert!(vms["rows"][0]["rates"]["flushes"].is_null());
+    let backing = &vms["rows"][0]["backing"];
+    assert_eq!(backing["asked"], "AUTO");
+    assert!(backing["bytes_1g"].is_null(), "{backing}");
+    let (_, lists) = get(at, "/assets/lists.js", "").await;
+    for field in backing.as_object().unwrap().keys() {
+        assert!(
+            lists.contains(&format!("made.{field}")),
+            "the page shows {field}"
+        );
+    }
     assert_eq!(json("/api/vms?q=other").await["matched"], 0);
     let rates = json("/api/rates?of=vms&rate=flushes").await;
     assert_eq!(

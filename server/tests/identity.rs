@@ -173,7 +173,11 @@ async fn twins_are_shown_and_every_call_by_their_name_is_refused() {
     );
     let mut memory = MemoryServiceClient::new(channel(fleet.server.address()));
     let change = v1::UpdateSlotsRequest {
-        changes: vec![v1::SlotChange::default()],
+        changes: vec![v1::SlotChange {
+            change: Some(v1::slot_change::Change::Delete(v1::slot_change::Delete {
+                slot: 3,
+            })),
+        }],
         ..named!(UpdateSlotsRequest, vm)
     };
     refused!(
@@ -182,6 +186,7 @@ async fn twins_are_shown_and_every_call_by_their_name_is_refused() {
         memory.harvest_dirty_pages(named!(HarvestDirtyPagesRequest, vm)),
         memory.delete_dirty_cursor(named!(DeleteDirtyCursorRequest, vm)),
         memory.invalidate_memory(named!(InvalidateMemoryRequest, vm)),
+        memory.discard_memory(named!(DiscardMemoryRequest, vm)),
         memory.digest_memory(named!(DigestMemoryRequest, vm)),
     );
     let error = fleet.clients.migrate(WEB, "hosts/b").await.unwrap_err();
@@ -450,6 +455,8 @@ async fn a_host_is_forgotten_only_silent_and_with_its_vms_given_up() {
         assert_eq!(refused.metadata["vms"], WEB);
     }
     let migration = fleet.clients.migrate(WEB, "hosts/b").await.unwrap().name;
+    // Begun, it waits for its source; before that, a silent source would be its end.
+    fleet.a.fake.wait_call(&format!("start {migration}")).await;
     let (a, at) = fleet.stop_a().await;
     until_state(&fleet.clients, "hosts/a", HostState::Unreachable).await;
     let refused = fleet.delete_host("hosts/a", false).await.unwrap_err();
@@ -571,6 +578,43 @@ async fn what_is_left_is_shown_adopted_and_deleted_by_uid() {
     fleet.delete_leftover("other", true).await.unwrap();
     let none = fleet.adopt("other", true).await.unwrap_err();
     assert_eq!(none.reason, Reason::NoSuchLeftover);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_taken_over_elsewhere_is_a_leftover_and_deleted_alone() {
+    let (mut old, mut new) = (twin("moved"), twin("moved"));
+    old.epoch = 2;
+    old.state = State::Lost.into();
+    new.epoch = 3;
+    let mut fleet = Fleet::start(vec![old], vec![new]).await;
+    // A report alone may have been under way when the VM went.
+    for _ in 0..2 {
+        fleet.a.report_to(fleet.server.address()).await;
+        fleet.b.report_to(fleet.server.address()).await;
+    }
+    let shown = fleet.leftovers("").await.leftovers;
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    let left = &shown[0];
+    assert_eq!((left.kind(), left.epoch), (Left::SupersededVm, 2));
+    assert_eq!((left.host.as_str(), left.adoptable), ("hosts/a", false));
+    assert!(
+        left.message.contains("lives on hosts/b"),
+        "{}",
+        left.message
+    );
+    assert_eq!(fleet.clients.host("hosts/a").await.leftovers, 1);
+    let refused = fleet.adopt("moved", true).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::VmExists);
+    fleet.delete_leftover("moved", false).await.unwrap();
+    assert!(fleet.a.fake.vm_by_uid("moved").is_none());
+    let by_uid = v1::GetVmRequest {
+        uid: "moved".into(),
+        ..Default::default()
+    };
+    let lives = answer(fleet.clients.vms.get_vm(by_uid).await).unwrap();
+    assert_eq!((lives.host.as_str(), lives.epoch), ("hosts/b", 3));
+    assert_eq!(fleet.leftovers("").await.leftovers, []);
     fleet.stop().await;
 }
 

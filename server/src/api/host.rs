@@ -1,21 +1,26 @@
 //! HostService for the fleet: hosts as they are known here, cordons and deletions, and what is left
 //! on hosts, which their agents end by order.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use slat_proto::{
     ApiError,
     model::{HostName, PageRequest, is_uid, paginate},
-    v1::{self, host_service_client::HostServiceClient, host_service_server::HostService},
+    v1::{
+        self, host_service_client::HostServiceClient, host_service_server::HostService,
+        vm_service_client::VmServiceClient,
+    },
 };
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::services::{Services, forwarded};
-use crate::fleet::{Ending, give_up_required, host_unreachable, lives_elsewhere};
+use crate::fleet::{Ending, give_up_required, host_unreachable, lives_elsewhere, taken_over};
 
 /// How long an agent may take to end a leftover.
 const LIMIT: Duration = Duration::from_secs(15);
+/// How long agents may take to list theirs.
+const LOOK: Duration = Duration::from_secs(2);
 
 #[tonic::async_trait]
 impl HostService for Services {
@@ -64,9 +69,11 @@ impl HostService for Services {
         let request = request.into_inner();
         let name = HostName::parse(&request.name)?.to_string();
         let migrations = self.migrations.on_host(&name);
-        let vms = self
-            .fleet
-            .delete_host(&name, request.give_up_vms, &migrations)?;
+        let give_up = request.give_up_vms;
+        self.fleet.may_delete(&name, give_up, &migrations)?;
+        // Before the host goes: until then the order can be repeated.
+        self.migrations.forget_host(&name).await?;
+        let vms = self.fleet.delete_host(&name, give_up, &migrations)?;
         tracing::warn!(host = %name, vms = vms.len(), "a host is forgotten by order");
         self.fleet.settled().await?;
         Ok(Response::new(v1::DeleteHostResponse { vms }))
@@ -82,6 +89,7 @@ impl HostService for Services {
         } else {
             Some(HostName::parse(&request.host)?.to_string())
         };
+        self.look_for_copies().await;
         let mut leftovers = self.fleet.leftovers(host.as_deref())?;
         leftovers.retain(|left| !self.migrations.explains(&left.migration));
         let mut unreachable = self.fleet.silent();
@@ -100,6 +108,9 @@ impl HostService for Services {
         let (host, ending) = self.ending(&message.host, &message.uid)?;
         if let Some(home) = &ending.lives_on {
             return Err(lives_elsewhere(&message.uid, &host, home).into());
+        }
+        if ending.superseded {
+            return Err(taken_over(&message.uid, &host).into());
         }
         if !ending.adopt_gives_up.is_empty() && !message.give_up {
             let words = &ending.adopt_gives_up;
@@ -129,7 +140,7 @@ impl HostService for Services {
         let (host, ending) = self.ending(&message.host, &message.uid)?;
         match ending.delete_gives_up.as_deref() {
             // The VM lives: whatever the agent fears to lose is not lost.
-            Some("") if ending.lives_on.is_some() => message.give_up = true,
+            Some("") if ending.lives_on.is_some() && !ending.superseded => message.give_up = true,
             Some(words) if !words.is_empty() && !message.give_up => {
                 return Err(give_up_required(&message.uid, &host, words).into());
             }
@@ -137,6 +148,10 @@ impl HostService for Services {
         }
         message.host.clone_from(&host);
         let uid = message.uid.clone();
+        if ending.superseded {
+            self.delete_superseded(&host, &uid).await?;
+            return Ok(Response::new(v1::DeleteLeftoverResponse {}));
+        }
         let channel = self.fleet.channel(&host)?;
         let answer = timeout(
             LIMIT,
@@ -170,6 +185,53 @@ impl Services {
         let host = self.fleet.cordon(name, cordoned)?;
         self.fleet.settled().await?;
         Ok(Response::new(host))
+    }
+
+    /// A copy that a migration has just left is in no report yet: its host is asked.
+    async fn look_for_copies(&self) {
+        let copies = self.migrations.copies();
+        let known = self.fleet.leftovers(None).unwrap_or_default();
+        let unknown = copies.into_iter().filter(|copy| {
+            let mut known = known.iter();
+            !known.any(|left| left.uid == copy.uid && left.host == copy.host)
+        });
+        let hosts: BTreeSet<String> = unknown.map(|copy| copy.host).collect();
+        let asked = async {
+            for host in &hosts {
+                if let Err(error) = self.ask_for_leftovers(host).await {
+                    tracing::debug!(%host, %error, "a host does not say what is left on it");
+                }
+            }
+        };
+        // The next report says it in any case.
+        drop(timeout(LOOK, asked).await);
+    }
+
+    async fn ask_for_leftovers(&self, host: &str) -> Result<(), ApiError> {
+        self.fleet.ready_host(host)?;
+        let mut agent = HostServiceClient::new(self.fleet.channel(host)?);
+        let request = v1::ListLeftoversRequest {
+            host: host.to_owned(),
+        };
+        let answer = agent.list_leftovers(request).await?;
+        let mut leftovers = answer.into_inner().leftovers;
+        leftovers.retain(|left| !self.migrations.explains(&left.migration));
+        self.fleet.note_leftovers(host, leftovers);
+        Ok(())
+    }
+
+    /// To its agent it is a VM, and deleted as one.
+    async fn delete_superseded(&self, host: &str, uid: &str) -> Result<(), Status> {
+        let request = v1::DeleteVmRequest {
+            uid: uid.to_owned(),
+            ..Default::default()
+        };
+        let mut vms = VmServiceClient::new(self.fleet.channel(host)?);
+        answered(host, timeout(LIMIT, vms.delete_vm(request)).await)?;
+        self.fleet.forget(host, uid);
+        self.fleet.forget_leftover(host, uid);
+        drop(self.fleet.settled().await);
+        Ok(())
     }
 
     /// The checked name of a leftover's host, and how the leftover can be ended.

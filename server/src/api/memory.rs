@@ -1,8 +1,7 @@
 //! MemoryService: every call goes to the agent of the VM's owner.
 
 use slat_proto::{
-    ApiError,
-    model::VmRef,
+    model::{DirtyRateOrder, SlotChange, VmRef},
     v1::{self, memory_service_client::MemoryServiceClient, memory_service_server::MemoryService},
 };
 use tonic::{Request, Response, Status};
@@ -38,11 +37,7 @@ impl MemoryService for Services {
         request: Request<v1::UpdateSlotsRequest>,
     ) -> Result<Response<v1::UpdateSlotsResponse>, Status> {
         // Checked here too: nobody's agent is bothered with what no agent can do.
-        let changes = &request.get_ref().changes;
-        if !(1..=64).contains(&changes.len()) {
-            let error = ApiError::bad_parameter("changes", "has 1 to 64 entries");
-            return Err(error.with("value", changes.len()).into());
-        }
+        SlotChange::from_messages(&request.get_ref().changes)?;
         let message = request.get_ref();
         let vm = VmRef::new(&message.vm, &message.uid, &message.host)?;
         self.refuse_if_migrating(&self.fleet.find(&vm)?, "change slots")?;
@@ -63,11 +58,33 @@ impl MemoryService for Services {
         forward!(self, request, delete_dirty_cursor)
     }
 
+    async fn list_dirty_cursors(
+        &self,
+        request: Request<v1::ListDirtyCursorsRequest>,
+    ) -> Result<Response<v1::ListDirtyCursorsResponse>, Status> {
+        forward!(self, request, list_dirty_cursors)
+    }
+
+    async fn measure_dirty_rate(
+        &self,
+        request: Request<v1::MeasureDirtyRateRequest>,
+    ) -> Result<Response<v1::MeasureDirtyRateResponse>, Status> {
+        DirtyRateOrder::from_message(request.get_ref())?;
+        forward!(self, request, measure_dirty_rate)
+    }
+
     async fn invalidate_memory(
         &self,
         request: Request<v1::InvalidateMemoryRequest>,
     ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
         forward!(self, request, invalidate_memory)
+    }
+
+    async fn discard_memory(
+        &self,
+        request: Request<v1::DiscardMemoryRequest>,
+    ) -> Result<Response<v1::DiscardMemoryResponse>, Status> {
+        forward!(self, request, discard_memory)
     }
 
     async fn digest_memory(

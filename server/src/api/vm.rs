@@ -29,6 +29,7 @@ macro_rules! verb {
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
         let (owner, channel) = $self.route(&vm)?;
         let host = owner.host.name;
+        $self.migrations.refuse_frozen_copy(&owner.vm, &host)?;
         message.name = owner.vm.name;
         message.uid = owner.vm.uid;
         message.host.clear();

@@ -37,7 +37,7 @@ pub(super) fn row(migration: &v1::Migration, history: &History) -> Value {
         "max_downtime_seconds":
             seconds(migration.params.as_ref().and_then(|params| params.max_downtime.as_ref())),
         "iteration": progress.iteration,
-        "iterations": progress.iterations.last().map(|last| last.iteration + 1),
+        "iterations": (progress.iterations_done() > 0).then(|| progress.iterations_done()),
         "remaining_bytes": progress.remaining_bytes,
         "total_bytes": progress.total_bytes,
         "bytes_transferred": progress.bytes_transferred,
@@ -49,17 +49,19 @@ pub(super) fn row(migration: &v1::Migration, history: &History) -> Value {
     })
 }
 
-/// The first and the last, and between them how many are left out.
-fn ends<T>(all: &[T], json: impl Fn(&T) -> Value) -> Vec<Value> {
-    if all.len() <= FIRST + LAST + 1 {
+/// The first and the last, and between them how many are left out: those here, and `between`, which
+/// the history itself has only as a sum.
+fn ends<T>(all: &[T], between: u32, json: impl Fn(&T) -> Value) -> Vec<Value> {
+    if between == 0 && all.len() <= FIRST + LAST + 1 {
         return all.iter().map(json).collect();
     }
-    let (first, rest) = all.split_at(FIRST);
-    let (left_out, last) = rest.split_at(rest.len() - LAST);
+    let (first, rest) = all.split_at(FIRST.min(all.len()));
+    let (left_out, last) = rest.split_at(rest.len().saturating_sub(LAST));
+    let left_out = left_out.len() as u64 + u64::from(between);
     first
         .iter()
         .map(&json)
-        .chain([json!({ "left_out": left_out.len() })])
+        .chain([json!({ "left_out": left_out })])
         .chain(last.iter().map(&json))
         .collect()
 }
@@ -87,50 +89,60 @@ fn decision(d: &v1::MigrationDecision) -> Value {
     })
 }
 
-/// What the downtime was made of, in order: what is not explained is a part of its own.
+/// What the downtime was made of, in order, beside what was predicted when the switchover was
+/// decided: what is not explained is a part of its own.
 fn downtime(progress: &v1::MigrationProgress) -> Vec<Value> {
     let Some(parts) = &progress.downtime_breakdown else {
         return Vec::new();
     };
+    let predicted = progress.prediction.as_ref();
+    let predicted = predicted.and_then(|all| all.parts).unwrap_or_default();
     let parts = [
-        ("pause", "vCPUs stop", &parts.pause),
+        ("pause", "vCPUs stop", parts.pause, predicted.pause),
         (
             "final copy",
             "last harvest and last pages",
-            &parts.final_copy,
+            parts.final_copy,
+            predicted.final_copy,
         ),
         (
             "state",
             "vCPU state, until the destination is ready",
-            &parts.state,
+            parts.state,
+            predicted.state,
         ),
         (
             "commit",
             "the source's journal says that it gave the VM away",
-            &parts.commit,
+            parts.commit,
+            predicted.commit,
         ),
         (
             "resume",
             "until the destination said that the VM runs",
-            &parts.resume,
+            parts.resume,
+            predicted.resume,
         ),
     ];
     let known: f64 = parts
         .iter()
-        .filter_map(|(_, _, part)| seconds(part.as_ref()))
+        .filter_map(|(_, _, part, _)| seconds(part.as_ref()))
         .sum();
     let whole = seconds(progress.downtime.as_ref()).unwrap_or(known);
     let other = (whole - known).max(0.0);
     let mut shown: Vec<Value> = parts
         .iter()
-        .filter_map(|(name, what, part)| {
-            let seconds = seconds(part.as_ref())?;
-            Some(json!({ "part": name, "what": what, "seconds": seconds }))
+        .filter_map(|(name, what, part, predicted)| {
+            let took = seconds(part.as_ref())?;
+            let predicted = seconds(predicted.as_ref());
+            Some(json!({ "part": name, "what": what, "seconds": took, "predicted": predicted }))
         })
         .collect();
     // Below a tenth of a millisecond it is rounding.
     if other > 1e-4 {
-        shown.push(json!({ "part": "other", "what": "not measured by part", "seconds": other }));
+        shown.push(
+            json!({ "part": "other", "what": "not measured by part", "seconds": other, "predicted": null }),
+        );
     }
     shown
 }
@@ -158,11 +170,22 @@ pub(super) fn detail(migration: &v1::Migration, history: &History) -> Value {
         })
     });
     let params = migration.params.unwrap_or_default();
+    let predicted = progress.prediction.as_ref();
+    let iterations = progress
+        .iterations_between
+        .as_ref()
+        .map_or(0, |sum| sum.count);
+    let decisions = progress
+        .decisions_between
+        .as_ref()
+        .map_or(0, |sum| sum.count);
     let mut value = row(migration, history);
     let more = json!({
         "error": error,
         "epoch": migration.epoch,
         "downtime": downtime(progress),
+        "predicted_seconds": predicted.and_then(|all| seconds(all.total.as_ref())),
+        "not_predicted": predicted.map(|all| &all.unknown),
         "pages_normal": progress.pages_normal,
         "pages_zero": progress.pages_zero,
         "streams": params.streams,
@@ -171,8 +194,8 @@ pub(super) fn detail(migration: &v1::Migration, history: &History) -> Value {
         "max_total_seconds": seconds(params.max_total_time.as_ref()),
         "on_timeout": word(params.on_timeout().as_str_name(), "ON_TIMEOUT_"),
         "verification": word(progress.verification().as_str_name(), "VERIFICATION_"),
-        "iterations_shown": ends(&progress.iterations, iteration),
-        "decisions": ends(&progress.decisions, decision),
+        "iterations_shown": ends(&progress.iterations, iterations, iteration),
+        "decisions": ends(&progress.decisions, decisions, decision),
         "phases": phases,
         "points": history.points(&migration.name),
     });
@@ -193,11 +216,34 @@ mod tests {
     #[test]
     fn long_histories_are_shown_by_their_ends() {
         let all: Vec<u32> = (0..1000).collect();
-        let shown = ends(&all, |n| json!(n));
+        let shown = ends(&all, 0, |n| json!(n));
         assert_eq!(shown.len(), FIRST + LAST + 1);
         assert_eq!(shown[FIRST]["left_out"], 1000 - FIRST - LAST);
         assert_eq!(shown[FIRST + LAST], 999);
-        assert_eq!(ends(&all[..25], |n| json!(n)).len(), 25);
+        assert_eq!(ends(&all[..25], 0, |n| json!(n)).len(), 25);
+        // What the history has only as a sum is left out, too.
+        let shown = ends(&all[..64], 900, |n| json!(n));
+        assert_eq!(shown[FIRST]["left_out"], 900 + 64 - FIRST - LAST);
+    }
+
+    /// Of a list, which has them as a sum.
+    #[test]
+    fn iterations_are_counted_where_they_are_not_listed() {
+        let mut progress = v1::MigrationProgress::default();
+        for iteration in 0..3 {
+            progress.push_iteration(v1::MigrationIteration {
+                iteration,
+                ..Default::default()
+            });
+        }
+        progress.summarize_histories();
+        assert_eq!(progress.iterations, []);
+        let migration = v1::Migration {
+            progress: Some(progress),
+            ..Default::default()
+        };
+        let row = row(&migration, &History::new(Duration::from_secs(1)));
+        assert_eq!(row["iterations"], 3);
     }
 
     #[test]
@@ -212,9 +258,18 @@ mod tests {
                 commit: None,
                 resume: millis(5),
             }),
+            prediction: Some(v1::DowntimePrediction {
+                parts: Some(v1::DowntimeBreakdown {
+                    final_copy: millis(40),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let parts = downtime(&progress);
+        assert_eq!(parts[1]["predicted"], 0.04);
+        assert_eq!(parts[0]["predicted"], Value::Null);
         let sum: f64 = parts.iter().filter_map(|p| p["seconds"].as_f64()).sum();
         assert!((sum - 0.1).abs() < 1e-9, "{parts:?}");
         assert_eq!(parts.last().unwrap()["part"], "other");

@@ -19,7 +19,7 @@ const KINDS: &[(bool, &str, &str, &str)] = &[
         true,
         "vms",
         "conflict",
-        "share a name with another VM: a call must give a uid or a host",
+        "that several VMs have: a call must give a uid or a host",
     ),
     (true, "hosts", "contended", "with two agents under one name"),
     (
@@ -40,6 +40,18 @@ const KINDS: &[(bool, &str, &str, &str)] = &[
         "hosts",
         "unreported",
         "not heard of since the server started; VMs there are shown as stored",
+    ),
+    (
+        true,
+        "hosts",
+        "trouble",
+        "that can take no VM: what is wrong is in its note",
+    ),
+    (
+        true,
+        "vms",
+        "unresponsive",
+        "whose process lives and does not answer",
     ),
     (true, "vms", "failed", "failed"),
     (
@@ -149,7 +161,12 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Value> {
             names.retain(|name| !unreported.contains(name));
         }
         let link = format!("{kind}?mark={mark}");
-        let noun = if *kind == "hosts" { "host" } else { "VM" };
+        let noun = match (*kind, *mark) {
+            ("hosts", _) => "host",
+            // Twins are counted once.
+            (_, "conflict") => "VM name",
+            _ => "VM",
+        };
         found.extend(problem(*bad, noun, text, link, names.into_iter()));
     }
     found.extend(problem(

@@ -182,6 +182,10 @@ pub(super) fn host_marks(host: &v1::Host) -> Vec<&'static str> {
         ("unreachable", !ready),
         ("unreported", !ready && !host.reported),
         ("contended", !host.contender.is_empty()),
+        (
+            "trouble",
+            ready && host.contender.is_empty() && !host.state_message.is_empty(),
+        ),
         ("cordoned", host.cordoned),
         ("leftovers", host.leftovers > 0),
         ("clock", clock.abs() >= CLOCK),

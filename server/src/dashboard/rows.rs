@@ -47,6 +47,45 @@ fn rates(rates: Option<&Rates>) -> Value {
     Value::Object(all)
 }
 
+/// What the source of a VM's counters leaves out, in words.
+fn not_counted(vm: &v1::Vm) -> Vec<String> {
+    let gaps = vm.mmu_stats.iter().flat_map(v1::MmuStats::gaps);
+    let why = vm.mmu_stats.as_ref().map(|stats| &stats.faults_uncounted);
+    gaps.map(|gap| {
+        let words = word(gap.as_str_name(), "COUNTER_GAP_")
+            .to_lowercase()
+            .replace('_', " ");
+        match why.filter(|why| gap == v1::CounterGap::Faults && !why.is_empty()) {
+            Some(why) => format!("{words} ({why})"),
+            None => words,
+        }
+    })
+    .collect()
+}
+
+/// What a VM's memory is made of: what was asked for, bytes by the size of their pages (null where
+/// nobody counts them), and why not all of them are as large as that may give.
+fn backing(vm: &v1::Vm) -> Value {
+    let asked = vm.spec.as_ref().map(v1::VmSpec::backing);
+    let stats = vm.mmu_stats.as_ref();
+    json!({
+        "asked": match asked.unwrap_or_default() {
+            v1::MemoryBacking::Unspecified => "AUTO",
+            asked => word(asked.as_str_name(), "MEMORY_BACKING_"),
+        },
+        "bytes_1g": stats.and_then(|stats| stats.backing_1g_bytes),
+        "bytes_2m": stats.and_then(|stats| stats.backing_2m_bytes),
+        "bytes_4k": stats.and_then(|stats| stats.backing_4k_bytes),
+        "shortfall": vm.backing_shortfall,
+    })
+}
+
+/// Whether a tracepoint counted page faults, and not who counted the rest.
+fn faults_by_tracepoint(vm: &v1::Vm) -> bool {
+    let stats = vm.mmu_stats.as_ref();
+    stats.is_some_and(|stats| stats.faults_source() == v1::CounterSource::Tracepoint)
+}
+
 pub(super) fn host(host: &v1::Host, snapshot: &Snapshot) -> Value {
     let backends: Vec<&str> = host
         .backends()
@@ -113,10 +152,13 @@ pub(super) fn vm(vm: &v1::Vm, snapshot: &Snapshot) -> Value {
         "epoch": vm.epoch,
         "migration": migration.map_or(&vm.migration, |migration| &migration.name),
         "memory_bytes": spec.memory_bytes,
+        "backing": backing(vm),
         "vcpus": spec.vcpus,
         "backend": word(spec.backend().as_str_name(), "BACKEND_"),
         "format": word(spec.format().as_str_name(), "FORMAT_"),
         "dirty_logging": vm.dirty_logging,
+        "not_counted": not_counted(vm),
+        "faults_by_tracepoint": faults_by_tracepoint(vm),
         "guest": guest,
         "rates": rates(snapshot.rates.get(key(vm))),
     })
@@ -182,4 +224,38 @@ pub(super) fn totals(snapshot: &Snapshot) -> Value {
         "memory_used_bytes": used,
         "guest_errors": errors,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vms_backing_is_told_by_page_size_and_nothing_unknown_is_0() {
+        let mut vm = v1::Vm::default();
+        assert_eq!(
+            backing(&vm),
+            json!({
+                "asked": "AUTO", "bytes_1g": null, "bytes_2m": null, "bytes_4k": null,
+                "shortfall": "",
+            })
+        );
+        vm.spec = Some(v1::VmSpec {
+            backing: v1::MemoryBacking::Hugetlb2m.into(),
+            ..Default::default()
+        });
+        vm.mmu_stats = Some(v1::MmuStats {
+            backing_2m_bytes: Some(6 << 20),
+            backing_4k_bytes: Some(0),
+            ..Default::default()
+        });
+        vm.backing_shortfall = "because".into();
+        assert_eq!(
+            backing(&vm),
+            json!({
+                "asked": "HUGETLB_2M", "bytes_1g": null, "bytes_2m": 6 << 20, "bytes_4k": 0,
+                "shortfall": "because",
+            })
+        );
+    }
 }

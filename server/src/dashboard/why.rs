@@ -45,23 +45,25 @@ fn share(part: u64, whole: u64) -> f64 {
 /// `None` for one that has ended. `still`: for how long it has sent nothing, seconds.
 pub(super) fn why(migration: &v1::Migration, still: Option<f64>) -> Option<String> {
     let reason = || migration.error.as_ref().map(|error| error.message.clone());
+    // The migration's own word for it, where it has one, is more exact than its phase.
+    let words = &migration.waiting_for;
+    let waits = || (!words.is_empty()).then(|| format!("waits for {words}"));
+    let or = |text: &str| waits().unwrap_or_else(|| text.to_owned());
     let progress = migration.progress.clone().unwrap_or_default();
     Some(match migration.phase() {
         Phase::Completed | Phase::Cancelled | Phase::Failed => return None,
-        Phase::Pending | Phase::Unspecified => {
-            reason().unwrap_or_else(|| "waits for its turn".to_owned())
-        }
+        Phase::Pending | Phase::Unspecified => reason().unwrap_or_else(|| or("waits for its turn")),
         Phase::Preparing => {
             let host = migration.destination.trim_start_matches("hosts/");
-            format!("{host} makes its memory ready")
+            or(&format!("{host} makes its memory ready"))
         }
-        Phase::Switchover => "the VM is paused: last pages, then its state".to_owned(),
-        Phase::Committed => "given away; the destination is about to run it".to_owned(),
-        Phase::Cancelling => "a cancel is being carried out".to_owned(),
+        Phase::Switchover => or("the VM is paused: last pages, then its state"),
+        Phase::Committed => or("given away; the destination is about to run it"),
+        Phase::Cancelling => or("a cancel is being carried out"),
         Phase::InDoubt => {
             reason().unwrap_or_else(|| "it is not known whether the commit happened".to_owned())
         }
-        Phase::PrecopyActive => precopy(migration, &progress, still),
+        Phase::PrecopyActive => waits().unwrap_or_else(|| precopy(migration, &progress, still)),
     })
 }
 
@@ -191,6 +193,13 @@ mod tests {
         );
         assert_eq!(time_left(&capped, Some(1.0)), Some(0.5));
         assert_eq!(time_left(&capped, Some(STILL)), None);
+        let mut waits = capped.clone();
+        "hosts/a (source) to answer".clone_into(&mut waits.waiting_for);
+        for phase in [Phase::PrecopyActive, Phase::Preparing, Phase::Committed] {
+            waits.set_phase(phase);
+            let words = why(&waits, None).unwrap();
+            assert_eq!(words, "waits for hosts/a (source) to answer");
+        }
         let mut ended = capped;
         ended.set_phase(Phase::Completed);
         assert_eq!(why(&ended, None), None);

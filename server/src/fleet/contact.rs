@@ -40,6 +40,8 @@ pub(super) struct Contact {
     /// Why the last call failed; empty when it did not.
     why: String,
     contender: Option<Contender>,
+    /// Why it can take no VM, as it says itself; empty when it can.
+    pub(super) trouble: String,
 }
 
 /// What a call back changed.
@@ -174,6 +176,9 @@ impl Contact {
             ));
         } else if !ready {
             words.push("its agent has not been called back yet".to_owned());
+        }
+        if ready && !self.trouble.is_empty() {
+            words.push(self.trouble.clone());
         }
         if let Some(contender) = self.contender(at) {
             let uid = if contender.uid.is_empty() {

@@ -3,7 +3,8 @@
 //!
 //! An agent sees its own host only. Whether the VM lives elsewhere, or could live on a host that
 //! does not answer, is for the server to say: a leftover whose VM lives on is not adopted, and one
-//! whose VM could is adopted only by who gives that other VM up.
+//! whose VM could is adopted only by who gives that other VM up. What its agent takes for a VM may
+//! be a leftover, too: see [`super::superseded`].
 
 use std::time::Instant;
 
@@ -27,6 +28,8 @@ pub(crate) struct Ending {
     pub(crate) delete_gives_up: Option<String>,
     /// Where the VM lives, on a host that answers: no reason to adopt this.
     pub(crate) lives_on: Option<String>,
+    /// Its agent has it as a VM, which was taken over elsewhere.
+    pub(crate) superseded: bool,
 }
 
 fn join(parts: &[&str]) -> String {
@@ -44,8 +47,14 @@ impl Table {
         let left = |entry: &HostEntry| -> Option<v1::Leftover> {
             entry.leftovers.iter().find(|left| left.uid == uid).cloned()
         };
-        let found = self.hosts.get(host).and_then(left);
         let of_leftovers = self.hosts.values().filter_map(left).map(|left| left.epoch);
+        let here = self.hosts.get(host);
+        let superseded = here.and_then(|entry| {
+            let mut those = entry.superseded.list(&entry.records, &self.epochs);
+            those.find(|left| left.uid == uid)
+        });
+        let is_superseded = superseded.is_some();
+        let found = superseded.or_else(|| here.and_then(left));
         let highest = of_leftovers.max().unwrap_or(0).max(self.epochs.of(uid));
         let epoch = highest.saturating_add(1);
         let living = self.hosts.values().filter(|entry| entry.host.name != host);
@@ -72,13 +81,14 @@ impl Table {
         Ending {
             epoch,
             adopt_gives_up: join(&[agents, &unsure]),
-            // Nothing is lost of a VM that lives.
-            delete_gives_up: if lives_on.is_some() {
+            // Nothing is lost of a VM that lives, unless it lives here as well.
+            delete_gives_up: if lives_on.is_some() && !is_superseded {
                 Some(String::new())
             } else {
                 found.map(|left| left.delete_gives_up)
             },
             lives_on,
+            superseded: is_superseded,
         }
     }
 }
@@ -109,17 +119,19 @@ impl Fleet {
         let entries = table.hosts.iter().filter(|(name, _)| wanted(name));
         let mut found = Vec::new();
         for (name, entry) in entries {
-            for left in &entry.leftovers {
+            let superseded = entry.superseded.list(&entry.records, &table.epochs);
+            for mut left in entry.leftovers.iter().cloned().chain(superseded) {
                 let ending = table.ending(name, &left.uid, at);
-                let mut left = left.clone();
                 left.adopt_gives_up = ending.adopt_gives_up;
                 if let Some(words) = ending.delete_gives_up {
                     left.delete_gives_up = words;
                 }
                 if let Some(home) = ending.lives_on {
                     left.adoptable = false;
-                    left.adopt_gives_up.clear();
                     left.message = join(&[&left.message, &format!("its VM lives on {home}")]);
+                }
+                if !left.adoptable {
+                    left.adopt_gives_up.clear();
                 }
                 found.push(left);
             }
@@ -130,10 +142,18 @@ impl Fleet {
 }
 
 impl Fleet {
+    /// What an agent just answered.
+    pub(crate) fn note_leftovers(&self, host: &str, leftovers: Vec<v1::Leftover>) {
+        if let Some(entry) = self.table().hosts.get_mut(host) {
+            entry.keep_leftovers(leftovers);
+        }
+    }
+
     /// A leftover that its agent just ended.
     pub(crate) fn forget_leftover(&self, host: &str, uid: &str) {
         if let Some(entry) = self.table().hosts.get_mut(host) {
             entry.leftovers.retain(|left| left.uid != uid);
+            entry.superseded.forget(uid);
         }
     }
 }
@@ -147,6 +167,17 @@ pub(crate) fn lives_elsewhere(uid: &str, left_on: &str, home: &str) -> ApiError 
     .with("uid", uid)
     .with("host", home)
     .with("advice", "delete the leftover instead")
+}
+
+/// The refusal of adopting a VM that was taken over elsewhere and does not live there.
+pub(crate) fn taken_over(uid: &str, host: &str) -> ApiError {
+    ApiError::new(
+        Reason::VmState,
+        format!("the VM with uid {uid} was taken over from {host} at a newer epoch: it is not taken back here"),
+    )
+    .with("uid", uid)
+    .with("host", host)
+    .with("advice", "delete the leftover; a VM that is to live on is taken from where it was last")
 }
 
 /// The refusal of an order that does not say what it gives up.

@@ -4,8 +4,9 @@
 //!
 //! * `table` holds hosts and records and says what the fleet shows: plain data, no locks. Its parts
 //!   are concepts of their own: whose record counts (`rank`, `epochs`), what a name means
-//!   (`names`), one host's records (`records`), whether it can be used (`contact`), where a new VM
-//!   goes (`placing`, `placement`, `reservations`).
+//!   (`names`), one host's records (`records`) and which of them are another host's by now
+//!   (`superseded`), whether it can be used (`contact`), where a new VM goes (`placing`,
+//!   `placement`, `reservations`).
 //! * `shared` has [`Fleet`]: the table behind one mutex, and a gRPC channel to each host's agent.
 //! * `remember` writes what was seen to the store and reads it back at a start; `callback` calls
 //!   agents back; `leftovers` says what adopting or deleting a leftover gives up. The first two are
@@ -19,18 +20,21 @@ mod leftovers;
 mod names;
 mod placement;
 mod placing;
+mod pools;
 mod rank;
 mod records;
 mod remember;
 mod reservations;
 mod shared;
+mod superseded;
 mod table;
 mod unsaved;
 
 pub(crate) use self::{
     callback::call_back,
     errors::{host_unreachable, vm_exists},
-    leftovers::{Ending, give_up_required, lives_elsewhere},
+    leftovers::{Ending, give_up_required, lives_elsewhere, taken_over},
+    pools::NeededPages,
     remember::remember,
     shared::{Fleet, Owner},
 };

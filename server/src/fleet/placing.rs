@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, VmName, VmSpec},
+    model::{HostName, VmName, VmSpec, ordinary_bytes},
 };
 
 use super::{
     errors::{host_cordoned, no_such_host, unreachable_because, vm_exists, vm_in_the_making},
     placement::{Candidate, choose, has_backend},
+    pools::NeededPages,
     rank::may_run,
     table::{HostEntry, Table},
 };
@@ -19,7 +20,7 @@ impl Table {
     ///
     /// # Errors
     /// VM_EXISTS when any host has a VM or a side of that name, or had when it was last heard;
-    /// NO_SUCH_HOST, HOST_UNREACHABLE, HOST_CORDONED, CAPABILITY_MISSING, NO_HOST.
+    /// NO_SUCH_HOST, HOST_UNREACHABLE, HOST_CORDONED, CAPABILITY_MISSING, NO_HOST, NO_HUGE_PAGES.
     pub(super) fn reserve(
         &mut self,
         vm: &VmName,
@@ -29,30 +30,40 @@ impl Table {
     ) -> Result<String, ApiError> {
         let name = vm.to_string();
         self.refuse_taken(&name, at)?;
+        let needed = NeededPages::of(spec, spec.memory_bytes);
         let host = match wanted {
             Some(wanted) => self.checked(&wanted.to_string(), spec, at)?,
             None => {
-                let (cordoned, free): (Vec<_>, Vec<_>) = self
+                let (cordoned, open): (Vec<_>, Vec<_>) = self
                     .hosts
                     .values()
                     .filter(|entry| self.is_ready(entry, at))
                     .partition(|entry| entry.host.cordoned);
+                let (free, troubled): (Vec<_>, Vec<_>) = open
+                    .into_iter()
+                    .partition(|entry| entry.contact.trouble.is_empty());
                 let candidates: Vec<Candidate<'_>> = free
                     .into_iter()
                     .map(|entry| Candidate {
                         host: &entry.host,
                         free: self.free(entry),
+                        pages: self.free_pages(entry, needed),
                     })
                     .collect();
                 let chosen = choose(&candidates, spec);
-                let with_cordoned = |error: ApiError| match cordoned.len() {
-                    0 => error,
-                    number => error.with("cordoned_hosts", number),
+                let left_out = [
+                    ("cordoned_hosts", cordoned.len()),
+                    ("hosts_in_trouble", troubled.len()),
+                ];
+                let with_left_out = |error: ApiError| {
+                    let some = left_out.iter().filter(|(_, number)| *number > 0);
+                    some.fold(error, |error, (what, number)| error.with(what, number))
                 };
-                chosen.map_err(with_cordoned)?.name.clone()
+                chosen.map_err(with_left_out)?.name.clone()
             }
         };
-        self.reservations.add(name, host.clone(), spec.memory_bytes);
+        self.reservations
+            .add(name, host.clone(), spec.ordinary_bytes(), needed);
         Ok(host)
     }
 
@@ -95,14 +106,28 @@ impl Table {
         Ok(wanted.to_owned())
     }
 
+    /// Of the pages that a VM needs, those that are free on a host, less what is reserved; `None`
+    /// when it needs none, or the host does not say.
+    fn free_pages(&self, entry: &HostEntry, needed: Option<NeededPages>) -> Option<u64> {
+        let needed = needed?;
+        let kept = self
+            .reservations
+            .pages_on(&entry.host.name, needed.page_bytes);
+        Some(needed.free_on(&entry.host)?.saturating_sub(kept))
+    }
+
     /// Bytes free on a host, less what is reserved and what is not in its figure yet.
     fn free(&self, entry: &HostEntry) -> u64 {
         let uncounted: u64 = entry
             .records
             .iter()
             .filter(|record| !record.counted)
-            .filter_map(|record| record.vm.spec.as_ref())
-            .map(|spec| spec.memory_bytes)
+            .map(|record| {
+                // What was added to it since is in the first alone; an older agent has the second.
+                let made_with = record.vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+                let bytes = record.vm.memory_bytes.max(made_with);
+                ordinary_bytes(record.vm.spec.as_ref(), bytes)
+            })
             .sum();
         entry
             .host

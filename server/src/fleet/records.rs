@@ -15,7 +15,7 @@ use slat_proto::{
     v1,
 };
 
-use super::rank::Seen;
+use super::rank::{Seen, may_run};
 
 /// One VM, or one side of a migration, at one host.
 #[derive(Clone, Debug)]
@@ -178,6 +178,23 @@ impl Records {
             counted: true,
         };
         self.vms.insert(record.vm.uid.clone(), record);
+    }
+
+    /// Keeps a VM that must be here although its host has not said so, until the host reports. It
+    /// takes the place of its side, which is all that the host had said. Whether that is news.
+    pub(super) fn expect(&mut self, vm: v1::Vm) -> bool {
+        let known = self.get(&vm.uid);
+        let newer = known.is_some_and(|known| may_run(known) && known.epoch >= vm.epoch);
+        if newer || self.deleted.contains_key(&vm.uid) {
+            return false;
+        }
+        let record = VmRecord {
+            vm,
+            answered: None,
+            counted: false,
+        };
+        self.vms.insert(record.vm.uid.clone(), record);
+        true
     }
 
     /// Drops what the agent just said is gone. Whether there was such a record.

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::pools::NeededPages;
+
 struct Reservation {
     host: String,
     memory_bytes: u64,
+    pages: Option<NeededPages>,
 }
 
 /// By the VM's name.
@@ -26,8 +29,28 @@ impl Reservations {
             .sum()
     }
 
-    pub(super) fn add(&mut self, vm: String, host: String, memory_bytes: u64) {
-        self.0.insert(vm, Reservation { host, memory_bytes });
+    /// Pages of that size kept on a host, whichever of its nodes they are to be of.
+    pub(super) fn pages_on(&self, host: &str, page_bytes: u64) -> u64 {
+        let kept = self.0.values().filter(|kept| kept.host == host);
+        kept.filter_map(|kept| kept.pages)
+            .filter(|pages| pages.page_bytes == page_bytes)
+            .map(|pages| pages.pages)
+            .sum()
+    }
+
+    pub(super) fn add(
+        &mut self,
+        vm: String,
+        host: String,
+        memory_bytes: u64,
+        pages: Option<NeededPages>,
+    ) {
+        let kept = Reservation {
+            host,
+            memory_bytes,
+            pages,
+        };
+        self.0.insert(vm, kept);
     }
 
     pub(super) fn remove(&mut self, vm: &str) {

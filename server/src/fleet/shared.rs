@@ -198,6 +198,19 @@ impl Fleet {
         self.host(host)
     }
 
+    /// Whether a host may be deleted. `migrations`: unfinished ones with a side there.
+    ///
+    /// # Errors
+    /// NO_SUCH_HOST, HOST_IN_USE.
+    pub(crate) fn may_delete(
+        &self,
+        name: &str,
+        give_up: bool,
+        migrations: &[String],
+    ) -> Result<(), ApiError> {
+        may_delete(&self.table(), name, give_up, migrations).map(drop)
+    }
+
     /// Forgets a host that does not report, with all that was last seen there. `migrations`:
     /// unfinished ones with a side there.
     ///
@@ -210,19 +223,12 @@ impl Fleet {
         migrations: &[String],
     ) -> Result<Vec<v1::Vm>, ApiError> {
         let vms = self.change(|table| {
-            let at = Instant::now();
-            let host = table.host(name, at).ok_or_else(|| no_such_host(name))?;
-            let reports = table.reporting(at).iter().any(|other| other.name == name);
-            let mut vms = table.vms(at);
-            vms.retain(|vm| vm.host == name);
-            let holds = !vms.is_empty() || !migrations.is_empty();
-            if reports || (holds && !give_up_vms) {
-                return Err(host_in_use(&host, reports, &vms, migrations));
-            }
+            let vms = may_delete(table, name, give_up_vms, migrations)?;
             table.remove_host(name);
-            Ok(vms)
+            Ok::<_, ApiError>(vms)
         })?;
         self.channels.remove(name);
+        self.clocks.forget(name);
         Ok(vms)
     }
 
@@ -339,6 +345,12 @@ impl Fleet {
         self.change(|table| table.bury(vm));
     }
 
+    /// A VM was handed over to a host that does not answer: it is shown there, as it was last seen,
+    /// until that host reports. It needs its host, uid and epoch.
+    pub(crate) fn expect(&self, vm: v1::Vm) {
+        self.change(|table| table.expect(vm));
+    }
+
     /// A VM that a host's agent just deleted, by uid.
     pub(crate) fn forget(&self, host: &str, uid: &str) {
         self.change(|table| table.forget(host, uid, Instant::now()));
@@ -377,4 +389,23 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.fleet.table().reservations.remove(&self.vm);
     }
+}
+
+/// What was last seen on a host that may be deleted.
+fn may_delete(
+    table: &Table,
+    name: &str,
+    give_up: bool,
+    migrations: &[String],
+) -> Result<Vec<v1::Vm>, ApiError> {
+    let at = Instant::now();
+    let host = table.host(name, at).ok_or_else(|| no_such_host(name))?;
+    let reports = table.reporting(at).iter().any(|other| other.name == name);
+    let mut vms = table.vms(at);
+    vms.retain(|vm| vm.host == name);
+    let holds = !vms.is_empty() || !migrations.is_empty();
+    if reports || (holds && !give_up) {
+        return Err(host_in_use(&host, reports, &vms, migrations));
+    }
+    Ok(vms)
 }

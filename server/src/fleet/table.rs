@@ -29,11 +29,16 @@ use super::{
     rank::{Seen, may_run},
     records::Records,
     reservations::Reservations,
+    superseded::Superseded,
     unsaved::Unsaved,
 };
 
 /// Leftovers kept of one host.
 const LEFTOVERS: usize = 1000;
+/// Characters kept of what a host says is wrong with it.
+const TROUBLE: usize = 500;
+/// Pools of pages kept of one host: some sizes of each of a thousand nodes.
+const POOLS: usize = 4096;
 
 pub(super) struct HostEntry {
     /// As its agent registered it; its standing is `contact`'s to say.
@@ -41,6 +46,7 @@ pub(super) struct HostEntry {
     pub(super) contact: Contact,
     pub(super) records: Records,
     pub(super) leftovers: Vec<v1::Leftover>,
+    pub(super) superseded: Superseded,
     /// It was said that some of its VMs cannot be kept.
     warned: bool,
 }
@@ -52,8 +58,20 @@ impl HostEntry {
             contact,
             records: Records::default(),
             leftovers: Vec::new(),
+            superseded: Superseded::default(),
             warned: false,
         }
+    }
+
+    /// As its agent listed them.
+    pub(super) fn keep_leftovers(&mut self, leftovers: Vec<v1::Leftover>) {
+        let fit = leftovers.into_iter();
+        let fit = fit.filter(|left| slat_proto::model::is_uid(&left.uid));
+        let here = fit.take(LEFTOVERS).map(|left| v1::Leftover {
+            host: self.host.name.clone(),
+            ..left
+        });
+        self.leftovers = here.collect();
     }
 }
 
@@ -97,7 +115,8 @@ impl Table {
         let mut host = entry.host.clone();
         entry.contact.show(&mut host, at, self.silence);
         host.vms = u32::try_from(entry.records.len()).unwrap_or(u32::MAX);
-        host.leftovers = u32::try_from(entry.leftovers.len()).unwrap_or(u32::MAX);
+        let leftovers = entry.leftovers.len() + entry.superseded.len();
+        host.leftovers = u32::try_from(leftovers).unwrap_or(u32::MAX);
         host
     }
 
@@ -184,6 +203,9 @@ impl Table {
         host.memory_used_bytes = known.memory_used_bytes;
         host.cordoned = known.cordoned;
         host.clock_offset = known.clock_offset;
+        if let Some(huge) = &mut host.huge_pages {
+            huge.pools.truncate(POOLS);
+        }
         entry.host = host;
         let name = entry.host.name.clone();
         self.unsaved.host(&name);
@@ -210,16 +232,12 @@ impl Table {
         entry.contact.report(at);
         entry.host.last_seen_time = Some(seen);
         entry.host.memory_used_bytes = report.memory_used_bytes;
-        entry.leftovers = report
-            .leftovers
-            .into_iter()
-            .filter(|left| slat_proto::model::is_uid(&left.uid))
-            .take(LEFTOVERS)
-            .map(|left| v1::Leftover {
-                host: report.host.clone(),
-                ..left
-            })
-            .collect();
+        if let Some(mut reported) = report.huge_pages {
+            reported.pools.truncate(POOLS);
+            entry.host.huge_pages = Some(reported);
+        }
+        entry.contact.trouble = report.state_message.chars().take(TROUBLE).collect();
+        entry.keep_leftovers(report.leftovers);
         let records = &mut entry.records;
         let (changed, unfit) = records.report(&report.host, report.vms, seen, at, self.interval);
         if unfit > 0 && !entry.warned {
@@ -231,6 +249,7 @@ impl Table {
                 self.unsaved.epoch(&record.vm.uid);
             }
         }
+        entry.superseded.report(&entry.records, &self.epochs);
         if !changed.is_empty() {
             for uid in changed {
                 self.unsaved.vm(&report.host, uid);
@@ -402,6 +421,17 @@ impl Table {
             entry.records.bury(vm);
             self.unsaved.vm(&host, uid.clone());
             self.raise_epoch(&uid, epoch);
+        }
+    }
+
+    /// Keeps a VM that its host has by another's word: see [`Records::expect`].
+    pub(super) fn expect(&mut self, vm: v1::Vm) {
+        self.raise_epoch(&vm.uid, vm.epoch);
+        if let Some(entry) = self.hosts.get_mut(&vm.host) {
+            let (host, uid) = (vm.host.clone(), vm.uid.clone());
+            if entry.records.expect(vm) {
+                self.unsaved.vm(&host, uid);
+            }
         }
     }
 

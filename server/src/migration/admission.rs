@@ -2,16 +2,16 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, MigrationParams, VmRef},
+    model::{HostName, MigrationName, MigrationParams, VmRef, VmSpec, ordinary_bytes},
     v1::{self, Capability, host_service_client::HostServiceClient, vm::State},
 };
 
 use super::{
-    errors::in_progress,
+    errors::{frozen_copy, in_progress},
     key::VmKey,
     subject::{ASK, ask},
 };
-use crate::fleet::{Fleet, Owner};
+use crate::fleet::{Fleet, NeededPages, Owner};
 
 /// A migration as asked for, its fields checked.
 #[derive(Clone, Debug)]
@@ -64,17 +64,7 @@ pub(super) async fn check(
     if vm.state() == State::Relinquished
         && let Some(keeper) = keeper(&VmKey::from(&vm))
     {
-        return Err(ApiError::new(
-            Reason::VmNotRunning,
-            format!(
-                "{} runs nowhere: {keeper} failed after the commit and what is left is a frozen copy on {}",
-                vm.name, owner.host.name
-            ),
-        )
-        .with("vm", &vm.name)
-        .with("migration", keeper)
-        .with("state", vm.state().as_str_name())
-        .with("advice", "delete the VM and create it anew"));
+        return Err(frozen_copy(&vm, &keeper, &owner.host.name));
     }
     match vm.state() {
         State::Incoming | State::Relinquished => {
@@ -127,22 +117,62 @@ pub(super) async fn check(
     }
     check_capabilities(&vm, &destination)?;
     check_memory(fleet, &vm, &destination).await?;
+    check_pages(fleet, &vm, &destination).await?;
     Ok(vm)
 }
 
+/// Of pages that a VM takes and its destination set aside, there must be enough.
+async fn check_pages(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
+    let Some(spec) = &vm.spec else {
+        return Ok(());
+    };
+    // A spec that is not understood here is the hosts' to judge.
+    let Ok(spec) = VmSpec::from_resource(spec) else {
+        return Ok(());
+    };
+    let Some(needed) = NeededPages::of(&spec, vm.memory_bytes.max(spec.memory_bytes)) else {
+        return Ok(());
+    };
+    let too_few = |free: Option<u64>| free.filter(|free| *free < needed.pages());
+    if too_few(needed.free_on(destination)).is_none() {
+        return Ok(());
+    }
+    // The last report may be older than a VM that left: the agent itself decides.
+    let fresh = fresh(fleet, &destination.name).await?;
+    match too_few(needed.free_on(fresh.as_ref().unwrap_or(destination))) {
+        None => Ok(()),
+        Some(free) => Err(needed
+            .refuse(&format!("{} has", destination.name), free)
+            .with("vm", &vm.name)
+            .with("host", &destination.name)
+            .with("vm_location", "SOURCE")
+            .with(
+                "advice",
+                "name another host, or set more pages aside there (vm.nr_hugepages)",
+            )),
+    }
+}
+
+/// What a host's agent says of it now; `None` when it does not answer.
+async fn fresh(fleet: &Fleet, host: &str) -> Result<Option<v1::Host>, ApiError> {
+    let channel = fleet.channel(host)?;
+    let request = v1::GetHostRequest {
+        name: host.to_owned(),
+    };
+    let asked = ask(ASK, HostServiceClient::new(channel).get_host(request)).await;
+    Ok(asked.ok())
+}
+
 async fn check_memory(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
-    let needed = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+    let made_with = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+    let needed = ordinary_bytes(vm.spec.as_ref(), made_with);
     let free = |host: &v1::Host| host.memory_bytes.saturating_sub(host.memory_used_bytes);
     if free(destination) >= needed {
         return Ok(());
     }
     // The last report may be older than a VM that left: the agent itself decides.
-    let channel = fleet.channel(&destination.name)?;
-    let request = v1::GetHostRequest {
-        name: destination.name.clone(),
-    };
-    let fresh = ask(ASK, HostServiceClient::new(channel).get_host(request)).await;
-    let free = fresh.map_or_else(|_| free(destination), |host| free(&host));
+    let fresh = fresh(fleet, &destination.name).await?;
+    let free = free(fresh.as_ref().unwrap_or(destination));
     if free >= needed {
         return Ok(());
     }

@@ -7,6 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
+    model::{now, to_own_clock},
     v1::{self, resolve_transfer_request::Decision},
 };
 use tokio::time::{Instant, sleep};
@@ -136,7 +137,10 @@ impl Caller {
         };
         let mut transfers = subject.transfers(&self.fleet, Side::Source)?;
         let answer = ask(ASK, transfers.describe_outgoing(request)).await;
-        let description = answer.map_err(|error| self.if_too_old(Side::Source, error))?;
+        let mut description = answer.map_err(|error| self.if_too_old(Side::Source, error))?;
+        if let Some(vm) = &mut description.vm {
+            to_own_clock(&mut vm.create_time, description.send_time.as_ref());
+        }
         let (Some(vm), true) = (&description.vm, description.preamble.is_some()) else {
             return Err(self.too_old(Side::Source));
         };
@@ -223,19 +227,14 @@ impl Caller {
         validate_only: bool,
     ) -> Result<v1::PrepareIncomingRequest, ApiError> {
         let subject = &self.subject;
-        // The destination takes the VM's times for its own clock's.
-        let mut vm = description.vm;
-        if let Some(vm) = &mut vm {
-            self.fleet.clocks().vm_from(&subject.source, vm);
-            self.fleet.clocks().vm_to(&subject.destination, vm);
-        }
         Ok(v1::PrepareIncomingRequest {
             migration: subject.migration.clone(),
-            vm,
+            vm: description.vm,
             slots: description.slots,
             params: subject.params,
             source_agent_address: self.fleet.host(&subject.source)?.address,
             preamble: description.preamble,
+            send_time: Some(now()),
             validate_only,
         })
     }
@@ -374,24 +373,33 @@ impl Caller {
         }
     }
 
-    /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. Nobody
-    /// answering is no failure here: the next report tells.
-    pub(super) async fn look_up(self, completed: bool) {
+    /// Looks the VM up where it is now, so that the fleet knows before the outcome is shown. A
+    /// destination that does not answer has it all the same: `arrived` is the VM as it is expected
+    /// there, `None` when it was not handed over.
+    pub(super) async fn look_up(self, arrived: Option<v1::Vm>) {
         let (subject, fleet) = (&self.subject, &self.fleet);
-        let side = if completed {
+        let side = if arrived.is_some() {
             Side::Destination
         } else {
             Side::Source
         };
-        if let Ok(mut vm) = subject.vm_at(fleet, side).await {
-            fleet.clocks().vm_from(subject.host(side), &mut vm);
-            if completed {
-                fleet.raise_epoch(&vm.uid, subject.epoch + 1);
-                fleet.forget(&subject.source, &vm.uid);
-            } else {
-                fleet.forget(&subject.destination, &vm.uid);
+        match (subject.vm_at(fleet, side).await, arrived) {
+            (Ok(mut vm), arrived) => {
+                fleet.clocks().vm_from(subject.host(side), &mut vm);
+                if arrived.is_some() {
+                    fleet.raise_epoch(&vm.uid, subject.epoch + 1);
+                    fleet.forget(&subject.source, &vm.uid);
+                } else {
+                    fleet.forget(&subject.destination, &vm.uid);
+                }
+                fleet.observe(subject.host(side), vm);
             }
-            fleet.observe(subject.host(side), vm);
+            (Err(error), Some(arrived)) if is_silence(&error) && !arrived.uid.is_empty() => {
+                fleet.forget(&subject.source, &arrived.uid);
+                fleet.expect(arrived);
+            }
+            // The next report tells.
+            (Err(_), _) => {}
         }
     }
 }

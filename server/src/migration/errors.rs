@@ -10,6 +10,7 @@ use super::{
     protocol::{Cause, Side},
     subject::{Subject, side_name},
 };
+use crate::phase::has_ended;
 
 /// What the sides said, kept until a cause needs it. The newest of each.
 #[derive(Debug, Default)]
@@ -89,8 +90,11 @@ impl Texts {
                 "the VM is gone from the source and was not handed over",
                 "create the VM again",
             ),
-            Cause::DestinationDied => self.destination_died(phase, location),
+            Cause::DestinationDied => self.destination_died(phase, location, subject),
             Cause::OwnerDied { kept } => self.owner_died(subject, kept),
+            Cause::HostForgotten { side, kept } => {
+                host_forgotten(phase, location, subject, side, kept)
+            }
             Cause::Doubt => ApiError::new(
                 Reason::InDoubt,
                 "the source cannot be asked whether it handed the VM over",
@@ -160,31 +164,39 @@ impl Texts {
 
     /// The destination cannot know what its end means; the commit makes it the loss of what it had
     /// received.
-    fn destination_died(&self, phase: Phase, location: Location) -> v1::MigrationError {
-        let (word, text, advice) = if location == Location::Lost {
+    fn destination_died(
+        &self,
+        phase: Phase,
+        location: Location,
+        subject: &Subject,
+    ) -> v1::MigrationError {
+        let lost = location == Location::Lost;
+        let (text, advice) = if lost {
             (
-                "LOST",
-                "the destination's process died after the source had handed the VM over, and the source's process is gone",
-                "delete the VM and create it anew",
+                "the destination's process died after the source had handed the VM over, and the source's process is gone"
+                    .to_owned(),
+                "delete the VM and create it anew".to_owned(),
             )
         } else {
             (
-                "UNKNOWN",
-                "the destination's process died after the source had handed the VM over; the VM runs nowhere, its frozen \
-                 memory is kept at the source host",
-                "the frozen copy at the source host (state RELINQUISHED) cannot run and is kept until you delete it: \
-                 `slat delete vm NAME`",
+                format!(
+                    "the destination's process died after the source had handed the VM over: the VM runs nowhere; a \
+                     frozen copy was left at {}",
+                    subject.source
+                ),
+                copy_advice(&subject.vm_uid, &subject.source),
             )
         };
         let reason = Reason::VmProcessDied;
-        let mut error = made(phase, Side::Destination, reason, text, advice);
+        let mut error = made(phase, Side::Destination, reason, &text, &advice);
+        let mut note = |key: &str, value: &str| {
+            error.metadata.insert(key.to_owned(), value.to_owned());
+        };
+        note("vm_location", if lost { "LOST" } else { "UNKNOWN" });
+        note("frozen_copy", if lost { "" } else { &subject.source });
         if let Some(cause) = &self.destination {
-            let message = cause.message.clone();
-            error.metadata.insert("cause".to_owned(), message);
+            note("cause", &cause.message);
         }
-        error
-            .metadata
-            .insert("vm_location".to_owned(), word.to_owned());
         error
     }
 
@@ -197,21 +209,16 @@ impl Texts {
             vm_uid,
             ..
         } = subject;
-        let host = source.strip_prefix("hosts/").unwrap_or(source);
         let text = format!(
             "the VM was handed over to {destination}, and its process died there{}",
             if kept {
-                format!("; its frozen memory is kept at {source}")
+                format!("; a frozen copy was left at {source}")
             } else {
                 String::new()
             }
         );
         let advice = if kept {
-            format!(
-                "the frozen copy at {source} has what the VM had when it left: `slat get leftovers` says what taking \
-                 it back gives up, `slat adopt vm --uid {vm_uid} --host {host} --give-up` does it, `slat delete vm \
-                 --uid {vm_uid}` ends the VM and the copy"
-            )
+            copy_advice(vm_uid, source)
         } else {
             "delete the VM and create it anew".to_owned()
         };
@@ -248,18 +255,108 @@ impl Texts {
 
 /// The refusal of a cancel that comes too late.
 pub(super) fn past_point(migration: &v1::Migration) -> ApiError {
+    let phase = migration.phase().as_str_name();
+    let location = migration.vm_location().as_str_name();
+    let location = location.trim_start_matches("VM_LOCATION_");
+    let (text, place, advice) = if has_ended(migration.phase()) {
+        (
+            format!("{} has ended: there is nothing to cancel", migration.name),
+            location,
+            "look at how it ended: slat get migration",
+        )
+    } else {
+        (
+            format!(
+                "{} is past the point of no return: {} goes to {}",
+                migration.name, migration.vm, migration.destination
+            ),
+            "DESTINATION",
+            "migrate it back when it has arrived",
+        )
+    };
+    ApiError::new(Reason::PastPointOfNoReturn, text)
+        .with("migration", &migration.name)
+        .with("vm", &migration.vm)
+        .with("phase", phase)
+        .with("vm_location", place)
+        .with("advice", advice)
+}
+
+/// The end of a migration, or its doubt, whose host was deleted by order.
+pub(super) fn host_forgotten(
+    phase: Phase,
+    location: Location,
+    subject: &Subject,
+    side: Side,
+    kept: bool,
+) -> v1::MigrationError {
+    let (source, uid) = (&subject.source, &subject.vm_uid);
+    let host = subject.host(side);
+    let (outcome, advice) = match (side, location) {
+        (_, Location::Source) => (
+            "the VM runs on at the source".to_owned(),
+            "migrate it to another host".to_owned(),
+        ),
+        (Side::Source, Location::Lost) => (
+            "the VM was not handed over and is given up with it".to_owned(),
+            "create the VM again".to_owned(),
+        ),
+        (Side::Source, _) => (
+            format!(
+                "whether it had handed the VM over is not known, and {} holds what it received",
+                subject.destination
+            ),
+            copy_advice(uid, &subject.destination),
+        ),
+        (Side::Destination, _) if kept => (
+            format!(
+                "the VM had been handed over and is given up with it; a frozen copy was left at {source}"
+            ),
+            copy_advice(uid, source),
+        ),
+        (Side::Destination, _) => (
+            "the VM had been handed over and is given up with it".to_owned(),
+            "create the VM again".to_owned(),
+        ),
+    };
+    let location = location.as_str_name();
+    let location = location.trim_start_matches("VM_LOCATION_");
     ApiError::new(
-        Reason::PastPointOfNoReturn,
+        Reason::HostDeleted,
+        format!("{host} was deleted by order; {outcome}"),
+    )
+    .with("host", host)
+    .with("vm_location", location)
+    .with("frozen_copy", if kept { source.as_str() } else { "" })
+    .with("advice", advice)
+    .to_migration_error(phase, side_name(side))
+}
+
+/// What can be done about a frozen copy.
+fn copy_advice(uid: &str, host: &str) -> String {
+    let short = host.strip_prefix("hosts/").unwrap_or(host);
+    format!(
+        "if the copy is still there, `slat get leftovers` says what taking it back gives up, `slat adopt vm --uid {uid} \
+         --host {short} --give-up` does it, `slat delete vm --uid {uid}` ends the VM and the copy"
+    )
+}
+
+/// What is left of a VM is a copy that no process may run unless an operator says so.
+pub(super) fn frozen_copy(vm: &v1::Vm, keeper: &str, host: &str) -> ApiError {
+    let uid = &vm.uid;
+    ApiError::new(
+        Reason::VmNotRunning,
         format!(
-            "{} is past the point of no return: {} goes to {}",
-            migration.name, migration.vm, migration.destination
+            "{} runs nowhere: {keeper} ended after the commit, and what is left is a frozen copy on {host}",
+            vm.name
         ),
     )
-    .with("migration", &migration.name)
-    .with("vm", &migration.vm)
-    .with("phase", migration.phase().as_str_name())
-    .with("vm_location", "DESTINATION")
-    .with("advice", "migrate it back when it has arrived")
+    .with("vm", &vm.name)
+    .with("uid", uid)
+    .with("host", host)
+    .with("migration", keeper)
+    .with("state", vm.state().as_str_name())
+    .with("advice", copy_advice(uid, host))
 }
 
 /// The refusal of what cannot be done while a VM migrates.

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    active::Active,
     admission::{NewMigration, check},
     calls::Caller,
     errors::{in_progress, no_such_migration, past_point},
@@ -49,37 +50,6 @@ use crate::{
 
 /// Cancels that may wait for one migration's task.
 const COMMANDS: usize = 16;
-
-struct Active {
-    shown: watch::Receiver<v1::Migration>,
-    commands: mpsc::Sender<Command>,
-    released: Released,
-    timeline: Timeline,
-}
-
-impl Active {
-    /// Whether it ended so that its source keeps the last copy of this VM.
-    fn keeps(&self, vm: &VmKey) -> bool {
-        vm.is_of(&self.shown.borrow()) && self.keeps_source()
-    }
-
-    /// Whether its source keeps a last copy: FAILED past the commit and not LOST, or COMPLETED and
-    /// LOST.
-    fn keeps_source(&self) -> bool {
-        let migration = self.shown.borrow();
-        let committed = migration
-            .phase_times
-            .iter()
-            .any(|entry| entry.phase() == Phase::Committed);
-        let lost = migration.vm_location() == v1::VmLocation::Lost;
-        let last = match migration.phase() {
-            Phase::Failed => !lost,
-            Phase::Completed => lost,
-            _ => false,
-        };
-        last && committed && !self.released.source.is_set()
-    }
-}
 
 /// See the module.
 pub(crate) struct Migrations {
@@ -167,7 +137,7 @@ impl Migrations {
         self.active().clear();
     }
 
-    fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
+    pub(super) fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
         // Only whole insertions and removals happen under it.
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -259,27 +229,49 @@ impl Migrations {
     }
 
     /// Whether a migration with work left ends what is its own on a host. One that is in doubt
-    /// may wait for ever, and so may one that keeps a last copy: what is left of them is for a
-    /// person to see and to end.
+    /// may wait for ever, and so may one that keeps a last copy or cannot release a side: what is
+    /// left of them is for a person to see and to end.
     pub(crate) fn explains(&self, migration: &str) -> bool {
-        self.active().get(migration).is_some_and(|active| {
-            active.shown.borrow().phase() != Phase::InDoubt && !active.keeps_source()
-        })
+        let active = self.active();
+        active.get(migration).is_some_and(Active::ends_its_own)
     }
 
     /// Migrations with a side on a host that is not released yet.
     pub(crate) fn on_host(&self, host: &str) -> Vec<String> {
         let active = self.active();
-        let here = active.values().filter(|active| {
-            let (migration, released) = (active.shown.borrow(), &active.released);
-            (migration.source == host && !released.source.is_set())
-                || (migration.destination == host && !released.destination.is_set())
-        });
+        let here = active
+            .values()
+            .filter(|active| !active.unreleased_on(host).is_empty());
         let mut names: Vec<String> = here
             .map(|active| active.shown.borrow().name.clone())
             .collect();
         names.sort_unstable();
         names
+    }
+
+    /// Gives up all sides on a host that is deleted; returns when that is on disk.
+    ///
+    /// # Errors
+    /// STORE: one of them may not be.
+    pub(crate) async fn forget_host(&self, host: &str) -> Result<(), ApiError> {
+        let mut told = Vec::new();
+        for active in self.active().values() {
+            for side in active.unreleased_on(host) {
+                told.push((active.commands.clone(), side));
+            }
+        }
+        let mut answers = Vec::new();
+        for (commands, side) in told {
+            let (reply, answer) = oneshot::channel();
+            // One whose task has ended has no side there any more.
+            if commands.send(Command::Forget(side, reply)).await.is_ok() {
+                answers.push(answer);
+            }
+        }
+        for answer in answers {
+            answer.await.unwrap_or(Ok(()))?;
+        }
+        Ok(())
     }
 
     /// Refuses what cannot be done while a VM migrates.
@@ -417,39 +409,8 @@ impl Migrations {
         sides
     }
 
-    /// Ends the copy of a VM that a failed migration keeps at its source: nothing else is left of
-    /// that VM. Answers with the source's host, or `None` when no migration keeps one.
-    ///
-    /// # Errors
-    /// HOST_UNREACHABLE when the source's agent has not released it.
-    pub(crate) async fn delete_kept(
-        &self,
-        vm: impl Into<VmKey>,
-    ) -> Result<Option<String>, ApiError> {
-        let vm = vm.into();
-        let kept = self.active().values().find_map(|active| {
-            active.keeps(&vm).then(|| {
-                (
-                    active.shown.borrow().source.clone(),
-                    active.commands.clone(),
-                )
-            })
-        });
-        let Some((host, commands)) = kept else {
-            return Ok(None);
-        };
-        let (reply, answer) = oneshot::channel();
-        if commands.send(Command::DeleteKept(reply)).await.is_ok()
-            && let Ok(answer) = answer.await
-        {
-            return answer.map(|()| Some(host));
-        }
-        // Its task ended meanwhile: it was released.
-        Ok(Some(host))
-    }
-
-    /// The failed migration that keeps the last copy of a VM.
-    fn keeper(&self, vm: &VmKey) -> Option<String> {
+    /// The migration that ended and keeps the last copy of a VM.
+    pub(super) fn keeper(&self, vm: &VmKey) -> Option<String> {
         self.active()
             .values()
             .find(|active| active.keeps(vm))

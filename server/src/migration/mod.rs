@@ -12,10 +12,14 @@
 //! * `orphans` ends sides that were made too late.
 //! * `retention` forgets those that ended long ago.
 //! * `admission` says whether a migration may begin, `updates` is a watch.
-//! * `migrations` accepts, finds, cancels and watches them, and owns the reconcilers.
+//! * `migrations` accepts, finds, cancels and watches them, and owns the reconcilers; `active` is
+//!   what it knows of one with work left.
+//! * `copies` knows the frozen copies that ended ones keep.
 
+mod active;
 mod admission;
 mod calls;
+mod copies;
 mod errors;
 mod follower;
 mod key;

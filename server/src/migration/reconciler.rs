@@ -28,7 +28,7 @@ mod answers;
 
 use super::{
     calls::{Brought, Caller, Ended, Grant},
-    errors::Texts,
+    errors::{Texts, host_forgotten},
     follower::{FIRST_PAUSE, News, follow, longer},
     pairs::Pairs,
     protocol::{Action, Answer, Durable, Input, MigrationProtocol, Side},
@@ -141,8 +141,9 @@ impl Reconciler {
             fleet: Arc::clone(&context.fleet),
             subject: Arc::new(Subject::of(&on_disk)),
         };
+        let protocol = MigrationProtocol::new(&record.durable());
         Self {
-            protocol: MigrationProtocol::new(&record.durable()),
+            protocol,
             context,
             caller,
             texts: Texts::default(),
@@ -239,15 +240,6 @@ impl Reconciler {
         for action in actions {
             self.begin(action);
         }
-    }
-
-    fn command(&mut self, command: Command) {
-        let input = match command {
-            Command::Cancel(_) => Input::CancelRequested,
-            Command::DeleteKept(_) => Input::DeleteRequested,
-        };
-        self.replies.push(command);
-        self.feed(input);
     }
 
     fn retry(&mut self) {
@@ -402,7 +394,12 @@ impl Reconciler {
             Action::FollowDestination => self.follow(action, Side::Destination),
             Action::CancelSource => tasks.call(action, caller.cancel(Side::Source, None)),
             Action::FailSource => {
-                let error = self.texts.for_source(phase);
+                let (subject, side) = (&self.caller.subject, Side::Destination);
+                let error = if self.protocol.is_forgotten(side) {
+                    host_forgotten(phase, v1::VmLocation::Source, subject, side, false)
+                } else {
+                    self.texts.for_source(phase)
+                };
                 tasks.call(action, caller.cancel(Side::Source, Some(error)));
             }
             Action::CancelDestination => {
@@ -512,7 +509,9 @@ impl Reconciler {
             self.context.pairs.learn(&self.on_disk);
             // Handed over, it is there, alive or LOST.
             let handed_over = stored.phase == Phase::Completed;
-            let look = self.caller.clone().look_up(handed_over);
+            let last = || self.last_seen.clone().unwrap_or_default();
+            let arrived = handed_over.then(|| self.caller.subject.arrived(last(), stored.location));
+            let look = self.caller.clone().look_up(arrived);
             self.tasks.spawn(Work::LookUp, async move {
                 look.await;
                 Outcome::LookedUp

@@ -21,7 +21,7 @@ use slat_proto::{
 
 use super::protocol::{Durable, Report, Start};
 use crate::{
-    phase::has_ended,
+    phase::{has_ended, side_ended},
     store::{SourceStart, StoredMigration},
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Record {
     destination_released: bool,
     /// The source's process was said to be gone, in this life of the server.
     source_gone: bool,
+    /// The source's side was heard to have ended, in this life of the server.
+    source_ended: bool,
     /// When the destination said that it had the VM, by the server's clock.
     destination_ran: Option<Timestamp>,
 }
@@ -69,6 +71,7 @@ impl Record {
             source_released: false,
             destination_released: false,
             source_gone: false,
+            source_ended: false,
             destination_ran: None,
         }
     }
@@ -91,6 +94,7 @@ impl Record {
             source_released: stored.source_released,
             destination_released: stored.destination_released,
             source_gone: false,
+            source_ended: false,
             destination_ran: None,
         })
     }
@@ -149,7 +153,8 @@ impl Record {
         self.migration.phase = durable.phase.into();
         self.migration.vm_location = durable.location.into();
         self.migration.cancel_requested = durable.cancel_requested;
-        if entered {
+        // A doubt may get another reason: its source's host is deleted.
+        if entered || (durable.phase == Phase::InDoubt && error.is_some()) {
             self.migration.error = error;
         }
         self.start = durable.start;
@@ -247,6 +252,12 @@ impl Record {
 
     /// Takes the source's figures over, its times by the server's clock, at `now`.
     pub(crate) fn source_figures(&mut self, side: &v1::Transfer, now: &Timestamp) {
+        let ended = side_ended(side.phase());
+        if self.source_ended && !ended {
+            // The answer to a call, under way while the side ended: it says what was before.
+            return;
+        }
+        self.source_ended = ended;
         self.source_gone |= side.process_gone;
         if let Some(progress) = &side.progress {
             let known = self.migration.progress.as_ref();

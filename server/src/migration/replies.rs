@@ -5,7 +5,7 @@ use std::time::Duration;
 use slat_proto::{ApiError, Reason, v1};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::errors::past_point;
+use super::{errors::past_point, protocol::Side};
 use crate::{fleet::host_unreachable, phase::has_ended};
 
 /// How long a cancel's answer waits for the outcome, so that it mostly says CANCELLED rather than
@@ -21,6 +21,8 @@ pub(super) enum Command {
     Cancel(oneshot::Sender<Result<v1::Migration, ApiError>>),
     /// DeleteVm of a VM whose last copy is kept at the source, with where the answer goes.
     DeleteKept(oneshot::Sender<Result<(), ApiError>>),
+    /// A side's host is deleted by order, with where the answer goes.
+    Forget(Side, oneshot::Sender<Result<(), ApiError>>),
 }
 
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub(super) struct Standing<'a> {
     pub(super) may_show_end: bool,
     /// Its source's side is released, on disk.
     pub(super) source_released: bool,
+    /// Its destination's side is released, on disk.
+    pub(super) destination_released: bool,
     /// A release of the source's side is wanted or under way.
     pub(super) releasing: bool,
 }
@@ -68,9 +72,12 @@ impl Replies {
             .min()
     }
 
-    /// Gives those that can be given.
-    pub(super) fn give(&mut self, standing: Standing<'_>) {
+    /// Gives those that can be given. Whether somebody was told that a copy is not deleted, and
+    /// nobody waits for it any more: then the order is withdrawn.
+    #[must_use]
+    pub(super) fn give(&mut self, standing: Standing<'_>) -> bool {
         let now = Instant::now();
+        let mut refused = false;
         for waiting in std::mem::take(&mut self.0) {
             let age = now.duration_since(waiting.since);
             match waiting.command {
@@ -83,14 +90,26 @@ impl Replies {
                     }),
                 },
                 Command::DeleteKept(reply) => match delete_answer(standing, age) {
-                    Some(answer) => drop(reply.send(answer)),
+                    Some(answer) => {
+                        refused |= answer.is_err();
+                        drop(reply.send(answer));
+                    }
                     None => self.0.push(Waiting {
                         command: Command::DeleteKept(reply),
                         since: waiting.since,
                     }),
                 },
+                Command::Forget(side, reply) => match forget_answer(standing, side, age) {
+                    Some(answer) => drop(reply.send(answer)),
+                    None => self.0.push(Waiting {
+                        command: Command::Forget(side, reply),
+                        since: waiting.since,
+                    }),
+                },
             }
         }
+        let waits = |waiting: &Waiting| matches!(waiting.command, Command::DeleteKept(_));
+        refused && !self.0.iter().any(waits)
     }
 }
 
@@ -118,6 +137,30 @@ fn cancel_answer(standing: Standing<'_>, age: Duration) -> Option<Result<v1::Mig
     }
 }
 
+fn forget_answer(
+    standing: Standing<'_>,
+    side: Side,
+    age: Duration,
+) -> Option<Result<(), ApiError>> {
+    let on_disk = match side {
+        Side::Source => standing.source_released,
+        Side::Destination => standing.destination_released,
+    };
+    if on_disk {
+        Some(Ok(()))
+    } else if age >= LONGEST {
+        let text = "the migration's record is not on disk yet";
+        Some(Err(ApiError::new(Reason::Store, text)
+            .with("migration", &standing.migration.name)
+            .with(
+                "advice",
+                "see the server's log and its state directory, then delete the host again",
+            )))
+    } else {
+        None
+    }
+}
+
 fn delete_answer(standing: Standing<'_>, age: Duration) -> Option<Result<(), ApiError>> {
     let migration = standing.migration;
     if standing.source_released {
@@ -130,7 +173,8 @@ fn delete_answer(standing: Standing<'_>, age: Duration) -> Option<Result<(), Api
             .with("migration", &migration.name)
             .with(
                 "advice",
-                "the frozen copy is still kept there; delete the VM again when its agent answers",
+                "nothing is deleted later: delete the VM again when that agent answers; if it was just about to answer, \
+                 the copy may be gone",
             )))
     }
 }

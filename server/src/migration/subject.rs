@@ -233,15 +233,40 @@ impl Subject {
     /// at the host that it was handed over to.
     pub(super) fn lost(&self, last: v1::Vm) -> v1::Vm {
         v1::Vm {
-            name: self.vm.clone(),
-            uid: self.vm_uid.clone(),
-            host: self.destination.clone(),
-            epoch: self.epoch + 1,
             state: v1::vm::State::Lost.into(),
             state_message: format!(
                 "its processes died at both ends of {}, and its memory with them",
                 self.migration
             ),
+            ..self.handed_over(last)
+        }
+    }
+
+    /// The VM as its destination must have it, from what was last seen of it.
+    pub(super) fn arrived(&self, last: v1::Vm, location: v1::VmLocation) -> v1::Vm {
+        let state = if location == v1::VmLocation::Lost {
+            v1::vm::State::Lost.into()
+        } else {
+            last.state
+        };
+        v1::Vm {
+            state,
+            state_message: format!(
+                "handed over by {}; its host has not been heard since",
+                self.migration
+            ),
+            ..self.handed_over(last)
+        }
+    }
+
+    /// What was last seen of the VM, moved to its destination. What its process there would have
+    /// to say is left out.
+    fn handed_over(&self, last: v1::Vm) -> v1::Vm {
+        v1::Vm {
+            name: self.vm.clone(),
+            uid: self.vm_uid.clone(),
+            host: self.destination.clone(),
+            epoch: self.epoch + 1,
             migration: String::new(),
             mmu_stats: None,
             guest_counters: None,
@@ -249,6 +274,7 @@ impl Subject {
             dirty_logging: false,
             conflicts: Vec::new(),
             stale: false,
+            kept_by_server: false,
             ..last
         }
     }

@@ -26,13 +26,15 @@ pub(super) const HOST_PATIENCE: u32 = 10;
 /// How many report intervals a side may stay although its host answers: six times the longest pause
 /// between two attempts to release it, at the default interval.
 const SIDE_PATIENCE: u32 = 60;
+/// A side that cannot be released for so long is shown as a leftover.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// One side of a migration as others wait for it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Release {
     done: CancellationToken,
-    /// Why the last attempt failed. Locked for one read or write.
-    refusal: Arc<Mutex<Option<ApiError>>>,
+    /// Since when attempts fail, and why the last one did. Locked for one read or write.
+    refusal: Arc<Mutex<Option<(Instant, ApiError)>>>,
 }
 
 impl Release {
@@ -47,12 +49,25 @@ impl Release {
 
     /// An attempt to release it has failed.
     pub(super) fn refused(&self, error: ApiError) {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = refusal.as_ref().map(|(since, _)| *since);
+        *refusal = Some((since.unwrap_or_else(Instant::now), error));
+    }
+
+    /// Whether it has been tried in vain for so long that a person should see it.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.is_stuck_at(Instant::now())
+    }
+
+    fn is_stuck_at(&self, now: Instant) -> bool {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = refusal.as_ref().map(|(since, _)| *since);
+        !self.is_set() && since.is_some_and(|since| now.duration_since(since) >= STUCK)
     }
 
     fn refusal(&self) -> Option<ApiError> {
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        refusal.clone()
+        refusal.as_ref().map(|(_, error)| error.clone())
     }
 }
 
@@ -172,16 +187,53 @@ fn kept(migration: &v1::Migration, earlier: &Earlier) -> ApiError {
         "{} answers and still has its side of {}, an earlier migration of {}",
         earlier.host, earlier.migration, migration.vm
     );
+    let host = earlier.host.strip_prefix("hosts/").unwrap_or(&earlier.host);
     match earlier.released.refusal() {
-        Some(refusal) => ApiError::new(refusal.reason, format!("{text}: {}", refusal.message))
-            .with("cause", refusal.message),
+        Some(refusal) => {
+            let error = ApiError::new(refusal.reason, format!("{text}: {}", refusal.message))
+                .with("cause", &refusal.message);
+            match refusal.metadata.get("pid") {
+                Some(pid) => error.with("pid", pid),
+                None => error,
+            }
+        }
         None => ApiError::new(Reason::MigrationInProgress, text),
     }
     .with(
         "advice",
         format_args!(
-            "see the agent's log at {}, then migrate again",
-            earlier.host
+            "end what is left there, `slat get leftovers --host {host}`, or see its agent's log; then migrate again",
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_is_stuck_once_it_was_refused_for_long_and_until_it_is_released() {
+        let release = Release::default();
+        let late = || Instant::now() + STUCK;
+        assert!(!release.is_stuck_at(late()), "nothing was tried");
+        let refused = || ApiError::new(Reason::VmUnreachable, "stopped").with("pid", 7);
+        let before = Instant::now();
+        release.refused(refused());
+        let first = Instant::now();
+        assert!(!release.is_stuck_at(before + STUCK / 2));
+        release.refused(refused());
+        assert!(release.is_stuck_at(first + STUCK), "from the first on");
+        let earlier = Earlier {
+            migration: "migrations/old".into(),
+            host: "hosts/b".into(),
+            role: TransferRole::Destination,
+            released: release.clone(),
+        };
+        let error = kept(&v1::Migration::default(), &earlier);
+        assert_eq!(error.reason, Reason::VmUnreachable);
+        assert_eq!(error.metadata["pid"], "7");
+        assert!(error.metadata["advice"].contains("--host b"), "{error}");
+        release.set();
+        assert!(!release.is_stuck_at(late()));
+    }
 }

@@ -62,6 +62,10 @@ async fn a_browser_shows_the_busiest_what_is_wrong_and_why_a_migration_is_slow()
         "the guest dirties 470 MiB/s",
         "its bandwidth cap",
         "silent; VMs there are shown as last seen",
+        "that several VMs have: a call must give a uid or a host",
+        "whose process lives and does not answer",
+        "with a clock that is off",
+        "with leftovers that no VM and no migration explains",
         "<svg",
     ] {
         assert!(overview.contains(wanted), "no {wanted}");
@@ -77,5 +81,9 @@ async fn a_browser_shows_the_busiest_what_is_wrong_and_why_a_migration_is_slow()
     }
     let searched = dom(&chromium, &format!("http://{at}/#/vms?q=vm-0713")).await;
     assert!(searched.contains("1–1 of 1") && !searched.contains(">vm-0714<"));
+    let cordoned = dom(&chromium, &format!("http://{at}/#/hosts?q=h051")).await;
+    assert!(cordoned.contains("cordoned") && !cordoned.contains(">h052<"));
+    let silent = dom(&chromium, &format!("http://{at}/#/vms?q=vm-1502")).await;
+    assert!(silent.contains("unresponsive") && silent.contains("stopped by a signal"));
     crowd.stop().await;
 }

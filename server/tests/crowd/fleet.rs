@@ -206,8 +206,9 @@ impl Crowd {
         }));
     }
 
-    /// Migrations that ended, ended badly, run well, run badly; a silent host and a twin. Before
-    /// the many join: an unoptimised server is slow with them.
+    /// Migrations that ended, ended badly, run well, run badly; a twin, VMs that are lost and that
+    /// do not answer, a leftover; hosts that are silent, cordoned, of another time. Before the many
+    /// join: an unoptimised server is slow with them.
     pub(crate) async fn migrations(&mut self) {
         self.join(BUSY).await;
         let mut clients = Clients::new(self.address());
@@ -265,6 +266,21 @@ impl Crowd {
         lost.set_state(v1::vm::State::Lost);
         lost.state_message = "its process (pid 2501) is gone: killed by signal 9".into();
         self.fake(150).put_vm(lost);
+        let mut silent = counted(1502, Duration::ZERO);
+        silent.set_state(v1::vm::State::Unresponsive);
+        silent.state_message = "its process (pid 2502, stopped by a signal) does not answer".into();
+        self.fake(150).put_vm(silent);
+        self.fake(150).put_leftover(v1::Leftover {
+            uid: "0198c0de-eeee-7000-8000-00000000beef".into(),
+            vm: "vms/vm-1999".into(),
+            kind: v1::leftover::Kind::RelinquishedSource.into(),
+            ..Default::default()
+        });
+        self.fake(123).set_clock(7200);
+        let cordon = v1::CordonHostRequest {
+            name: "hosts/h051".into(),
+        };
+        clients.hosts.cordon_host(cordon).await.unwrap();
         self.agents.remove(&180).unwrap().stop().await;
     }
 

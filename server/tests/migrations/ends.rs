@@ -29,6 +29,135 @@ pub(super) async fn destination_dies_after_the_commit(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_a_frozen_copy_to_run_is_told_what_it_is_and_how_to_take_it_back() {
+    let mut fleet = Fleet::start().await;
+    let (name, _) = destination_dies_after_the_commit(&mut fleet).await;
+    let uid = fleet.a.fake.vm(VM).unwrap().uid;
+    let vms = &mut fleet.clients.vms;
+    let vm = || VM.to_owned();
+    let answers = [
+        support::answer(
+            vms.start_vm(v1::StartVmRequest {
+                name: vm(),
+                ..Default::default()
+            })
+            .await,
+        ),
+        support::answer(
+            vms.resume_vm(v1::ResumeVmRequest {
+                name: vm(),
+                ..Default::default()
+            })
+            .await,
+        ),
+        support::answer(
+            vms.pause_vm(v1::PauseVmRequest {
+                name: vm(),
+                ..Default::default()
+            })
+            .await,
+        ),
+    ];
+    for answer in answers {
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.reason, Reason::VmNotRunning);
+        assert_eq!(refused.metadata["migration"], name);
+        // A copy is there: nothing may say that all is lost.
+        assert_eq!(refused.metadata.get("vm_location"), None);
+        let order = format!("slat adopt vm --uid {uid} --host a --give-up");
+        let advice = &refused.metadata["advice"];
+        assert!(advice.contains(&order), "{advice}");
+    }
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_went_to_a_host_that_fell_silent_is_shown_there_and_keeps_its_name() {
+    let mut fleet = Fleet::start().await;
+    let before = fleet.clients.vm(VM).await.unwrap();
+    let name = fleet.precopy().await;
+    // The last that its host said: a side that receives.
+    fleet.b.fake.put_vm(v1::Vm {
+        state: State::Incoming.into(),
+        migration: name.clone(),
+        ..before.clone()
+    });
+    fleet.b.report_to(fleet.server.address()).await;
+    let (b, b_at) = fleet.b.stop().await;
+    fleet.a.fake.remove_vm(VM);
+    fleet
+        .a
+        .fake
+        .phase(&name, Role::Source, SidePhase::Completed);
+    fleet.clients.wait_phase(&name, Phase::Completed).await;
+    let check = async |clients: &mut Clients| {
+        let vm = clients.vm(VM).await.unwrap();
+        let place = (vm.host.as_str(), vm.epoch, vm.stale, vm.uid.as_str());
+        assert_eq!(place, ("hosts/b", before.epoch + 1, true, &*before.uid));
+    };
+    check(&mut fleet.clients).await;
+    fleet.server.stop().await;
+    fleet.server = server(fleet.state.path()).await;
+    fleet.clients = Clients::new(fleet.server.address());
+    fleet.a.report_to(fleet.server.address()).await;
+    check(&mut fleet.clients).await;
+    let create = v1::CreateVmRequest {
+        vm_id: VM.trim_start_matches("vms/").into(),
+        spec: before.spec.clone(),
+        host: "hosts/a".into(),
+        ..Default::default()
+    };
+    let refused = support::answer(fleet.clients.vms.create_vm(create).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::VmExists);
+    fleet.b = Agent::serve_at(b, b_at).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_a_leftover_from_the_moment_its_migration_ended() {
+    let mut fleet = Fleet::start().await;
+    let uid = fleet.a.fake.vm(VM).unwrap().uid;
+    let (name, _) = destination_dies_after_the_commit(&mut fleet).await;
+    // In no report yet.
+    fleet.a.fake.put_leftover(v1::Leftover {
+        uid: uid.clone(),
+        vm: VM.into(),
+        kind: v1::leftover::Kind::RelinquishedSource.into(),
+        migration: name,
+        ..Default::default()
+    });
+    let list = v1::ListLeftoversRequest::default();
+    let list = support::answer(fleet.clients.hosts.list_leftovers(list).await).unwrap();
+    let uids: Vec<_> = list.leftovers.iter().map(|left| &left.uid).collect();
+    assert_eq!(uids, [&uid]);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_was_refused_while_its_host_was_silent_is_not_carried_out_later() {
+    let mut fleet = Fleet::start().await;
+    let (name, _) = destination_dies_after_the_commit(&mut fleet).await;
+    let (a, a_at) = fleet.a.stop().await;
+    let delete = || v1::DeleteVmRequest {
+        name: VM.into(),
+        ..Default::default()
+    };
+    let refused = support::answer(fleet.clients.vms.delete_vm(delete()).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::HostUnreachable);
+    let advice = &refused.metadata["advice"];
+    assert!(advice.contains("nothing is deleted later"), "{advice}");
+    fleet.a = Agent::serve_at(a, a_at).await;
+    fleet.a.report_to(fleet.server.address()).await;
+    // Longer than the pause between two attempts at what is still wanted.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(!released_source(&fleet.a.fake), "carried out late");
+    assert_eq!(fleet.a.fake.vm(VM).unwrap().state(), State::Relinquished);
+    support::answer(fleet.clients.vms.delete_vm(delete()).await).unwrap();
+    assert!(released_source(&fleet.a.fake), "{name}");
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_died_at_both_ends_is_shown_as_lost_until_it_is_deleted() {
     let mut fleet = Fleet::start().await;
     let before = fleet.clients.vm(VM).await.unwrap();

@@ -4,6 +4,7 @@
 mod cancel;
 mod cancel_held;
 mod clocks;
+mod deleted;
 mod doubt;
 mod ends;
 mod identity;

@@ -51,7 +51,9 @@ async fn a_migration_that_waits_for_a_dead_host_fails_and_names_it() {
     let (first, second) = waits_for_b(&mut fleet).await;
     let waits = fleet
         .clients
-        .wait(&second, |migration| !migration.waiting_for.is_empty())
+        .wait(&second, |migration| {
+            migration.waiting_for.starts_with("hosts/b")
+        })
         .await;
     assert_eq!(
         waits.waiting_for,
@@ -97,7 +99,9 @@ async fn a_restarted_server_fails_what_was_not_begun_when_its_host_does_not_come
     fleet.b.fake.wait_call("held prepare").await;
     let asks = fleet
         .clients
-        .wait(&name, |migration| !migration.waiting_for.is_empty())
+        .wait(&name, |migration| {
+            migration.waiting_for.contains("destination")
+        })
         .await;
     assert_eq!(
         asks.waiting_for,

@@ -238,6 +238,11 @@ impl Fake {
         self.inner.lock().unwrap().vms.get(name).cloned()
     }
 
+    pub fn vm_by_uid(&self, uid: &str) -> Option<v1::Vm> {
+        let inner = self.inner.lock().unwrap();
+        inner.vms.values().find(|vm| vm.uid == uid).cloned()
+    }
+
     /// The VM for who watches it; none when the agent stops.
     fn watched(&self, name: &str) -> Option<v1::Vm> {
         let inner = self.inner.lock().unwrap();
@@ -340,6 +345,10 @@ pub fn vm(name: &str, memory_mib: u64) -> v1::Vm {
             vcpus: 1,
             backend: v1::Backend::Software.into(),
             format: v1::Format::Ept4.into(),
+            dirty_engine: 0,
+            backing: 0,
+            numa_node: None,
+            prefault: false,
             guest: None,
         }),
         state: State::Running.into(),

@@ -218,7 +218,13 @@ impl VmService for Fake {
         &self,
         request: Request<v1::DeleteVmRequest>,
     ) -> Result<Response<v1::DeleteVmResponse>, Status> {
-        let name = request.into_inner().name;
+        let request = request.into_inner();
+        let name = if request.name.is_empty() {
+            let meant = self.vm_by_uid(&request.uid);
+            meant.map_or_else(String::new, |vm| vm.name)
+        } else {
+            request.name
+        };
         let vm = self.change_vm(&name, |_| {})?.into_inner();
         if vm.state() == State::Relinquished {
             return Err(ApiError::new(Reason::StaleEpoch, "handed over").into());
@@ -273,12 +279,38 @@ impl MemoryService for Fake {
         }))
     }
 
+    async fn list_dirty_cursors(
+        &self,
+        _: Request<v1::ListDirtyCursorsRequest>,
+    ) -> Result<Response<v1::ListDirtyCursorsResponse>, Status> {
+        Ok(Response::new(v1::ListDirtyCursorsResponse::default()))
+    }
+
+    async fn measure_dirty_rate(
+        &self,
+        _: Request<v1::MeasureDirtyRateRequest>,
+    ) -> Result<Response<v1::MeasureDirtyRateResponse>, Status> {
+        Ok(Response::new(v1::MeasureDirtyRateResponse::default()))
+    }
+
     async fn invalidate_memory(
         &self,
         _: Request<v1::InvalidateMemoryRequest>,
     ) -> Result<Response<v1::InvalidateMemoryResponse>, Status> {
         Ok(Response::new(v1::InvalidateMemoryResponse {
             pages: 16384,
+            duration_nanos: 1,
+            ..Default::default()
+        }))
+    }
+
+    async fn discard_memory(
+        &self,
+        _: Request<v1::DiscardMemoryRequest>,
+    ) -> Result<Response<v1::DiscardMemoryResponse>, Status> {
+        Ok(Response::new(v1::DiscardMemoryResponse {
+            pages: 4,
+            freed_bytes: 4096,
             duration_nanos: 1,
             ..Default::default()
         }))

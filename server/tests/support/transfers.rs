@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use slat_proto::{
     ApiError, Reason,
+    model::{nanos_timestamp, timestamp_nanos},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role, resolve_transfer_request::Decision,
         transfer_service_server::TransferService, vm::State,
@@ -77,6 +78,7 @@ impl Fake {
                 pages: 16384,
                 ..Default::default()
             }],
+            send_time: Some(self.now()),
         })
     }
 
@@ -97,6 +99,7 @@ impl Fake {
         &self,
         request: v1::PrepareIncomingRequest,
     ) -> Result<v1::PrepareIncomingResponse, Status> {
+        let here = timestamp_nanos(&self.now());
         let mut inner = self.inner.lock().unwrap();
         if let Some(error) = inner.refuse_prepare.take() {
             return Err(error.into());
@@ -116,8 +119,12 @@ impl Fake {
             epoch: vm.epoch,
             ..Default::default()
         };
+        let sent = timestamp_nanos(&request.send_time.unwrap());
+        let made = vm.create_time.as_ref();
+        let made = made.map(|made| nanos_timestamp(here - sent + timestamp_nanos(made)));
         let incoming = v1::Vm {
             state: State::Incoming.into(),
+            create_time: made,
             ..vm
         };
         inner.vms.insert(incoming.name.clone(), incoming);

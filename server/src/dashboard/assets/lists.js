@@ -12,7 +12,7 @@ const KINDS = {
   },
   hosts: {
     states: ['READY', 'UNREACHABLE'],
-    marks: ['unreachable', 'unreported', 'contended', 'cordoned', 'leftovers', 'clock'], sorts: SORTS, draw: drawHosts,
+    marks: ['unreachable', 'unreported', 'contended', 'trouble', 'cordoned', 'leftovers', 'clock'], sorts: SORTS, draw: drawHosts,
   },
   migrations: {
     states: ['RUNNING', 'PRECOPY_ACTIVE', 'IN_DOUBT', 'COMPLETED', 'FAILED', 'CANCELLED'], marks: [], sorts: {}, draw: drawMoves,
@@ -50,14 +50,25 @@ export function drawList(kind, found) {
 
 const column = (rows, rate, unit) => scale(unit, rows.map((row) => row.rates[rate]));
 
+// What a VM's memory is made of: bytes by the size of their pages, largest first.
+function backing(made) {
+  const sizes = [['1 GiB', made.bytes_1g], ['2 MiB', made.bytes_2m], ['4 KiB', made.bytes_4k]];
+  const box = node('span', sizes.filter(([, held]) => held).map(([size, held]) => size + ': ' + bytes(held)).join(', ') || '–', made.shortfall ? 'badge warn' : '');
+  box.title = 'asked for: ' + words(made.asked) + (made.shortfall ? '; ' + made.shortfall : '');
+  return box;
+}
+
 function drawVms(rows) {
   const sent = column(rows, 'sent', 'B/s'), faults = column(rows, 'faults', 'faults/s'), flushes = column(rows, 'flushes', 'flushes/s');
-  fill($('list-table'), [['VM'], ['marks'], ['state'], ['host'], ['uid'], ['backend'], ['memory', 'num'], ['vCPUs', 'num'], ['epoch', 'num'], [faults.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['guest errors', 'num'], ['last seen'], ['note', 'wide']],
+  fill($('list-table'), [['VM'], ['marks'], ['state'], ['host'], ['uid'], ['backend'], ['memory', 'num'], ['in pages of'], ['vCPUs', 'num'], ['epoch', 'num'], [faults.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['guest errors', 'num'], ['last seen'], ['note', 'wide']],
     rows.map((vm) => {
       const notes = [];
       if (vm.migration) { notes.push('migrates: ', moveLink(vm.migration), ' '); }
       if (vm.conflicts.length) notes.push('also ' + vm.conflicts.map((other) => 'on ' + short(other.host) + ' as ' + other.uid).join(', ') + ' ');
       if (vm.dirty_logging) notes.push('dirty logging on ');
+      if (vm.faults_by_tracepoint) notes.push('faults counted by a tracepoint ');
+      if (vm.not_counted.length) notes.push('not counted: ' + vm.not_counted.join(', ') + ' ');
+      if (vm.backing.shortfall) notes.push('smaller pages: ' + vm.backing.shortfall + ' ');
       if (vm.state_message) notes.push(vm.state_message);
       const note = node('span');
       note.append(...(notes.length ? notes : ['–']));
@@ -66,7 +77,7 @@ function drawVms(rows) {
       const old = vm.marks.includes('stale');
       return {
         className: old ? 'old' : '',
-        cells: [short(vm.name), marks(vm.marks), badge(vm.state), hostLink(vm.host), node('code', vm.uid || '–'), vm.backend.toLowerCase() + format, bytes(vm.memory_bytes), String(vm.vcpus), String(vm.epoch), faults.show(vm.rates.faults), flushes.show(vm.rates.flushes), sent.show(vm.rates.sent), errors, old ? ago(vm.last_seen) : 'now', note],
+        cells: [short(vm.name), marks(vm.marks), badge(vm.state), hostLink(vm.host), node('code', vm.uid || '–'), vm.backend.toLowerCase() + format, bytes(vm.memory_bytes), backing(vm.backing), String(vm.vcpus), String(vm.epoch), faults.show(vm.rates.faults), flushes.show(vm.rates.flushes), sent.show(vm.rates.sent), errors, old ? ago(vm.last_seen) : 'now', note],
       };
     }), 'None. Create one: slat create vm web --memory 512MiB');
 }
@@ -77,7 +88,7 @@ function drawHosts(rows) {
     rows.map((h) => {
       const used = node('span');
       used.append(meter(h.memory_used_bytes, h.memory_bytes), ' ' + bytes(h.memory_used_bytes) + ' of ' + bytes(h.memory_bytes));
-      const notes = [h.state_message, h.contender ? 'another agent: ' + h.contender : '', h.leftovers ? h.leftovers + ' leftovers: slat get leftovers' : '',
+      const notes = [h.state_message, h.leftovers ? h.leftovers + (h.leftovers === 1 ? ' leftover' : ' leftovers') + ': slat get leftovers' : '',
         h.clock_offset_millis && h.marks.includes('clock') ? 'its clock is ' + seconds(Math.abs(h.clock_offset_millis) / 1000) + (h.clock_offset_millis > 0 ? ' ahead' : ' behind') : '', h.backend_message];
       return {
         className: h.state === 'READY' ? '' : 'old',

@@ -58,10 +58,11 @@ function drawDowntime(m) {
     return made;
   }));
   const note = m.downtime_seconds === null ? (m.terminal ? 'the VM was not stopped for it' : 'not yet') : seconds(m.downtime_seconds) + ' of ' + seconds(m.max_downtime_seconds) + ' allowed';
-  $('move-downtime-note').textContent = note;
+  const guess = m.predicted_seconds === null ? '' : ', predicted ' + seconds(m.predicted_seconds) + (m.not_predicted && m.not_predicted.length ? ' without ' + m.not_predicted.map(words).join(', ') : '');
+  $('move-downtime-note').textContent = note + guess;
   $('move-downtime').hidden = !m.downtime.length;
-  fill($('move-downtime'), [[''], ['part'], ['took', 'num'], ['share', 'num'], ['what', 'wide']],
-    m.downtime.map((part, index) => ({ cells: [swatch(COLOURS[index]), part.part, seconds(part.seconds), Math.round((part.seconds / whole) * 100) + ' %', part.what] })), '');
+  fill($('move-downtime'), [[''], ['part'], ['took', 'num'], ['predicted', 'num'], ['share', 'num'], ['what', 'wide']],
+    m.downtime.map((part, index) => ({ cells: [swatch(COLOURS[index]), part.part, seconds(part.seconds), seconds(part.predicted), Math.round((part.seconds / whole) * 100) + ' %', part.what] })), '');
 }
 
 function drawChart(m) {

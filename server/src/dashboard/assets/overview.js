@@ -5,8 +5,8 @@ import { drawLines, paint, swatch } from '/assets/charts.js';
 
 export const RATES = { faults: 'Page faults', flushes: 'TLB flushes', flush_requests: 'Flush requests', sent: 'Migration traffic' };
 const NOTES = {
-  faults: 'second-stage page faults', flushes: 'requests for a flush that reached a vCPU',
-  flush_requests: 'requests for a flush of all vCPUs', sent: 'bytes on the wire, by source',
+  faults: 'second-stage page faults, of VMs whose kernel counts them', flushes: 'requests for a flush that reached a vCPU, where the kernel counts those',
+  flush_requests: 'requests for a flush of all vCPUs; flushes of a range are not among them on RISC-V', sent: 'bytes on the wire, by source',
 };
 const WINDOWS = { 60: '1 min', 600: '10 min' };
 

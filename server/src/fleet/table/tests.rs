@@ -406,6 +406,36 @@ fn ready_needs_a_call_back_and_three_failures_end_it() {
 }
 
 #[test]
+fn a_host_that_says_it_can_take_no_vm_is_ready_and_not_chosen_until_it_can() {
+    let at = Instant::now();
+    let mut table = table(at);
+    let say = |table: &mut Table, host: &str, words: &str| {
+        let report = v1::ReportHostRequest {
+            host: host.into(),
+            incarnation: "1".into(),
+            state_message: words.into(),
+            ..Default::default()
+        };
+        table.report(report, at).unwrap();
+    };
+    say(&mut table, "hosts/a", "/state cannot be written");
+    say(&mut table, "hosts/b", "");
+    let shown = table.host("hosts/a", at).unwrap();
+    assert_eq!(shown.state(), HostState::Ready);
+    assert_eq!(shown.state_message, "/state cannot be written");
+    let chosen = table.reserve(&name("one"), &spec(64), None, at).unwrap();
+    assert_eq!(chosen, "hosts/b");
+    say(&mut table, "hosts/b", "/state cannot be written");
+    let refused = table.reserve(&name("two"), &spec(64), None, at);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, Reason::NoHost);
+    assert_eq!(refused.metadata["hosts_in_trouble"], "2");
+    say(&mut table, "hosts/a", "");
+    let chosen = table.reserve(&name("two"), &spec(64), None, at).unwrap();
+    assert_eq!(chosen, "hosts/a");
+}
+
+#[test]
 fn a_cordoned_host_is_not_chosen_and_stays_so() {
     let at = Instant::now();
     let mut table = table(at);

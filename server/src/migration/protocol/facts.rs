@@ -39,9 +39,34 @@ impl MigrationProtocol {
                 self.delete_requested |= self.keeps_source();
                 self.tried.set(Action::ReleaseSource, false);
             }
+            Input::DeleteWithdrawn => self.delete_requested = false,
             Input::FiguresOverdue => self.figures_overdue |= self.awaits_figures(),
             Input::PatienceOver => self.impatient |= self.awaits_hosts(),
+            Input::HostForgotten(side) => self.forget_host(side),
             Input::Retry => {}
+        }
+    }
+
+    fn forget_host(&mut self, side: Side) {
+        let view = match side {
+            Side::Source => &mut self.source,
+            Side::Destination => &mut self.destination,
+        };
+        view.released = true;
+        view.contact = Contact::Silent;
+        if has_ended(self.phase) {
+            return;
+        }
+        if side == Side::Source {
+            self.copy_gone = Some(true);
+        } else if !self.committed() && !self.source.released {
+            let cause = Cause::HostForgotten { side, kept: false };
+            if self.started {
+                // The source decides: it may be handing the VM over at this moment.
+                self.ending.get_or_insert(cause);
+            } else {
+                self.fail(cause, Location::Source);
+            }
         }
     }
 
@@ -74,7 +99,7 @@ impl MigrationProtocol {
             TransferPhase::Precopy => self.precopy = true,
             _ => {}
         }
-        self.source.report(report);
+        self.source.report_once(report);
     }
 
     fn hear_destination(&mut self, report: Report) {
@@ -133,8 +158,10 @@ impl MigrationProtocol {
             }
             // Perhaps it is another one by now, made by a PrepareIncoming that came late: it is
             // looked at again.
-            (Action::ReleaseDestination, _) => self.destination = View::new(false),
-            (Action::ReleaseSource | Action::AskSourceCopy, _)
+            (Action::ReleaseDestination, _) if !self.destination.released => {
+                self.destination = View::new(false);
+            }
+            (Action::ReleaseSource | Action::ReleaseDestination | Action::AskSourceCopy, _)
             | (_, Answer::Nothing | Answer::Done | Answer::Copy { .. } | Answer::Refused { .. }) => {
             }
             (_, Answer::Side(report)) => {
@@ -178,7 +205,7 @@ impl MigrationProtocol {
             return;
         }
         let cause = Cause::Refused(side);
-        if lost {
+        if lost || self.is_forgotten(Side::Source) {
             self.fail(cause, Location::Lost);
         } else if !self.started || self.is_source_out() {
             self.fail(cause, Location::Source);

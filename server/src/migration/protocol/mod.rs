@@ -52,6 +52,11 @@
 //!   heard that it runs: COMPLETED, for the handover is over, and LOST. The source's copy is a last
 //!   copy too. One that died after the source heard it had run for others to see: its source is
 //!   released.
+//! * **A host that was deleted** by order is given up with all that it holds. Of a destination's:
+//!   before the commit the source is ended, whose word decides; after it, it is as if the
+//!   destination had died. Of a source's: the destination is ended, and the VM is LOST, unless it
+//!   was handed over. A destination that waits for the commit of such a source may hold all that is
+//!   left, or what runs on where nobody can see it: IN_DOUBT until an operator takes it or ends it.
 //! * **Silence** is IN_DOUBT when a commit may have happened (the switchover was seen) and the
 //!   source cannot be asked; before that, it is just waiting.
 //! * **A verdict is waited for.** While a comparison of digests was asked for and has no result, a
@@ -111,8 +116,13 @@ impl MigrationProtocol {
         self.in_flight.set(action, true);
         self.stale.set(action, false);
         self.late.set(action, self.is_ticket_dead());
-        // A watch that broke is begun again at once; the driver paces it.
-        let follow = matches!(action, Action::FollowSource | Action::FollowDestination);
+        // A watch that broke is begun again at once; the driver paces it. One of a side that has
+        // ended is over at once, and is a question like any other.
+        let follow = match action {
+            Action::FollowSource => true,
+            Action::FollowDestination => !self.destination.has_ended(),
+            _ => false,
+        };
         self.tried.set(action, !follow);
         match action {
             Action::Prepare => self.prepare_asked = true,

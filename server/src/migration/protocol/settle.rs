@@ -5,7 +5,7 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase, VmLoca
 use super::{
     state::MigrationProtocol,
     view::{Contact, ended_without},
-    words::Cause,
+    words::{Action, Cause, Side},
 };
 use crate::phase::has_ended;
 
@@ -49,7 +49,8 @@ impl MigrationProtocol {
         let source_completed = self.source.said(SidePhase::Completed);
         let completed = if self.destination_completed {
             let source_over = match self.source.contact {
-                Contact::Absent { .. } => true,
+                // One that owned the VM and had no side was asked before a late start reached it.
+                Contact::Absent { owner } => !owner,
                 Contact::Silent => !self.unverified,
                 Contact::Answers => {
                     self.source.has_ended() || self.source.last.is_some_and(|report| report.gone)
@@ -64,12 +65,16 @@ impl MigrationProtocol {
             self.end(Phase::Completed, Location::Destination, None);
         } else if self.destination_died() {
             let gone = match self.source.contact {
-                Contact::Absent { .. } => Some(true),
+                Contact::Absent { owner: false } => Some(true),
                 _ => self.copy_gone,
             };
+            let cause = |kept| match self.is_forgotten(Side::Destination) {
+                true => forgotten_destination(kept),
+                false => Cause::DestinationDied,
+            };
             match gone {
-                Some(true) => self.fail(Cause::DestinationDied, Location::Lost),
-                Some(false) => self.fail(Cause::DestinationDied, Location::Unknown),
+                Some(true) => self.fail(cause(false), Location::Lost),
+                Some(false) => self.fail(cause(true), Location::Unknown),
                 // Neither side can run it; whether a copy is left is being asked.
                 None => self.location = Location::Unknown,
             }
@@ -81,27 +86,37 @@ impl MigrationProtocol {
     fn settle_without_owner(&mut self) {
         let gone = match self.source.contact {
             _ if self.source.said(SidePhase::Completed) => Some(true),
-            Contact::Absent { .. } => Some(true),
+            // A source that owned the VM and had no side was asked before it began: nothing of what
+            // it has since is known.
+            Contact::Absent { owner: false } => Some(true),
             _ => self.copy_gone,
         };
         self.location = Location::Lost;
         if let Some(gone) = gone {
             self.copy_gone = Some(gone);
-            let cause = Cause::OwnerDied { kept: !gone };
+            let kept = !gone;
+            let cause = if self.is_forgotten(Side::Destination) {
+                forgotten_destination(kept)
+            } else {
+                Cause::OwnerDied { kept }
+            };
             self.end(Phase::Completed, Location::Lost, Some(cause));
         }
     }
 
-    /// The destination ended after the commit and never owned the VM.
+    /// The destination ended after the commit and never owned the VM; or its host was given up, and
+    /// with it what is not known of it.
     pub(super) fn destination_died(&self) -> bool {
         self.committed()
             && !self.source.said(SidePhase::Completed)
             && !self.destination_completed
-            && self.destination.at().is_some_and(ended_without)
+            && (self.destination.at().is_some_and(ended_without)
+                || self.is_forgotten(Side::Destination))
     }
 
     fn settle_uncommitted(&mut self) {
         match self.source.contact {
+            _ if self.is_forgotten(Side::Source) => self.settle_without_source_host(),
             Contact::Answers => self.settle_by_source(),
             Contact::Absent { owner: false } => self.settle_without_vm(),
             _ if self.cancel_requested && !self.started => self.cancelled(None),
@@ -152,6 +167,30 @@ impl MigrationProtocol {
         self.go_on();
     }
 
+    /// The source's host was deleted, with the VM unless that was handed over: the destination's
+    /// word ends it. One that holds all of the VM and waits for a commit may be all that is left of
+    /// it: an operator decides about that.
+    fn settle_without_source_host(&mut self) {
+        let cause = Cause::HostForgotten {
+            side: Side::Source,
+            kept: false,
+        };
+        let nobody = !self.prepare_asked
+            || self.is_forgotten(Side::Destination)
+            || self.destination_is_lost();
+        if nobody && !self.in_flight.has(Action::Prepare) {
+            self.fail(cause, Location::Lost);
+            return;
+        }
+        self.ending = Some(cause);
+        if self.switched {
+            self.doubt();
+            self.cause = Some(cause);
+        } else {
+            self.go_on();
+        }
+    }
+
     /// The VM is not at the source, and there is no side.
     fn settle_without_vm(&mut self) {
         if self.is_unstarted() || self.is_ticket_dead() {
@@ -197,5 +236,12 @@ impl MigrationProtocol {
         } else {
             Phase::Pending
         };
+    }
+}
+
+const fn forgotten_destination(kept: bool) -> Cause {
+    Cause::HostForgotten {
+        side: Side::Destination,
+        kept,
     }
 }

@@ -4,7 +4,7 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase, VmLocation as Locat
 
 use super::{
     view::{ActionSet, Contact, View, ended_without},
-    words::{Action, Cause, Durable, Side, Start},
+    words::{Action, Cause, Durable, Report, Side, Start},
 };
 use crate::phase::has_ended;
 
@@ -95,9 +95,14 @@ impl MigrationProtocol {
             relinquished,
             destination_completed: durable.phase == Phase::Completed,
             figures_overdue: false,
-            copy_gone: None,
+            copy_gone: durable.source_released.then_some(true),
             delete_requested: false,
-            ending: None,
+            ending: (durable.destination_released && !has_ended(durable.phase)).then_some(
+                Cause::HostForgotten {
+                    side: Side::Destination,
+                    kept: false,
+                },
+            ),
             destination_cancelled: false,
             out_for_good: false,
             stuck: false,
@@ -192,6 +197,16 @@ impl MigrationProtocol {
         view.contact == Contact::Silent
     }
 
+    /// Before the end: whether that side's host was deleted by order.
+    #[must_use]
+    pub fn is_forgotten(&self, side: Side) -> bool {
+        let view = match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        };
+        view.released && !has_ended(self.phase)
+    }
+
     /// Whether the source was told to begin, perhaps without having heard it.
     #[must_use]
     pub fn is_started(&self) -> bool {
@@ -230,11 +245,11 @@ impl MigrationProtocol {
             && !self.source.said(TransferPhase::Cancelled)
     }
 
-    /// The destination's process owned the VM and died with it.
+    /// The destination owned the VM, and its process died with it or its host was given up with it.
     pub(super) fn owner_died(&self) -> bool {
-        self.destination
-            .last
-            .is_some_and(|report| report.phase == TransferPhase::Completed && report.vm_lost)
+        let ran = self.destination_completed || self.source.said(TransferPhase::Completed);
+        let died = |report: Report| report.phase == TransferPhase::Completed && report.vm_lost;
+        self.destination.last.is_some_and(died) || (ran && self.is_forgotten(Side::Destination))
     }
 
     /// What changes what is wanted.

@@ -20,6 +20,7 @@ pub(super) struct View {
     pub(super) contact: Contact,
     /// The last report; an older truth when `contact` is not `Answers`.
     pub(super) last: Option<Report>,
+    /// Released, or never there. Before the migration's end: its host was deleted by order.
     pub(super) released: bool,
 }
 
@@ -39,6 +40,17 @@ impl View {
     pub(super) fn report(&mut self, report: Report) {
         self.contact = Contact::Answers;
         self.last = Some(report);
+    }
+
+    /// Takes a report of a side that there is once. It may be the answer to a call, and older than
+    /// what was heard meanwhile: a side that ended stays so, and so does a process that is gone.
+    pub(super) fn report_once(&mut self, report: Report) {
+        let gone = self.last.is_some_and(|known| known.gone) || report.gone;
+        let newest = match self.last {
+            Some(known) if self.has_ended() && !side_ended(report.phase) => known,
+            _ => report,
+        };
+        self.report(Report { gone, ..newest });
     }
 
     /// The phase it is in now, as it says or because that was its final one.

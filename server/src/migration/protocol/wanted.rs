@@ -5,7 +5,7 @@ use slat_proto::v1::{MigrationPhase as Phase, TransferPhase as SidePhase};
 use super::{
     state::MigrationProtocol,
     view::{Contact, ended_without},
-    words::{Action, Start},
+    words::{Action, Side, Start},
 };
 use crate::phase::{has_ended, side_ended};
 
@@ -13,13 +13,14 @@ impl MigrationProtocol {
     pub(super) fn wants(&self, action: Action) -> bool {
         match action {
             Action::Persist => false,
+            _ if action.side().is_some_and(|side| self.is_forgotten(side)) => false,
             Action::FollowSource => {
                 self.started && !self.source.released && !self.source.has_ended()
             }
             Action::FollowDestination => {
                 (self.prepared || self.resumed)
                     && !self.destination.released
-                    && !self.destination.has_ended()
+                    && (!self.destination.has_ended() || self.owner_may_have_died())
             }
             _ if has_ended(self.phase) => self.wants_after_the_end(action),
             _ if self.committed() => self.wants_after_the_commit(action),
@@ -35,10 +36,11 @@ impl MigrationProtocol {
                 !self.cancel_requested && (refused || alone)
             }
             Action::CancelDestination => {
-                // A StartOutgoing that may still arrive is to find nobody.
+                // A StartOutgoing that may still arrive is to find nobody; nor is anybody to wait
+                // for a source that was deleted.
+                let needed = self.start_may_land() && self.source.contact != Contact::Answers;
                 self.is_giving_up()
-                    && self.start_may_land()
-                    && self.source.contact != Contact::Answers
+                    && (needed || self.is_forgotten(Side::Source))
                     && !self.in_flight.has(Action::Prepare)
                     && !self.is_ticket_dead()
                     && !self.destination_says(SidePhase::Ready)
@@ -56,8 +58,19 @@ impl MigrationProtocol {
     }
 
     /// The destination's side ended, or is not there, before any commit.
-    fn destination_is_lost(&self) -> bool {
+    pub(super) fn destination_is_lost(&self) -> bool {
         self.destination.at().is_some_and(ended_without) || self.destination.is_absent()
+    }
+
+    /// The destination ran the VM when it was last heard of, and the source, which should end by
+    /// that, does not: it keeps its copy when it learns that the VM died there.
+    fn owner_may_have_died(&self) -> bool {
+        self.stuck
+            && self.committed()
+            && !has_ended(self.phase)
+            && self.destination_says(SidePhase::Completed)
+            && !self.owner_died()
+            && !self.source.has_ended()
     }
 
     /// The source has no side yet and can be told to begin.

@@ -169,6 +169,9 @@ pub enum Input {
     CancelRequested,
     /// The user deletes the VM whose last copy is kept at the source.
     DeleteRequested,
+    /// Nobody waits for that end any more: who asked was told that it did not come. What is under
+    /// way may still do it; nothing is asked for again.
+    DeleteWithdrawn,
     /// The outcome is known and the source's last figures did not come. Fed by a clock, and only
     /// while [`awaits_figures`](super::MigrationProtocol::awaits_figures).
     FiguresOverdue,
@@ -176,6 +179,8 @@ pub enum Input {
     /// clock, and only while [`awaits_hosts`](super::MigrationProtocol::awaits_hosts): nothing was
     /// begun, so a host that is silent once more is as one that was silent in the first life.
     PatienceOver,
+    /// A host was deleted by order, with all that it holds: its side is asked for nothing any more.
+    HostForgotten(Side),
     /// Ask again for what is still wanted. Fed by a clock at any time.
     Retry,
 }
@@ -207,6 +212,13 @@ pub enum Cause {
     },
     /// The source cannot be asked whether the commit happened.
     Doubt,
+    /// A side's host was deleted by order.
+    HostForgotten {
+        /// Whose host.
+        side: Side,
+        /// Of a destination's, after the commit: the source's frozen memory is still there.
+        kept: bool,
+    },
 }
 
 /// What may become of calls of StartOutgoing.
@@ -237,9 +249,9 @@ pub struct Durable {
     pub unverified: bool,
     /// Whether the source may have been told to begin.
     pub start: Start,
-    /// The source's side is released, or there is none.
+    /// The source's side is released, or there is none. Before the end: its host was deleted.
     pub source_released: bool,
-    /// The destination's side is released, or there is none.
+    /// The destination's side is released, or there is none. Before the end: its host was deleted.
     pub destination_released: bool,
 }
 

@@ -1,13 +1,29 @@
-//! When the answers that users wait for are due, and how the migration stands for them.
+//! What is asked of a migration while it runs, when answers are due, and how it stands for them.
 
 use tokio::time::Instant;
 
 use super::{
-    super::{protocol::Action, replies::Standing},
+    super::{
+        protocol::{Action, Input},
+        replies::{Command, Standing},
+    },
     End, Reconciler,
 };
 
 impl Reconciler {
+    pub(super) fn command(&mut self, command: Command) {
+        let input = match command {
+            Command::Cancel(_) => Input::CancelRequested,
+            Command::DeleteKept(_) => Input::DeleteRequested,
+            Command::Forget(side, _) => {
+                tracing::warn!(migration = %self.name(), host = self.caller.subject.host(side), "a side is given up with its host, by order");
+                Input::HostForgotten(side)
+            }
+        };
+        self.replies.push(command);
+        self.feed(input);
+    }
+
     pub(super) fn next_answer(&self) -> Option<Instant> {
         let held = match self.end {
             End::Held { until, .. } => Some(until),
@@ -23,12 +39,16 @@ impl Reconciler {
         let stored = self.protocol.stored();
         let releasing =
             self.protocol.is_in_flight(Action::ReleaseSource) || !self.protocol.is_stored();
-        self.replies.give(Standing {
+        let withdrawn = self.replies.give(Standing {
             migration: &self.on_disk,
             committed: stored.committed,
             may_show_end: matches!(self.end, End::Shown),
             source_released: stored.source_released,
+            destination_released: stored.destination_released,
             releasing,
         });
+        if withdrawn {
+            self.feed(Input::DeleteWithdrawn);
+        }
     }
 }

@@ -5,6 +5,12 @@ use slat_proto::model::duration_nanos;
 
 use super::*;
 
+/// A new one, to host b.
+fn fresh(params: v1::MigrationParams) -> Record {
+    let vm = v1::Vm::default();
+    Record::new("migrations/m".into(), &vm, "hosts/b".into(), params)
+}
+
 #[test]
 fn a_comparison_that_was_given_up_is_stored_as_not_done() {
     for (verify, stored) in [
@@ -16,12 +22,7 @@ fn a_comparison_that_was_given_up_is_stored_as_not_done() {
             verify: verify.into(),
             ..Default::default()
         };
-        let mut record = Record::new(
-            "migrations/m".into(),
-            &v1::Vm::default(),
-            "hosts/b".into(),
-            params,
-        );
+        let mut record = fresh(params);
         assert_eq!(record.durable().unverified, verify != Verify::None);
         let completed = Durable {
             phase: Phase::Completed,
@@ -48,12 +49,7 @@ fn a_comparison_that_was_given_up_is_stored_as_not_done() {
 
 #[test]
 fn histories_that_a_side_left_out_are_kept_and_those_without_bounds_are_bounded() {
-    let mut record = Record::new(
-        "migrations/m".into(),
-        &v1::Vm::default(),
-        "hosts/b".into(),
-        v1::MigrationParams::default(),
-    );
+    let mut record = fresh(v1::MigrationParams::default());
     let side = |progress| v1::Transfer {
         progress: Some(progress),
         ..Default::default()
@@ -87,14 +83,30 @@ fn histories_that_a_side_left_out_are_kept_and_those_without_bounds_are_bounded(
     assert_eq!(now.iterations_between, told.iterations_between);
 }
 
+/// The answer to CancelTransfer may be read after the watch has told the end.
+#[test]
+fn an_answer_from_before_the_sources_end_takes_no_figures_back() {
+    let mut record = fresh(v1::MigrationParams::default());
+    let decided = v1::MigrationProgress {
+        decisions: vec![v1::MigrationDecision::default()],
+        ..Default::default()
+    };
+    let at = Timestamp::default();
+    let told = |phase: v1::TransferPhase, progress| v1::Transfer {
+        phase: phase.into(),
+        progress: Some(progress),
+        ..Default::default()
+    };
+    record.source_figures(&told(v1::TransferPhase::Cancelled, decided), &at);
+    let before = v1::MigrationProgress::default();
+    record.source_figures(&told(v1::TransferPhase::Precopy, before), &at);
+    let progress = record.migration().progress.as_ref().unwrap();
+    assert_eq!(progress.decisions.len(), 1);
+}
+
 #[test]
 fn the_switchover_that_counts_is_the_last_and_precopy_the_first() {
-    let mut record = Record::new(
-        "migrations/m".into(),
-        &v1::Vm::default(),
-        "hosts/b".into(),
-        v1::MigrationParams::default(),
-    );
+    let mut record = fresh(v1::MigrationParams::default());
     let begin = record.migration.create_time.unwrap().seconds;
     let time = |seconds| Timestamp {
         seconds: begin + seconds,
@@ -186,7 +198,7 @@ proptest! {
         moments in prop::collection::vec((moment(), 0..5_000_000_000_i128), 1..40),
     ) {
         let params = v1::MigrationParams::default();
-        let mut record = Record::new("migrations/m".into(), &v1::Vm::default(), "hosts/b".into(), params);
+        let mut record = fresh(params);
         let mut at = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
         let mut ended = false;
         let sides = [SidePhase::Preparing, SidePhase::Precopy, SidePhase::Switchover,
@@ -241,12 +253,7 @@ proptest! {
 fn what_the_source_says_moves_a_phase_back_to_its_true_beginning() {
     let second = 1_000_000_000;
     let params = v1::MigrationParams::default();
-    let mut record = Record::new(
-        "migrations/m".into(),
-        &v1::Vm::default(),
-        "hosts/b".into(),
-        params,
-    );
+    let mut record = fresh(params);
     let begin = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
     let at = |seconds: i128| nanos_timestamp(begin + seconds * second);
     for (seconds, phase) in [(1, Phase::Preparing), (9, Phase::PrecopyActive)] {
@@ -274,12 +281,7 @@ fn what_the_source_says_moves_a_phase_back_to_its_true_beginning() {
 #[test]
 fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
     let params = v1::MigrationParams::default();
-    let mut record = Record::new(
-        "migrations/m".into(),
-        &v1::Vm::default(),
-        "hosts/b".into(),
-        params,
-    );
+    let mut record = fresh(params);
     let begin = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
     let at = |seconds: i128| nanos_timestamp(begin + seconds * 1_000_000_000);
     let side = |phases: &[(SidePhase, i128)]| v1::Transfer {

@@ -1,5 +1,6 @@
 //! The rules of the protocol: by example here, for any inputs in [`random`].
 
+mod forgotten;
 mod random;
 mod world;
 
@@ -327,6 +328,20 @@ fn the_frozen_copy_outlives_a_destination_that_died_after_the_commit() {
 }
 
 #[test]
+fn a_frozen_copy_is_not_deleted_after_its_delete_was_refused() {
+    let mut rig = died_after_the_commit();
+    rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    rig.answer(Action::ReleaseDestination, Answer::Done);
+    assert_eq!(rig.step(Input::DeleteRequested), [Action::ReleaseSource]);
+    rig.answer(Action::ReleaseSource, Answer::Silent);
+    rig.step(Input::DeleteWithdrawn);
+    let again = rig.step(Input::Retry);
+    assert!(!again.contains(&Action::ReleaseSource), "{again:?}");
+    assert!(rig.protocol.keeps_source());
+    assert_eq!(rig.step(Input::DeleteRequested), [Action::ReleaseSource]);
+}
+
+#[test]
 fn a_frozen_copy_that_an_operator_took_back_ends_like_any_side() {
     let mut rig = died_after_the_commit();
     rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
@@ -390,6 +405,38 @@ fn a_copy_outlives_an_owner_that_died_before_the_source_heard_of_it() {
         [Action::ReleaseSource]
     );
     assert_eq!(rig.step(Input::DeleteRequested), [Action::ReleaseSource]);
+}
+
+/// The destination was heard to run the VM, died at once, and its watch was over: nothing but a
+/// question tells why the source does not end.
+#[test]
+fn an_owner_that_dies_after_it_was_heard_of_is_asked_for_again_while_the_source_does_not_end() {
+    let mut rig = Rig::precopy();
+    rig.source(SidePhase::Switchover);
+    rig.source(SidePhase::Relinquished);
+    rig.destination(SidePhase::Completed);
+    rig.step(Input::Answered(Action::FollowDestination, Answer::Nothing));
+    assert!(!rig.protocol.is_in_flight(Action::FollowDestination));
+    // Once for each retry: the answer of a side that has ended comes at once.
+    rig.step(Input::Retry);
+    assert!(rig.protocol.is_in_flight(Action::FollowDestination));
+    rig.destination(SidePhase::Completed);
+    rig.step(Input::Answered(Action::FollowDestination, Answer::Nothing));
+    assert!(!rig.protocol.is_in_flight(Action::FollowDestination));
+    rig.step(Input::Retry);
+    let report = Report {
+        vm_lost: true,
+        gone: true,
+        ..Report::new(SidePhase::Completed)
+    };
+    rig.step(Input::Heard(Side::Destination, report));
+    rig.step(Input::Answered(Action::FollowDestination, Answer::Nothing));
+    rig.answer(Action::AskSourceCopy, Answer::Copy { gone: false });
+    let kept = Cause::OwnerDied { kept: true };
+    assert_eq!(
+        rig.outcome(),
+        (Phase::Completed, Location::Lost, Some(kept))
+    );
 }
 
 #[test]
@@ -467,6 +514,26 @@ fn a_silent_source_does_not_end_a_verification_that_has_no_result() {
     rig.answer(Action::FollowSource, Answer::Silent);
     assert_eq!(rig.protocol.phase(), Phase::Completed);
     assert!(!rig.protocol.awaits_verdict());
+}
+
+/// The answer of StartOutgoing is under way while the side that it began is followed already.
+#[test]
+fn an_answer_that_comes_late_takes_nothing_back_that_is_for_good() {
+    let early = side(SidePhase::Precopy);
+    let gone = Report {
+        gone: true,
+        ..Report::new(SidePhase::Relinquished)
+    };
+    let mut died = Rig::starting();
+    died.step(Input::Heard(Side::Source, gone));
+    died.answer(Action::Start, early);
+    died.destination(SidePhase::Completed);
+    assert_eq!(died.protocol.phase(), Phase::Completed, "at once");
+
+    let mut failed = Rig::starting();
+    failed.source(SidePhase::Failed);
+    failed.answer(Action::Start, early);
+    assert_eq!(failed.protocol.phase(), Phase::Failed);
 }
 
 #[test]

@@ -53,6 +53,9 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(Input::FiguresOverdue),
         1 => Just(Input::PatienceOver),
         1 => Just(Input::DeleteRequested),
+        1 => Just(Input::DeleteWithdrawn),
+        1 => Just(Input::HostForgotten(Side::Source)),
+        1 => Just(Input::HostForgotten(Side::Destination)),
         3 => Just(Input::Retry),
     ]
 }

@@ -392,6 +392,7 @@ impl World {
                 self.deleted |= self.protocol.keeps_source();
                 self.feed(Input::DeleteRequested);
             }
+            236 => self.feed(Input::DeleteWithdrawn),
             _ => self.feed(Input::Admitted),
         }
     }
@@ -439,4 +440,27 @@ proptest! {
             world.advance();
         }
     }
+}
+
+/// Found by chance in 300,000 cases: the source was asked before StartOutgoing arrived, which came
+/// late and had its whole effect; the destination's owner died before anybody heard of the source.
+#[test]
+fn an_absence_from_before_the_start_does_not_end_the_last_copy() {
+    let mut world = World::new();
+    world.feed(Input::Admitted);
+    // Up to Start in flight; two restarts of the server; the source is asked, then Start arrives.
+    for step in [85, 0, 0, 85, 210, 210] {
+        world.step(step, 0);
+    }
+    for (step, pick) in [(0, 110), (0, 0), (0, 0), (0, 69), (130, 0), (0, 29)] {
+        world.step(step, pick);
+    }
+    for step in [130, 130, 130, 130, 230] {
+        world.step(step, 0);
+    }
+    for pick in [17, 0, 0] {
+        world.step(0, pick);
+    }
+    world.settle();
+    assert!(world.deleted, "it was kept until somebody wished its end");
 }
