@@ -16,6 +16,7 @@ use crate::{
     demo,
     failure::Failure,
     output::Format,
+    roles,
     term::out,
 };
 
@@ -35,7 +36,12 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Server(args) => on_runtime(Builder::new_multi_thread(), server::run(args)),
         Command::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
-        Command::Vm(args) => on_runtime(Builder::new_multi_thread(), vm::run(args)),
+        Command::Vm(args) => {
+            // It takes what the confined process has no more, and counts threads from here on.
+            let faults = roles::count_faults();
+            let confined = vm::confine(&args)?;
+            on_runtime(Builder::new_multi_thread(), vm::run(args, confined, faults))
+        }
         Command::Demo(args) => client(Box::pin(demo::run(args))),
         Command::Get(args) => client(Box::pin(get::run(args))),
         Command::Create(args) => client(Box::pin(create::run(args))),
@@ -70,6 +76,9 @@ pub(crate) fn refused(error: &clap::Error, words: impl Iterator<Item = OsString>
         let text = error.to_string();
         let message = text.strip_prefix("error: ").unwrap_or(&text);
         out::report(&Failure::Usage(message.trim_end().to_owned()));
+    } else if error.use_stderr() {
+        // It repeats what was typed, which a script may have from elsewhere.
+        out::say(error.to_string().trim_end());
     } else if let Err(error) = error.print() {
         // Nobody is left to be told when this fails.
         tracing::debug!(%error, "print");

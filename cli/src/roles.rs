@@ -5,11 +5,15 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use slat_daemon::VmCgroup;
 use slat_proto::{
     model::{HostName, PortRange, VmName},
     transport::Address,
+    v1,
 };
 use slat_record::uid::VmUid;
+use slat_vmm::confine::{Confinement, Seccomp};
+pub(crate) use slat_vmm::{FaultEvents, confine::Confined, count_faults};
 
 use crate::failure::{self, Failure};
 
@@ -87,6 +91,10 @@ pub(crate) struct AgentRole {
     pub(crate) data_ip: IpAddr,
     /// Program and first arguments of a VM's process.
     pub(crate) vm_program: Vec<OsString>,
+    /// How it confines that process: what becomes of unlisted system calls, core dumps.
+    pub(crate) vm_confinement: (VmSeccomp, bool),
+    /// Where such processes get cgroups of their own.
+    pub(crate) vm_cgroup: VmCgroup,
     /// For `/metrics`.
     pub(crate) render: Render,
 }
@@ -106,8 +114,18 @@ impl AgentRole {
             memory_bytes: self.memory_bytes,
             data_ip: self.data_ip,
             vm_program: self.vm_program,
+            confinement: v1::VmConfinement {
+                seccomp: self.vm_confinement.0.message().into(),
+                landlock: slat_vmm::confine::landlock_supported(),
+                core_dumps: self.vm_confinement.1,
+                ..Default::default()
+            },
+            vm_cgroup: self.vm_cgroup,
             backends: slat_vmm::available_backends,
+            dirty_rings: slat_vmm::kvm_offers_dirty_rings,
+            huge_pages: slat_vmm::huge_page_pools,
             admit: Arc::new(slat_vmm::handover::preamble::admit_here),
+            fits: slat_vmm::fits_here,
             clock: std::time::SystemTime::now,
             version: VERSION.to_owned(),
             render: Some(self.render),
@@ -128,6 +146,60 @@ impl RunningAgent {
     }
 }
 
+/// What becomes of a system call that a VM process has no leave to make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum VmSeccomp {
+    /// The process ends
+    Kill,
+    /// It is refused, and the VM's log says so
+    #[default]
+    Refuse,
+    /// It is made, and the kernel's audit log says so
+    Log,
+    /// There is no filter
+    Off,
+}
+
+impl VmSeccomp {
+    /// As on a command line.
+    pub(crate) fn word(self) -> &'static str {
+        self.mode().word()
+    }
+
+    fn message(self) -> v1::vm_confinement::Seccomp {
+        match self {
+            Self::Kill => v1::vm_confinement::Seccomp::Kill,
+            Self::Refuse => v1::vm_confinement::Seccomp::Refuse,
+            Self::Log => v1::vm_confinement::Seccomp::Log,
+            Self::Off => v1::vm_confinement::Seccomp::Off,
+        }
+    }
+
+    fn mode(self) -> Seccomp {
+        match self {
+            Self::Kill => Seccomp::Kill,
+            Self::Refuse => Seccomp::Refuse,
+            Self::Log => Seccomp::Log,
+            Self::Off => Seccomp::Off,
+        }
+    }
+}
+
+/// Confines this process to what the VM in `dir` takes. There is no second thread yet.
+pub(crate) fn confine(
+    dir: PathBuf,
+    seccomp: VmSeccomp,
+    core_dumps: bool,
+    looks_up_hosts: bool,
+) -> Result<Confined, RoleError> {
+    Ok(slat_vmm::confine::apply(&Confinement {
+        dir,
+        seccomp: seccomp.mode(),
+        core_dumps,
+        looks_up_hosts,
+    })?)
+}
+
 /// One VM's process, configured.
 pub(crate) struct VmRole {
     /// Its lock, socket and journal.
@@ -142,6 +214,8 @@ pub(crate) struct VmRole {
     pub(crate) data_ip: IpAddr,
     /// On which ports.
     pub(crate) data_ports: PortRange,
+    /// What counts page faults that KVM's statistics lack.
+    pub(crate) faults: FaultEvents,
 }
 
 impl VmRole {
@@ -155,6 +229,7 @@ impl VmRole {
             host: self.host,
             data_ip: self.data_ip,
             data_ports: self.data_ports,
+            faults: self.faults,
         };
         Ok(slat_vmm::process::run(config).await?)
     }

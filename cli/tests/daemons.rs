@@ -140,7 +140,7 @@ fn beyond_loopback_only_when_asked_for_by_name() {
             _ => arguments.to_vec(),
         };
         let (code, _, stderr) = run(&arguments);
-        assert_eq!(code, Some(1), "{stderr}");
+        assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains("--insecure-listen"), "{stderr}");
         assert!(!path.exists(), "refused before anything is made");
     }
@@ -157,7 +157,7 @@ fn more_memory_than_the_machine_has_is_refused() {
         run(&[&all, more].concat())
     };
     let (code, stdout, stderr) = agent(&["--memory", "4096TiB"]);
-    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
     assert!(
         stderr.contains("--memory 4 PiB is more than the "),
         "{stderr}"
@@ -274,4 +274,17 @@ fn a_reader_that_goes_away_is_no_panic() {
         .unwrap();
     assert_eq!(stderr, "");
     assert_eq!(child.wait().unwrap().code(), Some(141));
+}
+
+#[test]
+fn a_word_that_cannot_be_read_is_shown_harmless() {
+    let output = Command::new(env!("CARGO_BIN_EXE_slat"))
+        .args(["get", "vm\u{1b}]0;owned\u{7}s\u{202e}"])
+        .env("CLICOLOR_FORCE", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    assert!(!text.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{text:?}");
 }

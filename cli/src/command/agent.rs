@@ -12,7 +12,7 @@ use crate::{
         self, DaemonArgs, listen, memory, notify, recorder::Recorder, state, stop, telemetry,
     },
     failure::Failure,
-    roles::{self, AgentRole},
+    roles::{self, AgentRole, VmCgroup, VmSeccomp},
     term::units::Size,
 };
 
@@ -76,6 +76,8 @@ pub(crate) struct AgentArgs {
         value_name = "SIZE"
     )]
     vm_log_size: Size,
+    #[command(flatten)]
+    confinement: ConfinementArgs,
     /// Where to keep VMs' sockets and journals, as /srv/slat [default: /var/lib/slat/agent, or the
     /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
@@ -84,6 +86,32 @@ pub(crate) struct AgentArgs {
     insecure: listen::InsecureArgs,
     #[command(flatten)]
     daemon: DaemonArgs,
+}
+
+/// How VM processes are confined.
+#[derive(Clone, Debug, clap::Args)]
+struct ConfinementArgs {
+    /// What becomes of system calls that a VM's process has no leave to make
+    #[arg(
+        long,
+        env = "SLAT_VM_SECCOMP",
+        value_enum,
+        default_value_t,
+        value_name = "MODE"
+    )]
+    vm_seccomp: VmSeccomp,
+    /// Let VMs' processes leave core dumps, which have their guests' memory in them
+    #[arg(long, env = "SLAT_VM_CORE_DUMPS")]
+    vm_core_dumps: bool,
+    /// Cgroup in which each VM gets one of its own, as /sys/fs/cgroup/slat; `auto`: the agent's, if
+    /// it was delegated to it; `none`
+    #[arg(
+        long,
+        env = "SLAT_VM_CGROUP",
+        default_value = "auto",
+        value_name = "CGROUP"
+    )]
+    vm_cgroup: VmCgroup,
 }
 
 /// Runs until told to stop. The VMs stay.
@@ -95,7 +123,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     let data_ip = listen::data_ip(args.listen, args.data_ip)?;
     listen::check("--data-ip", data_ip, args.insecure)?;
     if args.listen.ip().is_unspecified() && args.advertise.is_none() {
-        return Err(Failure::advised(
+        return Err(Failure::value(
             format!(
                 "--listen {} does not say at which address the server reaches this host",
                 args.listen
@@ -122,7 +150,14 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
         state_dir,
         memory_bytes,
         data_ip,
-        vm_program: vm_program(args.data_ports, args.vm_log_size, args.daemon.die_with)?,
+        vm_program: vm_program(
+            args.data_ports,
+            args.vm_log_size,
+            &args.confinement,
+            args.daemon.die_with,
+        )?,
+        vm_confinement: (args.confinement.vm_seccomp, args.confinement.vm_core_dumps),
+        vm_cgroup: args.confinement.vm_cgroup,
         render: recorder.render(),
     }
     .start()
@@ -141,6 +176,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
 fn vm_program(
     data_ports: PortRange,
     log_size: Size,
+    confinement: &ConfinementArgs,
     die_with: Option<u32>,
 ) -> Result<Vec<OsString>, Failure> {
     let program = std::env::current_exe()
@@ -148,6 +184,10 @@ fn vm_program(
     let mut command = vec![program.into_os_string(), "vm".into()];
     command.extend(["--data-ports".into(), data_ports.to_string().into()]);
     command.extend(["--log-size".into(), format!("{}B", log_size.0).into()]);
+    command.extend(["--seccomp".into(), confinement.vm_seccomp.word().into()]);
+    if confinement.vm_core_dumps {
+        command.push("--core-dumps".into());
+    }
     if let Some(pid) = die_with {
         command.extend(["--die-with".into(), pid.to_string().into()]);
     }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use slat_proto::{
     json::to_json,
-    model::{Format as TableFormat, HostName, VmName, VmSpec},
+    model::{Format as TableFormat, HostName, MemoryBacking, VmName, VmSpec},
     v1,
 };
 
+use super::populated::populated;
 use crate::{
     client::{ClientArgs, Session},
     failure::Failure,
@@ -26,6 +27,8 @@ Examples:
   slat create vm web --pattern hot-cold --fill random --host host-a
   slat create vm web --image guest.img --no-start
   slat create vm web --pattern random --write-percent 50 --seed 7
+  slat create vm web --memory 4GiB --backing hugetlb-2m   2 MiB pages that the host set aside
+  slat create vm web --memory 4GiB --prefault --numa-node 0
   slat create vm web --dry-run                            check everything, build nothing
 
 The guest is memstress, which writes its memory, stamps every page and counts every stamp
@@ -75,6 +78,61 @@ impl BackendChoice {
             Self::Kvm => v1::Backend::Kvm,
             Self::Software => v1::Backend::Software,
         }
+    }
+}
+
+/// How written pages are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DirtyEngineChoice {
+    /// The host's choice, by what it has and by the VM's size
+    #[default]
+    Auto,
+    /// One bit a page
+    Bitmap,
+    /// One ring of written pages a vCPU; KVM only
+    Ring,
+}
+
+impl DirtyEngineChoice {
+    /// As a message.
+    pub(crate) fn to_message(self) -> v1::DirtyEngine {
+        match self {
+            Self::Auto => v1::DirtyEngine::Unspecified,
+            Self::Bitmap => v1::DirtyEngine::Bitmap,
+            Self::Ring => v1::DirtyEngine::Ring,
+        }
+    }
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackingChoice {
+    /// 2 MiB pages where they are cheap, made afterwards elsewhere; needs no setting of the host
+    #[default]
+    Auto,
+    /// What transparent huge pages give at a touch; the host's shmem_enabled must allow it
+    Thp,
+    /// 2 MiB pages that the host set aside, all reserved when the VM is made
+    #[value(name = "hugetlb-2m")]
+    Hugetlb2M,
+    /// 1 GiB pages that the host set aside; memory in steps of 1GiB
+    #[value(name = "hugetlb-1g")]
+    Hugetlb1G,
+    /// 4 KiB pages alone
+    Small,
+}
+
+impl BackingChoice {
+    /// As a message.
+    pub(crate) fn to_message(self) -> v1::MemoryBacking {
+        match self {
+            Self::Auto => MemoryBacking::Auto,
+            Self::Thp => MemoryBacking::Thp,
+            Self::Hugetlb2M => MemoryBacking::Hugetlb2M,
+            Self::Hugetlb1G => MemoryBacking::Hugetlb1G,
+            Self::Small => MemoryBacking::Small,
+        }
+        .to_message()
     }
 }
 
@@ -154,6 +212,15 @@ struct VmOptions {
     /// Guest memory with its unit, as 2GiB: at least 8MiB, in steps of 2MiB
     #[arg(long, default_value = "512MiB", value_name = "SIZE")]
     memory: Size,
+    /// What guest memory is made of, as hugetlb-2m; a migration keeps it
+    #[arg(long, value_enum, default_value_t, value_name = "BACKING")]
+    backing: BackingChoice,
+    /// Memory of this NUMA node of the host alone, as 0 [default: any]
+    #[arg(long, value_name = "NODE")]
+    numa_node: Option<u32>,
+    /// Populate all of its memory before it starts, and show how far that is
+    #[arg(long)]
+    prefault: bool,
     /// Virtual CPUs, as 2: 1 to 64
     #[arg(long, default_value_t = 1, value_name = "N")]
     vcpus: u32,
@@ -163,6 +230,9 @@ struct VmOptions {
     /// Layout of page-table entries, as sv48x4; software backend only [default: ept4]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<FormatChoice>,
+    /// How written pages are told, as ring
+    #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
+    dirty_engine: DirtyEngineChoice,
     /// Host to place it on, as host-a [default: the one with most free memory]
     #[arg(long, value_name = "HOST")]
     host: Option<HostName>,
@@ -232,6 +302,10 @@ impl VmOptions {
             vcpus: self.vcpus,
             backend: self.backend.to_message().into(),
             format: self.format.map_or(0, |format| format.to_message().into()),
+            dirty_engine: self.dirty_engine.to_message().into(),
+            backing: self.backing.to_message().into(),
+            numa_node: self.numa_node,
+            prefault: self.prefault,
             guest: Some(self.guest()?),
         };
         // The server checks again. Here a mistake costs no round trip and has exit code 2.
@@ -279,6 +353,7 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
         .map_err(|status| Failure::call(format!("create {name}"), status))?
         .into_inner();
     if !options.no_start && !options.dry_run {
+        populated(&session, &vm).await?;
         let request = v1::StartVmRequest {
             // By its uid, too: another VM of that name is none of this command's business.
             name: vm.name.clone(),
@@ -355,10 +430,20 @@ mod tests {
     }
 
     #[test]
+    fn every_backing_of_the_api_can_be_named() {
+        for backing in MemoryBacking::ALL {
+            let options = options(&format!("web --memory 1GiB --backing {backing}"));
+            let spec = options.spec().unwrap();
+            assert_eq!(spec.backing(), backing.to_message());
+        }
+    }
+
+    #[test]
     fn options_reach_the_message() {
         let spec = options(
             "web --memory 1GiB --vcpus 2 --backend software --format sv48x4 --pattern hot-cold \
-             --write-percent 50 --dirty-rate 64MiB/s --fill random --seed 7",
+             --write-percent 50 --dirty-rate 64MiB/s --fill random --seed 7 --dirty-engine ring \
+             --numa-node 1 --prefault",
         )
         .spec()
         .unwrap();
@@ -366,6 +451,8 @@ mod tests {
         assert_eq!(spec.vcpus, 2);
         assert_eq!(spec.backend(), v1::Backend::Software);
         assert_eq!(spec.format(), v1::Format::Sv48x4);
+        assert_eq!(spec.dirty_engine(), v1::DirtyEngine::Ring);
+        assert_eq!((spec.numa_node, spec.prefault), (Some(1), true));
         let Some(v1::vm_spec::Guest::Memstress(guest)) = spec.guest else {
             panic!("no memstress");
         };
@@ -381,6 +468,7 @@ mod tests {
         for line in [
             "web --memory 3MiB",
             "web --vcpus 0",
+            "web --memory 512MiB --backing hugetlb-1g",
             "web --write-percent 101",
             "web --backend kvm --format ept4",
         ] {

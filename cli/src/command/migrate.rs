@@ -307,6 +307,7 @@ fn outcome(migration: &v1::Migration) -> Result<(), Failure> {
 /// A migration without success, in the words of its error.
 fn ended(migration: &v1::Migration, how: &str, reason: Reason, code: u8) -> Failure {
     let place = migration.vm_location().as_str_name();
+    let place = place.trim_start_matches("VM_LOCATION_");
     let mut error = ApiError::new(reason, "");
     if let Some(known) = &migration.error {
         error.message = known.message.clone();
@@ -414,7 +415,7 @@ mod tests {
         let text = failure.render();
         assert!(text.contains("its process died there"), "{text}");
         let error = &failure.document().unwrap()["error"];
-        assert_eq!(error["metadata"]["vm_location"], "VM_LOCATION_LOST");
+        assert_eq!(error["metadata"]["vm_location"], "LOST");
         let advice = error["advice"].as_str().unwrap();
         assert!(advice.contains("slat adopt vm"), "{advice}");
     }
@@ -444,7 +445,7 @@ mod tests {
             error["message"],
             "migrations/m1 failed: --max-iterations 30 reached"
         );
-        assert_eq!(error["metadata"]["vm_location"], "VM_LOCATION_SOURCE");
+        assert_eq!(error["metadata"]["vm_location"], "SOURCE");
         let advice = error["advice"].as_str().unwrap();
         assert!(advice.contains("--max-bandwidth"), "{advice}");
     }

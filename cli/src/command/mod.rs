@@ -15,6 +15,7 @@ pub(crate) mod man;
 pub(crate) mod memory;
 pub(crate) mod migrate;
 pub(crate) mod patience;
+mod populated;
 pub(crate) mod server;
 pub(crate) mod several;
 pub(crate) mod target;

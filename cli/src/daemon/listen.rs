@@ -18,7 +18,7 @@ pub(crate) fn check(option: &str, address: IpAddr, insecure: InsecureArgs) -> Re
     if address.is_loopback() || insecure.insecure_listen {
         return Ok(());
     }
-    Err(Failure::advised(
+    Err(Failure::value(
         format!(
             "{option} {address} is not loopback, and there is no TLS and no authentication yet: \
              anyone who reaches it could pause, move and delete VMs"
@@ -30,12 +30,12 @@ pub(crate) fn check(option: &str, address: IpAddr, insecure: InsecureArgs) -> Re
 /// The address pages are received at: the one given, or the one it listens on.
 pub(crate) fn data_ip(listen: SocketAddr, given: Option<IpAddr>) -> Result<IpAddr, Failure> {
     match given {
-        Some(ip) if ip.is_unspecified() => Err(Failure::advised(
+        Some(ip) if ip.is_unspecified() => Err(Failure::value(
             format!("--data-ip {ip} is no address other hosts can send pages to"),
             "give one address of this host",
         )),
         Some(ip) => Ok(ip),
-        None if listen.ip().is_unspecified() => Err(Failure::advised(
+        None if listen.ip().is_unspecified() => Err(Failure::value(
             format!("--listen {listen} does not say at which address other hosts reach this one"),
             "add --data-ip ADDRESS (for pages) and --advertise ADDRESS:PORT (for calls)",
         )),

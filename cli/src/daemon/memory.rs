@@ -65,7 +65,7 @@ pub(crate) fn for_vms(given: Option<Size>) -> Result<u64, Failure> {
 fn choose(given: Option<Size>, ceiling: Option<Ceiling>) -> Result<u64, Failure> {
     match (given, ceiling) {
         (Some(Size(0)), _) => Err(Failure::Usage("--memory 0 leaves no VM any memory".into())),
-        (Some(given), Some(ceiling)) if given.0 > ceiling.bytes => Err(Failure::advised(
+        (Some(given), Some(ceiling)) if given.0 > ceiling.bytes => Err(Failure::value(
             format!("--memory {given} is more than {ceiling}"),
             format!(
                 "leave some to the host: --memory {}MiB, which is the default here",

@@ -99,7 +99,7 @@ pub(crate) fn install_to(
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         lines.with_ansi(colours).with_filter(filter).boxed()
     };
-    let provider = exporter_wanted().then(|| provider(role)).transpose()?;
+    let provider = exports_traces().then(|| provider(role)).transpose()?;
     let traces = provider.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("slat"))
@@ -113,7 +113,8 @@ pub(crate) fn install_to(
     Ok(Telemetry { provider })
 }
 
-fn exporter_wanted() -> bool {
+/// Whether this process exports traces.
+pub(crate) fn exports_traces() -> bool {
     [
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",

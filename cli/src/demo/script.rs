@@ -47,6 +47,10 @@ pub(super) fn spec(args: &DemoArgs) -> Result<v1::VmSpec, Failure> {
         vcpus: args.vcpus,
         backend: args.backend.to_message().into(),
         format: args.format.map_or(0, |format| format.to_message().into()),
+        dirty_engine: 0,
+        backing: 0,
+        numa_node: None,
+        prefault: false,
         guest: Some(v1::vm_spec::Guest::Memstress(v1::Memstress {
             dirty_rate_bytes_per_second: Some(args.dirty_rate.0),
             // Every page has contents, so that every page must really arrive.

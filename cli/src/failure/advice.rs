@@ -133,6 +133,10 @@ fn by_reason(error: &ApiError) -> String {
         Reason::DstNoMemory | Reason::NoMemory | Reason::NoHost => {
             "slat get hosts shows what is free; choose less memory or another host"
         }
+        Reason::NoSuchNode => "take one of its nodes, another host, or no --numa-node",
+        Reason::NoHugePages => {
+            "set more pages aside there (vm.nr_hugepages), or take --backing auto"
+        }
         Reason::NotConverging | Reason::CompletionTimeout => {
             "allow a longer --max-downtime, or --on-timeout force-switchover"
         }

@@ -15,16 +15,24 @@ pub(super) fn of(failure: &Failure) -> Option<Value> {
     let exit = failure.exit_code();
     match failure {
         Failure::Usage(message) => Some(document(
-            code_name(Code::InvalidArgument),
+            &code_name(Code::InvalidArgument),
             Reason::BadParameter.as_str(),
             message,
             &json!({}),
             "slat help, or --help after the command",
             exit,
         )),
+        Failure::Value { message, advice } => Some(document(
+            &code_name(Code::InvalidArgument),
+            Reason::BadParameter.as_str(),
+            message,
+            &json!({}),
+            advice,
+            exit,
+        )),
         Failure::Local { message, advice } => {
             let code = code_name(Code::Internal);
-            Some(document(code, "LOCAL", message, &json!({}), advice, exit))
+            Some(document(&code, "LOCAL", message, &json!({}), advice, exit))
         }
         Failure::Api { doing, error } => Some(api(
             &format!("cannot {doing}: {}", error.message),
@@ -43,7 +51,7 @@ pub(super) fn of(failure: &Failure) -> Option<Value> {
 
 fn api(message: &str, error: &ApiError, exit: u8) -> Value {
     document(
-        code_name(error.reason.code()),
+        &code_name(error.reason.code()),
         error.reason.as_str(),
         &in_options(message),
         &json!(error.metadata),

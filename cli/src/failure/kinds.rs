@@ -19,6 +19,13 @@ Exit codes:
 pub(crate) enum Failure {
     /// The command line makes no sense; the sentence says why.
     Usage(String),
+    /// A value that cannot be used on this machine; one sentence, and what to give instead.
+    Value {
+        /// What is wrong with it.
+        message: String,
+        /// What to do next.
+        advice: String,
+    },
     /// Something local failed; one sentence, and what to do about it.
     Local {
         /// What failed.
@@ -60,6 +67,14 @@ impl Failure {
     /// Something local failed and this is the way out.
     pub(crate) fn advised(message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Local {
+            message: message.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// A value cannot be used on this machine.
+    pub(crate) fn value(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Value {
             message: message.into(),
             advice: advice.into(),
         }
@@ -127,7 +142,7 @@ impl Failure {
     /// For the process's exit.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Value { .. } => 2,
             Self::Local { .. } => 1,
             Self::Api { error, .. } => exit_code(error),
             Self::Ended { code, .. } | Self::Said(code) => *code,

@@ -54,7 +54,7 @@ mod tests {
     fn an_answer_says_what_where_and_what_next() {
         let error = ApiError::new(Reason::ConnectionLost, "the stream to hosts/b broke")
             .with("vm", "vms/web")
-            .with("vm_location", "VM_LOCATION_SOURCE")
+            .with("vm_location", "SOURCE")
             .with("advice", "try again: slat migrate web --to b");
         let failure = Failure::api("migrate vms/web to hosts/b", error);
         assert_eq!(

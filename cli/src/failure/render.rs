@@ -13,7 +13,9 @@ pub(super) fn text(failure: &Failure, typed: &str) -> String {
             format!("error: {message}\n  next: slat help, or --help after the command")
         }
         Failure::Local { message, advice } if advice.is_empty() => format!("error: {message}"),
-        Failure::Local { message, advice } => format!("error: {message}\n  next: {advice}"),
+        Failure::Local { message, advice } | Failure::Value { message, advice } => {
+            format!("error: {message}\n  next: {advice}")
+        }
         Failure::Api { doing, error } => api(doing, error, typed),
         Failure::Ended { what, error, .. } if error.message.is_empty() => {
             format!("error: {what} ({})", error.reason)
@@ -82,10 +84,24 @@ fn api(doing: &str, error: &ApiError, typed: &str) -> String {
     if twins.is_empty() {
         add("next:", &advice::of(error));
     }
-    for (uid, _) in &twins {
-        add("type:", &format!("{typed} --uid {uid}"));
+    for (uid, host) in &twins {
+        // One that is there already cannot move there.
+        if !goes_to(typed, host) {
+            add("type:", &format!("{typed} --uid {uid}"));
+        }
     }
     text
+}
+
+/// Whether the command that was typed names `host` as where a VM is to go.
+fn goes_to(typed: &str, host: &str) -> bool {
+    let words: Vec<&str> = typed.split_whitespace().collect();
+    let named = |word: &str| word.strip_prefix("hosts/").unwrap_or(word) == host;
+    let apart = words
+        .windows(2)
+        .any(|two| two[0] == "--to" && named(two[1]));
+    let joined = words.iter().filter_map(|word| word.strip_prefix("--to="));
+    apart || joined.into_iter().any(named)
 }
 
 /// The VMs behind a NAME_CONFLICT: uid and host of each. Empty for any other error, and when the
@@ -113,7 +129,7 @@ fn twins(error: &ApiError) -> Vec<(&str, &str)> {
 
 /// A place as people say it; unknown words are shown as they came.
 pub(crate) fn location_words(place: &str) -> &str {
-    match place.trim_start_matches("VM_LOCATION_") {
+    match place {
         "SOURCE" | "source" => "on the source",
         "DESTINATION" | "destination" => "on the destination",
         "PAUSED_BOTH" | "paused_both" => {
@@ -145,6 +161,11 @@ mod tests {
              type:   slat delete vm web --uid u-2"
         );
         assert_eq!(failure.exit_code(), 4);
+        for typed in ["slat migrate web --to b", "slat migrate web --to=hosts/b"] {
+            let text = text(&failure, typed);
+            assert!(text.contains("--uid u-1"), "{text}");
+            assert!(!text.contains("--uid u-2"), "{text}");
+        }
     }
 
     #[test]

@@ -42,16 +42,72 @@ fn memory(host: &v1::Host) -> Cell {
 /// What an operator must know beside the state.
 fn remarks(host: &v1::Host) -> Vec<String> {
     let mut remarks = Vec::new();
+    // It names another agent of this name, too.
     if !host.state_message.is_empty() {
         remarks.push(host.state_message.clone());
     }
-    if !host.contender.is_empty() {
-        remarks.push(format!("its name is claimed by {} too", host.contender));
-    }
-    if host.leftovers > 0 {
-        remarks.push(format!("{} leftovers: slat get leftovers", host.leftovers));
+    match host.leftovers {
+        0 => {}
+        1 => remarks.push("1 leftover: slat get leftovers".to_owned()),
+        several => remarks.push(format!("{several} leftovers: slat get leftovers")),
     }
     remarks
+}
+
+/// How VM processes are confined; empty for agents that do not say.
+fn confinement(host: &v1::Host) -> (String, String) {
+    let Some(confinement) = &host.vm_confinement else {
+        return Default::default();
+    };
+    let seccomp = short(confinement.seccomp().as_str_name(), "SECCOMP_").to_lowercase();
+    let landlock = confinement
+        .landlock
+        .map_or_else(|| "none".to_owned(), |version| version.to_string());
+    let dumps = if confinement.core_dumps {
+        ", core dumps"
+    } else {
+        ""
+    };
+    let cgroup = match (
+        confinement.cgroup.as_str(),
+        confinement.cgroup_message.as_str(),
+    ) {
+        ("", why) => format!("the agent's ({why})"),
+        (cgroup, "") => cgroup.to_owned(),
+        (cgroup, lacks) => format!("{cgroup} ({lacks})"),
+    };
+    let processes = format!("seccomp {seccomp}, landlock {landlock}, no capabilities{dumps}");
+    (processes, cgroup)
+}
+
+/// The pages that it set aside: `2 MiB: 12 of 20 free; node 0: 2 MiB: ...`. Empty when its agent
+/// does not say; pools of nodes are left out where there is one node.
+fn huge_pages(host: &v1::Host) -> String {
+    let Some(huge) = &host.huge_pages else {
+        return String::new();
+    };
+    let nodes = huge.pools.iter().filter_map(|pool| pool.node);
+    let several = nodes.clone().min() != nodes.max();
+    let told: Vec<String> = huge
+        .pools
+        .iter()
+        .filter(|pool| pool.node.is_none() || several)
+        .map(|pool| {
+            let node = pool
+                .node
+                .map_or_else(String::new, |node| format!("node {node}, "));
+            format!(
+                "{node}{}: {} of {} free",
+                Size(pool.page_bytes),
+                pool.free_pages,
+                pool.total_pages
+            )
+        })
+        .collect();
+    if told.is_empty() {
+        return "its kernel has none to set aside".to_owned();
+    }
+    told.join("; ")
 }
 
 impl Resource for v1::Host {
@@ -83,12 +139,20 @@ impl Resource for v1::Host {
 
     fn page(&self, colours: bool) -> String {
         let table = Table::new(&heads::<Self>(false), colours).render(&[cells(self, false)]);
+        let (processes, cgroup) = confinement(self);
         let more = fields(&[
             ("note", remarks(self).join("; ")),
             ("version", self.version.clone()),
             ("uid", self.uid.clone()),
             ("incarnation", self.incarnation.clone()),
             ("backends", self.backend_message.clone()),
+            ("VM processes", processes),
+            ("VM cgroups", cgroup),
+            (
+                "dirty rings",
+                if self.dirty_rings { "yes" } else { "no" }.to_owned(),
+            ),
+            ("pages set aside", huge_pages(self)),
             (
                 "cordoned",
                 if self.cordoned {
@@ -115,11 +179,80 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_vm_processes_may_do_is_told_as_it_is() {
+        use v1::vm_confinement::Seccomp;
+        let mut host = v1::Host {
+            name: "hosts/a".into(),
+            ..Default::default()
+        };
+        assert!(!host.page(false).contains("VM processes"), "an older agent");
+        host.vm_confinement = Some(v1::VmConfinement {
+            seccomp: Seccomp::Refuse.into(),
+            cgroup_message: "not delegated".into(),
+            ..Default::default()
+        });
+        let page = host.page(false);
+        assert!(
+            page.contains("seccomp refuse, landlock none, no capabilities"),
+            "{page}"
+        );
+        assert!(page.contains("the agent's (not delegated)"), "{page}");
+        host.vm_confinement = Some(v1::VmConfinement {
+            seccomp: Seccomp::Off.into(),
+            landlock: Some(6),
+            core_dumps: true,
+            cgroup: "/sys/fs/cgroup/slat".into(),
+            cgroup_message: String::new(),
+        });
+        let page = host.page(false);
+        assert!(
+            page.contains("seccomp off, landlock 6, no capabilities, core dumps"),
+            "{page}"
+        );
+        assert!(page.contains("/sys/fs/cgroup/slat\n"), "{page}");
+    }
+
+    #[test]
+    fn the_pages_set_aside_are_told_by_size_and_by_node_where_there_are_several() {
+        let pool = |page_bytes, node, free_pages| v1::HugePagePool {
+            page_bytes,
+            node,
+            total_pages: 20,
+            free_pages,
+        };
+        let mut host = v1::Host {
+            name: "hosts/a".into(),
+            ..Default::default()
+        };
+        assert!(!host.page(false).contains("pages set aside"));
+        host.huge_pages = Some(v1::HugePages::default());
+        assert!(host.page(false).contains("its kernel has none"));
+        let mut pools = vec![
+            pool(2 << 20, None, 12),
+            pool(1 << 30, None, 0),
+            pool(2 << 20, Some(0), 5),
+        ];
+        host.huge_pages = Some(v1::HugePages {
+            pools: pools.clone(),
+        });
+        let page = host.page(false);
+        assert!(
+            page.ends_with("2 MiB: 12 of 20 free; 1 GiB: 0 of 20 free"),
+            "{page}"
+        );
+        pools.push(pool(2 << 20, Some(1), 7));
+        host.huge_pages = Some(v1::HugePages { pools });
+        let page = host.page(false);
+        assert!(page.contains("node 1, 2 MiB: 7 of 20 free"), "{page}");
+    }
+
+    #[test]
     fn a_cordon_a_rival_and_leftovers_are_seen_in_the_table() {
         let host = v1::Host {
             name: "hosts/a".into(),
             state: v1::host::State::Ready.into(),
             cordoned: true,
+            state_message: "another agent, 10.0.0.9:7401 (h-2), registers too".into(),
             contender: "10.0.0.9:7401 (h-2)".into(),
             leftovers: 2,
             ..Default::default()
@@ -130,7 +263,7 @@ mod tests {
             .collect();
         assert_eq!(row[1], "READY,CORDONED");
         let note = row.last().unwrap();
-        assert!(note.contains("claimed by 10.0.0.9:7401 (h-2)"), "{note}");
+        assert_eq!(note.matches("10.0.0.9:7401 (h-2)").count(), 1, "{note}");
         assert!(note.contains("2 leftovers"), "{note}");
     }
 }

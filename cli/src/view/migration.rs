@@ -146,7 +146,7 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
     let mut lines = trouble(migration).to_vec();
     let place = match (migration.phase(), migration.vm_location()) {
         (v1::MigrationPhase::Failed, v1::VmLocation::Unknown) => {
-            "nowhere that it runs: its frozen copy is kept at the source"
+            "nowhere that it ran when this ended: a frozen copy was left at the source"
         }
         (v1::MigrationPhase::InDoubt, v1::VmLocation::Unknown) => {
             "not known: the source cannot be asked, and the destination does not say"

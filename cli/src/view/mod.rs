@@ -13,6 +13,7 @@ mod words;
 pub(crate) use leftover::leftover_words;
 pub(crate) use pace::iterations;
 pub(crate) use progress::Progress;
+pub(crate) use vm::prefault;
 pub(crate) use words::{
-    backend, ended, format, id, per_second, phase, span, verification, vm_state,
+    backend, ended, format, id, per_second, phase, short, span, verification, vm_state,
 };

@@ -21,7 +21,7 @@ pub(crate) fn id(name: &str) -> &str {
     if id.is_empty() { NONE } else { id }
 }
 
-pub(super) fn short<'a>(name: &'a str, prefix: &str) -> &'a str {
+pub(crate) fn short<'a>(name: &'a str, prefix: &str) -> &'a str {
     name.strip_prefix(prefix).unwrap_or(name)
 }
 

@@ -20,6 +20,25 @@ use crate::{
     },
 };
 
+/// How pages are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum FormatChoice {
+    /// First frame and number
+    #[default]
+    Ranges,
+    /// One bit a page, in pieces
+    Bitmap,
+}
+
+impl FormatChoice {
+    fn to_message(self) -> v1::DirtyFormat {
+        match self {
+            Self::Ranges => v1::DirtyFormat::Ranges,
+            Self::Bitmap => v1::DirtyFormat::Bitmap,
+        }
+    }
+}
+
 /// Options of `slat memory dirty`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct DirtyArgs {
@@ -37,6 +56,9 @@ pub(super) struct DirtyArgs {
     /// With --watch: how often to look, as 250ms
     #[arg(long, default_value = "1s", value_name = "DURATION")]
     interval: Span,
+    /// Answer with a bitmap in place of ranges: shorter where writes are scattered
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: FormatChoice,
     /// End the reader; dirty logging goes off with the last one
     #[arg(long)]
     pub(super) stop: bool,
@@ -51,6 +73,8 @@ async fn harvest(
         vm: args.vm.name(),
         cursor: args.cursor.id().to_owned(),
         acknowledge_batch,
+        format: args.format.to_message().into(),
+        max_items: 0,
         uid: args.vm.uid(),
         host: args.vm.host(),
     };
@@ -84,16 +108,29 @@ pub(super) async fn stop(session: &Session, args: &DirtyArgs) -> Result<(), Fail
 }
 
 fn batch_text(batch: &v1::HarvestDirtyPagesResponse) -> String {
+    let (what, number) = if batch.bitmaps.is_empty() {
+        ("ranges", batch.ranges.len())
+    } else {
+        ("pieces of bitmap", batch.bitmaps.len())
+    };
     let mut text = format!(
-        "batch {}: {} dirty pages ({}) in {} ranges",
+        "batch {}: {} dirty pages ({}) in {number} {what}",
         batch.batch,
         batch.dirty_pages,
         Size(batch.dirty_pages.saturating_mul(PAGE_SIZE)),
-        batch.ranges.len()
     );
+    if batch.more {
+        text.push_str("; more with the next batch");
+    }
     for range in &batch.ranges {
         let base = u128::from(range.gfn) * u128::from(PAGE_SIZE);
         text.push_str(&format!("\n  {base:#014x}  {} pages", range.pages));
+    }
+    for piece in &batch.bitmaps {
+        let base = u128::from(piece.gfn) * u128::from(PAGE_SIZE);
+        let dirty: u32 = piece.bits.iter().map(|byte| byte.count_ones()).sum();
+        let of = piece.bits.len() * 8;
+        text.push_str(&format!("\n  {base:#014x}  {dirty} of {of} pages"));
     }
     text
 }
@@ -145,7 +182,9 @@ async fn watch_loop(
             out::line(batch_text(&batch))?;
         }
         acknowledged = batch.batch;
-        tokio::time::sleep(pause).await;
+        if !batch.more {
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 
@@ -162,7 +201,6 @@ mod tests {
                 gfn: 0x200,
                 pages: 3,
             }],
-            created: false,
             ..Default::default()
         };
         assert_eq!(

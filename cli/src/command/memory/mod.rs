@@ -1,18 +1,24 @@
-//! `slat memory`: a VM's slots ([`slots`]), dirty pages ([`dirty`]), mappings and digest.
+//! `slat memory`: a VM's slots ([`slots`], many at once: [`batch`]), dirty pages ([`dirty`]),
+//! their readers ([`cursors`]) and rate ([`rate`]), mappings, pages given back, and digest.
 //!
 //! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and
 //! leaves it unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe;
 //! `--watch` acknowledges each batch after printing it. A cursor keeps dirty logging on: a watch
 //! that made its cursor takes it away again when it ends.
 
+mod batch;
+mod cursors;
 mod dirty;
+mod rate;
 mod slots;
 
 use std::time::Duration;
 
+use batch::BatchArgs;
 use dirty::DirtyArgs;
+use rate::RateArgs;
 use slat_proto::{json::to_json, model::PAGE_SIZE, v1};
-use slots::{SlotArgs, frames};
+use slots::{Access, Order, SlotArgs, frames};
 
 use super::target::VmTarget;
 use crate::{
@@ -31,11 +37,16 @@ Examples:
   slat memory dirty web --watch                  pages as they are written
   slat memory dirty web --cursor backup          one batch for a reader of that name
   slat memory dirty web --cursor backup --stop   end it; dirty logging goes off with the last reader
+  slat memory cursors web                        who reads dirty pages
+  slat memory dirty-rate web --duration 2s       how fast it dirties its memory
   slat memory invalidate web --base 0x200000 --size 2MiB
+  slat memory discard web --base 0x200000 --size 2MiB   its contents are gone: it reads zero
   slat memory digest web                         the VM must be paused
   slat memory add-slot web --slot 3 --base 4GiB --size 64MiB
   slat memory move-slot web --slot 3 --base 8GiB
-  slat memory delete-slot web --slot 3";
+  slat memory set-slot web --slot 3 --access read-only
+  slat memory delete-slot web --slot 3
+  slat memory change-slots web -f changes.txt    many at once, all or none";
 
 /// Options of `slat memory`.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,6 +76,15 @@ enum What {
     /// Show pages written since this reader last looked
     #[command(after_help = EXAMPLES)]
     Dirty(DirtyArgs),
+    /// Show the readers of dirty pages
+    #[command(alias = "cursor", after_help = EXAMPLES)]
+    Cursors {
+        #[command(flatten)]
+        vm: VmTarget,
+    },
+    /// Measure how fast the VM dirties its memory
+    #[command(after_help = EXAMPLES)]
+    DirtyRate(RateArgs),
     /// Drop second-stage mappings; contents stay, the guest faults them in again
     #[command(after_help = EXAMPLES)]
     Invalidate {
@@ -76,6 +96,18 @@ enum What {
         /// Length with its unit, as 64MiB: whole pages of 4KiB
         #[arg(long, value_name = "SIZE", requires = "base")]
         size: Option<Size>,
+    },
+    /// Give the host's pages of a range back; they read zero, whatever the guest had there is gone
+    #[command(after_help = EXAMPLES)]
+    Discard {
+        #[command(flatten)]
+        vm: VmTarget,
+        /// First guest-physical address, as 0x200000 or 2MiB
+        #[arg(long, value_name = "ADDRESS")]
+        base: GuestAddress,
+        /// Length with its unit, as 64MiB: whole pages of 4KiB
+        #[arg(long, value_name = "SIZE")]
+        size: Size,
     },
     /// Show a digest of all memory, by slot; the VM must not run
     #[command(after_help = EXAMPLES)]
@@ -94,7 +126,7 @@ enum What {
         /// Length with its unit, as 64MiB: whole pages of 4KiB
         #[arg(long, value_name = "SIZE")]
         size: Size,
-        /// Refuse writes by the guest
+        /// Drop and count writes by the guest
         #[arg(long)]
         read_only: bool,
     },
@@ -103,6 +135,15 @@ enum What {
     DeleteSlot {
         #[command(flatten)]
         target: SlotArgs,
+    },
+    /// Change what the guest may do with a slot; its contents stay
+    #[command(after_help = EXAMPLES)]
+    SetSlot {
+        #[command(flatten)]
+        target: SlotArgs,
+        /// What the guest may do: under read-only its writes are dropped and counted
+        #[arg(long, value_name = "ACCESS")]
+        access: Access,
     },
     /// Move a slot to another address, its contents with it
     #[command(after_help = EXAMPLES)]
@@ -113,6 +154,9 @@ enum What {
         #[arg(long, value_name = "ADDRESS")]
         base: GuestAddress,
     },
+    /// Make many changes of slots at once: all or none, in one pause at most
+    #[command(after_help = batch::EXAMPLE)]
+    ChangeSlots(BatchArgs),
 }
 
 /// Runs one of them.
@@ -123,16 +167,33 @@ pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
         What::Dirty(args) if args.stop => dirty::stop(&session, &args).await,
         What::Dirty(args) if args.watch => dirty::watch(&session, &args).await,
         What::Dirty(args) => dirty::once(&session, &args).await,
+        What::Cursors { vm } => cursors::list(&session, &vm).await,
+        What::DirtyRate(args) => rate::measure(&session, &args).await,
         What::Invalidate { vm, base, size } => invalidate(&session, &vm, base, size).await,
+        What::Discard { vm, base, size } => discard(&session, &vm, base, size).await,
         What::Digest { vm } => digest(&session, &vm).await,
         What::AddSlot {
             target,
             base,
             size,
             read_only,
-        } => slots::add(&session, &target, base.0, size.0, read_only).await,
-        What::DeleteSlot { target } => slots::delete(&session, &target).await,
-        What::MoveSlot { target, base } => slots::relocate(&session, &target, base.0).await,
+        } => {
+            let (base, size) = (base.0, size.0);
+            let add = Order::Add {
+                base,
+                size,
+                read_only,
+            };
+            slots::change(&session, &target, add).await
+        }
+        What::DeleteSlot { target } => slots::change(&session, &target, Order::Delete).await,
+        What::SetSlot { target, access } => {
+            slots::change(&session, &target, Order::Set(access)).await
+        }
+        What::MoveSlot { target, base } => {
+            slots::change(&session, &target, Order::Move { base: base.0 }).await
+        }
+        What::ChangeSlots(args) => batch::change(&session, &args).await,
     }
 }
 
@@ -170,6 +231,42 @@ async fn invalidate(
                 "{target}: mappings of {} dropped in {}",
                 Size(answer.pages.saturating_mul(PAGE_SIZE)),
                 Span(Duration::from_nanos(answer.duration_nanos))
+            )
+        },
+    )
+}
+
+async fn discard(
+    session: &Session,
+    target: &VmTarget,
+    base: GuestAddress,
+    size: Size,
+) -> Result<(), Failure> {
+    let request = v1::DiscardMemoryRequest {
+        vm: target.name(),
+        ranges: vec![v1::GfnRange {
+            gfn: frames("--base", base.0)?,
+            pages: frames("--size", size.0)?,
+        }],
+        uid: target.uid(),
+        host: target.host(),
+    };
+    let answer = session
+        .client
+        .memory()
+        .discard_memory(request)
+        .await
+        .map_err(|status| Failure::call(format!("discard memory of {target}"), status))?
+        .into_inner();
+    session.answer(
+        || to_json(&answer),
+        &target.name(),
+        || {
+            format!(
+                "{target}: {} discarded in {}, {} of the host's memory freed",
+                Size(answer.pages.saturating_mul(PAGE_SIZE)),
+                Span(Duration::from_nanos(answer.duration_nanos)),
+                Size(answer.freed_bytes)
             )
         },
     )

@@ -1,4 +1,6 @@
-//! Memory slots: the table, and one change of it at a time.
+//! Memory slots: the table, and changes of it.
+
+use std::time::Duration;
 
 use slat_proto::{
     json::to_json,
@@ -13,7 +15,7 @@ use crate::{
     term::{
         out,
         table::{Cell, Table},
-        units::Size,
+        units::{Size, Span},
     },
 };
 
@@ -22,12 +24,21 @@ use crate::{
 pub(super) struct SlotArgs {
     #[command(flatten)]
     vm: VmTarget,
-    /// Number of the slot, as 3: 0 to 509
+    /// Number of the slot, as 3: from 0; slots shows how many there may be
     #[arg(long, value_name = "N")]
     slot: u32,
     /// Refuse when the table has changed since this generation, as 7 (slots shows it)
     #[arg(long, value_name = "N")]
     generation: Option<u64>,
+}
+
+/// What the guest may do with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Access {
+    /// Writes are dropped and counted.
+    ReadOnly,
+    /// Anything.
+    ReadWrite,
 }
 
 /// Bytes as whole frames.
@@ -40,7 +51,7 @@ pub(super) fn frames(option: &str, bytes: u64) -> Result<u64, Failure> {
     )))
 }
 
-fn slot_table(slots: &[v1::Slot], generation: u64) -> String {
+fn slot_table(slots: &[v1::Slot]) -> String {
     let heads = ["SLOT", "BASE", "END", "SIZE", "ACCESS", "DIRTY LOG"];
     let rows: Vec<Vec<Cell>> = slots
         .iter()
@@ -64,8 +75,30 @@ fn slot_table(slots: &[v1::Slot], generation: u64) -> String {
             ]
         })
         .collect();
-    let table = Table::new(&heads, out::stdout_colours()).render(&rows);
-    format!("{table}\ngeneration {generation}")
+    Table::new(&heads, out::stdout_colours()).render(&rows)
+}
+
+fn listed(answer: &v1::ListSlotsResponse) -> String {
+    // An older process does not say the most.
+    let most = match answer.max_slots {
+        0 => String::new(),
+        most => format!(", {} of at most {most} slots", answer.slots.len()),
+    };
+    let table = slot_table(&answer.slots);
+    format!("{table}\ngeneration {}{most}", answer.generation)
+}
+
+fn changed(answer: &v1::UpdateSlotsResponse) -> String {
+    let pause = match answer.paused_nanos {
+        0 => "no vCPU was paused".to_owned(),
+        nanos => format!("vCPUs paused for {}", Span(Duration::from_nanos(nanos))),
+    };
+    format!(
+        "{}\ngeneration {}, changed in {}, {pause}",
+        slot_table(&answer.slots),
+        answer.generation,
+        Span(Duration::from_nanos(answer.duration_nanos))
+    )
 }
 
 /// Shows the table.
@@ -83,31 +116,29 @@ pub(super) async fn list(session: &Session, target: &VmTarget) -> Result<(), Fai
         .await
         .map_err(|status| Failure::call(format!("list the slots of {target}"), status))?
         .into_inner();
-    session.answer(
-        || to_json(&answer),
-        &name,
-        || slot_table(&answer.slots, answer.generation),
-    )
+    session.answer(|| to_json(&answer), &name, || listed(&answer))
 }
 
-/// Makes one change and shows the table as it is then.
-async fn change(
+/// Makes changes, all or none, and shows the table as it is then.
+pub(super) async fn update(
     session: &Session,
-    target: &SlotArgs,
-    change: v1::slot_change::Change,
-    verb: &str,
+    target: &VmTarget,
+    generation: Option<u64>,
+    changes: Vec<Change>,
+    doing: String,
 ) -> Result<(), Failure> {
     let request = v1::UpdateSlotsRequest {
-        vm: target.vm.name(),
-        uid: target.vm.uid(),
-        host: target.vm.host(),
-        changes: vec![v1::SlotChange {
-            change: Some(change),
-        }],
-        expected_generation: target.generation.unwrap_or(0),
+        vm: target.name(),
+        uid: target.uid(),
+        host: target.host(),
+        changes: changes
+            .into_iter()
+            .map(|change| v1::SlotChange {
+                change: Some(change),
+            })
+            .collect(),
+        expected_generation: generation.unwrap_or(0),
     };
-    let doing = format!("{verb} slot {} of {}", target.slot, target.vm);
-    let name = target.vm.name();
     let answer = session
         .client
         .memory()
@@ -115,47 +146,74 @@ async fn change(
         .await
         .map_err(|status| Failure::call(doing, status))?
         .into_inner();
-    session.answer(
-        || to_json(&answer),
-        &name,
-        || slot_table(&answer.slots, answer.generation),
-    )
+    session.answer(|| to_json(&answer), &target.name(), || changed(&answer))
 }
 
-/// Adds a slot of zeroes.
-pub(super) async fn add(
+/// One change, and the verb for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Add {
+        base: u64,
+        size: u64,
+        read_only: bool,
+    },
+    Delete,
+    Set(Access),
+    Move {
+        base: u64,
+    },
+}
+
+impl Order {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Add { .. } => "add",
+            Self::Delete => "delete",
+            Self::Set(_) => "change",
+            Self::Move { .. } => "move",
+        }
+    }
+
+    /// As the API says it.
+    ///
+    /// # Errors
+    /// When an address or a size is not whole frames.
+    pub(super) fn of_slot(self, slot: u32) -> Result<Change, Failure> {
+        use v1::slot_change::{Create, Delete, Move, SetFlags};
+        Ok(match self {
+            Self::Add {
+                base,
+                size,
+                read_only,
+            } => Change::Create(Create {
+                slot: Some(v1::Slot {
+                    slot,
+                    base_gfn: frames("--base", base)?,
+                    pages: frames("--size", size)?,
+                    read_only,
+                    dirty_logging: false,
+                }),
+            }),
+            Self::Delete => Change::Delete(Delete { slot }),
+            Self::Set(access) => Change::SetFlags(SetFlags {
+                slot,
+                read_only: access == Access::ReadOnly,
+            }),
+            Self::Move { base } => Change::Move(Move {
+                slot,
+                base_gfn: frames("--base", base)?,
+            }),
+        })
+    }
+}
+
+/// Makes one change.
+pub(super) async fn change(
     session: &Session,
     target: &SlotArgs,
-    base: u64,
-    size: u64,
-    read_only: bool,
+    order: Order,
 ) -> Result<(), Failure> {
-    let slot = v1::Slot {
-        slot: target.slot,
-        base_gfn: frames("--base", base)?,
-        pages: frames("--size", size)?,
-        read_only,
-        dirty_logging: false,
-    };
-    let create = v1::slot_change::Create { slot: Some(slot) };
-    change(session, target, Change::Create(create), "add").await
-}
-
-/// Takes a slot away.
-pub(super) async fn delete(session: &Session, target: &SlotArgs) -> Result<(), Failure> {
-    let delete = v1::slot_change::Delete { slot: target.slot };
-    change(session, target, Change::Delete(delete), "delete").await
-}
-
-/// Moves a slot to another address.
-pub(super) async fn relocate(
-    session: &Session,
-    target: &SlotArgs,
-    base: u64,
-) -> Result<(), Failure> {
-    let to = v1::slot_change::Move {
-        slot: target.slot,
-        base_gfn: frames("--base", base)?,
-    };
-    change(session, target, Change::Move(to), "move").await
+    let doing = format!("{} slot {} of {}", order.verb(), target.slot, target.vm);
+    let changes = vec![order.of_slot(target.slot)?];
+    update(session, &target.vm, target.generation, changes, doing).await
 }

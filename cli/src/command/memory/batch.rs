@@ -1,0 +1,243 @@
+//! Many changes of slots in one call, from a file of one change a line.
+//!
+//! A line is what the command for one change takes, without the VM. The agent makes all of them or
+//! none, and pauses the vCPUs once at most. Nothing is sent when a line cannot be read.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use clap::{Parser as _, error::ErrorKind};
+use slat_proto::v1::slot_change::Change;
+
+use super::{
+    super::target::VmTarget,
+    slots::{self, Access, Order},
+};
+use crate::{
+    client::Session,
+    failure::Failure,
+    term::units::{GuestAddress, Size},
+};
+
+pub(super) const EXAMPLE: &str = "\
+A file holds one change a line, made in this order; # begins a comment:
+  delete-slot --slot 3
+  add-slot --slot 3 --base 4GiB --size 128MiB    # a bigger one in its place
+  move-slot --slot 4 --base 8GiB
+  set-slot --slot 5 --access read-only
+
+Examples:
+  slat memory change-slots web -f changes.txt
+  slat memory change-slots web -f changes.txt --generation 7   only if nothing changed since
+  echo 'delete-slot --slot 3' | slat memory change-slots web -f -";
+
+/// The longest file: more than a change of every slot that a kernel has.
+const LONGEST: u64 = 8 << 20;
+
+/// Options of `slat memory change-slots`.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct BatchArgs {
+    #[command(flatten)]
+    vm: VmTarget,
+    /// File of changes, one a line, as changes.txt; - reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Refuse when the table has changed since this generation, as 7 (slots shows it)
+    #[arg(long, value_name = "N")]
+    generation: Option<u64>,
+}
+
+/// One line.
+#[derive(Debug, clap::Parser)]
+#[command(
+    no_binary_name = true,
+    disable_help_flag = true,
+    disable_help_subcommand = true
+)]
+enum Line {
+    #[command(name = "add-slot")]
+    Add {
+        #[arg(long)]
+        slot: u32,
+        #[arg(long)]
+        base: GuestAddress,
+        #[arg(long)]
+        size: Size,
+        #[arg(long)]
+        read_only: bool,
+    },
+    #[command(name = "delete-slot")]
+    Delete {
+        #[arg(long)]
+        slot: u32,
+    },
+    #[command(name = "set-slot")]
+    Set {
+        #[arg(long)]
+        slot: u32,
+        #[arg(long)]
+        access: Access,
+    },
+    #[command(name = "move-slot")]
+    Move {
+        #[arg(long)]
+        slot: u32,
+        #[arg(long)]
+        base: GuestAddress,
+    },
+}
+
+impl Line {
+    fn change(self) -> Result<Change, Failure> {
+        let (slot, order) = match self {
+            Self::Add {
+                slot,
+                base,
+                size,
+                read_only,
+            } => {
+                let (base, size) = (base.0, size.0);
+                let add = Order::Add {
+                    base,
+                    size,
+                    read_only,
+                };
+                (slot, add)
+            }
+            Self::Delete { slot } => (slot, Order::Delete),
+            Self::Set { slot, access } => (slot, Order::Set(access)),
+            Self::Move { slot, base } => (slot, Order::Move { base: base.0 }),
+        };
+        order.of_slot(slot)
+    }
+}
+
+/// What clap says of a line, without the advice that is about a whole command.
+fn said(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no change".to_owned();
+    }
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or(&text);
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let words = words.join(" ");
+    words.strip_prefix("error: ").unwrap_or(&words).to_owned()
+}
+
+/// The changes of a file's text.
+fn changes(name: &str, text: &str) -> Result<Vec<Change>, Failure> {
+    let mut changes = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let words = line.split('#').next().unwrap_or(line).split_whitespace();
+        let words: Vec<&str> = words.collect();
+        if words.is_empty() {
+            continue;
+        }
+        let bad = |why: String| Failure::Usage(format!("{name}, line {number}: {why}"));
+        let line = Line::try_parse_from(words).map_err(|error| bad(said(&error)))?;
+        changes.push(line.change().map_err(|failure| match failure {
+            Failure::Usage(why) => bad(why),
+            other => other,
+        })?);
+    }
+    if changes.is_empty() {
+        return Err(Failure::Usage(format!("{name}: no change in it")));
+    }
+    Ok(changes)
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = match path.as_os_str().as_encoded_bytes() {
+        b"-" => io::stdin().take(LONGEST + 1).read_to_string(&mut text)?,
+        _ => File::open(path)?
+            .take(LONGEST + 1)
+            .read_to_string(&mut text)?,
+    };
+    if read as u64 > LONGEST {
+        return Err(io::Error::other(format!("longer than {LONGEST} bytes")));
+    }
+    Ok(text)
+}
+
+/// Makes the changes of a file.
+pub(super) async fn change(session: &Session, args: &BatchArgs) -> Result<(), Failure> {
+    let name = match args.file.as_os_str().as_encoded_bytes() {
+        b"-" => "standard input".into(),
+        _ => args.file.display().to_string(),
+    };
+    let text = read(&args.file).map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
+    let changes = changes(&name, &text)?;
+    let doing = format!("make {} changes of slots of {}", changes.len(), args.vm);
+    slots::update(session, &args.vm, args.generation, changes, doing).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_changes_in_their_order() {
+        let text = "
+            # the bigger one
+            delete-slot --slot 3
+            add-slot --slot 3 --base 4GiB --size 128MiB --read-only # in its place
+            move-slot --slot 4 --base 0x200000000
+            set-slot --slot 5 --access read-write";
+        let found = changes("f", text).unwrap();
+        let [
+            Change::Delete(deleted),
+            Change::Create(created),
+            Change::Move(moved),
+            Change::SetFlags(set),
+        ] = found.as_slice()
+        else {
+            panic!("{found:?}");
+        };
+        assert_eq!(deleted.slot, 3);
+        let slot = created.slot.as_ref().unwrap();
+        assert_eq!((slot.slot, slot.base_gfn, slot.pages), (3, 1 << 20, 32768));
+        assert!(slot.read_only);
+        assert_eq!((moved.slot, moved.base_gfn), (4, 0x200000));
+        assert_eq!((set.slot, set.read_only), (5, false));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_named() {
+        for (text, words) in [
+            ("", "f: no change in it"),
+            ("# nothing\n\n", "f: no change in it"),
+            (
+                "delete-slot --slot 1\nremove 3",
+                "f, line 2: unrecognized subcommand 'remove'",
+            ),
+            (
+                "delete-slot",
+                "f, line 1: the following required arguments were not provided: --slot",
+            ),
+            (
+                "delete-slot --slot x",
+                "f, line 1: invalid value 'x' for '--slot <SLOT>'",
+            ),
+            (
+                "\n\nmove-slot --slot 1 --base 5KiB",
+                "f, line 3: --base 0x1400 is not a whole number",
+            ),
+            (
+                "set-slot --slot 1 --access none",
+                "f, line 1: invalid value 'none'",
+            ),
+            ("--help", "f, line 1: unexpected argument '--help' found"),
+        ] {
+            let failure = changes("f", text).unwrap_err();
+            assert_eq!(failure.exit_code(), 2);
+            let Failure::Usage(said) = &failure else {
+                panic!("{text}: {failure:?}");
+            };
+            assert!(said.starts_with(words), "{text}: {said}");
+        }
+    }
+}
