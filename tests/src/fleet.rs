@@ -24,17 +24,19 @@ use slat_proto::{
         migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
     },
 };
-use slat_record::{dir::VmDir, journal::Journal};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use crate::{
     binary,
+    clock::Clocks,
     journals::Keeper,
     process::{Daemon, VmProcess, leftovers},
     wait::{PATIENCE, eventually},
 };
+
+mod deaths;
 
 /// How much of a log is shown when a test fails.
 const LOG_TAIL: usize = 12 << 10;
@@ -48,6 +50,8 @@ pub struct Layout {
     pub backend: Backend,
     /// Name and memory in MiB of each host.
     pub hosts: Vec<(&'static str, u64)>,
+    /// Each host has a wall clock of its own, which can be set ([`Fleet::clocks`]).
+    pub own_clocks: bool,
 }
 
 impl Layout {
@@ -57,6 +61,7 @@ impl Layout {
         Self {
             backend,
             hosts: vec![("host-a", 512), ("host-b", 512)],
+            own_clocks: false,
         }
     }
 }
@@ -75,6 +80,7 @@ pub struct Fleet {
     root: tempfile::TempDir,
     server: Daemon,
     hosts: Vec<Host>,
+    clocks: Option<Clocks>,
     journals: Keeper,
     finished: bool,
 }
@@ -88,6 +94,16 @@ pub fn ended(phase: MigrationPhase) -> bool {
     )
 }
 
+/// How often agents report: 200 ms, or as many as SLAT_REPORT_MILLIS says. A host that misses a few
+/// reports cannot be used, and a busy emulated one misses those that are due so soon.
+fn report_interval() -> anyhow::Result<Duration> {
+    let millis = match std::env::var("SLAT_REPORT_MILLIS") {
+        Ok(millis) => millis.parse().context("SLAT_REPORT_MILLIS")?,
+        Err(_) => 200,
+    };
+    Ok(Duration::from_millis(millis))
+}
+
 impl Fleet {
     /// Starts the server and every agent; returns when all hosts are READY.
     ///
@@ -95,7 +111,7 @@ impl Fleet {
     /// When a process does not start, or a host does not show up.
     pub async fn start(layout: Layout) -> anyhow::Result<Self> {
         let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
-        Self::start_in(root, layout, Duration::from_millis(200)).await
+        Self::start_in(root, layout, report_interval()?).await
     }
 
     /// The same below `root`, with agents that report every `interval`.
@@ -121,9 +137,13 @@ impl Fleet {
             root,
             server,
             hosts: Vec::new(),
+            clocks: None,
             journals,
             finished: false,
         };
+        if layout.own_clocks {
+            fleet.clocks = Some(Clocks::build(fleet.root.path())?);
+        }
         fleet.server.start()?;
         for (name, memory_mib) in layout.hosts {
             fleet.begin_host(name, memory_mib, &["--data-ports", "0"])?;
@@ -162,7 +182,15 @@ impl Fleet {
         args.extend(["--memory".into(), format!("{memory_mib}MiB").into()]);
         args.extend(options.iter().map(Into::into));
         let log = self.root.path().join(format!("{name}.log"));
-        let mut daemon = Daemon::new(name, &binary::slat()?, args, log);
+        if let Some(clocks) = &self.clocks {
+            clocks.set(name, 0)?;
+        }
+        // A system call that nobody listed shall not pass unseen, and a VM that ends does not.
+        let strict = ("SLAT_VM_SECCOMP", OsString::from("kill"));
+        let environment = self.clocks.iter().flat_map(|one| one.environment(name));
+        let environment = environment.chain([strict]);
+        let mut daemon =
+            Daemon::new(name, &binary::slat()?, args, log).with_environment(environment);
         let started = daemon.start();
         self.hosts.push(Host {
             name,
@@ -170,6 +198,12 @@ impl Fleet {
             daemon,
         });
         started.map(drop)
+    }
+
+    /// The hosts' own clocks; `None` where all have this machine's.
+    #[must_use]
+    pub fn clocks(&self) -> Option<&Clocks> {
+        self.clocks.as_ref()
     }
 
     /// Backend of the VMs that the test is to make.
@@ -232,72 +266,6 @@ impl Fleet {
         MigrationServiceClient::new(channel(&self.server()))
     }
 
-    // Deaths and returns.
-
-    /// kill -9 of the server.
-    pub fn kill_server(&mut self) {
-        self.server.kill();
-    }
-
-    /// The server again, on its state and port.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn start_server(&mut self) -> anyhow::Result<()> {
-        self.server.start().map(drop)
-    }
-
-    /// kill -9 of an agent. Its VMs' processes live on.
-    pub fn kill_agent(&mut self, host: &str) {
-        self.host_mut(host).daemon.kill();
-    }
-
-    /// The agent again, on its state and port.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn start_agent(&mut self, host: &str) -> anyhow::Result<()> {
-        self.host_mut(host).daemon.start().map(drop)
-    }
-
-    /// Names of all hosts, and whether their agents run.
-    pub fn host_names(&self) -> impl Iterator<Item = (&'static str, bool)> {
-        self.hosts
-            .iter()
-            .map(|host| (host.name, host.daemon.is_running()))
-    }
-
-    /// The folder of a host's VM directories, each called by its VM's uid.
-    #[must_use]
-    pub fn host_vms(&self, host: &str) -> PathBuf {
-        self.host(host).state.join("vms")
-    }
-
-    /// The directory of a VM on a host, by the name in its journal; one that is not there when none
-    /// has it.
-    #[must_use]
-    pub fn vm_dir(&self, host: &str, vm: &str) -> PathBuf {
-        let id = vm.strip_prefix("vms/").unwrap_or(vm);
-        let vms = self.host_vms(host);
-        let is_its = |dir: &PathBuf| {
-            let journal = VmDir::new(dir).journal();
-            Journal::read(&journal).is_ok_and(|state| state.is_some_and(|state| state.vm == id))
-        };
-        list(&vms)
-            .into_iter()
-            .find(is_its)
-            .unwrap_or_else(|| vms.join(id))
-    }
-
-    /// The living process of a VM on a host.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn vm_process(&self, host: &str, vm: &str) -> anyhow::Result<VmProcess> {
-        VmProcess::behind(&self.vm_dir(host, vm))?
-            .with_context(|| format!("{vm} has no process on {host}"))
-    }
-
     // What tests do all the time.
 
     /// Waits until the server shows every running agent READY.
@@ -339,8 +307,8 @@ impl Fleet {
         Ok(self.vms(endpoint).get_vm(request).await?.into_inner())
     }
 
-    /// Creates and starts a VM through the server; returns when its guest has written something (an
-    /// idle one: when it runs).
+    /// Creates and starts a VM through the server, which chooses where `host` is empty; returns
+    /// when its guest has written something (an idle one: when it runs).
     ///
     /// # Errors
     /// What the server answers.
@@ -352,7 +320,10 @@ impl Fleet {
             .create_vm(v1::CreateVmRequest {
                 vm_id: id.into(),
                 spec: Some(spec),
-                host: format!("hosts/{host}"),
+                host: match host {
+                    "" => String::new(),
+                    host => format!("hosts/{host}"),
+                },
                 validate_only: false,
             })
             .await?
@@ -631,21 +602,23 @@ impl Fleet {
     /// When something is.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         let server = self.server();
-        let vms = self
-            .vms(&server)
-            .list_vms(v1::ListVmsRequest::default())
-            .await?
-            .into_inner()
-            .vms;
-        for vm in vms {
-            let request = v1::DeleteVmRequest {
-                uid: vm.uid.clone(),
-                ..Default::default()
-            };
-            self.vms(&server)
-                .delete_vm(request)
-                .await
-                .with_context(|| format!("deleting {vm:#?}"))?;
+        // A page at a time: what was deleted is in no list any more.
+        loop {
+            let list = v1::ListVmsRequest::default();
+            let vms = self.vms(&server).list_vms(list).await?.into_inner().vms;
+            if vms.is_empty() {
+                break;
+            }
+            for vm in vms {
+                let request = v1::DeleteVmRequest {
+                    uid: vm.uid.clone(),
+                    ..Default::default()
+                };
+                self.vms(&server)
+                    .delete_vm(request)
+                    .await
+                    .with_context(|| format!("deleting {vm:#?}"))?;
+            }
         }
         for host in &self.hosts {
             self.memory_used(host.name, 0).await?;
@@ -672,6 +645,29 @@ impl Fleet {
         eprintln!("{explained} journals explained");
         self.finished = true;
         Ok(())
+    }
+
+    /// Every migration that the server has.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn all_migrations(&self) -> anyhow::Result<Vec<v1::Migration>> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListMigrationsRequest {
+                page_size: 1000,
+                page_token,
+                ..Default::default()
+            };
+            let list = self.migrations().list_migrations(request).await?;
+            let list = list.into_inner();
+            all.extend(list.migrations);
+            page_token = list.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     /// Ends everything at once.

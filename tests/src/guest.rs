@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use slat_proto::v1::{self, Backend, memstress, migration_params, vm_spec::Guest};
+use slat_proto::{
+    model::proto_duration,
+    v1::{self, Backend, DirtyEngine, memstress, migration_params, vm_spec::Guest},
+};
 
 /// Bytes of a MiB.
 pub const MIB: u64 = 1 << 20;
@@ -33,10 +36,29 @@ pub fn usual(backend: Backend) -> v1::VmSpec {
     busy(backend, 64, 1, Some(MIB))
 }
 
+/// The same, whose written pages are told by that engine.
+#[must_use]
+pub fn asking(spec: v1::VmSpec, engine: DirtyEngine) -> v1::VmSpec {
+    v1::VmSpec {
+        dirty_engine: engine.into(),
+        ..spec
+    }
+}
+
 /// No limit.
 #[must_use]
 pub fn fast() -> v1::MigrationParams {
     v1::MigrationParams::default()
+}
+
+/// However slow this machine is: for tests that judge no downtime. Digests of all memory are part
+/// of it, and an emulated host takes long for them.
+#[must_use]
+pub fn patient() -> v1::MigrationParams {
+    v1::MigrationParams {
+        max_downtime: Some(proto_duration(Duration::from_secs(20))),
+        ..Default::default()
+    }
 }
 
 /// So slow that its first iteration outlasts what a test does to it: 64 MiB take 16 s.

@@ -8,10 +8,13 @@
 //! * [`wait`] waits for what a watch stream or a file shows, never longer than [`wait::PATIENCE`],
 //!   never "a while".
 //! * [`guest`] writes VM specs and migration parameters down.
+//! * [`slots`] writes slot changes down, and a guest that uses a slot that was added to it.
+//! * [`memory_file`] reads guest memory where the VM's process has it.
+//! * [`reserved`] has pages set aside for hugetlb memory, and given back.
 //! * [`data_port`] sends a destination's data port what breaks the protocol.
 //! * [`journals`] keeps every journal that a fleet writes and has them explained by the machines.
 //! * [`handover`] kills a target process between the commit and its answer.
-//! * [`mod@bench`] measures migrations beside a plain loop.
+//! * [`mod@bench`] measures migrations and calls beside something plain.
 //! * [`explorer`] explores the handover: both sides, the server, and all that may go wrong between
 //!   them.
 //! * [`oracle`] has page tables walked by emulated hardware (`cargo xtask oracles`).
@@ -28,15 +31,20 @@
 
 pub mod bench;
 pub mod binary;
+pub mod clock;
 pub mod data_port;
+pub mod disk;
 pub mod explorer;
 pub mod fleet;
 pub mod guest;
 pub mod handover;
 pub mod journals;
+pub mod memory_file;
 pub mod oracle;
 pub mod process;
+pub mod reserved;
 pub mod scene;
+pub mod slots;
 pub mod soak;
 pub mod wait;
 

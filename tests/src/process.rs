@@ -35,6 +35,7 @@ pub struct Daemon {
     label: String,
     program: PathBuf,
     args: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
     child: Option<Child>,
     address: Option<SocketAddr>,
@@ -48,10 +49,21 @@ impl Daemon {
             label: label.to_owned(),
             program: program.to_owned(),
             args,
+            environment: Vec::new(),
             log,
             child: None,
             address: None,
         }
+    }
+
+    /// With these variables besides those of this process.
+    #[must_use]
+    pub fn with_environment(
+        mut self,
+        more: impl IntoIterator<Item = (&'static str, OsString)>,
+    ) -> Self {
+        self.environment.extend(more);
+        self
     }
 
     /// Starts it and waits until it listens. A second start takes the port of the first.
@@ -71,6 +83,7 @@ impl Daemon {
             .args(&self.args)
             .args(["--listen", &listen])
             .env_remove("RUST_LOG")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -200,6 +213,15 @@ impl VmProcess {
     /// When it does not end.
     pub fn kill(&self) -> anyhow::Result<()> {
         self.signal(Signal::KILL)?;
+        self.wait_end()
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
         self.wait_end()
     }
 

@@ -3,9 +3,15 @@
 
 use std::{fs::OpenOptions, time::Duration};
 
-use slat_proto::v1::Backend;
+use slat_proto::{
+    ApiError, Reason,
+    v1::{self, Backend, DirtyEngine},
+};
 
-use crate::{Fleet, Layout};
+use crate::{
+    Fleet, Layout,
+    guest::{asking, usual},
+};
 
 /// Longest time one test may take.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -61,6 +67,36 @@ pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<
         // The fleet's drop prints the logs, because this thread panics.
         panic!("{failure}");
     });
+}
+
+/// Runs `test` on KVM where VMs can have dirty rings; SKIPPED elsewhere.
+///
+/// # Panics
+/// As [`run`].
+pub fn by_rings(test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) {
+    run(Layout::two(Backend::Kvm), async |fleet| {
+        let request = probe(asking(usual(Backend::Kvm), DirtyEngine::Ring));
+        match fleet.vms(&fleet.server()).create_vm(request).await {
+            Ok(_) => test(fleet).await,
+            Err(status) => {
+                let error = ApiError::from(status);
+                anyhow::ensure!(error.reason == Reason::CapabilityMissing, "{error:?}");
+                println!("SKIPPED: {error}");
+                Ok(())
+            }
+        }
+    });
+}
+
+/// Checks whether such a VM can be, and makes none.
+#[must_use]
+pub fn probe(spec: v1::VmSpec) -> v1::CreateVmRequest {
+    v1::CreateVmRequest {
+        vm_id: "probe".into(),
+        spec: Some(spec),
+        host: "hosts/host-a".into(),
+        validate_only: true,
+    }
 }
 
 /// Makes each named `async fn(&mut Fleet) -> anyhow::Result<()>` a test on KVM and one on the

@@ -12,10 +12,23 @@ use crate::{shell, workspace::Workspace};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many
-    /// loopback connections
+    /// loopback connections, and beside QEMU where it is installed
     Migration {
-        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backend
-        /// kvm|software`
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backing
+        /// small`, `--backend kvm|software`, `--no-qemu`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Readers of dirty pages, none, one and four, beside a guest that writes as fast as it can
+    Dirty {
+        /// Passed on: `--output json`, `--runs N`, `--memory-mib N`, `--window-ms N`, `--pace-ms N`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Slot calls, harvests, new memory and random access beside the plain kernel calls below them
+    Kvm {
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--only
+        /// slots,clean,dirty,populate,readers,access`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -37,26 +50,23 @@ pub(crate) enum Bench {
 /// When it cannot be built or fails.
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
     match bench {
-        Bench::Migration { args } => migration(workspace, args),
+        Bench::Migration { args } => through_fleet(workspace, "bench-migration", args),
+        Bench::Dirty { args } => through_fleet(workspace, "bench-dirty", args),
+        Bench::Kvm { args } => through_fleet(workspace, "bench-kvm", args),
         Bench::Mmu { args } => mmu(workspace, args),
     }
 }
 
-fn migration(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
+/// A benchmark that drives real processes, built as they are installed (`[profile.dist]`).
+fn through_fleet(workspace: &Workspace, program: &str, args: &[String]) -> anyhow::Result<()> {
     let mut build = workspace.cargo();
-    build.args(["build", "--locked", "--release", "--package", "slat"]);
-    build.args([
-        "--package",
-        "slat-tests",
-        "--bin",
-        "slat",
-        "--bin",
-        "bench-migration",
-    ]);
+    build.args(["build", "--locked", "--profile", "dist"]);
+    build.args(["--package", "slat", "--package", "slat-tests"]);
+    build.args(["--bin", "slat", "--bin", program]);
     shell::run_aside(&mut build)?;
-    let release = workspace.target_dir()?.join("release");
-    let mut measure = Command::new(release.join("bench-migration"));
-    measure.env("SLAT_BIN", release.join("slat")).args(args);
+    let built = workspace.target_dir()?.join("dist");
+    let mut measure = Command::new(built.join(program));
+    measure.env("SLAT_BIN", built.join("slat")).args(args);
     shell::run_aside(&mut measure)
 }
 

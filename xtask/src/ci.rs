@@ -6,15 +6,17 @@
 //! model and no emulator, in a few minutes when the build is warm. All is what a change must pass.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use clap::Args;
 
 use crate::{
-    crates, demo, deny, interleavings, leftovers, links, lint, model, no_std, oracles, planted,
-    riscv64, sanitize, shell, soak, structure, tally::Tally, test, units, workspace::Workspace,
+    crates, demo, deny, interleavings, lab, leftovers, links, lint, model, no_std, oracles,
+    planted, riscv64, sanitize, shell, soak, structure, tally::Tally, test, units,
+    workspace::Workspace,
 };
 
 type Run = fn(&Workspace) -> anyhow::Result<Tally>;
@@ -28,7 +30,7 @@ enum Tier {
     Full,
 }
 
-const CHECKS: [(&str, Tier, Run); 22] = [
+const CHECKS: [(&str, Tier, Run); 23] = [
     ("fmt", Tier::Always, |workspace| {
         lint::format(workspace, true)
     }),
@@ -56,12 +58,17 @@ const CHECKS: [(&str, Tier, Run); 22] = [
     }),
     ("soak", Tier::Full, soak::bounded),
     ("oracles", Tier::Full, oracles::run),
+    ("lab", Tier::Full, lab::bounded),
     ("leftovers", Tier::Always, leftovers::run),
 ];
 
-/// The check beside which the demo's binary is built: it has one thread for minutes. The demo's own
-/// build waits for what is not done by then, and says what did not work.
+/// The check beside which the demo's binary is built, and then what the lab runs on RISC-V: it has
+/// one thread for minutes. The demo's own build waits for what is not done by then, and says what
+/// did not work.
 const LEAVES_A_CORE: &str = "interleavings";
+
+/// The check that does what was built for it again, and is not to meet its build.
+const BUILT_AHEAD: &str = "lab";
 
 /// Which tier.
 #[derive(Debug, Default, Args)]
@@ -84,7 +91,7 @@ impl Tier {
 /// Runs those of the tier.
 ///
 /// # Errors
-/// Never by itself: a check that cannot be made counts as failed.
+/// When this program's own file is not known. A check that cannot be made counts as failed.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
     let begin = Instant::now();
     let mut total = Tally::default();
@@ -96,7 +103,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
         }
         println!("\n==> {name}");
         if name == LEAVES_A_CORE {
-            beside = Beside::start(demo::build(workspace));
+            beside = Some(Beside::start(vec![
+                demo::build(workspace),
+                lab::build_ahead()?,
+            ]));
+        }
+        if name == BUILT_AHEAD {
+            drop(beside.take());
         }
         let start = Instant::now();
         let tally =
@@ -115,24 +128,33 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     Ok(total)
 }
 
-/// A program that works ahead, silently: what it does is done again, and said, by whoever needs it.
-struct Beside(Child);
+/// Programs that work ahead one after the other, silently: what they do is done again, and said, by
+/// whoever needs it.
+struct Beside(Option<JoinHandle<()>>);
 
 impl Beside {
-    fn start(mut command: Command) -> Option<Self> {
-        println!("{}, meanwhile", shell::line(&command));
-        let quiet = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        quiet.spawn().ok().map(Self)
+    fn start(commands: Vec<Command>) -> Self {
+        for command in &commands {
+            println!("{}, meanwhile", shell::line(command));
+        }
+        Self(Some(thread::spawn(move || {
+            for mut command in commands {
+                let quiet = command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
+                // Whether it succeeded is its user's to find out.
+                drop(quiet.status());
+            }
+        })))
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // Whether it succeeded is the demo's to find out.
-        drop(self.0.wait());
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("what was built ahead panicked; it is built again");
+        }
     }
 }
 
@@ -149,9 +171,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_demo_is_built_ahead_of_it() {
+    fn demo_and_lab_are_built_ahead_of_them() {
         let at = |wanted: &str| CHECKS.iter().position(|(name, _, _)| *name == wanted);
         assert!(at(LEAVES_A_CORE).is_some() && at(LEAVES_A_CORE) < at("demo"));
+        assert!(at(LEAVES_A_CORE) < at(BUILT_AHEAD));
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::{example, tally::Tally, workspace::Workspace};
 /// How the temporary directories of the demo's, the tests' and this tool's runs begin.
 const FLEETS: [&str; 3] = ["slat-d", "slat-test-", "slat-x"];
 
+/// How much of what a left directory holds is named.
+const NAMED: usize = 8;
+
 /// The programs that runs start.
 const PROGRAMS: [&str; 2] = ["slat", example::NAME];
 
@@ -42,14 +45,16 @@ impl Scratch {
         command.env("TMPDIR", &self.0);
     }
 
-    /// What is in it now.
+    /// What is in it now. What a directory holds is said with it, since its own name may be a
+    /// random one and say nothing of who made it.
     pub(crate) fn remains(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries
             .map(|entry| {
                 format!(
-                    "left in the temporary directory: {}",
-                    entry.file_name().display()
+                    "left in the temporary directory: {}{}",
+                    entry.file_name().display(),
+                    holding(&entry.path())
                 )
             })
             .collect()
@@ -60,6 +65,32 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // What should not be there was reported; the directory is this run's own.
         drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// ` (a directory, empty)` or ` (a directory, with vms, vms/web, ...)`, and nothing for a file.
+fn holding(path: &Path) -> String {
+    if !path.is_dir() {
+        return String::new();
+    }
+    let mut names = Vec::new();
+    let mut ahead = vec![path.to_owned()];
+    while let Some(next) = ahead.pop().filter(|_| names.len() < NAMED) {
+        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+            let name = entry.path();
+            let name = name.strip_prefix(path).unwrap_or(&name);
+            names.push(name.display().to_string());
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                ahead.push(entry.path());
+            }
+        }
+    }
+    names.sort_unstable();
+    let more = if names.len() > NAMED { ", ..." } else { "" };
+    names.truncate(NAMED);
+    match names.is_empty() {
+        true => " (a directory, empty)".to_owned(),
+        false => format!(" (a directory, with {}{more})", names.join(", ")),
     }
 }
 
@@ -167,6 +198,19 @@ mod tests {
         assert_eq!(
             scratch.remains(),
             ["left in the temporary directory: vm.sock"]
+        );
+        fs::remove_file(scratch.0.join("vm.sock")).unwrap();
+        fs::create_dir_all(scratch.0.join(".tmpx/vms")).unwrap();
+        fs::create_dir(scratch.0.join("none")).unwrap();
+        fs::write(scratch.0.join(".tmpx/vms/log"), "").unwrap();
+        let mut remains = scratch.remains();
+        remains.sort_unstable();
+        assert_eq!(
+            remains,
+            [
+                "left in the temporary directory: .tmpx (a directory, with vms, vms/log)",
+                "left in the temporary directory: none (a directory, empty)"
+            ]
         );
         let path = scratch.0.clone();
         drop(scratch);

@@ -11,7 +11,9 @@ mod crates;
 mod demo;
 mod deny;
 mod example;
+mod fuzz;
 mod interleavings;
+mod lab;
 mod leftovers;
 mod licence;
 mod links;
@@ -119,6 +121,11 @@ enum Command {
     Miri,
     /// Run the threads of slat-mmu's tests under ThreadSanitizer, where a nightly toolchain has it
     Tsan,
+    /// Give damaged input to the decoders of what comes from outside, by libFuzzer
+    ///
+    /// The targets of fuzz/ call the same functions as the bounded rounds that the tests make, and
+    /// begin with the same valid inputs. Needs a nightly toolchain and cargo-fuzz; skipped without.
+    Fuzz(fuzz::Options),
     /// Have emulated hardware walk page tables of every format, and compare its answers with ours
     ///
     /// QEMU's RISC-V H extension walks Sv39x4, Sv48x4 and Sv57x4 (once faulting on A and D, once
@@ -127,6 +134,13 @@ enum Command {
     /// Needs apt and dpkg for that, gcc and binutils for the x86 programs. Before each format's run
     /// a corrupted leaf must be caught.
     Oracles(oracles::Options),
+    /// Boot emulated hosts with KVM as on hardware and a network between them, and test Slat there
+    ///
+    /// x86_64 has kvm-amd with the kernel's TDP MMU, riscv64 the H extension. A server, agents and
+    /// a writing guest on several hosts: migrations both ways, cancels, deaths of processes and
+    /// hosts, downtime under load. Without --brief also the whole-system tests and those of the
+    /// VM's process, inside one host.
+    Lab(lab::Options),
     /// Run `slat demo` and check its reports: on KVM where /dev/kvm opens, and with every format
     Demo(demo::Options),
     /// Measure; prints what it measured and nothing else on standard output
@@ -170,7 +184,9 @@ fn run(command: Command) -> anyhow::Result<Tally> {
         Command::Soak { args } => soak::run(&workspace, &args).map(|()| Tally::passed()),
         Command::Miri => sanitize::miri(&workspace),
         Command::Tsan => sanitize::tsan(&workspace),
+        Command::Fuzz(options) => fuzz::run(&workspace, &options),
         Command::Oracles(options) => oracles::run_with(&workspace, &options),
+        Command::Lab(options) => lab::run(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench { bench } => bench::run(&workspace, &bench).map(|()| Tally::passed()),
         Command::Picture => picture::run(&workspace).map(|()| Tally::passed()),
@@ -203,6 +219,7 @@ fn main() -> ExitCode {
         Tally::failed()
     });
     tally.skip_lines().into_iter().for_each(say);
+    tally.fault_lines().into_iter().for_each(say);
     say(tally.to_string());
     if tally.failed == 0 {
         ExitCode::SUCCESS

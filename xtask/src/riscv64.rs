@@ -6,9 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
+use slat_packages::{Release, Set, Store, write_program};
+
 use crate::{shell, tally::Tally, workspace::Workspace};
 
-const TARGET: &str = "riscv64gc-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "riscv64gc-unknown-linux-gnu";
+/// The lab's, whose programs are built in the same folder: what runs while building is built once.
+pub(crate) const PROFILE: &str = "lab";
 const CRATES: [&str; 3] = ["slat-record", "slat-vmm", "slat-daemon"];
 
 /// Checks them.
@@ -16,11 +20,10 @@ const CRATES: [&str; 3] = ["slat-record", "slat-vmm", "slat-daemon"];
 /// # Errors
 /// When they do not compile.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
-    // Another compiler than the workspace's must not share its folder: each would undo the other's.
-    let folder = workspace.target_dir()?.join("riscv64");
+    let folder = folder(workspace)?;
     let mut check = workspace.cargo();
     if !has_target() {
-        match fetched(workspace, &folder) {
+        match fetched(&folder.join("packages")) {
             Ok(rustc) => check.env("RUSTC", rustc),
             Err(error) => {
                 let why = format!("{error:#}").replace('\n', "; ");
@@ -34,25 +37,43 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     check.env("CARGO_TARGET_DIR", &folder);
     check.env("RUSTFLAGS", "-D warnings");
     check.args(["check", "--locked", "--quiet", "--target", TARGET]);
+    check.args(["--profile", PROFILE]);
     check.args(CRATES.iter().flat_map(|name| ["-p", name]));
     shell::run(&mut check)?;
     println!("{} compile for {TARGET}", CRATES.join(", "));
     Ok(Tally::passed())
 }
 
+/// Where all of it is built. Another compiler than the workspace's must not share its folder: each
+/// would undo the other's.
+///
+/// # Errors
+/// When cargo does not say where it builds.
+pub(crate) fn folder(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    Ok(workspace.target_dir()?.join("riscv64"))
+}
+
 /// Whether the toolchain has the target's standard library.
-fn has_target() -> bool {
+pub(crate) fn has_target() -> bool {
     let mut rustc = std::process::Command::new("rustc");
     rustc.args(["--print", "target-libdir", "--target", TARGET]);
     shell::output(&mut rustc).is_ok_and(|path| Path::new(path.trim()).is_dir())
 }
 
-/// A compiler out of packages.
-fn fetched(workspace: &Workspace, folder: &Path) -> anyhow::Result<PathBuf> {
-    let mut fetch = workspace.cargo();
-    fetch.args(["run", "--locked", "--quiet", "-p", "slat-tests"]);
-    fetch.args(["--bin", "rust-riscv64", "--", "--cache"]);
-    fetch.arg(folder.join("packages"));
-    let said = shell::output(&mut fetch)?;
-    Ok(said.lines().last().unwrap_or_default().into())
+/// rustc with the standard libraries of this machine and of RISC-V. Only to check: a linker is the
+/// machine's own, for what runs while building.
+const PACKAGES: Set = Set {
+    alone: &["rustc-web", "libstd-rust-web-dev:riscv64"],
+    architectures: "amd64 riscv64",
+    ..Set::of("rust-riscv64", &["base-files", "libstd-rust-web-dev"])
+};
+
+/// A compiler out of packages, kept in `folder`.
+pub(crate) fn fetched(folder: &Path) -> anyhow::Result<PathBuf> {
+    let root = Store::open(folder, Release::Fixed)?.get(PACKAGES)?;
+    let mut rustc = root.command("usr/bin/rustc");
+    rustc.arg("--sysroot").arg(root.path("usr"));
+    let program = folder.join("rustc");
+    write_program(&program, &rustc, &[])?;
+    Ok(program)
 }

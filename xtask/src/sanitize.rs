@@ -32,20 +32,9 @@ const PLANTED_BOUND: Duration = Duration::from_secs(600);
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// cargo of the nightly toolchain. The one that runs us has said which toolchain, and which rustc,
-/// is to be used.
-fn nightly(workspace: &Workspace) -> Command {
-    let mut command = Command::new("cargo");
-    command.arg("+nightly").current_dir(&workspace.root);
-    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
 /// Why Miri cannot run here, or nothing.
 fn miri_is_missing(workspace: &Workspace) -> Option<String> {
-    let mut command = nightly(workspace);
+    let mut command = workspace.nightly();
     command.args(["miri", "--version"]);
     match shell::output(&mut command) {
         Ok(_) => None,
@@ -65,7 +54,7 @@ pub(crate) fn miri(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     let mut tally = Tally::default();
     for (package, tests) in UNDER_MIRI {
-        let mut command = nightly(workspace);
+        let mut command = workspace.nightly();
         command
             .args(["miri", "test", "--locked", "-p", package])
             .args(tests);
@@ -111,7 +100,7 @@ fn tsan_is_missing() -> Option<String> {
 /// The tests of `mmu/tests/parallel.rs` under ThreadSanitizer. `tests` are the test program's
 /// arguments.
 fn under_tsan(workspace: &Workspace, tests: &[&str]) -> anyhow::Result<Command> {
-    let mut command = nightly(workspace);
+    let mut command = workspace.nightly();
     command.args(["test", "--locked", "-p", "slat-mmu", "--test", "parallel"]);
     // A target of its own, or build scripts and macros would be instrumented, too.
     command.args(["--target", TARGET]);

@@ -1,4 +1,5 @@
-//! What a command found: counts of what passed and failed, and what was skipped, by name.
+//! What a command found: counts of what passed and failed, with what was skipped, what failed and
+//! what failed once, by name. Names and words are printed last, where a reader of a long run looks.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,12 +10,32 @@ pub(crate) struct Skip {
     pub(crate) why: String,
 }
 
+/// A check that failed, with some of what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) name: String,
+    pub(crate) said: Vec<String>,
+}
+
 /// Counts of checks. A plain command counts as one check, a test run as its tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) skipped: Vec<Skip>,
+    /// What is known of those that failed. It may be less than `failed`.
+    pub(crate) faults: Vec<Fault>,
+    /// Those that failed in a run and passed when they were run again by themselves. They count as
+    /// passed.
+    pub(crate) flaky: Vec<Fault>,
+}
+
+impl Fault {
+    /// A line that names it, under `word`, and its words below.
+    fn lines(&self, word: &str) -> impl Iterator<Item = String> {
+        let said = self.said.iter().map(|line| format!("    {line}"));
+        std::iter::once(format!("{word}: {}", self.name)).chain(said)
+    }
 }
 
 impl Tally {
@@ -50,10 +71,16 @@ impl Tally {
         for fault in faults {
             eprintln!("fault: {fault}");
         }
-        if faults.is_empty() {
-            Self::passed()
-        } else {
-            Self::failed()
+        let Some((first, more)) = faults.split_first() else {
+            return Self::passed();
+        };
+        let fault = Fault {
+            name: first.clone(),
+            said: more.to_vec(),
+        };
+        Self {
+            faults: vec![fault],
+            ..Self::failed()
         }
     }
 
@@ -70,11 +97,20 @@ impl Tally {
             .collect()
     }
 
+    /// What failed, and what failed once, with what they said.
+    pub(crate) fn fault_lines(&self) -> Vec<String> {
+        let flaky = self.flaky.iter().flat_map(|fault| fault.lines("FLAKY"));
+        let faults = self.faults.iter().flat_map(|fault| fault.lines("FAILED"));
+        flaky.chain(faults).collect()
+    }
+
     /// Adds another's counts.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
+        self.faults.extend(other.faults);
+        self.flaky.extend(other.flaky);
     }
 }
 
@@ -109,6 +145,14 @@ mod tests {
                 "SKIPPED: two: no /dev/kvm",
                 "SKIPPED: miri: no nightly",
             ]
+        );
+        tally.flaky.push(Fault {
+            name: "test c".into(),
+            said: vec!["why".into()],
+        });
+        assert_eq!(
+            tally.fault_lines(),
+            ["FLAKY: test c", "    why", "FAILED: a", "    b"]
         );
     }
 }

@@ -76,6 +76,17 @@ impl Workspace {
         command
     }
 
+    /// cargo of the nightly toolchain. The one that runs us has said which toolchain, and which
+    /// rustc, is to be used.
+    pub(crate) fn nightly(&self) -> Command {
+        let mut command = Command::new("cargo");
+        command.arg("+nightly").current_dir(&self.root);
+        for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
     /// Where cargo puts what it builds.
     ///
     /// # Errors

@@ -1,10 +1,23 @@
-//! Benchmarks beside a plain loop in the same run, as ratios. Nothing here asserts a speed.
+//! Benchmarks beside something plain in the same run, as ratios. Nothing here asserts a speed.
 //!
+//! * [`figures`] takes medians, and puts tables into `docs/benchmarks.md`.
+//! * [`interrupt`] ends the VMs of one that is interrupted.
+//! * [`kvm`] compares calls of the API with the kernel calls below them.
+//! * [`mapping`] is memory as a program gets it without Slat.
 //! * [`picture`] draws one migration from its figures, for the README.
 //! * [`plain`] moves bytes over loopback TCP with nothing but write and read.
-//! * [`report`] takes medians, prints the table, the JSON and the part of `docs/benchmarks.md` that
-//!   is ours.
+//! * [`qemu`] has QEMU migrate a guest.
+//! * [`readers`] lets readers of dirty pages stand beside a writing guest.
+//! * [`report`] is the table of migrations and its JSON.
+//! * [`rows`] does so for comparisons with a peer and a goal.
 
+pub mod figures;
+pub mod interrupt;
+pub mod kvm;
+pub mod mapping;
 pub mod picture;
 pub mod plain;
+pub mod qemu;
+pub mod readers;
 pub mod report;
+pub mod rows;

@@ -3,8 +3,9 @@
 //!
 //! Two processes, as in a migration. Sender and receiver each have the whole amount in memory that
 //! was touched before the clock starts; they send and receive 1 MiB at a time, each connection its
-//! own share. The sockets have the options of a migration's data streams (no delay, 4 MiB buffers).
-//! The clock runs from before the first connect until every connection said that it has everything.
+//! own share. The sockets have no delay, as a migration's data streams, and buffers of 512 KiB,
+//! with which this loop is faster than with a migration's 4 MiB. The clock runs from before the
+//! first connect until every connection said that it has everything.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -20,8 +21,8 @@ use socket2::SockRef;
 /// Hidden first argument that makes the benchmark's program the receiver.
 pub const RECEIVER: &str = "plain-receiver";
 
-/// As a migration's data streams have.
-const BUFFER: usize = 4 << 20;
+/// What each side's kernel holds of a stream.
+const BUFFER: usize = 512 << 10;
 /// Bytes of one write or read.
 const CHUNK: usize = 1 << 20;
 

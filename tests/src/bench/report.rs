@@ -1,15 +1,17 @@
-//! Figures of the migration benchmark: medians with their spread, as a table, as JSON, and in
-//! `docs/benchmarks.md`.
+//! Figures of the migration benchmark, as a table, as JSON, and in `docs/benchmarks.md`.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, path::Path};
 
-use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-/// Where our table stands in `docs/benchmarks.md`.
-pub const BEGIN: &str = "<!-- cargo xtask bench migration --update-docs: begin -->";
-/// Its end.
-pub const END: &str = "<!-- cargo xtask bench migration --update-docs: end -->";
+use super::{
+    figures::{Spread, machine, put_table},
+    qemu::{self, Qemu, QemuRun},
+    rows,
+};
+
+/// Of this table in `docs/benchmarks.md`.
+const NAME: &str = "migration";
 
 /// Goal for the ratio to the plain loop.
 const GOAL_RATIO: f64 = 0.60;
@@ -44,39 +46,44 @@ pub struct Row {
     pub pairs: Vec<Pair>,
 }
 
-/// Least, median and greatest.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
+/// QEMU's migrations beside Slat's, or why there are none.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    rows: Vec<rows::Row>,
+    absent: Option<String>,
 }
 
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 || values.is_empty() {
-            at(middle)
-        } else {
-            f64::midpoint(at(middle - 1), at(middle))
+impl Peer {
+    /// Without migrations yet.
+    #[must_use]
+    pub fn new(qemu: &Result<Qemu, String>) -> Self {
+        let (rows, absent) = match qemu {
+            Ok(qemu) => {
+                let row =
+                    |name: &str| rows::Row::new(name, qemu.label(), Some(rows::Goal::AtMost(1.0)));
+                let whole = format!("whole time, {} streams", qemu::CHANNELS);
+                let cpu = "CPU of both sides for a GiB, the target's memory included";
+                (vec![row(&whole), row(cpu)], None)
+            }
+            Err(why) => (Vec::new(), Some(why.clone())),
         };
-        Self {
-            min: at(0),
-            median,
-            max: at(values.len().saturating_sub(1)),
+        Self { rows, absent }
+    }
+
+    /// One migration of each, of a guest of so many bytes.
+    pub fn add(&mut self, slat: &Pair, qemu: QemuRun, memory_bytes: u64) {
+        let cpu = per_gib(qemu.cpu.as_secs_f64(), memory_bytes);
+        let samples = [(slat.whole, qemu.whole.as_secs_f64()), (slat.cpu, cpu)];
+        for (row, (slat, qemu)) in self.rows.iter_mut().zip(samples) {
+            row.add(slat * 1e9, qemu * 1e9);
         }
     }
 
-    fn show(self, scale: f64, digits: usize) -> String {
-        format!(
-            "{:.digits$} ({:.digits$}–{:.digits$})",
-            self.median * scale,
-            self.min * scale,
-            self.max * scale
-        )
+    fn text(&self) -> String {
+        match &self.absent {
+            Some(why) => format!("QEMU, as a peer, is not compared: {why}.\n"),
+            None => rows::table(&self.rows),
+        }
     }
 }
 
@@ -98,19 +105,24 @@ impl Row {
             "ratio": self.ratio(),
             "cpu_seconds_per_gib": self.spread(|pair| pair.cpu).median,
             "downtime_seconds": self.spread(|pair| pair.downtime).median,
+            "whole_seconds": self.spread(|pair| pair.whole).median,
         })
     }
 }
 
-/// `{"rows":[…]}`, medians only.
+/// `{"rows":[…],"qemu":[…]}`, of migrations medians only.
 #[must_use]
-pub fn json(rows: &[Row]) -> Value {
-    json!({ "rows": rows.iter().map(Row::json).collect::<Vec<_>>() })
+pub fn json(rows: &[Row], peer: &Peer) -> Value {
+    json!({
+        "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        "qemu": rows::json(&peer.rows)["rows"],
+        "qemu_absent": peer.absent,
+    })
 }
 
 /// The table in Markdown, which reads well on a terminal too, with the goals below it.
 #[must_use]
-pub fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[Row], peer: &Peer) -> String {
     const HEAD: [&str; 8] = [
         "migration",
         "Slat GB/s",
@@ -153,15 +165,14 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     text.push('\n');
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runs = rows.iter().map(|row| row.pairs.len()).min().unwrap_or(0);
     ignore(writeln!(
         text,
-        "Median (least–greatest) of {runs} alternating runs, {cores} cores, Linux {}, load average {}.\n\
+        "Median (least–greatest) of {runs} alternating runs, {}.\n\
         GB/s is from the first byte of a page until RESUMED, into memory that is populated, as the plain loop's is; \
-        CPU counts both sides and the populating; whole is from the request until COMPLETED.\n",
-        rustix::system::uname().release().to_string_lossy(),
-        load_average()
+        CPU counts both sides and the populating; whole is from the request until COMPLETED. \
+        As much memory is touched and let go just before.\n",
+        machine()
     ));
     for row in rows {
         let downtime = row.spread(|pair| pair.downtime).median;
@@ -174,6 +185,8 @@ pub fn table(rows: &[Row]) -> String {
             verdict(downtime < GOAL_DOWNTIME)
         ));
     }
+    text.push('\n');
+    text.push_str(&peer.text());
     text
 }
 
@@ -184,42 +197,18 @@ fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "missed" }
 }
 
-/// Of the last minute; the benchmark's own work is in it.
-fn load_average() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or_default().to_owned()
-}
-
 /// CPU seconds a GiB.
 #[must_use]
 pub fn per_gib(seconds: f64, bytes: u64) -> f64 {
     seconds / (bytes as f64 / GIB)
 }
 
-/// Puts the table between the two marker lines of a page; makes the page when there is none.
+/// Puts the table of migrations where it stands in a page.
 ///
 /// # Errors
-/// When the page lacks the markers or cannot be written.
-pub fn update_docs(page: &Path, rows: &[Row]) -> anyhow::Result<()> {
-    let old = match fs::read_to_string(page) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            format!("# Benchmarks\n\n## Live migration\n\n{BEGIN}\n{END}\n")
-        }
-        Err(error) => return Err(error).with_context(|| page.display().to_string()),
-    };
-    let new = replace(&old, &table(rows)).with_context(|| page.display().to_string())?;
-    if let Some(parent) = page.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::write(page, new).with_context(|| page.display().to_string())
-}
-
-fn replace(page: &str, table: &str) -> anyhow::Result<String> {
-    let begin = page.find(BEGIN).context("no line that begins the table")? + BEGIN.len();
-    let end = page.find(END).context("no line that ends the table")?;
-    ensure!(begin <= end, "the table ends before it begins");
-    Ok(format!("{}\n\n{table}\n{}", &page[..begin], &page[end..]))
+/// As [`put_table`].
+pub fn update_docs(page: &Path, rows: &[Row], peer: &Peer) -> anyhow::Result<()> {
+    put_table(page, NAME, &table(rows, peer))
 }
 
 #[cfg(test)]
@@ -243,35 +232,22 @@ mod tests {
         }
     }
 
+    fn absent() -> Peer {
+        Peer::new(&Err("no such program".into()))
+    }
+
     #[test]
     fn medians_ignore_the_order_and_one_wild_run() {
-        let json = json(&[row(&[9e9, 3e9, 1e9, 2e9, 2.5e9])]);
+        let json = json(&[row(&[9e9, 3e9, 1e9, 2e9, 2.5e9])], &absent());
         assert_eq!(json["rows"][0]["slat_bytes_per_second"], 2.5e9);
         assert_eq!(json["rows"][0]["ratio"], 0.625);
-        let even = Spread::of([4.0, 1.0, 2.0, 3.0].into_iter());
-        assert_eq!(
-            even,
-            Spread {
-                min: 1.0,
-                median: 2.5,
-                max: 4.0
-            }
-        );
     }
 
     #[test]
     fn goals_are_met_or_missed_by_the_median() {
-        assert!(table(&[row(&[2.5e9])]).contains("plain loop: met; downtime under 20 ms: met"));
-        assert!(table(&[row(&[2.3e9])]).contains("plain loop: missed;"));
-    }
-
-    #[test]
-    fn only_what_is_between_the_markers_changes() {
-        let page = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let once = replace(&page, "new\n").unwrap();
-        assert!(once.starts_with("before\n") && once.ends_with("\nafter\n"));
-        assert!(once.contains("new") && !once.contains("old"));
-        assert_eq!(replace(&once, "new\n").unwrap(), once);
-        assert!(replace("nothing", "new").is_err());
+        let met = table(&[row(&[2.5e9])], &absent());
+        assert!(met.contains("plain loop: met; downtime under 20 ms: met"));
+        assert!(table(&[row(&[2.3e9])], &absent()).contains("plain loop: missed;"));
+        assert!(met.ends_with("QEMU, as a peer, is not compared: no such program.\n"));
     }
 }

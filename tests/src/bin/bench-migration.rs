@@ -1,18 +1,23 @@
 //! `cargo xtask bench migration`: an idle VM full of random bytes goes back and forth between two
 //! agents on this machine, with 1 and with 4 streams, and beside each migration the plain loop of
-//! [`slat_tests::bench::plain`] moves as many bytes over as many connections. Runs alternate, so
-//! that what else the machine does meets both.
+//! [`slat_tests::bench::plain`] moves as many bytes over as many connections. Where QEMU is
+//! installed it migrates a guest of as much memory beside those with 4 streams. Runs alternate, so
+//! that what else the machine does meets all.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use slat_proto::v1::{self, Backend};
+use slat_proto::v1::{self, Backend, MemoryBacking};
 use slat_tests::{
     Fleet, Layout,
     bench::{
+        interrupt,
+        kvm::available_mib,
+        mapping::warm,
         plain,
-        report::{self, Pair, Row, per_gib},
+        qemu::{self, Qemu},
+        report::{self, Pair, Peer, Row, per_gib},
     },
     binary,
     guest::{MIB, busy, seconds},
@@ -31,12 +36,18 @@ struct Args {
     /// KVM where it is, software elsewhere, or one of them
     #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "software"])]
     backend: String,
+    /// What the VM's memory is made of; small is 4 KiB pages, as before there was a choice
+    #[arg(long, default_value = "auto", value_parser = ["auto", "thp", "hugetlb-2m", "small"])]
+    backing: String,
     /// Table for people or one JSON object
     #[arg(long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
     /// Rewrite the table in docs/benchmarks.md
     #[arg(long)]
     update_docs: bool,
+    /// Leave QEMU out, also where it is installed
+    #[arg(long)]
+    no_qemu: bool,
 }
 
 fn backend(name: &str) -> anyhow::Result<Backend> {
@@ -50,23 +61,37 @@ fn backend(name: &str) -> anyhow::Result<Backend> {
     }
 }
 
-/// Source, destination and the plain loop's two ends may hold the memory at the same time.
-fn check_memory(memory_mib: u64) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|line| line.trim().strip_suffix("kB"))
-        .and_then(|kib| kib.trim().parse().ok())
-        .context("MemAvailable in /proc/meminfo")?;
-    let needed = memory_mib * 4;
+/// Source, destination and the plain loop's two ends may hold the memory at the same time; and a
+/// guest of QEMU's, which waits meanwhile.
+fn check_memory(memory_mib: u64, qemu: bool) -> anyhow::Result<()> {
+    let needed = memory_mib * if qemu { 5 } else { 4 };
+    let available = available_mib()?;
     ensure!(
-        kib / 1024 > needed,
-        "{needed} MiB must be available, {} are; choose less with --memory-mib",
-        kib / 1024
+        available > needed,
+        "{needed} MiB must be available, {available} are; choose less with --memory-mib{}",
+        if qemu { ", or --no-qemu" } else { "" }
     );
     Ok(())
+}
+
+/// How long each phase took: `preparing 0.41 s, precopy 1.42 s`.
+fn phases(done: &v1::Migration) -> String {
+    let begins: Vec<(&str, f64)> = done
+        .phase_times
+        .iter()
+        .filter_map(|time| {
+            let at = time.time.as_ref()?;
+            Some((
+                time.phase().as_str_name(),
+                at.seconds as f64 + f64::from(at.nanos) / 1e9,
+            ))
+        })
+        .collect();
+    let took = begins.windows(2).map(|pair| {
+        let name = pair[0].0.trim_start_matches("MIGRATION_PHASE_");
+        format!("{} {:.2} s", name.to_lowercase(), pair[1].1 - pair[0].1)
+    });
+    took.collect::<Vec<_>>().join(", ")
 }
 
 async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<Pair> {
@@ -75,11 +100,18 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
         ..Default::default()
     };
     let done = fleet.migrate_and_wait(vm, to, params).await?;
-    let progress = done.progress.context("no progress")?;
+    let progress = done.progress.clone().context("no progress")?;
     let bytes = progress.bytes_transferred;
     let time = seconds(progress.transfer_time.as_ref());
     let cpu = seconds(progress.cpu_time.as_ref()) + seconds(done.destination_cpu_time.as_ref());
     ensure!(time > 0.0 && cpu > 0.0 && bytes > 0, "{progress:#?}");
+    let made_of = fleet.vm(&fleet.agent(to), vm).await?.mmu_stats;
+    let huge = made_of.and_then(|stats| stats.backing_2m_bytes);
+    eprintln!(
+        "{} MiB of it in 2 MiB pages; {}",
+        huge.map_or_else(|| "unknown".to_owned(), |huge| (huge / MIB).to_string()),
+        phases(&done)
+    );
     // The source's memory is given back before the plain loop begins.
     fleet
         .vm_until(&fleet.server(), vm, "released", |vm| {
@@ -102,14 +134,26 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
     })
 }
 
-async fn measure(args: &Args, backend: Backend) -> anyhow::Result<Vec<Row>> {
+/// Migrations, and what they are compared with in [`Peer`].
+async fn measure(
+    args: &Args,
+    backend: Backend,
+    qemu: Result<Qemu, String>,
+) -> anyhow::Result<(Vec<Row>, Peer)> {
     let memory = args.memory_mib + 64;
     let mut fleet = Fleet::start(Layout {
         backend,
         hosts: vec![("host-a", memory), ("host-b", memory)],
+        own_clocks: false,
     })
     .await?;
-    let spec = busy(backend, args.memory_mib, 1, Some(0));
+    let mut spec = busy(backend, args.memory_mib, 1, Some(0));
+    spec.set_backing(match args.backing.as_str() {
+        "thp" => MemoryBacking::Thp,
+        "hugetlb-2m" => MemoryBacking::Hugetlb2m,
+        "small" => MemoryBacking::Small,
+        _ => MemoryBacking::Auto,
+    });
     let vm = fleet.run_vm("bench", "host-a", spec).await?;
     let word = if backend == Backend::Kvm {
         "kvm"
@@ -125,7 +169,11 @@ async fn measure(args: &Args, backend: Backend) -> anyhow::Result<Vec<Row>> {
         .into_iter()
         .map(|streams| {
             let plural = if streams == 1 { "" } else { "s" };
-            let name = format!("{word}, idle {size}, {streams} stream{plural}");
+            let mut name = format!("{word}, idle {size}, {streams} stream{plural}");
+            if args.backing != "auto" {
+                name.push_str(", ");
+                name.push_str(&args.backing);
+            }
             (
                 streams,
                 Row {
@@ -135,10 +183,14 @@ async fn measure(args: &Args, backend: Backend) -> anyhow::Result<Vec<Row>> {
             )
         })
         .collect();
+    let mut peer = Peer::new(&qemu);
+    let qemu = qemu.ok().map(Arc::new);
     let mut hosts = ["host-b", "host-a"].into_iter().cycle();
     for run in 0..=args.runs {
         for (streams, row) in &mut rows {
             let to = hosts.next().context("a cycle does not end")?;
+            let bytes = usize::try_from(args.memory_mib * MIB)?;
+            tokio::task::spawn_blocking(move || warm(bytes)).await??;
             let pair = one(&fleet, &vm.name, to, *streams).await?;
             eprintln!(
                 "{} run {run}: {:.2} GB/s, plain {:.2} GB/s, downtime {:.1} ms{}",
@@ -148,13 +200,32 @@ async fn measure(args: &Args, backend: Backend) -> anyhow::Result<Vec<Row>> {
                 pair.downtime * 1e3,
                 if run == 0 { " (warm-up)" } else { "" }
             );
+            let beside = match &qemu {
+                Some(qemu) if *streams == qemu::CHANNELS => {
+                    let qemu = Arc::clone(qemu);
+                    let task = tokio::task::spawn_blocking(move || qemu.migrate());
+                    Some(task.await??)
+                }
+                _ => None,
+            };
+            if let Some(beside) = &beside {
+                eprintln!(
+                    "beside it QEMU: {:.2} s and {:.2} s of CPU, Slat {:.2} s",
+                    beside.whole.as_secs_f64(),
+                    beside.cpu.as_secs_f64(),
+                    pair.whole
+                );
+            }
             if run > 0 {
                 row.pairs.push(pair);
+                if let Some(beside) = beside {
+                    peer.add(&pair, beside, args.memory_mib * MIB);
+                }
             }
         }
     }
     fleet.finish().await?;
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    Ok((rows.into_iter().map(|(_, row)| row).collect(), peer))
 }
 
 fn run() -> anyhow::Result<()> {
@@ -175,20 +246,29 @@ fn run() -> anyhow::Result<()> {
         "--memory-mib is too much"
     );
     let backend = backend(&args.backend)?;
-    check_memory(args.memory_mib)?;
+    let qemu = if args.no_qemu {
+        Err("left out (--no-qemu)".to_owned())
+    } else {
+        Qemu::find()
+    };
+    check_memory(args.memory_mib, qemu.is_ok())?;
+    let qemu = match qemu {
+        Ok(found) => Ok(found.with_memory(args.memory_mib)?),
+        Err(why) => Err(why),
+    };
     if cfg!(debug_assertions) {
         eprintln!("warning: this is a debug build; its figures mean nothing");
     }
     let runtime = tokio::runtime::Runtime::new()?;
-    let rows = runtime.block_on(measure(&args, backend))?;
+    let (rows, peer) = interrupt::measure(&runtime, measure(&args, backend, qemu))?;
     if args.update_docs {
         let page: PathBuf = binary::workspace().join("docs/benchmarks.md");
-        report::update_docs(&page, &rows)?;
+        report::update_docs(&page, &rows, &peer)?;
     }
     if args.output == "json" {
-        println!("{}", report::json(&rows));
+        println!("{}", report::json(&rows, &peer));
     } else {
-        print!("{}", report::table(&rows));
+        print!("{}", report::table(&rows, &peer));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use slat_proto::{
 };
 use slat_tests::{
     Fleet, Layout,
-    bench::picture::Scene,
+    bench::{interrupt, picture::Scene},
     binary,
     guest::{MIB, busy},
     scene,
@@ -38,6 +38,7 @@ async fn migrate(backend: Backend) -> anyhow::Result<v1::Migration> {
     let mut fleet = Fleet::start(Layout {
         backend,
         hosts: vec![("host-a", MEMORY_MIB + 64), ("host-b", MEMORY_MIB + 64)],
+        own_clocks: false,
     })
     .await?;
     let spec = busy(backend, MEMORY_MIB, 1, Some(DIRTIED_MIB * MIB));
@@ -55,7 +56,8 @@ async fn migrate(backend: Backend) -> anyhow::Result<v1::Migration> {
 fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     let backend = scene::best_backend();
-    let done = tokio::runtime::Runtime::new()?.block_on(migrate(backend))?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let done = interrupt::measure(&runtime, migrate(backend))?;
     let on = match backend {
         Backend::Kvm => "on KVM",
         _ => "on the software backend",

@@ -22,10 +22,18 @@ const fn scenario(name: &'static str, budget: Budget) -> Scenario {
 const NONE: Budget = Budget::NONE;
 
 /// What CI explores.
-pub const BOUNDED: [Scenario; 15] = [
+pub const BOUNDED: [Scenario; 16] = [
     scenario("nothing goes wrong", NONE),
     scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
     scenario("a host loses its power", Budget { outages: 1, ..NONE }),
+    scenario(
+        "a host loses its power and is deleted",
+        Budget {
+            outages: 1,
+            deletions: 1,
+            ..NONE
+        },
+    ),
     scenario(
         "the server dies",
         Budget {
@@ -89,7 +97,7 @@ pub const BOUNDED: [Scenario; 15] = [
 ];
 
 /// What a long run explores besides.
-pub const DEEP: [Scenario; 10] = [
+pub const DEEP: [Scenario; 13] = [
     scenario(
         "a switchover goes back twice and an answer is late",
         Budget {
@@ -124,6 +132,32 @@ pub const DEEP: [Scenario; 10] = [
         },
     ),
     scenario("both hosts lose their power", Budget { outages: 2, ..NONE }),
+    scenario(
+        "both hosts lose their power and are deleted",
+        Budget {
+            outages: 2,
+            deletions: 2,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host loses its power and is deleted, and the server dies",
+        Budget {
+            outages: 1,
+            deletions: 1,
+            server_crashes: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host loses its power and is deleted, and the user cancels",
+        Budget {
+            outages: 1,
+            deletions: 1,
+            cancels: 1,
+            ..NONE
+        },
+    ),
     scenario(
         "the user cancels while the connection breaks",
         Budget {

@@ -94,6 +94,11 @@ impl SourceHost {
             standing::SourceStands::Ended => Report::new(self.ended_as.unwrap_or(Phase::Failed)),
             // Not reached: nobody orders an adoption here.
             standing::SourceStands::Adopted => Report::new(Phase::Cancelled),
+            // Not reached: nobody tells the process to end its VM here.
+            standing::SourceStands::Stopped => Report {
+                vm_lost: true,
+                ..Report::new(Phase::Failed)
+            },
             standing::SourceStands::Died { vm_lost } => Report {
                 vm_lost,
                 ..Report::new(Phase::Failed)
@@ -124,6 +129,9 @@ impl SourceHost {
 
     /// The VM is claimed here: it runs, or the agent says that it was lost here.
     pub fn claims(&self, planted: Option<Planted>) -> bool {
+        if self.forgotten {
+            return false;
+        }
         if self.alive {
             return self.runs;
         }

@@ -1,6 +1,6 @@
 //! One step of the world: which there are in a state, and what each does.
 
-use slat_server::migration::protocol::{Action as Call, Input as ServerInput};
+use slat_server::migration::protocol::{Action as Call, Input as ServerInput, Side};
 use slat_vmm::handover::protocol::{
     Why,
     destination::{self, Standing},
@@ -10,7 +10,7 @@ use slat_vmm::handover::protocol::{
 use super::{
     planted::Planted,
     source::Fate,
-    world::{DestinationWork, Frame, InFlight, SourceWork, Stray, World},
+    world::{DestinationSide, DestinationWork, Frame, InFlight, SourceWork, Stray, World},
 };
 
 /// A step.
@@ -92,6 +92,10 @@ pub enum Step {
     DestinationOutage(bool),
     /// It is back.
     DestinationReturns,
+    /// An operator deletes a host that has no power.
+    HostDeleted(Side),
+    /// An operator takes the VM that waits at the destination for the commit of a deleted source.
+    OperatorAdopts,
     /// The connection between the processes breaks.
     LinkBreaks,
 }
@@ -302,11 +306,25 @@ impl World {
                 steps.push(Step::DestinationOutage(true));
             }
         }
-        if !self.source.up {
+        if !self.source.up && !self.source.forgotten {
             steps.push(Step::SourceReturns);
+            if self.server.up && self.budget.deletions > 0 {
+                steps.push(Step::HostDeleted(Side::Source));
+            }
         }
-        if !self.destination.up {
+        if !self.destination.up && !self.destination.forgotten {
             steps.push(Step::DestinationReturns);
+            if self.server.up && self.budget.deletions > 0 {
+                steps.push(Step::HostDeleted(Side::Destination));
+            }
+        }
+        // The server shows it to be adopted while the migration is in doubt. An order that crosses
+        // the record of an end was given on what was shown a moment before.
+        let doubt = self.server.protocol.phase() == slat_proto::v1::MigrationPhase::InDoubt
+            && self.server.writing.is_none();
+        let waits = |side: &DestinationSide| side.machine.in_doubt();
+        if doubt && self.source.forgotten && self.destination.side.as_ref().is_some_and(waits) {
+            steps.push(Step::OperatorAdopts);
         }
         if self.budget.breaks > 0 && self.link.instance.is_some() && !self.link.broken {
             steps.push(Step::LinkBreaks);
@@ -459,6 +477,19 @@ impl World {
                 }
             }
             Step::DestinationReturns => self.destination.up = true,
+            Step::HostDeleted(side) => {
+                spend(&mut self.budget.deletions);
+                match side {
+                    Side::Source => self.source.forgotten = true,
+                    Side::Destination => self.destination.forgotten = true,
+                }
+                self.feed_server(ServerInput::HostForgotten(side), planted);
+            }
+            // What an adoption journals; nothing else says that the source is gone for good.
+            Step::OperatorAdopts => {
+                let commit = destination::Decision::Commit;
+                self.feed_destination(destination::Input::ControlSays(commit));
+            }
             Step::LinkBreaks => {
                 spend(&mut self.budget.breaks);
                 self.link.broken = true;

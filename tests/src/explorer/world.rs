@@ -114,6 +114,8 @@ pub struct SourceSide {
 pub struct SourceHost {
     /// Power, kernel and agent.
     pub up: bool,
+    /// Deleted by order: it never comes back.
+    pub forgotten: bool,
     /// The VM's process lives.
     pub alive: bool,
     /// Its vCPUs run.
@@ -165,6 +167,8 @@ pub struct DestinationSide {
 pub struct DestinationHost {
     /// Power, kernel and agent.
     pub up: bool,
+    /// Deleted by order: it never comes back.
+    pub forgotten: bool,
     /// Its vCPUs run.
     pub runs: bool,
     /// The process's side; `None` when no process lives, or its side was released.
@@ -274,6 +278,8 @@ pub struct Budget {
     pub cancels: u8,
     /// A switchover takes too long and goes back.
     pub overruns: u8,
+    /// An operator deletes a host that has no power.
+    pub deletions: u8,
 }
 
 impl Budget {
@@ -290,6 +296,7 @@ impl Budget {
         work_faults: 0,
         cancels: 0,
         overruns: 0,
+        deletions: 0,
     };
 }
 
@@ -318,6 +325,7 @@ impl World {
         Self {
             source: SourceHost {
                 up: true,
+                forgotten: false,
                 alive: true,
                 runs: true,
                 side: None,
@@ -332,6 +340,7 @@ impl World {
             },
             destination: DestinationHost {
                 up: true,
+                forgotten: false,
                 runs: false,
                 side: None,
                 alive: false,

@@ -4,15 +4,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use slat_packages::{
+    Root,
+    program::{bounded, succeeds, tail},
+};
 
 use super::{
     answer::{self, Answer, Unsupported},
-    emulator::{Root, bounded, succeeds, tail, without_network},
     layout::{Layout, RAM, TABLE_FRAMES},
     query::{self, Query},
 };
@@ -355,6 +358,28 @@ impl EmulatedCpu {
         // Its only display without a screen listens for viewers.
         Ok(without_network(command))
     }
+}
+
+/// `command` in a network of its own, where the machine lets one be made: for a program that opens
+/// a port unasked.
+fn without_network(command: Command) -> Command {
+    let mut alone = Command::new("unshare");
+    alone.args(["--map-root-user", "--net"]);
+    let possible = Command::new("unshare")
+        .args(["--map-root-user", "--net", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !possible.is_ok_and(|status| status.success()) {
+        return command;
+    }
+    alone.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        if let Some(value) = value {
+            alone.env(key, value);
+        }
+    }
+    alone
 }
 
 /// What a program printed, without what its emulator said before and after.

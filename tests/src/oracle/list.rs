@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
+use slat_packages::{Release, Root, Set, Store};
+
 use super::{
     answer::Unsupported,
     cpu::{BOCHS_PHYSICAL_BITS, EmulatedCpu, RiscV},
-    emulator::Root,
-    fetch::{self, Set, Store},
+    fetch,
     format::Ops,
     guest::Plan,
     run::{Report, Trial},
@@ -253,7 +254,7 @@ pub fn run(
     only: &str,
     mut done: impl FnMut(&Row),
 ) -> anyhow::Result<Vec<Row>> {
-    let mut store = Store::open(cache)?;
+    let mut store = Store::open(cache, Release::Fixed)?;
     let mut rows = Vec::new();
     for format in FORMATS.iter().filter(|format| format.name.contains(only)) {
         let row = Row {

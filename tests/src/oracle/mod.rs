@@ -7,7 +7,7 @@
 //!   all of it.
 //! * [`cpu`] starts an emulator with the dump, the questions ([`query`]) and a bare-metal program
 //!   of `tests/oracles/`, and reads its answers ([`answer`]); [`judge`] compares.
-//! * [`fetch`] gets the emulators, [`emulator`] runs their programs for a bounded time.
+//! * [`fetch`] names the packages that the emulators come from.
 //! * [`run`] is one format's proof, [`list`] all of them.
 //!
 //! Everything random comes from one seed.
@@ -15,7 +15,6 @@
 pub mod answer;
 pub mod ask;
 pub mod cpu;
-pub mod emulator;
 pub mod fetch;
 pub mod format;
 pub mod guest;

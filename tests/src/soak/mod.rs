@@ -2,7 +2,7 @@
 //! page and metrics say compared with what is true. `cargo xtask soak` runs it.
 //!
 //! * [`plan`] makes steps from a seed. Pure.
-//! * [`drive`] carries them out on real processes; [`disk`] has the disks it fills.
+//! * [`drive`] carries them out on real processes.
 //! * [`oracle`] reads what is true: locks, journals, and what the VMs' processes say.
 //! * [`observe`] asks everybody.
 //! * [`mod@judge`] has the rules, each with its name. Pure.
@@ -14,9 +14,8 @@
 //! begins anew.
 //!
 //! A seed gives the same steps again; how they interleave with what the machine does is not the
-//! same. Clock offsets are not among the steps: a real process has the clock of its machine.
+//! same.
 
-pub mod disk;
 pub mod drive;
 pub mod judge;
 pub mod observe;
@@ -29,11 +28,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slat_proto::v1::{self, Backend, VmLocation, leftover::Kind};
-use tokio::time::{sleep, timeout};
+use slat_proto::v1::{self, Backend, MigrationPhase, VmLocation, leftover::Kind};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{sleep, timeout},
+};
 
 use self::{
-    disk::SmallDisk,
     drive::{Disks, Driver, HOST_MIB, STEP_WITHIN},
     judge::{Broken, Rule, is_over, judge},
     observe::Views,
@@ -41,7 +42,10 @@ use self::{
     plan::{HOSTS, Plan, SMALL_DISK, Step},
     report::{Disagreement, Report},
 };
-use crate::fleet::{Fleet, Layout};
+use crate::{
+    disk::SmallDisk,
+    fleet::{Fleet, Layout},
+};
 
 /// Between two reports of an agent.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -104,7 +108,7 @@ impl Drop for Soak {
     }
 }
 
-/// Runs a soak to its end.
+/// Runs a soak to its end. SIGINT ends it early, with all that is judged at an end.
 ///
 /// # Errors
 /// When the fleet cannot be started, or the harness fails.
@@ -112,15 +116,25 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
     let mut soak = Soak::start(options).await?;
     let begun = Instant::now();
     let mut plan = Plan::new(options.seed, soak.disks.is_some());
+    let mut interrupt = signal(SignalKind::interrupt())?;
     while begun.elapsed() < options.length
         && let Some(step) = plan.next()
     {
-        soak.step(&step).await?;
+        tokio::select! {
+            done = soak.step(&step) => done?,
+            _ = interrupt.recv() => {
+                eprintln!("interrupted: ends here as if its time were over; once more leaves it at that");
+                break;
+            }
+        }
         for vm in soak.driver.refused.drain(..) {
             plan.without(vm);
         }
     }
-    soak.end().await?;
+    tokio::select! {
+        end = soak.end() => end?,
+        _ = interrupt.recv() => anyhow::bail!("interrupted before its end was judged"),
+    }
     Ok(std::mem::take(&mut soak.report))
 }
 
@@ -129,7 +143,6 @@ impl Soak {
         let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
         let mut report = Report {
             seed: options.seed,
-            skipped: vec!["clock offsets: real processes have this machine's clock".to_owned()],
             ..Report::default()
         };
         let mount = |name: &str| SmallDisk::mount(&root.path().join(name));
@@ -143,6 +156,7 @@ impl Soak {
         let layout = Layout {
             backend: options.backend,
             hosts: HOSTS.map(|name| (name, HOST_MIB)).to_vec(),
+            own_clocks: true,
         };
         let driver = Driver {
             fleet: Fleet::start_in(root, layout, INTERVAL).await?,
@@ -293,18 +307,9 @@ impl Soak {
     }
 
     async fn open_migrations(&self) -> anyhow::Result<Vec<String>> {
-        let request = v1::ListMigrationsRequest {
-            page_size: 1000,
-            ..Default::default()
-        };
-        let list = self
-            .driver
-            .fleet
-            .migrations()
-            .list_migrations(request)
-            .await?;
-        let migrations = list.into_inner().migrations.into_iter();
+        let migrations = self.driver.fleet.all_migrations().await?;
         Ok(migrations
+            .into_iter()
             .filter(|migration| !is_over(migration.phase()))
             .map(|migration| format!("{migration:?}"))
             .collect())
@@ -321,11 +326,11 @@ impl Soak {
             .into_inner();
         let mut broken = Vec::new();
         for left in list.leftovers {
-            // The frozen copy of a VM that nobody got.
-            let explained = left.kind() == Kind::RelinquishedSource
-                && views.migrations.iter().any(|moved| {
-                    moved.name == left.migration && moved.location == VmLocation::Unknown
-                });
+            let explains = |moved: &observe::Moved| {
+                moved.name == left.migration && keeps_copy(moved.phase, moved.location)
+            };
+            let explained =
+                left.kind() == Kind::RelinquishedSource && views.migrations.iter().any(explains);
             if !explained {
                 let said = format!("{left:?}");
                 broken.push(Broken::new(Rule::LeftoversExplained, &left.uid, said));
@@ -344,6 +349,37 @@ impl Soak {
     }
 }
 
+/// Whether a migration that ended so may have left the last copy of its VM at its source: nobody
+/// got the VM, or who got it died before the source heard of it.
+fn keeps_copy(phase: MigrationPhase, location: VmLocation) -> bool {
+    match phase {
+        MigrationPhase::Failed => location == VmLocation::Unknown,
+        MigrationPhase::Completed => location == VmLocation::Lost,
+        _ => false,
+    }
+}
+
 fn key(broken: &Broken) -> (Rule, String) {
     (broken.rule, broken.about.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_last_copy_is_kept_of_what_nobody_got_and_of_what_died_where_it_went() {
+        use MigrationPhase::{Cancelled, Completed, Failed};
+        use VmLocation::{Destination, Lost, Source, Unknown};
+        for (phase, location, kept) in [
+            (Failed, Unknown, true),
+            (Failed, Lost, false),
+            (Failed, Source, false),
+            (Completed, Lost, true),
+            (Completed, Destination, false),
+            (Cancelled, Source, false),
+        ] {
+            assert_eq!(keeps_copy(phase, location), kept, "{phase:?} {location:?}");
+        }
+    }
 }

@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use slat_proto::{ApiError, v1};
+use slat_proto::{
+    ApiError,
+    model::{duration_nanos, timestamp_nanos},
+    v1,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -69,6 +73,8 @@ pub struct Moved {
     pub source: String,
     /// `hosts/{host}`.
     pub destination: String,
+    /// Its creation, the beginnings of its phases, its end; nanoseconds since 1970.
+    pub times: Vec<i128>,
 }
 
 /// What all say at about one moment.
@@ -76,6 +82,10 @@ pub struct Moved {
 pub struct Views {
     /// The server's API.
     pub api: View,
+    /// When each VM was made, nanoseconds since 1970, by uid.
+    pub born: BTreeMap<String, i128>,
+    /// How far each host's clock is ahead, where it was measured, nanoseconds.
+    pub offsets: BTreeMap<String, i128>,
     /// Hosts that it calls silent.
     pub silent: BTreeSet<String>,
     /// Its migrations.
@@ -121,21 +131,29 @@ impl Views {
         self.silent = list.unreachable.into_iter().collect();
         self.api.vms = list.vms.iter().map(vm_row).collect();
         self.api.vms.sort();
+        for vm in &list.vms {
+            let time = vm.create_time.as_ref().map(timestamp_nanos);
+            self.born.extend(time.map(|time| (vm.uid.clone(), time)));
+        }
         let request = v1::ListHostsRequest::default();
         let hosts = fleet.hosts(&server).list_hosts(request).await?;
         for host in hosts.into_inner().hosts {
             let state = word(host.state().as_str_name()).to_owned();
+            if let Some(offset) = &host.clock_offset {
+                self.offsets
+                    .insert(host.name.clone(), duration_nanos(offset));
+            }
             self.api.hosts.insert(host.name, state);
         }
-        let request = v1::ListMigrationsRequest {
-            page_size: 1000,
-            ..Default::default()
-        };
-        let list = fleet.migrations().list_migrations(request).await?;
-        for found in list.into_inner().migrations {
+        for found in fleet.all_migrations().await? {
             let name = phase(found.phase().as_str_name());
             self.api.see(&found.name, name);
+            let phases = found.phase_times.iter().map(|entry| &entry.time);
+            let times = std::iter::once(&found.create_time)
+                .chain(phases)
+                .chain([&found.end_time]);
             self.migrations.push(Moved {
+                times: times.flatten().map(timestamp_nanos).collect(),
                 phase: found.phase(),
                 location: found.vm_location(),
                 name: found.name,

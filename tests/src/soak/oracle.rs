@@ -66,17 +66,23 @@ pub struct Truth {
     pub records: Vec<Record>,
     /// `hosts/{host}`, and whether its agent runs.
     pub hosts: BTreeMap<String, bool>,
+    /// How far the clock of each is ahead, seconds; empty where all have this machine's.
+    pub clocks: BTreeMap<String, i64>,
 }
 
 impl Truth {
     /// Reads the disks, and asks every VM's process.
     ///
     /// # Errors
-    /// When a lock file holds no pid.
+    /// When a clock's file cannot be read.
     pub async fn read(fleet: &Fleet) -> anyhow::Result<Self> {
         let mut truth = Self::default();
         for (host, up) in fleet.host_names() {
             truth.hosts.insert(format!("hosts/{host}"), up);
+            if let Some(clocks) = fleet.clocks() {
+                let ahead = clocks.ahead(host)?;
+                truth.clocks.insert(format!("hosts/{host}"), ahead);
+            }
             let mut dirs: Vec<_> = std::fs::read_dir(fleet.host_vms(host))
                 .into_iter()
                 .flatten()
@@ -182,6 +188,8 @@ pub struct Asked {
 pub struct Ledger {
     /// Uid and name of each VM that was made, by its number in the plan.
     pub made: BTreeMap<u32, (String, String)>,
+    /// When each was asked for and answered, nanoseconds since 1970, by uid.
+    pub born: BTreeMap<String, (i128, i128)>,
     /// Uids whose deletion was confirmed.
     pub deleted: BTreeSet<String>,
     /// In the order they were asked for.

@@ -20,6 +20,8 @@ const MOST_VMS: usize = 7;
 const BURST: std::ops::RangeInclusive<usize> = 2..=5;
 /// A migration at full speed takes about as long.
 const MILLIS: u64 = 400;
+/// How far a clock is set ahead, seconds.
+const AHEAD: [i64; 7] = [-7200, -600, -3, 0, 3, 600, 7200];
 /// Agents that are down at one time.
 const MOST_DOWN: usize = 2;
 
@@ -94,6 +96,13 @@ pub enum Step {
     Cordon(usize),
     /// VMs again.
     Uncordon(usize),
+    /// The host's clock, whatever runs there.
+    SetClock {
+        /// Index into [`HOSTS`].
+        host: usize,
+        /// Of the server's, seconds.
+        ahead: i64,
+    },
     /// A second agent under the name of one that reports, for as long as it takes to be refused.
     AgentTwin(usize),
     /// No byte left on the disk of [`SMALL_DISK`] while a VM is created there.
@@ -315,12 +324,16 @@ impl Plan {
                 self.down.insert(host);
                 Step::KillAgent(host)
             }
-            74..89 => {
+            74..88 => {
                 let host = self.any_host(|plan, host| plan.down.contains(&host))?;
                 self.down.remove(&host);
                 Step::StartAgent(host)
             }
-            89..92 => Step::RestartServer,
+            88..90 => Step::SetClock {
+                host: self.random.usize(0..HOSTS.len()),
+                ahead: self.random.choice(AHEAD)?,
+            },
+            90..92 => Step::RestartServer,
             92..94 => match self.any_host(|plan, host| plan.cordoned.contains(&host)) {
                 Some(host) => {
                     self.cordoned.remove(&host);
@@ -405,6 +418,7 @@ mod tests {
                     Step::KillAgent(host) => assert!(down.insert(host)),
                     Step::StartAgent(host) => assert!(down.remove(&host)),
                     Step::AgentTwin(host) => assert!(!down.contains(&host)),
+                    Step::SetClock { host, .. } => assert!(host < HOSTS.len()),
                     Step::RestartServer | Step::Cordon(_) | Step::Uncordon(_) => {}
                     Step::Burst(_) => unreachable!("its parts were taken"),
                 }
@@ -423,7 +437,7 @@ mod tests {
             };
             steps(3, disks).into_iter().map(name).collect()
         };
-        assert_eq!(kinds(true).len(), 20);
-        assert_eq!(kinds(false).len(), 18);
+        assert_eq!(kinds(true).len(), 21);
+        assert_eq!(kinds(false).len(), 19);
     }
 }

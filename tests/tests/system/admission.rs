@@ -25,6 +25,7 @@ fn one_host(backend: Backend) -> Layout {
     Layout {
         backend,
         hosts: vec![("host-a", 512)],
+        own_clocks: false,
     }
 }
 
@@ -48,7 +49,12 @@ async fn other_host(
         memory_bytes: 512 << 20,
         data_ip: "127.0.0.1".parse()?,
         vm_program: program,
+        confinement: v1::VmConfinement::default(),
+        vm_cgroup: slat_daemon::VmCgroup::None,
         backends: slat_vmm::available_backends,
+        dirty_rings: || false,
+        huge_pages: slat_vmm::huge_page_pools,
+        fits: slat_vmm::fits_here,
         admit: Arc::new(move |request| {
             let mut own = describe_host(backend)?;
             change(&mut own);

@@ -218,6 +218,7 @@ fn migrations() {
     let layout = Layout {
         backend: scene::best_backend(),
         hosts: vec![("host-a", 512), ("host-b", 512), ("small", 32)],
+        own_clocks: false,
     };
     scene::run(layout, async |fleet: &mut Fleet| {
         let vm = fleet
@@ -455,9 +456,9 @@ fn slots() {
                 ("no page", create_slot(5, 1 << 20, 0), table, "5"),
                 (
                     "a number out of range",
-                    create_slot(510, 1 << 20, 16),
+                    create_slot(32_767, 1 << 20, 16),
                     table,
-                    "510",
+                    "32767",
                 ),
                 ("a move that wraps", moved(0, u64::MAX), table, "0"),
                 (
@@ -483,12 +484,19 @@ fn slots() {
             let empty = v1::SlotChange { change: None };
             refused(update(vec![empty], 0).await, Reason::BadParameter, &[])?;
             refused(update(Vec::new(), 0).await, Reason::BadParameter, &[])?;
-            let many = (0..65)
+            let many = (0..1025)
                 .map(|i| create_slot(100 + i, (1 << 20) + u64::from(i), 1))
                 .collect();
             refused(update(many, 0).await, Reason::BadParameter, &[])?;
             let stale = update(vec![create_slot(5, 1 << 20, 16)], before.generation + 5).await;
             refused(stale, Reason::StaleGeneration, &[])?;
+            let flags = v1::SlotChange {
+                change: Some(Change::SetFlags(v1::slot_change::SetFlags {
+                    slot: 0,
+                    read_only: true,
+                })),
+            };
+            refused(update(vec![flags], 0).await, table, &[("slot", "0")])?;
             // More than the host has left.
             let large = update(vec![create_slot(5, 1 << 20, 1 << 20)], 0).await;
             refused(large, Reason::NoMemory, &[])?;
@@ -503,6 +511,31 @@ fn slots() {
                 let answer = fleet.memory(&server).invalidate_memory(request).await;
                 refused(answer, Reason::BadParameter, &[])
                     .with_context(|| format!("{gfn} + {pages}"))?;
+            }
+            let good = v1::GfnRange { gfn: 100, pages: 1 };
+            for (ranges, at) in [
+                (Vec::new(), None),
+                (vec![good; 1025], None),
+                (
+                    vec![
+                        good,
+                        v1::GfnRange {
+                            gfn: 16_384,
+                            pages: 1,
+                        },
+                    ],
+                    Some("1"),
+                ),
+                (vec![v1::GfnRange { gfn: 5, pages: 0 }], Some("0")),
+            ] {
+                let request = v1::DiscardMemoryRequest {
+                    vm: vm.name.clone(),
+                    ranges,
+                    ..Default::default()
+                };
+                let answer = fleet.memory(&server).discard_memory(request).await;
+                let at: Vec<_> = at.map(|at| ("range", at)).into_iter().collect();
+                refused(answer, Reason::BadParameter, &at)?;
             }
             let request = v1::HarvestDirtyPagesRequest {
                 vm: vm.name.clone(),

@@ -241,6 +241,68 @@ fn check_report(report: &Value, backend: &str) -> anyhow::Result<()> {
 }
 
 #[test]
+fn slots_are_changed_and_memory_is_discarded() {
+    scene::run(
+        Layout::two(scene::best_backend()),
+        async |fleet: &mut Fleet| {
+            let address = fleet.server().to_string();
+            let env = [("SLAT_SERVER", address.as_str())];
+            let vm = fleet
+                .run_vm("web", "host-a", usual(fleet.backend()))
+                .await?;
+            let says = async |line: &str, words: &[&str]| {
+                let args: Vec<&str> = line.split(' ').collect();
+                let output = slat(&args, &env).await?;
+                ensure!(output.status.success(), "slat {line}: {output:?}");
+                let text = String::from_utf8_lossy(&output.stdout);
+                for words in words {
+                    ensure!(text.contains(words), "slat {line}: {text}");
+                }
+                anyhow::Ok(())
+            };
+            let add = "memory add-slot web --slot 3 --base 4GiB --size 64MiB --read-only";
+            says(add, &["read-only", "no vCPU was paused"]).await?;
+            says("memory slots web", &["2 of at most", "slots"]).await?;
+            let set = "memory set-slot web --slot 3 --access";
+            says(&format!("{set} read-write"), &["vCPUs paused for"]).await?;
+            says(
+                "memory move-slot web --slot 3 --base 8GiB",
+                &["0x200000000"],
+            )
+            .await?;
+            says("get vm web", &["64 MiB of it added"]).await?;
+            let discard = "memory discard web --base 8GiB --size 2MiB";
+            says(discard, &["2 MiB discarded", "freed"]).await?;
+            let args = format!("{set} read-only -o json");
+            let changed = json(&args.split(' ').collect::<Vec<_>>(), &env).await?;
+            ensure!(changed["pausedNanos"].is_string(), "{changed:#}");
+            says("memory delete-slot web --slot 3", &["no vCPU was paused"]).await?;
+            // Many at once: a batch of which one cannot be made changes nothing.
+            let file = fleet.root().join("changes");
+            let batch = format!("memory change-slots web -f {}", file.display());
+            std::fs::write(
+                &file,
+                "add-slot --slot 4 --base 4GiB --size 2MiB\n\
+                 add-slot --slot 5 --base 5GiB --size 2MiB\n\
+                 delete-slot --slot 77\n",
+            )?;
+            let refused = slat(&batch.split(' ').collect::<Vec<_>>(), &env).await?;
+            ensure!(!refused.status.success(), "{refused:?}");
+            says("memory slots web", &["1 of at most"]).await?;
+            std::fs::write(
+                &file,
+                "add-slot --slot 4 --base 4GiB --size 2MiB\n\
+                 add-slot --slot 5 --base 5GiB --size 2MiB\n\
+                 move-slot --slot 5 --base 6GiB\n",
+            )?;
+            says(&batch, &["0x100000000", "0x180000000", "vCPUs paused for"]).await?;
+            says("memory slots web", &["3 of at most"]).await?;
+            fleet.runs_soundly_on(&vm.name, "host-a").await.map(drop)
+        },
+    );
+}
+
+#[test]
 fn the_demo_on_software() {
     demo("software");
 }

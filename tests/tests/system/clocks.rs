@@ -1,50 +1,16 @@
-//! An agent whose host's clock is two hours ahead: the server measures that, and shows nothing of
-//! it.
+//! A host whose clock is hours off, and is set while VMs run and move: the server measures that,
+//! and shows nothing of it.
 //!
-//! The agent runs in this process, where it can be given a clock. Server, source and VMs are
-//! processes as ever; a VM's own times are translated on its way there.
-
-use std::{
-    ffi::OsString,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+//! Agents and VM processes are processes as ever; the library that shifts their clock is preloaded.
 
 use anyhow::{Context as _, ensure};
-use slat_daemon::{Agent, HostConfig};
 use slat_proto::{
-    model::{HostName, duration_nanos, now, timestamp_nanos},
+    model::{duration_nanos, now, timestamp_nanos},
     v1,
 };
-use slat_tests::{Fleet, Layout, binary, guest::usual, scene, wait::eventually};
-use slat_vmm::handover::preamble::admit_here;
+use slat_tests::{Fleet, Layout, guest::usual, scene, wait::eventually};
 
 const SECOND: i128 = 1_000_000_000;
-const AHEAD: Duration = Duration::from_secs(7200);
-
-fn ahead() -> SystemTime {
-    SystemTime::now() + AHEAD
-}
-
-async fn agent_ahead(fleet: &Fleet, state: &tempfile::TempDir) -> anyhow::Result<Agent> {
-    let program: Vec<OsString> = vec![binary::slat()?.into(), "vm".into()];
-    let config = HostConfig {
-        name: HostName::parse("ahead")?,
-        listen: "127.0.0.1:0".parse()?,
-        advertise: None,
-        server: Some(fleet.server()),
-        state_dir: state.path().to_owned(),
-        memory_bytes: 512 << 20,
-        data_ip: "127.0.0.1".parse()?,
-        vm_program: program,
-        backends: slat_vmm::available_backends,
-        admit: Arc::new(admit_here),
-        clock: ahead,
-        version: "0.0.0".to_owned(),
-        render: None,
-    };
-    Ok(Agent::start(config).await?)
-}
 
 /// The offset that the server shows of a host's clock, nanoseconds.
 async fn offset(fleet: &Fleet, host: &str) -> anyhow::Result<i128> {
@@ -56,64 +22,75 @@ async fn offset(fleet: &Fleet, host: &str) -> anyhow::Result<i128> {
     Ok(duration_nanos(&offset))
 }
 
+/// Sets a host's clock, and waits until the server has measured it.
+async fn set(fleet: &Fleet, host: &str, ahead: i64) -> anyhow::Result<()> {
+    fleet.clocks().context("no clocks")?.set(host, ahead)?;
+    eventually("the clock is measured", || async {
+        let off = offset(fleet, host).await? - i128::from(ahead) * SECOND;
+        ensure!(off.abs() < SECOND, "{off} ns from {ahead} s");
+        Ok(())
+    })
+    .await
+}
+
+fn made(vm: &v1::Vm) -> anyhow::Result<i128> {
+    let time = vm.create_time.as_ref().context("no create time")?;
+    Ok(timestamp_nanos(time))
+}
+
+fn near(what: &str, time: i128, wanted: i128) -> anyhow::Result<()> {
+    let off = time - wanted;
+    ensure!(off.abs() < SECOND, "{what}: {off} ns off");
+    Ok(())
+}
+
 #[test]
-fn a_host_two_hours_ahead_is_measured_and_its_vms_are_as_old_as_they_are() {
+fn clocks_of_hosts_that_are_hours_off_and_set_at_any_time_make_no_vm_older_and_turn_no_phase() {
     let layout = Layout {
-        backend: v1::Backend::Software,
-        hosts: vec![("host-a", 512)],
+        own_clocks: true,
+        ..Layout::two(scene::best_backend())
     };
     scene::run(layout, async |fleet: &mut Fleet| {
-        let state = tempfile::tempdir()?;
-        let agent = agent_ahead(fleet, &state).await?;
-        eventually("both clocks are measured", || async {
-            let (here, there) = (
-                offset(fleet, "host-a").await?,
-                offset(fleet, "ahead").await?,
-            );
-            ensure!(here.abs() < SECOND, "{here}");
-            ensure!((there - 7200 * SECOND).abs() < SECOND, "{there}");
-            Ok(())
-        })
-        .await?;
+        set(fleet, "host-b", 7200).await?;
+        let begin = timestamp_nanos(&now());
         let spec = usual(fleet.backend());
         let vm = fleet.run_vm("web", "host-a", spec).await?;
-        let created = timestamp_nanos(vm.create_time.as_ref().context("no create time")?);
-        let params = v1::MigrationParams::default();
-        let done = fleet.migrate_and_wait(&vm.name, "ahead", params).await?;
-        let moved = fleet.vm(&fleet.server(), &vm.name).await?;
-        ensure!(moved.host == "hosts/ahead", "{moved:#?}");
-        let again = timestamp_nanos(moved.create_time.as_ref().context("no create time")?);
-        ensure!((again - created).abs() < SECOND, "{} ns", again - created);
-        // Its process there has the time by the clock of that host.
-        let address = agent.address().to_string().parse()?;
-        let there = fleet.vm(&address, &vm.name).await?;
-        let there = timestamp_nanos(there.create_time.as_ref().context("no create time")?);
-        let off = there - created - 7200 * SECOND;
-        ensure!(off.abs() < SECOND, "{off} ns");
-
-        let times: Vec<i128> = done
-            .phase_times
-            .iter()
-            .filter_map(|entry| entry.time.as_ref())
-            .map(timestamp_nanos)
-            .collect();
-        ensure!(times.is_sorted() && times.len() == 6, "{done:#?}");
-        ensure!(times[5] <= timestamp_nanos(&now()), "{done:#?}");
-
+        let created = made(&vm)?;
+        near("created", created, begin)?;
+        // The destination's clock is set at once before the move, when nobody has measured it.
+        for (to, ahead) in [("host-b", -7200), ("host-a", 3600)] {
+            fleet.clocks().context("no clocks")?.set(to, ahead)?;
+            let params = v1::MigrationParams::default();
+            let done = fleet.migrate_and_wait(&vm.name, to, params).await?;
+            let times = done.phase_times.iter().filter_map(|t| t.time.as_ref());
+            let times: Vec<i128> = times.map(timestamp_nanos).collect();
+            ensure!(times.is_sorted() && times.len() == 6, "{done:#?}");
+            ensure!(times[5] <= timestamp_nanos(&now()), "{done:#?}");
+            // The VM's process has the time by its own host's clock.
+            let there = fleet.vm(&fleet.agent(to), &vm.name).await?;
+            let ahead = i128::from(ahead) * SECOND;
+            near("at the agent", made(&there)?, created + ahead)?;
+            eventually("it is as old as it is", || async {
+                let shown = fleet.vm(&fleet.server(), &vm.name).await?;
+                ensure!(shown.host == format!("hosts/{to}"), "{shown:#?}");
+                near("at the server", made(&shown)?, created)
+            })
+            .await?;
+        }
+        // While it runs.
+        for ahead in [-600, 0] {
+            set(fleet, "host-a", ahead).await?;
+            eventually("it is as old as it is", || async {
+                let shown = fleet.vm(&fleet.server(), &vm.name).await?;
+                near("at the server", made(&shown)?, created)
+            })
+            .await?;
+        }
         let delete = v1::DeleteVmRequest {
             name: vm.name.clone(),
             ..Default::default()
         };
         fleet.vms(&fleet.server()).delete_vm(delete).await?;
-        eventually("nothing is left", || async {
-            for folder in ["vms", "transfers"] {
-                let left = std::fs::read_dir(state.path().join(folder))?.count();
-                ensure!(left == 0, "{left} in {folder}");
-            }
-            Ok(())
-        })
-        .await?;
-        agent.stop().await;
         Ok(())
     });
 }

@@ -7,6 +7,10 @@ use slat_proto::{
     Reason,
     v1::{self, MigrationPhase, VmLocation, vm::State},
 };
+use slat_record::{
+    dir::VmDir,
+    journal::{Journal, Ownership},
+};
 use slat_tests::{
     Fleet,
     fleet::ended,
@@ -20,6 +24,8 @@ slat_tests::on_each_backend!(
     target_vm_process,
     target_vm_process_after_the_commit,
     source_vm_process,
+    source_vm_process_that_is_told_to_end,
+    whole_fleet_whose_directories_are_removed,
     source_agent,
     destination_agent,
     source_host,
@@ -156,23 +162,34 @@ async fn frozen_and_seen(
     Ok(())
 }
 
-async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
+/// A VM whose process is ended by `end` in precopy is LOST, for `reason`, and holds no memory.
+async fn lost_in_precopy(
+    fleet: &Fleet,
+    end: impl FnOnce(&VmProcess) -> anyhow::Result<()>,
+    reason: Reason,
+) -> anyhow::Result<v1::Vm> {
     let vm = fleet
         .run_vm("web", "host-a", usual(fleet.backend()))
         .await?;
     let migration = fleet
         .migrate_until_precopy(&vm.name, "host-b", crawling())
         .await?;
-    fleet.vm_process("host-a", &vm.name)?.kill()?;
+    end(&fleet.vm_process("host-a", &vm.name)?)?;
     let failed = fleet
         .migration_ends(&migration.name, MigrationPhase::Failed)
         .await?;
     ensure!(failed.vm_location() == VmLocation::Lost, "{failed:#?}");
     let error = failed.error.context("FAILED without an error")?;
-    ensure!(error.reason == Reason::VmProcessDied.as_str(), "{error:#?}");
+    ensure!(error.reason == reason.as_str(), "{error:#?}");
+    ensure!(error.metadata["vm_location"] == "LOST", "{error:#?}");
     fleet.vm_dir_gone("host-b", &vm.name).await?;
     fleet.memory_used("host-a", 0).await?;
     fleet.memory_used("host-b", 0).await?;
+    Ok(vm)
+}
+
+async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = lost_in_precopy(fleet, VmProcess::kill, Reason::VmProcessDied).await?;
     fleet
         .vm_until(&fleet.server(), &vm.name, "LOST", |vm| {
             vm.state() == State::Lost && vm.migration.is_empty()
@@ -190,6 +207,53 @@ async fn source_vm_process(fleet: &mut Fleet) -> anyhow::Result<()> {
         .await?;
     ensure!(again.uid != vm.uid && again.epoch == 1, "{again:#?}");
     Ok(())
+}
+
+/// SIGTERM ends the VM, as a delete would: nothing is left that could be said to run at the source.
+async fn source_vm_process_that_is_told_to_end(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let stopped = Reason::VmStoppedDuringMigration;
+    let vm = lost_in_precopy(fleet, VmProcess::terminate, stopped).await?;
+    fleet.vm_dir_gone("host-a", &vm.name).await
+}
+
+/// Server and agents die while a VM moves, and their directories are removed, as when a benchmark
+/// is killed. The VM arrives all the same, and its source waits to be released, which nobody can do
+/// any more: SIGTERM ends both processes.
+async fn whole_fleet_whose_directories_are_removed(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", usual(fleet.backend()))
+        .await?;
+    fleet
+        .migrate_until_precopy(&vm.name, "host-b", strolling())
+        .await?;
+    let dirs = ["host-a", "host-b"].map(|host| fleet.vm_dir(host, &vm.name));
+    let processes = [
+        fleet.vm_process("host-a", &vm.name)?,
+        fleet.vm_process("host-b", &vm.name)?,
+    ];
+    fleet.kill_server();
+    fleet.kill_agent("host-a");
+    fleet.kill_agent("host-b");
+    let journal = VmDir::new(&dirs[0]).journal();
+    eventually("the source has given its VM away", || async {
+        let state = Journal::read(&journal)?.context("no journal")?;
+        let gone = matches!(state.ownership, Ownership::Relinquished { .. });
+        ensure!(gone, "{state:?}");
+        Ok(())
+    })
+    .await?;
+    for dir in &dirs {
+        std::fs::remove_dir_all(dir)?;
+    }
+    for process in &processes {
+        process.terminate()?;
+    }
+    // Who comes back finds nothing of it.
+    for host in ["host-a", "host-b"] {
+        fleet.start_agent(host)?;
+    }
+    fleet.start_server()?;
+    fleet.hosts_ready().await
 }
 
 async fn source_agent(fleet: &mut Fleet) -> anyhow::Result<()> {

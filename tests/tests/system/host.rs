@@ -19,6 +19,7 @@ fn one_host() -> Layout {
     Layout {
         backend: scene::best_backend(),
         hosts: vec![("host-a", 512)],
+        own_clocks: false,
     }
 }
 

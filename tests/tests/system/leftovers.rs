@@ -255,6 +255,14 @@ async fn a_stopped_process_is_unresponsive_and_delays_no_other_vm(
             ensure!(unresponsive(&found) && found.epoch == 1, "{found:#?}");
         }
     }
+    let pause = v1::PauseVmRequest {
+        name: silent.name.clone(),
+        ..Default::default()
+    };
+    let refused = fleet.vms(&server).pause_vm(pause).await;
+    let refused = refused.err().context("a silent VM is paused")?;
+    ensure!(refused.message().contains("does not answer"), "{refused:?}");
+    // It runs on: a pause that was refused is not carried out once the process can.
     process.resume()?;
     fleet
         .runs_soundly_on(&silent.name, "host-a")

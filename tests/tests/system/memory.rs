@@ -8,7 +8,8 @@ use slat_proto::{
 };
 use slat_tests::{
     Fleet,
-    guest::{MIB, busy, crawling, fast, usual},
+    guest::{MIB, busy, crawling, fast, paced, usual, verified},
+    slots::discard,
     wait::eventually,
 };
 
@@ -17,6 +18,8 @@ slat_tests::on_each_backend!(
     a_migration_and_a_cursor_share_the_dirty_log,
     invalidation_costs_faults_and_nothing_else,
     slots_come_and_go_and_move,
+    what_is_discarded_is_gone_for_the_guest_and_the_host,
+    a_migration_takes_what_is_discarded_along,
 );
 
 async fn harvest(
@@ -282,4 +285,51 @@ async fn slots_come_and_go_and_move(fleet: &mut Fleet) -> anyhow::Result<()> {
         fleet.memory_used("host-b", 64 * MIB)
     })
     .await
+}
+
+/// Memstress finds what it did not write: here that is the proof that its pages are gone.
+async fn what_is_discarded_is_gone_for_the_guest_and_the_host(
+    fleet: &mut Fleet,
+) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", busy(fleet.backend(), 32, 1, None))
+        .await?;
+    // In the middle of its pages: its fill wrote all of them.
+    let discarded = discard(fleet, &vm.name, 4096, 2048).await?;
+    ensure!(discarded.pages == 2048, "{discarded:?}");
+    // It writes on meanwhile.
+    ensure!(
+        (4 * MIB..=8 * MIB).contains(&discarded.freed_bytes),
+        "{discarded:?}"
+    );
+    ensure!(discarded.duration_nanos > 0, "{discarded:?}");
+    let server = fleet.server();
+    let errors = |vm: &v1::Vm| vm.guest_counters.is_some_and(|seen| seen.errors > 0);
+    fleet
+        .vm_until(&server, &vm.name, "the guest misses its pages", errors)
+        .await?;
+    let now = fleet.vm(&server, &vm.name).await?;
+    ensure!(now.state() == v1::vm::State::Running, "{now:#?}");
+    fleet.memory_used("host-a", 32 * MIB).await
+}
+
+/// In the middle of precopy, where it has been sent already and where it has not: digests are
+/// compared.
+async fn a_migration_takes_what_is_discarded_along(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vm = fleet
+        .run_vm("web", "host-a", busy(fleet.backend(), 32, 1, Some(MIB)))
+        .await?;
+    let params = verified(paced(8 * MIB), v1::migration_params::Verify::BeforeCommit);
+    let migration = fleet
+        .migrate_until_precopy(&vm.name, "host-b", params)
+        .await?;
+    for gfn in [512, 2048, 4096, 6144, 7000] {
+        discard(fleet, &vm.name, gfn, 256).await?;
+    }
+    fleet
+        .migration_ends(&migration.name, MigrationPhase::Completed)
+        .await?;
+    let there = fleet.vm(&fleet.agent("host-b"), &vm.name).await?;
+    ensure!(there.state() == v1::vm::State::Running, "{there:#?}");
+    Ok(())
 }

@@ -16,6 +16,7 @@ use slat_tests::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
+    task::JoinHandle,
 };
 
 /// Longest time a command may take to end.
@@ -26,12 +27,14 @@ struct Running {
     child: Child,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
+    /// End when the command has closed the streams.
+    readers: [JoinHandle<()>; 2],
 }
 
-fn gather(from: impl AsyncRead + Unpin + Send + 'static) -> Arc<Mutex<String>> {
+fn gather(from: impl AsyncRead + Unpin + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let kept = Arc::clone(&text);
-    tokio::spawn(async move {
+    let reader = tokio::spawn(async move {
         let mut lines = BufReader::new(from).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             let mut kept = kept.lock().expect("no panic holds it");
@@ -39,7 +42,7 @@ fn gather(from: impl AsyncRead + Unpin + Send + 'static) -> Arc<Mutex<String>> {
             kept.push('\n');
         }
     });
-    text
+    (text, reader)
 }
 
 impl Running {
@@ -53,10 +56,13 @@ impl Running {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
+        let (stdout, out) = gather(child.stdout.take().context("standard output")?);
+        let (stderr, err) = gather(child.stderr.take().context("standard error")?);
         Ok(Self {
-            stdout: gather(child.stdout.take().context("standard output")?),
-            stderr: gather(child.stderr.take().context("standard error")?),
             child,
+            stdout,
+            stderr,
+            readers: [out, err],
         })
     }
 
@@ -84,9 +90,16 @@ impl Running {
         Ok(kill_process(pid.context("it has ended")?, signal)?)
     }
 
+    /// Waits for its end; all that it said is read by then.
     async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
-        let status = tokio::time::timeout(LIMIT, self.child.wait()).await;
-        Ok(status.context("it does not end")??.code())
+        let end = tokio::time::timeout(LIMIT, async {
+            let status = self.child.wait().await?;
+            for reader in &mut self.readers {
+                reader.await?;
+            }
+            anyhow::Ok(status.code())
+        });
+        end.await.context("it does not end")?
     }
 }
 

@@ -27,10 +27,7 @@ const PREPARED_WITHIN: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(super) async fn kill_vm(&mut self, vm: u32) -> anyhow::Result<Done> {
-        let Some((uid, _)) = self.ledger.vm(vm) else {
-            return Ok(Done::void());
-        };
-        let Some(place) = self.place(&uid).await? else {
+        let Some((uid, place)) = self.placed(vm).await? else {
             return Ok(Done::void());
         };
         let dir = self.fleet.host_vms(HOSTS[place]).join(&uid);
@@ -48,10 +45,7 @@ impl Driver {
         victim: Victim,
         millis: u64,
     ) -> anyhow::Result<Done> {
-        let Some((uid, _)) = self.ledger.vm(vm) else {
-            return Ok(Done::void());
-        };
-        let Some(place) = self.place(&uid).await? else {
+        let Some((uid, place)) = self.placed(vm).await? else {
             return Ok(Done::void());
         };
         let asked = self.ledger.migrations.len();
@@ -92,10 +86,7 @@ impl Driver {
 
     /// Leaves a frozen copy, when the moment is not missed.
     pub(super) async fn freeze(&mut self, vm: u32, after: usize) -> anyhow::Result<Done> {
-        let Some((uid, _)) = self.ledger.vm(vm) else {
-            return Ok(Done::void());
-        };
-        let Some(place) = self.place(&uid).await? else {
+        let Some((uid, place)) = self.placed(vm).await? else {
             return Ok(Done::void());
         };
         let asked = self.ledger.migrations.len();
@@ -147,6 +138,11 @@ impl Driver {
         Ok(match gives(hosts.adopt_leftover(request).await) {
             Ok(adopted) => {
                 let vm = adopted.vm.unwrap_or_default();
+                // They say where it was when they ended, which is past.
+                let migrations = self.ledger.migrations.iter_mut();
+                for asked in migrations.filter(|asked| asked.uid == uid) {
+                    asked.judged = true;
+                }
                 let mut done = Done::note(format!("{:?} at epoch {}", vm.state(), vm.epoch));
                 if vm.uid != uid || vm.state() != v1::vm::State::Paused {
                     let said = format!("adopted: {vm:?}");
@@ -160,10 +156,7 @@ impl Driver {
 
     /// A stopped process is told as such, and is ended by force.
     pub(super) async fn force_delete(&mut self, vm: u32) -> anyhow::Result<Done> {
-        let Some((uid, _)) = self.ledger.vm(vm) else {
-            return Ok(Done::void());
-        };
-        let Some(place) = self.place(&uid).await? else {
+        let Some((uid, place)) = self.placed(vm).await? else {
             return Ok(Done::void());
         };
         let dir = self.fleet.host_vms(HOSTS[place]).join(&uid);

@@ -10,16 +10,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use slat_proto::{
     ApiError, Reason,
+    model::{now, timestamp_nanos},
     v1::{self, Backend},
 };
 
 use super::{
-    disk::SmallDisk,
     judge::{Broken, Rule},
     oracle::{Asked, Ledger, Truth},
     plan::{HOSTS, SMALL_DISK, Step},
 };
 use crate::{
+    disk::SmallDisk,
     fleet::Fleet,
     guest::{MIB, busy, fast, paced},
 };
@@ -189,6 +190,11 @@ impl Driver {
                     Err(error) => Done::refused(&step.to_string(), &error),
                 })
             }
+            Step::SetClock { host, ahead } => {
+                let clocks = self.fleet.clocks().context("no clocks")?;
+                clocks.set(HOSTS[host], ahead)?;
+                Ok(Done::note("set"))
+            }
             Step::AgentTwin(host) => self.second_agent(HOSTS[host]).await,
             Step::FullAgentDisk { vm } => {
                 let disk = &disks.context("no small disk")?.agent;
@@ -218,6 +224,14 @@ impl Driver {
         let truth = Truth::read(&self.fleet).await?;
         let owner = truth.owner(uid).map(|owner| owner.host.clone());
         Ok(owner.and_then(|host| HOSTS.iter().position(|name| host.ends_with(name))))
+    }
+
+    /// Uid of a VM that was made, and index of its owner's host.
+    async fn placed(&self, vm: u32) -> anyhow::Result<Option<(String, usize)>> {
+        let Some((uid, _)) = self.ledger.vm(vm) else {
+            return Ok(None);
+        };
+        Ok(self.place(&uid).await?.map(|place| (uid, place)))
     }
 
     /// Where a twin goes, and its name.
@@ -253,6 +267,7 @@ impl Driver {
             host,
             validate_only: false,
         };
+        let asked = timestamp_nanos(&now());
         let made = match gives(vms.create_vm(request).await) {
             Ok(made) => made,
             Err(error) => {
@@ -262,6 +277,8 @@ impl Driver {
         };
         let named = (made.uid.clone(), made.name.clone());
         self.ledger.made.insert(vm, named);
+        let answered = timestamp_nanos(&now());
+        self.ledger.born.insert(made.uid.clone(), (asked, answered));
         let request = v1::StartVmRequest {
             uid: made.uid.clone(),
             ..Default::default()

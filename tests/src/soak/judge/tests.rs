@@ -43,6 +43,7 @@ fn scene() -> Scene {
         truth: Truth {
             records: vec![record("u", B)],
             hosts: [(A.to_owned(), true), (B.to_owned(), true)].into(),
+            clocks: [(A.to_owned(), 0), (B.to_owned(), -600)].into(),
         },
         views: Views::default(),
         ledger: Ledger::default(),
@@ -58,7 +59,12 @@ fn scene() -> Scene {
         location: VmLocation::Destination,
         source: A.into(),
         destination: B.into(),
+        times: vec![1, 1, 2, 3],
     }];
+    scene.views.offsets = [(A.to_owned(), 1_000), (B.to_owned(), -600_000_000_001)].into();
+    scene.views.born.insert("u".into(), 70_000_000_000);
+    let born = (69_000_000_000, 71_000_000_000);
+    scene.ledger.born.insert("u".into(), born);
     scene.ledger.made.insert(0, ("u".into(), "vms/web".into()));
     scene.ledger.shown.insert("u".into());
     scene.ledger.migrations.push(Asked {
@@ -99,6 +105,10 @@ impl Scene {
         {
             let name = format!("slat_migrations_active{{phase=\"{phase}\"}}");
             views.metrics.insert(name, 0.0);
+        }
+        for (host, ahead) in [("host-a", 0.0), ("host-b", -600.2)] {
+            let name = format!("slat_host_clock_offset_seconds{{host=\"{host}\"}}");
+            views.metrics.insert(name, ahead);
         }
         views.metrics.insert("slat_vm_name_conflicts".into(), 0.0);
         views.metrics.insert("slat_migration_in_doubt".into(), 0.0);
@@ -225,6 +235,10 @@ fn what_was_deleted_is_nowhere_and_what_was_not_is_somewhere() {
     scene.ledger.migrations.clear();
     scene.ledger.deleted.insert("u".into());
     assert_eq!(scene.rules(), [Rule::Gone]);
+    // A silent host cannot be told yet.
+    scene.truth.hosts.insert(B.into(), false);
+    assert!(!scene.rules().contains(&Rule::Gone));
+    scene.truth.hosts.insert(B.into(), true);
     scene.truth.records.clear();
     scene.ledger.made.clear();
     assert_eq!(scene.rules(), [Rule::NothingInvented]);
@@ -268,4 +282,37 @@ fn a_guest_that_finds_wrong_memory_is_told() {
     let mut scene = scene();
     scene.truth.records[0].errors = 1;
     assert_eq!(scene.rules(), [Rule::GuestMemory]);
+}
+
+#[test]
+fn times_that_are_not_true_are_told() {
+    let lies: [fn(&mut Scene); 6] = [
+        |scene| {
+            scene.views.offsets.insert(A.into(), 2_000_000_000);
+        },
+        |scene| {
+            scene.views.offsets.remove(B);
+        },
+        |scene| {
+            let series = "slat_host_clock_offset_seconds{host=\"host-b\"}";
+            scene.views.metrics.insert(series.into(), 600.0);
+        },
+        |scene| {
+            scene.views.born.insert("u".into(), 7_270_000_000_000);
+        },
+        |scene| {
+            scene.views.born.insert("u".into(), 60_000_000_000);
+        },
+        |scene| scene.views.migrations[0].times = vec![1, 3, 2],
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        let mut scene = scene();
+        lie(&mut scene);
+        assert_eq!(scene.rules(), [Rule::TimesAreTrue], "{number}");
+    }
+    // Of a silent host nothing new can be known.
+    let mut scene = scene();
+    scene.truth.clocks.insert(B.into(), 7200);
+    scene.truth.hosts.insert(B.into(), false);
+    assert!(!scene.rules().contains(&Rule::TimesAreTrue));
 }

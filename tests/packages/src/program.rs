@@ -1,13 +1,10 @@
-//! Programs out of the unpacked packages, run for a bounded time.
-//!
-//! The packages are of a Debian release of their own, so their programs run by their own loader
-//! with their own libraries and nothing of the machine's. A program that is not done in time is
-//! killed, and that is an error.
+//! Programs that are run for a bounded time: one that is not done by then is killed, and that is an
+//! error.
 
 use std::{
     fs::{self, File},
     os::unix::process::ExitStatusExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -16,38 +13,6 @@ use anyhow::{Context as _, bail, ensure};
 
 /// SIGKILL.
 const KILLED: i32 = 9;
-
-/// The directory that packages are unpacked into.
-#[derive(Clone, Debug)]
-pub struct Root(PathBuf);
-
-impl Root {
-    /// What is in `folder`.
-    pub fn new(folder: PathBuf) -> Self {
-        Self(folder)
-    }
-
-    /// A path below it, without a leading slash.
-    pub fn path(&self, below: &str) -> PathBuf {
-        self.0.join(below)
-    }
-
-    fn libraries(&self) -> PathBuf {
-        self.path("usr/lib/x86_64-linux-gnu")
-    }
-
-    /// A program of it.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.path("usr/lib64/ld-linux-x86-64.so.2"));
-        command.arg("--library-path").arg(self.libraries());
-        command.arg(self.path(program));
-        // Another build's modules make QEMU abort; Bochs looks for its own where the package would
-        // have put them.
-        command.env("QEMU_MODULE_DIR", self.libraries().join("qemu"));
-        command.env("LTDL_LIBRARY_PATH", self.libraries().join("bochs/plugins"));
-        command
-    }
-}
 
 /// Runs `command` in `folder` for at most `bound`, with what it says in `folder/name.log`; gives
 /// that and its exit code back.
@@ -95,28 +60,6 @@ pub fn bounded(
     Ok((status.code(), said))
 }
 
-/// `command` in a network of its own, where the machine lets one be made: for a program that opens
-/// a port unasked.
-pub fn without_network(command: Command) -> Command {
-    let mut alone = Command::new("unshare");
-    alone.args(["--map-root-user", "--net"]);
-    let possible = Command::new("unshare")
-        .args(["--map-root-user", "--net", "true"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if !possible.is_ok_and(|status| status.success()) {
-        return command;
-    }
-    alone.arg(command.get_program()).args(command.get_args());
-    for (key, value) in command.get_envs() {
-        if let Some(value) = value {
-            alone.env(key, value);
-        }
-    }
-    alone
-}
-
 /// As [`bounded`], for a program that must end with 0.
 ///
 /// # Errors
@@ -137,6 +80,7 @@ pub fn succeeds(
 }
 
 /// The last lines of what a program said.
+#[must_use]
 pub fn tail(said: &str) -> String {
     let lines: Vec<&str> = said.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
