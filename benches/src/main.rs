@@ -134,9 +134,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     // criterion reports to standard output, which belongs to the result.
     let console = Console::take()?;
     clock::pin(first)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("slat-bench-mmu-")
-        .tempdir()
+    let scratch = slat_test_dir::TestDir::with_prefix("slat-bench-mmu-")
         .context("a directory for criterion's files")?;
     let mut rows = Vec::new();
     for plan in plans {

@@ -98,7 +98,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 #[test]
 fn each_daemon_says_one_line_and_ends_on_either_signal() {
     for (role, signal) in [("server", Signal::TERM), ("agent", Signal::INT)] {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let daemon = Daemon::start(&[role], state.path());
         assert_ne!(daemon.address.port(), 0);
         daemon.signal(signal);
@@ -108,11 +108,11 @@ fn each_daemon_says_one_line_and_ends_on_either_signal() {
 
 #[test]
 fn a_port_in_use_is_one_sentence() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let first = Daemon::start(&["server"], state.path());
     let address = first.address.to_string();
     for role in ["server", "agent"] {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let state = state.path().to_str().unwrap();
         let (code, stdout, stderr) = run(&[role, "--listen", &address, "--state-dir", state]);
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
@@ -124,7 +124,7 @@ fn a_port_in_use_is_one_sentence() {
 #[test]
 fn beyond_loopback_only_when_asked_for_by_name() {
     for role in ["server", "agent"] {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let path = state.path().join("untouched");
         let arguments = [
             role,
@@ -148,7 +148,7 @@ fn beyond_loopback_only_when_asked_for_by_name() {
 
 #[test]
 fn more_memory_than_the_machine_has_is_refused() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let path = state.path().join("untouched");
     let listen = "127.0.0.1:0";
     let state_dir = path.to_str().unwrap();
@@ -173,7 +173,7 @@ fn more_memory_than_the_machine_has_is_refused() {
 
 #[test]
 fn a_daemon_ends_with_the_process_it_belongs_to() {
-    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let states = [slat_test_dir::TestDir::new(), slat_test_dir::TestDir::new()];
     let owner = Daemon::start(&["server"], states[0].path());
     let pid = owner.child.id().to_string();
     let daemon = Daemon::start(&["server", "--die-with", &pid], states[1].path());
@@ -197,7 +197,7 @@ fn a_daemon_ends_with_the_process_it_belongs_to() {
 
 #[test]
 fn client_commands_end_with_documented_codes() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = Daemon::start(&["server"], state.path());
     let endpoint = server.address.to_string();
     let code = |arguments: &[&str]| {
@@ -231,7 +231,7 @@ fn client_commands_end_with_documented_codes() {
 
 #[test]
 fn an_empty_list_is_no_success_while_a_host_is_silent() {
-    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let states = [slat_test_dir::TestDir::new(), slat_test_dir::TestDir::new()];
     let server = Daemon::start(&["server"], states[0].path());
     let endpoint = server.address.to_string();
     let agent = Daemon::start(

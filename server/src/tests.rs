@@ -50,7 +50,7 @@ async fn until_health_is(to: SocketAddr, code: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_write_does_not_serve_and_comes_back_with_its_disk() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = slat_test_dir::TestDir::new();
     let fault = Fault::default();
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),

@@ -61,7 +61,7 @@ impl Subscriber for Keep {
 async fn a_call_is_logged_where_it_was_made_and_not_again_where_it_was_relayed_to() {
     let lines = Lines::default();
     tracing::subscriber::set_global_default(Keep(Arc::clone(&lines))).unwrap();
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let fake = Fake::new("hosts/a");
     fake.put_vm(vm("vms/web", 64));

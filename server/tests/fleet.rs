@@ -33,7 +33,7 @@ fn create(id: &str, mib: u64, host: &str) -> v1::CreateVmRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vms_are_placed_routed_and_forgotten() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let mut clients = Clients::new(server.address());
     let none = answer(clients.vms.create_vm(create("web", 64, "")).await).unwrap_err();
@@ -126,7 +126,7 @@ async fn vms_are_placed_routed_and_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_creates_of_one_name_one_is_taken() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let a = Agent::start(Fake::new("hosts/a"), server.address()).await;
     let b = Agent::start(Fake::new("hosts/b"), server.address()).await;
@@ -152,7 +152,7 @@ async fn of_many_creates_of_one_name_one_is_taken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_falls_silent_is_named() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let first = server(state.path()).await;
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
@@ -208,7 +208,7 @@ async fn a_host_that_falls_silent_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_ends_when_its_vm_is_gone() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
@@ -242,7 +242,7 @@ async fn get(server: SocketAddr, path: &str, header: &str) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let source = Fake::new("hosts/a");
     source.put_vm(vm("vms/web", 64));
@@ -350,7 +350,7 @@ async fn the_dashboard_is_self_contained_and_shows_what_agents_reported() {
 /// A host whose agent reports, and whose endpoint closes each connection when a call is in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_dies_in_mid_call_is_its_host_unreachable() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = server(state.path()).await;
     let mut clients = Clients::new(server.address());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -12,13 +12,13 @@ use slat_proto::{
 };
 use slat_server::Server;
 use support::{Agent, Clients, Fake, answer, channel, server, until, vm};
-use tempfile::TempDir;
+use slat_test_dir::TestDir;
 
 const WEB: &str = "vms/web";
 
 /// A server and agents a and b.
 struct Fleet {
-    state: TempDir,
+    state: TestDir,
     server: Server,
     a: Agent,
     b: Agent,
@@ -27,7 +27,7 @@ struct Fleet {
 
 impl Fleet {
     async fn start(on_a: Vec<v1::Vm>, on_b: Vec<v1::Vm>) -> Self {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let server = server(state.path()).await;
         let (a, b) = (Fake::new("hosts/a"), Fake::new("hosts/b"));
         on_a.into_iter().for_each(|vm| a.put_vm(vm));

@@ -31,7 +31,7 @@ async fn a_migration_is_counted() {
         .unwrap()
         .install_recorder()
         .unwrap();
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let server = Server::start(ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),

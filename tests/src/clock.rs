@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_process_of_a_host_has_the_hosts_clock() {
-        let root = tempfile::tempdir().unwrap();
+        let root = slat_test_dir::TestDir::new();
         let clocks = Clocks::build(root.path()).unwrap();
         for ahead in [0, 7_200, -7_200] {
             clocks.set("host-a", ahead).unwrap();

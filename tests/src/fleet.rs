@@ -77,7 +77,7 @@ struct Host {
 #[derive(Debug)]
 pub struct Fleet {
     backend: Backend,
-    root: tempfile::TempDir,
+    root: slat_test_dir::TestDir,
     server: Daemon,
     hosts: Vec<Host>,
     clocks: Option<Clocks>,
@@ -110,7 +110,7 @@ impl Fleet {
     /// # Errors
     /// When a process does not start, or a host does not show up.
     pub async fn start(layout: Layout) -> anyhow::Result<Self> {
-        let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
+        let root = slat_test_dir::TestDir::with_prefix("slat-test-")?;
         Self::start_in(root, layout, report_interval()?).await
     }
 
@@ -119,7 +119,7 @@ impl Fleet {
     /// # Errors
     /// As [`Fleet::start`].
     pub async fn start_in(
-        root: tempfile::TempDir,
+        root: slat_test_dir::TestDir,
         layout: Layout,
         interval: Duration,
     ) -> anyhow::Result<Self> {

@@ -166,7 +166,7 @@ mod tests {
 
     /// Keeps what `entries` are written into a VM's journal, whose directory is then removed.
     fn kept(entries: &[Entry]) -> Result<usize, String> {
-        let root = tempfile::tempdir().unwrap();
+        let root = slat_test_dir::TestDir::new();
         let mut keeper = Keeper::start(root.path()).unwrap();
         let vm = root.path().join("host/vms/v");
         std::fs::create_dir_all(&vm).unwrap();

@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_no_cgroup_is_refused_with_the_reason() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let cgroups = Cgroups::find(&VmCgroup::At(folder.path().join("vms")));
         assert_eq!(cgroups.base(), "");
         assert!(

@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_can_be_written_passes_again_and_again() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         for _ in 0..2 {
             probe(dir.path()).unwrap();
         }

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn an_agent_is_the_same_over_its_restarts_and_two_are_not() {
-        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, other) = (slat_test_dir::TestDir::new(), slat_test_dir::TestDir::new());
         let uid = agent_uid(one.path()).unwrap();
         assert_eq!(agent_uid(one.path()).unwrap(), uid);
         assert_ne!(agent_uid(other.path()).unwrap(), uid);
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_the_vm_s_of_its_journal_whatever_it_is_called() {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let path = state.path().join("web");
         std::fs::create_dir(&path).unwrap();
         let dir = VmDir::new(&path);

@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn the_last_fault_of_a_log_is_told_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let dir = VmDir::new(folder.path());
         assert_eq!(last_fault(&dir), None);
         let info = r#"{"timestamp":"t","level":"INFO","message":"ready","target":"slat"}"#;

@@ -120,7 +120,7 @@ mod tests {
 
     /// What is shown after `entries`, when the VM was last seen in `state` at epoch 1.
     fn shown(entries: &[Entry], state: State) -> Option<(State, u64, String)> {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let dir = VmDir::new(folder.path());
         let mut journal = Journal::open(&dir.journal()).unwrap();
         for entry in entries {

@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_was_removed_or_only_moved_is_told_apart() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let dir = VmDir::new(folder.path().join("vm"));
         std::fs::create_dir(dir.path()).unwrap();
         let lock = dir.lock().unwrap().unwrap();
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn who_holds_the_lock_to_remove_names_nobody() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let dir = VmDir::new(folder.path());
         std::fs::write(dir.lock_path(), "4242").unwrap();
         let held = dir.hold().unwrap().unwrap();
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn records_are_kept_by_migration_and_role() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let dir = VmDir::new(dir.path());
         let transfer = v1::Transfer {
             migration: "migrations/m1".into(),
@@ -282,7 +282,7 @@ mod tests {
         use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
         use std::os::fd::AsRawFd as _;
 
-        let path = tempfile::tempdir().unwrap();
+        let path = slat_test_dir::TestDir::new();
         let file = memfd_create("lock", MemfdFlags::ALLOW_SEALING).unwrap();
         fcntl_add_seals(&file, SealFlags::GROW).unwrap();
         let behind = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_record_that_vanished_while_it_was_read_is_no_record() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let dir = VmDir::new(dir.path());
         dir.save_transfer(&record("stays")).unwrap();
         dir.save_transfer(&record("goes")).unwrap();
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn records_are_read_while_others_are_released() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let dir = VmDir::new(dir.path());
         dir.save_transfer(&record("stays")).unwrap();
         let writer = dir.clone();
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_lock_tells_the_living() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let dir = VmDir::new(dir.path());
         assert_eq!(dir.living_pid().unwrap(), None);
         let held = dir.lock().unwrap().unwrap();

@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_than_two() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let path = dir.path().join("log");
         std::fs::write(&path, "first").unwrap();
         for text in ["second", "third"] {
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_rotated_stays() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let path = dir.path().join("log");
         std::fs::write(&path, "first").unwrap();
         std::fs::create_dir(with_ending(&path, ".new")).unwrap();

@@ -27,7 +27,6 @@ use slat_record::{
 
 use crate::{
     backend::{Backend, BackendError, CpuFact, EngineInUse, EventSink, GuestEvent},
-    home::Home,
     machine::{Machine, Parts},
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory, SlotTable},
 };
@@ -401,12 +400,12 @@ pub(crate) struct FakeVm {
     pub(crate) machine: Arc<Machine>,
     pub(crate) backend: Arc<FakeBackend>,
     pub(crate) disk: Arc<FakeDisk>,
-    _dir: Home,
+    _dir: slat_test_dir::TestDir,
 }
 
 /// Without a VM.
 pub(crate) fn empty() -> FakeVm {
-    let dir = Home::new();
+    let dir = slat_test_dir::TestDir::new();
     let backend = Arc::new(FakeBackend::default());
     let disk = Arc::new(FakeDisk::default());
     let machine = Machine::with_parts(

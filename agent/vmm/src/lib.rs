@@ -33,8 +33,6 @@ mod service;
 mod fake;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
-#[cfg(test)]
-mod home;
 
 pub use backend::{
     FaultEvents, RawVm, SpareSlot, available as available_backends, count_faults,

@@ -486,7 +486,7 @@ mod tests {
 
     #[test]
     fn an_image_too_large_is_not_sent() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let path = dir.path().join("image");
         std::fs::write(&path, vec![0; (1 << 20) + 1]).unwrap();
         assert_eq!(read_image(&path).unwrap_err().exit_code(), 2);

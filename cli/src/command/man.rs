@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn each_command_has_a_page_with_its_options_and_examples() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let written = write(dir.path(), Cli::command()).unwrap();
         let page = |name: &str| {
             let text = std::fs::read_to_string(dir.path().join(format!("{name}.1"))).unwrap();

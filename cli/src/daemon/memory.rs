@@ -156,11 +156,11 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     /// A machine of 8 GiB with these cgroup limits, whose agent is in that cgroup.
-    struct Machine(tempfile::TempDir);
+    struct Machine(slat_test_dir::TestDir);
 
     impl Machine {
         fn new(more: &str, cgroup: &str, limits: &[(&str, &str)]) -> Self {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = slat_test_dir::TestDir::new();
             let write = |path: &str, text: &str| {
                 let path = dir.path().join(path);
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();

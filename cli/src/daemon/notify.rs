@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn the_manager_hears_the_state_at_a_path_and_at_an_abstract_name() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let path = dir.path().join("notify");
         let name = format!("slat-test-{}", std::process::id());
         let at_path = UnixDatagram::bind(&path).unwrap();

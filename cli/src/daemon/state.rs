@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_file_in_the_way_is_one_sentence() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let text = prepare(&file.join("below")).unwrap_err().render();

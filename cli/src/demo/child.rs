@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_tail_is_short() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let log = dir.path().join("log");
         assert_eq!(tail(&log), "");
         std::fs::write(&log, "1\n2\n3\n4\n5\n6\n").unwrap();

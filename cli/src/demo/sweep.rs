@@ -94,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_holders_of_locks_below_the_state_are_found() {
-        let root = tempfile::tempdir().unwrap();
+        let root = slat_test_dir::TestDir::new();
         let state = root.path().join("host-a");
         for name in ["held", "free"] {
             std::fs::create_dir_all(state.join("vms").join(name)).unwrap();

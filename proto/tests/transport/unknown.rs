@@ -108,7 +108,7 @@ async fn reflection_lists_what_the_endpoint_serves_and_nothing_else() {
 
 #[tokio::test]
 async fn a_unix_socket_takes_any_authority() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = slat_test_dir::TestDir::new();
     let path = directory.path().join("vm.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let served = endpoint().serve_unix(listener).await;

@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn records_survive_and_lists_are_newest_first() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let state = directory.path().join("state");
         let store = RedbStore::open(&state).unwrap();
         let done = v1::MigrationPhase::Completed;
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn the_oldest_ended_migrations_go_and_open_ones_never() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let store = RedbStore::open(directory.path()).unwrap();
         let put = |number: i64, ended: Option<i64>| {
             let phase = match ended {
@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_page_goes_on_where_the_last_ended_although_that_migration_is_forgotten() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let store = RedbStore::open(directory.path()).unwrap();
         let done = v1::MigrationPhase::Completed;
         let open = v1::MigrationPhase::InDoubt;
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_second_server_is_refused_and_modes_are_private() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let state = directory.path().join("deep/state");
         let store = RedbStore::open(&state).unwrap();
         assert!(matches!(
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_record_is_named() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let store = RedbStore::open(directory.path()).unwrap();
         let write = store.database.begin_write().unwrap();
         write

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_was_seen_survives_and_what_is_gone_does_not() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let store = RedbStore::open(directory.path()).unwrap();
         assert_eq!(store.seen().unwrap(), SeenFleet::default());
         store.put_host("hosts/old", "127.0.0.1:9").unwrap();

@@ -143,7 +143,7 @@ async fn names(store: &BlockingStore) -> Vec<String> {
 #[tokio::test]
 async fn a_store_that_failed_is_opened_again_when_the_disk_writes() {
     for (errno, reason) in [(ENOSPC, Reason::DiskFull), (EIO, Reason::Store)] {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = slat_test_dir::TestDir::new();
         let fault = Fault::default();
         let store = fault.open(directory.path());
         put(&store, "migrations/before").await.unwrap();
@@ -176,7 +176,7 @@ async fn a_store_that_failed_is_opened_again_when_the_disk_writes() {
 
 #[tokio::test]
 async fn a_full_disk_is_found_before_anybody_writes() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = slat_test_dir::TestDir::new();
     let fault = Fault::default();
     let store = fault.open(directory.path());
     let mut trouble = store.trouble();

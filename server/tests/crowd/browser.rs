@@ -17,7 +17,7 @@ fn chromium() -> Option<PathBuf> {
 
 /// The DOM of the page after some seconds of its own time.
 async fn dom(chromium: &PathBuf, url: &str) -> String {
-    let profile = tempfile::tempdir().unwrap();
+    let profile = slat_test_dir::TestDir::new();
     let run = Command::new(chromium)
         .args([
             "--headless",

@@ -14,7 +14,7 @@ use slat_proto::{
     v1::{self, MigrationPhase as Phase, TransferPhase as SidePhase, TransferRole as Role},
 };
 use slat_server::{Server, ServerConfig};
-use tempfile::TempDir;
+use slat_test_dir::TestDir;
 use tokio::task::JoinHandle;
 
 use super::support::{Agent, Clients, Fake, hand_over, vm};
@@ -37,7 +37,7 @@ pub(crate) struct Crowd {
     begun: Instant,
     ticker: JoinHandle<()>,
     movers: Vec<JoinHandle<()>>,
-    _state: TempDir,
+    _state: TestDir,
 }
 
 /// Hosts that a migration begins or ends at, and others that something is wrong with.
@@ -95,8 +95,7 @@ impl Crowd {
     pub(crate) async fn start(listen: &str) -> Self {
         let one = ONE.lock().await;
         // In memory where there is such a place: two hundred registrations are as many syncs.
-        let state = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let state = state.unwrap();
+        let state = TestDir::within("/dev/shm".as_ref()).unwrap_or_else(|_| TestDir::new());
         let server = Server::start(ServerConfig {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),

@@ -27,13 +27,13 @@ use slat_proto::{
 };
 use slat_server::Server;
 use support::{Agent, Clients, Fake, hand_over, server, until, vm};
-use tempfile::TempDir;
+use slat_test_dir::TestDir;
 
 const VM: &str = "vms/web";
 
 /// A server, hosts a and b, and a VM on a.
 struct Fleet {
-    state: TempDir,
+    state: TestDir,
     server: Server,
     a: Agent,
     b: Agent,
@@ -42,7 +42,7 @@ struct Fleet {
 
 impl Fleet {
     async fn start() -> Self {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         let server = server(state.path()).await;
         let source = Fake::new("hosts/a");
         source.put_vm(vm(VM, 64));
@@ -640,7 +640,7 @@ async fn the_ticket_is_nowhere_to_be_seen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_server_on_the_same_state_is_refused() {
-    let state = tempfile::tempdir().unwrap();
+    let state = slat_test_dir::TestDir::new();
     let first = server(state.path()).await;
     let config = slat_server::ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),

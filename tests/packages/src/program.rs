@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_is_killed() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let begin = Instant::now();
         let mut sleep = Command::new("sleep");
         let bound = Duration::from_millis(50);
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn what_a_failing_program_said_is_told() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let mut command = Command::new("sh");
         command.args(["-c", "echo why >&2; exit 3"]);
         let error = succeeds(&command, folder.path(), "sh", Duration::from_secs(30)).unwrap_err();

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_program_written_down_runs_with_what_it_is_given() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let path = folder.path().join("say");
         let mut command = Command::new("sh");
         command.args(["-c", "echo $WORD $HIDDEN $0 $1", "a b"]);

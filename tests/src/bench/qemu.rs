@@ -120,7 +120,7 @@ impl Qemu {
     /// # Errors
     /// When QEMU does not do what it is told.
     pub fn migrate(&self) -> anyhow::Result<QemuRun> {
-        let dir = tempfile::Builder::new().prefix("slat-bench-").tempdir()?;
+        let dir = slat_test_dir::TestDir::with_prefix("slat-bench-")?;
         let fd = self.memory.as_raw_fd();
         let own = std::process::id();
         let size = self.memory_mib;

@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn an_epoch_that_nobody_gave_away_is_not_owned() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let write = |name: &str, entries: &[Entry]| {
             let path = dir.path().join(name);
             let mut journal = slat_record::journal::Journal::open(&path).unwrap();

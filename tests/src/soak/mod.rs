@@ -140,7 +140,7 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
 
 impl Soak {
     async fn start(options: Options) -> anyhow::Result<Self> {
-        let root = tempfile::Builder::new().prefix("slat-test-").tempdir()?;
+        let root = slat_test_dir::TestDir::with_prefix("slat-test-")?;
         let mut report = Report {
             seed: options.seed,
             ..Report::default()

@@ -32,7 +32,7 @@ fn one_host(backend: Backend) -> Layout {
 /// An agent of `fleet` called `other`, on a host that `change` makes different.
 async fn other_host(
     fleet: &Fleet,
-    state: &tempfile::TempDir,
+    state: &slat_test_dir::TestDir,
     change: Change,
 ) -> anyhow::Result<Agent> {
     let program: Vec<OsString> = vec![binary::slat()?.into(), "vm".into()];
@@ -85,7 +85,7 @@ async fn refuses(
     reason: &str,
     differs: &str,
 ) -> anyhow::Result<()> {
-    let state = tempfile::tempdir()?;
+    let state = slat_test_dir::TestDir::new();
     let agent = other_host(fleet, &state, change).await?;
     let vm = fleet
         .run_vm("web", "host-a", usual(fleet.backend()))

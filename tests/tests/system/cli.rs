@@ -136,10 +136,7 @@ fn demo(backend: &str) {
     runtime
         .block_on(async {
             // Short: the demo's own directory and a VM's socket are below it.
-            let home = tempfile::Builder::new()
-                .prefix("slat-d")
-                .rand_bytes(3)
-                .tempdir()?;
+            let home = slat_test_dir::TestDir::with_prefix("slat-d")?;
             let tmp = home.path().to_string_lossy().into_owned();
             let args = [
                 "demo",
@@ -322,10 +319,7 @@ fn a_demo_that_is_interrupted_leaves_nothing() {
     runtime
         .block_on(async {
             // Short: the demo's own directory and a VM's socket are below it.
-            let home = tempfile::Builder::new()
-                .prefix("slat-d")
-                .rand_bytes(3)
-                .tempdir()?;
+            let home = slat_test_dir::TestDir::with_prefix("slat-d")?;
             let mut child = tokio::process::Command::new(binary::slat()?)
                 .args([
                     "demo",

@@ -186,10 +186,7 @@ fn a_kept_demo_ends_with_the_vms_that_others_made_on_it() {
     runtime
         .block_on(async {
             // Short: the demo's own directory and a VM's socket are below it.
-            let home = tempfile::Builder::new()
-                .prefix("slat-d")
-                .rand_bytes(3)
-                .tempdir()?;
+            let home = slat_test_dir::TestDir::with_prefix("slat-d")?;
             let tmp = home.path().to_string_lossy().into_owned();
             let args = [
                 "demo",

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_no_longer_fits_is_named() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = slat_test_dir::TestDir::new();
         let root = scratch.path().to_owned();
         let put = |file: &str, text: &str| {
             let path = root.join(file);

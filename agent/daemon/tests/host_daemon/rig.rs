@@ -26,7 +26,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Rig {
-    state: tempfile::TempDir,
+    state: slat_test_dir::TestDir,
     agent: Option<Agent>,
     channel: Option<TracedChannel>,
     pub(crate) server: Option<Address>,
@@ -77,7 +77,7 @@ pub(crate) fn kill(pid: u32) {
 impl Rig {
     /// A state directory without an agent.
     pub(crate) fn new() -> Self {
-        let state = tempfile::tempdir().unwrap();
+        let state = slat_test_dir::TestDir::new();
         Self {
             state,
             agent: None,

@@ -81,8 +81,8 @@ fn given() -> Ownership {
     }
 }
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+fn folder() -> (slat_test_dir::TestDir, PathBuf) {
+    let dir = slat_test_dir::TestDir::new();
     let path = dir.path().join("journal");
     (dir, path)
 }
@@ -311,7 +311,7 @@ fn every_cut_of_a_first_write_is_an_empty_journal() {
     }
 }
 
-fn failing() -> (tempfile::TempDir, PathBuf, Arc<Failing>, Journal) {
+fn failing() -> (slat_test_dir::TestDir, PathBuf, Arc<Failing>, Journal) {
     let (dir, path) = folder();
     let disk = Arc::new(Failing::default());
     let mut journal = Journal::open_on(&path, Arc::clone(&disk) as Arc<dyn Disk>).unwrap();
@@ -396,7 +396,7 @@ proptest! {
 
 #[test]
 fn a_vm_is_taken_back_only_after_it_was_given_away_and_above_their_epoch() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = slat_test_dir::TestDir::new();
     let path = dir.path().join("journal");
     let adopted = |epoch| Entry::Adopted {
         uid: "u".into(),

@@ -19,7 +19,7 @@ const DIR: &str = "SLAT_TEST_CONFINED_DIR";
 /// Runs a case in a process of its own.
 fn run(case: &str) -> Output {
     let program = std::env::current_exe().unwrap();
-    let temp = tempfile::tempdir().unwrap();
+    let temp = slat_test_dir::TestDir::new();
     Command::new(program)
         .args([
             "--exact",

@@ -494,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_released_record_is_not_written_again() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let dir = VmDir::new(dir.path());
         let side = side();
         side.keep_record(&dir, &side.transfer());

@@ -175,8 +175,8 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn sys(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
+    fn sys(files: &[(&str, &str)]) -> slat_test_dir::TestDir {
+        let root = slat_test_dir::TestDir::new();
         for (path, text) in files {
             let path = root.path().join("kernel/mm").join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

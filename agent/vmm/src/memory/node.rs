@@ -91,8 +91,8 @@ fn available(meminfo: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn sys(has_memory: &str, meminfo: &str) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
+    fn sys(has_memory: &str, meminfo: &str) -> slat_test_dir::TestDir {
+        let root = slat_test_dir::TestDir::new();
         let nodes = root.path().join(NODES);
         std::fs::create_dir_all(nodes.join("node2")).unwrap();
         std::fs::write(nodes.join("has_memory"), has_memory).unwrap();
@@ -112,7 +112,7 @@ mod tests {
             assert_eq!(error.metadata["node"], missing.to_string());
             assert_eq!(error.metadata["nodes"], "0-2,8");
         }
-        let none = tempfile::tempdir().unwrap();
+        let none = slat_test_dir::TestDir::new();
         let error = check(none.path(), 0).unwrap_err();
         assert!(error.message.contains("knows none"), "{error}");
     }

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn every_size_of_the_host_and_of_each_node_is_told() {
-        let root = tempfile::tempdir().unwrap();
+        let root = slat_test_dir::TestDir::new();
         let (two, one) = ("hugepages-2048kB", "hugepages-1048576kB");
         let whole = |size| format!("{WHOLE}/{size}");
         let of = |node: u32, size| format!("{NODES}/node{node}/hugepages/{size}");

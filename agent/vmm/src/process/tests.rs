@@ -46,7 +46,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_vm_has_the_uid_that_its_process_was_given() {
-    let temp = crate::home::Home::new();
+    let temp = slat_test_dir::TestDir::new();
     let backend = Arc::new(FakeBackend::default());
     let parts = Parts {
         uid: Some(VmUid::parse("given").unwrap()),
@@ -74,7 +74,7 @@ fn a_vm_has_the_uid_that_its_process_was_given() {
 
 #[tokio::test]
 async fn somebody_who_asks_which_process_lives_here_does_not_keep_it_from_beginning() {
-    let temp = crate::home::Home::new();
+    let temp = slat_test_dir::TestDir::new();
     let config = config(temp.path());
     std::fs::create_dir_all(&config.dir).unwrap();
     // As `living_pid` holds it.
@@ -97,7 +97,7 @@ async fn somebody_who_asks_which_process_lives_here_does_not_keep_it_from_beginn
 
 #[tokio::test]
 async fn a_process_lives_as_long_as_its_vm() {
-    let temp = crate::home::Home::new();
+    let temp = slat_test_dir::TestDir::new();
     let config = config(temp.path());
     let dir = VmDir::new(&config.dir);
     let (ready, told) = tokio::sync::oneshot::channel();
@@ -147,7 +147,7 @@ async fn a_process_lives_as_long_as_its_vm() {
 
 #[tokio::test]
 async fn a_stale_socket_goes_and_a_dead_owners_journal_refuses() {
-    let temp = crate::home::Home::new();
+    let temp = slat_test_dir::TestDir::new();
     let config = config(temp.path());
     let dir = VmDir::new(&config.dir);
     std::fs::create_dir_all(dir.path()).unwrap();
@@ -234,7 +234,7 @@ fn await_incoming(machine: &Machine) {
 
 /// A process over a fake backend, in a directory of its own, until `act` has seen it end.
 async fn lives(act: impl AsyncFnOnce(Arc<Machine>, PathBuf)) {
-    let temp = crate::home::Home::new();
+    let temp = slat_test_dir::TestDir::new();
     let config = config(temp.path());
     let (made, machine) = tokio::sync::oneshot::channel();
     let fakes = fakes();

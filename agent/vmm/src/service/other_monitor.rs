@@ -339,11 +339,11 @@ struct Served {
     vms: VmServiceClient<TracedChannel>,
     memory: MemoryServiceClient<TracedChannel>,
     transfers: TransferServiceClient<TracedChannel>,
-    _dir: crate::home::Home,
+    _dir: slat_test_dir::TestDir,
 }
 
 async fn serve(monitor: &Arc<Adopted>) -> Served {
-    let dir = crate::home::Home::new();
+    let dir = slat_test_dir::TestDir::new();
     let socket = dir.path().join("vm.sock");
     let transfers = TransferApi::new(Arc::new(AdoptedSides(Arc::clone(monitor))));
     let endpoint = Endpoint::new()

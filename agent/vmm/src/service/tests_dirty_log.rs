@@ -59,7 +59,7 @@ async fn each_mode_tells_what_was_written_and_nothing_else() {
         return;
     }
     for (mode, create) in logging_modes() {
-        let dir = crate::home::Home::new();
+        let dir = slat_test_dir::TestDir::new();
         let machine = Machine::with_parts(
             VmDir::new(dir.path()),
             VmName::parse("web").unwrap(),

@@ -131,7 +131,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
 /// The disk is full when the migration begins, and has room again later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = slat_test_dir::TestDir::new();
     let fault = Fault::default();
     let store = fault.open(directory.path());
     let vm = v1::Vm {

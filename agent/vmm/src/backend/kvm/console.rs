@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_console_is_bounded_and_has_what_was_printed_last() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let path = dir.path().join("console");
         let console = Console::open(&path).unwrap();
         for round in 0..40_u8 {

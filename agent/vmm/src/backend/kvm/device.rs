@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_missing_or_no_kvm_is_told_apart() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = slat_test_dir::TestDir::new();
         let path = folder.path().join("kvm");
         let device = CString::new(path.to_str().unwrap()).unwrap();
         let missing = told(open(&device).unwrap_err());

@@ -277,7 +277,7 @@ mod tests {
     /// Runs `test` on a thread that sees tracefs in a place of its own. Skipped by name where that
     /// takes more than this user may.
     fn with_tracefs(test: impl FnOnce(&[PathBuf]) + Send) {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = slat_test_dir::TestDir::new();
         let place = temp.path().to_owned();
         let mount = |what: &str, at: &Path, kind: &str, flags| {
             let [what, at, kind] = [
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_said_by_its_name() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = slat_test_dir::TestDir::new();
         let nowhere = [temp.path().to_owned()];
         let why = CALLS.count_in(&nowhere).unwrap_err();
         assert!(why.starts_with("tracefs is not mounted at /"), "{why}");

@@ -199,7 +199,7 @@ fn only_the_machine_touches_the_backend() {
 #[test]
 fn a_dead_process_journal_is_refused_unless_it_ended() {
     let begin = |entries: &[Entry]| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = slat_test_dir::TestDir::new();
         let mut journal = Journal::open(&dir.path().join("journal")).unwrap();
         for entry in entries {
             journal.append(entry).unwrap();

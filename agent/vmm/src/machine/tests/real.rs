@@ -9,7 +9,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn machine(dir: &crate::home::Home, host: &str) -> Arc<Machine> {
+fn machine(dir: &slat_test_dir::TestDir, host: &str) -> Arc<Machine> {
     Machine::new(
         VmDir::new(dir.path()),
         VmName::parse("web").unwrap(),
@@ -48,7 +48,7 @@ fn copy(from: &Machine, to: &Machine, pages: impl Iterator<Item = (u32, u64)>) -
 }
 
 fn moves(kind: BackendKind) {
-    let (here, there) = (crate::home::Home::new(), crate::home::Home::new());
+    let (here, there) = (slat_test_dir::TestDir::new(), slat_test_dir::TestDir::new());
     let (source, destination) = (machine(&here, "a"), machine(&there, "b"));
     let spec = VmSpec {
         memory_bytes: 16 << 20,

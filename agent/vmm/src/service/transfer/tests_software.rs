@@ -39,12 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Host {
     machine: Arc<Machine>,
     endpoint: TransferEndpoint,
-    _dir: crate::home::Home,
+    _dir: slat_test_dir::TestDir,
 }
 
 impl Host {
     fn new(host: &str) -> Self {
-        let dir = crate::home::Home::new();
+        let dir = slat_test_dir::TestDir::new();
         let name = VmName::parse("web").unwrap();
         let machine = Machine::new(
             VmDir::new(dir.path()),

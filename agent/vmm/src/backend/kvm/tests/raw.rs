@@ -3,7 +3,7 @@
 use super::*;
 
 pub(super) fn run(image: &[u8], vcpus: u32) -> (GuestEvent, Vec<u8>) {
-    let dir = crate::home::Home::new();
+    let dir = slat_test_dir::TestDir::new();
     let console = dir.path().join("console");
     let spec = VmSpec {
         memory_bytes: 8 << 20,
