@@ -11,8 +11,8 @@ use slat_proto::{
     },
 };
 use slat_server::Server;
-use support::{Agent, Clients, Fake, answer, channel, server, until, vm};
 use slat_test_dir::TestDir;
+use support::{Agent, Clients, Fake, answer, channel, server, until, vm};
 
 const WEB: &str = "vms/web";
 

@@ -2,6 +2,8 @@
 //! (debug), then the demo's (release), whose binary is built beside the models. Each profile is
 //! built once. A failure does not end the run: the summary names every one.
 //!
+//! What comes last is what a slow machine may have no time for: see [`Budget`].
+//!
 //! There are two tiers. `--quick` is for each commit while developing: what needs no binary, no
 //! model and no emulator, in a few minutes when the build is warm. All is what a change must pass.
 
@@ -14,12 +16,12 @@ use std::{
 use clap::Args;
 
 use crate::{
-    crates, demo, deny, interleavings, lab, leftovers, links, lint, model, no_std, oracles,
-    planted, riscv64, sanitize, shell, soak, structure, tally::Tally, test, units,
+    budget::Budget, crates, demo, deny, interleavings, lab, leftovers, links, lint, model, no_std,
+    oracles, planted, riscv64, sanitize, shell, soak, structure, tally::Tally, test, units,
     workspace::Workspace,
 };
 
-type Run = fn(&Workspace) -> anyhow::Result<Tally>;
+type Run = fn(&Workspace, &Budget) -> anyhow::Result<Tally>;
 
 /// When a check runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,38 +30,41 @@ enum Tier {
     /// With `--quick` only: a part of what another check does in full.
     Quick,
     Full,
+    /// As [`Self::Full`], if there is time for it: seconds that it took on a slow machine.
+    IfTime(u64),
 }
 
 const CHECKS: [(&str, Tier, Run); 23] = [
-    ("fmt", Tier::Always, |workspace| {
-        lint::format(workspace, true)
+    ("fmt", Tier::Always, |it, _| lint::format(it, true)),
+    ("structure", Tier::Always, |it, _| structure::run(it)),
+    ("planted-fit", Tier::Always, |it, _| planted::check(it)),
+    ("deny", Tier::Always, |it, _| deny::run(it)),
+    ("links", Tier::Always, |it, _| links::run(it)),
+    ("units", Tier::Always, |it, _| units::run(it)),
+    ("lint", Tier::Always, |it, _| lint::clippy(it)),
+    ("unit-tests", Tier::Quick, |it, _| test::beside_the_code(it)),
+    ("doc", Tier::Full, |it, _| lint::doc(it)),
+    ("crates", Tier::Full, |it, _| crates::run(it)),
+    ("no-std", Tier::Full, |it, _| no_std::run(it)),
+    ("riscv64", Tier::Full, |it, _| riscv64::run(it)),
+    ("test", Tier::Full, |it, _| test::run(it, &[])),
+    ("model", Tier::Full, |it, _| {
+        model::run(it, &[]).map(|()| Tally::passed())
     }),
-    ("structure", Tier::Always, structure::run),
-    ("planted-fit", Tier::Always, planted::check),
-    ("deny", Tier::Always, deny::run),
-    ("links", Tier::Always, links::run),
-    ("units", Tier::Always, units::run),
-    ("lint", Tier::Always, lint::clippy),
-    ("unit-tests", Tier::Quick, test::beside_the_code),
-    ("doc", Tier::Full, lint::doc),
-    ("crates", Tier::Full, crates::run),
-    ("no-std", Tier::Full, no_std::run),
-    ("riscv64", Tier::Full, riscv64::run),
-    ("test", Tier::Full, |workspace| test::run(workspace, &[])),
-    ("model", Tier::Full, |workspace| {
-        model::run(workspace, &[]).map(|()| Tally::passed())
+    ("interleavings", Tier::IfTime(340), |it, _| {
+        interleavings::run(it)
     }),
-    ("interleavings", Tier::Full, interleavings::run),
-    ("planted", Tier::Full, planted::sample),
-    ("miri", Tier::Full, sanitize::miri),
-    ("tsan", Tier::Full, sanitize::tsan),
-    ("demo", Tier::Full, |workspace| {
-        demo::run(workspace, &demo::Options::default())
+    ("miri", Tier::IfTime(60), |it, _| sanitize::miri(it)),
+    ("tsan", Tier::IfTime(90), |it, _| sanitize::tsan(it)),
+    ("demo", Tier::Full, |it, _| {
+        demo::run(it, &demo::Options::default())
     }),
-    ("soak", Tier::Full, soak::bounded),
-    ("oracles", Tier::Full, oracles::run),
+    ("soak", Tier::Full, |it, _| soak::bounded(it)),
+    ("oracles", Tier::IfTime(140), |it, _| oracles::run(it)),
+    // These two look at the time for each of their parts.
     ("lab", Tier::Full, lab::bounded),
-    ("leftovers", Tier::Always, leftovers::run),
+    ("planted", Tier::Full, planted::sample),
+    ("leftovers", Tier::Always, |it, _| leftovers::run(it)),
 ];
 
 /// The check beside which the demo's binary is built, and then what the lab runs on RISC-V: it has
@@ -83,7 +88,7 @@ impl Tier {
         match self {
             Self::Always => true,
             Self::Quick => quick,
-            Self::Full => !quick,
+            Self::Full | Self::IfTime(_) => !quick,
         }
     }
 }
@@ -93,7 +98,7 @@ impl Tier {
 /// # Errors
 /// When this program's own file is not known. A check that cannot be made counts as failed.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Tally> {
-    let begin = Instant::now();
+    let budget = Budget::begin();
     let mut total = Tally::default();
     let mut rows = Vec::new();
     let mut beside = None;
@@ -112,8 +117,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
             drop(beside.take());
         }
         let start = Instant::now();
-        let tally =
-            check(workspace).unwrap_or_else(|error| Tally::of_faults(&[format!("{error:#}")]));
+        let instead = || format!("cargo xtask {name}");
+        let tally = match tier {
+            Tier::IfTime(secs) => budget.refuses(name, Duration::from_secs(secs), &instead()),
+            _ => None,
+        };
+        let tally = tally.map_or_else(|| check(workspace, &budget), Ok);
+        let tally = tally.unwrap_or_else(|error| Tally::of_faults(&[format!("{error:#}")]));
         let row = row(name, &tally, start.elapsed());
         println!("{row}");
         rows.push(row);
@@ -124,7 +134,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     for row in rows {
         println!("{row}");
     }
-    println!("{:<13} {:>6.1} s", "in all", begin.elapsed().as_secs_f64());
+    println!("{:<13} {:>6.1} s", "in all", budget.used().as_secs_f64());
     Ok(total)
 }
 
@@ -188,6 +198,18 @@ mod tests {
         }
         assert!(names(true).contains(&"unit-tests") && !names(false).contains(&"unit-tests"));
         assert!(!names(true).contains(&"demo") && names(false).contains(&"demo"));
+    }
+
+    /// A command of its own makes up for what was skipped.
+    #[test]
+    fn what_may_be_skipped_is_a_command() {
+        let optional = CHECKS
+            .iter()
+            .filter(|(_, tier, _)| matches!(tier, Tier::IfTime(_)));
+        for (name, _, _) in optional {
+            let known = <crate::Cli as clap::CommandFactory>::command();
+            assert!(known.find_subcommand(name).is_some(), "{name}");
+        }
     }
 
     #[test]

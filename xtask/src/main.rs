@@ -6,6 +6,7 @@
 //! N skipped`, and exits with 0 only when nothing failed.
 
 mod bench;
+mod budget;
 mod ci;
 mod crates;
 mod demo;

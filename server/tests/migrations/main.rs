@@ -26,8 +26,8 @@ use slat_proto::{
     },
 };
 use slat_server::Server;
-use support::{Agent, Clients, Fake, hand_over, server, until, vm};
 use slat_test_dir::TestDir;
+use support::{Agent, Clients, Fake, hand_over, server, until, vm};
 
 const VM: &str = "vms/web";
 

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -25,7 +25,7 @@ use super::{
     suite,
     tests::{HARDWARE, KERNELS, MIXED, Outcome, Scene, Test, WITH_A_VM},
 };
-use crate::{shell, tally::Tally, workspace::Workspace};
+use crate::{budget::Budget, shell, tally::Tally, workspace::Workspace};
 
 /// What CI does on RISC-V: what differs there, without test programs, whose build for it takes
 /// longer than they do.
@@ -38,18 +38,29 @@ const RISCV64: [&str; 6] = [
     "kvm::unlike::",
 ];
 
-/// What CI does: the brief form on two hosts of each kind, and on one of each; on RISC-V a part.
+/// What CI does, as long as there is time: the brief form on two hosts of each kind, and on one of
+/// each; on RISC-V a part.
 ///
 /// # Errors
 /// When a lab cannot be built or booted.
-pub(crate) fn bounded(workspace: &Workspace) -> anyhow::Result<Tally> {
+pub(crate) fn bounded(workspace: &Workspace, budget: &Budget) -> anyhow::Result<Tally> {
     let mut tally = Tally::default();
     let how = "takes too long here: cargo xtask lab riscv64 --brief";
     tally.add(Tally::skipped(
         "lab riscv64, the rest of its brief form",
         how,
     ));
-    for kind in [Kind::X86_64, Kind::Riscv64, Kind::Mixed] {
+    for (kind, secs) in [
+        (Kind::X86_64, 180),
+        (Kind::Riscv64, 300),
+        (Kind::Mixed, 150),
+    ] {
+        let (name, needs) = (format!("lab {}", kind.name()), Duration::from_secs(secs));
+        let instead = format!("cargo xtask {name} --brief");
+        if let Some(skipped) = budget.refuses(&name, needs, &instead) {
+            tally.add(skipped);
+            continue;
+        }
         let begin = Instant::now();
         println!("lab {}", kind.name());
         let mut options = Options::brief(kind);

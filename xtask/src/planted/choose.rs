@@ -8,7 +8,7 @@ use super::table::{self, Bug, FOLDER};
 use crate::{shell, workspace::Workspace};
 
 /// How many of those that need no model are planted in each run of `cargo xtask ci`.
-const PLAIN: usize = 6;
+const PLAIN: usize = 4;
 /// And how many of loom's.
 const LOOM: usize = 1;
 

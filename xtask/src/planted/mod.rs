@@ -15,12 +15,17 @@ mod target;
 mod tree;
 mod verdict;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use self::{table::Bug, tree::Tree};
-use crate::{tally::Tally, workspace::Workspace};
+use crate::{budget::Budget, tally::Tally, workspace::Workspace};
+
+/// How long a slow machine takes to build what the bugs of a commit are planted in.
+const UNPLANTED: Duration = Duration::from_secs(300);
+/// How long it takes for one of them.
+const ONE: Duration = Duration::from_secs(60);
 
 /// Which ones, and how thoroughly.
 #[derive(Debug, Default, Args)]
@@ -58,7 +63,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
         None if options.sample => choose::sample(workspace, bugs),
         None => bugs,
     };
-    plant(workspace, &bugs)
+    plant(workspace, &bugs, None)
 }
 
 /// The check of all entries that builds nothing.
@@ -69,13 +74,16 @@ pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<Tally> {
     fit_all(workspace, &table::all(workspace)?)
 }
 
-/// The few bugs of this commit.
+/// The few bugs of this commit, as long as there is time.
 ///
 /// # Errors
 /// As for [`run`].
-pub(crate) fn sample(workspace: &Workspace) -> anyhow::Result<Tally> {
+pub(crate) fn sample(workspace: &Workspace, budget: &Budget) -> anyhow::Result<Tally> {
     let bugs = choose::sample(workspace, table::all(workspace)?);
-    plant(workspace, &bugs)
+    if let Some(skipped) = budget.refuses("planted", UNPLANTED, "cargo xtask planted --sample") {
+        return Ok(skipped);
+    }
+    plant(workspace, &bugs, Some(budget))
 }
 
 fn fit_all(workspace: &Workspace, bugs: &[Bug]) -> anyhow::Result<Tally> {
@@ -86,7 +94,7 @@ fn fit_all(workspace: &Workspace, bugs: &[Bug]) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-fn plant(workspace: &Workspace, bugs: &[Bug]) -> anyhow::Result<Tally> {
+fn plant(workspace: &Workspace, bugs: &[Bug], budget: Option<&Budget>) -> anyhow::Result<Tally> {
     if bugs.is_empty() {
         println!("no planted bug is touched");
         return Ok(Tally::default());
@@ -95,6 +103,12 @@ fn plant(workspace: &Workspace, bugs: &[Bug]) -> anyhow::Result<Tally> {
     let begin = Instant::now();
     let mut tally = tree.unplanted(bugs)?;
     for bug in bugs {
+        let instead = format!("cargo xtask planted {}", bug.name);
+        let name = format!("planted {}", bug.name);
+        if let Some(skipped) = budget.and_then(|it| it.refuses(&name, ONE, &instead)) {
+            tally.add(skipped);
+            continue;
+        }
         let start = Instant::now();
         let (word, how) = match tree.catches(bug) {
             Ok(how) => {
