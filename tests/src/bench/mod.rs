@@ -1,5 +1,6 @@
 //! Benchmarks beside something plain in the same run, as ratios. Nothing here asserts a speed.
 //!
+//! * [`affinity`] keeps what is compared on one processor.
 //! * [`figures`] takes medians, and puts tables into `docs/benchmarks.md`.
 //! * [`interrupt`] ends the VMs of one that is interrupted.
 //! * [`kvm`] compares calls of the API with the kernel calls below them.
@@ -11,6 +12,7 @@
 //! * [`report`] is the table of migrations and its JSON.
 //! * [`rows`] does so for comparisons with a peer and a goal.
 
+pub mod affinity;
 pub mod figures;
 pub mod interrupt;
 pub mod kvm;

@@ -13,6 +13,7 @@
 pub mod floor;
 pub mod guest;
 pub mod harvest;
+mod plain;
 pub mod populate;
 pub mod slots;
 

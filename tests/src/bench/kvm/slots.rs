@@ -1,17 +1,23 @@
 //! Slot calls through gRPC beside KVM_SET_USER_MEMORY_REGION alone: one change a call, by the VM's
-//! socket and by its agent, and a thousand changes in one call.
+//! socket and by its agent, and a thousand changes in one call. By its socket a VM is measured twice:
+//! with its process and the plain ioctl on one processor (see [`affinity`]), which is what the goal
+//! is held against, and with both where the scheduler puts them.
 //!
 //! No vCPU runs. The API's calls check, map new memory, keep the dirty log and the table; the ioctl
 //! has its memory mapped before. A change of flags is two ioctls: the kernel takes no other.
 
 use std::time::Instant;
 
+use rustix::thread::CpuSet;
 use slat_proto::v1::{self, Backend};
 use slat_vmm::{RawVm, SpareSlot};
 
-use super::{HOST, Lab, Memory};
+use super::{HOST, Lab, Memory, plain::Plain};
 use crate::{
-    bench::rows::{Goal, Row},
+    bench::{
+        affinity,
+        rows::{Goal, Row},
+    },
     guest::{MIB, busy},
     slots::{create, delete, read_only, relocate},
 };
@@ -26,7 +32,7 @@ const MEMORY_MIB: u64 = 64;
 const CALLS: u32 = 40;
 
 #[derive(Clone, Copy)]
-enum Change {
+pub(super) enum Change {
     Create,
     Move,
     Flags,
@@ -57,7 +63,15 @@ impl Change {
         }
     }
 
-    fn raw(self, vm: &RawVm, index: u32) -> anyhow::Result<()> {
+    /// What it is to the kernel.
+    fn ioctls(self) -> &'static str {
+        match self {
+            Self::Flags => "two ioctls",
+            _ => "the ioctl",
+        }
+    }
+
+    pub(super) fn raw(self, vm: &RawVm, index: u32) -> anyhow::Result<()> {
         let slot = |base, read_only| SpareSlot {
             index,
             base_gfn: at(base, index),
@@ -93,12 +107,29 @@ async fn call(
     Ok((whole, answer.into_inner().duration_nanos as f64))
 }
 
-fn raw(vm: &RawVm, change: Change, count: u32) -> anyhow::Result<f64> {
-    let begun = Instant::now();
-    for index in 0..count {
-        change.raw(vm, index)?;
+/// How calls come to the VM's process, and where that runs.
+struct Way {
+    memory: Memory,
+    cpus: CpuSet,
+    rows: Vec<Row>,
+}
+
+impl Way {
+    fn new(words: &str, memory: Memory, cpus: CpuSet, goal: Option<Goal>) -> Self {
+        Self {
+            memory,
+            cpus,
+            rows: rows(words, goal),
+        }
     }
-    Ok(begun.elapsed().as_nanos() as f64)
+}
+
+/// One for each change, of calls that come in this way.
+fn rows(words: &str, goal: Option<Goal>) -> Vec<Row> {
+    let row = |(change, word): (Change, _)| {
+        Row::new(format!("{word} a slot, {words}"), change.ioctls(), goal)
+    };
+    ALL.into_iter().map(row).collect()
 }
 
 /// All rows.
@@ -108,40 +139,42 @@ fn raw(vm: &RawVm, change: Change, count: u32) -> anyhow::Result<f64> {
 pub async fn measure(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let spec = busy(Backend::Kvm, MEMORY_MIB, 1, Some(0));
     let vm = lab.create("slots", spec).await?;
-    let beside = RawVm::new(MEMORY_MIB * MIB, BATCH, PAGES)?;
-    let mut endpoints = [
-        (lab.memory(&vm), "by the VM's socket"),
-        (lab.fleet.memory(&lab.fleet.agent(HOST)), "by the agent"),
+    let beside = Plain::new(RawVm::new(MEMORY_MIB * MIB, BATCH, PAGES)?)?;
+    let process = lab.fleet.vm_process(HOST, &vm.name)?.pid();
+    let (one, others, all) = (
+        affinity::first()?,
+        affinity::others()?,
+        affinity::allowed()?,
+    );
+    let by_agent = lab.fleet.memory(&lab.fleet.agent(HOST));
+    let goal = Some(Goal::Over(150e3));
+    let mut ways = [
+        Way::new("by the VM's socket", lab.memory(&vm), one, goal),
+        Way::new(
+            "by the socket, where the scheduler puts it",
+            lab.memory(&vm),
+            all,
+            None,
+        ),
+        Way::new("by the agent", by_agent, all, goal),
     ];
-    let calls = |name| {
-        if matches!(name, Change::Flags) {
-            "two ioctls"
-        } else {
-            "the ioctl"
-        }
-    };
-
-    let places = ["in the VM's process", endpoints[0].1, endpoints[1].1];
-    let mut rows = Vec::new();
-    for place in places {
-        for (change, word) in ALL {
-            let name = format!("{word} a slot, {place}");
-            rows.push(Row::new(name, calls(change), Some(Goal::Over(150e3))));
-        }
-    }
+    let mut inside = rows("in the VM's process", goal);
     let warm_up = CALLS;
-    for round in 0..lab.runs * CALLS + warm_up {
-        for (which, (memory, _)) in endpoints.iter_mut().enumerate() {
+    // One way after the other: a call is not to pay for what the agent's left in the caches.
+    for way in &mut ways {
+        affinity::keep_process(process, &way.cpus)?;
+        affinity::keep(if way.cpus == one { &others } else { &all })?;
+        for round in 0..lab.runs * CALLS + warm_up {
             for (number, (change, _)) in ALL.into_iter().enumerate() {
-                let (slat, inside) = call(memory, &vm, vec![change.message(0)]).await?;
-                let peer = raw(&beside, change, 1)?;
+                let (slat, within) = call(&mut way.memory, &vm, vec![change.message(0)]).await?;
+                let peer = beside.time(change, 1, &way.cpus)?;
                 if round < warm_up {
                     continue;
                 }
-                if which == 0 {
-                    rows[number].add(inside, peer);
+                way.rows[number].add(slat, peer);
+                if way.cpus == one {
+                    inside[number].add(within, peer);
                 }
-                rows[(which + 1) * ALL.len() + number].add(slat, peer);
             }
         }
     }
@@ -152,22 +185,23 @@ pub async fn measure(lab: &Lab) -> anyhow::Result<Vec<Row>> {
             let name = format!("{word} {BATCH} slots in one call");
             Row::new(
                 name,
-                format!("{} a slot", calls(change)),
+                format!("{} a slot", change.ioctls()),
                 Some(Goal::AtMost(1.3)),
             )
         })
         .collect();
+    affinity::keep_process(process, &one)?;
     for round in 0..=lab.runs * 2 {
         for (row, (change, _)) in batches.iter_mut().zip(ALL) {
             let changes = (0..BATCH).map(|index| change.message(index)).collect();
-            let (slat, _) = call(&mut endpoints[0].0, &vm, changes).await?;
-            let peer = raw(&beside, change, BATCH)?;
+            let (slat, _) = call(&mut ways[0].memory, &vm, changes).await?;
+            let peer = beside.time(change, BATCH, &one)?;
             if round > 0 {
                 row.add(slat, peer);
             }
         }
     }
-    rows.extend(batches);
     lab.delete(&vm).await?;
-    Ok(rows)
+    let ways = ways.into_iter().flat_map(|way| way.rows);
+    Ok(inside.into_iter().chain(ways).chain(batches).collect())
 }
