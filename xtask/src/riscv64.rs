@@ -1,5 +1,6 @@
-//! The agent for RISC-V: its crates are checked for that target, warnings denied, so that nothing
-//! of them is for x86-64 alone except behind the architecture façade. Nothing is linked or run.
+//! The agent for RISC-V: its crates and their tests are checked for that target, warnings denied,
+//! so that nothing of them is for x86-64 alone except behind the architecture façade. Nothing is
+//! linked or run.
 //!
 //! The compiler is the toolchain's own where it has the target's standard library. Elsewhere one is
 //! fetched out of Debian's packages. Where neither can be had, the check is skipped.
@@ -36,11 +37,12 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Tally> {
     }
     check.env("CARGO_TARGET_DIR", &folder);
     check.env("RUSTFLAGS", "-D warnings");
-    check.args(["check", "--locked", "--quiet", "--target", TARGET]);
+    check.args(["check", "--locked", "--quiet", "--all-targets"]);
+    check.args(["--target", TARGET]);
     check.args(["--profile", PROFILE]);
     check.args(CRATES.iter().flat_map(|name| ["-p", name]));
     shell::run(&mut check)?;
-    println!("{} compile for {TARGET}", CRATES.join(", "));
+    println!("{} and their tests compile for {TARGET}", CRATES.join(", "));
     Ok(Tally::passed())
 }
 

@@ -332,7 +332,7 @@ fn registers_of_aia_move() {
         vm.wait("the guest to look", || !found(vm).contains(&u64::MAX));
         vm.backend.pause().unwrap();
         let state = vm.backend.save_state().unwrap();
-        let register = |place| {
+        let register = |place: u64| {
             let at = place_of(&state, 0x8030_0000_0301_0000 + place) + 8;
             u64::from_le_bytes(state[at..at + 8].try_into().unwrap())
         };
