@@ -115,15 +115,17 @@ fn a_tracepoint_counts_what_vcpus_do() {
         Err(why) => return println!("SKIPPED: {why}"),
     };
     let vm = Vm::new(sequential(16 << 20, 2));
-    assert_eq!(doorbells.read(), Some(0));
+    // A host of RISC-V is asked by a guest of its own what it has, which rings too.
+    let before = doorbells.read().unwrap();
     vm.run_visits(4096);
     let batches: u64 = (0..2)
         .map(|vcpu| vm.word(vcpu, offset::VISITS) / vm.word(vcpu, offset::BATCH))
         .sum();
-    let rung = doorbells.read().unwrap();
+    let all = doorbells.read().unwrap();
+    let rung = all - before;
     println!("{rung} calls of the doorbell, {batches} batches");
     assert!(batches > 0 && rung >= batches);
     // Of threads that have ended, nothing is forgotten.
     drop(vm);
-    assert_eq!(doorbells.read(), Some(rung));
+    assert_eq!(doorbells.read(), Some(all));
 }
