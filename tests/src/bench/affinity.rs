@@ -1,8 +1,8 @@
 //! Where threads run while they are measured.
 //!
 //! KVM's change of a slot waits for the readers of its tables (SRCU), and what it waits for is work
-//! of one processor. On that processor the ioctl takes 11 to 30 us, on another one that sleeps 50 to
-//! 130. Two threads that are compared are therefore kept on one and the same.
+//! of one processor. On that processor the ioctl takes 11 to 30 us, on another one that sleeps 50
+//! to 130. Two threads that are compared are therefore kept on one and the same.
 
 use std::fs;
 

@@ -216,16 +216,11 @@ const KVM_IOCTLS: &[u64] = &[
     0x42, // KVM_GET_DIRTY_LOG
     0x46, // KVM_SET_USER_MEMORY_REGION
     0x47, // KVM_SET_TSS_ADDR
-    0x48, // KVM_SET_IDENTITY_MAP_ADDR
-    0x49, // KVM_SET_USER_MEMORY_REGION2
     0x82, // KVM_SET_REGS
     0x84, // KVM_SET_SREGS
     0x88, // KVM_GET_MSRS
     0x89, // KVM_SET_MSRS
-    0x8e, // KVM_GET_LAPIC
-    0x8f, // KVM_SET_LAPIC
     0x90, // KVM_SET_CPUID2
-    0x91, // KVM_GET_CPUID2
     0x98, // KVM_GET_MP_STATE
     0x99, // KVM_SET_MP_STATE
     0x9f, // KVM_GET_VCPU_EVENTS
@@ -238,7 +233,6 @@ const KVM_IOCTLS: &[u64] = &[
     0xa6, // KVM_GET_XCRS
     0xa7, // KVM_SET_XCRS
     0xac, // KVM_SET_ONE_REG
-    0xad, // KVM_KVMCLOCK_CTRL
     0xb0, // KVM_GET_REG_LIST
     0xc0, // KVM_CLEAR_DIRTY_LOG
     0xce, // KVM_GET_STATS_FD

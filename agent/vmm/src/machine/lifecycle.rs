@@ -276,15 +276,22 @@ impl Machine {
         self.halt()?;
         let done = act();
         // Unless the guest ended by itself.
-        if self.shared.view().state == State::Running {
-            self.run_vcpus(control).map_err(|error| {
-                self.shared.change(|view| {
-                    if view.state == State::Running {
-                        view.state = State::Paused;
-                    }
-                });
-                error.with("advice", "the VM is paused: list its slots, then resume it")
-            })?;
+        if self.shared.view().state == State::Running
+            && let Err(error) = self.run_vcpus(control)
+        {
+            let mut ended = false;
+            self.shared.change(|view| {
+                ended = view.state != State::Running;
+                if !ended {
+                    view.state = State::Paused;
+                }
+            });
+            // It ended while it was stopped, and has said so by now: nothing to run again.
+            if !ended {
+                return Err(
+                    error.with("advice", "the VM is paused: list its slots, then resume it")
+                );
+            }
         }
         Ok((done, begun.elapsed()))
     }

@@ -11,6 +11,8 @@
 //! * `view::Shared` holds what everybody sees. It is locked for a few instructions, alone or under
 //!   `control`, never across a call. [`Machine::snapshot`] does without `control`, so it answers
 //!   while a call blocks.
+//! * `collapser` is held while huge pages are made, and for the whole of a discard: after
+//!   `control`, before the dirty log's lock. `prefault` is a leaf.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
 //!
 //! # Invariants
@@ -108,7 +110,7 @@ pub(crate) struct Machine {
     control: Mutex<Control>,
     /// Nanoseconds that the last pause of running vCPUs took; 0 before the first.
     paused_in: AtomicU64,
-    /// A leaf: held for one step.
+    /// Held for one step, or a whole discard. See the module.
     collapser: Mutex<Collapser>,
     prefault: Mutex<prefault::Prefault>,
 }
@@ -185,7 +187,7 @@ impl Machine {
     }
 
     /// The VM now; `None` before it is built and after it was deleted. Takes no lock that a
-    /// blocking call holds.
+    /// blocking call holds; looks at each slot's memory file.
     pub(crate) fn snapshot(&self) -> Option<v1::Vm> {
         let view = self.shared.view();
         self.show(&view)

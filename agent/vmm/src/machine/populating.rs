@@ -10,7 +10,8 @@
 //! our threads touches them: a reservation is neither a NUMA node's nor bound by limits of a
 //! cgroup, and a touch that finds no page ends the process.
 //!
-//! *Locking*: `prefault` is a leaf mutex. Dropping what runs waits for one chunk.
+//! *Locking*: `prefault` is a leaf mutex. What runs is dropped outside of it, which waits for one
+//! chunk of each thread; threads that are done are joined under it.
 
 use std::{
     io,
@@ -39,6 +40,13 @@ impl Machine {
         prefault
     }
 
+    /// Puts another in its place. What ran is ended when the lock is free again: that waits for
+    /// threads.
+    fn replace_prefault(&self, new: Prefault) {
+        let old = std::mem::replace(&mut *self.prefault(), new);
+        drop(old);
+    }
+
     /// How far it is, when it was asked for.
     pub(super) fn prefault_shown(&self) -> Option<v1::Prefault> {
         self.prefault().shown()
@@ -48,25 +56,25 @@ impl Machine {
     pub(super) fn begin_prefault(&self) {
         let table = self.memory.table();
         let total = table.pages() * PAGE_SIZE;
-        *self.prefault() = match Populate::start(&table) {
+        self.replace_prefault(match Populate::start(&table) {
             Ok(populate) => Prefault::Running { populate, total },
             Err(error) => Prefault::Failed {
                 error: format!("no thread could be made: {error}"),
                 populated: 0,
                 total,
             },
-        };
+        });
     }
 
     /// It is all there, or will be before the VM is here.
     pub(super) fn prefault_done(&self) {
         let total = self.memory.table().pages() * PAGE_SIZE;
-        *self.prefault() = Prefault::Done { total };
+        self.replace_prefault(Prefault::Done { total });
     }
 
     /// Gives it up, with the VM.
     pub(super) fn end_prefault(&self) {
-        *self.prefault() = Prefault::Unasked;
+        self.replace_prefault(Prefault::Unasked);
     }
 
     /// Waits a moment for memory that is being populated; goes on with what failed before. The
@@ -121,7 +129,8 @@ impl Machine {
     /// Populates slots before anybody sees them, and waits for it.
     ///
     /// # Errors
-    /// NO_HUGE_PAGES for reserved pages, NO_MEMORY; INTERNAL when threads cannot be made.
+    /// NO_HUGE_PAGES for reserved pages, NO_MEMORY; COMPLETION_TIMEOUT when it takes longer than
+    /// callers wait; INTERNAL when threads cannot be made.
     pub(super) fn populate_now(
         &self,
         slots: &[Arc<SlotMemory>],
@@ -133,6 +142,21 @@ impl Machine {
         let populate = Populate::of(slots.to_vec()).map_err(no_threads)?;
         let bytes = slots.iter().map(|slot| slot.spec().bytes()).sum();
         populate.wait(PATIENCE).map_err(|error| {
+            if error.kind() == io::ErrorKind::TimedOut {
+                return ApiError::new(
+                    Reason::CompletionTimeout,
+                    format!(
+                        "{} of {bytes} bytes were populated in {} s",
+                        populate.bytes(),
+                        PATIENCE.as_secs()
+                    ),
+                )
+                .with("needed_bytes", bytes)
+                .with(
+                    "advice",
+                    "take less memory at a time, or wait until the host is less busy",
+                );
+            }
             let words = format!("{bytes} bytes could not be populated: {error}");
             match no_huge_pages(mode.backing, bytes) {
                 Some(short) => ApiError {

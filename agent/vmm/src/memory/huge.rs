@@ -259,6 +259,8 @@ impl Blocks {
     /// made one, which would take all of it again.
     pub(super) fn keep_small(&self, block: u64) {
         self.small.put(block, true);
+        self.dear.put(block, false);
+        self.refused.put(block, false);
         self.unset(block);
     }
 
@@ -379,6 +381,10 @@ mod tests {
         let later = blocks.short();
         assert_eq!((later.dear, later.refused), (u64::from(REST), 0));
         assert_eq!(short.and(later).dear, 31);
+        // Its pages are wanted no more: there is nothing to explain.
+        blocks.keep_small(3);
+        let later = blocks.short();
+        assert_eq!((later.dear, later.given_back), (u64::from(REST) - 1, 2));
     }
 
     #[test]

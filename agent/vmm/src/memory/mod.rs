@@ -53,7 +53,10 @@ pub(crate) use self::digest::SlotDigest;
 pub(crate) use self::{
     collapse::Collapser,
     digest::{MemoryDigest, digest_page},
-    dirty::{DirtyBatch, DirtyBitmap, DirtyError, DirtyLog, DirtySource, Share, SlotBitmaps},
+    dirty::{
+        DIRTY_WINDOW, DirtyBatch, DirtyBitmap, DirtyError, DirtyLog, DirtySource, Share,
+        SlotBitmaps,
+    },
     fits::{check_mode, check_room, no_huge_pages},
     huge::BLOCK_BYTES,
     mode::Mode,

@@ -40,7 +40,7 @@ impl SlotMemory {
     /// # Panics
     /// When the slot has no such page.
     pub(crate) fn clear_page(&self, page: u64) {
-        self.host().write(page as usize * PAGE, &[0; PAGE]);
+        self.host().clear(page, 1);
     }
 
     /// Gives pages back to the host: they read zero from then on, in both views. Reserved pages are

@@ -21,6 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slat_proto::model::PAGE_SIZE;
+
 use super::{
     huge::{BLOCK, RUN},
     slots::{SlotMemory, SlotTable},
@@ -49,11 +51,11 @@ impl Shared {
     /// Slot, first page and pages of a chunk.
     fn chunk(&self, mut number: u64) -> Option<(&SlotMemory, u64, u64)> {
         self.slots.iter().find_map(|slot| {
-            let pages = slot.spec().pages;
-            let chunks = pages.div_ceil(CHUNK);
+            let (pages, chunk) = (slot.spec().pages, chunk_of(slot));
+            let chunks = pages.div_ceil(chunk);
             if number < chunks {
-                let first = number * CHUNK;
-                return Some((&**slot, first, CHUNK.min(pages - first)));
+                let first = number * chunk;
+                return Some((&**slot, first, chunk.min(pages - first)));
             }
             number -= chunks;
             None
@@ -80,6 +82,13 @@ impl Shared {
     }
 }
 
+/// Pages of a slot that a thread takes at a time: a reserved page at least, or threads would touch
+/// the same one and wait for each other.
+fn chunk_of(slot: &SlotMemory) -> u64 {
+    let reserved = slot.region().mode().backing.reserved_page();
+    CHUNK.max(reserved.unwrap_or(PAGE_SIZE) / PAGE_SIZE)
+}
+
 /// Populating under way, or done.
 #[derive(Debug)]
 pub(crate) struct Populate {
@@ -97,7 +106,7 @@ impl Populate {
     pub(crate) fn of(slots: Vec<Arc<SlotMemory>>) -> io::Result<Self> {
         let chunks = slots
             .iter()
-            .map(|slot| slot.spec().pages.div_ceil(CHUNK))
+            .map(|slot| slot.spec().pages.div_ceil(chunk_of(slot)))
             .sum();
         let shared = Arc::new(Shared {
             slots,

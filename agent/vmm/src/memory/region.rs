@@ -206,6 +206,10 @@ impl Region {
         }
     }
 
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// See [`SlotMemory::discard`](super::SlotMemory::discard).
     pub(super) fn discard(&self, page: u64, pages: u64) -> io::Result<()> {
         if self.mode.backing.reserved_page().is_some() {

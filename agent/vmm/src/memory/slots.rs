@@ -1,7 +1,8 @@
 //! The slot table of a VM, and the memory behind each slot.
 //!
-//! The table is an immutable snapshot behind a lock that is held only to swap it: readers take the
-//! `Arc` and go on with a consistent table. Changes come from one owner (the VM's machine), which
+//! The table is an immutable snapshot behind a lock that is held only to swap it, or to copy its
+//! list of slots where somebody still reads the last one: readers take the `Arc` and go on with a
+//! consistent table. Changes come from one owner (the VM's machine), which
 //! tells the backend first.
 
 use std::{

@@ -284,8 +284,9 @@ impl GuestView {
     /// maps it so. Contents stay, whoever uses them meanwhile; under KVM the notifier zaps the
     /// second-stage mappings of the blocks.
     ///
-    /// # Errors When the kernel has no such page, or cannot move what is there now: for one of
-    /// them at least.
+    /// # Errors
+    /// When the kernel has no such page, or cannot move what is there now: for one of them at
+    /// least.
     ///
     /// # Panics
     /// When a block reaches beyond the end.

@@ -36,12 +36,10 @@ use super::{
 use crate::{
     confine,
     cpu_time::thread_cpu_time,
-    memory::{DirtyBatch, DirtyBitmap, SlotMemory, SlotTable},
+    memory::{DIRTY_WINDOW as WINDOW, DirtyBatch, DirtyBitmap, SlotMemory, SlotTable},
 };
 
 const CHUNK_WORDS: usize = MAX_FRAME_PAGES as usize / 64;
-/// Pages that are protected at once, just before the first of them is read.
-const WINDOW: u64 = 1 << 16;
 /// A short iteration is cut into so many chunks for each stream.
 const CHUNKS_A_STREAM: usize = 4;
 /// The wire has a chunk when no more than this is not acknowledged: the peer may hold back the

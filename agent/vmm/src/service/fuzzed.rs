@@ -243,6 +243,13 @@ impl Monitor for Refusing {
     fn update_slots(&self, _: &[SlotChange], _: u64) -> Result<v1::UpdateSlotsResponse, ApiError> {
         self.no()
     }
+    fn update_slots_at_once(
+        &self,
+        changes: &[SlotChange],
+        expected_generation: u64,
+    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>> {
+        Some(self.update_slots(changes, expected_generation))
+    }
     fn harvest_dirty_pages(
         &self,
         _: &CursorName,

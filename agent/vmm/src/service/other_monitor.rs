@@ -179,6 +179,14 @@ impl Monitor for Adopted {
         ))
     }
 
+    fn update_slots_at_once(
+        &self,
+        changes: &[SlotChange],
+        expected_generation: u64,
+    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>> {
+        Some(self.update_slots(changes, expected_generation))
+    }
+
     fn harvest_dirty_pages(
         &self,
         cursor: &CursorName,

@@ -1,4 +1,5 @@
-//! The plain ioctls that slot calls are held against, on a thread of their own.
+//! Changes of a slot, as the API has them and as the plain ioctls that its calls are held against,
+//! which a thread of their own makes.
 
 use std::{
     sync::mpsc::{Receiver, SyncSender, sync_channel},
@@ -8,10 +9,76 @@ use std::{
 
 use anyhow::Context as _;
 use rustix::thread::CpuSet;
-use slat_vmm::RawVm;
+use slat_proto::v1;
+use slat_vmm::{RawVm, SpareSlot};
 
-use super::slots::Change;
-use crate::bench::affinity;
+use crate::{
+    bench::affinity,
+    slots::{create, delete, read_only, relocate},
+};
+
+pub(super) const PAGES: u64 = 1;
+const PLACE: u64 = 1 << 20;
+const ELSEWHERE: u64 = 3 << 20;
+
+#[derive(Clone, Copy)]
+pub(super) enum Change {
+    Create,
+    Move,
+    Flags,
+    Delete,
+}
+
+/// In this order, so that each finds what it needs.
+pub(super) const ALL: [(Change, &str); 4] = [
+    (Change::Create, "create"),
+    (Change::Move, "move"),
+    (Change::Flags, "set read-only"),
+    (Change::Delete, "delete"),
+];
+
+fn at(base: u64, index: u32) -> u64 {
+    base + u64::from(index) * 2 * PAGES
+}
+
+impl Change {
+    /// Through the API, of the slot `index`.
+    pub(super) fn message(self, index: u32) -> v1::SlotChange {
+        let slot = index + 1;
+        match self {
+            Self::Create => create(slot, at(PLACE, index), PAGES),
+            Self::Move => relocate(slot, at(ELSEWHERE, index)),
+            Self::Flags => read_only(slot, true),
+            Self::Delete => delete(slot),
+        }
+    }
+
+    /// What it is to the kernel.
+    pub(super) fn ioctls(self) -> &'static str {
+        match self {
+            Self::Flags => "two ioctls",
+            _ => "the ioctl",
+        }
+    }
+
+    fn raw(self, vm: &RawVm, index: u32) -> anyhow::Result<()> {
+        let slot = |base, read_only| SpareSlot {
+            index,
+            base_gfn: at(base, index),
+            read_only,
+        };
+        match self {
+            Self::Create => vm.set(slot(PLACE, false))?,
+            Self::Move => vm.set(slot(ELSEWHERE, false))?,
+            Self::Flags => {
+                vm.delete(slot(ELSEWHERE, false))?;
+                vm.set(slot(ELSEWHERE, true))?;
+            }
+            Self::Delete => vm.delete(slot(ELSEWHERE, true))?,
+        }
+        Ok(())
+    }
+}
 
 struct Order {
     change: Change,

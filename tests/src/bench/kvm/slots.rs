@@ -1,7 +1,7 @@
 //! Slot calls through gRPC beside KVM_SET_USER_MEMORY_REGION alone: one change a call, by the VM's
-//! socket and by its agent, and a thousand changes in one call. By its socket a VM is measured twice:
-//! with its process and the plain ioctl on one processor (see [`affinity`]), which is what the goal
-//! is held against, and with both where the scheduler puts them.
+//! socket and by its agent, and a thousand changes in one call. By its socket a VM is measured
+//! twice: with its process and the plain ioctl on one processor (see [`affinity`]), which is what
+//! the goal is held against, and with both where the scheduler puts them.
 //!
 //! No vCPU runs. The API's calls check, map new memory, keep the dirty log and the table; the ioctl
 //! has its memory mapped before. A change of flags is two ioctls: the kernel takes no other.
@@ -10,85 +10,25 @@ use std::time::Instant;
 
 use rustix::thread::CpuSet;
 use slat_proto::v1::{self, Backend};
-use slat_vmm::{RawVm, SpareSlot};
+use slat_vmm::RawVm;
 
-use super::{HOST, Lab, Memory, plain::Plain};
+use super::{
+    HOST, Lab, Memory,
+    plain::{ALL, Change, PAGES, Plain},
+};
 use crate::{
     bench::{
         affinity,
         rows::{Goal, Row},
     },
     guest::{MIB, busy},
-    slots::{create, delete, read_only, relocate},
 };
 
 /// Changes of one call.
 const BATCH: u32 = 1000;
-const PAGES: u64 = 1;
-const PLACE: u64 = 1 << 20;
-const ELSEWHERE: u64 = 3 << 20;
 const MEMORY_MIB: u64 = 64;
 /// Single calls for each of the runs asked for.
 const CALLS: u32 = 40;
-
-#[derive(Clone, Copy)]
-pub(super) enum Change {
-    Create,
-    Move,
-    Flags,
-    Delete,
-}
-
-/// In this order, so that each finds what it needs.
-const ALL: [(Change, &str); 4] = [
-    (Change::Create, "create"),
-    (Change::Move, "move"),
-    (Change::Flags, "set read-only"),
-    (Change::Delete, "delete"),
-];
-
-fn at(base: u64, index: u32) -> u64 {
-    base + u64::from(index) * 2 * PAGES
-}
-
-impl Change {
-    /// Through the API, of the slot `index`.
-    fn message(self, index: u32) -> v1::SlotChange {
-        let slot = index + 1;
-        match self {
-            Self::Create => create(slot, at(PLACE, index), PAGES),
-            Self::Move => relocate(slot, at(ELSEWHERE, index)),
-            Self::Flags => read_only(slot, true),
-            Self::Delete => delete(slot),
-        }
-    }
-
-    /// What it is to the kernel.
-    fn ioctls(self) -> &'static str {
-        match self {
-            Self::Flags => "two ioctls",
-            _ => "the ioctl",
-        }
-    }
-
-    pub(super) fn raw(self, vm: &RawVm, index: u32) -> anyhow::Result<()> {
-        let slot = |base, read_only| SpareSlot {
-            index,
-            base_gfn: at(base, index),
-            read_only,
-        };
-        match self {
-            Self::Create => vm.set(slot(PLACE, false))?,
-            Self::Move => vm.set(slot(ELSEWHERE, false))?,
-            Self::Flags => {
-                vm.delete(slot(ELSEWHERE, false))?;
-                vm.set(slot(ELSEWHERE, true))?;
-            }
-            Self::Delete => vm.delete(slot(ELSEWHERE, true))?,
-        }
-        Ok(())
-    }
-}
 
 /// Nanoseconds of one call, and of what the VM's process did for it.
 async fn call(

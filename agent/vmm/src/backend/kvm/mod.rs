@@ -24,9 +24,8 @@
 //! | `raw` | a VM used by kernel calls alone, which benchmarks compare with |
 //!
 //! # Locking
-//! Four locks, never `control` at once with one of `slots` and `ring`, never one held while guest
-//! code runs
-//! except a vCPU's own:
+//! Five locks, never `control` at once with one of `slots` and `ring`, never one held while guest
+//! code runs except a vCPU's own:
 //! * `Slots::table` orders slot changes and harvests. Held over ioctls, some milliseconds for a
 //!   large harvest.
 //! * `Rings::state` is over the readers of dirty rings. Taken after `Slots::table`, and by a vCPU
@@ -36,10 +35,11 @@
 //! * each vCPU's descriptor is held by its thread from unpark to park; saving and loading take it
 //!   while the thread is parked. Its holder may take `control`; nobody waits for a descriptor while
 //!   holding `control`.
+//! * `KvmBackend::told` is what each vCPU was told of its CPU. A leaf, held to copy in or out.
 //!
 //! A vCPU thread reads its control page through the published table of
-//! [`GuestMemory`](crate::memory::GuestMemory), whose lock is held only to clone an `Arc`, so a
-//! harvest never delays a doorbell. Statistics take no lock at all.
+//! [`GuestMemory`](crate::memory::GuestMemory), whose lock is held to clone an `Arc`, or by a change
+//! of slots to copy a list: a harvest never delays a doorbell. Statistics take no lock at all.
 
 mod arch;
 mod console;

@@ -267,8 +267,8 @@ impl Slots {
         Ok(())
     }
 
-    /// Takes the slot away and puts it back with the other flag, as it logged, with an empty log;
-    /// or as it was, when that fails.
+    /// Takes the slot away and puts it back with the other flag, as it logged, with an empty log,
+    /// or with what rings still hold of it; or as it was, when that fails.
     pub(super) fn set_read_only(
         &self,
         vm: &VmFd,
@@ -296,14 +296,25 @@ impl Slots {
             }
             Err(error) => error,
         };
-        // It may be there: only emptying its log failed. Where it is not, the kernel says so.
-        if let Err(absent) = self.set(vm, &new, 0, false) {
-            tracing::debug!(slot = number, %absent, "nothing to take away");
-        }
-        let Err(again) = self.put_back(vm, &old, logging) else {
-            return Err(error);
+        // It may be there: only emptying its log failed.
+        let again = if self.is_gone(vm, &new) {
+            match self.put_back(vm, &old, logging) {
+                Ok(()) => return Err(error),
+                Err(again) => again.to_string(),
+            }
+        } else {
+            "the kernel does not let go of it".to_owned()
         };
-        table.remove(&number);
+        // What the kernel may still have stays in the table, and its memory mapped: another mapping
+        // at the same address would be the guest's.
+        if self.is_gone(vm, &old) {
+            table.remove(&number);
+        } else {
+            tracing::error!(
+                slot = number,
+                "the kernel keeps a slot that is lost to its VM"
+            );
+        }
         if let Some(rings) = self.rings() {
             rings.end(number);
         }
@@ -312,6 +323,18 @@ impl Slots {
             slot: number,
             message: format!("{error}; as it was: {again}"),
         })
+    }
+
+    /// Takes a slot away that may be there. Whether the kernel has none of this number now: of one
+    /// that it does not have it says EINVAL.
+    fn is_gone(&self, vm: &VmFd, memory: &SlotMemory) -> bool {
+        match self.set(vm, memory, 0, false) {
+            Ok(()) | Err(BackendError::BadSlot { .. }) => true,
+            Err(error) => {
+                tracing::error!(%error, "a slot that should go");
+                false
+            }
+        }
     }
 
     /// Adds a slot that the kernel does not have, with an empty log where it logs.

@@ -25,6 +25,9 @@ use crate::memory::{BLOCK_BYTES, Mode, SlotTable};
 /// Changes that are made at once.
 const FEW: usize = 8;
 
+/// Slots of a table whose looking over takes no time worth a thread.
+const MODEST: usize = 1024;
+
 /// What became of a batch of changes.
 #[derive(Debug)]
 pub(crate) struct SlotUpdate {
@@ -46,6 +49,8 @@ impl Machine {
     /// BAD_SLOT_TABLE also for a change to the memory the VM was created with, where its guest
     /// lives; NO_MEMORY, NO_HUGE_PAGES; SOURCE_PAUSE; the backend's. The table is then as it was;
     /// should undoing fail too, INTERNAL says so and the published table is what the backend has.
+    /// When the vCPUs cannot run again afterwards, the VM is PAUSED, the changes may have been
+    /// made, and the error says to list the slots.
     pub(crate) fn update_slots(
         &self,
         changes: &[SlotChange],
@@ -56,7 +61,7 @@ impl Machine {
 
     /// The same, where it waits for nobody and is over in a moment: a few changes, which stop no
     /// vCPU, of small slots, while nobody reads dirty pages. `None`, having done nothing, where it
-    /// could be otherwise.
+    /// could be otherwise. A reader of dirty pages that comes in the same moment is waited for.
     ///
     /// # Errors
     /// As [`Machine::update_slots`].
@@ -75,6 +80,9 @@ impl Machine {
             spec.prefault || spec.backing.reserved_page().is_some() || spec.numa_node.is_some()
         });
         let table = self.memory.table();
+        if table.slots().len() > MODEST {
+            return None;
+        }
         let small = |change: &SlotChange| match change {
             SlotChange::Create(spec) => spec.bytes() < BLOCK_BYTES,
             _ => table
@@ -82,7 +90,7 @@ impl Machine {
                 .is_none_or(|memory| memory.spec().bytes() < BLOCK_BYTES),
         };
         let stops = view.state == State::Running && plan::stops(changes);
-        if populates || stops || self.dirty.readers() > 0 || !changes.iter().all(small) {
+        if populates || stops || !self.dirty.is_idle() || !changes.iter().all(small) {
             return None;
         }
         drop((view, table));

@@ -51,8 +51,11 @@ pub(super) fn plan(
             needed = needed.saturating_add(spec.bytes());
         }
     }
-    check_free(mode.backing.ordinary_bytes(needed), Reason::NoMemory)?;
-    check_room(mode, needed)?;
+    // What needs no memory is not refused for want of it.
+    if needed > 0 {
+        check_free(mode.backing.ordinary_bytes(needed), Reason::NoMemory)?;
+        check_room(mode, needed)?;
+    }
     let created = changes
         .iter()
         .enumerate()
@@ -111,6 +114,24 @@ pub(super) fn stops(changes: &[SlotChange]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_without_room_refuses_new_memory_alone() {
+        let vm = crate::fake::created();
+        let backend = &*vm.backend;
+        let nowhere = Mode {
+            node: Some(4000),
+            ..Mode::default()
+        };
+        let create = SlotChange::Create(SlotSpec::new(5, 0x10_0000, 1, false).unwrap());
+        let table = vm.machine.memory().table();
+        let refused = plan(backend, &table, &[create], &[], nowhere).unwrap_err();
+        assert_eq!(refused.reason, Reason::NoSuchNode);
+        vm.machine.update_slots(&[create], 0).unwrap();
+        let table = vm.machine.memory().table();
+        let delete = SlotChange::Delete { slot: 5 };
+        plan(backend, &table, &[delete], &[], nowhere).unwrap();
+    }
 
     #[test]
     fn only_what_nobody_can_rely_on_changes_under_running_vcpus() {

@@ -22,5 +22,6 @@ pub(crate) use self::{
     bitmap::DirtyBitmap,
     cursor::Share,
     log::DirtyLog,
+    log::WINDOW as DIRTY_WINDOW,
     source::{DirtyError, DirtySource, SlotBitmaps},
 };

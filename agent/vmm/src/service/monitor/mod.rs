@@ -75,10 +75,7 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
         &self,
         changes: &[SlotChange],
         expected_generation: u64,
-    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>> {
-        let _ = (changes, expected_generation);
-        None
-    }
+    ) -> Option<Result<v1::UpdateSlotsResponse, ApiError>>;
     /// Takes what was written since the cursor's last harvest, in at most `most` ranges, or pieces
     /// of a bitmap; makes the cursor when there is none. `acknowledge` is the batch before, or 0.
     fn harvest_dirty_pages(

@@ -71,7 +71,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
@@ -82,6 +82,7 @@ use slat_proto::{
     model::{CursorName, SlotSpec},
 };
 
+pub(crate) use self::slot::WINDOW;
 use self::{
     reader::{API_CURSOR_IDLE, Dropped, MAX_CURSORS, Reader},
     slot::SlotLog,
@@ -254,6 +255,17 @@ impl DirtyLog {
     #[must_use]
     pub(crate) fn pages_harvested(&self) -> u64 {
         self.harvested.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody reads now, comes or goes. Never waits.
+    #[must_use]
+    pub(crate) fn is_idle(&self) -> bool {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        inner.cursors.is_empty() && inner.slots.values().all(|log| !log.logging)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

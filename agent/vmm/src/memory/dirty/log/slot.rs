@@ -14,7 +14,7 @@ use super::super::{
 /// still in use, and one more for a second reader.
 const SPARES: usize = 2;
 /// Pages that are protected at once, just before the first of them is read: 256 MiB.
-pub(super) const WINDOW: u64 = 1 << 16;
+pub(crate) const WINDOW: u64 = 1 << 16;
 
 /// See the module.
 #[derive(Debug)]

@@ -164,8 +164,9 @@ fn logging_is_on_exactly_while_there_are_readers() {
         state.slots.values().filter(|slot| slot.logging).count()
     };
     let (a, b) = (cursor("a"), cursor("b"));
-    assert!(!log.enabled());
+    assert!(!log.enabled() && log.is_idle());
     log.attach(&a).unwrap();
+    assert!(!log.is_idle());
     log.attach(&b).unwrap();
     assert_eq!((log.enabled(), on()), (true, 2));
     rig.add(spec(2, 200, 10)).unwrap();
@@ -175,6 +176,10 @@ fn logging_is_on_exactly_while_there_are_readers() {
     assert_eq!((log.enabled(), on()), (true, 3));
     log.detach(&b).unwrap();
     assert_eq!((log.enabled(), on()), (false, 0));
+    assert!(log.is_idle());
+    let inner = log.lock();
+    assert!(!log.is_idle(), "somebody comes, or goes");
+    drop(inner);
     assert_eq!(log.detach(&b).unwrap_err().reason, Reason::NoSuchCursor);
     assert_eq!(log.harvest(&b).unwrap_err().reason, Reason::NoSuchCursor);
 }
