@@ -4,8 +4,8 @@
 //! Memory is cut into as many equal parts as the sample has pages, and one page of each part is
 //! chosen at random: so no pattern of the guest's hides from it, and the spread is less than of
 //! pages chosen anywhere. Pages that are nowhere yet count as zero and stay nowhere, but for
-//! reserved ones: those come to be. What the guest writes while a page is hashed shows as a change, which it
-//! is.
+//! reserved ones: those come to be. What the guest writes while a page is hashed shows as a change,
+//! which it is.
 //!
 //! A page that was written with what it held is not found.
 

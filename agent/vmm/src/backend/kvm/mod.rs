@@ -38,8 +38,8 @@
 //! * `KvmBackend::told` is what each vCPU was told of its CPU. A leaf, held to copy in or out.
 //!
 //! A vCPU thread reads its control page through the published table of
-//! [`GuestMemory`](crate::memory::GuestMemory), whose lock is held to clone an `Arc`, or by a change
-//! of slots to copy a list: a harvest never delays a doorbell. Statistics take no lock at all.
+//! [`GuestMemory`](crate::memory::GuestMemory), whose lock is held to clone an `Arc`, or by a
+//! change of slots to copy a list: a harvest never delays a doorbell. Statistics take no lock.
 
 mod arch;
 mod console;
