@@ -1,18 +1,16 @@
-//! Memory slots, their dirty log and invalidation.
+//! Memory slots and invalidation. Their dirty log is in [`logging`].
 //!
 //! # Protocol
-//! A slot's memory stays mapped until the kernel has let go of the slot. With manual protection
-//! (the kernel's KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) a harvest has the kernel write the log into the
-//! reader's bitmap and then clears exactly what it wrote: a page written in between keeps its bit.
-//! Without it the kernel clears as it copies. With KVM_DIRTY_LOG_INITIALLY_SET the kernel begins a
-//! log with every bit set and protects nothing: all is cleared afterwards, in pieces, so that no
-//! vCPU waits for the protection of a whole slot, and for a reader that goes over all memory first,
-//! just before it reads. A VM with dirty rings has no bitmaps in the kernel: [`Rings`] logs then.
+//! A slot's memory stays mapped until the kernel has let go of the slot, or for good where the
+//! kernel does not let go.
 //!
 //! A slot cannot become read-only, or writable, while it exists: the kernel answers EINVAL. So it
 //! is taken away and put back, which is not one step for a vCPU; whoever asks has stopped them.
 //!
 //! Writes to a read-only slot leave the guest as if they were for a device. They change nothing.
+
+mod log;
+mod logging;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -23,73 +21,19 @@ use std::{
     },
 };
 
-use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 use slat_proto::model::{PAGE_SIZE, SlotSpec};
 
-use super::{
-    super::BackendError,
-    device::uninterrupted,
-    ioctl::{clear_dirty_log, get_dirty_log},
-    refuse::failed,
-    ring::Rings,
-    slot_error::refused,
-};
-use crate::memory::{DirtyBitmap, DirtyError, GuestMemory, SlotBitmaps, SlotMemory};
-
-/// Words of a bitmap cleared at once: 64 Ki pages, some 2 ms under the kernel's MMU lock when all
-/// are dirty.
-const CLEAR_WORDS: usize = 1024;
+pub(super) use self::log::Log;
+use self::log::clear_all;
+use super::{super::BackendError, device::uninterrupted, ring::Rings, slot_error::refused};
+use crate::memory::{GuestMemory, SlotMemory};
 
 #[derive(Debug)]
 struct KvmSlot {
     memory: Arc<SlotMemory>,
     logging: bool,
-}
-
-/// How the kernel tells which pages were written.
-#[derive(Debug)]
-pub(super) enum Log {
-    /// One bitmap a slot; `manual` where a harvest clears what it took by a call of its own. `full`
-    /// where a log begins with every bit set and no page protected; only with `manual`.
-    Bitmap {
-        manual: bool,
-        full: bool,
-    },
-    Rings(Rings),
-}
-
-impl Log {
-    /// Bitmaps, with manual protection where the kernel has it and `manual` asks for it.
-    pub(super) fn bitmap(vm: &VmFd, manual: bool) -> Result<Self, BackendError> {
-        const ALL: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-        if !manual {
-            return Ok(Self::Bitmap {
-                manual,
-                full: false,
-            });
-        }
-        let offered = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
-        let flags = u32::try_from(offered).unwrap_or(0) & ALL;
-        let manual = flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0;
-        if manual {
-            let mut cap = kvm_enable_cap {
-                cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-                ..Default::default()
-            };
-            cap.args[0] = flags.into();
-            vm.enable_cap(&cap)
-                .map_err(failed("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))?;
-        }
-        Ok(Self::Bitmap {
-            manual,
-            full: manual && flags & KVM_DIRTY_LOG_INITIALLY_SET != 0,
-        })
-    }
 }
 
 #[derive(Debug)]
@@ -347,129 +291,6 @@ impl Slots {
         Ok(())
     }
 
-    /// Turns logging on or off. It begins with an empty log.
-    pub(super) fn set_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
-        if !on || !self.begin_logging(vm, number)? {
-            return self.switch_logging(vm, number, on);
-        }
-        let pages = {
-            let mut table = self.lock();
-            logged(&mut table, number)?.memory.spec().pages
-        };
-        self.protect(vm, number, 0, pages).inspect_err(|_| {
-            if let Err(error) = self.switch_logging(vm, number, false) {
-                tracing::error!(%error, slot = number, "dirty logging stays on");
-            }
-        })
-    }
-
-    /// Turns logging on with a full log, which [`Slots::protect`] is to empty; false, having done
-    /// nothing, where the kernel begins with an empty one.
-    pub(super) fn begin_logging(&self, vm: &VmFd, number: u32) -> Result<bool, DirtyError> {
-        if !matches!(self.log, Log::Bitmap { full: true, .. }) {
-            return Ok(false);
-        }
-        let logs = {
-            let mut table = self.lock();
-            logged(&mut table, number)?.logging
-        };
-        if logs {
-            return Ok(false);
-        }
-        self.switch_logging(vm, number, true).map(|()| true)
-    }
-
-    /// Clears pages `[first, first + pages)` of a log that began full, whatever is set.
-    pub(super) fn protect(
-        &self,
-        vm: &VmFd,
-        number: u32,
-        first: u64,
-        pages: u64,
-    ) -> Result<(), DirtyError> {
-        let mut table = self.lock();
-        logged(&mut table, number)?;
-        clear_all(vm, number, first, pages)
-    }
-
-    fn switch_logging(&self, vm: &VmFd, number: u32, on: bool) -> Result<(), DirtyError> {
-        let mut table = self.lock();
-        let slot = logged(&mut table, number)?;
-        if slot.logging == on {
-            return Ok(());
-        }
-        let (rings, pages) = (self.rings(), slot.memory.spec().pages);
-        if let Some(rings) = rings.filter(|_| on) {
-            rings.begin(number, pages)?;
-        }
-        let done = self.set(vm, &slot.memory, pages, on);
-        slot.logging = on == done.is_ok();
-        if let Some(rings) = rings.filter(|_| !slot.logging) {
-            rings.end(number);
-        }
-        done.map_err(|error| of_slot(number, error))
-    }
-
-    pub(super) fn harvest(&self, vm: &VmFd, into: &mut SlotBitmaps) -> Result<(), DirtyError> {
-        let mut table = self.lock();
-        let Log::Bitmap { manual, .. } = self.log else {
-            for number in into.keys() {
-                logged(&mut table, *number)?;
-            }
-            let taken = self.rings().map_or(Ok(0), |rings| rings.harvest(into))?;
-            self.harvested.fetch_add(taken, Ordering::Relaxed);
-            return Ok(());
-        };
-        for (number, bitmap) in into {
-            self.harvest_slot(vm, logged(&mut table, *number)?, bitmap, manual)?;
-        }
-        Ok(())
-    }
-
-    fn harvest_slot(
-        &self,
-        vm: &VmFd,
-        slot: &KvmSlot,
-        bitmap: &mut DirtyBitmap,
-        manual: bool,
-    ) -> Result<(), DirtyError> {
-        let spec = slot.memory.spec();
-        let (number, refused) = (spec.slot, |message: &str| DirtyError::Refused {
-            slot: spec.slot,
-            message: message.to_owned(),
-        });
-        if !slot.logging {
-            return Err(refused("dirty logging is off"));
-        }
-        if bitmap.pages() != spec.pages {
-            return Err(refused("a bitmap of another length"));
-        }
-        let kernel = |op| {
-            move |source| DirtyError::Kernel {
-                slot: number,
-                op,
-                source,
-            }
-        };
-        // How many bits the kernel sets it does not say.
-        let all = |()| u64::MAX;
-        let taken = bitmap.load(|words| get_dirty_log(vm, number, spec.pages, words).map(all));
-        // Without manual protection the log is taken by now: nothing below may fail then.
-        let taken = taken.map_err(kernel("KVM_GET_DIRTY_LOG"))?;
-        let mut from = 0;
-        while manual && let Some((word, words)) = bitmap.next_piece(from, CLEAR_WORDS) {
-            let first = word as u64 * 64;
-            // At most 64 Ki; shorter only where the slot ends.
-            let pages = (spec.pages - first).min(words.len() as u64 * 64) as u32;
-            // What is not cleared is told again by the next harvest.
-            clear_dirty_log(vm, number, first, pages, words)
-                .map_err(kernel("KVM_CLEAR_DIRTY_LOG"))?;
-            from = word + CLEAR_WORDS;
-        }
-        self.harvested.fetch_add(taken, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Drops the mappings of `[gfn, gfn + pages)`. The kernel's notifier zaps the second stage and
     /// flushes before the call returns.
     pub(super) fn invalidate(&self, gfn: u64, pages: u64) -> Result<(), BackendError> {
@@ -490,45 +311,10 @@ impl Slots {
     }
 }
 
-/// Clears pages `[first, first + pages)` of a slot's log, whatever is set.
-fn clear_all(vm: &VmFd, number: u32, first: u64, pages: u64) -> Result<(), DirtyError> {
-    const ALL: [u64; CLEAR_WORDS] = [u64::MAX; CLEAR_WORDS];
-    let mut at = first;
-    while at < first + pages {
-        // At most 64 Ki.
-        let piece = (first + pages - at).min(CLEAR_WORDS as u64 * 64) as u32;
-        clear_dirty_log(vm, number, at, piece, &ALL).map_err(|source| DirtyError::Kernel {
-            slot: number,
-            op: "KVM_CLEAR_DIRTY_LOG",
-            source,
-        })?;
-        at += u64::from(piece);
-    }
-    Ok(())
-}
-
 fn find(table: &mut BTreeMap<u32, KvmSlot>, number: u32) -> Result<&mut KvmSlot, BackendError> {
     table
         .get_mut(&number)
         .ok_or(BackendError::NoSuchSlot { slot: number })
-}
-
-fn logged(table: &mut BTreeMap<u32, KvmSlot>, slot: u32) -> Result<&mut KvmSlot, DirtyError> {
-    table.get_mut(&slot).ok_or(DirtyError::NoSuchSlot { slot })
-}
-
-/// A change of a slot's flags was refused.
-fn of_slot(slot: u32, error: BackendError) -> DirtyError {
-    match error {
-        BackendError::Ioctl { op, source } | BackendError::SlotCall { op, source, .. } => {
-            DirtyError::Kernel { slot, op, source }
-        }
-        BackendError::BadSlot { message, .. } => DirtyError::Refused { slot, message },
-        error => DirtyError::Refused {
-            slot,
-            message: error.to_string(),
-        },
-    }
 }
 
 fn bad(spec: SlotSpec, message: impl Into<String>) -> BackendError {
