@@ -14,9 +14,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use slat_proto::{
-    ApiError,
     transport::{Address, TracedChannel, connect},
     v1::{
         self, Backend, MigrationPhase, host_service_client::HostServiceClient,
@@ -24,24 +23,21 @@ use slat_proto::{
         migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
     },
 };
-use tokio::time::{Instant, timeout_at};
-use tokio_stream::StreamExt as _;
-use tonic::Code;
 
 use crate::{
     binary,
     clock::Clocks,
     journals::Keeper,
     process::{Daemon, VmProcess, leftovers},
-    wait::{PATIENCE, eventually},
+    wait::eventually,
 };
 
 mod deaths;
+mod migrating;
+mod running;
 
 /// How much of a log is shown when a test fails.
 const LOG_TAIL: usize = 12 << 10;
-/// Before a broken watch is opened again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a fleet consists of.
 #[derive(Clone, Debug)]
@@ -295,305 +291,6 @@ impl Fleet {
         .await
     }
 
-    /// One VM as an endpoint shows it.
-    ///
-    /// # Errors
-    /// What the endpoint answers.
-    pub async fn vm(&self, endpoint: &Address, name: &str) -> Result<v1::Vm, ApiError> {
-        let request = v1::GetVmRequest {
-            name: name.into(),
-            ..Default::default()
-        };
-        Ok(self.vms(endpoint).get_vm(request).await?.into_inner())
-    }
-
-    /// Creates and starts a VM through the server, which chooses where `host` is empty; returns
-    /// when its guest has written something (an idle one: when it runs).
-    ///
-    /// # Errors
-    /// What the server answers.
-    pub async fn run_vm(&self, id: &str, host: &str, spec: v1::VmSpec) -> anyhow::Result<v1::Vm> {
-        let idle = matches!(&spec.guest, Some(v1::vm_spec::Guest::Memstress(memstress))
-            if memstress.dirty_rate_bytes_per_second == Some(0));
-        let mut client = self.vms(&self.server());
-        let vm = client
-            .create_vm(v1::CreateVmRequest {
-                vm_id: id.into(),
-                spec: Some(spec),
-                host: match host {
-                    "" => String::new(),
-                    host => format!("hosts/{host}"),
-                },
-                validate_only: false,
-            })
-            .await?
-            .into_inner();
-        client
-            .start_vm(v1::StartVmRequest {
-                name: vm.name.clone(),
-                ..Default::default()
-            })
-            .await?;
-        self.vm_until(&self.server(), &vm.name, "it runs and writes", |vm| {
-            vm.state() == v1::vm::State::Running && (idle || pages_written(vm) > 0)
-        })
-        .await
-    }
-
-    /// Asks for a migration.
-    ///
-    /// # Errors
-    /// What the server answers.
-    pub async fn migrate(
-        &self,
-        vm: &str,
-        host: &str,
-        params: v1::MigrationParams,
-    ) -> Result<v1::Migration, ApiError> {
-        let request = v1::CreateMigrationRequest {
-            migration: Some(v1::Migration {
-                vm: vm.into(),
-                destination: format!("hosts/{host}"),
-                params: Some(params),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        Ok(self
-            .migrations()
-            .create_migration(request)
-            .await?
-            .into_inner())
-    }
-
-    /// Asks for a migration and waits until pages flow.
-    ///
-    /// # Errors
-    /// When it ends before, or does not begin.
-    pub async fn migrate_until_precopy(
-        &self,
-        vm: &str,
-        host: &str,
-        params: v1::MigrationParams,
-    ) -> anyhow::Result<v1::Migration> {
-        let migration = self.migrate(vm, host, params).await?;
-        self.migration_until(&migration.name, "pages flow", |migration| {
-            migration.phase() == MigrationPhase::PrecopyActive
-                && migration
-                    .progress
-                    .as_ref()
-                    .is_some_and(|progress| progress.bytes_transferred > 1 << 20)
-        })
-        .await
-    }
-
-    /// Waits until the server knows a migration that somebody else asks for, and pages flow.
-    ///
-    /// # Errors
-    /// When it does not show up or ends before.
-    pub async fn migration_until_exists(&self, name: &str) -> anyhow::Result<v1::Migration> {
-        eventually(&format!("{name} exists"), || async {
-            let request = v1::GetMigrationRequest { name: name.into() };
-            self.migrations().get_migration(request).await?;
-            Ok(())
-        })
-        .await?;
-        self.migration_until(name, "pages flow", |migration| {
-            migration.phase() == MigrationPhase::PrecopyActive
-        })
-        .await
-    }
-
-    /// Watches a migration until `found`; watches again when the server goes away and comes back.
-    ///
-    /// # Errors
-    /// When it ends otherwise, or not in time.
-    pub async fn migration_until(
-        &self,
-        name: &str,
-        what: &str,
-        mut found: impl FnMut(&v1::Migration) -> bool,
-    ) -> anyhow::Result<v1::Migration> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut last = None;
-        let watch = async {
-            loop {
-                let request = v1::WatchMigrationRequest { name: name.into() };
-                let mut stream = match self.migrations().watch_migration(request).await {
-                    Ok(stream) => stream.into_inner(),
-                    Err(status) if status.code() == Code::Unavailable => {
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                        continue;
-                    }
-                    Err(status) => return Err(status.into()),
-                };
-                while let Some(item) = stream.next().await {
-                    let Ok(migration) = item else { break };
-                    if found(&migration) {
-                        return Ok(migration);
-                    }
-                    let over = ended(migration.phase());
-                    last = Some(migration);
-                    if over {
-                        bail!("it ended otherwise");
-                    }
-                }
-            }
-        };
-        match timeout_at(deadline, watch).await {
-            Ok(Ok(migration)) => Ok(migration),
-            Ok(Err(error)) => {
-                Err(error.context(format!("{name}, until {what}: last was {last:#?}")))
-            }
-            Err(_) => bail!(
-                "{name}: after {} s still not: {what}: {last:#?}",
-                PATIENCE.as_secs()
-            ),
-        }
-    }
-
-    /// Waits for a migration's end in `phase`.
-    ///
-    /// # Errors
-    /// When it ends otherwise, or not in time.
-    pub async fn migration_ends(
-        &self,
-        name: &str,
-        phase: MigrationPhase,
-    ) -> anyhow::Result<v1::Migration> {
-        self.migration_until(name, &format!("{phase:?}"), |migration| {
-            migration.phase() == phase
-        })
-        .await
-    }
-
-    /// Migrates and waits for COMPLETED.
-    ///
-    /// # Errors
-    /// When it does not complete.
-    pub async fn migrate_and_wait(
-        &self,
-        vm: &str,
-        host: &str,
-        params: v1::MigrationParams,
-    ) -> anyhow::Result<v1::Migration> {
-        let migration = self.migrate(vm, host, params).await?;
-        self.migration_ends(&migration.name, MigrationPhase::Completed)
-            .await
-    }
-
-    /// Watches a VM at an endpoint until `found`; watches again when the stream breaks.
-    ///
-    /// # Errors
-    /// When it is not found in time, with the VM as last seen.
-    pub async fn vm_until(
-        &self,
-        endpoint: &Address,
-        name: &str,
-        what: &str,
-        mut found: impl FnMut(&v1::Vm) -> bool,
-    ) -> anyhow::Result<v1::Vm> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut last = String::from("nothing");
-        let watch = async {
-            loop {
-                let request = v1::WatchVmRequest {
-                    name: name.into(),
-                    ..Default::default()
-                };
-                match self.vms(endpoint).watch_vm(request).await {
-                    Ok(stream) => {
-                        let mut stream = stream.into_inner();
-                        while let Some(Ok(vm)) = stream.next().await {
-                            if found(&vm) {
-                                return vm;
-                            }
-                            last = format!("{vm:#?}");
-                        }
-                    }
-                    Err(status) => last = format!("{status:?}"),
-                }
-                // The stream of a VM that moves away ends; it can be watched again where it went.
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-        };
-        match timeout_at(deadline, watch).await {
-            Ok(vm) => Ok(vm),
-            Err(_) => bail!(
-                "{name} at {endpoint}: after {} s still not: {what}: {last}",
-                PATIENCE.as_secs()
-            ),
-        }
-    }
-
-    /// Proves that the guest runs on `host` and is sound: the VM is RUNNING there without a
-    /// migration or dirty logging, its guest writes on from where it is now, and has found no
-    /// error.
-    ///
-    /// # Errors
-    /// When one of these is not so.
-    pub async fn runs_soundly_on(&self, vm: &str, host: &str) -> anyhow::Result<v1::Vm> {
-        let home = format!("hosts/{host}");
-        let now = self
-            .vm_until(
-                &self.server(),
-                vm,
-                &format!("RUNNING on {host}, quiet"),
-                |vm| {
-                    vm.state() == v1::vm::State::Running
-                        && vm.host == home
-                        && vm.migration.is_empty()
-                        && !vm.dirty_logging
-                },
-            )
-            .await?;
-        let before = pages_written(&now);
-        let after = self
-            .vm_until(&self.server(), vm, "the guest writes on", |vm| {
-                pages_written(vm) > before + 100
-            })
-            .await?;
-        let counters = after.guest_counters.context("no guest counters")?;
-        ensure!(counters.errors == 0, "the guest found errors: {after:#?}");
-        ensure!(after.host == home, "{after:#?}");
-        Ok(after)
-    }
-
-    /// Waits until a host's VM directory is gone.
-    ///
-    /// # Errors
-    /// When it stays.
-    pub async fn vm_dir_gone(&self, host: &str, vm: &str) -> anyhow::Result<()> {
-        eventually(&format!("{vm} is gone from {host}"), || async {
-            let dir = self.vm_dir(host, vm);
-            ensure!(!dir.exists(), "{:?}", list(&dir));
-            Ok(())
-        })
-        .await
-    }
-
-    /// Waits until an agent and the server agree that VMs take `bytes` of a host's memory.
-    ///
-    /// # Errors
-    /// When they do not.
-    pub async fn memory_used(&self, host: &str, bytes: u64) -> anyhow::Result<()> {
-        for endpoint in [self.agent(host), self.server()] {
-            eventually(
-                &format!("{bytes} bytes of {host} used, at {endpoint}"),
-                || async {
-                    let request = v1::GetHostRequest {
-                        name: format!("hosts/{host}"),
-                    };
-                    let host = self.hosts(&endpoint).get_host(request).await?.into_inner();
-                    ensure!(host.memory_used_bytes == bytes, "{host:?}");
-                    Ok(())
-                },
-            )
-            .await?;
-        }
-        Ok(())
-    }
-
     // The end.
 
     /// Deletes every VM, stops everything in order and proves that nothing is left.
@@ -645,29 +342,6 @@ impl Fleet {
         eprintln!("{explained} journals explained");
         self.finished = true;
         Ok(())
-    }
-
-    /// Every migration that the server has.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub async fn all_migrations(&self) -> anyhow::Result<Vec<v1::Migration>> {
-        let mut all = Vec::new();
-        let mut page_token = String::new();
-        loop {
-            let request = v1::ListMigrationsRequest {
-                page_size: 1000,
-                page_token,
-                ..Default::default()
-            };
-            let list = self.migrations().list_migrations(request).await?;
-            let list = list.into_inner();
-            all.extend(list.migrations);
-            page_token = list.next_page_token;
-            if page_token.is_empty() {
-                return Ok(all);
-            }
-        }
     }
 
     /// Ends everything at once.
@@ -723,11 +397,6 @@ impl Drop for Fleet {
 
 fn channel(endpoint: &Address) -> TracedChannel {
     connect(endpoint).expect("the address of an endpoint")
-}
-
-fn pages_written(vm: &v1::Vm) -> u64 {
-    vm.guest_counters
-        .map_or(0, |counters| counters.pages_written)
 }
 
 /// Entries of a directory; empty when there is none.
