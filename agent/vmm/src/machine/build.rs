@@ -238,16 +238,23 @@ pub(super) fn may_have(
         .with("slot", slot));
     }
     let most = backend.most_slots();
-    if others.is_some_and(|others| slot >= most || others >= most as usize) {
-        return Err(ApiError::new(
-            Reason::LimitReached,
-            format!("slot {slot}: a VM has at most {most} slots here, numbered from 0"),
-        )
-        .with("slot", slot)
-        .with("limit", most)
-        .with("advice", "delete slots that are no longer used"));
-    }
-    Ok(())
+    let Some(others) = others else {
+        return Ok(());
+    };
+    let advice = if slot >= most {
+        format!("take a number below {most}")
+    } else if others >= most as usize {
+        "delete slots that are no longer used".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(
+        Reason::LimitReached,
+        format!("slot {slot}: a VM has at most {most} slots here, numbered from 0"),
+    )
+    .with("slot", slot)
+    .with("limit", most)
+    .with("advice", advice))
 }
 
 /// A slot of zeroes, in the VM's mode.

@@ -6,19 +6,29 @@
 //! then rests for nineteen times as long. What the kernel refuses is left for the next pass, which
 //! begins [`BETWEEN`] after the end of the last.
 //!
-//! In mode `thp` nothing is made: a pass sees which blocks the kernel maps by one page. Modes whose
-//! pages do not change are passed over.
+//! In mode `thp` nothing is made: a pass sees which blocks the kernel maps by one page, which costs
+//! little, and begins [`BETWEEN_LOOKS`] after the last. Modes whose pages do not change are passed
+//! over.
 //!
 //! A block takes up 2 MiB from then on, however few of its pages were touched; all of a VM's memory
 //! is reserved for it anyway.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::{huge::BLOCK, slots::SlotTable};
+use slat_proto::model::MemoryBacking;
+
+use super::{
+    huge::BLOCK,
+    slots::{SlotMemory, SlotTable},
+};
 
 const STEP: Duration = Duration::from_millis(20);
 const REST: u32 = 19;
 const BETWEEN: Duration = Duration::from_secs(10);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Where the pass is.
 #[derive(Debug)]
@@ -46,7 +56,13 @@ impl Collapser {
         }
         let ended = self.pass(table, begun);
         let rest = begun.elapsed() * REST;
-        self.not_before = Instant::now() + if ended { rest.max(BETWEEN) } else { rest };
+        let looks = |slot: &Arc<SlotMemory>| slot.region().mode().backing == MemoryBacking::Thp;
+        let pause = match ended {
+            false => rest,
+            true if table.slots().iter().any(looks) => rest.max(BETWEEN_LOOKS),
+            true => rest.max(BETWEEN),
+        };
+        self.not_before = Instant::now() + pause;
     }
 
     /// Whether the pass has come to its end.

@@ -72,12 +72,18 @@ impl MadeOf {
                 return String::new();
             }
             MemoryBacking::Thp => why.push(
-                "the kernel gave no huge page when they were touched; this mode makes none later"
+                "not seen in huge pages at the last look, some seconds ago at most; where the \
+                 kernel gave none when they were touched, this mode makes none later"
                     .to_owned(),
             ),
             MemoryBacking::Auto => {
                 if refused > 0 {
-                    let error = io::Error::from_raw_os_error(errno);
+                    let error = match errno {
+                        libc::EINVAL => "it does not make huge pages of shared memory here \
+                                         (shmem_enabled)"
+                            .to_owned(),
+                        other => io::Error::from_raw_os_error(other).to_string(),
+                    };
                     why.push(format!(
                         "the kernel refused {refused} blocks, last: {error}"
                     ));

@@ -139,7 +139,7 @@ fn thp_says_what_the_kernel_maps() {
     assert_eq!(made_of.small, Some((3 * BLOCK + 5) * PAGE_SIZE - huge));
     if huge == 0 {
         let why = made_of.shortfall(MemoryBacking::Thp);
-        assert!(why.contains("gave no huge page"), "{why}");
+        assert!(why.contains("gave none when they were touched"), "{why}");
     }
     // What another makes of it is seen by the next look.
     slot.guest().collapse(1..2).unwrap_or_default();

@@ -126,6 +126,13 @@ impl Machine {
         }
         let begun = Instant::now();
         let own = slots_for_memory(identity.spec.memory_bytes)?;
+        if plan::is_as_it_is(&table, changes, &own) {
+            return Ok(SlotUpdate {
+                table,
+                paused: Duration::ZERO,
+                took: begun.elapsed(),
+            });
+        }
         let mode = Mode::from(&identity.spec);
         let plan = plan::plan(&*self.built_backend()?, &table, changes, &own, mode)?;
         if identity.spec.prefault || mode.backing.reserved_page().is_some() {

@@ -98,6 +98,23 @@ fn check(
     plan.apply(change)
 }
 
+/// Whether every change asks for what is so already, of slots that may be changed: nothing is done
+/// then, and no vCPU stops for it.
+pub(super) fn is_as_it_is(table: &SlotTable, changes: &[SlotChange], own: &[SlotSpec]) -> bool {
+    let so = |change: &SlotChange| {
+        let Some(slot) = table.slot(change.slot()) else {
+            return false;
+        };
+        match *change {
+            SlotChange::Move { base_gfn, .. } => slot.spec().base_gfn == base_gfn,
+            SlotChange::SetFlags { read_only, .. } => slot.spec().read_only == read_only,
+            SlotChange::Create(_) | SlotChange::Delete { .. } => false,
+        }
+    };
+    let is_own = |change: &SlotChange| own.iter().any(|spec| spec.slot == change.slot());
+    !changes.is_empty() && changes.iter().all(|change| so(change) && !is_own(change))
+}
+
 /// See the module.
 pub(super) fn stops(changes: &[SlotChange]) -> bool {
     let last = changes.len().saturating_sub(1);
@@ -114,6 +131,33 @@ pub(super) fn stops(changes: &[SlotChange]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_so_already_stops_nobody_and_changes_nothing() {
+        let vm = crate::fake::created();
+        let create = SlotChange::Create(SlotSpec::new(5, 0x10_0000, 1, false).unwrap());
+        let before = vm.machine.update_slots(&[create], 0).unwrap();
+        vm.machine.start().unwrap();
+        let same = [
+            SlotChange::Move {
+                slot: 5,
+                base_gfn: 0x10_0000,
+            },
+            SlotChange::SetFlags {
+                slot: 5,
+                read_only: false,
+            },
+        ];
+        let after = vm.machine.update_slots(&same, 0).unwrap();
+        assert_eq!(after.table.generation(), before.table.generation());
+        assert!(after.paused.is_zero());
+        let differs = SlotChange::SetFlags {
+            slot: 5,
+            read_only: true,
+        };
+        let changed = vm.machine.update_slots(&[differs], 0).unwrap();
+        assert!(changed.table.generation() > before.table.generation());
+    }
 
     #[test]
     fn a_host_without_room_refuses_new_memory_alone() {

@@ -428,7 +428,18 @@ impl Inner {
     fn acknowledge(&mut self, reader: &Reader, batch: u64) -> Result<(), ApiError> {
         let mut retired = Vec::new();
         if self.cursor(reader)?.is_from_before(batch) {
-            return Err(self.dropped.no_such_cursor(reader).with("batch", batch));
+            let error = format!(
+                "batch {batch} is of an older dirty cursor \"{}\" than this one",
+                reader.name()
+            );
+            return Err(ApiError::new(Reason::NoSuchCursor, error)
+                .with("cursor", reader.name())
+                .with("batch", batch)
+                .with(
+                    "advice",
+                    "harvest without acknowledging to begin anew, and copy everything; a cursor's \
+                     first batch is above those of all cursors before it",
+                ));
         }
         self.cursor(reader)?.acknowledge(batch, &mut retired)?;
         self.retire(retired);
