@@ -141,10 +141,10 @@ pub(crate) fn migration_ended(migration: &v1::Migration) {
     let Some(progress) = &migration.progress else {
         return;
     };
-    if progress.downtime.is_some() {
+    if progress.downtime.is_some() && !progress.downtime_estimated {
         histogram!("slat_migration_downtime_seconds").record(seconds(progress.downtime.as_ref()));
         let predicted = progress.prediction.as_ref().and_then(|p| p.total.as_ref());
-        if predicted.is_some() && !progress.downtime_estimated {
+        if predicted.is_some() {
             let error = seconds(progress.downtime.as_ref()) - seconds(predicted);
             let direction = if error < 0.0 { "shorter" } else { "longer" };
             histogram!(PREDICTED).record(seconds(predicted));

@@ -38,6 +38,8 @@ pub(crate) struct Record {
     source_ended: bool,
     /// When the destination said that it had the VM, by the server's clock.
     destination_ran: Option<Timestamp>,
+    /// The source itself told when it paused the VM, in this life of the server.
+    pause_told: bool,
 }
 
 impl Record {
@@ -73,6 +75,7 @@ impl Record {
             source_gone: false,
             source_ended: false,
             destination_ran: None,
+            pause_told: false,
         }
     }
 
@@ -96,6 +99,7 @@ impl Record {
             source_gone: false,
             source_ended: false,
             destination_ran: None,
+            pause_told: false,
         })
     }
 
@@ -194,9 +198,12 @@ impl Record {
         }
     }
 
-    /// The source never heard RESUMED, and so measured nothing: the downtime lasted from its pause
-    /// until the destination had the VM.
+    /// The source told no downtime: it lasted from its pause until the destination had the VM. Not
+    /// known where it told no pause either; what the server saw of a switchover begins later.
     fn estimate_downtime(&mut self) {
+        if !self.pause_told {
+            return;
+        }
         let mut times = self.migration.phase_times.iter();
         let paused = times
             .find(|entry| entry.phase() == Phase::Switchover)
@@ -308,6 +315,7 @@ impl Record {
                     let times = &mut self.migration.phase_times;
                     times.retain(|entry| entry.phase() != Phase::Switchover);
                 }
+                self.pause_told |= phase == Phase::Switchover;
                 self.mark(phase, Some(said), now);
             }
         }

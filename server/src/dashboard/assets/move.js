@@ -57,7 +57,7 @@ function drawDowntime(m) {
     made.title = part.part + ': ' + seconds(part.seconds);
     return made;
   }));
-  const note = m.downtime_seconds === null ? (m.terminal ? 'the VM was not stopped for it' : 'not yet') : seconds(m.downtime_seconds) + ' of ' + seconds(m.max_downtime_seconds) + ' allowed';
+  const note = m.downtime_seconds === null ? (m.phase === 'COMPLETED' ? 'not known: the source has not told it' : m.terminal ? 'no downtime was told' : 'not yet') : seconds(m.downtime_seconds) + ' of ' + seconds(m.max_downtime_seconds) + ' allowed';
   const guess = m.predicted_seconds === null ? '' : ', predicted ' + seconds(m.predicted_seconds) + (m.not_predicted && m.not_predicted.length ? ' without ' + m.not_predicted.map(words).join(', ') : '');
   $('move-downtime-note').textContent = note + guess;
   $('move-downtime').hidden = !m.downtime.length;

@@ -281,7 +281,7 @@ fn what_the_source_says_moves_a_phase_back_to_its_true_beginning() {
 #[test]
 fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
     let params = v1::MigrationParams::default();
-    let mut record = fresh(params);
+    let mut record = fresh(params.clone());
     let begin = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
     let at = |seconds: i128| nanos_timestamp(begin + seconds * 1_000_000_000);
     let side = |phases: &[(SidePhase, i128)]| v1::Transfer {
@@ -312,4 +312,12 @@ fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
     let progress = record.migration().progress.clone().unwrap();
     assert_eq!(duration_nanos(&progress.downtime.unwrap()), 7_000_000_000);
     assert!(progress.downtime_estimated);
+
+    // Of a source that told nothing of its pause nobody knows when it was.
+    let mut silent = fresh(params);
+    silent.source_figures(&side(&[(SidePhase::Precopy, 1)]), &at(2));
+    silent.destination_figures(&side(&[(SidePhase::Ready, 11), (SidePhase::Completed, 17)]));
+    silent.apply(&completed, None, &at(18));
+    let progress = silent.migration().progress.clone().unwrap();
+    assert_eq!((progress.downtime, progress.downtime_estimated), (None, false));
 }
