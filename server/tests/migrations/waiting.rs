@@ -221,3 +221,25 @@ async fn a_restarted_server_waits_for_the_same_sides() {
     fleet.b.fake.wait_call(&format!("prepare {second}")).await;
     fleet.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_stopped_in_precopy_is_said_to_be_waited_for() {
+    let mut fleet = Fleet::start().await;
+    let name = fleet.precopy().await;
+    // Its watch stays open and says nothing, and no other call is answered.
+    fleet.a.fake.hold("get source");
+    let waits = fleet
+        .clients
+        .wait(&name, |migration| !migration.waiting_for.is_empty())
+        .await;
+    assert_eq!(waits.waiting_for, "hosts/a (source) to answer");
+    assert_eq!(waits.phase(), Phase::PrecopyActive);
+    fleet.a.fake.let_go("get source");
+    fleet
+        .clients
+        .wait(&name, |migration| migration.waiting_for.is_empty())
+        .await;
+    hand_over(&fleet.a.fake, &fleet.b.fake, &name, VM);
+    fleet.clients.wait_phase(&name, Phase::Completed).await;
+    fleet.stop().await;
+}
