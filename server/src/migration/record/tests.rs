@@ -319,5 +319,8 @@ fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
     silent.destination_figures(&side(&[(SidePhase::Ready, 11), (SidePhase::Completed, 17)]));
     silent.apply(&completed, None, &at(18));
     let progress = silent.migration().progress.clone().unwrap();
-    assert_eq!((progress.downtime, progress.downtime_estimated), (None, false));
+    assert_eq!(
+        (progress.downtime, progress.downtime_estimated),
+        (None, false)
+    );
 }
