@@ -1,10 +1,10 @@
 //! libFuzzer over the decoders of what comes from outside: the targets of `fuzz/`, which give input
 //! to the same functions as the bounded rounds of the tests do.
 //!
-//! Needs cargo-fuzz and a nightly toolchain, which not every machine has; without them the run is
-//! skipped, with the reason. The bounded rounds need neither and are made with the tests.
+//! Needs cargo-fuzz, which not every machine has; without it the run is skipped, with the reason.
+//! The bounded rounds need nothing and are made with the tests.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -54,7 +54,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
     }
     seed(workspace)?;
     for name in chosen {
-        let mut command = workspace.nightly();
+        let mut command = unstable(workspace);
         command.args(["fuzz", "run", "--fuzz-dir", FOLDER, &name, "--"]);
         command.arg(format!("-max_total_time={}", options.seconds));
         command.arg("-max_len=65536");
@@ -81,13 +81,21 @@ fn targets(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
+/// cargo that takes a sanitizer's flags: the nightly one or, where there is none, the workspace's,
+/// told to take them.
+fn unstable(workspace: &Workspace) -> Command {
+    let mut command = workspace.nightly();
+    if shell::output(command.arg("--version")).is_ok() {
+        return workspace.nightly();
+    }
+    let mut command = workspace.cargo();
+    command.env("RUSTC_BOOTSTRAP", "1");
+    command
+}
+
 /// Why libFuzzer cannot run here, or nothing.
 fn is_missing(workspace: &Workspace) -> Option<String> {
-    let mut command = workspace.nightly();
-    if shell::output(command.arg("--version")).is_err() {
-        return Some("no nightly toolchain".to_owned());
-    }
-    let mut command = workspace.nightly();
+    let mut command = unstable(workspace);
     if shell::output(command.args(["fuzz", "--version"])).is_err() {
         return Some("no cargo-fuzz (cargo install cargo-fuzz)".to_owned());
     }

@@ -125,7 +125,7 @@ enum Command {
     /// Give damaged input to the decoders of what comes from outside, by libFuzzer
     ///
     /// The targets of fuzz/ call the same functions as the bounded rounds that the tests make, and
-    /// begin with the same valid inputs. Needs a nightly toolchain and cargo-fuzz; skipped without.
+    /// begin with the same valid inputs. Needs cargo-fuzz; skipped without.
     Fuzz(fuzz::Options),
     /// Have emulated hardware walk page tables of every format, and compare its answers with ours
     ///
