@@ -91,7 +91,10 @@ fn check(
             format!("slot {slot} is memory the VM was created with; its guest lives there"),
         )
         .with("slot", slot)
-        .with("advice", "delete the VM instead"));
+        .with(
+            "advice",
+            "other slots can be changed; this one goes with the VM",
+        ));
     }
     let others = creates.then(|| plan.len());
     may_have(backend, slot, read_only, others)?;
