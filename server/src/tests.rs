@@ -1,5 +1,7 @@
 //! A server whose disk fails: what its health says, and that it comes back by itself.
 
+mod deleting;
+
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},

@@ -70,10 +70,13 @@ impl HostService for Services {
         let name = HostName::parse(&request.name)?.to_string();
         let migrations = self.migrations.on_host(&name);
         let give_up = request.give_up_vms;
-        self.fleet.may_delete(&name, give_up, &migrations)?;
-        // Before the host goes: until then the order can be repeated.
-        self.migrations.forget_host(&name).await?;
-        let vms = self.fleet.delete_host(&name, give_up, &migrations)?;
+        // From here the host stays silent: what is given up below is not for nothing.
+        let deletion = self.fleet.begin_deletion(&name, give_up, &migrations)?;
+        if give_up {
+            // Before the host goes: until then the order can be repeated.
+            self.migrations.forget_host(&name).await?;
+        }
+        let vms = deletion.finish(&self.migrations.on_host(&name))?;
         tracing::warn!(host = %name, vms = vms.len(), "a host is forgotten by order");
         self.fleet.settled().await?;
         Ok(Response::new(v1::DeleteHostResponse { vms }))

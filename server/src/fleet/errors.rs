@@ -124,6 +124,19 @@ pub(super) fn host_name_taken(holder: &v1::Host, reports: bool) -> ApiError {
     .with("advice", advice)
 }
 
+/// The refusal of an agent whose host is being deleted by order.
+pub(super) fn host_being_deleted(name: &str) -> ApiError {
+    ApiError::new(
+        Reason::HostDeleted,
+        format!("{name} is being deleted by order"),
+    )
+    .with("host", name)
+    .with(
+        "advice",
+        "try again, as agents do by themselves: it can register when that has ended",
+    )
+}
+
 /// The refusal of forgetting a host: it reports, or something was last seen there.
 pub(super) fn host_in_use(
     host: &v1::Host,

@@ -5,6 +5,11 @@
 //! `table` is one `std` mutex, held for lookups and updates in memory only, never across `.await`.
 //! `channels` is a map of its own whose values are cloned out; it is never touched while `table` is
 //! locked. `saved` is a watch channel that only the writer's task sends to.
+//!
+//! What a call keeps for its duration ([`Reservation`], `deletion`) is given back when its guard is
+//! dropped, under the lock of `table` again.
+
+mod deletion;
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +27,7 @@ use slat_proto::{
 use tokio::sync::{Notify, watch};
 
 use super::{
-    errors::{host_cordoned, host_in_use, no_such_host, unreachable_because},
+    errors::{host_cordoned, no_such_host, unreachable_because},
     table::Table,
 };
 use crate::clock::{Came, Clocks};
@@ -94,10 +99,10 @@ impl Fleet {
             .insert(host.to_owned(), (address.to_owned(), channel));
     }
 
-    /// Refuses an agent whose name is another's.
+    /// Refuses an agent whose name is another's, or whose host is being deleted.
     ///
     /// # Errors
-    /// HOST_NAME_TAKEN.
+    /// HOST_NAME_TAKEN, HOST_DELETED.
     pub(crate) fn admit(&self, host: &v1::Host) -> Result<(), ApiError> {
         self.table().admit(host, Instant::now())
     }
@@ -105,7 +110,7 @@ impl Fleet {
     /// An agent that starts: its checked name and address. It is READY when it was called back.
     ///
     /// # Errors
-    /// HOST_NAME_TAKEN; BAD_PARAMETER when the address makes no URI.
+    /// HOST_NAME_TAKEN, HOST_DELETED; BAD_PARAMETER when the address makes no URI.
     pub(crate) fn register(&self, host: v1::Host) -> Result<(), ApiError> {
         let (name, address) = (host.name.clone(), host.address.clone());
         let channel = channel_to(&address)?;
@@ -124,16 +129,14 @@ impl Fleet {
     /// What an agent sees. What comes back is for [`Clocks::answered`].
     ///
     /// # Errors
-    /// STALE_INCARNATION.
+    /// STALE_INCARNATION, HOST_DELETED.
     pub(crate) fn report(
         &self,
         mut report: v1::ReportHostRequest,
     ) -> Result<Option<Came>, ApiError> {
         // A report that will be refused says nothing of the host's clock.
-        let registered = self
-            .host(&report.host)
-            .is_ok_and(|host| host.incarnation == report.incarnation);
-        let came = registered.then(|| self.clocks.came(&report)).flatten();
+        self.table().may_report(&report)?;
+        let came = self.clocks.came(&report);
         for vm in &mut report.vms {
             self.clocks.vm_from(&report.host, vm);
         }
@@ -196,40 +199,6 @@ impl Fleet {
     pub(crate) fn cordon(&self, host: &str, cordoned: bool) -> Result<v1::Host, ApiError> {
         self.change(|table| table.cordon(host, cordoned))?;
         self.host(host)
-    }
-
-    /// Whether a host may be deleted. `migrations`: unfinished ones with a side there.
-    ///
-    /// # Errors
-    /// NO_SUCH_HOST, HOST_IN_USE.
-    pub(crate) fn may_delete(
-        &self,
-        name: &str,
-        give_up: bool,
-        migrations: &[String],
-    ) -> Result<(), ApiError> {
-        may_delete(&self.table(), name, give_up, migrations).map(drop)
-    }
-
-    /// Forgets a host that does not report, with all that was last seen there. `migrations`:
-    /// unfinished ones with a side there.
-    ///
-    /// # Errors
-    /// NO_SUCH_HOST, HOST_IN_USE.
-    pub(crate) fn delete_host(
-        &self,
-        name: &str,
-        give_up_vms: bool,
-        migrations: &[String],
-    ) -> Result<Vec<v1::Vm>, ApiError> {
-        let vms = self.change(|table| {
-            let vms = may_delete(table, name, give_up_vms, migrations)?;
-            table.remove_host(name);
-            Ok::<_, ApiError>(vms)
-        })?;
-        self.channels.remove(name);
-        self.clocks.forget(name);
-        Ok(vms)
     }
 
     /// All VMs as last seen, by name, then uid; each once, by the record that counts.
@@ -389,23 +358,4 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.fleet.table().reservations.remove(&self.vm);
     }
-}
-
-/// What was last seen on a host that may be deleted.
-fn may_delete(
-    table: &Table,
-    name: &str,
-    give_up: bool,
-    migrations: &[String],
-) -> Result<Vec<v1::Vm>, ApiError> {
-    let at = Instant::now();
-    let host = table.host(name, at).ok_or_else(|| no_such_host(name))?;
-    let reports = table.reporting(at).iter().any(|other| other.name == name);
-    let mut vms = table.vms(at);
-    vms.retain(|vm| vm.host == name);
-    let holds = !vms.is_empty() || !migrations.is_empty();
-    if reports || (holds && !give_up) {
-        return Err(host_in_use(&host, reports, &vms, migrations));
-    }
-    Ok(vms)
 }

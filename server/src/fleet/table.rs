@@ -4,11 +4,14 @@
 //! * [`HostEntry`]: a host, the contact with its agent, its records by uid, its leftovers.
 //! * A VM is the record that counts among the records of its uid: `rank`, `epochs`.
 //! * A name is resolved by `names`; a new VM is placed by `placing`.
+//! * A host that is being deleted is marked, and its agent refused: `deletions`.
 //! * What the store has to know is collected in `unsaved`.
 //!
 //! It begins with what the store has ([`Table::restore_host`] and what follows): hosts and VMs as
 //! last seen, stale until their agents report. A record goes when its host reports without it, when
 //! its VM is deleted, or with its host.
+
+mod deletions;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -21,6 +24,7 @@ use slat_proto::{
     v1,
 };
 
+use self::deletions::Deletions;
 use super::{
     contact::{Contact, Turn},
     epochs::Epochs,
@@ -80,6 +84,7 @@ pub(super) struct Table {
     pub(super) hosts: BTreeMap<String, HostEntry>,
     pub(super) epochs: Epochs,
     pub(super) reservations: Reservations,
+    pub(super) deletions: Deletions,
     pub(super) unsaved: Unsaved,
     interval: Duration,
     pub(super) silence: Duration,
@@ -101,6 +106,7 @@ impl Table {
             hosts: BTreeMap::new(),
             epochs: Epochs::default(),
             reservations: Reservations::default(),
+            deletions: Deletions::default(),
             unsaved: Unsaved::default(),
             interval,
             silence,
@@ -145,11 +151,13 @@ impl Table {
         }
     }
 
-    /// Refuses an agent whose name is another's. Says so in the log once an episode.
+    /// Refuses an agent whose name is another's, or whose host is being deleted. Of a second agent
+    /// the log says so once an episode.
     ///
     /// # Errors
-    /// HOST_NAME_TAKEN.
+    /// HOST_NAME_TAKEN, HOST_DELETED.
     pub(super) fn admit(&mut self, host: &v1::Host, at: Instant) -> Result<(), ApiError> {
+        self.deletions.refuse(&host.name)?;
         let silence = self.silence;
         let Some(entry) = self.hosts.get_mut(&host.name) else {
             return Ok(());
@@ -180,7 +188,7 @@ impl Table {
     /// An agent that starts, or starts anew. Whether it is the same start as before.
     ///
     /// # Errors
-    /// HOST_NAME_TAKEN.
+    /// HOST_NAME_TAKEN, HOST_DELETED.
     pub(super) fn register(&mut self, mut host: v1::Host, at: Instant) -> Result<bool, ApiError> {
         self.admit(&host, at)?;
         host.last_seen_time = Some(now());
@@ -212,22 +220,34 @@ impl Table {
         Ok(same)
     }
 
+    /// Refuses a report of a host that is being deleted, or that is not registered so.
+    ///
+    /// # Errors
+    /// STALE_INCARNATION, HOST_DELETED.
+    pub(super) fn may_report(&self, report: &v1::ReportHostRequest) -> Result<(), ApiError> {
+        self.deletions.refuse(&report.host)?;
+        let known = self.hosts.get(&report.host);
+        let registered = known.is_some_and(|entry| entry.host.incarnation == report.incarnation);
+        if !registered || report.incarnation.is_empty() {
+            return Err(stale_incarnation(&report.host));
+        }
+        Ok(())
+    }
+
     /// What an agent sees.
     ///
     /// # Errors
-    /// STALE_INCARNATION.
+    /// As [`Table::may_report`].
     pub(super) fn report(
         &mut self,
         report: v1::ReportHostRequest,
         at: Instant,
     ) -> Result<(), ApiError> {
+        self.may_report(&report)?;
         let entry = self
             .hosts
             .get_mut(&report.host)
             .ok_or_else(|| stale_incarnation(&report.host))?;
-        if entry.host.incarnation != report.incarnation || report.incarnation.is_empty() {
-            return Err(stale_incarnation(&report.host));
-        }
         let seen = now();
         entry.contact.report(at);
         entry.host.last_seen_time = Some(seen);

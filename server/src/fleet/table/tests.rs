@@ -345,6 +345,48 @@ fn a_second_agent_is_refused_while_the_first_reports_and_is_named() {
 }
 
 #[test]
+fn a_host_that_is_being_deleted_stays_silent_until_the_last_of_the_orders_ends() {
+    let at = Instant::now();
+    let mut table = table(at);
+    report(&mut table, "hosts/a", vec![vm(1, VmState::Running)], at);
+    let silent = at + INTERVAL * 4;
+    let begin = |table: &mut Table, give_up| table.begin_deletion("hosts/a", give_up, &[], silent);
+    // An order that is refused marks nothing.
+    let refused = table.begin_deletion("hosts/a", true, &[], at).unwrap_err();
+    assert_eq!(refused.reason, Reason::HostInUse);
+    let refused = begin(&mut table, false).unwrap_err();
+    assert_eq!(refused.reason, Reason::HostInUse);
+    table.register(host("hosts/a"), at).unwrap();
+
+    begin(&mut table, true).unwrap();
+    begin(&mut table, true).unwrap();
+    let told = v1::ReportHostRequest {
+        host: "hosts/a".into(),
+        incarnation: "1".into(),
+        ..Default::default()
+    };
+    for _ in ["two orders", "one order"] {
+        let refusals = [
+            table.admit(&host("hosts/a"), silent).unwrap_err(),
+            table.register(host("hosts/a"), silent).unwrap_err(),
+            table.report(told.clone(), silent).unwrap_err(),
+        ];
+        for refused in refusals {
+            assert_eq!(refused.reason, Reason::HostDeleted);
+            assert_eq!(refused.metadata["host"], "hosts/a");
+            assert!(refused.metadata["advice"].starts_with("try again"));
+        }
+        // The other host is nobody's business.
+        report(&mut table, "hosts/b", vec![], silent);
+        assert!(table.may_delete("hosts/a", true, &[], silent).is_ok());
+        table.deletions.end("hosts/a");
+    }
+    table.report(told, silent).unwrap();
+    let refused = begin(&mut table, true).unwrap_err();
+    assert_eq!(refused.reason, Reason::HostInUse, "it reports again");
+}
+
+#[test]
 fn agents_without_a_uid_are_told_apart_by_their_address() {
     let at = Instant::now();
     let mut table = table(at);
