@@ -5,6 +5,7 @@ use std::time::Instant;
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName, VmSpec, ordinary_bytes},
+    v1,
 };
 
 use super::{
@@ -14,6 +15,13 @@ use super::{
     rank::may_run,
     table::{HostEntry, Table},
 };
+
+/// Bytes of all slots of a VM.
+pub(crate) fn memory_of(vm: &v1::Vm) -> u64 {
+    // What was added to it since it was made is in the first alone; an older agent has the second.
+    let made_with = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
+    vm.memory_bytes.max(made_with)
+}
 
 impl Table {
     /// Keeps a name and memory for a new VM, on the host that is named or on the best one.
@@ -122,12 +130,7 @@ impl Table {
             .records
             .iter()
             .filter(|record| !record.counted)
-            .map(|record| {
-                // What was added to it since is in the first alone; an older agent has the second.
-                let made_with = record.vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
-                let bytes = record.vm.memory_bytes.max(made_with);
-                ordinary_bytes(record.vm.spec.as_ref(), bytes)
-            })
+            .map(|record| ordinary_bytes(record.vm.spec.as_ref(), memory_of(&record.vm)))
             .sum();
         entry
             .host

@@ -11,7 +11,7 @@ use super::{
     key::VmKey,
     subject::{ASK, ask},
 };
-use crate::fleet::{Fleet, NeededPages, Owner};
+use crate::fleet::{Fleet, NeededPages, Owner, memory_of};
 
 /// A migration as asked for, its fields checked.
 #[derive(Clone, Debug)]
@@ -130,7 +130,7 @@ async fn check_pages(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Resu
     let Ok(spec) = VmSpec::from_resource(spec) else {
         return Ok(());
     };
-    let Some(needed) = NeededPages::of(&spec, vm.memory_bytes.max(spec.memory_bytes)) else {
+    let Some(needed) = NeededPages::of(&spec, memory_of(vm)) else {
         return Ok(());
     };
     let too_few = |free: Option<u64>| free.filter(|free| *free < needed.pages());
@@ -163,9 +163,9 @@ async fn fresh(fleet: &Fleet, host: &str) -> Result<Option<v1::Host>, ApiError> 
     Ok(asked.ok())
 }
 
+/// Of ordinary memory there must be as much as all slots of the VM take.
 async fn check_memory(fleet: &Fleet, vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiError> {
-    let made_with = vm.spec.as_ref().map_or(0, |spec| spec.memory_bytes);
-    let needed = ordinary_bytes(vm.spec.as_ref(), made_with);
+    let needed = ordinary_bytes(vm.spec.as_ref(), memory_of(vm));
     let free = |host: &v1::Host| host.memory_bytes.saturating_sub(host.memory_used_bytes);
     if free(destination) >= needed {
         return Ok(());

@@ -224,6 +224,31 @@ async fn what_cannot_be_moved_is_refused_before_anyone_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_added_later_counts_where_its_vm_is_to_go() {
+    let mut fleet = Fleet::start().await;
+    let source = Fake::new("hosts/source");
+    source.put_vm(v1::Vm {
+        memory_bytes: 900 << 20,
+        ..vm("vms/grown", 64)
+    });
+    let source = Agent::start(source, fleet.server.address()).await;
+    let narrow = Fake::new("hosts/narrow");
+    narrow.put_vm(vm("vms/other", 200));
+    let narrow = Agent::start(narrow, fleet.server.address()).await;
+
+    let refused = fleet.clients.migrate("vms/grown", "hosts/narrow").await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, Reason::DstNoMemory, "{refused}");
+    assert_eq!(refused.metadata["needed_bytes"], (900 << 20).to_string());
+    // With 900 MiB free and no less it may go.
+    let taken = fleet.clients.migrate("vms/grown", "hosts/b").await;
+    taken.unwrap();
+    source.stop().await;
+    narrow.stop().await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_many_creates_for_one_vm_one_is_taken() {
     let fleet = Fleet::start().await;
     let attempts: Vec<_> = (0..8)
