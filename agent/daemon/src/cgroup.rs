@@ -14,12 +14,14 @@
 //! # Ends
 //! A cgroup goes when no process is in it: [`Cgroups::sweep`], called every few seconds and at
 //! start, removes those that are empty, however their processes and agents ended. The kernel
-//! refuses to remove any other.
+//! refuses to remove any other. Only what is named as a VM's is looked at: whatever else is in the
+//! same cgroup is an operator's.
 //!
 //! *Locking*: `moving` is held from making a cgroup until its process is in it, and by a sweep, so
 //! that no sweep takes it in between. Only file operations happen meanwhile.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
     str::FromStr,
@@ -29,6 +31,7 @@ use std::{
 
 use rustix::fs::{Access, access, getxattr, statfs};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How often empty ones are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -130,12 +133,12 @@ impl Cgroups {
         }
     }
 
-    /// Removes those without a process.
+    /// Removes those of VMs without a process.
     pub(super) fn sweep(&self) {
         let Some(base) = &self.base else { return };
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if is_of_vm(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 match fs::remove_dir(entry.path()) {
                     Ok(()) => {}
                     // It has a process.
@@ -165,6 +168,17 @@ pub(super) async fn keep_clean(cgroups: Arc<Cgroups>, stop: CancellationToken) {
             return;
         }
     }
+}
+
+/// Whether a cgroup's name is a VM's uid as hosts make them ([`VmUid::fresh`]): a UUID. What may be
+/// a uid otherwise is any word, and an operator's as well.
+///
+/// [`VmUid::fresh`]: slat_record::uid::VmUid::fresh
+fn is_of_vm(name: &OsStr) -> bool {
+    let parsed = |text: &str| Uuid::parse_str(text).ok().map(|uuid| uuid.to_string());
+    // A UUID has other forms, too, which no uid is written in.
+    name.to_str()
+        .is_some_and(|name| parsed(name).as_deref() == Some(name))
 }
 
 /// Makes a cgroup unless it is there.
@@ -258,6 +272,8 @@ fn delegated(cgroup: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use slat_record::uid::VmUid;
+
     use super::*;
 
     #[test]
@@ -304,21 +320,45 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
-        cgroups.enter("uid", child.id());
-        let inside = fs::read_to_string(base.join("uid/cgroup.procs")).unwrap();
+        let uid = VmUid::fresh();
+        let own = base.join(uid.as_str());
+        cgroups.enter(uid.as_str(), child.id());
+        let inside = fs::read_to_string(own.join("cgroup.procs")).unwrap();
         assert_eq!(inside.trim(), child.id().to_string());
         assert!(
-            fs::read_to_string(base.join("uid/cpu.stat"))
+            fs::read_to_string(own.join("cpu.stat"))
                 .unwrap()
                 .contains("usage_usec")
         );
         cgroups.sweep();
-        assert!(base.join("uid").exists(), "its process lives");
+        assert!(own.exists(), "its process lives");
         child.kill().unwrap();
         child.wait().unwrap();
         // As an agent that begins after one that was killed.
         drop(Cgroups::find(&VmCgroup::At(base.clone())));
-        assert!(!base.join("uid").exists());
+        assert!(!own.exists());
         fs::remove_dir(&base).unwrap();
+    }
+
+    #[test]
+    fn a_sweep_leaves_alone_what_is_not_named_as_a_vm_s() {
+        let folder = slat_test_dir::TestDir::new();
+        let base = folder.path();
+        let cgroups = Cgroups {
+            base: Some(base.to_owned()),
+            ..Cgroups::default()
+        };
+        let uid = VmUid::fresh();
+        let shouted = VmUid::fresh().as_str().to_uppercase();
+        let plain = VmUid::fresh().as_str().replace('-', "");
+        let others = ["reserve", "batch-1", "uid", &shouted, &plain];
+        for name in others.into_iter().chain([uid.as_str()]) {
+            fs::create_dir(base.join(name)).unwrap();
+        }
+        cgroups.sweep();
+        assert!(!base.join(uid.as_str()).exists(), "its VM has ended");
+        for name in others {
+            assert!(base.join(name).exists(), "{name} is an operator's");
+        }
     }
 }
