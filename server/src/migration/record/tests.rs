@@ -281,7 +281,7 @@ fn what_the_source_says_moves_a_phase_back_to_its_true_beginning() {
 #[test]
 fn a_downtime_that_the_source_did_not_hear_end_is_estimated() {
     let params = v1::MigrationParams::default();
-    let mut record = fresh(params.clone());
+    let mut record = fresh(params);
     let begin = timestamp_nanos(record.migration.create_time.as_ref().unwrap());
     let at = |seconds: i128| nanos_timestamp(begin + seconds * 1_000_000_000);
     let side = |phases: &[(SidePhase, i128)]| v1::Transfer {
