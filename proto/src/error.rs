@@ -97,7 +97,8 @@ reasons! {
     HostCordoned = "HOST_CORDONED" => FailedPrecondition,
     /// The host still reports, or holds VMs that were not given up; metadata `vms`.
     HostInUse = "HOST_IN_USE" => FailedPrecondition,
-    /// A host of the migration was deleted by order while it was under way; metadata `host`.
+    /// A host of the migration was deleted by order while it was under way, or an agent's own host
+    /// is being deleted; metadata `host`.
     HostDeleted = "HOST_DELETED" => FailedPrecondition,
     /// The order gives something up and did not say so; metadata `gives_up`.
     GiveUpRequired = "GIVE_UP_REQUIRED" => FailedPrecondition,
