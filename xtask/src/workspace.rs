@@ -157,7 +157,9 @@ impl Workspace {
         while let Some(path) = open.pop() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if path.is_dir() {
-                if name == "target" || (name.starts_with('.') && path != self.root) {
+                // What is built, and what a fuzzer keeps.
+                let made = ["target", "corpus", "artifacts"].contains(&&*name);
+                if made || (name.starts_with('.') && path != self.root) {
                     continue;
                 }
                 let entries =
