@@ -8,9 +8,10 @@ use slat_proto::{
     v1,
 };
 
-use super::populated::populated;
+use super::first_start::started;
 use crate::{
     client::{ClientArgs, Session},
+    daemon::stop::Stop,
     failure::Failure,
     term::{
         out,
@@ -218,7 +219,8 @@ struct VmOptions {
     /// Memory of this NUMA node of the host alone, as 0 [default: any]
     #[arg(long, value_name = "NODE")]
     numa_node: Option<u32>,
-    /// Populate all of its memory before it starts, and show how far that is
+    /// Populate all of its memory before it starts, and show how far that is; a VM that does not
+    /// answer meanwhile is waited for 60 s
     #[arg(long)]
     prefault: bool,
     /// Virtual CPUs, as 2: 1 to 64
@@ -346,28 +348,25 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
             .unwrap_or_default(),
         validate_only: options.dry_run,
     };
+    let mut stop = Stop::listen()?;
     let mut vms = session.client.vms();
-    let mut vm = vms
-        .create_vm(request)
-        .await
+    let answer = tokio::select! {
+        answer = vms.create_vm(request) => answer,
+        cause = stop.wait() => {
+            if !options.dry_run {
+                let id = name.id();
+                out::say(format!(
+                    "interrupted before there was an answer; {name} may have been created: slat get vm {id}"
+                ));
+            }
+            return Err(Failure::Said(cause.exit_code()));
+        }
+    };
+    let mut vm = answer
         .map_err(|status| Failure::call(format!("create {name}"), status))?
         .into_inner();
     if !options.no_start && !options.dry_run {
-        populated(&session, &vm).await?;
-        let request = v1::StartVmRequest {
-            // By its uid, too: another VM of that name is none of this command's business.
-            name: vm.name.clone(),
-            uid: vm.uid.clone(),
-            ..Default::default()
-        };
-        vm = vms
-            .start_vm(request)
-            .await
-            .map_err(|status| {
-                out::say(format!("{name} was created and is there, not started"));
-                Failure::call(format!("start {name}"), status)
-            })?
-            .into_inner();
+        vm = started(&session, &vm, &mut stop).await?;
     }
     session.answer(
         || to_json(&vm),
