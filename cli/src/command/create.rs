@@ -216,8 +216,8 @@ struct VmOptions {
     /// What guest memory is made of, as hugetlb-2m; a migration keeps it
     #[arg(long, value_enum, default_value_t, value_name = "BACKING")]
     backing: BackingChoice,
-    /// Memory of this NUMA node of the host alone, as 0 [default: any]
-    #[arg(long, value_name = "NODE")]
+    /// Memory of this NUMA node of the host alone, as 0: 0 to 1023 [default: any]
+    #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u32).range(0..=1023))]
     numa_node: Option<u32>,
     /// Populate all of its memory before it starts, and show how far that is; a VM that does not
     /// answer meanwhile is waited for 60 s
@@ -473,6 +473,16 @@ mod tests {
         ] {
             let failure = options(line).spec().unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_numa_node_that_no_host_has_is_refused_by_its_option() {
+        assert_eq!(options("web --numa-node 1023").numa_node, Some(1023));
+        for node in ["1024", "4294967295"] {
+            let words = ["slat", "create", "vm", "web", "--numa-node", node];
+            let error = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains("--numa-node"), "{error}");
         }
     }
 
