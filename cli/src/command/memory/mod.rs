@@ -197,6 +197,21 @@ pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
     }
 }
 
+/// A failed call about a range: where it lies in no slot, the slots are what to look at.
+fn of_range(doing: String, status: tonic::Status, target: &VmTarget) -> Failure {
+    let mut failure = Failure::call(doing, status);
+    if let Failure::Api { error, .. } = &mut failure
+        && error
+            .metadata
+            .get("field")
+            .is_some_and(|field| field == "range")
+    {
+        let advice = error.metadata.entry("advice".to_owned());
+        advice.or_insert_with(|| format!("slat memory slots {}", target.typed()));
+    }
+    failure
+}
+
 async fn invalidate(
     session: &Session,
     target: &VmTarget,
@@ -221,7 +236,7 @@ async fn invalidate(
         .memory()
         .invalidate_memory(request)
         .await
-        .map_err(|status| Failure::call(format!("invalidate memory of {target}"), status))?
+        .map_err(|status| of_range(format!("invalidate memory of {target}"), status, target))?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -256,7 +271,7 @@ async fn discard(
         .memory()
         .discard_memory(request)
         .await
-        .map_err(|status| Failure::call(format!("discard memory of {target}"), status))?
+        .map_err(|status| of_range(format!("discard memory of {target}"), status, target))?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -312,6 +327,28 @@ async fn digest(session: &Session, target: &VmTarget) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_outside_of_the_slots_sends_to_the_slots() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            vm: VmTarget,
+        }
+        let line: Line = clap::Parser::parse_from(["x", "web", "--host", "a"]);
+        let refused = slat_proto::ApiError::bad_parameter("range", "frame 0x100000 is in no slot");
+        let failure = of_range("discard memory".into(), refused.into(), &line.vm);
+        let text = failure.render();
+        assert!(
+            text.starts_with("error: cannot discard memory: address 0x100000000 is in no slot\n"),
+            "{text}"
+        );
+        let next = "\n  next:   slat memory slots web --host a";
+        assert!(text.ends_with(next), "{text}");
+        let other = slat_proto::ApiError::no_such_vm("vms/web");
+        let failure = of_range("discard memory".into(), other.into(), &line.vm);
+        assert!(!failure.render().contains("slots"), "{failure:?}");
+    }
 
     #[test]
     fn addresses_are_whole_frames() {
