@@ -77,6 +77,10 @@ enum What {
     #[command(after_help = EXAMPLES)]
     Dirty(DirtyArgs),
     /// Show the readers of dirty pages
+    ///
+    /// HARVESTED counts pages that were read from the log and wait for that reader. Pages that the
+    /// guest wrote since the log was last read count nowhere: the next harvest, by whomever, finds
+    /// them. So 0 does not mean that nothing was written.
     #[command(alias = "cursor", after_help = EXAMPLES)]
     Cursors {
         #[command(flatten)]
