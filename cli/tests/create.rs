@@ -168,7 +168,7 @@ fn a_vm_that_dies_while_it_is_populated_ends_the_command() {
     assert_eq!(code, 4, "{said}");
     for words in [
         "vms/dead: 30 B of 100 B populated\n",
-        "exists as LOST: its process was killed",
+        "was created and is LOST now: its process was killed",
         "slat delete vm dead",
     ] {
         assert!(said.contains(words), "{words}: {said}");

@@ -2,9 +2,9 @@
 //!
 //! The VM is there meanwhile: whoever stops waiting finds it CREATED, and deleting it ends the
 //! work. *Bounded*: by the work, as long as the VM is heard. Memory that is short, and a VM that is
-//! LOST, FAILED, STOPPED or gone, end the wait at once. A VM that is not heard, because its process,
-//! its host or the server does not answer, is waited for [`UNHEARD`] and no longer. What is told
-//! never goes backwards: a process that died has nothing populated.
+//! LOST, FAILED, STOPPED or gone, end the wait at once. A VM that is not heard, because its
+//! process, its host or the server does not answer, is waited for [`UNHEARD`] and no longer. What
+//! is told never goes backwards: a process that died has nothing populated.
 
 use std::time::{Duration, Instant};
 
@@ -88,8 +88,8 @@ impl Wait {
             Err(status) => return self.failed(status, now),
         };
         match vm.state() {
-            State::Lost => return Err(self.lost(vm)),
-            State::Failed | State::Stopped => return Err(self.ended(vm)),
+            State::Lost => return Err(self.ended(vm, Reason::VmProcessDied)),
+            State::Failed | State::Stopped => return Err(self.ended(vm, Reason::VmNotRunning)),
             State::Unresponsive => {
                 return self.not_heard(Reason::VmUnreachable, "its process does not answer", now);
             }
@@ -177,45 +177,24 @@ impl Wait {
         Err(self.failure(error))
     }
 
-    fn lost(&self, vm: &v1::Vm) -> Failure {
-        let why = because(&vm.state_message);
-        let error = ApiError::new(
-            Reason::VmProcessDied,
-            format!("its process died before all was there; the VM exists as LOST{why}"),
-        )
-        .with("vm", &self.name)
-        .with(
-            "advice",
-            format!(
-                "slat delete vm {} takes it away; then create it again",
-                view::id(&self.name)
-            ),
-        );
-        self.failure(error)
-    }
-
-    fn ended(&self, vm: &v1::Vm) -> Failure {
+    /// It never runs.
+    fn ended(&self, vm: &v1::Vm, reason: Reason) -> Failure {
+        let why = match vm.state_message.as_str() {
+            "" => String::new(),
+            why => format!(": {why}"),
+        };
         let state = view::vm_state(vm.state());
-        let why = because(&vm.state_message);
         let error = ApiError::new(
-            Reason::VmNotRunning,
+            reason,
             format!("the VM was created and is {state} now{why}"),
-        )
-        .with("vm", &self.name)
-        .with("state", vm.state().as_str_name());
-        self.failure(error)
+        );
+        // What to do then is known by the state.
+        let state = vm.state().as_str_name();
+        self.failure(error.with("vm", &self.name).with("state", state))
     }
 
     fn failure(&self, error: ApiError) -> Failure {
         Failure::api(format!("populate {}", self.name), error)
-    }
-}
-
-/// `: why`, where somebody said why.
-fn because(message: &str) -> String {
-    match message {
-        "" => String::new(),
-        why => format!(": {why}"),
     }
 }
 
@@ -291,20 +270,17 @@ mod tests {
 
     #[test]
     fn a_vm_that_ended_ends_the_wait() {
-        for (state, words, next) in [
-            (State::Lost, "exists as LOST: killed", "slat delete vm web"),
-            (State::Failed, "is FAILED now: killed", "slat delete vm web"),
-            (
-                State::Stopped,
-                "is STOPPED now: killed",
-                "slat delete vm web",
-            ),
+        for (state, words) in [
+            (State::Lost, "was created and is LOST now: killed"),
+            (State::Failed, "was created and is FAILED now: killed"),
+            (State::Stopped, "was created and is STOPPED now: killed"),
         ] {
             let (mut wait, now) = started();
             let mut ended = vm(state, 0);
             ended.state_message = "killed".into();
             let text = wait.step(&Ok(ended), now).unwrap_err().render();
-            assert!(text.contains(words) && text.contains(next), "{text}");
+            assert!(text.contains(words), "{text}");
+            assert!(text.contains("slat delete vm web"), "{text}");
         }
         let (mut wait, now) = started();
         let gone: Status = ApiError::no_such_vm("vms/web").into();

@@ -169,6 +169,8 @@ fn by_reason(error: &ApiError) -> String {
         }
         Reason::VmRunning => "slat pause vm NAME",
         Reason::VmNotRunning => return not_running(error),
+        // Of a VM that has never run; a migration says where its VM is.
+        Reason::VmProcessDied if is_final(error) => return not_running(error),
         Reason::MigrationInProgress => match detail("migration") {
             Some(migration) => {
                 return format!(
