@@ -41,8 +41,8 @@ const WORDS: &[(&str, &str)] = &[
 /// At the beginning of a message, before a colon.
 const FIRST: &[(&str, &str)] = &[("host", "--host"), ("uid", "--uid")];
 
-/// `text` with options in place of fields. A sentence that begins `--option: is` loses its colon, and
-/// one of a range its word: whoever typed `--base` and `--size` is told of the address.
+/// `text` with options in place of fields. A sentence that begins `--option: is` loses its colon,
+/// and one of a range its word: whoever typed `--base` and `--size` is told of the address.
 pub(crate) fn in_options(text: &str) -> String {
     let mut out = text.to_owned();
     for (field, option) in WORDS {

@@ -18,7 +18,7 @@ use batch::BatchArgs;
 use dirty::DirtyArgs;
 use rate::RateArgs;
 use slat_proto::{json::to_json, model::PAGE_SIZE, v1};
-use slots::{Access, Order, SlotArgs, frames};
+use slots::{Access, Order, SlotArgs, frames, to_slots};
 
 use super::target::VmTarget;
 use crate::{
@@ -201,21 +201,6 @@ pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
     }
 }
 
-/// A failed call about a range: where it lies in no slot, the slots are what to look at.
-fn of_range(doing: String, status: tonic::Status, target: &VmTarget) -> Failure {
-    let mut failure = Failure::call(doing, status);
-    if let Failure::Api { error, .. } = &mut failure
-        && error
-            .metadata
-            .get("field")
-            .is_some_and(|field| field == "range")
-    {
-        let advice = error.metadata.entry("advice".to_owned());
-        advice.or_insert_with(|| format!("slat memory slots {}", target.typed()));
-    }
-    failure
-}
-
 async fn invalidate(
     session: &Session,
     target: &VmTarget,
@@ -240,7 +225,12 @@ async fn invalidate(
         .memory()
         .invalidate_memory(request)
         .await
-        .map_err(|status| of_range(format!("invalidate memory of {target}"), status, target))?
+        .map_err(|status| {
+            to_slots(
+                Failure::call(format!("invalidate memory of {target}"), status),
+                target,
+            )
+        })?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -275,7 +265,12 @@ async fn discard(
         .memory()
         .discard_memory(request)
         .await
-        .map_err(|status| of_range(format!("discard memory of {target}"), status, target))?
+        .map_err(|status| {
+            to_slots(
+                Failure::call(format!("discard memory of {target}"), status),
+                target,
+            )
+        })?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -333,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_outside_of_the_slots_sends_to_the_slots() {
+    fn what_the_slots_explain_sends_to_the_slots() {
         #[derive(Debug, clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -341,7 +336,7 @@ mod tests {
         }
         let line: Line = clap::Parser::parse_from(["x", "web", "--host", "a"]);
         let refused = slat_proto::ApiError::bad_parameter("range", "frame 0x100000 is in no slot");
-        let failure = of_range("discard memory".into(), refused.into(), &line.vm);
+        let failure = to_slots(Failure::api("discard memory", refused), &line.vm);
         let text = failure.render();
         assert!(
             text.starts_with("error: cannot discard memory: address 0x100000000 is in no slot\n"),
@@ -349,9 +344,14 @@ mod tests {
         );
         let next = "\n  next:   slat memory slots web --host a";
         assert!(text.ends_with(next), "{text}");
-        let other = slat_proto::ApiError::no_such_vm("vms/web");
-        let failure = of_range("discard memory".into(), other.into(), &line.vm);
-        assert!(!failure.render().contains("slots"), "{failure:?}");
+        let error = |reason| slat_proto::ApiError::new(reason, "no");
+        let slot = error(slat_proto::Reason::NoSuchSlot);
+        let own = slot.clone().with("advice", "delete the VM instead");
+        let failed = |error| to_slots(Failure::api("delete slot 3", error), &line.vm).render();
+        assert!(failed(slot).ends_with(next));
+        assert!(failed(own).ends_with("next:   delete the VM instead"));
+        let other = error(slat_proto::Reason::NoSuchVm);
+        assert!(!failed(other).contains("slots"));
     }
 
     #[test]
