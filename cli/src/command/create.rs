@@ -8,7 +8,7 @@ use slat_proto::{
     v1,
 };
 
-use super::first_start::started;
+use super::populated::started;
 use crate::{
     client::{ClientArgs, Session},
     daemon::stop::Stop,

@@ -7,7 +7,6 @@ pub(crate) mod completion;
 pub(crate) mod cordon;
 pub(crate) mod create;
 pub(crate) mod delete;
-mod first_start;
 pub(crate) mod follow;
 pub(crate) mod get;
 pub(crate) mod leftover;

@@ -1,12 +1,18 @@
-//! Waits until a VM's memory is populated, and says how far it is.
+//! From a VM that was just created to one that runs: waits until its memory is populated, says how
+//! far it is, and starts it.
 //!
 //! The VM is there meanwhile: whoever stops waiting finds it CREATED, and deleting it ends the
-//! work. *Bounded*: by the work, as long as the VM is heard. Memory that is short, and a VM that is
+//! work. So whatever ends this before the VM runs says that it is there, and what to do with it.
+//!
+//! *Bounded*: by the work, as long as the VM is heard. Memory that is short, and a VM that is
 //! LOST, FAILED, STOPPED or gone, end the wait at once. A VM that is not heard, because its
 //! process, its host or the server does not answer, is waited for [`UNHEARD`] and no longer. What
 //! is told never goes backwards: a process that died has nothing populated.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use slat_proto::{ApiError, Reason, v1};
 use tonic::Status;
@@ -14,6 +20,7 @@ use tonic::Status;
 use super::patience::is_silence;
 use crate::{
     client::Session,
+    daemon::stop::Stop,
     failure::Failure,
     term::{out, units::Span},
     view,
@@ -25,8 +32,67 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How long a VM that is not heard is waited for.
 const UNHEARD: Duration = Duration::from_secs(60);
 
+/// Starts `vm` when its memory is populated, as far as that was asked for.
+pub(super) async fn started(
+    session: &Session,
+    vm: &v1::Vm,
+    stop: &mut Stop,
+) -> Result<v1::Vm, Failure> {
+    let ordered = Cell::new(false);
+    tokio::select! {
+        started = start(session, vm, &ordered) => started,
+        cause = stop.wait() => {
+            out::say(if ordered.get() { in_doubt(&vm.name) } else { left(&vm.name) });
+            Err(Failure::Said(cause.exit_code()))
+        }
+    }
+}
+
+/// `ordered` tells whether the order to start it went out.
+async fn start(session: &Session, vm: &v1::Vm, ordered: &Cell<bool>) -> Result<v1::Vm, Failure> {
+    populated(session, vm).await?;
+    ordered.set(true);
+    let request = v1::StartVmRequest {
+        // By its uid, too: another VM of that name is none of this command's business.
+        name: vm.name.clone(),
+        uid: vm.uid.clone(),
+        ..Default::default()
+    };
+    let answer = session.client.vms().start_vm(request).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| {
+        let silent = is_silence(&ApiError::from(status.clone()));
+        out::say(if silent {
+            in_doubt(&vm.name)
+        } else {
+            format!("{} was created and is there, not started", vm.name)
+        });
+        Failure::call(format!("start {}", vm.name), status)
+    })
+}
+
+/// It is there and was not started.
+fn left(name: &str) -> String {
+    let id = view::id(name);
+    format!(
+        "{name} was created and is there, CREATED, not started\n  \
+         look:   slat get vm {id}\n  \
+         start:  slat start vm {id}\n  \
+         delete: slat delete vm {id}"
+    )
+}
+
+/// It is there, and the answer to the order to start it is missing.
+fn in_doubt(name: &str) -> String {
+    let id = view::id(name);
+    format!(
+        "{name} was created and is there; it may have started: slat get vm {id}\n  \
+         start:  slat start vm {id}\n  \
+         delete: slat delete vm {id}"
+    )
+}
+
 /// Returns when all of it is there, or when nobody asked for that.
-pub(super) async fn populated(session: &Session, vm: &v1::Vm) -> Result<(), Failure> {
+async fn populated(session: &Session, vm: &v1::Vm) -> Result<(), Failure> {
     let mut wait = Wait::of(vm);
     let mut look = Ok(vm.clone());
     loop {
