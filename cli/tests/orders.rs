@@ -445,6 +445,18 @@ fn a_list_marks_conflicts_stale_vms_and_silent_hosts() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_no_wrong_command_line() {
+    let endpoint = Endpoint::start();
+    for path in ["/nowhere/changes.txt", "/"] {
+        let ended = endpoint.slat(&format!("memory change-slots web -f {path}"));
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        let begins = format!("error: cannot read {path}: ");
+        assert!(ended.stderr.starts_with(&begins), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("next:"), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn a_wrong_command_line_is_json_for_programs() {
     let endpoint = Endpoint::start();
     let ended = endpoint.slat("get vms -o json --nonsense");

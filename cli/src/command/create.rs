@@ -8,9 +8,10 @@ use slat_proto::{
     v1,
 };
 
-use super::populated::populated;
+use super::populated::started;
 use crate::{
     client::{ClientArgs, Session},
+    daemon::stop::Stop,
     failure::Failure,
     term::{
         out,
@@ -215,10 +216,11 @@ struct VmOptions {
     /// What guest memory is made of, as hugetlb-2m; a migration keeps it
     #[arg(long, value_enum, default_value_t, value_name = "BACKING")]
     backing: BackingChoice,
-    /// Memory of this NUMA node of the host alone, as 0 [default: any]
-    #[arg(long, value_name = "NODE")]
+    /// Memory of this NUMA node of the host alone, as 0: 0 to 1023 [default: any]
+    #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u32).range(0..=1023))]
     numa_node: Option<u32>,
-    /// Populate all of its memory before it starts, and show how far that is
+    /// Populate all of its memory before it starts, and show how far that is; a VM that does not
+    /// answer meanwhile is waited for 60 s
     #[arg(long)]
     prefault: bool,
     /// Virtual CPUs, as 2: 1 to 64
@@ -346,28 +348,25 @@ pub(crate) async fn run(args: CreateArgs) -> Result<(), Failure> {
             .unwrap_or_default(),
         validate_only: options.dry_run,
     };
+    let mut stop = Stop::listen()?;
     let mut vms = session.client.vms();
-    let mut vm = vms
-        .create_vm(request)
-        .await
+    let answer = tokio::select! {
+        answer = vms.create_vm(request) => answer,
+        cause = stop.wait() => {
+            if !options.dry_run {
+                let id = name.id();
+                out::say(format!(
+                    "interrupted before there was an answer; {name} may have been created: slat get vm {id}"
+                ));
+            }
+            return Err(Failure::Said(cause.exit_code()));
+        }
+    };
+    let mut vm = answer
         .map_err(|status| Failure::call(format!("create {name}"), status))?
         .into_inner();
     if !options.no_start && !options.dry_run {
-        populated(&session, &vm).await?;
-        let request = v1::StartVmRequest {
-            // By its uid, too: another VM of that name is none of this command's business.
-            name: vm.name.clone(),
-            uid: vm.uid.clone(),
-            ..Default::default()
-        };
-        vm = vms
-            .start_vm(request)
-            .await
-            .map_err(|status| {
-                out::say(format!("{name} was created and is there, not started"));
-                Failure::call(format!("start {name}"), status)
-            })?
-            .into_inner();
+        vm = started(&session, &vm, &mut stop).await?;
     }
     session.answer(
         || to_json(&vm),
@@ -474,6 +473,16 @@ mod tests {
         ] {
             let failure = options(line).spec().unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_numa_node_that_no_host_has_is_refused_by_its_option() {
+        assert_eq!(options("web --numa-node 1023").numa_node, Some(1023));
+        for node in ["1024", "4294967295"] {
+            let words = ["slat", "create", "vm", "web", "--numa-node", node];
+            let error = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains("--numa-node"), "{error}");
         }
     }
 

@@ -104,7 +104,7 @@ impl Patience {
 
 /// Whether nobody answered, as against an answer that something is wrong. A stream that breaks off
 /// in the middle comes as a status of the transport's own making, whatever its code.
-fn is_silence(error: &ApiError) -> bool {
+pub(super) fn is_silence(error: &ApiError) -> bool {
     error.reason.code() == Code::Unavailable
         || (error.reason == Reason::Internal && error.metadata.contains_key(GRPC_CODE))
 }

@@ -15,8 +15,60 @@ pub(super) fn of(error: &ApiError) -> String {
         {
             by_reason(error)
         }
+        // What an endpoint says for every state helps in none that is final, except where it names
+        // the migration that ended so.
+        Some(_)
+            if error.reason == Reason::VmNotRunning
+                && is_final(error)
+                && !error.metadata.contains_key("migration") =>
+        {
+            by_reason(error)
+        }
+        // Its words name a field.
+        Some(_) if is_unpopulated(error) => format!(
+            "slat get vm {} shows how far it is; start it when all of it is populated",
+            vm(error)
+        ),
         Some(advice) if !advice.is_empty() => in_options(advice),
         _ => by_reason(error),
+    }
+}
+
+/// Whether the VM never runs again.
+fn is_final(error: &ApiError) -> bool {
+    let state = error.metadata.get("state").map_or("", String::as_str);
+    matches!(state, "STATE_FAILED" | "STATE_STOPPED" | "STATE_LOST")
+}
+
+/// Whether a VM may not start until its memory is populated.
+fn is_unpopulated(error: &ApiError) -> bool {
+    error.reason == Reason::VmState && error.metadata.contains_key("populated_bytes")
+}
+
+/// The VM as it is typed, where the error names it.
+fn vm(error: &ApiError) -> &str {
+    let name = error.metadata.get("vm").map_or("", String::as_str);
+    match name.strip_prefix("vms/").unwrap_or(name) {
+        "" => "NAME",
+        id => id,
+    }
+}
+
+/// For a VM that does not run, by what its state allows.
+fn not_running(error: &ApiError) -> String {
+    let vm = vm(error);
+    match error.metadata.get("state").map_or("", String::as_str) {
+        "STATE_CREATED" => format!("slat start vm {vm}"),
+        "STATE_PAUSED" => format!("slat resume vm {vm}"),
+        "STATE_LOST" => {
+            format!("its memory is gone with its process; slat delete vm {vm} takes it away")
+        }
+        // Its memory can be read until it is deleted.
+        "STATE_FAILED" | "STATE_STOPPED" => format!(
+            "it runs no more: slat get vm {vm} says why, slat memory digest {vm} still reads its \
+             memory, slat delete vm {vm} ends it"
+        ),
+        _ => format!("slat get vm {vm}; slat start or resume vm {vm}"),
     }
 }
 
@@ -116,7 +168,9 @@ fn by_reason(error: &ApiError) -> String {
             "slat get vm NAME; slat delete vm --uid UID --force ends its process"
         }
         Reason::VmRunning => "slat pause vm NAME",
-        Reason::VmNotRunning => "slat get vm NAME; slat start or resume vm NAME",
+        Reason::VmNotRunning => return not_running(error),
+        // Of a VM that has never run; a migration says where its VM is.
+        Reason::VmProcessDied if is_final(error) => return not_running(error),
         Reason::MigrationInProgress => match detail("migration") {
             Some(migration) => {
                 return format!(
@@ -170,6 +224,42 @@ mod tests {
             }),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_vm_that_runs_no_more_is_not_to_be_started() {
+        let refused = |state: &str| {
+            ApiError::new(Reason::VmNotRunning, "it writes nothing")
+                .with("vm", "vms/web")
+                .with("state", state)
+        };
+        for state in ["STATE_FAILED", "STATE_STOPPED", "STATE_LOST"] {
+            for error in [
+                refused(state),
+                refused(state).with("advice", "start or resume it"),
+            ] {
+                let advice = of(&error);
+                assert!(advice.contains("slat delete vm web"), "{advice}");
+                assert!(!advice.contains("resume"), "{advice}");
+            }
+            let copy = refused(state)
+                .with("migration", "migrations/m1")
+                .with("advice", "slat adopt vm --uid u --host a");
+            assert_eq!(of(&copy), "slat adopt vm --uid u --host a");
+        }
+        assert_eq!(of(&refused("STATE_CREATED")), "slat start vm web");
+        assert_eq!(of(&refused("STATE_PAUSED")), "slat resume vm web");
+    }
+
+    #[test]
+    fn memory_that_is_not_there_yet_is_looked_at_by_a_command() {
+        let error = ApiError::new(Reason::VmState, "cannot start yet")
+            .with("vm", "vms/web")
+            .with("populated_bytes", 0)
+            .with("advice", "start it when Vm.prefault is done");
+        let advice = of(&error);
+        assert!(advice.starts_with("slat get vm web shows"), "{advice}");
+        assert!(!advice.contains("Vm.prefault"), "{advice}");
     }
 
     #[test]

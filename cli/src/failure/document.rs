@@ -35,7 +35,7 @@ pub(super) fn of(failure: &Failure) -> Option<Value> {
             Some(document(&code, "LOCAL", message, &json!({}), advice, exit))
         }
         Failure::Api { doing, error } => Some(api(
-            &format!("cannot {doing}: {}", error.message),
+            &format!("cannot {doing}: {}", in_options(&error.message)),
             error,
             exit,
         )),
@@ -43,7 +43,8 @@ pub(super) fn of(failure: &Failure) -> Option<Value> {
             Some(api(what, error, *code))
         }
         Failure::Ended { what, error, code } => {
-            Some(api(&format!("{what}: {}", error.message), error, *code))
+            let message = format!("{what}: {}", in_options(&error.message));
+            Some(api(&message, error, *code))
         }
         Failure::Said(_) | Failure::BrokenPipe => None,
     }
@@ -53,7 +54,7 @@ fn api(message: &str, error: &ApiError, exit: u8) -> Value {
     document(
         &code_name(error.reason.code()),
         error.reason.as_str(),
-        &in_options(message),
+        message,
         &json!(error.metadata),
         &advice::of(error),
         exit,
@@ -97,6 +98,11 @@ mod tests {
                 "exitCode": 3,
             }})
         );
+        let range = ApiError::bad_parameter("range", "frame 0x100 is in no slot");
+        let document = of(&Failure::api("discard memory", range)).unwrap();
+        let message = &document["error"]["message"];
+        let said = "cannot discard memory: address 0x100000 is in no slot";
+        assert_eq!(message, said, "in the words that people get");
         assert_eq!(of(&Failure::Said(6)), None);
         let usage = of(&Failure::Usage("--memory 0".into())).unwrap();
         assert_eq!(usage["error"]["code"], "INVALID_ARGUMENT");

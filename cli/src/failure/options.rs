@@ -1,6 +1,8 @@
 //! The API's fields under the names of the command line: whoever typed `--max-downtime` is not told
 //! of `max_downtime`.
 
+use slat_proto::model::PAGE_SIZE;
+
 /// Fields, the longest of a common beginning first, and what a user types.
 const FIELDS: &[(&str, &str)] = &[
     ("max_bandwidth_bytes_per_second", "--max-bandwidth"),
@@ -31,18 +33,16 @@ const WORDS: &[(&str, &str)] = &[
     ("spec.format", "--format"),
     ("spec.memstress.pattern", "--pattern"),
     ("spec.memstress.fill", "--fill"),
+    ("spec.numa_node", "--numa-node"),
     ("spec.raw_image.image", "--image"),
     ("spec.raw_image", "--image"),
 ];
 
 /// At the beginning of a message, before a colon.
-const FIRST: &[(&str, &str)] = &[
-    ("host", "--host"),
-    ("uid", "--uid"),
-    ("range", "--base and --size"),
-];
+const FIRST: &[(&str, &str)] = &[("host", "--host"), ("uid", "--uid")];
 
-/// `text` with options in place of fields. A sentence that begins `--option: is` loses its colon.
+/// `text` with options in place of fields. A sentence that begins `--option: is` loses its colon,
+/// and one of a range its word: whoever typed `--base` and `--size` is told of the address.
 pub(crate) fn in_options(text: &str) -> String {
     let mut out = text.to_owned();
     for (field, option) in WORDS {
@@ -56,12 +56,40 @@ pub(crate) fn in_options(text: &str) -> String {
             out = format!("{option} {rest}");
         }
     }
+    if let Some(rest) = out.strip_prefix("range: ") {
+        return in_addresses(rest);
+    }
     match out.split_once(": ") {
         Some((option, rest)) if option.starts_with("--") && !option.contains(' ') => {
             format!("{option} {rest}")
         }
         _ => out,
     }
+}
+
+/// `text` with addresses in place of frames.
+fn in_addresses(text: &str) -> String {
+    const FRAME: &str = "frame 0x";
+    let mut out = String::with_capacity(text.len() + 8);
+    let mut rest = text;
+    while let Some(at) = rest.find(FRAME) {
+        let digits = &rest[at + FRAME.len()..];
+        let end = digits
+            .find(|c: char| !c.is_ascii_hexdigit())
+            .unwrap_or(digits.len());
+        let frame = u64::from_str_radix(&digits[..end], 16);
+        out.push_str(&rest[..at]);
+        match frame {
+            Ok(frame) => {
+                let address = u128::from(frame) * u128::from(PAGE_SIZE);
+                out.push_str(&format!("address {address:#x}"));
+            }
+            Err(_) => out.push_str(&rest[at..at + FRAME.len() + end]),
+        }
+        rest = &digits[end..];
+    }
+    out.push_str(rest);
+    out
 }
 
 /// Replaces whole words, and the messages they are fields of with them.
@@ -126,6 +154,19 @@ mod tests {
                 "raise --max-downtime or max_downtime",
                 "raise --max-downtime or --max-downtime",
             ),
+            (
+                "spec.numa_node: 4294967295 is above 1023",
+                "--numa-node 4294967295 is above 1023",
+            ),
+            (
+                "range: frame 0x100000 is in no slot",
+                "address 0x100000000 is in no slot",
+            ),
+            (
+                "range: 0 pages from frame 0xffffffffffffffff are no range",
+                "0 pages from address 0xffffffffffffffff000 are no range",
+            ),
+            ("range: frame 0x is", "frame 0x is"),
             ("my_max_downtime stays", "my_max_downtime stays"),
             ("no VM vms/page-size here", "no VM vms/page-size here"),
             ("name another migration_id", "name another --id"),

@@ -187,9 +187,11 @@ impl Changes {
         !self.seen.is_empty()
     }
 
-    fn is_news<T: Resource>(&mut self, item: &T) -> bool {
-        let row: Vec<Cell> = T::COLUMNS
-            .iter()
+    /// Whether `item` is new, or has changed by more than what changes by itself.
+    pub(crate) fn is_news<T: Resource>(&mut self, item: &T) -> bool {
+        // Programs get all of it; people what they can see to have changed.
+        let wide = self.style.format != Format::Table;
+        let row: Vec<Cell> = columns::<T>(wide)
             .filter(|column| !column.drifts)
             .map(|column| (column.cell)(item))
             .collect();

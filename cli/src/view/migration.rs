@@ -84,7 +84,7 @@ impl Resource for v1::Migration {
                     .and_then(|progress| progress.downtime.as_ref()),
             )
         }),
-        Column::new("TOTAL", |one| span_cell(one.total_time.as_ref())),
+        Column::drifting("TOTAL", |one| span_cell(one.total_time.as_ref())),
         Column::wide("REASON", |one| match &one.error {
             Some(error) => error.reason.as_str().into(),
             None => Cell::none(),
@@ -295,6 +295,39 @@ mod tests {
     use slat_proto::model::proto_duration;
 
     use super::*;
+    use crate::output::{Changes, Format, ListStyle};
+
+    #[test]
+    fn a_watch_shows_no_row_for_time_that_passed() {
+        let at = |seconds, bytes_transferred, dirty_rate_bytes_per_second| v1::Migration {
+            name: "migrations/m1".into(),
+            total_time: Some(proto_duration(Duration::from_secs(seconds))),
+            progress: Some(v1::MigrationProgress {
+                bytes_transferred,
+                dirty_rate_bytes_per_second,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let rows = |format: Format| -> Vec<bool> {
+            let mut changes = Changes::new(ListStyle {
+                format,
+                ..Default::default()
+            });
+            [
+                at(1, 4096, 1),
+                at(2, 4096, 1),
+                at(3, 4096, 2),
+                at(4, 8192, 2),
+            ]
+            .iter()
+            .map(|migration| changes.is_news(migration))
+            .collect()
+        };
+        assert_eq!(rows(Format::Table), [true, false, false, true]);
+        assert_eq!(rows(Format::Wide), [true, false, true, true]);
+        assert_eq!(rows(Format::Json), [true, false, true, true]);
+    }
 
     #[test]
     fn a_migration_page_tells_costs_reasons_and_the_place() {

@@ -40,6 +40,12 @@ where
     vm.spec.as_ref().map(field).unwrap_or_default()
 }
 
+/// All that it has: what it was made with, and slots that were added since. A process that died, or
+/// an older one, does not say.
+fn memory_bytes(vm: &v1::Vm) -> u64 {
+    vm.memory_bytes.max(spec(vm, |spec| spec.memory_bytes))
+}
+
 /// Whether what is shown is old, and how old.
 fn staleness(vm: &v1::Vm) -> Option<String> {
     // The time and not the age: a watch shows the row again only when something has happened.
@@ -79,7 +85,7 @@ impl Resource for v1::Vm {
         Column::new("HOST", |vm| id(&vm.host).into()),
         Column::new("BACKEND", |vm| spec(vm, backend).into()),
         Column::new("VCPUS", |vm| count(spec(vm, |spec| spec.vcpus))),
-        Column::new("MEMORY", |vm| size_cell(spec(vm, |spec| spec.memory_bytes))),
+        Column::new("MEMORY", |vm| size_cell(memory_bytes(vm))),
         Column::new("PAGE-WRITES", |vm| {
             vm.guest_counters
                 .as_ref()
@@ -162,7 +168,11 @@ fn vm_page(vm: &v1::Vm, colours: bool) -> String {
         ("memory", backing(vm).unwrap_or_default()),
         (
             "prefault",
-            vm.prefault.as_ref().map_or_else(String::new, prefault),
+            // Memory that went with its process is neither populated nor about to be.
+            vm.prefault
+                .as_ref()
+                .filter(|_| vm.state() != v1::vm::State::Lost)
+                .map_or_else(String::new, prefault),
         ),
         ("mmu", mmu(vm.mmu_stats.as_ref())),
         ("not counted", gaps(vm.mmu_stats.as_ref())),
@@ -239,8 +249,7 @@ fn mapped(vm: &v1::Vm) -> String {
 fn backing(vm: &v1::Vm) -> Option<String> {
     let made_with = vm.spec.as_ref()?.memory_bytes;
     vm.mmu_stats.as_ref()?;
-    // An older process does not say.
-    let all = vm.memory_bytes.max(made_with);
+    let all = memory_bytes(vm);
     let added = match all - made_with {
         0 => String::new(),
         added => format!(", {} of it added", Size(added)),
@@ -438,8 +447,29 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("256 MiB of 1 GiB populated"), "{page}");
+        vm.state = v1::vm::State::Lost.into();
+        assert!(!vm_page(&vm, false).contains("prefault"));
         vm.mmu_stats = None;
         assert!(!vm_page(&vm, false).contains("in pages of"));
+    }
+
+    #[test]
+    fn memory_counts_slots_that_were_added() {
+        let mut vm = v1::Vm {
+            spec: Some(v1::VmSpec {
+                memory_bytes: 256 << 20,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let at = heads::<v1::Vm>(false)
+            .iter()
+            .position(|head| *head == "MEMORY")
+            .unwrap();
+        let shown = |vm: &v1::Vm| cells(vm, false)[at].text().to_owned();
+        assert_eq!(shown(&vm), "256 MiB", "what an older process does not say");
+        vm.memory_bytes = 272 << 20;
+        assert_eq!(shown(&vm), "272 MiB");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A watch of one VM or migration follows the server's stream; a watch of several asks again every
 //! second and prints the rows that changed. When the server stops answering, [`Patience`] asks
 //! again. A VM that the server does not know is gone only if every host has reported: a server that
-//! has just started may not have heard of it yet.
+//! has just started may not have heard of it yet. The figures of a migration change ten times a
+//! second: people get a row of them once a second, programs get all.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,9 @@ use super::{
 use crate::{
     client::Client,
     failure::Failure,
-    output::{Changes, ListStyle, Resource},
+    output::{Changes, Format, ListStyle, Resource},
     term::out,
+    view,
 };
 
 /// How often a watch of several asks again.
@@ -64,6 +66,40 @@ pub(super) async fn poll<T: Resource>(
     }
 }
 
+/// Which states of a migration are worth a row.
+#[derive(Debug)]
+struct Rows {
+    /// Programs get them all.
+    all: bool,
+    /// Phase and iterations of the last one, and when that was.
+    last: Option<(v1::MigrationPhase, Option<u32>, Instant)>,
+}
+
+impl Rows {
+    fn of(format: Format) -> Self {
+        Self {
+            all: !matches!(format, Format::Table | Format::Wide),
+            last: None,
+        }
+    }
+
+    /// Whether one that came `now` is: a new phase or iteration, the end, or a second after the
+    /// last one.
+    fn due(&mut self, migration: &v1::Migration, now: Instant) -> bool {
+        let phase = migration.phase();
+        let iterations = migration.progress.as_ref().and_then(view::iterations);
+        let due = self.all
+            || view::ended(phase)
+            || self.last.is_none_or(|(last, count, at)| {
+                (last, count) != (phase, iterations) || now.saturating_duration_since(at) >= POLL
+            });
+        if due {
+            self.last = Some((phase, iterations, now));
+        }
+        due
+    }
+}
+
 /// One migration, to its end.
 pub(super) async fn migration(
     client: &Client,
@@ -71,10 +107,15 @@ pub(super) async fn migration(
     patience: Patience,
     name: &str,
 ) -> Result<(), Failure> {
+    let mut rows = Rows::of(style.format);
     let mut changes = Changes::new(style);
     let patience = patience.once_heard();
     follow(client, name, patience, |migration| {
-        changes.show(std::slice::from_ref(migration))
+        if rows.due(migration, Instant::now()) {
+            changes.show(std::slice::from_ref(migration))
+        } else {
+            Ok(())
+        }
     })
     .await
     .map(drop)
@@ -166,4 +207,46 @@ async fn stream(
         }
     }
     Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use v1::MigrationPhase as Phase;
+
+    use super::*;
+
+    #[test]
+    fn figures_that_grow_are_a_row_a_second() {
+        let at = |phase: Phase, iteration: u32| v1::Migration {
+            phase: phase.into(),
+            progress: Some(v1::MigrationProgress {
+                iteration,
+                total_bytes: 1,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let begun = Instant::now();
+        let due = |format: Format| -> Vec<bool> {
+            let mut rows = Rows::of(format);
+            [
+                (Phase::PrecopyActive, 1, 0),
+                (Phase::PrecopyActive, 1, 100),
+                (Phase::PrecopyActive, 1, 1000),
+                (Phase::PrecopyActive, 2, 1100),
+                (Phase::Switchover, 2, 1200),
+                (Phase::Completed, 2, 1300),
+                (Phase::Completed, 2, 1400),
+            ]
+            .map(|(phase, iterations, millis)| {
+                let now = begun + Duration::from_millis(millis);
+                rows.due(&at(phase, iterations), now)
+            })
+            .to_vec()
+        };
+        let shown = [true, false, true, true, true, true, true];
+        assert_eq!(due(Format::Table), shown);
+        assert_eq!(due(Format::Wide), shown);
+        assert_eq!(due(Format::Json), [true; 7]);
+    }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     client::Session,
-    failure::Failure,
+    failure::{Failure, in_options},
     term::units::{GuestAddress, Size},
 };
 
@@ -127,8 +127,8 @@ fn said(error: &clap::Error) -> String {
     words.strip_prefix("error: ").unwrap_or(&words).to_owned()
 }
 
-/// The changes of a file's text.
-fn changes(name: &str, text: &str) -> Result<Vec<Change>, Failure> {
+/// The changes of a file's text, each with its line.
+fn changes(name: &str, text: &str) -> Result<Vec<(usize, Change)>, Failure> {
     let mut changes = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let words = line.split('#').next().unwrap_or(line).split_whitespace();
@@ -138,10 +138,11 @@ fn changes(name: &str, text: &str) -> Result<Vec<Change>, Failure> {
         }
         let bad = |why: String| Failure::Usage(format!("{name}, line {number}: {why}"));
         let line = Line::try_parse_from(words).map_err(|error| bad(said(&error)))?;
-        changes.push(line.change().map_err(|failure| match failure {
+        let change = line.change().map_err(|failure| match failure {
             Failure::Usage(why) => bad(why),
             other => other,
-        })?);
+        })?;
+        changes.push((number, change));
     }
     if changes.is_empty() {
         return Err(Failure::Usage(format!("{name}: no change in it")));
@@ -169,14 +170,39 @@ pub(super) async fn change(session: &Session, args: &BatchArgs) -> Result<(), Fa
         b"-" => "standard input".into(),
         _ => args.file.display().to_string(),
     };
-    let text = read(&args.file).map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
-    let changes = changes(&name, &text)?;
-    let doing = format!("make {} changes of slots of {}", changes.len(), args.vm);
-    slots::update(session, &args.vm, args.generation, changes, doing).await
+    let text =
+        read(&args.file).map_err(|error| Failure::local(format!("cannot read {name}: {error}")))?;
+    let (lines, changes): (Vec<usize>, Vec<Change>) = changes(&name, &text)?.into_iter().unzip();
+    let doing = format!("make {} of slots of {}", how_many(changes.len()), args.vm);
+    let made = slots::update(session, &args.vm, args.generation, changes, doing).await;
+    made.map_err(|failure| at_its_line(failure, &name, &lines))
+}
+
+fn how_many(changes: usize) -> String {
+    match changes {
+        1 => "1 change".to_owned(),
+        many => format!("{many} changes"),
+    }
+}
+
+/// A refusal of one change names its line, as an error of syntax does. The API counts changes, from
+/// 0 on; whoever wrote the file counts lines.
+fn at_its_line(mut failure: Failure, name: &str, lines: &[usize]) -> Failure {
+    if let Failure::Api { error, .. } = &mut failure
+        && let Some(change) = error.metadata.get("change")
+        && let Some(line) = change.parse().ok().and_then(|at: usize| lines.get(at))
+    {
+        error.message = format!("{name}, line {line}: {}", in_options(&error.message));
+        error.metadata.remove("change");
+        error.metadata.insert("line".to_owned(), line.to_string());
+    }
+    failure
 }
 
 #[cfg(test)]
 mod tests {
+    use slat_proto::{ApiError, Reason};
+
     use super::*;
 
     #[test]
@@ -187,7 +213,9 @@ mod tests {
             add-slot --slot 3 --base 4GiB --size 128MiB --read-only # in its place
             move-slot --slot 4 --base 0x200000000
             set-slot --slot 5 --access read-write";
-        let found = changes("f", text).unwrap();
+        let (lines, found): (Vec<usize>, Vec<Change>) =
+            changes("f", text).unwrap().into_iter().unzip();
+        assert_eq!(lines, [3, 4, 5, 6]);
         let [
             Change::Delete(deleted),
             Change::Create(created),
@@ -203,6 +231,27 @@ mod tests {
         assert!(slot.read_only);
         assert_eq!((moved.slot, moved.base_gfn), (4, 0x200000));
         assert_eq!((set.slot, set.read_only), (5, false));
+    }
+
+    #[test]
+    fn a_change_that_is_refused_is_named_by_its_line() {
+        let refused = |change: &str| {
+            let error = ApiError::new(Reason::BadSlotTable, "slot 3: overlaps slot 4");
+            let error = error.with("slot", 3).with("change", change);
+            let failure = Failure::api("make 2 changes of slots of vms/web", error);
+            at_its_line(failure, "f", &[3, 7]).render()
+        };
+        let text = refused("1");
+        assert!(
+            text.contains(": f, line 7: slot 3: overlaps slot 4\n"),
+            "{text}"
+        );
+        assert!(text.contains("detail: line=7 slot=3\n"), "{text}");
+        assert_eq!([how_many(1), how_many(2)], ["1 change", "2 changes"]);
+        for beyond in ["2", "x"] {
+            let text = refused(beyond);
+            assert!(text.contains(": slot 3: overlaps"), "{text}");
+        }
     }
 
     #[test]

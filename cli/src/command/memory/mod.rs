@@ -18,7 +18,7 @@ use batch::BatchArgs;
 use dirty::DirtyArgs;
 use rate::RateArgs;
 use slat_proto::{json::to_json, model::PAGE_SIZE, v1};
-use slots::{Access, Order, SlotArgs, frames};
+use slots::{Access, Order, SlotArgs, frames, to_slots};
 
 use super::target::VmTarget;
 use crate::{
@@ -77,6 +77,10 @@ enum What {
     #[command(after_help = EXAMPLES)]
     Dirty(DirtyArgs),
     /// Show the readers of dirty pages
+    ///
+    /// HARVESTED counts pages that were read from the log and wait for that reader. Pages that the
+    /// guest wrote since the log was last read count nowhere: the next harvest, by whomever, finds
+    /// them. So 0 does not mean that nothing was written.
     #[command(alias = "cursor", after_help = EXAMPLES)]
     Cursors {
         #[command(flatten)]
@@ -221,7 +225,12 @@ async fn invalidate(
         .memory()
         .invalidate_memory(request)
         .await
-        .map_err(|status| Failure::call(format!("invalidate memory of {target}"), status))?
+        .map_err(|status| {
+            to_slots(
+                Failure::call(format!("invalidate memory of {target}"), status),
+                target,
+            )
+        })?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -256,7 +265,12 @@ async fn discard(
         .memory()
         .discard_memory(request)
         .await
-        .map_err(|status| Failure::call(format!("discard memory of {target}"), status))?
+        .map_err(|status| {
+            to_slots(
+                Failure::call(format!("discard memory of {target}"), status),
+                target,
+            )
+        })?
         .into_inner();
     session.answer(
         || to_json(&answer),
@@ -312,6 +326,33 @@ async fn digest(session: &Session, target: &VmTarget) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_slots_explain_sends_to_the_slots() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            vm: VmTarget,
+        }
+        let line: Line = clap::Parser::parse_from(["x", "web", "--host", "a"]);
+        let refused = slat_proto::ApiError::bad_parameter("range", "frame 0x100000 is in no slot");
+        let failure = to_slots(Failure::api("discard memory", refused), &line.vm);
+        let text = failure.render();
+        assert!(
+            text.starts_with("error: cannot discard memory: address 0x100000000 is in no slot\n"),
+            "{text}"
+        );
+        let next = "\n  next:   slat memory slots web --host a";
+        assert!(text.ends_with(next), "{text}");
+        let error = |reason| slat_proto::ApiError::new(reason, "no");
+        let slot = error(slat_proto::Reason::NoSuchSlot);
+        let own = slot.clone().with("advice", "delete the VM instead");
+        let failed = |error| to_slots(Failure::api("delete slot 3", error), &line.vm).render();
+        assert!(failed(slot).ends_with(next));
+        assert!(failed(own).ends_with("next:   delete the VM instead"));
+        let other = error(slat_proto::Reason::NoSuchVm);
+        assert!(!failed(other).contains("slots"));
+    }
 
     #[test]
     fn addresses_are_whole_frames() {

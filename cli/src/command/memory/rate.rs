@@ -41,13 +41,18 @@ pub(super) struct RateArgs {
     /// How, as sampling
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     mode: ModeChoice,
-    /// sampling: pages hashed for each GiB, as 2048: 16 to 16384 [default: 512]
+    /// Only with --mode sampling: pages hashed for each GiB, as 2048: 16 to 16384 [default: 512]
     #[arg(long, value_name = "PAGES")]
     sample_pages: Option<u32>,
 }
 
 impl RateArgs {
     fn request(&self) -> Result<v1::MeasureDirtyRateRequest, Failure> {
+        if self.sample_pages.is_some() && self.mode != ModeChoice::Sampling {
+            return Err(Failure::Usage(
+                "--sample-pages is for --mode sampling alone: no other mode takes a sample".into(),
+            ));
+        }
         let mode = match self.mode {
             ModeChoice::Auto => Mode::Unspecified,
             ModeChoice::Sampling => Mode::Sampling,
@@ -112,6 +117,28 @@ fn text(answer: &v1::MeasureDirtyRateResponse) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sample_is_for_sampling_alone() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: RateArgs,
+        }
+        let request = |line: &str| {
+            let words = ["x", "web"].into_iter().chain(line.split_whitespace());
+            let line: Line = clap::Parser::parse_from(words);
+            line.args.request()
+        };
+        let sampled = request("--mode sampling --sample-pages 100").unwrap();
+        assert_eq!(sampled.sample_pages_per_gib, 100);
+        for mode in ["", "--mode auto", "--mode bitmap", "--mode ring"] {
+            let failure = request(&format!("{mode} --sample-pages 100")).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{mode}");
+            assert!(failure.render().contains("--mode sampling"), "{failure:?}");
+            request(mode).unwrap();
+        }
+    }
 
     #[test]
     fn it_says_how_it_was_measured() {

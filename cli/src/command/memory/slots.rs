@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use slat_proto::{
+    Reason,
     json::to_json,
     model::PAGE_SIZE,
     v1::{self, slot_change::Change},
@@ -101,6 +102,21 @@ fn changed(answer: &v1::UpdateSlotsResponse) -> String {
     )
 }
 
+/// A failure that the slots explain sends to their table, where the endpoint gave no advice.
+pub(super) fn to_slots(mut failure: Failure, target: &VmTarget) -> Failure {
+    if let Failure::Api { error, .. } = &mut failure {
+        let of_range = error
+            .metadata
+            .get("field")
+            .is_some_and(|field| field == "range");
+        if of_range || matches!(error.reason, Reason::NoSuchSlot | Reason::BadSlotTable) {
+            let advice = error.metadata.entry("advice".to_owned());
+            advice.or_insert_with(|| format!("slat memory slots {}", target.typed()));
+        }
+    }
+    failure
+}
+
 /// Shows the table.
 pub(super) async fn list(session: &Session, target: &VmTarget) -> Result<(), Failure> {
     let request = v1::ListSlotsRequest {
@@ -144,7 +160,7 @@ pub(super) async fn update(
         .memory()
         .update_slots(request)
         .await
-        .map_err(|status| Failure::call(doing, status))?
+        .map_err(|status| to_slots(Failure::call(doing, status), target))?
         .into_inner();
     session.answer(|| to_json(&answer), &target.name(), || changed(&answer))
 }
