@@ -99,6 +99,16 @@ pub(crate) fn migration(migration: &v1::Migration) -> String {
 
 /// For a migration that was too slow for its guest.
 fn pace(migration: &v1::Migration) -> String {
+    let is_of = |reason: Reason| {
+        let error = migration.error.as_ref();
+        error.is_some_and(|error| error.reason == reason.as_str())
+    };
+    // Neither the guest nor the wire was in the way.
+    if is_of(Reason::DowntimeUnreachable) {
+        return "Accept a longer --max-downtime; a faster disk below the agents' state directories \
+                shortens a switchover"
+            .to_owned();
+    }
     let params = migration.params.unwrap_or_default();
     let progress = migration.progress.as_ref();
     let rate = progress.map_or(0, |progress| progress.throughput_bytes_per_second);
@@ -119,11 +129,7 @@ fn pace(migration: &v1::Migration) -> String {
     if params.on_timeout() != v1::migration_params::OnTimeout::ForceSwitchover {
         ways.push("--on-timeout force-switchover".to_owned());
     }
-    if migration
-        .error
-        .as_ref()
-        .is_some_and(|error| error.reason == "COMPLETION_TIMEOUT")
-    {
+    if is_of(Reason::CompletionTimeout) {
         ways.push("allow a longer --max-total-time".to_owned());
     }
     ways.push("wait until the guest writes less".to_owned());

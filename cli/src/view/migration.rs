@@ -274,7 +274,7 @@ fn downtime(progress: &v1::MigrationProgress) -> String {
     let whole = span(Some(downtime));
     match &progress.downtime_breakdown {
         _ if progress.downtime_estimated => format!(
-            "{whole} (estimated: the source never heard that the VM ran; from its pause until the destination had the VM)"
+            "{whole} (estimated: the source has not told it; from its pause until the destination had the VM)"
         ),
         None => whole,
         Some(parts) => format!(

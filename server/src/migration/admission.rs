@@ -212,7 +212,10 @@ fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiErro
             format!(
                 "{} runs on {}, which {} lacks: {}",
                 vm.name,
-                backend.as_str_name(),
+                backend
+                    .as_str_name()
+                    .trim_start_matches("BACKEND_")
+                    .to_lowercase(),
                 destination.name,
                 destination.backend_message
             ),
