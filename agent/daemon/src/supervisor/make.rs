@@ -77,11 +77,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Refuses a backend that does not work here.
+    /// Refuses a backend that did not work here at the last look.
     fn check_backend(&self, backend: Option<BackendKind>) -> Result<(), ApiError> {
+        let found = self.backends.get();
         match backend {
-            Some(kind) if !self.backends.contains(&kind) => {
-                let why = self.backend_message.as_deref().unwrap_or("not built in");
+            Some(kind) if !found.has(kind) => {
+                let why = found.why_not_kvm.as_deref().unwrap_or("not built in");
                 Err(ApiError::new(
                     Reason::CapabilityMissing,
                     format!("{} has no {kind} backend: {why}", self.host),
@@ -97,7 +98,9 @@ impl Supervisor {
     /// Refuses a wish for dirty rings where there are none; the VM's process would, too.
     pub(crate) fn check_rings(&self, spec: &VmSpec) -> Result<(), ApiError> {
         let software = spec.backend == Some(BackendKind::Software);
-        if spec.dirty_engine != Some(DirtyEngine::Ring) || (self.dirty_rings && !software) {
+        if spec.dirty_engine != Some(DirtyEngine::Ring)
+            || (!software && self.backends.get().dirty_rings)
+        {
             return Ok(());
         }
         Err(ApiError::new(
@@ -123,11 +126,18 @@ impl Supervisor {
         vm: VmName,
         memory: u64,
         backend: Option<BackendKind>,
-        request: v1::CreateVmRequest,
+        mut request: v1::CreateVmRequest,
     ) -> Result<v1::Vm, ApiError> {
         let uid = VmUid::fresh();
         self.check_path(&uid)?;
         self.check_backend(backend)?;
+        // Decided here, once: the VM's process would look for itself, and may find another answer
+        // than the one that this host is known by. With a backend named it can only refuse.
+        if let (None, Some(spec)) = (backend, &mut request.spec)
+            && let Some(kind) = self.backends.get().choice(spec)
+        {
+            spec.set_backend(kind.to_message());
+        }
         self.reread().await;
         self.settled_name(&vm).await;
         let claim = self

@@ -191,7 +191,9 @@ impl VmService for Fake {
             epoch: 1,
         });
         let mut spec = request.into_inner().spec.unwrap();
-        spec.set_backend(v1::Backend::Software);
+        if spec.backend() == v1::Backend::Unspecified {
+            spec.set_backend(v1::Backend::Software);
+        }
         let vm = v1::Vm {
             name: self.vm.to_string(),
             uid: self.given.clone(),
