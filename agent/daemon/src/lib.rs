@@ -219,6 +219,9 @@ impl Agent {
                 message: "no program for VM processes is configured".to_owned(),
             });
         }
+        if let Err(error) = process::keep_inherited() {
+            tracing::warn!(%error, "VM processes inherit this process's open descriptors");
+        }
         let channel = match &config.server {
             Some(server) => {
                 let channel = connect(server).map_err(|source| HostError::Server { source })?;
@@ -250,7 +253,10 @@ impl Agent {
         backends.fresh().await;
         let cgroups = tokio::task::spawn_blocking(move || Cgroups::find(&config.vm_cgroup))
             .await
-            .unwrap_or_default();
+            .unwrap_or_else(|error| {
+                let message = format!("looking for cgroups failed: {error}");
+                Err(HostError::Config { message })
+            })?;
         let pools = Pools::default();
         let first = pools.clone();
         let looked = tokio::task::spawn_blocking(move || first.look(config.huge_pages)).await;

@@ -11,6 +11,7 @@ use slat_proto::{
 use super::{
     ADOPT, Supervisor,
     clear::remove,
+    instead::never_made,
     refuse::{exists, is_here, is_side, refused, side_ended},
     task_failed,
 };
@@ -120,7 +121,7 @@ impl Supervisor {
     }
 
     /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing
-    /// is left.
+    /// is left; VM_PROCESS_DIED when the process ended meanwhile.
     pub(crate) async fn create(
         self: Arc<Self>,
         vm: VmName,
@@ -144,7 +145,7 @@ impl Supervisor {
             .registry
             .claim(&uid, &vm, memory, Work::Creating)
             .map_err(|refusal| refused(&vm, Reason::NoMemory, refusal))?;
-        let live = self.launch(uid, &vm).await?;
+        let live = self.launch(uid, &vm, false).await?;
         let mut vms = live.vms();
         match live.answer_long(vms.create_vm(request)).await {
             Ok(made) => {
@@ -155,6 +156,7 @@ impl Supervisor {
                 Ok(made)
             }
             Err(error) => {
+                let error = never_made(&live, error, "was made").await;
                 self.undo(&live).await;
                 drop(claim);
                 Err(error)
@@ -235,7 +237,7 @@ impl Supervisor {
                         .with("migration", &key.migration));
                 }
             };
-            let live = self.launch(uid, &vm).await?;
+            let live = self.launch(uid, &vm, true).await?;
             let mut transfers = live.transfers();
             let spec = request.vm.clone();
             return match live.answer_long(transfers.prepare_incoming(request)).await {
@@ -249,6 +251,7 @@ impl Supervisor {
                     Ok(prepared)
                 }
                 Err(error) => {
+                    let error = never_made(&live, error, "was announced").await;
                     self.undo(&live).await;
                     drop(claim);
                     Err(error)
@@ -377,7 +380,12 @@ impl Supervisor {
     }
 
     /// Starts a process in a new directory. On failure neither is left.
-    async fn launch(&self, uid: VmUid, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
+    async fn launch(
+        &self,
+        uid: VmUid,
+        vm: &VmName,
+        incoming: bool,
+    ) -> Result<Arc<LiveVm>, ApiError> {
         let dir = self.dir(&uid);
         let make = || std::fs::DirBuilder::new().mode(0o700).create(dir.path());
         let made = match make() {
@@ -394,6 +402,7 @@ impl Supervisor {
             uid: &uid,
             host: &self.host,
             data_ip: self.data_ip,
+            incoming,
         };
         let live = match process::spawn(&launch, &dir).await {
             Ok(process) => {
@@ -414,7 +423,8 @@ impl Supervisor {
             }
             Err(error) => Err(error),
         };
-        if live.is_err() {
+        if let Err(error) = &live {
+            tracing::warn!(%vm, %error, "no process for a VM");
             clear_dir(&dir).await;
         }
         live
