@@ -224,7 +224,7 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
 pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, ApiError> {
     let failed = |what: String| {
         let log = log_tail(dir);
-        let last = log.lines().last().unwrap_or_default().to_owned();
+        let last = last_words(&log).unwrap_or_default();
         let subject = launch.subject();
         let message = if last.is_empty() {
             format!("{subject} {what}")
@@ -392,6 +392,18 @@ pub(super) fn last_fault(dir: &VmDir) -> Option<String> {
     log_tail(dir).lines().rev().find_map(fault)
 }
 
+/// What is worth telling of a log's end: its last WARN or ERROR, or what was said there that is no
+/// entry of a log, such as a panic.
+pub(super) fn last_words(log: &str) -> Option<String> {
+    let is_entry = |line: &str| {
+        let level = line.split_whitespace().nth(1);
+        line.starts_with('{')
+            || level.is_some_and(|level| matches!(level, "INFO" | "DEBUG" | "TRACE"))
+    };
+    let said = |line: &str| fault(line).or_else(|| (!is_entry(line)).then(|| line.to_owned()));
+    log.lines().rev().find_map(said)
+}
+
 fn fault(line: &str) -> Option<String> {
     let severe = |level: &str| matches!(level, "WARN" | "ERROR");
     if line.starts_with('{') {
@@ -487,6 +499,11 @@ mod tests {
         let text = "2026-01-01T00:00:00Z  WARN slat_vmm::machine: slow: disk\n2026-01-01T00:00:01Z  INFO slat: ok\n";
         assert_eq!(told(text).as_deref(), Some("slow: disk"));
         assert_eq!(told("no log line at all\n"), None);
+        let words = last_words(&format!("panicked\n{info}\n"));
+        assert_eq!(words.as_deref(), Some("panicked"));
+        assert_eq!(last_words(&after).as_deref(), Some("vCPU 0: EFAULT"));
+        assert_eq!(last_words(info), None);
+        assert_eq!(last_words(text).as_deref(), Some("slow: disk"));
         // Just rotated: the fault is in the older file.
         assert_eq!(
             told(&format!("{error}\n")).as_deref(),

@@ -9,7 +9,10 @@ use std::{future::Future, sync::Arc};
 use slat_proto::{ApiError, Reason, model::VmRef};
 
 use super::Supervisor;
-use crate::{living::LiveVm, process::log_tail};
+use crate::{
+    living::LiveVm,
+    process::{last_words, log_tail},
+};
 
 impl Supervisor {
     /// Awaits a VM's answer to a caller's request.
@@ -41,9 +44,10 @@ pub(super) async fn never_made(live: &LiveVm, error: ApiError, was: &str) -> Api
     let (vm, pid) = (live.name(), live.process().pid());
     let ended = live.process().is_ending().await;
     let log = log_tail(live.dir());
-    let last = match log.lines().last() {
-        Some(line) => format!("its log ends with: {line}"),
-        None => "it left nothing in its log".to_owned(),
+    let last = match last_words(&log) {
+        Some(words) => format!("its log ends with: {words}"),
+        None if log.is_empty() => "it left nothing in its log".to_owned(),
+        None => "its log warns of nothing".to_owned(),
     };
     let error = if ended {
         let end = live.process().end();
