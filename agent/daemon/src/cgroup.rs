@@ -2,7 +2,8 @@
 //!
 //! The kernel then accounts memory and processor time by VM, and an operator may limit them there.
 //! Nothing depends on it: where it cannot be done, VM processes stay in the agent's own cgroup, and
-//! that is said once in the log and shown with the host.
+//! that is said once in the log and shown with the host. Only a cgroup that an operator named must
+//! be had: without it the agent does not start.
 //!
 //! # Which
 //! Under systemd the agent's unit has `Delegate=` and `DelegateSubgroup=agent`: the agent runs in
@@ -32,6 +33,8 @@ use std::{
 use rustix::fs::{Access, access, getxattr, statfs};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use super::error::HostError;
 
 /// How often empty ones are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -78,7 +81,10 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     /// Finds it, and makes it when it is missing.
-    pub(super) fn find(choice: &VmCgroup) -> Self {
+    ///
+    /// # Errors
+    /// Why the one that was named cannot be used.
+    pub(super) fn find(choice: &VmCgroup) -> Result<Self, HostError> {
         let found = match choice {
             VmCgroup::None => Err("switched off".to_owned()),
             VmCgroup::At(path) => Ok(path.clone()),
@@ -91,21 +97,28 @@ impl Cgroups {
         });
         match made {
             Ok((base, message)) => {
-                tracing::info!(cgroup = %base.display(), message, "VMs get cgroups of their own");
+                // Not called `message`, which is the event's own.
+                tracing::info!(cgroup = %base.display(), lacks = message, "VMs get cgroups of their own");
                 let found = Self {
                     base: Some(base),
                     message,
                     ..Self::default()
                 };
                 found.sweep();
-                found
+                Ok(found)
             }
+            Err(why) if matches!(choice, VmCgroup::At(_)) => Err(HostError::Config {
+                message: format!(
+                    "VMs cannot have cgroups where --vm-cgroup says: {why}; name a cgroup of version 2 that the agent's \
+                     user may change, or take auto or none"
+                ),
+            }),
             Err(message) => {
-                tracing::info!(message, "VMs stay in the agent's cgroup");
-                Self {
+                tracing::info!(why = message, "VMs stay in the agent's cgroup");
+                Ok(Self {
                     message,
                     ..Self::default()
-                }
+                })
             }
         }
     }
@@ -192,11 +205,29 @@ fn made(cgroup: &Path) -> io::Result<()> {
 /// Makes the cgroup that those of VMs will be in, and has controllers handed down to them. Says
 /// what those will not account.
 fn prepare(base: &Path) -> io::Result<String> {
-    made(base)?;
-    let kind = statfs(base)?.f_type;
+    // Looked at first: elsewhere a plain folder would be made, and stay.
+    let parent = base.parent().unwrap_or(base);
+    let there = if base.exists() { base } else { parent };
+    let kind = match statfs(there) {
+        Ok(found) => found.f_type,
+        Err(rustix::io::Errno::NOENT) => {
+            let words = "there is neither such a cgroup nor the one that it would be made in";
+            return Err(io::Error::other(words));
+        }
+        Err(error) => return Err(error.into()),
+    };
     if u64::try_from(kind) != Ok(MAGIC) {
-        return Err(io::Error::other("this is no cgroup of version 2"));
+        return Err(io::Error::other(if there == base {
+            "this is no cgroup of version 2".to_owned()
+        } else {
+            let parent = parent.display();
+            format!(
+                "it does not exist, and {parent}, where it would be made, is no cgroup of version 2"
+            )
+        }));
     }
+    made(base)?;
+    access(base, Access::WRITE_OK | Access::EXEC_OK)?;
     // Refused where processes are in it, which is so when the agent itself is.
     let hand_down = |cgroup: &Path, controller: &str| {
         fs::write(
@@ -292,12 +323,26 @@ mod tests {
     #[test]
     fn a_folder_that_is_no_cgroup_is_refused_with_the_reason() {
         let folder = slat_test_dir::TestDir::new();
-        let cgroups = Cgroups::find(&VmCgroup::At(folder.path().join("vms")));
-        assert_eq!(cgroups.base(), "");
+        let refused = |path: &Path| {
+            let at = VmCgroup::At(path.to_owned());
+            Cgroups::find(&at).unwrap_err().to_string()
+        };
+        let there = refused(folder.path());
         assert!(
-            cgroups.message().contains("no cgroup of version 2"),
-            "{}",
-            cgroups.message()
+            there.contains(": this is no cgroup of version 2; "),
+            "{there}"
+        );
+        let vms = folder.path().join("vms");
+        let absent = refused(&vms);
+        assert!(absent.contains("it does not exist"), "{absent}");
+        assert!(!vms.exists(), "nothing is left of the attempt");
+        let nowhere = refused(&vms.join("a"));
+        assert!(nowhere.contains("neither such a cgroup nor"), "{nowhere}");
+        // What nobody named is done without.
+        let none = Cgroups::find(&VmCgroup::None).unwrap();
+        assert_eq!(
+            (none.base(), none.message()),
+            (String::new(), "switched off")
         );
         assert!("vms".parse::<VmCgroup>().is_err());
         assert_eq!("auto".parse(), Ok(VmCgroup::Auto));
@@ -311,11 +356,13 @@ mod tests {
             return;
         };
         let base = mount.join(format!("slat-test-{}", std::process::id()));
-        let cgroups = Cgroups::find(&VmCgroup::At(base.clone()));
-        if cgroups.base().is_empty() {
-            println!("SKIPPED: {}", cgroups.message());
-            return;
-        }
+        let cgroups = match Cgroups::find(&VmCgroup::At(base.clone())) {
+            Ok(cgroups) => cgroups,
+            Err(error) => {
+                println!("SKIPPED: {error}");
+                return;
+            }
+        };
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
@@ -335,7 +382,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         // As an agent that begins after one that was killed.
-        drop(Cgroups::find(&VmCgroup::At(base.clone())));
+        drop(Cgroups::find(&VmCgroup::At(base.clone())).unwrap());
         assert!(!own.exists());
         fs::remove_dir(&base).unwrap();
     }

@@ -24,6 +24,7 @@ use slat_proto::{
 use super::{
     identity::{Who, load_seen},
     living::LiveVm,
+    process::End,
     remains::{self, Remains},
     side::SideKey,
 };
@@ -64,6 +65,8 @@ pub(super) struct LastSeen {
     pub(super) never_owned: bool,
     /// Its sides, as they last showed themselves.
     pub(super) sides: Vec<v1::Transfer>,
+    /// How its process ended, where that is known.
+    pub(super) end: Option<End>,
 }
 
 impl LastSeen {
@@ -73,6 +76,7 @@ impl LastSeen {
             vm: live.snapshot(),
             never_owned: live.never_owned(),
             sides: live.sides(),
+            end: live.process().end(),
         }
     }
 
@@ -98,7 +102,10 @@ impl DeadVm {
     ) -> Self {
         let frozen = remains.as_ref().is_ok_and(Remains::is_frozen);
         let (lost, sides) = match &remains {
-            Ok(remains) => (remains.lost_vm(seen.vm.as_ref(), host), remains.sides()),
+            Ok(remains) => (
+                remains.lost_vm(seen.vm.as_ref(), host, seen.end),
+                remains.sides(),
+            ),
             Err(_) if seen.never_owned => (None, Vec::new()),
             Err(error) => (Some(perhaps_lost(&who, host, error, &seen)), Vec::new()),
         };
@@ -219,6 +226,9 @@ fn perhaps_lost(who: &Who, host: &HostName, error: &ApiError, seen: &LastSeen) -
         Some(vm) => (vm.uid.clone(), vm.epoch),
         None => (who.uid.to_string(), 0),
     };
-    let message = format!("its process died and its directory cannot be read: {error}");
+    let how = seen
+        .end
+        .map_or_else(String::new, |end| format!(" (it {end})"));
+    let message = format!("its process died{how} and its directory cannot be read: {error}");
     remains::lost(&who.name, host, seen.vm.as_ref(), &uid, epoch, message)
 }

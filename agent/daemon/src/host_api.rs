@@ -37,25 +37,25 @@ impl HostCard {
     /// The host now.
     pub(super) fn host(&self) -> v1::Host {
         let (memory_bytes, memory_used_bytes) = self.supervisor.registry.memory();
+        let backends = self.supervisor.backends.get();
         v1::Host {
             name: self.supervisor.host.to_string(),
             address: self.address.clone(),
             state: v1::host::State::Ready.into(),
             incarnation: self.incarnation.clone(),
             arch: std::env::consts::ARCH.to_owned(),
-            backends: self
-                .supervisor
-                .backends
+            backends: backends
+                .kinds
                 .iter()
                 .map(|kind| kind.to_message().into())
                 .collect(),
-            dirty_rings: self.supervisor.dirty_rings,
+            dirty_rings: backends.dirty_rings,
             memory_bytes,
             memory_used_bytes,
             vms: u32::try_from(self.supervisor.snapshots().len()).unwrap_or(u32::MAX),
             last_seen_time: Some(timestamp((self.clock)())),
             version: self.version.clone(),
-            backend_message: self.supervisor.backend_message.clone().unwrap_or_default(),
+            backend_message: backends.why_not_kvm.unwrap_or_default(),
             state_message: self.state_message(),
             uid: self.uid.clone(),
             vm_confinement: Some(self.supervisor.confinement.clone()),

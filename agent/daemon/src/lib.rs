@@ -53,7 +53,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
-    model::{BackendKind, HostName},
+    model::HostName,
     transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
@@ -98,13 +98,13 @@ mod vm_api;
 pub use error::HostError;
 
 pub use self::{
-    admission::{Admit, Fits},
+    admission::{Admit, Fits, Look},
     cgroup::VmCgroup,
 };
 
 use self::{
-    cgroup::Cgroups, disk::Disk, ended::EndedSides, host_api::HostCard, pools::Pools,
-    registry::Registry, supervisor::Supervisor, usage::Usage,
+    admission::Backends, cgroup::Cgroups, disk::Disk, ended::EndedSides, host_api::HostCard,
+    pools::Pools, registry::Registry, supervisor::Supervisor, usage::Usage,
 };
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -139,9 +139,9 @@ pub struct HostConfig {
     pub confinement: v1::VmConfinement,
     /// Where VM processes get cgroups of their own.
     pub vm_cgroup: VmCgroup,
-    /// Backends of this host's VM processes, best first, and why KVM is not among them. May block.
-    pub backends: fn() -> (Vec<BackendKind>, Option<String>),
-    /// Whether VMs on KVM can have dirty rings here. May ask the kernel.
+    /// Which backends work here; asked again and again.
+    pub backends: Look,
+    /// Whether VMs on KVM can have dirty rings here; asked when KVM works. May ask the kernel.
     pub dirty_rings: fn() -> bool,
     /// The pages that this host set aside, now; asked again and again. May block.
     pub huge_pages: fn() -> v1::HugePages,
@@ -219,6 +219,9 @@ impl Agent {
                 message: "no program for VM processes is configured".to_owned(),
             });
         }
+        if let Err(error) = process::keep_inherited() {
+            tracing::warn!(%error, "VM processes inherit this process's open descriptors");
+        }
         let channel = match &config.server {
             Some(server) => {
                 let channel = connect(server).map_err(|source| HostError::Server { source })?;
@@ -246,21 +249,14 @@ impl Agent {
         make_dir(&vms_dir).map_err(failed(&vms_dir))?;
         let transfers_dir = state_dir.join("transfers");
         let ended = EndedSides::open(&transfers_dir).map_err(failed(&transfers_dir))?;
-        // Opens /dev/kvm: off the runtime's threads.
-        let (backends, backend_message) = tokio::task::spawn_blocking(config.backends)
-            .await
-            .unwrap_or_else(|error| {
-                (
-                    Vec::new(),
-                    Some(format!("probing for backends failed: {error}")),
-                )
-            });
+        let backends = Backends::new(config.backends, config.dirty_rings);
+        backends.fresh().await;
         let cgroups = tokio::task::spawn_blocking(move || Cgroups::find(&config.vm_cgroup))
             .await
-            .unwrap_or_default();
-        let dirty_rings = tokio::task::spawn_blocking(config.dirty_rings)
-            .await
-            .unwrap_or(false);
+            .unwrap_or_else(|error| {
+                let message = format!("looking for cgroups failed: {error}");
+                Err(HostError::Config { message })
+            })?;
         let pools = Pools::default();
         let first = pools.clone();
         let looked = tokio::task::spawn_blocking(move || first.look(config.huge_pages)).await;
@@ -293,8 +289,6 @@ impl Agent {
             registry: Registry::new(config.memory_bytes),
             ended: Arc::new(ended),
             backends,
-            backend_message,
-            dirty_rings,
             admit: config.admit,
             fits: config.fits,
             stop,
@@ -315,6 +309,8 @@ impl Agent {
         supervisor
             .tasks
             .spawn(pools.keep(config.huge_pages, supervisor.stop.clone()));
+        let looking = Arc::clone(&supervisor.backends).keep(supervisor.stop.clone());
+        supervisor.tasks.spawn(looking);
         supervisor.tasks.spawn(cgroup::keep_clean(
             Arc::clone(&supervisor.cgroups),
             supervisor.stop.clone(),

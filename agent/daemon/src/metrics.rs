@@ -180,9 +180,10 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
         );
         families.gauge(
             "slat_vm_process_resident_memory_bytes",
-            "Memory of a VM's process that is resident, populated guest memory included.",
+            "Memory that a VM's process takes from its host, each page once: what it has resident of its own, and \
+             populated guest memory, huge pages and what is swapped out included.",
             &labels,
-            Some(used.resident_bytes),
+            used.resident_bytes,
         );
     }
     for transfer in seen.transfers {

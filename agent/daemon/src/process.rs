@@ -8,14 +8,17 @@
 //!
 //! The child runs in a session of its own and is not killed when the agent ends. Its standard
 //! output is read until the line `ready`; its standard error goes to `<dir>/log`, which
-//! the process itself bounds ([`slat_record::rotate`]).
+//! the process itself bounds ([`slat_record::rotate`]). It gets no other descriptor: what the agent
+//! inherited is closed on exec ([`keep_inherited`]).
+
+mod end;
 
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _},
     net::IpAddr,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd, RawFd},
     path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -23,6 +26,7 @@ use std::{
 
 use rustix::{
     fs::{FlockOperation, flock},
+    io::{FdFlags, fcntl_setfd},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid},
 };
 use slat_proto::{
@@ -36,10 +40,14 @@ use tokio::{
 
 use slat_record::{dir::VmDir, rotate, uid::VmUid};
 
+pub(super) use self::end::End;
+
 /// How long a new process may take until it says `ready`.
 const READY: Duration = Duration::from_secs(10);
 /// A process that was killed is gone within this.
 const KILLED: Duration = Duration::from_secs(10);
+/// From the moment a process closes its output until it has ended.
+const ENDING: Duration = Duration::from_secs(1);
 /// How much of a log goes into an error.
 const LOG_TAIL: u64 = 1024;
 /// Output before `ready` beyond this is not read.
@@ -53,6 +61,19 @@ pub(super) struct Launch<'a> {
     pub(super) uid: &'a VmUid,
     pub(super) host: &'a HostName,
     pub(super) data_ip: IpAddr,
+    /// The VM comes from another host, where it runs.
+    pub(super) incoming: bool,
+}
+
+impl Launch<'_> {
+    /// The process, for people: not to be mistaken for the one that runs the VM elsewhere.
+    fn subject(&self) -> String {
+        if self.incoming {
+            format!("the new process for the incoming {}", self.vm)
+        } else {
+            format!("the new process of {}", self.vm)
+        }
+    }
 }
 
 /// A living (or just ended) VM process.
@@ -62,6 +83,8 @@ pub(super) struct Process {
     pidfd: AsyncFd<OwnedFd>,
     /// Held only to reap it; `None` for a process that another agent started.
     child: Mutex<Option<Child>>,
+    /// How that child ended, once it was reaped.
+    end: Mutex<Option<End>>,
 }
 
 /// What stands behind a directory.
@@ -99,6 +122,7 @@ impl Process {
             pid,
             pidfd,
             child: Mutex::new(child),
+            end: Mutex::default(),
         })
     }
 
@@ -117,12 +141,25 @@ impl Process {
                     Ok(Some(status)) => {
                         tracing::debug!(pid = self.pid, %status, "VM process ended");
                         *child = None;
+                        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+                        *end = Some(status.into());
                     }
                     Ok(None) => {}
                     Err(error) => tracing::debug!(pid = self.pid, %error, "reaping"),
                 }
             }
         }
+    }
+
+    /// How it ended; `None` while it lives, and when another agent started it.
+    pub(super) fn end(&self) -> Option<End> {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it ends by itself about now.
+    pub(super) async fn is_ending(&self) -> bool {
+        let ended = tokio::time::timeout(ENDING, self.ended());
+        ended.await.is_ok()
     }
 
     /// Whether a signal has stopped it. False when that cannot be told.
@@ -187,11 +224,12 @@ pub(super) async fn find(dir: &VmDir) -> io::Result<Found> {
 pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, ApiError> {
     let failed = |what: String| {
         let log = log_tail(dir);
-        let last = log.lines().last().unwrap_or_default().to_owned();
+        let last = last_words(&log).unwrap_or_default();
+        let subject = launch.subject();
         let message = if last.is_empty() {
-            format!("the process of {} {what}", launch.vm)
+            format!("{subject} {what}")
         } else {
-            format!("the process of {} {what}: {last}", launch.vm)
+            format!("{subject} {what}: {last}")
         };
         ApiError::new(Reason::Internal, message)
             .with("vm", launch.vm)
@@ -246,12 +284,19 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
     match tokio::time::timeout(READY, ready(stdout)).await {
         Ok(true) => Ok(process),
         Ok(false) => {
-            process.put_down().await;
-            let error = failed("ended before it was ready".to_owned());
-            Err(match try_disk(dir) {
-                // It could not say so itself: its log is on that disk.
-                Err(full) => error.because_of(&full).with("path", dir.path().display()),
-                Ok(()) => error,
+            // It has closed its output, so it ends by itself: how, a kill would hide.
+            if !process.is_ending().await {
+                process.put_down().await;
+            }
+            // It could not say so itself: its log is on that disk.
+            if let Err(error) = try_disk(dir) {
+                return Err(unwritable(&launch.subject(), dir, &error)
+                    .with("vm", launch.vm)
+                    .with("op", "spawn"));
+            }
+            Err(match process.end() {
+                Some(end) => end.tell(failed(format!("ended before it was ready: it {end}"))),
+                None => failed("ended before it was ready".to_owned()),
             })
         }
         Err(_) => {
@@ -262,6 +307,46 @@ pub(super) async fn spawn(launch: &Launch<'_>, dir: &VmDir) -> Result<Process, A
             )))
         }
     }
+}
+
+/// A process that could write nothing in its directory.
+fn unwritable(subject: &str, dir: &VmDir, error: &io::Error) -> ApiError {
+    let path = dir.path().display();
+    let full = ApiError::new(Reason::Store, String::new()).because_of(error);
+    let why = if full.reason == Reason::DiskFull {
+        format!("{path} has no room")
+    } else {
+        format!("{path} cannot be written: {error}")
+    };
+    ApiError {
+        message: format!("{subject} could not start: {why}"),
+        ..full.with("path", path)
+    }
+}
+
+/// Closes on exec what this process was started with beyond its three standard streams, such as a
+/// shell's pipe: VM processes outlive the agent, and whoever waits for the end of that pipe would
+/// wait for them. Everything that is opened here is closed on exec anyway.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(super) fn keep_inherited() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let Some(number) = number.filter(|number| *number > 2) else {
+            continue;
+        };
+        // SAFETY: the number is borrowed for one call that reads and closes nothing. Should another
+        // thread close it at this moment, the call fails, or sets the flag of a descriptor that has
+        // it already.
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        match fcntl_setfd(inherited, FdFlags::CLOEXEC) {
+            Ok(()) | Err(rustix::io::Errno::BADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Whether anything can be written beside the VM's files.
@@ -305,6 +390,18 @@ pub(super) fn log_tail(dir: &VmDir) -> String {
 /// or text.
 pub(super) fn last_fault(dir: &VmDir) -> Option<String> {
     log_tail(dir).lines().rev().find_map(fault)
+}
+
+/// What is worth telling of a log's end: its last WARN or ERROR, or what was said there that is no
+/// entry of a log, such as a panic.
+pub(super) fn last_words(log: &str) -> Option<String> {
+    let is_entry = |line: &str| {
+        let level = line.split_whitespace().nth(1);
+        line.starts_with('{')
+            || level.is_some_and(|level| matches!(level, "INFO" | "DEBUG" | "TRACE"))
+    };
+    let said = |line: &str| fault(line).or_else(|| (!is_entry(line)).then(|| line.to_owned()));
+    log.lines().rev().find_map(said)
 }
 
 fn fault(line: &str) -> Option<String> {
@@ -352,6 +449,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_process_without_room_is_not_mistaken_for_the_one_that_runs_the_vm() {
+        let vm = VmName::from_id("a1").unwrap();
+        let (uid, host) = (VmUid::fresh(), HostName::parse("b").unwrap());
+        let mut launch = Launch {
+            program: &[],
+            vm: &vm,
+            uid: &uid,
+            host: &host,
+            data_ip: IpAddr::from([127, 0, 0, 1]),
+            incoming: true,
+        };
+        let dir = VmDir::new("/state/vms/u");
+        let full = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        let error = unwritable(&launch.subject(), &dir, &full);
+        assert_eq!(error.reason, Reason::DiskFull);
+        assert_eq!(
+            error.message,
+            "the new process for the incoming vms/a1 could not start: /state/vms/u has no room"
+        );
+        assert_eq!(error.metadata["path"], "/state/vms/u");
+        assert!(error.metadata["advice"].contains("free space"));
+        launch.incoming = false;
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = unwritable(&launch.subject(), &dir, &denied);
+        assert_eq!(error.reason, Reason::Store);
+        assert!(
+            error.message.starts_with(
+                "the new process of vms/a1 could not start: /state/vms/u cannot be written: "
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_last_fault_of_a_log_is_told_and_nothing_else() {
         let folder = slat_test_dir::TestDir::new();
         let dir = VmDir::new(folder.path());
@@ -368,6 +499,11 @@ mod tests {
         let text = "2026-01-01T00:00:00Z  WARN slat_vmm::machine: slow: disk\n2026-01-01T00:00:01Z  INFO slat: ok\n";
         assert_eq!(told(text).as_deref(), Some("slow: disk"));
         assert_eq!(told("no log line at all\n"), None);
+        let words = last_words(&format!("panicked\n{info}\n"));
+        assert_eq!(words.as_deref(), Some("panicked"));
+        assert_eq!(last_words(&after).as_deref(), Some("vCPU 0: EFAULT"));
+        assert_eq!(last_words(info), None);
+        assert_eq!(last_words(text).as_deref(), Some("slow: disk"));
         // Just rotated: the fault is in the older file.
         assert_eq!(
             told(&format!("{error}\n")).as_deref(),

@@ -23,6 +23,7 @@ use slat_proto::{
 };
 
 use super::{
+    process::End,
     side::{Role, SideKey, is_terminal},
     sighting::{self, gave_away},
 };
@@ -436,7 +437,13 @@ impl Remains {
     }
 
     /// The lost VM as it is shown until it is deleted; `seen` is what the agent last knew of it.
-    pub(super) fn lost_vm(&self, seen: Option<&v1::Vm>, host: &HostName) -> Option<v1::Vm> {
+    /// `end`: how its process ended, where that is known.
+    pub(super) fn lost_vm(
+        &self,
+        seen: Option<&v1::Vm>,
+        host: &HostName,
+        end: Option<End>,
+    ) -> Option<v1::Vm> {
         let state = self.state.as_ref()?;
         let (epoch, mut message) = match (self.lost_epoch(), self.frozen()) {
             (Some(epoch), _) => (epoch, "its process died, and its memory with it".to_owned()),
@@ -449,6 +456,10 @@ impl Remains {
             ),
             (None, None) => return None,
         };
+        if let Some(end) = end {
+            message.push_str(": it ");
+            message.push_str(&end.to_string());
+        }
         if let Some(fault) = &self.fault {
             message.push_str("; its log's last warning: ");
             message.extend(fault.chars().take(200));

@@ -5,6 +5,9 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
+//! What only a registration says is said by another one, of the same incarnation, when it changes:
+//! which backends there are.
+//!
 //! A report says when it was sent, by the agent's wall clock, and how long the one before took
 //! until its answer, by the monotonic clock: the server measures the offset of the wall clock so.
 //!
@@ -26,9 +29,9 @@ use slat_proto::{
     transport::{Address, TracedChannel},
     v1::{self, fleet_service_client::FleetServiceClient},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use super::host_api::HostCard;
+use super::{admission::Found, host_api::HostCard};
 
 /// How long the server may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -58,9 +61,17 @@ enum Contact {
 /// Reports until the agent stops.
 pub(super) async fn report(card: Arc<HostCard>, server: Address, channel: TracedChannel) {
     let stop = card.supervisor.stop.clone();
+    let reporter = Reporter {
+        backends: card.supervisor.backends.changes(),
+        card,
+        server,
+        client: FleetServiceClient::new(channel),
+        contact: Contact::Unknown,
+        round_trip: None,
+    };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = Reporter { card, server, client: FleetServiceClient::new(channel), contact: Contact::Unknown, round_trip: None }.run() => {}
+        () = reporter.run() => {}
     }
 }
 
@@ -69,6 +80,8 @@ struct Reporter {
     server: Address,
     client: FleetServiceClient<TracedChannel>,
     contact: Contact,
+    /// Which backends there are: said at registration alone.
+    backends: watch::Receiver<Found>,
     /// Of the report before the next one.
     round_trip: Option<Duration>,
 }
@@ -131,6 +144,7 @@ impl Reporter {
     }
 
     async fn register(&mut self) -> Result<(), ApiError> {
+        self.backends.mark_unchanged();
         let request = v1::RegisterHostRequest {
             host: Some(self.card.host()),
         };
@@ -160,6 +174,12 @@ impl Reporter {
                 () = tokio::time::sleep_until(begun + every) => {}
                 // The sender lives as long as the registry, which this task's card holds.
                 _ = changes.changed() => tokio::time::sleep(GATHER).await,
+                _ = self.backends.changed() => {
+                    if let Err(error) = self.register().await {
+                        return error;
+                    }
+                    self.round_trip = None;
+                }
             }
         }
     }

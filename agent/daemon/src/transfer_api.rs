@@ -146,6 +146,7 @@ impl TransferService for Transfers {
             .map(SlotSpec::from_message)
             .collect::<Result<_, _>>()?;
         check_slot_table(&slots)?;
+        self.0.backends.fresh().await;
         // Before anything is taken, and before a process is started.
         self.0.admits(&request).await?;
         let memory = spec.backing.ordinary_bytes(if slots.is_empty() {

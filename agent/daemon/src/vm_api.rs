@@ -65,6 +65,7 @@ impl VmService for Vms {
                 )
                 .into());
         }
+        self.0.backends.fresh().await;
         self.0.check_rings(&spec)?;
         if request.validate_only {
             self.0.fits(&spec).await?;

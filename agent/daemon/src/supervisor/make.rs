@@ -11,6 +11,7 @@ use slat_proto::{
 use super::{
     ADOPT, Supervisor,
     clear::remove,
+    instead::never_made,
     refuse::{exists, is_here, is_side, refused, side_ended},
     task_failed,
 };
@@ -77,11 +78,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Refuses a backend that does not work here.
+    /// Refuses a backend that did not work here at the last look.
     fn check_backend(&self, backend: Option<BackendKind>) -> Result<(), ApiError> {
+        let found = self.backends.get();
         match backend {
-            Some(kind) if !self.backends.contains(&kind) => {
-                let why = self.backend_message.as_deref().unwrap_or("not built in");
+            Some(kind) if !found.has(kind) => {
+                let why = found.why_not_kvm.as_deref().unwrap_or("not built in");
                 Err(ApiError::new(
                     Reason::CapabilityMissing,
                     format!("{} has no {kind} backend: {why}", self.host),
@@ -97,7 +99,9 @@ impl Supervisor {
     /// Refuses a wish for dirty rings where there are none; the VM's process would, too.
     pub(crate) fn check_rings(&self, spec: &VmSpec) -> Result<(), ApiError> {
         let software = spec.backend == Some(BackendKind::Software);
-        if spec.dirty_engine != Some(DirtyEngine::Ring) || (self.dirty_rings && !software) {
+        if spec.dirty_engine != Some(DirtyEngine::Ring)
+            || (!software && self.backends.get().dirty_rings)
+        {
             return Ok(());
         }
         Err(ApiError::new(
@@ -117,24 +121,31 @@ impl Supervisor {
     }
 
     /// Makes a VM: name and memory taken, process started, CreateVm forwarded. On failure nothing
-    /// is left.
+    /// is left; VM_PROCESS_DIED when the process ended meanwhile.
     pub(crate) async fn create(
         self: Arc<Self>,
         vm: VmName,
         memory: u64,
         backend: Option<BackendKind>,
-        request: v1::CreateVmRequest,
+        mut request: v1::CreateVmRequest,
     ) -> Result<v1::Vm, ApiError> {
         let uid = VmUid::fresh();
         self.check_path(&uid)?;
         self.check_backend(backend)?;
+        // Decided here, once: the VM's process would look for itself, and may find another answer
+        // than the one that this host is known by. With a backend named it can only refuse.
+        if let (None, Some(spec)) = (backend, &mut request.spec)
+            && let Some(kind) = self.backends.get().choice(spec)
+        {
+            spec.set_backend(kind.to_message());
+        }
         self.reread().await;
         self.settled_name(&vm).await;
         let claim = self
             .registry
             .claim(&uid, &vm, memory, Work::Creating)
             .map_err(|refusal| refused(&vm, Reason::NoMemory, refusal))?;
-        let live = self.launch(uid, &vm).await?;
+        let live = self.launch(uid, &vm, false).await?;
         let mut vms = live.vms();
         match live.answer_long(vms.create_vm(request)).await {
             Ok(made) => {
@@ -145,6 +156,7 @@ impl Supervisor {
                 Ok(made)
             }
             Err(error) => {
+                let error = never_made(&live, error, "was made").await;
                 self.undo(&live).await;
                 drop(claim);
                 Err(error)
@@ -225,7 +237,7 @@ impl Supervisor {
                         .with("migration", &key.migration));
                 }
             };
-            let live = self.launch(uid, &vm).await?;
+            let live = self.launch(uid, &vm, true).await?;
             let mut transfers = live.transfers();
             let spec = request.vm.clone();
             return match live.answer_long(transfers.prepare_incoming(request)).await {
@@ -239,6 +251,7 @@ impl Supervisor {
                     Ok(prepared)
                 }
                 Err(error) => {
+                    let error = never_made(&live, error, "was announced").await;
                     self.undo(&live).await;
                     drop(claim);
                     Err(error)
@@ -367,7 +380,12 @@ impl Supervisor {
     }
 
     /// Starts a process in a new directory. On failure neither is left.
-    async fn launch(&self, uid: VmUid, vm: &VmName) -> Result<Arc<LiveVm>, ApiError> {
+    async fn launch(
+        &self,
+        uid: VmUid,
+        vm: &VmName,
+        incoming: bool,
+    ) -> Result<Arc<LiveVm>, ApiError> {
         let dir = self.dir(&uid);
         let make = || std::fs::DirBuilder::new().mode(0o700).create(dir.path());
         let made = match make() {
@@ -384,6 +402,7 @@ impl Supervisor {
             uid: &uid,
             host: &self.host,
             data_ip: self.data_ip,
+            incoming,
         };
         let live = match process::spawn(&launch, &dir).await {
             Ok(process) => {
@@ -404,7 +423,8 @@ impl Supervisor {
             }
             Err(error) => Err(error),
         };
-        if live.is_err() {
+        if let Err(error) = &live {
+            tracing::warn!(%vm, %error, "no process for a VM");
             clear_dir(&dir).await;
         }
         live

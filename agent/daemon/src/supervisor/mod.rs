@@ -34,13 +34,13 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, HostName, MigrationName, VmName, VmRef, VmSpec},
+    model::{HostName, MigrationName, VmName, VmRef, VmSpec},
     v1,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    admission::{Admit, Fits},
+    admission::{Admit, Backends, Fits},
     cgroup::Cgroups,
     ended::EndedSides,
     follow::follow_side,
@@ -88,12 +88,7 @@ pub(super) struct Supervisor {
     pub(super) cgroups: Arc<Cgroups>,
     pub(super) registry: Arc<Registry>,
     pub(super) ended: Arc<EndedSides>,
-    /// That work here, best first.
-    pub(super) backends: Vec<BackendKind>,
-    /// VMs on KVM can have dirty rings.
-    pub(super) dirty_rings: bool,
-    /// Why one is missing.
-    pub(super) backend_message: Option<String>,
+    pub(super) backends: Arc<Backends>,
     /// Compares what a VM's source said of itself with this host.
     pub(super) admit: Admit,
     /// Compares a new VM's memory with this host.

@@ -134,6 +134,15 @@ impl Fake {
             .map_or_else(String::new, |state| state.uid.clone())
     }
 
+    /// As when memory runs out.
+    fn die_if_told(&self) {
+        if self.vm.id().starts_with("dies") {
+            eprintln!("too much, says the fake");
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+
     fn journal(&self, entry: &Entry) {
         self.journal.lock().unwrap().append(entry).unwrap();
     }
@@ -185,13 +194,16 @@ impl VmService for Fake {
                 .with("op", "KVM_CREATE_VM")
                 .into());
         }
+        self.die_if_told();
         self.journal(&Entry::Created {
             vm: self.vm.id().into(),
             uid: self.given.clone(),
             epoch: 1,
         });
         let mut spec = request.into_inner().spec.unwrap();
-        spec.set_backend(v1::Backend::Software);
+        if spec.backend() == v1::Backend::Unspecified {
+            spec.set_backend(v1::Backend::Software);
+        }
         let vm = v1::Vm {
             name: self.vm.to_string(),
             uid: self.given.clone(),
@@ -380,6 +392,7 @@ impl TransferService for Fake {
         request: Request<v1::PrepareIncomingRequest>,
     ) -> Reply<v1::PrepareIncomingResponse> {
         let request = request.into_inner();
+        self.die_if_told();
         let role = v1::TransferRole::Destination.into();
         let side = match self.side(&request.migration, role) {
             Ok(side) => side.borrow().clone(),

@@ -1,5 +1,6 @@
 //! VMs made, found again, lost and deleted; admission; metrics.
 
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use slat_daemon::HostError;
@@ -87,6 +88,25 @@ async fn what_cannot_be_made_leaves_nothing() {
         error.message.contains("no KVM here, says the fake"),
         "{error}"
     );
+    assert!(error.message.contains("it exited with code 3"), "{error}");
+    let error = rig.create("dies", 16 * MIB).await.unwrap_err();
+    assert_eq!(error.reason, Reason::VmProcessDied);
+    assert!(
+        error.message.ends_with(
+            "ended while the VM was made: it ended by signal 9 (SIGKILL); its log ends with: too much, says the fake"
+        ),
+        "{error}"
+    );
+    assert_eq!(error.metadata["signal"], "9");
+    assert!(error.metadata["log"].contains("too much"), "{error}");
+    assert!(!error.metadata["advice"].contains("delete"), "{error}");
+    let error = rig.prepare("m1", "dies", 16 * MIB).await.unwrap_err();
+    assert!(
+        error
+            .message
+            .contains("ended while the VM was announced: it ended by signal 9"),
+        "{error}"
+    );
     assert_eq!(
         reason(rig.create("refuses", 16 * MIB).await),
         Reason::KvmIoctl
@@ -118,6 +138,31 @@ async fn a_program_that_is_missing_is_named() {
     let error = rig.create("web", 16 * MIB).await.unwrap_err();
     assert!(error.message.contains("/nonexistent/slat"), "{error}");
     assert!(!rig.path("web").exists());
+}
+
+#[tokio::test]
+async fn a_cgroup_that_was_named_and_cannot_be_had_ends_the_agent() {
+    let mut rig = Rig::new();
+    let mut config = rig.config();
+    config.vm_cgroup = slat_daemon::VmCgroup::At("/nonexistent/slat".into());
+    let error = rig.start_with(config).await.unwrap_err();
+    assert!(matches!(error, HostError::Config { .. }));
+    assert!(error.to_string().contains("/nonexistent/slat: "), "{error}");
+    // Nothing holds the state directory.
+    rig.start().await;
+}
+
+#[tokio::test]
+async fn what_the_agent_inherited_stays_with_it() {
+    let (_read, write) = rustix::pipe::pipe().unwrap();
+    let own = std::fs::read_link(format!("/proc/self/fd/{}", write.as_raw_fd())).unwrap();
+    let rig = Rig::started().await;
+    let made = rig.create("web", 16 * MIB).await.unwrap();
+    let fds: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", made.pid))
+        .unwrap()
+        .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+        .collect();
+    assert!(!fds.is_empty() && !fds.contains(&own), "{own:?} in {fds:?}");
 }
 
 #[tokio::test]
@@ -280,6 +325,10 @@ async fn a_killed_vm_is_lost_at_once_and_can_be_deleted() {
     );
     assert_eq!((lost.pid, lost.epoch, lost.uid), (0, 1, made.uid));
     assert!(lost.mmu_stats.is_none());
+    assert_eq!(
+        lost.state_message,
+        "its process died, and its memory with it: it ended by signal 9 (SIGKILL)"
+    );
     assert_eq!(rig.used().await, 0, "a dead process holds no memory");
     let end = tokio::time::timeout(SOON, watch.message()).await.unwrap();
     assert_eq!(

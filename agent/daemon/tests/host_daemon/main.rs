@@ -1,6 +1,7 @@
 //! The host agent against VM processes without VMs ([`fake`]): real processes, sockets, locks and
 //! journals.
 
+mod backends;
 mod disk;
 mod fake;
 mod identity;

@@ -100,6 +100,33 @@ fn anywhere() -> SocketAddr {
 }
 
 #[tokio::test]
+async fn kvm_that_comes_and_goes_is_told_to_the_server() {
+    use slat_proto::model::BackendKind;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static KVM: AtomicBool = AtomicBool::new(false);
+    let server = Server::start(anywhere()).await;
+    let address = server.endpoint.address().unwrap();
+    let mut rig = Rig::new();
+    rig.server = Some(address.to_string().parse().unwrap());
+    let mut config = rig.config();
+    config.backends = || match KVM.load(Ordering::Relaxed) {
+        true => (vec![BackendKind::Kvm, BackendKind::Software], None),
+        false => (vec![BackendKind::Software], Some("not there".to_owned())),
+    };
+    rig.start_with(config).await.unwrap();
+    server.report(|_| Some(())).await;
+    assert_eq!(server.registered().len(), 1);
+    KVM.store(true, Ordering::Relaxed);
+    // By the agent's own look: nobody asks for anything.
+    until(async || (server.registered().len() > 1).then_some(())).await;
+    let (before, after) = (server.registered().remove(0), server.registered().remove(1));
+    assert_eq!(before.backend_message, "not there");
+    assert_eq!(after.backends().next(), Some(v1::Backend::Kvm));
+    assert_eq!(after.backend_message, "");
+    assert_eq!(after.incarnation, before.incarnation);
+}
+
+#[tokio::test]
 async fn the_server_hears_of_changes_at_once_and_again_after_its_restart() {
     let server = Server::start(anywhere()).await;
     let address = server.endpoint.address().unwrap();

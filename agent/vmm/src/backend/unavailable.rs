@@ -24,12 +24,28 @@ pub(crate) enum KvmUnavailable {
         /// Its path.
         device: String,
     },
-    /// Something else, or a KVM that Slat does not know.
+    /// As before, and its permissions give its group nothing, so that no membership helps.
+    #[error("{device}: permission denied, its mode is {mode:04o}")]
+    DeniedToGroup {
+        /// Its path.
+        device: String,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Something else is in its place.
+    #[error("{device} is no KVM: asked for KVM's version it says {said}")]
+    NotKvm {
+        /// Its path.
+        device: String,
+        /// What the kernel said.
+        said: String,
+    },
+    /// A KVM that Slat does not know.
     #[error("{device} speaks version {version} of KVM's interface, and Slat speaks {API_VERSION}")]
     Version {
         /// Its path.
         device: String,
-        /// What it said; negative when it is no KVM.
+        /// What it said.
         version: i32,
     },
     /// The processors' virtualisation is in somebody else's hands.
@@ -54,10 +70,16 @@ impl KvmUnavailable {
                 "add the agent's user to the group that owns the device, mostly kvm, and start the agent again; in a \
                  container or unit also allow the device itself"
             }
-            Self::Version { .. } => "put the kernel's own KVM device back in that place",
+            Self::DeniedToGroup { .. } => {
+                "let the group that owns the device read and write it (chmod g+rw, and a rule of udev so that it stays \
+                 so), and put the agent's user into that group"
+            }
+            Self::Version { .. } | Self::NotKvm { .. } => {
+                "put the kernel's own KVM device back in that place"
+            }
             Self::Busy => {
-                "stop the other one (VirtualBox, VMware, a second KVM module) and unload its module, then start the \
-                 agent again"
+                "stop the other one (VirtualBox, VMware, a second KVM module) and unload its module; the agent \
+                 finds KVM by itself then"
             }
         }
     }
@@ -67,8 +89,8 @@ impl KvmUnavailable {
         match self {
             Self::Missing { .. } => "missing",
             Self::NoDriver { .. } => "no-driver",
-            Self::Denied { .. } => "denied",
-            Self::Version { .. } => "version",
+            Self::Denied { .. } | Self::DeniedToGroup { .. } => "denied",
+            Self::Version { .. } | Self::NotKvm { .. } => "version",
             Self::Busy => "busy",
         }
     }

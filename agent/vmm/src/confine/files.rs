@@ -1,9 +1,10 @@
 //! landlock: which files a VM process can open.
 //!
-//! Its own directory, with everything in it. `/dev/kvm`. And what its libraries and it read: how
-//! many processors and how much memory there is, a few random bytes; where it exports traces also
-//! what names of hosts are looked up in. Nothing of it can be executed, and no device but
-//! `/dev/kvm` takes ioctls. Descriptors that are open already, such as its log, are not affected.
+//! Its own directory, with everything in it: a core dump, too, where those are allowed. `/dev/kvm`.
+//! And what its libraries and it read: how many processors and how much memory there is, a few
+//! random bytes; where it exports traces also what names of hosts are looked up in. Nothing of it
+//! can be executed, and no device but `/dev/kvm` takes ioctls. Descriptors that are open already,
+//! such as its log, are not affected.
 //!
 //! It also keeps signals and abstract Unix sockets inside, where the kernel can (Linux 6.12). TCP
 //! is left alone: the other side of a migration may have any address.

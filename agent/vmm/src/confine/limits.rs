@@ -18,9 +18,25 @@ pub(super) fn own_files_only() {
     umask(Mode::RWXG | Mode::RWXO);
 }
 
+/// A usual shell and a usual unit leave the soft limit at 0, and the hard one open.
+fn allow_cores(lacks: &mut Vec<String>) {
+    let most = getrlimit(Resource::Core).maximum;
+    let all = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    if most == Some(0) {
+        lacks.push("core dumps: the hard limit on their size is 0".to_owned());
+    } else if let Err(error) = setrlimit(Resource::Core, all) {
+        lacks.push(format!("core dumps: {error}"));
+    }
+}
+
 /// Sets the limits and says how many descriptors there may be.
 pub(super) fn apply(core_dumps: bool, lacks: &mut Vec<String>) -> u64 {
-    if !core_dumps {
+    if core_dumps {
+        allow_cores(lacks);
+    } else {
         let none = Rlimit {
             current: Some(0),
             maximum: Some(0),

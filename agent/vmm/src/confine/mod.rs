@@ -6,7 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `wanted` | what was asked for |
-//! | `limits` | no core dumps, room for descriptors; files it makes are its user's alone |
+//! | `limits` | core dumps or none, room for descriptors; files it makes are its user's alone |
 //! | `privileges` | no new privileges, and no capabilities |
 //! | `files` | landlock: its own directory, `/dev/kvm` and the few files it opens |
 //! | `filter` | seccomp: the system calls that its threads make, by role |
@@ -33,7 +33,12 @@ mod refused;
 mod tests;
 mod wanted;
 
-use std::{io, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::OnceLock};
+use std::{
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 pub(crate) use self::{calls::Role, refused::new as newly_refused};
 pub use self::{
@@ -103,6 +108,9 @@ pub fn apply(wanted: &Confinement) -> Result<Confined, ConfineError> {
     privileges::drop_all(&mut lacks);
     // Without capabilities root, too, needs the permission bits.
     std::fs::read_dir(&wanted.dir).map_err(directory)?;
+    if wanted.core_dumps {
+        work_in(&wanted.dir, &mut lacks);
+    }
     let landlock = files::restrict(wanted, &mut lacks);
     if wanted.seccomp != Seccomp::Off {
         if wanted.seccomp == Seccomp::Refuse {
@@ -121,6 +129,17 @@ pub fn apply(wanted: &Confinement) -> Result<Confined, ConfineError> {
         descriptors,
         lacks,
     })
+}
+
+/// The kernel writes a core dump without a path of its own into the working directory, and there it
+/// may do what the process may. That it was started in is the agent's, and out of its reach.
+fn work_in(dir: &Path, lacks: &mut Vec<String>) {
+    if !dir.is_absolute() {
+        // The same name would mean another place afterwards.
+        lacks.push(format!("core dumps: {} is no absolute path", dir.display()));
+    } else if let Err(error) = std::env::set_current_dir(dir) {
+        lacks.push(format!("core dumps: {}: {error}", dir.display()));
+    }
 }
 
 /// Narrows the calling thread to its role for the rest of its life. Nothing where the process is

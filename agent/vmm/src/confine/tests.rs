@@ -18,8 +18,12 @@ const DIR: &str = "SLAT_TEST_CONFINED_DIR";
 
 /// Runs a case in a process of its own.
 fn run(case: &str) -> Output {
-    let program = std::env::current_exe().unwrap();
     let temp = slat_test_dir::TestDir::new();
+    run_in(temp.path(), case)
+}
+
+fn run_in(dir: &Path, case: &str) -> Output {
+    let program = std::env::current_exe().unwrap();
     Command::new(program)
         .args([
             "--exact",
@@ -28,7 +32,7 @@ fn run(case: &str) -> Output {
             "--test-threads=1",
         ])
         .env(CASE, case)
-        .env(DIR, temp.path())
+        .env(DIR, dir)
         .env("RUST_BACKTRACE", "0")
         .output()
         .unwrap()
@@ -68,6 +72,31 @@ fn start_a_program() -> io::Result<()> {
     // SAFETY: without a path the call fails at once, where it is made at all.
     unsafe { libc::syscall(libc::SYS_execve, 0, 0, 0) };
     Err(io::Error::last_os_error())
+}
+
+/// What is in the VM's directory after its process aborted.
+fn left_by_an_abort(case: &str) -> Vec<Vec<u8>> {
+    let temp = slat_test_dir::TestDir::new();
+    let output = run_in(temp.path(), case);
+    let aborted = output.status.signal() == Some(libc::SIGABRT);
+    assert!(aborted, "{case}: {output:?}");
+    let files = std::fs::read_dir(temp.path().join("vm")).unwrap();
+    files
+        .map(|file| {
+            let mut start = vec![0; 4];
+            let mut file = File::open(file.unwrap().path()).unwrap();
+            file.read_exact(&mut start).unwrap();
+            start
+        })
+        .collect()
+}
+
+/// The soft limit; `None`: as high as it may be.
+fn limit_cores_to(current: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Core).maximum;
+    let current = current.or(maximum);
+    setrlimit(Resource::Core, Rlimit { current, maximum }).unwrap();
 }
 
 fn confined(dir: &Path, seccomp: Seccomp) -> Confined {
@@ -228,8 +257,48 @@ fn child() {
                 drop(crate::available_backends());
             }
         }
+        "core" => {
+            // As in a usual shell.
+            limit_cores_to(Some(0));
+            let confined = apply(&Confinement {
+                dir: dir.join("vm"),
+                seccomp: Seccomp::Refuse,
+                core_dumps: true,
+                looks_up_hosts: false,
+            });
+            let lacks = confined.unwrap().lacks;
+            assert!(!lacks.iter().any(|lack| lack.contains("core")), "{lacks:?}");
+            std::process::abort();
+        }
+        "core-of-a-free-process" => {
+            std::fs::create_dir(dir.join("vm")).unwrap();
+            std::env::set_current_dir(dir.join("vm")).unwrap();
+            limit_cores_to(None);
+            std::process::abort();
+        }
         other => panic!("{other}"),
     }
+}
+
+#[test]
+fn a_core_dump_that_is_allowed_is_in_its_directory() {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    if pattern.starts_with('|') || pattern.contains('/') {
+        println!(
+            "SKIPPED: core dumps of this machine go elsewhere: {}",
+            pattern.trim()
+        );
+        return;
+    }
+    if rustix::process::getrlimit(rustix::process::Resource::Core).maximum == Some(0) {
+        println!("SKIPPED: the hard limit on core dumps is 0");
+        return;
+    }
+    if left_by_an_abort("core-of-a-free-process").is_empty() {
+        println!("SKIPPED: this kernel writes no core dumps");
+        return;
+    }
+    assert_eq!(left_by_an_abort("core"), [b"\x7fELF"]);
 }
 
 #[test]

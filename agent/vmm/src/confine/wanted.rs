@@ -55,7 +55,7 @@ pub struct Confinement {
     pub dir: PathBuf,
     /// What becomes of unlisted system calls.
     pub seccomp: Seccomp,
-    /// It may leave a core dump, which has the guest's memory in it.
+    /// It may leave a core dump in its directory, which has the guest's memory in it.
     pub core_dumps: bool,
     /// It looks up names of hosts: it exports traces.
     pub looks_up_hosts: bool,

@@ -1,7 +1,7 @@
 //! `/dev/kvm` itself: opened, asked for its version, made to make VMs; and what to do where that
 //! fails.
 
-use std::{ffi::CStr, io};
+use std::{ffi::CStr, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -19,6 +19,12 @@ const INTERRUPTIONS: u32 = 100;
 pub(super) fn open(path: &CStr) -> Result<Kvm, BackendError> {
     let kvm = Kvm::new_with_path(path).map_err(|error| not_opened(path, error.errno()))?;
     let version = kvm.get_api_version();
+    if version < 0 {
+        // Nothing was asked of the kernel since.
+        let said = io::Error::last_os_error().to_string();
+        let device = shown(path);
+        return Err(KvmUnavailable::NotKvm { device, said }.into());
+    }
     if version != API_VERSION {
         let device = shown(path);
         return Err(KvmUnavailable::Version { device, version }.into());
@@ -35,12 +41,23 @@ fn not_opened(path: &CStr, errno: i32) -> BackendError {
     match errno {
         libc::ENOENT => KvmUnavailable::Missing { device }.into(),
         libc::ENODEV | libc::ENXIO => KvmUnavailable::NoDriver { device }.into(),
-        libc::EACCES | libc::EPERM => KvmUnavailable::Denied { device }.into(),
+        libc::EACCES | libc::EPERM => match mode(&device) {
+            Some(mode) if mode & 0o060 != 0o060 => {
+                KvmUnavailable::DeniedToGroup { device, mode }.into()
+            }
+            _ => KvmUnavailable::Denied { device }.into(),
+        },
         _ => BackendError::Ioctl {
             op: "opening /dev/kvm",
             source: io::Error::from_raw_os_error(errno),
         },
     }
+}
+
+/// The permissions of a device's file.
+fn mode(device: &str) -> Option<u32> {
+    let file = Path::new(device).metadata().ok()?;
+    Some(file.permissions().mode() & 0o7777)
 }
 
 /// An empty VM.
@@ -106,7 +123,24 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let other = told(open(&device).unwrap_err());
         assert_eq!(other.metadata["why"], "version");
-        assert!(other.message.contains("version -1"), "{other}");
+        assert!(other.message.contains("is no KVM"), "{other}");
+        // A mode that gives the group nothing cannot be mended by joining it.
+        let denied = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+            told(not_opened(&device, libc::EACCES))
+        };
+        let closed = denied(0o600);
+        assert!(closed.message.ends_with("its mode is 0600"), "{closed}");
+        assert!(
+            closed.metadata["advice"].starts_with("let the group"),
+            "{closed}"
+        );
+        let open_to_group = denied(0o660);
+        assert!(
+            open_to_group.metadata["advice"].starts_with("add the agent's user"),
+            "{open_to_group}"
+        );
         if rustix::process::geteuid().is_root() {
             return;
         }

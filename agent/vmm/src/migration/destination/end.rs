@@ -52,7 +52,7 @@ impl DestinationDriver {
     pub(super) fn say_abort(&self, why: Why, work: &mut Work) {
         let (_, error) = self.ending(End::GivenUp(why), work);
         let error = error.unwrap_or_default();
-        tracing::warn!(migration = %self.side.migration(), reason = error.reason, message = error.message,
+        tracing::warn!(migration = %self.side.migration(), reason = error.reason, error = error.message,
             "incoming migration ended");
         let reason = Reason::parse(&error.reason).unwrap_or(Reason::Internal);
         let told = error.metadata.iter().fold(

@@ -140,7 +140,7 @@ impl SourceDriver {
             self.side
                 .decide(self.iteration(), Action::Cancel, "the user cancelled");
         }
-        tracing::warn!(migration = %self.side.migration(), reason = recorded.reason, message = recorded.message,
+        tracing::warn!(migration = %self.side.migration(), reason = recorded.reason, error = recorded.message,
             "migration ended before the commit; the VM stays here");
         self.side.update(|progress| progress.remaining_bytes = 0);
         self.side.end(self.machine.dir(), phase, Some(recorded));
