@@ -34,10 +34,6 @@ pub(crate) struct Finished {
     pub(crate) elapsed: Duration,
 }
 
-/// After so many iterations that left nothing to send no gentler moment is waited for: what a
-/// switchover costs is measured anew with each.
-const IDLE: u32 = 4;
-
 /// What to do after an iteration, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -62,9 +58,6 @@ pub(crate) struct Convergence {
     /// What a switchover would cost.
     pub(crate) estimator: Estimator,
     least: Option<(u64, Duration)>,
-    /// Iterations in a row that left nothing to send and a switchover that takes too long all the
-    /// same.
-    idle: u32,
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -77,7 +70,6 @@ impl Convergence {
             params,
             estimator,
             least: None,
-            idle: 0,
         }
     }
 
@@ -130,15 +122,6 @@ impl Convergence {
         }
         if expected <= target {
             return Verdict::Switchover(figures);
-        }
-        self.idle = if finished.dirty_bytes == 0 {
-            self.idle + 1
-        } else {
-            0
-        };
-        if self.idle >= IDLE && self.params.on_timeout == OnTimeout::Cancel {
-            let cause = format!("{} iterations left nothing to send; {figures}", self.idle);
-            return Verdict::Unreachable(cause, self.estimator.predict(0));
         }
         let progress = self.least.is_none_or(|(least, _)| {
             (finished.dirty_bytes as f64) < least as f64 * (1.0 - STALL_MARGIN)
@@ -234,32 +217,6 @@ mod tests {
         assert!(
             matches!(verdict, Some(Verdict::Switchover(_))),
             "{verdict:?}"
-        );
-    }
-
-    #[test]
-    fn a_guest_that_writes_nothing_is_not_waited_for() {
-        let params = MigrationParams {
-            max_downtime: Duration::from_millis(3),
-            ..MigrationParams::default()
-        };
-        let mut convergence = new(params);
-        // Sometimes it would do, mostly not.
-        convergence
-            .estimator
-            .source_synced(Duration::from_micros(100));
-        assert!(convergence.out_of_reach().is_none());
-        for iteration in 1..IDLE {
-            let verdict = judge(&mut convergence, iteration, 1024 * MIB, 1000, 0, 1000);
-            assert!(matches!(verdict, Verdict::Continue(_)), "{verdict:?}");
-        }
-        let verdict = judge(&mut convergence, IDLE, 1024 * MIB, 1000, 0, 1000);
-        let Verdict::Unreachable(cause, _) = &verdict else {
-            panic!("{verdict:?}");
-        };
-        assert!(
-            cause.starts_with("4 iterations left nothing to send"),
-            "{cause}"
         );
     }
 
