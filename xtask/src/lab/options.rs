@@ -26,7 +26,7 @@ installed, and later runs need no network. It needs apt, dpkg and setpriv.
 
 QEMU runs each of a host's processors on a thread of its own. A guest of four vCPUs on kvm-amd then
 now and then takes a page fault where its own code is, and ends with a triple fault: in two runs of
-six of dirty_log_perf_test, in none of twelve with --steady.
+six of dirty_log_perf_test, in none of twelve with --steady, which CI takes for these hosts.
 
 Each test says one line with its figures. What hosts' consoles, the server, the agents and the VMs
 wrote is below target/lab/MACHINE/logs afterwards. Ctrl-C ends every host at once.";

@@ -64,6 +64,9 @@ pub(crate) fn bounded(workspace: &Workspace, budget: &Budget) -> anyhow::Result<
         let begin = Instant::now();
         println!("lab {}", kind.name());
         let mut options = Options::brief(kind);
+        // The triple faults that `steady` is there for come about with x86-64 alone, and would fail
+        // one run in some.
+        options.steady = kind != Kind::Riscv64;
         if kind == Kind::Riscv64 {
             options.filter = RISCV64.map(str::to_owned).to_vec();
         }
