@@ -30,7 +30,8 @@ enum Tier {
     /// With `--quick` only: a part of what another check does in full.
     Quick,
     Full,
-    /// As [`Self::Full`], if there is time for it: seconds that it took on a slow machine.
+    /// As [`Self::Full`], if there is time for it: seconds that it took on a slow machine. Miri's
+    /// are a guess: no machine of CI had it.
     IfTime(u64),
 }
 

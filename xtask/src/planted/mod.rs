@@ -22,9 +22,10 @@ use clap::Args;
 use self::{table::Bug, tree::Tree};
 use crate::{budget::Budget, tally::Tally, workspace::Workspace};
 
-/// How long a slow machine takes to build what the bugs of a commit are planted in.
+/// How long a slow machine may take to build what the bugs of a commit are planted in: with seven
+/// bugs all of it took 560 s on one.
 const UNPLANTED: Duration = Duration::from_secs(300);
-/// How long it takes for one of them.
+/// And for one of them.
 const ONE: Duration = Duration::from_secs(60);
 
 /// Which ones, and how thoroughly.
