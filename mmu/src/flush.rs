@@ -19,6 +19,7 @@
 //! | leaf loses Accessed | none: idle is a hint |
 //! | change under an invalid root | none: all was flushed when the root became invalid |
 //! | break-before-make | the entry's range, between break and make |
+//! | a mirror's leaf removed or protected | none: its owner's answer is the flush |
 //!
 //! The fence is for formats that remember invalid entries. When logging is switched on, an entry
 //! may have lost W before without a flush, so the whole slot is flushed.
@@ -70,11 +71,13 @@ pub enum FlushCause {
     NxRecovery,
     /// The architecture wants an entry broken before it is made anew.
     BreakBeforeMake,
+    /// A mirror's pages were unmapped to see which are used again.
+    Age,
 }
 
 impl FlushCause {
     /// Every cause.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DirtyLog,
         Self::Unmap,
         Self::Slot,
@@ -83,6 +86,7 @@ impl FlushCause {
         Self::Roots,
         Self::NxRecovery,
         Self::BreakBeforeMake,
+        Self::Age,
     ];
 
     /// Whether what is flushed for this reason includes entries that pointed to tables.
@@ -104,6 +108,7 @@ impl FlushCause {
             Self::Roots => "roots",
             Self::NxRecovery => "nx_recovery",
             Self::BreakBeforeMake => "break_before_make",
+            Self::Age => "age",
         }
     }
 }

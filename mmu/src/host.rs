@@ -1,15 +1,15 @@
 //! What the MMU asks of whoever runs it, besides memory for tables.
 //!
-//! *Locking*: [`Host::flush`] and [`ExternalTables`] are called with the MMU lock held, shared or
-//! exclusive. They may wait for vCPUs to leave the guest or to acknowledge, so a vCPU must do
-//! either without calling into the MMU; they may not call into it themselves.
+//! *Locking*: [`Host::flush`] is called with the MMU lock held, shared or exclusive. It may wait
+//! for vCPUs to leave the guest or to acknowledge, so a vCPU must do either without calling into
+//! the MMU; it may not call into it itself. [`ExternalTables`] has rules of its own (`external`).
 
 use alloc::sync::Arc;
 
 use crate::{
-    addr::{Gfn, Level, Pfn},
+    addr::{Gfn, Level},
+    external::ExternalTables,
     flush::FlushRequest,
-    format::Leaf,
     slot::SlotSpec,
 };
 
@@ -59,41 +59,4 @@ impl<T: Host + ?Sized> Host for Arc<T> {
     fn external(&self) -> Option<&dyn ExternalTables> {
         (**self).external()
     }
-}
-
-/// The external owner refused a change. The entry is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
-
-/// The owner of the tables that a mirror root stands for: firmware that keeps a confidential
-/// guest's tables, or a kernel whose mappings user space steers.
-///
-/// Each change of a mirror is carried out here while the mirror's entry is frozen, and takes effect
-/// in the mirror only if the owner accepted it. Mappings are 4 KiB and are only ever made (under
-/// the shared lock) or removed (under the exclusive one), never changed in place.
-pub trait ExternalTables: Send + Sync {
-    /// Maps `gfn` as `leaf` says.
-    ///
-    /// # Errors
-    /// The mapping is not made and the fault retries.
-    fn set_leaf(&self, gfn: Gfn, leaf: &Leaf) -> Result<(), Refused>;
-
-    /// Makes a table of `level` for the frames from `gfn` on. `table` is the mirror's own table:
-    /// the two stand for each other.
-    ///
-    /// # Errors
-    /// The table is not made and the fault retries.
-    fn link_table(&self, gfn: Gfn, level: Level, table: Pfn) -> Result<(), Refused>;
-
-    /// Removes the mapping of `gfn` to `pfn`. Its translations are gone when it returns.
-    ///
-    /// # Errors
-    /// The mapping stays, in the mirror too, and its memory must not be reused.
-    fn remove_leaf(&self, gfn: Gfn, pfn: Pfn) -> Result<(), Refused>;
-
-    /// Gives back the empty table made for `table`.
-    ///
-    /// # Errors
-    /// The owner keeps it; so does the MMU, which leaks its own.
-    fn free_table(&self, gfn: Gfn, level: Level, table: Pfn) -> Result<(), Refused>;
 }

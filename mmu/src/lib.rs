@@ -41,6 +41,13 @@
 //!    nothing. A fault that looked its memory up outside the MMU passes the [sequence](Fault::seq)
 //!    that it saw first.
 //!
+//! 7. *Mirrors*: where someone else keeps the tables that the guest runs on (a kernel whose
+//!    mappings a process steers, firmware), a fault [with_mirror](Fault::with_mirror) has its
+//!    mapping made there: by an [`ExternalTables`], in batches, with no lock held. The MMU keeps a
+//!    mirror that says what is mapped. [`fault_range`](SecondStage::fault_range) maps neighbours as
+//!    well; unmapping, protecting and ageing a range, listing, and forgetting a view that was
+//!    replaced are operations of [`AddressSpace`].
+//!
 //! To see what is mapped, [`leaves`](AddressSpace::leaves) lists it;
 //! [`walk`](AddressSpace::walk) shows the way to one frame.
 //!
@@ -124,12 +131,14 @@
 //! - `locks`: a page without code: every lock, in its order
 //! - `addr`: frame numbers and levels
 //! - `sync`: atomics, locks and waiting, so that model checkers can replace them
+//! - `refused`: why the owner of mirrored tables refused a change
 //! - `fault`: a fault and its outcome
 //! - `flush`: what is flushed, why, and when it is owed
 //! - `format`: the border to an architecture: raw entry ⇄ neutral [`Entry`]
 //! - `invalidate`: the sequence by which a fault notices that memory was taken back
 //! - `rcu`: participants, grace periods, the MMU lock, double buffers
 //! - `slot`: memory slots, their dirty bitmaps, where huge pages are forbidden
+//! - `external`: the owner of the tables that mirrors stand for, and changes in batches
 //! - `stats`: counters
 //! - `table`: table memory: headers, tickets, nodes, reclamation
 //! - `host`: the border to whoever runs the MMU
@@ -148,6 +157,7 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
+mod external;
 mod fault;
 mod flush;
 mod format;
@@ -165,6 +175,7 @@ mod models;
     reason = "a value that readers use without a lock while its other copy is changed"
 )]
 mod rcu;
+mod refused;
 mod slot;
 mod stats;
 mod sync;
@@ -177,23 +188,25 @@ mod tdp;
 
 pub use self::{
     addr::{Gfn, GfnRange, Level, MAX_LEVELS, PAGE_SHIFT, PAGE_SIZE, Pfn},
-    fault::{Access, Fault, FaultOutcome},
+    external::{Batch, Change, ChangeKind, ExternalTables},
+    fault::{Access, Around, Fault, FaultOutcome, RangeOutcome},
     flush::{Flush, FlushCause, FlushRequest},
     format::{
         AdPolicy, DirtyLogPolicy, Entry, FlushPrimitive, Format, FormatInfo, Leaf, MemoryType,
     },
-    host::{ExternalTables, Host, NoTlb, Refused},
+    host::{Host, NoTlb},
     invalidate::{ForeignInvalidation, Invalidation},
+    refused::Refused,
     slot::{DEFAULT_MAX_SLOTS, MAX_SLOT_PAGES, SlotError, SlotFlags, SlotId, SlotSpec},
-    stats::{FlushStats, MmuStats},
+    stats::{FlushStats, MmuStats, OwnerStats, RefusalStats},
     table::{
         arena::Arena,
         header::{Header, PageHeader, PageRole},
         memory::{EntryCell, TableMemory},
     },
     tdp::{
-        AddressSpace, DirtyLogError, DirtyLogStart, LeafBatch, Leaves, MappedLeaf, MmuConfig,
-        PrefaultError, Root, SecondStage, TdpMmu, Translation, Vcpu, Walk, WalkFault, WalkStep,
-        Walker, WalkerSlot,
+        AddressSpace, Aged, DirtyLogError, DirtyLogStart, LeafBatch, Leaves, MappedLeaf,
+        MirrorChange, MmuConfig, PrefaultError, Root, SecondStage, TdpMmu, Translation, Vcpu, Walk,
+        WalkFault, WalkStep, Walker, WalkerSlot,
     },
 };

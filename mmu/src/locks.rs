@@ -31,9 +31,12 @@
 //!
 //! # What is done with which lock held
 //!
-//! - [`Host::flush`](crate::Host::flush) and [`ExternalTables`](crate::ExternalTables) are called
-//!   with at most 1 and 2 held, never with one further down. A vCPU acknowledges a flush, and
-//!   walks, with neither of the two.
+//! - [`Host::flush`](crate::Host::flush) is called with at most 1 and 2 held, never with one
+//!   further down; so are those functions of [`ExternalTables`](crate::ExternalTables) that are
+//!   about tables. A vCPU acknowledges a flush, and walks, with neither of the two.
+//! - [`ExternalTables::apply`](crate::ExternalTables::apply) is called with at most 1 held, where a
+//!   slot is going, and never inside. Entries stay frozen meanwhile. Whoever waits for such an
+//!   entry holds at most 1 as well, is not inside, and has none frozen itself (`tdp::batch`).
 //! - A grace period is waited for with 1 held. So nobody who is inside takes the slots lock.
 //! - Memory for tables is allocated with no lock held, or with the slots lock alone.
 //! - Being inside (an RCU read section) is no lock: nobody waits to get in. It does not nest, which

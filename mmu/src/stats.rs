@@ -7,12 +7,14 @@
 
 use crate::{
     addr::{Level, MAX_LEVELS},
+    external::{Batch, ChangeKind},
     fault::FaultOutcome,
     flush::{Flush, FlushCause},
     rcu::{
         cell::{Cell, Counter},
         participants::Participants,
     },
+    refused::Refused,
     sync::{Relaxed, Statistic},
 };
 
@@ -24,7 +26,7 @@ pub(crate) fn count_fault(cell: &Cell, outcome: &FaultOutcome, prefetch: bool) {
         FaultOutcome::Fixed { .. } => Counter::Fixed,
         _ if prefetch => return,
         FaultOutcome::Spurious { .. } => Counter::Spurious,
-        FaultOutcome::Retry => Counter::Retried,
+        FaultOutcome::Retry | FaultOutcome::Refused(_) => Counter::Retried,
         FaultOutcome::NoSlot | FaultOutcome::ReadOnly => Counter::Emulated,
         FaultOutcome::OutOfRange
         | FaultOutcome::OutOfMemory
@@ -78,9 +80,76 @@ impl FlushCounters {
     }
 }
 
+/// What the owner of mirrored tables was asked for. A call to it costs more than counting in a
+/// common place.
+#[derive(Debug)]
+pub(crate) struct OwnerCounters {
+    batches: Statistic,
+    changes: [Statistic; ChangeKind::COUNT],
+    pages: [Statistic; ChangeKind::COUNT],
+    refused: [Refusals; Refused::COUNT],
+}
+
+#[derive(Debug)]
+struct Refusals {
+    changes: Statistic,
+    pages: Statistic,
+}
+
+impl OwnerCounters {
+    pub(crate) fn new() -> Self {
+        Self {
+            batches: Statistic::new(0),
+            changes: core::array::from_fn(|_| Statistic::new(0)),
+            pages: core::array::from_fn(|_| Statistic::new(0)),
+            refused: core::array::from_fn(|_| Refusals {
+                changes: Statistic::new(0),
+                pages: Statistic::new(0),
+            }),
+        }
+    }
+
+    /// Counts a batch that was answered.
+    pub(crate) fn count(&self, batch: &Batch) {
+        self.batches.fetch_add(1, Relaxed);
+        for change in batch.changes() {
+            let kind = change.kind().index();
+            self.changes[kind].fetch_add(1, Relaxed);
+            self.pages[kind].fetch_add(change.done(), Relaxed);
+            if let Some(why) = change.refused() {
+                let refused = &self.refused[why.index()];
+                refused.changes.fetch_add(1, Relaxed);
+                let rest = change.gfns().pages() - change.done();
+                refused.pages.fetch_add(rest, Relaxed);
+            }
+        }
+    }
+
+    fn snapshot(&self) -> OwnerStats {
+        let load = |counter: &Statistic| counter.load(Relaxed);
+        let [maps, protects, unmaps] = &self.changes;
+        let [pages_mapped, pages_protected, pages_unmapped] = &self.pages;
+        OwnerStats {
+            batches: load(&self.batches),
+            maps: load(maps),
+            protects: load(protects),
+            unmaps: load(unmaps),
+            pages_mapped: load(pages_mapped),
+            pages_protected: load(pages_protected),
+            pages_unmapped: load(pages_unmapped),
+            refused: core::array::from_fn(|reason| RefusalStats {
+                reason: Refused::NAMES[reason],
+                changes: load(&self.refused[reason].changes),
+                pages: load(&self.refused[reason].pages),
+            }),
+        }
+    }
+}
+
 pub(crate) fn snapshot(
     participants: &Participants,
     flushes: &FlushCounters,
+    owner: &OwnerCounters,
     tables: u64,
     tables_retired: u64,
     roots: u64,
@@ -105,6 +174,7 @@ pub(crate) fn snapshot(
         nx_splits: sum(Counter::NxSplits),
         yields: sum(Counter::Yields),
         flushes: flushes.snapshot(),
+        owner: owner.snapshot(),
         pages: core::array::from_fn(|slot| participants.sum(|cell| cell.pages(slot)) as i64),
         tables,
         tables_retired,
@@ -124,6 +194,43 @@ pub struct FlushStats {
     pub pages: u64,
     /// Full flushes requested.
     pub alls: u64,
+}
+
+/// What the owner of mirrored tables was asked for, and what it refused.
+///
+/// Pages that lost a mapping or the leave to write are among the
+/// [flushes](MmuStats::flushes) as well, with their cause: an owner's answer stands for the flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OwnerStats {
+    /// Batches: calls of [`ExternalTables::apply`](crate::ExternalTables::apply).
+    pub batches: u64,
+    /// Runs of pages to be mapped.
+    pub maps: u64,
+    /// Runs of pages to be made writable or not.
+    pub protects: u64,
+    /// Runs of pages to be unmapped.
+    pub unmaps: u64,
+    /// Pages that were mapped, again or for the first time.
+    pub pages_mapped: u64,
+    /// Pages that were made writable or not.
+    pub pages_protected: u64,
+    /// Pages that were unmapped.
+    pub pages_unmapped: u64,
+    /// What was refused, by reason.
+    pub refused: [RefusalStats; Refused::COUNT],
+}
+
+/// Changes of mirrored tables that their owner refused for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusalStats {
+    /// [`Refused::name`].
+    pub reason: &'static str,
+    /// Changes that were refused, in whole or in part.
+    pub changes: u64,
+    /// Pages of them that were not done.
+    pub pages: u64,
 }
 
 /// A snapshot of an MMU's counters.
@@ -158,6 +265,8 @@ pub struct MmuStats {
     pub yields: u64,
     /// Flushes by cause, in the order of [`FlushCause::ALL`].
     pub flushes: [FlushStats; FlushCause::ALL.len()],
+    /// What the owner of mirrored tables was asked for.
+    pub owner: OwnerStats,
     /// Leaves installed now, by level, 4 KiB first; signed, so that a miscount shows as such.
     pub pages: [i64; MAX_LEVELS],
     /// Tables in memory now: linked, in a vCPU's cache, roots, and retired ones.

@@ -3,13 +3,11 @@
 
 mod loom_scene;
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
-use loom_scene::{HARDWARE, Owner, Scene, Tiny, both, explore, small};
-use slat_mmu::{
-    Access, Fault, FaultOutcome, Gfn, GfnRange, MmuConfig, SecondStage, SlotFlags, SlotSpec,
-};
+use loom_scene::{HARDWARE, Scene, Tiny, both, explore, small};
+use slat_mmu::{Access, Fault, FaultOutcome, Gfn, GfnRange, MmuConfig, SecondStage, SlotSpec};
 
 #[test]
 fn unmap() {
@@ -304,53 +302,5 @@ fn move_beside_a_fault() {
         scene.mmu.zap_all();
         scene.mmu.reclaim();
         assert_eq!(scene.frames.live(), 0);
-    });
-}
-
-/// The owner of external tables is asked for each change while the mirror's entry is frozen: its
-/// view and the mirror's never differ when nobody holds an entry.
-#[test]
-fn mirror_frozen_beside_removal() {
-    explore("mirror freeze x removal", 2, || {
-        let owner = Some(Owner::default());
-        let config = MmuConfig::default();
-        let scene = Scene::<Tiny>::with(1, 16, config, SlotFlags::empty(), owner);
-        let mut a = scene.mmu.vcpu();
-        let fault = |gfn| small(gfn, Access::Read).with_mirror();
-        scene.fault(&mut a, fault(0));
-        let beside = Arc::clone(&scene);
-        both(
-            move || beside.fault_once(&mut a, fault(1)),
-            || {
-                scene.mmu.space(0).zap_gfn_range(GfnRange::new(Gfn(0), 2));
-            },
-        );
-        let owner = scene.guest.owner.as_ref().unwrap();
-        let mapped = owner.leaves.lock().unwrap().len() as i64;
-        assert_eq!(scene.mmu.stats().pages[0], mapped);
-        assert_eq!(owner.tables.load(Relaxed), 1);
-    });
-}
-
-/// Two vCPUs fault the same frame of a mirror: the owner is asked once.
-#[test]
-fn mirror_frozen_beside_a_fault() {
-    explore("mirror freeze x fault", 2, || {
-        let owner = Some(Owner::default());
-        let config = MmuConfig::default();
-        let scene = Scene::<Tiny>::with(2, 16, config, SlotFlags::empty(), owner);
-        let (mut a, mut b) = (scene.mmu.vcpu(), scene.mmu.vcpu());
-        let fault = |gfn| small(gfn, Access::Read).with_mirror();
-        scene.fault(&mut a, fault(0));
-        scene.fault(&mut b, fault(0));
-        let beside = Arc::clone(&scene);
-        both(
-            move || beside.fault_once(&mut a, fault(1)),
-            || {
-                scene.fault_once(&mut b, fault(1));
-                drop(b);
-            },
-        );
-        assert_eq!(scene.mmu.stats().pages[0], 2);
     });
 }

@@ -29,7 +29,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     pub(super) fn fast_fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Option<FaultOutcome> {
         let write = fault.access == Access::Write;
         let used = F::AD_POLICY != AdPolicy::Hardware;
-        if fault.mirror || fault.prefetch || !(write || used) {
+        if fault.prefetch || !(write || used) {
             return None;
         }
         let Vcpu {

@@ -9,6 +9,8 @@
 //! again; who finds an entry *frozen* gives up and lets the guest try again, because the owner of
 //! the entry may wait for a flush.
 //!
+//! Faults in mirrors are in `mirror_fault`.
+//!
 //! *Locking*: the shared MMU lock, from the check for invalidations until the dirty bit is set.
 //! Nothing here yields.
 
@@ -24,7 +26,7 @@ use super::{
 };
 use crate::{
     addr::{Gfn, GfnRange, Level},
-    fault::{Access, Fault, FaultOutcome},
+    fault::{Access, Around, Fault, FaultOutcome},
     flush::{Flush, FlushCause},
     format::{AdPolicy, DirtyLogPolicy, Entry, Format, Leaf},
     rcu::cell::{Cell, Counter},
@@ -59,6 +61,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             vcpu.linked |= own.linked;
             return outcome;
         }
+        if fault.mirror {
+            return self.do_fault_range(vcpu, &fault, &Around::none()).outcome;
+        }
         let outcome = self.resolve(vcpu, &fault);
         count_fault(&vcpu.reader, &outcome, fault.prefetch);
         outcome
@@ -77,8 +82,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         if !self.top_up(&mut vcpu.cache) {
             return FaultOutcome::OutOfMemory;
         }
-        if !self.load_root(vcpu, fault.mirror) {
-            return if self.can_have_root(vcpu.as_id, fault.mirror) {
+        if !self.load_root(vcpu, false) {
+            return if self.can_have_root(vcpu.as_id, false) {
                 FaultOutcome::OutOfMemory
             } else {
                 FaultOutcome::NoRoot
@@ -88,14 +93,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             reader,
             as_id,
             cache,
-            root,
-            mirror,
+            root: Some(root),
             slot,
             hint,
             linked,
             ..
-        } = vcpu;
-        let Some(root) = (if fault.mirror { &*mirror } else { &*root }) else {
+        } = vcpu
+        else {
             return FaultOutcome::Retry;
         };
         let inside = self.lock.shared(reader);
@@ -146,7 +150,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let small = self
             .is_always_small(descent.slot, fault.gfn)
             .then_some(descent.generation);
-        if goal.level == Level::SIZE_4K && !fault.mirror {
+        if goal.level == Level::SIZE_4K {
             // The usual case, once tables are there.
             let (node, raw) = guard.descend(&descent.root.table, fault.gfn);
             if node.level() == Level::SIZE_4K {
@@ -175,7 +179,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 node = child;
                 continue;
             }
-            if level == Level::SIZE_4K && !fault.mirror {
+            if level == Level::SIZE_4K {
                 found.found(node, fault.gfn, small);
                 *hint = found;
             }
@@ -212,8 +216,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                     let nx = goal.nx_disallowed() && level <= goal.allowed;
                     match self.link_table(node, index, raw, blank, descent, nx) {
                         Ok(()) => *linked |= F::INSTALL_NEEDS_FENCE,
-                        Err(Some(blank)) => cache.push(blank),
-                        Err(None) => return FaultOutcome::Retry,
+                        Err(blank) => cache.push(blank),
                     }
                 }
             }
@@ -266,9 +269,6 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let level = node.level();
         let start = F::align_down(fault.gfn, level);
         let leaf = self.new_leaf(slot, start, level, fault);
-        if fault.mirror {
-            return self.install_mirrored(node, index, raw, &leaf, descent);
-        }
         let new = F::make_leaf(&leaf, level);
         if raw != F::EMPTY {
             return self.install_over(guard, node, index, raw, &leaf, descent);
@@ -329,8 +329,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         Ok(FaultOutcome::Fixed { level })
     }
 
-    /// Links an empty table into the entry at hand. `Err` has the memory if someone else changed
-    /// the entry, nothing if an external owner refused.
+    /// Links an empty table into the entry at hand. `Err` has the memory: someone else changed the
+    /// entry.
     fn link_table(
         &self,
         node: Node<'_, F>,
@@ -339,13 +339,13 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         blank: Blank,
         descent: &Descent<'_>,
         nx: bool,
-    ) -> Result<(), Option<Blank>> {
+    ) -> Result<(), Blank> {
         let Some(child) = node.level().child() else {
-            return Err(Some(blank));
+            return Err(blank);
         };
         let gfn = F::align_down(descent.fault.gfn, node.level());
         let table = blank.fill(&self.tables, child, |_| F::EMPTY);
-        let role = PageRole::new(descent.root.as_id, child, descent.root.mirror);
+        let role = PageRole::new(descent.root.as_id, child, false);
         let pfn = table.pfn();
         let header = self.tables.header(pfn);
         header.describe(role, gfn, Some((node.pfn(), index)));
@@ -353,12 +353,9 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             // Before the table is linked: whoever unlinks it must see the mark.
             self.note_nx_table(pfn);
         }
-        if descent.root.mirror {
-            return self.link_mirrored(node, index, raw, table, gfn);
-        }
         node.link(index, raw, table).map_err(|table| {
             self.forget_nx_table(pfn);
-            Some(self.tables.blank_again(table))
+            self.tables.blank_again(table)
         })?;
         if nx {
             descent.cell.count(Counter::NxSplits, 1);
@@ -415,7 +412,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         cache: &mut Vec<Blank>,
         cell: &Cell,
     ) -> FaultOutcome {
-        if !self.config.mmio_caching || fault.mirror || fault.prefetch {
+        if !self.config.mmio_caching || fault.prefetch {
             return FaultOutcome::NoSlot;
         }
         let Some(new) = F::make_mmio(fault.gfn, generation) else {

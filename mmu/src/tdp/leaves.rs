@@ -4,7 +4,8 @@
 //! For dumps, for comparing tables with a model, for statistics of mapping sizes. The tables may
 //! change while they are listed: each leaf is as it was at the moment it was read, and a leaf that
 //! is there throughout is listed exactly once, unless it is split or recovered meanwhile: then its
-//! parts, or the whole again, may follow.
+//! parts, or the whole again, may follow. A leaf of a mirror that its owner is just asked about is
+//! not listed.
 //!
 //! *Locking*: none; inside, for one batch at a time. A batch looks at a bounded number of entries,
 //! so that no grace period waits for a long listing, and the caller looks at what was found
@@ -50,7 +51,7 @@ pub struct LeafBatch {
 }
 
 impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn do_leaf_batch(&self, as_id: u8, range: GfnRange) -> LeafBatch {
+    pub(super) fn do_leaf_batch(&self, as_id: u8, range: GfnRange, mirror: bool) -> LeafBatch {
         let end = range.end.min(F::MAX_GFN);
         let mut rest = GfnRange {
             start: range.start,
@@ -59,7 +60,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let mut leaves = Vec::with_capacity(rest.pages().min(MOST as u64) as usize);
         let reader = self.participants.brief_reader_slot();
         let guard = Guard::new(&self.tables, self.participants.pin(&reader));
-        let Some(root) = self.valid_root(as_id) else {
+        let Some(root) = self.valid_root(as_id, mirror) else {
             return LeafBatch::default();
         };
         let mut looks = LOOKS;

@@ -2,9 +2,8 @@
 //!
 //! The coarsest that everyone allows: the format, the configuration, the slot's backing and
 //! alignment, the places where huge mappings are forbidden, the host's own mapping, the fault.
-//! While a slot logs writes it is 4 KiB, because a page is the unit of the log; a mirrored mapping
-//! is 4 KiB, because its owner knows no other. While memory is being taken back, no mapping reaches
-//! into it, however far from it the fault is.
+//! While a slot logs writes it is 4 KiB, because a page is the unit of the log. While memory is
+//! being taken back, no mapping reaches into it, however far from it the fault is.
 //!
 //! *Locking*: inside, with the MMU lock in either mode: the host's mapping may not shrink between
 //! the question and the mapping, which the invalidation sequence sees to.
@@ -37,7 +36,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     pub(super) fn goal(&self, slot: &Memslot, fault: &Fault) -> Goal {
         let limit = self.config.max_level.min(slot.spec.max_level);
         let limit = limit.min(fault.max_level);
-        if limit == Level::SIZE_4K || slot.dirty.is_some() || fault.mirror {
+        if limit == Level::SIZE_4K || slot.dirty.is_some() {
             return Goal {
                 level: Level::SIZE_4K,
                 allowed: Level::SIZE_4K,

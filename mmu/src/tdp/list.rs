@@ -24,15 +24,23 @@ pub struct Leaves<'m> {
     space: AddressSpace<'m>,
     found: vec::IntoIter<MappedLeaf>,
     rest: GfnRange,
+    mirror: bool,
 }
 
 impl<'m> AddressSpace<'m> {
     /// The leaves over `range`, by guest frame. Takes no lock and changes nothing.
     pub fn leaves(self, range: GfnRange) -> Leaves<'m> {
-        Leaves {
-            space: self,
+        Leaves::new(self, range, false)
+    }
+}
+
+impl<'m> Leaves<'m> {
+    pub(super) fn new(space: AddressSpace<'m>, range: GfnRange, mirror: bool) -> Self {
+        Self {
+            space,
             found: Vec::new().into_iter(),
             rest: range,
+            mirror,
         }
     }
 }
@@ -48,7 +56,7 @@ impl Iterator for Leaves<'_> {
             if self.rest.is_empty() {
                 return None;
             }
-            let batch = self.space.leaf_batch(self.rest);
+            let batch = self.space.batch_of(self.rest, self.mirror);
             self.found = batch.leaves.into_iter();
             self.rest = batch.rest;
         }

@@ -1,16 +1,20 @@
 //! Mirror roots: tables whose real counterpart an external owner keeps.
 //!
-//! The MMU keeps a tree of its own that it can read, and pushes each change to the owner: it
-//! freezes the entry, asks the owner, and stores the new value, or on refusal the old one. Nobody
-//! else touches an entry that is frozen, so the two trees change together. Leaves are 4 KiB; they
-//! are made under the shared lock and removed under the exclusive one; nothing is ever changed in
-//! place, split, recovered, aged or logged here, and a fast zap leaves mirrors alone.
+//! Leaves change in batches (`batch`): by a fault (`mirror_fault`), over a range (`mirror_range`).
+//! Here are the tables, which are made one by one with the owner asked under the lock: the entry is
+//! frozen, the owner asked, and the new value stored, or on refusal the old one. They go with the
+//! MMU, or, when the owner's view was replaced, with the root, and then the owner is not asked.
+//!
+//! Leaves are 4 KiB. They are never split, recovered, aged by their Accessed bit or logged, and
+//! withdrawing the guest's own roots leaves mirrors alone.
 //!
 //! A removal that the owner refuses leaves the mapping where it is: memory that the owner still
 //! maps must not be reused, so a leak is the only safe answer, and it shows in the page statistics.
 
+use alloc::sync::Arc;
+
 use super::{
-    descent::{Changed, Descent},
+    mirror_range::{Aim, MirrorChange},
     mmu::TdpMmu,
     root::RootPage,
     session::{Mode, Session},
@@ -18,129 +22,108 @@ use super::{
 };
 use crate::{
     addr::{Gfn, GfnRange, Level},
-    fault::FaultOutcome,
     flush::{Flush, FlushCause},
-    format::{Entry, Format, Leaf},
+    format::Format,
+    refused::Refused,
+    sync::{Counted, Relaxed, Release},
     table::{
+        header::PageRole,
         memory::TableMemory,
-        node::{Absent, Node, Run},
-        ticket::{Blank, Unlinked},
+        node::{Absent, Node},
+        ticket::Blank,
     },
 };
 
-impl<F: Format, H: TableMemory> TdpMmu<F, H> {
-    pub(super) fn install_mirrored(
-        &self,
-        node: Node<'_, F>,
-        index: usize,
-        raw: u64,
-        leaf: &Leaf,
-        descent: &Descent<'_>,
-    ) -> Result<FaultOutcome, Changed> {
-        let level = node.level();
-        // Only from nothing: what is mapped is removed first.
-        if !matches!(F::decode(raw, level), Entry::NonPresent) {
-            return Ok(FaultOutcome::Retry);
-        }
-        let Some(external) = self.host.external() else {
-            return Ok(FaultOutcome::NoRoot);
-        };
-        node.replace(index, raw, F::FROZEN).map_err(|_| Changed)?;
-        let accepted = external.set_leaf(descent.fault.gfn, leaf).is_ok();
-        let new = if accepted {
-            F::make_leaf(leaf, level)
-        } else {
-            raw
-        };
-        let owned = node.replace(index, F::FROZEN, new);
-        debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
-        if !accepted {
-            return Ok(FaultOutcome::Retry);
-        }
-        descent.root.count_separately(level, 1);
-        descent.slot.mark_dirty(descent.fault.gfn);
-        Ok(FaultOutcome::Fixed { level })
-    }
+/// Why no table was linked.
+pub(super) enum NotLinked {
+    /// Someone else changed the entry. The memory is left.
+    Lost(Blank),
+    /// The owner refused.
+    Refused(Refused),
+}
 
-    /// `Err(Some)`: lost the entry; `Err(None)`: the owner refused.
+impl<F: Format, H: TableMemory> TdpMmu<F, H> {
+    /// Links an empty table into the entry at `index`, which was `raw`, on the way to `gfn`. Under
+    /// the shared lock, and a valid root.
     pub(super) fn link_mirrored(
         &self,
+        root: &RootPage,
         node: Node<'_, F>,
         index: usize,
         raw: u64,
-        table: Unlinked,
+        blank: Blank,
         gfn: Gfn,
-    ) -> Result<(), Option<Blank>> {
+    ) -> Result<(), NotLinked> {
         let external = self.host.external();
         let (Some(external), Some(level)) = (external, node.level().child()) else {
-            return Err(Some(self.tables.blank_again(table)));
+            return Err(NotLinked::Lost(blank));
         };
+        let gfn = F::align_down(gfn, node.level());
+        let table = blank.fill(&self.tables, level, |_| F::EMPTY);
+        let header = self.tables.header(table.pfn());
+        let role = PageRole::new(root.as_id, level, true);
+        header.describe(role, gfn, Some((node.pfn(), index)));
         if node.replace(index, raw, F::FROZEN).is_err() {
-            return Err(Some(self.tables.blank_again(table)));
+            return Err(NotLinked::Lost(self.tables.blank_again(table)));
         }
-        if external.link_table(gfn, level, table.pfn()).is_err() {
+        if let Err(why) = external.link_table(gfn, level, table.pfn()) {
             let owned = node.replace(index, F::FROZEN, raw);
             debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
             let blank = self.tables.blank_again(table);
             self.tables.free_blank(blank);
-            return Err(None);
+            return Err(NotLinked::Refused(why));
         }
         node.link(index, F::FROZEN, table)
-            .map_err(|table| Some(self.tables.blank_again(table)))
+            .map_err(|table| NotLinked::Lost(self.tables.blank_again(table)))
     }
 
-    /// Under the exclusive lock.
-    pub(super) fn take_mirrored_leaves(&self, run: &Run<'_, F>, root: &RootPage) -> Flush {
-        let (node, level) = (run.node, run.node.level());
-        let mut owed = Flush::None;
-        for index in run.first..run.end {
-            let raw = node.load(index);
-            let Entry::Leaf(leaf) = F::decode(raw, level) else {
-                continue;
-            };
-            let span = run.span_of(index);
-            let Some(external) = self.host.external() else {
-                return owed;
-            };
-            if node.replace(index, raw, F::FROZEN).is_err() {
-                continue;
-            }
-            let gone = external.remove_leaf(span.start, leaf.pfn).is_ok();
-            let new = if gone { F::EMPTY } else { raw };
-            let owned = node.replace(index, F::FROZEN, new);
-            debug_assert!(owned.is_ok(), "a frozen entry is its owner's");
-            if gone {
-                root.count_separately(level, -1);
-                owed = owed.merge(Flush::range(span));
+    /// The owner's view was replaced: withdraws the address space's mirror without asking the
+    /// owner. The generation from which roots are newer.
+    pub(super) fn do_withdraw_mirrors(&self, as_id: u8) -> u64 {
+        let exclusive = self.lock.exclusive();
+        for root in self.roots_of(as_id, |root| root.mirror && !root.is_invalid()) {
+            root.invalid.store(true, Release);
+            root.to_zap.store(true, Relaxed);
+            self.tables.header(root.table.pfn()).invalidate();
+            // What was counted is not mapped. A batch that is under way counts nothing any more.
+            if let Some(count) = root.counted_in.lock().take() {
+                self.separate_counts
+                    .lock()
+                    .retain(|other| !Arc::ptr_eq(other, &count));
             }
         }
-        owed
+        // Roots are made under the shared lock.
+        let newer = self.root_generation.load(Relaxed) + 1;
+        drop(exclusive);
+        newer
     }
 
-    /// Removes everything from a mirror that nobody uses any more: leaves, then tables from the
-    /// finest up. A table that its owner keeps is leaked, with the mirror's own.
-    pub(super) fn empty_mirror(&self, root: &RootPage) {
+    /// The end of the MMU: unmaps all mirrors, and gives their tables back to the owner. Who was
+    /// withdrawn stands for nothing any more.
+    pub(super) fn tear_down_mirrors(&self) {
+        let roots = self.roots.lock();
+        let mirrors = roots
+            .iter()
+            .filter(|root| root.mirror && !root.is_invalid());
+        let mirrors: alloc::vec::Vec<_> = mirrors.map(Counted::clone).collect();
+        drop(roots);
+        for root in mirrors {
+            let mut change = MirrorChange::default();
+            let cause = FlushCause::Roots;
+            self.change_under(&root, everything::<F>(), Aim::Unmap, cause, &mut change);
+            self.free_mirrored_tables(&root);
+        }
+    }
+
+    /// Gives all tables back to the owner, from the finest up. One that the owner keeps is leaked,
+    /// with the mirror's own.
+    fn free_mirrored_tables(&self, root: &RootPage) {
         let reader = self.participants.reader_slot();
         let cause = FlushCause::Roots;
         let mut session = Session::begin(self, &reader, Mode::Exclusive, cause, root.as_id);
-        let everything = GfnRange {
-            start: Gfn(0),
-            end: F::MAX_GFN,
-        };
-        let leaves = Sweep::leaves(everything);
-        session = sweep(
-            session,
-            root,
-            leaves,
-            || {},
-            |_, run| {
-                self.take_mirrored_leaves(&run, root);
-                Visit::Done(Flush::None)
-            },
-        );
         let mut next = Some(Level::SIZE_2M);
         while let Some(level) = next.filter(|level| *level <= F::ROOT_LEVEL) {
-            let tables = Sweep::leaves(everything).finest(level);
+            let tables = Sweep::leaves(everything::<F>()).finest(level);
             session = sweep(
                 session,
                 root,
@@ -173,5 +156,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         {
             self.tables.retire(table);
         }
+    }
+}
+
+fn everything<F: Format>() -> GfnRange {
+    GfnRange {
+        start: Gfn(0),
+        end: F::MAX_GFN,
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     invalidate::Invalidations,
     rcu::{buffer::Buffers, lock::MmuLock, participants::Participants},
     slot::{Limits, SlotSet},
-    stats::{self, FlushCounters, MmuStats},
+    stats::{self, FlushCounters, MmuStats, OwnerCounters},
     sync::{AtomicU64, Counted, Mutex},
     table::{memory::TableMemory, tables::Tables, ticket::Blank},
 };
@@ -43,6 +43,7 @@ pub struct TdpMmu<F: Format, H: TableMemory> {
     /// Leaves that are not counted in cells.
     pub(super) separate_counts: Mutex<Vec<Arc<SeparateCount>>>,
     pub(super) flushes: FlushCounters,
+    pub(super) owner: OwnerCounters,
     pub(super) nx_tables: NxTables,
     pub(super) free_list: Arc<FreeList>,
     /// Tables that work ahead of faults leaves for them (`stock`).
@@ -77,6 +78,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             root_generation: AtomicU64::new(0),
             separate_counts: Mutex::new(Vec::new()),
             flushes: FlushCounters::new(),
+            owner: OwnerCounters::new(),
             nx_tables: NxTables::new(),
             free_list: Arc::new(FreeList::new()),
             reserve: Mutex::new(Vec::new()),
@@ -101,6 +103,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         let mut stats = stats::snapshot(
             &self.participants,
             &self.flushes,
+            &self.owner,
             self.tables.live(),
             self.tables.retired(),
             roots,

@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `config` | choices for an MMU's life |
-//! | `root`, `kept`, `vcpu` | a root; a slot as a vCPU remembers it; what a vCPU brings along |
+//! | `root`, `kept` | a root; a slot as a vCPU remembers it |
+//! | `work`, `vcpu` | a batch of changes of a mirror; what a vCPU brings along |
 //! | `nx_list` | the tables that the NX-huge-page mitigation keeps |
 //! | `mmu` | [`TdpMmu`]: the state of one MMU, how it begins and ends |
 //! | `stock` | table memory at hand, for faults and for work ahead of them |
@@ -12,17 +13,19 @@
 //! | `roots` | roots: made, withdrawn, given back |
 //! | `protect` | taking W and D away |
 //! | `split`, `recover` | huge leaf → table, and back |
+//! | `batch` | having such changes carried out by the mirror's owner |
+//! | `mirror_range`, `mirror` | a range of a mirror; its tables, and how it ends |
 //! | `zap` | removing leaves, tables, roots |
-//! | `mirror` | tables that an external owner keeps |
 //! | `nx` | the NX-huge-page mitigation |
-//! | `nearby`, `fast`, `fault` | faults: beside the last one, without the lock, in full |
+//! | `nearby`, `fast` | faults beside the last one; without the lock |
+//! | `mirror_fault`, `fault` | faults in mirrors, and all others in full |
 //! | `fence` | what a vCPU fences after a fault, where hardware remembers invalid entries |
 //! | `prefault` | mapping a range in advance |
 //! | `walk`, `leaves`, `age` | lockless walks; listing what is mapped; Accessed bits |
 //! | `dirty` | the dirty log |
 //! | `slots` | memory slots come, change and go |
 //! | `space`, `stage` | the operations as users call them: on one address space, on the MMU |
-//! | `list` | all leaves over a range |
+//! | `list`, `mirrors` | all leaves over a range; the operations on a mirror |
 //!
 //! A file imports only from files above it.
 //!
@@ -36,6 +39,9 @@
 //! | write-protect, clear dirty of a slot | shared + slots lock | yes | by the caller | valid |
 //! | harvest, clear dirty log | exclusive + slots lock | yes | after the lock, if due | valid |
 //! | write-protect a frame | exclusive | no | before the lock goes | valid |
+//! | fault in a mirror | shared, but not while the owner is asked | no | none | the vCPU's |
+//! | unmap, protect, age a mirror | the same, a batch at a time | – | none (the owner's) | valid |
+//! | withdraw mirrors | exclusive | no | none | valid mirrors |
 //! | split | shared + slots lock, or exclusive | yes | none | valid |
 //! | recover huge pages | shared + slots lock | yes | before yield and at the end | valid |
 //! | withdraw roots | exclusive | no | all, before the lock goes | valid, not mirrors |
@@ -66,6 +72,7 @@
 //! - `MmuStats::pages` counts the leaves reachable from roots, valid or not.
 
 mod age;
+mod batch;
 mod config;
 mod descent;
 mod dirty;
@@ -77,6 +84,9 @@ mod leaves;
 mod level;
 mod list;
 mod mirror;
+mod mirror_fault;
+mod mirror_range;
+mod mirrors;
 mod mmu;
 mod nearby;
 mod nx;
@@ -95,6 +105,7 @@ mod stock;
 mod sweep;
 mod vcpu;
 mod walk;
+mod work;
 mod zap;
 
 #[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
@@ -105,6 +116,7 @@ pub use self::{
     dirty::DirtyLogError,
     leaves::{LeafBatch, MappedLeaf},
     list::Leaves,
+    mirror_range::{Aged, MirrorChange},
     mmu::TdpMmu,
     prefault::PrefaultError,
     root::Root,

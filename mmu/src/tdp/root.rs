@@ -57,12 +57,20 @@ pub(super) struct RootPage {
     pub(super) invalid: AtomicBool,
     /// Withdrawn, and nobody has begun to zap it.
     pub(super) to_zap: AtomicBool,
+    /// Batches of changes that are over, of a mirror (`batch`).
+    pub(super) batches_over: AtomicU64,
 }
 
 impl RootPage {
     #[inline(always)]
     pub(super) fn is_invalid(&self) -> bool {
         self.invalid.load(Acquire)
+    }
+
+    /// Batches that are over. To be read before a look at entries: then a batch that owns one of
+    /// them is over when the number has changed, or a later one.
+    pub(super) fn batches_over(&self) -> u64 {
+        self.batches_over.load(Acquire)
     }
 
     /// Counts leaves of a mirror, or of a withdrawn root.

@@ -19,6 +19,9 @@
 //! ([`SeparateCount`]), from which unmapping subtracts, and which vanishes when the last of them is
 //! zapped. So zapping need not look at a single leaf. Mirrors have such a count from the beginning.
 //!
+//! A mirror is withdrawn only when its owner's view was replaced as a whole (`mirror`): then its
+//! leaves stand for nothing, and are counted no more.
+//!
 //! *Locking*: the list has its own lock (`locks`). Roots are added under the shared MMU
 //! lock.
 
@@ -135,6 +138,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             references: AtomicU64::new(2),
             invalid: AtomicBool::new(false),
             to_zap: AtomicBool::new(false),
+            batches_over: AtomicU64::new(0),
         });
         roots.push(Counted::clone(&root));
         Some(root)
@@ -180,12 +184,12 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             .collect()
     }
 
-    /// The valid root that the guest's own accesses use, if there is one.
-    pub(super) fn valid_root(&self, as_id: u8) -> Option<Counted<RootPage>> {
+    /// The valid root that the guest's own accesses use, or the mirror, if there is one.
+    pub(super) fn valid_root(&self, as_id: u8, mirror: bool) -> Option<Counted<RootPage>> {
         let roots = self.roots.lock();
         let mut valid = roots
             .iter()
-            .filter(|root| root.as_id == as_id && !root.mirror && !root.is_invalid());
+            .filter(|root| root.as_id == as_id && root.mirror == mirror && !root.is_invalid());
         valid.next().map(Counted::clone)
     }
 

@@ -10,6 +10,7 @@ use core::fmt;
 use super::{
     dirty::DirtyLogError,
     leaves::LeafBatch,
+    mirror_range::{Aged, Aim, MirrorChange},
     mmu::TdpMmu,
     root::Root,
     walk::{Translation, Walk},
@@ -133,7 +134,15 @@ impl<'m> AddressSpace<'m> {
     /// The first leaves over `range`, by guest frame, and the rest of the range:
     /// [`leaves`](Self::leaves) goes through all of it. Takes no lock and changes nothing.
     pub fn leaf_batch(self, range: GfnRange) -> LeafBatch {
-        self.mmu.leaf_batch(self.as_id, range)
+        self.batch_of(range, false)
+    }
+
+    pub(super) fn batch_of(self, range: GfnRange, mirror: bool) -> LeafBatch {
+        self.mmu.leaf_batch(self.as_id, range, mirror)
+    }
+
+    pub(super) fn operations(self) -> &'m dyn Operations {
+        self.mmu
     }
 
     /// The host is about to take back the memory behind `range`: unmaps it and holds faults off
@@ -142,7 +151,9 @@ impl<'m> AddressSpace<'m> {
     /// `may_yield`: vCPUs may fault elsewhere meanwhile. Without it the lock is held to the end, so
     /// the range should be small. Memory is named by guest frames: until the end, a slot over the
     /// range must neither be moved nor made anew elsewhere, or faults would map what is being taken
-    /// at its new place.
+    /// at its new place. A mirror is unmapped without the lock in any case, because its owner is
+    /// asked; what the owner refuses to unmap stays mapped there, and
+    /// [`MmuStats::pages`](crate::MmuStats::pages) shows it.
     ///
     /// Unmapped is this address space alone: memory that is mapped in several is taken back in each
     /// of them. Faults are held off by frame number, in every address space.
@@ -150,8 +161,8 @@ impl<'m> AddressSpace<'m> {
         self.mmu.invalidate_begin(self.as_id, range, may_yield)
     }
 
-    /// Unmaps every leaf that covers a frame of `range`. Slots stay; the guest faults the frames in
-    /// again. Whether anything was mapped.
+    /// Unmaps every leaf that covers a frame of `range`, of the mirror too. Slots stay; the guest
+    /// faults the frames in again. Whether anything was unmapped.
     pub fn zap_gfn_range(self, range: GfnRange) -> bool {
         self.mmu.zap_gfn_range(self.as_id, range)
     }
@@ -256,7 +267,7 @@ pub(super) trait Operations: Send + Sync {
     ) -> Result<(), SlotError>;
     fn translate(&self, as_id: u8, gfn: Gfn) -> Option<Translation>;
     fn walk(&self, as_id: u8, gfn: Gfn) -> Walk;
-    fn leaf_batch(&self, as_id: u8, range: GfnRange) -> LeafBatch;
+    fn leaf_batch(&self, as_id: u8, range: GfnRange, mirror: bool) -> LeafBatch;
     fn invalidate_begin(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation;
     fn zap_gfn_range(&self, as_id: u8, range: GfnRange) -> bool;
     fn split_huge_pages(&self, as_id: u8, range: GfnRange, target: Level) -> u64;
@@ -281,6 +292,15 @@ pub(super) trait Operations: Send + Sync {
     fn dirty_pages(&self, as_id: u8, id: SlotId) -> Result<u64, DirtyLogError>;
     fn age(&self, as_id: u8, range: GfnRange) -> bool;
     fn test_age(&self, as_id: u8, range: GfnRange) -> bool;
+    fn change_mirror(
+        &self,
+        as_id: u8,
+        range: GfnRange,
+        aim: Aim,
+        cause: FlushCause,
+    ) -> MirrorChange;
+    fn age_mirror(&self, as_id: u8, range: GfnRange) -> Aged;
+    fn withdraw_mirrors(&self, as_id: u8) -> u64;
 }
 
 impl<F: Format, H: TableMemory> Operations for TdpMmu<F, H> {
@@ -318,8 +338,8 @@ impl<F: Format, H: TableMemory> Operations for TdpMmu<F, H> {
         self.do_walk(as_id, gfn)
     }
 
-    fn leaf_batch(&self, as_id: u8, range: GfnRange) -> LeafBatch {
-        self.do_leaf_batch(as_id, range)
+    fn leaf_batch(&self, as_id: u8, range: GfnRange, mirror: bool) -> LeafBatch {
+        self.do_leaf_batch(as_id, range, mirror)
     }
 
     fn invalidate_begin(&self, as_id: u8, range: GfnRange, may_yield: bool) -> Invalidation {
@@ -382,5 +402,23 @@ impl<F: Format, H: TableMemory> Operations for TdpMmu<F, H> {
 
     fn test_age(&self, as_id: u8, range: GfnRange) -> bool {
         self.do_test_age(as_id, range)
+    }
+
+    fn change_mirror(
+        &self,
+        as_id: u8,
+        range: GfnRange,
+        aim: Aim,
+        cause: FlushCause,
+    ) -> MirrorChange {
+        self.do_change_mirror(as_id, range, aim, cause)
+    }
+
+    fn age_mirror(&self, as_id: u8, range: GfnRange) -> Aged {
+        self.do_age_mirror(as_id, range)
+    }
+
+    fn withdraw_mirrors(&self, as_id: u8) -> u64 {
+        self.do_withdraw_mirrors(as_id)
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     addr::{Gfn, GfnRange, Level, Pfn},
-    fault::{Access, Fault, FaultOutcome},
+    fault::{Access, Around, Fault, FaultOutcome, RangeOutcome},
     flush::Flush,
     format::{Format, FormatInfo},
     invalidate::{ForeignInvalidation, Invalidation},
@@ -93,6 +93,21 @@ pub trait SecondStage: Send + Sync + fmt::Debug {
 
     /// Resolves a fault. A write to a logged page marks it dirty before this returns.
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome;
+
+    /// Resolves a fault in the mirror, [`Fault::mirror`] set or not, and maps with it what is not
+    /// mapped yet of the neighbours that `around` names: in one batch for the owner of the tables.
+    ///
+    /// Neighbours are taken from the fault's own slot and from its own 4 KiB table, so at most 512
+    /// pages are mapped, all in the same aligned 2 MiB. They are left out while memory is being
+    /// taken back among them. Whatever comes of them, the [outcome](RangeOutcome::outcome) is the
+    /// fault's own; when that cannot be resolved at all (no slot, try again), nothing is mapped.
+    /// The owner is asked when the fault was spurious, too, if a neighbour is not mapped.
+    ///
+    /// *Contents*: the caller has made them be there, for the fault's page and for `around`, after
+    /// it read [`Fault::seq`].
+    ///
+    /// *Locking*: the owner is called without any lock ([`ExternalTables`](crate::ExternalTables)).
+    fn fault_range(&self, vcpu: &mut Vcpu, fault: Fault, around: Around) -> RangeOutcome;
 
     /// What the vCPU that took a fault on `gfn`, which ended in `outcome`, flushes in the TLB of
     /// the processor it runs on before it enters the guest again: because hardware may remember
@@ -197,6 +212,10 @@ impl<F: Format, H: TableMemory> SecondStage for TdpMmu<F, H> {
     #[inline(always)]
     fn fault(&self, vcpu: &mut Vcpu, fault: Fault) -> FaultOutcome {
         self.do_fault(vcpu, fault)
+    }
+
+    fn fault_range(&self, vcpu: &mut Vcpu, fault: Fault, around: Around) -> RangeOutcome {
+        self.do_fault_range(vcpu, &fault, &around)
     }
 
     fn install_fence(&self, vcpu: &mut Vcpu, gfn: Gfn, outcome: FaultOutcome) -> Flush {

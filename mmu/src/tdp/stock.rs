@@ -17,7 +17,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use super::{mmu::TdpMmu, vcpu::Vcpu};
+use super::{mmu::TdpMmu, vcpu::Vcpu, work::Work};
 use crate::{
     addr::MAX_LEVELS,
     format::Format,
@@ -42,6 +42,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
             slot: None,
             hint: Hint::default(),
             linked: false,
+            work: Work::default(),
             free_list: Arc::clone(&self.free_list),
         }
     }

@@ -14,6 +14,7 @@ use core::fmt;
 use super::{
     kept::KeptSlot,
     root::{Root, RootPage},
+    work::Work,
 };
 use crate::{
     rcu::participants::ReaderSlot,
@@ -34,6 +35,8 @@ pub struct Vcpu {
     /// A fault of this vCPU made an entry point to a table, and no fence for it was handed out yet
     /// (see `fence`).
     pub(super) linked: bool,
+    /// What a fault in a mirror asks the owner for; kept for its memory.
+    pub(super) work: Work,
     pub(super) free_list: Arc<FreeList>,
 }
 

@@ -180,7 +180,7 @@ impl<F: Format, H: TableMemory> WalkerSlot<'_, F, H> {
             guard,
             root: self
                 .mmu
-                .valid_root(0)
+                .valid_root(0, false)
                 .map(|root| Counted::clone(&root.table)),
             hint: Hint::default(),
         }
@@ -204,7 +204,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let reader = self.participants.brief_reader_slot();
         let guard = Guard::new(&self.tables, self.participants.pin(&reader));
-        let Some(root) = self.valid_root(as_id) else {
+        let Some(root) = self.valid_root(as_id, false) else {
             return walk;
         };
         let mut node = guard.root(&root.table);
@@ -232,7 +232,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         }
         let reader = self.participants.brief_reader_slot();
         let guard = Guard::new(&self.tables, self.participants.pin(&reader));
-        let root = self.valid_root(as_id)?;
+        let root = self.valid_root(as_id, false)?;
         guard.descend_to(&root.table, gfn, |_, raw, level| {
             found::<F>(raw, level, gfn)
         })

@@ -3,7 +3,8 @@
 //! *Unmapping* removes the leaves over a range, *whole*: a huge leaf that sticks out at either end
 //! goes too, and the flush covers all of it; the guest faults the rest in again. Tables stay. It
 //! visits invalid roots as well, because a vCPU may have been running on one a moment ago and its
-//! zapper may have yielded: memory is not safe to reuse while any root maps it.
+//! zapper may have yielded: memory is not safe to reuse while any root maps it. Mirrors come last,
+//! in batches (`mirror_range`), when the lock was let go of.
 //!
 //! *Zapping a root* happens under the shared lock, level by level: the first step cuts the tables
 //! off the 1 GiB entries, each with the 4 KiB tables below it, the next cuts off what is then left
@@ -19,6 +20,7 @@
 //! another waits for its owner.
 
 use super::{
+    mirror_range::{Aim, MirrorChange},
     mmu::TdpMmu,
     protect::are_settled,
     root::RootPage,
@@ -122,7 +124,7 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
     ) -> bool {
         let reader = self.participants.reader_slot();
         let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
-        self.unmap_in(session, as_id, range, may_yield)
+        self.unmap_in(session, as_id, range, cause, may_yield)
     }
 
     fn unmap_in(
@@ -130,20 +132,22 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         mut session: Session<'_, F, H>,
         as_id: u8,
         range: GfnRange,
+        cause: FlushCause,
         may_yield: bool,
     ) -> bool {
-        for root in self.roots_of(as_id, |_| true) {
+        let roots = self.roots_of(as_id, |_| true);
+        for root in roots.iter().filter(|root| !root.mirror) {
             let mut plan = Sweep::leaves(range);
             if !may_yield {
                 plan = plan.atomic();
             }
             session = sweep(
                 session,
-                &root,
+                root,
                 plan,
                 || {},
                 |session, run| {
-                    let removed = self.take_leaves(&run, &root, session.cell);
+                    let removed = self.take_leaves(&run, root, session.cell);
                     // Under a withdrawn root nothing is cached any more.
                     Visit::Done(if root.is_invalid() {
                         Flush::None
@@ -153,14 +157,20 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
                 },
             );
         }
-        session.finish()
+        let changed = session.finish();
+        // Without the lock, which their owner must not be called with.
+        let mut mirrored = MirrorChange::default();
+        let valid_mirrors = roots
+            .iter()
+            .filter(|root| root.mirror && !root.is_invalid());
+        for root in valid_mirrors {
+            self.change_under(root, range, Aim::Unmap, cause, &mut mirrored);
+        }
+        changed || mirrored.pages > 0
     }
 
     /// Empties the leaves of a run, and returns the flush of what they mapped.
     fn take_leaves(&self, run: &Run<'_, F>, root: &RootPage, cell: &Cell) -> Flush {
-        if root.mirror {
-            return self.take_mirrored_leaves(run, root);
-        }
         let taken = match run.bottom() {
             Some(bottom) => take_from_bottom::<F>(bottom, run.first),
             None => take_from_upper(run),
@@ -187,10 +197,11 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
         may_yield: bool,
     ) -> Invalidation {
         let reader = self.participants.reader_slot();
-        let session = Session::begin(self, &reader, Mode::Exclusive, FlushCause::Unmap, as_id);
+        let cause = FlushCause::Unmap;
+        let session = Session::begin(self, &reader, Mode::Exclusive, cause, as_id);
         // First the mark, then the zap: a fault that comes between would map what is about to go.
         let token = self.invalidations.begin(range);
-        self.unmap_in(session, as_id, range, may_yield);
+        self.unmap_in(session, as_id, range, cause, may_yield);
         token
     }
 
@@ -308,10 +319,8 @@ impl<F: Format, H: TableMemory> TdpMmu<F, H> {
 
     /// The end: nobody uses the MMU any more. No flush, no yields.
     pub(super) fn tear_down(&self) {
+        self.tear_down_mirrors();
         for root in self.withdraw_for_good() {
-            if root.mirror {
-                self.empty_mirror(&root);
-            }
             self.zap_withdrawn_root(&root);
         }
         self.forget_roots();

@@ -22,16 +22,17 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use loom::cell::UnsafeCell;
 use slat_mmu::{
-    Access, AdPolicy, DirtyLogPolicy, Entry, EntryCell, ExternalTables, Fault, FaultOutcome,
-    FlushPrimitive, FlushRequest, Format, Gfn, Header, Host, Leaf, Level, MemoryType, MmuConfig,
-    Pfn, SecondStage, SlotFlags, SlotSpec, TableMemory, TdpMmu, Vcpu, WalkFault,
+    Access, AdPolicy, Batch, ChangeKind, DirtyLogPolicy, Entry, EntryCell, ExternalTables, Fault,
+    FaultOutcome, FlushPrimitive, FlushRequest, Format, Gfn, Header, Host, Leaf, Level, MemoryType,
+    MmuConfig, Pfn, Refused, SecondStage, SlotFlags, SlotSpec, TableMemory, TdpMmu, Vcpu,
+    WalkFault,
 };
 
 /// Who keeps A and D, and how writes are logged.
@@ -265,40 +266,70 @@ unsafe impl TableMemory for Frames {
     }
 }
 
-/// An owner of external tables that says yes, or no to the first leaf.
+/// A page of the owner's: guest frame, host frame, whether it may be written.
+pub type Page = (Gfn, Pfn, bool);
+
+/// An owner of external tables that does what it is asked for, and checks that it can be done. Each
+/// mirror root has a view of its own.
 #[derive(Debug, Default)]
 pub struct Owner {
-    /// Mapped frames.
-    pub leaves: Mutex<Vec<(Gfn, Pfn)>>,
+    /// Mapped pages, with the generation of their view.
+    pages: Mutex<Vec<(u64, Page)>>,
     pub tables: AtomicUsize,
+    /// The generation from which views are not out of date.
+    pub since: AtomicU64,
+}
+
+impl Owner {
+    /// What is mapped in the view that is not out of date, by frame.
+    pub fn mapped(&self) -> Vec<Page> {
+        let since = self.since.load(Ordering::Relaxed);
+        let pages = self.pages.lock().unwrap();
+        let pages = pages.iter().filter(|(generation, _)| *generation >= since);
+        let mut pages: Vec<_> = pages.map(|(_, page)| *page).collect();
+        pages.sort();
+        pages
+    }
 }
 
 impl ExternalTables for Owner {
-    fn set_leaf(&self, gfn: Gfn, leaf: &Leaf) -> Result<(), slat_mmu::Refused> {
+    fn apply(&self, batch: &mut Batch) {
+        // It takes its time.
         loom::thread::yield_now();
-        let mut leaves = self.leaves.lock().unwrap();
-        assert!(
-            leaves.iter().all(|(mapped, _)| *mapped != gfn),
-            "{gfn} set over a mapping"
-        );
-        leaves.push((gfn, leaf.pfn));
-        Ok(())
+        let view = batch.generation();
+        let mut pages = self.pages.lock().unwrap();
+        for change in batch.changes_mut() {
+            for n in 0..change.gfns().pages() {
+                let gfn = Gfn(change.gfns().start.0 + n);
+                let pfn = Pfn(change.pfn().0 + n);
+                let is = |(of, page): &(u64, Page)| *of == view && page.0 == gfn;
+                let at = pages.iter().position(is);
+                let old = at.map(|at| pages.swap_remove(at).1);
+                match change.kind() {
+                    ChangeKind::Map { writable, .. } => {
+                        assert_eq!(old, None, "{gfn} mapped over a mapping");
+                        pages.push((view, (gfn, pfn, writable)));
+                    }
+                    ChangeKind::Protect { writable } => {
+                        assert_eq!(old, Some((gfn, pfn, !writable)), "protected so");
+                        pages.push((view, (gfn, pfn, writable)));
+                    }
+                    ChangeKind::Unmap => {
+                        assert_eq!(old.map(|old| old.1), Some(pfn), "unmapped so");
+                    }
+                }
+            }
+            change.accept();
+        }
     }
 
-    fn link_table(&self, _: Gfn, _: Level, _: Pfn) -> Result<(), slat_mmu::Refused> {
+    fn link_table(&self, _: Gfn, _: Level, _: Pfn) -> Result<(), Refused> {
         loom::thread::yield_now();
         self.tables.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn remove_leaf(&self, gfn: Gfn, pfn: Pfn) -> Result<(), slat_mmu::Refused> {
-        let mut leaves = self.leaves.lock().unwrap();
-        let at = leaves.iter().position(|leaf| *leaf == (gfn, pfn));
-        leaves.swap_remove(at.expect("removed what is not mapped"));
-        Ok(())
-    }
-
-    fn free_table(&self, _: Gfn, _: Level, _: Pfn) -> Result<(), slat_mmu::Refused> {
+    fn free_table(&self, _: Gfn, _: Level, _: Pfn) -> Result<(), Refused> {
         self.tables.fetch_sub(1, Ordering::Relaxed);
         Ok(())
     }

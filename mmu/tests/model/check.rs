@@ -146,19 +146,27 @@ impl World {
     }
 
     fn check_mirror(&self) -> TestCaseResult {
-        let Mirror { leaves, tables, .. } = &*self.host.mirror.lock().unwrap();
+        let Mirror { pages, tables, .. } = &*self.host.mirror.lock().unwrap();
         let Some(&table) = tables.first() else {
-            prop_assert!(leaves.is_empty());
+            prop_assert!(pages.is_empty());
             return Ok(());
         };
         let root = self.mirror_root(table);
         let reach = common::hardware_reach(self.stage, &self.arena, root);
-        let found: BTreeMap<u64, u64> = reach
+        let found: BTreeMap<u64, (u64, bool)> = reach
             .leaves
             .iter()
-            .map(|leaf| (leaf.gfn, leaf.pfn))
+            .map(|leaf| (leaf.gfn, (leaf.pfn, leaf.writable)))
             .collect();
-        prop_assert_eq!(&found, leaves, "the mirror and what it stands for");
+        let held = pages.iter().map(|(&gfn, page)| (gfn, (page.pfn, page.w)));
+        let held: BTreeMap<u64, (u64, bool)> = held.collect();
+        prop_assert_eq!(&found, &held, "the mirror and what it stands for");
+        if self.steps.is_multiple_of(8) {
+            let all = GfnRange::new(Gfn(0), u64::MAX);
+            let listed = self.mmu.space(0).mirror_leaves(all);
+            let listed = listed.map(|of| (of.gfn.0, (of.leaf.pfn.0, of.leaf.writable)));
+            prop_assert_eq!(listed.collect::<BTreeMap<_, _>>(), held, "the list");
+        }
         prop_assert!(reach.leaves.iter().all(|leaf| leaf.pages == 1));
         prop_assert_eq!(reach.tables, tables.len() as u64 + 1);
         Ok(())
@@ -172,7 +180,7 @@ impl World {
                 pages[level_of(leaf.pages).index()] += 1;
             }
         }
-        pages[0] += self.host.mirror.lock().unwrap().leaves.len() as i64;
+        pages[0] += self.host.mirror.lock().unwrap().pages.len() as i64;
         prop_assert_eq!(self.mmu.stats().pages, pages);
         Ok(())
     }

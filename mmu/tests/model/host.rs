@@ -10,7 +10,8 @@ use std::{
 };
 
 use slat_mmu::{
-    ExternalTables, FlushRequest, Gfn, Host, Leaf, Level, Pfn, Refused, SlotSpec, Translation,
+    Batch, Change, ChangeKind, ExternalTables, FlushRequest, Gfn, Host, Level, Pfn, Refused,
+    SlotSpec, Translation,
 };
 
 /// vCPU, address space, guest frame.
@@ -28,20 +29,59 @@ pub(crate) struct Machine {
     pub(crate) mirror: Mutex<Mirror>,
 }
 
+/// A mapping of the external owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) pfn: u64,
+    pub(crate) w: bool,
+    /// The owner dropped it by itself: the mirror still has it.
+    pub(crate) lost: bool,
+}
+
+/// A page of a change that the owner was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) gfn: u64,
+    pub(crate) pfn: u64,
+    pub(crate) kind: ChangeKind,
+    /// `None`: it was done.
+    pub(crate) refused: Option<Refused>,
+}
+
 /// What the external owner has.
 #[derive(Debug, Default)]
 pub(crate) struct Mirror {
-    pub(crate) leaves: BTreeMap<u64, u64>,
+    pub(crate) pages: BTreeMap<u64, Page>,
     /// By the mirror's own table.
     pub(crate) tables: BTreeSet<u64>,
-    /// Frames whose removal was refused since this was last looked at.
-    pub(crate) kept: BTreeSet<u64>,
-    /// The same, ever.
-    pub(crate) ever_kept: BTreeSet<u64>,
-    /// A mapping was removed since this was last looked at.
-    pub(crate) removed: bool,
-    /// A mapping made or a table linked was refused since this was last looked at.
-    pub(crate) refused: bool,
+    /// What it was asked for since this was last looked at.
+    pub(crate) asked: Vec<Asked>,
+    /// A table was refused since this was last looked at.
+    pub(crate) refused_table: bool,
+    /// Batches of an older root are out of date.
+    pub(crate) since: u64,
+}
+
+impl Mirror {
+    fn carry_out(&mut self, gfn: u64, pfn: u64, kind: ChangeKind) {
+        let old = self.pages.get(&gfn).copied();
+        assert!(old.is_none_or(|old| old.pfn == pfn), "{gfn:#x} is {old:?}");
+        let lost = old.is_some_and(|old| old.lost);
+        match kind {
+            ChangeKind::Map { writable: w, again } => {
+                assert_eq!(old.is_some(), again, "{gfn:#x}, {kind:?}: {old:?}");
+                let lost = false;
+                self.pages.insert(gfn, Page { pfn, w, lost });
+            }
+            ChangeKind::Protect { writable: w } => {
+                assert_eq!(old.map(|old| old.w), Some(!w), "{gfn:#x}, {kind:?}");
+                self.pages.insert(gfn, Page { pfn, w, lost });
+            }
+            ChangeKind::Unmap => {
+                assert!(self.pages.remove(&gfn).is_some(), "{gfn:#x} was mapped");
+            }
+        }
+    }
 }
 
 /// The host's own mapping behind a host frame.
@@ -54,10 +94,28 @@ pub(crate) fn mapping_level(mixed: bool, pfn: u64) -> Level {
 }
 
 impl Machine {
-    fn refuses(&self) -> bool {
+    /// A number that decides, one in so many times.
+    fn refuses(&self) -> Option<u64> {
         let one_in = self.refuse.load(SeqCst);
         let asked = self.asked.fetch_add(1, SeqCst);
-        one_in > 0 && asked % one_in == one_in - 1
+        (one_in > 0 && asked % one_in == one_in - 1).then_some(asked)
+    }
+
+    /// How much of a change is done, and why not more.
+    fn answer(&self, change: &Change) -> (u64, Refused) {
+        let pages = change.gfns().pages();
+        let Some(number) = self.refuses() else {
+            return (pages, Refused::Busy);
+        };
+        let reasons = [
+            Refused::NoMemory,
+            Refused::ContentsMissing,
+            Refused::Gone,
+            Refused::Busy,
+            Refused::Failed(14),
+        ];
+        let done = number.wrapping_mul(7) % (pages + 1);
+        (done, reasons[(number / 3 % 5) as usize])
     }
 }
 
@@ -80,44 +138,40 @@ impl Host for Machine {
 }
 
 impl ExternalTables for Machine {
-    fn set_leaf(&self, gfn: Gfn, leaf: &Leaf) -> Result<(), Refused> {
-        let refuses = self.refuses();
+    fn apply(&self, batch: &mut Batch) {
         let mut mirror = self.mirror.lock().unwrap();
-        if refuses {
-            mirror.refused = true;
-            return Err(Refused);
+        assert!(batch.generation() >= mirror.since && batch.as_id() == 0);
+        let mut end = None;
+        for change in batch.changes_mut() {
+            let (start, pfn, kind) = (change.gfns().start.0, change.pfn().0, change.kind());
+            let touches = end == Some((start, pfn, kind));
+            assert!(!touches, "{kind:?} goes on at {start:#x}, in two changes");
+            let (done, why) = self.answer(change);
+            change.refuse(done, why);
+            for n in 0..change.gfns().pages() {
+                let refused = (n >= done).then_some(why);
+                if refused.is_none() {
+                    mirror.carry_out(start + n, pfn + n, kind);
+                }
+                mirror.asked.push(Asked {
+                    gfn: start + n,
+                    pfn: pfn + n,
+                    kind,
+                    refused,
+                });
+            }
+            end = Some((change.gfns().end.0, pfn + change.gfns().pages(), kind));
         }
-        let old = mirror.leaves.insert(gfn.0, leaf.pfn.0);
-        assert_eq!(old, None, "{gfn} was mapped already");
-        Ok(())
     }
 
     fn link_table(&self, _: Gfn, _: Level, table: Pfn) -> Result<(), Refused> {
         let refuses = self.refuses();
         let mut mirror = self.mirror.lock().unwrap();
-        if refuses {
-            mirror.refused = true;
-            return Err(Refused);
+        if refuses.is_some() {
+            mirror.refused_table = true;
+            return Err(Refused::NoMemory);
         }
         assert!(mirror.tables.insert(table.0), "{table} was linked already");
-        Ok(())
-    }
-
-    fn remove_leaf(&self, gfn: Gfn, pfn: Pfn) -> Result<(), Refused> {
-        let refuses = self.refuses();
-        let mut mirror = self.mirror.lock().unwrap();
-        assert_eq!(
-            mirror.leaves.get(&gfn.0),
-            Some(&pfn.0),
-            "{gfn} was mapped so"
-        );
-        if refuses {
-            mirror.kept.insert(gfn.0);
-            mirror.ever_kept.insert(gfn.0);
-            return Err(Refused);
-        }
-        mirror.leaves.remove(&gfn.0);
-        mirror.removed = true;
         Ok(())
     }
 

@@ -11,7 +11,8 @@
 //! - page statistics match, by level, withdrawn roots and mirrors included;
 //! - no TLB, filled at random and obeying only the host's flushes (`host`), holds more than the
 //!   table allows, nor could write a page of a logged slot that the log does not have;
-//! - the external owner's map is the mirror's.
+//! - the external owner's map is the mirror's, and it was asked for what is due, page by page
+//!   (`mirror`); it refuses at random, in part too, and loses mappings.
 //!
 //! At the end everything is given back, to the last frame.
 //!
@@ -31,6 +32,7 @@ mod check;
 mod fault;
 mod host;
 mod log;
+mod mirror;
 mod op;
 mod run;
 mod state;

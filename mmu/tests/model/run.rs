@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use slat_mmu::{
-    Access, DirtyLogStart, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, Pfn, PrefaultError,
-    SlotFlags, SlotSpec, WalkFault,
+    Access, Around, DirtyLogStart, Entry, Fault, FaultOutcome, Gfn, GfnRange, Level, Pfn,
+    PrefaultError, SlotFlags, SlotSpec, WalkFault,
 };
 
 use crate::{
@@ -35,7 +35,34 @@ impl World {
             "mirror" => {
                 let mut fault = Fault::new(gfn, access(d)).with_mirror();
                 fault.prefetch = d / 4 % 8 == 0 && access(d) == Access::Read;
-                self.mirror_fault((a & 1) as usize, fault)
+                fault.map_writable = d / 32 % 2 == 0;
+                fault.again = d / 64 % 4 == 0;
+                self.mirror_fault((a & 1) as usize, fault, Around::none())
+            }
+            "beside" => {
+                let mut fault = Fault::new(gfn, access(d)).with_mirror();
+                fault.map_writable = d / 32 % 2 == 0;
+                let from = Gfn(gfn.0.saturating_sub(d / 256 % 64));
+                let mut around = Around::new(GfnRange::new(from, c % 600));
+                around.map_writable = d / 64 % 2 == 0;
+                self.mirror_fault((a & 1) as usize, fault, around)
+            }
+            "mirror_zap" => self.mirror_zap(as_id, range),
+            "mirror_protect" => self.mirror_protect(as_id, range),
+            "mirror_age" => self.mirror_age(as_id, range),
+            "lose" => {
+                // The owner drops mappings by itself.
+                let mut mirror = self.host.mirror.lock().unwrap();
+                let held = mirror.pages.range_mut(range.start.0..range.end.0);
+                held.for_each(|(_, page)| page.lost = true);
+                Ok(())
+            }
+            "replace" => {
+                let mut mirror = self.host.mirror.lock().unwrap();
+                mirror.pages.clear();
+                mirror.tables.clear();
+                mirror.since = self.mmu.space(0).withdraw_mirrors();
+                Ok(())
             }
             "prefault" => self.prefault((a & 1) as usize, range, d),
             "zap" => {
@@ -208,17 +235,7 @@ impl World {
             }
         }
         // Mirrors are address space 0's alone here.
-        let mut mirror = self.host.mirror.lock().unwrap();
-        let kept = std::mem::take(&mut mirror.kept);
-        if as_id == 0 {
-            let still = mirror
-                .leaves
-                .range(range.start.0..range.end.0.max(range.start.0));
-            for (gfn, _) in still {
-                prop_assert!(kept.contains(gfn), "{gfn:#x} was not taken from the mirror");
-            }
-        }
-        owed |= std::mem::take(&mut mirror.removed);
+        owed |= self.mirror_unmapped(as_id, range)?.pages > 0;
         Ok(owed)
     }
 
@@ -291,61 +308,6 @@ impl World {
             _ => {}
         }
         self.fault(vcpu, fault).map(|_| ())
-    }
-
-    /// The mirror's map is the owner's; what it must be is said here.
-    fn mirror_fault(&mut self, vcpu: usize, fault: Fault) -> TestCaseResult {
-        let as_id = self.vcpus[vcpu].as_id();
-        if as_id == 1 {
-            return Ok(());
-        }
-        let gfn = fault.gfn.0;
-        let before = self.host.mirror.lock().unwrap().leaves.get(&gfn).copied();
-        let outcome = self.mmu.fault(&mut self.vcpus[vcpu], fault);
-        let mut mirror = self.host.mirror.lock().unwrap();
-        let refused = std::mem::take(&mut mirror.refused);
-        let now = mirror.leaves.get(&gfn).copied();
-        // A leaf that the owner would not give up may be of an older slot, with less leave to
-        // write.
-        let leftover = mirror.ever_kept.contains(&gfn) && fault.access == Access::Write;
-        drop(mirror);
-        let slot = self.spaces[0].slot_at(gfn).cloned();
-        let write = fault.access == Access::Write;
-        if outcome == FaultOutcome::OutOfMemory {
-            prop_assert!(self.tight);
-            return Ok(());
-        }
-        if as_id != 0 || !self.host.mirrors.load(SeqCst) {
-            prop_assert_eq!(outcome, FaultOutcome::NoRoot);
-            return Ok(());
-        }
-        let Some(slot) = slot else {
-            prop_assert_eq!(outcome, FaultOutcome::NoSlot);
-            return Ok(());
-        };
-        let level = Level::SIZE_4K;
-        let expected = if !self.pending.is_empty() && self.hull.contains(fault.gfn) {
-            FaultOutcome::Retry
-        } else if write && slot.readonly() {
-            FaultOutcome::ReadOnly
-        } else if before.is_some() {
-            FaultOutcome::Spurious { level }
-        } else if refused {
-            FaultOutcome::Retry
-        } else {
-            FaultOutcome::Fixed { level }
-        };
-        prop_assert!(
-            outcome == expected || leftover && outcome == FaultOutcome::Retry,
-            "{:?}, not {:?}",
-            outcome,
-            expected
-        );
-        if let FaultOutcome::Fixed { .. } = outcome {
-            prop_assert_eq!(now, Some(slot.pfn(gfn)));
-            self.spaces[0].mark(gfn);
-        }
-        Ok(())
     }
 
     fn prefault(&mut self, vcpu: usize, range: GfnRange, d: u64) -> TestCaseResult {
@@ -533,7 +495,7 @@ impl World {
         self.vcpus.clear();
         self.mmu.zap_all();
         let mirror = self.host.mirror.lock().unwrap();
-        prop_assert!(mirror.leaves.is_empty());
+        prop_assert!(mirror.pages.is_empty());
         let tables = mirror.tables.len() as u64;
         drop(mirror);
         let stats = self.mmu.stats();

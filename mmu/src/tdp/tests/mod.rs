@@ -196,7 +196,7 @@ impl<F: Format> Rig<F> {
     }
 
     pub(super) fn root(&self) -> crate::sync::Counted<RootPage> {
-        self.mmu.valid_root(0).unwrap()
+        self.mmu.valid_root(0, false).unwrap()
     }
 
     /// With the root's table in hand.

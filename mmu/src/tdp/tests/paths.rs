@@ -176,7 +176,6 @@ fn the_fast_path_takes_only_what_needs_no_decision() {
         FaultOutcome::Fixed { .. }
     ));
     none(&mut rig, Fault::prefetch(Gfn(3)).with_present());
-    none(&mut rig, write.with_mirror());
     // No slot; a slot that is going.
     none(
         &mut rig,
