@@ -137,6 +137,26 @@ reasons! {
     NoHugePages = "NO_HUGE_PAGES" => ResourceExhausted,
     /// The host has no such NUMA node; metadata `node`, `nodes`.
     NoSuchNode = "NO_SUCH_NODE" => FailedPrecondition,
+    /// A save of that name exists on that host.
+    SaveExists = "SAVE_EXISTS" => AlreadyExists,
+    /// No save of that name.
+    NoSuchSave = "NO_SUCH_SAVE" => NotFound,
+    /// A VM is being restored from the save, or another save is built on it; metadata `users`.
+    SaveInUse = "SAVE_IN_USE" => FailedPrecondition,
+    /// The save is not whole yet, or failed; metadata `state`.
+    SaveNotWritten = "SAVE_NOT_WRITTEN" => FailedPrecondition,
+    /// A saved file is not what was written; metadata `file`.
+    SaveCorrupt = "SAVE_CORRUPT" => DataLoss,
+    /// The pages of a VM cannot be read where they are to come from.
+    PageSourceGone = "PAGE_SOURCE_GONE" => Unavailable,
+    /// Where a VM's pages come from ends before it should.
+    PageSourceTruncated = "PAGE_SOURCE_TRUNCATED" => DataLoss,
+    /// Where a VM's pages come from gives other pages than were saved.
+    PageSourceCorrupt = "PAGE_SOURCE_CORRUPT" => DataLoss,
+    /// Where a VM's pages come from does not answer.
+    PageSourceStalled = "PAGE_SOURCE_STALLED" => Unavailable,
+    /// A VM's pager does not answer, or there is none; metadata `vm`.
+    PagerUnreachable = "PAGER_UNREACHABLE" => Unavailable,
     /// No ready host can take the VM.
     NoHost = "NO_HOST" => ResourceExhausted,
     /// A bounded resource (slots, cursors, connections) is used up.

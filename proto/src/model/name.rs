@@ -91,6 +91,69 @@ name_type!(
     CursorName, "cursors/", "cursor"
 );
 
+/// `hosts/{host}/saves/{save}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SaveName {
+    host: HostName,
+    save: String,
+}
+
+impl SaveName {
+    /// Of a save on a host, from its bare id.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER when the id is not DNS-like.
+    pub fn new(host: HostName, save: &str) -> Result<Self, ApiError> {
+        check_id("save", save)?;
+        let save = save.to_owned();
+        Ok(Self { host, save })
+    }
+
+    /// From the full name.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER when it is none.
+    pub fn parse(name: &str) -> Result<Self, ApiError> {
+        let parts = name.strip_prefix("hosts/");
+        let parts = parts.and_then(|rest| rest.split_once("/saves/"));
+        let Some((host, save)) = parts else {
+            let shown: String = name
+                .chars()
+                .take(160)
+                .flat_map(char::escape_default)
+                .collect();
+            let what = format_args!("\"{shown}\" is not of the form hosts/HOST/saves/SAVE");
+            return Err(ApiError::bad_parameter("save", what).with("value", &shown));
+        };
+        Self::new(HostName::from_id(host)?, save)
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// The bare id, unique on its host.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.save
+    }
+}
+
+impl fmt::Display for SaveName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/saves/{}", self.host, self.save)
+    }
+}
+
+impl FromStr for SaveName {
+    type Err = ApiError;
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        Self::parse(text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +165,23 @@ mod tests {
             let name: VmName = text.parse().unwrap();
             assert_eq!(name.id(), "web-1");
             assert_eq!(name.to_string(), "vms/web-1");
+        }
+    }
+
+    #[test]
+    fn a_save_is_named_with_its_host() {
+        let save: SaveName = "hosts/h1/saves/web-1".parse().unwrap();
+        assert_eq!((save.host().id(), save.id()), ("h1", "web-1"));
+        assert_eq!(save.to_string(), "hosts/h1/saves/web-1");
+        for text in [
+            "web-1",
+            "hosts/h1",
+            "hosts//saves/a",
+            "hosts/h1/saves/../x",
+            "saves/a",
+        ] {
+            let error = SaveName::parse(text).unwrap_err();
+            assert_eq!(error.reason, Reason::BadParameter, "{text}");
         }
     }
 

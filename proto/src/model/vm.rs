@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{backing::MemoryBacking, memstress::MemstressSpec, slot::PAGE_SIZE};
+use super::{backing::MemoryBacking, memstress::MemstressSpec, paging::Paging, slot::PAGE_SIZE};
 use crate::{ApiError, v1};
 
 /// Least guest memory: the guest's own tables and code, and something to write.
@@ -249,6 +249,24 @@ pub enum GuestSpec {
     RawImage(RawImageSpec),
 }
 
+/// What `paging: AGENT` cannot be together with.
+fn check_paged(backend: Option<BackendKind>, backing: MemoryBacking) -> Result<(), ApiError> {
+    if backend == Some(BackendKind::Software) {
+        return Err(ApiError::bad_parameter(
+            "spec.paging",
+            "the software backend pages its guests itself; leave it out, or take KVM",
+        ));
+    }
+    if backing.reserved_page().is_some() {
+        return Err(ApiError::bad_parameter(
+            "spec.paging",
+            format_args!("pages that the host set aside ({backing}) are paged by the kernel alone"),
+        )
+        .with("backing", backing));
+    }
+    Ok(())
+}
+
 /// A VM's immutable description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSpec {
@@ -268,6 +286,8 @@ pub struct VmSpec {
     pub numa_node: Option<u32>,
     /// All of it is populated before the VM starts.
     pub prefault: bool,
+    /// Who decides which pages are mapped.
+    pub paging: Paging,
     /// What runs inside.
     pub guest: GuestSpec,
 }
@@ -322,6 +342,10 @@ impl VmSpec {
                 "on KVM the kernel chooses the format; leave it out or take the software backend",
             ));
         }
+        let paging = Paging::from_field(message.paging)?;
+        if paging == Paging::Agent {
+            check_paged(backend, backing)?;
+        }
         let guest = match &message.guest {
             None => GuestSpec::Memstress(MemstressSpec::default()),
             Some(v1::vm_spec::Guest::Memstress(memstress)) => {
@@ -346,6 +370,7 @@ impl VmSpec {
             backing,
             numa_node: message.numa_node,
             prefault: message.prefault,
+            paging,
             guest,
         })
     }
@@ -371,6 +396,7 @@ impl VmSpec {
             backing: self.backing.to_message().into(),
             numa_node: self.numa_node,
             prefault: self.prefault,
+            paging: self.paging.to_message().into(),
             guest: Some(match &self.guest {
                 GuestSpec::Memstress(memstress) => {
                     v1::vm_spec::Guest::Memstress(memstress.to_message())

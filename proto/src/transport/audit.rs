@@ -51,13 +51,21 @@ use crate::v1;
 /// The header of a call that is made on behalf of another one.
 pub(super) const RELAYED: &str = "slat-relayed";
 /// Methods that change nothing: beginnings of their names, and reports, which order nothing.
-const READS: [&str; 6] = ["Get", "List", "Watch", "Describe", "Digest", "ReportHost"];
+const READS: [&str; 7] = [
+    "Get",
+    "List",
+    "Watch",
+    "Describe",
+    "Digest",
+    "Verify",
+    "ReportHost",
+];
 /// Of a message, so much is looked at.
 const LOOK_AT: usize = 4 << 20;
 /// Of a text from outside, so many characters are logged.
 const TEXT: usize = 128;
 /// Names in a request that say what it is about, where they are texts.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 13] = [
     "name",
     "vm_id",
     "vm",
@@ -68,6 +76,9 @@ const NAMES: [&str; 10] = [
     "migration_id",
     "cursor",
     "address",
+    "save",
+    "save_id",
+    "base",
 ];
 /// Messages inside a request that are looked into.
 const INSIDE: [&str; 3] = ["migration", "vm", "host"];

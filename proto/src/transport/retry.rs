@@ -32,6 +32,8 @@ const PROCESS: Duration = Duration::from_secs(60);
 const MEASURE: Duration = Duration::from_secs(90);
 /// For what touches all of a VM's memory.
 const MEMORY: Duration = Duration::from_secs(330);
+/// For what reads a whole file, at the speed of a disk.
+const FILE: Duration = Duration::from_secs(3630);
 
 /// How a method is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +61,17 @@ pub(super) fn of(path: &str) -> Policy {
         // Reads.
         "GetVm" | "ListVms" | "GetHost" | "ListHosts" | "ListLeftovers" | "ListSlots"
         | "ListDirtyCursors" | "GetMigration" | "ListMigrations" | "GetTransfer"
-        | "DescribeOutgoing" | "Check" | "List" => policy(QUICK, true),
+        | "DescribeOutgoing" | "Check" | "List" | "GetSave" | "ListSaves" | "ListMappings" => {
+            policy(QUICK, true)
+        }
         // Changes that say which state they want, or that name what they make.
         "CordonHost" | "UncordonHost" | "CancelMigration" | "CancelTransfer"
         | "ResolveTransfer" | "ReleaseTransfer" => policy(QUICK, true),
         "PrepareIncoming" => policy(PROCESS, true),
         "DigestMemory" => policy(MEMORY, true),
+        "VerifySave" => policy(FILE, true),
+        // It tries again what failed; nothing while nothing did.
+        "RetryPageSource" => policy(PROCESS, true),
         // It takes as long as it was asked to.
         "MeasureDirtyRate" => policy(MEASURE, true),
         // Changes that mean something else the second time, or that fail then.
@@ -72,18 +79,22 @@ pub(super) fn of(path: &str) -> Policy {
             policy(QUICK, false)
         }
         "CreateMigration" | "DeleteVm" | "DeleteHost" | "AdoptLeftover" | "AdoptTransfer"
-        | "DeleteLeftover" => policy(PROCESS, false),
-        "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "DiscardMemory" | "HarvestDirtyPages" => {
-            policy(MEMORY, false)
-        }
+        | "DeleteLeftover" | "DeleteSave" => policy(PROCESS, false),
+        "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "DiscardMemory" | "HarvestDirtyPages"
+        | "HarvestWorkingSet" | "TakeSnapshot" | "CreateSave" | "ForkVm" => policy(MEMORY, false),
+        // They may wait until all of a VM's memory is there.
+        "RestoreVm" | "BuildCopy" => policy(FILE, false),
         // The reporter has a loop of its own, with pauses of its own.
         "RegisterHost" | "ReportHost" => policy(QUICK, false),
-        "WatchVm" | "WatchMigration" | "WatchTransfer" | "Watch" | "ServerReflectionInfo" => {
-            Policy {
-                streams: true,
-                ..policy(QUICK, false)
-            }
-        }
+        "WatchVm"
+        | "WatchMigration"
+        | "WatchTransfer"
+        | "WatchSave"
+        | "Watch"
+        | "ServerReflectionInfo" => Policy {
+            streams: true,
+            ..policy(QUICK, false)
+        },
         _ => policy(MEMORY, false),
     }
 }
@@ -104,6 +115,10 @@ mod tests {
             "InvalidateMemory",
             "DiscardMemory",
             "HarvestDirtyPages",
+            "HarvestWorkingSet",
+            "TakeSnapshot",
+            "CreateSave",
+            "ForkVm",
         ];
         for service in pool.services() {
             for method in service.methods() {

@@ -106,7 +106,7 @@ async fn call(
     Arc::try_unwrap(lines).unwrap().into_inner().unwrap()
 }
 
-const READING: [&str; 13] = [
+const READING: [&str; 18] = [
     "VmService/GetVm",
     "VmService/ListVms",
     "VmService/WatchVm",
@@ -120,6 +120,11 @@ const READING: [&str; 13] = [
     "MigrationService/GetMigration",
     "MigrationService/ListMigrations",
     "MigrationService/WatchMigration",
+    "SnapshotService/GetSave",
+    "SnapshotService/ListSaves",
+    "SnapshotService/WatchSave",
+    "SnapshotService/VerifySave",
+    "PagingService/ListMappings",
 ];
 
 #[tokio::test]
