@@ -1,0 +1,52 @@
+//! What a pager is told beside its connection: numbers to be tuned, and, in tests, a source.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::source::Source;
+
+/// How a pager works.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Pages around a random fault that are mapped with it when they are there.
+    pub around: u64,
+    /// Most pages that a sequential fault takes; a batch has at most 512.
+    pub most: u64,
+    /// Most pages of zeroes that a sequential fault makes ahead.
+    pub zeroes: u64,
+    /// Threads that read the source.
+    pub loaders: usize,
+    /// Threads that map what could not be mapped at once.
+    pub handlers: usize,
+    /// A read of the source that takes longer is stalled.
+    pub stalled_after: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            around: 16,
+            most: 512,
+            zeroes: 64,
+            loaders: 4,
+            handlers: 2,
+            stalled_after: Duration::from_secs(10),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// See there.
+    pub tuning: Tuning,
+    /// Instead of the layers that are handed over.
+    pub source: Option<Arc<dyn Source>>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("tuning", &self.tuning)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! What waits: faults whose pages are there but could not be mapped at once, faults whose pages
+//! have to be read from the source, and reads that nobody waits for.
+//!
+//! Two kinds of threads take from it. *Handlers* map pages that are there. *Loaders* read the
+//! source, which may block: so a stalled source holds no page up that is there.
+//!
+//! Loaders take faults first (and with a page those that are best read with it), then what the VM
+//! process asked for, then reads ahead, then the background; every eighth time the background
+//! first, so that it gets on beside a guest that faults all the time. A range that is being read is
+//! *claimed*: who wants a page of it is told when the claim ends, so nothing is read twice.
+//!
+//! *Locking*: one lock, held for looks at lists. *Limits*: as many faults wait as the guest has
+//! threads; whoever reads faults stops at [`MOST`]. Reads ahead are dropped beyond [`MOST_AHEAD`].
+//! Each request of the VM process has one range here, and its requests are bounded where they come
+//! in.
+
+mod lists;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+pub(crate) use self::lists::{Claim, Wait, Waiter};
+use self::lists::{ForWhom, Inner};
+use crate::{
+    memory::Memory,
+    sync::{lock, wait},
+};
+
+/// Faults that wait.
+const MOST: usize = 4096;
+const MOST_AHEAD: usize = 64;
+/// Who waits for pages looks again after this: a read that takes too long is told by nobody.
+const LOOK: Duration = Duration::from_millis(100);
+/// Who has nothing to do is woken; this is against a wake-up that is lost.
+const IDLE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    inner: Mutex<Inner>,
+    /// There is something for handlers.
+    ready: Condvar,
+    /// There is something for loaders.
+    more: Condvar,
+    /// Something came to an end: a claim, a wait.
+    ended: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// A memory that has a source.
+    pub(crate) fn add(&self, memory: Arc<Memory>) {
+        self.lock().loading.push((memory, 0));
+        self.more.notify_all();
+    }
+
+    /// Waits until there is room for more faults. Whether it is to go on.
+    pub(crate) fn wait_for_room(&self) -> bool {
+        let mut inner = self.lock();
+        while inner.waiting() >= MOST && !inner.over {
+            inner = wait(&self.ended, inner, LOOK);
+        }
+        !inner.over
+    }
+
+    /// A page that is there is to be mapped by a handler.
+    pub(crate) fn push_ready(&self, wait: Wait) {
+        self.lock().ready.push_back(wait);
+        self.ready.notify_one();
+    }
+
+    /// A page has to be read before it can be mapped.
+    pub(crate) fn push_fault(&self, wait: Wait) {
+        let mut inner = self.lock();
+        let key = (wait.memory.id, wait.page);
+        let waiters = inner.wanted.entry(key).or_default();
+        waiters.push(wait.waiter);
+        if waiters.len() == 1 {
+            inner.faults.push_back((wait.memory, wait.page));
+            self.more.notify_one();
+        }
+    }
+
+    /// Pages are to be read, for somebody who waits with [`Queue::wait_until`].
+    pub(crate) fn ask(&self, memory: Arc<Memory>, pages: Range<u64>) {
+        self.lock().asked.push_back((memory, pages));
+        self.more.notify_all();
+    }
+
+    /// Pages will be wanted soon.
+    pub(crate) fn ahead(&self, memory: &Arc<Memory>, pages: Range<u64>) {
+        let mut inner = self.lock();
+        let pages = pages.start..pages.end.min(memory.pages);
+        if inner.ahead.len() < MOST_AHEAD && !pages.is_empty() {
+            inner.ahead.push_back((Arc::clone(memory), pages));
+            self.more.notify_one();
+        }
+    }
+
+    /// Everything is to be read.
+    pub(crate) fn load_all(&self) {
+        self.lock().load_all = true;
+        self.more.notify_all();
+    }
+
+    /// For a handler: the next page that is there. `None`: nothing for a while, or the end.
+    pub(crate) fn take_ready(&self) -> Option<Wait> {
+        let mut inner = self.lock();
+        if inner.ready.is_empty() && !inner.over {
+            inner = wait(&self.ready, inner, IDLE);
+        }
+        inner.ready.pop_front()
+    }
+
+    /// For a loader: the next range to read. `together` says what is best read with a page. `None`:
+    /// nothing for a while, or the end.
+    pub(crate) fn take_load(&self, together: &dyn Fn(&Memory, u64) -> Range<u64>) -> Option<Claim> {
+        let mut inner = self.lock();
+        let mut claim = inner.next_load(together);
+        if claim.is_none() && !inner.over {
+            if !inner.ready.is_empty() {
+                self.ready.notify_all();
+            }
+            inner = wait(&self.more, inner, IDLE);
+            claim = inner.next_load(together);
+        }
+        if !inner.ready.is_empty() {
+            self.ready.notify_all();
+        }
+        claim.filter(|_| !inner.over)
+    }
+
+    /// The claimed pages are there: who waits for them.
+    pub(crate) fn done(&self, claim: &Claim) -> Vec<Wait> {
+        let mut inner = self.lock();
+        inner.release(claim);
+        let waits = inner.wanted_in(claim);
+        let waits = waits.into_iter().flat_map(|page| {
+            let waiters = inner.wanted.remove(&(claim.memory.id, page));
+            let memory = &claim.memory;
+            waiters.into_iter().flatten().map(move |waiter| Wait {
+                memory: Arc::clone(memory),
+                page,
+                waiter,
+            })
+        });
+        let waits = waits.collect();
+        self.ended.notify_all();
+        waits
+    }
+
+    /// Pages of a claim that somebody waits for.
+    pub(crate) fn wanted(&self, claim: &Claim) -> Vec<u64> {
+        self.lock().wanted_in(claim)
+    }
+
+    /// Not all of it could be read: who waits for what is not there goes on waiting. Whether there
+    /// is anything to be said: somebody waits, or nobody would have asked again.
+    pub(crate) fn failed(&self, claim: &Claim) -> bool {
+        let mut inner = self.lock();
+        inner.release(claim);
+        if claim.retries != inner.retries {
+            // It was read before somebody said that the source is mended.
+            for page in inner.wanted_in(claim) {
+                inner.faults.push_back((Arc::clone(&claim.memory), page));
+            }
+            if claim.for_whom == ForWhom::Asker {
+                let again = (Arc::clone(&claim.memory), claim.pages.clone());
+                inner.asked.push_back(again);
+            }
+            self.more.notify_all();
+            return false;
+        }
+        inner.paused |= claim.for_whom == ForWhom::Background;
+        inner.refused |= claim.for_whom == ForWhom::Asker;
+        let mut failed = matches!(claim.for_whom, ForWhom::Asker | ForWhom::Background);
+        for page in inner.wanted_in(claim) {
+            if claim.memory.is_there(page) {
+                inner.make_ready(&claim.memory, page);
+            } else {
+                inner.failed.push((Arc::clone(&claim.memory), page));
+                failed = true;
+            }
+        }
+        self.ended.notify_all();
+        self.ready.notify_all();
+        failed
+    }
+
+    /// A page could not be mapped: it is tried again when somebody says so.
+    pub(crate) fn failed_to_map(&self, wait: Wait) {
+        self.lock().unmapped.push(wait);
+    }
+
+    /// What failed is tried again.
+    pub(crate) fn retry(&self) {
+        let mut inner = self.lock();
+        let (failed, unmapped) = (
+            std::mem::take(&mut inner.failed),
+            std::mem::take(&mut inner.unmapped),
+        );
+        inner.faults.extend(failed);
+        inner.ready.extend(unmapped);
+        inner.retries += 1;
+        inner.paused = false;
+        inner.refused = false;
+        drop(inner);
+        self.more.notify_all();
+        self.ready.notify_all();
+    }
+
+    /// Whether something failed and was not tried again.
+    pub(crate) fn has_failed(&self) -> bool {
+        let inner = self.lock();
+        inner.paused || inner.refused || !inner.failed.is_empty() || !inner.unmapped.is_empty()
+    }
+
+    /// Threads that wait.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.lock().waiting() as u64
+    }
+
+    /// Waits, looking again whenever a claim ends, until `done` says something.
+    pub(crate) fn wait_until<T>(&self, mut done: impl FnMut() -> Option<T>) -> Option<T> {
+        loop {
+            let inner = self.lock();
+            if inner.over {
+                return None;
+            }
+            drop(inner);
+            if let Some(result) = done() {
+                return Some(result);
+            }
+            drop(wait(&self.ended, self.lock(), LOOK));
+        }
+    }
+
+    /// Nothing is taken any more, and nobody waits.
+    pub(crate) fn end(&self) {
+        self.lock().over = true;
+        self.ready.notify_all();
+        self.more.notify_all();
+        self.ended.notify_all();
+    }
+}

@@ -1,0 +1,118 @@
+//! What loaders are given, and in which order.
+
+use std::time::Instant;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use slat_paging::{PAGE, bits::SharedBits, wire};
+
+use super::*;
+
+const PAGES: u64 = 1000;
+
+fn memory(id: u32) -> Arc<Memory> {
+    use std::os::fd::AsFd as _;
+    let file = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, PAGES * PAGE as u64).unwrap();
+    let bits = SharedBits::new("test", PAGES).unwrap();
+    let bits = bits.as_fd().try_clone_to_owned().unwrap();
+    let message = wire::Memory {
+        memory: id,
+        slot: id,
+        base_gfn: 0,
+        pages: PAGES,
+        view: 0,
+        file_start: 0,
+        read_only: false,
+        origin: Some(id),
+        has_loaded: true,
+    };
+    Arc::new(Memory::new(&message, vec![file, bits], 0).unwrap())
+}
+
+fn fault(memory: &Arc<Memory>, page: u64) -> Wait {
+    Wait {
+        memory: Arc::clone(memory),
+        page,
+        waiter: Waiter {
+            thread: 1,
+            write: false,
+            kind: None,
+            since: Instant::now(),
+        },
+    }
+}
+
+fn take(queue: &Queue) -> Option<Range<u64>> {
+    claim(queue).map(|claim| claim.pages)
+}
+
+fn claim(queue: &Queue) -> Option<Claim> {
+    queue.take_load(&|_, page| page / 4 * 4..page / 4 * 4 + 4)
+}
+
+#[test]
+fn a_page_that_two_threads_want_is_read_once_with_those_beside_it() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.push_fault(fault(&memory, 9));
+    queue.push_fault(fault(&memory, 9));
+    let first = claim(&queue).unwrap();
+    assert_eq!(first.pages, 8..12);
+    // Wanted while it is read: whoever reads it says so.
+    queue.push_fault(fault(&memory, 10));
+    assert_eq!(take(&queue), None);
+    memory.set_there(8..12);
+    assert_eq!(queue.done(&first).len(), 3);
+    assert_eq!(queue.waiting(), 0);
+}
+
+#[test]
+fn the_guest_comes_first_and_the_background_gets_on() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.add(Arc::clone(&memory));
+    queue.load_all();
+    queue.ask(Arc::clone(&memory), 500..520);
+    for page in 0..20 {
+        queue.push_fault(fault(&memory, 600 + page * 4));
+    }
+    let mut firsts = Vec::new();
+    for _ in 0..22 {
+        let claim = claim(&queue).unwrap();
+        firsts.push(claim.pages.start);
+        memory.set_there(claim.pages.clone());
+        queue.done(&claim);
+    }
+    let background = firsts.iter().filter(|first| **first < 500).count();
+    assert!((2..4).contains(&background), "{firsts:?}");
+    let asked = firsts.iter().position(|first| *first == 500);
+    let guest = firsts.iter().rposition(|first| *first >= 600);
+    assert!(asked.is_none_or(|asked| Some(asked) > guest), "{firsts:?}");
+}
+
+#[test]
+fn what_failed_waits_until_it_is_tried_again_and_old_news_is_none() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.push_fault(fault(&memory, 0));
+    let first = claim(&queue).unwrap();
+    assert!(queue.failed(&first) && queue.has_failed());
+    assert_eq!(take(&queue), None);
+    queue.retry();
+    let second = claim(&queue).unwrap();
+    assert_eq!(second.pages, 0..4);
+    // It was read before the source was mended.
+    queue.retry();
+    assert!(!queue.failed(&second) && !queue.has_failed());
+    assert_eq!(take(&queue), Some(0..4));
+}
+
+#[test]
+fn reads_for_nobody_leave_loaders_to_the_guest() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.add(Arc::clone(&memory));
+    queue.load_all();
+    let idle = [claim(&queue).unwrap(), claim(&queue).unwrap()];
+    assert_eq!(take(&queue), None);
+    queue.push_fault(fault(&memory, 900));
+    assert_eq!(take(&queue), Some(900..904));
+    queue.done(&idle[0]);
+    assert_eq!(take(&queue), Some(128..192));
+}
