@@ -26,9 +26,10 @@ use slat_record::{
 };
 
 use crate::{
-    backend::{Backend, BackendError, CpuFact, EngineInUse, EventSink, GuestEvent},
+    backend::{Backend, BackendError, CpuFact, EngineInUse, EventSink, GuestEvent, PagedGuest},
     machine::{Machine, Parts},
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory, SlotTable},
+    pager::Watcher,
 };
 
 /// A slot as the fake sees it.
@@ -207,6 +208,10 @@ impl Backend for FakeBackend {
         Vec::new()
     }
 
+    fn paged(&self) -> Option<PagedGuest> {
+        None
+    }
+
     fn most_slots(&self) -> u32 {
         match self.state().most_slots {
             0 => 32_764,
@@ -321,6 +326,7 @@ pub(crate) fn parts(backend: &Arc<FakeBackend>) -> Parts {
         },
         oom_score: None,
         disk: Arc::new(RealDisk),
+        watcher: || Watcher::none("a test"),
         uid: None,
         counters: |table: &SlotTable, _: u32| {
             let mut bytes = [0; 10];

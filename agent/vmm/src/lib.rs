@@ -7,6 +7,7 @@
 //! | `memory` | guest memory: backing, views, the slot table, digests, the dirty log |
 //! | `guest` | memstress, the guest that checks its own memory, and the raw image |
 //! | `backend` | runs vCPUs and walks second-stage tables: KVM, or the Common MMU in software |
+//! | `pager` | the process beside it that pages its guest, seen from here |
 //! | `machine` | the VM: its life, its slots, its ownership |
 //! | `handover` | what both sides of a migration share about giving the VM away |
 //! | `migration` | source and destination, and the wire between them |
@@ -26,6 +27,7 @@ pub mod handover;
 mod machine;
 mod memory;
 mod migration;
+mod pager;
 pub mod process;
 mod service;
 

@@ -31,7 +31,7 @@ pub(crate) use self::{
     cpu::{CpuFact, compare_facts},
     error::BackendError,
     run_failure::RunFailure,
-    traits::{Backend, EngineInUse, EventSink, GuestEvent},
+    traits::{Backend, EngineInUse, EventSink, GuestEvent, PagedGuest},
 };
 
 /// Backends that work on this host, best first, and why KVM is not among them when it is not.

@@ -42,6 +42,15 @@ pub(crate) struct EngineInUse {
     pub(crate) reason: String,
 }
 
+/// What a pager has to know of a guest whose memory is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PagedGuest {
+    /// The name of its mirror's format.
+    pub(crate) format: String,
+    /// Thread ids of its vCPUs, by index.
+    pub(crate) vcpus: Vec<i32>,
+}
+
 /// Runs vCPUs and walks the second stage of one VM. See the module for the protocol.
 pub(crate) trait Backend: DirtySource {
     /// What it can do here.
@@ -53,6 +62,9 @@ pub(crate) trait Backend: DirtySource {
     /// What its vCPUs were told of their CPU, whatever this host could tell them: a VM that came
     /// from a lesser host can go back there. Empty where that is nothing.
     fn cpu_facts(&self) -> Vec<CpuFact>;
+
+    /// What a pager has to know; `None` where a guest cannot wait for one.
+    fn paged(&self) -> Option<PagedGuest>;
 
     /// Most slots that a VM can have, and the first number that no slot can have.
     fn most_slots(&self) -> u32;

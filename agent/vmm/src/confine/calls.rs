@@ -5,6 +5,7 @@
 //! | process | main, runtime, drivers | files, sockets, memory, KVM, threads |
 //! | [`Role::Vcpu`] | one a vCPU | run it, read where it stands, kick others, print the console |
 //! | [`Role::Stream`] | senders, receivers, introductions | send, receive, place pages |
+//! | [`Role::Pager`] | one a connection of a pager | send, receive, drop mappings, wake |
 //!
 //! Lists were found by tracing the whole-system tests on both backends, by thread, on glibc; what
 //! musl, riscv64 and libc's rarer paths (signals, aborts, descriptors that run out) make instead
@@ -29,6 +30,8 @@ pub(crate) enum Role {
     Vcpu,
     /// Moves pages or frames of a migration.
     Stream,
+    /// Talks to a pager, or to an agent about pages.
+    Pager,
 }
 
 /// System calls and what their arguments must be; any of the rules will do, none means all.
@@ -94,6 +97,15 @@ const STREAM: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+];
+
+/// Of threads that talk to pagers, besides.
+const PAGER: &[i64] = &[
+    libc::SYS_ppoll,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
 ];
@@ -239,6 +251,13 @@ const KVM_IOCTLS: &[u64] = &[
     0xcf, // KVM_GET_XSAVE2
 ];
 
+/// Type of all ioctls of userfaultfd.
+const UFFD: u64 = 0xaa;
+/// Numbers of those that this process makes: register, unregister, wake. Others are the pager's.
+const UFFD_IOCTLS: &[u64] = &[0x00, 0x01, 0x02];
+/// Of those that a pager's thread makes.
+const PAGER_IOCTLS: &[u64] = &[0x02];
+
 type Result<T> = std::result::Result<T, BackendError>;
 
 fn one(cond: Cond) -> Result<Rule> {
@@ -261,9 +280,14 @@ fn any_of(index: u8, values: &[u64]) -> Result<Vec<Rule>> {
 
 /// ioctls of KVM by number, whatever they say of direction and size: those differ by architecture.
 fn of_kvm(numbers: &[u64]) -> Result<Vec<Rule>> {
+    of_type(KVM, numbers)
+}
+
+/// The same of another type.
+fn of_type(kind: u64, numbers: &[u64]) -> Result<Vec<Rule>> {
     numbers
         .iter()
-        .map(|number| one(masked(1, 0xffff, KVM << 8 | number)?))
+        .map(|number| one(masked(1, 0xffff, kind << 8 | number)?))
         .collect()
 }
 
@@ -304,6 +328,7 @@ pub(super) fn process(pid: u32, looks_up_hosts: bool) -> Result<Rules> {
     signals(&mut rules, pid)?;
     let mut ioctls = of_kvm(VCPU_IOCTLS)?;
     ioctls.extend(of_kvm(KVM_IOCTLS)?);
+    ioctls.extend(of_type(UFFD, UFFD_IOCTLS)?);
     ioctls.extend(any_of(
         1,
         &[TIOCOUTQ, FIONBIO, FIOCLEX, TCGETS, PAGEMAP_SCAN],
@@ -362,6 +387,10 @@ pub(super) fn role(role: Role, pid: u32) -> Result<Rules> {
             let mut ioctls = of_kvm(STREAM_IOCTLS)?;
             ioctls.extend(any_of(1, &[TIOCOUTQ, FIONBIO])?);
             (listed(&[EVERY, STREAM, arch::EVERY, arch::STREAM]), ioctls)
+        }
+        Role::Pager => {
+            let ioctls = of_type(UFFD, PAGER_IOCTLS)?;
+            (listed(&[EVERY, PAGER, arch::EVERY, arch::STREAM]), ioctls)
         }
     };
     memory(&mut rules)?;

@@ -82,9 +82,11 @@ pub(super) fn install_role(mode: Seccomp, role: Role) -> Result<(), &'static str
     type Programs = OnceLock<Result<[BpfProgram; 2], String>>;
     static VCPU: Programs = OnceLock::new();
     static STREAM: Programs = OnceLock::new();
+    static PAGER: Programs = OnceLock::new();
     let programs = match role {
         Role::Vcpu => &VCPU,
         Role::Stream => &STREAM,
+        Role::Pager => &PAGER,
     };
     let programs = programs.get_or_init(|| {
         let rules = calls::role(role, std::process::id()).map_err(|error| error.to_string())?;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `wanted` | what was asked for |
 //! | `limits` | core dumps or none, room for descriptors; files it makes are its user's alone |
+//! | `early` | what is opened before |
 //! | `privileges` | no new privileges, and no capabilities |
 //! | `files` | landlock: its own directory, `/dev/kvm` and the few files it opens |
 //! | `filter` | seccomp: the system calls that its threads make, by role |
@@ -24,6 +25,7 @@
 
 mod arch;
 mod calls;
+mod early;
 mod files;
 mod filter;
 mod limits;
@@ -40,7 +42,7 @@ use std::{
     sync::OnceLock,
 };
 
-pub(crate) use self::{calls::Role, refused::new as newly_refused};
+pub(crate) use self::{calls::Role, early::userfaultfd, refused::new as newly_refused};
 pub use self::{
     files::landlock_supported,
     wanted::{Confinement, Seccomp},
@@ -97,6 +99,7 @@ pub fn apply(wanted: &Confinement) -> Result<Confined, ConfineError> {
         source,
     };
     let mut lacks = Vec::new();
+    early::open();
     limits::own_files_only();
     // Guest memory passes through the socket in it: the directory is its owner's alone.
     std::fs::DirBuilder::new()
@@ -129,6 +132,18 @@ pub fn apply(wanted: &Confinement) -> Result<Confined, ConfineError> {
         descriptors,
         lacks,
     })
+}
+
+/// What a process beside a VM's gives up for good: core dumps, which would have guest memory in
+/// them, and all capabilities; files that it makes are its user's alone. Says what was not got.
+/// Call it before there is a second thread.
+#[must_use]
+pub fn give_up() -> Vec<String> {
+    let mut lacks = Vec::new();
+    limits::own_files_only();
+    limits::apply(false, &mut lacks);
+    privileges::drop_all(&mut lacks);
+    lacks
 }
 
 /// The kernel writes a core dump without a path of its own into the working directory, and there it

@@ -109,6 +109,90 @@ fn confined(dir: &Path, seccomp: Seccomp) -> Confined {
     .unwrap()
 }
 
+/// What a VM process does for its pager, from before it is confined to the end.
+fn paged(dir: &Path) {
+    use std::sync::Arc;
+
+    use slat_paging::{
+        Role,
+        wire::{Ask, FromPager, Socket, ToPager, VERSION},
+    };
+
+    use crate::{
+        backend::PagedGuest,
+        memory::{GuestMemory, SlotMemory},
+        pager::{Pager, PagerSocket, Watcher, Work},
+    };
+
+    confined(dir, Seccomp::Refuse);
+    let watcher = Watcher::open();
+    if let Err(why) = watcher.offer() {
+        println!("SKIPPED: {why}");
+        return;
+    }
+    let spec = slat_proto::model::SlotSpec::new(0, 0, 8, false).unwrap();
+    let slot = Arc::new(SlotMemory::new(spec).unwrap());
+    let memory = GuestMemory::new();
+    memory.publish(vec![Arc::clone(&slot)]);
+    watcher.watch_all(&memory.table()).unwrap();
+    let pager = Arc::new(Pager::new("vms/web".to_owned(), watcher));
+    let path = dir.join("vm").join(slat_paging::SOCKET);
+    let served = PagerSocket::open(&path, &pager).unwrap();
+    let guest = PagedGuest {
+        format: "ept4".to_owned(),
+        vcpus: vec![1],
+    };
+    let work = Work {
+        guest,
+        watched: true,
+        mapped: true,
+        load_all: false,
+    };
+    pager.begin(work, &[slot]);
+    let socket = Socket::connect(&path).unwrap();
+    let (role, version, pid) = (Role::Pager, VERSION, 1);
+    let hello = FromPager::Hello { role, version, pid };
+    socket.send(&hello, &[]).unwrap();
+    for _ in ["setup", "memory", "ready"] {
+        socket.receive::<ToPager>().unwrap();
+    }
+    socket.send(&FromPager::Attached, &[]).unwrap();
+    let (request, memory_number) = (5, 1);
+    for (pages, wanted) in [(8, 0), (9, libc::EINVAL)] {
+        let drop = FromPager::DropMappings {
+            request,
+            memory: memory_number,
+            page: 0,
+            pages,
+        };
+        socket.send(&drop, &[]).unwrap();
+        let errno = wanted;
+        let answer = socket.receive::<ToPager>().unwrap().message;
+        assert_eq!(answer, ToPager::Dropped { request, errno });
+    }
+    pager.add_snapshot(memory.table().slots(), false).unwrap();
+    let asked = {
+        let pager = Arc::clone(&pager);
+        std::thread::spawn(move || pager.ask(Ask::State, std::time::Duration::from_secs(10)))
+    };
+    let (mut answered, mut packets) = (false, 0);
+    while !answered {
+        packets += 1;
+        if let ToPager::Ask { request, .. } = socket.receive::<ToPager>().unwrap().message {
+            let result = Ok(slat_paging::wire::Answer::Done);
+            socket
+                .send(&FromPager::Reply { request, result }, &[])
+                .unwrap();
+            answered = true;
+        }
+    }
+    asked.join().unwrap().unwrap();
+    assert_eq!(packets, 3, "the snapshot, its memory, the question");
+    pager.watcher().unwatch_all(&memory.table());
+    drop((socket, served));
+    assert_eq!(newly_refused(), []);
+}
+
 /// No test by itself: what the others run in a process of its own.
 #[test]
 fn child() {
@@ -199,6 +283,7 @@ fn child() {
             // The thread that started it keeps what the process may.
             std::net::TcpStream::connect(address).unwrap();
         }
+        "paged" => paged(dir),
         "privileges" => {
             let mut status = File::open("/proc/thread-self/status").unwrap();
             let root = rustix::process::geteuid().is_root();
@@ -325,6 +410,11 @@ fn without_refusals_nothing_is_refused() {
 #[test]
 fn other_processes_new_code_and_other_sockets_are_out_of_reach() {
     passes("others");
+}
+
+#[test]
+fn what_a_pager_needs_is_listed() {
+    passes("paged");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, DirtyEngine, Format, SlotSpec, VmSpec, now, slots_for_memory},
+    model::{BackendKind, DirtyEngine, Format, Paging, SlotSpec, VmSpec, now, slots_for_memory},
     v1,
 };
 use slat_record::{journal::Entry, uid::VmUid};
@@ -17,11 +17,21 @@ use super::{
 };
 use crate::{
     backend::{Backend, EventSink},
-    memory::{DirtySource, Mode, SlotMemory, check_room, no_huge_pages},
+    memory::{DirtySource, Mode, Origin, SlotMemory, check_room, no_huge_pages},
+    pager::Watching,
 };
 
 /// The epoch a VM is created with.
-const FIRST_EPOCH: u64 = 1;
+pub(super) const FIRST_EPOCH: u64 = 1;
+
+/// Where the contents of a new VM's memory come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MadeAs {
+    /// It is empty, and filled here.
+    New,
+    /// From the memories of the same numbers of a page source.
+    Copy,
+}
 
 /// Fills in backend and format. A format without a backend means the software backend: on KVM the
 /// kernel chooses.
@@ -108,6 +118,9 @@ impl Machine {
         self.free_for_a_vm()?;
         let spec = resolve(&self.parts, spec)?;
         slots_for_memory(spec.memory_bytes)?;
+        if spec.paging == Paging::Agent {
+            self.check_watchable(&spec)?;
+        }
         fits_here(&spec)?;
         Ok(spec)
     }
@@ -124,11 +137,13 @@ impl Machine {
         let spec = self.plan(&spec)?;
         let slots = slots_for_memory(spec.memory_bytes)?;
         let reserved = spec.backing.reserved_page().is_some();
-        let built = self.build(&spec, &slots, Reason::NoMemory).and_then(|()| {
+        let built = self.build(&spec, &slots, Reason::NoMemory, MadeAs::New);
+        let built = built.and_then(|()| {
             if reserved {
                 self.populate_now(self.memory.table().slots(), Mode::from(&spec))?;
             }
             (self.parts.install)(&self.memory.table(), &spec)?;
+            self.watch_new(&spec)?;
             let identity = Identity {
                 uid: self
                     .parts
@@ -188,6 +203,7 @@ impl Machine {
         spec: &VmSpec,
         slots: &[SlotSpec],
         no_memory: Reason,
+        made_as: MadeAs,
     ) -> Result<(), ApiError> {
         let shared = Arc::downgrade(&self.shared);
         let events: EventSink = Arc::new(move |event| {
@@ -202,7 +218,7 @@ impl Machine {
         let mut table = Vec::with_capacity(slots.len());
         for slot in slots {
             may_have(&*backend, slot.slot, slot.read_only, Some(table.len()))?;
-            let memory = map(*slot, Mode::from(spec), no_memory)?;
+            let memory = map(*slot, Mode::from(spec), no_memory, made_as)?;
             self.add_slot(&backend, &memory)?;
             table.push(memory);
         }
@@ -212,6 +228,9 @@ impl Machine {
 
     /// Forgets backend and memory of a VM that never came to be.
     pub(super) fn tear_down(&self) {
+        self.pager.watcher().unwatch_all(&self.memory.table());
+        *self.watching() = Watching::default();
+        self.pager.close(false);
         self.set_backend(None);
         self.dirty.unbind();
         self.memory.publish(Vec::new());
@@ -258,13 +277,18 @@ pub(super) fn may_have(
 }
 
 /// A slot of zeroes, in the VM's mode.
-pub(super) fn map(
+fn map(
     spec: SlotSpec,
     mode: Mode,
     no_memory: Reason,
+    made_as: MadeAs,
 ) -> Result<Arc<SlotMemory>, ApiError> {
     whole_pages(spec, mode)?;
     let memory = SlotMemory::with(spec, mode);
+    let memory = memory.and_then(|memory| match made_as {
+        MadeAs::New => Ok(memory),
+        MadeAs::Copy => Ok(memory.coming_from(Origin::new(spec.slot, spec.pages)?)),
+    });
     memory
         .map(Arc::new)
         .map_err(|error| cannot_map(spec, mode, no_memory, &error))

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use slat_proto::v1;
 
 use crate::{
-    backend::{Backend, BackendError, CpuFact, EngineInUse},
+    backend::{Backend, BackendError, CpuFact, EngineInUse, PagedGuest},
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
 };
 
@@ -46,6 +46,9 @@ impl Backend for Guarded {
     }
     fn cpu_facts(&self) -> Vec<CpuFact> {
         self.0.cpu_facts()
+    }
+    fn paged(&self) -> Option<PagedGuest> {
+        self.0.paged()
     }
     fn most_slots(&self) -> u32 {
         self.0.most_slots()

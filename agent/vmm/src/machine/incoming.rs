@@ -5,7 +5,7 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{MigrationName, SlotSpec, VmName, VmSpec, check_slot_table, slots_for_memory},
+    model::{MigrationName, Paging, SlotSpec, VmName, VmSpec, check_slot_table, slots_for_memory},
     v1,
 };
 use slat_record::{
@@ -16,6 +16,7 @@ use slat_record::{
 use super::{
     Control, Exit, Fence, Machine, Switchover,
     birth::Birth,
+    build::MadeAs,
     oom::OomScore,
     resolve,
     room::check_free,
@@ -40,19 +41,7 @@ impl Machine {
         let mut control = self.control();
         self.free_for_a_vm()?;
         let spec = self.incoming_spec(vm)?;
-        check_slot_table(slots)?;
-        for needed in slots_for_memory(spec.memory_bytes)? {
-            if !slots.contains(&needed) {
-                return Err(ApiError::new(
-                    Reason::BadSlotTable,
-                    format!(
-                        "slot {}: the VM's own memory is not among the slots",
-                        needed.slot
-                    ),
-                )
-                .with("slot", needed.slot));
-            }
-        }
+        check_announced(&spec, slots)?;
         // Zeroes take no memory until pages arrive; by then it is too late to refuse.
         let needed = slots
             .iter()
@@ -71,7 +60,7 @@ impl Machine {
                     .with("vm_location", "SOURCE")
             })?;
         let built = self
-            .build(&spec, slots, Reason::DstNoMemory)
+            .build(&spec, slots, Reason::DstNoMemory, MadeAs::New)
             .and_then(|()| {
                 Ok(control.journal.append(&Entry::Incoming {
                     vm: self.shared.vm.id().to_owned(),
@@ -139,7 +128,12 @@ impl Machine {
                 "the source says which",
             ));
         }
-        resolve(&self.parts, &spec)
+        let spec = resolve(&self.parts, &spec)?;
+        if spec.paging == Paging::Agent {
+            // Once it is here.
+            self.check_watchable(&spec)?;
+        }
+        Ok(spec)
     }
 
     /// Loads the vCPUs' state. Not to be repeated after PREPARED.
@@ -226,6 +220,10 @@ impl Machine {
             };
             view.participation = Participation::None;
         });
+        if self.is_paged_by_agent() {
+            // As soon as a pager is there; until then it is the kernel's.
+            self.watching().by_agent();
+        }
         Ok(())
     }
 
@@ -298,4 +296,25 @@ impl Machine {
             _ => Err(self.shared.no_such_migration(migration)),
         }
     }
+}
+
+/// Whether the slots that were announced can be those of such a VM.
+///
+/// # Errors
+/// BAD_SLOT_TABLE.
+pub(super) fn check_announced(spec: &VmSpec, slots: &[SlotSpec]) -> Result<(), ApiError> {
+    check_slot_table(slots)?;
+    for needed in slots_for_memory(spec.memory_bytes)? {
+        if !slots.contains(&needed) {
+            return Err(ApiError::new(
+                Reason::BadSlotTable,
+                format!(
+                    "slot {}: the VM's own memory is not among the slots",
+                    needed.slot
+                ),
+            )
+            .with("slot", needed.slot));
+        }
+    }
+    Ok(())
 }

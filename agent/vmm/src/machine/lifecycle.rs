@@ -19,12 +19,14 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH when handed over; MIGRATION_IN_PROGRESS during the switchover;
-    /// VM_STATE, also while its memory is being populated; NO_MEMORY when that failed; the
-    /// backend's.
+    /// VM_STATE, also while its memory is being populated; NO_MEMORY when that failed;
+    /// PAGER_UNREACHABLE; the backend's.
     pub(crate) fn start(&self) -> Result<v1::Vm, ApiError> {
         self.await_prefault();
+        self.await_pager()?;
         self.lifecycle("be started", |control, view| match view.state {
             State::Running => Ok(()),
+            State::Created if view.held.is_some() => self.refuse_held(view, "be started"),
             State::Created => {
                 self.refuse_unpopulated(view)?;
                 self.run_vcpus(control)
@@ -44,7 +46,10 @@ impl Machine {
     /// As [`Machine::start`]; SOURCE_PAUSE when a vCPU does not stop.
     pub(crate) fn pause(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be paused", |_, view| match view.state {
-            State::Paused => Ok(()),
+            State::Paused => {
+                self.hold_for_user();
+                Ok(())
+            }
             State::Running => self.stop_vcpus(),
             _ => Err(self.shared.bad_state(view, "be paused")),
         })
@@ -57,7 +62,10 @@ impl Machine {
     pub(crate) fn resume(&self) -> Result<v1::Vm, ApiError> {
         self.lifecycle("be resumed", |control, view| match view.state {
             State::Running => Ok(()),
-            State::Paused => self.run_vcpus(control),
+            State::Paused => {
+                self.refuse_held(view, "be resumed")?;
+                self.run_vcpus(control)
+            }
             State::Created => Err(self
                 .shared
                 .bad_state(view, "be resumed")
@@ -342,6 +350,7 @@ impl Machine {
             control.journal.append(&Entry::Ended { uid })?;
         }
         self.shared.change(|view| view.identity = None);
+        self.pager.close(false);
         self.shared.end(exit);
         Ok(())
     }

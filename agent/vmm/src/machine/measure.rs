@@ -53,7 +53,11 @@ impl Machine {
             mode => mode,
         };
         let measured = match mode {
-            Mode::Sampling => self.by_sample(order, pause),
+            Mode::Sampling => {
+                // Pages that come meanwhile would look like written ones.
+                self.refuse_unloaded("be sampled")?;
+                self.by_sample(order, pause)
+            }
             mode if mode == own => self.by_log(mode, order.duration, pause)?,
             Mode::Ring => return Err(self.lacks(v1::Capability::DirtyRing, engine)),
             _ => return Err(self.lacks(v1::Capability::DirtyBitmap, engine)),

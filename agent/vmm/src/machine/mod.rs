@@ -13,6 +13,8 @@
 //!   while a call blocks.
 //! * `collapser` is held while huge pages are made, and for the whole of a discard: after
 //!   `control`, before the dirty log's lock. `prefault` is a leaf.
+//! * The pager's lock ([`crate::pager`]) comes after all of these, and `watching` is a leaf. See
+//!   `paging` for what is done under which.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
 //!
 //! # Invariants
@@ -40,6 +42,7 @@ mod lifecycle;
 mod measure;
 mod oom;
 mod outgoing;
+mod paging;
 mod parts;
 mod populating;
 mod prefault;
@@ -84,11 +87,13 @@ use self::{
 };
 pub(crate) use self::{
     outgoing::{RelinquishError, Switchover},
+    paging::{CopyOrder, Taken},
     view::Exit,
 };
 use crate::{
     backend::Backend,
     memory::{Collapser, DirtyLog, GuestMemory},
+    pager::{Pager, Watching},
 };
 
 /// What every machine can do, whatever its backend.
@@ -113,6 +118,8 @@ pub(crate) struct Machine {
     /// Held for one step, or a whole discard. See the module.
     collapser: Mutex<Collapser>,
     prefault: Mutex<prefault::Prefault>,
+    pager: Arc<Pager>,
+    watching: Mutex<Watching>,
 }
 
 /// Whether vCPUs may run at all.
@@ -168,6 +175,7 @@ impl Machine {
         parts: Parts,
     ) -> Result<Arc<Self>, ApiError> {
         let journal = fresh_journal(&dir, &vm, &parts.disk)?;
+        let pager = Arc::new(Pager::new(vm.to_string(), (parts.watcher)()));
         Ok(Arc::new(Self {
             dir,
             parts,
@@ -183,6 +191,8 @@ impl Machine {
             paused_in: AtomicU64::new(0),
             collapser: Mutex::default(),
             prefault: Mutex::default(),
+            pager,
+            watching: Mutex::default(),
         }))
     }
 
@@ -235,6 +245,7 @@ impl Machine {
                 .unwrap_or_default()
                 .into_iter()
                 .chain(OWN_CAPABILITIES)
+                .chain(self.paging_capabilities(&identity.spec))
                 .map(Into::into)
                 .collect(),
             create_time: identity.birth.map(|birth| birth.time()),
@@ -254,6 +265,7 @@ impl Machine {
             prefault: self
                 .prefault_shown()
                 .filter(|_| view.state != State::Incoming),
+            paging: self.paging_shown(),
             ..Default::default()
         })
     }

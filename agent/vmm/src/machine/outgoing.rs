@@ -3,6 +3,8 @@
 //! `begin_outgoing`, `enter_switchover`, `relinquish`, `release`; before `relinquish`,
 //! `leave_switchover` goes back to where the VM runs, `end_outgoing` undoes everything.
 
+use std::time::Duration;
+
 use slat_proto::{ApiError, Reason, model::MigrationName, v1};
 
 use super::{
@@ -10,6 +12,10 @@ use super::{
     view::{Participation, State, View},
 };
 use slat_record::journal::{Entry, Ownership};
+
+/// Pages of a source are waited for so long before a migration, which sends all of memory; who asks
+/// has an answer within fifteen seconds.
+const LOADS: Duration = Duration::from_secs(10);
 
 /// How a VM was found when its switchover began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,8 @@ impl Machine {
         migration: &MigrationName,
         epoch: u64,
     ) -> Result<v1::Vm, ApiError> {
+        self.load_source(LOADS)
+            .or_else(|_| self.refuse_unloaded("be migrated"))?;
         let control = self.control();
         self.may_begin(control.fence, epoch)?;
         self.shared.change(|view| {
@@ -63,6 +71,8 @@ impl Machine {
         migration: &MigrationName,
         epoch: u64,
     ) -> Result<v1::Vm, ApiError> {
+        self.load_source(LOADS)
+            .or_else(|_| self.refuse_unloaded("be migrated"))?;
         let control = self.control();
         if self.outgoing(migration).is_err() {
             self.may_begin(control.fence, epoch)?;
@@ -92,6 +102,8 @@ impl Machine {
         if !matches!(view.state, State::Running | State::Paused | State::Created) {
             return Err(self.shared.bad_state(&view, "be migrated"));
         }
+        self.refuse_held(&view, "be migrated")?;
+        self.refuse_unloaded("be migrated")?;
         let capabilities = self.built_backend()?.capabilities();
         let missing: Vec<&str> = [v1::Capability::DirtyLog, v1::Capability::VcpuState]
             .into_iter()

@@ -19,6 +19,7 @@ use crate::{
     backend::{self, Backend, BackendError, EventSink, FaultEvents},
     guest,
     memory::SlotTable,
+    pager::Watcher,
 };
 
 /// Builds a stopped backend without slots; a raw image prints to the file, when there is one.
@@ -45,6 +46,8 @@ pub(crate) struct Parts {
     pub(crate) oom_score: Option<PathBuf>,
     /// What the journal is written through.
     pub(crate) disk: Arc<dyn Disk>,
+    /// What tells faults of guest memory. Called once.
+    pub(crate) watcher: fn() -> Watcher,
     /// The identity that a VM here must have; `None`: one that is created gets a new one.
     pub(crate) uid: Option<VmUid>,
 }
@@ -64,6 +67,7 @@ impl Parts {
             counters: guest::memstress::counters,
             oom_score: Some("/proc/self/oom_score_adj".into()),
             disk: Arc::new(RealDisk),
+            watcher: Watcher::open,
             uid: None,
         }
     }

@@ -68,6 +68,16 @@ impl Participation {
     }
 }
 
+/// vCPUs that are stopped for as long as a snapshot lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) snapshot: u64,
+    /// They ran, and run again afterwards.
+    pub(super) resume: bool,
+    /// For people.
+    pub(super) why: String,
+}
+
 /// The VM as it is now.
 #[derive(Clone, Debug)]
 pub(super) struct View {
@@ -79,6 +89,7 @@ pub(super) struct View {
     pub(super) failure: Option<RunFailure>,
     pub(super) epoch: u64,
     pub(super) participation: Participation,
+    pub(super) held: Option<Held>,
 }
 
 impl View {
@@ -112,6 +123,7 @@ impl Shared {
                 failure: None,
                 epoch: 0,
                 participation: Participation::None,
+                held: None,
             }),
             changes: watch::Sender::new(0),
             exit: watch::Sender::new(None),

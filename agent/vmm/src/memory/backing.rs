@@ -8,7 +8,14 @@
 //! The file holds the contents; views only map it. It lives as long as any view of it, whatever
 //! becomes of their translations.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, fstat, ftruncate, memfd_create, seek},
@@ -32,6 +39,8 @@ pub(super) struct Backing {
     reserved_page: Option<u64>,
     /// Of a part, our own threads' mapping of the file.
     span: Option<Arc<Span>>,
+    /// Another process has the file, and reads it also when this is gone.
+    lent: AtomicBool,
 }
 
 impl Backing {
@@ -54,6 +63,7 @@ impl Backing {
             len,
             reserved_page: kind.reserved_page(),
             span: None,
+            lent: AtomicBool::new(false),
         })
     }
 
@@ -80,6 +90,7 @@ impl Backing {
                 len,
                 reserved_page: None,
                 span: Some(Arc::clone(&span)),
+                lent: AtomicBool::new(false),
             };
             start += len as u64;
             Ok(part)
@@ -102,6 +113,7 @@ impl Backing {
             len,
             reserved_page: None,
             span: None,
+            lent: AtomicBool::new(false),
         }
     }
 
@@ -113,6 +125,11 @@ impl Backing {
     /// Bytes of its pages when they are set aside for it.
     pub(super) fn reserved_page(&self) -> Option<u64> {
         self.reserved_page
+    }
+
+    /// Says that another process gets the file: pages of a part stay when the part goes.
+    pub(super) fn lend(&self) {
+        self.lent.store(true, Ordering::Relaxed);
     }
 
     /// The file, for whoever maps it.
@@ -217,6 +234,7 @@ impl Drop for Backing {
     fn drop(&mut self) {
         // A file goes with its last part.
         if let Some(span) = &self.span
+            && !self.lent.load(Ordering::Relaxed)
             && Arc::strong_count(&self.fd) > 1
             && let Err(error) = span.remove(self.start as usize, self.len)
         {

@@ -7,6 +7,8 @@
 //! | `pools` | the pages that this host set aside |
 //! | `fits` | whether this host has such pages |
 //! | `backing` | the memfd |
+//! | `file` | that, for another process |
+//! | `origin` | where its pages come from, when they come from elsewhere |
 //! | `span` | a mapping, of several slots where small ones share a memfd |
 //! | `view` | its two mappings: the guest's, and that of our own threads |
 //! | `region` | a backing with its views |
@@ -28,12 +30,14 @@ mod backing;
 mod collapse;
 mod digest;
 mod dirty;
+mod file;
 mod fits;
 mod fresh;
 mod huge;
 mod made_of;
 mod mode;
 mod node;
+mod origin;
 mod place;
 mod pools;
 mod populate;
@@ -57,9 +61,11 @@ pub(crate) use self::{
         DIRTY_WINDOW, DirtyBatch, DirtyBitmap, DirtyError, DirtyLog, DirtySource, Share,
         SlotBitmaps,
     },
+    file::MemoryFile,
     fits::{check_mode, check_room, no_huge_pages},
     huge::BLOCK_BYTES,
     mode::Mode,
+    origin::Origin,
     populate::Populate,
     sample::Sample,
     slots::{GuestMemory, SlotMemory, SlotTable},

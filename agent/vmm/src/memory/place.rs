@@ -57,6 +57,11 @@ impl SlotMemory {
         self.region().discard(page, pages)
     }
 
+    /// Pages that are given back by the guest's pager: no huge pages are made there again.
+    pub(crate) fn keep_small(&self, page: u64, pages: u64) {
+        self.region().keep_small(page, pages);
+    }
+
     /// Bytes of the host's memory that the slot takes now, as the kernel counts them.
     ///
     /// # Errors

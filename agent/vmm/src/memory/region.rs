@@ -7,9 +7,11 @@ use slat_proto::model::{MemoryBacking, PAGE_SIZE};
 
 use super::{
     backing::Backing,
+    file::MemoryFile,
     huge::{BLOCK, BLOCK_BYTES, Blocks, Cost},
     made_of::MadeOf,
     mode::Mode,
+    origin::Origin,
     scan,
     view::{GuestView, HostView},
 };
@@ -22,6 +24,7 @@ pub(crate) struct Region {
     host: Arc<HostView>,
     blocks: Arc<Blocks>,
     mode: Mode,
+    origin: Option<Arc<Origin>>,
 }
 
 impl Region {
@@ -39,6 +42,7 @@ impl Region {
             blocks: Arc::new(Blocks::new(pages)),
             backing,
             mode,
+            origin: None,
         };
         if let Some(node) = mode.node {
             // The policy is the file's.
@@ -71,9 +75,25 @@ impl Region {
                 blocks: Arc::new(Blocks::new(backing.len() as u64 / PAGE_SIZE)),
                 backing,
                 mode: Mode::default(),
+                origin: None,
             })
         };
         parts.into_iter().zip(guests).map(region).collect()
+    }
+
+    /// Its pages come from elsewhere.
+    pub(super) fn come_from(&mut self, origin: Origin) {
+        self.origin = Some(Arc::new(origin));
+    }
+
+    /// Where its pages come from, when they came from elsewhere.
+    pub(super) fn origin(&self) -> Option<&Arc<Origin>> {
+        self.origin.as_ref()
+    }
+
+    /// The file that it is in.
+    pub(super) fn file(&self) -> MemoryFile {
+        MemoryFile::new(&self.backing)
     }
 
     /// The same in the usual mode.
@@ -84,6 +104,9 @@ impl Region {
 
     /// See [`SlotMemory::populate`](super::SlotMemory::populate).
     pub(super) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
+        if self.guest.is_watched() {
+            return self.populate_unseen(page, pages);
+        }
         if self.mode.backing != MemoryBacking::Auto {
             return self.populate_by_touch(page, pages);
         }
@@ -117,6 +140,12 @@ impl Region {
     /// See [`SlotMemory::has_page`](super::SlotMemory::has_page).
     pub(super) fn has_page(&self, page: u64) -> bool {
         self.backing.has_data(page * PAGE_SIZE, PAGE_SIZE)
+    }
+
+    /// Without a touch of the guest's view.
+    fn populate_unseen(&self, page: u64, pages: u64) -> io::Result<()> {
+        self.backing.allocate(page * PAGE_SIZE, pages * PAGE_SIZE)?;
+        self.host.populate(page, pages)
     }
 
     /// Blocks as one page each, or as small pages where the kernel has none.
@@ -163,9 +192,19 @@ impl Region {
         Ok(())
     }
 
+    /// Pages that the guest's pager is about to give back: their blocks stay in small pages.
+    pub(super) fn keep_small(&self, page: u64, pages: u64) {
+        for block in page / BLOCK..(page + pages).div_ceil(BLOCK) {
+            self.blocks.keep_small(block);
+        }
+    }
+
     /// Goes on with a block that is there in part: makes it one page in mode `auto`, sees whether
     /// it is one in mode `thp`.
     pub(super) fn tidy(&self, block: u64) {
+        if self.guest.is_watched() {
+            return;
+        }
         match self.mode.backing {
             MemoryBacking::Auto => self.collapse(block),
             MemoryBacking::Thp => self.look(block),
@@ -217,9 +256,7 @@ impl Region {
             return Ok(());
         }
         // First: a block that is half gone is not to be made whole again.
-        for block in page / BLOCK..(page + pages).div_ceil(BLOCK) {
-            self.blocks.keep_small(block);
-        }
+        self.keep_small(page, pages);
         self.backing.punch(page * PAGE_SIZE, pages * PAGE_SIZE)
     }
 

@@ -13,9 +13,11 @@ use std::{
 use slat_proto::model::SlotSpec;
 
 use super::{
+    file::MemoryFile,
     huge::BLOCK_BYTES,
     made_of::MadeOf,
     mode::Mode,
+    origin::Origin,
     region::Region,
     view::{GuestView, HostView},
 };
@@ -92,6 +94,25 @@ impl SlotMemory {
 
     pub(super) fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// An empty slot whose pages come from elsewhere.
+    #[must_use]
+    pub(crate) fn coming_from(mut self, origin: Origin) -> Self {
+        self.region.come_from(origin);
+        self
+    }
+
+    /// Where its pages come from, when they come from elsewhere.
+    #[must_use]
+    pub(crate) fn origin(&self) -> Option<&Arc<Origin>> {
+        self.region.origin()
+    }
+
+    /// Its memory file.
+    #[must_use]
+    pub(crate) fn file(&self) -> MemoryFile {
+        self.region.file()
     }
 
     /// What the guest's slot maps.

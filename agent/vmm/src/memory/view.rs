@@ -11,6 +11,12 @@
 //! bounds checked. A copy of a page that the guest writes meanwhile may be torn; the dirty log
 //! brings that page again.
 //!
+//! # Watched
+//! While a guest view is registered with userfaultfd ([`GuestView::watch`]) who touches a page of
+//! it that is not mapped waits for the pager. So nothing of ours touches it then: memory is
+//! populated through the host view, and no huge pages are made, which would take mappings away
+//! behind the pager's back. Whoever begins to watch keeps those that make huge pages out meanwhile.
+//!
 //! Lifetime: a view is unmapped when its last `Arc` goes; users keep the `Arc` while they use
 //! pointers.
 
@@ -20,11 +26,12 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use slat_paging::uffd::{Uffd, Watch};
 use slat_proto::model::PAGE_SIZE;
 
 use super::{backing::Backing, huge::BLOCK_BYTES, span::Span};
@@ -216,13 +223,45 @@ impl Mapped {
 
 /// What the guest's slot maps.
 #[derive(Debug)]
-pub(crate) struct GuestView(Mapped);
+pub(crate) struct GuestView(Mapped, AtomicBool);
 
 impl GuestView {
+    fn of(mapped: Mapped) -> Self {
+        Self(mapped, AtomicBool::new(false))
+    }
+
+    /// Has its faults told by a descriptor. What is mapped stays so.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it is not watched then.
+    pub(crate) fn watch(&self, uffd: &Uffd, watch: Watch) -> io::Result<()> {
+        uffd.register(self.address(), self.0.backing.len() as u64, watch)?;
+        self.1.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Ends that. Who waits goes on, and the kernel maps what is touched.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it stays watched.
+    pub(crate) fn unwatch(&self, uffd: &Uffd) -> io::Result<()> {
+        if self.is_watched() {
+            uffd.unregister(self.address(), self.0.backing.len() as u64)?;
+            self.1.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Whether its faults are told.
+    #[must_use]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+
     /// # Errors
     /// When the kernel refuses the mapping.
     pub(super) fn new(backing: &Arc<Backing>) -> io::Result<Self> {
-        Mapped::new(backing).map(Self)
+        Mapped::new(backing).map(Self::of)
     }
 
     /// Of all parts of a file, in their order.
@@ -235,7 +274,7 @@ impl GuestView {
         };
         let whole = last.start() as usize + last.len();
         let span = Arc::new(Span::new(last.fd(), whole)?);
-        let view = |part| Self(Mapped::part(part, &span));
+        let view = |part| Self::of(Mapped::part(part, &span));
         Ok(parts.iter().map(view).collect())
     }
 
@@ -464,6 +503,17 @@ impl HostView {
         })
     }
 
+    /// Allocates pages that are not there and maps all of them here.
+    ///
+    /// # Errors
+    /// When memory is short.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the end.
+    pub(super) fn populate(&self, page: u64, pages: u64) -> io::Result<()> {
+        self.0.advise(page, pages, Advice::LinuxPopulateWrite)
+    }
+
     /// Maps pages that are there, many at a time, so that our threads' first access costs no fault.
     ///
     /// # Errors
@@ -503,66 +553,4 @@ fn of_mapping(start: u64, what: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use slat_proto::model::MemoryBacking;
-
-    use super::*;
-
-    fn views(pages: u64) -> (GuestView, HostView) {
-        let backing = Arc::new(Backing::new("test", pages, MemoryBacking::Auto).unwrap());
-        (
-            GuestView::new(&backing).unwrap(),
-            HostView::new(&backing).unwrap(),
-        )
-    }
-
-    #[test]
-    fn bytes_words_and_zero_pages() {
-        let (_, host) = views(4);
-        assert!(host.is_zero(3));
-        host.write(3 * PAGE + PAGE - 1, &[7]);
-        assert!(!host.is_zero(3) && host.is_zero(2));
-        host.write(8, &[8, 7, 6, 5, 4, 3, 2, 1]);
-        let mut bytes = [0; 8];
-        host.read(8, &mut bytes);
-        assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1]);
-    }
-
-    #[test]
-    fn what_one_view_writes_the_other_reads_wherever_it_is_mapped() {
-        let (guest, host) = views(4);
-        guest.store(8, 0x0102_0304_0506_0708);
-        let mut bytes = [0; 8];
-        host.read(8, &mut bytes);
-        assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1]);
-        host.write(PAGE, &[1]);
-        assert_eq!(guest.load(PAGE), 1);
-        assert_ne!(guest.address(), host.range_ptr(0, 1).addr() as u64);
-    }
-
-    #[test]
-    fn what_the_guest_loses_the_host_keeps() {
-        let (guest, host) = views(16);
-        guest.populate(0, 16).unwrap();
-        host.map(0, 16).unwrap();
-        host.write(5 * PAGE, b"kept");
-        guest.drop_mappings(0, 16).unwrap();
-        assert_eq!(resident(guest.address()), 0);
-        assert_eq!(resident(host.range_ptr(0, 1).addr() as u64), 16 * PAGE_SIZE);
-        assert_eq!(guest.load(5 * PAGE), u64::from_le_bytes(*b"kept\0\0\0\0"));
-    }
-
-    #[test]
-    #[should_panic(expected = "reaches beyond the end")]
-    fn access_beyond_the_end_is_caught() {
-        views(1).1.write(PAGE - 1, &[0, 0]);
-    }
-
-    #[test]
-    fn a_view_outlives_the_one_that_was_made_with_it() {
-        let (guest, host) = views(1);
-        guest.store(0, 7);
-        drop(guest);
-        assert!(!host.is_zero(0));
-    }
-}
+mod tests;

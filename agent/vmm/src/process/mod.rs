@@ -10,6 +10,9 @@
 //! A process that finds the journal of a dead one refuses to begin: the memory is gone with it, and
 //! running the VM again would be another VM under the same epoch.
 //!
+//! On `pager.sock` it serves pagers and its host's agent, on threads of their own
+//! (`crate::pager`).
+//!
 //! # SIGTERM
 //! SIGTERM stops this VM for good, as the operator's DeleteVm would: vCPUs stopped, the journal
 //! ended. An outgoing migration before its commit fails with it, an incoming one before PREPARED is
@@ -57,7 +60,7 @@ use crate::{
     confine,
     machine::{Exit, Machine, Parts},
     service::{
-        memory_service,
+        copy_service, memory_service, paging_service,
         transfer::{TransferApi, TransferEndpoint},
         vm_service,
     },
@@ -196,6 +199,12 @@ async fn serve(
     let listener = UnixListener::bind(&socket).map_err(io_error("listening on", &socket))?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .map_err(io_error("guarding", &socket))?;
+    let pagers = dir.path().join(slat_paging::SOCKET);
+    remove(&pagers).map_err(io_error("removing the old socket", &pagers))?;
+    let paging = machine.serve_pagers(&pagers).map_err(|error| {
+        drop(remove(&socket));
+        io_error("listening on", &pagers)(error)
+    })?;
     let endpoint = endpoint(config, &machine).serve_unix(listener).await;
     ready();
     tracing::info!(vm = %config.vm, dir = %config.dir.display(), "VM process ready");
@@ -205,9 +214,12 @@ async fn serve(
     tracing::info!(vm = %config.vm, ?exit, "VM process ends");
     // No new caller from here on; those being answered get their answer.
     let removed = remove(&socket).map_err(io_error("removing", &socket));
+    let no_pagers = remove(&pagers).map_err(io_error("removing", &pagers));
     endpoint.stop().await;
+    // It waits for threads, which end at once.
+    tokio::task::spawn_blocking(move || drop(paging)).await.ok();
     drop(lock);
-    removed
+    removed.and(no_pagers)
 }
 
 /// The lock of the VM's directory. Whoever asks which process lives there holds it for a moment; a
@@ -233,6 +245,8 @@ fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
         ))))
         .service(vm_service(Arc::clone(machine)))
         .service(memory_service(Arc::clone(machine)))
+        .service(paging_service(Arc::clone(machine)))
+        .service(copy_service(Arc::clone(machine)))
 }
 
 /// Until the machine is over. `removed` says whether the VM's directory is gone.

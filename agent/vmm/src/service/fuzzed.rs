@@ -14,7 +14,8 @@ use slat_proto::{
         VmName, VmSpec, check_slot_table,
     },
     v1::{
-        self, DirtyFormat, TransferRole, memory_service_server::MemoryServiceServer,
+        self, DirtyFormat, TransferRole, copy_service_server::CopyServiceServer,
+        memory_service_server::MemoryServiceServer, paging_service_server::PagingServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -26,7 +27,7 @@ use tonic::{
 
 use super::{
     endpoint::VmEndpoint,
-    monitor::{Cancel, Monitor, Transfers, Watched},
+    monitor::{Cancel, CopySpec, Monitor, Transfers, Watched},
     transfer::TransferApi,
 };
 use crate::{fuzz::Target, handover::preamble};
@@ -42,7 +43,7 @@ pub(crate) const SOCKET: Target = Target {
 /// No answer takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const METHODS: [&str; 26] = [
+const METHODS: [&str; 31] = [
     "slat.v1.VmService/CreateVm",
     "slat.v1.VmService/GetVm",
     "slat.v1.VmService/ListVms",
@@ -69,6 +70,11 @@ const METHODS: [&str; 26] = [
     "slat.v1.TransferService/ResolveTransfer",
     "slat.v1.TransferService/ReleaseTransfer",
     "slat.v1.TransferService/AdoptTransfer",
+    "slat.v1.PagingService/RetryPageSource",
+    "slat.v1.PagingService/HarvestWorkingSet",
+    "slat.v1.PagingService/ListMappings",
+    "slat.v1.CopyService/TakeSnapshot",
+    "slat.v1.CopyService/BuildCopy",
 ];
 
 /// The fields of a protobuf message, as little as is needed to write one: number, and a text or
@@ -108,6 +114,10 @@ fn corpus() -> Vec<Vec<u8>> {
             of(15, &[&vm, &field(2, &[0x08, 0x01, 0x10, 0x02])]),
             of(18, &[&field(1, b"migrations/m1"), &field(2, &vm)]),
             of(20, &[&field(1, b"migrations/m1"), &[0x10, 0x01]]),
+            of(
+                30,
+                &[&field(1, b"web"), &field(2, &vm), &[0x20, 0x01, 0x30, 0x02]],
+            ),
         ])
         .collect()
 }
@@ -150,6 +160,8 @@ async fn call(method: &str, message: &[u8]) -> bool {
     let endpoint = VmEndpoint::new(monitor.clone());
     let answered = match method.split('/').next() {
         Some("slat.v1.VmService") => VmServiceServer::new(endpoint).call(request).await,
+        Some("slat.v1.PagingService") => PagingServiceServer::new(endpoint).call(request).await,
+        Some("slat.v1.CopyService") => CopyServiceServer::new(endpoint).call(request).await,
         Some("slat.v1.MemoryService") => MemoryServiceServer::new(endpoint).call(request).await,
         _ => {
             let api = TransferApi::new(monitor.clone());
@@ -283,6 +295,24 @@ impl Monitor for Refusing {
         self.no()
     }
     fn digest(&self) -> Result<v1::DigestMemoryResponse, ApiError> {
+        self.no()
+    }
+    fn retry_page_source(&self) -> Result<v1::Vm, ApiError> {
+        self.no()
+    }
+    fn harvest_working_set(
+        &self,
+        _: Option<v1::GfnRange>,
+    ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
+        self.no()
+    }
+    fn list_mappings(&self, _: u64) -> Result<v1::ListMappingsResponse, ApiError> {
+        self.no()
+    }
+    fn take_snapshot(&self, _: &str, _: bool) -> Result<v1::TakeSnapshotResponse, ApiError> {
+        self.no()
+    }
+    fn build_copy(&self, _: &CopySpec) -> Result<v1::Vm, ApiError> {
         self.no()
     }
 }

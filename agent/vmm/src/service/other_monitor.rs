@@ -14,7 +14,8 @@ use slat_proto::{
     model::{CursorName, DirtyRateOrder, HostName, MigrationName, SlotChange, VmName, VmSpec},
     transport::{Address, Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
-        self, Capability, TransferPhase, TransferRole, memory_service_client::MemoryServiceClient,
+        self, Capability, TransferPhase, TransferRole, copy_service_client::CopyServiceClient,
+        memory_service_client::MemoryServiceClient, paging_service_client::PagingServiceClient,
         slot_change, transfer_service_client::TransferServiceClient,
         transfer_service_server::TransferServiceServer, vm::State,
         vm_service_client::VmServiceClient,
@@ -24,11 +25,14 @@ use tokio::{net::UnixListener, sync::watch};
 use tonic::{Code, Status};
 
 use super::{
-    memory_service,
-    monitor::{Cancel, Monitor, Transfers, Watched},
+    copy_service, memory_service,
+    monitor::{Cancel, CopySpec, Monitor, Transfers, Watched},
+    paging_service,
     transfer::TransferApi,
     vm_service,
 };
+
+mod paging;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -240,6 +244,24 @@ impl Monitor for Adopted {
     fn digest(&self) -> Result<v1::DigestMemoryResponse, ApiError> {
         Err(ApiError::capability_missing(&self.name, Capability::Digest))
     }
+    fn retry_page_source(&self) -> Result<v1::Vm, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
+    fn harvest_working_set(
+        &self,
+        _: Option<v1::GfnRange>,
+    ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
+    fn list_mappings(&self, _: u64) -> Result<v1::ListMappingsResponse, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
+    fn take_snapshot(&self, _: &str, _: bool) -> Result<v1::TakeSnapshotResponse, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
+    fn build_copy(&self, _: &CopySpec) -> Result<v1::Vm, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
 }
 
 /// The transfers of [`Adopted`]: the other program's protocol, of which we see the phases.
@@ -347,6 +369,8 @@ struct Served {
     vms: VmServiceClient<TracedChannel>,
     memory: MemoryServiceClient<TracedChannel>,
     transfers: TransferServiceClient<TracedChannel>,
+    paging: PagingServiceClient<TracedChannel>,
+    copies: CopyServiceClient<TracedChannel>,
     _dir: slat_test_dir::TestDir,
 }
 
@@ -358,6 +382,8 @@ async fn serve(monitor: &Arc<Adopted>) -> Served {
         .service(vm_service(Arc::clone(monitor)))
         .service(memory_service(Arc::clone(monitor)))
         .service(TransferServiceServer::new(transfers))
+        .service(paging_service(Arc::clone(monitor)))
+        .service(copy_service(Arc::clone(monitor)))
         .serve_unix(UnixListener::bind(&socket).unwrap())
         .await;
     let channel = connect(&Address::Unix(socket)).unwrap();
@@ -365,7 +391,9 @@ async fn serve(monitor: &Arc<Adopted>) -> Served {
         endpoint,
         vms: VmServiceClient::new(channel.clone()),
         memory: MemoryServiceClient::new(channel.clone()),
-        transfers: TransferServiceClient::new(channel),
+        transfers: TransferServiceClient::new(channel.clone()),
+        paging: PagingServiceClient::new(channel.clone()),
+        copies: CopyServiceClient::new(channel),
         _dir: dir,
     }
 }

@@ -82,6 +82,7 @@ impl RawVm {
             backing: MemoryBacking::Auto,
             numa_node: None,
             prefault: false,
+            paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(MemstressSpec::default()),
         };
         let events: EventSink = Arc::new(|_| {});

@@ -87,6 +87,8 @@ struct ThreadControl {
     /// That end, until it is reported.
     report: Option<GuestEvent>,
     targets: Vec<Option<Target>>,
+    /// Thread ids, by vCPU; 0 before a thread begins.
+    ids: Vec<i32>,
 }
 
 #[derive(Debug)]
@@ -162,6 +164,7 @@ impl Threads {
                 ended: false,
                 report: None,
                 targets: vec![None; count],
+                ids: vec![0; count],
             }),
             told: Condvar::new(),
             parked: Condvar::new(),
@@ -185,6 +188,11 @@ impl Threads {
         }
         threads.wait_parked()?;
         Ok(threads)
+    }
+
+    /// Thread ids, by vCPU.
+    pub(super) fn ids(&self) -> Vec<i32> {
+        self.shared.lock().ids.clone()
     }
 
     pub(super) fn run(&self) -> Result<(), BackendError> {
@@ -361,7 +369,11 @@ impl Shared {
     fn thread(&self, index: usize) {
         kick::unblock();
         confine::enter(confine::Role::Vcpu);
-        self.lock().targets[index] = Some(Target::current());
+        {
+            let mut control = self.lock();
+            control.targets[index] = Some(Target::current());
+            control.ids[index] = rustix::thread::gettid().as_raw_nonzero().get();
+        }
         let leave = Leave {
             shared: self,
             index,

@@ -17,7 +17,11 @@ use slat_proto::{
 };
 
 use super::{
-    super::{Backend, BackendError, EventSink, cpu::CpuFact, traits::EngineInUse},
+    super::{
+        Backend, BackendError, EventSink,
+        cpu::CpuFact,
+        traits::{EngineInUse, PagedGuest},
+    },
     arch::{self, ARCH, HostCpu, Told, VcpuState},
     console::Console,
     engine::Choice,
@@ -231,6 +235,13 @@ impl Backend for KvmBackend {
         let told = self.told();
         told.first()
             .map_or_else(Vec::new, |told| told.facts(&self.host))
+    }
+
+    fn paged(&self) -> Option<PagedGuest> {
+        Some(PagedGuest {
+            format: arch::MIRROR.to_string(),
+            vcpus: self.threads.ids(),
+        })
     }
 
     fn most_slots(&self) -> u32 {

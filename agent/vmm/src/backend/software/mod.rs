@@ -70,7 +70,7 @@ use self::{
     tables::{Budget, TableHeap},
     vcpu::Vcpu,
 };
-use super::{Backend, BackendError, CpuFact, EngineInUse, EventSink};
+use super::{Backend, BackendError, CpuFact, EngineInUse, EventSink, PagedGuest};
 use crate::{
     confine,
     memory::{DirtyError, DirtySource, SlotBitmaps, SlotMemory},
@@ -267,6 +267,11 @@ impl Backend for SoftwareBackend {
             Invalidate,
             ReadOnlySlots,
         ]
+    }
+
+    fn paged(&self) -> Option<PagedGuest> {
+        // Its own MMU pages it.
+        None
     }
 
     fn most_slots(&self) -> u32 {

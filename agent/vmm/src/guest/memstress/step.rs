@@ -243,6 +243,7 @@ mod tests {
             backing: MemoryBacking::Auto,
             numa_node: None,
             prefault: false,
+            paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(memstress),
         };
         install(&memory.table(), &spec).unwrap();

@@ -1,7 +1,7 @@
 //! What is read of a VM's memory as a whole: the slots, the digest, whether dirty pages may be
 //! read.
 
-use std::num::NonZero;
+use std::{num::NonZero, time::Duration};
 
 use slat_proto::{ApiError, Reason, v1};
 
@@ -11,6 +11,9 @@ use super::super::{
 };
 use crate::memory::{MemoryDigest, SlotTable};
 
+/// Pages of a source are waited for so long, below what callers wait for a digest.
+const LOADS: Duration = Duration::from_secs(240);
+
 impl Machine {
     /// Digest of all guest memory. Life-cycle calls wait until it is done, so that nothing writes
     /// meanwhile.
@@ -19,7 +22,9 @@ impl Machine {
     /// NO_SUCH_VM; VM_RUNNING; MIGRATION_IN_PROGRESS during the switchover, which it would
     /// lengthen.
     pub(crate) fn digest(&self) -> Result<MemoryDigest, ApiError> {
+        self.load_source(LOADS)?;
         let _control = self.control();
+        self.refuse_unloaded("be digested")?;
         // Under the lock: the switchover may have begun while this waited for it.
         self.refuse_at_once("be digested")?;
         let view = self.shared.view();

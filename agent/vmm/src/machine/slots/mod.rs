@@ -70,7 +70,7 @@ impl Machine {
         changes: &[SlotChange],
         expected_generation: u64,
     ) -> Option<Result<SlotUpdate, ApiError>> {
-        if changes.len() > FEW {
+        if changes.len() > FEW || self.is_watched() {
             return None;
         }
         let control = self.control_if_free()?;

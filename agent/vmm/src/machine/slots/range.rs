@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slat_paging::wire::Ask;
 use slat_proto::{ApiError, v1};
 
 use super::super::{Machine, view::State};
@@ -59,22 +60,37 @@ impl Machine {
                 v1::Capability::Invalidate,
             ));
         }
-        let table = self.memory.table();
-        let pieces = match range {
-            Some((gfn, pages)) => within_slots(&table, gfn, pages)?,
-            None => table
-                .slots()
-                .iter()
-                .map(|slot| (slot.spec().base_gfn, slot.spec().pages))
-                .collect(),
-        };
+        let pieces = self.pieces(range)?;
         let started = Instant::now();
         let mut pages = 0;
         for (gfn, len) in pieces {
-            backend.invalidate(gfn, len)?;
+            if self.is_watched() {
+                // What is mapped is the pager's to say.
+                self.ask_pager(Ask::Unmap { gfn, pages: len })?;
+            } else {
+                backend.invalidate(gfn, len)?;
+            }
             pages += len;
         }
         Ok((pages, started.elapsed()))
+    }
+
+    /// A range cut at slot boundaries, or every slot.
+    ///
+    /// # Errors
+    /// BAD_PARAMETER when it is empty or not all of it lies in slots.
+    pub(in crate::machine) fn pieces(
+        &self,
+        range: Option<(u64, u64)>,
+    ) -> Result<Vec<(u64, u64)>, ApiError> {
+        let table = self.memory.table();
+        match range {
+            Some((gfn, pages)) => within_slots(&table, gfn, pages),
+            None => {
+                let slots = table.slots().iter().map(|slot| slot.spec());
+                Ok(slots.map(|spec| (spec.base_gfn, spec.pages)).collect())
+            }
+        }
     }
 
     /// Gives the host's pages of ranges of frames (first, pages) back.
@@ -129,6 +145,19 @@ impl Machine {
         let mut at = first;
         while at < end {
             let here = STEP.min(end - at);
+            if self.is_watched() {
+                memory.keep_small(at, here);
+                let discard = Ask::Discard {
+                    gfn: gfn + (at - first),
+                    pages: here,
+                };
+                let gone = || self.ask_pager(discard);
+                self.dirty
+                    .written_by_host(slot, at, here, gone)
+                    .map_err(|error| error.with("slot", slot))?;
+                at += here;
+                continue;
+            }
             let gone = self
                 .dirty
                 .written_by_host(slot, at, here, || memory.discard(at, here));

@@ -70,6 +70,7 @@ impl Machine {
             },
         );
         if gone {
+            self.slot_went(spec.slot);
             now.remove(&spec.slot);
         }
         made
@@ -117,13 +118,16 @@ impl Machine {
                 let memory = added
                     .next()
                     .ok_or(BackendError::NoSuchSlot { slot: spec.slot })?;
-                self.add_slot(backend, &memory)?;
+                self.slot_comes(&memory)?;
+                self.add_slot(backend, &memory)
+                    .inspect_err(|_| self.slot_went(spec.slot))?;
                 now.insert(spec.slot, memory);
                 Ok(Step::Added(spec.slot))
             }
             SlotChange::Delete { slot } => {
                 let memory = of(now, slot)?;
                 self.remove_slot(backend, slot)?;
+                self.slot_went(slot);
                 now.remove(&slot);
                 Ok(Step::Removed(memory))
             }
@@ -135,7 +139,9 @@ impl Machine {
                 }
                 let new = SlotSpec { base_gfn, ..old };
                 self.move_slot(backend, new)?;
-                now.insert(slot, Arc::new(memory.moved(new)));
+                let moved = Arc::new(memory.moved(new));
+                self.slot_moved(&moved);
+                now.insert(slot, moved);
                 Ok(Step::Moved(old))
             }
             SlotChange::SetFlags { slot, read_only } => {
@@ -146,7 +152,9 @@ impl Machine {
                 }
                 let new = SlotSpec { read_only, ..old };
                 self.set_read_only(backend, now, new)?;
-                now.insert(slot, Arc::new(memory.moved(new)));
+                let remade = Arc::new(memory.moved(new));
+                self.slot_remade(&remade);
+                now.insert(slot, remade);
                 Ok(Step::Flagged(old))
             }
         }
@@ -165,23 +173,39 @@ impl Machine {
         let put_back = |now: &mut Slots, old: SlotSpec| {
             if let Some(memory) = now.get_mut(&old.slot) {
                 *memory = Arc::new(memory.moved(old));
+                return Some(Arc::clone(memory));
             }
+            None
         };
         for step in done.into_iter().rev() {
-            let undone = match step {
-                Step::Added(slot) => self.remove_slot(backend, slot).map(|()| {
-                    now.remove(&slot);
+            let undone: Result<(), ApiError> = match step {
+                Step::Added(slot) => {
+                    self.remove_slot(backend, slot)
+                        .map_err(Into::into)
+                        .map(|()| {
+                            self.slot_went(slot);
+                            now.remove(&slot);
+                        })
+                }
+                Step::Removed(memory) => self
+                    .slot_comes(&memory)
+                    .and_then(|()| Ok(self.add_slot(backend, &memory)?))
+                    .map(|()| {
+                        now.insert(memory.spec().slot, memory);
+                    }),
+                Step::Moved(old) => self.move_slot(backend, old).map_err(Into::into).map(|()| {
+                    if let Some(memory) = put_back(&mut now, old) {
+                        self.slot_moved(&memory);
+                    }
                 }),
-                Step::Removed(memory) => self.add_slot(backend, &memory).map(|()| {
-                    now.insert(memory.spec().slot, memory);
-                }),
-                Step::Moved(old) => self
-                    .move_slot(backend, old)
-                    .map(|()| put_back(&mut now, old)),
                 Step::Flagged(old) => {
                     let undone = self.set_read_only(backend, &mut now, old);
                     match undone {
-                        Ok(()) => put_back(&mut now, old),
+                        Ok(()) => {
+                            if let Some(memory) = put_back(&mut now, old) {
+                                self.slot_remade(&memory);
+                            }
+                        }
                         Err(error) => return self.half_done(now, &cause, &error),
                     }
                     Ok(())

@@ -3,6 +3,7 @@
 
 mod handover;
 mod life;
+mod paging;
 mod prefault;
 mod real;
 mod slots;

@@ -9,11 +9,11 @@ use std::{
 use slat_proto::{
     ApiError,
     model::{CursorName, DirtyRateOrder, HostName, SlotChange, VmName, VmSpec},
-    v1::{self, DirtyFormat, digest_memory_response::SlotDigest},
+    v1::{self, DirtyFormat, digest_memory_response::SlotDigest, list_mappings_response::Run},
 };
 use tokio::sync::watch;
 
-use super::{Cancel, Monitor};
+use super::{Cancel, CopySpec, Monitor, copies};
 use crate::{
     machine::{Machine, SlotUpdate},
     memory::Share,
@@ -200,5 +200,50 @@ impl Monitor for Machine {
             digest: format!("{:032x}", digest.total()),
             ..Default::default()
         })
+    }
+
+    fn retry_page_source(&self) -> Result<v1::Vm, ApiError> {
+        self.retry_page_source()
+    }
+
+    fn harvest_working_set(
+        &self,
+        range: Option<v1::GfnRange>,
+    ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
+        let range = range.map(|range| (range.gfn, range.pages));
+        let (runs, took) = self.harvest_working_set(range)?;
+        Ok(v1::HarvestWorkingSetResponse {
+            pages: runs.iter().map(|(_, pages)| pages).sum(),
+            ranges: runs
+                .into_iter()
+                .map(|(gfn, pages)| v1::GfnRange { gfn, pages })
+                .collect(),
+            duration_nanos: nanos(took),
+        })
+    }
+
+    fn list_mappings(&self, from_gfn: u64) -> Result<v1::ListMappingsResponse, ApiError> {
+        let (runs, next) = self.list_mappings(from_gfn)?;
+        let runs = runs.into_iter().map(|run| Run {
+            gfn: run.gfn,
+            pages: run.pages,
+            writable: run.writable,
+        });
+        Ok(v1::ListMappingsResponse {
+            runs: runs.collect(),
+            next_gfn: next.unwrap_or(0),
+        })
+    }
+
+    fn take_snapshot(
+        &self,
+        purpose: &str,
+        may_pause: bool,
+    ) -> Result<v1::TakeSnapshotResponse, ApiError> {
+        copies::take(self, purpose, may_pause)
+    }
+
+    fn build_copy(&self, copy: &CopySpec) -> Result<v1::Vm, ApiError> {
+        copies::build(self, copy)
     }
 }

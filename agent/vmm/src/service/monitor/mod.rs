@@ -15,6 +15,7 @@
 //! Requests come as the API's model types, already checked; answers are the API's messages.
 
 mod cancel;
+mod copies;
 mod machine;
 mod transfers;
 
@@ -22,7 +23,7 @@ use std::{fmt, future::Future, pin::Pin};
 
 use slat_proto::{
     ApiError,
-    model::{CursorName, DirtyRateOrder, HostName, SlotChange, VmName, VmSpec},
+    model::{CursorName, DirtyRateOrder, HostName, Paging, SlotChange, SlotSpec, VmName, VmSpec},
     v1::{self, DirtyFormat},
 };
 use tokio::sync::watch;
@@ -31,6 +32,23 @@ pub(crate) use self::{
     cancel::{Cancel, CancelOnDrop},
     transfers::{Transfers, Watched},
 };
+
+/// A VM that is to be made of a snapshot, whose pages were handed over before.
+#[derive(Clone, Debug)]
+pub(crate) struct CopySpec {
+    /// What [`Monitor::take_snapshot`] said of the VM; it has one.
+    pub(crate) manifest: v1::PrepareIncomingRequest,
+    /// Its slots.
+    pub(crate) slots: Vec<SlotSpec>,
+    /// Everything but memory.
+    pub(crate) state: Vec<u8>,
+    /// It is there before its pages are.
+    pub(crate) lazy: bool,
+    /// It runs at once.
+    pub(crate) start: bool,
+    /// Who pages it; `None`: as its spec says.
+    pub(crate) paging: Option<Paging>,
+}
 
 /// Runs one VM. See the module for the protocol; the proto files say what each call means and with
 /// which reasons it fails.
@@ -105,4 +123,23 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
     fn discard(&self, ranges: &[v1::GfnRange]) -> Result<v1::DiscardMemoryResponse, ApiError>;
     /// Digests all memory of a VM that does not run.
     fn digest(&self) -> Result<v1::DigestMemoryResponse, ApiError>;
+
+    /// Tries a page source again that failed.
+    fn retry_page_source(&self) -> Result<v1::Vm, ApiError>;
+    /// Takes the mappings of a range away, or of all memory, and says which there were.
+    fn harvest_working_set(
+        &self,
+        range: Option<v1::GfnRange>,
+    ) -> Result<v1::HarvestWorkingSetResponse, ApiError>;
+    /// What is mapped, from a frame on.
+    fn list_mappings(&self, from_gfn: u64) -> Result<v1::ListMappingsResponse, ApiError>;
+
+    /// Begins a snapshot of memory and reads the state.
+    fn take_snapshot(
+        &self,
+        purpose: &str,
+        may_pause: bool,
+    ) -> Result<v1::TakeSnapshotResponse, ApiError>;
+    /// Makes the VM of a snapshot.
+    fn build_copy(&self, copy: &CopySpec) -> Result<v1::Vm, ApiError>;
 }

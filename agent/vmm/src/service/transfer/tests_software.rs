@@ -73,6 +73,7 @@ impl Host {
             backing: MemoryBacking::Auto,
             numa_node: None,
             prefault: false,
+            paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(guest),
         };
         host.machine.create(spec).unwrap();

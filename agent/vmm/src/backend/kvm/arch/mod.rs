@@ -7,6 +7,7 @@
 //! | name | what |
 //! |---|---|
 //! | `ARCH` | the architecture's number in saved vCPU state |
+//! | `MIRROR` | the format in which a pager mirrors what its guests have mapped |
 //! | `NEEDED` | capabilities of KVM that a VM of this architecture cannot do without |
 //! | `supported` | whether this build can run vCPUs here, and in words why not |
 //! | `host_facts` | what KVM gives guests here; works wherever `/dev/kvm` opens |
@@ -43,8 +44,8 @@ use self::riscv64 as this;
 use self::x86_64 as this;
 
 pub(super) use self::this::{
-    ARCH, COUNTED, FAULTS, HostCpu, NEEDED, Told, VcpuState, before_run, host_facts, prepare_vcpu,
-    prepare_vm, program_counter, run, supported,
+    ARCH, COUNTED, FAULTS, HostCpu, MIRROR, NEEDED, Told, VcpuState, before_run, host_facts,
+    prepare_vcpu, prepare_vm, program_counter, run, supported,
 };
 
 #[cfg(feature = "fuzz")]

@@ -11,6 +11,8 @@ use crate::backend::{BackendError, cpu::CpuFact};
 
 /// Of no state that was ever saved.
 pub(in crate::backend::kvm) const ARCH: u32 = 0;
+/// Of a pager's mirror, whatever the processor walks.
+pub(in crate::backend::kvm) const MIRROR: slat_arch::GuestStage = slat_arch::GuestStage::Ept4;
 
 /// Nothing is known.
 pub(in crate::backend::kvm) fn host_facts(_: &Kvm) -> Result<Vec<CpuFact>, BackendError> {

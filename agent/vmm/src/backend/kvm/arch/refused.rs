@@ -151,6 +151,7 @@ mod tests {
             backing: MemoryBacking::Auto,
             numa_node: None,
             prefault: false,
+            paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(MemstressSpec::default()),
         };
         let error =

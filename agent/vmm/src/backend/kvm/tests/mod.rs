@@ -96,6 +96,7 @@ fn memstress(bytes: u64, vcpus: u32, spec: MemstressSpec) -> VmSpec {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(spec),
     }
 }

@@ -14,6 +14,7 @@ pub(super) fn run(image: &[u8], vcpus: u32) -> (GuestEvent, Vec<u8>) {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(image.to_vec().into()),
     };
     let memory = memory(spec.memory_bytes);
@@ -51,6 +52,7 @@ fn an_image_that_does_not_fit_is_refused() {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(vec![0; 6 << 20].into()),
     };
     let error = guest::install(&memory.table(), &spec).unwrap_err();

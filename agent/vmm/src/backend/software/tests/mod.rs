@@ -41,6 +41,7 @@ fn spec(format: Format, vcpus: u32, guest: MemstressSpec) -> VmSpec {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(guest),
     }
 }

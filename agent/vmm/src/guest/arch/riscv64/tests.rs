@@ -99,6 +99,7 @@ fn vm(memory_bytes: u64, vcpus: u32, memstress: MemstressSpec) -> GuestMemory {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(memstress),
     };
     install(&memory.table(), &spec).unwrap();

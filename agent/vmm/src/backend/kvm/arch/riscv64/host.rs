@@ -21,6 +21,8 @@ use crate::backend::{
 
 /// In saved state.
 pub(in crate::backend::kvm) const ARCH: u32 = 2;
+/// Of a pager's mirror, whatever the processor walks.
+pub(in crate::backend::kvm) const MIRROR: slat_arch::GuestStage = slat_arch::GuestStage::Sv48x4;
 /// Beside what every architecture needs.
 pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 1] = [(Cap::OneReg, "KVM_CAP_ONE_REG")];
 /// `remote_tlb_flush` stays 0 however many flushes are carried out. Requests are counted, and since

@@ -47,7 +47,7 @@ mod vcpu_state;
 
 #[cfg(target_arch = "riscv64")]
 pub(in crate::backend::kvm) use self::{
-    host::{ARCH, COUNTED, FAULTS, HostCpu, NEEDED, host_facts, prepare_vm, supported},
+    host::{ARCH, COUNTED, FAULTS, HostCpu, MIRROR, NEEDED, host_facts, prepare_vm, supported},
     kernel::flush_instruction_caches as before_run,
     told::Told,
     vcpu::{prepare_vcpu, program_counter, run},

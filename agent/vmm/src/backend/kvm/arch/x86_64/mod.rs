@@ -39,6 +39,8 @@ use crate::{
 
 /// In saved state.
 pub(in crate::backend::kvm) const ARCH: u32 = 1;
+/// Of a pager's mirror, whatever the processor walks.
+pub(in crate::backend::kvm) const MIRROR: slat_arch::GuestStage = slat_arch::GuestStage::Ept4;
 /// Beside what every architecture needs.
 pub(in crate::backend::kvm) const NEEDED: [(Cap, &str); 4] = [
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),

@@ -31,6 +31,7 @@ fn raw_vm(image: Vec<u8>, vcpus: u32) -> Vm {
         backing: MemoryBacking::Auto,
         numa_node: None,
         prefault: false,
+        paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(image.into()),
     };
     let memory = memory(spec.memory_bytes);
