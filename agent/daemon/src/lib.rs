@@ -8,6 +8,10 @@
 //! |---|---|
 //! | `supervisor` | VM processes: found, made, watched to their end, cleared away |
 //! | `process` | one process: spawn, pidfd, lock |
+//! | `helper` | the processes beside it: its pager, a save's writer |
+//! | `paged`, `pager` | what a VM says of its paging; its pager kept |
+//! | `source` | page sources on their way between processes |
+//! | `saves` | the saves of this host |
 //! | `registry` | which VMs are held, by uid, and the memory they have reserved |
 //! | `identity` | whose a directory is, and which agent this is |
 //! | `announce` | a side known on disk before it begins |
@@ -17,10 +21,11 @@
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
+//! | `snapshot_api`, `paging_api` | those of saves, copies and pagers |
 //! | `report` | upcalls to the server |
 //! | `traffic` | bytes that migrations moved, over all sides |
 //! | `usage` | CPU time and memory of VM processes |
-//! | `metrics` | `/metrics` |
+//! | `counts`, `metrics` | `/metrics` |
 //!
 //! # State directory
 //! ```text
@@ -29,6 +34,9 @@
 //! <state>/vms/<uid>/            one VM's directory (slat_record::dir), and in it
 //! <state>/vms/<uid>/seen.pb     the VM as the agent first saw it, for when its process is gone
 //! <state>/vms/<uid>/sighted/    source sides the agent saw RELINQUISHED or COMPLETED
+//! <state>/vms/<uid>/saves       ids of saves that its memory comes from
+//! <state>/vms/<uid>/pager.log   what its pager said
+//! <state>/saves/                saves, unless the configuration has another place
 //! <state>/transfers/            sides nobody has released whose VM directory is gone
 //! ```
 //! Directories of older versions are called by the VM's name. They are found again all the same:
@@ -57,6 +65,7 @@ use slat_proto::{
     transport::{Address, Endpoint, EndpointHandle, connect},
     v1::{
         self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
+        paging_service_server::PagingServiceServer, snapshot_service_server::SnapshotServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -70,24 +79,32 @@ mod admission;
 mod announce;
 mod beginning;
 mod cgroup;
+mod counts;
 mod dead;
 mod disk;
 mod ended;
 mod error;
 mod follow;
+mod helper;
 mod host_api;
 mod identity;
 mod living;
 mod memory_api;
 mod metrics;
+mod paged;
+mod pager;
+mod paging_api;
 mod pools;
 mod process;
 mod registry;
 mod remains;
 mod report;
+mod saves;
 mod side;
 mod sighting;
 mod silence;
+mod snapshot_api;
+mod source;
 mod supervisor;
 mod traffic;
 mod transfer_api;
@@ -103,8 +120,9 @@ pub use self::{
 };
 
 use self::{
-    admission::Backends, cgroup::Cgroups, disk::Disk, ended::EndedSides, host_api::HostCard,
-    pools::Pools, registry::Registry, supervisor::Supervisor, usage::Usage,
+    admission::Backends, cgroup::Cgroups, disk::Disk, ended::EndedSides, helper::Programs,
+    host_api::HostCard, pools::Pools, registry::Registry, saves::Saves, supervisor::Supervisor,
+    usage::Usage,
 };
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -134,6 +152,13 @@ pub struct HostConfig {
     /// Program and leading arguments of a VM process; the agent adds `--dir --vm --uid --host
     /// --data-ip`.
     pub vm_program: Vec<OsString>,
+    /// Program and leading arguments of a VM's pager; the agent adds `--dir`.
+    pub pager_program: Vec<OsString>,
+    /// Program and arguments of the process that writes a save; it finds its socket as descriptor
+    /// 3.
+    pub writer_program: Vec<OsString>,
+    /// Where saves are; made when missing. `None`: `saves` in the state directory.
+    pub save_dir: Option<PathBuf>,
     /// How `vm_program` confines its process, for people to see; the agent adds what it knows of
     /// cgroups.
     pub confinement: v1::VmConfinement,
@@ -170,6 +195,7 @@ impl fmt::Debug for HostConfig {
             .field("memory_bytes", &self.memory_bytes)
             .field("data_ip", &self.data_ip)
             .field("vm_program", &self.vm_program)
+            .field("save_dir", &self.save_dir)
             .field("version", &self.version)
             .finish_non_exhaustive()
     }
@@ -249,6 +275,12 @@ impl Agent {
         make_dir(&vms_dir).map_err(failed(&vms_dir))?;
         let transfers_dir = state_dir.join("transfers");
         let ended = EndedSides::open(&transfers_dir).map_err(failed(&transfers_dir))?;
+        let save_dir = config.save_dir.unwrap_or_else(|| state_dir.join("saves"));
+        let (host, opened) = (config.name.clone(), save_dir.clone());
+        let saves = tokio::task::spawn_blocking(move || Saves::open(&host, &opened)).await;
+        let saves = saves
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(failed(&save_dir))?;
         let backends = Backends::new(config.backends, config.dirty_rings);
         backends.fresh().await;
         let cgroups = tokio::task::spawn_blocking(move || Cgroups::find(&config.vm_cgroup))
@@ -272,6 +304,7 @@ impl Agent {
         let address = listener.local_addr().map_err(listen)?;
 
         traffic::begin();
+        counts::begin();
         let stop = CancellationToken::new();
         // Until the agent is whole, a failure below ends what was begun.
         let guard = stop.clone().drop_guard();
@@ -280,6 +313,11 @@ impl Agent {
             vms_dir: vms_dir.clone(),
             program: config.vm_program,
             data_ip: config.data_ip,
+            programs: Arc::new(Programs {
+                pager: config.pager_program,
+                writer: config.writer_program,
+            }),
+            saves,
             confinement: v1::VmConfinement {
                 cgroup: cgroups.base(),
                 cgroup_message: cgroups.message().to_owned(),
@@ -324,6 +362,12 @@ impl Agent {
             .service(TransferServiceServer::new(transfer_api::Transfers(
                 Arc::clone(&supervisor),
             )))
+            .service(SnapshotServiceServer::new(snapshot_api::Snapshots(
+                Arc::clone(&supervisor),
+            )))
+            .service(PagingServiceServer::new(paging_api::Pagings(Arc::clone(
+                &supervisor,
+            ))))
             .service(HostServiceServer::new(host_api::Hosts(Arc::clone(&card))))
             .http(http(Arc::clone(&card), config.render, usage.clone()))
             .serve_tcp(listener)

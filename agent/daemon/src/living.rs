@@ -6,22 +6,25 @@
 //! the last `slat.v1.Transfer`. Reports and scrapes read these and never call a VM. The tasks end
 //! with the process (`gone`) or with the agent; the side's also when the side is released.
 //!
+//! How its memory is paged is in [`Paged`], which wakes who keeps its pager.
+//!
 //! # Silence
 //! A process that [`LiveVm::fall_silent`] was called for is shown as its journal has it
 //! ([`super::silence`]), until it says anything again; calls to it are given up sooner.
 //!
 //! A process may be stopped, or hang. Calls that a healthy one answers at once wait [`QUICK`];
 //! during those that may take long it is asked something small over and over
-//! ([`LiveVm::answer_long`]), so that silence ends them within ten seconds too.
+//! ([`LiveVm::answer_long`], in `calls`), so that silence ends them within ten seconds too.
 //!
 //! # Locking
 //! `seen` and `sides` are leaf mutexes: held for one read or write, nothing is called under them.
 //! `sighted` is held over the write or removal of a sighting's record, so that none is written
 //! after its release; only blocking threads write.
 
+mod calls;
+
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
-    future::Future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -32,23 +35,19 @@ use std::{
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, VmName, timestamp},
-    transport::{Address, TracedChannel, begun_within, connect},
-    v1::{
-        self, memory_service_client::MemoryServiceClient,
-        transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
-    },
+    transport::{Address, TracedChannel, connect},
+    v1,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
 
 use super::{
     beginning::{Beginning, Begins},
     identity::{Who, save_seen},
+    paged::Paged,
     process::Process,
     side::{Role, SideKey, is_terminal},
     sighting,
     silence::Silent,
-    unanswered,
 };
 use slat_record::{
     dir::VmDir,
@@ -89,6 +88,7 @@ pub(super) struct LiveVm {
     sighted: Mutex<BTreeSet<SideKey>>,
     /// Sides whose end was asked for while the process was silent.
     cancelled: Mutex<BTreeSet<SideKey>>,
+    paged: Paged,
     gone: CancellationToken,
 }
 
@@ -155,6 +155,7 @@ impl LiveVm {
             beginning: Beginning::default(),
             sighted: Mutex::default(),
             cancelled: Mutex::default(),
+            paged: Paged::default(),
             gone: CancellationToken::new(),
         }))
     }
@@ -202,92 +203,6 @@ impl LiveVm {
     pub(super) async fn has_gone(&self) -> bool {
         let gone = tokio::time::timeout(ENDING, self.gone.cancelled());
         gone.await.is_ok()
-    }
-
-    pub(super) fn vms(&self) -> VmServiceClient<TracedChannel> {
-        VmServiceClient::new(self.channel.clone())
-    }
-
-    pub(super) fn memory(&self) -> MemoryServiceClient<TracedChannel> {
-        MemoryServiceClient::new(self.channel.clone())
-    }
-
-    pub(super) fn transfers(&self) -> TransferServiceClient<TracedChannel> {
-        TransferServiceClient::new(self.channel.clone())
-    }
-
-    /// Awaits a call to this process for at most `limit`; it does not begin later.
-    ///
-    /// # Errors
-    /// What the process answered; VM_UNREACHABLE when it did not.
-    pub(super) async fn answer<T>(
-        &self,
-        limit: Duration,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, ApiError> {
-        let limit = if self.is_silent() {
-            limit.min(SILENT)
-        } else {
-            limit
-        };
-        match tokio::time::timeout(limit, begun_within(limit, call)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.refusal(status)),
-            Err(_) => {
-                Err(self.unreachable(format!("does not answer within {} s", limit.as_secs())))
-            }
-        }
-    }
-
-    /// Awaits a call that may take long for as long as the process answers anything at all.
-    ///
-    /// # Errors
-    /// What the process answered; VM_UNREACHABLE when it did not, within ten seconds of its
-    /// silence. A process that is silent at first may not begin it afterwards.
-    pub(super) async fn answer_long<T>(
-        &self,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, ApiError> {
-        let silence = async {
-            loop {
-                tokio::time::sleep(ASK_EVERY).await;
-                if let Err(silent) = self.awake().await {
-                    return silent;
-                }
-            }
-        };
-        tokio::select! {
-            answered = self.answer(HEAVY, begun_within(QUICK, call)) => answered,
-            silent = silence => Err(silent),
-        }
-    }
-
-    /// Whether the process answers anything at all.
-    ///
-    /// # Errors
-    /// VM_UNREACHABLE when it was silent twice, eight seconds in all.
-    pub(super) async fn awake(&self) -> Result<(), ApiError> {
-        let mut silent = None;
-        for _ in 0..2 {
-            let mut vms = self.vms();
-            match self.answer(SMALL, vms.get_vm(self.get_request())).await {
-                Err(error) if error.reason == Reason::VmUnreachable => silent = Some(error),
-                _ => return Ok(()),
-            }
-        }
-        silent.map_or(Ok(()), Err)
-    }
-
-    /// The error behind a failed call: the process's own, or VM_UNREACHABLE when the transport made
-    /// it.
-    pub(super) fn refusal(&self, status: Status) -> ApiError {
-        unanswered::of(status)
-            .unwrap_or_else(|said| self.unreachable(format!("does not answer: {said}")))
-    }
-
-    /// VM_UNREACHABLE for this process.
-    pub(super) fn unreachable(&self, what: String) -> ApiError {
-        unanswered::unreachable(&self.name, &self.uid, &self.process, &what)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -432,8 +347,14 @@ impl LiveVm {
         })
     }
 
+    /// What is known of its paging, and who needs a pager.
+    pub(super) fn paged(&self) -> &Paged {
+        &self.paged
+    }
+
     /// Keeps what the VM said; answers what of it was new.
     pub(super) fn see(&self, vm: v1::Vm) -> News {
+        let paging = self.paged.hear(vm.paging.as_ref());
         let mut seen = self.seen();
         let back = seen.hear();
         if vm.state() == v1::vm::State::Incoming {
@@ -442,6 +363,7 @@ impl LiveVm {
         // Owning raises the epoch; a side that gives up shows FAILED at the old one.
         let arrived = seen.arriving.take_if(|epoch| vm.epoch > *epoch).is_some();
         let any = back
+            || paging
             || seen.vm.as_ref().is_none_or(|old| {
                 (
                     old.state,

@@ -18,105 +18,18 @@
 //! A statistic that a VM does not offer is absent, never 0; a family without samples is left out.
 //! Label values are names of this host's VMs and bounded words. Rates are the reader's.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+mod families;
+mod paging;
+
+use std::collections::BTreeMap;
 
 use slat_proto::{
     model::{PAGE_SIZE, std_duration},
     v1,
 };
 
+use self::families::{Families, Kind};
 use super::{side::is_terminal, usage::Used};
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Counter,
-    Gauge,
-}
-
-/// Families in the making; samples of one stay together whatever order they come in.
-#[derive(Default)]
-struct Families(BTreeMap<&'static str, Family>);
-
-struct Family {
-    help: &'static str,
-    kind: Kind,
-    samples: String,
-}
-
-impl Families {
-    fn add(
-        &mut self,
-        name: &'static str,
-        kind: Kind,
-        help: &'static str,
-        labels: &[(&str, &str)],
-        value: impl std::fmt::Display,
-    ) {
-        let family = self.0.entry(name).or_insert_with(|| Family {
-            help,
-            kind,
-            samples: String::new(),
-        });
-        let samples = &mut family.samples;
-        samples.push_str(name);
-        for (index, (label, text)) in labels.iter().enumerate() {
-            samples.push(if index == 0 { '{' } else { ',' });
-            samples.push_str(label);
-            samples.push_str("=\"");
-            for c in text.chars() {
-                match c {
-                    '\\' => samples.push_str("\\\\"),
-                    '"' => samples.push_str("\\\""),
-                    '\n' => samples.push_str("\\n"),
-                    c => samples.push(c),
-                }
-            }
-            samples.push('"');
-        }
-        if !labels.is_empty() {
-            samples.push('}');
-        }
-        // Writing to a String does not fail.
-        let _ = writeln!(samples, " {value}");
-    }
-
-    fn counter(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[(&str, &str)],
-        value: Option<u64>,
-    ) {
-        if let Some(value) = value {
-            self.add(name, Kind::Counter, help, labels, value);
-        }
-    }
-
-    fn gauge(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[(&str, &str)],
-        value: Option<u64>,
-    ) {
-        if let Some(value) = value {
-            self.add(name, Kind::Gauge, help, labels, value);
-        }
-    }
-
-    fn render(self) -> String {
-        let mut text = String::new();
-        for (name, family) in self.0 {
-            let kind = match family.kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-            };
-            let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", family.help);
-            text.push_str(&family.samples);
-        }
-        text
-    }
-}
 
 /// What is rendered.
 #[derive(Debug)]
@@ -275,6 +188,7 @@ fn vm_families(families: &mut Families, vm: &v1::Vm) {
         &[("vm", name)],
         answers.then_some(vm.dirty_cursors_dropped),
     );
+    paging::families(families, name, vm.paging.as_ref());
     if let Some(counters) = &vm.guest_counters {
         for (family, help, value) in [
             (

@@ -110,7 +110,11 @@ impl Drop for DirLock {
 }
 
 impl Process {
-    fn new(pid: u32, child: Option<Child>) -> io::Result<Self> {
+    /// A process that somebody else started, or the child that this agent has.
+    ///
+    /// # Errors
+    /// When there is none of that number.
+    pub(super) fn new(pid: u32, child: Option<Child>) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
         let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;

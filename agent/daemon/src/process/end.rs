@@ -31,6 +31,11 @@ impl fmt::Display for End {
 }
 
 impl End {
+    /// Whether it ended because it had nothing left to do.
+    pub(crate) fn is_clean(self) -> bool {
+        self.0.success()
+    }
+
     /// `error` with what a program looks at.
     pub(crate) fn tell(self, error: ApiError) -> ApiError {
         let error = match (self.0.signal(), self.0.code()) {

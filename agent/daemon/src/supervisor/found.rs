@@ -129,6 +129,7 @@ impl Supervisor {
                 return None;
             }
         };
+        self.keep_pager(&live);
         // Others wait for this one: a stopped process is not asked, and any other two things at a
         // time.
         let (said, slots) = if live.process().is_stopped() {

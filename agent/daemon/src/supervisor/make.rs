@@ -49,7 +49,7 @@ impl Supervisor {
     }
 
     /// Waits, bounded, for VMs of that name that are being cleared.
-    async fn settled_name(&self, vm: &VmName) {
+    pub(super) async fn settled_name(&self, vm: &VmName) {
         for (uid, held) in self.registry.named(vm) {
             if matches!(
                 held,
@@ -63,8 +63,10 @@ impl Supervisor {
         }
     }
 
-    fn check_path(&self, uid: &VmUid) -> Result<(), ApiError> {
-        let length = self.dir(uid).socket().as_os_str().len();
+    pub(super) fn check_path(&self, uid: &VmUid) -> Result<(), ApiError> {
+        // The longest of those in it.
+        let socket = self.dir(uid).path().join(slat_paging::SOCKET);
+        let length = socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(ApiError::bad_parameter(
                 "uid",
@@ -79,7 +81,7 @@ impl Supervisor {
     }
 
     /// Refuses a backend that did not work here at the last look.
-    fn check_backend(&self, backend: Option<BackendKind>) -> Result<(), ApiError> {
+    pub(super) fn check_backend(&self, backend: Option<BackendKind>) -> Result<(), ApiError> {
         let found = self.backends.get();
         match backend {
             Some(kind) if !found.has(kind) => {
@@ -147,7 +149,12 @@ impl Supervisor {
             .map_err(|refusal| refused(&vm, Reason::NoMemory, refusal))?;
         let live = self.launch(uid, &vm, false).await?;
         let mut vms = live.vms();
-        match live.answer_long(vms.create_vm(request)).await {
+        // Its memory may be asked for before the VM can say that it has no pager.
+        let is_paged = request.spec.as_ref().is_some_and(is_paged);
+        let asked = is_paged.then(|| live.paged().ask());
+        let answer = live.answer_long(vms.create_vm(request)).await;
+        drop(asked);
+        match answer {
             Ok(made) => {
                 save_seen(live.dir(), &made);
                 live.see(made.clone());
@@ -380,7 +387,7 @@ impl Supervisor {
     }
 
     /// Starts a process in a new directory. On failure neither is left.
-    async fn launch(
+    pub(super) async fn launch(
         &self,
         uid: VmUid,
         vm: &VmName,
@@ -423,6 +430,9 @@ impl Supervisor {
             }
             Err(error) => Err(error),
         };
+        if let Ok(live) = &live {
+            self.keep_pager(live);
+        }
         if let Err(error) = &live {
             tracing::warn!(%vm, %error, "no process for a VM");
             clear_dir(&dir).await;
@@ -431,11 +441,15 @@ impl Supervisor {
     }
 
     /// Takes back a process that never got its VM.
-    async fn undo(&self, live: &Arc<LiveVm>) {
+    pub(super) async fn undo(&self, live: &Arc<LiveVm>) {
         live.process().put_down().await;
         live.gone().cancel();
         clear_dir(live.dir()).await;
     }
+}
+
+fn is_paged(spec: &v1::VmSpec) -> bool {
+    spec.paging() == v1::Paging::Agent
 }
 
 /// Clears a directory that nobody holds and that has no journal: made by a process that began only

@@ -8,6 +8,7 @@
 //! | `found`, `reread` | directories and processes found, and read again |
 //! | `make`, `refuse` | VMs made, and why they are not |
 //! | `clear` | VMs deleted, sides released, directories removed |
+//! | `save`, `copies` | VMs saved; VMs made of a save or of another VM |
 //! | `leftover`, `order` | what is here and is no VM: listed; taken back or ended |
 //! | `locate` | who answers for a side |
 //!
@@ -44,8 +45,11 @@ use super::{
     cgroup::Cgroups,
     ended::EndedSides,
     follow::follow_side,
+    helper::Programs,
     living::LiveVm,
+    pager,
     registry::{Held, Registry, Work},
+    saves::Saves,
     side::{Role, SideKey, is_terminal},
     traffic::Counted,
 };
@@ -56,6 +60,7 @@ use slat_record::{
 };
 
 mod clear;
+mod copies;
 mod found;
 mod instead;
 mod leftover;
@@ -65,10 +70,12 @@ mod meant;
 mod order;
 mod refuse;
 mod reread;
+mod save;
 
 pub(super) use locate::Place;
 pub(super) use meant::living_meant;
 pub(super) use refuse::{no_memory, slot_bytes};
+pub(super) use save::SaveOrder;
 
 /// How long a process may take to answer a question asked in passing.
 const ADOPT: Duration = Duration::from_secs(2);
@@ -83,6 +90,9 @@ pub(super) struct Supervisor {
     pub(super) vms_dir: PathBuf,
     pub(super) program: Vec<OsString>,
     pub(super) data_ip: IpAddr,
+    /// How pagers and writers are started.
+    pub(super) programs: Arc<Programs>,
+    pub(super) saves: Arc<Saves>,
     /// How its processes are confined, for people to see.
     pub(super) confinement: v1::VmConfinement,
     pub(super) cgroups: Arc<Cgroups>,
@@ -170,6 +180,12 @@ impl Supervisor {
                 () = task => {}
             }
         });
+    }
+
+    /// Keeps a VM's pager from its process's beginning on.
+    fn keep_pager(&self, live: &Arc<LiveVm>) {
+        let (programs, cgroups) = (Arc::clone(&self.programs), Arc::clone(&self.cgroups));
+        self.follow(pager::keep(Arc::clone(live), programs, cgroups));
     }
 
     /// Learns of a side from what the VM says of itself, when nothing else told of it.

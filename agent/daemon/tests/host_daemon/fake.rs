@@ -2,6 +2,8 @@
 //! records. It is this test executable started again, which knows its part by a variable; what goes
 //! wrong is chosen by the VM's or the migration's name.
 
+mod copies;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -16,7 +18,8 @@ use slat_proto::{
     model::{MigrationName, VmName},
     transport::Endpoint,
     v1::{
-        self, memory_service_server::MemoryService, memory_service_server::MemoryServiceServer,
+        self, copy_service_server::CopyServiceServer, memory_service_server::MemoryService,
+        memory_service_server::MemoryServiceServer, paging_service_server::PagingServiceServer,
         transfer_service_server::TransferService, transfer_service_server::TransferServiceServer,
         vm_service_server::VmService, vm_service_server::VmServiceServer,
     },
@@ -95,12 +98,16 @@ async fn serve(dir: VmDir, vm: VmName, uid: String, host: String) {
         host,
         shown: watch::Sender::new(None),
         sides: Mutex::default(),
+        heard: copies::SharedHeard::default(),
         exit: Notify::new(),
     });
+    copies::serve(&fake);
     let endpoint = Endpoint::new()
         .service(VmServiceServer::from_arc(Arc::clone(&fake)))
         .service(MemoryServiceServer::from_arc(Arc::clone(&fake)))
         .service(TransferServiceServer::from_arc(Arc::clone(&fake)))
+        .service(CopyServiceServer::from_arc(Arc::clone(&fake)))
+        .service(PagingServiceServer::from_arc(Arc::clone(&fake)))
         .serve_unix(listener)
         .await;
     println!("\nready");
@@ -120,6 +127,7 @@ struct Fake {
     journal: Mutex<Journal>,
     shown: watch::Sender<Option<v1::Vm>>,
     sides: Mutex<BTreeMap<(String, i32), watch::Sender<v1::Transfer>>>,
+    heard: copies::SharedHeard,
     exit: Notify,
 }
 
@@ -204,10 +212,13 @@ impl VmService for Fake {
         if spec.backend() == v1::Backend::Unspecified {
             spec.set_backend(v1::Backend::Software);
         }
+        let paging = (spec.paging() == v1::Paging::Agent).then(v1::PagingStatus::default);
         let vm = v1::Vm {
             name: self.vm.to_string(),
             uid: self.given.clone(),
             spec: Some(spec),
+            paging,
+            capabilities: vec![v1::Capability::Paging.into()],
             state: v1::vm::State::Created.into(),
             host: format!("hosts/{}", self.host),
             epoch: 1,
@@ -218,8 +229,9 @@ impl VmService for Fake {
             }),
             ..Default::default()
         };
-        self.shown.send_replace(Some(vm.clone()));
-        Ok(Response::new(vm))
+        self.shown.send_replace(Some(vm));
+        self.show_paging();
+        Ok(Response::new(self.known()?))
     }
 
     async fn get_vm(&self, _: Request<v1::GetVmRequest>) -> Reply<v1::Vm> {

@@ -2,6 +2,8 @@
 //! journals.
 
 mod backends;
+mod beside;
+mod copies;
 mod disk;
 mod fake;
 mod identity;

@@ -13,13 +13,14 @@ use slat_proto::{
     transport::{Address, TracedChannel, connect},
     v1::{
         self, host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
+        paging_service_client::PagingServiceClient, snapshot_service_client::SnapshotServiceClient,
         transfer_service_client::TransferServiceClient, vm_service_client::VmServiceClient,
     },
 };
 use slat_record::{dir::VmDir, journal::Journal};
 use tonic::{Response, Status};
 
-use crate::fake;
+use crate::{beside, fake};
 
 pub(crate) const MIB: u64 = 1 << 20;
 /// Everything awaited here happens within this or the test fails.
@@ -103,6 +104,9 @@ impl Rig {
             memory_bytes: 256 * MIB,
             data_ip: "127.0.0.1".parse().unwrap(),
             vm_program: fake::program(),
+            pager_program: beside::program("pager"),
+            writer_program: beside::program("writer"),
+            save_dir: None,
             confinement: slat_proto::v1::VmConfinement::default(),
             vm_cgroup: slat_daemon::VmCgroup::None,
             dirty_rings: || false,
@@ -189,6 +193,14 @@ impl Rig {
 
     pub(crate) fn transfers(&self) -> TransferServiceClient<TracedChannel> {
         TransferServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) fn snapshots(&self) -> SnapshotServiceClient<TracedChannel> {
+        SnapshotServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub(crate) fn pagings(&self) -> PagingServiceClient<TracedChannel> {
+        PagingServiceClient::new(self.channel.clone().unwrap())
     }
 
     pub(crate) fn hosts(&self) -> HostServiceClient<TracedChannel> {
