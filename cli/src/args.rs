@@ -51,7 +51,13 @@ pub(crate) enum Command {
     /// Run one VM's process (agents start it)
     #[command(hide = true)]
     Vm(command::vm::VmArgs),
-    /// Show hosts, VMs, migrations or leftovers
+    /// Resolve the page faults of one VM's guest (agents start it)
+    #[command(hide = true)]
+    Pager(command::pager::PagerArgs),
+    /// Write one save's file (agents start it)
+    #[command(hide = true)]
+    SaveWriter(command::save_writer::SaveWriterArgs),
+    /// Show hosts, VMs, migrations, saves or leftovers
     Get(command::get::GetArgs),
     /// Create a VM
     Create(command::create::CreateArgs),
@@ -61,12 +67,22 @@ pub(crate) enum Command {
     Pause(command::life::LifeArgs),
     /// Resume a paused VM
     Resume(command::life::LifeArgs),
-    /// Delete VMs and free their memory; forget hosts; end leftovers
+    /// Delete VMs and free their memory; remove saves; forget hosts; end leftovers
     Delete(command::delete::DeleteArgs),
     /// Move a running VM to another host
     Migrate(command::migrate::MigrateArgs),
     /// Cancel a migration; the VM stays where it is
     Cancel(command::cancel::CancelArgs),
+    /// Save a VM to a file of its host, while it runs
+    Save(command::save::SaveArgs),
+    /// Make a VM of a save
+    Restore(command::restore::RestoreArgs),
+    /// Make copies of a VM on its host
+    Fork(command::fork::ForkArgs),
+    /// Try a VM's page source again that failed
+    Retry(command::retry::RetryArgs),
+    /// Compare a save with its checksums
+    Verify(command::verify::VerifyArgs),
     /// Let no new VM and no migration go to a host
     Cordon(command::cordon::CordonArgs),
     /// Let VMs and migrations go to a host again
@@ -95,11 +111,18 @@ impl Command {
             Self::Cancel(args) => Some(args.client()),
             Self::Cordon(args) | Self::Uncordon(args) => Some(args.client()),
             Self::Adopt(args) => Some(args.client()),
+            Self::Save(args) => Some(args.client()),
+            Self::Restore(args) => Some(args.client()),
+            Self::Fork(args) => Some(args.client()),
+            Self::Retry(args) => Some(args.client()),
+            Self::Verify(args) => Some(args.client()),
             Self::Memory(args) => Some(args.client()),
             Self::Demo(_)
             | Self::Server(_)
             | Self::Agent(_)
             | Self::Vm(_)
+            | Self::Pager(_)
+            | Self::SaveWriter(_)
             | Self::Version(_)
             | Self::Completion(_)
             | Self::Man(_) => None,
@@ -254,6 +277,22 @@ mod tests {
             "memory set-slot web --slot 3 --access read-only",
             "memory set-slot web --slot 3 --access read-write --generation 7",
             "memory discard web --base 0x200000 --size 2MiB",
+            "memory working-set web",
+            "memory mappings web --host host-a",
+            "save vm web",
+            "save vm web --as web-2 --base web-1 --compress 3 --no-wait",
+            "save vm --uid u --as web-2 --base hosts/a/saves/web-1 --reconnect-timeout 5m",
+            "restore vm web-1",
+            "restore vm hosts/a/saves/web-1 --as copy --lazy --start --paging agent",
+            "restore vm web-1 --host a --dry-run -o json",
+            "fork vm web --as a,b,c --paused",
+            "retry vm web db",
+            "verify save web-1 --host a",
+            "get saves -o wide --host a",
+            "get save web-1 --watch",
+            "delete save web-1 hosts/a/saves/web-2",
+            "create vm web --paging agent",
+            "agent --save-dir /srv/saves",
             "version -o json",
             "completion bash",
         ] {
@@ -296,6 +335,14 @@ mod tests {
             "memory add-slot web --slot 3 --base 4096 --size 2MiB",
             "memory set-slot web --slot 3",
             "memory set-slot web --slot 3 --access write-only",
+            "save vm",
+            "save vm web --compress 20",
+            "restore vm",
+            "fork vm web",
+            "fork vm web --as Upper",
+            "get save Web_1",
+            "delete save",
+            "create vm web --paging nobody",
             "memory discard web",
             "memory discard web --base 0x200000",
             "agent --memory 1073741824",

@@ -6,7 +6,9 @@ use slat_proto::{
     transport::{Address, TracedChannel, connect},
     v1::{
         host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
-        migration_service_client::MigrationServiceClient, vm_service_client::VmServiceClient,
+        migration_service_client::MigrationServiceClient,
+        paging_service_client::PagingServiceClient, snapshot_service_client::SnapshotServiceClient,
+        vm_service_client::VmServiceClient,
     },
 };
 
@@ -71,6 +73,16 @@ impl Client {
     /// Hosts.
     pub(crate) fn hosts(&self) -> HostServiceClient<TracedChannel> {
         HostServiceClient::new(self.channel.clone())
+    }
+
+    /// Saves, restores and forks.
+    pub(crate) fn snapshots(&self) -> SnapshotServiceClient<TracedChannel> {
+        SnapshotServiceClient::new(self.channel.clone())
+    }
+
+    /// Guests that are paged by the Common MMU.
+    pub(crate) fn pagings(&self) -> PagingServiceClient<TracedChannel> {
+        PagingServiceClient::new(self.channel.clone())
     }
 
     /// Migrations.

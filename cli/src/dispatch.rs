@@ -9,8 +9,8 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     args::{Cli, Command},
     command::{
-        agent, cancel, completion, cordon, create, delete, get, leftover, life, man, memory,
-        migrate, server, version, vm,
+        agent, cancel, completion, cordon, create, delete, fork, get, leftover, life, man, memory,
+        migrate, pager, restore, retry, save, save_writer, server, verify, version, vm,
     },
     daemon::telemetry,
     demo,
@@ -42,6 +42,17 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             let confined = vm::confine(&args)?;
             on_runtime(Builder::new_multi_thread(), vm::run(args, confined, faults))
         }
+        Command::Pager(args) => {
+            let lacks = roles::give_up();
+            on_runtime(Builder::new_current_thread(), pager::run(args, lacks))
+        }
+        Command::SaveWriter(args) => {
+            let (socket, lacks) = (save_writer::socket()?, roles::give_up());
+            on_runtime(
+                Builder::new_current_thread(),
+                save_writer::run(args, socket, lacks),
+            )
+        }
         Command::Demo(args) => client(Box::pin(demo::run(args))),
         Command::Get(args) => client(Box::pin(get::run(args))),
         Command::Create(args) => client(Box::pin(create::run(args))),
@@ -54,6 +65,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Cordon(args) => client(Box::pin(cordon::run(args, true))),
         Command::Uncordon(args) => client(Box::pin(cordon::run(args, false))),
         Command::Adopt(args) => client(Box::pin(leftover::run(args))),
+        Command::Save(args) => client(Box::pin(save::run(args))),
+        Command::Restore(args) => client(Box::pin(restore::run(args))),
+        Command::Fork(args) => client(Box::pin(fork::run(args))),
+        Command::Retry(args) => client(Box::pin(retry::run(args))),
+        Command::Verify(args) => client(Box::pin(verify::run(args))),
         Command::Memory(args) => client(Box::pin(memory::run(args))),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),

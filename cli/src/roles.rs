@@ -1,7 +1,12 @@
 //! The libraries behind the roles: the one place where `slat` meets the server and the agent.
 
 use std::{
-    error::Error, ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc,
+    error::Error,
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -85,6 +90,12 @@ pub(crate) struct AgentRole {
     pub(crate) server: Option<Address>,
     /// VMs' directories.
     pub(crate) state_dir: PathBuf,
+    /// Saves, where not in the state directory.
+    pub(crate) save_dir: Option<PathBuf>,
+    /// Program and first arguments of a VM's pager.
+    pub(crate) pager_program: Vec<OsString>,
+    /// Program and arguments of a save's writer.
+    pub(crate) writer_program: Vec<OsString>,
     /// What VMs may use.
     pub(crate) memory_bytes: u64,
     /// Where pages arrive.
@@ -114,6 +125,9 @@ impl AgentRole {
             memory_bytes: self.memory_bytes,
             data_ip: self.data_ip,
             vm_program: self.vm_program,
+            pager_program: self.pager_program,
+            writer_program: self.writer_program,
+            save_dir: self.save_dir,
             confinement: v1::VmConfinement {
                 seccomp: self.vm_confinement.0.message().into(),
                 landlock: slat_vmm::confine::landlock_supported(),
@@ -198,6 +212,23 @@ pub(crate) fn confine(
         core_dumps,
         looks_up_hosts,
     })?)
+}
+
+/// Gives up what no process beside a VM's needs; says what was not got. There is no second thread
+/// yet.
+pub(crate) fn give_up() -> Vec<String> {
+    slat_vmm::confine::give_up()
+}
+
+/// The pager of the VM in `dir`: runs until the VM needs it no more.
+pub(crate) fn run_pager(dir: &Path) -> Result<(), RoleError> {
+    let socket = slat_pager::connect(dir)?;
+    Ok(slat_pager::run(socket)?)
+}
+
+/// The writer of a save: runs until its file is written, or nobody wants it any more.
+pub(crate) fn run_save_writer(socket: OwnedFd) -> Result<(), RoleError> {
+    Ok(slat_pager::writer::run(socket.into())?)
 }
 
 /// One VM's process, configured.

@@ -82,6 +82,10 @@ pub(crate) struct AgentArgs {
     /// XDG state directory]
     #[arg(long, env = "SLAT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Where saved VMs' files are, as /srv/saves; as large as the memory that is saved [default:
+    /// saves in the state directory]
+    #[arg(long, env = "SLAT_SAVE_DIR", value_name = "DIR")]
+    save_dir: Option<PathBuf>,
     #[command(flatten)]
     insecure: listen::InsecureArgs,
     #[command(flatten)]
@@ -148,6 +152,9 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
         advertise: args.advertise,
         server: args.server,
         state_dir,
+        save_dir: args.save_dir,
+        pager_program: own_program("pager", args.vm_log_size)?,
+        writer_program: own_program("save-writer", args.vm_log_size)?,
         memory_bytes,
         data_ip,
         vm_program: vm_program(
@@ -179,9 +186,7 @@ fn vm_program(
     confinement: &ConfinementArgs,
     die_with: Option<u32>,
 ) -> Result<Vec<OsString>, Failure> {
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::local(format!("cannot find this program's file: {error}")))?;
-    let mut command = vec![program.into_os_string(), "vm".into()];
+    let mut command = vec![own_file()?, "vm".into()];
     command.extend(["--data-ports".into(), data_ports.to_string().into()]);
     command.extend(["--log-size".into(), format!("{}B", log_size.0).into()]);
     command.extend(["--seccomp".into(), confinement.vm_seccomp.word().into()]);
@@ -192,6 +197,21 @@ fn vm_program(
         command.extend(["--die-with".into(), pid.to_string().into()]);
     }
     Ok(command)
+}
+
+/// What the agent runs beside a VM: this binary's role of that name.
+fn own_program(role: &str, log_size: Size) -> Result<Vec<OsString>, Failure> {
+    let mut command = vec![own_file()?, role.into()];
+    if role == "pager" {
+        command.extend(["--log-size".into(), format!("{}B", log_size.0).into()]);
+    }
+    Ok(command)
+}
+
+fn own_file() -> Result<OsString, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::local(format!("cannot find this program's file: {error}")))?;
+    Ok(program.into_os_string())
 }
 
 fn own_name() -> Result<HostName, Failure> {

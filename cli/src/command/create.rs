@@ -30,6 +30,7 @@ Examples:
   slat create vm web --pattern random --write-percent 50 --seed 7
   slat create vm web --memory 4GiB --backing hugetlb-2m   2 MiB pages that the host set aside
   slat create vm web --memory 4GiB --prefault --numa-node 0
+  slat create vm web --paging agent                       mappings can be listed, aged, protected
   slat create vm web --dry-run                            check everything, build nothing
 
 The guest is memstress, which writes its memory, stamps every page and counts every stamp
@@ -137,6 +138,25 @@ impl BackingChoice {
     }
 }
 
+/// Who decides which pages of a guest are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PagingChoice {
+    /// The host's kernel, with huge pages
+    Kernel,
+    /// The Common MMU, in a process beside the VM's, by 4 KiB; KVM only
+    Agent,
+}
+
+impl PagingChoice {
+    /// As a message.
+    pub(crate) fn to_message(self) -> v1::Paging {
+        match self {
+            Self::Kernel => v1::Paging::Kernel,
+            Self::Agent => v1::Paging::Agent,
+        }
+    }
+}
+
 /// Layout of second-stage entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum FormatChoice {
@@ -235,6 +255,9 @@ struct VmOptions {
     /// How written pages are told, as ring
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     dirty_engine: DirtyEngineChoice,
+    /// Who decides which of its pages are mapped, as agent [default: kernel]
+    #[arg(long, value_enum, value_name = "WHO")]
+    paging: Option<PagingChoice>,
     /// Host to place it on, as host-a [default: the one with most free memory]
     #[arg(long, value_name = "HOST")]
     host: Option<HostName>,
@@ -308,6 +331,7 @@ impl VmOptions {
             backing: self.backing.to_message().into(),
             numa_node: self.numa_node,
             prefault: self.prefault,
+            paging: self.paging.map_or(0, |paging| paging.to_message().into()),
             guest: Some(self.guest()?),
         };
         // The server checks again. Here a mistake costs no round trip and has exit code 2.

@@ -1,5 +1,5 @@
-//! `slat delete`: ends VMs, and makes the server forget hosts and hosts end leftovers. Orders that
-//! give something up say what before they are given.
+//! `slat delete`: ends VMs, removes saves, and makes the server forget hosts and hosts end
+//! leftovers. Orders that give something up say what before they are given.
 
 use serde_json::json;
 use slat_proto::{json::to_json, model::HostName, v1};
@@ -7,6 +7,7 @@ use slat_proto::{json::to_json, model::HostName, v1};
 use super::{
     get::listing,
     leftover::{self, LeftoverTarget},
+    saves::{SaveRef, SaveTarget},
     several::Several,
     target::{VmTarget, VmTargets},
 };
@@ -25,6 +26,7 @@ Examples:
   slat delete vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --force   its process does not answer
   slat delete host host-a                        forget a host that is gone
   slat delete host host-a --give-up-vms          with the VMs last seen there
+  slat delete save web-1 web-2                   frees their files, or ends their being written
   slat delete leftover --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --host host-a
   slat delete vm web --server 127.0.0.1:7401     at its host's agent
 
@@ -68,6 +70,16 @@ enum Kind {
         #[arg(long)]
         give_up_vms: bool,
     },
+    /// Remove one or more saves, or end their being written
+    #[command(alias = "saves", after_help = EXAMPLES)]
+    Save {
+        /// Their names, as web-1 or hosts/host-a/saves/web-1
+        #[arg(required = true, value_name = "SAVE")]
+        names: Vec<SaveRef>,
+        /// Of several saves of that name the one on this host, as host-a
+        #[arg(long, value_name = "HOST")]
+        host: Option<HostName>,
+    },
     /// End for good what lies on a host and is no VM
     #[command(alias = "leftovers", after_help = EXAMPLES)]
     Leftover(LeftoverTarget),
@@ -90,6 +102,15 @@ pub(crate) async fn run(args: DeleteArgs) -> Result<(), Failure> {
             let mut several = Several::new(&session, names.len());
             for name in &names {
                 let done = delete_host(&session, &several, name, give_up_vms).await;
+                several.note(done)?;
+            }
+            several.end()
+        }
+        Kind::Save { names, host } => {
+            let mut several = Several::new(&session, names.len());
+            for save in names {
+                let host = host.clone();
+                let done = delete_save(&session, &several, SaveTarget { save, host }).await;
                 several.note(done)?;
             }
             several.end()
@@ -120,6 +141,19 @@ async fn delete_vm(
     let name = target.name();
     let json = json!({"name": name, "uid": target.uid(), "deleted": true});
     several.answer(session, &json, &name, || format!("{target} deleted"))
+}
+
+async fn delete_save(
+    session: &Session,
+    several: &Several,
+    target: SaveTarget,
+) -> Result<(), Failure> {
+    let name = target.resolve(&session.client).await?.to_string();
+    let request = v1::DeleteSaveRequest { name: name.clone() };
+    let deleted = session.client.snapshots().delete_save(request).await;
+    deleted.map_err(|status| Failure::call(format!("delete {name}"), status))?;
+    let json = json!({"name": name, "deleted": true});
+    several.answer(session, &json, &name, || format!("{name} deleted"))
 }
 
 async fn delete_host(

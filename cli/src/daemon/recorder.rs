@@ -43,6 +43,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &RPC)?
         .set_buckets_for_metric(full("slat_migration_downtime_seconds"), &DOWNTIME)?
         .set_buckets_for_metric(full("slat_migration_predicted_downtime_seconds"), &DOWNTIME)?
+        .set_buckets_for_metric(full("slat_snapshot_pause_seconds"), &DOWNTIME)?
         .set_buckets_for_metric(
             full("slat_migration_downtime_prediction_error_seconds"),
             &PREDICTION_ERROR,

@@ -51,6 +51,7 @@ pub(super) fn spec(args: &DemoArgs) -> Result<v1::VmSpec, Failure> {
         backing: 0,
         numa_node: None,
         prefault: false,
+        paging: 0,
         guest: Some(v1::vm_spec::Guest::Memstress(v1::Memstress {
             dirty_rate_bytes_per_second: Some(args.dirty_rate.0),
             // Every page has contents, so that every page must really arrive.

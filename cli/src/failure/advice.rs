@@ -156,6 +156,25 @@ fn by_reason(error: &ApiError) -> String {
         Reason::NameConflict => {
             "slat get vms -o wide lists them; repeat with --uid UID, or with --host HOST"
         }
+        Reason::SaveExists => {
+            "choose another name with --as; slat get saves shows who has this one"
+        }
+        Reason::NoSuchSave => "slat get saves",
+        Reason::SaveInUse => "slat get vms and slat get saves show who needs it",
+        Reason::SaveNotWritten => "slat get save SAVE --watch",
+        Reason::SaveCorrupt => {
+            "slat verify save SAVE says more; put whole copies of its files in their place, or take another save"
+        }
+        Reason::PageSourceGone | Reason::PageSourceStalled => {
+            return format!(
+                "bring back what it names, then: slat retry vm {}",
+                vm(error)
+            );
+        }
+        Reason::PageSourceTruncated | Reason::PageSourceCorrupt => {
+            return format!("slat delete vm {}, then restore another save", vm(error));
+        }
+        Reason::PagerUnreachable => "repeat; pager.log in the VM's directory says why a pager ends",
         Reason::HostNameTaken => "give one of the two agents another --name",
         Reason::HostCordoned => "another host, or slat uncordon host NAME",
         Reason::HostInUse => {

@@ -21,7 +21,9 @@ const FIELDS: &[(&str, &str)] = &[
     ("on_overrun", "--on-overrun"),
     ("vm_uid", "--uid"),
     ("give_up", "--give-up"),
+    ("vm_ids", "--as"),
     ("vm_id", "the VM's name"),
+    ("save_id", "--as"),
 ];
 
 /// Fields of one word: only where they stand as a field, behind these messages or before a colon.
@@ -33,13 +35,15 @@ const WORDS: &[(&str, &str)] = &[
     ("spec.format", "--format"),
     ("spec.memstress.pattern", "--pattern"),
     ("spec.memstress.fill", "--fill"),
+    ("spec.paging", "--paging"),
+    ("compression.zstd_level", "--compress"),
     ("spec.numa_node", "--numa-node"),
     ("spec.raw_image.image", "--image"),
     ("spec.raw_image", "--image"),
 ];
 
 /// At the beginning of a message, before a colon.
-const FIRST: &[(&str, &str)] = &[("host", "--host"), ("uid", "--uid")];
+const FIRST: &[(&str, &str)] = &[("host", "--host"), ("uid", "--uid"), ("base", "--base")];
 
 /// `text` with options in place of fields. A sentence that begins `--option: is` loses its colon,
 /// and one of a range its word: whoever typed `--base` and `--size` is told of the address.

@@ -5,14 +5,17 @@ mod host;
 mod leftover;
 mod migration;
 mod pace;
+mod paging;
 mod phases;
 mod progress;
+mod save;
 mod vm;
 mod words;
 
 pub(crate) use leftover::leftover_words;
 pub(crate) use pace::iterations;
 pub(crate) use progress::Progress;
+pub(crate) use save::{SaveProgress, saved};
 pub(crate) use vm::prefault;
 pub(crate) use words::{
     backend, ended, format, id, per_second, phase, short, span, verification, vm_state,

@@ -2,7 +2,10 @@
 
 use slat_proto::{model::MemoryBacking, v1};
 
-use super::words::{age, backend, clock, count, fields, id, pages, short, size_cell, vm_state};
+use super::{
+    paging,
+    words::{age, backend, clock, count, fields, id, pages, short, size_cell, vm_state},
+};
 use crate::{
     output::{Column, Resource, cells, heads},
     term::{
@@ -67,7 +70,8 @@ fn conflicts(vm: &v1::Vm) -> Option<String> {
 }
 
 fn note(vm: &v1::Vm) -> Cell {
-    let notes = super::words::notes(staleness(vm).into_iter().chain(conflicts(vm)).collect());
+    let words = [staleness(vm), conflicts(vm), paging::note(vm)];
+    let notes = super::words::notes(words.into_iter().flatten().collect());
     if vm.conflicts.is_empty() {
         notes
     } else {
@@ -138,7 +142,7 @@ fn vm_page(vm: &v1::Vm, colours: bool) -> String {
         .capabilities()
         .map(|one| short(one.as_str_name(), "CAPABILITY_").to_lowercase())
         .collect();
-    let more = fields(&[
+    let mut lines = vec![
         ("why", vm.state_message.clone()),
         ("conflict", conflicts(vm).unwrap_or_default()),
         ("stale", staleness(vm).unwrap_or_default()),
@@ -176,8 +180,9 @@ fn vm_page(vm: &v1::Vm, colours: bool) -> String {
         ),
         ("mmu", mmu(vm.mmu_stats.as_ref())),
         ("not counted", gaps(vm.mmu_stats.as_ref())),
-    ]);
-    format!("{table}\n{more}")
+    ];
+    lines.extend(paging::lines(vm));
+    format!("{table}\n{}", fields(&lines))
 }
 
 /// How written pages are told, and why so; nothing where the VM does not say.

@@ -6,7 +6,9 @@ mod fleet;
 mod host;
 mod memory;
 mod migration;
+mod paging;
 mod services;
+mod snapshot;
 mod vm;
 mod watch;
 

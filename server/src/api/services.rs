@@ -9,7 +9,9 @@ use slat_proto::{
     v1::{
         self, fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
         memory_service_server::MemoryServiceServer,
-        migration_service_server::MigrationServiceServer, vm_service_server::VmServiceServer,
+        migration_service_server::MigrationServiceServer,
+        paging_service_server::PagingServiceServer, snapshot_service_server::SnapshotServiceServer,
+        vm_service_server::VmServiceServer,
     },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -67,6 +69,8 @@ impl Services {
             .service(HostServiceServer::new(self.clone()))
             .service(MigrationServiceServer::new(self.clone()))
             .service(FleetServiceServer::new(self.clone()))
+            .service(SnapshotServiceServer::new(self.clone()))
+            .service(PagingServiceServer::new(self.clone()))
     }
 
     /// A VM's owner and the way to its agent.

@@ -349,6 +349,7 @@ pub fn vm(name: &str, memory_mib: u64) -> v1::Vm {
             backing: 0,
             numa_node: None,
             prefault: false,
+            paging: 0,
             guest: None,
         }),
         state: State::Running.into(),

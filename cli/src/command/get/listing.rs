@@ -3,12 +3,12 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, VmName},
+    model::{HostName, MigrationName, SaveName, VmName},
     v1,
 };
 use tonic::Status;
 
-use super::super::target::VmTarget;
+use super::super::{saves, target::VmTarget};
 use crate::{client::Client, failure::Failure, term::out};
 
 /// Most entries that one page may have.
@@ -204,6 +204,27 @@ pub(super) async fn migrations(
         }
         request.page_token = page.next_page_token;
     }
+}
+
+/// Saves; only those of one host, when it is named.
+pub(super) async fn saves(
+    client: &Client,
+    host: Option<&HostName>,
+) -> Result<Listing<v1::Save>, Status> {
+    let (items, unreachable) = saves::all(client, host).await?;
+    Ok(Listing {
+        items,
+        unreachable,
+        unreported: Vec::new(),
+    })
+}
+
+/// One save.
+pub(super) async fn save(client: &Client, name: &SaveName) -> Result<Listing<v1::Save>, Status> {
+    let name = name.to_string();
+    let request = v1::GetSaveRequest { name };
+    let save = client.snapshots().get_save(request).await?;
+    Ok(vec![save.into_inner()].into())
 }
 
 /// What lies on one host, or on all.

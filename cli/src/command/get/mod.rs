@@ -1,4 +1,4 @@
-//! `slat get hosts|vms|migrations|leftovers`: a table of all, a page of one, or what changes.
+//! `slat get hosts|vms|migrations|saves|leftovers`: a table of all, a page of one, or what changes.
 //!
 //! * [`listing`] asks, page by page, and knows which hosts may hold more.
 //! * [`watch`] goes on asking, through restarts of the server.
@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::{
     patience::PatienceArgs,
+    saves::{SaveRef, SaveTarget},
     target::{Uid, VmTarget, Which},
 };
 use crate::{
@@ -32,6 +33,8 @@ Examples:
   slat get vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21     where several have one name
   slat get migrations --vm web --limit 20
   slat get migration m1 -o json        its phases, iterations and decisions
+  slat get saves                       saved VMs of all hosts
+  slat get save web-1 -o json          one of them
   slat get leftovers --host host-a     what lies there and is no VM
   slat get vms -o name --no-headers    vms/web, one a line
   slat get vms --server 127.0.0.1:7401           the VMs of one host, from its agent
@@ -109,6 +112,18 @@ enum What {
               value_parser = clap::value_parser!(u32).range(1..))]
         limit: Option<u32>,
     },
+    /// Saved VMs, by host and name
+    ///
+    /// FILE is what a save's file takes, PAUSE how long its VM did not run for it, BASE the save
+    /// that it is built on.
+    #[command(alias = "save", after_help = EXAMPLES)]
+    Saves {
+        /// Only this one, as web-1 or hosts/host-a/saves/web-1
+        name: Option<SaveRef>,
+        /// Only those on this host, as host-a
+        #[arg(long, value_name = "HOST")]
+        host: Option<HostName>,
+    },
     /// What lies on hosts and is no VM: sides of migrations that nothing ends
     #[command(alias = "leftover", after_help = EXAMPLES)]
     Leftovers {
@@ -182,6 +197,25 @@ pub(crate) async fn run(args: GetArgs) -> Result<(), Failure> {
                 (None, one) => show(client, &style, one, look).await,
             }
         }
+        What::Saves { name: None, host } => {
+            style.check::<v1::Save>()?;
+            let look = async |client: &Client| listing::saves(client, host.as_ref()).await;
+            match watched {
+                Some(patience) => watch::poll(client, style, patience, look).await,
+                None => show(client, &style, None, look).await,
+            }
+        }
+        What::Saves {
+            name: Some(save),
+            host,
+        } => {
+            let name = SaveTarget { save, host }.resolve(client).await?;
+            let look = async |client: &Client| listing::save(client, &name).await;
+            match watched {
+                Some(patience) => watch::save(client, style, patience, &name.to_string()).await,
+                None => show(client, &style, Some(name.to_string()), look).await,
+            }
+        }
         What::Leftovers { host } => {
             style.check::<v1::Leftover>()?;
             let look = async |client: &Client| listing::leftovers(client, host.as_ref()).await;
@@ -221,7 +255,7 @@ async fn show<T: Resource>(
     let (unreachable, unreported) = (&found.unreachable[..], &found.unreported[..]);
     let beside: &[(&str, &[String])] = match T::COLLECTION {
         "vms" => &[("unreachable", unreachable), ("unreported", unreported)],
-        "leftovers" => &[("unreachable", unreachable)],
+        "leftovers" | "saves" => &[("unreachable", unreachable)],
         _ => &[],
     };
     output::list(style, found.items, beside)?;

@@ -13,7 +13,7 @@ use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use super::{
-    super::{follow::follow, patience::Patience, target::VmTarget},
+    super::{follow::follow, patience::Patience, saves, target::VmTarget},
     listing::Listing,
 };
 use crate::{
@@ -30,6 +30,25 @@ const POLL: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
 /// A server that has just come back may take this long to hear of a VM.
 const HEARSAY: Duration = Duration::from_secs(10);
+
+/// A save, to its end.
+pub(super) async fn save(
+    client: &Client,
+    style: ListStyle,
+    patience: Patience,
+    name: &str,
+) -> Result<(), Failure> {
+    let mut changes = Changes::new(style);
+    let mut broken = Ok(());
+    let ended = saves::follow(client, name, patience, |save| {
+        if broken.is_ok() {
+            broken = changes.show(std::slice::from_ref(save));
+        }
+    });
+    let ended = ended.await?;
+    broken?;
+    saves::outcome(format!("watch {name}"), &ended)
+}
 
 /// Several of a kind, and those that have no stream.
 pub(super) async fn poll<T: Resource>(

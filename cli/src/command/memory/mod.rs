@@ -1,5 +1,6 @@
 //! `slat memory`: a VM's slots ([`slots`], many at once: [`batch`]), dirty pages ([`dirty`]),
-//! their readers ([`cursors`]) and rate ([`rate`]), mappings, pages given back, and digest.
+//! their readers ([`cursors`]) and rate ([`rate`]), what of it is mapped ([`paged`]), mappings
+//! dropped, pages given back, and digest.
 //!
 //! `dirty` reads as a named cursor; every cursor sees every dirty page. One call shows a batch and
 //! leaves it unacknowledged unless `--ack` names it, so nothing is lost with a broken pipe;
@@ -9,6 +10,7 @@
 mod batch;
 mod cursors;
 mod dirty;
+mod paged;
 mod rate;
 mod slots;
 
@@ -46,6 +48,8 @@ Examples:
   slat memory move-slot web --slot 3 --base 8GiB
   slat memory set-slot web --slot 3 --access read-only
   slat memory delete-slot web --slot 3
+  slat memory working-set web                    what the guest touched since this was last asked
+  slat memory mappings web                       what of a guest paged by the agent is mapped
   slat memory change-slots web -f changes.txt    many at once, all or none";
 
 /// Options of `slat memory`.
@@ -158,6 +162,21 @@ enum What {
         #[arg(long, value_name = "ADDRESS")]
         base: GuestAddress,
     },
+    /// Show what the guest touched since this was last asked, and forget it
+    ///
+    /// Mappings are taken away to be noticed: the next touch of each page costs the guest a fault.
+    /// For VMs that are paged by the agent.
+    #[command(after_help = EXAMPLES)]
+    WorkingSet {
+        #[command(flatten)]
+        vm: VmTarget,
+    },
+    /// Show what is mapped of a guest that is paged by the agent
+    #[command(after_help = EXAMPLES)]
+    Mappings {
+        #[command(flatten)]
+        vm: VmTarget,
+    },
     /// Make many changes of slots at once: all or none, in one pause at most
     #[command(after_help = batch::EXAMPLE)]
     ChangeSlots(BatchArgs),
@@ -197,6 +216,8 @@ pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
         What::MoveSlot { target, base } => {
             slots::change(&session, &target, Order::Move { base: base.0 }).await
         }
+        What::WorkingSet { vm } => paged::working_set(&session, &vm).await,
+        What::Mappings { vm } => paged::mappings(&session, &vm).await,
         What::ChangeSlots(args) => batch::change(&session, &args).await,
     }
 }
