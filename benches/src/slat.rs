@@ -8,8 +8,8 @@ use std::hint::black_box;
 
 use slat_arch::Npt4;
 use slat_mmu::{
-    Access, Arena, Fault, FaultOutcome, Gfn, GfnRange, Level, MmuConfig, NoTlb, Pfn,
-    SecondStage as _, SlotFlags, SlotSpec, TdpMmu,
+    Access, Arena, Around, Batch, ExternalTables, Fault, FaultOutcome, FlushRequest, Gfn, GfnRange,
+    Host, Level, MmuConfig, NoTlb, Pfn, SecondStage as _, SlotFlags, SlotSpec, TdpMmu,
 };
 
 use crate::table::{HOST_BASE, Mapping, Table};
@@ -26,6 +26,72 @@ pub(crate) struct Slat {
 
 /// What one vCPU needs to fault.
 pub(crate) type Vcpu = slat_mmu::Vcpu;
+
+/// An owner of mirrored tables that has nothing to do.
+struct Willing;
+
+impl Host for Willing {
+    fn flush(&self, _: &FlushRequest) {}
+
+    fn external(&self) -> Option<&dyn ExternalTables> {
+        Some(self)
+    }
+}
+
+impl ExternalTables for Willing {
+    fn apply(&self, batch: &mut Batch) {
+        batch.answer(Ok(()));
+    }
+}
+
+/// A mirror of one guest's tables.
+pub(crate) struct Mirror {
+    mmu: TdpMmu<Npt4, Arena>,
+    vcpu: Vcpu,
+    pages: u64,
+}
+
+impl Mirror {
+    /// With a slot of `pages` pages, each of which was mapped once.
+    pub(crate) fn new(pages: u64) -> Self {
+        let arena = Arena::new(ARENA_BASE, frames_for(pages));
+        let mmu = TdpMmu::new(arena, Willing, MmuConfig::default());
+        mmu.create_slot(SlotSpec::new(SLOT, Gfn(0), pages, Pfn(HOST_BASE)))
+            .expect("the first slot, within the format");
+        let vcpu = mmu.vcpu();
+        let mut mirror = Self { mmu, vcpu, pages };
+        mirror.fault_batches(512);
+        mirror
+    }
+
+    /// Faults the slot in, `batch` neighbours at a time.
+    pub(crate) fn fault_batches(&mut self, batch: u64) {
+        let mut mapped = 0;
+        for first in (0..self.pages).step_by(batch as usize) {
+            let fault = Fault::new(Gfn(first), Access::Read);
+            let around = Around::new(GfnRange::new(Gfn(first), batch));
+            mapped += self.mmu.fault_range(&mut self.vcpu, fault, around).mapped;
+        }
+        black_box(mapped);
+    }
+
+    /// Unmaps everything.
+    pub(crate) fn unmap(&mut self) {
+        let all = GfnRange::new(Gfn(0), self.pages);
+        black_box(self.mmu.space(0).zap_mirror(all));
+    }
+
+    /// Pages that are mapped.
+    pub(crate) fn mapped(&self) -> u64 {
+        self.mmu.stats().pages_at(Level::SIZE_4K) as u64
+    }
+}
+
+/// Frames of tables for a slot of `pages` pages, mapped by 4 KiB, and some to spare.
+fn frames_for(pages: u64) -> usize {
+    let leaves = pages.div_ceil(512) as usize;
+    leaves + leaves.div_ceil(512) + leaves.div_ceil(512 * 512) + 64
+}
 
 impl Slat {
     /// An MMU with a slot of `pages` pages and memory for `frames` 4 KiB frames of tables.
@@ -165,9 +231,7 @@ impl Table for Slat {
     const NAME: &'static str = "slat";
 
     fn new(pages: u64) -> Self {
-        let leaves = pages.div_ceil(512) as usize;
-        let frames = leaves + leaves.div_ceil(512) + leaves.div_ceil(512 * 512) + 64;
-        let mut slat = Self::with_frames(pages, frames, Level::SIZE_4K);
+        let mut slat = Self::with_frames(pages, frames_for(pages), Level::SIZE_4K);
         // Every frame of the arena was written once, as the peers' frames were.
         slat.populate(0, pages);
         slat.reset();

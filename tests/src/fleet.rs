@@ -32,6 +32,7 @@ use crate::{
     wait::eventually,
 };
 
+mod copies;
 mod deaths;
 mod migrating;
 mod running;

@@ -27,6 +27,30 @@ pub fn kvm_missing() -> Option<String> {
         .map(|error| format!("/dev/kvm: {error}"))
 }
 
+/// Why guests on KVM cannot be watched here; `None` when they can.
+#[must_use]
+pub fn paging_missing() -> Option<String> {
+    let offer = || slat_paging::uffd::Uffd::offer().err();
+    kvm_missing().or_else(|| offer().map(|error| error.to_string()))
+}
+
+/// Whether pages of a watched guest can be protected here.
+#[must_use]
+pub fn protects_pages() -> bool {
+    slat_paging::uffd::Uffd::offer().is_ok_and(|offer| offer.protect)
+}
+
+/// As [`run`], on KVM where its guests can be watched; SKIPPED elsewhere.
+///
+/// # Panics
+/// As [`run`].
+pub fn paged(test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) {
+    match paging_missing() {
+        Some(why) => println!("SKIPPED: {why}"),
+        None => run(Layout::two(Backend::Kvm), test),
+    }
+}
+
 /// KVM where it is, software elsewhere.
 #[must_use]
 pub fn best_backend() -> Backend {

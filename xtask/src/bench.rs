@@ -32,6 +32,21 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Faults resolved by the pager beside a bare handler of faults; saves, restores and forks
+    /// beside reading files
+    Paging {
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--only
+        /// faults,restores,forks`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// A saved VM's file written and read, raw and compressed, beside plain writes and reads of the
+    /// same bytes
+    Image {
+        /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--dir DIR`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// The Common MMU beside other page-table crates and the machine's own limits, at 4 GiB and 64
     /// GiB of guest memory
     // Its own --help says more, so it gets to see it.
@@ -53,6 +68,8 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
         Bench::Migration { args } => through_fleet(workspace, "bench-migration", args),
         Bench::Dirty { args } => through_fleet(workspace, "bench-dirty", args),
         Bench::Kvm { args } => through_fleet(workspace, "bench-kvm", args),
+        Bench::Paging { args } => through_fleet(workspace, "bench-paging", args),
+        Bench::Image { args } => image(workspace, args),
         Bench::Mmu { args } => mmu(workspace, args),
     }
 }
@@ -68,6 +85,16 @@ fn through_fleet(workspace: &Workspace, program: &str, args: &[String]) -> anyho
     let mut measure = Command::new(built.join(program));
     measure.env("SLAT_BIN", built.join("slat")).args(args);
     shell::run_aside(&mut measure)
+}
+
+/// One that needs no other program, built as what uses it is installed.
+fn image(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
+    let mut build = workspace.cargo();
+    build.args(["build", "--locked", "--profile", "dist"]);
+    build.args(["--package", "slat-tests", "--bin", "bench-image"]);
+    shell::run_aside(&mut build)?;
+    let built = workspace.target_dir()?.join("dist").join("bench-image");
+    shell::run_aside(Command::new(built).args(args))
 }
 
 fn mmu(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {

@@ -107,7 +107,15 @@ fn seed(workspace: &Workspace) -> anyhow::Result<()> {
     let corpus: PathBuf = workspace.root.join(FOLDER).join("corpus");
     let mut command = workspace.cargo();
     command.args([
-        "test", "--locked", "--quiet", "-p", "slat-vmm", "--lib", "--",
+        "test",
+        "--locked",
+        "--quiet",
+        "-p",
+        "slat-vmm",
+        "-p",
+        "slat-image",
+        "--lib",
+        "--",
     ]);
     command.args(SEEDERS);
     command.env("SLAT_FUZZ_SEEDS", corpus);

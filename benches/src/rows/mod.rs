@@ -4,6 +4,7 @@ mod fault;
 mod flat;
 mod harvest;
 mod memory;
+mod mirror;
 mod paged;
 mod plan;
 mod range;
@@ -58,6 +59,13 @@ pub(crate) fn all(sizes: &Sizes) -> Vec<Plan> {
     for &pages in &sizes.pages {
         plans.extend(fault::rows(pages, pages == sizes.largest()));
     }
+    plans.extend(
+        sizes
+            .pages
+            .iter()
+            .take(1)
+            .flat_map(|&pages| mirror::rows(pages)),
+    );
     for &pages in &sizes.pages {
         plans.extend(translate::rows(pages));
     }

@@ -78,6 +78,49 @@ impl Mapping {
         self.advise(Advice::LinuxPopulateWrite)
     }
 
+    /// A mapping of a file of so many bytes.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn of_file(file: &impl std::os::fd::AsFd, bytes: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address the kernel chooses; nothing else refers to it.
+        let base = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                access,
+                MapFlags::SHARED,
+                file,
+                0,
+            )?
+        };
+        Self::of(base, bytes)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr().addr() as u64
+    }
+
+    /// Drops its translations of these bytes; a shared mapping's file keeps the contents.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the end.
+    pub fn drop_mappings(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        assert!(offset + bytes <= self.bytes);
+        // SAFETY: inside our own mapping, used as atomics alone.
+        unsafe {
+            let start = self.base.as_ptr().byte_add(offset).cast();
+            madvise(start, bytes, Advice::LinuxDontNeed)?;
+        }
+        Ok(())
+    }
+
     fn advise(&self, advice: Advice) -> io::Result<()> {
         // SAFETY: our own mapping as a whole; neither advice changes contents.
         unsafe { madvise(self.base.as_ptr().cast(), self.bytes, advice)? }

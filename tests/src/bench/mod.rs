@@ -2,9 +2,11 @@
 //!
 //! * [`affinity`] keeps what is compared on one processor.
 //! * [`figures`] takes medians, and puts tables into `docs/benchmarks.md`.
+//! * [`image`] compares a saved VM's file with plain writes and reads.
 //! * [`interrupt`] ends the VMs of one that is interrupted.
 //! * [`kvm`] compares calls of the API with the kernel calls below them.
 //! * [`mapping`] is memory as a program gets it without Slat.
+//! * [`paging`] compares the pager with a bare handler of faults, and copies of VMs with files.
 //! * [`picture`] draws one migration from its figures, for the README.
 //! * [`plain`] moves bytes over loopback TCP with nothing but write and read.
 //! * [`qemu`] has QEMU migrate a guest.
@@ -14,9 +16,11 @@
 
 pub mod affinity;
 pub mod figures;
+pub mod image;
 pub mod interrupt;
 pub mod kvm;
 pub mod mapping;
+pub mod paging;
 pub mod picture;
 pub mod plain;
 pub mod qemu;

@@ -30,6 +30,8 @@ mod memslot_perf_test;
 mod mmu_stress_test;
 mod moments;
 mod numbers;
+mod paging;
+mod saves;
 mod set_memory_region_test;
 mod slot_protection;
 mod watching;

@@ -12,17 +12,14 @@
 //! builds together, and with other features nearly every crate would be built again.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, ensure};
-use serde_json::Value;
-use slat_packages::{Release, Root, Set, Store, write_program};
-
 use super::machine::Machine;
 use crate::{riscv64, shell, workspace::Workspace};
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 /// As hosts know them.
 pub(crate) const SLAT: &str = "slat";
@@ -30,12 +27,6 @@ pub(crate) const SLAT: &str = "slat";
 pub(crate) const SYSTEM: &str = "system";
 /// The tests beside the code of the VM's process.
 pub(crate) const VMM: &str = "vmm";
-
-const LINKER: &str = "riscv64-linux-gnu-gcc";
-const LINKER_PACKAGES: Set = Set::of(
-    "linker",
-    &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
-);
 
 /// Test programs, and what cargo calls them.
 const TESTS: [(&str, &str); 2] = [(SYSTEM, "system"), (VMM, "slat_vmm")];
@@ -148,7 +139,7 @@ impl<'a> Builder<'a> {
         profile: Option<&'a str>,
         folder: &Path,
     ) -> anyhow::Result<Self> {
-        let linker = linker(folder)?;
+        let linker = riscv64::c_compiler(folder)?;
         // Another compiler than the workspace's must not share its folder.
         let target_dir = riscv64::folder(workspace)?;
         let packages = target_dir.join("packages");
@@ -159,7 +150,7 @@ impl<'a> Builder<'a> {
                 "CARGO_TARGET_RISCV64GC_UNKNOWN_LINUX_GNU_LINKER",
                 linker.clone(),
             ),
-            ("CC_riscv64gc_unknown_linux_gnu", linker),
+            (riscv64::CC, linker),
             (
                 "CARGO_TARGET_RISCV64GC_UNKNOWN_LINUX_GNU_RUSTFLAGS",
                 "-C target-feature=+crt-static".to_owned(),
@@ -216,22 +207,6 @@ fn executable_in(said: &str, name: &str) -> Option<PathBuf> {
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-}
-
-/// A linker for RISC-V: the machine's, or else one out of packages.
-fn linker(folder: &Path) -> anyhow::Result<String> {
-    if shell::output(Command::new(LINKER).arg("--version")).is_ok() {
-        return Ok(LINKER.to_owned());
-    }
-    let kept = folder.join("linker");
-    fs::create_dir_all(&kept)?;
-    // It starts programs of its own by their paths: so they must run with the machine's libraries.
-    let root: Root = Store::open(&kept, Release::Machine)?.get(LINKER_PACKAGES)?;
-    let mut command = Command::new(root.path("usr/bin").join(LINKER));
-    command.env("LD_LIBRARY_PATH", root.libraries());
-    let program = kept.join(LINKER);
-    write_program(&program, &command, &["LD_LIBRARY_PATH"])?;
-    Ok(program.display().to_string())
 }
 
 /// Libraries that the programs are loaded with, once each.
