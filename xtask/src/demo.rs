@@ -128,6 +128,8 @@ fn one(target: &Path, run: &Run<'_>) -> Tally {
 
 fn report(target: &Path, run: &Run<'_>) -> anyhow::Result<String> {
     let scratch = Scratch::new("demo")?;
+    // What another run left is said by the check of leftovers, once.
+    let before = leftovers::processes(target);
     let mut command = Command::new(target.join("release/slat"));
     command.args(["demo", "--output", "json", "--backend", run.backend]);
     command.args(["--memory", run.memory, "--vcpus", run.vcpus]);
@@ -153,7 +155,8 @@ fn report(target: &Path, run: &Run<'_>) -> anyhow::Result<String> {
         );
     }
     let mut left = scratch.remains();
-    left.extend(leftovers::processes(target));
+    let after = leftovers::processes(target).into_iter();
+    left.extend(after.filter(|process| !before.contains(process)));
     if !left.is_empty() {
         bail!("left behind: {}", left.join("; "));
     }
