@@ -10,6 +10,10 @@
 //! waits meanwhile, and a host must not burn on a pager that cannot start. One that ends with code
 //! 0 had nothing left to do.
 //!
+//! One that the VM gave up (it said nothing for seconds: it is frozen) does not end by itself. It is
+//! killed when the VM has been without it for [`LET_GO`], and so is one that was started and does
+//! not serve within [`COMES`].
+//!
 //! When the VM's process is gone its pager's socket is closed, and it ends; one that does not
 //! within [`LEAVE`] is killed. A pager owns nothing: killing one costs its guest a moment.
 
@@ -30,6 +34,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// One that lived for so long can start.
 const STEADY: Duration = Duration::from_secs(10);
+/// How long a pager may stay that the VM has given up: most end by themselves.
+const LET_GO: Duration = Duration::from_secs(1);
+/// How long one may take until it serves, on a slow machine.
+const COMES: Duration = Duration::from_secs(30);
 /// How long a pager may stay after its VM's process.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -38,6 +46,10 @@ struct Keeper {
     programs: Arc<Programs>,
     cgroups: Arc<Cgroups>,
     current: Option<(Process, Instant)>,
+    /// The VM has named the current one as its pager.
+    served: bool,
+    /// Since when the VM is without a pager while there is a current one.
+    missing: Option<Instant>,
     /// The last one did not end by itself, and is to be replaced.
     lost: bool,
     /// Up to this wish a pager came, and had nothing left to do; whoever asks later gets another.
@@ -58,6 +70,8 @@ pub(super) async fn keep(live: Arc<LiveVm>, programs: Arc<Programs>, cgroups: Ar
         programs,
         cgroups,
         current: None,
+        served: false,
+        missing: None,
         lost: false,
         finished: 0,
         asks: 0,
@@ -68,12 +82,14 @@ pub(super) async fn keep(live: Arc<LiveVm>, programs: Arc<Programs>, cgroups: Ar
         let wish = *wishes.borrow_and_update();
         keeper.look(wish);
         let due = keeper.due(wish);
+        let overdue = keeper.overdue();
         tokio::select! {
             biased;
             () = live.gone().cancelled() => break,
             () = keeper.ended() => keeper.note_end(),
             changed = wishes.changed() => if changed.is_err() { break },
             () = until(due) => keeper.start(wish.asks).await,
+            () = until(overdue) => keeper.put_down(),
         }
     }
     keeper.see_off().await;
@@ -97,13 +113,46 @@ impl Keeper {
             match found(&self.live, wish.pid) {
                 Ok(process) => {
                     tracing::info!(vm = %self.live.name(), pid = wish.pid, "a VM's pager found again");
-                    self.current = Some((process, Instant::now()));
+                    self.set_current(process);
                 }
                 Err(error) => {
                     tracing::debug!(vm = %self.live.name(), pid = wish.pid, %error, "no pager of this VM");
                 }
             }
         }
+        self.miss(wish);
+    }
+
+    /// Whether the VM does without the pager that there is.
+    fn miss(&mut self, wish: Wish) {
+        let Some((process, _)) = &self.current else {
+            return;
+        };
+        self.served |= wish.pid == process.pid();
+        let missing = wish.no_pager && wish.pid != process.pid();
+        self.missing = missing.then(|| self.missing.unwrap_or_else(Instant::now));
+    }
+
+    /// When a pager is to be killed that serves nobody.
+    fn overdue(&self) -> Option<Instant> {
+        let patience = if self.served { LET_GO } else { COMES };
+        self.missing.map(|since| since + patience)
+    }
+
+    /// Kills it; its end is noted when it has ended.
+    fn put_down(&mut self) {
+        self.missing = None;
+        if let Some((process, _)) = &self.current {
+            let (vm, pid) = (self.live.name(), process.pid());
+            tracing::warn!(%vm, pid, "killing a VM's pager that serves nobody");
+            process.kill();
+        }
+    }
+
+    fn set_current(&mut self, process: Process) {
+        self.current = Some((process, Instant::now()));
+        self.served = false;
+        self.missing = None;
     }
 
     /// When a pager is to be started, if one is.
@@ -124,6 +173,7 @@ impl Keeper {
         let Some((process, began)) = self.current.take() else {
             return;
         };
+        self.missing = None;
         let (vm, pid) = (self.live.name(), process.pid());
         let end = process.end();
         if end.is_some_and(super::process::End::is_clean) {
@@ -168,7 +218,7 @@ impl Keeper {
                     tracing::info!(%vm, pid, "a VM's pager started");
                 }
                 self.lost = false;
-                self.current = Some((process, Instant::now()));
+                self.set_current(process);
             }
             Err(error) => {
                 tracing::error!(%vm, %error, "a VM's pager cannot be started");

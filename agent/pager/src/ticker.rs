@@ -1,7 +1,8 @@
 //! What happens by itself: the state is told when it has changed, leases are looked after, and what
 //! failed for want of memory is tried again.
 //!
-//! The state goes out at most every [`PACE`]; a problem that comes or goes is told at once.
+//! The state goes out at most every [`PACE`]; a problem that comes or goes is told at once. It goes
+//! out unchanged as well, after [`ALIVE`]: a pager that says nothing is taken for frozen.
 
 use std::{
     sync::atomic::Ordering,
@@ -19,6 +20,8 @@ use crate::{
 
 /// Between two states.
 const PACE: Duration = Duration::from_millis(250);
+/// A word at least so often. The VM process gives a silent pager up after some of these.
+const ALIVE: Duration = Duration::from_secs(1);
 /// After which memory may have become free.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -49,7 +52,8 @@ pub(crate) fn tick(shared: &Shared) {
         let due = told_at.is_none_or(|at| at.elapsed() >= PACE);
         if due || problem != told.problem {
             let state = shared.state();
-            if state != told {
+            let quiet = told_at.is_none_or(|at| at.elapsed() >= ALIVE);
+            if state != told || quiet {
                 let sent = FromPager::State(Box::new(state.clone()));
                 // A connection that ends is noticed by who reads it.
                 let _ = shared.socket.send(&sent, &[]);

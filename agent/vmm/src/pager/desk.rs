@@ -32,6 +32,8 @@ pub(crate) struct Shown {
     pub(crate) restarts: u64,
     /// What it said last.
     pub(crate) told: PagerState,
+    /// How long it has said nothing, if that is too long.
+    pub(crate) silent: Option<Duration>,
     /// Snapshots that are kept.
     pub(crate) snapshots: u32,
     /// Pages of the source that are there, and all.
@@ -99,6 +101,7 @@ impl Pager {
                 pid: link.map_or(0, |link| link.pid),
                 restarts: inner.restarts,
                 told: inner.told.clone(),
+                silent: link.and_then(|_| inner.silence.shown()),
                 snapshots: u32::try_from(inner.snapshots.all.len()).unwrap_or(u32::MAX),
                 progress: (0, 0),
             },
@@ -329,14 +332,29 @@ impl Pager {
     }
 
     /// What the machine has to hear of: snapshots that ended, and whether all of the source came.
+    /// A pager that has been silent for too long is given up.
     pub(crate) fn news(&self) -> (Vec<u64>, bool) {
         let mut inner = self.lock();
+        let now = Instant::now();
+        let shown = inner.silence.shown();
+        if let Some(link) = inner
+            .linked(Stage::SetUp)
+            .map(|link| Arc::clone(&link.socket))
+        {
+            if inner.silence.look(now) {
+                tracing::warn!(vm = %self.vm, "a pager says nothing: it is given up");
+                link.close();
+            }
+        } else {
+            inner.silence.broken();
+        }
+        let silent = inner.silence.shown() != shown;
         let pager = inner.linked(Stage::Attached).is_some();
-        let over = inner.snapshots.tend(Instant::now(), pager);
+        let over = inner.snapshots.tend(now, pager);
         let mut ended = std::mem::take(&mut inner.ended);
         ended.extend(over);
         let loaded = inner.loaded;
-        if !ended.is_empty() {
+        if !ended.is_empty() || silent {
             self.done(inner);
         }
         (ended, loaded)

@@ -60,6 +60,7 @@ impl Pager {
             return None;
         }
         inner.links += 1;
+        inner.silence.broken();
         let number = inner.links;
         inner.link = Some(Link {
             number,
@@ -141,6 +142,7 @@ impl Pager {
         }
         let mut inner = self.lock();
         let inner_ref = &mut *inner;
+        inner_ref.silence.broken();
         match message {
             FromPager::Attached => {
                 let link = inner_ref.link.as_mut();

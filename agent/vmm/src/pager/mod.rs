@@ -15,6 +15,7 @@
 //! | `asks` | questions without an answer |
 //! | `snapshots` | files, marks and leases of snapshots |
 //! | `state` | all of that under one lock, and how a pager is told of it |
+//! | `silence` | how long a pager has said nothing |
 //! | `desk` | what the machine does with it |
 //! | `slots` | slots that come, go and move |
 //! | `link`, `agent` | a connection of a pager, of an agent |
@@ -31,7 +32,7 @@
 //! waits for a pager may hold what it likes.
 //!
 //! # Invariants
-//! At most one pager is set up. What it is told is what is kept here: a later pager is told the
+//! At most one pager is set up. One that says nothing for six seconds is given up. What it is told is what is kept here: a later pager is told the
 //! same, and what changed since. Nothing waits for a pager without a bound.
 
 mod agent;
@@ -41,6 +42,7 @@ mod error;
 mod layers;
 mod link;
 mod listener;
+mod silence;
 mod slots;
 mod snapshots;
 mod state;

@@ -8,6 +8,7 @@ use slat_paging::wire::{Memory, PagerState, Setup, Socket, ToPager, VERSION, Wir
 use super::{
     asks::Asks,
     layers::{KeptLayer, borrowed},
+    silence::Silence,
     snapshots::Snapshots,
     watcher::Watcher,
 };
@@ -75,6 +76,7 @@ pub(super) struct Inner {
     /// Pagers that were set up and ended with work left.
     pub(super) restarts: u64,
     pub(super) told: PagerState,
+    pub(super) silence: Silence,
 }
 
 impl Inner {

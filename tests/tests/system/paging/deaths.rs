@@ -14,9 +14,13 @@ use slat_tests::{
 
 use super::{sound, status, watched};
 
-fn kill(pid: u32) -> anyhow::Result<()> {
+fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    Ok(kill_process(pid.context("no process id")?, Signal::KILL)?)
+    Ok(kill_process(pid.context("no process id")?, signal)?)
+}
+
+fn kill(pid: u32) -> anyhow::Result<()> {
+    signal(pid, Signal::KILL)
 }
 
 /// Processes by number: their parent's number and their command line.
@@ -72,6 +76,38 @@ fn a_killed_pager_is_replaced_and_the_guest_goes_on() {
             sound(&fleet.runs_soundly_on(&vm.name, "host-a").await?)?;
         }
         Ok(())
+    });
+}
+
+/// A pager that is stopped by a signal holds its guest up as one that is stuck would. It is said,
+/// and another takes its place.
+#[test]
+fn a_frozen_pager_is_told_of_and_replaced() {
+    scene::paged(async |fleet| {
+        let vm = fleet.run_vm("web", "host-a", watched(64, 2, None)).await?;
+        let frozen = status(&vm)?.pager_pid;
+        signal(frozen, Signal::STOP)?;
+        let told = fleet
+            .vm_until(&fleet.server(), &vm.name, "it is said to be silent", |vm| {
+                vm.paging.as_ref().is_some_and(|paging| {
+                    paging.state() == State::NoPager && paging.message.contains("said nothing for")
+                })
+            })
+            .await?;
+        ensure!(status(&told)?.pager_pid == frozen, "{told:#?}");
+        let now = fleet
+            .vm_until(&fleet.server(), &vm.name, "another pager serves", |vm| {
+                vm.paging.as_ref().is_some_and(|paging| {
+                    paging.state() == State::Serving && paging.pager_pid != frozen
+                })
+            })
+            .await?;
+        ensure!(status(&now)?.pager_restarts == 1, "{now:#?}");
+        ensure!(
+            !processes().iter().any(|(pid, ..)| *pid == frozen),
+            "it is still there"
+        );
+        sound(&fleet.runs_soundly_on(&vm.name, "host-a").await?)
     });
 }
 

@@ -81,7 +81,8 @@ fn keep(machine: &Weak<Machine>, pager: &Pager) {
         machine.settle_paging();
         // Whoever watches the VM hears of a pager that comes or goes.
         let shown = pager.shown();
-        let now = Some((shown.attached, shown.pid, shown.told.problem));
+        let silent = shown.silent.is_some();
+        let now = Some((shown.attached, shown.pid, silent, shown.told.problem));
         if now != was {
             was = now;
             machine.shared.change(|_| ());

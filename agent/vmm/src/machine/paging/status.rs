@@ -33,6 +33,16 @@ impl Machine {
                 "there is no pager: the guest waits at its next fault".to_owned(),
                 "",
             ),
+            // Said before whatever it said last.
+            _ if shown.silent.is_some() => (
+                State::NoPager,
+                format!(
+                    "the pager has said nothing for {} s: it is replaced soon; the guest waits at \
+                     its next fault",
+                    shown.silent.unwrap_or_default().as_secs()
+                ),
+                "",
+            ),
             Some(problem) => (
                 State::SourceFailed,
                 problem.message,
