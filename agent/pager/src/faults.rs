@@ -136,6 +136,7 @@ impl Shared {
             if self.is_over() {
                 return;
             }
+            let began = self.queue.retries();
             match self.resolve(vcpu, &wait.memory, wait.page, &wait.waiter) {
                 Resolved::Done => {
                     let Waiter { thread, since, .. } = wait.waiter;
@@ -146,8 +147,8 @@ impl Shared {
                 Resolved::Again => std::thread::sleep(PAUSE),
                 Resolved::Gone => return self.wake(&wait),
                 Resolved::Failed(trouble) => {
-                    self.queue.failed_to_map(wait);
-                    return self.problems.set(trouble, &self.bell);
+                    self.queue.failed_to_map(wait, began);
+                    return self.problems.set(trouble, began, &self.bell);
                 }
             }
         }

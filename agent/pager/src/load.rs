@@ -47,7 +47,7 @@ pub(crate) fn load(shared: &Shared, loader: usize) {
             }
             Err(trouble) => {
                 if shared.queue.failed(&claim) {
-                    shared.problems.set(trouble, &shared.bell);
+                    shared.problems.set(trouble, claim.retries, &shared.bell);
                 }
             }
         }

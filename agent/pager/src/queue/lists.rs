@@ -42,7 +42,7 @@ pub(crate) struct Claim {
     pub(crate) pages: Range<u64>,
     pub(super) for_whom: ForWhom,
     /// How often somebody had said to try again.
-    pub(super) retries: u64,
+    pub(crate) retries: u64,
 }
 
 impl Claim {

@@ -20,7 +20,10 @@ mod tests;
 
 use std::{
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,8 @@ const IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
+    /// As in `inner`, written under its lock: for who looks without.
+    retries: AtomicU64,
     /// There is something for handlers.
     ready: Condvar,
     /// There is something for loaders.
@@ -194,26 +199,40 @@ impl Queue {
         failed
     }
 
-    /// A page could not be mapped: it is tried again when somebody says so.
-    pub(crate) fn failed_to_map(&self, wait: Wait) {
-        self.lock().unmapped.push(wait);
+    /// A page could not be mapped, in a try that began then: it is tried again when somebody says
+    /// so, or at once if somebody has since.
+    pub(crate) fn failed_to_map(&self, wait: Wait, began: u64) {
+        let mut inner = self.lock();
+        if began == self.retries() {
+            inner.unmapped.push(wait);
+        } else {
+            inner.ready.push_back(wait);
+            self.ready.notify_one();
+        }
     }
 
-    /// What failed is tried again.
-    pub(crate) fn retry(&self) {
+    /// How often somebody has said to try again.
+    pub(crate) fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Acquire)
+    }
+
+    /// What failed is tried again. How often that was said by now.
+    pub(crate) fn retry(&self) -> u64 {
         let mut inner = self.lock();
+        let retries = self.retries.fetch_add(1, Ordering::AcqRel) + 1;
         let (failed, unmapped) = (
             std::mem::take(&mut inner.failed),
             std::mem::take(&mut inner.unmapped),
         );
         inner.faults.extend(failed);
         inner.ready.extend(unmapped);
-        inner.retries += 1;
+        inner.retries = retries;
         inner.paused = false;
         inner.refused = false;
         drop(inner);
         self.more.notify_all();
         self.ready.notify_all();
+        retries
     }
 
     /// Whether something failed and was not tried again.

@@ -116,3 +116,17 @@ fn reads_for_nobody_leave_loaders_to_the_guest() {
     queue.done(&idle[0]);
     assert_eq!(take(&queue), Some(128..192));
 }
+
+#[test]
+fn a_mapping_that_failed_before_it_was_tried_again_is_tried_again() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    let began = queue.retries();
+    assert_eq!(queue.retry(), 1);
+    queue.failed_to_map(fault(&memory, 3), began);
+    assert!(!queue.has_failed());
+    assert_eq!(queue.take_ready().unwrap().page, 3);
+    queue.failed_to_map(fault(&memory, 3), queue.retries());
+    assert!(queue.has_failed() && queue.waiting() == 1);
+    queue.retry();
+    assert_eq!(queue.take_ready().unwrap().page, 3);
+}
