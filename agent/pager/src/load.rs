@@ -46,7 +46,7 @@ pub(crate) fn load(shared: &Shared, loader: usize) {
                 shared.tell_if_loaded();
             }
             Err(trouble) => {
-                if shared.queue.failed(&claim) {
+                if shared.queue.failed(&claim, &trouble) {
                     shared.problems.set(trouble, claim.retries, &shared.bell);
                 }
             }
