@@ -1,8 +1,8 @@
 //! The lists behind the queue, and in which order loaders take from them.
 //!
 //! What the VM process asked for stays in its list until whoever asked takes it out: also when all
-//! of it is in somebody else's claim, which may fail. Whoever goes through a range remembers how far
-//! it is, and goes back only to a claim that failed.
+//! of it is in somebody else's claim, which may fail. Whoever goes through a range remembers how
+//! far it is, and goes back only to a claim that failed.
 //!
 //! *Locking*: all of it is behind the queue's lock.
 

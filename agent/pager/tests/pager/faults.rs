@@ -177,3 +177,25 @@ fn faults_of_many_threads_are_all_resolved() {
     assert_eq!(vm.settled().waiting, 0);
     vm.assert_mirrored();
 }
+
+#[test]
+fn tables_of_what_was_unmapped_are_used_again_while_the_guest_stands_still() {
+    let Some(vm) = Vm::start(Config::new(4096)) else {
+        return;
+    };
+    let gfn = vm.mem().base_gfn;
+    let round = || {
+        (0..4096).step_by(100).for_each(|page| vm.write(page, 1));
+        let mapped = vm.settled().table_pages;
+        // From here on nobody faults.
+        vm.done(Ask::Unmap { gfn, pages: 4096 });
+        let state = vm.state();
+        assert_eq!(state.mapped_pages[0], 0);
+        (mapped, state.table_pages)
+    };
+    let first = round();
+    assert!(first.1 <= first.0, "{first:?}");
+    for _ in 0..4 {
+        assert_eq!(round(), first);
+    }
+}
