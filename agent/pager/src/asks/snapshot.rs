@@ -4,7 +4,9 @@
 //! what became writable during the round before. A round protects a page in less than a
 //! microsecond, and a write fault costs the guest ten or more, so each leaves a small part of the
 //! one before. To begin is to make the last round with the guest stopped, and to guard. Where the
-//! host cannot protect, mappings are taken away instead.
+//! host cannot protect, mappings are taken away instead, once: what the guest goes on to read or write
+//! comes back by a fault each time, so a further round leaves no less than the first. The last is
+//! made when the snapshot begins.
 //!
 //! The VM process may give an arming up while it is at work here, and arm another. Each looks at
 //! what was noted for itself, and ends when it is not armed any more. One that is not over when its
@@ -50,7 +52,8 @@ impl Shared {
             {
                 let layout = read(&self.layout);
                 let left = noted(&layout, arming).ok_or_else(|| given_up(snapshot))?;
-                if left <= FEW || rounds == MOST_ROUNDS || self.is_over() {
+                let enough = left <= FEW || !self.setup.can_protect;
+                if enough || rounds == MOST_ROUNDS || self.is_over() {
                     of(&layout, arming).for_each(|(_, noted)| noted.set_over());
                     return Ok(Answer::Armed { left, rounds });
                 }

@@ -21,7 +21,8 @@ use slat_paging::{
 
 use crate::{
     saves,
-    vm::{Config, View, Vm, file},
+    view::{View, file},
+    vm::{Config, Vm},
 };
 
 const PAGES: u64 = 8192;
