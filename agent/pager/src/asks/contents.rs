@@ -138,6 +138,7 @@ impl Shared {
             let count = part.pages.end - part.pages.start;
             let punched = memory.file.punch(part.pages.start, count);
             punched.map_err(|error| Trouble::memory("discarding guest memory", &error))?;
+            self.queue.came(memory, part.pages.clone());
         }
         Ok(all)
     }

@@ -3,10 +3,11 @@
 //! To arm is to take leave to write away, in rounds: at first from all that is mapped, then from
 //! what became writable during the round before. A round protects a page in less than a
 //! microsecond, and a write fault costs the guest ten or more, so each leaves a small part of the
-//! one before. To begin is to make the last round with the guest stopped, and to guard. Where the
-//! host cannot protect, mappings are taken away instead, once: what the guest goes on to read or write
-//! comes back by a fault each time, so a further round leaves no less than the first. The last is
-//! made when the snapshot begins.
+//! one before. To begin is to make the last round with the guest stopped, and to guard.
+//!
+//! Where the host cannot protect, mappings are taken away instead, once: what the guest goes on to
+//! read or write comes back by a fault each time, so a further round leaves no less than the first.
+//! The last is made when the snapshot begins.
 //!
 //! The VM process may give an arming up while it is at work here, and arm another. Each looks at
 //! what was noted for itself, and ends when it is not armed any more. One that is not over when its

@@ -227,6 +227,23 @@ impl Queue {
         failed
     }
 
+    /// Pages are there by another way: who waits for one that could not be read goes on.
+    pub(crate) fn came(&self, memory: &Arc<Memory>, pages: Range<u64>) {
+        let mut inner = self.lock();
+        let keys = (memory.id, pages.start)..(memory.id, pages.end);
+        let failed: Vec<u64> = inner
+            .failed
+            .range(keys)
+            .map(|((_, page), _)| *page)
+            .collect();
+        for page in failed {
+            inner.make_ready(memory, page);
+        }
+        inner.ends += 1;
+        self.ended.notify_all();
+        self.ready.notify_all();
+    }
+
     /// A page could not be mapped, in a try that began then: it is tried again when somebody says
     /// so, or at once if somebody has since.
     pub(crate) fn failed_to_map(&self, wait: Wait, began: u64) {

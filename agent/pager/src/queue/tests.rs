@@ -237,3 +237,17 @@ fn a_page_that_fails_twice_is_tried_again_once() {
     assert!(!queue.has_failed());
     assert_eq!(queue.waiting(), 0);
 }
+
+#[test]
+fn who_waits_for_a_page_that_failed_goes_on_when_it_came_by_another_way() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.push_fault(fault(&memory, 5));
+    queue.push_fault(fault(&memory, 9));
+    let claims = [claim(&queue).unwrap(), claim(&queue).unwrap()];
+    assert!(claims.iter().all(|claim| fails(&queue, claim)));
+    memory.set_there(4..8);
+    queue.came(&memory, 4..8);
+    assert_eq!(queue.take_ready().map(|wait| wait.page), Some(5));
+    // The other waits on.
+    assert!(queue.has_failed() && queue.waiting() == 1);
+}
