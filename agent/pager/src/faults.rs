@@ -1,8 +1,9 @@
 //! Reading the kernel's faults, and resolving what can be resolved at once.
 //!
-//! One thread reads. A fault whose page is there is resolved by it on the spot: waking another
-//! thread would cost more than the mapping does. When several faults come at once, all but the
-//! first are handed to handlers.
+//! One thread reads. A fault whose page is there is resolved by it on the spot, and when several
+//! come at once, one after the other: waking another thread would cost more than mappings do. Only
+//! of very many at once, and where something is under way in the mirror, is the rest for handlers.
+//! After a fault it looks for the next for a moment, and then sleeps until the kernel tells of one.
 //!
 //! Faults at addresses that are no memory's (yet) are remembered, and their threads woken when the
 //! memories change: then they fault again.
@@ -30,6 +31,8 @@ use crate::{
 
 /// How often a mapping is tried before others get a turn.
 const TRIES: u32 = 64;
+/// The same where others may wait behind it: handlers take it up.
+const FEW_TRIES: u32 = 8;
 /// Addresses that are remembered.
 const MOST_STRAYS: usize = 1024;
 /// The kernel tells of faults by itself; this is against a wake-up that is lost.
@@ -44,11 +47,18 @@ const PAUSE: Duration = Duration::from_micros(50);
 pub(crate) fn read_faults(shared: &Shared, mirror: &Mirror) {
     let mut vcpu = mirror.mmu.vcpu();
     let mut faults = Vec::new();
+    let mut served: Option<Instant> = None;
     while !shared.is_over() {
         faults.clear();
         match mirror.uffd.read(&mut faults) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                // Whoever faulted just now may well fault again, and others with it.
+                if served.is_some_and(|at| at.elapsed() < shared.tuning.look_again) {
+                    std::thread::yield_now();
+                    continue;
+                }
+                served = None;
                 wait_for_faults(&mirror.uffd, shared);
                 continue;
             }
@@ -77,18 +87,18 @@ pub(crate) fn read_faults(shared: &Shared, mirror: &Mirror) {
                 None => stray(shared, fault.address),
             }
         }
-        let mut found = found.into_iter();
-        let first = found.next();
-        for other in found {
-            if other.memory.is_there(other.page) {
-                shared.queue.push_ready(other);
-            } else {
-                shared.want(other);
-            }
+        // What has to be read is read while the others are mapped.
+        let (here, away): (Vec<Wait>, Vec<Wait>) = found
+            .into_iter()
+            .partition(|wait| wait.memory.is_there(wait.page));
+        away.into_iter().for_each(|wait| shared.want(wait));
+        let mut here = here.into_iter();
+        let own: Vec<Wait> = here.by_ref().take(shared.tuning.in_turn.max(1)).collect();
+        here.for_each(|wait| shared.queue.push_ready(wait));
+        for wait in own {
+            shared.serve_for(&mut vcpu, wait, FEW_TRIES);
         }
-        if let Some(wait) = first {
-            shared.serve(&mut vcpu, wait);
-        }
+        served = Some(Instant::now());
         if !shared.queue.wait_for_room() {
             return;
         }
@@ -132,10 +142,15 @@ fn wait_for_faults(uffd: &Uffd, shared: &Shared) {
 impl Shared {
     /// Maps a page for whoever waits for it, or puts it where it waits on.
     pub(crate) fn serve(&self, vcpu: &mut Vcpu, wait: Wait) {
-        for attempt in 0..TRIES {
+        self.serve_for(vcpu, wait, TRIES);
+    }
+
+    fn serve_for(&self, vcpu: &mut Vcpu, wait: Wait, tries: u32) {
+        for attempt in 0..tries {
             if self.is_over() {
                 return;
             }
+            let began = self.queue.retries();
             match self.resolve(vcpu, &wait.memory, wait.page, &wait.waiter) {
                 Resolved::Done => {
                     let Waiter { thread, since, .. } = wait.waiter;
@@ -146,8 +161,8 @@ impl Shared {
                 Resolved::Again => std::thread::sleep(PAUSE),
                 Resolved::Gone => return self.wake(&wait),
                 Resolved::Failed(trouble) => {
-                    self.queue.failed_to_map(wait);
-                    return self.problems.set(trouble, &self.bell);
+                    self.queue.failed_to_map(wait, began);
+                    return self.problems.set(trouble, began, &self.bell);
                 }
             }
         }

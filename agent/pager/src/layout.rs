@@ -17,6 +17,8 @@ pub(crate) struct Layout {
     by_id: BTreeMap<u32, Place>,
     by_gfn: BTreeMap<u64, u32>,
     by_view: BTreeMap<u64, u32>,
+    /// The number of the last arming.
+    armings: u64,
 }
 
 /// A memory and where it is.
@@ -73,6 +75,20 @@ impl Layout {
         let removed = self.by_id.remove(&memory);
         self.index();
         removed
+    }
+
+    /// A number for an arming.
+    pub(crate) fn next_arming(&mut self) -> u64 {
+        self.armings += 1;
+        self.armings
+    }
+
+    /// The snapshot has begun, or will not begin: nothing is noted for it any more.
+    pub(crate) fn disarm(&mut self, snapshot: u64) {
+        for place in self.places_mut() {
+            let armed = place.armed.take();
+            place.armed = armed.filter(|noted| noted.snapshot != snapshot);
+        }
     }
 
     /// To be called after places were changed: they are found where they are now.

@@ -46,8 +46,8 @@ pub(crate) fn load(shared: &Shared, loader: usize) {
                 shared.tell_if_loaded();
             }
             Err(trouble) => {
-                if shared.queue.failed(&claim) {
-                    shared.problems.set(trouble, &shared.bell);
+                if shared.queue.failed(&claim, &trouble) {
+                    shared.problems.set(trouble, claim.retries, &shared.bell);
                 }
             }
         }

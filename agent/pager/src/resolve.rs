@@ -137,26 +137,41 @@ impl One<'_> {
         if self.kind.is_some() {
             fault = fault.again();
         }
-        let range = GfnRange::new(Gfn(base + around.start), around.end - around.start);
-        let mut beside = Around::new(range);
         if protected {
             fault = fault.read_only();
-            beside = beside.read_only();
-        }
-        if !protected {
+        } else {
             self.note(around.start.min(self.page)..around.end.max(self.page + 1));
         }
         let missing = self.kind == Some(FaultKind::Missing);
-        hint(Hint {
-            own: memory.pfn + self.page,
-            missing,
-            ahead: missing && window.sequential,
-        });
-        let result = self.mirror.mmu.fault_range(vcpu, fault, beside);
-        hint(Hint::default());
+        let mut ask = |around: &Range<u64>| {
+            let range = GfnRange::new(Gfn(base + around.start), around.end - around.start);
+            let beside = Around::new(range);
+            hint(Hint {
+                own: memory.pfn + self.page,
+                missing,
+                ahead: missing && window.sequential,
+            });
+            let beside = if protected {
+                beside.read_only()
+            } else {
+                beside
+            };
+            let result = self.mirror.mmu.fault_range(vcpu, fault, beside);
+            hint(Hint::default());
+            result
+        };
+        let mut result = ask(&around);
+        if around.start < self.page
+            && result.outcome == FaultOutcome::Refused(Refused::ContentsMissing)
+        {
+            // A page before it is not in the file, and ended the mapping there.
+            memory.windows.had_holes();
+            around.start = self.page;
+            result = ask(&around);
+        }
         let ended = match result.refused {
             // At a page that is not in the file.
-            Some(_) => self.page + result.mapped.max(1),
+            Some(_) => (around.start + result.mapped).max(self.page + 1),
             None => around.end,
         };
         if ended < window.pages.end {
@@ -227,13 +242,15 @@ impl One<'_> {
         }
     }
 
-    /// What can be mapped with the page: those after it that are there. The mapping ends at the
+    /// What can be mapped with the page: those around it that are there. The mapping ends at the
     /// first that is not in the file, unless zeroes are to be made ahead.
     fn beside(&self, window: &Window) -> Range<u64> {
         let (memory, page) = (&self.place.memory, self.page);
         let end = memory.there_until(page..window.pages.end).max(page + 1);
         if self.kind != Some(FaultKind::Missing) {
-            return page..end;
+            let before = (window.pages.start..page).rev();
+            let before = before.take_while(|page| memory.is_there(*page)).count();
+            return page - before as u64..end;
         }
         let ahead = if window.sequential {
             self.shared.tuning.zeroes.max(1)

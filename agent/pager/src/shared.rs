@@ -186,12 +186,9 @@ impl Shared {
         let mut layout = write(&self.layout);
         for place in layout.places_mut() {
             place.guards.retain(|guard| guard.snapshot != snapshot);
-            // One that was armed and does not begin.
-            place.armed = place
-                .armed
-                .take()
-                .filter(|noted| noted.snapshot != snapshot);
         }
+        // One that was armed and does not begin.
+        layout.disarm(snapshot);
         ended
     }
 }

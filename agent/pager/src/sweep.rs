@@ -35,13 +35,17 @@ pub(crate) fn sweep(shared: &Shared, mirror: &Mirror) {
         for memory in memories {
             for page in (0..memory.pages).step_by(BLOCK as usize) {
                 let pages = BLOCK.min(memory.pages - page);
-                while let Err(why) = block(shared, mirror, &memory, page, pages) {
+                loop {
+                    let began = shared.queue.retries();
+                    let Err(why) = block(shared, mirror, &memory, page, pages) else {
+                        break;
+                    };
                     if shared.is_over() {
                         return;
                     }
                     let what = format!("dropping mappings of memory {}: {why}", memory.id);
                     let trouble = Trouble::new(ProblemKind::Kernel, what);
-                    shared.problems.set(trouble, &shared.bell);
+                    shared.problems.set(trouble, began, &shared.bell);
                     std::thread::sleep(PAUSE);
                 }
             }

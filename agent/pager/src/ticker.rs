@@ -31,13 +31,15 @@ pub(crate) fn tick(shared: &Shared) {
     let mut told_at: Option<Instant> = None;
     let mut retried = Instant::now();
     while !shared.is_over() {
+        // Before it is looked what has failed: what fails meanwhile is not forgotten.
+        let count = shared.problems.count();
         let last = shared.problems.last();
         let short = last
             .as_ref()
             .is_some_and(|last| last.kind == ProblemKind::NoMemory);
         if short && retried.elapsed() >= AGAIN {
             retried = Instant::now();
-            shared.queue.retry();
+            shared.problems.retried(shared.queue.retry());
         }
         // A sweep says itself what is wrong with it, again and again.
         let swept = shared.swept.load(Ordering::Acquire);
@@ -45,7 +47,7 @@ pub(crate) fn tick(shared: &Shared) {
             let failed = shared.queue.has_failed();
             if !failed || shared.is_loaded() {
                 // It went away by itself, or does not matter any more.
-                shared.problems.clear();
+                shared.problems.went_away(count);
             }
         }
         let problem = shared.problems.now();

@@ -2,8 +2,10 @@
 //!
 //! A fault that goes on where an earlier one's pages ended is *sequential*: the next time twice as
 //! many pages are taken, up to [`Tuning::most`](crate::Tuning). Any other is *random*: it takes
-//! those after it, and if randomness goes on, fewer and fewer, down to none. Several streams are
-//! remembered, because a guest has several processors.
+//! the aligned group that it is in ([`Tuning::around`](crate::Tuning)), as the kernel does for
+//! files; mapping a neighbour costs a hundredth of a fault. Where pages before the faulting one are
+//! not in the file, which cannot be seen beforehand, a number of faults take only those after them.
+//! Several streams are remembered, because a guest has several processors.
 //!
 //! *Locking*: one lock, held for a look at a handful of numbers.
 
@@ -12,6 +14,8 @@ use std::{ops::Range, sync::Mutex};
 use crate::sync::lock;
 
 const STREAMS: usize = 8;
+/// Random faults after which it is tried again what is before one.
+const FORWARD: u32 = 64;
 /// Frames under one table of the mirror: what one batch can map.
 const TABLE: u64 = 512;
 
@@ -24,8 +28,8 @@ struct Inner {
     streams: [Stream; STREAMS],
     /// Which stream is forgotten next.
     hand: usize,
-    /// Random faults since the last sequential one, up to 15.
-    random: u32,
+    /// So many random faults more take no pages before them.
+    forward: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,7 +57,6 @@ impl Windows {
         let table_end = ((base + page) / TABLE + 1) * TABLE - base;
         let stream = inner.streams.iter().position(|stream| stream.next == page);
         if let (Some(at), true) = (stream, page > 0) {
-            inner.random = 0;
             let pages = (inner.streams[at].pages * 2).clamp(1, most.max(1));
             let end = (page + pages).min(all).min(table_end);
             inner.streams[at] = Stream { next: end, pages };
@@ -62,14 +65,19 @@ impl Windows {
                 sequential: true,
             };
         }
-        let width = (around >> inner.random).max(1);
-        inner.random = (inner.random + 1).min(15);
-        let pages = page..(page + width).min(all).min(table_end);
+        let frame = base + page;
+        let group = frame - frame % around.max(1);
+        // Only what one table has, whatever the group's size is.
+        let start = group.max(frame - frame % TABLE).max(base) - base;
+        let start = if inner.forward > 0 { page } else { start };
+        inner.forward = inner.forward.saturating_sub(1);
+        let end = group + around.max(1) - base;
+        let pages = start..end.min(all).min(table_end);
         let hand = inner.hand;
         inner.hand = (hand + 1) % STREAMS;
         inner.streams[hand] = Stream {
             next: pages.end,
-            pages: pages.end - page,
+            pages: (pages.end - pages.start).max(1),
         };
         Window {
             pages,
@@ -81,6 +89,11 @@ impl Windows {
     pub(crate) fn goes_on(&self, page: u64) -> bool {
         let inner = lock(&self.0);
         page > 0 && inner.streams.iter().any(|stream| stream.next == page)
+    }
+
+    /// Pages before a random fault were not in the file.
+    pub(crate) fn had_holes(&self) {
+        lock(&self.0).forward = FORWARD;
     }
 
     /// The pages that were taken in the end, if they were fewer: the stream goes on there.
@@ -101,9 +114,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sequential_faults_widen_and_random_ones_narrow() {
+    fn sequential_faults_widen_and_random_ones_take_their_group() {
         let windows = Windows::default();
-        let mut page = 100;
+        let mut page = 96;
         let mut widths = Vec::new();
         for _ in 0..8 {
             let window = windows.at(page, 1 << 20, 0, 16, 512);
@@ -113,19 +126,29 @@ mod tests {
         }
         assert!(widths[0] == 16 && widths[6] > 128, "{widths:?}");
         for far in 1..10 {
-            let window = windows.at(far * 5000, 1 << 20, 0, 16, 512);
-            if far > 5 {
-                assert_eq!(window.pages, far * 5000..far * 5000 + 1);
-            }
+            let window = windows.at(far * 1600 + 7, 1 << 20, 0, 16, 512);
+            assert_eq!(window.pages, far * 1600..far * 1600 + 16);
+        }
+        // By frames, not by pages.
+        assert_eq!(windows.at(9000, 1 << 20, 3, 16, 512).pages, 8989..9005);
+        windows.had_holes();
+        for far in 1..66 {
+            let window = windows.at(far * 3200 + 7, 1 << 20, 0, 16, 512);
+            let before = if far > 64 { 7 } else { 0 };
+            let page = far * 3200 + 7;
+            assert_eq!(window.pages, page - before..far * 3200 + 16);
         }
     }
 
     #[test]
     fn a_window_stays_in_its_memory_and_under_its_table() {
         let windows = Windows::default();
-        assert_eq!(windows.at(0, 3, 5, 16, 512).pages, 0..3);
+        assert_eq!(windows.at(1, 3, 5, 16, 512).pages, 0..3);
         let windows = Windows::default();
-        assert_eq!(windows.at(510, 2000, 0, 16, 512).pages, 510..512);
-        assert_eq!(windows.at(512, 2000, 0, 16, 512).pages, 512..516);
+        assert_eq!(windows.at(510, 2000, 0, 16, 512).pages, 496..512);
+        assert_eq!(windows.at(512, 2000, 0, 16, 512).pages, 512..544);
+        let windows = Windows::default();
+        assert_eq!(windows.at(511, 2000, 0, 100, 512).pages, 500..512);
+        assert_eq!(windows.at(513, 2000, 0, 100, 512).pages, 512..600);
     }
 }

@@ -49,23 +49,21 @@ impl Shared {
     }
 
     /// Has loaders bring what is not there, and waits for it. Ends with what is wrong as soon as
-    /// something is: a read that failed, or one that takes too long.
+    /// something is: a read of it that failed, or any that takes too long.
     fn bring_all(&self, parts: &[Part]) -> Result<(), Trouble> {
         let is_there = |part: &&Part| part.memory.there_until(part.pages.clone()) == part.pages.end;
-        let before = self.problems.count();
-        for part in parts.iter().filter(|part| !is_there(part)) {
-            self.queue.ask(part.memory.clone(), part.pages.clone());
-        }
+        let missing = parts.iter().filter(|part| !is_there(part));
+        let asked = self
+            .queue
+            .ask(missing.map(|part| (part.memory.clone(), part.pages.clone())));
         let result = self.queue.wait_until(|| {
             if parts.iter().all(|part| is_there(&part)) {
                 return Some(Ok(()));
             }
-            let failed = self
-                .problems
-                .last()
-                .filter(|_| self.problems.count() != before);
+            let failed = self.queue.ask_failed(asked);
             failed.or_else(|| self.problems.stalled()).map(Err)
         });
+        self.queue.end_ask(asked);
         result.unwrap_or_else(|| Err(Trouble::new(ProblemKind::Stopping, "the pager is ending")))
     }
 
@@ -140,6 +138,7 @@ impl Shared {
             let count = part.pages.end - part.pages.start;
             let punched = memory.file.punch(part.pages.start, count);
             punched.map_err(|error| Trouble::memory("discarding guest memory", &error))?;
+            self.queue.came(memory, part.pages.clone());
         }
         Ok(all)
     }

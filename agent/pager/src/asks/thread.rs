@@ -71,8 +71,7 @@ impl Asks {
     pub(crate) fn push(&self, shared: &Shared, request: u64, ask: Ask) {
         let lane = match ask {
             Ask::Retry => {
-                shared.problems.clear();
-                shared.queue.retry();
+                shared.problems.mended(shared.queue.retry());
                 shared.bell.ring();
                 return reply(shared, request, Ok(Answer::Done));
             }

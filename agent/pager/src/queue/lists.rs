@@ -1,9 +1,13 @@
 //! The lists behind the queue, and in which order loaders take from them.
 //!
+//! What the VM process asked for stays in its list until whoever asked takes it out: also when all
+//! of it is in somebody else's claim, which may fail. Whoever goes through a range remembers how
+//! far it is, and goes back only to a claim that failed.
+//!
 //! *Locking*: all of it is behind the queue's lock.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
     sync::Arc,
     time::Instant,
@@ -11,7 +15,8 @@ use std::{
 
 use slat_paging::uffd::FaultKind;
 
-use crate::memory::Memory;
+use super::todo::{Todo, free_around};
+use crate::{error::Trouble, memory::Memory};
 
 /// Loaders that read for nobody: a source that stalls there leaves the others to the guest.
 const MOST_IDLE: usize = 2;
@@ -42,7 +47,7 @@ pub(crate) struct Claim {
     pub(crate) pages: Range<u64>,
     pub(super) for_whom: ForWhom,
     /// How often somebody had said to try again.
-    pub(super) retries: u64,
+    pub(crate) retries: u64,
 }
 
 impl Claim {
@@ -64,37 +69,59 @@ pub(super) enum ForWhom {
     Background,
 }
 
+impl ForWhom {
+    /// Whether nobody waits.
+    fn is_idle(self) -> bool {
+        matches!(self, Self::Ahead | Self::Background)
+    }
+}
+
+/// Pages that the VM process asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// By whom.
+    pub(super) number: u64,
+    pub(super) todo: Todo,
+    /// Why they do not come.
+    pub(super) failed: Option<Trouble>,
+}
+
 type Key = (u32, u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     pub(super) ready: VecDeque<Wait>,
     pub(super) faults: VecDeque<(Arc<Memory>, u64)>,
-    pub(super) wanted: HashMap<Key, Vec<Waiter>>,
-    pub(super) asked: VecDeque<(Arc<Memory>, Range<u64>)>,
+    /// Threads by the page that has to be read for them, and how many that are.
+    wanted: HashMap<Key, Vec<Waiter>>,
+    waiters: usize,
+    pub(super) asked: Vec<Asked>,
+    pub(super) last_asked: u64,
     pub(super) ahead: VecDeque<(Arc<Memory>, Range<u64>)>,
-    pub(super) claims: Vec<(u32, Range<u64>)>,
+    /// No more than there are loaders.
+    claims: Vec<(u32, Range<u64>)>,
     /// Of these, those that are read for nobody who waits.
-    pub(super) idle: usize,
-    /// Memories that are brought in the background, and how far.
-    pub(super) loading: Vec<(Arc<Memory>, u64)>,
+    idle: usize,
+    /// Memories that are brought in the background.
+    pub(super) loading: Vec<Todo>,
     pub(super) load_all: bool,
-    /// Waits whose page could not be read, and those whose page could not be mapped.
-    pub(super) failed: Vec<(Arc<Memory>, u64)>,
+    /// Pages that are waited for and could not be read, and waits whose page could not be mapped.
+    pub(super) failed: BTreeMap<Key, Arc<Memory>>,
     pub(super) unmapped: Vec<Wait>,
     /// The background failed: it goes on when somebody says so.
     pub(super) paused: bool,
     /// Something that was asked for could not be read. Nobody waits for it here.
     pub(super) refused: bool,
     pub(super) retries: u64,
-    pub(super) turns: u32,
+    turns: u32,
+    /// How often something came to an end: a claim, a wait.
+    pub(super) ends: u64,
     pub(super) over: bool,
 }
 
 impl Inner {
     pub(super) fn waiting(&self) -> usize {
-        let wanted: usize = self.wanted.values().map(Vec::len).sum();
-        wanted + self.ready.len() + self.unmapped.len()
+        self.waiters + self.ready.len() + self.unmapped.len()
     }
 
     pub(super) fn next_load(
@@ -110,21 +137,16 @@ impl Inner {
             return Some(claim);
         }
         while let Some((memory, page)) = self.faults.pop_front() {
-            if memory.is_there(page) {
+            if self.failed.contains_key(&(memory.id, page)) {
+                // It waits until somebody says to try again.
+            } else if memory.is_there(page) {
                 self.make_ready(&memory, page);
             } else if let Some(claim) = self.claim(&memory, page, &together(&memory, page)) {
                 return Some(claim);
             }
         }
-        while let Some((memory, pages)) = self.asked.pop_front() {
-            if let Some(claim) = self.claim_first(&memory, pages.clone()) {
-                let rest = claim.pages.end..pages.end;
-                if !rest.is_empty() {
-                    self.asked.push_front((memory, rest));
-                }
-                let for_whom = ForWhom::Asker;
-                return Some(Claim { for_whom, ..claim });
-            }
+        if let Some(claim) = self.next_asked() {
+            return Some(claim);
         }
         if !idle {
             return None;
@@ -140,19 +162,33 @@ impl Inner {
             if !rest.is_empty() {
                 self.ahead.push_front((Arc::clone(&memory), rest));
             }
-            if let Some(claim) = self.claim(&memory, first, &wanted) {
-                self.idle += 1;
-                let for_whom = ForWhom::Ahead;
-                return Some(Claim { for_whom, ..claim });
+            if let Some(pages) = free_around(&self.claims, &memory, first, &wanted) {
+                return Some(self.claim_all(&memory, pages, ForWhom::Ahead));
             }
         }
         self.background()
     }
 
+    /// Somebody waits for a page that has to be read. Whether it is the first.
+    pub(super) fn want(&mut self, memory: u32, page: u64, waiter: Waiter) -> bool {
+        let waiters = self.wanted.entry((memory, page)).or_default();
+        waiters.push(waiter);
+        self.waiters += 1;
+        waiters.len() == 1
+    }
+
+    /// Who waits for the page waits for it no more.
+    pub(super) fn take_wanted(&mut self, memory: u32, page: u64) -> Vec<Waiter> {
+        let key = (memory, page);
+        self.failed.remove(&key);
+        let waiters = self.wanted.remove(&key).unwrap_or_default();
+        self.waiters -= waiters.len();
+        waiters
+    }
+
     /// The page came by another way.
     pub(super) fn make_ready(&mut self, memory: &Arc<Memory>, page: u64) {
-        let waiters = self.wanted.remove(&(memory.id, page));
-        for waiter in waiters.into_iter().flatten() {
+        for waiter in self.take_wanted(memory.id, page) {
             let memory = Arc::clone(memory);
             self.ready.push_back(Wait {
                 memory,
@@ -162,82 +198,82 @@ impl Inner {
         }
     }
 
-    /// What is not there and not claimed of `wanted` around a page; `None` when the page is
-    /// claimed: then whoever has it does the rest.
-    pub(super) fn claim(
-        &mut self,
-        memory: &Arc<Memory>,
-        page: u64,
-        wanted: &Range<u64>,
-    ) -> Option<Claim> {
-        let free = |page: u64| {
-            let claimed =
-                |(id, pages): &(u32, Range<u64>)| *id == memory.id && pages.contains(&page);
-            !memory.is_there(page) && !self.claims.iter().any(claimed)
-        };
-        if !free(page) {
-            return None;
-        }
-        let mut pages = page..page + 1;
-        while pages.start > wanted.start && free(pages.start - 1) {
-            pages.start -= 1;
-        }
-        while pages.end < wanted.end.min(memory.pages) && free(pages.end) {
-            pages.end += 1;
-        }
+    /// What is not there and not claimed of `wanted` around a page; `None` when the page is there,
+    /// or claimed: then whoever has it does the rest.
+    fn claim(&mut self, memory: &Arc<Memory>, page: u64, wanted: &Range<u64>) -> Option<Claim> {
+        let pages = free_around(&self.claims, memory, page, wanted)?;
+        Some(self.claim_all(memory, pages, ForWhom::Guest))
+    }
+
+    fn claim_all(&mut self, memory: &Arc<Memory>, pages: Range<u64>, for_whom: ForWhom) -> Claim {
         self.claims.push((memory.id, pages.clone()));
-        Some(Claim {
+        self.idle += usize::from(for_whom.is_idle());
+        Claim {
             memory: Arc::clone(memory),
             pages,
-            for_whom: ForWhom::Guest,
+            for_whom,
             retries: self.retries,
-        })
-    }
-
-    /// The first run of a range that is not there and not claimed.
-    pub(super) fn claim_first(&mut self, memory: &Arc<Memory>, pages: Range<u64>) -> Option<Claim> {
-        let mut at = pages.start;
-        loop {
-            at = memory.there_until(at..pages.end);
-            if at >= pages.end {
-                return None;
-            }
-            let wanted = at..pages.end.min(at + RUN);
-            if let Some(claim) = self.claim(memory, at, &wanted) {
-                return Some(claim);
-            }
-            at += 1;
         }
     }
 
-    pub(super) fn background(&mut self) -> Option<Claim> {
+    fn next_asked(&mut self) -> Option<Claim> {
+        for at in 0..self.asked.len() {
+            let Asked { todo, failed, .. } = &mut self.asked[at];
+            if failed.is_none()
+                && let Some(pages) = todo.next_free(&self.claims, RUN)
+            {
+                let memory = Arc::clone(&todo.memory);
+                return Some(self.claim_all(&memory, pages, ForWhom::Asker));
+            }
+        }
+        None
+    }
+
+    fn background(&mut self) -> Option<Claim> {
         if !self.load_all || self.paused {
             return None;
         }
         for at in 0..self.loading.len() {
-            let (memory, from) = (Arc::clone(&self.loading[at].0), self.loading[at].1);
-            if let Some(claim) = self.claim_first(&memory, from..memory.pages) {
-                self.loading[at].1 = claim.pages.start;
-                self.idle += 1;
-                let for_whom = ForWhom::Background;
-                return Some(Claim { for_whom, ..claim });
+            let todo = &mut self.loading[at];
+            if let Some(pages) = todo.next_free(&self.claims, RUN) {
+                let memory = Arc::clone(&todo.memory);
+                return Some(self.claim_all(&memory, pages, ForWhom::Background));
             }
-            // What a claim has may fail and be free again.
-            self.loading[at].1 = 0;
         }
-        self.loading.retain(|(memory, _)| !memory.is_loaded());
+        self.loading.retain(|todo| !todo.memory.is_loaded());
         None
+    }
+
+    /// Pages of the claim are not there: whoever goes through them comes by again.
+    pub(super) fn go_back(&mut self, claim: &Claim) {
+        let asked = self.asked.iter_mut().map(|asked| &mut asked.todo);
+        for todo in self.loading.iter_mut().chain(asked) {
+            todo.go_back(claim.memory.id, &claim.pages);
+        }
+    }
+
+    /// A claim of somebody who asked failed: so have all who asked for all of it. Who asked for
+    /// a part may be luckier.
+    pub(super) fn fail_asked(&mut self, claim: &Claim, trouble: &Trouble) {
+        for asked in &mut self.asked {
+            if asked.todo.covers(claim.memory.id, &claim.pages) {
+                asked.failed.get_or_insert_with(|| trouble.clone());
+            }
+        }
     }
 
     pub(super) fn release(&mut self, claim: &Claim) {
         let own = (claim.memory.id, claim.pages.clone());
         self.claims.retain(|other| *other != own);
-        let idle = matches!(claim.for_whom, ForWhom::Ahead | ForWhom::Background);
-        self.idle -= usize::from(idle);
+        self.idle -= usize::from(claim.for_whom.is_idle());
+        self.ends += 1;
     }
 
     /// Pages of the claim that somebody waits for.
     pub(super) fn wanted_in(&self, claim: &Claim) -> Vec<u64> {
+        if self.wanted.is_empty() {
+            return Vec::new();
+        }
         let wanted = |page: &u64| self.wanted.contains_key(&(claim.memory.id, *page));
         claim.pages.clone().filter(wanted).collect()
     }

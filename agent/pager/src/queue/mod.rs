@@ -11,22 +11,30 @@
 //!
 //! *Locking*: one lock, held for looks at lists. *Limits*: as many faults wait as the guest has
 //! threads; whoever reads faults stops at [`MOST`]. Reads ahead are dropped beyond [`MOST_AHEAD`].
-//! Each request of the VM process has one range here, and its requests are bounded where they come
-//! in.
+//! Each request of the VM process has one range a memory here, and its requests are bounded where
+//! they come in.
 
 mod lists;
 #[cfg(test)]
 mod tests;
+mod todo;
 
 use std::{
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 pub(crate) use self::lists::{Claim, Wait, Waiter};
-use self::lists::{ForWhom, Inner};
+use self::{
+    lists::{Asked, ForWhom, Inner},
+    todo::Todo,
+};
 use crate::{
+    error::Trouble,
     memory::Memory,
     sync::{lock, wait},
 };
@@ -42,6 +50,8 @@ const IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
+    /// As in `inner`, written under its lock: for who looks without.
+    retries: AtomicU64,
     /// There is something for handlers.
     ready: Condvar,
     /// There is something for loaders.
@@ -57,7 +67,8 @@ impl Queue {
 
     /// A memory that has a source.
     pub(crate) fn add(&self, memory: Arc<Memory>) {
-        self.lock().loading.push((memory, 0));
+        let all = 0..memory.pages;
+        self.lock().loading.push(Todo::new(memory, all));
         self.more.notify_all();
     }
 
@@ -79,19 +90,38 @@ impl Queue {
     /// A page has to be read before it can be mapped.
     pub(crate) fn push_fault(&self, wait: Wait) {
         let mut inner = self.lock();
-        let key = (wait.memory.id, wait.page);
-        let waiters = inner.wanted.entry(key).or_default();
-        waiters.push(wait.waiter);
-        if waiters.len() == 1 {
+        if inner.want(wait.memory.id, wait.page, wait.waiter) {
             inner.faults.push_back((wait.memory, wait.page));
             self.more.notify_one();
         }
     }
 
-    /// Pages are to be read, for somebody who waits with [`Queue::wait_until`].
-    pub(crate) fn ask(&self, memory: Arc<Memory>, pages: Range<u64>) {
-        self.lock().asked.push_back((memory, pages));
+    /// Pages are to be read, for somebody who waits with [`Queue::wait_until`], and says
+    /// [`Queue::end_ask`] at the end. A number for it.
+    pub(crate) fn ask(&self, ranges: impl Iterator<Item = (Arc<Memory>, Range<u64>)>) -> u64 {
+        let mut inner = self.lock();
+        inner.last_asked += 1;
+        let number = inner.last_asked;
+        let asked = ranges.map(|(memory, pages)| Asked {
+            number,
+            todo: Todo::new(memory, pages),
+            failed: None,
+        });
+        inner.asked.extend(asked);
         self.more.notify_all();
+        number
+    }
+
+    /// Why something that was asked for could not be read.
+    pub(crate) fn ask_failed(&self, number: u64) -> Option<Trouble> {
+        let inner = self.lock();
+        let mut own = inner.asked.iter().filter(|asked| asked.number == number);
+        own.find_map(|asked| asked.failed.clone())
+    }
+
+    /// Nobody waits any more for what was asked for.
+    pub(crate) fn end_ask(&self, number: u64) {
+        self.lock().asked.retain(|asked| asked.number != number);
     }
 
     /// Pages will be wanted soon.
@@ -143,9 +173,9 @@ impl Queue {
         inner.release(claim);
         let waits = inner.wanted_in(claim);
         let waits = waits.into_iter().flat_map(|page| {
-            let waiters = inner.wanted.remove(&(claim.memory.id, page));
             let memory = &claim.memory;
-            waiters.into_iter().flatten().map(move |waiter| Wait {
+            let waiters = inner.take_wanted(memory.id, page).into_iter();
+            waiters.map(move |waiter| Wait {
                 memory: Arc::clone(memory),
                 page,
                 waiter,
@@ -163,57 +193,96 @@ impl Queue {
 
     /// Not all of it could be read: who waits for what is not there goes on waiting. Whether there
     /// is anything to be said: somebody waits, or nobody would have asked again.
-    pub(crate) fn failed(&self, claim: &Claim) -> bool {
+    pub(crate) fn failed(&self, claim: &Claim, trouble: &Trouble) -> bool {
         let mut inner = self.lock();
         inner.release(claim);
+        inner.go_back(claim);
         if claim.retries != inner.retries {
             // It was read before somebody said that the source is mended.
             for page in inner.wanted_in(claim) {
                 inner.faults.push_back((Arc::clone(&claim.memory), page));
             }
-            if claim.for_whom == ForWhom::Asker {
-                let again = (Arc::clone(&claim.memory), claim.pages.clone());
-                inner.asked.push_back(again);
-            }
             self.more.notify_all();
             return false;
         }
         inner.paused |= claim.for_whom == ForWhom::Background;
-        inner.refused |= claim.for_whom == ForWhom::Asker;
+        if claim.for_whom == ForWhom::Asker {
+            inner.refused = true;
+            inner.fail_asked(claim, trouble);
+        }
         let mut failed = matches!(claim.for_whom, ForWhom::Asker | ForWhom::Background);
         for page in inner.wanted_in(claim) {
             if claim.memory.is_there(page) {
                 inner.make_ready(&claim.memory, page);
             } else {
-                inner.failed.push((Arc::clone(&claim.memory), page));
+                let key = (claim.memory.id, page);
+                inner.failed.insert(key, Arc::clone(&claim.memory));
                 failed = true;
             }
         }
         self.ended.notify_all();
         self.ready.notify_all();
+        // Who asked for pages of it reads them again.
+        self.more.notify_all();
         failed
     }
 
-    /// A page could not be mapped: it is tried again when somebody says so.
-    pub(crate) fn failed_to_map(&self, wait: Wait) {
-        self.lock().unmapped.push(wait);
+    /// Pages are there by another way: who waits for one that could not be read goes on.
+    pub(crate) fn came(&self, memory: &Arc<Memory>, pages: Range<u64>) {
+        let mut inner = self.lock();
+        let keys = (memory.id, pages.start)..(memory.id, pages.end);
+        let failed: Vec<u64> = inner
+            .failed
+            .range(keys)
+            .map(|((_, page), _)| *page)
+            .collect();
+        for page in failed {
+            inner.make_ready(memory, page);
+        }
+        inner.ends += 1;
+        self.ended.notify_all();
+        self.ready.notify_all();
     }
 
-    /// What failed is tried again.
-    pub(crate) fn retry(&self) {
+    /// A page could not be mapped, in a try that began then: it is tried again when somebody says
+    /// so, or at once if somebody has since.
+    pub(crate) fn failed_to_map(&self, wait: Wait, began: u64) {
         let mut inner = self.lock();
+        if began == self.retries() {
+            inner.unmapped.push(wait);
+        } else {
+            inner.ready.push_back(wait);
+            self.ready.notify_one();
+        }
+    }
+
+    /// How often somebody has said to try again.
+    pub(crate) fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Acquire)
+    }
+
+    /// What failed is tried again. How often that was said by now.
+    pub(crate) fn retry(&self) -> u64 {
+        let mut inner = self.lock();
+        let retries = self.retries.fetch_add(1, Ordering::AcqRel) + 1;
         let (failed, unmapped) = (
             std::mem::take(&mut inner.failed),
             std::mem::take(&mut inner.unmapped),
         );
+        let failed = failed.into_iter();
+        let failed = failed.map(|((_, page), memory)| (memory, page));
         inner.faults.extend(failed);
+        for asked in &mut inner.asked {
+            asked.failed = None;
+        }
         inner.ready.extend(unmapped);
-        inner.retries += 1;
+        inner.retries = retries;
         inner.paused = false;
         inner.refused = false;
         drop(inner);
         self.more.notify_all();
         self.ready.notify_all();
+        retries
     }
 
     /// Whether something failed and was not tried again.
@@ -234,11 +303,16 @@ impl Queue {
             if inner.over {
                 return None;
             }
+            let ends = inner.ends;
             drop(inner);
             if let Some(result) = done() {
                 return Some(result);
             }
-            drop(wait(&self.ended, self.lock(), LOOK));
+            let inner = self.lock();
+            // Unless something has ended since.
+            if inner.ends == ends && !inner.over {
+                drop(wait(&self.ended, inner, LOOK));
+            }
         }
     }
 

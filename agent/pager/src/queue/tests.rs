@@ -50,6 +50,23 @@ fn claim(queue: &Queue) -> Option<Claim> {
     queue.take_load(&|_, page| page / 4 * 4..page / 4 * 4 + 4)
 }
 
+fn ask(queue: &Queue, memory: &Arc<Memory>, pages: Range<u64>) -> u64 {
+    queue.ask(std::iter::once((Arc::clone(memory), pages)))
+}
+
+fn trouble() -> Trouble {
+    Trouble::new(wire::ProblemKind::SourceGone, "told to fail")
+}
+
+fn fails(queue: &Queue, claim: &Claim) -> bool {
+    queue.failed(claim, &trouble())
+}
+
+fn comes(queue: &Queue, claim: &Claim) {
+    claim.memory.set_there(claim.pages.clone());
+    queue.done(claim);
+}
+
 #[test]
 fn a_page_that_two_threads_want_is_read_once_with_those_beside_it() {
     let (queue, memory) = (Queue::default(), memory(1));
@@ -70,7 +87,7 @@ fn the_guest_comes_first_and_the_background_gets_on() {
     let (queue, memory) = (Queue::default(), memory(1));
     queue.add(Arc::clone(&memory));
     queue.load_all();
-    queue.ask(Arc::clone(&memory), 500..520);
+    ask(&queue, &memory, 500..520);
     for page in 0..20 {
         queue.push_fault(fault(&memory, 600 + page * 4));
     }
@@ -93,14 +110,14 @@ fn what_failed_waits_until_it_is_tried_again_and_old_news_is_none() {
     let (queue, memory) = (Queue::default(), memory(1));
     queue.push_fault(fault(&memory, 0));
     let first = claim(&queue).unwrap();
-    assert!(queue.failed(&first) && queue.has_failed());
+    assert!(fails(&queue, &first) && queue.has_failed());
     assert_eq!(take(&queue), None);
     queue.retry();
     let second = claim(&queue).unwrap();
     assert_eq!(second.pages, 0..4);
     // It was read before the source was mended.
     queue.retry();
-    assert!(!queue.failed(&second) && !queue.has_failed());
+    assert!(!fails(&queue, &second) && !queue.has_failed());
     assert_eq!(take(&queue), Some(0..4));
 }
 
@@ -115,4 +132,122 @@ fn reads_for_nobody_leave_loaders_to_the_guest() {
     assert_eq!(take(&queue), Some(900..904));
     queue.done(&idle[0]);
     assert_eq!(take(&queue), Some(128..192));
+}
+
+#[test]
+fn a_mapping_that_failed_before_it_was_tried_again_is_tried_again() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    let began = queue.retries();
+    assert_eq!(queue.retry(), 1);
+    queue.failed_to_map(fault(&memory, 3), began);
+    assert!(!queue.has_failed());
+    assert_eq!(queue.take_ready().unwrap().page, 3);
+    queue.failed_to_map(fault(&memory, 3), queue.retries());
+    assert!(queue.has_failed() && queue.waiting() == 1);
+    queue.retry();
+    assert_eq!(queue.take_ready().unwrap().page, 3);
+}
+
+#[test]
+fn who_asks_for_what_another_reads_hears_that_it_failed() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.ahead(&memory, 8..12);
+    let ahead = claim(&queue).unwrap();
+    assert_eq!(ahead.pages, 8..12);
+    let asked = ask(&queue, &memory, 9..11);
+    assert_eq!(take(&queue), None);
+    // It was read for nobody: who asks for it tries for itself.
+    assert!(!fails(&queue, &ahead));
+    assert_eq!(queue.ask_failed(asked), None);
+    let own = claim(&queue).unwrap();
+    assert_eq!(own.pages, 9..11);
+    // Another that asks for a part of it, and for others.
+    let other = ask(&queue, &memory, 10..14);
+    assert!(fails(&queue, &own) && queue.has_failed());
+    assert_eq!(queue.ask_failed(asked), Some(trouble()));
+    assert_eq!(queue.ask_failed(other), None);
+    let second = claim(&queue).unwrap();
+    assert_eq!(second.pages, 10..14);
+    comes(&queue, &second);
+    // Who still waits is read for again when somebody says so.
+    queue.retry();
+    assert_eq!(queue.ask_failed(asked), None);
+    assert_eq!(take(&queue), Some(9..10));
+    queue.end_ask(asked);
+    queue.end_ask(other);
+    assert_eq!(take(&queue), None);
+}
+
+#[test]
+fn what_was_asked_for_is_read_again_when_a_read_of_before_fails() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    let asked = ask(&queue, &memory, 0..10);
+    let first = claim(&queue).unwrap();
+    queue.retry();
+    assert!(!fails(&queue, &first));
+    assert_eq!(queue.ask_failed(asked), None);
+    assert_eq!(take(&queue), Some(0..10));
+}
+
+#[test]
+fn the_background_goes_on_behind_claims_and_back_only_to_one_that_failed() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.add(Arc::clone(&memory));
+    queue.load_all();
+    queue.push_fault(fault(&memory, 2));
+    let of_guest = claim(&queue).unwrap();
+    assert_eq!(of_guest.pages, 0..4);
+    let first = claim(&queue).unwrap();
+    let second = claim(&queue).unwrap();
+    assert_eq!(
+        (first.pages.clone(), second.pages.clone()),
+        (4..68, 68..132)
+    );
+    comes(&queue, &first);
+    let third = claim(&queue).unwrap();
+    assert_eq!(third.pages, 132..196);
+    assert!(fails(&queue, &of_guest));
+    comes(&queue, &third);
+    // What failed comes first.
+    assert_eq!(take(&queue), Some(0..4));
+}
+
+#[test]
+fn a_page_that_fails_twice_is_tried_again_once() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.push_fault(fault(&memory, 0));
+    let first = claim(&queue).unwrap();
+    assert!(fails(&queue, &first));
+    // Others wait for it meanwhile, and somebody asks for it.
+    queue.push_fault(fault(&memory, 0));
+    let asked = ask(&queue, &memory, 0..1);
+    let second = claim(&queue).unwrap();
+    assert!(fails(&queue, &second));
+    queue.end_ask(asked);
+    assert_eq!((take(&queue), queue.waiting()), (None, 2));
+    queue.retry();
+    let again = claim(&queue).unwrap();
+    assert!(fails(&queue, &again));
+    assert_eq!(take(&queue), None, "read twice");
+    // It comes by another way.
+    memory.set_there(0..4);
+    queue.retry();
+    assert_eq!(take(&queue), None);
+    assert!(queue.take_ready().is_some() && queue.take_ready().is_some());
+    assert!(!queue.has_failed());
+    assert_eq!(queue.waiting(), 0);
+}
+
+#[test]
+fn who_waits_for_a_page_that_failed_goes_on_when_it_came_by_another_way() {
+    let (queue, memory) = (Queue::default(), memory(1));
+    queue.push_fault(fault(&memory, 5));
+    queue.push_fault(fault(&memory, 9));
+    let claims = [claim(&queue).unwrap(), claim(&queue).unwrap()];
+    assert!(claims.iter().all(|claim| fails(&queue, claim)));
+    memory.set_there(4..8);
+    queue.came(&memory, 4..8);
+    assert_eq!(queue.take_ready().map(|wait| wait.page), Some(5));
+    // The other waits on.
+    assert!(queue.has_failed() && queue.waiting() == 1);
 }

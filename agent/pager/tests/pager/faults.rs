@@ -177,3 +177,83 @@ fn faults_of_many_threads_are_all_resolved() {
     assert_eq!(vm.settled().waiting, 0);
     vm.assert_mirrored();
 }
+
+#[test]
+fn tables_of_what_was_unmapped_are_used_again_while_the_guest_stands_still() {
+    let Some(vm) = Vm::start(Config::new(4096)) else {
+        return;
+    };
+    let gfn = vm.mem().base_gfn;
+    let round = || {
+        (0..4096).step_by(100).for_each(|page| vm.write(page, 1));
+        let mapped = vm.settled().table_pages;
+        // From here on nobody faults.
+        vm.done(Ask::Unmap { gfn, pages: 4096 });
+        let state = vm.state();
+        assert_eq!(state.mapped_pages[0], 0);
+        (mapped, state.table_pages)
+    };
+    let first = round();
+    assert!(first.1 <= first.0, "{first:?}");
+    for _ in 0..4 {
+        assert_eq!(round(), first);
+    }
+}
+
+/// Which pages are mapped, as the kernel has it.
+fn mapped(vm: &Vm) -> Vec<u64> {
+    let pages = vm.mem().view.pagemap();
+    let mapped = (0..).zip(&pages).filter(|(_, page)| page.0);
+    mapped.map(|(page, _)| page).collect()
+}
+
+#[test]
+fn a_random_fault_maps_the_group_around_it_as_far_as_it_is_in_the_file() {
+    let Some(vm) = Vm::start(Config::new(256)) else {
+        return;
+    };
+    // Groups are of frames.
+    assert_eq!(vm.mem().base_gfn % 16, 0);
+    let fill = |page: u64, pages: usize| {
+        pwrite(&vm.mem().file, &vec![1; pages * PAGE], page * PAGE as u64).unwrap();
+    };
+    fill(32, 16);
+    assert_ne!(vm.read(41), 0);
+    assert_eq!(mapped(&vm), (32..48).collect::<Vec<_>>());
+    // A hole behind it, and then one before it.
+    fill(128, 10);
+    assert_ne!(vm.read(135), 0);
+    let all = (32..48).chain(128..138);
+    assert_eq!(mapped(&vm), all.clone().collect::<Vec<_>>());
+    fill(198, 10);
+    assert_ne!(vm.read(203), 0);
+    let all = all.chain(203..208);
+    assert_eq!(mapped(&vm), all.collect::<Vec<_>>());
+    let faults = vm.settled().faults;
+    assert_eq!((faults.minor, faults.missing), (3, 0));
+    vm.assert_mirrored();
+}
+
+#[test]
+fn while_a_snapshot_is_armed_a_write_maps_one_page_and_a_read_maps_its_group_protected() {
+    let Some(mut vm) = Vm::start(Config::new(256)) else {
+        return;
+    };
+    if !vm.offer.protect {
+        println!("SKIPPED: this kernel protects no shared memory");
+        return;
+    }
+    pwrite(&vm.mem().file, &vec![1; 256 * PAGE], 0).unwrap();
+    vm.arm(1);
+    vm.write(40, 2);
+    assert_eq!(mapped(&vm), [40]);
+    assert_ne!(vm.read(70), 0);
+    let pages = vm.mem().view.pagemap();
+    assert!((64..80).all(|page| pages[page] == (true, true)));
+    // Neighbours of a page that a snapshot guards stay as they are.
+    vm.begin(1);
+    vm.write(43, 2);
+    vm.assert_mirrored();
+    let writable = (0..256).filter(|page| vm.mem().view.pagemap()[*page] == (true, false));
+    assert_eq!(writable.collect::<Vec<_>>(), [43]);
+}

@@ -287,3 +287,21 @@ fn what_lacked_memory_is_tried_again_by_itself() {
         vm.pushed(|state| state.problem.is_none().then_some(()));
     });
 }
+
+#[test]
+fn who_waits_for_a_page_that_fails_goes_on_when_it_is_discarded() {
+    let source = Arc::new(Fake::new());
+    source.set(Wrong::Fails(ProblemKind::SourceCorrupt), 160..176);
+    let Some(vm) = Vm::start(config(&source)) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| vm.read(165));
+        vm.pushed(|state| state.problem.clone());
+        let gfn = vm.mem().base_gfn + 160;
+        vm.done(Ask::Discard { gfn, pages: 16 });
+        assert_eq!(waits.join().unwrap(), 0);
+    });
+    vm.pushed(|state| state.problem.is_none().then_some(()));
+    vm.assert_mirrored();
+}

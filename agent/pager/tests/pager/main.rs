@@ -4,11 +4,15 @@
 //! cannot be told, tests say `SKIPPED` and return.
 
 mod faults;
+mod heard;
+mod layers;
 mod loads;
 mod measure;
+mod mirrored;
 mod model;
 mod restart;
 mod saves;
 mod snapshots;
 mod source;
+mod view;
 mod vm;

@@ -21,7 +21,8 @@ use slat_paging::{
 
 use crate::{
     saves,
-    vm::{Config, View, Vm, file},
+    view::{View, file},
+    vm::{Config, Vm},
 };
 
 const PAGES: u64 = 8192;
@@ -48,13 +49,17 @@ fn touches(order: &[u64], touch: impl Fn(u64)) -> Vec<Duration> {
 }
 
 fn say(what: &str, times: &[Duration]) {
+    if times.is_empty() {
+        return;
+    }
     let at = |part: usize| times[times.len() * part / 100];
     let sum: Duration = times.iter().sum();
     let mean = sum / times.len() as u32;
     println!(
-        "{what:44} p50 {:>9.2?} p95 {:>9.2?} mean {mean:>9.2?} all {sum:.2?}",
+        "{what:44} p50 {:>9.2?} p95 {:>9.2?} p99 {:>9.2?} mean {mean:>9.2?} all {sum:.2?}",
         at(50),
-        at(95)
+        at(95),
+        at(99)
     );
 }
 
@@ -64,8 +69,27 @@ fn filled() -> OwnedFd {
     file
 }
 
+/// The same by several threads at once, each with a part of the order.
+fn touches_by(threads: usize, order: &[u64], touch: impl Fn(u64) + Sync) -> Vec<Duration> {
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
+        let parts = order.chunks(order.len().div_ceil(threads));
+        let touch = &touch;
+        let running: Vec<_> = parts
+            .map(|part| scope.spawn(move || touches(part, touch)))
+            .collect();
+        let times = running.into_iter().map(|thread| thread.join().unwrap());
+        times.flatten().collect()
+    });
+    times.sort();
+    times
+}
+
 /// A handler that does nothing else.
 fn bare(order: &[u64], how: How) -> Option<Vec<Duration>> {
+    bare_by(1, order, how)
+}
+
+fn bare_by(threads: usize, order: &[u64], how: How) -> Option<Vec<Duration>> {
     let (uffd, _) = Uffd::open().ok()?;
     let file = if how == How::Continue {
         filled()
@@ -103,9 +127,7 @@ fn bare(order: &[u64], how: How) -> Option<Vec<Duration>> {
                 }
             }
         });
-        let times = touches(order, |page| {
-            view.read(page);
-        });
+        let times = touches_by(threads, order, |page| _ = view.read(page));
         stop.store(true, Ordering::Relaxed);
         times
     });
@@ -179,6 +201,52 @@ fn measure_faults() {
             &format!("pager, a first write after it ({kept} kept)"),
             &times,
         );
+    }
+}
+
+/// One to four threads, beside a bare handler, with what can be tuned.
+#[test]
+#[ignore = "figures, no test"]
+fn measure_threads() {
+    // Around, in turn, microseconds of looking again.
+    let ways = [
+        (1, 1, 0),
+        (1, 16, 0),
+        (1, 16, 50),
+        (16, 16, 0),
+        (16, 16, 50),
+        (16, 1, 50),
+    ];
+    let mut order: Vec<u64> = (0..PAGES).collect();
+    fastrand::Rng::with_seed(1).shuffle(&mut order);
+    for round in 0..3 {
+        for threads in 1..=4 {
+            println!("round {round}, {threads} threads");
+            let Some(times) = bare_by(threads, &order, How::Continue) else {
+                return;
+            };
+            say("bare", &times);
+            for (around, in_turn, look_again) in ways {
+                let mut config = Config::new(PAGES);
+                let tuning = &mut config.options.tuning;
+                (tuning.around, tuning.in_turn) = (around, in_turn);
+                tuning.look_again = Duration::from_micros(look_again);
+                let vm = Vm::start(config).unwrap();
+                pwrite(&vm.mem().file, &vec![1; PAGES as usize * PAGE], 0).unwrap();
+                let times = touches_by(threads, &order, |page| _ = vm.read(page));
+                let what = format!("around {around}, in turn {in_turn}, again {look_again} us");
+                say(&what, &times);
+                // What the same threads wait for where neighbours do not come along.
+                let slow = times
+                    .iter()
+                    .filter(|time| **time > Duration::from_micros(3));
+                say(
+                    "  of these, slower than 3 us",
+                    &slow.copied().collect::<Vec<_>>(),
+                );
+                assert_eq!(vm.settled().mapped_pages[0], PAGES);
+            }
+        }
     }
 }
 

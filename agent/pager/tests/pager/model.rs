@@ -11,8 +11,10 @@ use slat_paging::{
 };
 
 use crate::{
+    layers::LayerFds,
     saves,
-    vm::{Config, LayerFds, Vm, copy, file, word},
+    view::{copy, file, word},
+    vm::{Config, Vm},
 };
 
 /// Of the two memories: the first begins with what is in a file.

@@ -9,7 +9,8 @@ use slat_pager::Options;
 
 use crate::{
     source::Fake,
-    vm::{Config, End, Vm},
+    view::End,
+    vm::{Config, Vm},
 };
 
 const PAGES: u64 = 1000;

@@ -15,7 +15,11 @@ use slat_image::Reader;
 use slat_pager::writer;
 use slat_paging::wire::{Ask, FromWriter, Layer, ProblemKind, Socket, ToWriter, Written};
 
-use crate::vm::{Config, End, LayerFds, PATIENCE, Vm, copy, file};
+use crate::{
+    layers::LayerFds,
+    view::{End, copy, file},
+    vm::{Config, PATIENCE, Vm},
+};
 
 const PAGES: u64 = 900;
 

@@ -7,14 +7,22 @@ use std::sync::{
 
 use slat_paging::wire::{Answer, Ask};
 
-use crate::vm::{Config, End, LayerFds, Vm};
+use crate::{
+    layers::LayerFds,
+    view::End,
+    vm::{Config, Vm},
+};
 
 const PAGES: u64 = 700;
 
 /// A child of a snapshot: its memory begins with what is in the layers.
 fn child(layers: Vec<LayerFds>, protect: bool) -> Vm {
-    let mut config = Config::new(PAGES);
-    config.memories = vec![(PAGES, Some(0))];
+    child_of(PAGES, layers, protect)
+}
+
+fn child_of(pages: u64, layers: Vec<LayerFds>, protect: bool) -> Vm {
+    let mut config = Config::new(pages);
+    config.memories = vec![(pages, Some(0))];
     config.can_protect = protect;
     Vm::start_with(config, layers).unwrap()
 }
@@ -244,4 +252,32 @@ fn what_a_child_has_its_parent_need_not_keep() {
     (100..200).for_each(|page| vm.write(page, 2));
     assert!(vm.settled().kept_pages >= 100 - 64);
     (0..200).for_each(|page| assert_eq!(child.read(page), 1));
+}
+
+#[test]
+fn where_pages_cannot_be_protected_one_round_is_all() {
+    const MANY: u64 = 400;
+    let mut config = Config::new(4096);
+    config.can_protect = false;
+    let Some(mut vm) = Vm::start(config) else {
+        return;
+    };
+    vm.write(0, 1);
+    vm.announce(1);
+    let hears = vm.hears();
+    hears.hold();
+    let armed = vm.send(Ask::Arm { snapshot: 1 });
+    // While the first round is under way the guest has more than a few pages mapped.
+    hears.held();
+    (1000..1000 + MANY).for_each(|page| vm.write(page, 1));
+    hears.let_go();
+    let Ok(Answer::Armed { left, rounds }) = vm.reply(armed) else {
+        panic!("not armed");
+    };
+    assert_eq!((left, rounds), (MANY, 1));
+    vm.begin(1);
+    (1000..1000 + MANY).for_each(|page| vm.write(page, 2));
+    let layers = vm.layers_of(1);
+    let child = child_of(4096, layers, false);
+    assert!((1000..1000 + MANY).all(|page| child.read(page) == 1));
 }

@@ -5,113 +5,29 @@
 //! are bounded; a touch is bounded by the test's own time limit.
 
 use std::{
-    collections::HashMap,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::{MemfdFlags, ftruncate, memfd_create},
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
-};
 use slat_pager::{Options, PagerError, run_with};
 use slat_paging::{
-    PAGE,
-    bits::{Marks, SharedBits},
+    bits::SharedBits,
     uffd::{Offer, Uffd, Watch},
-    wire::{
-        Answer, Ask, FromPager, Layer, LayerMemory, Memory, PagerState, Problem, Setup, Socket,
-        ToPager, VERSION,
-    },
+    wire::{Answer, Ask, FromPager, Memory, PagerState, Problem, Setup, Socket, ToPager, VERSION},
+};
+
+use crate::{
+    heard::{Heard, HeardInner, listen},
+    layers::{LayerFds, Taken, send_snapshot},
+    view::{Mem, View, file, word},
 };
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A memory of the guest.
-pub(crate) struct Mem {
-    pub(crate) number: u32,
-    pub(crate) file: OwnedFd,
-    pub(crate) base_gfn: u64,
-    pub(crate) pages: u64,
-    pub(crate) view: View,
-    pub(crate) loaded: Option<SharedBits>,
-    pub(crate) origin: Option<u32>,
-    pub(crate) read_only: bool,
-}
-
-/// A mapping of a memory file.
-pub(crate) struct View {
-    base: usize,
-    len: usize,
-}
-
-impl View {
-    pub(crate) fn new(file: &OwnedFd, pages: u64) -> Self {
-        let len = pages as usize * PAGE;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address the kernel chooses.
-        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file, 0) };
-        Self {
-            base: base.unwrap().expose_provenance(),
-            len,
-        }
-    }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.base as u64
-    }
-
-    fn word(&self, page: u64) -> &AtomicU64 {
-        let at = self.base + page as usize * PAGE;
-        assert!(at + PAGE <= self.base + self.len);
-        // SAFETY: inside a mapping that lives as long as the view, aligned, used by atomics alone.
-        unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(at) }
-    }
-
-    pub(crate) fn read(&self, page: u64) -> u64 {
-        self.word(page).load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn write(&self, page: u64, value: u64) {
-        self.word(page).store(value, Ordering::SeqCst);
-    }
-
-    pub(crate) fn drop_mappings(&self, page: u64, pages: u64) -> i32 {
-        let at = self.base + page as usize * PAGE;
-        let at = std::ptr::with_exposed_provenance_mut(at);
-        // SAFETY: inside the mapping; contents stay in the file.
-        match unsafe { madvise(at, pages as usize * PAGE, Advice::LinuxDontNeed) } {
-            Ok(()) => 0,
-            Err(error) => error.raw_os_error(),
-        }
-    }
-
-    /// By page, whether the kernel has it mapped, and whether it is write-protected.
-    pub(crate) fn pagemap(&self) -> Vec<(bool, bool)> {
-        let map = std::fs::File::open("/proc/self/pagemap").unwrap();
-        let mut bytes = vec![0; self.len / PAGE * 8];
-        let at = (self.base / PAGE * 8) as u64;
-        std::os::unix::fs::FileExt::read_exact_at(&map, &mut bytes, at).unwrap();
-        let (words, _) = bytes.as_chunks::<8>();
-        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
-        words
-            .map(|word| (word >> 63 & 1 == 1, word >> 57 & 1 == 1))
-            .collect()
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        let base = std::ptr::with_exposed_provenance_mut(self.base);
-        // SAFETY: our own mapping, which nobody uses any more.
-        unsafe { munmap(base, self.len).unwrap() };
-    }
-}
 
 /// What a VM begins with.
 pub(crate) struct Config {
@@ -135,44 +51,11 @@ impl Config {
     }
 }
 
-/// What is heard of a pager.
-#[derive(Default)]
-pub(crate) struct Heard {
-    inner: Mutex<HeardInner>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct HeardInner {
-    attached: bool,
-    loaded: bool,
-    closed: bool,
-    ended: Vec<u64>,
-    state: PagerState,
-    replies: HashMap<u64, Result<Answer, Problem>>,
-}
-
-/// A layer as the pager of a child gets it.
-pub(crate) struct LayerFds {
-    pub(crate) layer: Layer,
-    pub(crate) fds: Vec<OwnedFd>,
-    pub(crate) memories: Vec<(LayerMemory, Vec<OwnedFd>)>,
-}
-
-/// A snapshot as the VM process has it.
-pub(crate) struct Taken {
-    pub(crate) number: u64,
-    lease_read: OwnedFd,
-    /// Until somebody takes it.
-    lease: Option<OwnedFd>,
-    parts: Vec<(OwnedFd, Marks)>,
-}
-
 pub(crate) struct Vm {
     pub(crate) memories: Arc<Vec<Mem>>,
     pub(crate) offer: Offer,
     uffd: Uffd,
-    can_protect: bool,
+    pub(crate) can_protect: bool,
     load_all: bool,
     watched: bool,
     pub(crate) layers: Vec<LayerFds>,
@@ -181,21 +64,11 @@ pub(crate) struct Vm {
     last: AtomicU64,
 }
 
-struct Pager {
-    socket: Arc<Socket>,
+pub(crate) struct Pager {
+    pub(crate) socket: Arc<Socket>,
     heard: Arc<Heard>,
     listener: JoinHandle<()>,
     thread: JoinHandle<Result<(), PagerError>>,
-}
-
-pub(crate) fn file(name: &str, pages: u64) -> OwnedFd {
-    let fd = memfd_create(name, MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&fd, pages * PAGE as u64).unwrap();
-    fd
-}
-
-pub(crate) fn copy(fd: &impl AsFd) -> OwnedFd {
-    fd.as_fd().try_clone_to_owned().unwrap()
 }
 
 impl Vm {
@@ -324,24 +197,18 @@ impl Vm {
         self.heard(|heard| heard.attached.then_some(()));
     }
 
-    fn pager(&self) -> &Pager {
+    pub(crate) fn pager(&self) -> &Pager {
         self.pager.as_ref().unwrap()
     }
 
     /// Waits until something was heard.
-    fn heard<T>(&self, mut what: impl FnMut(&mut HeardInner) -> Option<T>) -> T {
-        let heard = &self.pager().heard;
-        let end = Instant::now() + PATIENCE;
-        let mut inner = heard.inner.lock().unwrap();
-        loop {
-            if let Some(found) = what(&mut inner) {
-                return found;
-            }
-            assert!(!inner.closed, "the pager is gone");
-            let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "not heard: {:?}", inner.state);
-            inner = heard.changed.wait_timeout(inner, left).unwrap().0;
-        }
+    fn heard<T>(&self, what: impl FnMut(&mut HeardInner) -> Option<T>) -> T {
+        self.pager().heard.wait(what)
+    }
+
+    /// What is heard of the pager.
+    pub(crate) fn hears(&self) -> Arc<Heard> {
+        Arc::clone(&self.pager().heard)
     }
 
     pub(crate) fn send(&self, ask: Ask) -> u64 {
@@ -416,80 +283,6 @@ impl Vm {
         word(&self.mem().file, page)
     }
 
-    /// Announces and arms a snapshot; [`Vm::begin`] begins it.
-    pub(crate) fn arm(&mut self, number: u64) -> Answer {
-        let (lease_read, lease) = rustix::pipe::pipe().unwrap();
-        let parts = self
-            .memories
-            .iter()
-            .map(|mem| (file("test-kept", mem.pages), Marks::new(mem.pages).unwrap()));
-        let taken = Taken {
-            number,
-            lease_read,
-            lease: Some(lease),
-            parts: parts.collect(),
-        };
-        send_snapshot(&self.pager().socket, &taken, false);
-        self.snapshots.push(taken);
-        self.ask(Ask::Arm { snapshot: number }).unwrap()
-    }
-
-    pub(crate) fn begin(&self, number: u64) {
-        self.done(Ask::Begin { snapshot: number });
-    }
-
-    /// Takes a snapshot, and forgets it: its layer, and then this VM's own layers below.
-    pub(crate) fn fork(&mut self, number: u64) -> Vec<LayerFds> {
-        self.arm(number);
-        self.begin(number);
-        self.layers_of(number)
-    }
-
-    /// The layers of a snapshot. Its lease is theirs from now on.
-    pub(crate) fn layers_of(&mut self, number: u64) -> Vec<LayerFds> {
-        let mut snapshots = self.snapshots.iter_mut();
-        let taken = snapshots.find(|taken| taken.number == number).unwrap();
-        let lease = taken.lease.take().unwrap();
-        let memories = self.memories.iter().zip(&taken.parts);
-        let memories = memories.map(|(mem, (kept, marks))| {
-            let message = LayerMemory {
-                number: mem.number,
-                pages: mem.pages,
-                file_start: 0,
-                origin: mem.origin,
-                has_loaded: mem.loaded.is_some(),
-            };
-            let mut fds = vec![copy(&mem.file), copy(kept), copy(marks)];
-            fds.extend(mem.loaded.as_ref().map(copy));
-            (message, fds)
-        });
-        let memories: Vec<_> = memories.collect();
-        let own = LayerFds {
-            layer: Layer::Snapshot {
-                memories: memories.len() as u32,
-                name: format!("snapshot {number}"),
-                shared: false,
-            },
-            fds: vec![lease],
-            memories,
-        };
-        let below = self.layers.iter().map(|layer| LayerFds {
-            layer: layer.layer.clone(),
-            fds: layer.fds.iter().map(copy).collect(),
-            memories: layer
-                .memories
-                .iter()
-                .map(|(memory, fds)| (memory.clone(), fds.iter().map(copy).collect()))
-                .collect(),
-        });
-        std::iter::once(own).chain(below).collect()
-    }
-
-    /// A snapshot that has ended is not announced to the next pager.
-    pub(crate) fn forget(&mut self, number: u64) {
-        self.snapshots.retain(|taken| taken.number != number);
-    }
-
     /// The connection ends, and the pager with it.
     pub(crate) fn kill_pager(&mut self) {
         let pager = self.pager.take().unwrap();
@@ -515,45 +308,6 @@ impl Vm {
                 .unwrap();
         }
     }
-
-    /// The mirror's listing is what the kernel has mapped.
-    pub(crate) fn assert_mirrored(&self) {
-        let gfns: Vec<u64> = self.memories.iter().map(|mem| mem.base_gfn).collect();
-        self.assert_mirrored_at(&gfns);
-    }
-
-    /// The same, with memories that have moved.
-    pub(crate) fn assert_mirrored_at(&self, gfns: &[u64]) {
-        // Answered when what a pager before this one had mapped is gone.
-        self.ask(Ask::Mapped { gfn: 0, pages: 1 }).unwrap();
-        self.settled();
-        for (mem, &base_gfn) in self.memories.iter().zip(gfns) {
-            let kernel = mem.view.pagemap();
-            let mut mirror = vec![(false, false); kernel.len()];
-            let (mut gfn, end) = (base_gfn, base_gfn + mem.pages);
-            while gfn < end {
-                let pages = end - gfn;
-                let Ok(Answer::Mapped { runs, next }) = self.ask(Ask::Mapped { gfn, pages }) else {
-                    panic!("no listing");
-                };
-                for run in runs {
-                    for gfn in run.gfn..run.gfn + run.pages {
-                        mirror[(gfn - base_gfn) as usize] = (true, !run.writable);
-                    }
-                }
-                gfn = next;
-            }
-            for (page, (kernel, mirror)) in kernel.iter().zip(&mirror).enumerate() {
-                assert_eq!(
-                    kernel.0, mirror.0,
-                    "page {page}: mapped by the kernel, by the mirror"
-                );
-                if self.can_protect && kernel.0 {
-                    assert_eq!(kernel.1, mirror.1, "page {page}: protected");
-                }
-            }
-        }
-    }
 }
 
 impl Drop for Vm {
@@ -573,64 +327,5 @@ impl Drop for Vm {
                 .uffd
                 .unregister(mem.view.address(), mem.view.len as u64);
         }
-    }
-}
-
-fn send_snapshot(socket: &Socket, taken: &Taken, active: bool) {
-    let snapshot = taken.number;
-    let message = ToPager::Snapshot { snapshot, active };
-    socket.send(&message, &[taken.lease_read.as_fd()]).unwrap();
-    for ((kept, marks), memory) in taken.parts.iter().zip(0..) {
-        let message = ToPager::SnapshotMemory { snapshot, memory };
-        socket
-            .send(&message, &[kept.as_fd(), marks.as_fd()])
-            .unwrap();
-    }
-}
-
-fn listen(socket: &Socket, heard: &Heard, memories: &[Mem]) {
-    while let Ok(packet) = socket.receive::<FromPager>() {
-        let mut inner = heard.inner.lock().unwrap();
-        match packet.message {
-            FromPager::Hello { .. } => panic!("hello again"),
-            FromPager::Attached => inner.attached = true,
-            FromPager::Reply { request, result } => {
-                inner.replies.insert(request, result);
-            }
-            FromPager::DropMappings {
-                request,
-                memory,
-                page,
-                pages,
-            } => {
-                drop(inner);
-                let errno = memories[memory as usize].view.drop_mappings(page, pages);
-                // A pager that is gone does not hear it.
-                let _ = socket.send(&ToPager::Dropped { request, errno }, &[]);
-                continue;
-            }
-            FromPager::State(state) => inner.state = *state,
-            FromPager::SnapshotEnded { snapshot } => inner.ended.push(snapshot),
-            FromPager::Loaded => inner.loaded = true,
-        }
-        heard.changed.notify_all();
-    }
-    heard.inner.lock().unwrap().closed = true;
-    heard.changed.notify_all();
-}
-
-/// The first word of a page of a file.
-pub(crate) fn word(file: &OwnedFd, page: u64) -> u64 {
-    let mut word = [0; 8];
-    rustix::io::pread(file, &mut word, page * PAGE as u64).unwrap();
-    u64::from_ne_bytes(word)
-}
-
-/// Ends those who look at it, also when its owner panics.
-pub(crate) struct End<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
