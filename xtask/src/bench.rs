@@ -32,7 +32,7 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Faults resolved by the pager beside a bare handler of faults, and deaths of the pager; saves,
+    /// Faults resolved by the pager beside a bare handler of faults, and what its death costs;
     /// restores and forks beside reading files
     Paging {
         /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--only

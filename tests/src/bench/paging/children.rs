@@ -2,8 +2,9 @@
 //! memory they take beside the parent's.
 //!
 //! A child has a page of its own once it touched it, so what children take is what they touch. The
-//! guest writes at a rate here: ten that write as fast as they can have all their memory soon, which
-//! no machine of this kind has ten times. Pauses of a guest without a rate are in [`super::copies`].
+//! guest writes at a rate here: ten that write as fast as they can have all their memory soon, and
+//! no machine of this kind has it ten times. Pauses of a guest without a rate are in
+//! [`super::copies`].
 
 use std::{
     collections::BTreeMap,
@@ -47,31 +48,29 @@ fn add_files(pid: u32, files: &mut Files) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that processes have: memory files, and memory of their own.
-fn bytes_of(pids: &[u32]) -> anyhow::Result<u64> {
-    let (mut files, mut own) = (Files::new(), 0);
-    for pid in pids {
-        add_files(*pid, &mut files)?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let anon = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .and_then(|kib| kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        own += anon.context("RssAnon in /proc/PID/status")? << 10;
-    }
-    Ok(files.values().sum::<u64>() + own)
+/// Bytes of a process's own memory, and its memory files.
+fn add(pid: u32, files: &mut Files) -> anyhow::Result<u64> {
+    add_files(pid, files)?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let anon = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .and_then(|kib| kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(anon.context("RssAnon in /proc/PID/status")? << 10)
 }
 
-/// Processes of VMs, and of the pagers that they have now.
-async fn processes(fleet: &Fleet, names: &[&str]) -> anyhow::Result<Vec<u32>> {
-    let mut pids = Vec::new();
+/// Bytes that VMs have: memory files, and what their processes and their pagers' have beside them.
+async fn bytes_of(fleet: &Fleet, names: &[&str]) -> anyhow::Result<u64> {
+    let (mut files, mut own) = (Files::new(), 0);
     for name in names {
         let vm = fleet.vm(&fleet.agent(HOST), name).await?;
-        pids.push(vm.pid);
-        pids.extend(vm.paging.map(|paging| paging.pager_pid));
+        own += add(vm.pid, &mut files)?;
+        if let Some(paging) = vm.paging {
+            // One that has nothing left to do may have ended since.
+            own += add(paging.pager_pid, &mut files).unwrap_or(0);
+        }
     }
-    pids.retain(|pid| *pid != 0);
-    Ok(pids)
+    Ok(files.values().sum::<u64>() + own)
 }
 
 /// Waits until each of the VMs has written since, and finds none that lost a page.
@@ -116,8 +115,7 @@ pub async fn children(fleet: &Fleet, runs: u32, memory_mib: u64) -> anyhow::Resu
         .collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     for run in 0..=runs {
-        let parent = processes(fleet, &[&vm.name]).await?;
-        let before = bytes_of(&parent)?;
+        let before = bytes_of(fleet, &[&vm.name]).await?;
         let fork = fleet.fork(&vm.name, &ids).await?;
         let begun = Instant::now();
         ensure!(fork.vms.len() == ids.len(), "{} children", fork.vms.len());
@@ -125,7 +123,7 @@ pub async fn children(fleet: &Fleet, runs: u32, memory_mib: u64) -> anyhow::Resu
         let all: Vec<&str> = names.iter().copied().chain([vm.name.as_str()]).collect();
         all_write(fleet, &all).await?;
         sleep(WRITING.saturating_sub(begun.elapsed())).await;
-        let after = bytes_of(&processes(fleet, &all).await?)?;
+        let after = bytes_of(fleet, &all).await?;
         all_write(fleet, &all).await?;
         for name in names {
             delete(fleet, name).await?;
@@ -166,7 +164,7 @@ mod tests {
         }
         let found = again.metadata().unwrap();
         assert_eq!(files.get(&(found.dev(), found.ino())), Some(&(1 << 20)));
-        assert!(bytes_of(&[own]).unwrap() > 1 << 20);
-        assert!(bytes_of(&[u32::MAX]).is_err());
+        assert!(add(own, &mut files).unwrap() > 0);
+        assert!(add(u32::MAX, &mut files).is_err());
     }
 }
