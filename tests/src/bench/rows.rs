@@ -221,9 +221,16 @@ impl Row {
             Some(true) => "yes",
             Some(false) => "no",
         };
+        // One that is far below 1 has digits, too.
+        let digits = if self.ratio() < 0.1 { 4 } else { 2 };
         let ratio = match self.ratios() {
-            None => format!("{:.2}x", self.ratio()),
-            Some(ratios) => format!("{:.2}x ({:.2}–{:.2})", self.ratio(), ratios.min, ratios.max),
+            None => format!("{:.digits$}x", self.ratio()),
+            Some(ratios) => format!(
+                "{:.digits$}x ({:.digits$}–{:.digits$})",
+                self.ratio(),
+                ratios.min,
+                ratios.max
+            ),
         };
         format!(
             "| {} | {} | {} | {} | {ratio} | {} | {met} |",
@@ -333,6 +340,10 @@ mod tests {
             (&json!("bytes"), &json!(3e6))
         );
         assert!(json.get("slat_ns").is_none());
+        let small = Row::new("x", "y", None);
+        let mut small = small.of(Unit::Bytes);
+        small.add(20.0, 8192.0);
+        assert!(small.line().contains("| 0.0024x |"), "{}", small.line());
         assert!(
             row.line().contains("| 2.86 (2.86–286.10) MiB |"),
             "{}",
