@@ -37,6 +37,14 @@ impl MemoryFile {
         Ok(u64::from_le_bytes(word))
     }
 
+    /// The bytes from one of the slot on.
+    ///
+    /// # Errors
+    /// When the slot ends before the last.
+    pub fn read(&self, at: u64, into: &mut [u8]) -> anyhow::Result<()> {
+        Ok(self.0.read_exact_at(into, at)?)
+    }
+
     /// A hash of each page.
     ///
     /// # Errors

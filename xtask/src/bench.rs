@@ -32,11 +32,11 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Faults resolved by the pager beside a bare handler of faults; saves, restores and forks
-    /// beside reading files
+    /// Faults resolved by the pager beside a bare handler of faults, and what its death costs;
+    /// restores and forks beside reading files
     Paging {
         /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--only
-        /// faults,restores,forks`
+        /// faults,mirror,deaths,restores,forks,children`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -3,6 +3,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::ensure;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 use slat_proto::v1::Backend;
@@ -11,7 +12,7 @@ use slat_tests::{
     bench::{
         figures, interrupt,
         kvm::{available_mib, fitting, host_mib},
-        paging::{copies, faults},
+        paging::{bare, children, copies, deaths, faults},
         rows::{self, Row},
     },
     binary, scene,
@@ -35,19 +36,65 @@ struct Args {
     /// Rewrite the table in docs/benchmarks.md
     #[arg(long)]
     update_docs: bool,
+    /// This is the peer's process: resolve faults as told at this socket
+    #[arg(long, hide = true)]
+    bare_handler: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Part {
     Faults,
+    Mirror,
+    Deaths,
     Restores,
     Forks,
+    Children,
+}
+
+impl Part {
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 #[derive(Default)]
 struct Figures {
-    rows: Vec<Row>,
+    rows: Vec<(Part, Row)>,
     notes: Vec<String>,
+}
+
+impl Figures {
+    fn add(&mut self, part: Part, rows: Vec<Row>) {
+        self.rows.extend(rows.into_iter().map(|row| (part, row)));
+    }
+
+    /// No two rows are called the same.
+    fn check(&self) -> anyhow::Result<()> {
+        let mut keys: Vec<&str> = self.rows.iter().map(|(_, row)| row.key()).collect();
+        keys.sort_unstable();
+        let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
+        ensure!(twice.is_none(), "two rows are called {twice:?}");
+        Ok(())
+    }
+
+    fn table(&self) -> String {
+        let rows: Vec<Row> = self.rows.iter().map(|(_, row)| row.clone()).collect();
+        rows::table(&rows)
+    }
+
+    /// Each row says what makes it alone.
+    fn json(&self) -> serde_json::Value {
+        let of = |(part, row): &(Part, Row)| {
+            let mut one = row.json();
+            let part = part.name();
+            one["command"] = json!(format!("cargo xtask bench paging --only {part}"));
+            one["part"] = json!(part);
+            one
+        };
+        let rows: Vec<_> = self.rows.iter().map(of).collect();
+        json!({ "rows": rows, "notes": self.notes })
+    }
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Figures> {
@@ -56,30 +103,45 @@ async fn measure(args: &Args) -> anyhow::Result<Figures> {
     if wanted(Part::Faults) {
         let runs = args.runs;
         let task = tokio::task::spawn_blocking(move || faults::measure(runs));
-        let (rows, mirror) = task.await??;
-        figures.rows.extend(rows);
-        figures.notes.push(mirror);
+        let (rows, notes) = task.await??;
+        figures.add(Part::Faults, rows);
+        figures.notes.extend(notes);
     }
-    if !wanted(Part::Restores) && !wanted(Part::Forks) {
+    if wanted(Part::Mirror) {
+        let size = fitting(args.memory_mib, 1, available_mib()?);
+        let task = tokio::task::spawn_blocking(move || faults::mirror(size));
+        figures.add(Part::Mirror, vec![task.await??]);
+    }
+    let in_fleet = [Part::Deaths, Part::Restores, Part::Forks, Part::Children];
+    if !in_fleet.into_iter().any(wanted) {
         return Ok(figures);
     }
+    // Children share their parent's memory: more is given away than there is.
+    let gives = host_mib()?.max((children::CHILDREN + 2) * args.memory_mib);
     let mut fleet = Fleet::start(Layout {
         backend: Backend::Kvm,
-        hosts: vec![(copies::HOST, host_mib()?)],
+        hosts: vec![(copies::HOST, gives)],
         own_clocks: false,
     })
     .await?;
     // A guest and its file, or its child.
     let size = fitting(args.memory_mib, 3, available_mib()?);
+    if wanted(Part::Deaths) {
+        let (rows, note) = deaths::deaths(&fleet, args.runs, size).await?;
+        figures.add(Part::Deaths, rows);
+        figures.notes.push(note);
+    }
     if wanted(Part::Restores) {
-        figures
-            .rows
-            .extend(copies::restores(&fleet, args.runs, size).await?);
+        let rows = copies::restores(&fleet, args.runs, size).await?;
+        figures.add(Part::Restores, rows);
     }
     if wanted(Part::Forks) {
-        figures
-            .rows
-            .extend(copies::forks(&fleet, args.runs, size).await?);
+        let rows = copies::forks(&fleet, args.runs, size).await?;
+        figures.add(Part::Forks, rows);
+    }
+    if wanted(Part::Children) {
+        let rows = children::children(&fleet, args.runs, size).await?;
+        figures.add(Part::Children, rows);
     }
     fleet.finish().await?;
     Ok(figures)
@@ -87,6 +149,9 @@ async fn measure(args: &Args) -> anyhow::Result<Figures> {
 
 fn run() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(path) = &args.bare_handler {
+        return bare::serve(path);
+    }
     if cfg!(debug_assertions) {
         eprintln!("warning: this is a debug build; its figures mean nothing");
     }
@@ -103,6 +168,7 @@ fn run() -> anyhow::Result<()> {
             interrupt::measure(&runtime, measure(&args))?
         }
     };
+    figures.check()?;
     let notes = figures.notes.join("\n");
     if args.update_docs && !figures.rows.is_empty() {
         let page: PathBuf = binary::workspace().join("docs/benchmarks.md");
@@ -110,15 +176,13 @@ fn run() -> anyhow::Result<()> {
             "{notes}\n\nMedian (least–greatest) of samples taken in turns, {}.\n",
             figures::machine()
         );
-        let table = rows::table(&figures.rows);
+        let table = figures.table();
         figures::put_table(&page, "paging", &format!("{table}\n{below}"))?;
     }
     if args.output == "json" {
-        let mut all = rows::json(&figures.rows);
-        all["notes"] = json!(figures.notes);
-        println!("{all}");
+        println!("{}", figures.json());
     } else {
-        print!("{}", rows::table(&figures.rows));
+        print!("{}", figures.table());
         println!("{notes}");
     }
     Ok(())

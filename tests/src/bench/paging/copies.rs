@@ -30,7 +30,7 @@ const FIRST: u64 = 1000;
 /// In which a guest's speed is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
-async fn delete(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
+pub(super) async fn delete(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
     let request = v1::DeleteVmRequest {
         name: vm.into(),
         ..Default::default()
@@ -39,7 +39,14 @@ async fn delete(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
     fleet.vm_dir_gone(HOST, vm).await
 }
 
-fn written(vm: &v1::Vm) -> u64 {
+/// The guest has found nothing that is not as it wrote it.
+pub(super) fn sound(vm: &v1::Vm) -> anyhow::Result<()> {
+    let counters = vm.guest_counters.context("no counters")?;
+    ensure!(counters.errors == 0, "{}: {counters:?}", vm.name);
+    Ok(())
+}
+
+pub(super) fn written(vm: &v1::Vm) -> u64 {
     vm.guest_counters
         .as_ref()
         .map_or(0, |counters| counters.pages_written)
@@ -77,8 +84,7 @@ async fn restored(fleet: &Fleet, save: &str, lazy: bool) -> anyhow::Result<[f64;
         let now = fleet.vm(&agent, &vm.name).await?;
         let counted = written(&now);
         let from = *first.get_or_insert(counted);
-        let counters = now.guest_counters.unwrap_or_default();
-        ensure!(counters.errors == 0, "{counters:?}");
+        sound(&now)?;
         if counted >= from + FIRST {
             let ran = begun.elapsed().as_secs_f64();
             fleet
@@ -100,14 +106,22 @@ pub async fn restores(fleet: &Fleet, runs: u32, memory_mib: u64) -> anyhow::Resu
     let spec = busy(Backend::Kvm, memory_mib, 1, Some(64 * MIB));
     let vm = fleet.run_vm("web", HOST, spec).await?;
     let what = format!("{memory_mib} MiB");
-    let row = |name: &str, peer: &str| Row::new(format!("{name}, {what}"), peer, None);
+    let row = |key: &str, name: &str, peer: &str| {
+        Row::new(format!("{name}, {what}"), peer, None).keyed(format!("restores.{key}"))
+    };
     let mut rows = vec![
-        row("restore, all memory before it runs", "reading the file"),
         row(
+            "eager",
+            "restore, all memory before it runs",
+            "reading the file",
+        ),
+        row(
+            "lazy",
             "restore lazily, until all memory is there",
             "reading the file at random, 64 KiB",
         ),
         row(
+            "first-pages",
             "restore lazily, until the guest did 1,000 pages",
             "the same, all memory first",
         ),
@@ -138,9 +152,8 @@ async fn pace(fleet: &Fleet, vm: &str) -> anyhow::Result<f64> {
     let (begun, before) = (Instant::now(), written(&fleet.vm(&agent, vm).await?));
     sleep(WINDOW).await;
     let after = fleet.vm(&agent, vm).await?;
-    let counters = after.guest_counters.unwrap_or_default();
-    ensure!(counters.errors == 0, "{counters:?}");
-    let pages = counters.pages_written.saturating_sub(before).max(1);
+    sound(&after)?;
+    let pages = written(&after).saturating_sub(before).max(1);
     Ok(begun.elapsed().as_nanos() as f64 / pages as f64)
 }
 
@@ -157,12 +170,14 @@ pub async fn forks(fleet: &Fleet, runs: u32, memory_mib: u64) -> anyhow::Result<
             format!("fork: pause of {what}"),
             "5 ms",
             Some(Goal::AtMost(1.0)),
-        ),
+        )
+        .keyed("forks.pause"),
         Row::new(
             format!("fork: {what} writes a page in the second after"),
             "before",
             None,
-        ),
+        )
+        .keyed("forks.slow-down"),
     ];
     // All of its memory is there, and was written.
     fleet

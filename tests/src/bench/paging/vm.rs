@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use slat_paging::{
     PAGE, SOCKET,
     uffd::{Offer, Uffd, Watch},
@@ -21,7 +21,7 @@ use slat_paging::{
 use crate::{bench::mapping::Mapping, binary};
 
 /// How long a pager may take for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// What is asked has numbers; there is one question at a time.
 const REQUEST: u64 = 1;
 
@@ -60,12 +60,20 @@ impl View {
         })
     }
 
-    /// Forgets all mappings.
+    /// Forgets all mappings; contents, too, or has them all there.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn forget(&self) -> anyhow::Result<()> {
+    pub fn forget(&self, contents: bool) -> anyhow::Result<()> {
+        self.contents(contents)?;
         Ok(self.view.drop_mappings(0, self.pages * PAGE)?)
+    }
+
+    /// Takes the contents away, or makes what is not there.
+    fn contents(&self, gone: bool) -> anyhow::Result<()> {
+        let mut flags = FallocateFlags::KEEP_SIZE;
+        flags.set(FallocateFlags::PUNCH_HOLE, gone);
+        Ok(fallocate(&self.file, flags, 0, (self.pages * PAGE) as u64)?)
     }
 }
 
@@ -152,13 +160,17 @@ impl Paged {
         self.answers.recv_timeout(PATIENCE).context("no answer")?
     }
 
-    /// Forgets all mappings, through the pager.
+    /// Forgets all mappings, through the pager; contents, too, or has them all there.
     ///
     /// # Errors
     /// As [`Paged::ask`].
-    pub fn forget(&self) -> anyhow::Result<()> {
-        let pages = self.view.pages as u64;
-        self.ask(Ask::Unmap { gfn: 0, pages }).map(drop)
+    pub fn forget(&self, contents: bool) -> anyhow::Result<()> {
+        let (gfn, pages) = (0, self.view.pages as u64);
+        if contents {
+            return self.ask(Ask::Discard { gfn, pages }).map(drop);
+        }
+        self.view.contents(false)?;
+        self.ask(Ask::Unmap { gfn, pages }).map(drop)
     }
 
     /// How it stands.
