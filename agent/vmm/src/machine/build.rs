@@ -18,7 +18,6 @@ use super::{
 use crate::{
     backend::{Backend, EventSink},
     memory::{DirtySource, Mode, Origin, SlotMemory, check_room, no_huge_pages},
-    pager::Watching,
 };
 
 /// The epoch a VM is created with.
@@ -228,9 +227,7 @@ impl Machine {
 
     /// Forgets backend and memory of a VM that never came to be.
     pub(super) fn tear_down(&self) {
-        self.pager.watcher().unwatch_all(&self.memory.table());
-        *self.watching() = Watching::default();
-        self.pager.close(false);
+        self.end_paging();
         self.set_backend(None);
         self.dirty.unbind();
         self.memory.publish(Vec::new());

@@ -281,6 +281,7 @@ impl Machine {
             view.state = State::Failed;
             view.message = format!("{migration} was given up");
         });
+        self.end_paging();
         self.shared.end(Exit::Aborted);
         Ok(appended?)
     }

@@ -12,6 +12,7 @@ use super::{
     Control, Exit, Fence, Machine,
     view::{Participation, State, View},
 };
+use crate::pager::GivesWay;
 use slat_record::journal::{Entry, Ownership};
 
 impl Machine {
@@ -82,6 +83,7 @@ impl Machine {
     /// the VM is then stopped for good in this process, and the call can be made again.
     pub(crate) fn delete(&self) -> Result<(), ApiError> {
         self.refuse_at_once("be deleted")?;
+        let _given_up = self.hurry(&self.shared.view());
         let mut control = self.control();
         let view = self.shared.view();
         self.shared.identity(&view)?;
@@ -94,6 +96,13 @@ impl Machine {
         self.finish(&mut control, Exit::Deleted)
     }
 
+    /// Whoever waits for the pager of a VM that is to end gives up, until the answer is dropped: it
+    /// may hold the control lock, or arm a snapshot. Not while the VM migrates: what comes of that
+    /// decides whether it may end.
+    fn hurry(&self, view: &View) -> Option<GivesWay<'_>> {
+        matches!(view.participation, Participation::None).then(|| self.pager.give_way())
+    }
+
     /// Stops this VM for good because the process is told to end (SIGTERM): as [`Machine::delete`],
     /// but an outgoing migration before its commit dies with it, and an incoming one before
     /// PREPARED is given up. Without a VM the process just ends.
@@ -103,6 +112,7 @@ impl Machine {
     /// destination: this process may hold the only copy of the VM, or the answer to who owns it.
     /// JOURNAL as [`Machine::delete`].
     pub(crate) fn stop(&self) -> Result<(), ApiError> {
+        let _given_up = self.hurry(&self.shared.view());
         let mut control = self.control();
         let view = self.shared.view();
         if view.identity.is_none() {
@@ -158,6 +168,7 @@ impl Machine {
         {
             tracing::warn!(%error, vm = %self.shared.vm, "vCPUs end with the process");
         }
+        self.end_paging();
         self.shared.end(Exit::Forsaken);
         true
     }
@@ -316,7 +327,8 @@ impl Machine {
                     view.message = format!("{message}; and not run again: {error}");
                 });
             }
-            return Err(ApiError::new(Reason::SourcePause, message).with("vm", &self.shared.vm));
+            let error = ApiError::new(Reason::SourcePause, message).with("vm", &self.shared.vm);
+            return Err(self.with_paging(error));
         }
         let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.paused_in.store(took.max(1), Ordering::Relaxed);
@@ -328,9 +340,14 @@ impl Machine {
         // Ended forbids running, durable or not.
         control.fence = Fence::Up;
         self.end_prefault();
-        if let Some(backend) = self.raw_backend()
-            && let Err(error) = backend.pause()
-        {
+        let backend = self.raw_backend();
+        let stopped = backend.as_ref().map_or(Ok(()), |backend| backend.pause());
+        self.end_paging();
+        // One that waited for a page without being interruptible was woken by that. It was told to
+        // stop, so it does not enter the guest.
+        let stopped =
+            stopped.or_else(|_| backend.as_ref().map_or(Ok(()), |backend| backend.pause()));
+        if let Err(error) = stopped {
             tracing::warn!(%error, vm = %self.shared.vm, "vCPUs end with the process");
         }
         self.shared.change(|view| {
@@ -350,7 +367,6 @@ impl Machine {
             control.journal.append(&Entry::Ended { uid })?;
         }
         self.shared.change(|view| view.identity = None);
-        self.pager.close(false);
         self.shared.end(exit);
         Ok(())
     }

@@ -13,6 +13,8 @@
 //!   while a call blocks.
 //! * `collapser` is held while huge pages are made, and for the whole of a discard: after
 //!   `control`, before the dirty log's lock. `prefault` is a leaf.
+//! * `arming` is held while a snapshot is armed and taken, before `control`, which is free while it
+//!   is armed.
 //! * The pager's lock ([`crate::pager`]) comes after all of these, and `watching` is a leaf. See
 //!   `paging` for what is done under which.
 //! * The event sink runs on vCPU threads and takes only the view's lock.
@@ -120,6 +122,8 @@ pub(crate) struct Machine {
     prefault: Mutex<prefault::Prefault>,
     pager: Arc<Pager>,
     watching: Mutex<Watching>,
+    /// Held while a snapshot is prepared, armed and begun: one at a time.
+    arming: Mutex<()>,
 }
 
 /// Whether vCPUs may run at all.
@@ -193,6 +197,7 @@ impl Machine {
             prefault: Mutex::default(),
             pager,
             watching: Mutex::default(),
+            arming: Mutex::default(),
         }))
     }
 

@@ -34,14 +34,20 @@ fn is_of_one_pager(ask: &Ask) -> bool {
 impl Asks {
     /// A new question; `alone`: nobody waits for its answer.
     pub(super) fn put(&mut self, ask: Ask, alone: bool) -> u64 {
-        self.last += 1;
+        let number = self.number();
         let pending = Pending {
             ask,
             sent: false,
             alone,
             reply: None,
         };
-        self.pending.insert(self.last, pending);
+        self.pending.insert(number, pending);
+        number
+    }
+
+    /// The number of a question whose answer nobody looks at.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last += 1;
         self.last
     }
 

@@ -20,6 +20,8 @@ use crate::memory::{Origin, SlotMemory};
 const LOOK: Duration = Duration::from_millis(50);
 /// Pages of a source that do not come for so long do not come.
 const STALLED: Duration = Duration::from_secs(30);
+/// A pager that is told to stop is waited for so long at the VM's end.
+const STOPS: Duration = Duration::from_secs(2);
 
 /// How it stands, for whoever looks.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +46,18 @@ pub(crate) struct Shown {
 struct Status {
     shown: Shown,
     origins: Vec<Arc<Origin>>,
+}
+
+/// Somebody ends the VM while this lives. See [`Pager::give_way`].
+#[derive(Debug)]
+pub(crate) struct GivesWay<'a>(&'a Pager);
+
+impl Drop for GivesWay<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.ending = inner.ending.saturating_sub(1);
+        self.0.done(inner);
+    }
 }
 
 /// This process's end of its pager. See the folder's `mod` for the locking.
@@ -152,14 +166,33 @@ impl Pager {
         inner.work = None;
         inner.memories.clear();
         inner.told = PagerState::default();
-        if inner.linked(Stage::SetUp).is_some() {
-            inner.asks.put(Ask::Stop, true);
-            inner.flush();
-            if let Some(link) = &mut inner.link {
-                link.stopping = true;
-            }
-        }
+        inner.stop();
         self.done(inner);
+    }
+
+    /// The VM ends, or never came to be: the pager is told to stop, and has a moment for it, so
+    /// that its end is not taken for a death. Then its connection is closed.
+    pub(crate) fn finish(&self) {
+        self.end();
+        let stops = |inner: &mut Inner| {
+            let link = inner.link.as_ref();
+            link.is_some_and(|link| link.stopping && !link.socket.is_closed()) && !inner.over
+        };
+        let waited = self.changed.wait_timeout_while(self.lock(), STOPS, stops);
+        let (inner, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        drop(inner);
+        if waited.timed_out() {
+            tracing::warn!(vm = self.vm, "its pager does not stop");
+        }
+        self.close(false);
+    }
+
+    /// Until the answer is dropped whoever asks the pager is told that the VM ends.
+    pub(crate) fn give_way(&self) -> GivesWay<'_> {
+        let mut inner = self.lock();
+        inner.ending += 1;
+        self.done(inner);
+        GivesWay(self)
     }
 
     /// The process ends, or the VM never came to be.
@@ -208,13 +241,15 @@ impl Pager {
         what: &'static str,
         patience: Duration,
     ) -> Result<(), PagerError> {
-        let waits = |inner: &mut Inner| inner.linked(stage).is_none() && !inner.over;
+        let waits =
+            |inner: &mut Inner| inner.linked(stage).is_none() && !inner.over && inner.ending == 0;
         let waited = self
             .changed
             .wait_timeout_while(self.lock(), patience, waits);
         let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match inner.linked(stage) {
             Some(_) => Ok(()),
+            None if inner.ending > 0 => Err(PagerError::Ending),
             None => Err(PagerError::Unreachable {
                 what,
                 waited: patience,
@@ -258,6 +293,10 @@ impl Pager {
                 // One that has brought everything may have ended by now.
                 inner.asks.forget(number);
                 return Some(Ok(Answer::Done));
+            }
+            if inner.ending > 0 {
+                inner.asks.forget(number);
+                return Some(Err(PagerError::Ending));
             }
             if inner.over || inner.work.is_none() || !goes_on(begun.elapsed()) {
                 inner.asks.forget(number);

@@ -26,6 +26,9 @@ pub(crate) enum PagerError {
         /// How long none came.
         waited: Duration,
     },
+    /// The VM is being ended, and nobody waits for its pager any more.
+    #[error("its VM is being ended")]
+    Ending,
     /// It says that it could not.
     #[error("its pager could not {what}: {}", .problem.message)]
     Failed {
@@ -78,6 +81,7 @@ impl From<PagerError> for ApiError {
                 .with("loaded_pages", there)
                 .with("source_pages", all)
                 .with("advice", "mend the source, then call RetryPageSource"),
+            PagerError::Ending => Self::new(Reason::VmState, words),
             PagerError::Failed { problem, .. } => Self::new(reason_of(problem.kind), words),
             PagerError::Io { source, .. } => {
                 let reason = match source.raw_os_error() {

@@ -50,7 +50,7 @@ mod watcher;
 mod watching;
 
 pub(crate) use self::{
-    desk::Pager,
+    desk::{GivesWay, Pager},
     error::{PagerError, reason_of},
     listener::PagerSocket,
     state::Work,

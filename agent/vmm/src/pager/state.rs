@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, io, os::fd::AsFd as _, sync::Arc};
 
-use slat_paging::wire::{Memory, PagerState, Setup, Socket, ToPager, VERSION, WireError};
+use slat_paging::wire::{Ask, Memory, PagerState, Setup, Socket, ToPager, VERSION, WireError};
 
 use super::{
     asks::Asks,
@@ -57,6 +57,8 @@ pub(crate) struct Work {
 pub(super) struct Inner {
     /// The process is to end.
     pub(super) over: bool,
+    /// So many want the VM to end, and whoever asks the pager to give up.
+    pub(super) ending: u32,
     /// Grows with everything that the machine looks at.
     pub(super) version: u64,
     pub(super) work: Option<Work>,
@@ -119,6 +121,26 @@ impl Inner {
                 link.socket.close();
                 return;
             }
+        }
+    }
+
+    /// Tells a pager that was set up to end: it is nobody's any more. One that does not take it is
+    /// closed.
+    pub(super) fn stop(&mut self) {
+        let link = self.link.as_mut();
+        let Some(link) = link.filter(|link| link.stage >= Stage::SetUp && !link.stopping) else {
+            return;
+        };
+        link.stopping = true;
+        // All that it was to be told was sent under the lock, so this comes after it.
+        let request = self.asks.number();
+        let stop = ToPager::Ask {
+            request,
+            ask: Ask::Stop,
+        };
+        if let Err(error) = link.socket.send(&stop, &[]) {
+            tracing::warn!(%error, pid = link.pid, "a pager cannot be told to stop");
+            link.socket.close();
         }
     }
 

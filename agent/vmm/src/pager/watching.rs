@@ -61,6 +61,11 @@ impl Watching {
         self.failed = true;
     }
 
+    /// The VM ends: nothing is to be watched any more.
+    pub(crate) fn end(&mut self) {
+        *self = Self::default();
+    }
+
     /// It is watched now, or not.
     pub(crate) fn set_on(&mut self, on: bool) {
         self.on = on;

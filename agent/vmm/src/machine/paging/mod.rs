@@ -15,7 +15,9 @@
 //! *Locking*: `watching` is a leaf, changed under `control` but for the keeper's news. Views are
 //! registered and unregistered under `control`, with the collapser kept out: what it does to memory
 //! takes mappings away behind the pager's back. Calls that wait for a pager hold `control`, except
-//! those that wait for one to come; the pager's threads never take it.
+//! those that wait for one to come, and the arming of a snapshot; the pager's threads never take
+//! it. Whoever deletes the VM or ends its process makes those that wait give up before it takes
+//! `control`.
 
 mod ask;
 mod copy;

@@ -57,9 +57,13 @@ impl Machine {
     }
 
     fn or_another(&self, told: Result<(), PagerError>) {
-        if let Err(error) = told {
-            tracing::warn!(%error, vm = %self.shared.vm, "its pager is given up");
-            self.pager.give_up_pager();
+        match told {
+            // It is told to stop in a moment.
+            Ok(()) | Err(PagerError::Ending) => {}
+            Err(error) => {
+                tracing::warn!(%error, vm = %self.shared.vm, "its pager is given up");
+                self.pager.give_up_pager();
+            }
         }
     }
 }

@@ -5,10 +5,25 @@
 //! In the pause the few pages are protected that the guest could still write to, and vCPU state is
 //! read. From then on the pager keeps what the guest overwrites, until nobody has the lease.
 //!
-//! A failure leaves the VM as it was. A pager that does not answer in the pause is given up: what
-//! it knows may be wrong, and the next one begins anew.
+//! # Locking
+//! 1. Under `control`: whether a snapshot may be taken; its files; watching begins.
+//! 2. Without `control`: the arming, which may take two minutes. Whoever pauses, resumes or deletes
+//!    the VM, changes its slots or migrates it does not wait for it.
+//! 3. Under `control` again: everything is judged anew. A VM that migrates, ended or was handed
+//!    over takes no snapshot; one that was paused or started is taken as it is now. Slots that
+//!    came, went or moved make it begin anew, a few times. Then the pause.
+//!
+//! `arming` is held over all three, before `control`: a pager arms for one snapshot at a time, and
+//! a second one waits for its turn. Nothing else takes it.
+//!
+//! A failure leaves the VM as it was, and the pager is told that the snapshot ended, so that
+//! nothing stays armed. A pager that does not answer in the pause is given up: what it knows may be
+//! wrong, and the next one begins anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use slat_paging::wire::{Answer, Ask};
 use slat_proto::{
@@ -21,7 +36,7 @@ use super::super::{
     Control, Fence, Machine, Switchover,
     view::{State, View},
 };
-use crate::{backend::PagedGuest, memory::SlotMemory, pager::PagerError};
+use crate::{memory::SlotMemory, pager::PagerError};
 
 /// Snapshots of a VM at a time.
 const MOST: u32 = 8;
@@ -31,6 +46,24 @@ const COMES: Duration = Duration::from_secs(5);
 const ARMS: Duration = Duration::from_secs(120);
 /// In the pause it answers within this.
 const BEGINS: Duration = Duration::from_secs(2);
+
+/// A snapshot whose slots changed during its arming begins anew, so often in all.
+const ATTEMPTS: u32 = 3;
+
+/// What a snapshot was prepared for.
+struct Before {
+    uid: String,
+    epoch: u64,
+    /// The slot table's generation.
+    slots: u64,
+}
+
+/// What came of preparing, arming and beginning a snapshot.
+enum Tried {
+    Taken(Box<Taken>),
+    /// Slots came, went or moved meanwhile: it has to begin anew.
+    SlotsChanged,
+}
 
 /// What was taken.
 #[derive(Debug)]
@@ -74,17 +107,45 @@ impl Machine {
         // Before the lock: it may take seconds.
         let came = self.pager.await_connected(COMES);
         came.map_err(|error| self.paged(error))?;
+        let _arming = self.arming.lock().unwrap_or_else(PoisonError::into_inner);
+        for attempt in 1.. {
+            match self.try_snapshot(purpose)? {
+                Tried::Taken(taken) => return Ok(*taken),
+                Tried::SlotsChanged if attempt < ATTEMPTS => {}
+                Tried::SlotsChanged => break,
+            }
+        }
+        let vm = &self.shared.vm;
+        let words = format!("{vm} cannot be saved or forked: its slots change all the time");
+        Err(ApiError::new(Reason::VmState, words)
+            .with("vm", vm)
+            .with("state", self.shared.view().state.as_str_name())
+            .with(
+                "advice",
+                "leave its slots alone for a moment, then try again",
+            ))
+    }
+
+    /// Prepares, arms and begins. See the module for what is done under which lock.
+    fn try_snapshot(&self, purpose: &str) -> Result<Tried, ApiError> {
+        let (snapshot, before) = self.prepare_snapshot(purpose)?;
+        let armed = self.arm_snapshot(snapshot);
         let control = self.control();
-        let view = self.admit_snapshot(control.fence)?;
-        let guest = self.watchable(&identity.spec)?;
-        let table = self.memory.table();
-        let number = self.new_snapshot(table.slots(), false)?;
-        self.watching().snapshot_begins(number, purpose);
-        let taken = self.begin_snapshot(&control, number, guest, &view);
-        if taken.is_err() {
-            self.pager.drop_snapshot(number);
+        let taken = armed.and_then(|()| {
+            let view = self.admit_snapshot(control.fence)?;
+            if (view.uid(), view.epoch) != (before.uid, before.epoch) {
+                return Err(self.shared.stale_epoch(&view));
+            }
+            if self.memory.table().generation() != before.slots {
+                return Ok(Tried::SlotsChanged);
+            }
+            let taken = self.begin_snapshot(&control, snapshot, &view)?;
+            Ok(Tried::Taken(Box::new(taken)))
+        });
+        if !matches!(taken, Ok(Tried::Taken(_))) {
+            self.pager.drop_snapshot(snapshot);
             let mut watching = self.watching();
-            watching.snapshot_ended(number);
+            watching.snapshot_ended(snapshot);
             let unwatch = watching.is_on() && !watching.is_wanted();
             drop(watching);
             if unwatch {
@@ -92,6 +153,46 @@ impl Machine {
             }
         }
         taken
+    }
+
+    /// Makes its files, and has memory watched. What it was made for is looked at again later.
+    fn prepare_snapshot(&self, purpose: &str) -> Result<(u64, Before), ApiError> {
+        let control = self.control();
+        let view = self.admit_snapshot(control.fence)?;
+        let guest = self.watchable(&self.shared.identity(&view)?.spec)?;
+        let table = self.memory.table();
+        let snapshot = self.new_snapshot(table.slots(), false)?;
+        self.watching().snapshot_begins(snapshot, purpose);
+        if !self.is_watched() {
+            let mapped = view.state != State::Created || self.prefault_shown().is_some();
+            if let Err(error) = self.begin_watching(guest, mapped) {
+                self.pager.drop_snapshot(snapshot);
+                self.watching().snapshot_ended(snapshot);
+                return Err(error);
+            }
+        }
+        let before = Before {
+            uid: view.uid(),
+            epoch: view.epoch,
+            slots: table.generation(),
+        };
+        Ok((snapshot, before))
+    }
+
+    /// Has the pager take leave to write away, while the guest runs. Holds no lock of the machine
+    /// but `arming`.
+    fn arm_snapshot(&self, snapshot: u64) -> Result<(), ApiError> {
+        let pager = |error| self.paged(error);
+        self.pager.await_attached(COMES).map_err(pager)?;
+        // Twice: memory that was just swept has nothing mapped that could be protected, and the
+        // guest maps what it uses in the next moment.
+        for _ in 0..2 {
+            let armed = self.pager.ask(Ask::Arm { snapshot }, ARMS);
+            if let Answer::Armed { left, rounds } = armed.map_err(pager)? {
+                tracing::debug!(snapshot, left, rounds, "a snapshot can begin");
+            }
+        }
+        Ok(())
     }
 
     /// Files of a snapshot that has not begun.
@@ -132,27 +233,13 @@ impl Machine {
         Ok(view)
     }
 
+    /// The pause: protects the last pages and reads the state.
     fn begin_snapshot(
         &self,
         control: &Control,
         snapshot: u64,
-        guest: PagedGuest,
         view: &View,
     ) -> Result<Taken, ApiError> {
-        if !self.watching().is_on() {
-            let mapped = view.state != State::Created || self.prefault_shown().is_some();
-            self.begin_watching(guest, mapped)?;
-        }
-        let pager = |error| self.paged(error);
-        self.pager.await_attached(COMES).map_err(pager)?;
-        // Twice: memory that was just swept has nothing mapped that could be protected, and the
-        // guest maps what it uses in the next moment.
-        for _ in 0..2 {
-            let armed = self.pager.ask(Ask::Arm { snapshot }, ARMS);
-            if let Answer::Armed { left, rounds } = armed.map_err(pager)? {
-                tracing::debug!(snapshot, left, rounds, "a snapshot can begin");
-            }
-        }
         let backend = self.built_backend()?;
         let ran = self.shared.view().state == State::Running;
         let (begun, pause) = self.while_stopped(control, || {

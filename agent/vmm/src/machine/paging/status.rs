@@ -2,6 +2,7 @@
 
 use slat_paging::wire::PagerState;
 use slat_proto::{
+    ApiError,
     model::PAGE_SIZE,
     v1::{PagingStatus, paging_status::State},
 };
@@ -10,6 +11,27 @@ use super::super::Machine;
 use crate::pager::reason_of;
 
 impl Machine {
+    /// Says of a VM whose vCPUs do not stop that they may wait for pages, where that is so.
+    pub(in crate::machine) fn with_paging(&self, error: ApiError) -> ApiError {
+        let Some(paging) = self.paging_shown() else {
+            return error;
+        };
+        if paging.faults_waiting == 0 && paging.state() == State::Serving {
+            return error;
+        }
+        let error = error
+            .with("paging_state", paging.state().as_str_name())
+            .with("faults_waiting", paging.faults_waiting)
+            .with(
+                "advice",
+                "vCPUs may wait for pages: see the VM's paging, and mend its source or delete the VM",
+            );
+        match paging.reason.is_empty() {
+            true => error,
+            false => error.with("paging_reason", paging.reason),
+        }
+    }
+
     /// How its memory is paged; `None` while the kernel does it alone. Waits for nobody.
     pub(in crate::machine) fn paging_shown(&self) -> Option<PagingStatus> {
         let (wanted, because) = {

@@ -123,6 +123,17 @@ impl Machine {
         tracing::info!(vm = %self.shared.vm, "memory is the kernel's again");
     }
 
+    /// The VM ends, or never came to be: nothing is watched any more, whoever waits for a page is
+    /// woken, and the pager is told to stop. Then its end is no death, and nobody starts another.
+    ///
+    /// No vCPU may enter the guest any more: a page that did not come reads as zeroes now.
+    pub(in crate::machine) fn end_paging(&self) {
+        // First, so that nobody is shown a VM without a pager.
+        self.watching().end();
+        self.pager.watcher().unwatch_all(&self.memory.table());
+        self.pager.finish();
+    }
+
     /// Begins or ends watching where that is due. For the keeper.
     pub(super) fn settle_watching(&self) {
         let due = || {

@@ -45,6 +45,12 @@ pub(super) struct Seen {
     pub(super) stalls: AtomicBool,
     /// It answers no Begin.
     pub(super) mute: AtomicBool,
+    /// It answers no Arm for as long as this is set, and serves faults.
+    pub(super) holds_arms: AtomicBool,
+    /// Times that it was told to arm.
+    pub(super) arms: AtomicU64,
+    /// Times that it was told that a snapshot ended.
+    pub(super) ends: AtomicU64,
 }
 
 /// A running pager. Dropped, it is gone as if it was killed.
@@ -165,6 +171,8 @@ struct Worker<'a> {
     requests: u64,
     ready: bool,
     told_loaded: bool,
+    /// Arms that it has not answered.
+    held: Vec<u64>,
 }
 
 impl<'a> Worker<'a> {
@@ -182,6 +190,7 @@ impl<'a> Worker<'a> {
             requests: 0,
             ready: false,
             told_loaded: false,
+            held: Vec::new(),
         };
         while worker.step()? {}
         Ok(())
@@ -216,6 +225,13 @@ impl<'a> Worker<'a> {
             let packet = self.socket.receive::<ToPager>()?;
             if !self.hear(packet.message, packet.fds)? {
                 return Ok(false);
+            }
+        }
+        if !self.seen.holds_arms.load(Ordering::Relaxed) {
+            for request in std::mem::take(&mut self.held) {
+                let result = self.arm();
+                self.socket
+                    .send(&FromPager::Reply { request, result }, &[])?;
             }
         }
         self.look_at_leases()?;
@@ -386,6 +402,13 @@ impl<'a> Worker<'a> {
                 ask: Ask::Begin { .. },
                 ..
             } if self.seen.mute.load(Ordering::Relaxed) => {}
+            ToPager::Ask {
+                request,
+                ask: Ask::Arm { .. },
+            } => {
+                self.seen.arms.fetch_add(1, Ordering::Relaxed);
+                self.held.push(request);
+            }
             ToPager::Ask { request, ask } => {
                 let stop = ask == Ask::Stop;
                 let result = self.answer(ask)?;
@@ -475,6 +498,14 @@ impl<'a> Worker<'a> {
             .unwrap();
     }
 
+    fn arm(&mut self) -> Result<Answer, Problem> {
+        for (number, memory) in &self.memories {
+            self.protect(*number, 0, memory.said.pages);
+        }
+        self.hot = Some(BTreeSet::new());
+        Ok(Answer::Armed { left: 0, rounds: 1 })
+    }
+
     fn answer(&mut self, ask: Ask) -> Result<Result<Answer, Problem>, WireError> {
         match ask {
             Ask::Remove { memory } => {
@@ -486,13 +517,6 @@ impl<'a> Worker<'a> {
                 let pages = self.memories[&memory].said.pages;
                 self.unmap(memory, 0, pages)?;
                 self.memories.get_mut(&memory).unwrap().said.base_gfn = base_gfn;
-            }
-            Ask::Arm { .. } => {
-                for (number, memory) in &self.memories {
-                    self.protect(*number, 0, memory.said.pages);
-                }
-                self.hot = Some(BTreeSet::new());
-                return Ok(Ok(Answer::Armed { left: 0, rounds: 1 }));
             }
             Ask::Begin { snapshot } => {
                 for (number, page) in self.hot.take().unwrap_or_default() {
@@ -570,9 +594,10 @@ impl<'a> Worker<'a> {
                 return Ok(Ok(Answer::Mapped { runs, next }));
             }
             Ask::EndSnapshot { snapshot } => {
+                self.seen.ends.fetch_add(1, Ordering::Relaxed);
                 self.snapshots.remove(&snapshot);
             }
-            Ask::Protect { .. } | Ask::Retry | Ask::State | Ask::Stop => {}
+            Ask::Arm { .. } | Ask::Protect { .. } | Ask::Retry | Ask::State | Ask::Stop => {}
         }
         Ok(Ok(Answer::Done))
     }
