@@ -21,6 +21,7 @@ use slat_paging::{
 };
 
 use crate::{
+    error::PagerError,
     memory::Memory,
     mirror::Mirror,
     queue::{Wait, Waiter},
@@ -33,6 +34,8 @@ use crate::{
 const TRIES: u32 = 64;
 /// The same where others may wait behind it: handlers take it up.
 const FEW_TRIES: u32 = 8;
+/// Reads in a row that may fail.
+const MOST_UNREAD: u32 = 100;
 /// Addresses that are remembered.
 const MOST_STRAYS: usize = 1024;
 /// The kernel tells of faults by itself; this is against a wake-up that is lost.
@@ -48,10 +51,11 @@ pub(crate) fn read_faults(shared: &Shared, mirror: &Mirror) {
     let mut vcpu = mirror.mmu.vcpu();
     let mut faults = Vec::new();
     let mut served: Option<Instant> = None;
+    let mut unread = 0;
     while !shared.is_over() {
         faults.clear();
         match mirror.uffd.read(&mut faults) {
-            Ok(()) => {}
+            Ok(()) => unread = 0,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 // Whoever faulted just now may well fault again, and others with it.
                 if served.is_some_and(|at| at.elapsed() < shared.tuning.look_again) {
@@ -63,6 +67,11 @@ pub(crate) fn read_faults(shared: &Shared, mirror: &Mirror) {
                 continue;
             }
             Err(error) => {
+                unread += 1;
+                if unread == MOST_UNREAD {
+                    // Another pager may have more luck; this one helps nobody.
+                    return shared.fail(PagerError::kernel("reading faults")(error));
+                }
                 tracing::error!(%error, "reading faults");
                 wait_for_faults(&mirror.uffd, shared);
                 std::thread::sleep(Duration::from_millis(10));
@@ -123,7 +132,9 @@ fn find(shared: &Shared, fault: &Fault) -> Option<(Arc<Memory>, u64)> {
 
 fn stray(shared: &Shared, address: u64) {
     let mut strays = lock(&shared.strays);
-    if strays.len() < MOST_STRAYS {
+    if strays.contains(&address) {
+        // A thread that was interrupted faults again.
+    } else if strays.len() < MOST_STRAYS {
         strays.push(address);
     } else {
         tracing::warn!(address, "a fault outside of all memories is forgotten");

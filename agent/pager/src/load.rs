@@ -28,11 +28,13 @@ pub(crate) fn load(shared: &Shared, loader: usize) {
             shared.queue.ahead(&claim.memory, next..next + AHEAD);
         }
         let mut result = shared.bring(loader, &claim, claim.pages.clone(), &mut contents);
+        let mut failed = Vec::new();
         if result.is_err() && claim.pages.end - claim.pages.start > 1 {
             // It may be a neighbour that cannot be read: what is waited for is tried alone.
             for page in shared.queue.wanted(&claim) {
                 let alone = shared.bring(loader, &claim, page..page + 1, &mut contents);
                 if alone.is_err() {
+                    failed.push(page);
                     result = alone;
                 }
             }
@@ -46,7 +48,7 @@ pub(crate) fn load(shared: &Shared, loader: usize) {
                 shared.tell_if_loaded();
             }
             Err(trouble) => {
-                if shared.queue.failed(&claim, &trouble) {
+                if shared.queue.failed(&claim, &failed, &trouble) {
                     shared.problems.set(trouble, claim.retries, &shared.bell);
                 }
             }

@@ -28,7 +28,7 @@
 //!   copies the page to the kept file, then sets the bit (release).
 //! * A reader of page `p` looks at `kept[p]` (acquire). If it is set it reads the kept file. If not
 //!   it reads the memory file and looks at `kept[p]` again: if the bit is still clear nobody had
-//!   leave to write before that look, so what was read is the snapshot's; else it reads the kept
+//!   leave to write before that look (with an acquire fence in between), so what was read is the snapshot's; else it reads the kept
 //!   file.
 //!
 //! A page that was never written to is a hole in its memory file, and must be read with `pread`:
@@ -42,6 +42,9 @@ pub use wire::Role;
 
 /// The socket of a VM process for pagers and agents, in the VM's directory.
 pub const SOCKET: &str = "pager.sock";
+
+/// Layers of a page source: a fork of a fork has one more than its parent.
+pub const MOST_LAYERS: usize = 64;
 
 /// Bytes of a page of guest memory.
 pub const PAGE: usize = 4096;

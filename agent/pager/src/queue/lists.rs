@@ -169,9 +169,18 @@ impl Inner {
         self.background()
     }
 
-    /// Somebody waits for a page that has to be read. Whether it is the first.
+    /// Somebody waits for a page that has to be read. Whether it is the first. A vCPU that is
+    /// interrupted faults again: it waits since its first fault.
     pub(super) fn want(&mut self, memory: u32, page: u64, waiter: Waiter) -> bool {
         let waiters = self.wanted.entry((memory, page)).or_default();
+        let known = waiters.iter_mut();
+        if let Some(known) = known
+            .filter(|known| known.thread == waiter.thread)
+            .find(|_| waiter.thread != 0)
+        {
+            known.write |= waiter.write;
+            return false;
+        }
         waiters.push(waiter);
         self.waiters += 1;
         waiters.len() == 1

@@ -164,6 +164,10 @@ impl Queue {
         if !inner.ready.is_empty() {
             self.ready.notify_all();
         }
+        if claim.is_some() && !inner.faults.is_empty() {
+            // Who was woken for a fault may have taken something else.
+            self.more.notify_one();
+        }
         claim.filter(|_| !inner.over)
     }
 
@@ -191,9 +195,10 @@ impl Queue {
         self.lock().wanted_in(claim)
     }
 
-    /// Not all of it could be read: who waits for what is not there goes on waiting. Whether there
-    /// is anything to be said: somebody waits, or nobody would have asked again.
-    pub(crate) fn failed(&self, claim: &Claim, trouble: &Trouble) -> bool {
+    /// Not all of it could be read, and these pages could not be read alone either: who waits for
+    /// them goes on waiting. Whether there is anything to be said: somebody waits, or nobody would
+    /// have asked again.
+    pub(crate) fn failed(&self, claim: &Claim, alone: &[u64], trouble: &Trouble) -> bool {
         let mut inner = self.lock();
         inner.release(claim);
         inner.go_back(claim);
@@ -214,6 +219,9 @@ impl Queue {
         for page in inner.wanted_in(claim) {
             if claim.memory.is_there(page) {
                 inner.make_ready(&claim.memory, page);
+            } else if claim.pages.end - claim.pages.start > 1 && !alone.contains(&page) {
+                // Wanted since a moment ago: it may be a neighbour that cannot be read.
+                inner.faults.push_back((Arc::clone(&claim.memory), page));
             } else {
                 let key = (claim.memory.id, page);
                 inner.failed.insert(key, Arc::clone(&claim.memory));

@@ -1,6 +1,6 @@
 //! What loaders are given, and in which order.
 
-use std::time::Instant;
+use std::{sync::atomic::AtomicI32, time::Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use slat_paging::{PAGE, bits::SharedBits, wire};
@@ -29,12 +29,15 @@ fn memory(id: u32) -> Arc<Memory> {
     Arc::new(Memory::new(&message, vec![file, bits], 0).unwrap())
 }
 
+/// Each fault is another thread's, unless a test says otherwise.
+static THREADS: AtomicI32 = AtomicI32::new(1);
+
 fn fault(memory: &Arc<Memory>, page: u64) -> Wait {
     Wait {
         memory: Arc::clone(memory),
         page,
         waiter: Waiter {
-            thread: 1,
+            thread: THREADS.fetch_add(1, Ordering::Relaxed),
             write: false,
             kind: None,
             since: Instant::now(),
@@ -59,7 +62,8 @@ fn trouble() -> Trouble {
 }
 
 fn fails(queue: &Queue, claim: &Claim) -> bool {
-    queue.failed(claim, &trouble())
+    let alone: Vec<u64> = claim.pages.clone().collect();
+    queue.failed(claim, &alone, &trouble())
 }
 
 fn comes(queue: &Queue, claim: &Claim) {
@@ -250,4 +254,35 @@ fn who_waits_for_a_page_that_failed_goes_on_when_it_came_by_another_way() {
     assert_eq!(queue.take_ready().map(|wait| wait.page), Some(5));
     // The other waits on.
     assert!(queue.has_failed() && queue.waiting() == 1);
+}
+
+/// A neighbour that cannot be read is no word about a page that was wanted since.
+#[test]
+fn a_page_that_was_wanted_too_late_to_be_tried_alone_is_tried_again() {
+    let (queue, memory) = (Queue::default(), memory(0));
+    queue.push_fault(fault(&memory, 1));
+    let first = claim(&queue).unwrap();
+    assert_eq!(first.pages, 0..4);
+    // While it is read, after who reads looked at what is wanted.
+    queue.push_fault(fault(&memory, 2));
+    assert!(queue.failed(&first, &[1], &trouble()));
+    assert!(queue.has_failed());
+    assert_eq!(take(&queue), Some(0..4), "with its neighbours, then alone");
+}
+
+/// A vCPU that is interrupted while it waits faults again, and takes no second place.
+#[test]
+fn a_thread_waits_once_for_a_page() {
+    let (queue, memory) = (Queue::default(), memory(0));
+    for write in [false, true, false] {
+        let mut wait = fault(&memory, 1);
+        (wait.waiter.thread, wait.waiter.write) = (7, write);
+        queue.push_fault(wait);
+    }
+    assert_eq!(queue.waiting(), 1);
+    let claim = claim(&queue).unwrap();
+    memory.set_there(claim.pages.clone());
+    let served = queue.done(&claim);
+    assert_eq!(served.len(), 1);
+    assert!(served[0].waiter.write);
 }

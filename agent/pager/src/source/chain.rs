@@ -6,9 +6,16 @@
 //!
 //! *Locking*: none; a chain does not change once it is built.
 
-use std::{ops::Range, os::fd::OwnedFd};
+use std::{
+    ops::Range,
+    os::fd::OwnedFd,
+    sync::atomic::{Ordering, fence},
+};
 
-use slat_paging::wire::{Layer, LayerMemory, ProblemKind};
+use slat_paging::{
+    MOST_LAYERS,
+    wire::{Layer, LayerMemory, ProblemKind},
+};
 
 use super::{
     contents::Contents,
@@ -18,8 +25,6 @@ use super::{
 };
 use crate::error::Trouble;
 
-/// Layers of a chain.
-const MOST_LAYERS: usize = 64;
 /// Pages whose place is looked at before any of them is read.
 const STEP: u64 = 256;
 
@@ -98,6 +103,8 @@ impl Chain {
                     read.map_err(|error| Trouble::source(&layer.name, &error))?;
                 }
             }
+            // What was read was read before the second look: see the crate `slat_paging`.
+            fence(Ordering::Acquire);
             // Each page moves twice at most, so this comes to an end; and a page that the VM writes
             // just now holds up fewer and fewer neighbours.
             if (at..end).any(|page| part.find(page) != found) {

@@ -71,6 +71,14 @@ impl Asks {
         }
     }
 
+    /// The snapshot that a question begins for which somebody still waits.
+    pub(super) fn begins(&self, number: u64) -> Option<u64> {
+        match self.pending.get(&number)?.ask {
+            Ask::Begin { snapshot } => Some(snapshot),
+            _ => None,
+        }
+    }
+
     /// The answer, once.
     pub(super) fn take(&mut self, number: u64) -> Option<Reply> {
         let reply = self.pending.get_mut(&number)?.reply.take()?;

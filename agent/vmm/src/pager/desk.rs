@@ -425,7 +425,8 @@ impl Pager {
         Ok(number)
     }
 
-    /// A snapshot has begun.
+    /// A snapshot has begun: its lease is to be taken from now on. That it began was noted when the
+    /// pager said so.
     pub(crate) fn snapshot_begun(&self, number: u64) {
         let mut inner = self.lock();
         inner.snapshots.begun(number);

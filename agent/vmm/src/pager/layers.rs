@@ -6,13 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use slat_paging::wire::{Layer, LayerMemory, Problem, ProblemKind};
+use slat_paging::{
+    MOST_LAYERS,
+    wire::{Layer, LayerMemory, Problem, ProblemKind},
+};
 
 /// A descriptor that several may hold.
 pub(super) type Fd = Arc<dyn AsFd + Send + Sync>;
 
-/// Layers of a source at most.
-const MOST_LAYERS: usize = 256;
 /// Memories of a layer at most: as many as slots of a VM.
 const MOST_MEMORIES: u32 = 1 << 15;
 

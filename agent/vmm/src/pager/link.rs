@@ -81,6 +81,9 @@ impl Pager {
             inner.restarts += 1;
         }
         inner.asks.pager_gone();
+        // What was wrong with it is not what is wrong with the next.
+        inner.told.problem = None;
+        inner.told.waiting = 0;
         self.done(inner);
     }
 
@@ -151,7 +154,14 @@ impl Pager {
                 }
                 inner_ref.flush();
             }
-            FromPager::Reply { request, result } => inner_ref.asks.answer(request, result),
+            FromPager::Reply { request, result } => {
+                // Before its vCPUs run, and before another pager is told of it.
+                let begun = inner_ref.asks.begins(request).filter(|_| result.is_ok());
+                if let Some(snapshot) = begun {
+                    inner_ref.snapshots.begun(snapshot);
+                }
+                inner_ref.asks.answer(request, result);
+            }
             FromPager::State(state) => inner_ref.told = *state,
             FromPager::SnapshotEnded { snapshot } => {
                 if inner_ref.snapshots.all.remove(&snapshot).is_some() {

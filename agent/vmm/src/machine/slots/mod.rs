@@ -74,6 +74,10 @@ impl Machine {
             return None;
         }
         let control = self.control_if_free()?;
+        if self.is_watched() {
+            // Since a moment ago.
+            return None;
+        }
         let view = self.shared.view();
         let spec = view.identity.as_ref().map(|identity| &identity.spec);
         let populates = spec.is_some_and(|spec| {

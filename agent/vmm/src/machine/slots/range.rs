@@ -97,7 +97,8 @@ impl Machine {
     ///
     /// # Errors
     /// NO_SUCH_VM; STALE_EPOCH; MIGRATION_IN_PROGRESS in a switchover; VM_STATE while the VM is
-    /// received; BAD_PARAMETER with the `range` at fault (from 0) when it is empty or not all of it
+    /// received, and while it is held for a snapshot whose reader reads the very memory;
+    /// BAD_PARAMETER with the `range` at fault (from 0) when it is empty or not all of it
     /// lies in slots. Nothing is discarded then. The kernel's: ranges before, and some of this one,
     /// are.
     pub(crate) fn discard(&self, ranges: &[(u64, u64)]) -> Result<Discarded, ApiError> {
@@ -106,6 +107,7 @@ impl Machine {
         // Under the lock: the switchover may have begun while this waited for it.
         self.refuse_at_once("discard memory")?;
         self.check_memory_here("discard memory")?;
+        self.refuse_held(&self.shared.view(), "discard memory")?;
         let table = self.memory.table();
         let mut pieces = Vec::new();
         for (index, (gfn, pages)) in ranges.iter().enumerate() {
