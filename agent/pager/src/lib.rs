@@ -6,6 +6,7 @@
 //! (`shared` lists them, and the order of locks), and may be killed at any time: the VM process
 //! drops what was mapped, wakes who waits, and the next pager goes on.
 
+mod aged;
 mod asks;
 mod bell;
 mod dialect;

@@ -23,6 +23,7 @@ use std::{
 use slat_paging::{PAGE, bits::SharedBits, wire};
 
 use crate::{
+    aged::Aged,
     error::{PagerError, Trouble},
     page_file::PageFile,
     source::Contents,
@@ -54,6 +55,7 @@ pub(crate) struct Memory {
     pub(crate) windows: Windows,
     /// Of faults of pages that are protected.
     pub(crate) written: Windows,
+    pub(crate) aged: Aged,
 }
 
 impl Memory {
@@ -100,6 +102,7 @@ impl Memory {
             stripes: [const { Mutex::new(()) }; STRIPES],
             windows: Windows::default(),
             written: Windows::default(),
+            aged: Aged::default(),
         })
     }
 

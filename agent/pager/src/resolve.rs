@@ -100,7 +100,8 @@ impl One<'_> {
         let window = memory
             .windows
             .at(self.page, memory.pages, base, tuning.around, tuning.most);
-        let mut around = self.beside(&window);
+        memory.aged.touched(self.page);
+        let mut around = memory.aged.trim(self.page, self.beside(&window));
         let mut protected = false;
         if self.place.armed.is_some() {
             // Each page that becomes writable is one to be protected again.

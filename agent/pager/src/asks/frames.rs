@@ -1,12 +1,17 @@
 //! Requests about mappings: unmap, protect, age, list.
 //!
 //! None of them is about contents, so none takes the layout's lock but to answer for a guest that
-//! is not watched.
+//! is not watched, and to age, which waits for faults that are being resolved.
 
 use slat_paging::wire::{Answer, Mapped, ProblemKind};
 
 use super::split::{complete, range};
-use crate::{error::Trouble, mirror::Mirror, shared::Shared};
+use crate::{
+    error::Trouble,
+    mirror::Mirror,
+    shared::Shared,
+    sync::{read, write},
+};
 
 /// Runs that fit into an answer: each takes up to 70 bytes of the 64 KiB.
 const MOST_MAPPED: usize = 800;
@@ -39,6 +44,11 @@ impl Shared {
     /// each other are given as one: age is a hint.
     pub(super) fn age(&self, gfn: u64, pages: u64) -> Result<Vec<(u64, u64)>, Trouble> {
         let space = self.watching()?.space();
+        for part in read(&self.layout).parts(gfn, pages) {
+            part.memory.aged.set(part.pages, part.memory.pages);
+        }
+        // Faults that did not see it have mapped their neighbours by then.
+        drop(write(&self.layout));
         let mut rest = range(gfn, pages);
         let mut runs: Vec<(u64, u64)> = Vec::new();
         while !rest.is_empty() {
