@@ -19,6 +19,7 @@
 //! | `slots` | slots that come, go and move |
 //! | `link`, `agent` | a connection of a pager, of an agent |
 //! | `listener` | the socket |
+//! | `offer` | what the host can do, for its agent |
 //!
 //! # Protocol
 //! `slat_paging::wire` has the messages and their order. A pager may come before there is anything
@@ -41,12 +42,14 @@ mod error;
 mod layers;
 mod link;
 mod listener;
+mod offer;
 mod slots;
 mod snapshots;
 mod state;
 mod watcher;
 mod watching;
 
+pub use self::offer::host_paging;
 pub(crate) use self::{
     desk::{GivesWay, Pager},
     error::{PagerError, reason_of},
