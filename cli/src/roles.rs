@@ -137,6 +137,7 @@ impl AgentRole {
             vm_cgroup: self.vm_cgroup,
             backends: slat_vmm::available_backends,
             dirty_rings: slat_vmm::kvm_offers_dirty_rings,
+            paging: slat_vmm::host_paging,
             huge_pages: slat_vmm::huge_page_pools,
             admit: Arc::new(slat_vmm::handover::preamble::admit_here),
             fits: slat_vmm::fits_here,

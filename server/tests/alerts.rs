@@ -41,3 +41,21 @@ fn names_that_collide_have_an_alert() {
     let expression = rule.lines().next().unwrap().trim();
     assert_eq!(expression, "expr: slat_vm_name_conflicts > 0");
 }
+
+#[test]
+fn guests_that_wait_for_pages_and_pagers_that_die_have_alerts() {
+    let rules = read("deploy/prometheus/slat.rules.yml");
+    for (alert, metrics) in [
+        (
+            "SlatVmWaitsForPages",
+            &["slat_vm_paging_up == 0", "slat_vm_pager_faults_waiting"][..],
+        ),
+        ("SlatPagersDie", &["increase(slat_pager_restarts_total["]),
+    ] {
+        let (_, rule) = rules.split_once(&format!("- alert: {alert}\n")).unwrap();
+        let (expression, _) = rule.split_once("labels:").unwrap();
+        for metric in metrics {
+            assert!(expression.contains(metric), "{expression}");
+        }
+    }
+}

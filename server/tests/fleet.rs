@@ -396,3 +396,56 @@ async fn an_agent_that_dies_in_mid_call_is_its_host_unreachable() {
     dying.abort();
     server.stop().await;
 }
+
+/// A host whose kernel cannot watch VMs is passed by, and named with its reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_that_are_to_be_watched_go_where_they_can_be() {
+    let state = slat_test_dir::TestDir::new();
+    let server = server(state.path()).await;
+    let mut clients = Clients::new(server.address());
+    let fake = |name: &str, can: bool| {
+        let mut fake = Fake::new(name);
+        fake.paging = Some(v1::HostPaging {
+            can_watch: can,
+            can_protect: can,
+            message: if can { "" } else { "no userfaultfd" }.into(),
+        });
+        fake
+    };
+    let a = Agent::start(fake("hosts/a", false), server.address()).await;
+    let create = |id: &str, host: &str, paging: v1::Paging| {
+        let mut request = create(id, 64, host);
+        let spec = request.spec.as_mut().unwrap();
+        spec.paging = paging.into();
+        request
+    };
+    let (agent, kernel) = (v1::Paging::Agent, v1::Paging::Kernel);
+    for host in ["", "hosts/a"] {
+        let call = clients.vms.create_vm(create("web", host, agent));
+        let none = answer(call.await).unwrap_err();
+        assert_eq!(none.reason, Reason::CapabilityMissing);
+        assert!(none.message.contains("hosts/a: no userfaultfd"), "{none}");
+        assert_eq!(none.metadata["capability"], "CAPABILITY_PAGING");
+    }
+    let busy = fake("hosts/b", true);
+    let mut paged = vm("vms/paged", 512);
+    let spec = paged.spec.as_mut().unwrap();
+    spec.set_paging(agent);
+    spec.set_backend(v1::Backend::Kvm);
+    spec.set_format(v1::Format::Unspecified);
+    busy.put_vm(paged);
+    let b = Agent::start(busy, server.address()).await;
+    let made = answer(clients.vms.create_vm(create("web", "", agent)).await).unwrap();
+    assert_eq!(made.host, "hosts/b", "though less is free there");
+    let other = answer(clients.vms.create_vm(create("other", "", kernel)).await).unwrap();
+    assert_eq!(other.host, "hosts/a");
+    let stays = clients.migrate("vms/paged", "hosts/a").await.unwrap_err();
+    assert_eq!(stays.reason, Reason::CapabilityMissing);
+    assert!(stays.message.contains("hosts/a: no userfaultfd"), "{stays}");
+    assert_eq!(stays.metadata["vm_location"], "SOURCE");
+    let shown = clients.host("hosts/a").await.paging.unwrap();
+    assert_eq!(shown.message, "no userfaultfd");
+    a.stop().await;
+    b.stop().await;
+    server.stop().await;
+}

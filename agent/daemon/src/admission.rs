@@ -1,5 +1,6 @@
 //! Whether a VM could live on this host: ports, filled by the binary, since only the code of VM
-//! processes knows backends, CPUs and guest memory; and which backends there are now.
+//! processes knows backends, CPUs and guest memory; which backends there are now, and whether
+//! memory can be watched.
 //!
 //! # Backends come and go
 //! A module is loaded or unloaded, a device is passed in or its permissions change. So the agent
@@ -57,6 +58,8 @@ pub(super) struct Found {
     pub(super) why_not_kvm: Option<String>,
     /// VMs on KVM can have dirty rings.
     pub(super) dirty_rings: bool,
+    /// What the kernel can do for VMs whose memory is watched.
+    pub(super) paging: v1::HostPaging,
 }
 
 impl Found {
@@ -79,6 +82,7 @@ impl Found {
 pub(super) struct Backends {
     look: Look,
     rings: fn() -> bool,
+    paging: fn() -> v1::HostPaging,
     device: PathBuf,
     looked: Mutex<Option<(Instant, Option<Mark>)>>,
     found: watch::Sender<Found>,
@@ -101,14 +105,24 @@ fn mark(device: &Path) -> Option<Mark> {
 
 impl Backends {
     /// Nothing is known before the first [`Backends::fresh`].
-    pub(super) fn new(look: Look, rings: fn() -> bool) -> Arc<Self> {
-        Self::by(look, rings, DEVICE.into())
+    pub(super) fn new(
+        look: Look,
+        rings: fn() -> bool,
+        paging: fn() -> v1::HostPaging,
+    ) -> Arc<Self> {
+        Self::by(look, rings, paging, DEVICE.into())
     }
 
-    fn by(look: Look, rings: fn() -> bool, device: PathBuf) -> Arc<Self> {
+    fn by(
+        look: Look,
+        rings: fn() -> bool,
+        paging: fn() -> v1::HostPaging,
+        device: PathBuf,
+    ) -> Arc<Self> {
         Arc::new(Self {
             look,
             rings,
+            paging,
             device,
             looked: Mutex::default(),
             found: watch::Sender::default(),
@@ -174,6 +188,7 @@ impl Backends {
             why_not_kvm,
             // Without KVM nobody is asked: the answer may be kept for good.
             dirty_rings: kvm && (self.rings)(),
+            paging: (self.paging)(),
         };
         *looked = Some((Instant::now(), mark));
         self.found.send_if_modified(|found| {
@@ -206,7 +221,7 @@ mod tests {
             (vec![BackendKind::Kvm, BackendKind::Software], None)
         };
         let looks = || LOOKS.load(Ordering::Relaxed);
-        let backends = Backends::by(look, || true, device.clone());
+        let backends = Backends::by(look, || true, v1::HostPaging::default, device.clone());
         let mut changes = backends.changes();
         backends.look(GOOD);
         backends.look(GOOD);

@@ -50,6 +50,7 @@ impl HostCard {
                 .map(|kind| kind.to_message().into())
                 .collect(),
             dirty_rings: backends.dirty_rings,
+            paging: Some(backends.paging),
             memory_bytes,
             memory_used_bytes,
             vms: u32::try_from(self.supervisor.snapshots().len()).unwrap_or(u32::MAX),

@@ -168,6 +168,9 @@ pub struct HostConfig {
     pub backends: Look,
     /// Whether VMs on KVM can have dirty rings here; asked when KVM works. May ask the kernel.
     pub dirty_rings: fn() -> bool,
+    /// What this host's kernel can do for VMs whose memory is watched; asked whenever `backends`
+    /// is. May ask the kernel.
+    pub paging: fn() -> v1::HostPaging,
     /// The pages that this host set aside, now; asked again and again. May block.
     pub huge_pages: fn() -> v1::HugePages,
     /// Whether a VM that is announced could live here; asked before anything is reserved. May
@@ -281,7 +284,7 @@ impl Agent {
         let saves = saves
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(failed(&save_dir))?;
-        let backends = Backends::new(config.backends, config.dirty_rings);
+        let backends = Backends::new(config.backends, config.dirty_rings, config.paging);
         backends.fresh().await;
         let cgroups = tokio::task::spawn_blocking(move || Cgroups::find(&config.vm_cgroup))
             .await

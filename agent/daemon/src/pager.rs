@@ -14,6 +14,9 @@
 //! killed when the VM has been without it for [`LET_GO`], and so is one that was started and does
 //! not serve within [`COMES`].
 //!
+//! A VM that ends tells its pager to stop first, so that its end is no death. Where the VM's
+//! process itself was killed, its pager may die of that: none is started for a process that ended.
+//!
 //! When the VM's process is gone its pager's socket is closed, and it ends; one that does not
 //! within [`LEAVE`] is killed. A pager owns nothing: killing one costs its guest a moment.
 
@@ -200,6 +203,11 @@ impl Keeper {
     }
 
     async fn start(&mut self, asks: u64) {
+        if self.live.process().has_ended() {
+            // What it left is taken in just now, and then it is gone.
+            self.not_before = Instant::now() + FIRST_PAUSE;
+            return;
+        }
         self.asks = asks;
         let vm = self.live.name();
         match self.programs.start_pager(self.live.dir()) {

@@ -25,6 +25,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{FlockOperation, flock},
     io::{FdFlags, fcntl_setfd},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid},
@@ -164,6 +165,16 @@ impl Process {
     pub(super) async fn is_ending(&self) -> bool {
         let ended = tokio::time::timeout(ENDING, self.ended());
         ended.await.is_ok()
+    }
+
+    /// Whether it has ended, or is about to be reaped.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        let none = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut polled, Some(&none)).is_ok_and(|ready| ready > 0)
     }
 
     /// Whether a signal has stopped it. False when that cannot be told.

@@ -26,8 +26,9 @@ use crate::{
 /// at hand.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Says hello and hears what there is, up to the word that that was all.
-pub(crate) fn attach(socket: Socket, options: &Options) -> Result<Shared, PagerError> {
+/// Says hello and hears what there is, up to the word that that was all. `None`: the VM process
+/// had nothing for it to do, and closed the connection before it was told anything.
+pub(crate) fn attach(socket: Socket, options: &Options) -> Result<Option<Shared>, PagerError> {
     let slow = PagerError::kernel("setting up the connection");
     socket.set_patience(Some(BOUND)).map_err(slow)?;
     let socket = Arc::new(socket);
@@ -37,7 +38,10 @@ pub(crate) fn attach(socket: Socket, options: &Options) -> Result<Shared, PagerE
         pid: std::process::id(),
     };
     socket.send(&hello, &[])?;
-    let first = socket.receive::<ToPager>()?;
+    let first = match socket.receive::<ToPager>() {
+        Err(wire::WireError::Closed) => return Ok(None),
+        first => first?,
+    };
     let ToPager::Setup(setup) = first.message else {
         return unexpected(&first.message, "before the setup");
     };
@@ -75,7 +79,7 @@ pub(crate) fn attach(socket: Socket, options: &Options) -> Result<Shared, PagerE
     if shared.setup.load_all {
         shared.queue.load_all();
     }
-    Ok(shared)
+    Ok(Some(shared))
 }
 
 fn set_up(

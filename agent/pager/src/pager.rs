@@ -60,7 +60,10 @@ pub fn run(socket: Socket) -> Result<(), PagerError> {
 pub fn run_with(socket: Socket, options: &Options) -> Result<(), PagerError> {
     let deaf = socket.set_send_patience(Some(DEAF));
     deaf.map_err(PagerError::kernel("setting up the connection"))?;
-    let shared = Arc::new(dialect::attach(socket, options)?);
+    let Some(shared) = dialect::attach(socket, options)? else {
+        return Ok(());
+    };
+    let shared = Arc::new(shared);
     let asks = Arc::new(Asks::default());
     let mut threads = Vec::new();
     let started = start(&shared, &asks, &mut threads);

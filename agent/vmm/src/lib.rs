@@ -42,6 +42,7 @@ pub use backend::{
 };
 pub use machine::fits_here;
 pub use memory::{Filled, fill_fresh, huge_page_pools};
+pub use pager::host_paging;
 
 /// The decoders of what comes from outside, for libFuzzer.
 #[cfg(feature = "fuzz")]

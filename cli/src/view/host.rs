@@ -80,6 +80,21 @@ fn confinement(host: &v1::Host) -> (String, String) {
     (processes, cgroup)
 }
 
+/// Whether VMs can be watched there; empty when its agent does not say.
+fn paging(host: &v1::Host) -> String {
+    let Some(paging) = &host.paging else {
+        return String::new();
+    };
+    match (paging.can_watch, paging.can_protect) {
+        (true, true) => "VMs can be watched".to_owned(),
+        (true, false) => format!(
+            "VMs can be watched, without write-protection: {}",
+            paging.message
+        ),
+        (false, _) => format!("VMs cannot be watched: {}", paging.message),
+    }
+}
+
 /// The pages that it set aside: `2 MiB: 12 of 20 free; node 0: 2 MiB: ...`. Empty when its agent
 /// does not say; pools of nodes are left out where there is one node.
 fn huge_pages(host: &v1::Host) -> String {
@@ -120,6 +135,15 @@ impl Resource for v1::Host {
         Column::new("VMS", |host| count(host.vms)),
         Column::new("MEMORY", memory),
         Column::new("ADDRESS", |host| host.address.as_str().into()),
+        Column::wide("PAGING", |host| {
+            let paging = host.paging.as_ref();
+            let word = paging.map(|paging| match (paging.can_watch, paging.can_protect) {
+                (true, true) => "yes",
+                (true, false) => "no protection",
+                (false, _) => "no",
+            });
+            word.unwrap_or_default().into()
+        }),
         Column::wide("VERSION", |host| host.version.as_str().into()),
         Column::wide("UID", |host| host.uid.as_str().into()),
         Column::wide_drifting("CLOCK", |host| {
@@ -152,6 +176,7 @@ impl Resource for v1::Host {
                 "dirty rings",
                 if self.dirty_rings { "yes" } else { "no" }.to_owned(),
             ),
+            ("paging", paging(self)),
             ("pages set aside", huge_pages(self)),
             (
                 "cordoned",
@@ -210,6 +235,34 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("/sys/fs/cgroup/slat\n"), "{page}");
+    }
+
+    #[test]
+    fn whether_vms_can_be_watched_is_told_with_the_reason() {
+        let mut host = v1::Host {
+            name: "hosts/a".into(),
+            ..Default::default()
+        };
+        assert!(!host.page(false).contains("paging"), "an older agent");
+        let mut page = |can_watch, can_protect, why: &str| {
+            host.paging = Some(v1::HostPaging {
+                can_watch,
+                can_protect,
+                message: why.into(),
+            });
+            host.page(false)
+        };
+        assert!(page(true, true, "").contains("VMs can be watched\n"));
+        let some = page(true, false, "an old kernel");
+        assert!(
+            some.contains("without write-protection: an old kernel"),
+            "{some}"
+        );
+        let none = page(false, false, "no /dev/userfaultfd");
+        assert!(
+            none.contains("cannot be watched: no /dev/userfaultfd"),
+            "{none}"
+        );
     }
 
     #[test]

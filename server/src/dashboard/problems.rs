@@ -55,6 +55,12 @@ const KINDS: &[(bool, &str, &str, &str)] = &[
     ),
     (true, "vms", "failed", "failed"),
     (
+        true,
+        "vms",
+        "waits",
+        "that may wait for pages: their pager is gone or its source failed",
+    ),
+    (
         false,
         "vms",
         "frozen",

@@ -210,6 +210,10 @@ pub(super) fn vm_marks(vm: &v1::Vm, snapshot: &Snapshot) -> Vec<&'static str> {
         .guest_counters
         .as_ref()
         .is_some_and(|guest| guest.errors > 0);
+    // A pager that died is replaced at once; what lasts is a source that failed.
+    let waits = vm.paging.as_ref().is_some_and(|paging| {
+        paging.state() != v1::paging_status::State::Serving && vm.state() != State::Lost
+    });
     [
         ("conflict", !vm.conflicts.is_empty()),
         ("stale", vm.stale || silent),
@@ -218,6 +222,8 @@ pub(super) fn vm_marks(vm: &v1::Vm, snapshot: &Snapshot) -> Vec<&'static str> {
         ("failed", vm.state() == State::Failed),
         ("frozen", vm.state() == State::Relinquished && !migrates()),
         ("errors", errors),
+        ("waits", waits),
+        ("watched", vm.paging.is_some()),
     ]
     .into_iter()
     .filter_map(|(mark, has)| has.then_some(mark))

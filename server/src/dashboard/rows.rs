@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use slat_proto::{
-    model::std_duration,
+    model::{PAGE_SIZE, std_duration},
     v1::{self, MigrationPhase as Phase},
 };
 
@@ -80,6 +80,24 @@ fn backing(vm: &v1::Vm) -> Value {
     })
 }
 
+/// Of a VM whose memory is watched: how that stands, what is mapped, and who waits; null while the
+/// kernel pages it alone.
+fn paging(vm: &v1::Vm) -> Value {
+    let Some(paging) = &vm.paging else {
+        return Value::Null;
+    };
+    json!({
+        "state": word(paging.state().as_str_name(), "STATE_"),
+        "reason": paging.reason,
+        "message": paging.message,
+        "because": paging.because,
+        "mapped_bytes": paging.mapped_pages.saturating_mul(PAGE_SIZE),
+        "waiting": paging.faults_waiting,
+        "source_bytes": paging.source_bytes,
+        "loaded_bytes": paging.loaded_bytes,
+    })
+}
+
 /// Whether a tracepoint counted page faults, and not who counted the rest.
 fn faults_by_tracepoint(vm: &v1::Vm) -> bool {
     let stats = vm.mmu_stats.as_ref();
@@ -153,6 +171,7 @@ pub(super) fn vm(vm: &v1::Vm, snapshot: &Snapshot) -> Value {
         "migration": migration.map_or(&vm.migration, |migration| &migration.name),
         "memory_bytes": spec.memory_bytes,
         "backing": backing(vm),
+        "paging": paging(vm),
         "vcpus": spec.vcpus,
         "backend": word(spec.backend().as_str_name(), "BACKEND_"),
         "format": word(spec.format().as_str_name(), "FORMAT_"),
@@ -229,6 +248,31 @@ pub(super) fn totals(snapshot: &Snapshot) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_a_vm_is_watched_is_told_and_nothing_of_one_that_is_not() {
+        let mut vm = v1::Vm::default();
+        assert_eq!(paging(&vm), Value::Null);
+        vm.paging = Some(v1::PagingStatus {
+            state: v1::paging_status::State::SourceFailed.into(),
+            reason: "PAGE_SOURCE_CORRUPT".into(),
+            message: "a checksum".into(),
+            because: vec!["restored lazily".into()],
+            mapped_pages: 3,
+            faults_waiting: 2,
+            source_bytes: 1 << 20,
+            loaded_bytes: 1 << 12,
+            ..Default::default()
+        });
+        assert_eq!(
+            paging(&vm),
+            json!({
+                "state": "SOURCE_FAILED", "reason": "PAGE_SOURCE_CORRUPT", "message": "a checksum",
+                "because": ["restored lazily"], "mapped_bytes": 12288, "waiting": 2,
+                "source_bytes": 1 << 20, "loaded_bytes": 1 << 12,
+            })
+        );
+    }
 
     #[test]
     fn a_vms_backing_is_told_by_page_size_and_nothing_unknown_is_0() {

@@ -34,6 +34,7 @@ pub(crate) use self::{
     callback::call_back,
     errors::{host_unreachable, vm_exists},
     leftovers::{Ending, give_up_required, lives_elsewhere, taken_over},
+    placement::{cannot_watch, why_not_watched},
     placing::memory_of,
     pools::NeededPages,
     remember::remember,

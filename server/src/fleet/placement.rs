@@ -2,11 +2,14 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{BackendKind, VmSpec},
+    model::{BackendKind, Paging, VmSpec},
     v1,
 };
 
 use super::pools::NeededPages;
+
+/// Hosts whose reasons a refusal names.
+const MOST_TOLD: usize = 10;
 
 /// A host that could take a VM, and what is free there.
 pub(super) struct Candidate<'a> {
@@ -26,13 +29,58 @@ pub(super) fn has_backend(host: &v1::Host, backend: Option<BackendKind>) -> bool
     }
 }
 
+/// Why a host cannot have a VM of such a spec whose memory is watched; `None` when it can, when the
+/// VM is not to be watched, and when its agent does not say.
+pub(crate) fn why_not_watched(host: &v1::Host, paging: Paging) -> Option<&str> {
+    if paging != Paging::Agent {
+        return None;
+    }
+    if !has_backend(host, Some(BackendKind::Kvm)) {
+        return Some(match host.backend_message.as_str() {
+            "" => "it has no KVM",
+            why => why,
+        });
+    }
+    let said = host.paging.as_ref().filter(|said| !said.can_watch)?;
+    Some(match said.message.as_str() {
+        "" => "it does not say why",
+        why => why,
+    })
+}
+
+/// The refusal of a VM that is to be watched, where none of these hosts can.
+pub(crate) fn cannot_watch<'a>(
+    what: &str,
+    hosts: impl Iterator<Item = (&'a str, &'a str)>,
+) -> ApiError {
+    let hosts: Vec<(&str, &str)> = hosts.collect();
+    let told = |(host, why): &(&str, &str)| format!("{host}: {why}");
+    let whys: Vec<String> = hosts.iter().take(MOST_TOLD).map(told).collect();
+    let whys = whys.join("; ");
+    let more = match hosts.len().saturating_sub(MOST_TOLD) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    ApiError::new(
+        Reason::CapabilityMissing,
+        format!("{what} cannot be watched (paging AGENT): {whys}{more}"),
+    )
+    .with("capability", v1::Capability::Paging.as_str_name())
+    .with("hosts", hosts.len())
+    .with("why", format!("{whys}{more}"))
+    .with(
+        "advice",
+        "give the agent's user access to /dev/userfaultfd there, or let the kernel page the VM",
+    )
+}
+
 /// The candidate with most free pages of those that the VM takes, then with most free memory, among
 /// those that fit; the first by name when equal. A host that does not say how many pages it has
 /// comes after those that have enough.
 ///
 /// # Errors
-/// NO_HOST with what was needed and the most that was free; NO_HUGE_PAGES when all else fits
-/// somewhere.
+/// NO_HOST with what was needed and the most that was free; CAPABILITY_MISSING when the VM is to be
+/// watched and all else but that fits somewhere; NO_HUGE_PAGES when all else fits.
 pub(super) fn choose<'a>(
     candidates: &[Candidate<'a>],
     spec: &VmSpec,
@@ -42,6 +90,16 @@ pub(super) fn choose<'a>(
         .filter(|candidate| has_backend(candidate.host, spec.backend))
         .filter(|candidate| candidate.free >= spec.ordinary_bytes())
         .collect();
+    let why_not = |candidate: &&Candidate<'a>| why_not_watched(candidate.host, spec.paging);
+    let (unable, fitting): (Vec<_>, Vec<_>) = fitting
+        .into_iter()
+        .partition(|candidate| why_not(candidate).is_some());
+    if fitting.is_empty() && !unable.is_empty() {
+        let hosts = unable
+            .iter()
+            .filter_map(|candidate| Some((candidate.host.name.as_str(), why_not(candidate)?)));
+        return Err(cannot_watch("the VM", hosts));
+    }
     let needed = NeededPages::of(spec, spec.memory_bytes);
     let too_few = |candidate: &&&Candidate<'a>| {
         let needed = needed.map_or(0, |needed| needed.pages);
@@ -126,6 +184,57 @@ mod tests {
         let error = choose(&candidates, &spec).unwrap_err();
         assert_eq!(error.reason, Reason::NoHost);
         assert_eq!(error.metadata["free_bytes"], (96_u64 << 20).to_string());
+    }
+
+    #[test]
+    fn a_vm_that_is_to_be_watched_passes_by_hosts_that_cannot() {
+        let said = |can_watch, message: &str| v1::HostPaging {
+            can_watch,
+            can_protect: can_watch,
+            message: message.into(),
+        };
+        let of = |name: &str, backend, paging| v1::Host {
+            paging,
+            ..host(name, backend)
+        };
+        let (kvm, software) = (v1::Backend::Kvm, v1::Backend::Software);
+        let no = Some(said(false, "no userfaultfd"));
+        let a = of("hosts/a", kvm, no.clone());
+        let b = of("hosts/b", kvm, Some(said(true, "")));
+        let c = of("hosts/c", software, Some(said(true, "")));
+        // An older agent.
+        let d = of("hosts/d", kvm, None);
+        let candidate = |host, free: u64| Candidate {
+            host,
+            free: free << 20,
+            pages: None,
+        };
+        let spec = |paging: v1::Paging| {
+            let message = v1::VmSpec {
+                memory_bytes: 32 << 20,
+                vcpus: 1,
+                paging: paging.into(),
+                ..Default::default()
+            };
+            VmSpec::from_message(&message).unwrap()
+        };
+        let (agent, kernel) = (spec(v1::Paging::Agent), spec(v1::Paging::Kernel));
+        let all = [candidate(&a, 900), candidate(&b, 64), candidate(&c, 800)];
+        assert_eq!(choose(&all, &kernel).unwrap().name, "hosts/a");
+        assert_eq!(choose(&all, &agent).unwrap().name, "hosts/b");
+        let old = [candidate(&a, 900), candidate(&d, 64)];
+        assert_eq!(choose(&old, &agent).unwrap().name, "hosts/d");
+        let none = [candidate(&a, 900), candidate(&c, 800)];
+        let refused = choose(&none, &agent).unwrap_err();
+        assert_eq!(refused.reason, Reason::CapabilityMissing);
+        assert_eq!(refused.metadata["capability"], "CAPABILITY_PAGING");
+        for told in ["hosts/a: no userfaultfd", "hosts/c: it has no KVM"] {
+            assert!(refused.message.contains(told), "{refused}");
+            assert!(refused.metadata["why"].contains(told), "{refused:?}");
+        }
+        // One that could and is full is not what is missing, but memory.
+        let full = [candidate(&b, 1)];
+        assert_eq!(choose(&full, &agent).unwrap_err().reason, Reason::NoHost);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use slat_proto::{
 
 use super::{
     errors::{host_cordoned, no_such_host, unreachable_because, vm_exists, vm_in_the_making},
-    placement::{Candidate, choose, has_backend},
+    placement::{Candidate, cannot_watch, choose, has_backend, why_not_watched},
     pools::NeededPages,
     rank::may_run,
     table::{HostEntry, Table},
@@ -110,6 +110,10 @@ impl Table {
             )
             .with("host", wanted)
             .with("capability", backend));
+        }
+        if let Some(why) = why_not_watched(&entry.host, spec.paging) {
+            let hosts = std::iter::once((wanted, why));
+            return Err(cannot_watch("the VM", hosts).with("host", wanted));
         }
         Ok(wanted.to_owned())
     }

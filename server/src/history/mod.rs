@@ -65,7 +65,7 @@ pub(crate) struct Reading {
     /// The process has given the VM away: its last counters, which its migration made, are still
     /// wanted.
     left: bool,
-    counters: [Option<u64>; 3],
+    counters: [Option<u64>; COUNTERS - 1],
 }
 
 /// What the busiest are asked of.
@@ -122,6 +122,15 @@ pub(crate) struct Line {
 
 /// Rates over the last ten seconds, in the order of [`Rate`].
 pub(crate) type Rates = [Option<f64>; COUNTERS];
+
+/// Faults of a watched VM that its pager was told of. They begin again at 0 with each pager: what
+/// grew across that is left out.
+fn paged(paging: &v1::PagingStatus) -> u64 {
+    paging
+        .faults_missing
+        .saturating_add(paging.faults_minor)
+        .saturating_add(paging.faults_write_protect)
+}
 
 #[derive(Default)]
 struct Series {
@@ -274,6 +283,7 @@ impl History {
                         counter(|stats| stats.faults_taken),
                         counter(|stats| stats.remote_tlb_flush_requests),
                         counter(|stats| stats.remote_tlb_flushes),
+                        vm.paging.as_ref().map(paged),
                     ],
                 })
             })

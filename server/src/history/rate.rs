@@ -11,13 +11,20 @@ pub(crate) enum Rate {
     FlushRequests = 1,
     /// Of these, those that reached a vCPU.
     Flushes = 2,
+    /// Faults that pagers resolved, of VMs whose memory is watched.
+    Paged = 3,
     /// Bytes on the wire of migrations, by their source.
-    Sent = 3,
+    Sent = 4,
 }
 
 impl Rate {
-    pub(crate) const ALL: [Self; COUNTERS] =
-        [Self::Faults, Self::FlushRequests, Self::Flushes, Self::Sent];
+    pub(crate) const ALL: [Self; COUNTERS] = [
+        Self::Faults,
+        Self::FlushRequests,
+        Self::Flushes,
+        Self::Paged,
+        Self::Sent,
+    ];
 
     /// As in a query.
     pub(crate) fn word(self) -> &'static str {
@@ -25,6 +32,7 @@ impl Rate {
             Self::Faults => "faults",
             Self::FlushRequests => "flush_requests",
             Self::Flushes => "flushes",
+            Self::Paged => "paged",
             Self::Sent => "sent",
         }
     }
@@ -32,7 +40,7 @@ impl Rate {
     /// The one unit that charts and tables show it in; `B/s` with binary prefixes.
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::Faults => "faults/s",
+            Self::Faults | Self::Paged => "faults/s",
             Self::FlushRequests | Self::Flushes => "flushes/s",
             Self::Sent => "B/s",
         }

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 /// Counters of a sample: see [`super::Rate`].
-pub(super) const COUNTERS: usize = 4;
+pub(super) const COUNTERS: usize = 5;
 /// A counter that is not offered.
 pub(super) const ABSENT: u64 = u64::MAX;
 /// A reading equal to the last one is news after this many milliseconds: nothing happened.

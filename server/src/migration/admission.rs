@@ -2,7 +2,7 @@
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, MigrationName, MigrationParams, VmRef, VmSpec, ordinary_bytes},
+    model::{HostName, MigrationName, MigrationParams, Paging, VmRef, VmSpec, ordinary_bytes},
     v1::{self, Capability, host_service_client::HostServiceClient, vm::State},
 };
 
@@ -11,7 +11,7 @@ use super::{
     key::VmKey,
     subject::{ASK, ask},
 };
-use crate::fleet::{Fleet, NeededPages, Owner, memory_of};
+use crate::fleet::{Fleet, NeededPages, Owner, cannot_watch, memory_of, why_not_watched};
 
 /// A migration as asked for, its fields checked.
 #[derive(Clone, Debug)]
@@ -224,6 +224,18 @@ fn check_capabilities(vm: &v1::Vm, destination: &v1::Host) -> Result<(), ApiErro
         .with("host", &destination.name)
         .with("capability", backend.as_str_name())
         .with("advice", "name a host with that backend"));
+    }
+    let paging = vm
+        .spec
+        .as_ref()
+        .and_then(|spec| VmSpec::from_resource(spec).ok());
+    let paging = paging.map_or(Paging::Kernel, |spec| spec.paging);
+    if let Some(why) = why_not_watched(destination, paging) {
+        let hosts = std::iter::once((destination.name.as_str(), why));
+        return Err(cannot_watch(&vm.name, hosts)
+            .with("vm", &vm.name)
+            .with("host", &destination.name)
+            .with("vm_location", "SOURCE"));
     }
     Ok(())
 }

@@ -67,6 +67,8 @@ pub struct Fake {
     pub arch: String,
     /// Of its state directory; empty: an agent that has none.
     pub uid: String,
+    /// What it says of paging; its host has KVM, too, when it says anything.
+    pub paging: Option<v1::HostPaging>,
     inner: Arc<Mutex<Inner>>,
     calls: watch::Sender<Vec<String>>,
     held: watch::Sender<BTreeSet<String>>,
@@ -106,6 +108,7 @@ impl Fake {
             name: name.to_owned(),
             arch: "x86_64".into(),
             uid: format!("agent-of-{name}"),
+            paging: None,
             inner: Arc::default(),
             calls: watch::channel(Vec::new()).0,
             held: watch::channel(BTreeSet::new()).0,
@@ -205,7 +208,11 @@ impl Fake {
             incarnation: "1".into(),
             arch: self.arch.clone(),
             state: v1::host::State::Ready.into(),
-            backends: vec![v1::Backend::Software.into()],
+            backends: match self.paging {
+                Some(_) => vec![v1::Backend::Kvm.into(), v1::Backend::Software.into()],
+                None => vec![v1::Backend::Software.into()],
+            },
+            paging: self.paging.clone(),
             memory_bytes: 1 << 30,
             ..Default::default()
         }

@@ -56,6 +56,7 @@ async fn other_host(
         vm_cgroup: slat_daemon::VmCgroup::None,
         backends: slat_vmm::available_backends,
         dirty_rings: || false,
+        paging: slat_vmm::host_paging,
         huge_pages: slat_vmm::huge_page_pools,
         fits: slat_vmm::fits_here,
         admit: Arc::new(move |request| {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use slat_proto::{ApiError, Reason, model::BackendKind, v1};
 
+use crate::fake;
 use crate::rig::{MIB, Rig, answer, until};
 
 async fn host(rig: &Rig) -> v1::Host {
@@ -37,6 +38,13 @@ async fn kvm_that_comes_and_goes_is_said_and_taken() {
     let mut rig = Rig::new();
     let mut config = rig.config();
     config.dirty_rings = || true;
+    config.paging = || match KVM.load(Ordering::Relaxed) {
+        true => fake::paging(),
+        false => v1::HostPaging {
+            message: "no userfaultfd".to_owned(),
+            ..Default::default()
+        },
+    };
     config.backends = || match KVM.load(Ordering::Relaxed) {
         true => (vec![BackendKind::Kvm, BackendKind::Software], None),
         false => (vec![BackendKind::Software], Some("not there".to_owned())),
@@ -46,13 +54,20 @@ async fn kvm_that_comes_and_goes_is_said_and_taken() {
     let refused = create(&rig, "web", kvm, true).await.unwrap_err();
     assert_eq!(refused.reason, Reason::CapabilityMissing);
     assert!(refused.message.contains("not there"), "{refused}");
-    assert!(!host(&rig).await.dirty_rings);
+    let first = host(&rig).await;
+    assert!(!first.dirty_rings);
+    let paging = first.paging.unwrap();
+    assert!(
+        !paging.can_watch && paging.message == "no userfaultfd",
+        "{paging:?}"
+    );
     let soft = create(&rig, "soft", any, false).await.unwrap();
     assert_eq!(soft.spec.unwrap().backend(), v1::Backend::Software);
 
     KVM.store(true, Ordering::Relaxed);
     let now = until(async || Some(host(&rig).await).filter(|host| host.backends.len() == 2)).await;
     assert!(now.dirty_rings && now.backend_message.is_empty(), "{now:?}");
+    assert_eq!(now.paging, Some(fake::paging()), "it was looked at again");
     create(&rig, "web", kvm, true).await.unwrap();
     // The agent chooses, and its VM's process is told what.
     let web = create(&rig, "web", any, false).await.unwrap();

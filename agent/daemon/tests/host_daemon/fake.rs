@@ -651,6 +651,14 @@ impl TransferService for Fake {
 }
 
 /// Four pages of 2 MiB, of which three are free.
+pub(crate) fn paging() -> v1::HostPaging {
+    v1::HostPaging {
+        can_watch: true,
+        can_protect: true,
+        message: String::new(),
+    }
+}
+
 pub(crate) fn huge_pages() -> v1::HugePages {
     v1::HugePages {
         pools: vec![v1::HugePagePool {

@@ -110,6 +110,7 @@ impl Rig {
             confinement: slat_proto::v1::VmConfinement::default(),
             vm_cgroup: slat_daemon::VmCgroup::None,
             dirty_rings: || false,
+            paging: fake::paging,
             huge_pages: fake::huge_pages,
             backends: || (vec![BackendKind::Software], Some("a test".to_owned())),
             admit: Arc::new(fake::admit),

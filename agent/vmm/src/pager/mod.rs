@@ -20,6 +20,7 @@
 //! | `slots` | slots that come, go and move |
 //! | `link`, `agent` | a connection of a pager, of an agent |
 //! | `listener` | the socket |
+//! | `offer` | what the host can do, for its agent |
 //!
 //! # Protocol
 //! `slat_paging::wire` has the messages and their order. A pager may come before there is anything
@@ -42,6 +43,7 @@ mod error;
 mod layers;
 mod link;
 mod listener;
+mod offer;
 mod silence;
 mod slots;
 mod snapshots;
@@ -49,6 +51,7 @@ mod state;
 mod watcher;
 mod watching;
 
+pub use self::offer::host_paging;
 pub(crate) use self::{
     desk::{GivesWay, Pager},
     error::{PagerError, reason_of},

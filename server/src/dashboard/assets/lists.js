@@ -8,7 +8,7 @@ const SORTS = Object.assign({ '': 'by name', memory: 'by memory' }, Object.fromE
 const KINDS = {
   vms: {
     states: ['RUNNING', 'PAUSED', 'CREATED', 'STOPPED', 'FAILED', 'LOST', 'UNRESPONSIVE', 'INCOMING', 'RELINQUISHED'],
-    marks: ['conflict', 'stale', 'lost', 'unresponsive', 'failed', 'frozen', 'errors'], sorts: SORTS, draw: drawVms,
+    marks: ['conflict', 'stale', 'lost', 'unresponsive', 'failed', 'frozen', 'errors', 'waits', 'watched'], sorts: SORTS, draw: drawVms,
   },
   hosts: {
     states: ['READY', 'UNREACHABLE'],
@@ -58,9 +58,22 @@ function backing(made) {
   return box;
 }
 
+// Of a VM whose memory is watched: what is mapped, and what is wrong with it.
+function paging(watched) {
+  if (!watched) return '–';
+  const good = watched.state === 'SERVING';
+  const text = [bytes(watched.mapped_bytes) + ' mapped'];
+  if (watched.waiting) text.push(number(watched.waiting) + ' waiting');
+  if (watched.source_bytes) text.push(bytes(watched.loaded_bytes) + ' of ' + bytes(watched.source_bytes) + ' loaded');
+  if (!good) text.push(words(watched.state) + (watched.reason ? ' (' + words(watched.reason) + ')' : ''));
+  const box = node('span', text.join(', '), good ? '' : 'badge bad');
+  box.title = 'watched: ' + watched.because.join(', ') + (watched.message ? '; ' + watched.message : '');
+  return box;
+}
+
 function drawVms(rows) {
-  const sent = column(rows, 'sent', 'B/s'), faults = column(rows, 'faults', 'faults/s'), flushes = column(rows, 'flushes', 'flushes/s');
-  fill($('list-table'), [['VM'], ['marks'], ['state'], ['host'], ['uid'], ['backend'], ['memory', 'num'], ['in pages of'], ['vCPUs', 'num'], ['epoch', 'num'], [faults.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['guest errors', 'num'], ['last seen'], ['note', 'wide']],
+  const sent = column(rows, 'sent', 'B/s'), faults = column(rows, 'faults', 'faults/s'), flushes = column(rows, 'flushes', 'flushes/s'), paged = column(rows, 'paged', 'pager faults/s');
+  fill($('list-table'), [['VM'], ['marks'], ['state'], ['host'], ['uid'], ['backend'], ['memory', 'num'], ['in pages of'], ['paging'], ['vCPUs', 'num'], ['epoch', 'num'], [faults.unit, 'num'], [paged.unit, 'num'], [flushes.unit, 'num'], ['sent ' + sent.unit, 'num'], ['guest errors', 'num'], ['last seen'], ['note', 'wide']],
     rows.map((vm) => {
       const notes = [];
       if (vm.migration) { notes.push('migrates: ', moveLink(vm.migration), ' '); }
@@ -77,7 +90,7 @@ function drawVms(rows) {
       const old = vm.marks.includes('stale');
       return {
         className: old ? 'old' : '',
-        cells: [short(vm.name), marks(vm.marks), badge(vm.state), hostLink(vm.host), node('code', vm.uid || '–'), vm.backend.toLowerCase() + format, bytes(vm.memory_bytes), backing(vm.backing), String(vm.vcpus), String(vm.epoch), faults.show(vm.rates.faults), flushes.show(vm.rates.flushes), sent.show(vm.rates.sent), errors, old ? ago(vm.last_seen) : 'now', note],
+        cells: [short(vm.name), marks(vm.marks), badge(vm.state), hostLink(vm.host), node('code', vm.uid || '–'), vm.backend.toLowerCase() + format, bytes(vm.memory_bytes), backing(vm.backing), paging(vm.paging), String(vm.vcpus), String(vm.epoch), faults.show(vm.rates.faults), paged.show(vm.rates.paged), flushes.show(vm.rates.flushes), sent.show(vm.rates.sent), errors, old ? ago(vm.last_seen) : 'now', note],
       };
     }), 'None. Create one: slat create vm web --memory 512MiB');
 }

@@ -3,10 +3,10 @@
 import { $, ago, badge, bytes, fill, link, marks, meter, node, number, scale, seconds, short, words } from '/assets/dom.js';
 import { drawLines, paint, swatch } from '/assets/charts.js';
 
-export const RATES = { faults: 'Page faults', flushes: 'TLB flushes', flush_requests: 'Flush requests', sent: 'Migration traffic' };
+export const RATES = { faults: 'Page faults', flushes: 'TLB flushes', flush_requests: 'Flush requests', paged: 'Pager faults', sent: 'Migration traffic' };
 const NOTES = {
   faults: 'second-stage page faults, of VMs whose kernel counts them', flushes: 'requests for a flush that reached a vCPU, where the kernel counts those',
-  flush_requests: 'requests for a flush of all vCPUs; flushes of a range are not among them on RISC-V', sent: 'bytes on the wire, by source',
+  flush_requests: 'requests for a flush of all vCPUs; flushes of a range are not among them on RISC-V', paged: 'faults that pagers resolved, of VMs whose memory is watched', sent: 'bytes on the wire, by source',
 };
 const WINDOWS = { 60: '1 min', 600: '10 min' };
 

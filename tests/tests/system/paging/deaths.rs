@@ -24,7 +24,7 @@ fn kill(pid: u32) -> anyhow::Result<()> {
 }
 
 /// Processes by number: their parent's number and their command line.
-fn processes() -> Vec<(u32, u32, String)> {
+pub(super) fn processes() -> Vec<(u32, u32, String)> {
     let of = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.ok()?;
         let pid = entry.file_name().to_str()?.parse().ok()?;

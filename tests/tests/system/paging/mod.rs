@@ -1,6 +1,7 @@
 //! Guests whose memory is watched: saved, restored lazily, forked, paged by the agent.
 
 mod deaths;
+mod ends;
 mod forks;
 mod oracles;
 mod paged;

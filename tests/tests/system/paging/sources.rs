@@ -14,7 +14,7 @@ use slat_tests::{
 use super::{sound, status};
 
 /// A saved guest, and the path of its file.
-async fn saved(fleet: &Fleet) -> anyhow::Result<(v1::Save, PathBuf)> {
+pub(super) async fn saved(fleet: &Fleet) -> anyhow::Result<(v1::Save, PathBuf)> {
     let spec = busy(v1::Backend::Kvm, 256, 1, Some(64 * MIB));
     let vm = fleet.run_vm("web", "host-a", spec).await?;
     let save = fleet.save(&vm.name, "one").await?;
@@ -25,7 +25,7 @@ async fn saved(fleet: &Fleet) -> anyhow::Result<(v1::Save, PathBuf)> {
     Ok((save, path))
 }
 
-async fn fails(fleet: &Fleet, vm: &str, reason: &str) -> anyhow::Result<()> {
+pub(super) async fn fails(fleet: &Fleet, vm: &str, reason: &str) -> anyhow::Result<()> {
     let failed = fleet
         .vm_until(&fleet.server(), vm, "its source failed", |vm| {
             let state = vm.paging.as_ref().map(v1::PagingStatus::state);
@@ -59,7 +59,7 @@ async fn loads(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
 }
 
 /// Bytes of the file that hold pages, by all odds.
-const SPOILED: std::ops::Range<u64> = 64 * MIB..192 * MIB;
+pub(super) const SPOILED: std::ops::Range<u64> = 64 * MIB..192 * MIB;
 
 #[test]
 fn a_corrupt_file_stops_whoever_needs_it_until_it_is_mended() {
