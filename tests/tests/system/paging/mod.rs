@@ -2,6 +2,7 @@
 
 mod deaths;
 mod forks;
+mod full_disk;
 mod oracles;
 mod paged;
 mod saves;
