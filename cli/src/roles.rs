@@ -39,6 +39,8 @@ pub(crate) struct ServerRole {
     pub(crate) state_dir: PathBuf,
     /// How often agents report.
     pub(crate) report_interval: Duration,
+    /// How long a host may be quiet; `None` for three reports.
+    pub(crate) host_silence: Option<Duration>,
     /// Ended migrations to keep: how many, and for how long.
     pub(crate) keep_migrations: (usize, Duration),
     /// For `/metrics`.
@@ -55,6 +57,7 @@ impl ServerRole {
             listen: self.listen,
             state_dir: self.state_dir,
             report_interval: self.report_interval,
+            host_silence: self.host_silence,
             retention: slat_server::Retention {
                 keep: self.keep_migrations.0,
                 keep_for: self.keep_migrations.1,

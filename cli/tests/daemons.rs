@@ -147,6 +147,23 @@ fn beyond_loopback_only_when_asked_for_by_name() {
 }
 
 #[test]
+fn a_silence_that_no_report_can_break_is_refused() {
+    let state = slat_test_dir::TestDir::new();
+    let path = state.path().join("untouched");
+    let server = |silence: &str| {
+        let all = ["server", "--listen", "127.0.0.1:0", "--report-interval"];
+        let state = ["--state-dir", path.to_str().unwrap()];
+        run(&[&all[..], &["2s", "--host-silence", silence], &state].concat())
+    };
+    for silence in ["3s", "61m", "3"] {
+        let (code, stdout, stderr) = server(silence);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+        assert!(stderr.contains("--host-silence"), "{stderr}");
+    }
+    assert!(!path.exists(), "refused before anything is made");
+}
+
+#[test]
 fn more_memory_than_the_machine_has_is_refused() {
     let state = slat_test_dir::TestDir::new();
     let path = state.path().join("untouched");

@@ -58,6 +58,8 @@ pub struct ServerConfig {
     pub state_dir: PathBuf,
     /// How often agents are told to report.
     pub report_interval: Duration,
+    /// A host that was not heard from for longer is UNREACHABLE. `None`: three report intervals.
+    pub host_silence: Option<Duration>,
     /// Which ended migrations are kept.
     pub retention: Retention,
     /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
@@ -73,6 +75,7 @@ impl fmt::Debug for ServerConfig {
             .field("listen", &self.listen)
             .field("state_dir", &self.state_dir)
             .field("report_interval", &self.report_interval)
+            .field("host_silence", &self.host_silence)
             .field("retention", &self.retention)
             .field("render", &self.render.is_some())
             .field("version", &self.version)
@@ -135,6 +138,12 @@ impl Server {
                 "the report interval is 10 ms to 3600 s",
             ));
         }
+        let silence = config.report_interval * 2..=Duration::from_secs(3600);
+        if config.host_silence.is_some_and(|it| !silence.contains(&it)) {
+            return Err(ServerError::Config(
+                "the host silence is two report intervals to 3600 s",
+            ));
+        }
         let directory = config.state_dir.clone();
         let store = tokio::task::spawn_blocking(move || BlockingStore::open(&directory))
             .await
@@ -158,7 +167,7 @@ impl Server {
         let address = listener.local_addr().map_err(listen_failed)?;
 
         metrics::describe(&config.version);
-        let fleet = Fleet::new(config.report_interval);
+        let fleet = Fleet::new(config.report_interval, config.host_silence);
         fleet.restore(store.with(|store| store.seen()).await?)?;
         let history = Arc::new(History::new(config.report_interval));
         let migrations = Migrations::start(

@@ -58,6 +58,7 @@ async fn a_server_that_cannot_write_does_not_serve_and_comes_back_with_its_disk(
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: directory.path().to_owned(),
         report_interval: Duration::from_secs(1),
+        host_silence: None,
         render: None,
         version: "test".to_owned(),
         retention: crate::Retention::default(),

@@ -36,6 +36,7 @@ async fn a_migration_is_counted() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: Duration::from_millis(100),
+        host_silence: None,
         retention: Retention::default(),
         render: Some(Arc::new(move || recorder.render())),
         version: "9.9.9".into(),

@@ -46,6 +46,7 @@ pub mod reserved;
 pub mod scene;
 pub mod slots;
 pub mod soak;
+pub mod stalling;
 pub mod wait;
 
 pub use fleet::{Fleet, Layout};

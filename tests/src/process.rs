@@ -299,25 +299,83 @@ fn wait_end(pidfd: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
     }
 }
 
+/// Ends the processes of `program` that name `root`, or a path below it, on their command lines, and
+/// says which there were. One that was just being started may show up while others end, so it looks
+/// until there are none.
+///
+/// # Errors
+/// When one does not end, or more come all the time.
+pub fn end_below(root: &Path, program: &Path) -> anyhow::Result<Vec<String>> {
+    let program = program.canonicalize()?;
+    let mut ended = Vec::new();
+    for _ in 0..ROUNDS {
+        let of_program = |(pid, _): &(u32, Vec<u8>)| runs(*pid, &program);
+        let found: Vec<_> = processes_below(root).filter(of_program).collect();
+        if found.is_empty() {
+            return Ok(ended);
+        }
+        for (pid, line) in found {
+            let raw = Pid::from_raw(pid.cast_signed()).context("a process without a number")?;
+            let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else {
+                continue;
+            };
+            // Still the same: so the pidfd is of that process, and not of a later one.
+            if command_line(pid).as_ref() != Some(&line) || !runs(pid, &program) {
+                continue;
+            }
+            let process = VmProcess { pid, pidfd };
+            process.kill()?;
+            ended.push(format!("process {pid}: {}", readable(&line)));
+        }
+    }
+    bail!("processes below {} come again: {ended:#?}", root.display())
+}
+
+/// How often [`end_below`] looks. What it ends can start no more.
+const ROUNDS: usize = 20;
+
+/// Whether a process runs that file, which may have been built anew since.
+fn runs(pid: u32, program: &Path) -> bool {
+    let file = std::fs::read_link(format!("/proc/{pid}/exe"));
+    let file = file.map(|file| file.to_string_lossy().into_owned());
+    file.is_ok_and(|file| Path::new(file.trim_end_matches(" (deleted)")) == program)
+}
+
+/// A process's arguments, each with a zero after it. A zombie has none.
+fn command_line(pid: u32) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).ok()
+}
+
+fn readable(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).replace('\0', " ")
+}
+
+/// Processes whose command lines name `root` or what is below it, and not only a neighbour whose
+/// name begins alike.
+fn processes_below(root: &Path) -> impl Iterator<Item = (u32, Vec<u8>)> {
+    let needle = root.as_os_str().as_encoded_bytes().to_vec();
+    let names = move |line: &[u8]| {
+        let mut places = line.windows(needle.len() + 1);
+        places.any(|at| {
+            let (last, path) = at.split_last().unwrap_or((&0, &[]));
+            path == needle && matches!(last, 0 | b'/')
+        })
+    };
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(move |entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // A process that ended meanwhile is none.
+        let line = command_line(pid)?;
+        names(&line).then_some((pid, line))
+    })
+}
+
 /// Processes and Unix sockets that name `root`: what a fleet in that directory has left behind.
 #[must_use]
 pub fn leftovers(root: &Path) -> Vec<String> {
     let needle = root.to_string_lossy().into_owned();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if !name.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
-            continue;
-        }
-        // A process that ended meanwhile is none; a zombie has an empty command line.
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
-            continue;
-        };
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(&needle) {
-            found.push(format!("process {}: {command}", name.to_string_lossy()));
-        }
-    }
+    let process = |(pid, line): (u32, Vec<u8>)| format!("process {pid}: {}", readable(&line));
+    let mut found: Vec<String> = processes_below(root).map(process).collect();
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
     found.extend(
         sockets
@@ -326,4 +384,56 @@ pub fn leftovers(root: &Path) -> Vec<String> {
             .map(|line| format!("socket {line}")),
     );
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that names a file, until it is killed.
+    fn naming(path: &Path) -> Child {
+        std::fs::write(path, "").unwrap();
+        let mut tail = Command::new("tail");
+        tail.arg("-f").arg(path).stdout(Stdio::null());
+        tail.spawn().unwrap()
+    }
+
+    #[test]
+    fn only_what_names_the_root_and_runs_the_program_is_ended() {
+        let home = slat_test_dir::TestDir::new();
+        let (root, other) = (home.path().join("a"), home.path().join("ab"));
+        for dir in [&root, &other] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        let mut own = naming(&root.join("file"));
+        let mut neighbour = naming(&other.join("file"));
+        let program = |child: &Child| {
+            // It runs its own file a moment after it was started.
+            let link = format!("/proc/{}/exe", child.id());
+            let own = std::env::current_exe().unwrap();
+            let started = std::time::Instant::now();
+            loop {
+                let file = std::fs::read_link(&link).unwrap();
+                if file != own {
+                    return file;
+                }
+                assert!(started.elapsed() < PATIENCE, "it does not start");
+                std::thread::yield_now();
+            }
+        };
+        let (tail, _) = (program(&own), program(&neighbour));
+        assert!(
+            end_below(&root, Path::new("/proc/self/exe"))
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(leftovers(&root).len(), 1);
+        let ended = end_below(&root, &tail).unwrap();
+        assert_eq!(ended.len(), 1, "{ended:?}");
+        assert!(ended[0].starts_with(&format!("process {}: ", own.id())));
+        assert!(!own.wait().unwrap().success());
+        assert!(neighbour.try_wait().unwrap().is_none(), "not its own");
+        neighbour.kill().unwrap();
+        neighbour.wait().unwrap();
+    }
 }

@@ -21,6 +21,9 @@ One line on standard output says `listening on IP:PORT` when the server is ready
 /// Who waits for a migration must still find it when it has ended.
 const SHORTEST_KEPT: Duration = Duration::from_secs(60);
 
+/// A host that has been quiet for longer is gone, whatever the network.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
+
 /// Options of `slat server`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -46,6 +49,10 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     report_interval: Span,
+    /// How long an agent may be quiet before its host is UNREACHABLE, as 30s: two report intervals
+    /// to 1h [default: three report intervals]
+    #[arg(long, env = "SLAT_HOST_SILENCE", value_name = "DURATION")]
+    host_silence: Option<Span>,
     /// How many migrations to keep that have ended, as 5000; older ones are forgotten
     #[arg(
         long,
@@ -77,6 +84,15 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
             args.report_interval
         )));
     }
+    let silence = args.report_interval.0 * 2..=LONGEST_SILENCE;
+    if let Some(asked) = args.host_silence
+        && !silence.contains(&asked.0)
+    {
+        return Err(Failure::Usage(format!(
+            "--host-silence {asked} is not between two report intervals ({}) and 1h",
+            Span(args.report_interval.0 * 2)
+        )));
+    }
     if args.keep_migrations_for.0 < SHORTEST_KEPT {
         return Err(Failure::Usage(format!(
             "--keep-migrations-for {} is shorter than 1m",
@@ -94,6 +110,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
         listen: args.listen,
         state_dir,
         report_interval: args.report_interval.0,
+        host_silence: args.host_silence.map(|silence| silence.0),
         keep_migrations: (args.keep_migrations as usize, args.keep_migrations_for.0),
         render: recorder.render(),
     }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::clock::{Came, Clocks};
 
-/// A host is unreachable when it missed this many reports.
+/// A host is unreachable when it missed this many reports, unless the server was told a time.
 const MISSED_REPORTS: u32 = 3;
 
 /// See the module.
@@ -60,9 +60,11 @@ pub(super) fn channel_to(address: &str) -> Result<TracedChannel, ApiError> {
 }
 
 impl Fleet {
-    pub(crate) fn new(interval: Duration) -> Arc<Self> {
+    /// `silence`: how long a host may be quiet; by default as long as it takes to miss a few reports.
+    pub(crate) fn new(interval: Duration, silence: Option<Duration>) -> Arc<Self> {
+        let silence = silence.unwrap_or(interval * MISSED_REPORTS);
         Arc::new(Self {
-            table: Mutex::new(Table::new(interval, interval * MISSED_REPORTS)),
+            table: Mutex::new(Table::new(interval, silence)),
             channels: DashMap::new(),
             interval,
             changed: Notify::new(),

@@ -139,6 +139,7 @@ impl Rig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             state_dir: directory.path().to_owned(),
             report_interval: Duration::from_secs(1),
+            host_silence: None,
             render: None,
             version: "test".to_owned(),
             retention: crate::Retention::default(),

@@ -100,6 +100,7 @@ impl Crowd {
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
             report_interval: Duration::from_secs(2),
+            host_silence: None,
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
             retention: slat_server::Retention::default(),

@@ -671,6 +671,7 @@ async fn a_second_server_on_the_same_state_is_refused() {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: std::time::Duration::from_secs(1),
+        host_silence: None,
         retention: slat_server::Retention::default(),
         render: Some(Arc::new(String::new)),
         version: "0".into(),

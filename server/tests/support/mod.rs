@@ -482,6 +482,7 @@ pub async fn server_that_keeps(state: &std::path::Path, retention: Retention) ->
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.to_owned(),
         report_interval: Duration::from_millis(100),
+        host_silence: None,
         retention,
         render: Some(Arc::new(|| "slat_test 1\n".to_owned())),
         version: "0.0.0-test".into(),

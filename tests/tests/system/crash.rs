@@ -253,7 +253,21 @@ async fn whole_fleet_whose_directories_are_removed(fleet: &mut Fleet) -> anyhow:
         fleet.start_agent(host)?;
     }
     fleet.start_server()?;
-    fleet.hosts_ready().await
+    fleet.hosts_ready().await?;
+    // The server knows the VM, and keeps it as long as its migration has work left.
+    eventually("its migration lets go of the VM", || async {
+        let mut client = fleet.vms(&fleet.server());
+        let list = client.list_vms(v1::ListVmsRequest::default()).await?;
+        for vm in list.into_inner().vms {
+            let request = v1::DeleteVmRequest {
+                uid: vm.uid,
+                ..Default::default()
+            };
+            client.delete_vm(request).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn source_agent(fleet: &mut Fleet) -> anyhow::Result<()> {

@@ -197,6 +197,14 @@ fn three_missed_intervals_are_unreachable() {
 }
 
 #[test]
+fn a_host_may_be_quiet_for_three_reports_or_as_long_as_was_said() {
+    let silence = |said| crate::fleet::Fleet::new(INTERVAL, said).table().silence;
+    assert_eq!(silence(None), INTERVAL * 3);
+    let said = INTERVAL * 20;
+    assert_eq!(silence(Some(said)), said);
+}
+
+#[test]
 fn another_incarnation_must_register_first() {
     let at = Instant::now();
     let mut table = table(at);

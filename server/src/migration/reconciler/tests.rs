@@ -81,7 +81,7 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let (commands, inbox) = mpsc::channel(1);
     let context = Context {
         pairs: Arc::default(),
-        fleet: Fleet::new(Duration::from_secs(1)),
+        fleet: Fleet::new(Duration::from_secs(1), None),
         store: BlockingStore::new(store.clone()),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
     };
@@ -144,7 +144,7 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
     let (shown, mut seen) = watch::channel(record.migration().clone());
     let (_commands, inbox) = mpsc::channel(1);
     let context = Context {
-        fleet: Fleet::new(Duration::from_secs(1)),
+        fleet: Fleet::new(Duration::from_secs(1), None),
         store: store.clone(),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
         pairs: Arc::default(),

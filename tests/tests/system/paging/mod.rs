@@ -3,6 +3,7 @@
 mod deaths;
 mod ends;
 mod forks;
+mod full_disk;
 mod oracles;
 mod paged;
 mod saves;

@@ -9,6 +9,7 @@ use slat_tests::{
     Fleet,
     guest::{MIB, busy},
     scene,
+    stalling::StallingFile,
 };
 
 use super::{sound, status};
@@ -115,5 +116,43 @@ fn a_file_that_is_deleted_below_its_reader_is_read_to_its_end() {
         let copy = fleet.restore(&save.name, "copy", true).await?;
         std::fs::remove_file(&path)?;
         loads(fleet, &copy.name).await
+    });
+}
+
+/// Of one page, so that one read waits. A pager makes four at a time: more would hold up all of them.
+const HELD: std::ops::Range<u64> = 128 * MIB..128 * MIB + 4096;
+
+/// As a disk that does not answer: a read waits. What is elsewhere comes, the VM says why the rest
+/// does not, and goes on or is deleted as asked.
+#[test]
+fn a_file_that_does_not_answer_holds_up_only_who_needs_it() {
+    scene::paged(async |fleet| {
+        let (save, path) = saved(fleet).await?;
+        let stalling = match StallingFile::over(&path, HELD) {
+            Ok(stalling) => stalling,
+            Err(error) => {
+                println!("SKIPPED: {error:#}");
+                return Ok(());
+            }
+        };
+        let copy = fleet.restore(&save.name, "copy", true).await?;
+        fails(fleet, &copy.name, "PAGE_SOURCE_STALLED").await?;
+        ensure!(stalling.waiting() > 0, "nobody reads what is held");
+        let all_else = |vm: &v1::Vm| {
+            let paging = vm.paging.as_ref();
+            paging.is_some_and(|it| it.loaded_bytes >= it.source_bytes - 2 * MIB)
+        };
+        let server = fleet.server();
+        fleet
+            .vm_until(&server, &copy.name, "all else comes", all_else)
+            .await?;
+        stalling.let_go();
+        retry(fleet, &copy.name).await?;
+        loads(fleet, &copy.name).await?;
+        stalling.hold();
+        let next = fleet.restore(&save.name, "next", true).await?;
+        fails(fleet, &next.name, "PAGE_SOURCE_STALLED").await?;
+        super::delete(fleet, &next.name).await?;
+        fleet.vm_dir_gone("host-a", &next.name).await
     });
 }

@@ -1,21 +1,32 @@
 //! Everything at the same time on one paged guest: mappings are taken away, aged and protected,
-//! contents discarded, slots moved, dirty pages read by four readers, snapshots taken; at last it
-//! migrates, with digests compared.
+//! contents discarded, slots moved, dirty pages read by four readers, snapshots taken; and it
+//! migrates to and fro all the while, with digests compared each time.
+//!
+//! A call that meets a migration is refused by name, or finds the VM gone to the other host. It is
+//! counted by its reason and made again; any other answer fails the test.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, ensure};
-use slat_proto::{Reason, v1};
+use anyhow::{Context as _, bail, ensure};
+use slat_proto::{
+    ApiError, Reason,
+    v1::{self, MigrationPhase},
+};
 use slat_tests::{
     Fleet,
-    guest::patient,
+    fleet::ended,
+    guest::{patient, verified},
     scene,
-    slots::{create, update},
+    slots::{create, relocate, update},
 };
 
 use super::{sound, watched};
 
-/// As long as the issue at hand needs: SLAT_STORM_SECONDS; a few seconds in between.
+/// SLAT_STORM_SECONDS; a few seconds where it is not set.
 fn length() -> Duration {
     let seconds = std::env::var("SLAT_STORM_SECONDS");
     Duration::from_secs(
@@ -51,13 +62,11 @@ async fn discard(fleet: &Fleet, vm: &str, gfn: u64) -> anyhow::Result<()> {
     };
     match fleet.memory(&fleet.server()).discard_memory(request).await {
         Ok(_) => Ok(()),
-        // The slot is elsewhere at the moment.
-        Err(status) => {
-            let error = slat_proto::ApiError::from(status);
-            let known = [Reason::BadParameter, Reason::HostUnreachable];
-            ensure!(known.contains(&error.reason), "{error:#?}");
-            Ok(())
-        }
+        Err(status) => match ApiError::from(status) {
+            // The slot is elsewhere at the moment.
+            error if error.reason == Reason::BadParameter => Ok(()),
+            error => Err(error.into()),
+        },
     }
 }
 
@@ -73,52 +82,141 @@ async fn age(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_busy(error: &anyhow::Error) -> bool {
+/// What a call may be answered while its VM moves: it cannot be done now; this process has given the
+/// VM away; whoever served it there is gone. Or an agent is too busy to report.
+const IN_THE_WAY: [Reason; 8] = [
+    Reason::MigrationInProgress,
+    Reason::MigrationBlocked,
+    Reason::StaleEpoch,
+    Reason::HostUnreachable,
+    Reason::PeerUnreachable,
+    Reason::VmUnreachable,
+    Reason::PagerUnreachable,
+    Reason::ConnectionLost,
+];
+
+fn reason(error: &anyhow::Error) -> Option<Reason> {
     let status = error.downcast_ref::<tonic::Status>().cloned();
-    status.is_some_and(|it| slat_proto::ApiError::from(it).reason == Reason::HostUnreachable)
+    let reason = status.map(|status| ApiError::from(status).reason);
+    reason.or_else(|| Some(error.downcast_ref::<ApiError>()?.reason))
 }
 
-/// The reader knows every page that was written since it began, and the guest writes.
-async fn read_dirty(fleet: &Fleet, vm: &str, cursor: &str, until: Instant) -> anyhow::Result<u64> {
-    let (mut batch, mut pages) = (0, 0);
-    while Instant::now() < until {
-        let request = v1::HarvestDirtyPagesRequest {
-            vm: vm.into(),
-            cursor: cursor.into(),
-            acknowledge_batch: batch,
-            ..Default::default()
-        };
-        let mut client = fleet.memory(&fleet.server());
-        match client.harvest_dirty_pages(request).await {
-            Ok(answer) => {
-                let answer = answer.into_inner();
-                (batch, pages) = (answer.batch, pages + answer.dirty_pages);
-            }
-            Err(status) => {
-                let error = anyhow::Error::from(status);
-                ensure!(is_busy(&error), "{error:#}");
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-    Ok(pages)
-}
-
-async fn again(
+/// How long it goes on, and what was refused meanwhile: who asked, and why not.
+struct Storm {
     until: Instant,
-    mut step: impl AsyncFnMut(u64) -> anyhow::Result<()>,
-) -> anyhow::Result<u64> {
-    let mut steps = 0;
-    while Instant::now() < until {
-        match step(steps).await {
-            // The agent missed the server's few reports that are due so soon here.
-            Err(error) if is_busy(&error) => {}
-            done => done?,
-        }
-        steps += 1;
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    slot_moves: Cell<u64>,
+    refused: RefCell<BTreeMap<(&'static str, &'static str), u64>>,
+}
+
+impl Storm {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until
     }
-    Ok(steps)
+
+    /// What a call gave; nothing when it was refused for a reason that is to be expected.
+    fn met<T>(&self, who: &'static str, done: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+        let error = match done {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) => error,
+        };
+        match reason(&error).filter(|reason| IN_THE_WAY.contains(reason)) {
+            Some(reason) => {
+                let key = (who, reason.as_str());
+                *self.refused.borrow_mut().entry(key).or_default() += 1;
+                Ok(None)
+            }
+            None => Err(error.context(who)),
+        }
+    }
+
+    /// The same again and again, told how often it was done; says how often.
+    async fn again(
+        &self,
+        who: &'static str,
+        mut step: impl AsyncFnMut(u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<u64> {
+        let mut done = 0;
+        while self.goes_on() {
+            if self.met(who, step(done).await)?.is_some() {
+                done += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(done)
+    }
+
+    /// The reader is told of every page that was written since it began, and the guest writes. It
+    /// begins anew after a migration, where cursors stay behind.
+    async fn read_dirty(&self, fleet: &Fleet, vm: &str, cursor: &str) -> anyhow::Result<u64> {
+        let (mut batch, mut pages) = (0, 0);
+        while self.goes_on() {
+            let request = v1::HarvestDirtyPagesRequest {
+                vm: vm.into(),
+                cursor: cursor.into(),
+                acknowledge_batch: batch,
+                ..Default::default()
+            };
+            let mut client = fleet.memory(&fleet.server());
+            match client.harvest_dirty_pages(request).await {
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    (batch, pages) = (answer.batch, pages + answer.dirty_pages);
+                }
+                Err(status) => match ApiError::from(status) {
+                    error if error.reason == Reason::NoSuchCursor => batch = 0,
+                    error => drop(self.met::<()>("reader", Err(error.into()))?),
+                },
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        Ok(pages)
+    }
+
+    /// To and fro as long as it goes on, and once in any case. Slots cannot move meanwhile, so one
+    /// does between two migrations.
+    async fn migrate(&self, fleet: &Fleet, vm: &str) -> anyhow::Result<u64> {
+        let (mut moved, mut slot_moves) = (0, 0);
+        let params = verified(patient(), v1::migration_params::Verify::BeforeCommit);
+        while self.goes_on() || moved == 0 {
+            while self.goes_on() && self.slot_moves.get() == slot_moves {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            slot_moves = self.slot_moves.get();
+            let to = ["host-b", "host-a"][(moved % 2) as usize];
+            let begun = fleet.migrate(vm, to, params.clone()).await;
+            let Some(begun) = self.met("migration", begun.map_err(anyhow::Error::from))? else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let over = |migration: &v1::Migration| ended(migration.phase());
+            let last = fleet.migration_until(&begun.name, "its end", over).await?;
+            if last.phase() == MigrationPhase::Completed {
+                let progress = last.progress.as_ref().context("no progress")?;
+                let equal = progress.verification() == v1::Verification::Match;
+                ensure!(equal, "digests: {last:#?}");
+                moved += 1;
+                continue;
+            }
+            let error = last.error.as_ref().context("FAILED without an error")?;
+            let why = Reason::parse(&error.reason).filter(|reason| IN_THE_WAY.contains(reason));
+            let Some(why) = why else {
+                bail!("it does not move: {last:#?}");
+            };
+            let key = ("migration, later", why.as_str());
+            *self.refused.borrow_mut().entry(key).or_default() += 1;
+        }
+        Ok(moved)
+    }
+}
+
+/// Forks it where it is; the child runs and goes again.
+async fn fork(fleet: &Fleet, vm: &str, number: u64) -> anyhow::Result<()> {
+    let name = format!("child-{number}");
+    let child = fleet.fork(vm, &[name.as_str()]).await?;
+    let child = child.vms.first().context("no child")?;
+    let host = child.host.strip_prefix("hosts/").context("no host")?;
+    sound(&fleet.runs_soundly_on(&child.name, host).await?)?;
+    super::delete(fleet, &child.name).await
 }
 
 #[test]
@@ -130,64 +228,37 @@ fn all_at_once_and_nothing_is_lost() {
             .name;
         let spare = vec![create(SPARE, SPARE_GFN, SPARE_PAGES)];
         update(fleet, &vm, spare).await?;
-        let until = Instant::now() + length();
-        let (fleet, vm) = (&*fleet, vm.as_str());
-        let zaps = again(until, async |_| invalidate(fleet, vm).await);
-        let discards = again(until, async |n| {
+        let storm = Storm {
+            until: Instant::now() + length(),
+            slot_moves: Cell::new(0),
+            refused: RefCell::default(),
+        };
+        let (fleet, vm, storm) = (&*fleet, vm.as_str(), &storm);
+        let zaps = storm.again("zap", async |_| invalidate(fleet, vm).await);
+        let discards = storm.again("discard", async |n| {
             discard(fleet, vm, SPARE_GFN + n * 64 % SPARE_PAGES).await
         });
-        let ages = again(until, async |_| age(fleet, vm).await);
-        let moves = again(until, async |n| {
+        let ages = storm.again("ageing", async |_| age(fleet, vm).await);
+        let moves = storm.again("slot move", async |n| {
             let to = SPARE_GFN + (n + 1) % 2 * SPARE_PAGES;
-            let change = v1::slot_change::Move {
-                slot: SPARE,
-                base_gfn: to,
-            };
-            let change = v1::SlotChange {
-                change: Some(v1::slot_change::Change::Move(change)),
-            };
-            update(fleet, vm, vec![change]).await?;
+            update(fleet, vm, vec![relocate(SPARE, to)]).await?;
+            storm.slot_moves.set(n + 1);
             Ok(())
         });
-        let forks = again(until, async |n| {
-            let name = format!("child-{n}");
-            let child = fleet.fork(vm, &[name.as_str()]).await?;
-            let child = child.vms.first().context("no child")?.name.clone();
-            sound(&fleet.runs_soundly_on(&child, "host-a").await?)?;
-            super::delete(fleet, &child).await
-        });
-        let readers = ["a", "b", "c", "d"].map(|cursor| read_dirty(fleet, vm, cursor, until));
+        let forks = storm.again("fork", async |n| fork(fleet, vm, n).await);
+        let readers = ["a", "b", "c", "d"].map(|cursor| storm.read_dirty(fleet, vm, cursor));
         let [a, b, c, d] = readers;
-        let (zaps, discards, ages, moves, forks, a, b, c, d) =
-            tokio::try_join!(zaps, discards, ages, moves, forks, a, b, c, d)?;
+        let migrations = storm.migrate(fleet, vm);
+        let (zaps, discards, ages, moves, forks, a, b, c, d, migrations) =
+            tokio::try_join!(zaps, discards, ages, moves, forks, a, b, c, d, migrations)?;
         println!(
             "{zaps} zaps, {discards} discards, {ages} agings, {moves} moves, {forks} forks, \
-             {a} {b} {c} {d} dirty pages"
+             {a} {b} {c} {d} dirty pages, {migrations} migrations"
         );
+        println!("refused: {:?}", storm.refused.borrow());
         ensure!(a > 0 && b > 0 && c > 0 && d > 0);
-        let now = fleet
-            .vm_until(&fleet.server(), vm, "it runs", |vm| {
-                vm.state() == v1::vm::State::Running
-            })
-            .await?;
-        sound(&now)?;
-        let verified = v1::MigrationParams {
-            verify: v1::migration_params::Verify::BeforeCommit.into(),
-            ..patient()
-        };
-        for cursor in ["a", "b", "c", "d"] {
-            let request = v1::DeleteDirtyCursorRequest {
-                vm: vm.into(),
-                cursor: cursor.into(),
-                ..Default::default()
-            };
-            fleet
-                .memory(&fleet.server())
-                .delete_dirty_cursor(request)
-                .await?;
-        }
-        fleet.migrate_and_wait(vm, "host-b", verified).await?;
-        sound(&fleet.runs_soundly_on(vm, "host-b").await?)?;
-        Ok(())
+        ensure!(zaps > 0 && discards > 0 && ages > 0 && moves > 0);
+        let home = ["host-a", "host-b"][(migrations % 2) as usize];
+        sound(&fleet.runs_soundly_on(vm, home).await?)
     });
 }
