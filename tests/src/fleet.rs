@@ -350,8 +350,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends everything at once: daemons, VMs' processes, and whatever else of `slat` names the root:
-    /// pagers, writers, and a VM's process that has no lock yet.
+    /// Ends everything at once: daemons, VMs' processes, and whatever else of `slat` names the
+    /// root: pagers, writers, and a VM's process that has no lock yet.
     pub fn end_all(&mut self) {
         self.server.kill();
         for host in &mut self.hosts {

@@ -299,9 +299,9 @@ fn wait_end(pidfd: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
     }
 }
 
-/// Ends the processes of `program` that name `root`, or a path below it, on their command lines, and
-/// says which there were. One that was just being started may show up while others end, so it looks
-/// until there are none.
+/// Ends the processes of `program` that name `root`, or a path below it, on their command lines,
+/// and says which there were. One that was just being started may show up while others end, so it
+/// looks until there are none.
 ///
 /// # Errors
 /// When one does not end, or more come all the time.

@@ -60,7 +60,7 @@ pub(super) fn channel_to(address: &str) -> Result<TracedChannel, ApiError> {
 }
 
 impl Fleet {
-    /// `silence`: how long a host may be quiet; by default as long as it takes to miss a few reports.
+    /// `silence`: how long a host may be quiet; by default until it has missed a few reports.
     pub(crate) fn new(interval: Duration, silence: Option<Duration>) -> Arc<Self> {
         let silence = silence.unwrap_or(interval * MISSED_REPORTS);
         Arc::new(Self {

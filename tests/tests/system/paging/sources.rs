@@ -119,7 +119,7 @@ fn a_file_that_is_deleted_below_its_reader_is_read_to_its_end() {
     });
 }
 
-/// Of one page, so that one read waits. A pager makes four at a time: more would hold up all of them.
+/// Of one page, so that one read waits. A pager makes four at a time: if all wait, all else does.
 const HELD: std::ops::Range<u64> = 128 * MIB..128 * MIB + 4096;
 
 /// As a disk that does not answer: a read waits. What is elsewhere comes, the VM says why the rest

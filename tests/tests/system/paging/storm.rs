@@ -82,8 +82,8 @@ async fn age(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a call may be answered while its VM moves: it cannot be done now; this process has given the
-/// VM away; whoever served it there is gone. Or an agent is too busy to report.
+/// What a call may be answered while its VM moves: it cannot be done now; this process has given
+/// the VM away; whoever served it there is gone. Or an agent is too busy to report.
 const IN_THE_WAY: [Reason; 8] = [
     Reason::MigrationInProgress,
     Reason::MigrationBlocked,
