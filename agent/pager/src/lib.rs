@@ -10,6 +10,7 @@ mod asks;
 mod bell;
 mod dialect;
 mod drops;
+mod early;
 mod error;
 mod faults;
 mod guard;

@@ -16,7 +16,7 @@ use crate::memory::Memory;
 /// Loaders that read for nobody: a source that stalls there leaves the others to the guest.
 const MOST_IDLE: usize = 2;
 /// Pages that are read at once for nobody.
-const RUN: u64 = 64;
+pub(super) const RUN: u64 = 64;
 
 /// A thread that waits for a page.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,8 @@ pub(super) struct Inner {
     pub(super) wanted: HashMap<Key, Vec<Waiter>>,
     pub(super) asked: VecDeque<(Arc<Memory>, Range<u64>)>,
     pub(super) ahead: VecDeque<(Arc<Memory>, Range<u64>)>,
+    /// What is left of the pages that are read first, see `early`.
+    pub(super) early: VecDeque<(Arc<Memory>, Range<u64>)>,
     pub(super) claims: Vec<(u32, Range<u64>)>,
     /// Of these, those that are read for nobody who waits.
     pub(super) idle: usize,
@@ -105,7 +107,7 @@ impl Inner {
         self.turns = (self.turns + 1) % 8;
         if self.turns == 0
             && idle
-            && let Some(claim) = self.background()
+            && let Some(claim) = self.for_nobody(together)
         {
             return Some(claim);
         }
@@ -146,7 +148,7 @@ impl Inner {
                 return Some(Claim { for_whom, ..claim });
             }
         }
-        self.background()
+        self.for_nobody(together)
     }
 
     /// The page came by another way.

@@ -14,18 +14,22 @@
 //! Each request of the VM process has one range here, and its requests are bounded where they come
 //! in.
 
+mod early;
 mod lists;
 #[cfg(test)]
 mod tests;
 
 use std::{
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
-pub(crate) use self::lists::{Claim, Wait, Waiter};
 use self::lists::{ForWhom, Inner};
+pub(crate) use self::{
+    early::Runs as EarlyRuns,
+    lists::{Claim, Wait, Waiter},
+};
 use crate::{
     memory::Memory,
     sync::{lock, wait},
@@ -42,6 +46,8 @@ const IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
+    /// All that is to be read first.
+    first: OnceLock<EarlyRuns>,
     /// There is something for handlers.
     ready: Condvar,
     /// There is something for loaders.
@@ -102,6 +108,28 @@ impl Queue {
             inner.ahead.push_back((Arc::clone(memory), pages));
             self.more.notify_one();
         }
+    }
+
+    /// These pages are to be read first. Said once.
+    pub(crate) fn read_first(&self, runs: EarlyRuns) {
+        self.lock().early = runs.clone().into();
+        // Twice is once.
+        let _ = self.first.set(runs);
+        self.more.notify_all();
+    }
+
+    /// Pages of them that are there, and all.
+    pub(crate) fn first_progress(&self) -> (u64, u64) {
+        let runs = self.first.get().into_iter().flatten();
+        runs.fold((0, 0), |(there, all), (memory, pages)| {
+            let count = pages.end - pages.start;
+            (there + memory.there_in(pages.clone()), all + count)
+        })
+    }
+
+    /// Whether pages of a range are being read, or are going to be because somebody asked.
+    pub(crate) fn is_coming(&self, memory: u32, pages: &Range<u64>) -> bool {
+        self.lock().is_coming(memory, pages)
     }
 
     /// Everything is to be read.

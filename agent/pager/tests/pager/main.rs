@@ -7,6 +7,7 @@ mod faults;
 mod loads;
 mod measure;
 mod model;
+mod prefault;
 mod restart;
 mod saves;
 mod snapshots;
