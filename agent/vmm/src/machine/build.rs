@@ -230,6 +230,7 @@ impl Machine {
     pub(super) fn tear_down(&self) {
         self.pager.watcher().unwatch_all(&self.memory.table());
         *self.watching() = Watching::default();
+        self.end_readers();
         self.pager.close(false);
         self.set_backend(None);
         self.dirty.unbind();

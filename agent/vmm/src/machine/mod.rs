@@ -93,7 +93,7 @@ pub(crate) use self::{
 use crate::{
     backend::Backend,
     memory::{Collapser, DirtyLog, GuestMemory},
-    pager::{Pager, Watching},
+    pager::{Pager, Readers, Watching},
 };
 
 /// What every machine can do, whatever its backend.
@@ -120,6 +120,7 @@ pub(crate) struct Machine {
     prefault: Mutex<prefault::Prefault>,
     pager: Arc<Pager>,
     watching: Mutex<Watching>,
+    readers: Mutex<Readers>,
 }
 
 /// Whether vCPUs may run at all.
@@ -193,6 +194,7 @@ impl Machine {
             prefault: Mutex::default(),
             pager,
             watching: Mutex::default(),
+            readers: Mutex::default(),
         }))
     }
 

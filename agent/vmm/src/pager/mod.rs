@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `error` | what can go wrong |
 //! | `watching` | whether memory is to be watched, and why |
+//! | `readers` | what each named reader of the working set has not been told |
 //! | `watcher` | the process's userfaultfd |
 //! | `layers` | a page source, kept with its descriptors |
 //! | `asks` | questions without an answer |
@@ -41,6 +42,7 @@ mod error;
 mod layers;
 mod link;
 mod listener;
+mod readers;
 mod slots;
 mod snapshots;
 mod state;
@@ -51,6 +53,7 @@ pub(crate) use self::{
     desk::Pager,
     error::{PagerError, reason_of},
     listener::PagerSocket,
+    readers::Readers,
     state::Work,
     watcher::Watcher,
     watching::{Step, Watching},

@@ -4,6 +4,7 @@ mod deaths;
 mod forks;
 mod oracles;
 mod paged;
+mod prefault;
 mod saves;
 mod sources;
 mod storm;

@@ -21,6 +21,7 @@ use super::super::{
     Control, Fence, Machine, Switchover,
     view::{State, View},
 };
+use super::touched::TouchedRun;
 use crate::{backend::PagedGuest, memory::SlotMemory, pager::PagerError};
 
 /// Snapshots of a VM at a time.
@@ -51,6 +52,8 @@ pub(crate) struct Taken {
     pub(crate) pause: Duration,
     /// Why they stay stopped until the lease ends.
     pub(crate) paused: Option<String>,
+    /// What its guest had touched, when it is to be saved and that is known.
+    pub(crate) touched: Vec<TouchedRun>,
 }
 
 impl Machine {
@@ -74,6 +77,10 @@ impl Machine {
         // Before the lock: it may take seconds.
         let came = self.pager.await_connected(COMES);
         came.map_err(|error| self.paged(error))?;
+        let touched = match purpose.starts_with("saves/") {
+            true => self.touched(),
+            false => Vec::new(),
+        };
         let control = self.control();
         let view = self.admit_snapshot(control.fence)?;
         let guest = self.watchable(&identity.spec)?;
@@ -91,7 +98,7 @@ impl Machine {
                 self.end_watching();
             }
         }
-        taken
+        taken.map(|taken| Taken { touched, ..taken })
     }
 
     /// Files of a snapshot that has not begun.
@@ -183,6 +190,7 @@ impl Machine {
             generation: table.generation(),
             pause,
             paused: None,
+            touched: Vec::new(),
         })
     }
 
