@@ -48,4 +48,15 @@ impl PagingService for Pagings {
         let answer = live.answer(QUICK, client.list_mappings(request));
         Ok(Response::new(self.0.told(&live, answer).await?))
     }
+
+    async fn prefault_memory(
+        &self,
+        request: Request<v1::PrefaultMemoryRequest>,
+    ) -> Result<Response<v1::PrefaultMemoryResponse>, Status> {
+        let mut request = request.into_inner();
+        let live = living_meant!(self.0, request, name);
+        let mut client = live.pagings();
+        let answer = live.answer_long(client.prefault_memory(request));
+        Ok(Response::new(self.0.told(&live, answer).await?))
+    }
 }

@@ -16,7 +16,7 @@ use std::{
 use self::repair::repair;
 use crate::{
     Base, ClusterBuffer, Compression, ImageError, ImageId, Mark, MemorySpec, Options, PAGE_SIZE,
-    PageKind, Reader, Section, Storage, Writer, inspect,
+    PageKind, Reader, Section, Storage, WorkingRun, Writer, inspect, working_set_section,
 };
 
 mod repair;
@@ -145,6 +145,20 @@ fn write(
             contents: contents.to_vec(),
         })?;
     }
+    let last = |number, pages: u64| {
+        let first = pages.saturating_sub(1);
+        (pages > 0).then_some(WorkingRun {
+            memory: number,
+            first,
+            pages: 1,
+        })
+    };
+    let runs: Vec<WorkingRun> = [last(0, pages), last(9, pages / 3)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let memories = [(0, pages), (9, pages / 3)].map(|(number, pages)| MemorySpec { number, pages });
+    writer.add_section(working_set_section(&runs, &memories)?)?;
     writer.finish()?;
     let bytes = storage.0.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(bytes.clone())
@@ -179,6 +193,20 @@ fn read(bytes: &[u8]) -> bool {
         verified.faults.is_empty()
     });
     let mut right = reader.sections().is_ok();
+    // What it says of a working set is in its memories, in order, and does not make it wrong.
+    if let Ok(Some(runs)) = reader.working_set() {
+        let ends = |run: &WorkingRun| (run.memory, run.first + run.pages);
+        let ordered = runs
+            .windows(2)
+            .all(|two| ends(&two[0]) <= (two[1].memory, two[1].first));
+        let memories: std::collections::BTreeMap<u32, u64> = reader
+            .memories()
+            .iter()
+            .map(|memory| (memory.number, memory.pages))
+            .collect();
+        let within = |run: &WorkingRun| run.pages > 0 && ends(run).1 <= memories[&run.memory];
+        assert!(ordered && runs.iter().all(within), "{runs:?}");
+    }
     let mut page = [0; PAGE_SIZE];
     let mut buffer = ClusterBuffer::default();
     for memory in reader.memories() {

@@ -50,6 +50,7 @@ pub mod fuzz;
 mod names;
 mod reader;
 mod storage;
+mod working_set;
 mod writer;
 
 pub use codec::ClusterBuffer;
@@ -61,4 +62,5 @@ pub use names::{
 };
 pub use reader::{Cluster, Clusters, Fault, Pages, Reader, Verified, inspect};
 pub use storage::Storage;
+pub use working_set::{MAX_WORKING_SET, WORKING_SET, WorkingRun, working_set_section};
 pub use writer::Writer;

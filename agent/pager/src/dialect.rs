@@ -73,6 +73,7 @@ pub(crate) fn attach(socket: Socket, options: &Options) -> Result<Option<Shared>
     }
     add_memories(&shared, &mut memories)?;
     shared.check_sources()?;
+    shared.read_working_set();
     // From now on it may be silent for as long as it likes.
     let slow = PagerError::kernel("setting up the connection");
     shared.socket.set_patience(None).map_err(slow)?;

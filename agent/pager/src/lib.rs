@@ -11,6 +11,7 @@ mod asks;
 mod bell;
 mod dialect;
 mod drops;
+mod early;
 mod error;
 mod faults;
 mod guard;

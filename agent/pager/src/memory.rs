@@ -118,6 +118,14 @@ impl Memory {
         }
     }
 
+    /// How many pages of a range are there, about now.
+    pub(crate) fn there_in(&self, range: Range<u64>) -> u64 {
+        match &self.loaded {
+            None => range.end - range.start,
+            Some(loaded) => loaded.count_in(range),
+        }
+    }
+
     /// Pages that are there of those that have to be brought, and how many that are.
     pub(crate) fn progress(&self) -> (u64, u64) {
         match self.loaded {

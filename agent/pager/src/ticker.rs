@@ -108,7 +108,9 @@ impl Shared {
             load.loaded += loaded;
             load.all += all;
         }
+        let (loaded, all) = self.queue.first_progress();
         let mut state = PagerState {
+            working_set: Load { loaded, all },
             faults: self.stats.faults(),
             latency: self.stats.latency(),
             blocked_nanos: self.stats.blocked(),

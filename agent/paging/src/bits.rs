@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
@@ -114,6 +115,21 @@ impl SharedBits {
     pub fn count(&self) -> u64 {
         let ones = |word: &AtomicU64| u64::from(word.load(Ordering::Relaxed).count_ones());
         self.words().iter().map(ones).sum()
+    }
+
+    /// How many of a range are set, about now. What lies beyond the last bit is not.
+    #[must_use]
+    pub fn count_in(&self, range: Range<u64>) -> u64 {
+        let (mut at, end) = (range.start, range.end.min(self.bits));
+        let mut count = 0;
+        while at < end {
+            let next = end.min((at / 64 + 1) * 64);
+            let word = self.word(at).load(Ordering::Relaxed) >> (at % 64);
+            let mask = u64::MAX >> (64 - (next - at));
+            count += u64::from((word & mask).count_ones());
+            at = next;
+        }
+        count
     }
 
     /// The first clear bit from `from` on, or [`SharedBits::len`].
@@ -231,9 +247,13 @@ mod tests {
         assert!(bits.set(129) && !bits.set(129) && bits.set(0));
         assert!(other.get(129) && other.get(0) && !other.get(64));
         assert_eq!((other.count(), other.next_clear(0)), (2, 1));
+        for (range, set) in [(0..130, 2), (1..129, 0), (64..999, 1), (0..1, 1), (7..7, 0)] {
+            assert_eq!(other.count_in(range.clone()), set, "{range:?}");
+        }
         for bit in 0..130 {
             other.set(bit);
         }
+        assert_eq!((other.count_in(3..129), other.count_in(60..70)), (126, 10));
         assert_eq!(bits.next_clear(0), 130);
     }
 

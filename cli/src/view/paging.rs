@@ -1,6 +1,6 @@
 //! How a VM's memory is paged, in words.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use slat_proto::v1::{self, paging_status::State};
 
@@ -62,7 +62,14 @@ fn source(status: &v1::PagingStatus) -> String {
         return String::new();
     }
     let (loaded, all) = (Size(status.loaded_bytes), Size(status.source_bytes));
-    let far = format!("{loaded} of {all} loaded");
+    let mut far = format!("{loaded} of {all} loaded");
+    if status.working_set_bytes > 0 {
+        let (loaded, all) = (
+            Size(status.working_set_loaded_bytes),
+            Size(status.working_set_bytes),
+        );
+        let _ = write!(far, ", first its working set: {loaded} of {all}");
+    }
     match status.message.as_str() {
         "" => far,
         what => format!("{far}; {what} ({})", status.reason),
@@ -185,6 +192,11 @@ mod tests {
             "{}",
             line(&loading, "faults")
         );
+        let mut set = loading.clone();
+        let paging = set.paging.as_mut().unwrap();
+        (paging.working_set_loaded_bytes, paging.working_set_bytes) = (1 << 20, 2 << 20);
+        let words = "64 MiB of 1 GiB loaded, first its working set: 1 MiB of 2 MiB";
+        assert!(line(&set, "page source").starts_with(words));
         assert_eq!(lines(&v1::Vm::default()), []);
         assert_eq!(note(&v1::Vm::default()), None);
     }

@@ -72,6 +72,8 @@ pub(super) fn of(path: &str) -> Policy {
         "VerifySave" => policy(FILE, true),
         // It tries again what failed; nothing while nothing did.
         "RetryPageSource" => policy(PROCESS, true),
+        // What is mapped stays mapped.
+        "PrefaultMemory" => policy(MEMORY, true),
         // It takes as long as it was asked to.
         "MeasureDirtyRate" => policy(MEASURE, true),
         // Changes that mean something else the second time, or that fail then.

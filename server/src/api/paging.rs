@@ -51,4 +51,12 @@ impl PagingService for Services {
         let (_, answer) = forward!(self, request, list_mappings);
         Ok(answer)
     }
+
+    async fn prefault_memory(
+        &self,
+        request: Request<v1::PrefaultMemoryRequest>,
+    ) -> Result<Response<v1::PrefaultMemoryResponse>, Status> {
+        let (_, answer) = forward!(self, request, prefault_memory);
+        Ok(answer)
+    }
 }

@@ -49,7 +49,7 @@ use self::{
 };
 pub(super) use self::{
     going::Begun,
-    sections::Contents,
+    sections::{Contents, working_set},
     users::{needed_by, note},
     writer::{Order, write},
 };

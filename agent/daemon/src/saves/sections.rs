@@ -4,8 +4,13 @@
 //! A file comes from outside, so what is read is checked: a section that is missing or that cannot
 //! be decoded makes the save a corrupt one.
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
-use slat_image::{ImageError, Reader, Section, Storage};
+use slat_image::{
+    ImageError, MAX_WORKING_SET, MemorySpec, Reader, Section, Storage, WorkingRun,
+    working_set_section,
+};
 use slat_proto::v1;
 
 /// `PrepareIncomingRequest`.
@@ -54,6 +59,39 @@ impl Contents {
             shown: shown(reader)?,
         })
     }
+}
+
+/// What the guest had touched, as a section; nothing when that is not known. What does not fit the
+/// slots is left out: they may have changed since.
+pub(crate) fn working_set(slots: &[v1::Slot], touched: &[v1::WorkingSetRun]) -> Option<Section> {
+    let memories = slots.iter().map(|slot| (slot.slot, slot.pages));
+    let memories: BTreeMap<u32, u64> = memories.collect();
+    let mut runs: Vec<WorkingRun> = Vec::new();
+    for run in touched {
+        let Some(pages) = memories.get(&run.slot) else {
+            continue;
+        };
+        let end = run.page.saturating_add(run.pages).min(*pages);
+        let after =
+            |last: &WorkingRun| (last.memory, last.first + last.pages) <= (run.slot, run.page);
+        if run.page < end && runs.last().is_none_or(after) && runs.len() < MAX_WORKING_SET {
+            runs.push(WorkingRun {
+                memory: run.slot,
+                first: run.page,
+                pages: end - run.page,
+            });
+        }
+    }
+    let memories: Vec<MemorySpec> = memories
+        .into_iter()
+        .map(|(number, pages)| MemorySpec { number, pages })
+        .collect();
+    let section = (!runs.is_empty()).then(|| working_set_section(&runs, &memories));
+    section.transpose().unwrap_or_else(|error| {
+        // A save does not fail for want of a hint.
+        tracing::warn!(%error, "a working set that is not written");
+        None
+    })
 }
 
 /// What is shown of a save; without that section, nothing of it is known.

@@ -21,7 +21,7 @@ use crate::{
     counts::{self, Outcome},
     living::LiveVm,
     process::Process,
-    saves::{Begun, Contents, Order, Used, blocking, write},
+    saves::{Begun, Contents, Order, Used, blocking, working_set, write},
     source::PageSource,
 };
 
@@ -128,13 +128,15 @@ impl Supervisor {
             ApiError::from_io(Reason::Store, &path, &error).with("save", &order.name)
         })?;
         let bases = base.as_ref().map_or_else(Vec::new, Used::named_files);
+        let mut sections = contents.into_sections();
+        sections.extend(working_set(&taken.manifest.slots, &taken.said.working_set));
         let slots = taken.manifest.slots.iter();
         let order = Order {
             name: self.saves.path(order.name.id()).display().to_string(),
             file,
             zstd_level: order.zstd_level,
             bases,
-            sections: contents.into_sections(),
+            sections,
             memories: slots.map(|slot| (slot.slot, slot.pages)).collect(),
             source: taken.source,
         };

@@ -74,6 +74,9 @@
 //! block, 16 bytes: u32 length in bytes; u32 the kind of all its pages when that is 0; u64
 //! checksum, 0 without bytes.
 //!
+//! What is in a section is its writer's and its reader's; that of the name `working-set` is read
+//! here, too, and means what `working_set` says.
+//!
 //! # Footer, 88 bytes
 //!
 //! | at | what |

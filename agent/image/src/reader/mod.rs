@@ -24,6 +24,7 @@ use crate::{
     error::ImageError,
     names::{Base, ImageName, MemorySpec, Page, PageKind, Section, Summary},
     storage::Storage,
+    working_set::{self, WORKING_SET, WorkingRun},
 };
 
 mod chain;
@@ -121,6 +122,18 @@ impl<S: Storage> Reader<S> {
         let mut sections = self.chain.youngest.table.sections.iter();
         match sections.position(|section| section.info.name == name) {
             Some(index) => self.chain.youngest.section(index),
+            None => Ok(None),
+        }
+    }
+
+    /// The pages that the guest had touched, by memory and page; `None` when the file does not say.
+    /// Bases' are not looked at.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Truncated`, `Io`.
+    pub fn working_set(&self) -> Result<Option<Vec<WorkingRun>>, ImageError> {
+        match self.section(WORKING_SET)? {
+            Some(section) => working_set::decode(&section, self.memories()),
             None => Ok(None),
         }
     }

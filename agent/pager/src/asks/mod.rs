@@ -9,6 +9,7 @@
 mod contents;
 mod frames;
 mod layout;
+mod prefault;
 mod snapshot;
 mod split;
 mod thread;

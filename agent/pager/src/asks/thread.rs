@@ -141,7 +141,11 @@ pub(crate) fn run_quick(shared: &Shared, asks: &Asks) {
 fn is_slow(ask: &Ask) -> bool {
     matches!(
         ask,
-        Ask::Discard { .. } | Ask::Load { .. } | Ask::LoadAll | Ask::Arm { .. }
+        Ask::Discard { .. }
+            | Ask::Load { .. }
+            | Ask::LoadAll
+            | Ask::Arm { .. }
+            | Ask::Prefault { .. }
     )
 }
 
@@ -166,6 +170,10 @@ pub(crate) fn run_slow(shared: &Shared, asks: &Asks) {
             Ask::Discard { gfn, pages } => shared.discard(gfn, pages).map(done),
             Ask::Load { gfn, pages, write } => shared.load(gfn, pages, write).map(done),
             Ask::Arm { snapshot } => shared.arm(snapshot),
+            Ask::Prefault { gfn, pages } => {
+                let mapped = shared.prefault(gfn, pages);
+                mapped.map(|pages| Answer::Prefaulted { pages })
+            }
             _ => shared.load_all().map(done),
         };
         reply(shared, request, result);
@@ -191,6 +199,7 @@ fn quick(shared: &Shared, ask: &Ask) -> Result<Answer, Trouble> {
         | Ask::Load { .. }
         | Ask::LoadAll
         | Ask::Arm { .. }
+        | Ask::Prefault { .. }
         | Ask::Retry
         | Ask::State
         | Ask::Stop => Err(no("not here".to_owned())),

@@ -21,7 +21,7 @@ use crate::{error::Trouble, memory::Memory};
 /// Loaders that read for nobody: a source that stalls there leaves the others to the guest.
 const MOST_IDLE: usize = 2;
 /// Pages that are read at once for nobody.
-const RUN: u64 = 64;
+pub(super) const RUN: u64 = 64;
 
 /// A thread that waits for a page.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +98,10 @@ pub(super) struct Inner {
     pub(super) asked: Vec<Asked>,
     pub(super) last_asked: u64,
     pub(super) ahead: VecDeque<(Arc<Memory>, Range<u64>)>,
+    /// What is left of the pages that are read first, see `early`.
+    pub(super) early: VecDeque<(Arc<Memory>, Range<u64>)>,
     /// No more than there are loaders.
-    claims: Vec<(u32, Range<u64>)>,
+    pub(super) claims: Vec<(u32, Range<u64>)>,
     /// Of these, those that are read for nobody who waits.
     idle: usize,
     /// Memories that are brought in the background.
@@ -132,7 +134,7 @@ impl Inner {
         self.turns = (self.turns + 1) % 8;
         if self.turns == 0
             && idle
-            && let Some(claim) = self.background()
+            && let Some(claim) = self.for_nobody(together)
         {
             return Some(claim);
         }
@@ -166,7 +168,7 @@ impl Inner {
                 return Some(self.claim_all(&memory, pages, ForWhom::Ahead));
             }
         }
-        self.background()
+        self.for_nobody(together)
     }
 
     /// Somebody waits for a page that has to be read. Whether it is the first. A vCPU that is
@@ -214,7 +216,12 @@ impl Inner {
         Some(self.claim_all(memory, pages, ForWhom::Guest))
     }
 
-    fn claim_all(&mut self, memory: &Arc<Memory>, pages: Range<u64>, for_whom: ForWhom) -> Claim {
+    pub(super) fn claim_all(
+        &mut self,
+        memory: &Arc<Memory>,
+        pages: Range<u64>,
+        for_whom: ForWhom,
+    ) -> Claim {
         self.claims.push((memory.id, pages.clone()));
         self.idle += usize::from(for_whom.is_idle());
         Claim {
@@ -238,7 +245,7 @@ impl Inner {
         None
     }
 
-    fn background(&mut self) -> Option<Claim> {
+    pub(super) fn background(&mut self) -> Option<Claim> {
         if !self.load_all || self.paused {
             return None;
         }

@@ -14,6 +14,7 @@
 //! Each request of the VM process has one range a memory here, and its requests are bounded where
 //! they come in.
 
+mod early;
 mod lists;
 #[cfg(test)]
 mod tests;
@@ -22,13 +23,16 @@ mod todo;
 use std::{
     ops::Range,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-pub(crate) use self::lists::{Claim, Wait, Waiter};
+pub(crate) use self::{
+    early::Runs as EarlyRuns,
+    lists::{Claim, Wait, Waiter},
+};
 use self::{
     lists::{Asked, ForWhom, Inner},
     todo::Todo,
@@ -52,6 +56,8 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// As in `inner`, written under its lock: for who looks without.
     retries: AtomicU64,
+    /// All that is to be read first.
+    first: OnceLock<EarlyRuns>,
     /// There is something for handlers.
     ready: Condvar,
     /// There is something for loaders.
@@ -132,6 +138,23 @@ impl Queue {
             inner.ahead.push_back((Arc::clone(memory), pages));
             self.more.notify_one();
         }
+    }
+
+    /// These pages are to be read first. Said once.
+    pub(crate) fn read_first(&self, runs: EarlyRuns) {
+        self.lock().early = runs.clone().into();
+        // Twice is once.
+        let _ = self.first.set(runs);
+        self.more.notify_all();
+    }
+
+    /// Pages of them that are there, and all.
+    pub(crate) fn first_progress(&self) -> (u64, u64) {
+        let runs = self.first.get().into_iter().flatten();
+        runs.fold((0, 0), |(there, all), (memory, pages)| {
+            let count = pages.end - pages.start;
+            (there + memory.there_in(pages.clone()), all + count)
+        })
     }
 
     /// Everything is to be read.

@@ -132,6 +132,14 @@ impl Source for Chain {
         }
     }
 
+    /// What the youngest file names. A snapshot's VM still has its working set to itself.
+    fn first(&self) -> Vec<(u32, Range<u64>)> {
+        match self.levels.first() {
+            Some(Level::File(file)) => file.working_set(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The lease of the youngest layer is this reader's own, unless it is shared; deeper ones have
     /// readers of their own.
     fn taken(&self, memory: u32, pages: Range<u64>) {

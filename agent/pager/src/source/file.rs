@@ -51,6 +51,18 @@ impl FileLayer {
         found.map_or(0, |memory| memory.pages)
     }
 
+    /// The pages that its guest had touched. A section that cannot be read is said in the log, and
+    /// nothing is read first then: pages come all the same.
+    pub(super) fn working_set(&self) -> Vec<(u32, Range<u64>)> {
+        let runs = self.reader.working_set().unwrap_or_else(|error| {
+            tracing::warn!(file = %self.name, %error, "its working set cannot be read");
+            None
+        });
+        let runs = runs.into_iter().flatten();
+        runs.map(|run| (run.memory, run.first..run.first + run.pages))
+            .collect()
+    }
+
     pub(crate) fn read(
         &self,
         number: u32,

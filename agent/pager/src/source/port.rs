@@ -21,6 +21,11 @@ pub trait Source: Send + Sync {
         page..page + 1
     }
 
+    /// Pages that are best read before all others, in this order: a guest is likely to touch them.
+    fn first(&self) -> Vec<(u32, Range<u64>)> {
+        Vec::new()
+    }
+
     /// Pages that were read are where they are needed, and will not be asked for again.
     fn taken(&self, memory: u32, pages: Range<u64>) {
         let _ = (memory, pages);

@@ -10,6 +10,7 @@ mod loads;
 mod measure;
 mod mirrored;
 mod model;
+mod prefault;
 mod restart;
 mod saves;
 mod snapshots;

@@ -32,6 +32,10 @@ pub(crate) struct Fake {
     /// Pages that are best read together.
     pub(crate) together: u64,
     pub(crate) delay: Duration,
+    /// What is best read first.
+    pub(crate) first: Vec<(u32, Range<u64>)>,
+    /// The first page of each read.
+    pub(crate) begun: Mutex<Vec<u64>>,
 }
 
 impl Fake {
@@ -43,6 +47,8 @@ impl Fake {
             pages: AtomicU64::new(0),
             together: 16,
             delay: Duration::ZERO,
+            first: Vec::new(),
+            begun: Mutex::default(),
         }
     }
 
@@ -65,6 +71,7 @@ impl Fake {
 impl Source for Fake {
     fn read(&self, memory: u32, pages: Range<u64>, into: &mut Contents) -> Result<(), Trouble> {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.begun.lock().unwrap().push(pages.start);
         self.pages
             .fetch_add(pages.end - pages.start, Ordering::Relaxed);
         if !self.delay.is_zero() {
@@ -98,6 +105,10 @@ impl Source for Fake {
             }
         }
         Ok(())
+    }
+
+    fn first(&self) -> Vec<(u32, Range<u64>)> {
+        self.first.clone()
     }
 
     fn together(&self, _: u32, page: u64) -> Range<u64> {

@@ -150,6 +150,14 @@ pub enum Ask {
         /// How many.
         pages: u64,
     },
+    /// Map pages before the guest touches them, with their contents ([`Answer::Prefaulted`]): from
+    /// `gfn` on, of one memory.
+    Prefault {
+        /// First frame.
+        gfn: u64,
+        /// How many.
+        pages: u64,
+    },
     /// The snapshot is not needed any more.
     EndSnapshot {
         /// Which.
@@ -195,6 +203,12 @@ pub enum Answer {
         runs: Vec<Mapped>,
         /// The first frame that was not looked at.
         next: u64,
+    },
+    /// So many pages are mapped now, from the first on. 0: there is no memory at the first frame,
+    /// or it is just being moved. Progress is told before what is wrong.
+    Prefaulted {
+        /// How many.
+        pages: u64,
     },
     /// Its state.
     State(Box<PagerState>),

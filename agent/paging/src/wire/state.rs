@@ -51,6 +51,10 @@ pub struct PagerState {
     pub waiting: u64,
     /// How far the source has been read.
     pub load: Load,
+    /// The same of the working set that the source names; a pager of an older program says nothing
+    /// of it.
+    #[serde(default)]
+    pub working_set: Load,
     /// Pages copied for snapshots.
     pub kept_pages: u64,
     /// Mappings that the mirror has now, by level, the finest first.

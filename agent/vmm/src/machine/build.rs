@@ -228,6 +228,7 @@ impl Machine {
     /// Forgets backend and memory of a VM that never came to be.
     pub(super) fn tear_down(&self) {
         self.end_paging();
+        self.end_readers();
         self.set_backend(None);
         self.dirty.unbind();
         self.memory.publish(Vec::new());

@@ -95,7 +95,7 @@ pub(crate) use self::{
 use crate::{
     backend::Backend,
     memory::{Collapser, DirtyLog, GuestMemory},
-    pager::{Pager, Watching},
+    pager::{Pager, Readers, Watching},
 };
 
 /// What every machine can do, whatever its backend.
@@ -124,6 +124,7 @@ pub(crate) struct Machine {
     watching: Mutex<Watching>,
     /// Held while a snapshot is prepared, armed and begun: one at a time.
     arming: Mutex<()>,
+    readers: Mutex<Readers>,
 }
 
 /// Whether vCPUs may run at all.
@@ -198,6 +199,7 @@ impl Machine {
             pager,
             watching: Mutex::default(),
             arming: Mutex::default(),
+            readers: Mutex::default(),
         }))
     }
 

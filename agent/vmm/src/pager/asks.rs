@@ -124,6 +124,7 @@ pub(super) fn word(ask: &Ask) -> &'static str {
         Ask::Protect { .. } => "protect pages",
         Ask::Age { .. } => "age pages",
         Ask::Mapped { .. } => "list mappings",
+        Ask::Prefault { .. } => "map pages ahead",
         Ask::EndSnapshot { .. } => "end a snapshot",
         Ask::Retry => "try its source again",
         Ask::State => "say its state",

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `error` | what can go wrong |
 //! | `watching` | whether memory is to be watched, and why |
+//! | `readers` | what each named reader of the working set has not been told |
 //! | `watcher` | the process's userfaultfd |
 //! | `layers` | a page source, kept with its descriptors |
 //! | `asks` | questions without an answer |
@@ -44,6 +45,7 @@ mod layers;
 mod link;
 mod listener;
 mod offer;
+mod readers;
 mod silence;
 mod slots;
 mod snapshots;
@@ -56,6 +58,7 @@ pub(crate) use self::{
     desk::{GivesWay, Pager},
     error::{PagerError, reason_of},
     listener::PagerSocket,
+    readers::Readers,
     state::Work,
     watcher::Watcher,
     watching::{Step, Watching},

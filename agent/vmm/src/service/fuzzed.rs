@@ -27,7 +27,7 @@ use tonic::{
 
 use super::{
     endpoint::VmEndpoint,
-    monitor::{Cancel, CopySpec, Monitor, Transfers, Watched},
+    monitor::{Cancel, CopySpec, HarvestOrder, Monitor, Transfers, Watched},
     transfer::TransferApi,
 };
 use crate::{fuzz::Target, handover::preamble};
@@ -43,7 +43,7 @@ pub(crate) const SOCKET: Target = Target {
 /// No answer takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const METHODS: [&str; 31] = [
+const METHODS: [&str; 32] = [
     "slat.v1.VmService/CreateVm",
     "slat.v1.VmService/GetVm",
     "slat.v1.VmService/ListVms",
@@ -75,6 +75,7 @@ const METHODS: [&str; 31] = [
     "slat.v1.PagingService/ListMappings",
     "slat.v1.CopyService/TakeSnapshot",
     "slat.v1.CopyService/BuildCopy",
+    "slat.v1.PagingService/PrefaultMemory",
 ];
 
 /// The fields of a protobuf message, as little as is needed to write one: number, and a text or
@@ -114,6 +115,7 @@ fn corpus() -> Vec<Vec<u8>> {
             of(15, &[&vm, &field(2, &[0x08, 0x01, 0x10, 0x02])]),
             of(18, &[&field(1, b"migrations/m1"), &field(2, &vm)]),
             of(20, &[&field(1, b"migrations/m1"), &[0x10, 0x01]]),
+            of(31, &[&field(1, b"vms/web"), &[0x20, 0x01, 0x28, 0x02]]),
             of(
                 30,
                 &[&field(1, b"web"), &field(2, &vm), &[0x20, 0x01, 0x30, 0x02]],
@@ -302,8 +304,11 @@ impl Monitor for Refusing {
     }
     fn harvest_working_set(
         &self,
-        _: Option<v1::GfnRange>,
+        _: HarvestOrder,
     ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
+        self.no()
+    }
+    fn prefault_memory(&self, _: u64, _: u64) -> Result<v1::PrefaultMemoryResponse, ApiError> {
         self.no()
     }
     fn list_mappings(&self, _: u64) -> Result<v1::ListMappingsResponse, ApiError> {

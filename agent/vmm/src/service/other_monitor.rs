@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 
 use super::{
     copy_service, memory_service,
-    monitor::{Cancel, CopySpec, Monitor, Transfers, Watched},
+    monitor::{Cancel, CopySpec, HarvestOrder, Monitor, Transfers, Watched},
     paging_service,
     transfer::TransferApi,
     vm_service,
@@ -249,8 +249,11 @@ impl Monitor for Adopted {
     }
     fn harvest_working_set(
         &self,
-        _: Option<v1::GfnRange>,
+        _: HarvestOrder,
     ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
+        Err(ApiError::capability_missing(&self.name, Capability::Paging))
+    }
+    fn prefault_memory(&self, _: u64, _: u64) -> Result<v1::PrefaultMemoryResponse, ApiError> {
         Err(ApiError::capability_missing(&self.name, Capability::Paging))
     }
     fn list_mappings(&self, _: u64) -> Result<v1::ListMappingsResponse, ApiError> {

@@ -2,11 +2,17 @@
 
 use slat_proto::v1::{
     HarvestWorkingSetRequest, HarvestWorkingSetResponse, ListMappingsRequest, ListMappingsResponse,
-    RetryPageSourceRequest, Vm, paging_service_server::PagingService,
+    PrefaultMemoryRequest, PrefaultMemoryResponse, RetryPageSourceRequest, Vm,
+    paging_service_server::PagingService,
 };
+use slat_proto::{ApiError, model::CursorName};
 use tonic::{Request, Response, Status};
 
-use super::{endpoint::VmEndpoint, monitor::Monitor, vm::named};
+use super::{
+    endpoint::VmEndpoint,
+    monitor::{HarvestOrder, Monitor},
+    vm::named,
+};
 
 #[tonic::async_trait]
 impl PagingService for VmEndpoint {
@@ -25,8 +31,9 @@ impl PagingService for VmEndpoint {
         request: Request<HarvestWorkingSetRequest>,
     ) -> Result<Response<HarvestWorkingSetResponse>, Status> {
         let request = request.into_inner();
+        let order = harvest_order(&request)?;
         let harvested = self.on(named!(&request, name), move |monitor| {
-            monitor.harvest_working_set(request.range)
+            monitor.harvest_working_set(order)
         });
         Ok(Response::new(harvested.await?))
     }
@@ -41,4 +48,30 @@ impl PagingService for VmEndpoint {
         });
         Ok(Response::new(listed.await?))
     }
+
+    async fn prefault_memory(
+        &self,
+        request: Request<PrefaultMemoryRequest>,
+    ) -> Result<Response<PrefaultMemoryResponse>, Status> {
+        let request = request.into_inner();
+        let prefaulted = self.on(named!(&request, name), move |monitor| {
+            monitor.prefault_memory(request.gfn, request.pages)
+        });
+        Ok(Response::new(prefaulted.await?))
+    }
+}
+
+fn harvest_order(request: &HarvestWorkingSetRequest) -> Result<HarvestOrder, ApiError> {
+    let reader = match request.cursor.as_str() {
+        "" => None,
+        name => Some(CursorName::parse(name)?),
+    };
+    if reader.is_none() && request.end {
+        return Err(ApiError::bad_parameter("end", "there is no cursor to end"));
+    }
+    Ok(HarvestOrder {
+        range: request.range,
+        reader,
+        end: request.end,
+    })
 }

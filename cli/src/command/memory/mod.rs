@@ -11,6 +11,7 @@ mod batch;
 mod cursors;
 mod dirty;
 mod paged;
+mod prefault;
 mod rate;
 mod slots;
 
@@ -49,6 +50,9 @@ Examples:
   slat memory set-slot web --slot 3 --access read-only
   slat memory delete-slot web --slot 3
   slat memory working-set web                    what the guest touched since this was last asked
+  slat memory working-set web --cursor backup    the same for a reader of that name
+  slat memory prefault web                       map all of it before the guest touches it
+  slat memory prefault web --base 0x200000 --size 64MiB
   slat memory mappings web                       what of a guest paged by the agent is mapped
   slat memory change-slots web -f changes.txt    many at once, all or none";
 
@@ -170,6 +174,27 @@ enum What {
     WorkingSet {
         #[command(flatten)]
         vm: VmTarget,
+        /// Ask as a reader of this name: it is told all that anybody found since its own last look
+        #[arg(long, value_name = "NAME")]
+        cursor: Option<String>,
+        /// The reader ends with this answer
+        #[arg(long, requires = "cursor")]
+        end: bool,
+    },
+    /// Map memory before the guest touches it, with its contents, and wait until it is done
+    ///
+    /// The guest takes no faults there afterwards, until mappings are taken away again. For VMs
+    /// that are paged by the agent.
+    #[command(after_help = EXAMPLES)]
+    Prefault {
+        #[command(flatten)]
+        vm: VmTarget,
+        /// First guest-physical address, as 0x200000 or 2MiB [default: everything]
+        #[arg(long, value_name = "ADDRESS", requires = "size")]
+        base: Option<GuestAddress>,
+        /// Length with its unit, as 64MiB: whole pages of 4KiB
+        #[arg(long, value_name = "SIZE", requires = "base")]
+        size: Option<Size>,
     },
     /// Show what is mapped of a guest that is paged by the agent
     #[command(after_help = EXAMPLES)]
@@ -216,10 +241,26 @@ pub(crate) async fn run(args: MemoryArgs) -> Result<(), Failure> {
         What::MoveSlot { target, base } => {
             slots::change(&session, &target, Order::Move { base: base.0 }).await
         }
-        What::WorkingSet { vm } => paged::working_set(&session, &vm).await,
+        What::WorkingSet { vm, cursor, end } => {
+            paged::working_set(&session, &vm, cursor.as_deref(), end).await
+        }
+        What::Prefault { vm, base, size } => {
+            prefault::prefault(&session, &vm, range(base, size)?).await
+        }
         What::Mappings { vm } => paged::mappings(&session, &vm).await,
         What::ChangeSlots(args) => batch::change(&session, &args).await,
     }
+}
+
+/// A range of frames, or everything.
+fn range(base: Option<GuestAddress>, size: Option<Size>) -> Result<Option<v1::GfnRange>, Failure> {
+    let (Some(base), Some(size)) = (base, size) else {
+        return Ok(None);
+    };
+    Ok(Some(v1::GfnRange {
+        gfn: frames("--base", base.0)?,
+        pages: frames("--size", size.0)?,
+    }))
 }
 
 async fn invalidate(
@@ -228,16 +269,9 @@ async fn invalidate(
     base: Option<GuestAddress>,
     size: Option<Size>,
 ) -> Result<(), Failure> {
-    let range = match (base, size) {
-        (Some(base), Some(size)) => Some(v1::GfnRange {
-            gfn: frames("--base", base.0)?,
-            pages: frames("--size", size.0)?,
-        }),
-        _ => None,
-    };
     let request = v1::InvalidateMemoryRequest {
         vm: target.name(),
-        range,
+        range: range(base, size)?,
         uid: target.uid(),
         host: target.host(),
     };

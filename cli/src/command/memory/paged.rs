@@ -28,12 +28,19 @@ fn size(pages: u64) -> Cell {
 }
 
 /// Frames that the guest touched since this was last asked.
-pub(super) async fn working_set(session: &Session, target: &VmTarget) -> Result<(), Failure> {
+pub(super) async fn working_set(
+    session: &Session,
+    target: &VmTarget,
+    cursor: Option<&str>,
+    end: bool,
+) -> Result<(), Failure> {
     let request = v1::HarvestWorkingSetRequest {
         name: target.name(),
         uid: target.uid(),
         host: target.host(),
         range: None,
+        cursor: cursor.unwrap_or_default().to_owned(),
+        end,
     };
     let answer = session.client.pagings().harvest_working_set(request).await;
     let answer = answer
@@ -54,7 +61,12 @@ pub(super) async fn working_set(session: &Session, target: &VmTarget) -> Result<
             let table = Table::new(&["BASE", "SIZE"], out::stdout_colours()).render(&rows);
             let all = Size(answer.pages.saturating_mul(PAGE_SIZE));
             let took = Span(Duration::from_nanos(answer.duration_nanos));
-            format!("{table}\n{all} touched since this was last asked; harvested in {took}")
+            let since = match (cursor, answer.created) {
+                (None, _) => "this was last asked".to_owned(),
+                (Some(name), false) => format!("{name} last looked"),
+                (Some(name), true) => format!("the last harvest; {name} is a new reader"),
+            };
+            format!("{table}\n{all} touched since {since}; harvested in {took}")
         },
     )
 }

@@ -6,6 +6,7 @@ mod forks;
 mod full_disk;
 mod oracles;
 mod paged;
+mod prefault;
 mod saves;
 mod sources;
 mod storm;

@@ -27,7 +27,7 @@ const PROTECTED: u64 = 1 << 57;
 const PAGE: u64 = 4096;
 
 /// Where the watched view of each slot is in a VM's process, by the slot's number.
-fn views(pid: u32) -> anyhow::Result<BTreeMap<u32, u64>> {
+pub(super) fn views(pid: u32) -> anyhow::Result<BTreeMap<u32, u64>> {
     let mut views = BTreeMap::new();
     let mut at = None;
     for line in BufReader::new(File::open(format!("/proc/{pid}/smaps"))?).lines() {
@@ -52,7 +52,11 @@ fn views(pid: u32) -> anyhow::Result<BTreeMap<u32, u64>> {
 }
 
 /// What the kernel maps of a slot: by frame, whether it may be written.
-fn kernel_says(pid: u32, view: u64, slot: &v1::Slot) -> anyhow::Result<BTreeMap<u64, bool>> {
+pub(super) fn kernel_says(
+    pid: u32,
+    view: u64,
+    slot: &v1::Slot,
+) -> anyhow::Result<BTreeMap<u64, bool>> {
     let mut entries = vec![0; slot.pages as usize * 8];
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     pagemap.read_exact_at(&mut entries, view / PAGE * 8)?;
@@ -66,7 +70,7 @@ fn kernel_says(pid: u32, view: u64, slot: &v1::Slot) -> anyhow::Result<BTreeMap<
 }
 
 /// What the mirror maps.
-async fn mirror_says(fleet: &Fleet, vm: &str) -> anyhow::Result<BTreeMap<u64, bool>> {
+pub(super) async fn mirror_says(fleet: &Fleet, vm: &str) -> anyhow::Result<BTreeMap<u64, bool>> {
     let mut mapped = BTreeMap::new();
     let mut from_gfn = 0;
     loop {

@@ -277,4 +277,14 @@ impl PagingService for Fake {
             next_gfn: 7,
         }))
     }
+
+    async fn prefault_memory(
+        &self,
+        request: Request<v1::PrefaultMemoryRequest>,
+    ) -> Reply<v1::PrefaultMemoryResponse> {
+        Ok(tonic::Response::new(v1::PrefaultMemoryResponse {
+            pages: request.into_inner().pages,
+            ..Default::default()
+        }))
+    }
 }

@@ -32,7 +32,7 @@ fn is_within(gfn: u64, pages: u64, first: u64, len: u64) -> bool {
 
 impl Machine {
     /// CAPABILITY_MISSING unless a pager resolves the guest's faults.
-    fn check_paged_now(&self) -> Result<(), ApiError> {
+    pub(super) fn check_paged_now(&self) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
         if view.state == State::Relinquished {
@@ -70,7 +70,9 @@ impl Machine {
                 if let Answer::Frames(frames) = answer.map_err(|error| self.paged(error))? {
                     // A pager may say anything.
                     let within = |(gfn, pages): &(u64, u64)| is_within(*gfn, *pages, at, here);
-                    for (gfn, pages) in frames.into_iter().filter(within) {
+                    let found: Vec<(u64, u64)> = frames.into_iter().filter(within).collect();
+                    self.tell_readers(&found);
+                    for (gfn, pages) in found {
                         join(&mut runs, gfn, pages);
                     }
                 }

@@ -36,6 +36,7 @@ use super::super::{
     Control, Fence, Machine, Switchover,
     view::{State, View},
 };
+use super::touched::TouchedRun;
 use crate::{memory::SlotMemory, pager::PagerError};
 
 /// Snapshots of a VM at a time.
@@ -84,6 +85,8 @@ pub(crate) struct Taken {
     pub(crate) pause: Duration,
     /// Why they stay stopped until the lease ends.
     pub(crate) paused: Option<String>,
+    /// What its guest had touched, when it is to be saved and that is known.
+    pub(crate) touched: Vec<TouchedRun>,
 }
 
 impl Machine {
@@ -107,10 +110,14 @@ impl Machine {
         // Before the lock: it may take seconds.
         let came = self.pager.await_connected(COMES);
         came.map_err(|error| self.paged(error))?;
+        let touched = match purpose.starts_with("saves/") {
+            true => self.touched(),
+            false => Vec::new(),
+        };
         let _arming = self.arming.lock().unwrap_or_else(PoisonError::into_inner);
         for attempt in 1.. {
             match self.try_snapshot(purpose)? {
-                Tried::Taken(taken) => return Ok(*taken),
+                Tried::Taken(taken) => return Ok(Taken { touched, ..*taken }),
                 Tried::SlotsChanged if attempt < ATTEMPTS => {}
                 Tried::SlotsChanged => break,
             }
@@ -270,6 +277,7 @@ impl Machine {
             generation: table.generation(),
             pause,
             paused: None,
+            touched: Vec::new(),
         })
     }
 

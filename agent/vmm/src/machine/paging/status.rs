@@ -98,6 +98,8 @@ impl Machine {
             mirror_bytes: shown.told.mirror_bytes,
             changes: shown.told.changes,
             changes_refused: shown.told.refused,
+            working_set_bytes: pages(shown.told.working_set.all),
+            working_set_loaded_bytes: pages(shown.told.working_set.loaded),
         })
     }
 }

@@ -55,6 +55,7 @@ impl Machine {
             generation: table.generation(),
             pause: std::time::Duration::ZERO,
             paused: Some(paused),
+            touched: Vec::new(),
         })
     }
 

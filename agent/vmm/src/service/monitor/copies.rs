@@ -50,6 +50,15 @@ fn answer(machine: &Machine, taken: Taken) -> Result<v1::TakeSnapshotResponse, A
         pause_nanos: u64::try_from(taken.pause.as_nanos()).unwrap_or(u64::MAX),
         paused: taken.paused.unwrap_or_default(),
         ran: taken.left.run,
+        working_set: taken
+            .touched
+            .iter()
+            .map(|run| v1::WorkingSetRun {
+                slot: run.slot,
+                page: run.page,
+                pages: run.pages,
+            })
+            .collect(),
     })
 }
 

@@ -13,7 +13,7 @@ use slat_proto::{
 };
 use tokio::sync::watch;
 
-use super::{Cancel, CopySpec, Monitor, copies};
+use super::{Cancel, CopySpec, HarvestOrder, Monitor, copies};
 use crate::{
     machine::{Machine, SlotUpdate},
     memory::Share,
@@ -208,17 +208,22 @@ impl Monitor for Machine {
 
     fn harvest_working_set(
         &self,
-        range: Option<v1::GfnRange>,
+        order: HarvestOrder,
     ) -> Result<v1::HarvestWorkingSetResponse, ApiError> {
-        let range = range.map(|range| (range.gfn, range.pages));
-        let (runs, took) = self.harvest_working_set(range)?;
+        let range = order.range.map(|range| (range.gfn, range.pages));
+        let begun = Instant::now();
+        let (runs, created) = match &order.reader {
+            None => (self.harvest_working_set(range)?.0, false),
+            Some(reader) => self.harvest_for_reader(reader, range, order.end)?,
+        };
         Ok(v1::HarvestWorkingSetResponse {
+            created,
             pages: runs.iter().map(|(_, pages)| pages).sum(),
             ranges: runs
                 .into_iter()
                 .map(|(gfn, pages)| v1::GfnRange { gfn, pages })
                 .collect(),
-            duration_nanos: nanos(took),
+            duration_nanos: nanos(begun.elapsed()),
         })
     }
 
@@ -232,6 +237,20 @@ impl Monitor for Machine {
         Ok(v1::ListMappingsResponse {
             runs: runs.collect(),
             next_gfn: next.unwrap_or(0),
+        })
+    }
+
+    fn prefault_memory(
+        &self,
+        gfn: u64,
+        pages: u64,
+    ) -> Result<v1::PrefaultMemoryResponse, ApiError> {
+        let begun = Instant::now();
+        let (done, next) = self.prefault_memory(gfn, pages)?;
+        Ok(v1::PrefaultMemoryResponse {
+            pages: done,
+            next_gfn: next.unwrap_or(0),
+            duration_nanos: nanos(begun.elapsed()),
         })
     }
 

@@ -50,6 +50,17 @@ pub(crate) struct CopySpec {
     pub(crate) paging: Option<Paging>,
 }
 
+/// What a harvest of the working set is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HarvestOrder {
+    /// Only these frames.
+    pub(crate) range: Option<v1::GfnRange>,
+    /// Who asks; `None`: nobody in particular.
+    pub(crate) reader: Option<CursorName>,
+    /// The reader ends with the answer.
+    pub(crate) end: bool,
+}
+
 /// Runs one VM. See the module for the protocol; the proto files say what each call means and with
 /// which reasons it fails.
 pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
@@ -129,10 +140,13 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync + 'static {
     /// Takes the mappings of a range away, or of all memory, and says which there were.
     fn harvest_working_set(
         &self,
-        range: Option<v1::GfnRange>,
+        order: HarvestOrder,
     ) -> Result<v1::HarvestWorkingSetResponse, ApiError>;
     /// What is mapped, from a frame on.
     fn list_mappings(&self, from_gfn: u64) -> Result<v1::ListMappingsResponse, ApiError>;
+    /// Maps frames before the guest touches them.
+    fn prefault_memory(&self, gfn: u64, pages: u64)
+    -> Result<v1::PrefaultMemoryResponse, ApiError>;
 
     /// Begins a snapshot of memory and reads the state.
     fn take_snapshot(

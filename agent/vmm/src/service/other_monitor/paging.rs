@@ -15,6 +15,11 @@ async fn a_monitor_without_paging_says_so() {
         name: vm(),
         ..Default::default()
     };
+    let prefault = v1::PrefaultMemoryRequest {
+        name: vm(),
+        pages: 1,
+        ..Default::default()
+    };
     let retry = v1::RetryPageSourceRequest {
         name: vm(),
         ..Default::default()
@@ -39,6 +44,7 @@ async fn a_monitor_without_paging_says_so() {
     for refused in [
         missing(served.paging.list_mappings(list).await),
         missing(served.paging.harvest_working_set(harvest_set).await),
+        missing(served.paging.prefault_memory(prefault).await),
         missing(served.paging.retry_page_source(retry).await),
         missing(served.copies.take_snapshot(take).await),
         missing(served.copies.build_copy(build).await),

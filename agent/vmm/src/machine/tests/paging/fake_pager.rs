@@ -318,6 +318,32 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Maps what is not mapped of the first pages, a thousand at most.
+    fn prefault(&mut self, gfn: u64, pages: u64) -> Answer {
+        let mut done = 0;
+        for (number, page) in self.pages(gfn, pages.min(1000)) {
+            let (said, mapped) = {
+                let memory = &self.memories[&number];
+                (memory.said.clone(), memory.mapped.contains(&page))
+            };
+            if said.base_gfn + page != gfn + done {
+                break;
+            }
+            done += 1;
+            if mapped {
+                continue;
+            }
+            self.bring(number, page);
+            let uffd = self.uffd.as_ref().unwrap();
+            let address = said.view + page * SIZE;
+            if uffd.map(address, SIZE, false, true).bytes == 0 {
+                uffd.zero(address, SIZE);
+            }
+            self.memories.get_mut(&number).unwrap().mapped.insert(page);
+        }
+        Answer::Prefaulted { pages: done }
+    }
+
     /// Contents from the source.
     fn bring(&mut self, number: u32, page: u64) {
         let memory = &self.memories[&number];
@@ -593,6 +619,7 @@ impl<'a> Worker<'a> {
                 };
                 return Ok(Ok(Answer::Mapped { runs, next }));
             }
+            Ask::Prefault { gfn, pages } => return Ok(Ok(self.prefault(gfn, pages))),
             Ask::EndSnapshot { snapshot } => {
                 self.seen.ends.fetch_add(1, Ordering::Relaxed);
                 self.snapshots.remove(&snapshot);

@@ -2,6 +2,7 @@
 //! userfaultfd that sees its faults.
 
 mod agent;
+mod ahead;
 mod arming;
 mod copies;
 mod fake_pager;

@@ -17,6 +17,7 @@ fn memory_that_cannot_be_watched_is_refused_by_name() {
     for refused in [
         vm.machine.list_mappings(0).map(drop),
         vm.machine.harvest_working_set(None).map(drop),
+        vm.machine.prefault_memory(0, 1).map(drop),
     ] {
         assert_eq!(reason(refused), Reason::CapabilityMissing);
     }
