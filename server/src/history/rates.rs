@@ -151,7 +151,7 @@ mod tests {
         let mut ring = Ring::default();
         for (at, process, faults) in samples {
             let run = ring.run(process);
-            let counters = [*faults, ABSENT, ABSENT, 0];
+            let counters = [*faults, ABSENT, ABSENT, ABSENT, 0];
             let sample = Sample {
                 at: *at,
                 run,

@@ -123,7 +123,7 @@ mod tests {
         Sample {
             at,
             run,
-            counters: [count, ABSENT, ABSENT, 0],
+            counters: [count, ABSENT, ABSENT, ABSENT, 0],
         }
     }
 

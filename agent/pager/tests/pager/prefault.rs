@@ -15,7 +15,8 @@ use slat_paging::{
 use crate::{
     saves::restored_of,
     source::{Fake, Wrong},
-    vm::{Config, Vm, copy, file},
+    view::{copy, file},
+    vm::{Config, Vm},
 };
 
 const PAGES: u64 = 2000;

@@ -203,6 +203,7 @@ impl CopyService for Fake {
             state: b"state".to_vec(),
             pause_nanos: u64::from(ran) * 5_000_000,
             paused,
+            working_set: Vec::new(),
             ran,
         }))
     }
