@@ -10,9 +10,9 @@
 //! waits meanwhile, and a host must not burn on a pager that cannot start. One that ends with code
 //! 0 had nothing left to do.
 //!
-//! One that the VM gave up (it said nothing for seconds: it is frozen) does not end by itself. It is
-//! killed when the VM has been without it for [`LET_GO`], and so is one that was started and does
-//! not serve within [`COMES`].
+//! One that the VM gave up (it said nothing for seconds: it is frozen) does not end by itself. It
+//! is killed when the VM has been without it for [`LET_GO`], and so is one that was started and
+//! does not serve within [`COMES`].
 //!
 //! A VM that ends tells its pager to stop first, so that its end is no death. Where the VM's
 //! process itself was killed, its pager may die of that: none is started for a process that ended.

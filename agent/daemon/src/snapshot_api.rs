@@ -2,11 +2,11 @@
 //! done off the runtime's threads; what changes something is finished even when the caller goes
 //! away.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, Paging, SaveName, VmName, VmRef, paginate},
+    model::{HostName, PageRequest, Paging, SaveName, VmRef, children_of, paginate},
     v1::{self, save::State, snapshot_service_server::SnapshotService},
 };
 use tokio::sync::{mpsc, watch};
@@ -20,8 +20,6 @@ use super::{
     supervisor::{SaveOrder, Supervisor},
 };
 
-/// Children of one fork at most.
-const MOST_CHILDREN: usize = 32;
 /// The highest level of zstd that is taken.
 const MOST_LEVEL: u32 = 19;
 /// How often a save that is being written is told anew.
@@ -194,30 +192,10 @@ impl SnapshotService for Snapshots {
     ) -> Result<Response<v1::ForkVmResponse>, Status> {
         let request = request.into_inner();
         let named = VmRef::new(&request.vm, &request.uid, &request.host)?;
-        let children = children(&request.vm_ids)?;
+        let children = children_of(&request.vm_ids)?;
         let parent = self.0.living(&named).await?;
         let work = Arc::clone(&self.0).fork(parent, children, request.paused);
         Ok(Response::new(self.0.finish(work).await?))
-    }
-}
-
-/// The names of a fork's children.
-fn children(ids: &[String]) -> Result<Vec<VmName>, ApiError> {
-    let bad = |words: String| ApiError::bad_parameter("vm_ids", words);
-    if ids.is_empty() || ids.len() > MOST_CHILDREN {
-        let (found, most) = (ids.len(), MOST_CHILDREN);
-        return Err(bad(format!("{found} names, 1 to {most} can be"))
-            .with("found", found)
-            .with("most", most));
-    }
-    let names: Vec<VmName> = ids
-        .iter()
-        .map(|id| VmName::from_id(id))
-        .collect::<Result<_, _>>()?;
-    let mut seen = BTreeSet::new();
-    match names.iter().find(|name| !seen.insert(name.id())) {
-        Some(twice) => Err(bad(format!("{} is there twice", twice.id())).with("value", twice.id())),
-        None => Ok(names),
     }
 }
 
@@ -245,23 +223,6 @@ async fn tell(
             () = tokio::time::sleep(TELL) => {}
             // It was given up: nothing is left to tell.
             changed = shown.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn children_have_names_of_their_own() {
-        let named = |ids: &[&str]| {
-            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-            children(&ids).map(|names| names.len())
-        };
-        assert_eq!(named(&["a", "b"]), Ok(2));
-        for wrong in [&[] as &[&str], &["a", "a"], &["A"], &["a"; 33]] {
-            assert_eq!(named(wrong).unwrap_err().reason, Reason::BadParameter);
         }
     }
 }

@@ -27,9 +27,9 @@
 //! * The pager makes page `p` writable for the guest only after `kept[p]` or `taken[p]` is set. It
 //!   copies the page to the kept file, then sets the bit (release).
 //! * A reader of page `p` looks at `kept[p]` (acquire). If it is set it reads the kept file. If not
-//!   it reads the memory file and looks at `kept[p]` again: if the bit is still clear nobody had
-//!   leave to write before that look (with an acquire fence in between), so what was read is the snapshot's; else it reads the kept
-//!   file.
+//!   it reads the memory file and, after an acquire fence, looks at `kept[p]` again: if the bit is
+//!   still clear nobody had leave to write before that look, so what was read is the snapshot's;
+//!   else it reads the kept file.
 //!
 //! A page that was never written to is a hole in its memory file, and must be read with `pread`:
 //! through a mapping the read would make a page.

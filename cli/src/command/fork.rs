@@ -20,8 +20,8 @@ Examples:
   slat fork vm web --as copy --paused            leave the copy paused
   slat fork vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --as copy
 
-The VM stops for a moment and goes on. A copy has pages of its own only where it touched them: its memory is
-counted in full all the same, since it may touch all of it.";
+The VM stops for a moment and goes on. A copy has pages of its own only where it touched them: its
+memory is counted in full all the same, since it may touch all of it.";
 
 /// Options of `slat fork`.
 #[derive(Clone, Debug, clap::Args)]

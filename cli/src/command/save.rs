@@ -29,8 +29,8 @@ Examples:
   slat save vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21
   slat restore vm web-1 --as copy                makes a VM of it
 
-The VM stops for a moment and goes on; what it overwrites is kept until the file has it. Where its memory
-cannot be watched it stays paused until the file is written.
+The VM stops for a moment and goes on; what it overwrites is kept until the file has it. Where
+its memory cannot be watched it stays paused until the file is written.
 Ctrl-C stops watching and leaves the save alone; slat delete save NAME ends it.";
 
 /// Options of `slat save`.

@@ -24,7 +24,7 @@ pub use dirty::DirtyRateOrder;
 pub use history::HISTORY_ENDS;
 pub use memstress::{MemstressFill, MemstressPattern, MemstressSpec};
 pub use migration::{MigrationParams, OnOverrun, OnTimeout, Verify};
-pub use name::{CursorName, HostName, MigrationName, SaveName, VmName};
+pub use name::{CursorName, HostName, MigrationName, SaveName, VmName, children_of};
 pub use page::{PageRequest, paginate};
 pub use paging::Paging;
 pub use ports::PortRange;

@@ -4,7 +4,7 @@
 //! digit and not ending with a dash. Nothing else reaches a file name, a metric label or a log
 //! line.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use crate::ApiError;
 
@@ -154,6 +154,32 @@ impl FromStr for SaveName {
     }
 }
 
+/// Children of a fork at most.
+const MOST_CHILDREN: usize = 32;
+
+/// The names of a fork's children.
+///
+/// # Errors
+/// BAD_PARAMETER when there is none, more than 32, one that is no name, or one twice.
+pub fn children_of(ids: &[String]) -> Result<Vec<VmName>, ApiError> {
+    let bad = |words: String| ApiError::bad_parameter("vm_ids", words);
+    if ids.is_empty() || ids.len() > MOST_CHILDREN {
+        let (found, most) = (ids.len(), MOST_CHILDREN);
+        return Err(bad(format!("{found} names, 1 to {most} can be"))
+            .with("found", found)
+            .with("most", most));
+    }
+    let names: Vec<VmName> = ids
+        .iter()
+        .map(|id| VmName::from_id(id))
+        .collect::<Result<_, _>>()?;
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(name.id())) {
+        Some(twice) => Err(bad(format!("{} is there twice", twice.id())).with("value", twice.id())),
+        None => Ok(names),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +208,20 @@ mod tests {
         ] {
             let error = SaveName::parse(text).unwrap_err();
             assert_eq!(error.reason, Reason::BadParameter, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_fork_has_children_of_different_names() {
+        let of = |ids: &[&str]| {
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            children_of(&ids).map(|names| names.len())
+        };
+        assert_eq!(of(&["a", "b"]).unwrap(), 2);
+        let many: Vec<String> = (0..33).map(|at| format!("a-{at}")).collect();
+        assert!(children_of(&many).is_err());
+        for wrong in [&[][..], &["a", "b", "a"], &["a", ""]] {
+            assert_eq!(of(wrong).unwrap_err().reason, Reason::BadParameter);
         }
     }
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, SaveName, VmName, VmRef, VmSpec, paginate},
+    model::{HostName, PageRequest, SaveName, VmName, VmRef, VmSpec, children_of, paginate},
     transport::TracedChannel,
     v1::{
         self, snapshot_service_client::SnapshotServiceClient,
@@ -261,8 +261,7 @@ impl SnapshotService for Services {
         let spec = spec_of(parent.spec.as_ref(), &parent.name)?;
         let at = HostName::parse(&host)?;
         let mut reservations = Vec::new();
-        for id in &message.vm_ids {
-            let child = VmName::from_id(id)?;
+        for child in children_of(&message.vm_ids)? {
             reservations.push(self.fleet.reserve(&child, &spec, Some(&at))?);
         }
         let answer = agent.fork_vm(message).await;

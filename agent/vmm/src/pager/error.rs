@@ -16,6 +16,9 @@ pub(crate) enum PagerError {
         /// How long.
         waited: Duration,
     },
+    /// It is to have one, and has just begun: after a migration, say.
+    #[error("memory is not watched yet: it is when a pager has come")]
+    NotYet,
     /// Pages of the source do not come.
     #[error("{there} of {all} pages of the source are here, and none came for {} s", .waited.as_secs())]
     Stalled {
@@ -73,10 +76,12 @@ impl From<PagerError> for ApiError {
     fn from(error: PagerError) -> Self {
         let words = error.to_string();
         match &error {
-            PagerError::Unreachable { .. } => Self::new(Reason::PagerUnreachable, words).with(
-                "advice",
-                "the host's agent starts pagers: see its log, then try again",
-            ),
+            PagerError::Unreachable { .. } | PagerError::NotYet => {
+                Self::new(Reason::PagerUnreachable, words).with(
+                    "advice",
+                    "the host's agent starts pagers: see its log, then try again",
+                )
+            }
             PagerError::Stalled { there, all, .. } => Self::new(Reason::PageSourceStalled, words)
                 .with("loaded_pages", there)
                 .with("source_pages", all)

@@ -1,6 +1,6 @@
-//! How long a pager has said nothing. A pager tells its state every second, so one that is silent is
-//! frozen: stopped by a signal, or stuck. Its guest waits at its next fault and nobody else would
-//! ever say so.
+//! How long a pager has said nothing. A pager tells its state every second, so one that is silent
+//! is frozen: stopped by a signal, or stuck. Its guest waits at its next fault, and nobody else
+//! would ever say so.
 //!
 //! Silence is counted in looks of this process, each for no more than [`LOOK`]: while this process
 //! itself does not run, no pager gets older.

@@ -156,8 +156,8 @@ fn pre_fault_memory_test_with_a_slot_that_comes_and_goes() {
         let go = Change::Delete(v1::slot_change::Delete { slot: 9 });
         let changes = async {
             for _ in 0..15 {
-                update(fleet, &vm.name, come.clone()).await?;
-                update(fleet, &vm.name, go.clone()).await?;
+                update(fleet, &vm.name, come).await?;
+                update(fleet, &vm.name, go).await?;
             }
             anyhow::Ok(())
         };

@@ -183,7 +183,7 @@ impl Storm {
             }
             slot_moves = self.slot_moves.get();
             let to = ["host-b", "host-a"][(moved % 2) as usize];
-            let begun = fleet.migrate(vm, to, params.clone()).await;
+            let begun = fleet.migrate(vm, to, params).await;
             let Some(begun) = self.met("migration", begun.map_err(anyhow::Error::from))? else {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;

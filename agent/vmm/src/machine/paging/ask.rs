@@ -7,6 +7,7 @@ use slat_paging::wire::{Answer, Ask, Mapped};
 use slat_proto::{ApiError, v1};
 
 use super::super::{Machine, view::State};
+use crate::pager::PagerError;
 
 /// A pager answers about a piece within this.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,7 +32,8 @@ fn is_within(gfn: u64, pages: u64, first: u64, len: u64) -> bool {
 }
 
 impl Machine {
-    /// CAPABILITY_MISSING unless a pager resolves the guest's faults.
+    /// CAPABILITY_MISSING unless a pager resolves the guest's faults; PAGER_UNREACHABLE when one is
+    /// going to.
     pub(super) fn check_paged_now(&self) -> Result<(), ApiError> {
         let view = self.shared.view();
         self.shared.identity(&view)?;
@@ -40,6 +42,9 @@ impl Machine {
         }
         if self.is_watched() {
             return Ok(());
+        }
+        if self.is_paged_by_agent() || self.watching().is_wanted() {
+            return Err(self.paged(PagerError::NotYet));
         }
         let error = ApiError::capability_missing(&self.shared.vm, v1::Capability::Paging);
         Err(error.with("advice", "create the VM with paging AGENT"))
