@@ -116,8 +116,8 @@ async fn measure(args: &Args) -> anyhow::Result<Figures> {
     if !in_fleet.into_iter().any(wanted) {
         return Ok(figures);
     }
-    // Children share their parent's memory: more is given away than there is.
-    let gives = host_mib()?.max((children::CHILDREN + 2) * args.memory_mib);
+    // What an agent gives away by itself: a sixteenth less than there is.
+    let gives = host_mib()? / 9 * 10 / 16 * 15;
     let mut fleet = Fleet::start(Layout {
         backend: Backend::Kvm,
         hosts: vec![(copies::HOST, gives)],
@@ -140,7 +140,9 @@ async fn measure(args: &Args) -> anyhow::Result<Figures> {
         figures.add(Part::Forks, rows);
     }
     if wanted(Part::Children) {
-        let rows = children::children(&fleet, args.runs, size).await?;
+        // Their memory is counted in full, each.
+        let most = gives / (children::CHILDREN + 1) / 64 * 64;
+        let rows = children::children(&fleet, args.runs, size.min(most)).await?;
         figures.add(Part::Children, rows);
     }
     fleet.finish().await?;
