@@ -4,11 +4,11 @@
 //! kill on none gets further until another pager resolves a fault. When one does is seen in guest
 //! memory, from outside: the guest counts in a table how often it wrote each page, and the VM's
 //! memory file shows the table. A vCPU has stood still when its part of the table was seen not to
-//! change for [`STILL`], and goes on with the first change after that, once there is another pager:
+//! change for `STILL`, and goes on with the first change after that, once there is another pager:
 //! a vCPU or a look that only had to wait for a processor ends nothing.
 //!
 //! A pager that did not live long is not replaced at once, as one that dies in a loop is not. So
-//! each is left alone for [`STEADY`] before it is killed.
+//! each is left alone for `STEADY` before it is killed.
 
 use std::{
     path::Path,
