@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// One that lived for so long can start.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long a pager may stay that the VM has given up: most end by themselves.
-const LET_GO: Duration = Duration::from_secs(1);
+const LET_GO: Duration = Duration::from_secs(3);
 /// How long one may take until it serves, on a slow machine.
 const COMES: Duration = Duration::from_secs(30);
 /// How long a pager may stay after its VM's process.

@@ -1,8 +1,8 @@
 //! Asking a source for its working set, and having that read first.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use crate::{queue::EarlyRuns, shared::Shared, sync::read};
+use crate::{memory::Memory, queue::EarlyRuns, shared::Shared, sync::read};
 
 impl Shared {
     /// Has the pages read first that the source names, of memories that begin in it. They were told
@@ -11,15 +11,20 @@ impl Shared {
         let Some(source) = self.source() else { return };
         let layout = read(&self.layout);
         let mut runs: EarlyRuns = Vec::new();
+        let memories = layout.places().map(|place| &place.memory);
+        let by_origin: HashMap<u32, &Arc<Memory>> = memories
+            .filter_map(|memory| Some((memory.origin?, memory)))
+            .collect();
         for (origin, pages) in source.first() {
-            let mut places = layout.places();
-            let place = places.find(|place| place.memory.origin == Some(origin));
-            let Some(place) = place else { continue };
-            let pages = pages.start..pages.end.min(place.memory.pages);
+            let Some(memory) = by_origin.get(&origin) else {
+                continue;
+            };
+            let pages = pages.start..pages.end.min(memory.pages);
             if !pages.is_empty() {
-                runs.push((Arc::clone(&place.memory), pages));
+                runs.push((Arc::clone(memory), pages));
             }
         }
+        drop(by_origin);
         drop(layout);
         if !runs.is_empty() {
             self.queue.read_first(runs);

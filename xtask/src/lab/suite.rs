@@ -40,6 +40,9 @@ const ON_KVM: [(&str, &[&str]); 2] = [
             "slot_protection::",
             "confined::",
             "admission::another_cpu",
+            "paging::oracles::",
+            "paging::saves::a_running_vm_is_saved_and_restored_lazily",
+            "paging::forks::parent_and_child",
         ],
     ),
     (
@@ -55,7 +58,7 @@ const ON_KVM: [(&str, &[&str]); 2] = [
 /// What names of tests contain that are none.
 const ELSEWHERE: &str = "software::";
 /// Of these the brief form: what is the same however slow a host is.
-const BRIEF: [(&str, &str); 3] = [
+const BRIEF: [(&str, &str); 4] = [
     (
         VMM,
         "backend::kvm::tests::dirty::the_log_holds_exactly_what_was_written",
@@ -67,6 +70,10 @@ const BRIEF: [(&str, &str); 3] = [
     (
         SYSTEM,
         "confined::kvm::every_thread_of_a_vm_process_is_confined",
+    ),
+    (
+        SYSTEM,
+        "paging::oracles::the_mirror_is_what_the_kernel_maps",
     ),
 ];
 /// Tests that need what hosts have not.

@@ -137,7 +137,9 @@ impl Shared {
                     busy += 1;
                     std::thread::sleep(PAUSE);
                 }
-                Step::More | Step::Busy => {
+                // Whoever asked asks again.
+                Step::Busy => return Ok(false),
+                Step::More => {
                     let what = "mappings are being changed all the time";
                     return Err(Trouble::new(ProblemKind::Kernel, what));
                 }

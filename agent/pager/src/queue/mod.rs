@@ -231,6 +231,7 @@ impl Queue {
                 inner.faults.push_back((Arc::clone(&claim.memory), page));
             }
             self.more.notify_all();
+            self.ended.notify_all();
             return false;
         }
         inner.paused |= claim.for_whom == ForWhom::Background;

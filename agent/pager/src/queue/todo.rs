@@ -45,7 +45,10 @@ impl Todo {
                 continue;
             }
             let wanted = at..end.min(at + most);
-            let run = free_around(claims, &self.memory, at, &wanted)?;
+            let Some(run) = free_around(claims, &self.memory, at, &wanted) else {
+                // It came just now.
+                continue;
+            };
             self.next = run.end;
             return Some(run);
         }

@@ -11,6 +11,7 @@ use slat_paging::wire::{Answer, Ask, Layer, PagerState, Problem};
 use super::{
     asks::word,
     error::PagerError,
+    silence::Silence,
     state::{Inner, Stage, Work},
     watcher::Watcher,
 };
@@ -262,15 +263,14 @@ impl Pager {
     /// # Errors
     /// `Unreachable`, `Failed`.
     pub(crate) fn ask(&self, ask: Ask, patience: Duration) -> Result<Answer, PagerError> {
-        let mut waited = Duration::ZERO;
-        let asked = self.ask_while(ask, |so_far| {
-            waited = so_far;
-            so_far < patience
-        });
-        asked.unwrap_or(Err(PagerError::Unreachable {
-            what: "answered",
-            waited,
-        }))
+        let begun = Instant::now();
+        let asked = self.ask_while(ask, |so_far| so_far < patience);
+        asked.unwrap_or_else(|| {
+            Err(PagerError::Unreachable {
+                what: "answered",
+                waited: begun.elapsed(),
+            })
+        })
     }
 
     /// Asks, and waits for as long as `goes_on` says; `None` when it did not.
@@ -375,19 +375,22 @@ impl Pager {
     pub(crate) fn news(&self) -> (Vec<u64>, bool) {
         let mut inner = self.lock();
         let now = Instant::now();
-        let shown = inner.silence.shown();
+        // By seconds: each is news once.
+        let seconds = |silence: &Silence| silence.shown().map(|lasts| lasts.as_secs());
+        let shown = seconds(&inner.silence);
+        let serves = inner.linked(Stage::Attached).is_some();
         if let Some(link) = inner
             .linked(Stage::SetUp)
             .map(|link| Arc::clone(&link.socket))
         {
-            if inner.silence.look(now) {
+            if inner.silence.look(now, serves) {
                 tracing::warn!(vm = %self.vm, "a pager says nothing: it is given up");
                 link.close();
             }
         } else {
             inner.silence.broken();
         }
-        let silent = inner.silence.shown() != shown;
+        let silent = seconds(&inner.silence) != shown;
         let pager = inner.linked(Stage::Attached).is_some();
         let over = inner.snapshots.tend(now, pager);
         let mut ended = std::mem::take(&mut inner.ended);

@@ -5,7 +5,7 @@
 //! waiting for this very pager.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use slat_paging::wire::{FromPager, Socket, ToPager, WireError};
 
 use super::{
     desk::Pager,
-    state::{Link, Stage},
+    state::{Inner, Link, Stage},
 };
 
 /// How often a connection that waits for something to do is looked at.
@@ -128,6 +128,18 @@ impl Pager {
         Ok(())
     }
 
+    /// The lock, for a pager that said something.
+    fn hears(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = self.lock();
+        let shown = inner.silence.shown().is_some();
+        inner.silence.broken();
+        if shown {
+            self.done(inner);
+            inner = self.lock();
+        }
+        inner
+    }
+
     fn heard(&self, socket: &Socket, number: u64, message: FromPager) -> Result<(), WireError> {
         if let FromPager::DropMappings {
             request,
@@ -137,15 +149,16 @@ impl Pager {
         } = message
         {
             // Without the lock: it may take long.
-            let view = self.lock().view_of(memory, page, pages);
+            let view = self.hears().view_of(memory, page, pages);
             let dropped = view.and_then(|slot| slot.guest().drop_mappings(page, pages));
             let errno =
                 dropped.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+            // It had nobody to talk to meanwhile.
+            drop(self.hears());
             return socket.send(&ToPager::Dropped { request, errno }, &[]);
         }
-        let mut inner = self.lock();
+        let mut inner = self.hears();
         let inner_ref = &mut *inner;
-        inner_ref.silence.broken();
         match message {
             FromPager::Attached => {
                 let link = inner_ref.link.as_mut();

@@ -34,8 +34,8 @@
 //! waits for a pager may hold what it likes.
 //!
 //! # Invariants
-//! At most one pager is set up. One that says nothing for six seconds is given up. What it is told
-//! is what is kept here: a later pager is told the same, and what changed since. Nothing waits for
+//! At most one pager is set up. One that serves and says nothing for six seconds is given up. What
+//! it is told is what is kept here: a later pager is told the same, and what changed since. Nothing waits for
 //! a pager without a bound.
 
 mod agent;

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(500);
 /// Silence that is worth a word: the guest may be waiting.
 const SHOWN: Duration = Duration::from_secs(3);
-/// After which a pager is given up, and another takes its place.
+/// One that is not through with its setup reads the heads of its source's files, which may be slow.
+const SETS_UP: Duration = Duration::from_secs(60);
+/// After which a pager that served is given up, and another takes its place.
 const GIVEN_UP: Duration = Duration::from_secs(6);
 
 /// See the module.
@@ -29,13 +31,15 @@ impl Silence {
         *self = Self::default();
     }
 
-    /// Somebody looks. `true` once: the pager is to be given up.
-    pub(super) fn look(&mut self, now: Instant) -> bool {
+    /// Somebody looks. `true` once: the pager is to be given up. `serves`: it is through with its
+    /// setup.
+    pub(super) fn look(&mut self, now: Instant, serves: bool) -> bool {
+        let bound = if serves { GIVEN_UP } else { SETS_UP };
         let since = self.looked.replace(now);
         let more = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let before = self.lasts;
         self.lasts += more.min(LOOK);
-        before < GIVEN_UP && self.lasts >= GIVEN_UP
+        before < bound && self.lasts >= bound
     }
 
     /// How long it lasts, if that is worth a word.
@@ -53,7 +57,7 @@ mod tests {
         let (mut silence, begin) = (Silence::default(), Instant::now());
         let mut given_up = Vec::new();
         for tick in 0..40_u32 {
-            if silence.look(begin + tick * LOOK / 2) {
+            if silence.look(begin + tick * LOOK / 2, true) {
                 given_up.push(tick);
             }
             assert_eq!(silence.shown().is_some(), tick >= 12, "{tick}");
@@ -64,10 +68,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_opens_a_slow_source_has_a_minute() {
+        let (mut silence, begin) = (Silence::default(), Instant::now());
+        for tick in 0..110_u32 {
+            assert!(!silence.look(begin + tick * LOOK, false), "{tick}");
+        }
+        assert!((110..130).any(|tick| silence.look(begin + tick * LOOK, false)));
+    }
+
+    #[test]
     fn while_this_process_does_not_run_no_pager_gets_older() {
         let (mut silence, begin) = (Silence::default(), Instant::now());
-        assert!(!silence.look(begin));
-        assert!(!silence.look(begin + Duration::from_secs(600)));
+        assert!(!silence.look(begin, true));
+        assert!(!silence.look(begin + Duration::from_secs(600), true));
         assert_eq!(silence.shown(), None);
     }
 }

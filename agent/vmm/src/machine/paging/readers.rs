@@ -39,7 +39,13 @@ impl Machine {
         self.check_paged_now()?;
         let ranges = self.pieces(range)?;
         let created = self.readers().begin(reader)?;
-        self.harvest_working_set(range)?;
+        if let Err(error) = self.harvest_working_set(range) {
+            if created {
+                // Nobody heard of it.
+                self.readers().take(reader, &[], true);
+            }
+            return Err(error);
+        }
         Ok((self.readers().take(reader, &ranges, end), created))
     }
 }

@@ -22,7 +22,7 @@
 
 use std::{
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slat_paging::wire::{Answer, Ask};
@@ -115,10 +115,11 @@ impl Machine {
             false => Vec::new(),
         };
         let _arming = self.arming.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = Instant::now() + ARMS;
         for attempt in 1.. {
-            match self.try_snapshot(purpose)? {
+            match self.try_snapshot(purpose, end)? {
                 Tried::Taken(taken) => return Ok(Taken { touched, ..*taken }),
-                Tried::SlotsChanged if attempt < ATTEMPTS => {}
+                Tried::SlotsChanged if attempt < ATTEMPTS && Instant::now() < end => {}
                 Tried::SlotsChanged => break,
             }
         }
@@ -134,9 +135,9 @@ impl Machine {
     }
 
     /// Prepares, arms and begins. See the module for what is done under which lock.
-    fn try_snapshot(&self, purpose: &str) -> Result<Tried, ApiError> {
+    fn try_snapshot(&self, purpose: &str, end: Instant) -> Result<Tried, ApiError> {
         let (snapshot, before) = self.prepare_snapshot(purpose)?;
-        let armed = self.arm_snapshot(snapshot);
+        let armed = self.arm_snapshot(snapshot, end);
         let control = self.control();
         let taken = armed.and_then(|()| {
             let view = self.admit_snapshot(control.fence)?;
@@ -188,13 +189,14 @@ impl Machine {
 
     /// Has the pager take leave to write away, while the guest runs. Holds no lock of the machine
     /// but `arming`.
-    fn arm_snapshot(&self, snapshot: u64) -> Result<(), ApiError> {
+    fn arm_snapshot(&self, snapshot: u64, end: Instant) -> Result<(), ApiError> {
         let pager = |error| self.paged(error);
         self.pager.await_attached(COMES).map_err(pager)?;
         // Twice: memory that was just swept has nothing mapped that could be protected, and the
         // guest maps what it uses in the next moment.
         for _ in 0..2 {
-            let armed = self.pager.ask(Ask::Arm { snapshot }, ARMS);
+            let left = end.saturating_duration_since(Instant::now());
+            let armed = self.pager.ask(Ask::Arm { snapshot }, left);
             if let Answer::Armed { left, rounds } = armed.map_err(pager)? {
                 tracing::debug!(snapshot, left, rounds, "a snapshot can begin");
             }

@@ -87,7 +87,8 @@ fn a_slot_that_comes_and_goes_ends_it_by_name() {
                 Err(error) => panic!("the first pages are always there: {error}"),
             }
             if let Err(error) = host.machine.prefault_memory(end, 256) {
-                assert_eq!(error.reason, Reason::BadParameter, "{error}");
+                let gone = [Reason::BadParameter, Reason::VmState];
+                assert!(gone.contains(&error.reason), "{error}");
             }
         }
     });

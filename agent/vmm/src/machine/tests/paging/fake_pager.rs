@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -173,6 +174,9 @@ struct Worker<'a> {
     told_loaded: bool,
     /// Arms that it has not answered.
     held: Vec<u64>,
+    /// When it told its state by itself, and which.
+    spoke: Option<Instant>,
+    state: PagerState,
 }
 
 impl<'a> Worker<'a> {
@@ -191,6 +195,8 @@ impl<'a> Worker<'a> {
             ready: false,
             told_loaded: false,
             held: Vec::new(),
+            spoke: None,
+            state: PagerState::default(),
         };
         while worker.step()? {}
         Ok(())
@@ -233,6 +239,13 @@ impl<'a> Worker<'a> {
                 self.socket
                     .send(&FromPager::Reply { request, result }, &[])?;
             }
+        }
+        let often = Duration::from_millis(500);
+        if self.ready && self.spoke.is_none_or(|at| at.elapsed() >= often) {
+            // One that is silent is taken for frozen.
+            self.spoke = Some(Instant::now());
+            let state = Box::new(self.state.clone());
+            self.socket.send(&FromPager::State(state), &[])?;
         }
         self.look_at_leases()?;
         self.load_some()?;
@@ -468,6 +481,7 @@ impl<'a> Worker<'a> {
             load,
             ..PagerState::default()
         };
+        self.state = state.clone();
         self.socket.send(&FromPager::State(Box::new(state)), &[])?;
         if !self.told_loaded {
             self.told_loaded = true;
