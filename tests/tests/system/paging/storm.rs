@@ -84,10 +84,14 @@ async fn age(fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
 
 /// What a call may be answered while its VM moves: it cannot be done now; this process has given
 /// the VM away; whoever served it there is gone. Or an agent is too busy to report.
-const IN_THE_WAY: [Reason; 8] = [
+const IN_THE_WAY: [Reason; 10] = [
     Reason::MigrationInProgress,
     Reason::MigrationBlocked,
     Reason::StaleEpoch,
+    // A slot moved after the migration was prepared.
+    Reason::StaleGeneration,
+    // Its host let it go, and the server has not heard of it yet.
+    Reason::NoSuchVm,
     Reason::HostUnreachable,
     Reason::PeerUnreachable,
     Reason::VmUnreachable,

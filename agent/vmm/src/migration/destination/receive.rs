@@ -62,7 +62,13 @@ impl DestinationDriver {
         let link = &mut work.link;
         match header.kind {
             Kind::SlotTable if !link.table_seen => {
-                check_slots(&payload, &self.machine.memory().table())?;
+                let checked = check_slots(&payload, &self.machine.memory().table());
+                checked.map_err(|error| {
+                    let words = format!("slots changed after the migration was prepared: {error}");
+                    ApiError::new(Reason::StaleGeneration, words)
+                        .with("field", "slot_table")
+                        .with("advice", "migrate it again")
+                })?;
                 link.table_seen = true;
                 Ok(None)
             }
