@@ -35,8 +35,8 @@
 //!
 //! # Invariants
 //! At most one pager is set up. One that serves and says nothing for six seconds is given up. What
-//! it is told is what is kept here: a later pager is told the same, and what changed since. Nothing waits for
-//! a pager without a bound.
+//! it is told is what is kept here: a later pager is told the same, and what changed since. Nothing
+//! waits for a pager without a bound.
 
 mod agent;
 mod asks;
