@@ -143,6 +143,7 @@ mod tests {
         let begin = asks.put(Ask::Begin { snapshot: 1 }, false);
         let stop = asks.put(Ask::Stop, true);
         while asks.next_unsent().is_some() {}
+        assert_eq!((asks.begins(begin), asks.begins(load)), (Some(1), None));
         asks.pager_gone();
         assert_eq!(asks.next_unsent(), Some((load, Ask::LoadAll)));
         assert_eq!(asks.next_unsent(), None);

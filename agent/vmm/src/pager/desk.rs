@@ -391,8 +391,7 @@ impl Pager {
             inner.silence.broken();
         }
         let silent = seconds(&inner.silence) != shown;
-        let pager = inner.linked(Stage::Attached).is_some();
-        let over = inner.snapshots.tend(now, pager);
+        let over = inner.snapshots.tend(now, serves);
         let mut ended = std::mem::take(&mut inner.ended);
         ended.extend(over);
         let loaded = inner.loaded;

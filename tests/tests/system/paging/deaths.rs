@@ -79,10 +79,10 @@ fn a_killed_pager_is_replaced_and_the_guest_goes_on() {
     });
 }
 
-/// A pager that is stopped by a signal holds its guest up as one that is stuck would. It is said,
-/// and another takes its place.
+/// A pager that is stopped by a signal holds its guest up as one that is stuck would. Another takes
+/// its place. What is said meanwhile is a matter of seconds.
 #[test]
-fn a_frozen_pager_is_told_of_and_replaced() {
+fn a_frozen_pager_is_replaced() {
     scene::paged(async |fleet| {
         let vm = fleet.run_vm("web", "host-a", watched(64, 2, None)).await?;
         let frozen = status(&vm)?.pager_pid;

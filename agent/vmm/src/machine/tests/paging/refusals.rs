@@ -60,6 +60,8 @@ fn a_guest_that_must_be_paused_runs_again_when_the_lease_ends() {
         reason(vm.machine.begin_outgoing(&migration(), 1)),
         Reason::VmState
     );
+    // Its reader reads the memory itself.
+    assert_eq!(reason(vm.machine.discard(&[(0, 1)])), Reason::VmState);
     let layers = agent::take(&socket, taken.snapshot).unwrap();
     let page = layers.source().page(Some(0), 0);
     assert_eq!(&page[..10], b"fake guest");
