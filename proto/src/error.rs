@@ -191,8 +191,44 @@ reasons! {
     PageOutOfSlot = "PAGE_OUT_OF_SLOT" => DataLoss,
     /// A frame has a wrong magic, version, length, checksum or order; metadata `field`.
     StreamCorrupt = "STREAM_CORRUPT" => DataLoss,
-    /// The ticket shown is not this migration's, or its side has ended and was released.
+    /// The grant or the ticket shown is not for this: another migration, VM, epoch, host or
+    /// incarnation, or changed since it was signed; or its side has ended and was released.
+    /// Metadata `why`.
     GrantInvalid = "GRANT_INVALID" => PermissionDenied,
+    /// The grant's time is over; metadata `not_after`.
+    GrantExpired = "GRANT_EXPIRED" => PermissionDenied,
+    /// The grant was used already, for a side that has ended.
+    GrantUsed = "GRANT_USED" => PermissionDenied,
+    /// The grant is signed by a key that is not in force here; metadata `key`.
+    GrantKeyUnknown = "GRANT_KEY_UNKNOWN" => PermissionDenied,
+    /// The caller showed no certificate.
+    CertificateRequired = "CERTIFICATE_REQUIRED" => Unauthenticated,
+    /// A certificate is by no CA that the other end trusts.
+    CertificateUnknownCa = "CERTIFICATE_UNKNOWN_CA" => Unauthenticated,
+    /// A certificate has ended.
+    CertificateExpired = "CERTIFICATE_EXPIRED" => Unauthenticated,
+    /// A certificate does not begin yet: see the clocks.
+    CertificateNotYetValid = "CERTIFICATE_NOT_YET_VALID" => Unauthenticated,
+    /// A certificate was revoked.
+    CertificateRevoked = "CERTIFICATE_REVOKED" => Unauthenticated,
+    /// A certificate cannot be used: broken, of an algorithm that is not taken, or without its key.
+    CertificateBad = "CERTIFICATE_BAD" => Unauthenticated,
+    /// A certificate is another's than the one that was expected; metadata `found`, `wanted`.
+    IdentityWrong = "IDENTITY_WRONG" => Unauthenticated,
+    /// The caller's role may not call this, or not for this VM or host; metadata `role`, `method`.
+    Permission = "PERMISSION" => PermissionDenied,
+    /// The caller calls too often, or has too many connections; metadata `retry_after_ms`.
+    RateLimited = "RATE_LIMITED" => ResourceExhausted,
+    /// The endpoint speaks TLS and was spoken to in the clear.
+    TlsRequired = "TLS_REQUIRED" => Unavailable,
+    /// The endpoint does not speak TLS, or not the version that is asked for.
+    TlsUnexpected = "TLS_UNEXPECTED" => Unavailable,
+    /// The host's incarnation was fenced: it is over.
+    HostFenced = "HOST_FENCED" => FailedPrecondition,
+    /// The fence's hook failed; metadata `exit`, `said`. Nothing was decided.
+    FenceFailed = "FENCE_FAILED" => FailedPrecondition,
+    /// The server was started without a hook that fences hosts.
+    NoFenceHook = "NO_FENCE_HOOK" => FailedPrecondition,
     /// vCPUs could not be stopped.
     SourcePause = "SOURCE_PAUSE" => Internal,
     /// vCPU state could not be read.

@@ -6,7 +6,9 @@
 
 mod backing;
 mod dirty;
+mod grant;
 mod history;
+mod labels;
 mod memstress;
 mod migration;
 mod name;
@@ -21,7 +23,9 @@ mod vm_ref;
 
 pub use backing::{MemoryBacking, ordinary_bytes};
 pub use dirty::DirtyRateOrder;
+pub use grant::{key_from_message, key_message, refused_grant, signed_grant};
 pub use history::HISTORY_ENDS;
+pub use labels::Labels;
 pub use memstress::{MemstressFill, MemstressPattern, MemstressSpec};
 pub use migration::{MigrationParams, OnOverrun, OnTimeout, Verify};
 pub use name::{CursorName, HostName, MigrationName, SaveName, VmName, children_of};
@@ -32,7 +36,7 @@ pub use slot::{MAX_SLOT, MAX_SLOT_PAGES, PAGE_SIZE, SlotSpec, check_slot_table, 
 pub use slot_change::{MAX_SLOT_CHANGES, SlotChange, SlotPlan};
 pub use time::{
     Timeline, duration_nanos, nanos_duration, nanos_timestamp, now, proto_duration, std_duration,
-    timestamp, timestamp_nanos, to_own_clock,
+    system_time, timestamp, timestamp_nanos, to_own_clock,
 };
 pub use vm::{BackendKind, DirtyEngine, Format, GuestSpec, RawImageSpec, VmSpec};
 pub use vm_ref::{VmRef, is_uid};

@@ -19,6 +19,16 @@ pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     }
 }
 
+/// A message's time; `None` when it is before 1970 or no time.
+#[must_use]
+pub fn system_time(time: &prost_types::Timestamp) -> Option<SystemTime> {
+    let seconds = u64::try_from(time.seconds).ok()?;
+    let nanos = u32::try_from(time.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
 /// As a protobuf duration; longer than its range becomes its end.
 #[must_use]
 pub fn proto_duration(duration: Duration) -> prost_types::Duration {

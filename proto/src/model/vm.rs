@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{backing::MemoryBacking, memstress::MemstressSpec, paging::Paging, slot::PAGE_SIZE};
+use super::{
+    backing::MemoryBacking, labels::Labels, memstress::MemstressSpec, paging::Paging,
+    slot::PAGE_SIZE,
+};
 use crate::{ApiError, v1};
 
 /// Least guest memory: the guest's own tables and code, and something to write.
@@ -288,6 +291,8 @@ pub struct VmSpec {
     pub prefault: bool,
     /// Who decides which pages are mapped.
     pub paging: Paging,
+    /// What its owner calls it by.
+    pub labels: Labels,
     /// What runs inside.
     pub guest: GuestSpec,
 }
@@ -371,6 +376,7 @@ impl VmSpec {
             numa_node: message.numa_node,
             prefault: message.prefault,
             paging,
+            labels: Labels::from_field("spec.labels", &message.labels)?,
             guest,
         })
     }
@@ -397,6 +403,7 @@ impl VmSpec {
             numa_node: self.numa_node,
             prefault: self.prefault,
             paging: self.paging.to_message().into(),
+            labels: self.labels.to_field(),
             guest: Some(match &self.guest {
                 GuestSpec::Memstress(memstress) => {
                     v1::vm_spec::Guest::Memstress(memstress.to_message())

@@ -4,6 +4,9 @@
 //! request for longest; when all have requests running, it is closed. A process without descriptors
 //! waits before it accepts again, longer each time, and never spins.
 //!
+//! A connection counts from its first moment, its handshake included ([`super::tls`]). One identity
+//! has a bounded number of them ([`super::access`]).
+//!
 //! Metrics: `slat_connections` and `slat_connections_closed_total{cause}`.
 //!
 //! # Locking
@@ -21,7 +24,7 @@ use std::{
 
 use axum::Router;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
-use socket2::{SockRef, TcpKeepalive};
+use slat_trust::Refusal;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -29,10 +32,17 @@ use tokio::{
     task::JoinSet,
 };
 
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+
 use super::{
-    audit::Peer,
+    access::{Permit, Role},
     authority::AnyAuthority,
+    caller::Caller,
     connection::{self, Activity, wait},
+    guest::{Gate, Guest},
+    options::configure,
+    tls::{self, Judged, Link},
 };
 use crate::{ApiError, Reason};
 
@@ -42,24 +52,23 @@ pub(super) const MAX_CONNECTIONS: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 3;
-/// Unacknowledged data this old means the network is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// What connections are taken from.
 pub(super) trait Accept: Send + 'static {
+    type Raw: Send + 'static;
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<Self::Raw>> + Send;
 
-    /// Who is at the other end.
-    fn peer(stream: &Self::Stream) -> String;
+    /// Finds out who is at the other end; the error is the cause it is closed for.
+    fn greet(
+        raw: Self::Raw,
+        gate: &Gate,
+    ) -> impl Future<Output = Result<Guest<Self::Stream>, &'static str>> + Send;
 }
 
 impl Accept for TcpListener {
-    type Stream = TcpStream;
+    type Raw = TcpStream;
+    type Stream = Either<TcpStream, Judged<TlsStream<TcpStream>>>;
 
     async fn next(&self) -> io::Result<TcpStream> {
         let (stream, _) = self.accept().await?;
@@ -69,41 +78,82 @@ impl Accept for TcpListener {
         Ok(stream)
     }
 
-    fn peer(stream: &TcpStream) -> String {
-        let address = stream.peer_addr();
-        address.map_or_else(|_| "gone".to_owned(), |address| address.to_string())
+    async fn greet(stream: TcpStream, gate: &Gate) -> Result<Guest<Self::Stream>, &'static str> {
+        let peer = stream.peer_addr();
+        let peer: Arc<str> = peer
+            .map_or_else(|_| "gone".to_owned(), |address| address.to_string())
+            .into();
+        let Link::Tls { credentials, .. } = &gate.link else {
+            return Ok(Guest {
+                stream: Either::Left(stream),
+                caller: Caller {
+                    identity: None,
+                    peer,
+                },
+                permit: Permit::of(Role::Open),
+                http2: false,
+                place: None,
+            });
+        };
+        let accepted = tls::accept(stream, credentials).await.map_err(|refusal| {
+            refused(&peer, &refusal);
+            "refused"
+        })?;
+        let permit = gate.access.permit(&accepted.identity);
+        let identity: Arc<str> = accepted.identity.to_string().into();
+        let Some(place) = gate.access.connection(&identity, &permit) else {
+            tracing::warn!(target: "audit", peer = &*identity, result = "RATE_LIMITED",
+                "a connection was refused: its identity has too many");
+            return Err("identity");
+        };
+        Ok(Guest {
+            stream: Either::Right(accepted.stream),
+            caller: Caller {
+                identity: Some(identity),
+                peer,
+            },
+            permit,
+            http2: accepted.http2,
+            place: Some(place),
+        })
     }
 }
 
+/// One line for a caller that is not let in. Whoever only looks whether the port is open says
+/// nothing wrong.
+fn refused(peer: &str, refusal: &Refusal) {
+    counter!("slat_tls_refused_total", "cause" => refusal.word()).increment(1);
+    tracing::info!(target: "audit", peer, result = tls::reason(refusal).as_str(), why = %refusal,
+        "a connection was refused");
+}
+
 impl Accept for UnixListener {
+    type Raw = UnixStream;
     type Stream = AnyAuthority<UnixStream>;
 
-    async fn next(&self) -> io::Result<AnyAuthority<UnixStream>> {
-        Ok(AnyAuthority::new(self.accept().await?.0))
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
     }
 
-    fn peer(stream: &AnyAuthority<UnixStream>) -> String {
-        match stream.get_ref().peer_cred() {
+    async fn greet(stream: UnixStream, _: &Gate) -> Result<Guest<Self::Stream>, &'static str> {
+        let peer = match stream.peer_cred() {
             Ok(peer) => {
                 let pid = peer.pid().unwrap_or_default();
                 format!("unix user {} process {pid}", peer.uid())
             }
             Err(_) => "unix".to_owned(),
-        }
+        };
+        Ok(Guest {
+            stream: AnyAuthority::new(stream),
+            caller: Caller {
+                identity: None,
+                peer: peer.into(),
+            },
+            permit: Permit::of(Role::Local),
+            http2: false,
+            place: None,
+        })
     }
-}
-
-fn configure(stream: &TcpStream) -> io::Result<()> {
-    // Small requests wait for nothing: Nagle's delay off.
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
 /// The connections of an endpoint. See the module.
@@ -168,15 +218,42 @@ fn describe() {
         "idle",
         "descriptors",
         "failed",
+        "refused",
+        "identity",
     ] {
         counter!("slat_connections_closed_total", "cause" => cause).increment(0);
+    }
+    describe_counter!(
+        "slat_tls_refused_total",
+        "Callers that were not let in, by what is wrong with their certificate."
+    );
+    for cause in [
+        "no_certificate",
+        "unknown_ca",
+        "expired",
+        "not_yet_valid",
+        "revoked",
+        "wrong_identity",
+        "bad_certificate",
+        "not_tls",
+        "version",
+    ] {
+        counter!("slat_tls_refused_total", "cause" => cause).increment(0);
+    }
+    describe_counter!(
+        "slat_calls_refused_total",
+        "Calls that their caller may not make, by why: its role, its limits by labels, or how \
+         often it calls."
+    );
+    for cause in ["role", "scope", "rate"] {
+        counter!("slat_calls_refused_total", "cause" => cause).increment(0);
     }
 }
 
 /// Takes connections until `stopped`, then waits for the last one.
 pub(super) async fn accept<L: Accept>(
     listener: L,
-    router: Router,
+    (router, gate): (Router, Gate),
     most: usize,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -190,7 +267,7 @@ pub(super) async fn accept<L: Accept>(
     let mut pause = PAUSE;
     let stop = stopped.clone();
     loop {
-        let stream = tokio::select! {
+        let raw = tokio::select! {
             () = wait(&mut stopped) => break,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             accepted = listener.next() => match accepted {
@@ -220,10 +297,18 @@ pub(super) async fn accept<L: Accept>(
             );
             continue;
         }
-        let peer = Peer(L::peer(&stream).into());
         let (connections, router, stop) = (Arc::clone(&connections), router.clone(), stop.clone());
+        let (gate, mut stopping) = (gate.clone(), stop.clone());
         tasks.spawn(async move {
-            let cause = connection::serve(stream, peer, router, activity, stop).await;
+            let greeted = tokio::select! {
+                () = wait(&mut stopping) => Err(None),
+                () = activity.evicted() => Err(Some("evicted")),
+                greeted = L::greet(raw, &gate) => greeted.map_err(Some),
+            };
+            let cause = match greeted {
+                Ok(guest) => connection::serve(guest, gate.access, router, activity, stop).await,
+                Err(cause) => cause,
+            };
             if let Some(cause) = cause {
                 closed(cause);
             }
@@ -260,6 +345,7 @@ mod tests {
     struct NoneLeft(Arc<AtomicUsize>);
 
     impl Accept for NoneLeft {
+        type Raw = UnixStream;
         type Stream = UnixStream;
 
         async fn next(&self) -> io::Result<UnixStream> {
@@ -267,8 +353,8 @@ mod tests {
             Err(io::Error::from_raw_os_error(24))
         }
 
-        fn peer(_: &UnixStream) -> String {
-            String::new()
+        async fn greet(_: UnixStream, _: &Gate) -> Result<Guest<UnixStream>, &'static str> {
+            Err("failed")
         }
     }
 
@@ -277,7 +363,12 @@ mod tests {
         let asked = Arc::new(AtomicUsize::new(0));
         let (stop, stopped) = watch::channel(false);
         let listener = NoneLeft(Arc::clone(&asked));
-        let task = tokio::spawn(accept(listener, Router::new(), 1, stopped));
+        let task = tokio::spawn(accept(
+            listener,
+            (Router::new(), Gate::default()),
+            1,
+            stopped,
+        ));
         tokio::time::sleep(Duration::from_secs(60)).await;
         stop.send_replace(true);
         task.await.unwrap();

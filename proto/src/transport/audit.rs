@@ -1,12 +1,17 @@
-//! Who changed what: each call that changes something is logged once, at the endpoint where its
-//! caller asked, with target `audit`.
+//! Who did what, and who may not: each call is logged once, at the endpoint where its caller asked,
+//! with target `audit`. One that changes something, or is refused for who makes it, at level INFO;
+//! one that only looks at level DEBUG.
 //!
 //! | field | what |
 //! |---|---|
-//! | `peer` | address of the caller; of a Unix socket's caller, its user and process |
+//! | `peer` | the caller's identity; without one its address, or its user and process |
+//! | `address` | the address it calls from |
+//! | `role` | what it is to Slat ([`super::access`]) |
 //! | `method` | `slat.v1.VmService/DeleteVm` |
 //! | `what` | the names and switches in the request, as `name=vms/web force=true` |
 //! | `uid` | the VM's identity, from the request or else from the answer |
+//! | `migration` | the migration's name, likewise |
+//! | `trace` | the caller's trace, when it brought one |
 //! | `result` | `OK`, the error's reason, or `CANCELLED` when the caller went away first |
 //! | `seconds` | from the request to the end of the answer |
 //!
@@ -40,12 +45,14 @@ use axum::{body::Body as AxumBody, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
+use opentelemetry::trace::TraceContextExt as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Value};
 use tonic::Status;
 use tonic_types::StatusExt as _;
 use tower::Service;
 
 use self::pick::Picked;
+use super::{access::Permit, caller::Caller};
 use crate::v1;
 
 /// The header of a call that is made on behalf of another one.
@@ -59,6 +66,16 @@ const READS: [&str; 7] = [
     "Digest",
     "Verify",
     "ReportHost",
+];
+/// Results that say that the caller may not do this.
+const REFUSALS: [&str; 7] = [
+    "PERMISSION",
+    "RATE_LIMITED",
+    "IDENTITY_WRONG",
+    "GRANT_INVALID",
+    "GRANT_EXPIRED",
+    "GRANT_USED",
+    "GRANT_KEY_UNKNOWN",
 ];
 /// Of a message, so much is looked at.
 const LOOK_AT: usize = 4 << 20;
@@ -87,19 +104,17 @@ const UIDS: [&str; 2] = ["vm_uid", "uid"];
 /// Switches that are worth a word when they are on.
 const SWITCHES: [&str; 4] = ["validate_only", "force", "give_up", "give_up_vms"];
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct Peer(pub(super) Arc<str>);
-
 #[derive(Debug)]
 struct Method {
     name: String,
+    /// It changes something, for all that is known.
+    changes: bool,
     input: Picked,
     output: Picked,
 }
 
-/// Methods that change something, by path.
-static CHANGES: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
+/// Methods, by path.
+static METHODS: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
     // Our own descriptor set. Without it nothing could be served either.
     let Ok(pool) = DescriptorPool::decode(v1::FILE_DESCRIPTOR_SET) else {
         return BTreeMap::new();
@@ -108,16 +123,16 @@ static CHANGES: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
     services
         .iter()
         .flat_map(|service| service.methods())
-        .filter(|method| !READS.iter().any(|read| method.name().starts_with(read)))
         .map(|method| {
             let name = format!("{}/{}", method.parent_service().full_name(), method.name());
             let method = Method {
                 name: name.clone(),
+                changes: !READS.iter().any(|read| method.name().starts_with(read)),
                 input: Picked::new(
                     method.input(),
                     NAMES.iter().chain(&INSIDE).chain(&SWITCHES).chain(&UIDS),
                 ),
-                output: Picked::new(method.output(), UIDS.iter().chain(&INSIDE)),
+                output: Picked::new(method.output(), UIDS.iter().chain(&INSIDE).chain(&["name"])),
             };
             (format!("/{name}"), method)
         })
@@ -152,11 +167,13 @@ impl Passed {
     }
 }
 
-/// One call that changes something. Its drop writes the line.
+/// One call. Its drop writes the line.
 #[derive(Debug)]
 struct Entry {
     method: &'static Method,
-    peer: Arc<str>,
+    caller: Caller,
+    role: &'static str,
+    trace: String,
     relayed: bool,
     begun: Instant,
     request: Passed,
@@ -181,6 +198,18 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let result = self.result.as_deref().unwrap_or("CANCELLED");
+        let refused = REFUSALS.contains(&result);
+        let loud = !self.relayed && (self.method.changes || refused);
+        // What nobody reads is not picked from the messages.
+        let read = if loud {
+            tracing::enabled!(target: "audit", tracing::Level::INFO)
+        } else {
+            tracing::enabled!(target: "audit", tracing::Level::DEBUG)
+        };
+        if !read {
+            return;
+        }
         let asked = self.request.message(&self.method.input);
         let what = asked.as_ref().map_or_else(String::new, what);
         let uid = asked.as_ref().and_then(uid).or_else(|| {
@@ -188,13 +217,21 @@ impl Drop for Entry {
             uid(&answered)
         });
         let uid = uid.unwrap_or_default();
-        let result = self.result.as_deref().unwrap_or("CANCELLED");
         let seconds = self.begun.elapsed().as_secs_f64();
-        let (method, peer) = (&*self.method.name, &*self.peer);
+        let asked = asked.as_ref().and_then(migration);
+        let migration = asked.or_else(|| {
+            let answered = self.answer.message(&self.method.output)?;
+            migration(&answered)
+        });
+        let migration = migration.unwrap_or_default();
+        let (method, peer, role) = (&*self.method.name, self.caller.who(), self.role);
+        let (address, trace) = (&*self.caller.peer, &*self.trace);
         if self.relayed {
-            tracing::debug!(target: "audit", peer, method, what, uid, result, seconds, "a relayed call");
+            tracing::debug!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a relayed call");
+        } else if loud {
+            tracing::info!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a call");
         } else {
-            tracing::info!(target: "audit", peer, method, what, uid, result, seconds, "a call");
+            tracing::debug!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a look");
         }
     }
 }
@@ -249,6 +286,28 @@ fn what(message: &DynamicMessage) -> String {
 fn uid(message: &DynamicMessage) -> Option<String> {
     let of = |message: &DynamicMessage| UIDS.iter().find_map(|field| text(message, field));
     of(message).or_else(|| inside(message).find_map(|inner| of(&inner)))
+}
+
+/// A migration's name, as a field of its own or as what the message is.
+fn migration(message: &DynamicMessage) -> Option<String> {
+    let named = ["migration", "migration_id"];
+    let own = named.iter().find_map(|field| text(message, field));
+    let of = |message: &DynamicMessage| {
+        text(message, "name").filter(|name| name.starts_with("migrations/"))
+    };
+    own.or_else(|| of(message))
+        .or_else(|| inside(message).find_map(|inner| of(&inner)))
+}
+
+/// The id of the trace that a request brought.
+fn trace(headers: &HeaderMap) -> String {
+    let context = super::trace::remote_context(headers);
+    let span = context.span().span_context().clone();
+    if span.is_valid() {
+        span.trace_id().to_string()
+    } else {
+        String::new()
+    }
 }
 
 /// A request's body, noted as it passes.
@@ -352,13 +411,19 @@ where
     }
 
     fn call(&mut self, request: Request<AxumBody>) -> Self::Future {
-        let Some(method) = CHANGES.get(request.uri().path()) else {
+        let Some(method) = METHODS.get(request.uri().path()) else {
             return Box::pin(self.inner.call(request));
         };
-        let peer = request.extensions().get::<Peer>();
+        let caller = request.extensions().get::<Caller>();
+        let permit = request.extensions().get::<Permit>();
         let mut entry = Entry {
             method,
-            peer: peer.map_or_else(|| "unknown".into(), |peer| Arc::clone(&peer.0)),
+            caller: caller.cloned().unwrap_or_else(|| Caller {
+                identity: None,
+                peer: "unknown".into(),
+            }),
+            role: permit.map_or("unknown", Permit::role_name),
+            trace: trace(request.headers()),
             relayed: !self.entry && request.headers().contains_key(RELAYED),
             begun: Instant::now(),
             request: Passed::default(),

@@ -53,11 +53,6 @@ impl<S> AnyAuthority<S> {
             ended: false,
         }
     }
-
-    /// The stream beneath.
-    pub(super) fn get_ref(&self) -> &S {
-        &self.stream
-    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for AnyAuthority<S> {

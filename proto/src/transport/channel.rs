@@ -19,6 +19,7 @@ use std::{
 
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
+use slat_trust::Refusal;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -30,7 +31,7 @@ use super::{
     body::{Patience, WatchedBody},
     expiry,
     retry::{self, ATTEMPTS, FIRST_PAUSE},
-    trace,
+    tls, trace,
 };
 use crate::{
     ApiError, Reason,
@@ -170,6 +171,24 @@ fn failed(address: &Address, error: &(dyn Error + 'static)) -> Status {
         .filter(|status| status.get_details_error_info().is_some());
     if let Some(own) = own {
         return own.clone();
+    }
+    if let Address::Tcp(host) = address {
+        let inadequate = Some(h2::Reason::INADEQUATE_SECURITY);
+        let refused = |cause: &(dyn Error + 'static)| {
+            let broken = cause.downcast_ref::<h2::Error>();
+            broken.is_some_and(|error| error.reason() == inadequate)
+        };
+        if causes(error).any(refused) {
+            return tls::speaks_tls(host).into();
+        }
+        // A peer that was refused while the connection lasted, by either end.
+        let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+        let refusal = io
+            .filter_map(|error| Some((Refusal::of_io(error)?, error)))
+            .next();
+        if let Some((refusal, error)) = refusal {
+            return tls::told(&refusal, host, Refusal::is_by_peer(error)).into();
+        }
     }
     unreachable(address, transport_reason(error), &words(error)).into()
 }

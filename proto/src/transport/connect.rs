@@ -1,34 +1,69 @@
-//! Channels to endpoints. A channel connects lazily and again after a loss.
+//! Channels to endpoints. A channel connects lazily and again after a loss. How it knows who is at
+//! the other end is [`super::tls`]'s.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Endpoint, Uri};
 
-use super::{address::Address, channel::TracedChannel};
+use super::{
+    address::Address,
+    channel::TracedChannel,
+    tls::{self, Link},
+};
 use crate::ApiError;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// And with its handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent peer on a network is pinged this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// A channel to `address`. Nothing is sent until the first call; a lost connection is made again by
-/// the next one.
+/// A channel to `address` in the clear. Nothing is sent until the first call; a lost connection is
+/// made again by the next one.
 ///
 /// # Errors
 /// BAD_PARAMETER when the address makes no URI.
 pub fn connect(address: &Address) -> Result<TracedChannel, ApiError> {
+    connect_by(address, &Link::Plain)
+}
+
+/// A channel to `address`, by `link` when that is a TCP address. As [`connect`].
+///
+/// # Errors
+/// BAD_PARAMETER when the address makes no URI.
+pub fn connect_by(address: &Address, link: &Link) -> Result<TracedChannel, ApiError> {
     let invalid = |_| ApiError::bad_parameter("address", "makes no URI").with("address", address);
     let channel = match address {
         Address::Tcp(host) => {
             let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(invalid)?;
-            settings(endpoint)
+            let endpoint = settings(endpoint)
                 .tcp_keepalive(Some(KEEPALIVE))
                 .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .connect_lazy()
+                .keep_alive_timeout(KEEPALIVE);
+            match link {
+                Link::Plain => endpoint.connect_lazy(),
+                Link::Tls {
+                    credentials,
+                    expects,
+                } => {
+                    let (credentials, expects) = (credentials.clone(), expects.clone());
+                    let host: Arc<str> = host.as_str().into();
+                    // The endpoint's own time limit is for a connection alone, not a handshake.
+                    endpoint
+                        .connect_timeout(TLS_TIMEOUT)
+                        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                            let (host, credentials, expects) =
+                                (Arc::clone(&host), credentials.clone(), expects.clone());
+                            async move {
+                                let called = tls::call(&host, &credentials, &expects);
+                                called.await.map(TokioIo::new)
+                            }
+                        }))
+                }
+            }
         }
         Address::Unix(path) => {
             let path = path.clone();

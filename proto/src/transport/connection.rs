@@ -32,7 +32,10 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::audit::Peer;
+use super::{
+    access::{Access, Permit},
+    guest::Guest,
+};
 
 /// How long a connection may take to bring its first request.
 pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -81,6 +84,11 @@ impl Activity {
     /// Ends the connection.
     pub(super) fn evict(&self) {
         self.evicted.notify_one();
+    }
+
+    /// Returns when it is to end.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     fn touch(&self) {
@@ -156,15 +164,25 @@ pub(super) async fn wait(stopped: &mut watch::Receiver<bool>) {
 /// Serves one connection until it ends, `stopped`, or its time is up. Says why it was closed, when
 /// it was.
 pub(super) async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: Peer,
+    guest: Guest<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+    access: Access,
     router: Router,
     activity: Arc<Activity>,
     mut stopped: watch::Receiver<bool>,
 ) -> Option<&'static str> {
     let counting = Arc::clone(&activity);
+    let Guest {
+        stream,
+        caller,
+        permit,
+        http2,
+        place: _place,
+    } = guest;
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
+        // A user's role may have changed since the connection began.
+        let permit: Permit = access.permit_now(&caller, &permit);
+        request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(permit);
         let running = Running::begin(&counting);
         let answer = router.clone().oneshot(request.map(AxumBody::new));
         async move {
@@ -176,6 +194,10 @@ pub(super) async fn serve(
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
+    if http2 {
+        // Its settings go out at once: the caller waits for them, see `tls`.
+        builder = builder.http2_only();
+    }
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -200,7 +222,7 @@ pub(super) async fn serve(
                 }
                 return leaving.and_then(|(_, cause)| cause);
             }
-            () = activity.evicted.notified() => return Some("evicted"),
+            () = activity.evicted() => return Some("evicted"),
             () = wait(&mut stopped), if leaving.is_none() => {
                 // The endpoint's drain ends what outlives it.
                 leaving = Some((Instant::now() + IDLE, None));

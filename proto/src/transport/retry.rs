@@ -84,8 +84,8 @@ pub(super) fn of(path: &str) -> Policy {
         | "DeleteLeftover" | "DeleteSave" => policy(PROCESS, false),
         "CreateVm" | "UpdateSlots" | "InvalidateMemory" | "DiscardMemory" | "HarvestDirtyPages"
         | "HarvestWorkingSet" | "TakeSnapshot" | "CreateSave" | "ForkVm" => policy(MEMORY, false),
-        // They may wait until all of a VM's memory is there.
-        "RestoreVm" | "BuildCopy" => policy(FILE, false),
+        // They may wait until all of a VM's memory is there, or for a hook that powers a host off.
+        "RestoreVm" | "BuildCopy" | "FenceHost" => policy(FILE, false),
         // The reporter has a loop of its own, with pauses of its own.
         "RegisterHost" | "ReportHost" => policy(QUICK, false),
         "WatchVm"

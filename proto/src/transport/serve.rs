@@ -21,12 +21,15 @@ use tower::Layer as _;
 
 use super::{
     accept::{MAX_CONNECTIONS, accept},
+    access::{Access, AccessGuard},
     audit::Audit,
     connection::wait,
     guard::Guard,
+    guest::Gate,
     health::Health,
     layer::RpcMetricsLayer,
     methods::{COMMON, DESCRIPTORS},
+    tls::Link,
 };
 use crate::{ApiError, Reason};
 
@@ -41,6 +44,8 @@ pub struct Endpoint {
     http: axum::Router,
     most: usize,
     entry: bool,
+    refuses_limited: bool,
+    gate: Gate,
 }
 
 impl Endpoint {
@@ -56,7 +61,24 @@ impl Endpoint {
             http: axum::Router::new(),
             most: MAX_CONNECTIONS,
             entry: false,
+            refuses_limited: false,
+            gate: Gate::default(),
         }
+    }
+
+    /// Serves TCP callers by `link` alone, who may do what `access` says.
+    #[must_use]
+    pub fn gate(mut self, link: Link, access: Access) -> Self {
+        self.gate = Gate { link, access };
+        self
+    }
+
+    /// Refuses users who are limited by labels: its services do not know the limits. Without it
+    /// they look at [`super::Permit::scope`].
+    #[must_use]
+    pub fn refuses_limited(mut self) -> Self {
+        self.refuses_limited = true;
+        self
     }
 
     /// Adds a generated server, e.g. `VmServiceServer::new(handler)`.
@@ -109,9 +131,10 @@ impl Endpoint {
     pub async fn serve_tcp(self, listener: TcpListener) -> std::io::Result<EndpointHandle> {
         let address = listener.local_addr()?;
         let most = self.most;
+        let gate = self.gate.clone();
         let (router, health) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
-        let server = accept(listener, router, most, stopped.clone());
+        let server = accept(listener, (router, gate), most, stopped.clone());
         Ok(EndpointHandle {
             stop,
             task: tokio::spawn(drain(server, stopped)),
@@ -126,9 +149,10 @@ impl Endpoint {
     /// Outside a tokio runtime.
     pub async fn serve_unix(self, listener: UnixListener) -> EndpointHandle {
         let most = self.most;
+        let gate = self.gate.clone();
         let (router, health) = self.finish().await;
         let (stop, stopped) = watch::channel(false);
-        let server = accept(listener, router, most, stopped.clone());
+        let server = accept(listener, (router, gate), most, stopped.clone());
         EndpointHandle {
             stop,
             task: tokio::spawn(drain(server, stopped)),
@@ -144,7 +168,10 @@ impl Endpoint {
             http,
             most: _,
             entry,
+            refuses_limited,
+            gate,
         } = self;
+        let access = gate.access;
         let services: BTreeSet<&'static str> =
             COMMON.iter().chain(health.names()).copied().collect();
         let reflection = || {
@@ -168,8 +195,14 @@ impl Endpoint {
             Err(error) => tracing::error!(%error, "no reflection"),
         }
         health.serving().await;
-        let grpc = RpcMetricsLayer.layer(Audit::new(Guard::new(services, routes.routes()), entry));
-        let router = http.merge(health.router()).fallback_service(grpc);
+        let guarded = Guard::new(services, routes.routes());
+        let allowed = AccessGuard::grpc(guarded, access.clone(), refuses_limited);
+        let grpc = RpcMetricsLayer.layer(Audit::new(allowed, entry));
+        let pages = http.merge(health.router());
+        let pages = pages.layer(tower::layer::layer_fn(move |inner| {
+            AccessGuard::http(inner, access.clone())
+        }));
+        let router = pages.fallback_service(grpc);
         (router, health)
     }
 }

@@ -2,7 +2,10 @@
 //! be.
 
 mod connections;
+mod lasting;
 mod messages;
 mod peers;
 mod rig;
+mod secure;
+mod tls;
 mod unknown;
