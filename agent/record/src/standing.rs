@@ -165,6 +165,7 @@ mod tests {
             uid: "u".into(),
             migration: "m".into(),
             epoch: 1,
+            grant: None,
         }
     }
 
@@ -241,6 +242,7 @@ mod tests {
             uid: "u".into(),
             migration: "m".into(),
             epoch: 2,
+            grant: None,
         };
         let owned = Entry::Owned {
             uid: "u".into(),

@@ -2,6 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// By which of the server's grants a step of a handover was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantMark {
+    /// Its id, in hexadecimal.
+    pub id: String,
+    /// SHA-256 of its canonical bytes, in hexadecimal.
+    pub digest: String,
+}
+
 /// One entry. Migrations are given by their id, without the collection's prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "snake_case", deny_unknown_fields)]
@@ -34,6 +44,9 @@ pub enum Entry {
         migration: String,
         /// The epoch the VM would have here.
         epoch: u64,
+        /// By which grant; an older program's journal does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grant: Option<GrantMark>,
     },
     /// This process gave the VM away and may never run this epoch again.
     Relinquished {
@@ -43,6 +56,9 @@ pub enum Entry {
         migration: String,
         /// The epoch given up.
         epoch: u64,
+        /// By which grant; an older program's journal does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grant: Option<GrantMark>,
     },
     /// The VM is owned here from now on.
     Owned {

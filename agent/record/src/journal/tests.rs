@@ -67,6 +67,7 @@ fn relinquished() -> Entry {
         uid: "u".into(),
         migration: "m".into(),
         epoch: 1,
+        grant: None,
     }
 }
 
@@ -134,6 +135,48 @@ fn a_relinquished_epoch_is_never_owned_again() {
 }
 
 #[test]
+fn a_step_says_by_which_grant_it_was_taken_and_older_steps_are_read() {
+    let grant = GrantMark {
+        id: "0f".repeat(16),
+        digest: "a0".repeat(32),
+    };
+    let Entry::Relinquished {
+        uid,
+        migration,
+        epoch,
+        ..
+    } = relinquished()
+    else {
+        unreachable!()
+    };
+    let by_grant = Entry::Relinquished {
+        uid,
+        migration,
+        epoch,
+        grant: Some(grant.clone()),
+    };
+    for (entry, said) in [(relinquished(), None), (by_grant, Some(grant))] {
+        let (_dir, path) = folder();
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append(&created()).unwrap();
+        journal.append(&entry).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.contains("grant"), said.is_some(), "{text}");
+        let entries = contents(&path).unwrap().entries;
+        assert_eq!(entries.last(), Some(&entry));
+        assert_eq!(ownership(&path), given());
+    }
+    // What stands beside it that nobody knows is refused, as everywhere.
+    let (_dir, path) = folder();
+    let mut journal = Journal::open(&path).unwrap();
+    journal.append(&created()).unwrap();
+    let mut file = File::options().append(true).open(&path).unwrap();
+    let later = r#"{"entry":"relinquished","uid":"u","migration":"m","epoch":1,"grant":{"id":"1","digest":"2","more":3}}"#;
+    file.write_all(line(later).as_bytes()).unwrap();
+    assert!(matches!(contents(&path), Err(JournalError::Unknown { .. })));
+}
+
+#[test]
 fn the_destination_owns_only_what_it_prepared() {
     let (_dir, path) = folder();
     let mut journal = Journal::open(&path).unwrap();
@@ -154,6 +197,7 @@ fn the_destination_owns_only_what_it_prepared() {
         uid: "u".into(),
         migration: migration.into(),
         epoch,
+        grant: None,
     };
     assert!(journal.append(&owned).is_err(), "not prepared yet");
     assert!(journal.append(&prepared("m", 6)).is_err());
@@ -418,6 +462,7 @@ fn a_vm_is_taken_back_only_after_it_was_given_away_and_above_their_epoch() {
         uid: "u".into(),
         migration: "m2".into(),
         epoch: 7,
+        grant: None,
     };
     journal.append(&again).unwrap();
 }

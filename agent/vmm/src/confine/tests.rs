@@ -314,6 +314,10 @@ fn child() {
             );
         }
         "files" => {
+            // As its agent's, beside the VM's directory.
+            let key = dir.join("tls.key");
+            std::fs::write(&key, "secret").unwrap();
+            std::fs::read(&key).unwrap();
             let confined = confined(dir, Seccomp::Refuse);
             if confined.landlock.is_none() {
                 println!("SKIPPED: {}", confined.lacks.join("; "));
@@ -323,6 +327,8 @@ fn child() {
                 assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
             };
             refused(std::fs::read("/etc/passwd").map(drop));
+            refused(std::fs::read(&key).map(drop));
+            refused(std::fs::write(&key, ""));
             refused(std::fs::write(dir.join("beside"), ""));
             refused(std::fs::read_dir("/").map(drop));
             refused(std::fs::read("/proc/self/environ").map(drop));

@@ -6,12 +6,14 @@
 //! | [`protocol`] | both sides as pure machines: what comes after what |
 //! | `side_protocol` | what the two machines have in common |
 //! | `side` | one side in this process: machine, queue, published state, record |
+//! | `leave` | the server's leave for a step |
 //! | `preamble` | what must fit before anything is reserved |
 //! | `state` | the VM's state in sections |
 //! | `payload` | what the control frames carry |
 //!
 //! Who owns the VM is decided by [`slat_record::journal`] alone.
 
+pub(crate) mod leave;
 pub(crate) mod payload;
 pub mod preamble;
 pub mod protocol;

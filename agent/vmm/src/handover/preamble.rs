@@ -11,6 +11,7 @@
 //! | the architecture | ISA_MISMATCH |
 //! | the page size | PAGE_SIZE_MISMATCH |
 //! | the backend is not here | CAPABILITY_MISSING |
+//! | one end protects page streams, the other was started without | CAPABILITY_MISSING |
 //! | the VM's spec asks for dirty rings, which are not here | CAPABILITY_MISSING |
 //! | its memory is of a kind that this host's settings or kernel do not give | CAPABILITY_MISSING |
 //! | too few pages are set aside for it | NO_HUGE_PAGES |
@@ -56,7 +57,52 @@ pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble 
                 value: fact.value,
             })
             .collect(),
+        channels: Vec::new(),
     }
+}
+
+/// How pages may travel to and from here: by TLS, unless the agent was started without.
+pub(crate) fn channels(insecure_pages: bool) -> Vec<i32> {
+    vec![own_channel(insecure_pages).into()]
+}
+
+fn own_channel(insecure_pages: bool) -> v1::PageChannel {
+    if insecure_pages {
+        v1::PageChannel::Plain
+    } else {
+        v1::PageChannel::Tls
+    }
+}
+
+/// How pages will travel from where `source` was said.
+///
+/// # Errors
+/// CAPABILITY_MISSING when both ends have nothing in common.
+pub(crate) fn choose_channel(
+    source: &v1::Preamble,
+    insecure_pages: bool,
+) -> Result<v1::PageChannel, ApiError> {
+    let own = own_channel(insecure_pages);
+    // Who says nothing knows nothing else.
+    let unsaid = source.channels.is_empty() && own == v1::PageChannel::Plain;
+    if unsaid || source.channels().any(|channel| channel == own) {
+        return Ok(own);
+    }
+    let (with, without) = if insecure_pages {
+        ("source", "destination")
+    } else {
+        ("destination", "source")
+    };
+    Err(ApiError::new(
+        Reason::CapabilityMissing,
+        format!("the {with} protects page streams by TLS and the {without} does not"),
+    )
+    .with("capability", "PAGE_CHANNEL_TLS")
+    .with("vm_location", "SOURCE")
+    .with(
+        "advice",
+        "start both agents alike: with --insecure-pages or without, and bring both to the same version of slat",
+    ))
 }
 
 /// The same of this host: all that a VM of `backend` could be told here.
@@ -65,6 +111,27 @@ pub(crate) fn describe(backend: BackendKind, cpu: Vec<CpuFact>) -> v1::Preamble 
 /// KVM_IOCTL when the CPU cannot be described.
 pub fn describe_host(backend: BackendKind) -> Result<v1::Preamble, ApiError> {
     Ok(describe(backend, host_facts(backend)?))
+}
+
+/// As [`admit_here`]; where `request` is a migration's, page streams must fit, too.
+///
+/// # Errors
+/// As [`admit`].
+pub fn admit_on_host(
+    request: &v1::PrepareIncomingRequest,
+    insecure_pages: bool,
+) -> Result<v1::ChosenVersions, ApiError> {
+    let chosen = admit_here(request)?;
+    // A copy is announced in the same form, and has no page streams.
+    if let Some(source) = request
+        .preamble
+        .as_ref()
+        .filter(|_| !request.migration.is_empty())
+    {
+        let vm = request.vm.as_ref().map_or("", |vm| vm.name.as_str());
+        choose_channel(source, insecure_pages).map_err(|error| error.with("vm", vm))?;
+    }
+    Ok(chosen)
 }
 
 /// Whether the VM that `request` announces can be taken by this program on this host. Reserves
@@ -244,6 +311,7 @@ mod tests {
             page_bytes: PAGE_SIZE,
             backends: vec![v1::Backend::Kvm.into(), v1::Backend::Software.into()],
             cpu: Vec::new(),
+            ..Default::default()
         }
     }
 

@@ -39,6 +39,7 @@ impl Machine {
         slots: &[SlotSpec],
     ) -> Result<(), ApiError> {
         let mut control = self.control();
+        control.leave = None;
         self.free_for_a_vm()?;
         let spec = self.incoming_spec(vm)?;
         check_announced(&spec, slots)?;
@@ -181,10 +182,12 @@ impl Machine {
                 *prepared = true;
             }
         });
+        let grant = control.leave.clone();
         control.journal.append(&Entry::Prepared {
             uid: view.uid(),
             migration: migration.id().to_owned(),
             epoch: view.epoch + 1,
+            grant,
         })?;
         Ok(())
     }

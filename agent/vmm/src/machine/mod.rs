@@ -72,7 +72,7 @@ use slat_proto::{
 };
 use slat_record::{
     dir::VmDir,
-    journal::{Disk, Journal, Ownership},
+    journal::{Disk, GrantMark, Journal, Ownership},
 };
 use tokio::sync::watch;
 
@@ -143,6 +143,8 @@ struct Control {
     fence: Fence,
     /// Held while the VM is received.
     oom: Option<oom::OomScore>,
+    /// By which the VM is being handed over.
+    leave: Option<GrantMark>,
 }
 
 impl fmt::Debug for Machine {
@@ -192,6 +194,7 @@ impl Machine {
                 journal,
                 fence: Fence::Down,
                 oom: None,
+                leave: None,
             }),
             paused_in: AtomicU64::new(0),
             collapser: Mutex::default(),

@@ -11,7 +11,7 @@ use super::{
     Exit, Fence, Machine,
     view::{Participation, State, View},
 };
-use slat_record::journal::{Entry, Ownership};
+use slat_record::journal::{Entry, GrantMark, Ownership};
 
 /// Pages of a source are waited for so long before a migration, which sends all of memory; who asks
 /// has an answer within fifteen seconds.
@@ -49,8 +49,9 @@ impl Machine {
     ) -> Result<v1::Vm, ApiError> {
         self.load_source(LOADS)
             .or_else(|_| self.refuse_unloaded("be migrated"))?;
-        let control = self.control();
+        let mut control = self.control();
         self.may_begin(control.fence, epoch)?;
+        control.leave = None;
         self.shared.change(|view| {
             view.participation = Participation::Outgoing {
                 migration: migration.clone(),
@@ -59,6 +60,11 @@ impl Machine {
             };
         });
         self.shown()
+    }
+
+    /// Keeps by which grant the handover that has begun goes on: PREPARED or RELINQUISHED says it.
+    pub(crate) fn go_by(&self, leave: GrantMark) {
+        self.control().leave = Some(leave);
     }
 
     /// The VM as it would be part of an outgoing migration. Changes nothing.
@@ -195,10 +201,12 @@ impl Machine {
         let mut control = self.control();
         let view = self.may_relinquish(migration, control.fence)?;
         control.fence = Fence::Unsettled;
+        let grant = control.leave.clone();
         let appended = control.journal.append(&Entry::Relinquished {
             uid: view.uid(),
             migration: migration.id().to_owned(),
             epoch: view.epoch,
+            grant,
         });
         match appended {
             Ok(()) => {

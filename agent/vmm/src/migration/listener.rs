@@ -1,10 +1,11 @@
-//! The destination's data port: lets in whoever shows the ticket, and nobody else.
+//! The destination's data port: lets in whoever shows what the [`Channel`] wants, and nobody else.
 //!
-//! A connection has [`CONNECT_TIMEOUT`] to introduce itself. Until it has done so, it holds one
-//! small thread and can send one frame of bounded length. At most [`MAX_UNKNOWN`] connections wait
-//! at a time: one more closes the oldest, so silent peers never keep the source out, which
-//! introduces itself at once. A connection with a wrong ticket is closed without a word. Nothing
-//! that a peer sends before it has shown the ticket reaches the migration.
+//! A connection has [`CONNECT_TIMEOUT`] to introduce itself, its TLS included. Until it has done
+//! so, it holds one small thread and can send one handshake and one frame of bounded length. At
+//! most [`MAX_UNKNOWN`] connections wait at a time: one more closes the oldest, so silent peers
+//! never keep the source out, which introduces itself at once. A connection that shows something
+//! else is closed without a word, but for TLS's own alerts. Nothing that a peer sends before
+//! reaches the migration.
 
 use std::{
     collections::VecDeque,
@@ -18,8 +19,10 @@ use std::{
 };
 
 use super::{
-    socket::{CONNECT_TIMEOUT, Deadline, configure},
-    wire::{FrameReader, Hello, Kind, StreamRole, TICKET, WireError},
+    channel::Channel,
+    socket::{CONNECT_TIMEOUT, configure},
+    stream::{Inlet, Outlet},
+    wire::{FrameReader, Hello, Kind, StreamRole, WireError},
 };
 use crate::confine;
 
@@ -29,11 +32,12 @@ const MAX_UNKNOWN: usize = 64;
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// A connection whose ticket is good.
+/// A connection that showed what it has to.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) role: StreamRole,
-    pub(crate) stream: TcpStream,
+    pub(crate) inlet: Inlet,
+    pub(crate) outlet: Outlet,
     pub(crate) reader: FrameReader,
 }
 
@@ -50,7 +54,7 @@ impl Listener {
     /// Takes connections of `socket`. `admit` is called on a thread of its own for each good one.
     pub(crate) fn open(
         socket: TcpListener,
-        ticket: [u8; TICKET],
+        channel: Channel,
         protocol: u32,
         epoch: u64,
         admit: impl Fn(Peer) + Send + Sync + 'static,
@@ -64,7 +68,7 @@ impl Listener {
             .spawn(move || {
                 accept(
                     &accepting,
-                    ticket,
+                    &Arc::new(channel),
                     (protocol, epoch),
                     &count,
                     &Arc::new(admit),
@@ -108,7 +112,7 @@ impl Drop for Listener {
 
 fn accept(
     socket: &TcpListener,
-    ticket: [u8; TICKET],
+    channel: &Arc<Channel>,
     (protocol, epoch): (u32, u64),
     refused: &Arc<AtomicU64>,
     admit: &Arc<impl Fn(Peer) + Send + Sync + 'static>,
@@ -130,15 +134,15 @@ fn accept(
             }
         };
         pause = PAUSE;
-        let (unknown, refused, admit) =
-            (Arc::clone(&waiting), Arc::clone(refused), Arc::clone(admit));
+        let (unknown, channel) = (Arc::clone(&waiting), Arc::clone(channel));
+        let (refused, admit) = (Arc::clone(refused), Arc::clone(admit));
         let started = stream.try_clone().and_then(|ours| {
             unknown.enter(number, ours);
             std::thread::Builder::new()
                 .name("introduction".to_owned())
                 .spawn(move || {
                     confine::enter(confine::Role::Stream);
-                    let result = introduce(stream, &ticket, protocol, epoch);
+                    let result = introduce(stream, &channel, protocol, epoch);
                     unknown.leave(number);
                     match result {
                         Ok(peer) => admit(peer),
@@ -185,30 +189,35 @@ impl Waiting {
 
 fn introduce(
     stream: TcpStream,
-    ticket: &[u8; TICKET],
+    channel: &Channel,
     protocol: u32,
     epoch: u64,
 ) -> Result<Peer, WireError> {
-    let mut within = Deadline::new(&stream, Instant::now() + CONNECT_TIMEOUT);
+    let until = Instant::now() + CONNECT_TIMEOUT;
+    let (mut inlet, outlet) = channel.accept(stream, until)?;
     let mut reader = FrameReader::new(protocol, epoch);
-    let header = reader.header(&mut within)?;
+    let header = reader.header(&mut inlet.within(until))?;
     if header.kind != Kind::Hello {
         return Err(WireError::corrupt(
             "kind",
             format!("{:?} before Hello", header.kind),
         ));
     }
-    let hello = Hello::decode(&super::wire::payload(&mut within, &header)?)?;
-    if !hello.shows(ticket) {
-        return Err(WireError::corrupt("ticket", "not this migration's"));
+    let hello = Hello::decode(&super::wire::payload(&mut inlet.within(until), &header)?)?;
+    if !channel.admits(&inlet, hello.role, &hello.shows)? {
+        return Err(WireError::corrupt(
+            "ticket",
+            "not this migration's, or not this connection's",
+        ));
     }
-    configure(&stream, matches!(hello.role, StreamRole::Data(_)))?;
+    configure(inlet.socket(), matches!(hello.role, StreamRole::Data(_)))?;
     // Between iterations the source is busy elsewhere for as long as that takes. Keepalive ends the
     // read when the source's host or the network is gone.
-    stream.set_read_timeout(None)?;
+    inlet.socket().set_read_timeout(None)?;
     Ok(Peer {
         role: hello.role,
-        stream,
+        inlet,
+        outlet,
         reader,
     })
 }

@@ -12,7 +12,7 @@
 //! to the coordinator orders them.
 
 use std::{
-    net::TcpStream,
+    io::Read as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +23,7 @@ use std::{
 use slat_proto::ApiError;
 
 use super::{
-    socket::Pieces,
+    stream::Inlet,
     wire::{FrameReader, HEADER, Kind, PAGE, RUN, Run, WireError, decode_runs},
 };
 use crate::{
@@ -131,7 +131,7 @@ pub(crate) enum Event {
 /// thread.
 pub(super) fn receive(
     stream: u16,
-    connection: &TcpStream,
+    connection: Inlet,
     mut reader: FrameReader,
     intake: &Intake,
     emit: impl Fn(Event) -> bool,
@@ -139,7 +139,6 @@ pub(super) fn receive(
     let mut worker = Worker {
         connection,
         intake,
-        pieces: Pieces::default(),
         runs: Vec::new(),
         page: Box::new([0; PAGE]),
         deltas: vec![0; intake.slots.len()],
@@ -164,9 +163,8 @@ pub(super) fn receive(
 }
 
 struct Worker<'a> {
-    connection: &'a TcpStream,
+    connection: Inlet,
     intake: &'a Intake,
-    pieces: Pieces,
     runs: Vec<u8>,
     page: Box<[u8; PAGE]>,
     /// What this stream adds to each slot's digest in this iteration.
@@ -205,7 +203,7 @@ impl Worker<'_> {
         };
         let target = &intake.slots[index];
         self.runs.resize(header.count as usize * RUN, 0);
-        std::io::Read::read_exact(&mut self.connection, &mut self.runs)?;
+        self.connection.read_exact(&mut self.runs)?;
         let runs = decode_runs(&header, &self.runs, target.memory.spec().pages)?;
         if header.kind == Kind::Pages {
             self.contents(index, target, &runs)?;
@@ -221,8 +219,7 @@ impl Worker<'_> {
         target: &TargetSlot,
         runs: &[Run],
     ) -> Result<(), WireError> {
-        self.pieces
-            .receive(self.connection, target.memory.host(), runs)?;
+        self.connection.receive(target.memory.host(), runs)?;
         for page in runs.iter().flat_map(|run| run.page..run.page + run.pages) {
             if self.intake.verify {
                 target.memory.read_page(page.into(), &mut self.page);

@@ -17,7 +17,7 @@
 //! A sender stops between chunks when the migration is broken off, which also ends a blocked write.
 
 use std::{
-    net::TcpStream,
+    io::Write as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,7 +30,7 @@ use std::{
 use super::{
     breaker::Breaker,
     filter::PageFilter,
-    socket::{Pieces, send_all, unacknowledged},
+    stream::Outlet,
     wire::{FrameWriter, HEADER, Kind, MAX_FRAME_PAGES, PAGE, RUN, Run, WireError, encode_runs},
 };
 use crate::{
@@ -247,7 +247,7 @@ impl Sender {
     /// Starts a thread that sends on `stream`, whose introduction is done.
     pub(super) fn spawn(
         number: usize,
-        stream: TcpStream,
+        stream: Outlet,
         writer: FrameWriter,
         shared: Arc<Shared>,
         reports: mpsc::Sender<Report>,
@@ -296,10 +296,9 @@ impl Sender {
 }
 
 struct Worker {
-    stream: TcpStream,
+    stream: Outlet,
     writer: FrameWriter,
     shared: Arc<Shared>,
-    pieces: Pieces,
     head: Vec<u8>,
     normal: Vec<Run>,
     zero: Vec<Run>,
@@ -318,12 +317,11 @@ fn total(runs: &[Run]) -> u64 {
 }
 
 impl Worker {
-    fn new(stream: TcpStream, writer: FrameWriter, shared: Arc<Shared>) -> Self {
+    fn new(stream: Outlet, writer: FrameWriter, shared: Arc<Shared>) -> Self {
         Self {
             stream,
             writer,
             shared,
-            pieces: Pieces::default(),
             head: Vec::with_capacity(HEADER + MAX_FRAME_PAGES as usize * RUN),
             normal: Vec::new(),
             zero: Vec::new(),
@@ -339,7 +337,7 @@ impl Worker {
             self.send_chunk(&slot.memory)?;
         }
         let end = self.writer.header(Kind::IterEnd, 0, iteration.number, 0);
-        send_all(&self.stream, &end)?;
+        self.stream.write_all(&end)?;
         self.shared
             .counters
             .bytes
@@ -385,8 +383,7 @@ impl Worker {
                 length as u32,
             ));
             encode_runs(&self.normal, &mut self.head);
-            self.pieces
-                .send(&self.stream, &self.head, memory.host(), &self.normal)?;
+            self.stream.send(&self.head, memory.host(), &self.normal)?;
             counters.pages_normal.fetch_add(pages, Ordering::Relaxed);
             sent += (HEADER + length) as u64;
         }
@@ -400,7 +397,7 @@ impl Worker {
                 length as u32,
             ));
             encode_runs(&self.zero, &mut self.head);
-            send_all(&self.stream, &self.head)?;
+            self.stream.write_all(&self.head)?;
             counters
                 .pages_zero
                 .fetch_add(total(&self.zero), Ordering::Relaxed);
@@ -418,7 +415,11 @@ impl Worker {
         let breaker = &self.shared.breaker;
         let until = Instant::now() + time;
         let mut look = FIRST_LOOK;
-        while unacknowledged(&self.stream).is_some_and(|bytes| bytes > NEARLY_NOTHING) {
+        while self
+            .stream
+            .unacknowledged()
+            .is_some_and(|bytes| bytes > NEARLY_NOTHING)
+        {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || !breaker.sleep(look.min(left)) {
                 break;

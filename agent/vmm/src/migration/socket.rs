@@ -117,7 +117,8 @@ pub(super) fn unacknowledged(stream: &TcpStream) -> Option<usize> {
     (done == 0).then(|| usize::try_from(bytes).unwrap_or(0))
 }
 
-/// Reads that end at one moment, however often a byte comes before it.
+/// Reads, and the writes of a handshake, that end at one moment, however often a byte comes or goes
+/// before it.
 pub(super) struct Deadline<'a> {
     stream: &'a TcpStream,
     until: Instant,
@@ -137,6 +138,21 @@ impl Read for Deadline<'_> {
         }
         self.stream.set_read_timeout(Some(left))?;
         self.stream.read(bytes)
+    }
+}
+
+impl Write for Deadline<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_write_timeout(Some(left))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -273,11 +289,6 @@ impl Pieces {
 
 fn count(pieces: &[libc::iovec]) -> i32 {
     pieces.len().min(IOV_MAX) as i32
-}
-
-/// Sends small bytes whole.
-pub(super) fn send_all(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-    stream.write_all(bytes)
 }
 
 #[cfg(test)]

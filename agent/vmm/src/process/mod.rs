@@ -91,6 +91,8 @@ pub struct VmProcessConfig {
     pub data_ip: IpAddr,
     /// On which ports; every VM process of the host shares them.
     pub data_ports: PortRange,
+    /// Page streams travel in the clear.
+    pub insecure_pages: bool,
     /// What counts its guest's page faults where KVM's statistics do not: [`crate::count_faults`],
     /// from before it was confined.
     pub faults: FaultEvents,
@@ -238,7 +240,8 @@ async fn take_lock(dir: &VmDir) -> io::Result<Option<File>> {
 /// What this process serves.
 fn endpoint(config: &VmProcessConfig, machine: &Arc<Machine>) -> Endpoint {
     let transfers = TransferEndpoint::new(Arc::clone(machine), config.vm.clone(), config.data_ip)
-        .on_ports(config.data_ports);
+        .on_ports(config.data_ports)
+        .in_the_clear(config.insecure_pages);
     Endpoint::new()
         .service(TransferServiceServer::new(TransferApi::new(Arc::new(
             transfers,

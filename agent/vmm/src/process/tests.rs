@@ -21,6 +21,7 @@ fn config(dir: &Path) -> VmProcessConfig {
         host: HostName::parse("a").unwrap(),
         data_ip: [127, 0, 0, 1].into(),
         data_ports: slat_proto::model::PortRange::ANY,
+        insecure_pages: false,
         faults: FaultEvents::default(),
     }
 }

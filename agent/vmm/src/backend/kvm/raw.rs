@@ -84,6 +84,7 @@ impl RawVm {
             prefault: false,
             paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(MemstressSpec::default()),
+            labels: Default::default(),
         };
         let events: EventSink = Arc::new(|_| {});
         let backend = KvmBackend::new(&spec, events, None)?;

@@ -245,6 +245,7 @@ mod tests {
             prefault: false,
             paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(memstress),
+            labels: slat_proto::model::Labels::default(),
         };
         install(&memory.table(), &spec).unwrap();
         (memory, Layout::new(memory_bytes).unwrap())

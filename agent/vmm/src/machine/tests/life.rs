@@ -227,11 +227,13 @@ fn a_dead_process_journal_is_refused_unless_it_ended() {
         uid: "u".into(),
         migration: "m1".into(),
         epoch: 2,
+        grant: None,
     };
     let relinquished = Entry::Relinquished {
         uid: "u".into(),
         migration: "m1".into(),
         epoch: 1,
+        grant: None,
     };
     let aborted = Entry::Aborted {
         uid: "u".into(),

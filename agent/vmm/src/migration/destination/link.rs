@@ -12,8 +12,10 @@ use slat_proto::{ApiError, Reason};
 
 use super::{
     super::{
+        channel::least,
         listener::Peer,
         receiver::{Intake, receive},
+        stream::Outlet,
         wire::{FrameWriter, Kind, StreamRole, WireError},
     },
     parts::{DestinationDriver, Note},
@@ -30,8 +32,8 @@ const CONTROL_FRAMES: u32 = 3;
 
 /// Connections so far, and what came over them.
 pub(super) struct Link {
-    pub(super) control: Option<(TcpStream, FrameWriter)>,
-    pub(super) data: BTreeMap<u16, TcpStream>,
+    pub(super) control: Option<(Outlet, FrameWriter)>,
+    pub(super) data: BTreeMap<u16, Arc<TcpStream>>,
     pub(super) intake: Arc<Intake>,
     /// Streams that have ended the running iteration.
     pub(super) ended: u32,
@@ -109,7 +111,7 @@ impl Link {
         self.close_data();
         self.answered = None;
         if let Some((stream, _)) = &self.control {
-            shut_down(stream);
+            shut_down(stream.socket());
         }
         self.control_reader.into_iter().for_each(join);
     }
@@ -127,11 +129,13 @@ fn join(thread: JoinHandle<()>) {
 }
 
 impl DestinationDriver {
-    /// A connection with a good ticket. One that comes twice is turned away; the first stays.
+    /// A connection that showed what it has to. One that comes twice is turned away, and the first
+    /// stays.
     pub(super) fn connected(&self, link: &mut Link, peer: Peer) -> Result<(), ApiError> {
         let Peer {
             role,
-            mut stream,
+            mut inlet,
+            mut outlet,
             mut reader,
         } = peer;
         let taken = match role {
@@ -146,26 +150,25 @@ impl DestinationDriver {
         }
         let io = |error: std::io::Error| ApiError::from(WireError::from(error));
         let mut writer = FrameWriter::new(self.versions.protocol, self.epoch);
-        if let Err(error) = writer.send(&mut stream, Kind::HelloAck, 0, &[]) {
+        if let Err(error) = writer.send(&mut outlet, Kind::HelloAck, 0, &[]) {
             tracing::warn!(%error, ?role, "a connection broke while it was let in");
             return Ok(());
         }
         let sender = self.sender.clone();
-        let ours = stream.try_clone().map_err(io)?;
         let builder = std::thread::Builder::new().name(match role {
             StreamRole::Control => "control".to_owned(),
             StreamRole::Data(number) => format!("receive-{number}"),
         });
         match role {
             StreamRole::Control => {
-                link.control = Some((ours, writer));
+                link.control = Some((outlet, writer));
                 let (answered, answers) = mpsc::channel();
                 link.answered = Some(answered);
                 let thread = builder.spawn(move || {
                     confine::enter(confine::Role::Stream);
                     let mut left = CONTROL_FRAMES;
                     while left > 0 {
-                        let frame = reader.frame(&mut stream).map_err(ApiError::from);
+                        let frame = reader.frame(&mut inlet).map_err(ApiError::from);
                         let last = frame.is_err();
                         let echo = matches!(&frame, Ok((header, _)) if header.kind == Kind::Echo);
                         if sender.send(Note::Control(frame)).is_err() || last {
@@ -181,11 +184,19 @@ impl DestinationDriver {
                 link.control_reader = Some(thread.map_err(io)?);
             }
             StreamRole::Data(number) => {
-                link.data.insert(number, ours);
+                link.data.insert(number, Arc::clone(inlet.socket()));
+                if link.data.len() == self.streams as usize {
+                    // Of what is received: whether the other end's kernel encrypts is not seen.
+                    let path = least(
+                        &[outlet.path()],
+                        "what is received is decrypted in this process",
+                    );
+                    self.side.update(|progress| progress.path = path);
+                }
                 let intake = Arc::clone(&link.intake);
                 let thread = builder.spawn(move || {
                     confine::enter(confine::Role::Stream);
-                    receive(number, &stream, reader, &intake, |event| {
+                    receive(number, inlet, reader, &intake, |event| {
                         sender.send(Note::Data(event)).is_ok()
                     });
                 });

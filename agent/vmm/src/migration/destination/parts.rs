@@ -38,6 +38,8 @@ pub(crate) struct DestinationDriver {
     pub(crate) versions: v1::ChosenVersions,
     /// The source's agent, asked when in doubt.
     pub(crate) source_agent: Option<Address>,
+    /// By which the VM is received: shown to whoever is asked.
+    pub(crate) grant: v1::SignedGrant,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) listener: Listener,
     pub(crate) notes: mpsc::Receiver<Note>,

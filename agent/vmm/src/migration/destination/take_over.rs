@@ -106,6 +106,7 @@ impl DestinationDriver {
         let request = v1::GetTransferRequest {
             migration: self.side.migration().to_string(),
             role: v1::TransferRole::Source.into(),
+            grant: Some(self.grant.clone()),
             ..Default::default()
         };
         let answer = self.runtime.block_on(async {

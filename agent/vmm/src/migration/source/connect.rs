@@ -5,23 +5,25 @@
 //! the control connection only the reading ends: it can still say Abort.
 
 use std::{
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use slat_proto::{ApiError, Reason, v1::migration_decision::Action};
+use slat_proto::{ApiError, Reason, model::PAGE_SIZE, v1::migration_decision::Action};
 
 use super::{
     super::{
         breaker::Breaker,
+        channel::{Kernel, Opened, least},
         convergence::Convergence,
         estimate::{Estimator, Prediction},
+        kernel,
         sender::{BandwidthPacer, Counters, Sender, Shared},
-        socket::{self, broken_off, configure},
+        socket::{self, CONNECT_TIMEOUT, IO_TIMEOUT, broken_off, configure},
         wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError},
     },
-    link::Link,
+    link::{LetIn, Link},
     measure::{Meter, unreachable_limit},
     parts::SourceDriver,
     work::{Course, Next, Work},
@@ -39,7 +41,8 @@ impl SourceDriver {
     pub(super) fn connect(&self, work: &mut Work) -> Result<(), ApiError> {
         let breaker = Arc::clone(&work.breaker);
         let begun = Instant::now();
-        let control = self.open(StreamRole::Control, &breaker)?;
+        let mut kernel = self.asks_kernel();
+        let control = self.open(StreamRole::Control, &breaker, &mut kernel)?;
         let introduced = begun.elapsed();
         let shared = Arc::new(Shared {
             counters: Counters::default(),
@@ -50,18 +53,27 @@ impl SourceDriver {
         let (report, reports) = mpsc::channel();
         let link = work.link.insert(Link::new(control, shared, reports));
         link.introduced = Some(introduced);
+        let mut paths = Vec::new();
         for number in 0..self.params.streams {
-            let (stream, writer, _) = self.open(StreamRole::Data(number as u16), &breaker)?;
+            let role = StreamRole::Data(number as u16);
+            let stream = self.open(role, &breaker, &mut kernel)?;
+            paths.push(stream.outlet.path());
             let sender = Sender::spawn(
                 number as usize,
-                stream,
-                writer,
+                stream.outlet,
+                stream.writer,
                 Arc::clone(&link.shared),
                 report.clone(),
             )
             .map_err(|error| self.unreachable(&error))?;
             link.senders.push(sender);
         }
+        let why_not = match &kernel {
+            Kernel::Ask => "",
+            Kernel::Not(why) => why.as_str(),
+        };
+        let path = least(&paths, why_not);
+        self.side.update(|progress| progress.path = path);
         let estimator = Estimator::new(self.remembered.as_ref(), self.machine.last_pause());
         let mut course = Course {
             convergence: Convergence::new(self.params, estimator),
@@ -111,12 +123,18 @@ impl SourceDriver {
         &self,
         role: StreamRole,
         breaker: &Breaker,
-    ) -> Result<(TcpStream, FrameWriter, FrameReader), ApiError> {
+        kernel: &mut Kernel,
+    ) -> Result<LetIn, ApiError> {
         let mut attempt = 1;
         loop {
-            match self.introduce(role, breaker) {
+            let asked = kernel.clone();
+            match self.introduce(role, breaker, kernel) {
                 Err(WireError::Io(_)) if breaker.is_broken() => {
                     return Err(self.unreachable(&broken_off()));
+                }
+                // The kernel began and did not go on: once more, without it.
+                Err(WireError::Io(error)) if asked != *kernel => {
+                    tracing::debug!(%error, ?role, "page streams go without the kernel's TLS");
                 }
                 Err(WireError::Io(error)) if attempt < ATTEMPTS && !is_refusal(&error) => {
                     tracing::debug!(%error, ?role, attempt, "introduction to the destination failed");
@@ -130,49 +148,71 @@ impl SourceDriver {
         }
     }
 
-    /// Connects and shows the ticket.
+    /// Connects and shows what is wanted.
     fn introduce(
         &self,
         role: StreamRole,
         breaker: &Breaker,
-    ) -> Result<(TcpStream, FrameWriter, FrameReader), WireError> {
-        let mut stream = socket::connect(self.address, breaker)?;
+        kernel: &mut Kernel,
+    ) -> Result<LetIn, WireError> {
+        let socket = socket::connect(self.address, breaker)?;
         let how = match role {
             StreamRole::Control => Shutdown::Read,
             StreamRole::Data(_) => Shutdown::Both,
         };
-        breaker.watch(&stream, how)?;
-        match self.greet(&mut stream, role) {
-            Ok((writer, reader)) => Ok((stream, writer, reader)),
-            Err(error) => {
-                breaker.forget_last();
-                Err(error)
-            }
+        breaker.watch(&socket, how)?;
+        let greeted = configure(&socket, matches!(role, StreamRole::Data(_)))
+            .map_err(WireError::from)
+            .and_then(|()| {
+                let until = Instant::now() + CONNECT_TIMEOUT;
+                self.channel.open(socket, role, kernel, until)
+            })
+            .and_then(|opened| self.greet(opened, role));
+        if greeted.is_err() {
+            breaker.forget_last();
         }
+        greeted
     }
 
-    fn greet(
-        &self,
-        stream: &mut TcpStream,
-        role: StreamRole,
-    ) -> Result<(FrameWriter, FrameReader), WireError> {
-        configure(stream, matches!(role, StreamRole::Data(_)))?;
+    fn greet(&self, opened: Opened, role: StreamRole) -> Result<LetIn, WireError> {
+        let Opened {
+            mut inlet,
+            mut outlet,
+            shows,
+        } = opened;
+        // The handshake had a deadline of its own.
+        inlet.socket().set_read_timeout(Some(IO_TIMEOUT))?;
+        inlet.socket().set_write_timeout(Some(IO_TIMEOUT))?;
         let protocol = self.versions.protocol;
         let mut writer = FrameWriter::new(protocol, self.epoch);
         let mut reader = FrameReader::new(protocol, self.epoch);
-        let hello = Hello {
-            ticket: self.ticket,
-            role,
-        };
-        writer.send(stream, Kind::Hello, 0, &hello.encode())?;
-        let (header, _) = reader.frame(stream)?;
+        let hello = Hello { shows, role };
+        writer.send(&mut outlet, Kind::Hello, 0, &hello.encode())?;
+        let (header, _) = reader.frame(&mut inlet)?;
         if header.kind != Kind::HelloAck {
             return Err(WireError::corrupt(
                 "kind",
                 format!("{:?} to Hello", header.kind),
             ));
         }
-        Ok((writer, reader))
+        Ok(LetIn {
+            inlet,
+            outlet,
+            writer,
+            reader,
+        })
+    }
+
+    /// Whether the kernel is asked to encrypt pages.
+    fn asks_kernel(&self) -> Kernel {
+        let bytes = self.machine.memory().table().pages() * PAGE_SIZE;
+        if bytes / u64::from(self.params.streams.max(1)) > kernel::MOST_BYTES {
+            return Kernel::Not(format!(
+                "the VM has more than {} GiB for each stream, and the kernel does not change keys",
+                kernel::MOST_BYTES >> 30
+            ));
+        }
+        Kernel::Ask
     }
 }
 

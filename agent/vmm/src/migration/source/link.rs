@@ -1,7 +1,7 @@
 //! The source's connections while they live.
 
 use std::{
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -10,16 +10,26 @@ use slat_proto::ApiError;
 
 use super::super::{
     sender::{Report, Sender, Shared},
-    socket::{Patient, broken_off, readable},
+    socket::broken_off,
+    stream::{Inlet, Outlet},
     wire::{FrameReader, FrameWriter, Kind, WireError},
 };
 
 /// After a stream broke, this long for the destination's own word on why.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// A connection that was let in.
+pub(super) struct LetIn {
+    pub(super) inlet: Inlet,
+    pub(super) outlet: Outlet,
+    pub(super) writer: FrameWriter,
+    pub(super) reader: FrameReader,
+}
+
 /// The connections of one attempt. Dropping ends the senders.
 pub(super) struct Link {
-    control: TcpStream,
+    inlet: Inlet,
+    outlet: Outlet,
     writer: FrameWriter,
     reader: FrameReader,
     /// A frame was cut off on the control connection: none can follow.
@@ -34,12 +44,18 @@ pub(super) struct Link {
 impl Link {
     /// A control connection that was let in, and no data stream yet.
     pub(super) fn new(
-        (control, writer, reader): (TcpStream, FrameWriter, FrameReader),
+        LetIn {
+            inlet,
+            outlet,
+            writer,
+            reader,
+        }: LetIn,
         shared: Arc<Shared>,
         reports: mpsc::Receiver<Report>,
     ) -> Self {
         Self {
-            control,
+            inlet,
+            outlet,
             writer,
             reader,
             cut: false,
@@ -56,7 +72,7 @@ impl Link {
         if self.cut || breaker.is_broken() {
             return Err(WireError::Io(broken_off()).into());
         }
-        let mut patient = Patient::new(&self.control, breaker).map_err(WireError::from)?;
+        let mut patient = self.outlet.patient(breaker);
         let sent = self.writer.send(&mut patient, kind, count, payload);
         self.cut = sent.is_err();
         Ok(sent?)
@@ -66,19 +82,19 @@ impl Link {
     /// buffer or is lost, and the destination also learns it from the server.
     pub(super) fn say_abort(&mut self, payload: &[u8]) {
         if !self.cut {
-            drop(self.writer.send(&mut self.control, Kind::Abort, 0, payload));
+            drop(self.writer.send(&mut self.outlet, Kind::Abort, 0, payload));
         }
     }
 
     /// Waits until there is something to read on the control connection; false when `time` has
     /// passed.
-    pub(super) fn hears(&self, time: Duration) -> Result<bool, ApiError> {
-        Ok(readable(&self.control, time).map_err(WireError::from)?)
+    pub(super) fn hears(&mut self, time: Duration) -> Result<bool, ApiError> {
+        Ok(self.inlet.readable(time).map_err(WireError::from)?)
     }
 
     /// The next control frame, which must be `kind`: its count and payload.
     pub(super) fn receive(&mut self, kind: Kind) -> Result<(u32, Vec<u8>), ApiError> {
-        let (header, payload) = self.reader.frame(&mut self.control)?;
+        let (header, payload) = self.reader.frame(&mut self.inlet)?;
         if header.kind != kind {
             return Err(WireError::corrupt(
                 "kind",
@@ -92,8 +108,8 @@ impl Link {
     /// When a data stream breaks, the destination may have said why on the control connection.
     pub(super) fn last_word(&mut self, error: WireError) -> ApiError {
         // If the timeout cannot be set the read ends with the connection, which is breaking.
-        drop(self.control.set_read_timeout(Some(LAST_WORD)));
-        match self.reader.frame(&mut self.control) {
+        drop(self.inlet.socket().set_read_timeout(Some(LAST_WORD)));
+        match self.reader.frame(&mut self.inlet) {
             Err(WireError::Aborted(theirs)) => theirs,
             _ => error.into(),
         }
@@ -102,7 +118,7 @@ impl Link {
     /// Lets go of every connection; waits for the senders, which nothing holds up any more.
     pub(super) fn close(self) {
         self.shared.breaker.break_off();
-        drop(self.control.shutdown(Shutdown::Write));
+        drop(self.outlet.shutdown(Shutdown::Write));
         for sender in self.senders {
             sender.join();
         }

@@ -8,7 +8,7 @@ use slat_proto::{
     v1,
 };
 
-use super::super::{filter::PageFilter, wire::TICKET};
+use super::super::{channel::Channel, filter::PageFilter};
 use crate::{
     handover::{protocol::source::Source, side::Side},
     machine::Machine,
@@ -19,7 +19,8 @@ pub(crate) struct SourceDriver {
     pub(crate) machine: Arc<Machine>,
     pub(crate) side: Arc<Side<Source>>,
     pub(crate) address: SocketAddr,
-    pub(crate) ticket: [u8; TICKET],
+    /// How its connections are protected, and what they show.
+    pub(crate) channel: Channel,
     pub(crate) params: MigrationParams,
     pub(crate) epoch: u64,
     pub(crate) versions: v1::ChosenVersions,

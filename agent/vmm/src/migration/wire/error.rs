@@ -25,7 +25,10 @@ pub(crate) enum WireError {
     OutOfSlot { slot: u32, page: u64, pages: u64 },
     /// The connection broke or ended.
     #[error("connection: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// One end refused the other's TLS, or a record was not what the other end sent.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// The other side gave up.
     #[error("the other side gave up: {0}")]
     Aborted(ApiError),
@@ -37,6 +40,62 @@ impl WireError {
             field,
             message: message.to_string(),
         }
+    }
+}
+
+impl From<io::Error> for WireError {
+    fn from(error: io::Error) -> Self {
+        let tls = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(tls) => Self::Tls(tls.clone()),
+            None => Self::Io(error),
+        }
+    }
+}
+
+/// What TLS refused, as the caller is told.
+fn refused(error: &rustls::Error, message: String) -> ApiError {
+    use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
+    let (reason, advice) = match error {
+        Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })
+        | Error::AlertReceived(Alert::CertificateExpired) => (
+            Reason::CertificateExpired,
+            "the key of the page streams has ended: migrate again, and compare both hosts' clocks",
+        ),
+        Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
+            (Reason::CertificateNotYetValid, "compare both hosts' clocks")
+        }
+        Error::NoCertificatesPresented | Error::AlertReceived(Alert::CertificateRequired) => (
+            Reason::CertificateRequired,
+            "the other end is not a VM's process of this migration",
+        ),
+        Error::InvalidCertificate(_)
+        | Error::AlertReceived(
+            Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateUnknown
+            | Alert::DecryptError,
+        ) => (
+            Reason::IdentityWrong,
+            "the other end has not the key that the grant names: migrate again; if it repeats, somebody else answers at the data port",
+        ),
+        Error::PeerIncompatible(_)
+        | Error::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure)
+        | Error::InvalidMessage(_) => (
+            Reason::TlsUnexpected,
+            "bring both hosts to the same version of slat, and start both agents alike",
+        ),
+        _ => (
+            Reason::StreamCorrupt,
+            "migrate again; if it repeats, see what stands between both hosts",
+        ),
+    };
+    let told = ApiError::new(reason, message).with("advice", advice);
+    match reason {
+        Reason::StreamCorrupt => told.with("field", "tls"),
+        _ => told,
     }
 }
 
@@ -79,6 +138,7 @@ impl From<WireError> for ApiError {
                 "the other side closed the connection in mid-migration: its process ended, or its host did",
             ),
             WireError::Io(_) => lost(&message),
+            WireError::Tls(error) => refused(&error, message),
             WireError::Aborted(error) => error.with(TOLD, "the other side"),
         }
     }

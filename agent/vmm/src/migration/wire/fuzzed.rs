@@ -47,7 +47,7 @@ fn stream(frames: &[(Kind, u32, Vec<u8>)]) -> Vec<u8> {
 
 fn streams() -> Vec<Vec<u8>> {
     let hello = Hello {
-        ticket: [5; TICKET],
+        shows: [5; TICKET],
         role: StreamRole::Data(3),
     };
     let mut zero = Vec::new();

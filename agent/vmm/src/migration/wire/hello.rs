@@ -1,4 +1,4 @@
-//! The first frame of a connection: the ticket, and which connection it is.
+//! The first frame of a connection: what it shows to be let in, and which connection it is.
 
 use super::{TICKET, WireError};
 
@@ -10,28 +10,35 @@ pub(crate) enum StreamRole {
     Data(u16),
 }
 
+impl StreamRole {
+    /// As it stands in the frame.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Control => 0,
+            Self::Data(stream) => u32::from(stream) + 1,
+        }
+    }
+}
+
 /// The first frame's payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
-    pub(crate) ticket: [u8; TICKET],
+    /// The ticket; by TLS, the token that was made from it for this connection.
+    pub(crate) shows: [u8; TICKET],
     pub(crate) role: StreamRole,
 }
 
 impl Hello {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.ticket.to_vec();
-        let number = match self.role {
-            StreamRole::Control => 0,
-            StreamRole::Data(stream) => u32::from(stream) + 1,
-        };
-        bytes.extend_from_slice(&number.to_le_bytes());
+        let mut bytes = self.shows.to_vec();
+        bytes.extend_from_slice(&self.role.number().to_le_bytes());
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let (ticket, number) = bytes
+        let (shows, number) = bytes
             .split_first_chunk::<TICKET>()
-            .and_then(|(ticket, rest)| Some((ticket, <[u8; 4]>::try_from(rest).ok()?)))
+            .and_then(|(shows, rest)| Some((shows, <[u8; 4]>::try_from(rest).ok()?)))
             .ok_or_else(|| WireError::corrupt("length", "of Hello"))?;
         let role = match u32::from_le_bytes(number) {
             0 => StreamRole::Control,
@@ -40,17 +47,8 @@ impl Hello {
                 .map_err(|_| WireError::corrupt("stream", stream))?,
         };
         Ok(Self {
-            ticket: *ticket,
+            shows: *shows,
             role,
         })
-    }
-
-    /// Compares without telling by its duration where the difference is.
-    pub(crate) fn shows(&self, ticket: &[u8; TICKET]) -> bool {
-        self.ticket
-            .iter()
-            .zip(ticket)
-            .fold(0, |any, (a, b)| any | (a ^ b))
-            == 0
     }
 }

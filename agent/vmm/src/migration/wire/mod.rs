@@ -4,9 +4,10 @@
 //! Version 3 has Echo, version 2 has not; nothing else differs. Both ends chose the version before
 //! a connection is opened ([`crate::handover::preamble`]), and every frame carries it.
 //!
-//! The source opens one control connection and N data connections. The first frame on each is
-//! `Hello` with the ticket that the destination gave out through the control plane; anything else
-//! is closed without a word. Then:
+//! The source opens one control connection and N data connections, each by TLS unless both agents
+//! were started without. The first frame on each is `Hello` with what the connection has to show,
+//! made from the ticket that the destination gave out through the control plane
+//! ([`super::channel`]); anything else is closed without a word. Then:
 //!
 //! ```text
 //! source                         destination
@@ -53,8 +54,8 @@
 //!
 //! # Invariants
 //! Every length is checked against its bound before a byte is allocated or read; every run against
-//! its slot before memory is touched. The stream is hostile until its ticket was shown, and its
-//! contents even then.
+//! its slot before memory is touched. The stream is hostile until it has shown what it has to, and
+//! its contents even then.
 
 mod abort;
 mod error;

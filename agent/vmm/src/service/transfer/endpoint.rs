@@ -11,9 +11,12 @@ use slat_proto::{
     model::{MigrationName, PortRange, VmName, VmRef},
     v1::{self, TransferPhase, TransferRole},
 };
+use slat_trust::channel::ChannelKey;
 
+use super::keys::Keys;
 use crate::{
     handover::{
+        leave::Leave,
         protocol::{destination::Destination, source::Source},
         side::{AnySide, Side, has_ended},
     },
@@ -33,10 +36,15 @@ pub(super) struct Incoming {
     pub(super) data_address: String,
     pub(super) ticket: [u8; TICKET],
     pub(super) versions: v1::ChosenVersions,
+    pub(super) channel: v1::PageChannel,
+    /// Of its page streams; `None` in the clear.
+    pub(super) key: Option<Arc<ChannelKey>>,
+    /// By which the side began.
+    pub(super) leave: Leave,
 }
 
-/// Spent tickets that are remembered; a request that is later than so many migrations is not
-/// expected.
+/// Spent tickets and grants that are remembered; a request that is later than so many migrations is
+/// not expected.
 const SPENT: usize = 64;
 
 #[derive(Debug, Default)]
@@ -47,6 +55,10 @@ pub(super) struct Sides {
     /// side: a request that arrives once more, after its side has ended and was released, must not
     /// begin a handover that the server has called cancelled.
     spent: VecDeque<[u8; TICKET]>,
+    /// Grants that a side began with, likewise. A grant is good for one side.
+    used: VecDeque<[u8; 16]>,
+    /// Keys of page streams that a source is to send by.
+    pub(super) keys: Keys,
 }
 
 /// The service over one machine.
@@ -61,6 +73,8 @@ pub(crate) struct TransferEndpoint {
     starting: Arc<Mutex<()>>,
     /// Which pages a source sends.
     pub(super) filter: Arc<dyn PageFilter>,
+    /// Page streams are in the clear.
+    pub(super) insecure_pages: bool,
 }
 
 impl TransferEndpoint {
@@ -75,7 +89,15 @@ impl TransferEndpoint {
             sides: Arc::default(),
             starting: Arc::default(),
             filter: Arc::new(EveryPage),
+            insecure_pages: false,
         }
+    }
+
+    /// With page streams in the clear, to and from hosts that have them so too.
+    #[must_use]
+    pub(crate) fn in_the_clear(mut self, insecure_pages: bool) -> Self {
+        self.insecure_pages = insecure_pages;
+        self
     }
 
     /// With pages taken on these ports only.
@@ -191,10 +213,24 @@ impl Sides {
         self.spent.push_back(ticket);
     }
 
+    /// Whether a side began by this grant.
+    pub(super) fn is_used(&self, grant: &[u8; 16]) -> bool {
+        self.used.contains(grant)
+    }
+
+    /// A side begins by this grant.
+    pub(super) fn use_up(&mut self, grant: [u8; 16]) {
+        if self.used.len() == SPENT {
+            self.used.pop_front();
+        }
+        self.used.push_back(grant);
+    }
+
     /// Forgets a side, unless another has taken its place meanwhile.
     pub(super) fn remove(&mut self, migration: &MigrationName, role: TransferRole) {
         if role == TransferRole::Source {
             self.outgoing.take_if(|side| side.migration() == migration);
+            self.keys.forget(migration);
         } else {
             self.incoming
                 .take_if(|incoming| incoming.side.migration() == migration);
@@ -209,6 +245,11 @@ impl Incoming {
             data_address: self.data_address.clone(),
             ticket: self.ticket.to_vec(),
             versions: Some(self.versions),
+            channel_key: self
+                .key
+                .as_ref()
+                .map_or_else(Vec::new, |key| key.fingerprint().to_vec()),
+            channel: self.channel.into(),
         }
     }
 }

@@ -11,16 +11,24 @@
 
 mod api;
 mod endpoint;
+mod expiry;
 mod incoming;
+mod keys;
 mod outgoing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_downtime;
 #[cfg(test)]
+mod tests_expiry;
+#[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
+mod tests_leave;
+#[cfg(test)]
 mod tests_modes;
+#[cfg(test)]
+mod tests_server;
 #[cfg(test)]
 mod tests_software;
 
@@ -51,7 +59,7 @@ impl Transfers for TransferEndpoint {
     }
 
     fn start_outgoing(&self, request: &v1::StartOutgoingRequest) -> Result<v1::Transfer, ApiError> {
-        self.start(request)
+        self.start(request, &tokio::runtime::Handle::current())
     }
 
     fn transfer(

@@ -1,21 +1,24 @@
 //! The source's side begins: it says what the destination must know, then sends.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use slat_proto::{
     ApiError, Reason,
     model::{MigrationName, MigrationParams, PAGE_SIZE, VmRef, VmSpec, now},
     v1::{self, TransferPhase, TransferRole},
 };
+use slat_trust::{channel::ChannelKey, grant::Purpose};
 
-use super::endpoint::TransferEndpoint;
+use super::{endpoint::TransferEndpoint, expiry::end_with, keys};
 use crate::{
     handover::{
+        leave::{Leave, Step},
         preamble,
         protocol::source::Source,
         side::{Side, has_ended},
     },
     migration::{
+        channel::Channel,
         source::{SourceDriver, take_back},
         wire::TICKET,
     },
@@ -24,7 +27,7 @@ use crate::{
 /// What a side needs to know of its destination.
 struct Towards {
     address: std::net::SocketAddr,
-    ticket: [u8; TICKET],
+    channel: Channel,
     params: MigrationParams,
     epoch: u64,
     versions: v1::ChosenVersions,
@@ -47,19 +50,40 @@ impl TransferEndpoint {
         // What the VM was told, not all that this host has: it may have come from a lesser one.
         let cpu = self.machine.backend()?.cpu_facts();
         let slots = self.machine.list_slots()?.slots;
+        let channel_key = if self.insecure_pages {
+            Vec::new()
+        } else {
+            self.key_for(&migration)?.fingerprint().to_vec()
+        };
+        let mut own = preamble::describe(backend, cpu);
+        own.channels = preamble::channels(self.insecure_pages);
         Ok(v1::DescribeOutgoingResponse {
-            preamble: Some(preamble::describe(backend, cpu)),
+            preamble: Some(own),
             vm: Some(vm),
             slots,
             send_time: Some(now()),
+            channel_key,
         })
     }
 
+    /// The key of a migration's page streams: the one that it has, or a new one.
+    fn key_for(&self, migration: &MigrationName) -> Result<Arc<ChannelKey>, ApiError> {
+        let mut sides = self.sides();
+        if let Some(key) = sides.keys.of(migration) {
+            return Ok(key);
+        }
+        let key = keys::make(&self.uid(), migration)?;
+        sides.keys.keep(migration, Arc::clone(&key));
+        Ok(key)
+    }
+
     /// Starts sending. Idempotent for the same migration, until its side is released; afterwards
-    /// the same request is refused with GRANT_INVALID.
+    /// the same request is refused with GRANT_USED, and its ticket by another grant with
+    /// GRANT_INVALID.
     pub(super) fn start(
         &self,
         request: &v1::StartOutgoingRequest,
+        runtime: &tokio::runtime::Handle,
     ) -> Result<v1::Transfer, ApiError> {
         let migration = MigrationName::parse(&request.migration)?;
         self.is_meant(&request.vm, &request.vm_uid)?;
@@ -80,6 +104,16 @@ impl TransferEndpoint {
             )
         })?;
         let versions = preamble::accept(request.versions.as_ref())?;
+        let uid = self.uid();
+        let step = Step {
+            purpose: Purpose::Send,
+            migration: &migration,
+            vm_uid: &uid,
+            epoch: request.epoch,
+            host: self.machine.host(),
+        };
+        let (grant, keys) = (request.grant.as_ref(), &request.grant_keys);
+        let leave = Leave::check(grant, keys, &step, SystemTime::now())?;
         let _starting = self.starting();
         let before = self.sides().outgoing.clone();
         if let Some(side) = before
@@ -87,6 +121,9 @@ impl TransferEndpoint {
             .filter(|side| *side.migration() == migration)
         {
             return Ok(side.transfer());
+        }
+        if self.sides().is_used(&leave.id()) {
+            return Err(leave.used());
         }
         if self.sides().is_spent(&ticket) {
             return Err(ApiError::new(
@@ -108,6 +145,7 @@ impl TransferEndpoint {
             .with("migration", other.migration())
             .with("advice", "wait for the migration or cancel it"));
         }
+        let channel = self.channel(request.channel(), ticket, &migration, &leave)?;
         let total = self.machine.memory().table().pages() * PAGE_SIZE;
         let side = Arc::new(Side::new(
             &migration,
@@ -120,13 +158,13 @@ impl TransferEndpoint {
         self.sides().outgoing = Some(Arc::clone(&side));
         let towards = Towards {
             address,
-            ticket,
+            channel,
             params,
             epoch: request.epoch,
             versions,
             remembered: request.remembered,
         };
-        let begun = self.begin(&side, towards);
+        let begun = self.begin(&side, towards, &leave);
         if let Err(error) = begun {
             self.sides().outgoing = before;
             side.publish_end(
@@ -135,8 +173,43 @@ impl TransferEndpoint {
             );
             return Err(error);
         }
-        self.sides().spend(ticket);
+        {
+            let mut sides = self.sides();
+            sides.spend(ticket);
+            sides.use_up(leave.id());
+        }
+        end_with(&side, leave, runtime);
         Ok(side.transfer())
+    }
+
+    /// How connections to the destination are opened, as the grant says.
+    fn channel(
+        &self,
+        chosen: v1::PageChannel,
+        ticket: [u8; TICKET],
+        migration: &MigrationName,
+        leave: &Leave,
+    ) -> Result<Channel, ApiError> {
+        let (own, peer) = (leave.grant().source_key, leave.grant().destination_key);
+        let plain = chosen != v1::PageChannel::Tls;
+        if plain != self.insecure_pages {
+            return Err(leave
+                .wrong("page streams are to be protected, or not, otherwise than they are here"));
+        }
+        if plain {
+            if own != [0; 32] || peer != [0; 32] {
+                return Err(leave.wrong("it names keys, and page streams are in the clear"));
+            }
+            return Ok(Channel::plain(ticket));
+        }
+        let key = self.sides().keys.of(migration);
+        let key = key
+            .filter(|key| key.fingerprint() == own)
+            .ok_or_else(|| leave.wrong("it names a key that is not this process's"))?;
+        if peer == [0; 32] {
+            return Err(leave.wrong("it names no key of the destination"));
+        }
+        Channel::source(ticket, &key, peer, leave.binding(own, peer)?)
     }
 
     /// Takes the VM back that the source's side gave away.
@@ -159,14 +232,20 @@ impl TransferEndpoint {
         })
     }
 
-    fn begin(&self, side: &Arc<Side<Source>>, towards: Towards) -> Result<(), ApiError> {
+    fn begin(
+        &self,
+        side: &Arc<Side<Source>>,
+        towards: Towards,
+        leave: &Leave,
+    ) -> Result<(), ApiError> {
         self.machine
             .begin_outgoing(side.migration(), towards.epoch)?;
+        self.machine.go_by(leave.mark());
         let source = SourceDriver {
             machine: Arc::clone(&self.machine),
             side: Arc::clone(side),
             address: towards.address,
-            ticket: towards.ticket,
+            channel: towards.channel,
             params: towards.params,
             epoch: towards.epoch,
             versions: towards.versions,

@@ -21,14 +21,18 @@ use slat_proto::{
 use slat_record::journal::Ownership;
 use tonic::Request;
 
-use super::{TransferApi, TransferEndpoint};
+use super::{
+    TransferApi, TransferEndpoint,
+    tests_server::{self as server, Both},
+};
 use crate::{
     fake::{self, FakeVm},
     handover::{payload::encode_slots, preamble, side::has_ended, state::VmState},
     machine::Switchover,
     migration::filter::PageFilter,
     migration::wire::{
-        FrameReader, FrameWriter, HEADER, Hello, Kind, Run, StreamRole, TICKET, encode_runs,
+        FrameReader, FrameWriter, HEADER, Hello, Kind, Run, StreamRole, TICKET, WireError,
+        encode_runs,
     },
 };
 
@@ -41,11 +45,13 @@ pub(super) fn name() -> MigrationName {
 }
 
 pub(super) fn endpoint(vm: &FakeVm) -> TransferEndpoint {
-    TransferEndpoint::new(
+    let endpoint = TransferEndpoint::new(
         Arc::clone(&vm.machine),
         VmName::parse("web").unwrap(),
         LOOPBACK,
-    )
+    );
+    server::describe(&endpoint, &name());
+    endpoint
 }
 
 /// What its callers see.
@@ -101,6 +107,26 @@ async fn prepare_from(
     params: &MigrationParams,
     preamble: v1::Preamble,
 ) -> v1::PrepareIncomingResponse {
+    let request = prepare_request(vm, to, params, preamble);
+    api(to)
+        .prepare_incoming(Request::new(request))
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+/// What a server asks of the destination.
+pub(super) fn prepare_request(
+    vm: &FakeVm,
+    to: &TransferEndpoint,
+    params: &MigrationParams,
+    mut preamble: v1::Preamble,
+) -> v1::PrepareIncomingRequest {
+    preamble.channels = preamble::channels(to.insecure_pages);
+    let grant = server::receive(
+        &vm.machine.uid().unwrap(),
+        preamble.channels().next().unwrap(),
+    );
     let slots = vm
         .machine
         .memory()
@@ -109,7 +135,7 @@ async fn prepare_from(
         .iter()
         .map(|slot| slot.spec().to_message())
         .collect();
-    let request = v1::PrepareIncomingRequest {
+    v1::PrepareIncomingRequest {
         migration: name().to_string(),
         vm: vm.machine.snapshot(),
         slots,
@@ -118,12 +144,9 @@ async fn prepare_from(
         validate_only: false,
         send_time: None,
         preamble: Some(preamble),
-    };
-    api(to)
-        .prepare_incoming(Request::new(request))
-        .await
-        .unwrap()
-        .into_inner()
+        grant: Some(server::signed(&grant)),
+        grant_keys: server::keys(),
+    }
 }
 
 pub(super) async fn start(
@@ -131,17 +154,20 @@ pub(super) async fn start(
     prepared: &v1::PrepareIncomingResponse,
     params: &MigrationParams,
 ) {
+    server::describe(from, &name());
     api(from)
-        .start_outgoing(start_request(prepared, params))
+        .start_outgoing(Request::new(start_request(from, prepared, params)))
         .await
         .unwrap();
 }
 
-fn start_request(
+/// What a server asks of the source.
+pub(super) fn start_request(
+    from: &TransferEndpoint,
     prepared: &v1::PrepareIncomingResponse,
     params: &MigrationParams,
-) -> Request<v1::StartOutgoingRequest> {
-    Request::new(v1::StartOutgoingRequest {
+) -> v1::StartOutgoingRequest {
+    v1::StartOutgoingRequest {
         migration: name().to_string(),
         vm: "vms/web".into(),
         data_address: prepared.data_address.clone(),
@@ -149,8 +175,11 @@ fn start_request(
         params: Some(params.to_message()),
         epoch: 1,
         versions: prepared.versions,
+        grant: Some(server::signed(&server::send(&from.uid(), prepared))),
+        grant_keys: server::keys(),
+        channel: prepared.channel,
         ..Default::default()
-    })
+    }
 }
 
 /// A running VM whose pages are not all zero.
@@ -207,9 +236,14 @@ fn writer(vm: &FakeVm, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writing_vm_moves_whole() {
-    for verify in [Verify::AfterCommit, Verify::BeforeCommit] {
+    for (verify, clear) in [
+        (Verify::AfterCommit, false),
+        (Verify::BeforeCommit, false),
+        (Verify::AfterCommit, true),
+    ] {
         let (source, destination) = (running(), fake::empty());
-        let (from, to) = (endpoint(&source), endpoint(&destination));
+        let from = endpoint(&source).in_the_clear(clear);
+        let to = endpoint(&destination).in_the_clear(clear);
         let params = MigrationParams {
             verify,
             streams: 3,
@@ -224,6 +258,12 @@ async fn a_writing_vm_moves_whole() {
         stop.store(true, Ordering::SeqCst);
         assert!(guest.join().unwrap() > 0);
         assert_eq!(there.phase(), TransferPhase::Completed, "{there:?}");
+        for path in [&here, &there].map(|side| side.progress.clone().unwrap().path.unwrap()) {
+            use v1::page_path::Protection;
+            assert!(!path.message.is_empty() || path.protection() == Protection::KernelTls);
+            assert_eq!(path.protection() == Protection::None, clear, "{path:?}");
+            assert_eq!(path.cipher.is_empty(), clear, "{path:?}");
+        }
         let memory = there.progress.as_ref().unwrap();
         assert!(memory.total_bytes > 0);
         assert_eq!(memory.populated_bytes, memory.total_bytes);
@@ -477,7 +517,9 @@ async fn a_start_that_arrives_again_after_its_release_begins_nothing() {
         ..MigrationParams::default()
     };
     let prepared = prepare(&source, &to, &slow).await;
-    start(&from, &prepared, &slow).await;
+    let first = start_request(&from, &prepared, &slow);
+    let began = api(&from).start_outgoing(Request::new(first.clone())).await;
+    began.unwrap();
     let cancel = v1::CancelTransferRequest {
         migration: "m1".into(),
         role: TransferRole::Source.into(),
@@ -496,11 +538,13 @@ async fn a_start_that_arrives_again_after_its_release_begins_nothing() {
         .release_transfer(Request::new(release))
         .await
         .unwrap();
-    let late = api(&from)
-        .start_outgoing(start_request(&prepared, &slow))
-        .await;
-    let refused = slat_proto::ApiError::from(late.unwrap_err());
-    assert_eq!(refused.reason, Reason::GrantInvalid, "{refused}");
+    // By another grant as well: the destination is gone, and so is its ticket.
+    let other = start_request(&from, &prepared, &slow);
+    for (request, reason) in [(first, Reason::GrantUsed), (other, Reason::GrantInvalid)] {
+        let late = api(&from).start_outgoing(Request::new(request)).await;
+        let refused = slat_proto::ApiError::from(late.unwrap_err());
+        assert_eq!(refused.reason, reason, "{refused}");
+    }
     assert!(from.find(&name(), TransferRole::Source).is_err());
     assert_eq!(state(&source), v1::vm::State::Running);
 }

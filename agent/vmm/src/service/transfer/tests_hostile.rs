@@ -3,7 +3,7 @@
 
 use std::{
     io::Read as _,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -16,34 +16,44 @@ use tonic::Request;
 
 use super::{
     TransferEndpoint,
-    tests::{PATIENCE, api, ended, endpoint, name, one_stream, running, start},
+    tests::{PATIENCE, api, ended, endpoint, name, one_stream, running, start, start_request},
+    tests_server as server,
 };
-use crate::migration::wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError};
+use crate::migration::{
+    channel::Channel,
+    stream::{Inlet, Outlet},
+    wire::{FrameReader, FrameWriter, Hello, Kind, StreamRole, WireError},
+};
 
 /// Within this a cancel has to act, whatever the destination does.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// A destination made by hand.
-struct ByHand {
-    listener: TcpListener,
+pub(super) struct ByHand {
+    pub(super) listener: TcpListener,
+    channel: Channel,
 }
 
 /// One of its connections.
-struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection {
+    inlet: Inlet,
+    outlet: Outlet,
     writer: FrameWriter,
     reader: FrameReader,
     role: StreamRole,
 }
 
 impl ByHand {
-    fn new() -> Self {
+    pub(super) fn new(from: &TransferEndpoint) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { listener }
+        let (own, peer) = (&server::DESTINATION, server::SOURCE.fingerprint());
+        let binding = server::binding(&from.uid(), own.fingerprint());
+        let channel = Channel::destination([7; 32], own, peer, binding).unwrap();
+        Self { listener, channel }
     }
 
     /// What it would have answered to PrepareIncoming.
-    fn prepared(&self) -> v1::PrepareIncomingResponse {
+    pub(super) fn prepared(&self) -> v1::PrepareIncomingResponse {
         v1::PrepareIncomingResponse {
             data_address: self.listener.local_addr().unwrap().to_string(),
             ticket: vec![7; 32],
@@ -51,21 +61,27 @@ impl ByHand {
                 protocol: 3,
                 state: 1,
             }),
+            channel_key: server::DESTINATION.fingerprint().to_vec(),
+            channel: v1::PageChannel::Tls.into(),
             ..v1::PrepareIncomingResponse::default()
         }
     }
 
     fn accept(&self) -> Connection {
-        let (mut stream, _) = self.listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, _) = self.listener.accept().unwrap();
+        let until = Instant::now() + PATIENCE;
+        let (mut inlet, mut outlet) = self.channel.accept(socket, until).unwrap();
+        inlet.socket().set_read_timeout(Some(PATIENCE)).unwrap();
         let mut reader = FrameReader::new(3, 1);
         let mut writer = FrameWriter::new(3, 1);
-        let (header, payload) = reader.frame(&mut stream).unwrap();
+        let (header, payload) = reader.frame(&mut inlet).unwrap();
         assert_eq!(header.kind, Kind::Hello);
-        let role = Hello::decode(&payload).unwrap().role;
-        writer.send(&mut stream, Kind::HelloAck, 0, &[]).unwrap();
+        let Hello { shows, role } = Hello::decode(&payload).unwrap();
+        assert!(self.channel.admits(&inlet, role, &shows).unwrap());
+        writer.send(&mut outlet, Kind::HelloAck, 0, &[]).unwrap();
         Connection {
-            stream,
+            inlet,
+            outlet,
             writer,
             reader,
             role,
@@ -73,7 +89,7 @@ impl ByHand {
     }
 
     /// The control connection and one data stream, up to the slot table.
-    fn connections(&self) -> (Connection, Connection) {
+    pub(super) fn connections(&self) -> (Connection, Connection) {
         let (mut control, data) = (self.accept(), self.accept());
         assert_eq!(control.role, StreamRole::Control);
         assert_eq!(data.role, StreamRole::Data(0));
@@ -91,24 +107,24 @@ impl ByHand {
 
 impl Connection {
     fn hear(&mut self) -> Kind {
-        self.reader.frame(&mut self.stream).unwrap().0.kind
+        self.reader.frame(&mut self.inlet).unwrap().0.kind
     }
 
     fn tell(&mut self, kind: Kind, payload: &[u8]) {
         self.writer
-            .send(&mut self.stream, kind, 0, payload)
+            .send(&mut self.outlet, kind, 0, payload)
             .unwrap();
     }
 
-    fn say(&mut self, kind: Kind, count: u32) {
+    pub(super) fn say(&mut self, kind: Kind, count: u32) {
         self.writer
-            .send(&mut self.stream, kind, count, &[])
+            .send(&mut self.outlet, kind, count, &[])
             .unwrap();
     }
 
     /// Why the source gave up, by its own word.
-    fn abort(&mut self) -> ApiError {
-        match self.reader.frame(&mut self.stream) {
+    pub(super) fn abort(&mut self) -> ApiError {
+        match self.reader.frame(&mut self.inlet) {
             Err(WireError::Aborted(error)) => error,
             other => panic!("no Abort: {other:?}"),
         }
@@ -117,7 +133,7 @@ impl Connection {
     /// Until nothing more can come.
     fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
-        self.stream.read_to_end(&mut rest).is_ok()
+        self.inlet.read_to_end(&mut rest).is_ok()
     }
 }
 
@@ -155,7 +171,7 @@ async fn a_cancel_acts_while_the_destination_does_not_let_the_source_in() {
     let source = running();
     let from = endpoint(&source);
     // The kernel takes the connection; nobody answers its Hello.
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     start(&from, &destination.prepared(), &one_stream()).await;
     let (_held, _) = destination.listener.accept().unwrap();
     cancel_acts(&from).await;
@@ -165,7 +181,7 @@ async fn a_cancel_acts_while_the_destination_does_not_let_the_source_in() {
 async fn a_cancel_acts_while_the_source_tries_again() {
     let source = running();
     let from = endpoint(&source);
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     start(&from, &destination.prepared(), &one_stream()).await;
     for _ in 0..3 {
         drop(destination.listener.accept().unwrap());
@@ -177,7 +193,7 @@ async fn a_cancel_acts_while_the_source_tries_again() {
 async fn a_cancel_acts_while_the_destination_populates() {
     let source = running();
     let from = endpoint(&source);
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     start(&from, &destination.prepared(), &one_stream()).await;
     let (mut control, mut data) = destination.connections();
     control.say(Kind::Populated, 3);
@@ -190,7 +206,7 @@ async fn a_cancel_acts_while_the_destination_populates() {
 async fn a_destination_that_never_has_its_memory_is_told_and_let_go() {
     let source = running();
     let from = endpoint(&source);
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     let params = slat_proto::model::MigrationParams {
         max_total_time: Duration::from_secs(1),
         ..one_stream()
@@ -200,15 +216,11 @@ async fn a_destination_that_never_has_its_memory_is_told_and_let_go() {
     let telling = std::thread::spawn(move || {
         while control
             .writer
-            .send(&mut control.stream, Kind::Populated, 3, &[])
+            .send(&mut control.outlet, Kind::Populated, 3, &[])
             .is_ok()
         {
             std::thread::sleep(Duration::from_millis(100));
-            control.stream.set_nonblocking(true).unwrap();
-            let mut byte = [0];
-            let heard = control.stream.peek(&mut byte).is_ok();
-            control.stream.set_nonblocking(false).unwrap();
-            if heard {
+            if control.inlet.readable(Duration::ZERO).unwrap() {
                 break;
             }
         }
@@ -225,23 +237,25 @@ async fn a_destination_that_never_has_its_memory_is_told_and_let_go() {
 async fn another_migration_waits_for_the_end_of_the_one_that_runs() {
     let source = running();
     let from = endpoint(&source);
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     start(&from, &destination.prepared(), &one_stream()).await;
     let first = from.find(&name(), TransferRole::Source).unwrap();
     // As in the moment between the VM's release and the last record: the machine is free, the side
     // has not ended.
     source.machine.end_outgoing(&name()).unwrap();
     let prepared = destination.prepared();
+    let m2 = MigrationName::parse("m2").unwrap();
+    server::describe(&from, &m2);
+    let leave = slat_trust::grant::Grant {
+        migration: "m2".into(),
+        ..server::send(&from.uid(), &prepared)
+    };
     let request = v1::StartOutgoingRequest {
-        migration: "migrations/m2".into(),
-        vm: "vms/web".into(),
-        data_address: prepared.data_address,
+        migration: m2.to_string(),
         // Each migration has a ticket of its own.
         ticket: vec![0x5a; prepared.ticket.len()],
-        params: Some(one_stream().to_message()),
-        epoch: 1,
-        versions: prepared.versions,
-        ..Default::default()
+        grant: Some(server::signed(&leave)),
+        ..start_request(&from, &prepared, &one_stream())
     };
     let refused = api(&from)
         .start_outgoing(Request::new(request))
@@ -279,13 +293,12 @@ fn takes_commit_and_dies(destination: &ByHand) {
     let (mut control, mut data) = destination.connections();
     control.say(Kind::Populated, 100);
     let acknowledging = {
-        let mut writer = control.writer;
-        let mut stream = control.stream.try_clone().unwrap();
+        let (mut writer, mut outlet) = (control.writer, control.outlet);
         std::thread::spawn(move || {
-            while let Ok((header, _)) = data.reader.frame(&mut data.stream) {
+            while let Ok((header, _)) = data.reader.frame(&mut data.inlet) {
                 if header.kind == Kind::IterEnd {
                     writer
-                        .send(&mut stream, Kind::IterAck, header.count, &[])
+                        .send(&mut outlet, Kind::IterAck, header.count, &[])
                         .unwrap();
                 }
                 // Nothing follows the final iteration but the state, on the control connection.
@@ -293,20 +306,14 @@ fn takes_commit_and_dies(destination: &ByHand) {
                     break;
                 }
             }
-            (writer, data)
+            (writer, outlet, data)
         })
     };
-    let heard =
-        |control: &mut FrameReader, stream: &mut TcpStream| control.frame(stream).unwrap().0.kind;
-    assert_eq!(heard(&mut control.reader, &mut control.stream), Kind::State);
-    let (mut writer, _data) = acknowledging.join().unwrap();
-    writer
-        .send(&mut control.stream, Kind::Ready, 0, &[])
-        .unwrap();
-    assert_eq!(
-        heard(&mut control.reader, &mut control.stream),
-        Kind::Commit
-    );
+    let heard = |control: &mut FrameReader, inlet: &mut Inlet| control.frame(inlet).unwrap().0.kind;
+    assert_eq!(heard(&mut control.reader, &mut control.inlet), Kind::State);
+    let (mut writer, mut outlet, _data) = acknowledging.join().unwrap();
+    writer.send(&mut outlet, Kind::Ready, 0, &[]).unwrap();
+    assert_eq!(heard(&mut control.reader, &mut control.inlet), Kind::Commit);
 }
 
 fn adopt_request(uid: &str, epoch: u64) -> Request<v1::AdoptTransferRequest> {
@@ -322,7 +329,7 @@ async fn a_vm_that_nobody_answers_for_is_taken_back_on_an_order_and_runs_above_t
     let source = running();
     let from = endpoint(&source);
     let uid = source.machine.uid().unwrap();
-    let destination = ByHand::new();
+    let destination = ByHand::new(&from);
     start(&from, &destination.prepared(), &one_stream()).await;
     let early = api(&from).adopt_transfer(adopt_request(&uid, 3)).await;
     assert_eq!(

@@ -7,7 +7,10 @@ use slat_proto::{
 };
 use tonic::Request;
 
-use super::tests::{api, endpoint, name};
+use super::{
+    tests::{api, endpoint, name},
+    tests_server as server,
+};
 use crate::{
     fake::{self, FakeVm},
     handover::preamble,
@@ -19,13 +22,19 @@ fn announce(vm: &FakeVm, validate_only: bool) -> v1::PrepareIncomingRequest {
     let backend = slat_proto::model::BackendKind::Software;
     let table = vm.machine.memory().table();
     let slots = table.slots().iter().map(|slot| slot.spec().to_message());
+    let leave = server::receive(&vm.machine.uid().unwrap(), v1::PageChannel::Tls);
     v1::PrepareIncomingRequest {
         migration: name().to_string(),
         vm: vm.machine.snapshot(),
         slots: slots.collect(),
         params: Some(MigrationParams::from_message(None).unwrap().to_message()),
         validate_only,
-        preamble: Some(preamble::describe(backend, Vec::new())),
+        preamble: Some(v1::Preamble {
+            channels: preamble::channels(false),
+            ..preamble::describe(backend, Vec::new())
+        }),
+        grant: Some(server::signed(&leave)),
+        grant_keys: server::keys(),
         ..Default::default()
     }
 }

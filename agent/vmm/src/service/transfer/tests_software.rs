@@ -19,17 +19,16 @@ use slat_proto::{
     v1::{self, TransferPhase, TransferRole, transfer_service_server::TransferService as _},
 };
 use slat_record::dir::VmDir;
+use slat_trust::grant::{Grant, Purpose};
 use tonic::Request;
 
 use super::{
     TransferEndpoint,
     tests::{Omit, api},
+    tests_expiry::short,
+    tests_server as server,
 };
-use crate::{
-    guest::Layout,
-    handover::{preamble, side::has_ended},
-    machine::Machine,
-};
+use crate::{guest::Layout, handover::side::has_ended, machine::Machine};
 
 const MEMORY: u64 = 16 << 20;
 const VCPUS: u32 = 2;
@@ -75,6 +74,7 @@ impl Host {
             prefault: false,
             paging: slat_proto::model::Paging::Kernel,
             guest: GuestSpec::Memstress(guest),
+            labels: slat_proto::model::Labels::default(),
         };
         host.machine.create(spec).unwrap();
         host.machine.start().unwrap();
@@ -114,7 +114,35 @@ async fn migrate(
     to: &Host,
     params: &MigrationParams,
 ) -> (v1::Transfer, v1::Transfer) {
+    begin(id, from, to, params, |grant| server::signed(&grant)).await;
+    let there = ended(&to.endpoint, id, TransferRole::Destination).await;
+    let here = ended(&from.endpoint, id, TransferRole::Source).await;
+    (here, there)
+}
+
+/// Begins to move the VM; `sign` signs the leave to send it.
+async fn begin(
+    id: &str,
+    from: &Host,
+    to: &Host,
+    params: &MigrationParams,
+    sign: impl FnOnce(Grant) -> v1::SignedGrant,
+) {
     let table = from.machine.memory().table();
+    let (uid, epoch) = (from.machine.uid().unwrap(), from.vm().epoch);
+    let described = v1::DescribeOutgoingRequest {
+        migration: format!("migrations/{id}"),
+        vm: "vms/web".into(),
+        epoch,
+        ..Default::default()
+    };
+    let described = api(&from.endpoint)
+        .describe_outgoing(Request::new(described))
+        .await;
+    let described = described.unwrap().into_inner();
+    let hosts = (from.machine.host().id(), to.machine.host().id());
+    let mut leave = server::grant(Purpose::Receive, id, (&uid, epoch), hosts);
+    leave.source_key = described.channel_key.as_slice().try_into().unwrap();
     let request = v1::PrepareIncomingRequest {
         migration: format!("migrations/{id}"),
         vm: from.machine.snapshot(),
@@ -127,12 +155,17 @@ async fn migrate(
         source_agent_address: String::new(),
         validate_only: false,
         send_time: None,
-        preamble: Some(preamble::describe(BackendKind::Software, Vec::new())),
+        preamble: described.preamble,
+        grant: Some(server::signed(&leave)),
+        grant_keys: server::keys(),
     };
     let prepared = api(&to.endpoint)
         .prepare_incoming(Request::new(request))
         .await;
     let prepared = prepared.unwrap().into_inner();
+    let mut leave = server::grant(Purpose::Send, id, (&uid, epoch), hosts);
+    leave.source_key = described.channel_key.as_slice().try_into().unwrap();
+    leave.destination_key = prepared.channel_key.as_slice().try_into().unwrap();
     let request = v1::StartOutgoingRequest {
         migration: format!("migrations/{id}"),
         vm: "vms/web".into(),
@@ -141,15 +174,15 @@ async fn migrate(
         params: Some(params.to_message()),
         epoch: from.vm().epoch,
         versions: prepared.versions,
+        channel: prepared.channel,
+        grant: Some(sign(leave)),
+        grant_keys: server::keys(),
         ..Default::default()
     };
     let started = api(&from.endpoint)
         .start_outgoing(Request::new(request))
         .await;
     started.unwrap();
-    let there = ended(&to.endpoint, id, TransferRole::Destination).await;
-    let here = ended(&from.endpoint, id, TransferRole::Source).await;
-    (here, there)
 }
 
 async fn ended(endpoint: &TransferEndpoint, id: &str, role: TransferRole) -> v1::Transfer {
@@ -311,4 +344,36 @@ async fn numbers_that_callers_hold_do_not_come_again() {
     let table = from.machine.update_slots(&delete, present).unwrap().table;
     assert_eq!(table.generation(), present + 1);
     from.machine.delete().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_ends_while_the_guest_writes_leaves_it_whole_at_its_source() {
+    let guest = MemstressSpec {
+        pattern: MemstressPattern::Random,
+        fill: MemstressFill::Random,
+        ..MemstressSpec::default()
+    };
+    let (from, to) = (Host::running("a", Format::Ept4, guest), Host::new("b"));
+    let params = MigrationParams {
+        // The first iteration takes longer than the grant lasts.
+        max_bandwidth: Some(1 << 20),
+        ..params(Verify::BeforeCommit)
+    };
+    begin("m1", &from, &to, &params, short).await;
+    let here = ended(&from.endpoint, "m1", TransferRole::Source).await;
+    assert_eq!(here.phase(), TransferPhase::Failed, "{here:?}");
+    assert_eq!(here.error.unwrap().reason, "GRANT_EXPIRED");
+    let there = ended(&to.endpoint, "m1", TransferRole::Destination).await;
+    assert_eq!(there.error.unwrap().reason, "GRANT_EXPIRED", "it was told");
+    // It visits its pages again, and each is as it was left.
+    from.until_written(20_000).await;
+    assert_eq!(from.counters().errors, 0);
+    // And goes whole when it has leave.
+    let to = Host::new("b");
+    completed(
+        "m2",
+        &migrate("m2", &from, &to, &self::params(Verify::BeforeCommit)).await,
+    );
+    to.until_written(5_000).await;
+    assert_eq!(to.counters().errors, 0);
 }

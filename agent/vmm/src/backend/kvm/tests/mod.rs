@@ -98,6 +98,7 @@ fn memstress(bytes: u64, vcpus: u32, spec: MemstressSpec) -> VmSpec {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(spec),
+        labels: slat_proto::model::Labels::default(),
     }
 }
 

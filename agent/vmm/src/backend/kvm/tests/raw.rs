@@ -16,6 +16,7 @@ pub(super) fn run(image: &[u8], vcpus: u32) -> (GuestEvent, Vec<u8>) {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(image.to_vec().into()),
+        labels: slat_proto::model::Labels::default(),
     };
     let memory = memory(spec.memory_bytes);
     guest::install(&memory.table(), &spec).unwrap();
@@ -54,6 +55,7 @@ fn an_image_that_does_not_fit_is_refused() {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(vec![0; 6 << 20].into()),
+        labels: slat_proto::model::Labels::default(),
     };
     let error = guest::install(&memory.table(), &spec).unwrap_err();
     assert!(matches!(error, guest::GuestError::ImageTooLarge { .. }));

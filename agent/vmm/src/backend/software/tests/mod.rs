@@ -43,6 +43,7 @@ fn spec(format: Format, vcpus: u32, guest: MemstressSpec) -> VmSpec {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(guest),
+        labels: slat_proto::model::Labels::default(),
     }
 }
 

@@ -101,6 +101,7 @@ fn vm(memory_bytes: u64, vcpus: u32, memstress: MemstressSpec) -> GuestMemory {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::Memstress(memstress),
+        labels: slat_proto::model::Labels::default(),
     };
     install(&memory.table(), &spec).unwrap();
     assert!(memory.table().write(Layout::CODE, &super::memstress()));
