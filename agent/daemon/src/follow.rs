@@ -172,6 +172,7 @@ async fn next(
         migration: key.migration.to_string(),
         role: key.role.to_message().into(),
         without_progress: true,
+        ..Default::default()
     };
     vm.answer(QUICK, vm.transfers().get_transfer(request))
         .await

@@ -1,36 +1,53 @@
 //! HostService at the agent: a collection of one, its own host.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, PageRequest, paginate, timestamp},
+    model::{HostName, Labels, PageRequest, paginate, timestamp},
     v1::{self, host_service_server::HostService},
 };
 use tonic::{Request, Response, Status};
 
-use super::{disk::Disk, pools::Pools, supervisor::Supervisor};
+use super::{disk::Disk, fenced::Fenced, pools::Pools, supervisor::Supervisor};
 use slat_record::uid::VmUid;
 
+/// Says how a host is protected, now.
+pub type Trust = Arc<dyn Fn() -> v1::HostTrust + Send + Sync>;
+
 /// What this agent says of its host.
-#[derive(Debug)]
 pub(super) struct HostCard {
     pub(super) address: String,
     pub(super) incarnation: String,
     pub(super) version: String,
+    pub(super) trust: Trust,
+    pub(super) labels: Labels,
     pub(super) clock: fn() -> SystemTime,
     /// Identity of the agent's state directory.
     pub(super) uid: String,
     /// What is wrong between this agent and its server; empty when nothing is. A leaf mutex.
     pub(super) trouble: Mutex<String>,
+    /// Whether the server refuses this start of it.
+    pub(super) fenced: Fenced,
     /// Whether its state directory can be written.
     pub(super) disk: Disk,
     /// The pages that the host set aside.
     pub(super) pools: Pools,
     pub(super) supervisor: Arc<Supervisor>,
+}
+
+impl fmt::Debug for HostCard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostCard")
+            .field("address", &self.address)
+            .field("incarnation", &self.incarnation)
+            .field("uid", &self.uid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl HostCard {
@@ -62,6 +79,8 @@ impl HostCard {
             vm_confinement: Some(self.supervisor.confinement.clone()),
             huge_pages: self.pools.get(),
             leftovers: u32::try_from(self.supervisor.leftovers().len()).unwrap_or(u32::MAX),
+            trust: Some((self.trust)()),
+            labels: self.labels.to_field(),
             ..Default::default()
         }
     }
@@ -147,6 +166,13 @@ impl HostService for Hosts {
         _: Request<v1::CordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
         Err(server_s("CordonHost").into())
+    }
+
+    async fn fence_host(
+        &self,
+        _: Request<v1::FenceHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(server_s("FenceHost").into())
     }
 
     async fn uncordon_host(

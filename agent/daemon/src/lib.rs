@@ -18,6 +18,8 @@
 //! | `living`, `follow` | a VM with a process: channel and cache, the tasks that keep it |
 //! | `silence` | a VM whose process does not answer: what its journal says |
 //! | `dead`, `remains` | a VM without one: what its journal and records say |
+//! | `grants` | the server's leave for migrations, checked |
+//! | `doubt` | a destination in doubt: its source's agent asked |
 //! | `sighting` | source sides seen to have given their VM away |
 //! | `ended` | sides of migrations that outlived their VM's directory |
 //! | `vm_api`, `memory_api`, `transfer_api`, `host_api` | the services |
@@ -31,8 +33,11 @@
 //! ```text
 //! <state>/agent.lock            held with flock by the agent
 //! <state>/agent-id              the agent's identity, made once
+//! <state>/grant-keys.json       the server's public keys, as it announced them
+//! <state>/grants-used.json      grants that were used, until they end
 //! <state>/vms/<uid>/            one VM's directory (slat_record::dir), and in it
 //! <state>/vms/<uid>/seen.pb     the VM as the agent first saw it, for when its process is gone
+//! <state>/vms/<uid>/received-*   by what grant the VM was received, and from where
 //! <state>/vms/<uid>/sighted/    source sides the agent saw RELINQUISHED or COMPLETED
 //! <state>/vms/<uid>/saves       ids of saves that its memory comes from
 //! <state>/vms/<uid>/pager.log   what its pager said
@@ -61,14 +66,15 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use slat_proto::{
-    model::HostName,
-    transport::{Address, Endpoint, EndpointHandle, connect},
+    model::{HostName, Labels},
+    transport::{Access, Address, Endpoint, EndpointHandle, Link, connect_by},
     v1::{
         self, host_service_server::HostServiceServer, memory_service_server::MemoryServiceServer,
         paging_service_server::PagingServiceServer, snapshot_service_server::SnapshotServiceServer,
         transfer_service_server::TransferServiceServer, vm_service_server::VmServiceServer,
     },
 };
+use slat_trust::{Credentials, Expects, Kind};
 use tokio::net::TcpListener;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -82,9 +88,12 @@ mod cgroup;
 mod counts;
 mod dead;
 mod disk;
+mod doubt;
 mod ended;
 mod error;
+mod fenced;
 mod follow;
+mod grants;
 mod helper;
 mod host_api;
 mod identity;
@@ -117,12 +126,13 @@ pub use error::HostError;
 pub use self::{
     admission::{Admit, Fits, Look},
     cgroup::VmCgroup,
+    host_api::Trust,
 };
 
 use self::{
-    admission::Backends, cgroup::Cgroups, disk::Disk, ended::EndedSides, helper::Programs,
-    host_api::HostCard, pools::Pools, registry::Registry, saves::Saves, supervisor::Supervisor,
-    usage::Usage,
+    admission::Backends, cgroup::Cgroups, disk::Disk, ended::EndedSides, grants::Grants,
+    helper::Programs, host_api::HostCard, pools::Pools, registry::Registry, saves::Saves,
+    supervisor::Supervisor, usage::Usage,
 };
 
 /// How long [`Agent::stop`] waits for work on directories.
@@ -164,6 +174,10 @@ pub struct HostConfig {
     pub confinement: v1::VmConfinement,
     /// Where VM processes get cgroups of their own.
     pub vm_cgroup: VmCgroup,
+    /// Who this agent is, and whom it takes; `None`: it serves anybody, in the clear.
+    pub credentials: Option<Credentials>,
+    /// What callers may do.
+    pub access: Access,
     /// Which backends work here; asked again and again.
     pub backends: Look,
     /// Whether VMs on KVM can have dirty rings here; asked when KVM works. May ask the kernel.
@@ -181,6 +195,10 @@ pub struct HostConfig {
     pub fits: Fits,
     /// The host's wall clock; [`SystemTime::now`] unless a test has its own.
     pub clock: fn() -> SystemTime,
+    /// How this host's endpoint and page streams are protected; asked again and again.
+    pub trust: Trust,
+    /// What its operator calls this host by.
+    pub labels: Labels,
     /// Slat's version, for people and metrics.
     pub version: String,
     /// Process-wide metrics to put before this agent's own on `/metrics`.
@@ -253,7 +271,9 @@ impl Agent {
         }
         let channel = match &config.server {
             Some(server) => {
-                let channel = connect(server).map_err(|source| HostError::Server { source })?;
+                let link = Link::new(config.credentials.as_ref(), Expects::Kinds(&[Kind::Server]));
+                let channel =
+                    connect_by(server, &link).map_err(|source| HostError::Server { source })?;
                 Some((server.clone(), channel))
             }
             None => None,
@@ -278,6 +298,9 @@ impl Agent {
         make_dir(&vms_dir).map_err(failed(&vms_dir))?;
         let transfers_dir = state_dir.join("transfers");
         let ended = EndedSides::open(&transfers_dir).map_err(failed(&transfers_dir))?;
+        let incarnation = uuid::Uuid::now_v7().to_string();
+        let grants = Grants::open(&state_dir, &config.name, &incarnation, config.clock)
+            .map_err(failed(&state_dir))?;
         let save_dir = config.save_dir.unwrap_or_else(|| state_dir.join("saves"));
         let (host, opened) = (config.name.clone(), save_dir.clone());
         let saves = tokio::task::spawn_blocking(move || Saves::open(&host, &opened)).await;
@@ -329,20 +352,25 @@ impl Agent {
             cgroups: Arc::new(cgroups),
             registry: Registry::new(config.memory_bytes),
             ended: Arc::new(ended),
+            grants: Arc::new(grants),
             backends,
             admit: config.admit,
             fits: config.fits,
+            credentials: config.credentials.clone(),
             stop,
             tasks: TaskTracker::new(),
         });
         supervisor.scan().await.map_err(failed(&vms_dir))?;
         let card = Arc::new(HostCard {
             address: config.advertise.unwrap_or_else(|| address.to_string()),
-            incarnation: uuid::Uuid::now_v7().to_string(),
+            incarnation,
             version: config.version,
+            trust: config.trust,
+            labels: config.labels,
             clock: config.clock,
             uid,
             trouble: std::sync::Mutex::default(),
+            fenced: fenced::Fenced::default(),
             disk: Disk::default(),
             pools: pools.clone(),
             supervisor: Arc::clone(&supervisor),
@@ -357,7 +385,11 @@ impl Agent {
             supervisor.stop.clone(),
         ));
         let usage = Usage::default();
+        let link = Link::new(config.credentials.as_ref(), Expects::Anyone);
         let endpoint = Endpoint::new()
+            .gate(link, config.access)
+            // Which labels VMs have is known here, but the server's answers are the fleet's.
+            .refuses_limited()
             .service(VmServiceServer::new(vm_api::Vms(Arc::clone(&supervisor))))
             .service(MemoryServiceServer::new(memory_api::Memory(Arc::clone(
                 &supervisor,
@@ -437,6 +469,7 @@ fn http(card: Arc<HostCard>, process: Option<Render>, usage: Usage) -> axum::Rou
                 transfers: &supervisor.sides(),
                 used: &usage.get(),
                 disk_up: card.disk.trouble().is_none(),
+                fenced: card.fenced.is_set(),
                 huge_pages: card.pools.get().as_ref(),
             });
             let mut text = process.as_ref().map_or_else(String::new, |render| render());

@@ -43,6 +43,8 @@ pub(super) struct Seen<'a> {
     pub(super) used: &'a BTreeMap<String, Used>,
     /// The state directory can be written.
     pub(super) disk_up: bool,
+    /// The server refuses this start of the agent: its host was fenced.
+    pub(super) fenced: bool,
     /// Pages that the host set aside.
     pub(super) huge_pages: Option<&'a v1::HugePages>,
 }
@@ -61,6 +63,12 @@ pub(super) fn render(seen: &Seen<'_>) -> String {
         "1 while the state directory can be written.",
         &[],
         Some(u64::from(seen.disk_up)),
+    );
+    families.gauge(
+        "slat_host_fenced",
+        "1 while the server refuses this agent because its host was fenced: what runs here may run elsewhere too.",
+        &[],
+        Some(u64::from(seen.fenced)),
     );
     let free = seen.memory_total.saturating_sub(seen.memory_used);
     for (kind, bytes) in [

@@ -14,8 +14,8 @@
 //! A report is put together from the caches only, after directories that could not be read were
 //! tried again. Contact with the server, its loss and a refusal are each logged once, when they
 //! begin, and shown in this agent's own Host while they last. An agent whose name another one has
-//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. The task ends with
-//! the agent's token.
+//! (HOST_NAME_TAKEN) goes on trying, with the longest pause: the other may go. So does one whose
+//! host was fenced (HOST_FENCED): see `fenced`. The task ends with the agent's token.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
@@ -106,7 +106,7 @@ impl Reporter {
                 }
             }
             self.turned(Contact::Lost(error.reason), Some(&error));
-            if error.reason == Reason::HostNameTaken {
+            if matches!(error.reason, Reason::HostNameTaken | Reason::HostFenced) {
                 pause = PAUSE_LAST;
             }
             tokio::time::sleep(jittered(pause)).await;
@@ -115,8 +115,9 @@ impl Reporter {
     }
 
     fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
+        self.card.fenced.note(error);
         self.card.set_trouble(match error {
-            Some(error) if error.reason == Reason::HostNameTaken => {
+            Some(error) if matches!(error.reason, Reason::HostNameTaken | Reason::HostFenced) => {
                 format!("the server refuses this agent: {}", error.message)
             }
             Some(error) => format!(
@@ -149,8 +150,20 @@ impl Reporter {
             host: Some(self.card.host()),
         };
         // The first report follows at once; its answer says when the next one is due.
-        answer(self.client.register_host(request)).await?;
+        let said = answer(self.client.register_host(request)).await?;
+        self.learn(&said.grant_keys);
         Ok(())
+    }
+
+    /// Takes the server's keys in. The disk is not waited for.
+    fn learn(&self, keys: &[v1::GrantKey]) {
+        let supervisor = &self.card.supervisor;
+        let grants = Arc::clone(&supervisor.grants);
+        if grants.learn(keys) {
+            supervisor
+                .tasks
+                .spawn(async move { grants.save_keys().await });
+        }
     }
 
     /// Reports until the server refuses or does not answer.
@@ -165,11 +178,13 @@ impl Reporter {
             // Read last: what is between this and the wire counts as the way there.
             request.send_time = Some(timestamp((self.card.clock)()));
             let sent = Instant::now();
-            let every = match answer(self.client.report_host(request)).await {
-                Ok(said) => interval(said.report_interval_millis),
+            let said = match answer(self.client.report_host(request)).await {
+                Ok(said) => said,
                 Err(error) => return error,
             };
             self.round_trip = Some(sent.elapsed());
+            let every = interval(said.report_interval_millis);
+            self.learn(&said.grant_keys);
             tokio::select! {
                 () = tokio::time::sleep_until(begun + every) => {}
                 // The sender lives as long as the registry, which this task's card holds.
@@ -196,6 +211,7 @@ impl Reporter {
             last_round_trip: self.round_trip.map(proto_duration),
             state_message: self.card.disk_message(),
             huge_pages: self.card.pools.get(),
+            trust: Some((self.card.trust)()),
             ..Default::default()
         }
     }

@@ -163,6 +163,7 @@ mod tests {
             uid: uid(),
             migration: migration(),
             epoch: 2,
+            grant: None,
         };
         let owned = Entry::Owned {
             uid: uid(),
@@ -173,6 +174,7 @@ mod tests {
             uid: uid(),
             migration: migration(),
             epoch: 1,
+            grant: None,
         };
         let ended = Entry::Ended { uid: uid() };
         let m = || "migrations/m".to_owned();

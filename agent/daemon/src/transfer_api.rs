@@ -10,8 +10,10 @@ use slat_proto::{
         MigrationName, MigrationParams, SlotSpec, VmName, VmRef, VmSpec, check_slot_table,
         to_own_clock,
     },
-    v1::{self, transfer_service_server::TransferService},
+    transport::Caller,
+    v1::{self, resolve_transfer_request::Decision, transfer_service_server::TransferService},
 };
+use slat_trust::grant::Purpose;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -19,6 +21,7 @@ use tonic::{Request, Response, Status};
 use slat_record::uid::VmUid;
 
 use super::{
+    grants::Step,
     living::{LiveVm, QUICK},
     side::{Role, SideKey, is_terminal},
     supervisor::{Place, Supervisor, slot_bytes},
@@ -59,6 +62,7 @@ impl Transfers {
                 migration: key.migration.to_string(),
                 role: key.role.to_message().into(),
                 without_progress,
+                ..Default::default()
             };
             let mut client = live.transfers();
             match live.answer(QUICK, client.get_transfer(request)).await {
@@ -146,6 +150,17 @@ impl TransferService for Transfers {
             .map(SlotSpec::from_message)
             .collect::<Result<_, _>>()?;
         check_slot_table(&slots)?;
+        if !request.validate_only {
+            let key = SideKey::destination(migration.clone());
+            let step = Step {
+                purpose: Purpose::Receive,
+                side: &key,
+                vm_uid: Some(vm.0.as_str()),
+                epoch: Some(shown.epoch),
+            };
+            self.0.grants.accept(request.grant.as_ref(), step).await?;
+        }
+        request.grant_keys = self.0.grants.keys();
         self.0.backends.fresh().await;
         // Before anything is taken, and before a process is started.
         self.0.admits(&request).await?;
@@ -172,6 +187,17 @@ impl TransferService for Transfers {
         let named = VmRef::new(&request.vm, &request.vm_uid, "")?;
         let live = self.0.living(&named).await?;
         (request.vm, request.vm_uid) = (live.name().to_string(), live.own_uid());
+        let uid = live.own_uid();
+        let step = Step {
+            purpose: Purpose::Send,
+            side: &key,
+            vm_uid: (!uid.is_empty()).then_some(uid.as_str()),
+            // The process compares the request's with its own.
+            epoch: Some(request.epoch),
+        };
+        let grants = &self.0.grants;
+        grants.accept(request.grant.as_ref(), step).await?;
+        request.grant_keys = grants.keys();
         let work = Arc::clone(&self.0).start_outgoing(live, key, request);
         Ok(Response::new(self.0.finish(work).await?))
     }
@@ -180,9 +206,26 @@ impl TransferService for Transfers {
         &self,
         request: Request<v1::GetTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
+        let caller = request.extensions().get::<Caller>().cloned();
+        let mut request = request.into_inner();
         let key = SideKey::from_fields(&request.migration, request.role)?;
+        let asking = caller.as_ref().and_then(Caller::agent);
+        let nobody = caller.as_ref().is_none_or(|it| it.identity.is_none());
+        // Who cannot be told apart is believed, unless it shows something that is wrong.
+        let shown = if asking.is_some() || (nobody && request.grant.is_some()) {
+            request.without_progress = true;
+            let grants = &self.0.grants;
+            Some(grants.may_ask(request.grant.as_ref(), &key, asking)?)
+        } else {
+            None
+        };
         let mut side = self.side(&key, request.without_progress).await?;
+        if let Some(grant) = shown
+            && !side.vm_uid.is_empty()
+            && side.vm_uid != grant.vm_uid
+        {
+            return Err(key.unknown().into());
+        }
         if request.without_progress {
             side.progress = None;
         }
@@ -266,12 +309,34 @@ impl TransferService for Transfers {
         &self,
         request: Request<v1::ResolveTransferRequest>,
     ) -> Result<Response<v1::Transfer>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let key = SideKey {
             migration: MigrationName::parse(&request.migration)?,
             role: Role::Destination,
         };
-        match self.locate(&key).await? {
+        let place = self.locate(&key).await?;
+        let purpose = match request.decision() {
+            Decision::Commit => Purpose::Commit,
+            Decision::Abort => Purpose::Abort,
+            Decision::Unspecified => {
+                return Err(ApiError::bad_parameter("decision", "is COMMIT or ABORT").into());
+            }
+        };
+        let uid = match &place {
+            Ok(live) => live.own_uid(),
+            Err(side) => side.vm_uid.clone(),
+        };
+        let step = Step {
+            purpose,
+            side: &key,
+            vm_uid: (!uid.is_empty()).then_some(uid.as_str()),
+            epoch: None,
+        };
+        let grants = &self.0.grants;
+        grants.accept(request.grant.as_ref(), step).await?;
+        request.grant_keys = grants.keys();
+        request.ordered = false;
+        match place {
             Ok(live) => {
                 let mut client = live.transfers();
                 match live.answer_long(client.resolve_transfer(request)).await {

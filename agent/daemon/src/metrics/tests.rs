@@ -24,6 +24,7 @@ fn text(vms: &[v1::Vm], transfers: &[v1::Transfer]) -> String {
         transfers,
         used: &BTreeMap::new(),
         disk_up: true,
+        fenced: false,
         huge_pages: Some(&v1::HugePages {
             pools: vec![v1::HugePagePool {
                 page_bytes: 2 << 20,

@@ -14,6 +14,7 @@ use slat_record::{
 use crate::{
     announce::forget_record,
     dead::DeadVm,
+    doubt,
     living::LiveVm,
     process::{self, DirLock, Found},
     registry::{Held, Work},
@@ -219,6 +220,9 @@ impl Supervisor {
                 // The process removes its own record. One that it replaced by a later side's, or
                 // never wrote, is removed here.
                 forget_record(&live, &key);
+                if key.role == Role::Destination {
+                    doubt::forget(live.dir(), &key);
+                }
                 self.registry.note_change();
                 // A source that gave its VM away, and a destination that gave up, existed only for
                 // this migration.
@@ -245,6 +249,7 @@ impl Supervisor {
         self.ended
             .forget(&key)
             .map_err(|error| ApiError::new(Reason::Store, error.to_string()).because_of(&error))?;
+        self.grants.released(&key).await;
         self.registry.note_change();
         Ok(())
     }

@@ -19,6 +19,7 @@ use slat_record::{dir::VmDir, journal::Journal, uid::VmUid};
 
 use crate::{
     announce::{announce_side, forget_record},
+    doubt,
     identity::{Who, save_seen},
     living::LiveVm,
     process::{self, Found, Launch},
@@ -198,6 +199,8 @@ impl Supervisor {
                 Some(Held::Live(live))
                     if live.side(&key).is_some() || live.is_receiving(&key).await =>
                 {
+                    keep_received(&live, &key, &request).await;
+                    let request = self.for_process(request);
                     let mut transfers = live.transfers();
                     let spec = request.vm.clone();
                     let answer = live
@@ -245,6 +248,8 @@ impl Supervisor {
                 }
             };
             let live = self.launch(uid, &vm, true).await?;
+            keep_received(&live, &key, &request).await;
+            let request = self.for_process(request);
             let mut transfers = live.transfers();
             let spec = request.vm.clone();
             return match live.answer_long(transfers.prepare_incoming(request)).await {
@@ -440,11 +445,31 @@ impl Supervisor {
         live
     }
 
+    /// As a VM's process gets it. Where agents know each other by certificates, this agent alone
+    /// asks the source's: the process has none.
+    fn for_process(&self, mut request: v1::PrepareIncomingRequest) -> v1::PrepareIncomingRequest {
+        if self.credentials.is_some() {
+            request.source_agent_address.clear();
+        }
+        request
+    }
+
     /// Takes back a process that never got its VM.
     pub(super) async fn undo(&self, live: &Arc<LiveVm>) {
         live.process().put_down().await;
         live.gone().cancel();
         clear_dir(live.dir()).await;
+    }
+}
+
+/// Keeps by what grant a VM is received, before its process can be in doubt.
+async fn keep_received(live: &LiveVm, key: &SideKey, request: &v1::PrepareIncomingRequest) {
+    let (dir, of, request) = (live.dir().clone(), key.clone(), request.clone());
+    let kept = tokio::task::spawn_blocking(move || doubt::keep(&dir, &of, &request)).await;
+    let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
+    // In doubt it has the server then.
+    if let Err(error) = kept {
+        tracing::warn!(vm = %live.name(), migration = %key.migration, %error, "a source's agent cannot be asked later");
     }
 }
 

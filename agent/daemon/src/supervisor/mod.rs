@@ -43,8 +43,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     admission::{Admit, Backends, Fits},
     cgroup::Cgroups,
+    doubt,
     ended::EndedSides,
     follow::follow_side,
+    grants::Grants,
     helper::Programs,
     living::LiveVm,
     pager,
@@ -58,6 +60,7 @@ use slat_record::{
     journal::{Journal, Ownership},
     uid::VmUid,
 };
+use slat_trust::Credentials;
 
 mod clear;
 mod copies;
@@ -98,11 +101,15 @@ pub(super) struct Supervisor {
     pub(super) cgroups: Arc<Cgroups>,
     pub(super) registry: Arc<Registry>,
     pub(super) ended: Arc<EndedSides>,
+    /// What migrations have leave for.
+    pub(super) grants: Arc<Grants>,
     pub(super) backends: Arc<Backends>,
     /// Compares what a VM's source said of itself with this host.
     pub(super) admit: Admit,
     /// Compares a new VM's memory with this host.
     pub(super) fits: Fits,
+    /// By which other agents are called; `None`: in the clear.
+    pub(super) credentials: Option<Credentials>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -223,6 +230,14 @@ impl Supervisor {
         }
         if told {
             self.registry.note_change();
+        }
+        if key.role == Role::Destination && !over {
+            let credentials = self.credentials.clone();
+            self.follow(doubt::look_after(
+                Arc::clone(live),
+                key.clone(),
+                credentials,
+            ));
         }
         let (me, live) = (Arc::clone(self), Arc::clone(live));
         self.follow(async move {

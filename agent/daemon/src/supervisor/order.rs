@@ -152,6 +152,8 @@ impl Supervisor {
         let request = v1::ResolveTransferRequest {
             migration: leftover.migration.clone(),
             decision: decision.into(),
+            ordered: true,
+            ..Default::default()
         };
         live.answer(QUICK, transfers.resolve_transfer(request))
             .await

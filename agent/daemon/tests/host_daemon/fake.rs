@@ -142,6 +142,11 @@ impl Fake {
             .map_or_else(String::new, |state| state.uid.clone())
     }
 
+    /// Keeps a request for the test to look at.
+    fn keep(&self, file: &str, request: &impl prost::Message) {
+        std::fs::write(self.dir.path().join(file), request.encode_to_vec()).unwrap();
+    }
+
     /// As when memory runs out.
     fn die_if_told(&self) {
         if self.vm.id().starts_with("dies") {
@@ -404,6 +409,7 @@ impl TransferService for Fake {
         request: Request<v1::PrepareIncomingRequest>,
     ) -> Reply<v1::PrepareIncomingResponse> {
         let request = request.into_inner();
+        self.keep("prepared.pb", &request);
         self.die_if_told();
         let role = v1::TransferRole::Destination.into();
         let side = match self.side(&request.migration, role) {
@@ -431,6 +437,7 @@ impl TransferService for Fake {
                         uid: vm.uid.clone(),
                         migration: MigrationName::parse(&request.migration)?.id().into(),
                         epoch: vm.epoch + 1,
+                        grant: None,
                     });
                 }
                 let phase = if ready {
@@ -461,6 +468,7 @@ impl TransferService for Fake {
             transfer: Some(side),
             data_address: "127.0.0.1:9".into(),
             ticket: std::process::id().to_be_bytes().to_vec(),
+            ..Default::default()
         }))
     }
 
@@ -469,6 +477,7 @@ impl TransferService for Fake {
         request: Request<v1::StartOutgoingRequest>,
     ) -> Reply<v1::Transfer> {
         let request = request.into_inner();
+        self.keep("started.pb", &request);
         let migration = MigrationName::parse(&request.migration)?;
         let vm = self.show(|vm| vm.migration = migration.to_string())?;
         if migration.id().starts_with("refused") {
@@ -499,6 +508,7 @@ impl TransferService for Fake {
                 uid: vm.uid.clone(),
                 migration: migration.id().into(),
                 epoch: vm.epoch,
+                grant: None,
             });
             side.set_phase(v1::TransferPhase::Completed);
         }
@@ -507,6 +517,7 @@ impl TransferService for Fake {
                 uid: vm.uid.clone(),
                 migration: migration.id().into(),
                 epoch: vm.epoch,
+                grant: None,
             });
             self.show(|vm| vm.set_state(v1::vm::State::Relinquished))?;
             side.set_phase(v1::TransferPhase::Relinquished);
@@ -571,6 +582,7 @@ impl TransferService for Fake {
         request: Request<v1::ResolveTransferRequest>,
     ) -> Reply<v1::Transfer> {
         let request = request.into_inner();
+        self.keep("resolved.pb", &request);
         let role = v1::TransferRole::Destination.into();
         let mut side = self.side(&request.migration, role)?.borrow().clone();
         let migration = MigrationName::parse(&side.migration)?.id().to_owned();

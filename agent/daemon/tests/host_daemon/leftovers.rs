@@ -238,6 +238,7 @@ async fn a_directory_is_read_again_until_it_can_be() {
         uid: "u-1".into(),
         migration: "m1".into(),
         epoch: 1,
+        grant: None,
     };
     journal.append(&created).unwrap();
     journal.append(&relinquished).unwrap();
@@ -298,10 +299,7 @@ async fn what_has_arrived_may_be_lost() {
         if vm == "web" {
             rig.adopt("u-web", true, 0).await.unwrap();
         } else {
-            let commit = v1::ResolveTransferRequest {
-                migration: "migrations/ready-2".into(),
-                decision: v1::resolve_transfer_request::Decision::Commit.into(),
-            };
+            let commit = rig.commit("ready-2", ("u-db", 4)).await;
             answer(rig.transfers().resolve_transfer(commit).await).unwrap();
         }
         // Both in the agent's memory and beside the journal.

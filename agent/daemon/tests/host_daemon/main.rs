@@ -6,6 +6,7 @@ mod beside;
 mod copies;
 mod disk;
 mod fake;
+mod grants;
 mod identity;
 mod leftovers;
 mod life;

@@ -46,6 +46,7 @@ impl FleetService for Fleet {
         heard.registered.extend(request.into_inner().host);
         Ok(Response::new(v1::RegisterHostResponse {
             report_interval_millis: INTERVAL,
+            ..Default::default()
         }))
     }
 
@@ -65,6 +66,7 @@ impl FleetService for Fleet {
         heard.reports.push(request);
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: INTERVAL,
+            ..Default::default()
         }))
     }
 }

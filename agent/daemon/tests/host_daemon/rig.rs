@@ -18,9 +18,10 @@ use slat_proto::{
     },
 };
 use slat_record::{dir::VmDir, journal::Journal};
+use slat_trust::grant::{Grant, Party, Purpose, Signer};
 use tonic::{Response, Status};
 
-use crate::{beside, fake};
+use crate::{beside, fake, grants};
 
 pub(crate) const MIB: u64 = 1 << 20;
 /// Everything awaited here happens within this or the test fails.
@@ -28,6 +29,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Rig {
     state: slat_test_dir::TestDir,
+    /// The server's key, as the agent has heard of it.
+    pub(crate) signer: Signer,
     agent: Option<Agent>,
     channel: Option<TracedChannel>,
     pub(crate) server: Option<Address>,
@@ -79,8 +82,11 @@ impl Rig {
     /// A state directory without an agent.
     pub(crate) fn new() -> Self {
         let state = slat_test_dir::TestDir::new();
+        let signer = Signer::generate().unwrap();
+        grants::announce(state.path(), &[signer.public_key()]);
         Self {
             state,
+            signer,
             agent: None,
             channel: None,
             server: None,
@@ -109,6 +115,8 @@ impl Rig {
             save_dir: None,
             confinement: slat_proto::v1::VmConfinement::default(),
             vm_cgroup: slat_daemon::VmCgroup::None,
+            credentials: None,
+            access: slat_proto::transport::Access::default(),
             dirty_rings: || false,
             paging: fake::paging,
             huge_pages: fake::huge_pages,
@@ -116,6 +124,8 @@ impl Rig {
             admit: Arc::new(fake::admit),
             fits: |_| Ok(()),
             clock: SystemTime::now,
+            trust: Arc::new(v1::HostTrust::default),
+            labels: slat_proto::model::Labels::default(),
             version: "9.9.9".into(),
             render: None,
         }
@@ -288,8 +298,11 @@ impl Rig {
             spec: Some(spec),
             ..Default::default()
         };
+        let about = (vm.uid.as_str(), vm.epoch);
+        let grant = self.grant(Purpose::Receive, migration, about).await;
         let request = v1::PrepareIncomingRequest {
             migration: format!("migrations/{migration}"),
+            grant,
             vm: Some(vm),
             source_agent_address: "127.0.0.1:1".into(),
             preamble: Some(v1::Preamble {
@@ -317,12 +330,78 @@ impl Rig {
     }
 
     pub(crate) async fn send(&self, migration: &str, vm: &str) -> Result<v1::Transfer, ApiError> {
-        let request = v1::StartOutgoingRequest {
+        let request = self.sending(migration, vm).await;
+        answer(self.transfers().start_outgoing(request).await)
+    }
+
+    /// What StartOutgoing takes.
+    pub(crate) async fn sending(&self, migration: &str, vm: &str) -> v1::StartOutgoingRequest {
+        // Of one that is not here the call is refused before its grant is looked at.
+        let list = self.vms().list_vms(v1::ListVmsRequest::default()).await;
+        let named = format!("vms/{vm}");
+        let known = answer(list).unwrap().vms.into_iter();
+        let uid = known
+            .filter(|vm| vm.name == named)
+            .map(|vm| vm.uid)
+            .next_back();
+        let uid = uid.unwrap_or_default();
+        v1::StartOutgoingRequest {
             migration: format!("migrations/{migration}"),
             vm: format!("vms/{vm}"),
+            grant: self.grant(Purpose::Send, migration, (&uid, 0)).await,
             ..Default::default()
+        }
+    }
+
+    /// A grant for this agent's start, as its server signs it.
+    pub(crate) async fn grant(
+        &self,
+        purpose: Purpose,
+        migration: &str,
+        about: (&str, u64),
+    ) -> Option<v1::SignedGrant> {
+        let grant = self.unsigned(purpose, migration, about).await;
+        Some((&self.signer.sign(&grant).unwrap()).into())
+    }
+
+    pub(crate) async fn unsigned(
+        &self,
+        purpose: Purpose,
+        migration: &str,
+        about: (&str, u64),
+    ) -> Grant {
+        let request = v1::GetHostRequest {
+            name: "hosts/a".into(),
         };
-        answer(self.transfers().start_outgoing(request).await)
+        let host = answer(self.hosts().get_host(request).await).unwrap();
+        let own = Party {
+            host: "a".to_owned(),
+            incarnation: host.incarnation,
+        };
+        let other = Party {
+            host: "other".to_owned(),
+            incarnation: "1".to_owned(),
+        };
+        let parties = match purpose {
+            Purpose::Send => (own, other),
+            _ => (other, own),
+        };
+        let lasts = Duration::from_secs(60);
+        Grant::new(purpose, migration, about, parties, SystemTime::now(), lasts).unwrap()
+    }
+
+    /// What ResolveTransfer takes for a destination here.
+    pub(crate) async fn commit(
+        &self,
+        migration: &str,
+        about: (&str, u64),
+    ) -> v1::ResolveTransferRequest {
+        v1::ResolveTransferRequest {
+            migration: format!("migrations/{migration}"),
+            decision: v1::resolve_transfer_request::Decision::Commit.into(),
+            grant: self.grant(Purpose::Commit, migration, about).await,
+            ..Default::default()
+        }
     }
 
     pub(crate) async fn side(

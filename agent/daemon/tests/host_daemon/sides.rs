@@ -27,6 +27,7 @@ fn prepared(migration: &str) -> Entry {
         uid: uid(migration),
         migration: migration.into(),
         epoch: 5,
+        grant: None,
     }
 }
 
@@ -334,6 +335,7 @@ async fn dead_sides_stand_as_their_journals_say() {
         uid: uid(migration),
         migration: migration.into(),
         epoch: 4,
+        grant: None,
     };
     let owned = |migration: &str| Entry::Owned {
         uid: uid(migration),
@@ -471,16 +473,15 @@ async fn dead_sides_stand_as_their_journals_say() {
             _ => assert_eq!(cancelled.unwrap().phase(), phase, "{migration}"),
         }
     }
-    let in_doubt = rig.side("d2", destination).await.unwrap().error.unwrap();
+    let in_doubt = rig.side("d2", destination).await.unwrap();
+    let in_doubt_uid = in_doubt.vm_uid.clone();
+    let in_doubt = in_doubt.error.unwrap();
     assert_eq!(in_doubt.reason, Reason::VmProcessDied.as_str());
     assert_eq!(
         in_doubt.metadata["vm_location"], "UNKNOWN",
         "only the source's journal knows"
     );
-    let resolve = v1::ResolveTransferRequest {
-        migration: "migrations/d2".into(),
-        decision: v1::resolve_transfer_request::Decision::Commit.into(),
-    };
+    let resolve = rig.commit("d2", (&in_doubt_uid, 4)).await;
     let resolved = rig
         .transfers()
         .resolve_transfer(resolve)
@@ -538,6 +539,7 @@ async fn a_broken_journal_answers_nothing() {
         uid: "u".into(),
         migration: "m1".into(),
         epoch: 4,
+        grant: None,
     };
     leave(
         &rig,

@@ -136,6 +136,7 @@ async fn calls_to_a_stopped_vm_that_may_take_long_end_as_well() {
     };
     let mut watch = rig.vms().watch_vm(watch).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
+    let sending = rig.sending("m1", "web").await;
     freeze(made.pid).await;
     let asked = Instant::now();
     let vm = || "vms/web".to_owned();
@@ -160,7 +161,7 @@ async fn calls_to_a_stopped_vm_that_may_take_long_end_as_well() {
         };
         reason(answer(rig.memory().invalidate_memory(request).await))
     };
-    let send = async { reason(rig.send("m1", "web").await) };
+    let send = async { reason(answer(rig.transfers().start_outgoing(sending).await)) };
     let start = async {
         let request = v1::StartVmRequest {
             name: vm(),
@@ -258,10 +259,7 @@ async fn what_an_agent_finds_silent_is_shown_as_its_journal_has_it() {
     };
     answer(rig.vms().start_vm(start).await).unwrap();
     rig.send("gone-1", "given").await.unwrap();
-    let commit = v1::ResolveTransferRequest {
-        migration: "migrations/ready-1".into(),
-        decision: v1::resolve_transfer_request::Decision::Commit.into(),
-    };
+    let commit = rig.commit("ready-1", ("u-came", 4)).await;
     answer(rig.transfers().resolve_transfer(commit).await).unwrap();
     until(async || {
         let kept = std::fs::read(came_dir.join("seen.pb")).ok()?;
