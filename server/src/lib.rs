@@ -4,9 +4,11 @@
 //! From the bottom:
 //! * `store`: what must survive (migrations, the fleet as last seen), in redb;
 //! * `clock`: what hosts' clocks are off by;
+//! * `grants`: the keys that sign leave for migrations;
 //! * `fleet`: hosts, VMs, heartbeats, placement, and the way to each agent;
 //! * `history`: the last minutes of counters; [`metrics`](mod@metrics): what is counted;
 //! * [`migration`]: the pure protocol and the reconcilers that drive it;
+//! * `fence`: hosts are fenced by a hook, and doubts resolved by that;
 //! * `api`: one file a service; `dashboard`: the page and its JSON; `http`: metrics and health;
 //!   `gauges`: what is set once a second.
 //!
@@ -22,8 +24,10 @@
 mod api;
 mod clock;
 mod dashboard;
+mod fence;
 mod fleet;
 mod gauges;
+mod grants;
 mod history;
 mod http;
 pub mod metrics;
@@ -33,21 +37,34 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use slat_proto::transport::{Endpoint, EndpointHandle};
+use slat_proto::transport::{Access, Endpoint, EndpointHandle, Link};
+use slat_trust::{Credentials, Expects};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{Services, Watches},
+    fence::Fences,
     fleet::{Fleet, call_back, remember},
+    grants::Grants,
     history::History,
     migration::Migrations,
     store::BlockingStore,
 };
 
-pub use crate::{http::Render, migration::Retention, store::StoreError};
+pub use crate::{fence::FenceHook, http::Render, migration::Retention, store::StoreError};
+
+/// How long a fence may take.
+const LONGEST_FENCE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// How a server is to run.
 #[derive(Clone)]
@@ -62,6 +79,12 @@ pub struct ServerConfig {
     pub host_silence: Option<Duration>,
     /// Which ended migrations are kept.
     pub retention: Retention,
+    /// Who this server is, and whom it takes; `None`: it serves anybody, in the clear.
+    pub credentials: Option<Credentials>,
+    /// What callers may do.
+    pub access: Access,
+    /// What fences hosts; `None`: nothing does.
+    pub fence: Option<FenceHook>,
     /// Process-wide Prometheus text, from the recorder that the process installed. `None`: /metrics
     /// says that there is no recorder.
     pub render: Option<Render>,
@@ -77,6 +100,8 @@ impl fmt::Debug for ServerConfig {
             .field("report_interval", &self.report_interval)
             .field("host_silence", &self.host_silence)
             .field("retention", &self.retention)
+            .field("credentials", &self.credentials)
+            .field("fence", &self.fence)
             .field("render", &self.render.is_some())
             .field("version", &self.version)
             .finish()
@@ -98,6 +123,9 @@ pub enum ServerError {
     /// The store cannot be used.
     #[error("the server's store: {0}")]
     Store(#[from] StoreError),
+    /// The keys that sign grants cannot be used.
+    #[error("the keys that sign grants: {0}")]
+    Keys(String),
     /// The configuration is out of range.
     #[error("{0}")]
     Config(&'static str),
@@ -109,6 +137,7 @@ pub struct Server {
     address: SocketAddr,
     migrations: Arc<Migrations>,
     watches: Watches,
+    fences: Arc<Fences>,
     store: BlockingStore,
     /// Gauges, health, and the store's probe.
     keeping: [JoinHandle<()>; 3],
@@ -144,6 +173,14 @@ impl Server {
                 "the host silence is two report intervals to 3600 s",
             ));
         }
+        if let Some(hook) = &config.fence {
+            if !hook.program.is_absolute() {
+                return Err(ServerError::Config("the fence hook is an absolute path"));
+            }
+            if !LONGEST_FENCE.contains(&hook.timeout) {
+                return Err(ServerError::Config("a fence may take 1 s to 3600 s"));
+            }
+        }
         let directory = config.state_dir.clone();
         let store = tokio::task::spawn_blocking(move || BlockingStore::open(&directory))
             .await
@@ -167,16 +204,27 @@ impl Server {
         let address = listener.local_addr().map_err(listen_failed)?;
 
         metrics::describe(&config.version);
-        let fleet = Fleet::new(config.report_interval, config.host_silence);
+        let fleet = Fleet::new(
+            config.report_interval,
+            config.host_silence,
+            config.credentials.clone(),
+        );
         fleet.restore(store.with(|store| store.seen()).await?)?;
         let history = Arc::new(History::new(config.report_interval));
+        let state_dir = config.state_dir.clone();
+        let opening = move || Grants::open(&state_dir, Arc::new(SystemTime::now));
+        let grants = tokio::task::spawn_blocking(opening).await;
+        let grants = grants.map_err(|error| ServerError::Keys(error.to_string()))?;
+        let grants = Arc::new(grants.map_err(|error| ServerError::Keys(error.to_string()))?);
         let migrations = Migrations::start(
             Arc::clone(&fleet),
             store.clone(),
             Arc::clone(&history),
+            Arc::clone(&grants),
             config.retention,
         )
         .await?;
+        let fences = Fences::new(config.fence, Arc::clone(&fleet), Arc::clone(&migrations));
         let watches = Watches::default();
         let services = Services {
             fleet: Arc::clone(&fleet),
@@ -184,6 +232,8 @@ impl Server {
             store: store.clone(),
             history: Arc::clone(&history),
             watches: watches.clone(),
+            grants: Arc::clone(&grants),
+            fences: Arc::clone(&fences),
         };
         let pages = dashboard::router(dashboard::Pages::new(
             Arc::clone(&fleet),
@@ -191,8 +241,9 @@ impl Server {
             history,
             &config.version,
         ));
+        let link = Link::new(config.credentials.as_ref(), Expects::Anyone);
         let endpoint = services
-            .add_to(Endpoint::new().entry())
+            .add_to(Endpoint::new().entry().gate(link, config.access))
             .http(pages)
             .http(http::router(config.render))
             .serve_tcp(listener)
@@ -209,6 +260,7 @@ impl Server {
         let keepers = TaskTracker::new();
         keepers.spawn(remember(Arc::clone(&fleet), store.clone(), stop.clone()));
         keepers.spawn(call_back(Arc::clone(&fleet), stop.clone()));
+        keepers.spawn(grants.keep(stop.clone()));
         keepers.close();
         let keeping = [
             tokio::spawn(gauges::keep(fleet, Arc::clone(&migrations))),
@@ -221,6 +273,7 @@ impl Server {
             address,
             migrations,
             watches,
+            fences,
             store,
             keeping,
             keepers,
@@ -240,6 +293,8 @@ impl Server {
         for task in &self.keeping {
             task.abort();
         }
+        // A hook that runs is killed: who ordered it is answered while the endpoint lives.
+        self.fences.stop().await;
         self.migrations.stop().await;
         self.watches.stop().await;
         self.endpoint.stop().await;

@@ -35,6 +35,9 @@ const PREDICTED: &str = "slat_migration_predicted_downtime_seconds";
 /// How far the prediction was from what was measured.
 const PREDICTION_ERROR: &str = "slat_migration_downtime_prediction_error_seconds";
 
+/// Fences by how they went.
+pub(crate) const FENCES: &str = "slat_host_fences_total";
+
 /// Help texts and units, and the series that exist from the start.
 pub(crate) fn describe(version: &str) {
     describe_counter!(
@@ -71,6 +74,10 @@ pub(crate) fn describe(version: &str) {
         "Migrations whose commit is not known."
     );
     describe_gauge!("slat_hosts", "Hosts by state.");
+    describe_counter!(FENCES, "Fences of hosts by result.");
+    for result in ["done", "failed"] {
+        counter!(FENCES, "result" => result).increment(0);
+    }
     describe_gauge!("slat_vms", "VMs by state.");
     describe_gauge!("slat_vm_name_conflicts", "Names that more than one VM has.");
     describe_gauge!(

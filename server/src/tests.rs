@@ -55,6 +55,8 @@ async fn a_server_that_cannot_write_does_not_serve_and_comes_back_with_its_disk(
     let directory = slat_test_dir::TestDir::new();
     let fault = Fault::default();
     let config = ServerConfig {
+        credentials: None,
+        access: slat_proto::transport::Access::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: directory.path().to_owned(),
         report_interval: Duration::from_secs(1),
@@ -62,6 +64,7 @@ async fn a_server_that_cannot_write_does_not_serve_and_comes_back_with_its_disk(
         render: None,
         version: "test".to_owned(),
         retention: crate::Retention::default(),
+        fence: None,
     };
     let server = Server::start_on(config, fault.open(directory.path()));
     let server = server.await.unwrap();

@@ -129,8 +129,9 @@ async fn a_call_is_logged_where_it_was_made_and_not_again_where_it_was_relayed_t
         .unwrap()
         .iter()
         .filter(|(_, line)| line.contains("/Get") || line.contains("/ReportHost"))
+        .filter(|(level, _)| *level != Level::DEBUG)
         .count();
-    assert_eq!(reading, 0);
+    assert_eq!(reading, 0, "looks are quiet");
     server.stop().await;
     agent.stop().await;
 }

@@ -449,3 +449,56 @@ async fn vms_that_are_to_be_watched_go_where_they_can_be() {
     b.stop().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_and_protection_of_a_host_are_shown_and_nonsense_is_refused() {
+    let state = slat_test_dir::TestDir::new();
+    let server = server(state.path()).await;
+    let mut clients = Clients::new(server.address());
+    let mut fleet = FleetServiceClient::new(channel(server.address()));
+    let labels = |key: &str| std::collections::HashMap::from([(key.to_owned(), "r1".to_owned())]);
+    let trust = |message: &str| v1::HostTrust {
+        tls: true,
+        identity: "spiffe://example.org/slat/agent/a".into(),
+        message: message.into(),
+        ..Default::default()
+    };
+    let host = |key: &str| v1::RegisterHostRequest {
+        host: Some(v1::Host {
+            name: "hosts/a".into(),
+            address: "127.0.0.1:1".into(),
+            incarnation: "1".into(),
+            labels: labels(key),
+            trust: Some(trust("")),
+            ..Default::default()
+        }),
+    };
+    let refused = answer(fleet.register_host(host("Rack")).await).unwrap_err();
+    assert_eq!(refused.reason, Reason::BadParameter);
+    let told = answer(fleet.register_host(host("rack")).await).unwrap();
+    assert_eq!(told.grant_keys.len(), 1);
+    let get = || v1::GetHostRequest {
+        name: "hosts/a".into(),
+    };
+    let shown = answer(clients.hosts.get_host(get()).await).unwrap();
+    assert_eq!(
+        (shown.labels, shown.trust),
+        (labels("rack"), Some(trust("")))
+    );
+    let report = |trust| v1::ReportHostRequest {
+        host: "hosts/a".into(),
+        incarnation: "1".into(),
+        trust,
+        ..Default::default()
+    };
+    let long = "x".repeat(10_000);
+    let told = answer(fleet.report_host(report(Some(trust(&long)))).await).unwrap();
+    assert_eq!(told.grant_keys.len(), 1);
+    let shown = answer(clients.hosts.get_host(get()).await).unwrap();
+    assert_eq!(shown.trust, Some(trust(&long[..500])));
+    // An agent that says nothing of it has not lost it.
+    answer(fleet.report_host(report(None)).await).unwrap();
+    let shown = answer(clients.hosts.get_host(get()).await).unwrap();
+    assert_eq!(shown.trust, Some(trust(&long[..500])));
+    server.stop().await;
+}

@@ -33,11 +33,14 @@ async fn a_migration_is_counted() {
         .unwrap();
     let state = slat_test_dir::TestDir::new();
     let server = Server::start(ServerConfig {
+        credentials: None,
+        access: slat_proto::transport::Access::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: Duration::from_millis(100),
         host_silence: None,
         retention: Retention::default(),
+        fence: None,
         render: Some(Arc::new(move || recorder.render())),
         version: "9.9.9".into(),
     })

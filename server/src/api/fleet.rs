@@ -5,9 +5,9 @@
 //! host waits for the disk, but not for long: agents are the truth, and report again.
 
 use slat_proto::{
-    ApiError,
-    model::{HostName, is_uid},
-    transport::Address,
+    ApiError, Reason,
+    model::{HostName, Labels, is_uid},
+    transport::{Address, Caller},
     v1::{self, fleet_service_server::FleetService},
 };
 use tonic::{Request, Response, Status};
@@ -20,17 +20,50 @@ impl Services {
     }
 }
 
+/// Refuses who speaks for another host. Without certificates nobody can be told apart.
+///
+/// # Errors
+/// IDENTITY_WRONG.
+fn is_its_agent(caller: Option<&Caller>, host: &str) -> Result<(), ApiError> {
+    let Some((caller, found)) = caller.and_then(|it| Some((it, it.identity.as_deref()?))) else {
+        return Ok(());
+    };
+    let id = host.strip_prefix("hosts/").unwrap_or(host);
+    if caller.agent() == Some(id) {
+        return Ok(());
+    }
+    let domain = found
+        .strip_prefix("spiffe://")
+        .and_then(|rest| rest.split('/').next());
+    let wanted = format!("spiffe://{}/slat/agent/{id}", domain.unwrap_or_default());
+    Err(ApiError::new(
+        Reason::IdentityWrong,
+        format!("{found} speaks for {host}: only {wanted} may"),
+    )
+    .with("host", host)
+    .with("found", found)
+    .with("wanted", wanted)
+    .with(
+        "advice",
+        "give the agent the name of its certificate, or a certificate of its name",
+    ))
+}
+
 #[tonic::async_trait]
 impl FleetService for Services {
     async fn register_host(
         &self,
         request: Request<v1::RegisterHostRequest>,
     ) -> Result<Response<v1::RegisterHostResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let mut host = request
             .into_inner()
             .host
             .ok_or_else(|| ApiError::bad_parameter("host", "is missing"))?;
         let name = HostName::parse(&host.name)?.to_string();
+        is_its_agent(caller.as_ref(), &name)?;
+        let labels = Labels::from_field("host.labels", &host.labels)?;
+        host.labels = labels.to_field();
         let address = host.address.parse::<Address>()?.to_string();
         if !matches!(host.incarnation.len(), 1..=64) {
             return Err(ApiError::bad_parameter("host.incarnation", "is 1 to 64 bytes").into());
@@ -52,6 +85,7 @@ impl FleetService for Services {
         self.fleet.call_back(&host).await;
         Ok(Response::new(v1::RegisterHostResponse {
             report_interval_millis: self.interval_millis(),
+            grant_keys: self.grants.announced(self.fleet.ahead_ms(&name)),
         }))
     }
 
@@ -59,8 +93,10 @@ impl FleetService for Services {
         &self,
         request: Request<v1::ReportHostRequest>,
     ) -> Result<Response<v1::ReportHostResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let mut report = request.into_inner();
         report.host = HostName::parse(&report.host)?.to_string();
+        is_its_agent(caller.as_ref(), &report.host)?;
         let host = report.host.clone();
         let samples = self.history.samples_of(&report);
         let sides = std::mem::take(&mut report.transfers);
@@ -78,6 +114,42 @@ impl FleetService for Services {
         }
         Ok(Response::new(v1::ReportHostResponse {
             report_interval_millis: self.interval_millis(),
+            grant_keys: self.grants.announced(self.fleet.ahead_ms(&host)),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_speaks_for_its_own_host() {
+        let caller = |identity: Option<&str>| Caller {
+            identity: identity.map(Into::into),
+            peer: "192.0.2.1:5".into(),
+        };
+        let refused = |identity: &str| {
+            let caller = caller(Some(identity));
+            let error = is_its_agent(Some(&caller), "hosts/a").unwrap_err();
+            assert_eq!(error.reason, Reason::IdentityWrong);
+            assert_eq!(error.metadata["found"], identity);
+            error.metadata["wanted"].clone()
+        };
+        let own = caller(Some("spiffe://d.example/slat/agent/a"));
+        is_its_agent(Some(&own), "hosts/a").unwrap();
+        for other in [
+            "agent/b",
+            "agent/a.b",
+            "server/a",
+            "user/a",
+            "agent/hosts/a",
+        ] {
+            let wanted = refused(&format!("spiffe://d.example/slat/{other}"));
+            assert_eq!(wanted, "spiffe://d.example/slat/agent/a");
+        }
+        // Where nobody shows a certificate nobody can be told apart.
+        is_its_agent(Some(&caller(None)), "hosts/a").unwrap();
+        is_its_agent(None, "hosts/a").unwrap();
     }
 }

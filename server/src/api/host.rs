@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use slat_proto::{
     ApiError,
     model::{HostName, PageRequest, is_uid, paginate},
+    transport::{Caller, Scope},
     v1::{
         self, host_service_client::HostServiceClient, host_service_server::HostService,
         vm_service_client::VmServiceClient,
@@ -14,7 +15,10 @@ use slat_proto::{
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded};
+use super::{
+    scope::scope_of,
+    services::{Services, forwarded},
+};
 use crate::fleet::{Ending, give_up_required, host_unreachable, lives_elsewhere, taken_over};
 
 /// How long an agent may take to end a leftover.
@@ -28,18 +32,22 @@ impl HostService for Services {
         &self,
         request: Request<v1::GetHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
-        let name = HostName::parse(&request.into_inner().name)?;
-        Ok(Response::new(self.fleet.host(&name.to_string())?))
+        let scope = scope_of(&request);
+        let name = HostName::parse(&request.into_inner().name)?.to_string();
+        self.check_host(&scope, &name)?;
+        Ok(Response::new(self.fleet.host(&name)?))
     }
 
     async fn list_hosts(
         &self,
         request: Request<v1::ListHostsRequest>,
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let page = PageRequest::new(request.page_size, &request.page_token)?;
-        let (hosts, next_page_token) =
-            paginate(self.fleet.hosts(), &page, |host| host.name.clone());
+        let mut hosts = self.fleet.hosts();
+        hosts.retain(|host| self.host_in(&scope, &host.name));
+        let (hosts, next_page_token) = paginate(hosts, &page, |host| host.name.clone());
         Ok(Response::new(v1::ListHostsResponse {
             hosts,
             next_page_token,
@@ -50,7 +58,9 @@ impl HostService for Services {
         &self,
         request: Request<v1::CordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
+        let scope = scope_of(&request);
         let name = HostName::parse(&request.into_inner().name)?.to_string();
+        self.check_host(&scope, &name)?;
         self.cordon(&name, true).await
     }
 
@@ -58,16 +68,34 @@ impl HostService for Services {
         &self,
         request: Request<v1::UncordonHostRequest>,
     ) -> Result<Response<v1::Host>, Status> {
+        let scope = scope_of(&request);
         let name = HostName::parse(&request.into_inner().name)?.to_string();
+        self.check_host(&scope, &name)?;
         self.cordon(&name, false).await
+    }
+
+    async fn fence_host(
+        &self,
+        request: Request<v1::FenceHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        let caller = request.extensions().get::<Caller>();
+        let ordered_by = caller.map_or_else(|| "unknown".to_owned(), |it| it.who().to_owned());
+        let scope = scope_of(&request);
+        let request = request.into_inner();
+        let name = HostName::parse(&request.name)?.to_string();
+        self.check_all_on(&scope, &name)?;
+        let host = self.fences.fence(&name, request.force, &ordered_by).await?;
+        Ok(Response::new(host))
     }
 
     async fn delete_host(
         &self,
         request: Request<v1::DeleteHostRequest>,
     ) -> Result<Response<v1::DeleteHostResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let name = HostName::parse(&request.name)?.to_string();
+        self.check_all_on(&scope, &name)?;
         let migrations = self.migrations.on_host(&name);
         let give_up = request.give_up_vms;
         // From here the host stays silent: what is given up below is not for nothing.
@@ -86,17 +114,25 @@ impl HostService for Services {
         &self,
         request: Request<v1::ListLeftoversRequest>,
     ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let host = if request.host.is_empty() {
             None
         } else {
             Some(HostName::parse(&request.host)?.to_string())
         };
+        if let Some(host) = &host {
+            self.check_host(&scope, host)?;
+        }
         self.look_for_copies().await;
         let mut leftovers = self.fleet.leftovers(host.as_deref())?;
-        leftovers.retain(|left| !self.migrations.explains(&left.migration));
+        leftovers.retain(|left| {
+            !self.migrations.explains(&left.migration) && self.leftover_in(&scope, left)
+        });
         let mut unreachable = self.fleet.silent();
-        unreachable.retain(|silent| host.as_ref().is_none_or(|host| host == silent));
+        unreachable.retain(|silent| {
+            host.as_ref().is_none_or(|host| host == silent) && self.host_in(&scope, silent)
+        });
         Ok(Response::new(v1::ListLeftoversResponse {
             leftovers,
             unreachable,
@@ -107,8 +143,9 @@ impl HostService for Services {
         &self,
         request: Request<v1::AdoptLeftoverRequest>,
     ) -> Result<Response<v1::AdoptLeftoverResponse>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
-        let (host, ending) = self.ending(&message.host, &message.uid)?;
+        let (host, ending) = self.ending(&scope, &message.host, &message.uid)?;
         if let Some(home) = &ending.lives_on {
             return Err(lives_elsewhere(&message.uid, &host, home).into());
         }
@@ -129,7 +166,7 @@ impl HostService for Services {
         .await;
         let mut answer = answered(&host, answer)?;
         if let Some(vm) = answer.vm.take() {
-            answer.vm = Some(self.noted(&host, vm));
+            answer.vm = Some(self.as_seen(&scope, self.noted(&host, vm)));
         }
         drop(self.fleet.settled().await);
         Ok(Response::new(answer))
@@ -139,8 +176,9 @@ impl HostService for Services {
         &self,
         request: Request<v1::DeleteLeftoverRequest>,
     ) -> Result<Response<v1::DeleteLeftoverResponse>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
-        let (host, ending) = self.ending(&message.host, &message.uid)?;
+        let (host, ending) = self.ending(&scope, &message.host, &message.uid)?;
         match ending.delete_gives_up.as_deref() {
             // The VM lives: whatever the agent fears to lose is not lost.
             Some("") if ending.lives_on.is_some() && !ending.superseded => message.give_up = true,
@@ -238,12 +276,13 @@ impl Services {
     }
 
     /// The checked name of a leftover's host, and how the leftover can be ended.
-    fn ending(&self, host: &str, uid: &str) -> Result<(String, Ending), ApiError> {
+    fn ending(&self, scope: &Scope, host: &str, uid: &str) -> Result<(String, Ending), ApiError> {
         let host = HostName::parse(host)?.to_string();
         if !is_uid(uid) {
             let words = "is 1 to 128 visible ASCII characters";
             return Err(ApiError::bad_parameter("uid", words));
         }
+        self.check_leftover(scope, &host, uid)?;
         let ending = self.fleet.ending(&host, uid)?;
         let vm = v1::Vm {
             uid: uid.to_owned(),

@@ -6,13 +6,17 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded};
+use super::{
+    scope::scope_of,
+    services::{Services, forwarded},
+};
 
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{
+        let scope = scope_of(&$request);
         let mut message = $request.into_inner();
         let vm = VmRef::new(&message.vm, &message.uid, &message.host)?;
-        let (owner, channel) = $self.route(&vm)?;
+        let (owner, channel) = $self.route(&scope, &vm)?;
         message.vm = owner.vm.name;
         message.uid = owner.vm.uid;
         message.host.clear();
@@ -40,7 +44,8 @@ impl MemoryService for Services {
         SlotChange::from_messages(&request.get_ref().changes)?;
         let message = request.get_ref();
         let vm = VmRef::new(&message.vm, &message.uid, &message.host)?;
-        self.refuse_if_migrating(&self.fleet.find(&vm)?, "change slots")?;
+        let found = self.find(&scope_of(&request), &vm)?;
+        self.refuse_if_migrating(&found, "change slots")?;
         forward!(self, request, update_slots)
     }
 

@@ -3,15 +3,16 @@
 use std::pin::Pin;
 
 use slat_proto::{
-    ApiError,
+    ApiError, Reason,
     model::{HostName, MigrationName, MigrationParams, VmName, VmRef},
+    transport::Scope,
     v1::{self, migration_service_server::MigrationService},
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::services::Services;
-use crate::migration::NewMigration;
+use super::{scope::scope_of, services::Services};
+use crate::migration::{NewMigration, no_such_migration};
 
 /// The VM that a new migration names.
 fn wanted_vm(migration: &v1::Migration) -> Result<VmRef, ApiError> {
@@ -24,12 +25,47 @@ fn wanted_vm(migration: &v1::Migration) -> Result<VmRef, ApiError> {
     VmRef::new(&migration.vm, &migration.vm_uid, &migration.source)
 }
 
+/// A migration's name that is taken, without a word about whose it is.
+fn taken_unseen(scope: &Scope, error: ApiError) -> ApiError {
+    if scope.is_all() || error.reason != Reason::MigrationExists {
+        return error;
+    }
+    ApiError::new(
+        Reason::MigrationExists,
+        "the name of that migration is taken",
+    )
+    .with("advice", "name another migration_id")
+}
+
+impl Services {
+    /// A migration that the caller sees.
+    async fn migration(
+        &self,
+        scope: &Scope,
+        name: &MigrationName,
+    ) -> Result<v1::Migration, ApiError> {
+        let found = self.migrations.get(name).await?;
+        if self.migration_in(scope, &found) {
+            return Ok(found);
+        }
+        Err(no_such_migration(name))
+    }
+
+    async fn check_migration(&self, scope: &Scope, name: &MigrationName) -> Result<(), ApiError> {
+        if !scope.is_all() {
+            self.migration(scope, name).await?;
+        }
+        Ok(())
+    }
+}
+
 #[tonic::async_trait]
 impl MigrationService for Services {
     async fn create_migration(
         &self,
         request: Request<v1::CreateMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let wanted = request
             .migration
@@ -39,28 +75,40 @@ impl MigrationService for Services {
         } else {
             Some(MigrationName::from_id(&request.migration_id)?)
         };
+        let mut vm = wanted_vm(&wanted)?;
+        if !scope.is_all() {
+            // From here on it is this one, whatever else gets its name.
+            let found = self.find(&scope, &vm)?;
+            vm = VmRef::new(&found.name, &found.uid, "")?;
+        }
         let wanted = NewMigration {
             name,
-            vm: wanted_vm(&wanted)?,
+            vm,
             destination: HostName::parse(&wanted.destination)?,
             params: MigrationParams::from_message(wanted.params.as_ref())?,
             validate_only: request.validate_only,
         };
-        Ok(Response::new(self.migrations.create(wanted).await?))
+        self.check_host(&scope, &wanted.destination.to_string())?;
+        let created = self.migrations.create(wanted).await;
+        Ok(Response::new(
+            created.map_err(|error| taken_unseen(&scope, error))?,
+        ))
     }
 
     async fn get_migration(
         &self,
         request: Request<v1::GetMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
+        let scope = scope_of(&request);
         let name = MigrationName::parse(&request.into_inner().name)?;
-        Ok(Response::new(self.migrations.get(&name).await?))
+        Ok(Response::new(self.migration(&scope, &name).await?))
     }
 
     async fn list_migrations(
         &self,
         request: Request<v1::ListMigrationsRequest>,
     ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let vm = if request.vm.is_empty() {
             None
@@ -70,7 +118,13 @@ impl MigrationService for Services {
         let vm_uid = (!request.vm_uid.is_empty()).then_some(request.vm_uid);
         let (migrations, next_page_token) = self
             .migrations
-            .list(request.page_size, &request.page_token, vm, vm_uid)
+            .list(
+                request.page_size,
+                &request.page_token,
+                vm,
+                vm_uid,
+                |migration| self.migration_in(&scope, migration),
+            )
             .await?;
         Ok(Response::new(v1::ListMigrationsResponse {
             migrations,
@@ -84,7 +138,9 @@ impl MigrationService for Services {
         &self,
         request: Request<v1::WatchMigrationRequest>,
     ) -> Result<Response<Self::WatchMigrationStream>, Status> {
+        let scope = scope_of(&request);
         let name = MigrationName::parse(&request.into_inner().name)?;
+        self.check_migration(&scope, &name).await?;
         let updates = self.migrations.watch(&name).await?;
         Ok(Response::new(Box::pin(updates)))
     }
@@ -93,7 +149,9 @@ impl MigrationService for Services {
         &self,
         request: Request<v1::CancelMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
+        let scope = scope_of(&request);
         let name = MigrationName::parse(&request.into_inner().name)?;
+        self.check_migration(&scope, &name).await?;
         Ok(Response::new(self.migrations.cancel(&name).await?))
     }
 }

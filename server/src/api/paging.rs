@@ -6,13 +6,17 @@ use slat_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded};
+use super::{
+    scope::scope_of,
+    services::{Services, forwarded},
+};
 
 macro_rules! forward {
     ($self:ident, $request:ident, $call:ident) => {{
+        let scope = scope_of(&$request);
         let mut message = $request.into_inner();
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
-        let (owner, channel) = $self.route(&vm)?;
+        let (owner, channel) = $self.route(&scope, &vm)?;
         message.name = owner.vm.name;
         message.uid = owner.vm.uid;
         message.host.clear();
@@ -31,9 +35,10 @@ impl PagingService for Services {
         &self,
         request: Request<v1::RetryPageSourceRequest>,
     ) -> Result<Response<v1::Vm>, Status> {
+        let scope = scope_of(&request);
         let (host, answer) = forward!(self, request, retry_page_source);
         let vm = self.noted(&host, answer.into_inner());
-        Ok(Response::new(self.with_migration(vm)))
+        Ok(Response::new(self.as_seen(&scope, self.with_migration(vm))))
     }
 
     async fn harvest_working_set(

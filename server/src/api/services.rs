@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use slat_proto::{
     ApiError, Reason,
-    model::VmRef,
-    transport::{Endpoint, TracedChannel},
+    transport::Endpoint,
     v1::{
         self, fleet_service_server::FleetServiceServer, host_service_server::HostServiceServer,
         memory_service_server::MemoryServiceServer,
@@ -18,7 +17,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
 use crate::{
-    fleet::{Fleet, Owner, host_unreachable},
+    fence::Fences,
+    fleet::{Fleet, host_unreachable},
+    grants::Grants,
     history::History,
     migration::Migrations,
     store::BlockingStore,
@@ -32,6 +33,8 @@ pub(crate) struct Services {
     pub(crate) store: BlockingStore,
     pub(crate) history: Arc<History>,
     pub(crate) watches: Watches,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) fences: Arc<Fences>,
 }
 
 /// Owns the tasks behind WatchVm streams; they end with their listener or with the server.
@@ -72,16 +75,6 @@ impl Services {
             .service(SnapshotServiceServer::new(self.clone()))
             .service(PagingServiceServer::new(self.clone()))
     }
-
-    /// A VM's owner and the way to its agent.
-    pub(super) fn route(&self, vm: &VmRef) -> Result<(Owner, TracedChannel), ApiError> {
-        let owner = self.fleet.owner(vm)?;
-        if owner.vm.kept_by_server {
-            return Err(nothing_left(&owner.vm));
-        }
-        let channel = self.fleet.channel(&owner.host.name)?;
-        Ok((owner, channel))
-    }
 }
 
 impl Services {
@@ -97,19 +90,6 @@ impl Services {
     pub(super) fn refuse_if_migrating(&self, vm: &v1::Vm, what: &str) -> Result<(), ApiError> {
         self.migrations.refuse_if_migrating(vm, what)
     }
-}
-
-/// The refusal of what only an agent could do with a VM of which no agent has anything.
-fn nothing_left(vm: &v1::Vm) -> ApiError {
-    ApiError::new(
-        Reason::VmState,
-        format!("{} is LOST: nothing of it is left on any host", vm.name),
-    )
-    .with("vm", &vm.name)
-    .with("uid", &vm.uid)
-    .with("state", "LOST")
-    .with("vm_location", "LOST")
-    .with("advice", "delete the VM and create it anew")
 }
 
 /// Whether an agent's answer is that nobody answered.

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, pin::Pin, time::Duration};
 use slat_proto::{
     ApiError, Reason,
     model::{HostName, PageRequest, SaveName, VmName, VmRef, VmSpec, children_of, paginate},
-    transport::TracedChannel,
+    transport::{Scope, TracedChannel},
     v1::{
         self, snapshot_service_client::SnapshotServiceClient,
         snapshot_service_server::SnapshotService,
@@ -17,7 +17,10 @@ use tokio::{task::JoinSet, time::timeout};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded};
+use super::{
+    scope::{no_such_save, scope_of, spec_in, taken_unseen},
+    services::{Services, forwarded},
+};
 
 /// How long one host may hold a list up.
 const LIST: Duration = Duration::from_secs(5);
@@ -36,26 +39,41 @@ fn shown(mut save: v1::Save) -> v1::Save {
 
 impl Services {
     /// The way to the host of a save.
-    fn to_save(
+    async fn to_save(
         &self,
+        scope: &Scope,
         name: &str,
-    ) -> Result<(SaveName, String, SnapshotServiceClient<TracedChannel>), ApiError> {
+    ) -> Result<(SaveName, String, SnapshotServiceClient<TracedChannel>), Status> {
         let name = SaveName::parse(name)?;
         let host = name.host().to_string();
+        if !self.host_in(scope, &host) {
+            return Err(no_such_save(&name).into());
+        }
         self.fleet.ready_host(&host)?;
-        let channel = self.fleet.channel(&host)?;
-        Ok((name, host, client(channel)))
+        let mut agent = client(self.fleet.channel(&host)?);
+        if !scope.vms.is_empty() {
+            let request = v1::GetSaveRequest {
+                name: name.to_string(),
+            };
+            let save = agent.get_save(request).await;
+            let save = save.map_err(|status| forwarded(&host, status))?;
+            if !spec_in(scope, save.get_ref().vm_spec.as_ref()) {
+                return Err(no_such_save(&name).into());
+            }
+        }
+        Ok((name, host, agent))
     }
 
     /// The way to the host of a VM, which its request then names for good.
     fn to_vm(
         &self,
+        scope: &Scope,
         vm: &mut String,
         uid: &mut String,
         host: &mut String,
     ) -> Result<(v1::Vm, String, SnapshotServiceClient<TracedChannel>), ApiError> {
         let named = VmRef::new(vm, uid, host)?;
-        let (owner, channel) = self.route(&named)?;
+        let (owner, channel) = self.route(scope, &named)?;
         let at = owner.host.name;
         self.migrations.refuse_frozen_copy(&owner.vm, &at)?;
         vm.clone_from(&owner.vm.name);
@@ -107,9 +125,10 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::CreateSaveRequest>,
     ) -> Result<Response<v1::Save>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
         let (vm, uid, host) = (&mut message.vm, &mut message.uid, &mut message.host);
-        let (_, host, mut agent) = self.to_vm(vm, uid, host)?;
+        let (_, host, mut agent) = self.to_vm(&scope, vm, uid, host)?;
         let answer = agent.create_save(message).await;
         let save = answer.map_err(|status| forwarded(&host, status))?;
         Ok(Response::new(shown(save.into_inner())))
@@ -119,8 +138,9 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::GetSaveRequest>,
     ) -> Result<Response<v1::Save>, Status> {
+        let scope = scope_of(&request);
         let message = request.into_inner();
-        let (_, host, mut agent) = self.to_save(&message.name)?;
+        let (_, host, mut agent) = self.to_save(&scope, &message.name).await?;
         let answer = agent.get_save(message).await;
         let save = answer.map_err(|status| forwarded(&host, status))?;
         Ok(Response::new(shown(save.into_inner())))
@@ -130,9 +150,10 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::ListSavesRequest>,
     ) -> Result<Response<v1::ListSavesResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let page = PageRequest::new(request.page_size, &request.page_token)?;
-        let hosts: Vec<String> = if request.parent.is_empty() {
+        let mut hosts: Vec<String> = if request.parent.is_empty() {
             self.fleet
                 .hosts()
                 .into_iter()
@@ -140,9 +161,11 @@ impl SnapshotService for Services {
                 .collect()
         } else {
             let host = HostName::parse(&request.parent)?.to_string();
+            self.check_host(&scope, &host)?;
             self.fleet.host(&host)?;
             vec![host]
         };
+        hosts.retain(|host| self.host_in(&scope, host));
         let mut asked = JoinSet::new();
         for host in hosts {
             let me = self.clone();
@@ -163,6 +186,7 @@ impl SnapshotService for Services {
                 Err(error) => tracing::error!(%error, "asking a host for its saves failed"),
             }
         }
+        saves.retain(|save: &v1::Save| spec_in(&scope, save.vm_spec.as_ref()));
         saves.sort_by(|a: &v1::Save, b| a.name.cmp(&b.name));
         let (saves, next_page_token) = paginate(saves, &page, |save| save.name.clone());
         Ok(Response::new(v1::ListSavesResponse {
@@ -178,8 +202,9 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::WatchSaveRequest>,
     ) -> Result<Response<Self::WatchSaveStream>, Status> {
+        let scope = scope_of(&request);
         let message = request.into_inner();
-        let (_, host, mut agent) = self.to_save(&message.name)?;
+        let (_, host, mut agent) = self.to_save(&scope, &message.name).await?;
         let answer = agent.watch_save(message).await;
         let stream = answer.map_err(|status| forwarded(&host, status))?;
         // Nobody reads on here when the listener does not: the agent's own stream waits.
@@ -193,8 +218,9 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::VerifySaveRequest>,
     ) -> Result<Response<v1::VerifySaveResponse>, Status> {
+        let scope = scope_of(&request);
         let message = request.into_inner();
-        let (_, host, mut agent) = self.to_save(&message.name)?;
+        let (_, host, mut agent) = self.to_save(&scope, &message.name).await?;
         let answer = agent.verify_save(message).await;
         answer.map_err(|status| forwarded(&host, status))
     }
@@ -203,8 +229,9 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::DeleteSaveRequest>,
     ) -> Result<Response<v1::DeleteSaveResponse>, Status> {
+        let scope = scope_of(&request);
         let message = request.into_inner();
-        let (_, host, mut agent) = self.to_save(&message.name)?;
+        let (_, host, mut agent) = self.to_save(&scope, &message.name).await?;
         let answer = agent.delete_save(message).await;
         answer.map_err(|status| forwarded(&host, status))
     }
@@ -213,8 +240,9 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::RestoreVmRequest>,
     ) -> Result<Response<v1::RestoreVmResponse>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
-        let (name, host, mut agent) = self.to_save(&message.save)?;
+        let (name, host, mut agent) = self.to_save(&scope, &message.save).await?;
         let save = v1::GetSaveRequest {
             name: name.to_string(),
         };
@@ -232,7 +260,10 @@ impl SnapshotService for Services {
             };
             vm.id().clone_into(&mut message.vm_id);
             let spec = spec_of(save.vm_spec.as_ref(), &save.name)?;
-            Some(self.fleet.reserve(&vm, &spec, Some(name.host()))?)
+            let kept = self
+                .fleet
+                .reserve(&vm, &spec, Some(name.host()), &scope.hosts);
+            Some(kept.map_err(|error| taken_unseen(&scope, &vm, error))?)
         } else {
             None
         };
@@ -241,7 +272,7 @@ impl SnapshotService for Services {
             .map_err(|status| forwarded(&host, status))?
             .into_inner();
         if !dry_run && let Some(vm) = answer.vm.take() {
-            answer.vm = Some(self.made(&host, vm));
+            answer.vm = Some(self.as_seen(&scope, self.made(&host, vm)));
         }
         drop(reservation);
         if !dry_run {
@@ -255,21 +286,25 @@ impl SnapshotService for Services {
         &self,
         request: Request<v1::ForkVmRequest>,
     ) -> Result<Response<v1::ForkVmResponse>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
         let (vm, uid, host) = (&mut message.vm, &mut message.uid, &mut message.host);
-        let (parent, host, mut agent) = self.to_vm(vm, uid, host)?;
+        let (parent, host, mut agent) = self.to_vm(&scope, vm, uid, host)?;
         let spec = spec_of(parent.spec.as_ref(), &parent.name)?;
         let at = HostName::parse(&host)?;
         let mut reservations = Vec::new();
         for child in children_of(&message.vm_ids)? {
-            reservations.push(self.fleet.reserve(&child, &spec, Some(&at))?);
+            let kept = self.fleet.reserve(&child, &spec, Some(&at), &scope.hosts);
+            reservations.push(kept.map_err(|error| taken_unseen(&scope, &child, error))?);
         }
         let answer = agent.fork_vm(message).await;
         let mut answer = answer
             .map_err(|status| forwarded(&host, status))?
             .into_inner();
         let vms = std::mem::take(&mut answer.vms).into_iter();
-        answer.vms = vms.map(|vm| self.made(&host, vm)).collect();
+        answer.vms = vms
+            .map(|vm| self.as_seen(&scope, self.made(&host, vm)))
+            .collect();
         drop(reservations);
         drop(self.fleet.settled().await);
         Ok(Response::new(answer))

@@ -13,7 +13,10 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use super::services::{Services, forwarded, is_silence};
+use super::{
+    scope::{must_have, scope_of, taken_unseen},
+    services::{Services, forwarded, is_silence},
+};
 use crate::fleet::vm_exists;
 
 /// How long a host that has not reported yet may take to say whether it has a VM.
@@ -25,9 +28,10 @@ fn client(channel: TracedChannel) -> VmServiceClient<TracedChannel> {
 
 macro_rules! verb {
     ($self:ident, $request:ident, $call:ident) => {{
+        let scope = scope_of(&$request);
         let mut message = $request.into_inner();
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
-        let (owner, channel) = $self.route(&vm)?;
+        let (owner, channel) = $self.route(&scope, &vm)?;
         let host = owner.host.name;
         $self.migrations.refuse_frozen_copy(&owner.vm, &host)?;
         message.name = owner.vm.name;
@@ -37,7 +41,8 @@ macro_rules! verb {
             .$call(message)
             .await
             .map_err(|status| forwarded(&host, status))?;
-        Ok(Response::new($self.seen(&host, answer.into_inner())))
+        let vm = $self.seen(&host, answer.into_inner());
+        Ok(Response::new($self.as_seen(&scope, vm)))
     }};
 }
 
@@ -86,6 +91,7 @@ impl VmService for Services {
         &self,
         request: Request<v1::CreateVmRequest>,
     ) -> Result<Response<v1::Vm>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let vm = VmName::from_id(&request.vm_id)?;
         let spec = request
@@ -93,14 +99,22 @@ impl VmService for Services {
             .as_ref()
             .ok_or_else(|| ApiError::bad_parameter("spec", "is missing"))?;
         let checked = VmSpec::from_message(spec)?;
+        must_have(&scope, spec)?;
         let host = if request.host.is_empty() {
             None
         } else {
-            Some(HostName::parse(&request.host)?)
+            let host = HostName::parse(&request.host)?;
+            self.check_host(&scope, &host.to_string())?;
+            Some(host)
         };
         // Name and memory are kept until the agent has answered and the registry knows the VM.
-        let reservation = self.fleet.reserve(&vm, &checked, host.as_ref())?;
-        self.refuse_if_unreported_host_has(&vm).await?;
+        let unseen = |error| taken_unseen(&scope, &vm, error);
+        let reservation = self
+            .fleet
+            .reserve(&vm, &checked, host.as_ref(), &scope.hosts)
+            .map_err(unseen)?;
+        let reported = self.refuse_if_unreported_host_has(&vm).await;
+        reported.map_err(unseen)?;
         let host = reservation.host().to_owned();
         let forward = v1::CreateVmRequest {
             vm_id: vm.id().to_owned(),
@@ -124,9 +138,10 @@ impl VmService for Services {
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
-        let found = self.fleet.find(&vm)?;
+        let found = self.as_seen(&scope, self.find(&scope, &vm)?);
         let host = found.host.clone();
         if found.kept_by_server {
             return Ok(Response::new(self.with_migration(found)));
@@ -138,7 +153,10 @@ impl VmService for Services {
         message.uid.clone_from(&found.uid);
         message.host.clear();
         match client(self.fleet.channel(&host)?).get_vm(message).await {
-            Ok(answer) => Ok(Response::new(self.seen(&host, answer.into_inner()))),
+            Ok(answer) => {
+                let vm = self.seen(&host, answer.into_inner());
+                Ok(Response::new(self.as_seen(&scope, vm)))
+            }
             Err(status) if is_silence(&status) => Ok(Response::new(self.last_seen(found))),
             Err(status) => Err(status),
         }
@@ -148,17 +166,28 @@ impl VmService for Services {
         &self,
         request: Request<v1::ListVmsRequest>,
     ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let page = PageRequest::new(request.page_size, &request.page_token)?;
-        let (vms, next_page_token) = paginate(self.fleet.vms(), &page, |vm| {
+        let mut vms = self.fleet.vms();
+        let (mut unreachable, mut unreported) = (self.fleet.silent(), self.fleet.unreported());
+        if !scope.is_all() {
+            vms.retain(|vm| self.vm_in(&scope, vm));
+            unreachable.retain(|host| self.host_in(&scope, host));
+            unreported.retain(|host| self.host_in(&scope, host));
+        }
+        let (vms, next_page_token) = paginate(vms, &page, |vm| {
             // Below every character of a name, so that the order is by name, then uid.
             format!("{} {}", vm.name, vm.uid)
         });
         Ok(Response::new(v1::ListVmsResponse {
-            vms: vms.into_iter().map(|vm| self.with_migration(vm)).collect(),
+            vms: vms
+                .into_iter()
+                .map(|vm| self.as_seen(&scope, self.with_migration(vm)))
+                .collect(),
             next_page_token,
-            unreachable: self.fleet.silent(),
-            unreported: self.fleet.unreported(),
+            unreachable,
+            unreported,
         }))
     }
 
@@ -168,13 +197,14 @@ impl VmService for Services {
         &self,
         request: Request<v1::WatchVmRequest>,
     ) -> Result<Response<Self::WatchVmStream>, Status> {
+        let scope = scope_of(&request);
         let request = request.into_inner();
         let vm = VmRef::new(&request.name, &request.uid, &request.host)?;
         // An unknown VM is an error of the call, not of its stream. From here on it is this one,
         // whatever else gets its name.
-        let vm = self.fleet.find(&vm)?;
+        let vm = self.find(&scope, &vm)?;
         let (out, updates) = mpsc::channel(8);
-        self.watches.spawn(self.clone().follow(vm, out));
+        self.watches.spawn(self.clone().follow(scope, vm, out));
         Ok(Response::new(Box::pin(ReceiverStream::new(updates))))
     }
 
@@ -203,15 +233,17 @@ impl VmService for Services {
         &self,
         request: Request<v1::DeleteVmRequest>,
     ) -> Result<Response<v1::DeleteVmResponse>, Status> {
+        let scope = scope_of(&request);
         let mut message = request.into_inner();
         let vm = VmRef::new(&message.name, &message.uid, &message.host)?;
         if message.force && vm.uid().is_none() {
             let words = "is needed with force, so that it names one VM";
             return Err(ApiError::bad_parameter("uid", words).into());
         }
-        let found = match self.fleet.find(&vm) {
+        let found = match self.find(&scope, &vm) {
             Ok(found) => Ok(found),
-            Err(error) if error.reason == Reason::NoSuchVm => Err(error),
+            // Of what only a migration keeps nobody knows the labels.
+            Err(error) if error.reason == Reason::NoSuchVm && scope.is_all() => Err(error),
             Err(error) => return Err(error.into()),
         };
         // What the fleet does not show may be kept by a migration all the same.
@@ -240,7 +272,7 @@ impl VmService for Services {
             return Ok(Response::new(v1::DeleteVmResponse {}));
         }
         // Looked up again: waiting for a migration may have changed it, and its host must answer.
-        let (owner, channel) = self.route(&vm)?;
+        let (owner, channel) = self.route(&scope, &vm)?;
         let host = owner.host.name;
         message.name.clone_from(&owner.vm.name);
         message.uid.clone_from(&owner.vm.uid);

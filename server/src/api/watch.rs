@@ -19,7 +19,7 @@ use std::time::Duration;
 use slat_proto::{
     ApiError, Reason,
     model::VmRef,
-    transport::TracedChannel,
+    transport::{Scope, TracedChannel},
     v1::{self, vm::State, vm_service_client::VmServiceClient},
 };
 use tokio::{sync::mpsc, time::sleep};
@@ -64,23 +64,23 @@ fn may_run(vm: &v1::Vm) -> bool {
 impl Services {
     /// Sends a VM's states to `out`, from host to host, until it is gone or nobody listens. While
     /// its host does not answer, what was last seen is shown once, as old, and the host waited for.
-    pub(super) async fn follow(self, vm: v1::Vm, out: Out) {
+    pub(super) async fn follow(self, scope: Scope, vm: v1::Vm, out: Out) {
         let Ok(wanted) = VmRef::new("", &vm.uid, "") else {
             return;
         };
         let mut stale: Option<v1::Vm> = None;
         loop {
-            let route = match self.fleet.find(&wanted) {
+            let route = match self.find(&scope, &wanted) {
                 // Nobody can be asked: it stays as it is until it is deleted or comes back.
                 Ok(found) if found.kept_by_server => Err(host_unreachable(&found.host)),
-                _ => self.route(&wanted),
+                _ => self.route(&scope, &wanted),
             };
             let (owner, channel) = match route {
                 Ok(route) => route,
                 // Gone from the fleet: the stream ends, as it does at an agent.
                 Err(error) if error.reason == Reason::NoSuchVm => return,
                 Err(error) if error.reason == Reason::HostUnreachable => {
-                    let Ok(found) = self.fleet.find(&wanted) else {
+                    let Ok(found) = self.find(&scope, &wanted) else {
                         return;
                     };
                     let found = if found.kept_by_server {
@@ -127,7 +127,7 @@ impl Services {
                     continue;
                 }
             };
-            match self.follow_at(&host, stream, &out).await {
+            match self.follow_at(&scope, &host, stream, &out).await {
                 Stop::Done => return,
                 Stop::Moved => {}
                 Stop::Ended => {
@@ -150,7 +150,13 @@ impl Services {
     }
 
     /// Sends what one host says of a VM.
-    async fn follow_at(&self, host: &str, mut stream: Streaming<v1::Vm>, out: &Out) -> Stop {
+    async fn follow_at(
+        &self,
+        scope: &Scope,
+        host: &str,
+        mut stream: Streaming<v1::Vm>,
+        out: &Out,
+    ) -> Stop {
         let mut held = None;
         loop {
             tokio::select! {
@@ -178,7 +184,11 @@ impl Services {
                     }
                 }
             }
-            let shown = self.with_migration(update);
+            if !self.vm_in(scope, &update) {
+                // It went where the listener does not see it.
+                return Stop::Ended;
+            }
+            let shown = self.as_seen(scope, self.with_migration(update));
             if out.send(Ok(shown)).await.is_err() {
                 return Stop::Done;
             }

@@ -38,6 +38,12 @@ const KINDS: &[(bool, &str, &str, &str)] = &[
     (
         true,
         "hosts",
+        "fenced",
+        "fenced: nothing there runs any more, until its agent is started anew",
+    ),
+    (
+        true,
+        "hosts",
         "unreported",
         "not heard of since the server started; VMs there are shown as stored",
     ),

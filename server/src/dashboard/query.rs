@@ -178,8 +178,12 @@ pub(super) fn host_marks(host: &v1::Host) -> Vec<&'static str> {
         .clock_offset
         .as_ref()
         .map_or(0, |offset| offset.seconds);
+    // Of the start of its agent that was heard of last.
+    let fence = host.fence.as_ref();
+    let fenced = fence.is_some_and(|fence| fence.incarnation == host.incarnation);
     [
         ("unreachable", !ready),
+        ("fenced", !ready && fenced),
         ("unreported", !ready && !host.reported),
         ("contended", !host.contender.is_empty()),
         (

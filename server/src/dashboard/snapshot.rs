@@ -81,7 +81,7 @@ impl Cache {
             Some(last) => (Arc::clone(&last.snapshot.ended), last.ended_at, None),
             None => {
                 let asked = Instant::now();
-                match migrations.list(ENDED, "", None, None).await {
+                match migrations.list(ENDED, "", None, None, |_| true).await {
                     Ok((mut found, _)) => {
                         found.retain(|migration| has_ended(migration.phase()));
                         (Arc::new(found), asked, None)

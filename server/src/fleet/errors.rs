@@ -137,6 +137,46 @@ pub(super) fn host_being_deleted(name: &str) -> ApiError {
     )
 }
 
+/// The refusal of fencing a host whose agent reports. `reports`: it does; else the server has just
+/// started and does not know.
+pub(super) fn host_reports(name: &str, reports: bool) -> ApiError {
+    let why = if reports {
+        "its agent reports: VMs there would end"
+    } else {
+        "the server has just started and does not know yet whether its agent reports"
+    };
+    ApiError::new(Reason::HostInUse, format!("{name} is not fenced: {why}"))
+        .with("host", name)
+        .with(
+            "advice",
+            format_args!(
+                "to end all that runs there: `slat fence host {} --force`",
+                id(name)
+            ),
+        )
+}
+
+/// The refusal of a start of an agent that is over.
+pub(super) fn host_fenced(name: &str, fence: &v1::Fence) -> ApiError {
+    let time = fence
+        .time
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    ApiError::new(
+        Reason::HostFenced,
+        format!("{name} was fenced at {time}: this start of its agent is over"),
+    )
+    .with("host", name)
+    .with("incarnation", &fence.incarnation)
+    .with("fence", &fence.id)
+    .with(
+        "advice",
+        "what its VM processes hold may run elsewhere by now: end those that are left on this host, then start the agent \
+         anew; a new start is welcome",
+    )
+}
+
 /// The refusal of forgetting a host: it reports, or something was last seen there.
 pub(super) fn host_in_use(
     host: &v1::Host,

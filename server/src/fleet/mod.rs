@@ -16,6 +16,7 @@ mod callback;
 mod contact;
 mod epochs;
 mod errors;
+mod fenced;
 mod leftovers;
 mod names;
 mod placement;
@@ -32,7 +33,8 @@ mod unsaved;
 
 pub(crate) use self::{
     callback::call_back,
-    errors::{host_unreachable, vm_exists},
+    errors::{host_unreachable, no_such_host, vm_exists},
+    fenced::Fenceable,
     leftovers::{Ending, give_up_required, lives_elsewhere, taken_over},
     placement::{cannot_watch, why_not_watched},
     placing::memory_of,

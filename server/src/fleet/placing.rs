@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use slat_proto::{
     ApiError, Reason,
-    model::{HostName, VmName, VmSpec, ordinary_bytes},
+    model::{HostName, Labels, VmName, VmSpec, ordinary_bytes},
     v1,
 };
 
@@ -23,8 +23,14 @@ pub(crate) fn memory_of(vm: &v1::Vm) -> u64 {
     vm.memory_bytes.max(made_with)
 }
 
+fn has_labels(host: &v1::Host, wanted: &Labels) -> bool {
+    let labels = || host.labels.clone().into_iter().collect::<Labels>();
+    wanted.is_empty() || labels().have(wanted)
+}
+
 impl Table {
-    /// Keeps a name and memory for a new VM, on the host that is named or on the best one.
+    /// Keeps a name and memory for a new VM, on the host that is named or on the best one of those
+    /// that have the labels `among`.
     ///
     /// # Errors
     /// VM_EXISTS when any host has a VM or a side of that name, or had when it was last heard;
@@ -34,6 +40,7 @@ impl Table {
         vm: &VmName,
         spec: &VmSpec,
         wanted: Option<&HostName>,
+        among: &Labels,
         at: Instant,
     ) -> Result<String, ApiError> {
         let name = vm.to_string();
@@ -45,7 +52,7 @@ impl Table {
                 let (cordoned, open): (Vec<_>, Vec<_>) = self
                     .hosts
                     .values()
-                    .filter(|entry| self.is_ready(entry, at))
+                    .filter(|entry| self.is_ready(entry, at) && has_labels(&entry.host, among))
                     .partition(|entry| entry.host.cordoned);
                 let (free, troubled): (Vec<_>, Vec<_>) = open
                     .into_iter()

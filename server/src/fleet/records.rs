@@ -197,6 +197,24 @@ impl Records {
         true
     }
 
+    /// Nothing here runs any more: what might have is LOST, and says why, until its host reports
+    /// again. The uids of what changed by that. Sides stay as they were: their journals say what
+    /// they are.
+    pub(super) fn end(&mut self, why: &str) -> Vec<String> {
+        let ran = |record: &&mut VmRecord| may_run(&record.vm) && !record.vm.kept_by_server;
+        let lost = v1::vm::State::Lost;
+        let mut ended = Vec::new();
+        for record in self.vms.values_mut().filter(ran) {
+            if record.vm.state() != lost {
+                record.vm.state = lost.into();
+                why.clone_into(&mut record.vm.state_message);
+                record.vm.pid = 0;
+                ended.push(record.vm.uid.clone());
+            }
+        }
+        ended
+    }
+
     /// Drops what the agent just said is gone. Whether there was such a record.
     pub(super) fn forget(&mut self, uid: &str, at: Instant) -> bool {
         if self.vms.remove(uid).is_none() {

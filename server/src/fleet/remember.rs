@@ -18,11 +18,7 @@ use slat_proto::{ApiError, Reason, model::HostName, v1};
 use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    shared::{Fleet, channel_to},
-    table::Table,
-    unsaved::Unsaved,
-};
+use super::{shared::Fleet, table::Table, unsaved::Unsaved};
 use crate::store::{BlockingStore, SeenChanges, SeenFleet, StoreError};
 
 /// How long an answer waits for the disk.
@@ -63,7 +59,11 @@ fn changes(table: &Table, unsaved: &Unsaved) -> SeenChanges {
     let vm = |host: &str, uid: &str| table.hosts.get(host)?.records.get(uid).map(stored_vm);
     let epoch = |uid: &str| Some(table.epochs.of(uid)).filter(|epoch| *epoch > 0);
     let hosts = unsaved.hosts.iter().map(|name| {
-        let host = table.hosts.get(name).map(|entry| stored_host(&entry.host));
+        let host = table.hosts.get(name).map(|entry| v1::Host {
+            // Known here until its agent registers again.
+            incarnation: entry.last_incarnation.clone(),
+            ..stored_host(&entry.host)
+        });
         (name.clone(), host)
     });
     let vms = unsaved.vms.iter().map(|key| {
@@ -92,7 +92,7 @@ impl Fleet {
                 message: error.message,
             };
             HostName::parse(&host.name).map_err(bad)?;
-            let channel = channel_to(&host.address).map_err(bad)?;
+            let channel = self.channel_to(&host.name, &host.address).map_err(bad)?;
             self.set_channel(&host.name, &host.address, channel);
             self.table().restore_host(host, at);
         }

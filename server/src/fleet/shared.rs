@@ -10,6 +10,7 @@
 //! dropped, under the lock of `table` again.
 
 mod deletion;
+mod fence;
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +21,11 @@ use std::{
 use dashmap::DashMap;
 use slat_proto::{
     ApiError,
-    model::{HostName, VmName, VmRef, VmSpec},
-    transport::{TracedChannel, connect},
+    model::{HostName, Labels, VmName, VmRef, VmSpec, duration_nanos},
+    transport::{Link, TracedChannel, connect_by},
     v1,
 };
+use slat_trust::{Credentials, Expects, Kind};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -39,6 +41,7 @@ const MISSED_REPORTS: u32 = 3;
 pub(crate) struct Fleet {
     table: Mutex<Table>,
     channels: DashMap<String, (String, TracedChannel)>,
+    credentials: Option<Credentials>,
     interval: Duration,
     /// Something is not saved yet.
     pub(super) changed: Notify,
@@ -54,23 +57,31 @@ pub(crate) struct Owner {
     pub(crate) host: v1::Host,
 }
 
-/// A channel that connects when it is used.
-pub(super) fn channel_to(address: &str) -> Result<TracedChannel, ApiError> {
-    Ok(connect(&address.parse()?)?.relaying())
-}
-
 impl Fleet {
     /// `silence`: how long a host may be quiet; by default until it has missed a few reports.
-    pub(crate) fn new(interval: Duration, silence: Option<Duration>) -> Arc<Self> {
+    /// By `credentials` it calls agents; without, in the clear.
+    pub(crate) fn new(
+        interval: Duration,
+        silence: Option<Duration>,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
         let silence = silence.unwrap_or(interval * MISSED_REPORTS);
         Arc::new(Self {
             table: Mutex::new(Table::new(interval, silence)),
             channels: DashMap::new(),
+            credentials,
             interval,
             changed: Notify::new(),
             saved: watch::channel(0).0,
             clocks: Clocks::default(),
         })
+    }
+
+    /// A channel to a host's agent, and to nobody else, that connects when it is used.
+    pub(super) fn channel_to(&self, host: &str, address: &str) -> Result<TracedChannel, ApiError> {
+        let name = HostName::parse(host)?.id().to_owned();
+        let link = Link::new(self.credentials.as_ref(), Expects::Named(Kind::Agent, name));
+        Ok(connect_by(&address.parse()?, &link)?.relaying())
     }
 
     /// How often agents report.
@@ -115,7 +126,7 @@ impl Fleet {
     /// HOST_NAME_TAKEN, HOST_DELETED; BAD_PARAMETER when the address makes no URI.
     pub(crate) fn register(&self, host: v1::Host) -> Result<(), ApiError> {
         let (name, address) = (host.name.clone(), host.address.clone());
-        let channel = channel_to(&address)?;
+        let channel = self.channel_to(&name, &address)?;
         let same = self.change(|table| table.register(host, Instant::now()))?;
         let connected = self
             .channels
@@ -149,6 +160,13 @@ impl Fleet {
     /// The hosts' clocks.
     pub(crate) fn clocks(&self) -> &Clocks {
         &self.clocks
+    }
+
+    /// By how much a host's clock is ahead of the server's, as measured, in milliseconds.
+    pub(crate) fn ahead_ms(&self, host: &str) -> i64 {
+        let offset = self.clocks.offset(host);
+        let nanos = offset.as_ref().map_or(0, duration_nanos);
+        i64::try_from(nanos / 1_000_000).unwrap_or(0)
     }
 
     fn with_clock(&self, mut host: v1::Host) -> v1::Host {
@@ -287,7 +305,8 @@ impl Fleet {
             .ok_or_else(|| no_such_host(host))
     }
 
-    /// Chooses a host for a new VM and keeps its name and memory until the guard is dropped.
+    /// Chooses a host for a new VM, of those that have the labels `among`, and keeps its name and
+    /// memory until the guard is dropped.
     ///
     /// # Errors
     /// VM_EXISTS, NO_SUCH_HOST, HOST_UNREACHABLE, HOST_CORDONED, CAPABILITY_MISSING, NO_HOST.
@@ -296,8 +315,11 @@ impl Fleet {
         vm: &VmName,
         spec: &VmSpec,
         host: Option<&HostName>,
+        among: &Labels,
     ) -> Result<Reservation, ApiError> {
-        let host = self.table().reserve(vm, spec, host, Instant::now())?;
+        let host = self
+            .table()
+            .reserve(vm, spec, host, among, Instant::now())?;
         Ok(Reservation {
             fleet: Arc::clone(self),
             vm: vm.to_string(),

@@ -4,7 +4,8 @@
 //! * [`HostEntry`]: a host, the contact with its agent, its records by uid, its leftovers.
 //! * A VM is the record that counts among the records of its uid: `rank`, `epochs`.
 //! * A name is resolved by `names`; a new VM is placed by `placing`.
-//! * A host that is being deleted is marked, and its agent refused: `deletions`.
+//! * A host that is being deleted is marked, and its agent refused: `deletions`. So is a start of
+//!   an agent that was fenced: `fences`.
 //! * What the store has to know is collected in `unsaved`.
 //!
 //! It begins with what the store has ([`Table::restore_host`] and what follows): hosts and VMs as
@@ -12,6 +13,7 @@
 //! its VM is deleted, or with its host.
 
 mod deletions;
+mod fences;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,6 +31,7 @@ use super::{
     contact::{Contact, Turn},
     epochs::Epochs,
     errors::{host_name_taken, no_such_host},
+    fenced::fenced_words,
     names::Vms,
     rank::{Seen, may_run},
     records::Records,
@@ -51,6 +54,10 @@ pub(super) struct HostEntry {
     pub(super) records: Records,
     pub(super) leftovers: Vec<v1::Leftover>,
     pub(super) superseded: Superseded,
+    /// Of the agent that registered last, in this life of the server or an earlier one.
+    pub(super) last_incarnation: String,
+    /// Its last fence is on disk.
+    fence_stored: bool,
     /// It was said that some of its VMs cannot be kept.
     warned: bool,
 }
@@ -63,6 +70,8 @@ impl HostEntry {
             records: Records::default(),
             leftovers: Vec::new(),
             superseded: Superseded::default(),
+            last_incarnation: String::new(),
+            fence_stored: true,
             warned: false,
         }
     }
@@ -90,6 +99,16 @@ pub(super) struct Table {
     pub(super) silence: Duration,
 }
 
+/// Texts that are an agent's to bound, and not believed.
+fn bounded(trust: v1::HostTrust) -> v1::HostTrust {
+    let cut = |text: String| text.chars().take(TROUBLE).collect();
+    v1::HostTrust {
+        identity: cut(trust.identity),
+        message: cut(trust.message),
+        ..trust
+    }
+}
+
 fn stale_incarnation(host: &str) -> ApiError {
     ApiError::new(
         Reason::StaleIncarnation,
@@ -114,12 +133,21 @@ impl Table {
     }
 
     pub(super) fn is_ready(&self, entry: &HostEntry, at: Instant) -> bool {
-        entry.contact.ready(at, self.silence)
+        !entry.is_fenced() && entry.contact.ready(at, self.silence)
     }
 
     fn show(&self, entry: &HostEntry, at: Instant) -> v1::Host {
         let mut host = entry.host.clone();
         entry.contact.show(&mut host, at, self.silence);
+        if entry.is_fenced() {
+            let words = host
+                .fence
+                .as_ref()
+                .map(|fence| fenced_words(&host.name, fence));
+            host.state = v1::host::State::Unreachable.into();
+            host.incarnation.clone_from(&entry.last_incarnation);
+            host.state_message = words.unwrap_or_default();
+        }
         host.vms = u32::try_from(entry.records.len()).unwrap_or(u32::MAX);
         let leftovers = entry.leftovers.len() + entry.superseded.len();
         host.leftovers = u32::try_from(leftovers).unwrap_or(u32::MAX);
@@ -129,9 +157,10 @@ impl Table {
     /// A host that the store knows.
     pub(super) fn restore_host(&mut self, mut host: v1::Host, at: Instant) {
         // Its agent has to register again.
-        host.incarnation.clear();
+        let last_incarnation = std::mem::take(&mut host.incarnation);
         let name = host.name.clone();
-        let entry = HostEntry::new(host, Contact::known(at));
+        let mut entry = HostEntry::new(host, Contact::known(at));
+        entry.last_incarnation = last_incarnation;
         self.hosts.entry(name).or_insert(entry);
     }
 
@@ -151,13 +180,14 @@ impl Table {
         }
     }
 
-    /// Refuses an agent whose name is another's, or whose host is being deleted. Of a second agent
-    /// the log says so once an episode.
+    /// Refuses an agent whose name is another's, whose host is being deleted, or whose start was
+    /// fenced. Of a second agent the log says so once an episode.
     ///
     /// # Errors
-    /// HOST_NAME_TAKEN, HOST_DELETED.
+    /// HOST_NAME_TAKEN, HOST_DELETED, HOST_FENCED.
     pub(super) fn admit(&mut self, host: &v1::Host, at: Instant) -> Result<(), ApiError> {
         self.deletions.refuse(&host.name)?;
+        self.refuse_fenced(&host.name, &host.incarnation)?;
         let silence = self.silence;
         let Some(entry) = self.hosts.get_mut(&host.name) else {
             return Ok(());
@@ -210,22 +240,28 @@ impl Table {
         entry.warned &= same;
         host.memory_used_bytes = known.memory_used_bytes;
         host.cordoned = known.cordoned;
+        // The server's own to say.
+        host.fence.clone_from(&known.fence);
+        entry.last_incarnation.clone_from(&host.incarnation);
         host.clock_offset = known.clock_offset;
         if let Some(huge) = &mut host.huge_pages {
             huge.pools.truncate(POOLS);
         }
+        host.trust = host.trust.map(bounded);
         entry.host = host;
         let name = entry.host.name.clone();
         self.unsaved.host(&name);
         Ok(same)
     }
 
-    /// Refuses a report of a host that is being deleted, or that is not registered so.
+    /// Refuses a report of a host that is being deleted, that is not registered so, or whose start
+    /// was fenced.
     ///
     /// # Errors
-    /// STALE_INCARNATION, HOST_DELETED.
+    /// STALE_INCARNATION, HOST_DELETED, HOST_FENCED.
     pub(super) fn may_report(&self, report: &v1::ReportHostRequest) -> Result<(), ApiError> {
         self.deletions.refuse(&report.host)?;
+        self.refuse_fenced(&report.host, &report.incarnation)?;
         let known = self.hosts.get(&report.host);
         let registered = known.is_some_and(|entry| entry.host.incarnation == report.incarnation);
         if !registered || report.incarnation.is_empty() {
@@ -255,6 +291,9 @@ impl Table {
         if let Some(mut reported) = report.huge_pages {
             reported.pools.truncate(POOLS);
             entry.host.huge_pages = Some(reported);
+        }
+        if let Some(trust) = report.trust {
+            entry.host.trust = Some(bounded(trust));
         }
         entry.contact.trouble = report.state_message.chars().take(TROUBLE).collect();
         entry.keep_leftovers(report.leftovers);
@@ -328,7 +367,7 @@ impl Table {
     pub(super) fn reporting(&self, at: Instant) -> Vec<v1::Host> {
         self.hosts
             .values()
-            .filter(|entry| entry.contact.reports(at, self.silence))
+            .filter(|entry| !entry.is_fenced() && entry.contact.reports(at, self.silence))
             .map(|entry| self.show(entry, at))
             .collect()
     }

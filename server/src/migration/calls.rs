@@ -8,34 +8,46 @@ use std::{fmt, sync::Arc, time::Duration};
 use slat_proto::{
     ApiError, Reason,
     model::{now, to_own_clock},
-    v1::{self, resolve_transfer_request::Decision},
+    transport::TracedChannel,
+    v1::{
+        self, resolve_transfer_request::Decision, transfer_service_client::TransferServiceClient,
+    },
 };
 use tokio::time::{Instant, sleep};
 
 use super::{
+    leave::{Leave, channel_key, is_behind},
     protocol::{Answer, Side},
     record::report,
     subject::{ASK, Found, Subject, ask, at_host, is_silence, role, side_name},
 };
-use crate::fleet::Fleet;
+use crate::{fleet::Fleet, grants::Grants};
+
+/// What a decision stands on that a journal is behind.
+pub(super) const JOURNAL: &str = "journal";
 
 /// PrepareIncoming maps the VM's memory and starts its process.
 const PREPARE: Duration = Duration::from_secs(30);
 const START: Duration = Duration::from_secs(10);
+/// How long an agent may take to register after its start, and to hear of a new key.
+const BEHIND: Duration = Duration::from_secs(5);
 /// How long the source's agent may take to notice that a VM's process has ended.
 const EXPLAIN: Duration = Duration::from_secs(2);
 
 /// What the source needs to reach the destination. Never printed.
 #[derive(Clone)]
-pub(super) struct Grant {
+pub(super) struct Offer {
     data_address: String,
     ticket: Vec<u8>,
     versions: v1::ChosenVersions,
+    channel: i32,
+    /// Of the page streams, as both ends' agents vouch for them.
+    keys: [[u8; 32]; 2],
 }
 
-impl fmt::Debug for Grant {
+impl fmt::Debug for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grant")
+        f.debug_struct("Offer")
             .field("data_address", &self.data_address)
             .field("versions", &self.versions)
             .finish_non_exhaustive()
@@ -48,7 +60,7 @@ pub(super) enum Brought {
     Nothing,
     Side(Side, Box<v1::Transfer>),
     Description(Box<v1::DescribeOutgoingResponse>),
-    Grant(Grant, Box<v1::Transfer>),
+    Offer(Offer, Box<v1::Transfer>),
     /// Who refused, or did not answer.
     Refusal(Side, ApiError),
     /// A side that was not released, and why.
@@ -105,10 +117,13 @@ fn says_lost(error: &ApiError) -> bool {
             .is_some_and(|state| state == "LOST")
 }
 
+type Transfers = TransferServiceClient<TracedChannel>;
+
 /// The way to the agents for one migration.
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) fleet: Arc<Fleet>,
+    pub(super) grants: Arc<Grants>,
     pub(super) subject: Arc<Subject>,
 }
 
@@ -192,9 +207,9 @@ impl Caller {
     /// PrepareIncoming, with what the source said of itself.
     pub(super) async fn prepare(self, description: v1::DescribeOutgoingResponse) -> Ended {
         match self.try_prepare(description).await {
-            Ok((grant, transfer)) => Ended {
+            Ok((offer, transfer)) => Ended {
                 answer: Answer::Side(report(&transfer)),
-                brought: Brought::Grant(grant, Box::new(transfer)),
+                brought: Brought::Offer(offer, Box::new(transfer)),
             },
             Err(error) => Ended::refused(&self.subject, Side::Destination, error),
         }
@@ -203,21 +218,33 @@ impl Caller {
     async fn try_prepare(
         &self,
         description: v1::DescribeOutgoingResponse,
-    ) -> Result<(Grant, v1::Transfer), ApiError> {
-        let subject = &self.subject;
+    ) -> Result<(Offer, v1::Transfer), ApiError> {
+        let source_key = channel_key(&description.channel_key)?;
         let request = self.announcement(description, false)?;
-        let mut transfers = subject.transfers(&self.fleet, Side::Destination)?;
-        let answer = ask(PREPARE, transfers.prepare_incoming(request)).await?;
+        let sign = || {
+            let grant = self.leave().receive(source_key)?;
+            Ok(v1::PrepareIncomingRequest {
+                grant: Some(grant),
+                send_time: Some(now()),
+                ..request.clone()
+            })
+        };
+        let send = |mut transfers: Transfers, request| async move {
+            ask(PREPARE, transfers.prepare_incoming(request)).await
+        };
+        let answer = self.leaving(Side::Destination, sign, send).await?;
         // An agent that knows no preamble compared nothing.
         let Some(versions) = answer.versions else {
             return Err(self.too_old(Side::Destination));
         };
-        let grant = Grant {
+        let offer = Offer {
             data_address: answer.data_address,
             ticket: answer.ticket,
             versions,
+            channel: answer.channel,
+            keys: [source_key, channel_key(&answer.channel_key)?],
         };
-        Ok((grant, answer.transfer.unwrap_or_default()))
+        Ok((offer, answer.transfer.unwrap_or_default()))
     }
 
     /// The request for an empty VM at the destination.
@@ -236,6 +263,7 @@ impl Caller {
             preamble: description.preamble,
             send_time: Some(now()),
             validate_only,
+            ..Default::default()
         })
     }
 
@@ -262,26 +290,34 @@ impl Caller {
     /// StartOutgoing, with what the destination said and what is remembered of the two hosts.
     pub(super) async fn start(
         self,
-        grant: Grant,
+        offer: Offer,
         remembered: Option<v1::RememberedCosts>,
     ) -> Ended {
         let subject = &self.subject;
         let request = v1::StartOutgoingRequest {
             migration: subject.migration.clone(),
             vm: subject.vm.clone(),
-            data_address: grant.data_address,
-            ticket: grant.ticket,
+            data_address: offer.data_address,
+            ticket: offer.ticket,
             params: subject.params,
             epoch: subject.epoch,
-            versions: Some(grant.versions),
+            versions: Some(offer.versions),
             vm_uid: subject.vm_uid.clone(),
             remembered,
+            channel: offer.channel,
+            ..Default::default()
         };
-        let answer = match subject.transfers(&self.fleet, Side::Source) {
-            Ok(mut transfers) => ask(START, transfers.start_outgoing(request)).await,
-            Err(error) => Err(error),
+        let sign = || {
+            let grant = self.leave().send(offer.keys)?;
+            Ok(v1::StartOutgoingRequest {
+                grant: Some(grant),
+                ..request.clone()
+            })
         };
-        match answer {
+        let send = |mut transfers: Transfers, request| async move {
+            ask(START, transfers.start_outgoing(request)).await
+        };
+        match self.leaving(Side::Source, sign, send).await {
             Ok(transfer) => Ended::found(Side::Source, Found::Side(Box::new(transfer))),
             Err(error) if is_silence(&error) => Ended::with(Answer::Silent),
             // A refusal counts only when there is no side: an earlier call may have begun it.
@@ -310,19 +346,67 @@ impl Caller {
         self.after(side, answer).await
     }
 
-    /// ResolveTransfer.
-    pub(super) async fn resolve(self, decision: Decision) -> Ended {
+    /// ResolveTransfer. `ground`: what the decision stands on.
+    pub(super) async fn resolve(self, decision: Decision, ground: String) -> Ended {
         let migration = &self.subject.migration;
-        tracing::info!(%migration, ?decision, "a destination in doubt is told");
-        let request = v1::ResolveTransferRequest {
-            migration: migration.clone(),
-            decision: decision.into(),
+        tracing::info!(%migration, ?decision, ground, "a destination in doubt is told");
+        let sign = || {
+            let commit = decision == Decision::Commit;
+            Ok(v1::ResolveTransferRequest {
+                migration: migration.clone(),
+                decision: decision.into(),
+                grant: Some(self.leave().decision(commit, &ground)?),
+                ..Default::default()
+            })
         };
-        let answer = match self.subject.transfers(&self.fleet, Side::Destination) {
-            Ok(mut transfers) => ask(ASK, transfers.resolve_transfer(request)).await,
-            Err(error) => Err(error),
+        let send = |mut transfers: Transfers, request| async move {
+            ask(ASK, transfers.resolve_transfer(request)).await
         };
+        let answer = self.leaving(Side::Destination, sign, send).await;
         self.after(Side::Destination, answer).await
+    }
+
+    fn leave(&self) -> Leave<'_> {
+        Leave {
+            fleet: &self.fleet,
+            grants: &self.grants,
+            subject: &self.subject,
+        }
+    }
+
+    /// A call with a grant. While its host's agent does not know what the grant stands on (it
+    /// started a moment ago, or the key is new) it is signed and sent again, for a while.
+    async fn leaving<R, T, F: Future<Output = Result<T, ApiError>>>(
+        &self,
+        side: Side,
+        sign: impl Fn() -> Result<R, ApiError>,
+        send: impl Fn(Transfers, R) -> F,
+    ) -> Result<T, ApiError> {
+        let begin = Instant::now();
+        let patience = BEHIND.max(self.fleet.interval() * 3);
+        loop {
+            let transfers = self.subject.transfers(&self.fleet, side)?;
+            let (answer, again) = match sign() {
+                Ok(request) => {
+                    let answer = send(transfers, request).await;
+                    let again = answer.as_ref().is_err_and(is_behind);
+                    (answer, again)
+                }
+                // Who has not registered since this server started will.
+                Err(error) => {
+                    let again = is_silence(&error);
+                    (Err(error), again)
+                }
+            };
+            match answer {
+                Err(error) if again && begin.elapsed() < patience => {
+                    tracing::debug!(migration = %self.subject.migration, host = %self.subject.host(side), %error,
+                        "a grant waits for an agent");
+                    sleep(BEHIND / 50).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// What an answer, or a refusal, says of the side it was asked of.

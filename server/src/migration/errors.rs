@@ -95,13 +95,15 @@ impl Texts {
             Cause::HostForgotten { side, kept } => {
                 host_forgotten(phase, location, subject, side, kept)
             }
+            Cause::HostFenced { side, kept } => host_fenced(phase, location, subject, side, kept),
             Cause::Doubt => ApiError::new(
                 Reason::InDoubt,
                 "the source cannot be asked whether it handed the VM over",
             )
             .with(
                 "advice",
-                "bring the source host's agent back: its journal decides, nothing else does",
+                "bring the source host's agent back: its journal decides. If the host is gone, `slat fence host` it: that it runs \
+                 nothing any more decides too, nothing else does",
             )
             .to_migration_error(Phase::Switchover, "server"),
         })
@@ -332,6 +334,55 @@ pub(super) fn host_forgotten(
     .to_migration_error(phase, side_name(side))
 }
 
+/// The end of a migration, or its doubt, whose host was fenced.
+pub(super) fn host_fenced(
+    phase: Phase,
+    location: Location,
+    subject: &Subject,
+    side: Side,
+    kept: bool,
+) -> v1::MigrationError {
+    let Subject {
+        source,
+        destination,
+        vm_uid,
+        ..
+    } = subject;
+    let host = subject.host(side);
+    let (outcome, advice) = match (side, location) {
+        (_, Location::Source) => (
+            "the VM runs on at the source".to_owned(),
+            "migrate it to another host".to_owned(),
+        ),
+        (_, Location::Lost) => (
+            "the VM ended with it".to_owned(),
+            "create the VM again".to_owned(),
+        ),
+        (Side::Source, _) => (
+            format!("{destination} takes the VM if it has all of it"),
+            format!("see that the agent of {destination} answers: it is told as soon as it does"),
+        ),
+        (Side::Destination, _) if kept => (
+            format!(
+                "the VM had been handed over and ended with it; a frozen copy was left at {source}"
+            ),
+            copy_advice(vm_uid, source),
+        ),
+        (Side::Destination, _) => (
+            "whether the VM had been handed over is not known".to_owned(),
+            format!("bring the agent of {source} back, or fence that host too"),
+        ),
+    };
+    let location = location.as_str_name();
+    let location = location.trim_start_matches("VM_LOCATION_");
+    ApiError::new(Reason::HostFenced, format!("{host} was fenced; {outcome}"))
+        .with("host", host)
+        .with("vm_location", location)
+        .with("frozen_copy", if kept { source.as_str() } else { "" })
+        .with("advice", advice)
+        .to_migration_error(phase, side_name(side))
+}
+
 /// What can be done about a frozen copy.
 fn copy_advice(uid: &str, host: &str) -> String {
     let short = host.strip_prefix("hosts/").unwrap_or(host);
@@ -370,6 +421,6 @@ pub(super) fn in_progress(vm: &str, migration: &str, what: &str) -> ApiError {
     .with("advice", "wait for its end, or cancel it")
 }
 
-pub(super) fn no_such_migration(name: &MigrationName) -> ApiError {
+pub(crate) fn no_such_migration(name: &MigrationName) -> ApiError {
     ApiError::new(Reason::NoSuchMigration, format!("no migration {name}")).with("migration", name)
 }

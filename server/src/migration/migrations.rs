@@ -43,6 +43,7 @@ use super::{
 };
 use crate::{
     fleet::Fleet,
+    grants::Grants,
     history::History,
     phase::has_ended,
     store::{BlockingStore, ListQuery, Place, StoreError},
@@ -73,6 +74,7 @@ impl Migrations {
         fleet: Arc<Fleet>,
         store: BlockingStore,
         history: Arc<History>,
+        grants: Arc<Grants>,
         retention: Retention,
     ) -> Result<Arc<Self>, StoreError> {
         let open = store.with(|store| store.open_migrations()).await?;
@@ -95,6 +97,7 @@ impl Migrations {
                 fleet,
                 store,
                 history,
+                grants,
                 pairs,
             },
             creating: tokio::sync::Mutex::new(()),
@@ -249,6 +252,21 @@ impl Migrations {
         names
     }
 
+    /// Tells the migrations with a side on a host that it was fenced, which is on disk.
+    pub(crate) async fn host_fenced(&self, host: &str) {
+        let told: Vec<_> = {
+            let active = self.active();
+            let here = active
+                .values()
+                .filter(|active| !active.unreleased_on(host).is_empty());
+            here.map(|active| active.commands.clone()).collect()
+        };
+        for commands in told {
+            // One whose task has ended has no side there any more.
+            drop(commands.send(Command::Fenced).await);
+        }
+    }
+
     /// Gives up all sides on a host that is deleted; returns when that is on disk.
     ///
     /// # Errors
@@ -334,6 +352,14 @@ impl Migrations {
             .with("destination", existing.destination)
             .with("advice", "name another migration_id"));
         }
+        // Looked at before the hosts are: what is fenced from now on counts.
+        let destination = wanted.destination.to_string();
+        let fence_of = |host: &str| self.context.fleet.fence_of(host).unwrap_or_default().id;
+        let source = self.context.fleet.find(&wanted.vm).map(|vm| vm.host);
+        let fences = [
+            fence_of(&source.unwrap_or_default()),
+            fence_of(&destination),
+        ];
         let owner = match self.context.fleet.owner(&wanted.vm) {
             Ok(owner) => owner,
             Err(error) => {
@@ -349,11 +375,12 @@ impl Migrations {
         };
         let keeper = |vm: &VmKey| self.keeper(vm);
         let vm = check(&self.context.fleet, &wanted, owner, keeper).await?;
-        let destination = wanted.destination.to_string();
-        let record = Record::new(name, &vm, destination, wanted.params.to_message());
+        let mut record = Record::new(name, &vm, destination, wanted.params.to_message());
+        record.begin_after(fences);
         if wanted.validate_only {
             let caller = Caller {
                 fleet: Arc::clone(&self.context.fleet),
+                grants: Arc::clone(&self.context.grants),
                 subject: Subject::of(record.migration()).into(),
             };
             // Two calls to hosts: no other migration waits for them.
@@ -443,13 +470,14 @@ impl Migrations {
             .ok_or_else(|| no_such_migration(name))
     }
 
-    /// One page, newest first.
+    /// One page of those that are to be `seen`, newest first.
     pub(crate) async fn list(
         &self,
         page_size: i32,
         page_token: &str,
         vm: Option<String>,
         vm_uid: Option<String>,
+        seen: impl Fn(&v1::Migration) -> bool + Send,
     ) -> Result<(Vec<v1::Migration>, String), ApiError> {
         // The size is checked as everywhere; the store reads one more than the page to know whether
         // it is the last.
@@ -464,28 +492,38 @@ impl Migrations {
                 ApiError::bad_parameter("page_token", "is not from a list of migrations")
             })?),
         };
-        let query = ListQuery {
-            vm,
-            vm_uid,
-            after,
-            limit: size + 1,
-        };
-        let found = self
-            .context
-            .store
-            .with(move |store| store.migrations(&query))
-            .await?;
-        let migrations: Vec<v1::Migration> = found
-            .into_iter()
-            .filter_map(|record| record.migration)
-            .map(|stored| self.live(&stored.name).unwrap_or(stored))
-            .map(|mut migration| {
+        let mut after = after;
+        let mut migrations: Vec<v1::Migration> = Vec::new();
+        loop {
+            let query = ListQuery {
+                vm: vm.clone(),
+                vm_uid: vm_uid.clone(),
+                after,
+                limit: size + 1,
+            };
+            let found = self
+                .context
+                .store
+                .with(move |store| store.migrations(&query))
+                .await?;
+            let read = found.len();
+            let stored = found.into_iter().filter_map(|record| record.migration);
+            let stored: Vec<v1::Migration> = stored.collect();
+            after = stored.last().map(Place::of);
+            let live = stored
+                .into_iter()
+                .map(|stored| self.live(&stored.name).unwrap_or(stored));
+            migrations.extend(live.filter(&seen).map(|mut migration| {
                 if let Some(progress) = &mut migration.progress {
                     progress.summarize_histories();
                 }
                 migration
-            })
-            .collect();
+            }));
+            // Who does not see all of them is read on for.
+            if read <= size || migrations.len() > size || after.is_none() {
+                break;
+            }
+        }
         let first = PageRequest::new(page_size, "")?;
         Ok(paginate(migrations, &first, |migration| {
             Place::of(migration).to_token()

@@ -23,6 +23,7 @@ mod copies;
 mod errors;
 mod follower;
 mod key;
+mod leave;
 mod migrations;
 mod orphans;
 mod pairs;
@@ -38,4 +39,4 @@ mod waiting;
 mod waits;
 
 pub use self::retention::Retention;
-pub(crate) use self::{admission::NewMigration, migrations::Migrations};
+pub(crate) use self::{admission::NewMigration, errors::no_such_migration, migrations::Migrations};

@@ -43,6 +43,7 @@ pub(super) async fn sweep(context: Context, host: &str, sides: Vec<v1::Transfer>
         }
         let caller = Caller {
             fleet: context.fleet.clone(),
+            grants: context.grants.clone(),
             subject: Subject::of(migration).into(),
         };
         end(caller, side, migration.phase(), &transfer).await;

@@ -25,10 +25,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 mod answers;
+mod grounds;
 
 use super::{
-    calls::{Brought, Caller, Ended, Grant},
-    errors::{Texts, host_forgotten},
+    calls::{Brought, Caller, Ended, JOURNAL, Offer},
+    errors::Texts,
     follower::{FIRST_PAUSE, News, follow, longer},
     pairs::Pairs,
     protocol::{Action, Answer, Durable, Input, MigrationProtocol, Side},
@@ -39,7 +40,9 @@ use super::{
     waiting::{Earlier, HOST_PATIENCE, Released, wait_for},
     waits::{Standing as Waiting, Waits, populated},
 };
-use crate::{fleet::Fleet, history::History, metrics, phase::has_ended, store::BlockingStore};
+use crate::{
+    fleet::Fleet, grants::Grants, history::History, metrics, phase::has_ended, store::BlockingStore,
+};
 
 /// What is still wanted is asked for again this often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -61,6 +64,7 @@ pub(super) struct Context {
     pub(super) fleet: Arc<Fleet>,
     pub(super) store: BlockingStore,
     pub(super) history: Arc<History>,
+    pub(super) grants: Arc<Grants>,
     pub(super) pairs: Arc<Pairs>,
 }
 
@@ -104,7 +108,7 @@ pub(super) struct Reconciler {
     description: Option<Box<v1::DescribeOutgoingResponse>>,
     /// The VM as the fleet knew it when this began.
     last_seen: Option<v1::Vm>,
-    grant: Option<Grant>,
+    offer: Option<Offer>,
     heard: mpsc::Receiver<News>,
     hear: mpsc::Sender<News>,
     following: [Following; 2],
@@ -139,6 +143,7 @@ impl Reconciler {
         let on_disk = record.migration().clone();
         let caller = Caller {
             fleet: Arc::clone(&context.fleet),
+            grants: Arc::clone(&context.grants),
             subject: Arc::new(Subject::of(&on_disk)),
         };
         let protocol = MigrationProtocol::new(&record.durable());
@@ -162,7 +167,7 @@ impl Reconciler {
             released,
             description: None,
             last_seen: None,
-            grant: None,
+            offer: None,
             heard,
             hear,
             following: [Following::default(); 2],
@@ -191,6 +196,7 @@ impl Reconciler {
             self.retry_at = Instant::now();
         }
         self.last_seen = self.caller.subject.last_seen(&self.context.fleet);
+        self.look_for_fences();
         while !self.is_done() {
             self.show();
             let figures = self.figures_deadline();
@@ -356,8 +362,8 @@ impl Reconciler {
             Brought::Nothing => {}
             Brought::Side(side, transfer) => self.note(side, transfer),
             Brought::Description(description) => self.description = Some(description),
-            Brought::Grant(grant, transfer) => {
-                self.grant = Some(grant);
+            Brought::Offer(offer, transfer) => {
+                self.offer = Some(offer);
                 self.note(Side::Destination, transfer);
             }
             Brought::Unreleased(side, error) => self.released.of(side).refused(error),
@@ -371,7 +377,6 @@ impl Reconciler {
 
     fn begin(&mut self, action: Action) {
         let caller = self.caller.clone();
-        let phase = self.record.migration().phase();
         let tasks = &mut self.tasks;
         match action {
             Action::Persist => self.persist(),
@@ -380,12 +385,12 @@ impl Reconciler {
                 let description = self.description.clone().unwrap_or_default();
                 tasks.call(action, caller.prepare(*description));
             }
-            Action::Start => match self.grant.clone() {
-                Some(grant) => {
+            Action::Start => match self.offer.clone() {
+                Some(offer) => {
                     let migration = self.record.migration();
                     let (source, destination) = (&migration.source, &migration.destination);
                     let remembered = self.context.pairs.of(source, destination);
-                    tasks.call(action, caller.start(grant, remembered));
+                    tasks.call(action, caller.start(offer, remembered));
                 }
                 // Start follows a Prepare of this life.
                 None => tasks.call(action, ready(Ended::with(Answer::Silent))),
@@ -394,20 +399,21 @@ impl Reconciler {
             Action::FollowDestination => self.follow(action, Side::Destination),
             Action::CancelSource => tasks.call(action, caller.cancel(Side::Source, None)),
             Action::FailSource => {
-                let (subject, side) = (&self.caller.subject, Side::Destination);
-                let error = if self.protocol.is_forgotten(side) {
-                    host_forgotten(phase, v1::VmLocation::Source, subject, side, false)
-                } else {
-                    self.texts.for_source(phase)
-                };
-                tasks.call(action, caller.cancel(Side::Source, Some(error)));
+                let error = Some(self.error_for_source());
+                self.tasks.call(action, caller.cancel(Side::Source, error));
             }
             Action::CancelDestination => {
                 let error = self.record.migration().error.clone();
                 tasks.call(action, caller.cancel(Side::Destination, error));
             }
-            Action::ResolveCommit => tasks.call(action, caller.resolve(Decision::Commit)),
-            Action::ResolveAbort => tasks.call(action, caller.resolve(Decision::Abort)),
+            Action::ResolveCommit => {
+                let ground = self.ground();
+                self.tasks
+                    .call(action, caller.resolve(Decision::Commit, ground));
+            }
+            Action::ResolveAbort => {
+                tasks.call(action, caller.resolve(Decision::Abort, JOURNAL.to_owned()));
+            }
             Action::AskSourceCopy => tasks.call(action, caller.ask_source_copy()),
             Action::ReleaseSource => tasks.call(action, caller.release(Side::Source)),
             Action::ReleaseDestination => tasks.call(action, caller.release(Side::Destination)),
@@ -426,12 +432,14 @@ impl Reconciler {
     fn persist(&mut self) {
         let durable = self.protocol.durable();
         let before = self.record.migration().phase();
+        let knew_commit = self.record.durable().committed;
         let error = self.protocol.cause().and_then(|cause| {
             let subject = &self.caller.subject;
             self.texts.error(cause, before, durable.location, subject)
         });
         self.record.apply(&durable, error, &self.timeline.now());
-        if !has_ended(before) {
+        // A fenced source may tell after the end that it had handed the VM over.
+        if !has_ended(before) || !knew_commit {
             self.bury(&durable);
         }
         self.retry_pause = RETRY;

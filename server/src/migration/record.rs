@@ -19,7 +19,7 @@ use slat_proto::{
     },
 };
 
-use super::protocol::{Durable, Report, Start};
+use super::protocol::{Durable, Report, Side, Start};
 use crate::{
     phase::{has_ended, side_ended},
     store::{SourceStart, StoredMigration},
@@ -32,6 +32,10 @@ pub(crate) struct Record {
     start: Start,
     source_released: bool,
     destination_released: bool,
+    source_fenced: bool,
+    destination_fenced: bool,
+    /// The last fences of source and destination before it began.
+    fences_before: [String; 2],
     /// The source's process was said to be gone, in this life of the server.
     source_gone: bool,
     /// The source's side was heard to have ended, in this life of the server.
@@ -72,6 +76,9 @@ impl Record {
             start: Start::Never,
             source_released: false,
             destination_released: false,
+            source_fenced: false,
+            destination_fenced: false,
+            fences_before: Default::default(),
             source_gone: false,
             source_ended: false,
             destination_ran: None,
@@ -96,6 +103,9 @@ impl Record {
             start,
             source_released: stored.source_released,
             destination_released: stored.destination_released,
+            source_fenced: stored.source_fenced,
+            destination_fenced: stored.destination_fenced,
+            fences_before: [stored.source_fence_before, stored.destination_fence_before],
             source_gone: false,
             source_ended: false,
             destination_ran: None,
@@ -108,6 +118,7 @@ impl Record {
         let mut migration = self.migration.clone();
         migration.waiting_for.clear();
         migration.waiting_since = None;
+        let [source_fence_before, destination_fence_before] = self.fences_before.clone();
         StoredMigration {
             migration: Some(migration),
             source_released: self.source_released,
@@ -118,7 +129,22 @@ impl Record {
                 Start::Again => SourceStart::Again,
             }
             .into(),
+            source_fenced: self.source_fenced,
+            destination_fenced: self.destination_fenced,
+            source_fence_before,
+            destination_fence_before,
         }
+    }
+
+    /// The last fences of source and destination, by their ids, before it begins.
+    pub(crate) fn begin_after(&mut self, fences: [String; 2]) {
+        self.fences_before = fences;
+    }
+
+    /// Whether a host's last fence came after this had begun.
+    pub(crate) fn is_cut_by(&self, side: Side, fence: Option<&v1::Fence>) -> bool {
+        let id = fence.map_or("", |fence| fence.id.as_str());
+        !id.is_empty() && self.fences_before[side as usize] != id
     }
 
     /// As shown now.
@@ -142,6 +168,8 @@ impl Record {
             start: self.start,
             source_released: self.source_released,
             destination_released: self.destination_released,
+            source_fenced: self.source_fenced,
+            destination_fenced: self.destination_fenced,
         }
     }
 
@@ -157,13 +185,17 @@ impl Record {
         self.migration.phase = durable.phase.into();
         self.migration.vm_location = durable.location.into();
         self.migration.cancel_requested = durable.cancel_requested;
-        // A doubt may get another reason: its source's host is deleted.
+        // A doubt may get another reason: its source's host is deleted or
+        // fenced.
         if entered || (durable.phase == Phase::InDoubt && error.is_some()) {
             self.migration.error = error;
         }
         self.start = durable.start;
         self.source_released = durable.source_released;
         self.destination_released = durable.destination_released;
+        self.source_gone |= durable.source_fenced;
+        self.source_fenced = durable.source_fenced;
+        self.destination_fenced = durable.destination_fenced;
         self.migration.generation += 1;
         // The times double as durable facts: a switchover or commit that was seen must be found
         // again.

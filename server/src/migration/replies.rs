@@ -21,6 +21,8 @@ pub(super) enum Command {
     Cancel(oneshot::Sender<Result<v1::Migration, ApiError>>),
     /// DeleteVm of a VM whose last copy is kept at the source, with where the answer goes.
     DeleteKept(oneshot::Sender<Result<(), ApiError>>),
+    /// A host was fenced, and that is on disk. Nobody waits for an answer.
+    Fenced,
     /// A side's host is deleted by order, with where the answer goes.
     Forget(Side, oneshot::Sender<Result<(), ApiError>>),
 }
@@ -81,6 +83,7 @@ impl Replies {
         for waiting in std::mem::take(&mut self.0) {
             let age = now.duration_since(waiting.since);
             match waiting.command {
+                Command::Fenced => {}
                 Command::Cancel(reply) => match cancel_answer(standing, age) {
                     // Who asked may have gone; the cancel stands.
                     Some(answer) => drop(reply.send(answer)),

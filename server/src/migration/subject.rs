@@ -162,6 +162,7 @@ impl Subject {
             migration: self.migration.clone(),
             role: role(side).into(),
             without_progress,
+            ..Default::default()
         };
         ask(ASK, self.transfers(fleet, side)?.get_transfer(request)).await
     }

@@ -8,7 +8,8 @@
 //!   restart of the server, for [`super::waiting::HOST_PATIENCE`].
 //! * Later the source's word is waited for, until it comes: it may have handed the VM over. A
 //!   cancel waits for the same, or for the end of the destination's listener.
-//! * IN_DOUBT waits for the source's journal; no timer ends it.
+//! * IN_DOUBT waits for the source's journal, or for a fence of its host; no timer ends it. From
+//!   the fence on the destination is waited for.
 //! * COMMITTED waits for the destination, then for the source's last figures: 5 s after its last
 //!   word, and 30 s while it compares digests or, asked to compare them, does not answer.
 //! * Any phase may wait for the store.
@@ -89,6 +90,10 @@ impl Standing<'_> {
         }
         match protocol.phase() {
             Phase::Pending => self.earlier(),
+            _ if protocol.durable().source_fenced && !protocol.committed() => Some(self.side(
+                destination,
+                "to answer, and to take the VM if it has all of it",
+            )),
             Phase::InDoubt => Some(self.side(
                 source,
                 "to answer: its journal says whether the VM was handed over",

@@ -19,6 +19,19 @@ pub(crate) struct StoredMigration {
     /// Whether StartOutgoing may have been called.
     #[prost(enumeration = "SourceStart", tag = "4")]
     pub(crate) source_start: i32,
+    /// The source's host was fenced while it had its side.
+    #[prost(bool, tag = "5")]
+    pub(crate) source_fenced: bool,
+    /// The destination's host was fenced while it had its side.
+    #[prost(bool, tag = "6")]
+    pub(crate) destination_fenced: bool,
+    /// The last fence of the source's host, by its id, when this began; empty: none. A later one
+    /// counts.
+    #[prost(string, tag = "7")]
+    pub(crate) source_fence_before: String,
+    /// The same of the destination's host.
+    #[prost(string, tag = "8")]
+    pub(crate) destination_fence_before: String,
 }
 
 /// Calls of StartOutgoing that were made, or were about to be.

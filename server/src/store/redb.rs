@@ -358,6 +358,7 @@ mod tests {
             source_released: true,
             destination_released: true,
             source_start: SourceStart::Never.into(),
+            ..Default::default()
         }
     }
 

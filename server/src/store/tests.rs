@@ -121,6 +121,7 @@ fn record(name: &str) -> StoredMigration {
         source_released: false,
         destination_released: false,
         source_start: SourceStart::Never.into(),
+        ..Default::default()
     }
 }
 

@@ -79,6 +79,7 @@ impl Store for Held {
             source_released: false,
             destination_released: false,
             source_start: SourceStart::Once.into(),
+            ..Default::default()
         }])
     }
 
@@ -136,6 +137,8 @@ impl Rig {
         };
         let opens = Opens(store.open.clone());
         let config = ServerConfig {
+            credentials: None,
+            access: slat_proto::transport::Access::default(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             state_dir: directory.path().to_owned(),
             report_interval: Duration::from_secs(1),
@@ -143,6 +146,7 @@ impl Rig {
             render: None,
             version: "test".to_owned(),
             retention: crate::Retention::default(),
+            fence: None,
         };
         let server = Server::start_on(config, BlockingStore::new(store.clone()));
         let server = server.await.unwrap();

@@ -97,6 +97,8 @@ impl Crowd {
         // In memory where there is such a place: two hundred registrations are as many syncs.
         let state = TestDir::within("/dev/shm".as_ref()).unwrap_or_else(|_| TestDir::new());
         let server = Server::start(ServerConfig {
+            credentials: None,
+            access: slat_proto::transport::Access::default(),
             listen: listen.parse().unwrap(),
             state_dir: state.path().to_owned(),
             report_interval: Duration::from_secs(2),
@@ -104,6 +106,7 @@ impl Crowd {
             render: Some(Arc::new(String::new)),
             version: "0.0.0-crowd".into(),
             retention: slat_server::Retention::default(),
+            fence: None,
         })
         .await
         .unwrap();

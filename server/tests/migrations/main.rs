@@ -7,6 +7,8 @@ mod clocks;
 mod deleted;
 mod doubt;
 mod ends;
+mod fenced;
+mod grants;
 mod identity;
 mod preamble;
 mod retention;
@@ -603,6 +605,8 @@ async fn a_restart_between_prepare_and_start_begins_again_with_the_same_name() {
     let name = fleet.clients.migrate(VM, "hosts/b").await.unwrap().name;
     fleet.a.fake.wait_call("start").await;
     let mut fleet = fleet.restart_server().await;
+    // Leave is for agents as they are registered.
+    fleet.report_again().await;
     until("the source has its side", async || {
         fleet.a.fake.side(&name, Role::Source).is_some()
     })
@@ -668,11 +672,14 @@ async fn a_second_server_on_the_same_state_is_refused() {
     let state = slat_test_dir::TestDir::new();
     let first = server(state.path()).await;
     let config = slat_server::ServerConfig {
+        credentials: None,
+        access: slat_proto::transport::Access::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.path().to_owned(),
         report_interval: std::time::Duration::from_secs(1),
         host_silence: None,
         retention: slat_server::Retention::default(),
+        fence: None,
         render: Some(Arc::new(String::new)),
         version: "0".into(),
     };

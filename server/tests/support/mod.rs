@@ -22,7 +22,7 @@ use std::{
 
 use slat_proto::{
     ApiError, Reason,
-    model::{now, proto_duration},
+    model::{key_from_message, now, proto_duration, refused_grant, signed_grant, system_time},
     transport::{Endpoint, EndpointHandle, TracedChannel, connect},
     v1::{
         self, TransferPhase as SidePhase, TransferRole as Role,
@@ -33,7 +33,8 @@ use slat_proto::{
         vm_service_client::VmServiceClient, vm_service_server::VmServiceServer,
     },
 };
-use slat_server::{Retention, Server, ServerConfig};
+use slat_server::{FenceHook, Retention, Server, ServerConfig};
+use slat_trust::grant::{Grant, GrantKey, KeyRing};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_stream::Stream;
 use tonic::{Response, Status};
@@ -54,10 +55,20 @@ struct Inner {
     keep_sides: bool,
     stopping: bool,
     leftovers: Vec<v1::Leftover>,
+    /// Which start of its agent this is, when not the first.
+    incarnation: Option<String>,
     /// As whom GetHost answers, when not as itself.
     answers_as: Option<v1::Host>,
     /// Of its host's clock, seconds ahead of the machine's.
     clock_ahead: i64,
+    /// The server's keys, as it announced them last.
+    keys: KeyRing,
+    /// What it was given leave for, in order.
+    leave: Vec<Grant>,
+    /// What its VM processes say of their page streams.
+    channel_key: Vec<u8>,
+    /// Channels that StartOutgoing named.
+    channels: Vec<i32>,
 }
 
 /// What the agent was asked, in order: the call and its migration or VM.
@@ -185,6 +196,46 @@ impl Fake {
         self.inner.lock().unwrap().refuse_start = Some(error);
     }
 
+    /// What the server announced.
+    fn learn(&self, keys: &[v1::GrantKey]) {
+        assert!(!keys.is_empty() && keys.len() <= 8);
+        let mut ring = KeyRing::default();
+        ring.learn(keys.iter().map(|key| key_from_message(key).unwrap()));
+        self.inner.lock().unwrap().keys = ring;
+    }
+
+    /// Ids of the server's keys, as it announced them last.
+    pub fn keys(&self) -> Vec<[u8; 8]> {
+        let inner = self.inner.lock().unwrap();
+        inner.keys.keys().iter().map(GrantKey::id).collect()
+    }
+
+    /// What it was given leave for, in order.
+    pub fn leave(&self) -> Vec<Grant> {
+        self.inner.lock().unwrap().leave.clone()
+    }
+
+    /// Its processes protect their pages by this key from now on.
+    pub fn set_channel_key(&self, key: [u8; 32]) {
+        self.inner.lock().unwrap().channel_key = key.to_vec();
+    }
+
+    /// Channels that StartOutgoing named.
+    pub fn channels(&self) -> Vec<i32> {
+        self.inner.lock().unwrap().channels.clone()
+    }
+
+    /// Checks a grant as an agent does: by key and time.
+    fn take_leave(&self, field: Option<&v1::SignedGrant>) -> Result<Grant, ApiError> {
+        let signed = signed_grant(field)?;
+        let now = system_time(&self.now()).unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        let grant = inner.keys.verify(&signed, now);
+        let grant = grant.map_err(|error| refused_grant(&error, None))?;
+        inner.leave.push(grant.clone());
+        Ok(grant)
+    }
+
     /// Whether ReleaseTransfer is refused.
     pub fn keep_sides(&self, keep: bool) {
         self.inner.lock().unwrap().keep_sides = keep;
@@ -200,12 +251,22 @@ impl Fake {
         self.inner.lock().unwrap().answers_as = host;
     }
 
+    /// From now on it is another start of its agent.
+    pub fn start_anew(&self, incarnation: &str) {
+        self.inner.lock().unwrap().incarnation = Some(incarnation.to_owned());
+    }
+
+    fn incarnation(&self) -> String {
+        let inner = self.inner.lock().unwrap();
+        inner.incarnation.clone().unwrap_or_else(|| "1".to_owned())
+    }
+
     /// Its host as it registers and answers.
     pub fn host(&self) -> v1::Host {
         v1::Host {
             name: self.name.clone(),
             uid: self.uid.clone(),
-            incarnation: "1".into(),
+            incarnation: self.incarnation(),
             arch: self.arch.clone(),
             state: v1::host::State::Ready.into(),
             backends: match self.paging {
@@ -316,6 +377,7 @@ impl Fake {
 
     fn report(&self) -> v1::ReportHostRequest {
         let send_time = Some(self.now());
+        let incarnation = self.incarnation();
         let inner = self.inner.lock().unwrap();
         let used = inner
             .vms
@@ -323,7 +385,7 @@ impl Fake {
             .map(|vm| vm.spec.clone().unwrap_or_default().memory_bytes);
         v1::ReportHostRequest {
             host: self.name.clone(),
-            incarnation: "1".into(),
+            incarnation,
             vms: inner.vms.values().cloned().collect(),
             memory_used_bytes: used.sum(),
             send_time,
@@ -358,6 +420,7 @@ pub fn vm(name: &str, memory_mib: u64) -> v1::Vm {
             prefault: false,
             paging: 0,
             guest: None,
+            ..Default::default()
         }),
         state: State::Running.into(),
         epoch: 1,
@@ -405,6 +468,21 @@ impl Agent {
         }
     }
 
+    /// Registers and reports once, or says how the server refuses that.
+    pub async fn try_report_to(&mut self, server: SocketAddr) -> Result<(), ApiError> {
+        let mut fleet = FleetServiceClient::new(channel(server));
+        let host = v1::Host {
+            address: self.address.to_string(),
+            ..self.fake.host()
+        };
+        answer(
+            fleet
+                .register_host(v1::RegisterHostRequest { host: Some(host) })
+                .await,
+        )?;
+        answer(fleet.report_host(self.fake.report()).await).map(drop)
+    }
+
     /// Registers, reports once, and goes on reporting.
     pub async fn report_to(&mut self, server: SocketAddr) {
         let mut fleet = FleetServiceClient::new(channel(server));
@@ -413,12 +491,9 @@ impl Agent {
             ..self.fake.host()
         };
         let register = v1::RegisterHostRequest { host: Some(host) };
-        let interval = fleet
-            .register_host(register)
-            .await
-            .unwrap()
-            .into_inner()
-            .report_interval_millis;
+        let answer = fleet.register_host(register).await.unwrap().into_inner();
+        self.fake.learn(&answer.grant_keys);
+        let interval = answer.report_interval_millis;
         let sent = Instant::now();
         fleet.report_host(self.fake.report()).await.unwrap();
         let mut round_trip = sent.elapsed();
@@ -430,8 +505,9 @@ impl Agent {
                 let mut report = fake.report();
                 report.last_round_trip = Some(proto_duration(round_trip));
                 let sent = Instant::now();
-                if fleet.report_host(report).await.is_err() {
-                    return;
+                match fleet.report_host(report).await {
+                    Ok(answer) => fake.learn(&answer.into_inner().grant_keys),
+                    Err(_) => return,
                 }
                 round_trip = sent.elapsed();
             }
@@ -478,18 +554,32 @@ pub async fn server(state: &std::path::Path) -> Server {
 
 /// The same with another retention.
 pub async fn server_that_keeps(state: &std::path::Path, retention: Retention) -> Server {
-    let config = ServerConfig {
+    Server::start(config(state, retention)).await.unwrap()
+}
+
+/// The same with a hook that fences hosts.
+pub async fn server_that_fences(state: &std::path::Path, hook: FenceHook) -> Server {
+    let mut config = config(state, Retention::default());
+    config.fence = Some(hook);
+    Server::start(config).await.unwrap()
+}
+
+fn config(state: &std::path::Path, retention: Retention) -> ServerConfig {
+    ServerConfig {
+        credentials: None,
+        access: slat_proto::transport::Access::default(),
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: state.to_owned(),
         report_interval: Duration::from_millis(100),
         host_silence: None,
         retention,
+        fence: None,
         render: Some(Arc::new(|| "slat_test 1\n".to_owned())),
         version: "0.0.0-test".into(),
-    };
-    Server::start(config).await.unwrap()
+    }
 }
 
+#[derive(Clone)]
 pub struct Clients {
     pub vms: VmServiceClient<TracedChannel>,
     pub hosts: HostServiceClient<TracedChannel>,

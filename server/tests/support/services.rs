@@ -68,6 +68,13 @@ impl HostService for Fake {
         Err(Status::internal("this agent has none"))
     }
 
+    async fn fence_host(
+        &self,
+        _: Request<v1::FenceHostRequest>,
+    ) -> Result<Response<v1::Host>, Status> {
+        Err(Status::internal("this agent has none"))
+    }
+
     async fn uncordon_host(
         &self,
         _request: Request<v1::UncordonHostRequest>,

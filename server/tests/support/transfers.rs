@@ -29,6 +29,7 @@ pub fn preamble() -> v1::Preamble {
             name: "x86.tsc_khz".into(),
             value: "2400000".into(),
         }],
+        ..Default::default()
     }
 }
 
@@ -79,6 +80,7 @@ impl Fake {
                 ..Default::default()
             }],
             send_time: Some(self.now()),
+            channel_key: self.inner.lock().unwrap().channel_key.clone(),
         })
     }
 
@@ -100,13 +102,14 @@ impl Fake {
         request: v1::PrepareIncomingRequest,
     ) -> Result<v1::PrepareIncomingResponse, Status> {
         let here = timestamp_nanos(&self.now());
-        let mut inner = self.inner.lock().unwrap();
-        if let Some(error) = inner.refuse_prepare.take() {
+        if let Some(error) = self.inner.lock().unwrap().refuse_prepare.take() {
             return Err(error.into());
         }
         if request.validate_only {
             return Ok(v1::PrepareIncomingResponse::default());
         }
+        self.take_leave(request.grant.as_ref())?;
+        let mut inner = self.inner.lock().unwrap();
         let vm = request.vm.unwrap();
         assert!(!request.slots.is_empty());
         assert!(!request.source_agent_address.is_empty());
@@ -139,6 +142,12 @@ impl Fake {
             data_address: "127.0.0.1:1".into(),
             ticket: vec![7; 32],
             versions: (!inner.forget_versions).then(versions),
+            channel: if inner.channel_key.is_empty() {
+                v1::PageChannel::Plain.into()
+            } else {
+                v1::PageChannel::Tls.into()
+            },
+            channel_key: inner.channel_key.clone(),
         })
     }
 
@@ -155,10 +164,12 @@ impl Fake {
     fn start_now(&self, request: v1::StartOutgoingRequest) -> Result<v1::Transfer, Status> {
         assert_eq!(request.ticket, vec![7; 32]);
         assert_eq!(request.versions, Some(versions()));
-        let mut inner = self.inner.lock().unwrap();
-        if let Some(error) = inner.refuse_start.take() {
+        if let Some(error) = self.inner.lock().unwrap().refuse_start.take() {
             return Err(error.into());
         }
+        self.take_leave(request.grant.as_ref())?;
+        let mut inner = self.inner.lock().unwrap();
+        inner.channels.push(request.channel);
         let side = v1::Transfer {
             migration: request.migration.clone(),
             vm: request.vm,
@@ -218,6 +229,7 @@ impl Fake {
             &request.migration,
         );
         let side = self.find(&request.migration, Role::Destination.into())?;
+        self.take_leave(request.grant.as_ref())?;
         let now = side.borrow().clone();
         if now.phase() == SidePhase::Ready {
             match decision {

@@ -84,6 +84,7 @@ const MARKS = {
   conflict: ['bad', 'another VM has this name'], stale: ['warn', 'its host does not answer: shown as last seen'],
   lost: ['bad', 'its process is gone'], unresponsive: ['bad', 'its process lives and does not answer'], failed: ['bad', ''], frozen: ['warn', 'handed over; perhaps the last copy'],
   errors: ['bad', 'its guest read memory it did not write'], unreachable: ['bad', 'does not answer'],
+  fenced: ['bad', 'fenced: nothing there runs any more'],
   unreported: ['bad', 'not heard of since the server started'], contended: ['bad', 'two agents under this name'],
   trouble: ['bad', 'can take no VM: see its note'],
   cordoned: ['warn', 'takes no new VM and no migration'], leftovers: ['warn', 'has leftovers'], clock: ['warn', 'its clock is off'],

@@ -12,7 +12,7 @@ const KINDS = {
   },
   hosts: {
     states: ['READY', 'UNREACHABLE'],
-    marks: ['unreachable', 'unreported', 'contended', 'trouble', 'cordoned', 'leftovers', 'clock'], sorts: SORTS, draw: drawHosts,
+    marks: ['unreachable', 'fenced', 'unreported', 'contended', 'trouble', 'cordoned', 'leftovers', 'clock'], sorts: SORTS, draw: drawHosts,
   },
   migrations: {
     states: ['RUNNING', 'PRECOPY_ACTIVE', 'IN_DOUBT', 'COMPLETED', 'FAILED', 'CANCELLED'], marks: [], sorts: {}, draw: drawMoves,

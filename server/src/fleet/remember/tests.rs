@@ -76,7 +76,7 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
-        let fleet = Fleet::new(Duration::from_secs(1), None);
+        let fleet = Fleet::new(Duration::from_secs(1), None, None);
         let disk = Disk {
             full: watch::channel(false).0,
             gate: Arc::default(),

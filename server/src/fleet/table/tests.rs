@@ -3,7 +3,7 @@
 
 mod random;
 
-use slat_proto::model::{HostName, VmName, VmSpec};
+use slat_proto::model::{HostName, Labels, VmName, VmSpec};
 
 use super::*;
 use v1::{host::State as HostState, vm::State as VmState};
@@ -198,7 +198,11 @@ fn three_missed_intervals_are_unreachable() {
 
 #[test]
 fn a_host_may_be_quiet_for_three_reports_or_as_long_as_was_said() {
-    let silence = |said| crate::fleet::Fleet::new(INTERVAL, said).table().silence;
+    let silence = |said| {
+        crate::fleet::Fleet::new(INTERVAL, said, None)
+            .table()
+            .silence
+    };
     assert_eq!(silence(None), INTERVAL * 3);
     let said = INTERVAL * 20;
     assert_eq!(silence(Some(said)), said);
@@ -253,17 +257,48 @@ fn two_creates_of_one_name_do_not_both_pass() {
     let at = Instant::now();
     let mut table = table(at);
     let large = spec(600);
-    let host = table.reserve(&name("one"), &large, None, at).unwrap();
+    let host = table
+        .reserve(&name("one"), &large, None, &Labels::default(), at)
+        .unwrap();
     assert_eq!(host, "hosts/a");
-    let twice = table.reserve(&name("one"), &large, None, at).unwrap_err();
+    let twice = table
+        .reserve(&name("one"), &large, None, &Labels::default(), at)
+        .unwrap_err();
     assert_eq!(twice.reason, Reason::VmExists);
     // Reserved memory counts.
-    let host = table.reserve(&name("two"), &large, None, at).unwrap();
+    let host = table
+        .reserve(&name("two"), &large, None, &Labels::default(), at)
+        .unwrap();
     assert_eq!(host, "hosts/b");
-    let full = table.reserve(&name("three"), &large, None, at).unwrap_err();
+    let full = table
+        .reserve(&name("three"), &large, None, &Labels::default(), at)
+        .unwrap_err();
     assert_eq!(full.reason, Reason::NoHost);
     table.reservations.remove("vms/one");
-    table.reserve(&name("three"), &large, None, at).unwrap();
+    table
+        .reserve(&name("three"), &large, None, &Labels::default(), at)
+        .unwrap();
+}
+
+#[test]
+fn a_vm_goes_to_no_host_without_the_labels_that_are_asked_for() {
+    let at = Instant::now();
+    let mut table = table(at);
+    let labels: Labels = "rack=r1".parse().unwrap();
+    let refused = table.reserve(&name("one"), &spec(64), None, &labels, at);
+    assert_eq!(refused.unwrap_err().reason, Reason::NoHost);
+    // Its memory makes it the last choice.
+    let small = v1::Host {
+        labels: labels.to_field(),
+        memory_bytes: 128 << 20,
+        ..host("hosts/c")
+    };
+    table.register(small, at).unwrap();
+    table.called("hosts/c", "1", Ok(()));
+    let chosen = table.reserve(&name("one"), &spec(64), None, &labels, at);
+    assert_eq!(chosen.unwrap(), "hosts/c");
+    let anywhere = table.reserve(&name("two"), &spec(64), None, &Labels::default(), at);
+    assert_ne!(anywhere.unwrap(), "hosts/c");
 }
 
 #[test]
@@ -279,7 +314,7 @@ fn a_name_on_a_silent_or_unreported_host_is_taken() {
     join(&mut second, "hosts/b", at);
     for (table, at) in [(&mut first, silent), (&mut second, at)] {
         let taken = table
-            .reserve(&name("web"), &spec(64), None, at)
+            .reserve(&name("web"), &spec(64), None, &Labels::default(), at)
             .unwrap_err();
         assert_eq!(taken.reason, Reason::VmExists);
         assert_eq!(taken.metadata["host"], "hosts/a");
@@ -297,7 +332,9 @@ fn a_name_on_a_silent_or_unreported_host_is_taken() {
     assert!(find(&second, at).unwrap().stale, "it has not reported yet");
     report(&mut second, "hosts/a", vec![], at);
     assert!(find(&second, at).is_none());
-    second.reserve(&name("web"), &spec(64), None, at).unwrap();
+    second
+        .reserve(&name("web"), &spec(64), None, &Labels::default(), at)
+        .unwrap();
 }
 
 #[test]
@@ -437,7 +474,7 @@ fn ready_needs_a_call_back_and_three_failures_end_it() {
         "its agent has not been called back yet"
     );
     let wanted = HostName::parse("hosts/c").unwrap();
-    let refused = table.reserve(&name("x"), &spec(64), Some(&wanted), at);
+    let refused = table.reserve(&name("x"), &spec(64), Some(&wanted), &Labels::default(), at);
     assert_eq!(refused.unwrap_err().reason, Reason::HostUnreachable);
     table.called("hosts/c", "1", Err("it does not resolve".into()));
     assert_eq!(shown(&table).state(), HostState::Unreachable);
@@ -473,15 +510,19 @@ fn a_host_that_says_it_can_take_no_vm_is_ready_and_not_chosen_until_it_can() {
     let shown = table.host("hosts/a", at).unwrap();
     assert_eq!(shown.state(), HostState::Ready);
     assert_eq!(shown.state_message, "/state cannot be written");
-    let chosen = table.reserve(&name("one"), &spec(64), None, at).unwrap();
+    let chosen = table
+        .reserve(&name("one"), &spec(64), None, &Labels::default(), at)
+        .unwrap();
     assert_eq!(chosen, "hosts/b");
     say(&mut table, "hosts/b", "/state cannot be written");
-    let refused = table.reserve(&name("two"), &spec(64), None, at);
+    let refused = table.reserve(&name("two"), &spec(64), None, &Labels::default(), at);
     let refused = refused.unwrap_err();
     assert_eq!(refused.reason, Reason::NoHost);
     assert_eq!(refused.metadata["hosts_in_trouble"], "2");
     say(&mut table, "hosts/a", "");
-    let chosen = table.reserve(&name("two"), &spec(64), None, at).unwrap();
+    let chosen = table
+        .reserve(&name("two"), &spec(64), None, &Labels::default(), at)
+        .unwrap();
     assert_eq!(chosen, "hosts/a");
 }
 
@@ -492,10 +533,18 @@ fn a_cordoned_host_is_not_chosen_and_stays_so() {
     table.cordon("hosts/a", true).unwrap();
     let none = table.cordon("hosts/x", true).unwrap_err();
     assert_eq!(none.reason, Reason::NoSuchHost);
-    let chosen = table.reserve(&name("one"), &spec(64), None, at).unwrap();
+    let chosen = table
+        .reserve(&name("one"), &spec(64), None, &Labels::default(), at)
+        .unwrap();
     assert_eq!(chosen, "hosts/b");
     let wanted = HostName::parse("hosts/a").unwrap();
-    let refused = table.reserve(&name("two"), &spec(64), Some(&wanted), at);
+    let refused = table.reserve(
+        &name("two"),
+        &spec(64),
+        Some(&wanted),
+        &Labels::default(),
+        at,
+    );
     assert_eq!(refused.unwrap_err().reason, Reason::HostCordoned);
     // Neither a new start of its agent nor of the server ends it.
     let mut anew = host("hosts/a");
@@ -506,7 +555,13 @@ fn a_cordoned_host_is_not_chosen_and_stays_so() {
     assert!(table.host("hosts/a", at).unwrap().cordoned);
     table.cordon("hosts/a", false).unwrap();
     table
-        .reserve(&name("two"), &spec(64), Some(&wanted), at)
+        .reserve(
+            &name("two"),
+            &spec(64),
+            Some(&wanted),
+            &Labels::default(),
+            at,
+        )
         .unwrap();
 }
 

@@ -43,6 +43,7 @@ impl MigrationProtocol {
             Input::FiguresOverdue => self.figures_overdue |= self.awaits_figures(),
             Input::PatienceOver => self.impatient |= self.awaits_hosts(),
             Input::HostForgotten(side) => self.forget_host(side),
+            Input::HostFenced(side) => self.fence_host(side),
             Input::Retry => {}
         }
     }
@@ -59,8 +60,27 @@ impl MigrationProtocol {
         }
         if side == Side::Source {
             self.copy_gone = Some(true);
-        } else if !self.committed() && !self.source.released {
-            let cause = Cause::HostForgotten { side, kept: false };
+        } else {
+            self.destination_is_over(Cause::HostForgotten { side, kept: false });
+        }
+    }
+
+    /// What the agent of a fenced host says later are its journals: it is still heard.
+    fn fence_host(&mut self, side: Side) {
+        if has_ended(self.phase) {
+            return;
+        }
+        if side == Side::Source {
+            self.source_fenced = true;
+            self.copy_gone = Some(true);
+        } else {
+            self.destination_fenced = true;
+            self.destination_is_over(Cause::HostFenced { side, kept: false });
+        }
+    }
+
+    fn destination_is_over(&mut self, cause: Cause) {
+        if !self.committed() && !self.is_over(Side::Source) {
             if self.started {
                 // The source decides: it may be handing the VM over at this moment.
                 self.ending.get_or_insert(cause);
@@ -205,7 +225,7 @@ impl MigrationProtocol {
             return;
         }
         let cause = Cause::Refused(side);
-        if lost || self.is_forgotten(Side::Source) {
+        if lost || self.is_over(Side::Source) {
             self.fail(cause, Location::Lost);
         } else if !self.started || self.is_source_out() {
             self.fail(cause, Location::Source);

@@ -57,6 +57,13 @@
 //!   destination had died. Of a source's: the destination is ended, and the VM is LOST, unless it
 //!   was handed over. A destination that waits for the commit of such a source may hold all that is
 //!   left, or what runs on where nobody can see it: IN_DOUBT until an operator takes it or ends it.
+//! * **A host that was fenced** runs nothing of a migration's any more, and its word cannot end the
+//!   migration: what it says later is what its journals say. Of a source's: the destination's word
+//!   decides. One that is READY is told to commit, whatever the source had journalled: nobody else
+//!   has the VM. One that is not is ended, and the VM is LOST. The fence is on disk before a
+//!   destination is told, so no later life tells it otherwise. Of a destination's: before the
+//!   commit the source is ended, whose word decides; after it, the destination has died. Of both:
+//!   LOST, unless the destination had been heard to own the VM.
 //! * **Silence** is IN_DOUBT when a commit may have happened (the switchover was seen) and the
 //!   source cannot be asked; before that, it is just waiting.
 //! * **A verdict is waited for.** While a comparison of digests was asked for and has no result, a

@@ -49,6 +49,7 @@ impl MigrationProtocol {
         let source_completed = self.source.said(SidePhase::Completed);
         let completed = if self.destination_completed {
             let source_over = match self.source.contact {
+                _ if self.source_fenced => true,
                 // One that owned the VM and had no side was asked before a late start reached it.
                 Contact::Absent { owner } => !owner,
                 Contact::Silent => !self.unverified,
@@ -68,8 +69,8 @@ impl MigrationProtocol {
                 Contact::Absent { owner: false } => Some(true),
                 _ => self.copy_gone,
             };
-            let cause = |kept| match self.is_forgotten(Side::Destination) {
-                true => forgotten_destination(kept),
+            let cause = |kept| match self.is_over(Side::Destination) {
+                true => self.over_cause(Side::Destination, kept),
                 false => Cause::DestinationDied,
             };
             match gone {
@@ -95,8 +96,8 @@ impl MigrationProtocol {
         if let Some(gone) = gone {
             self.copy_gone = Some(gone);
             let kept = !gone;
-            let cause = if self.is_forgotten(Side::Destination) {
-                forgotten_destination(kept)
+            let cause = if self.is_over(Side::Destination) {
+                self.over_cause(Side::Destination, kept)
             } else {
                 Cause::OwnerDied { kept }
             };
@@ -104,19 +105,18 @@ impl MigrationProtocol {
         }
     }
 
-    /// The destination ended after the commit and never owned the VM; or its host was given up, and
-    /// with it what is not known of it.
+    /// The destination ended after the commit and never owned the VM; or its host was given up or
+    /// fenced, and with it what is not known of it.
     pub(super) fn destination_died(&self) -> bool {
         self.committed()
             && !self.source.said(SidePhase::Completed)
             && !self.destination_completed
-            && (self.destination.at().is_some_and(ended_without)
-                || self.is_forgotten(Side::Destination))
+            && (self.destination.at().is_some_and(ended_without) || self.is_over(Side::Destination))
     }
 
     fn settle_uncommitted(&mut self) {
         match self.source.contact {
-            _ if self.is_forgotten(Side::Source) => self.settle_without_source_host(),
+            _ if self.is_over(Side::Source) => self.settle_without_source_host(),
             Contact::Answers => self.settle_by_source(),
             Contact::Absent { owner: false } => self.settle_without_vm(),
             _ if self.cancel_requested && !self.started => self.cancelled(None),
@@ -167,17 +167,14 @@ impl MigrationProtocol {
         self.go_on();
     }
 
-    /// The source's host was deleted, with the VM unless that was handed over: the destination's
-    /// word ends it. One that holds all of the VM and waits for a commit may be all that is left of
-    /// it: an operator decides about that.
+    /// The source's host was deleted or fenced, with the VM unless that was handed over: the
+    /// destination's word ends it. One that holds all of the VM and waits for a commit is told to
+    /// take it when the source was fenced, for nothing of that runs on. Of a deleted one nobody
+    /// knows that: an operator decides.
     fn settle_without_source_host(&mut self) {
-        let cause = Cause::HostForgotten {
-            side: Side::Source,
-            kept: false,
-        };
-        let nobody = !self.prepare_asked
-            || self.is_forgotten(Side::Destination)
-            || self.destination_is_lost();
+        let cause = self.over_cause(Side::Source, false);
+        let nobody =
+            !self.prepare_asked || self.is_over(Side::Destination) || self.destination_is_lost();
         if nobody && !self.in_flight.has(Action::Prepare) {
             self.fail(cause, Location::Lost);
             return;
@@ -212,7 +209,7 @@ impl MigrationProtocol {
 
     fn doubt(&mut self) {
         self.phase = Phase::InDoubt;
-        self.location = if self.destination_says(SidePhase::Ready) {
+        self.location = if self.destination_says(SidePhase::Ready) && !self.source_fenced {
             Location::PausedBoth
         } else {
             Location::Unknown
@@ -236,12 +233,5 @@ impl MigrationProtocol {
         } else {
             Phase::Pending
         };
-    }
-}
-
-const fn forgotten_destination(kept: bool) -> Cause {
-    Cause::HostForgotten {
-        side: Side::Destination,
-        kept,
     }
 }

@@ -47,6 +47,9 @@ pub struct MigrationProtocol {
     pub(super) destination_cancelled: bool,
     /// The source was asked after the destination's listener was gone, and has no side.
     pub(super) out_for_good: bool,
+    /// The host of the source, and of the destination, was fenced: what ran there is gone for good.
+    pub(super) source_fenced: bool,
+    pub(super) destination_fenced: bool,
     /// Nothing changed since the last retry: help a handover that hangs.
     pub(super) stuck: bool,
     pub(super) source: View,
@@ -95,16 +98,13 @@ impl MigrationProtocol {
             relinquished,
             destination_completed: durable.phase == Phase::Completed,
             figures_overdue: false,
-            copy_gone: durable.source_released.then_some(true),
+            copy_gone: (durable.source_released || durable.source_fenced).then_some(true),
             delete_requested: false,
-            ending: (durable.destination_released && !has_ended(durable.phase)).then_some(
-                Cause::HostForgotten {
-                    side: Side::Destination,
-                    kept: false,
-                },
-            ),
+            ending: taken_up_ending(durable),
             destination_cancelled: false,
             out_for_good: false,
+            source_fenced: durable.source_fenced,
+            destination_fenced: durable.destination_fenced,
             stuck: false,
             source: View::new(durable.source_released),
             destination: View::new(durable.destination_released),
@@ -130,6 +130,8 @@ impl MigrationProtocol {
             start: self.start,
             source_released: self.source.released,
             destination_released: self.destination.released,
+            source_fenced: self.source_fenced,
+            destination_fenced: self.destination_fenced,
         }
     }
 
@@ -207,6 +209,29 @@ impl MigrationProtocol {
         view.released && !has_ended(self.phase)
     }
 
+    /// Before the end: whether nothing of that side can act any more, whatever its agent says. Its
+    /// host was deleted or fenced.
+    pub(super) fn is_over(&self, side: Side) -> bool {
+        let fenced = match side {
+            Side::Source => self.source_fenced,
+            Side::Destination => self.destination_fenced,
+        };
+        self.is_forgotten(side) || (fenced && !has_ended(self.phase))
+    }
+
+    /// Why a side that [is over](Self::is_over) is so.
+    pub(super) fn over_cause(&self, side: Side, kept: bool) -> Cause {
+        let fenced = match side {
+            Side::Source => self.source_fenced,
+            Side::Destination => self.destination_fenced,
+        };
+        if fenced {
+            Cause::HostFenced { side, kept }
+        } else {
+            Cause::HostForgotten { side, kept }
+        }
+    }
+
     /// Whether the source was told to begin, perhaps without having heard it.
     #[must_use]
     pub fn is_started(&self) -> bool {
@@ -245,11 +270,12 @@ impl MigrationProtocol {
             && !self.source.said(TransferPhase::Cancelled)
     }
 
-    /// The destination owned the VM, and its process died with it or its host was given up with it.
+    /// The destination owned the VM, and its process died with it, or its host was given up or
+    /// fenced with it.
     pub(super) fn owner_died(&self) -> bool {
         let ran = self.destination_completed || self.source.said(TransferPhase::Completed);
         let died = |report: Report| report.phase == TransferPhase::Completed && report.vm_lost;
-        self.destination.last.is_some_and(died) || (ran && self.is_forgotten(Side::Destination))
+        self.destination.last.is_some_and(died) || (ran && self.is_over(Side::Destination))
     }
 
     /// What changes what is wanted.
@@ -275,7 +301,8 @@ impl MigrationProtocol {
             .destination
             .last
             .is_some_and(|report| ended_without(report.phase));
-        !self.prepare_asked || ended || self.destination.is_absent() || self.destination.released
+        let gone = self.destination.is_absent() || self.destination.released;
+        !self.prepare_asked || ended || gone || self.destination_fenced
     }
 
     /// The VM is at the source, which has no side and will have none that works. See the module.
@@ -295,5 +322,16 @@ impl MigrationProtocol {
 
     pub(super) fn destination_says(&self, phase: TransferPhase) -> bool {
         self.destination.at() == Some(phase)
+    }
+}
+
+/// What ends a migration that is taken up again although its source decides.
+fn taken_up_ending(durable: &Durable) -> Option<Cause> {
+    let (side, kept) = (Side::Destination, false);
+    match durable.phase {
+        phase if has_ended(phase) => None,
+        _ if durable.destination_fenced => Some(Cause::HostFenced { side, kept }),
+        _ if durable.destination_released => Some(Cause::HostForgotten { side, kept }),
+        _ => None,
     }
 }

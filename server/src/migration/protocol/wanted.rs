@@ -27,26 +27,31 @@ impl MigrationProtocol {
             Action::Describe => self.may_prepare() && !self.described && !self.prepared,
             Action::Prepare => self.may_prepare() && self.described && !self.prepared,
             Action::Start => self.may_start() && self.start != Start::Never,
-            Action::CancelSource => self.cancel_requested && self.started,
+            Action::CancelSource => self.cancel_requested && self.started && !self.source_fenced,
             Action::FailSource => {
                 let refused = self.ending.is_some() && self.started;
                 let alone = self.source.contact == Contact::Answers
                     && self.stuck
                     && self.destination_is_lost();
-                !self.cancel_requested && (refused || alone)
+                !self.cancel_requested && !self.source_fenced && (refused || alone)
             }
             Action::CancelDestination => {
                 // A StartOutgoing that may still arrive is to find nobody; nor is anybody to wait
-                // for a source that was deleted.
+                // for a source that was deleted or fenced.
                 let needed = self.start_may_land() && self.source.contact != Contact::Answers;
                 self.is_giving_up()
-                    && (needed || self.is_forgotten(Side::Source))
+                    && (needed || self.is_over(Side::Source))
                     && !self.in_flight.has(Action::Prepare)
                     && !self.is_ticket_dead()
                     && !self.destination_says(SidePhase::Ready)
             }
-            Action::ResolveCommit
-            | Action::ResolveAbort
+            // The fence is on disk by then: no later life decides otherwise.
+            Action::ResolveCommit => {
+                self.source_fenced
+                    && self.destination_says(SidePhase::Ready)
+                    && !self.in_flight.has(Action::Prepare)
+            }
+            Action::ResolveAbort
             | Action::AskSourceCopy
             | Action::ReleaseSource
             | Action::ReleaseDestination => false,

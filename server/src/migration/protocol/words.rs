@@ -181,6 +181,9 @@ pub enum Input {
     PatienceOver,
     /// A host was deleted by order, with all that it holds: its side is asked for nothing any more.
     HostForgotten(Side),
+    /// A side's host was fenced: nothing that ran there runs any more, or ever will again. Its
+    /// agent may come back and tell what the journals say.
+    HostFenced(Side),
     /// Ask again for what is still wanted. Fed by a clock at any time.
     Retry,
 }
@@ -214,6 +217,13 @@ pub enum Cause {
     Doubt,
     /// A side's host was deleted by order.
     HostForgotten {
+        /// Whose host.
+        side: Side,
+        /// Of a destination's, after the commit: the source's frozen memory is still there.
+        kept: bool,
+    },
+    /// A side's host was fenced.
+    HostFenced {
         /// Whose host.
         side: Side,
         /// Of a destination's, after the commit: the source's frozen memory is still there.
@@ -253,6 +263,10 @@ pub struct Durable {
     pub source_released: bool,
     /// The destination's side is released, or there is none. Before the end: its host was deleted.
     pub destination_released: bool,
+    /// The source's host was fenced while it had its side.
+    pub source_fenced: bool,
+    /// The destination's host was fenced while it had its side.
+    pub destination_fenced: bool,
 }
 
 impl Durable {
@@ -269,6 +283,8 @@ impl Durable {
             start: Start::Never,
             source_released: false,
             destination_released: false,
+            source_fenced: false,
+            destination_fenced: false,
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
 impl Reconciler {
     pub(super) fn command(&mut self, command: Command) {
         let input = match command {
+            Command::Fenced => return self.look_for_fences(),
             Command::Cancel(_) => Input::CancelRequested,
             Command::DeleteKept(_) => Input::DeleteRequested,
             Command::Forget(side, _) => {

@@ -63,6 +63,13 @@ impl FleetStore for SlowStore {
     }
 }
 
+/// With keys in a directory that goes at once: they are held.
+fn grants() -> Arc<Grants> {
+    let directory = slat_test_dir::TestDir::new();
+    let clock = Arc::new(std::time::SystemTime::now);
+    Arc::new(Grants::open(directory.path(), clock).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not() {
     let store = SlowStore {
@@ -81,9 +88,10 @@ async fn a_cancel_is_taken_in_while_the_disk_hangs_and_answered_when_it_does_not
     let (commands, inbox) = mpsc::channel(1);
     let context = Context {
         pairs: Arc::default(),
-        fleet: Fleet::new(Duration::from_secs(1), None),
+        fleet: Fleet::new(Duration::from_secs(1), None, None),
         store: BlockingStore::new(store.clone()),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
+        grants: grants(),
     };
     let reconciler = Reconciler::new(
         context,
@@ -144,9 +152,10 @@ async fn a_migration_waits_for_a_full_disk_and_goes_on_when_it_is_not() {
     let (shown, mut seen) = watch::channel(record.migration().clone());
     let (_commands, inbox) = mpsc::channel(1);
     let context = Context {
-        fleet: Fleet::new(Duration::from_secs(1), None),
+        fleet: Fleet::new(Duration::from_secs(1), None, None),
         store: store.clone(),
         history: Arc::new(History::new(std::time::Duration::from_secs(1))),
+        grants: grants(),
         pairs: Arc::default(),
     };
     fault.set(ENOSPC);

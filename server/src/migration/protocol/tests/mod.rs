@@ -1,5 +1,6 @@
 //! The rules of the protocol: by example here, for any inputs in [`random`].
 
+mod fenced;
 mod forgotten;
 mod random;
 mod world;

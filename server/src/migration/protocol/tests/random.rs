@@ -56,6 +56,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(Input::DeleteWithdrawn),
         1 => Just(Input::HostForgotten(Side::Source)),
         1 => Just(Input::HostForgotten(Side::Destination)),
+        1 => Just(Input::HostFenced(Side::Source)),
+        1 => Just(Input::HostFenced(Side::Destination)),
         3 => Just(Input::Retry),
     ]
 }
