@@ -7,7 +7,7 @@ use crate::{client::ClientArgs, command, demo, failure::EXIT_CODES};
 const EXAMPLES: &str = "\
 Examples:
   slat demo                                   watch a running VM move between two hosts
-  slat server & slat agent --server 127.0.0.1:7400 &
+  slat up &                                   a server and this host, with certificates
   slat create vm web --memory 512MiB --dirty-rate 64MiB/s
   slat migrate web --to host-b                move it while it runs
   slat get vms --watch
@@ -44,6 +44,8 @@ fn const_format() -> String {
 pub(crate) enum Command {
     /// Show a running VM move between two hosts, in a fleet made for this run
     Demo(demo::args::DemoArgs),
+    /// Run a server, agents and certificates for one machine
+    Up(command::up::UpArgs),
     /// Run the control plane
     Server(command::server::ServerArgs),
     /// Run the agent of this host
@@ -87,10 +89,14 @@ pub(crate) enum Command {
     Cordon(command::cordon::CordonArgs),
     /// Let VMs and migrations go to a host again
     Uncordon(command::cordon::CordonArgs),
+    /// Make sure that nothing of a host runs any more
+    Fence(command::fence::FenceArgs),
     /// Make a leftover of a migration a VM that can run again
     Adopt(command::leftover::AdoptArgs),
     /// Inspect and change a VM's memory: slots, dirty pages, mappings, digest
     Memory(command::memory::MemoryArgs),
+    /// Make and renew the certificates that hosts, servers and users show each other
+    Pki(command::pki::PkiArgs),
     /// Print the version
     Version(command::version::VersionArgs),
     /// Print the completion script of a shell
@@ -110,6 +116,7 @@ impl Command {
             Self::Migrate(args) => Some(args.client()),
             Self::Cancel(args) => Some(args.client()),
             Self::Cordon(args) | Self::Uncordon(args) => Some(args.client()),
+            Self::Fence(args) => Some(args.client()),
             Self::Adopt(args) => Some(args.client()),
             Self::Save(args) => Some(args.client()),
             Self::Restore(args) => Some(args.client()),
@@ -118,11 +125,13 @@ impl Command {
             Self::Verify(args) => Some(args.client()),
             Self::Memory(args) => Some(args.client()),
             Self::Demo(_)
+            | Self::Up(_)
             | Self::Server(_)
             | Self::Agent(_)
             | Self::Vm(_)
             | Self::Pager(_)
             | Self::SaveWriter(_)
+            | Self::Pki(_)
             | Self::Version(_)
             | Self::Completion(_)
             | Self::Man(_) => None,
@@ -226,7 +235,12 @@ mod tests {
             "agent --data-ports 0",
             "agent --vm-seccomp kill --vm-core-dumps --vm-cgroup /sys/fs/cgroup/slat",
             "agent --vm-seccomp off --vm-cgroup none",
-            "agent --listen 0.0.0.0:7401 --insecure-listen --advertise a.example:7401 --data-ip 192.0.2.1",
+            "agent --listen 0.0.0.0:7401 --tls-dir /etc/slat/tls --advertise a.example:7401 --data-ip 192.0.2.1",
+            "up",
+            "up --agent host-a --agent host-b --memory 2GiB --listen 127.0.0.1:0 --state-dir /tmp/s",
+            "server --tls-dir /etc/slat/tls --access /etc/slat/access.yaml",
+            "agent --label rack=r1,disk=nvme --insecure-plaintext",
+            "get hosts --tls-dir /tmp/admin",
             "get hosts",
             "get host host-a -o json",
             "get vms --watch",
@@ -254,6 +268,8 @@ mod tests {
             "adopt vm --uid u --host host-a --give-up",
             "cordon host host-a",
             "uncordon host host-a host-b",
+            "fence host host-a",
+            "fence hosts host-a host-b --force",
             "pause vm web --host host-a",
             "migrate web --host host-a --to host-b",
             "migrate --uid u --to host-b",
@@ -296,6 +312,16 @@ mod tests {
             "delete save web-1 hosts/a/saves/web-2",
             "create vm web --paging agent",
             "agent --save-dir /srv/saves",
+            "pki init --domain example.org",
+            "pki init --dir /root/pki --domain example.org -o json",
+            "pki issue agent host-a --dir pki --out tls --lifetime 90d",
+            "pki issue user ann --out tls",
+            "pki renew --out a --out b --within 30d",
+            "pki list --all -o wide",
+            "pki revoke agent/host-a",
+            "pki publish --out a --out b",
+            "pki rotate",
+            "pki retire --force",
             "version -o json",
             "completion bash",
         ] {
@@ -353,6 +379,12 @@ mod tests {
             "agent --vm-cgroup slat",
             "demo --memory 512",
             "man",
+            "pki",
+            "pki init",
+            "pki issue pager x --out y",
+            "pki issue agent x",
+            "pki renew",
+            "pki revoke",
         ] {
             assert!(parse(line).is_err(), "slat {line}");
         }

@@ -1,9 +1,9 @@
 //! The client of an endpoint: a server, an agent or one VM's socket. All serve the same API.
 
-use std::time::Duration;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use slat_proto::{
-    transport::{Address, TracedChannel, connect},
+    transport::{Address, Link, TracedChannel, connect_by},
     v1::{
         host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
         migration_service_client::MigrationServiceClient,
@@ -13,6 +13,7 @@ use slat_proto::{
 };
 
 use serde_json::Value;
+use slat_trust::{Credentials, Expects, Kind};
 
 use crate::{
     failure::Failure,
@@ -44,6 +45,65 @@ pub(crate) struct ClientArgs {
         global = true
     )]
     pub(crate) output: Format,
+    /// Directory with your certificate (tls.crt, tls.key, ca.crt), as ~/certs [default:
+    /// slat/tls in the XDG configuration directory, if it is there]
+    #[arg(long, env = "SLAT_TLS_DIR", value_name = "DIR", global = true)]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// Speak without TLS, beyond this machine, too
+    #[arg(long, env = "SLAT_INSECURE_PLAINTEXT", global = true)]
+    pub(crate) insecure_plaintext: bool,
+}
+
+impl ClientArgs {
+    /// How the endpoint is spoken to: by the certificate that was named, or the default one. In the
+    /// clear on this machine, where there is none, and elsewhere when that was asked for.
+    fn link(&self) -> Result<Link, Failure> {
+        let Address::Tcp(host) = &self.server else {
+            return Ok(Link::Plain);
+        };
+        if self.insecure_plaintext && self.tls_dir.is_none() {
+            return Ok(Link::Plain);
+        }
+        let dir = self.tls_dir.clone().or_else(own_certificate);
+        if let Some(dir) = dir {
+            let credentials = Credentials::load(&dir)
+                .map_err(|error| Failure::advised(error.to_string(), error.advice()))?;
+            return Ok(Link::Tls {
+                credentials,
+                expects: Expects::Kinds(&[Kind::Server, Kind::Agent]),
+            });
+        }
+        if is_here(host) {
+            return Ok(Link::Plain);
+        }
+        Err(Failure::value(
+            format!("there is no certificate to show to {host}"),
+            "say where one is with --tls-dir (slat pki issue user NAME makes one), or, on a network \
+             you trust, add --insecure-plaintext",
+        ))
+    }
+}
+
+/// Where a user's own certificate is, whether or not there is one.
+pub(crate) fn own_certificate_dir() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let base = variable("XDG_CONFIG_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(variable("HOME")?.join(".config")))?;
+    Some(base.join("slat").join("tls"))
+}
+
+fn own_certificate() -> Option<PathBuf> {
+    own_certificate_dir().filter(|dir| dir.join("tls.crt").exists())
+}
+
+/// Whether an address is of this machine by itself, whatever names resolve to.
+fn is_here(host: &str) -> bool {
+    let Some((host, _)) = host.rsplit_once(':') else {
+        return false;
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A client of one endpoint, connected at the first call.
@@ -54,9 +114,9 @@ pub(crate) struct Client {
 
 impl Client {
     /// Of the endpoint at `address`.
-    pub(crate) fn new(address: &Address) -> Result<Self, Failure> {
+    pub(crate) fn new(address: &Address, link: &Link) -> Result<Self, Failure> {
         Ok(Self {
-            channel: connect(address)?.with_margin(MARGIN),
+            channel: connect_by(address, link)?.with_margin(MARGIN),
         })
     }
 
@@ -106,7 +166,7 @@ impl Session {
     /// As the options say.
     pub(crate) fn open(args: &ClientArgs) -> Result<Self, Failure> {
         Ok(Self {
-            client: Client::new(&args.server)?,
+            client: Client::new(&args.server, &args.link()?)?,
             endpoint: args.server.clone(),
             output: args.output,
         })

@@ -9,8 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     args::{Cli, Command},
     command::{
-        agent, cancel, completion, cordon, create, delete, fork, get, leftover, life, man, memory,
-        migrate, pager, restore, retry, save, save_writer, server, verify, version, vm,
+        agent, cancel, completion, cordon, create, delete, fence, fork, get, leftover, life, man,
+        memory, migrate, pager, pki, restore, retry, save, save_writer, server, up, verify,
+        version, vm,
     },
     daemon::telemetry,
     demo,
@@ -26,6 +27,9 @@ const LAST_THREADS: Duration = Duration::from_millis(500);
 /// Runs one command to its end.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     if let Command::Version(args) = &command {
+        speak(args.output());
+    }
+    if let Command::Pki(args) = &command {
         speak(args.output());
     }
     let endpoint = command.client().map(|client| {
@@ -54,6 +58,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             )
         }
         Command::Demo(args) => client(Box::pin(demo::run(args))),
+        Command::Up(args) => client(Box::pin(up::run(args))),
         Command::Get(args) => client(Box::pin(get::run(args))),
         Command::Create(args) => client(Box::pin(create::run(args))),
         Command::Start(args) => client(Box::pin(life::run(args, life::Action::Start))),
@@ -64,6 +69,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Cancel(args) => client(Box::pin(cancel::run(args))),
         Command::Cordon(args) => client(Box::pin(cordon::run(args, true))),
         Command::Uncordon(args) => client(Box::pin(cordon::run(args, false))),
+        Command::Fence(args) => client(Box::pin(fence::run(args))),
         Command::Adopt(args) => client(Box::pin(leftover::run(args))),
         Command::Save(args) => client(Box::pin(save::run(args))),
         Command::Restore(args) => client(Box::pin(restore::run(args))),
@@ -71,6 +77,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Retry(args) => client(Box::pin(retry::run(args))),
         Command::Verify(args) => client(Box::pin(verify::run(args))),
         Command::Memory(args) => client(Box::pin(memory::run(args))),
+        Command::Pki(args) => pki::run(args),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),
@@ -142,6 +149,7 @@ fn as_client(
         let log = telemetry::LogArgs {
             log_format: telemetry::LogFormat::Text,
             log_filter: None,
+            ..Default::default()
         };
         let telemetry = telemetry::install("client", &log, "off")?;
         let span = tracing::info_span!("slat");

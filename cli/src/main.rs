@@ -10,6 +10,7 @@ mod demo;
 mod dispatch;
 mod escape;
 mod failure;
+mod local;
 mod output;
 mod roles;
 mod term;

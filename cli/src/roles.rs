@@ -1,4 +1,5 @@
-//! The libraries behind the roles: the one place where `slat` meets the server and the agent.
+//! The libraries behind the roles: the one place where `slat` meets the server, the agent and
+//! the CA.
 
 use std::{
     error::Error,
@@ -12,13 +13,21 @@ use std::{
 
 pub(crate) use slat_daemon::VmCgroup;
 use slat_proto::{
-    model::{HostName, PortRange, VmName},
-    transport::Address,
+    model::{HostName, Labels, PortRange, VmName},
+    transport::{Access, Address},
     v1,
 };
 use slat_record::uid::VmUid;
-use slat_vmm::confine::{Confinement, Seccomp};
+use slat_trust::Credentials;
+pub(crate) use slat_trust::{
+    Kind,
+    pki::{Ca, Issued, PkiError, RootInfo, Validity, usual_lifetime},
+};
 pub(crate) use slat_vmm::{FaultEvents, confine::Confined, count_faults};
+use slat_vmm::{
+    confine::{Confinement, Seccomp},
+    handover::preamble::admit_on_host,
+};
 
 use crate::failure::{self, Failure};
 
@@ -41,8 +50,14 @@ pub(crate) struct ServerRole {
     pub(crate) report_interval: Duration,
     /// How long a host may be quiet; `None` for three reports.
     pub(crate) host_silence: Option<Duration>,
+    /// The program that fences hosts, and how long it may take.
+    pub(crate) fence: Option<(PathBuf, Duration)>,
     /// Ended migrations to keep: how many, and for how long.
     pub(crate) keep_migrations: (usize, Duration),
+    /// Who it is, and whom it takes; `None`: anybody.
+    pub(crate) credentials: Option<Credentials>,
+    /// What callers may do.
+    pub(crate) access: Access,
     /// For `/metrics`.
     pub(crate) render: Render,
 }
@@ -62,6 +77,11 @@ impl ServerRole {
                 keep: self.keep_migrations.0,
                 keep_for: self.keep_migrations.1,
             },
+            credentials: self.credentials,
+            access: self.access,
+            fence: self
+                .fence
+                .map(|(program, timeout)| slat_server::FenceHook { program, timeout }),
             render: Some(self.render),
             version: VERSION.to_owned(),
         };
@@ -103,12 +123,22 @@ pub(crate) struct AgentRole {
     pub(crate) memory_bytes: u64,
     /// Where pages arrive.
     pub(crate) data_ip: IpAddr,
+    /// Pages travel in the clear, to and from hosts that have it so too.
+    pub(crate) insecure_pages: bool,
     /// Program and first arguments of a VM's process.
     pub(crate) vm_program: Vec<OsString>,
     /// How it confines that process: what becomes of unlisted system calls, core dumps.
     pub(crate) vm_confinement: (VmSeccomp, bool),
     /// Where such processes get cgroups of their own.
     pub(crate) vm_cgroup: VmCgroup,
+    /// Who it is, and whom it takes; `None`: anybody.
+    pub(crate) credentials: Option<Credentials>,
+    /// What callers may do.
+    pub(crate) access: Access,
+    /// How it is protected, asked again and again.
+    pub(crate) host_trust: Arc<dyn Fn() -> v1::HostTrust + Send + Sync>,
+    /// What the host is called by.
+    pub(crate) labels: Labels,
     /// For `/metrics`.
     pub(crate) render: Render,
 }
@@ -119,6 +149,7 @@ pub(crate) struct RunningAgent(slat_daemon::Agent);
 impl AgentRole {
     /// Finds the host's VMs again and begins to serve.
     pub(crate) async fn start(self) -> Result<RunningAgent, RoleError> {
+        let insecure_pages = self.insecure_pages;
         let config = slat_daemon::HostConfig {
             name: self.name,
             listen: self.listen,
@@ -138,13 +169,17 @@ impl AgentRole {
                 ..Default::default()
             },
             vm_cgroup: self.vm_cgroup,
+            credentials: self.credentials,
+            access: self.access,
             backends: slat_vmm::available_backends,
             dirty_rings: slat_vmm::kvm_offers_dirty_rings,
             paging: slat_vmm::host_paging,
             huge_pages: slat_vmm::huge_page_pools,
-            admit: Arc::new(slat_vmm::handover::preamble::admit_here),
+            admit: Arc::new(move |request| admit_on_host(request, insecure_pages)),
             fits: slat_vmm::fits_here,
             clock: std::time::SystemTime::now,
+            trust: self.host_trust,
+            labels: self.labels,
             version: VERSION.to_owned(),
             render: Some(self.render),
         };
@@ -249,6 +284,8 @@ pub(crate) struct VmRole {
     pub(crate) data_ip: IpAddr,
     /// On which ports.
     pub(crate) data_ports: PortRange,
+    /// Pages travel in the clear.
+    pub(crate) insecure_pages: bool,
     /// What counts page faults that KVM's statistics lack.
     pub(crate) faults: FaultEvents,
 }
@@ -264,6 +301,7 @@ impl VmRole {
             host: self.host,
             data_ip: self.data_ip,
             data_ports: self.data_ports,
+            insecure_pages: self.insecure_pages,
             faults: self.faults,
         };
         Ok(slat_vmm::process::run(config).await?)

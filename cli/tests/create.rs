@@ -138,6 +138,7 @@ impl Endpoint {
             .args(["create", "vm", name, "--prefault"])
             .args(["--server", &self.address.to_string()])
             .env_remove("RUST_LOG")
+            .env("SLAT_INSECURE_PLAINTEXT", "true")
             .env_remove("SLAT_SERVER")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -21,6 +21,7 @@ fn slat() -> Command {
             command.env_remove(variable);
         }
     }
+    command.env("SLAT_INSECURE_PLAINTEXT", "true");
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }
@@ -122,26 +123,21 @@ fn a_port_in_use_is_one_sentence() {
 }
 
 #[test]
-fn beyond_loopback_only_when_asked_for_by_name() {
+fn without_a_certificate_only_when_asked_for_by_name() {
     for role in ["server", "agent"] {
         let state = slat_test_dir::TestDir::new();
         let path = state.path().join("untouched");
-        let arguments = [
-            role,
-            "--listen",
-            "0.0.0.0:0",
-            "--data-ip",
-            "127.0.0.1",
-            "--state-dir",
-            path.to_str().unwrap(),
-        ];
-        let arguments: Vec<&str> = match role {
-            "server" => [&arguments[..3], &arguments[5..]].concat(),
-            _ => arguments.to_vec(),
-        };
-        let (code, _, stderr) = run(&arguments);
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains("--insecure-listen"), "{stderr}");
+        let output = slat()
+            .env_remove("SLAT_INSECURE_PLAINTEXT")
+            .args([role, "--listen", "127.0.0.1:0", "--state-dir"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        for word in ["--tls-dir", "slat up", "--insecure-plaintext"] {
+            assert!(stderr.contains(word), "{word}: {stderr}");
+        }
         assert!(!path.exists(), "refused before anything is made");
     }
 }

@@ -154,6 +154,31 @@ impl HostService for Notes {
         }))
     }
 
+    async fn fence_host(&self, request: Request<v1::FenceHostRequest>) -> Reply<v1::Host> {
+        self.note(request.get_ref());
+        let request = request.into_inner();
+        if request.name == "hosts/live" && !request.force {
+            let error = ApiError::new(Reason::HostInUse, "its agent reports");
+            return Err(error.with("advice", "with --force").into());
+        }
+        if request.name == "hosts/broken" {
+            let error = ApiError::new(Reason::FenceFailed, "the hook failed: exit status: 3");
+            return Err(error.with("said", "no route to bmc").into());
+        }
+        if request.name == "hosts/slow" {
+            tokio::time::sleep(std::time::Duration::from_secs(14)).await;
+        }
+        Ok(Response::new(v1::Host {
+            name: request.name,
+            fence: Some(v1::Fence {
+                id: "f00d".into(),
+                proof: "chassis power is off".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }))
+    }
+
     async fn uncordon_host(&self, request: Request<v1::UncordonHostRequest>) -> Reply<v1::Host> {
         self.note(request.get_ref());
         Ok(Response::new(v1::Host {
@@ -253,6 +278,7 @@ impl Endpoint {
         let output = command
             .args(line.split_whitespace())
             .env_remove("RUST_LOG")
+            .env("SLAT_INSECURE_PLAINTEXT", "true")
             .env("SLAT_SERVER", self.address.to_string())
             .output()
             .unwrap();
@@ -370,6 +396,47 @@ fn hosts_are_cordoned_and_forgotten() {
         deleted.stdout,
         "hosts/a forgotten, and 1 VMs last seen there\n"
     );
+}
+
+#[test]
+fn hosts_are_fenced_and_the_proof_is_shown() {
+    let endpoint = Endpoint::start();
+    let fenced = endpoint.slat("fence host a");
+    assert_eq!(fenced.code, 0, "{}", fenced.stderr);
+    assert!(
+        fenced.stdout.starts_with("hosts/a is fenced (fence f00d)"),
+        "{}",
+        fenced.stdout
+    );
+    assert!(fenced.stdout.contains("proof: chassis power is off"));
+    let refused = endpoint.slat("fence host live");
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--force"), "{}", refused.stderr);
+    let forced = endpoint.slat("fence host live --force -o json");
+    let host: Value = serde_json::from_str(&forced.stdout).unwrap();
+    assert_eq!(host["fence"]["proof"], "chassis power is off");
+    let failed = endpoint.slat("fence host broken a");
+    assert_eq!(failed.code, 4, "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains("no route to bmc"),
+        "{}",
+        failed.stderr
+    );
+    assert!(
+        failed.stderr.contains("nothing was decided"),
+        "{}",
+        failed.stderr
+    );
+    assert!(failed.stdout.contains("hosts/a is fenced"), "each is tried");
+    assert_eq!(endpoint.notes.take().len(), 5);
+}
+
+#[test]
+fn a_hook_that_takes_long_is_told_of() {
+    let fenced = Endpoint::start().slat("fence host slow");
+    assert_eq!(fenced.code, 0, "{}", fenced.stderr);
+    let said = "hosts/slow: the hook runs, 1";
+    assert!(fenced.stderr.contains(said), "{}", fenced.stderr);
 }
 
 #[test]

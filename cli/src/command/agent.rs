@@ -1,15 +1,19 @@
 //! `slat agent`: the daemon of one hypervisor host.
 
-use std::{ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use slat_proto::{
-    model::{HostName, PortRange},
+    model::{HostName, Labels, PortRange},
     transport::Address,
 };
+use slat_trust::Kind;
 
 use crate::{
     daemon::{
-        self, DaemonArgs, listen, memory, notify, recorder::Recorder, state, stop, telemetry,
+        self, DaemonArgs, listen, memory, notify,
+        recorder::Recorder,
+        secrecy, state, stop, telemetry,
+        trust::{self, Trust, TrustArgs},
     },
     failure::Failure,
     roles::{self, AgentRole, VmCgroup, VmSeccomp},
@@ -18,9 +22,9 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  slat agent --server 127.0.0.1:7400
-  slat agent --name host-a --listen 127.0.0.1:7401 --memory 16GiB
-  slat agent --listen 192.0.2.10:7401 --server 192.0.2.1:7400 --insecure-listen
+  slat agent --tls-dir /etc/slat/tls --listen 192.0.2.10:7401 --server 192.0.2.1:7400
+  slat agent --tls-dir /etc/slat/tls --memory 16GiB --label rack=r1
+  slat agent --name host-a --server 127.0.0.1:7400 --insecure-plaintext   anyone is in control
 
 Without --server the agent serves its own VMs and reports to nobody: slat get vms --server 127.0.0.1:7401.
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
@@ -33,7 +37,8 @@ const LEAST_LOG: Size = Size(64 << 10);
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct AgentArgs {
-    /// This host's name in the fleet, as host-a [default: the host name, made DNS-like]
+    /// This host's name in the fleet, as host-a [default: the certificate's, or else the host name,
+    /// made DNS-like]
     #[arg(long, env = "SLAT_HOST_NAME", value_name = "NAME")]
     name: Option<HostName>,
     /// Address to listen on, as 192.0.2.10:7401; port 0 takes a free one
@@ -64,6 +69,10 @@ pub(crate) struct AgentArgs {
         value_name = "FIRST-LAST"
     )]
     data_ports: PortRange,
+    /// Send and receive the pages of migrating VMs in the clear, to and from agents that were
+    /// started so too; without it they travel by TLS
+    #[arg(long, env = "SLAT_INSECURE_PAGES")]
+    insecure_pages: bool,
     /// Memory VMs may use, as 16GiB; never more than this machine has or its cgroup allows
     /// [default: that, less a sixteenth and at least 1GiB]
     #[arg(long, env = "SLAT_MEMORY", value_name = "SIZE")]
@@ -86,8 +95,20 @@ pub(crate) struct AgentArgs {
     /// saves in the state directory]
     #[arg(long, env = "SLAT_SAVE_DIR", value_name = "DIR")]
     save_dir: Option<PathBuf>,
+    /// What this host is called by, as rack=r1,disk=nvme; who may see and use it can be told by
+    /// them
+    #[arg(
+        long = "label",
+        env = "SLAT_LABELS",
+        value_name = "KEY=VALUE",
+        default_value = ""
+    )]
+    labels: Labels,
     #[command(flatten)]
-    insecure: listen::InsecureArgs,
+    trust: TrustArgs,
+    /// VMs do not end with the process of --die-with
+    #[arg(long, hide = true)]
+    vms_stay: bool,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -123,9 +144,9 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     let mut stop = stop::Stop::listen()?;
     let telemetry = telemetry::install("agent", &args.daemon.log, "info")?;
     stop::die_with(args.daemon.die_with)?;
-    listen::check("--listen", args.listen.ip(), args.insecure)?;
+    secrecy::begin()?;
+    let trust = Trust::open(args.trust, Kind::Agent)?;
     let data_ip = listen::data_ip(args.listen, args.data_ip)?;
-    listen::check("--data-ip", data_ip, args.insecure)?;
     if args.listen.ip().is_unspecified() && args.advertise.is_none() {
         return Err(Failure::value(
             format!(
@@ -135,7 +156,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
             "add --advertise ADDRESS:PORT",
         ));
     }
-    let name = args.name.map_or_else(own_name, Ok)?;
+    let name = own_name(args.name, &trust)?;
     let memory_bytes = memory::for_vms(args.memory)?;
     if args.vm_log_size < LEAST_LOG {
         return Err(Failure::Usage(format!(
@@ -146,8 +167,13 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
     let state_dir = state::directory(args.state_dir, "agent")?;
     state::prepare(&state_dir)?;
     let recorder = Recorder::install()?;
+    trust.keep();
     let agent = AgentRole {
         name,
+        host_trust: host_trust(&trust, !args.insecure_pages),
+        credentials: trust.credentials,
+        access: trust.access,
+        labels: args.labels,
         listen: args.listen,
         advertise: args.advertise,
         server: args.server,
@@ -157,11 +183,13 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
         writer_program: own_program("save-writer", args.vm_log_size)?,
         memory_bytes,
         data_ip,
+        insecure_pages: args.insecure_pages,
         vm_program: vm_program(
             args.data_ports,
+            args.insecure_pages,
             args.vm_log_size,
             &args.confinement,
-            args.daemon.die_with,
+            args.daemon.die_with.filter(|_| !args.vms_stay),
         )?,
         vm_confinement: (args.confinement.vm_seccomp, args.confinement.vm_core_dumps),
         vm_cgroup: args.confinement.vm_cgroup,
@@ -182,12 +210,16 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
 /// What the agent runs for one VM: this binary's `vm` role, with what concerns VM processes alone.
 fn vm_program(
     data_ports: PortRange,
+    insecure_pages: bool,
     log_size: Size,
     confinement: &ConfinementArgs,
     die_with: Option<u32>,
 ) -> Result<Vec<OsString>, Failure> {
     let mut command = vec![own_file()?, "vm".into()];
     command.extend(["--data-ports".into(), data_ports.to_string().into()]);
+    if insecure_pages {
+        command.push("--insecure-pages".into());
+    }
     command.extend(["--log-size".into(), format!("{}B", log_size.0).into()]);
     command.extend(["--seccomp".into(), confinement.vm_seccomp.word().into()]);
     if confinement.vm_core_dumps {
@@ -214,7 +246,40 @@ fn own_file() -> Result<OsString, Failure> {
     Ok(program.into_os_string())
 }
 
-fn own_name() -> Result<HostName, Failure> {
+/// What the host says of its protection, whenever it is asked.
+fn host_trust(
+    trust: &Trust,
+    pages_tls: bool,
+) -> Arc<dyn Fn() -> slat_proto::v1::HostTrust + Send + Sync> {
+    let credentials = trust.credentials.clone();
+    Arc::new(move || trust::host_trust(credentials.as_ref(), pages_tls))
+}
+
+/// The name that was given, the certificate's, or the machine's.
+fn own_name(given: Option<HostName>, trust: &Trust) -> Result<HostName, Failure> {
+    let Some(credentials) = &trust.credentials else {
+        return given.map_or_else(machines_name, Ok);
+    };
+    let identity = credentials.identity();
+    let named = HostName::from_id(identity.name())?;
+    match given {
+        Some(given) if given != named => Err(Failure::value(
+            format!(
+                "--name {} is not the name in the certificate of {}: {identity}",
+                given.id(),
+                credentials.dir().display()
+            ),
+            format!(
+                "leave --name out, or issue one for it: slat pki issue agent {}",
+                given.id()
+            ),
+        )),
+        _ => Ok(named),
+    }
+}
+
+/// This machine's name, made one of a host.
+pub(super) fn machines_name() -> Result<HostName, Failure> {
     let uname = rustix::system::uname();
     let node = uname.nodename().to_string_lossy();
     sanitised(&node).ok_or_else(|| {

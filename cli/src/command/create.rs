@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use slat_proto::{
     json::to_json,
-    model::{Format as TableFormat, HostName, MemoryBacking, VmName, VmSpec},
+    model::{Format as TableFormat, HostName, Labels, MemoryBacking, VmName, VmSpec},
     v1,
 };
 
@@ -239,6 +239,14 @@ struct VmOptions {
     /// Memory of this NUMA node of the host alone, as 0: 0 to 1023 [default: any]
     #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u32).range(0..=1023))]
     numa_node: Option<u32>,
+    /// What it is called by, as team=web,tier=front; who may see and change it can be told by them
+    #[arg(
+        long = "label",
+        value_name = "KEY=VALUE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    labels: Labels,
     /// Populate all of its memory before it starts, and show how far that is; a VM that does not
     /// answer meanwhile is waited for 60 s
     #[arg(long)]
@@ -333,6 +341,7 @@ impl VmOptions {
             prefault: self.prefault,
             paging: self.paging.map_or(0, |paging| paging.to_message().into()),
             guest: Some(self.guest()?),
+            labels: self.labels.to_field(),
         };
         // The server checks again. Here a mistake costs no round trip and has exit code 2.
         VmSpec::from_message(&spec)?;

@@ -2,8 +2,15 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use slat_trust::Kind;
+
 use crate::{
-    daemon::{self, DaemonArgs, listen, notify, recorder::Recorder, state, stop, telemetry},
+    daemon::{
+        self, DaemonArgs, notify,
+        recorder::Recorder,
+        secrecy, state, stop, telemetry,
+        trust::{Trust, TrustArgs},
+    },
     failure::Failure,
     roles::{self, ServerRole},
     term::units::Span,
@@ -11,11 +18,12 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  slat server
-  slat server --listen 127.0.0.1:7400 --state-dir /var/lib/slat/server
-  slat server --listen 0.0.0.0:7400 --insecure-listen     on a network you trust
+  slat server --tls-dir /etc/slat/tls --listen 0.0.0.0:7400
+  slat server --tls-dir /etc/slat/tls --access /etc/slat/access.yaml --state-dir /srv/slat
+  slat server --insecure-plaintext        anyone who reaches it is in control
+  slat server --tls-dir /etc/slat/tls --fence-hook /usr/local/sbin/power-off
 
-The dashboard is at http://ADDRESS/, Prometheus text at http://ADDRESS/metrics.
+The dashboard is at https://ADDRESS/, Prometheus text at https://ADDRESS/metrics; both ask for a certificate, too.
 One line on standard output says `listening on IP:PORT` when the server is ready.";
 
 /// Who waits for a migration must still find it when it has ended.
@@ -70,8 +78,20 @@ pub(crate) struct ServerArgs {
         value_name = "DURATION"
     )]
     keep_migrations_for: Span,
+    /// What powers a host off, as /usr/local/sbin/power-off: called with its name; exit code 0 says
+    /// that nothing of it runs any more
+    #[arg(long, env = "SLAT_FENCE_HOOK", value_name = "PROGRAM")]
+    fence_hook: Option<PathBuf>,
+    /// How long the hook may take, as 2m: 1s to 1h; then it is killed, and the host not fenced
+    #[arg(
+        long,
+        env = "SLAT_FENCE_TIMEOUT",
+        default_value = "60s",
+        value_name = "DURATION"
+    )]
+    fence_timeout: Span,
     #[command(flatten)]
-    insecure: listen::InsecureArgs,
+    trust: TrustArgs,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -99,18 +119,37 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
             args.keep_migrations_for
         )));
     }
+    if let Some(hook) = &args.fence_hook
+        && !hook.is_absolute()
+    {
+        return Err(Failure::Usage(format!(
+            "--fence-hook {} is not an absolute path",
+            hook.display()
+        )));
+    }
+    if !(1..=3600).contains(&args.fence_timeout.0.as_secs()) {
+        return Err(Failure::Usage(format!(
+            "--fence-timeout {} is not between 1s and 1h",
+            args.fence_timeout
+        )));
+    }
     let mut stop = stop::Stop::listen()?;
     let telemetry = telemetry::install("server", &args.daemon.log, "info")?;
     stop::die_with(args.daemon.die_with)?;
-    listen::check("--listen", args.listen.ip(), args.insecure)?;
+    secrecy::begin()?;
+    let trust = Trust::open(args.trust, Kind::Server)?;
     let state_dir = state::directory(args.state_dir, "server")?;
     state::prepare(&state_dir)?;
     let recorder = Recorder::install()?;
+    trust.keep();
     let server = ServerRole {
+        credentials: trust.credentials,
+        access: trust.access,
         listen: args.listen,
         state_dir,
         report_interval: args.report_interval.0,
         host_silence: args.host_silence.map(|silence| silence.0),
+        fence: args.fence_hook.map(|hook| (hook, args.fence_timeout.0)),
         keep_migrations: (args.keep_migrations as usize, args.keep_migrations_for.0),
         render: recorder.render(),
     }

@@ -35,6 +35,9 @@ pub(crate) struct VmArgs {
     /// Ports on which it receives pages; 0: any
     #[arg(long, default_value = "0", value_name = "FIRST-LAST")]
     data_ports: PortRange,
+    /// Send and receive pages in the clear
+    #[arg(long)]
+    insecure_pages: bool,
     /// How long its log may become before it is rotated
     #[arg(long, default_value = "8MiB", value_name = "SIZE")]
     log_size: Size,
@@ -81,6 +84,7 @@ pub(crate) async fn run(
         host: args.host,
         data_ip: args.data_ip,
         data_ports: args.data_ports,
+        insecure_pages: args.insecure_pages,
         faults,
     }
     .run()

@@ -2,14 +2,17 @@
 //! and traces, the metrics recorder, where they may listen and keep state, how much memory there
 //! is, the ready line, systemd, and how they are told to stop.
 
+mod audit_log;
 pub(crate) mod listen;
 pub(crate) mod memory;
 pub(crate) mod notify;
 mod process;
 pub(crate) mod recorder;
+pub(crate) mod secrecy;
 pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod telemetry;
+pub(crate) mod trust;
 pub(crate) mod vm_log;
 
 use std::net::SocketAddr;

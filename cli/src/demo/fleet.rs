@@ -11,8 +11,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use slat_proto::{ApiError, Reason, transport::Address, v1};
 use tempfile::TempDir;
 
-use super::{child::Daemon, sweep};
-use crate::{client::Client, failure::Failure, term::out};
+use super::sweep;
+use crate::{
+    client::Client,
+    failure::Failure,
+    local::{Daemon, LocalCa},
+    term::out,
+};
 
 /// The two hosts.
 pub(super) const HOSTS: [&str; 2] = ["host-a", "host-b"];
@@ -36,6 +41,7 @@ pub(super) struct Fleet {
     dir: Option<TempDir>,
     server: Option<Daemon>,
     agents: Vec<Daemon>,
+    ca: Option<LocalCa>,
 }
 
 impl Fleet {
@@ -54,6 +60,7 @@ impl Fleet {
             dir: Some(dir),
             server: None,
             agents: Vec::new(),
+            ca: None,
         };
         // A VM's directory is called by its uid.
         let uid = "0".repeat(UID);
@@ -79,22 +86,28 @@ impl Fleet {
 
     /// Starts the server, then an agent for each host with `memory` bytes for VMs.
     pub(super) async fn start(&mut self, memory: u64) -> Result<(), Failure> {
-        let arguments = |role: &str, state: PathBuf| -> Vec<OsString> {
+        let trust = self.path("trust");
+        let made = tokio::task::spawn_blocking(move || LocalCa::make(&trust, &HOSTS)).await;
+        let ca =
+            made.map_err(|error| Failure::local(format!("making certificates: {error}")))??;
+        let arguments = |role: &str, tls: PathBuf, state: PathBuf| -> Vec<OsString> {
             vec![
                 role.into(),
+                "--tls-dir".into(),
+                tls.into_os_string(),
                 "--listen".into(),
                 "127.0.0.1:0".into(),
                 "--state-dir".into(),
                 state.into_os_string(),
             ]
         };
-        let mut server = arguments("server", self.path("server"));
+        let mut server = arguments("server", ca.server(), self.path("server"));
         server.extend(["--report-interval".into(), "500ms".into()]);
         let server = Daemon::start("the server", server, self.path("server.log")).await?;
         let address = server.address();
         self.server = Some(server);
         for host in HOSTS {
-            let mut agent = arguments("agent", self.path(host));
+            let mut agent = arguments("agent", ca.agent(host), self.path(host));
             agent.extend(["--server".into(), address.to_string().into()]);
             agent.extend(["--name".into(), host.into()]);
             // The host's own range is for its agent.
@@ -103,12 +116,27 @@ impl Fleet {
             let log = self.path(&format!("{host}.log"));
             self.agents.push(Daemon::start(host, agent, log).await?);
         }
+        self.ca = Some(ca);
         Ok(())
     }
 
     /// The server's address.
     pub(super) fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(Daemon::address)
+    }
+
+    /// Where the certificate is by which a user speaks to this fleet.
+    pub(super) fn admin(&self) -> Option<PathBuf> {
+        self.ca.as_ref().map(LocalCa::admin)
+    }
+
+    /// A client of the server or of an agent of this fleet.
+    pub(super) fn client(&self, address: SocketAddr) -> Result<Client, Failure> {
+        let link = match &self.ca {
+            Some(ca) => ca.link()?,
+            None => return Err(Failure::local("the fleet has not started")),
+        };
+        Client::new(&Address::Tcp(address.to_string()), &link)
     }
 
     /// The agents' names and addresses.
@@ -173,6 +201,7 @@ impl Fleet {
 
     /// Deletes every VM of this fleet, whoever made it, until no agent has one.
     async fn delete_vms(&self) -> Result<(), ApiError> {
+        let client = |address| self.client(address).map_err(no_client);
         let server = self.address().map(client).transpose()?;
         let mut agents = Vec::new();
         for agent in &self.agents {
@@ -242,8 +271,6 @@ async fn delete(agent: &Client, server: Option<&Client>, vm: v1::Vm) -> Result<(
     }
 }
 
-/// A client of the server or agent at `address`.
-pub(super) fn client(address: SocketAddr) -> Result<Client, ApiError> {
-    Client::new(&Address::Tcp(address.to_string()))
-        .map_err(|_| ApiError::bad_parameter("address", format_args!("{address} is no address")))
+fn no_client(failure: Failure) -> ApiError {
+    ApiError::new(Reason::Internal, failure.render())
 }

@@ -24,8 +24,14 @@ pub(super) async fn keep(args: &DemoArgs, fleet: &Fleet, report: &mut Report) {
         return;
     };
     out::say(format!(
-        "dashboard  http://{address}/\nserver     {address}"
+        "dashboard  https://{address}/ (asks for a certificate)\nserver     {address}"
     ));
+    if let Some(admin) = fleet.admin() {
+        out::say(format!(
+            "try        slat get vms --server {address} --tls-dir {}",
+            admin.display()
+        ));
+    }
     for (name, address) in fleet.agents() {
         out::say(format!("{name}     {address}"));
     }

@@ -1,7 +1,7 @@
 //! `slat demo`: a fleet of one server and two agents that exists only for this run, one VM, and
 //! migrations that are checked by the guest itself and by memory digests.
 //!
-//! * [`child`] is one daemon process, [`fleet`] all of them and their orderly end, [`sweep`] what a
+//! * [`fleet`] is all of its daemons and their orderly end, [`sweep`] what a
 //!   disorderly end leaves.
 //! * [`script`] is what happens, [`keep`] what happens after it with `--keep`, [`observer`] what is
 //!   counted meanwhile, [`report`] what is said about it.
@@ -12,7 +12,6 @@
 //! directory stays then.
 
 pub(crate) mod args;
-mod child;
 mod fleet;
 mod keep;
 mod observer;

@@ -10,7 +10,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,7 +17,7 @@ use std::{
 use slat_proto::v1;
 use tokio::task::JoinHandle;
 
-use super::fleet;
+use crate::client::Client;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -80,14 +79,10 @@ pub(super) struct Observer {
 
 impl Observer {
     /// Begins to look through these agents.
-    pub(super) fn start(agents: Vec<SocketAddr>, vm: String) -> Self {
+    pub(super) fn start(clients: Vec<Client>, vm: String) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let seen = Arc::clone(&tally);
         let task = tokio::spawn(async move {
-            let clients: Vec<_> = agents
-                .into_iter()
-                .filter_map(|agent| fleet::client(agent).ok())
-                .collect();
             loop {
                 for client in &clients {
                     let mut vms = client.vms();

@@ -32,6 +32,10 @@ pub(super) struct Facts {
     memory_bytes: u64,
     vcpus: u32,
     streams: u32,
+    /// How every endpoint of this fleet is protected.
+    endpoints: &'static str,
+    /// How pages travelled: each way that was seen.
+    pages: Vec<String>,
     migrations: Vec<Row>,
     guest: Option<Guest>,
     digest_match: Option<bool>,
@@ -99,6 +103,8 @@ impl Report {
                 memory_bytes: args.memory.0,
                 vcpus: args.vcpus,
                 streams: args.streams,
+                endpoints: "TLS 1.3, certificates of a CA made for this run",
+                pages: Vec::new(),
                 migrations: Vec::new(),
                 guest: None,
                 digest_match: None,
@@ -138,6 +144,10 @@ impl Report {
             .push(view::verification(progress.verification()));
         if let Some(params) = &migration.params {
             self.facts.streams = params.streams;
+        }
+        let path = view::page_path(&progress);
+        if !path.is_empty() && !self.facts.pages.contains(&path) {
+            self.facts.pages.push(path);
         }
         self.facts.migrations.push(Row {
             name: view::id(&migration.name).to_owned(),
@@ -273,6 +283,10 @@ impl Report {
             known(facts.mmu.remote_tlb_flush_requests),
             known(facts.mmu.remote_tlb_flushes),
         ));
+        text.push_str(&format!("tls      endpoints: {}\n", facts.endpoints));
+        for pages in &facts.pages {
+            text.push_str(&format!("         pages: {pages}\n"));
+        }
         text.push_str(&format!("verdict  {}", self.verdict()));
         text
     }
@@ -422,6 +436,8 @@ mod tests {
             "memory_bytes": 268_435_456,
             "vcpus": 2,
             "streams": 3,
+            "endpoints": "TLS 1.3, certificates of a CA made for this run",
+            "pages": [],
             "migrations": [{
                 "name": "live-1",
                 "source": "host-a",

@@ -13,7 +13,7 @@ use tokio_stream::StreamExt as _;
 
 use super::{
     args::DemoArgs,
-    fleet::{self, Fleet, HOSTS, VM},
+    fleet::{Fleet, HOSTS, VM},
     observer::Observer,
     report::Report,
 };
@@ -58,6 +58,7 @@ pub(super) fn spec(args: &DemoArgs) -> Result<v1::VmSpec, Failure> {
             fill: v1::memstress::Fill::Random.into(),
             ..Default::default()
         })),
+        labels: Default::default(),
     };
     VmSpec::from_message(&spec)?;
     Ok(spec)
@@ -121,12 +122,13 @@ fn round_time(args: &DemoArgs) -> Option<Duration> {
 pub(super) fn server(fleet: &Fleet) -> Result<Client, Failure> {
     let address = fleet.address();
     let address = address.ok_or_else(|| Failure::local("the server is not running"))?;
-    Ok(fleet::client(address)?)
+    fleet.client(address)
 }
 
 fn observer(fleet: &Fleet, vm: &VmName) -> Observer {
-    let agents = fleet.agents().into_iter().map(|(_, address)| address);
-    Observer::start(agents.collect(), vm.to_string())
+    let agents = fleet.agents().into_iter();
+    let clients = agents.filter_map(|(_, address)| fleet.client(address).ok());
+    Observer::start(clients.collect(), vm.to_string())
 }
 
 /// Both hosts are this machine: memory for two copies must be there.

@@ -180,6 +180,15 @@ fn by_reason(error: &ApiError) -> String {
         Reason::HostInUse => {
             "stop its agent and move or delete its VMs first; --give-up-vms forgets VMs of a silent host"
         }
+        Reason::HostFenced => {
+            "its agent is welcome when it is started anew; see slat get host, and what is left on that host"
+        }
+        Reason::FenceFailed => {
+            "nothing was decided: mend the hook, or see that the host is off, and fence it again"
+        }
+        Reason::NoFenceHook => {
+            "slat server --fence-hook PROGRAM, or bring the host back: its journals decide too"
+        }
         Reason::GiveUpRequired => "repeat with --give-up when that may go",
         Reason::DowntimeUnreachable => {
             "accept a longer --max-downtime; the figure is the least that can be kept"
@@ -220,7 +229,7 @@ fn by_reason(error: &ApiError) -> String {
             "allow a longer --max-downtime, or --on-timeout force-switchover"
         }
         Reason::InDoubt => {
-            "bring either host back: its journal decides; nothing runs twice meanwhile"
+            "bring the source's host back: its journal decides; or slat fence host it; nothing runs twice meanwhile"
         }
         _ => "",
     };

@@ -36,6 +36,7 @@ const WORDS: &[(&str, &str)] = &[
     ("spec.memstress.pattern", "--pattern"),
     ("spec.memstress.fill", "--fill"),
     ("spec.paging", "--paging"),
+    ("spec.labels", "--label"),
     ("compression.zstd_level", "--compress"),
     ("spec.numa_node", "--numa-node"),
     ("spec.raw_image.image", "--image"),

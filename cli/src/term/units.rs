@@ -106,7 +106,7 @@ fn parse_size(text: &str) -> Result<u64, BadUnit> {
 }
 
 /// Bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Size(pub(crate) u64);
 
 impl FromStr for Size {

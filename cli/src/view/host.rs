@@ -1,6 +1,11 @@
 //! One host: its columns, its page.
 
-use slat_proto::v1;
+use std::time::SystemTime;
+
+use slat_proto::{
+    model::{Labels, system_time},
+    v1,
+};
 
 use super::words::{age, count, fields, id, notes, short, signed_span};
 use crate::{
@@ -46,6 +51,13 @@ fn remarks(host: &v1::Host) -> Vec<String> {
     if !host.state_message.is_empty() {
         remarks.push(host.state_message.clone());
     }
+    if let Some(trust) = host
+        .trust
+        .as_ref()
+        .filter(|trust| !trust.message.is_empty())
+    {
+        remarks.push(trust.message.clone());
+    }
     match host.leftovers {
         0 => {}
         1 => remarks.push("1 leftover: slat get leftovers".to_owned()),
@@ -78,6 +90,72 @@ fn confinement(host: &v1::Host) -> (String, String) {
     };
     let processes = format!("seccomp {seccomp}, landlock {landlock}, no capabilities{dumps}");
     (processes, cgroup)
+}
+
+/// How its endpoint and its pages are protected, in a word; empty for agents that do not say.
+fn protection(host: &v1::Host) -> Cell {
+    let Some(trust) = &host.trust else {
+        return "".into();
+    };
+    match (trust.tls, trust.pages_tls) {
+        (true, true) if trust.message.is_empty() => Cell::toned("tls".to_owned(), Tone::Good),
+        (true, true) => Cell::toned("tls!".to_owned(), Tone::Bad),
+        (true, false) => Cell::toned("tls,PLAIN-PAGES".to_owned(), Tone::Bad),
+        (false, true) => Cell::toned("PLAIN".to_owned(), Tone::Bad),
+        (false, false) => Cell::toned("PLAIN,PLAIN-PAGES".to_owned(), Tone::Bad),
+    }
+}
+
+/// The same at length.
+fn protection_page(host: &v1::Host) -> String {
+    let Some(trust) = &host.trust else {
+        return String::new();
+    };
+    let endpoint = if trust.tls {
+        let ends = trust.certificate_not_after.as_ref().and_then(system_time);
+        let left = ends.and_then(|ends| ends.duration_since(SystemTime::now()).ok());
+        let left = left.map_or_else(
+            || "its certificate has ended".to_owned(),
+            |left| format!("certificate for {} days more", left.as_secs() / 86_400),
+        );
+        format!("TLS as {}, {left}", trust.identity)
+    } else {
+        "PLAIN: whoever reaches its agent is in control".to_owned()
+    };
+    let pages = if trust.pages_tls {
+        "pages by TLS"
+    } else {
+        "pages in the clear"
+    };
+    format!("{endpoint}; {pages}")
+}
+
+/// What it is called by.
+fn labels(host: &v1::Host) -> String {
+    let labels = host.labels.clone().into_iter().collect::<Labels>();
+    labels.to_string()
+}
+
+/// The last fence of it, with its proof; empty when there was none.
+fn fence(host: &v1::Host) -> String {
+    let Some(fence) = &host.fence else {
+        return String::new();
+    };
+    let took = fence.duration.as_ref().map_or(0.0, |took| {
+        took.seconds as f64 + f64::from(took.nanos) / 1e9
+    });
+    let proof = match fence.proof.lines().next() {
+        Some(line) if line.len() < fence.proof.len() => format!("{line} ..."),
+        Some(line) => line.to_owned(),
+        None => "none".to_owned(),
+    };
+    format!(
+        "at {} by {}, {} in {took:.1} s, proof: {proof} ({})",
+        fence.time.map_or_else(String::new, |time| time.to_string()),
+        fence.ordered_by,
+        fence.hook,
+        fence.id
+    )
 }
 
 /// Whether VMs can be watched there; empty when its agent does not say.
@@ -135,6 +213,8 @@ impl Resource for v1::Host {
         Column::new("VMS", |host| count(host.vms)),
         Column::new("MEMORY", memory),
         Column::new("ADDRESS", |host| host.address.as_str().into()),
+        Column::new("TLS", protection),
+        Column::wide("LABELS", |host| labels(host).into()),
         Column::wide("PAGING", |host| {
             let paging = host.paging.as_ref();
             let word = paging.map(|paging| match (paging.can_watch, paging.can_protect) {
@@ -176,6 +256,9 @@ impl Resource for v1::Host {
                 "dirty rings",
                 if self.dirty_rings { "yes" } else { "no" }.to_owned(),
             ),
+            ("protection", protection_page(self)),
+            ("labels", labels(self)),
+            ("fence", fence(self)),
             ("paging", paging(self)),
             ("pages set aside", huge_pages(self)),
             (
@@ -235,6 +318,36 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("/sys/fs/cgroup/slat\n"), "{page}");
+    }
+
+    #[test]
+    fn what_is_in_the_clear_is_seen_in_the_table_and_why_on_the_page() {
+        let mut host = v1::Host {
+            name: "hosts/a".into(),
+            ..Default::default()
+        };
+        assert!(!host.page(false).contains("protection"), "an older agent");
+        let mut told = |tls, pages_tls, message: &str| {
+            host.trust = Some(v1::HostTrust {
+                tls,
+                pages_tls,
+                identity: "spiffe://d/slat/agent/a".into(),
+                message: message.into(),
+                ..Default::default()
+            });
+            (protection(&host).text().to_owned(), host.page(false))
+        };
+        assert_eq!(told(true, true, "").0, "tls");
+        assert_eq!(told(true, true, "its certificate ends in 5 h").0, "tls!");
+        assert!(told(true, true, "ends in 5 h").1.contains("ends in 5 h"));
+        let (word, page) = told(false, true, "");
+        assert_eq!(word, "PLAIN");
+        assert!(
+            page.contains("whoever reaches its agent is in control"),
+            "{page}"
+        );
+        assert_eq!(told(false, false, "").0, "PLAIN,PLAIN-PAGES");
+        assert!(told(true, false, "").1.contains("pages in the clear"));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use slat_proto::{model::std_duration, v1};
 
 use super::{
-    pace, phases,
+    pace,
+    path::page_path,
+    phases,
     words::{
         age, count, fields, id, pages, phase, short, size_cell, span, span_cell, verification,
     },
@@ -163,6 +165,7 @@ fn page(migration: &v1::Migration, colours: bool) -> String {
             "iterations",
             pace::iterations(&progress).map_or_else(String::new, |count| count.to_string()),
         ),
+        ("pages", page_path(&progress)),
         ("VM uid", migration.vm_uid.clone()),
     ]);
     text.push_str(&fields(&lines));

@@ -6,6 +6,7 @@ mod leftover;
 mod migration;
 mod pace;
 mod paging;
+mod path;
 mod phases;
 mod progress;
 mod save;
@@ -14,6 +15,7 @@ mod words;
 
 pub(crate) use leftover::leftover_words;
 pub(crate) use pace::iterations;
+pub(crate) use path::page_path;
 pub(crate) use progress::Progress;
 pub(crate) use save::{SaveProgress, saved};
 pub(crate) use vm::prefault;

@@ -102,6 +102,7 @@ impl Resource for v1::Vm {
             let node = spec(vm, |spec| spec.numa_node);
             node.map_or_else(Cell::none, count)
         }),
+        Column::wide("LABELS", |vm| labels(vm).into()),
         Column::wide("PAGES", |vm| backing_pages(vm).into()),
         Column::wide("MAPPED", |vm| mapped(vm).into()),
         Column::wide("UID", |vm| vm.uid.as_str().into()),
@@ -274,6 +275,13 @@ fn backing(vm: &v1::Vm) -> Option<String> {
         backing_kind(vm),
         Size(all),
     ))
+}
+
+/// What its owner calls it by.
+fn labels(vm: &v1::Vm) -> String {
+    let labels = vm.spec.as_ref().map(|spec| spec.labels.clone());
+    let labels = labels.unwrap_or_default().into_iter();
+    labels.collect::<slat_proto::model::Labels>().to_string()
 }
 
 /// What memstress counted. A page counts at each write, so the writes may be more than the pages.

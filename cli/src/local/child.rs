@@ -1,8 +1,9 @@
-//! One daemon of the demo: this binary in another role, on a free loopback port, its log in a file.
+//! One daemon of a fleet on this machine: this binary in another role, on a loopback port, its log
+//! in a file.
 //!
-//! It gets a process group of its own, so that Ctrl-C reaches the demo alone, which then ends its
-//! daemons in order. It is told to end when the demo's process ends (`--die-with`), and is killed
-//! when the handle is dropped without a stop.
+//! It gets a process group of its own, so that Ctrl-C reaches the command alone, which then ends
+//! its daemons in order. It is told to end when the command's process ends (`--die-with`), and is
+//! killed when the handle is dropped without a stop.
 
 use std::{
     ffi::OsString,
@@ -28,17 +29,18 @@ const GONE: Duration = Duration::from_secs(25);
 
 /// A running daemon.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     name: String,
     child: Child,
     address: SocketAddr,
+    log: PathBuf,
     /// Kept open: a daemon that prints must not die of it.
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Daemon {
     /// Starts `slat ARGUMENTS` and waits for its ready line.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         name: &str,
         arguments: Vec<OsString>,
         log: PathBuf,
@@ -78,6 +80,7 @@ impl Daemon {
                 name: name.to_owned(),
                 child,
                 address,
+                log,
                 _stdout: stdout,
             }),
             (Err(_), _) => Err(Failure::local(format!(
@@ -93,17 +96,30 @@ impl Daemon {
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// What it says.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// What it is called.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
+    /// Waits for its end, which nobody asked for; says how it ended.
+    pub(crate) async fn ended(&mut self) -> String {
+        match self.child.wait().await {
+            Ok(status) => format!("{} ended by itself: {status}", self.name),
+            Err(error) => format!("{} could not be waited for: {error}", self.name),
+        }
+    }
+
     /// Asks it to end.
-    pub(super) fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         // Not reaped yet, so the number is still this child's.
         let pid = self
             .child
@@ -119,7 +135,7 @@ impl Daemon {
 
     /// Waits for its end after [`Daemon::terminate`]; kills it when that takes too long. `Some`
     /// says what was wrong.
-    pub(super) async fn join(mut self) -> Option<String> {
+    pub(crate) async fn join(mut self) -> Option<String> {
         match tokio::time::timeout(GONE, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => None,
             Ok(Ok(status)) => Some(format!("{} ended with {status}", self.name)),
