@@ -10,13 +10,14 @@
 
 use std::{
     ffi::OsString,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use slat_proto::{
-    transport::{Address, TracedChannel, connect},
+    transport::{Address, Link, TracedChannel, connect_by},
     v1::{
         self, Backend, MigrationPhase, host_service_client::HostServiceClient,
         memory_service_client::MemoryServiceClient,
@@ -32,14 +33,23 @@ use crate::{
     wait::eventually,
 };
 
+pub mod certificates;
 mod copies;
 mod deaths;
 mod migrating;
+mod networks;
 mod running;
+mod scraping;
+
+use certificates::Certificates;
+use networks::Networks;
 
 /// How long a host may be quiet. Three reports, which are due so soon here, are missed by an agent
 /// that waits for a processor, and its host must not be lost to a test for that.
 const HOST_SILENCE: Duration = Duration::from_secs(3);
+
+/// The server's hook that fences hosts, below the fleet's root.
+pub const FENCE_HOOK: &str = "fence-hook";
 
 /// How much of a log is shown when a test fails.
 const LOG_TAIL: usize = 12 << 10;
@@ -67,6 +77,16 @@ impl Layout {
     }
 }
 
+/// How the processes of a fleet are protected and placed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Protection {
+    /// By TLS, with certificates that `slat pki` makes ([`Fleet::certificates`]).
+    pub tls: bool,
+    /// Each agent in a network namespace of its own. Where none can be made that is said, and
+    /// agents have this machine's network.
+    pub namespaces: bool,
+}
+
 #[derive(Debug)]
 struct Host {
     name: &'static str,
@@ -83,6 +103,9 @@ pub struct Fleet {
     hosts: Vec<Host>,
     clocks: Option<Clocks>,
     journals: Keeper,
+    certificates: Option<Certificates>,
+    /// Behind the processes in it.
+    networks: Option<Networks>,
     finished: bool,
 }
 
@@ -123,16 +146,47 @@ impl Fleet {
         layout: Layout,
         interval: Duration,
     ) -> anyhow::Result<Self> {
+        Self::start_protected(root, layout, interval, Protection::default()).await
+    }
+
+    /// The same by TLS, in namespaces, or both.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub async fn start_by(layout: Layout, protection: Protection) -> anyhow::Result<Self> {
+        let root = slat_test_dir::TestDir::with_prefix("slat-test-")?;
+        Self::start_protected(root, layout, report_interval()?, protection).await
+    }
+
+    async fn start_protected(
+        root: slat_test_dir::TestDir,
+        layout: Layout,
+        interval: Duration,
+        protection: Protection,
+    ) -> anyhow::Result<Self> {
         let program = binary::slat()?;
         let path = root.path();
-        let mut args: Vec<OsString> = vec!["server".into(), "--state-dir".into()];
-        args.push(path.join("server").into());
+        let certificates = protection.tls.then(|| Certificates::make(path));
+        let certificates = certificates.transpose()?;
+        let networks = protection.namespaces.then(Networks::make);
+        let networks = networks.and_then(|made| {
+            made.inspect_err(|why| println!("SKIPPED namespaces: {why:#}"))
+                .ok()
+        });
+        let mut args: Vec<OsString> = vec!["server".into()];
+        args.extend(protected(certificates.as_ref(), certificates::SERVER));
+        args.extend(["--state-dir".into(), path.join("server").into()]);
         let silence = HOST_SILENCE.max(interval * 3);
         for (option, time) in [("--report-interval", interval), ("--host-silence", silence)] {
             args.extend([option.into(), format!("{}ms", time.as_millis()).into()]);
         }
+        // Not there unless the test puts it there.
+        args.extend(["--fence-hook".into(), path.join(FENCE_HOOK).into()]);
         let journals = Keeper::start(path)?;
-        let server = Daemon::new("server", &program, args, path.join("server.log"));
+        let mut server = Daemon::new("server", &program, args, path.join("server.log"));
+        if let Some(networks) = &networks {
+            server = server.at(networks.outside().into());
+        }
         // A fleet from here on: what fails now shows its logs.
         let mut fleet = Self {
             backend: layout.backend,
@@ -141,6 +195,8 @@ impl Fleet {
             hosts: Vec::new(),
             clocks: None,
             journals,
+            certificates,
+            networks,
             finished: false,
         };
         if layout.own_clocks {
@@ -177,8 +233,12 @@ impl Fleet {
         options: &[&str],
     ) -> anyhow::Result<()> {
         let state = self.root.path().join(name);
-        let mut args: Vec<OsString> = vec!["agent".into(), "--state-dir".into()];
-        args.push(state.clone().into());
+        let mut args: Vec<OsString> = vec!["agent".into()];
+        if let Some(certificates) = &self.certificates {
+            certificates.issue("agent", name)?;
+        }
+        args.extend(protected(self.certificates.as_ref(), name));
+        args.extend(["--state-dir".into(), state.clone().into()]);
         args.extend(["--name".into(), name.into()]);
         args.extend(["--server".into(), self.server.address().to_string().into()]);
         args.extend(["--memory".into(), format!("{memory_mib}MiB").into()]);
@@ -191,8 +251,15 @@ impl Fleet {
         let strict = ("SLAT_VM_SECCOMP", OsString::from("kill"));
         let environment = self.clocks.iter().flat_map(|one| one.environment(name));
         let environment = environment.chain([strict]);
-        let mut daemon =
-            Daemon::new(name, &binary::slat()?, args, log).with_environment(environment);
+        let (mut at, mut before) = (IpAddr::from(Ipv4Addr::LOCALHOST), Vec::new());
+        if let Some(networks) = &mut self.networks {
+            let (address, inside) = networks.add(name)?;
+            (at, before) = (address.into(), inside.into());
+        }
+        let mut daemon = Daemon::new(name, &binary::slat()?, args, log)
+            .with_environment(environment)
+            .behind(before)
+            .at(at);
         let started = daemon.start();
         self.hosts.push(Host {
             name,
@@ -244,28 +311,51 @@ impl Fleet {
         Address::Tcp(self.host(host).daemon.address().to_string())
     }
 
+    /// The certificates, where the fleet speaks TLS.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn certificates(&self) -> &Certificates {
+        let certificates = self.certificates.as_ref();
+        certificates.expect("a fleet that speaks TLS")
+    }
+
+    /// How the test speaks to the fleet, by the files as they are now.
+    fn link(&self) -> Link {
+        let link = |certificates: &Certificates| {
+            let link = certificates.link(certificates::ADMIN);
+            link.expect("the test's own certificate")
+        };
+        self.certificates.as_ref().map_or(Link::Plain, link)
+    }
+
+    fn channel(&self, endpoint: &Address) -> TracedChannel {
+        connect_by(endpoint, &self.link()).expect("the address of an endpoint")
+    }
+
     /// VMs behind an endpoint.
     #[must_use]
     pub fn vms(&self, endpoint: &Address) -> VmServiceClient<TracedChannel> {
-        VmServiceClient::new(channel(endpoint))
+        VmServiceClient::new(self.channel(endpoint))
     }
 
     /// Memory behind an endpoint.
     #[must_use]
     pub fn memory(&self, endpoint: &Address) -> MemoryServiceClient<TracedChannel> {
-        MemoryServiceClient::new(channel(endpoint))
+        MemoryServiceClient::new(self.channel(endpoint))
     }
 
     /// Hosts behind an endpoint.
     #[must_use]
     pub fn hosts(&self, endpoint: &Address) -> HostServiceClient<TracedChannel> {
-        HostServiceClient::new(channel(endpoint))
+        HostServiceClient::new(self.channel(endpoint))
     }
 
     /// Migrations of the fleet.
     #[must_use]
     pub fn migrations(&self) -> MigrationServiceClient<TracedChannel> {
-        MigrationServiceClient::new(channel(&self.server()))
+        MigrationServiceClient::new(self.channel(&self.server()))
     }
 
     // What tests do all the time.
@@ -406,8 +496,12 @@ impl Drop for Fleet {
     }
 }
 
-fn channel(endpoint: &Address) -> TracedChannel {
-    connect(endpoint).expect("the address of an endpoint")
+/// Options by which a daemon knows its callers.
+fn protected(certificates: Option<&Certificates>, name: &str) -> Vec<OsString> {
+    match certificates {
+        Some(certificates) => vec!["--tls-dir".into(), certificates.dir(name).into()],
+        None => vec!["--insecure-plaintext".into()],
+    }
 }
 
 /// Entries of a directory; empty when there is none.

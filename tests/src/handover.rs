@@ -1,4 +1,5 @@
-//! A target process that dies between the source's commit and its own answer to it.
+//! A target process that dies between the source's commit and its own answer to it, and a source
+//! that is stopped before its commit is on its way.
 //!
 //! The moment is a few milliseconds long, too short for a timer. The journals show it: from its
 //! `prepared` on the target runs in slices far shorter than the syncs that follow, and between
@@ -52,6 +53,71 @@ pub fn kill_after_commit(source: &Path, target: &Path, process: &VmProcess) -> a
     }
     process.resume()?;
     bail!("never relinquished: {}", source.display());
+}
+
+/// Waits for `target` to be prepared, and stops `source` as soon as it has relinquished, before
+/// its COMMIT is read if the moment is met. Directories are the VM's on the two hosts. Both
+/// processes run again, or not: the source is left stopped, the target running. Blocks.
+///
+/// # Errors
+/// When the handover does not get there in time, or a journal cannot be read.
+pub fn stop_before_commit(
+    dirs: [&Path; 2],
+    source: &VmProcess,
+    target: &VmProcess,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !says(dirs[1], "prepared")? {
+        if Instant::now() > deadline {
+            bail!("never prepared: {}", dirs[1].display());
+        }
+        sleep(LOOK);
+    }
+    let mut slice = SLICE;
+    while Instant::now() < deadline {
+        target.suspend()?;
+        let chance = Instant::now() + CHANCE;
+        while Instant::now() < chance {
+            if says(dirs[0], "relinquished")? {
+                source.suspend()?;
+                return target.resume();
+            }
+        }
+        target.resume()?;
+        sleep(slice);
+        slice += SLICE;
+    }
+    bail!("never relinquished: {}", dirs[0].display());
+}
+
+/// Stops `source` as soon as `target` is prepared: it has not heard that, and has not relinquished,
+/// if the moment is met. `dir`: the target's. Blocks.
+///
+/// # Errors
+/// When the handover does not get there in time, or a journal cannot be read.
+pub fn stop_before_relinquished(
+    dir: &Path,
+    source: &VmProcess,
+    target: &VmProcess,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !says(dir, "prepared")? {
+        if Instant::now() > deadline {
+            bail!("never prepared: {}", dir.display());
+        }
+    }
+    // READY follows a sync: the source is mostly stopped before it is said.
+    target.suspend()?;
+    source.suspend()?;
+    target.resume()
+}
+
+/// Whether a VM's journal has an entry of that kind, on disk or on its way there.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn has_entry(dir: &Path, entry: &str) -> io::Result<bool> {
+    says(dir, entry)
 }
 
 /// Whether a VM's journal has an entry of that kind. A directory that is gone has none.

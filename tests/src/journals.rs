@@ -6,7 +6,7 @@
 //! system of its own, that folder is there. A VM that lived for less than `LOOK` may be missed.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::mpsc,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crate::explorer::replay::{Kept, replay};
+use crate::explorer::replay::{Kept, replay_with_fences};
 
 /// Where a host's journals are kept when its state is on a file system of its own.
 const BESIDE: &str = "kept-journals";
@@ -27,6 +27,8 @@ pub struct Keeper {
     folder: PathBuf,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// VMs for whose destinations a fence may decide.
+    fenced: BTreeSet<String>,
 }
 
 impl Keeper {
@@ -52,7 +54,13 @@ impl Keeper {
             folder,
             stop: Some(stop),
             thread: Some(thread),
+            fenced: BTreeSet::new(),
         })
+    }
+
+    /// A fence may decide for the destination of this VM, by its uid.
+    pub fn may_be_fenced(&mut self, uid: &str) {
+        self.fenced.insert(uid.to_owned());
     }
 
     /// Ends the thread and explains what it kept. Returns how many journals there were.
@@ -75,7 +83,7 @@ impl Keeper {
                 path: path.clone(),
             });
         }
-        replay(&kept)
+        replay_with_fences(&kept, &self.fenced)
     }
 
     fn end(&mut self) {
@@ -194,6 +202,7 @@ mod tests {
             uid: "u".into(),
             migration: "m".into(),
             epoch: 2,
+            grant: None,
         };
         let owned = Entry::Owned {
             uid: "u".into(),

@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -37,6 +37,9 @@ pub struct Daemon {
     args: Vec<OsString>,
     environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
+    /// What enters the place it runs in, and its address there.
+    before: Vec<String>,
+    at: IpAddr,
     child: Option<Child>,
     address: Option<SocketAddr>,
 }
@@ -51,6 +54,8 @@ impl Daemon {
             args,
             environment: Vec::new(),
             log,
+            before: Vec::new(),
+            at: Ipv4Addr::LOCALHOST.into(),
             child: None,
             address: None,
         }
@@ -66,6 +71,20 @@ impl Daemon {
         self
     }
 
+    /// Listens at this address.
+    #[must_use]
+    pub fn at(mut self, ip: IpAddr) -> Self {
+        self.at = ip;
+        self
+    }
+
+    /// Runs by this command, which becomes it and stays the same process.
+    #[must_use]
+    pub fn behind(mut self, command: Vec<String>) -> Self {
+        self.before = command;
+        self
+    }
+
     /// Starts it and waits until it listens. A second start takes the port of the first.
     ///
     /// # Errors
@@ -74,12 +93,22 @@ impl Daemon {
         assert!(self.child.is_none(), "{} runs already", self.label);
         let listen = self
             .address
-            .map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+            .unwrap_or_else(|| SocketAddr::new(self.at, 0))
+            .to_string();
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)?;
-        let mut child = Command::new(&self.program)
+        let mut words = self.before.iter().map(OsString::from);
+        let mut command = match words.next() {
+            Some(first) => {
+                let mut command = Command::new(first);
+                command.args(words).arg("--").arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        let mut child = command
             .args(&self.args)
             .args(["--listen", &listen])
             .env_remove("RUST_LOG")
@@ -368,6 +397,12 @@ fn processes_below(root: &Path) -> impl Iterator<Item = (u32, Vec<u8>)> {
         let line = command_line(pid)?;
         names(&line).then_some((pid, line))
     })
+}
+
+/// Processes that name `root` or what is below it: ids, and arguments with a zero after each.
+#[must_use]
+pub fn command_lines(root: &Path) -> Vec<(u32, Vec<u8>)> {
+    processes_below(root).collect()
 }
 
 /// Processes and Unix sockets that name `root`: what a fleet in that directory has left behind.

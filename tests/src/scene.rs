@@ -10,6 +10,7 @@ use slat_proto::{
 
 use crate::{
     Fleet, Layout,
+    fleet::Protection,
     guest::{asking, usual},
 };
 
@@ -67,6 +68,18 @@ pub fn best_backend() -> Backend {
 /// # Panics
 /// When the test fails, after printing the logs of all processes.
 pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) {
+    run_by(layout, Protection::default(), test);
+}
+
+/// The same in a fleet that is protected so.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_by(
+    layout: Layout,
+    protection: Protection,
+    test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>,
+) {
     if let Some(why) = kvm_missing().filter(|_| layout.backend == Backend::Kvm) {
         println!("SKIPPED: {why}");
         return;
@@ -77,7 +90,8 @@ pub fn run(layout: Layout, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let mut fleet = Fleet::start(layout).await.expect("a fleet");
+        let fleet = Fleet::start_by(layout, protection).await;
+        let mut fleet = fleet.expect("a fleet");
         let result = tokio::time::timeout(LIMIT, async {
             test(&mut fleet).await?;
             fleet.finish().await

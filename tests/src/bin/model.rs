@@ -28,6 +28,9 @@ struct Args {
     /// Only scenarios whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Only planted faults whose name contains this
+    #[arg(long, value_name = "TEXT", conflicts_with = "only")]
+    planted: Option<String>,
     /// Explain journals instead: files, or folders that are searched for files named `journal*`
     #[arg(long, value_name = "PATH", num_args = 1..)]
     replay: Vec<PathBuf>,
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             .only
             .as_ref()
             .is_some_and(|only| !scenario.name.contains(only))
+            || args.planted.is_some()
         {
             continue;
         }
@@ -82,7 +86,11 @@ fn main() -> ExitCode {
     }
     let mut planted = Vec::new();
     let mut missed = 0;
-    for fault in Planted::ALL.into_iter().filter(|_| args.only.is_none()) {
+    let wanted = |fault: &Planted| {
+        let named = args.planted.as_ref();
+        args.only.is_none() && named.is_none_or(|named| fault.name().contains(named))
+    };
+    for fault in Planted::ALL.into_iter().filter(wanted) {
         let found = Handover::new(fault.budget(), Some(fault)).explore(threads);
         let caught = !found.violations.is_empty();
         missed += usize::from(!caught);

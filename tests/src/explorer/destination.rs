@@ -172,6 +172,7 @@ impl World {
                     uid: UID.to_owned(),
                     migration: MIGRATION.to_owned(),
                     epoch: EPOCH + 1,
+                    grant: None,
                 };
                 let written = self.destination.append(entry, fate);
                 self.feed_destination(Input::PreparedWritten(written));

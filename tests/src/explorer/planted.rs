@@ -17,11 +17,13 @@ pub enum Planted {
     StoreForgetsStart,
     /// The source goes back to precopy although it has sent its state.
     GoesBackLate,
+    /// The hook says that a host is off, and its processes go on.
+    HookLies,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoSync,
         Self::CommitUndurable,
         Self::TimerDecides,
@@ -29,6 +31,7 @@ impl Planted {
         Self::RestartForgets,
         Self::StoreForgetsStart,
         Self::GoesBackLate,
+        Self::HookLies,
     ];
 
     /// Its name in reports.
@@ -42,6 +45,7 @@ impl Planted {
             Self::RestartForgets => "restart-forgets-relinquished",
             Self::StoreForgetsStart => "store-forgets-start",
             Self::GoesBackLate => "goes-back-after-state",
+            Self::HookLies => "hook-lies",
         }
     }
 }

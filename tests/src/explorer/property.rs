@@ -22,7 +22,7 @@ pub const RULES: [Rule; 7] = [
     },
     Rule {
         name: "at most one host claims the VM",
-        holds: |world, planted| !(world.source.claims(planted) && world.destination.claims()),
+        holds: |world, planted| !(world.source_claims(planted) && world.destination.claims()),
     },
     Rule {
         name: "a VM that was handed over is not given up by its destination",
@@ -67,6 +67,13 @@ pub const RULES: [Rule; 7] = [
 ];
 
 impl World {
+    /// As of its agent's word; a VM that is said to have died with a fenced host is one of an epoch
+    /// that is over.
+    fn source_claims(&self, planted: Option<Planted>) -> bool {
+        let fenced = self.server.fences[0] && !self.source.alive;
+        !fenced && self.source.claims(planted)
+    }
+
     /// RELINQUISHED can be read at the source.
     fn relinquished(&self) -> bool {
         self.source.journal.as_ref().is_some_and(|journal| {

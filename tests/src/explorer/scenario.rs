@@ -22,7 +22,7 @@ const fn scenario(name: &'static str, budget: Budget) -> Scenario {
 const NONE: Budget = Budget::NONE;
 
 /// What CI explores.
-pub const BOUNDED: [Scenario; 16] = [
+pub const BOUNDED: [Scenario; 17] = [
     scenario("nothing goes wrong", NONE),
     scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
     scenario("a host loses its power", Budget { outages: 1, ..NONE }),
@@ -34,6 +34,7 @@ pub const BOUNDED: [Scenario; 16] = [
             ..NONE
         },
     ),
+    scenario("a host is fenced", Budget { fences: 1, ..NONE }),
     scenario(
         "the server dies",
         Budget {
@@ -97,7 +98,56 @@ pub const BOUNDED: [Scenario; 16] = [
 ];
 
 /// What a long run explores besides.
-pub const DEEP: [Scenario; 13] = [
+pub const DEEP: [Scenario; 20] = [
+    scenario(
+        "a host is fenced and the connection breaks",
+        Budget {
+            fences: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host is fenced and the user cancels",
+        Budget {
+            fences: 1,
+            cancels: 1,
+            ..NONE
+        },
+    ),
+    scenario("both hosts are fenced", Budget { fences: 2, ..NONE }),
+    scenario(
+        "a host is fenced and the server dies",
+        Budget {
+            fences: 1,
+            server_crashes: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host is fenced and a VM process is killed",
+        Budget {
+            fences: 1,
+            kills: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host is fenced and a call arrives twice, or too late",
+        Budget {
+            fences: 1,
+            strays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a host is fenced and deleted",
+        Budget {
+            fences: 1,
+            deletions: 1,
+            ..NONE
+        },
+    ),
     scenario(
         "a switchover goes back twice and an answer is late",
         Budget {
@@ -205,6 +255,11 @@ impl Planted {
             },
             Self::TimerDecides | Self::RunsOnReady => Budget { breaks: 1, ..NONE },
             Self::RestartForgets => Budget { kills: 1, ..NONE },
+            Self::HookLies => Budget {
+                fences: 1,
+                breaks: 1,
+                ..NONE
+            },
             Self::GoesBackLate => Budget {
                 overruns: 1,
                 ..NONE

@@ -91,6 +91,11 @@ impl World {
     pub fn server_restarts(&mut self, planted: Option<Planted>) {
         self.server.up = true;
         self.server.protocol = MigrationProtocol::new(&self.server.disk);
+        for side in [Side::Source, Side::Destination] {
+            if self.server.fences[side as usize] {
+                self.feed_server(Input::HostFenced(side), planted);
+            }
+        }
         let pending = self.server.protocol.phase() == slat_proto::v1::MigrationPhase::Pending;
         self.feed_server(
             if pending {

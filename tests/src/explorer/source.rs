@@ -36,6 +36,7 @@ fn relinquished() -> Entry {
         uid: UID.to_owned(),
         migration: MIGRATION.to_owned(),
         epoch: EPOCH,
+        grant: None,
     }
 }
 

@@ -94,6 +94,8 @@ pub enum Step {
     DestinationReturns,
     /// An operator deletes a host that has no power.
     HostDeleted(Side),
+    /// An operator fences a host: its power goes, and the server has the proof on disk.
+    HostFenced(Side),
     /// An operator takes the VM that waits at the destination for the commit of a deleted source.
     OperatorAdopts,
     /// The connection between the processes breaks.
@@ -306,6 +308,16 @@ impl World {
                 steps.push(Step::DestinationOutage(true));
             }
         }
+        if self.server.up && self.budget.fences > 0 && !self.server.protocol.finished() {
+            for (side, forgotten) in [
+                (Side::Source, self.source.forgotten),
+                (Side::Destination, self.destination.forgotten),
+            ] {
+                if !forgotten && !self.server.fences[side as usize] {
+                    steps.push(Step::HostFenced(side));
+                }
+            }
+        }
         if !self.source.up && !self.source.forgotten {
             steps.push(Step::SourceReturns);
             if self.server.up && self.budget.deletions > 0 {
@@ -451,14 +463,7 @@ impl World {
             }
             Step::SourceOutage(kept) => {
                 spend(&mut self.budget.outages);
-                self.source_dies();
-                self.source.up = false;
-                if let Some(journal) = &mut self.source.journal {
-                    if kept {
-                        journal.sync();
-                    }
-                    journal.cached = None;
-                }
+                self.source_loses_power(kept);
             }
             Step::SourceReturns => self.source.up = true,
             Step::DestinationKilled => {
@@ -467,14 +472,7 @@ impl World {
             }
             Step::DestinationOutage(kept) => {
                 spend(&mut self.budget.outages);
-                self.destination_dies();
-                self.destination.up = false;
-                if let Some(journal) = &mut self.destination.journal {
-                    if kept {
-                        journal.sync();
-                    }
-                    journal.cached = None;
-                }
+                self.destination_loses_power(kept);
             }
             Step::DestinationReturns => self.destination.up = true,
             Step::HostDeleted(side) => {
@@ -484,6 +482,16 @@ impl World {
                     Side::Destination => self.destination.forgotten = true,
                 }
                 self.feed_server(ServerInput::HostForgotten(side), planted);
+            }
+            Step::HostFenced(side) => {
+                spend(&mut self.budget.fences);
+                match side {
+                    _ if planted == Some(Planted::HookLies) => {}
+                    Side::Source => self.source_loses_power(false),
+                    Side::Destination => self.destination_loses_power(false),
+                }
+                self.server.fences[side as usize] = true;
+                self.feed_server(ServerInput::HostFenced(side), planted);
             }
             // What an adoption journals; nothing else says that the source is gone for good.
             Step::OperatorAdopts => {
@@ -495,6 +503,29 @@ impl World {
                 self.link.broken = true;
             }
             _ => {}
+        }
+    }
+
+    /// `kept`: what was in its cache reached the disk.
+    fn source_loses_power(&mut self, kept: bool) {
+        self.source_dies();
+        self.source.up = false;
+        if let Some(journal) = &mut self.source.journal {
+            if kept {
+                journal.sync();
+            }
+            journal.cached = None;
+        }
+    }
+
+    fn destination_loses_power(&mut self, kept: bool) {
+        self.destination_dies();
+        self.destination.up = false;
+        if let Some(journal) = &mut self.destination.journal {
+            if kept {
+                journal.sync();
+            }
+            journal.cached = None;
         }
     }
 

@@ -241,6 +241,8 @@ pub struct Server {
     pub calls: Vec<(Call, InFlight)>,
     /// The ticket of the last PrepareIncoming that was answered.
     pub grant: u8,
+    /// Hosts that were fenced, source and destination, as its store keeps them.
+    pub fences: [bool; 2],
 }
 
 /// A request that nobody waits for any more and that may still arrive: repeated by the network,
@@ -280,6 +282,8 @@ pub struct Budget {
     pub overruns: u8,
     /// An operator deletes a host that has no power.
     pub deletions: u8,
+    /// An operator fences a host.
+    pub fences: u8,
 }
 
 impl Budget {
@@ -297,6 +301,7 @@ impl Budget {
         cancels: 0,
         overruns: 0,
         deletions: 0,
+        fences: 0,
     };
 }
 
@@ -363,6 +368,7 @@ impl World {
                 writing: None,
                 calls: Vec::new(),
                 grant: 0,
+                fences: [false; 2],
             },
             strays: BTreeSet::new(),
             budget,

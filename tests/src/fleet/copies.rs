@@ -12,19 +12,19 @@ use slat_proto::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::{Fleet, channel, list};
+use super::{Fleet, list};
 
 impl Fleet {
     /// Saves, restores and forks behind an endpoint.
     #[must_use]
     pub fn snapshots(&self, endpoint: &Address) -> SnapshotServiceClient<TracedChannel> {
-        SnapshotServiceClient::new(channel(endpoint))
+        SnapshotServiceClient::new(self.channel(endpoint))
     }
 
     /// Paging behind an endpoint.
     #[must_use]
     pub fn paging(&self, endpoint: &Address) -> PagingServiceClient<TracedChannel> {
-        PagingServiceClient::new(channel(endpoint))
+        PagingServiceClient::new(self.channel(endpoint))
     }
 
     /// Begins to save a VM.

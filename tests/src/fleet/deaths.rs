@@ -1,11 +1,11 @@
 //! Deaths and returns: which process is whose, killing it, and starting it again.
 
-use std::path::PathBuf;
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Context as _;
 use slat_record::{dir::VmDir, journal::Journal};
 
-use super::{Fleet, list};
+use super::{FENCE_HOOK, Fleet, list};
 use crate::process::VmProcess;
 
 impl Fleet {
@@ -25,6 +25,31 @@ impl Fleet {
     /// kill -9 of an agent. Its VMs' processes live on.
     pub fn kill_agent(&mut self, host: &str) {
         self.host_mut(host).daemon.kill();
+    }
+
+    /// The process of an agent that runs.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn agent_pid(&mut self, host: &str) -> anyhow::Result<u32> {
+        let daemon = &self.host_mut(host).daemon;
+        daemon.pid().context("the agent does not run")
+    }
+
+    /// A fence may decide for this VM's destination although no journal gave the VM away.
+    pub fn may_be_fenced(&mut self, uid: &str) {
+        self.journals.may_be_fenced(uid);
+    }
+
+    /// Puts the server's hook there: a shell script with these lines.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_fence_hook(&self, lines: &str) -> anyhow::Result<()> {
+        let path = self.root().join(FENCE_HOOK);
+        fs::write(&path, format!("#!/bin/sh\n{lines}\n"))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(())
     }
 
     /// The agent again, on its state and port.

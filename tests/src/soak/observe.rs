@@ -225,6 +225,7 @@ fn json_row(vm: &Value, stale: bool) -> anyhow::Result<VmRow> {
 
 async fn slat_get(fleet: &Fleet, what: &str, more: &[&str]) -> anyhow::Result<Value> {
     let output = Command::new(binary::slat()?)
+        .env("SLAT_INSECURE_PLAINTEXT", "true")
         .args(["get", what, "-o", "json"])
         .args(more)
         .arg("--server")

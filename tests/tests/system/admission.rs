@@ -41,6 +41,8 @@ async fn other_host(
         _ => BackendKind::Software,
     };
     let config = HostConfig {
+        credentials: None,
+        access: slat_proto::transport::Access::default(),
         name: HostName::parse("other")?,
         listen: "127.0.0.1:0".parse()?,
         advertise: None,
@@ -65,6 +67,8 @@ async fn other_host(
             admit(&request.preamble.clone().unwrap_or_default(), &own)
         }),
         clock: std::time::SystemTime::now,
+        trust: Arc::new(v1::HostTrust::default),
+        labels: slat_proto::model::Labels::default(),
         version: "0.0.0".to_owned(),
         render: None,
     };
@@ -97,6 +101,7 @@ async fn refuses(
     let process = fleet.vm_process("host-a", &vm.name)?;
 
     let mut command = tokio::process::Command::new(binary::slat()?);
+    command.env("SLAT_INSECURE_PLAINTEXT", "true");
     let address = fleet.server().to_string();
     command
         .args(["migrate", "web", "--to", "other", "--server", &address])

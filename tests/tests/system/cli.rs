@@ -13,6 +13,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) async fn slat(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Output> {
     let mut command = tokio::process::Command::new(binary::slat()?);
+    command.env("SLAT_INSECURE_PLAINTEXT", "true");
     command.args(args).kill_on_drop(true).env_remove("RUST_LOG");
     for (name, value) in envs {
         command.env(name, value);
@@ -183,6 +184,8 @@ fn check_report(report: &Value, backend: &str) -> anyhow::Result<()> {
         "memory_bytes",
         "vcpus",
         "streams",
+        "endpoints",
+        "pages",
         "migrations",
         "guest",
         "digest_match",
@@ -196,6 +199,12 @@ fn check_report(report: &Value, backend: &str) -> anyhow::Result<()> {
     ensure!(report["memory_bytes"] == 64 << 20);
     ensure!(report["vcpus"] == 2 && report["streams"] == 2);
     ensure!(report["digest_match"] == true);
+    for way in [&report["endpoints"], &report["pages"][0]] {
+        ensure!(
+            way.as_str().is_some_and(|way| way.starts_with("TLS 1.3, ")),
+            "{way}"
+        );
+    }
     let migrations = report["migrations"].as_array().context("no list")?;
     // The last one is of the paused VM: its digest is compared on both hosts.
     let names: Vec<_> = migrations.iter().map(|m| m["name"].as_str()).collect();
@@ -321,6 +330,7 @@ fn a_demo_that_is_interrupted_leaves_nothing() {
             // Short: the demo's own directory and a VM's socket are below it.
             let home = slat_test_dir::TestDir::with_prefix("slat-d")?;
             let mut child = tokio::process::Command::new(binary::slat()?)
+                .env("SLAT_INSECURE_PLAINTEXT", "true")
                 .args([
                     "demo",
                     "--backend",

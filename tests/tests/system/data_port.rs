@@ -36,7 +36,12 @@ async fn peers_without_a_ticket_do_not_disturb_a_migration(
         silent.write_all(&whole[..20])?;
         for (what, bytes) in insults() {
             let answer = say(port, &bytes).with_context(|| what.to_owned())?;
-            ensure!(answer.is_empty(), "{what} was answered with {answer:?}");
+            // Closed without a word, or with the one that TLS has for it.
+            let alert = answer.len() == 7 && answer[..5] == [21, 3, 3, 0, 2];
+            ensure!(
+                answer.is_empty() || alert,
+                "{what} was answered with {answer:?}"
+            );
         }
         // Many at once, who all say nothing.
         let crowd: Result<Vec<_>, _> = (0..50).map(|_| TcpStream::connect(port)).collect();

@@ -12,6 +12,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 async fn slat(fleet: &Fleet, line: &str) -> anyhow::Result<Output> {
     let mut command = tokio::process::Command::new(binary::slat()?);
+    command.env("SLAT_INSECURE_PLAINTEXT", "true");
     command
         .args(line.split_whitespace())
         .args(["--server", &fleet.server().to_string()])

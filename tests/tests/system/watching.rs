@@ -48,6 +48,7 @@ fn gather(from: impl AsyncRead + Unpin + Send + 'static) -> (Arc<Mutex<String>>,
 impl Running {
     fn start(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut child = Command::new(binary::slat()?)
+            .env("SLAT_INSECURE_PLAINTEXT", "true")
             .args(args)
             .envs(envs.iter().copied())
             .env_remove("RUST_LOG")
@@ -205,6 +206,12 @@ fn a_kept_demo_ends_with_the_vms_that_others_made_on_it() {
                 .find_map(|line| line.strip_prefix("server"))
                 .context("where is the server?")?
                 .trim();
+            // As its last line tells whoever wants to try it.
+            let admin = stderr
+                .lines()
+                .find_map(|line| Some(line.split_once("--tls-dir ")?.1.trim()))
+                .context("where is the certificate?")?;
+            let env = [("SLAT_TLS_DIR", admin)];
             for name in ["theirs", "paused"] {
                 let line = [
                     "create",
@@ -217,10 +224,11 @@ fn a_kept_demo_ends_with_the_vms_that_others_made_on_it() {
                     "--server",
                     server,
                 ];
-                let mut create = Running::start(&line, &[])?;
+                let mut create = Running::start(&line, &env)?;
                 ensure!(create.ended().await? == Some(0), "{:?}", create.said());
             }
-            let mut pause = Running::start(&["pause", "vm", "paused", "--server", server], &[])?;
+            let pause = ["pause", "vm", "paused", "--server", server];
+            let mut pause = Running::start(&pause, &env)?;
             ensure!(pause.ended().await? == Some(0), "{:?}", pause.said());
             demo.signal(Signal::INT)?;
             let code = demo.ended().await?;

@@ -99,6 +99,7 @@ impl Paged {
         let dir = slat_test_dir::TestDir::new();
         let listener = Listener::bind(&dir.path().join(SOCKET))?;
         let mut command = Command::new(binary::slat()?);
+        command.env("SLAT_INSECURE_PLAINTEXT", "true");
         command.args(["pager", "--dir"]).arg(dir.path());
         let pager = command.spawn().context("starting a pager")?;
         let socket = listener.accept()?;

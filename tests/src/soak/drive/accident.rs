@@ -204,7 +204,12 @@ impl Driver {
     pub(super) async fn second_agent(&self, host: &'static str) -> anyhow::Result<Done> {
         let root = self.fleet.root();
         let state = root.join(format!("{host}-twin"));
-        let mut args = vec!["agent".into(), "--state-dir".into(), state.clone().into()];
+        let mut args = vec![
+            "agent".into(),
+            "--insecure-plaintext".into(),
+            "--state-dir".into(),
+            state.clone().into(),
+        ];
         args.extend(["--name".into(), host.into(), "--server".into()]);
         args.push(self.fleet.server().to_string().into());
         args.extend(["--memory", "64MiB", "--data-ports", "0"].map(Into::into));
