@@ -19,7 +19,8 @@ use crate::{shell, tally::Tally, workspace::Workspace};
 pub(crate) const TARGET: &str = "riscv64gc-unknown-linux-gnu";
 /// The lab's, whose programs are built in the same folder: what runs while building is built once.
 pub(crate) const PROFILE: &str = "lab";
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 7] = [
+    "slat-trust",
     "slat-record",
     "slat-image",
     "slat-paging",

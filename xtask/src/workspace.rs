@@ -53,6 +53,18 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
+/// A cargo that is started does not inherit what the cargo above this program says of its package:
+/// build scripts that name such a variable, as ring's do, would be run again each time, and all
+/// that is built on them with them.
+fn forget_package(command: &mut Command) {
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&variable);
+        }
+    }
+}
+
 impl Workspace {
     /// The workspace this tool belongs to.
     ///
@@ -73,6 +85,7 @@ impl Workspace {
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
+        forget_package(&mut command);
         command
     }
 
@@ -84,6 +97,7 @@ impl Workspace {
         for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
             command.env_remove(variable);
         }
+        forget_package(&mut command);
         command
     }
 

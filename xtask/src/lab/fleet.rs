@@ -93,7 +93,7 @@ impl<'a> Fleet<'a> {
         let listens = format!("grep -q '^listening on' /srv/{name}.out");
         let tries = PATIENCE.as_secs() * 10;
         let command = format!(
-            "ulimit -c 0; setsid slat {name} {options} --insecure-listen --state-dir /srv/{name} \
+            "ulimit -c 0; setsid slat {name} {options} --insecure-plaintext --state-dir /srv/{name} \
              >/srv/{name}.out 2>>/srv/{name}.log & echo $! >/srv/{name}.pid; \
              for try in $(seq {tries}); do {listens} && exit 0; sleep 0.1; done; \
              tail -5 /srv/{name}.log; exit 1"
@@ -154,7 +154,9 @@ impl<'a> Fleet<'a> {
     /// When the host does not answer in time.
     pub(crate) fn slat(&mut self, arguments: &str) -> anyhow::Result<Said> {
         let server = address(1);
-        let command = format!("slat {arguments} --server {server}:{SERVER_PORT} -o json");
+        let command = format!(
+            "slat {arguments} --server {server}:{SERVER_PORT} --insecure-plaintext -o json"
+        );
         self.hosts.try_run(1, &command, PATIENCE)
     }
 
