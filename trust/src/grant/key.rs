@@ -118,7 +118,7 @@ impl GrantKey {
 pub struct KeyRing(Vec<GrantKey>);
 
 impl KeyRing {
-    /// Takes keys in. One that is known already gets its new times. The newest [`MOST_KEYS`] stay.
+    /// Takes keys in. One that is known already gets its new times. The newest 64 stay.
     pub fn learn(&mut self, keys: impl IntoIterator<Item = GrantKey>) {
         for key in keys {
             match self
