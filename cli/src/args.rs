@@ -313,7 +313,7 @@ mod tests {
             "create vm web --paging agent",
             "agent --save-dir /srv/saves",
             "pki init --domain example.org",
-            "pki init --dir /root/pki --domain example.org -o json",
+            "pki init --dir /srv/pki --domain example.org -o json",
             "pki issue agent host-a --dir pki --out tls --lifetime 90d",
             "pki issue user ann --out tls",
             "pki renew --out a --out b --within 30d",

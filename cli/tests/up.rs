@@ -212,8 +212,8 @@ fn it_serves_by_the_certificate_it_placed_and_ends_whole() {
     home.json(&format!("delete vm web {server}"));
 
     // Without the certificate nobody is let in.
-    let stranger = Home::new();
-    let refused = stranger.slat(&format!("get hosts {server}"));
+    let foreign = Home::new();
+    let refused = foreign.slat(&format!("get hosts {server}"));
     assert!(!refused.status.success());
     up.interrupted();
     home.nothing_runs();

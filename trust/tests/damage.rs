@@ -1,6 +1,5 @@
 //! Damaged certificates, chains, lists and keys: refused by name, without a panic, whatever byte is
 //! wrong.
-#![allow(clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 

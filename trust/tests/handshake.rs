@@ -1,6 +1,5 @@
 //! Each refusal by a TLS 1.3 handshake: the end that refuses says why, and the other end is told by
 //! an alert that means the same.
-#![allow(clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,3 +1,4 @@
+#!/bin/sh -e
 # A root, an intermediate and a leaf with URI by openssl; KEY says what keys. Leaves ca.crt, tls.crt
 # (leaf, then intermediate), tls.key, revoked.pem (the intermediate's list with the leaf in it), and
 # traditional.key where a key has an older form.

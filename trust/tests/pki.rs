@@ -1,6 +1,5 @@
 //! A CA in a directory: what it issues is taken, what it revokes is refused, and its root changes
 //! while everything goes on.
-#![allow(clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 

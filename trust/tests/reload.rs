@@ -1,6 +1,5 @@
 //! The files of an identity while they change: what is whole comes into force, what is not leaves
 //! the old set there and is told.
-#![allow(clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 

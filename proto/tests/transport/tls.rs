@@ -221,8 +221,8 @@ async fn an_accepting_end_that_is_another_or_bad_is_not_spoken_to() {
     pki.revoke("agent/host-a", &[&caller]);
     refused(&end, &open_to_all(&caller), Reason::CertificateRevoked).await;
     lines(end, TIMES, "CERTIFICATE_REVOKED").await;
-    let stranger = Pki::new("example.org").issue(Kind::Agent, "host-a");
-    let end = secure(open_to_all(&stranger));
+    let foreign = Pki::new("example.org").issue(Kind::Agent, "host-a");
+    let end = secure(open_to_all(&foreign));
     refused(&end, &open_to_all(&caller), Reason::CertificateUnknownCa).await;
     lines(end, TIMES, "CERTIFICATE_UNKNOWN_CA").await;
 }

@@ -1,10 +1,5 @@
 //! A CA, directories of files that it issued, and handshakes in memory.
-#![allow(
-    dead_code,
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "each test file takes a part; a test may panic"
-)]
+#![allow(dead_code, reason = "each test file takes a part")]
 
 use std::{
     fs,

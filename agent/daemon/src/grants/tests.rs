@@ -212,8 +212,8 @@ async fn who_asks_how_a_source_stands_shows_what_it_received_by() {
         ask(&signed(&signer, &elsewhere), &from, "b"),
         Reason::GrantInvalid
     );
-    let stranger = Signer::generate().unwrap();
-    let unknown = signed(&stranger, &grant(Purpose::Receive, "m1"));
+    let foreign = Signer::generate().unwrap();
+    let unknown = signed(&foreign, &grant(Purpose::Receive, "m1"));
     assert_eq!(ask(&unknown, &from, "b"), Reason::GrantKeyUnknown);
     let mut flipped = right.clone().unwrap();
     flipped.signature[3] ^= 1;

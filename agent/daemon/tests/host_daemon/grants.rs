@@ -88,7 +88,7 @@ fn asked<M: prost::Message + Default>(rig: &Rig, uid: &str, file: &str) -> M {
 async fn nothing_is_begun_without_leave_for_it() {
     let rig = Rig::started().await;
     let right = rig.unsigned(Purpose::Receive, "m1", ("u-web", 4)).await;
-    let stranger = Signer::generate().unwrap();
+    let foreign = Signer::generate().unwrap();
     let own = &right.destination;
     let but = |change: &dyn Fn(&mut Grant)| {
         let mut grant = right.clone();
@@ -124,7 +124,7 @@ async fn nothing_is_begun_without_leave_for_it() {
             "destination_incarnation",
         ),
         (but(&|it| it.not_after_ms = 1000), Reason::GrantExpired, ""),
-        (signed(&stranger, &right), Reason::GrantKeyUnknown, ""),
+        (signed(&foreign, &right), Reason::GrantKeyUnknown, ""),
     ];
     for (number, (grant, wanted, field)) in cases.into_iter().enumerate() {
         let refused = prepared(&rig, prepare("m1", grant)).await.unwrap_err();
@@ -193,10 +193,10 @@ async fn nothing_is_sent_or_decided_without_leave_for_it() {
 #[tokio::test]
 async fn a_vm_process_gets_the_grant_and_the_agents_own_keys() {
     let rig = Rig::started().await;
-    let stranger = Signer::generate().unwrap();
+    let foreign = Signer::generate().unwrap();
     let theirs = vec![v1::GrantKey {
-        key_id: stranger.key_id().to_vec(),
-        public_key: stranger.public_key().to_vec(),
+        key_id: foreign.key_id().to_vec(),
+        public_key: foreign.public_key().to_vec(),
         ..Default::default()
     }];
     let own = rig.signer.public_key().to_vec();

@@ -15,7 +15,7 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   slat pki init --domain example.org
-  slat pki init --dir /root/pki --domain lab.example.org";
+  slat pki init --dir /srv/pki --domain lab.example.org";
 
 /// Options of `slat pki init`.
 #[derive(Clone, Debug, clap::Args)]

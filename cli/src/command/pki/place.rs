@@ -11,7 +11,7 @@ use crate::{
 /// Where the CA is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CaArgs {
-    /// Directory of the CA, as /root/pki [default: slat/pki in the XDG configuration directory,
+    /// Directory of the CA, as /srv/pki [default: slat/pki in the XDG configuration directory,
     /// which is ~/.config]
     #[arg(long, env = "SLAT_PKI_DIR", value_name = "CA_DIR")]
     dir: Option<PathBuf>,

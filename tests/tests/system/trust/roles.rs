@@ -251,9 +251,9 @@ async fn every_method_by_every_caller() -> anyhow::Result<()> {
     let mut trusted = std::fs::read(out.join("ca.crt"))?;
     trusted.extend(std::fs::read(admin.dir().join("ca.crt"))?);
     std::fs::write(out.join("ca.crt"), trusted)?;
-    let stranger = Credentials::load(&out)?;
+    let foreign = Credentials::load(&out)?;
     let not_let_in = [
-        (stranger, Reason::CertificateUnknownCa),
+        (foreign, Reason::CertificateUnknownCa),
         (expired, Reason::CertificateExpired),
         (early, Reason::CertificateNotYetValid),
         (revoked, Reason::CertificateRevoked),

@@ -83,14 +83,14 @@ fn badly_signed(right: &Grant) -> Vec<(v1::SignedGrant, Vec<v1::GrantKey>, Reaso
     flipped.grant[middle] ^= 1;
     let mut torn = server::signed(right);
     torn.signature[63] ^= 1;
-    let stranger = Signer::generate().unwrap();
-    let strange = (&stranger.sign(right).unwrap()).into();
+    let foreign = Signer::generate().unwrap();
+    let by_foreign = (&foreign.sign(right).unwrap()).into();
     let mut old = server::public(&server::SIGNER);
     old.not_after = Some((SystemTime::now() - Duration::from_secs(1)).into());
     vec![
         (flipped, server::keys(), Reason::GrantInvalid),
         (torn, server::keys(), Reason::GrantInvalid),
-        (strange, server::keys(), Reason::GrantKeyUnknown),
+        (by_foreign, server::keys(), Reason::GrantKeyUnknown),
         (server::signed(right), vec![old], Reason::GrantKeyUnknown),
         (server::signed(right), Vec::new(), Reason::GrantKeyUnknown),
         (
