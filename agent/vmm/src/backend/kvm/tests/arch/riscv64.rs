@@ -33,6 +33,7 @@ fn raw_vm(image: Vec<u8>, vcpus: u32) -> Vm {
         prefault: false,
         paging: slat_proto::model::Paging::Kernel,
         guest: GuestSpec::RawImage(image.into()),
+        labels: Default::default(),
     };
     let memory = memory(spec.memory_bytes);
     guest::install(&memory.table(), &spec).unwrap();
