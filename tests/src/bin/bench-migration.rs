@@ -1,8 +1,9 @@
 //! `cargo xtask bench migration`: an idle VM full of random bytes goes back and forth between two
-//! agents on this machine, with 1 and with 4 streams, and beside each migration the plain loop of
-//! [`slat_tests::bench::plain`] moves as many bytes over as many connections. Where QEMU is
-//! installed it migrates a guest of as much memory beside those with 4 streams. Runs alternate, so
-//! that what else the machine does meets all.
+//! agents on this machine, with 1 and with 4 streams, in the clear and by TLS, and beside each
+//! migration a loop of [`slat_tests::bench::bare`] moves as many bytes over as many connections, in
+//! the clear or by TLS as it did. Where QEMU is installed it migrates a guest of as much memory
+//! beside those with 4 streams in the clear. Runs alternate, so that what else the machine does
+//! meets all.
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -12,19 +13,19 @@ use slat_proto::v1::{self, Backend, MemoryBacking};
 use slat_tests::{
     Fleet, Layout,
     bench::{
-        interrupt,
+        bare, interrupt,
         kvm::available_mib,
         mapping::warm,
-        plain,
         qemu::{self, Qemu},
         report::{self, Pair, Peer, Row, per_gib},
     },
     binary,
+    fleet::Protection,
     guest::{MIB, busy, seconds},
     scene,
 };
 
-/// Migrations of an idle VM beside a plain loop over loopback TCP
+/// Migrations of an idle VM, in the clear and by TLS, beside bare loops over loopback TCP
 #[derive(Debug, Parser)]
 struct Args {
     /// Guest memory in MiB
@@ -61,10 +62,10 @@ fn backend(name: &str) -> anyhow::Result<Backend> {
     }
 }
 
-/// Source, destination and the plain loop's two ends may hold the memory at the same time; and a
-/// guest of QEMU's, which waits meanwhile.
+/// The VM of the other fleet, source, destination and the loop's two ends may hold the memory at
+/// the same time; and a guest of QEMU's, which waits meanwhile.
 fn check_memory(memory_mib: u64, qemu: bool) -> anyhow::Result<()> {
-    let needed = memory_mib * if qemu { 5 } else { 4 };
+    let needed = memory_mib * if qemu { 6 } else { 5 };
     let available = available_mib()?;
     ensure!(
         available > needed,
@@ -94,7 +95,7 @@ fn phases(done: &v1::Migration) -> String {
     took.collect::<Vec<_>>().join(", ")
 }
 
-async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<Pair> {
+async fn one(Side { fleet, vm, tls, .. }: &Side, to: &str, streams: u32) -> anyhow::Result<Pair> {
     let params = v1::MigrationParams {
         streams,
         ..Default::default()
@@ -105,6 +106,9 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
     let time = seconds(progress.transfer_time.as_ref());
     let cpu = seconds(progress.cpu_time.as_ref()) + seconds(done.destination_cpu_time.as_ref());
     ensure!(time > 0.0 && cpu > 0.0 && bytes > 0, "{progress:#?}");
+    let path = progress.path.clone().context("no path")?;
+    let clear = path.protection() == v1::page_path::Protection::None;
+    ensure!(clear != *tls, "{path:?}");
     let made_of = fleet.vm(&fleet.agent(to), vm).await?.mmu_stats;
     let huge = made_of.and_then(|stats| stats.backing_2m_bytes);
     eprintln!(
@@ -112,7 +116,7 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
         huge.map_or_else(|| "unknown".to_owned(), |huge| (huge / MIB).to_string()),
         phases(&done)
     );
-    // The source's memory is given back before the plain loop begins.
+    // The source's memory is given back before the loop begins.
     fleet
         .vm_until(&fleet.server(), vm, "released", |vm| {
             vm.migration.is_empty()
@@ -123,38 +127,59 @@ async fn one(fleet: &Fleet, vm: &str, to: &str, streams: u32) -> anyhow::Result<
     }
     let connections = streams as usize;
     let amount = usize::try_from(bytes)?;
-    let plain = tokio::task::spawn_blocking(move || plain::run(connections, amount)).await??;
+    let tls = *tls;
+    let bare = tokio::task::spawn_blocking(move || bare::run(connections, amount, tls)).await??;
     Ok(Pair {
         slat: bytes as f64 / time,
-        plain: plain.bytes as f64 / plain.time.as_secs_f64(),
+        bare: bare.bytes as f64 / bare.time.as_secs_f64(),
         cpu: per_gib(cpu, bytes),
-        plain_cpu: per_gib(plain.cpu.as_secs_f64(), plain.bytes),
+        bare_cpu: per_gib(bare.cpu.as_secs_f64(), bare.bytes),
         downtime: seconds(progress.downtime.as_ref()),
         whole: seconds(done.total_time.as_ref()),
     })
 }
 
-/// Migrations, and what they are compared with in [`Peer`].
-async fn measure(
-    args: &Args,
-    backend: Backend,
-    qemu: Result<Qemu, String>,
-) -> anyhow::Result<(Vec<Row>, Peer)> {
-    let memory = args.memory_mib + 64;
-    let mut fleet = Fleet::start(Layout {
-        backend,
-        hosts: vec![("host-a", memory), ("host-b", memory)],
-        own_clocks: false,
-    })
-    .await?;
-    let mut spec = busy(backend, args.memory_mib, 1, Some(0));
-    spec.set_backing(match args.backing.as_str() {
-        "thp" => MemoryBacking::Thp,
-        "hugetlb-2m" => MemoryBacking::Hugetlb2m,
-        "small" => MemoryBacking::Small,
-        _ => MemoryBacking::Auto,
-    });
-    let vm = fleet.run_vm("bench", "host-a", spec).await?;
+/// A fleet and the VM in it.
+struct Side {
+    fleet: Fleet,
+    vm: String,
+    /// Where it goes next, and where it goes after that.
+    next: [&'static str; 2],
+    tls: bool,
+}
+
+impl Side {
+    async fn start(args: &Args, backend: Backend, tls: bool) -> anyhow::Result<Self> {
+        let memory = args.memory_mib + 64;
+        let layout = Layout {
+            backend,
+            hosts: vec![("host-a", memory), ("host-b", memory)],
+            own_clocks: false,
+        };
+        let protection = Protection {
+            tls,
+            namespaces: false,
+        };
+        let fleet = Fleet::start_by(layout, protection).await?;
+        let mut spec = busy(backend, args.memory_mib, 1, Some(0));
+        spec.set_backing(match args.backing.as_str() {
+            "thp" => MemoryBacking::Thp,
+            "hugetlb-2m" => MemoryBacking::Hugetlb2m,
+            "small" => MemoryBacking::Small,
+            _ => MemoryBacking::Auto,
+        });
+        let vm = fleet.run_vm("bench", "host-a", spec).await?.name;
+        Ok(Self {
+            fleet,
+            vm,
+            next: ["host-b", "host-a"],
+            tls,
+        })
+    }
+}
+
+/// What is measured, without figures yet.
+fn row(args: &Args, backend: Backend, streams: u32, tls: bool) -> Row {
     let word = if backend == Backend::Kvm {
         "kvm"
     } else {
@@ -165,43 +190,57 @@ async fn measure(
     } else {
         format!("{} MiB", args.memory_mib)
     };
-    let mut rows: Vec<(u32, Row)> = [1_u32, 4]
+    let plural = if streams == 1 { "" } else { "s" };
+    let mut name = format!("{word}, idle {size}, {streams} stream{plural}");
+    if args.backing != "auto" {
+        name.push_str(", ");
+        name.push_str(&args.backing);
+    }
+    if tls {
+        name.push_str(", TLS");
+    }
+    Row {
+        name,
+        streams,
+        tls,
+        pairs: Vec::new(),
+    }
+}
+
+/// Migrations, and what they are compared with in [`Peer`].
+async fn measure(
+    args: &Args,
+    backend: Backend,
+    qemu: Result<Qemu, String>,
+) -> anyhow::Result<(Vec<Row>, Peer)> {
+    let mut sides = [
+        Side::start(args, backend, false).await?,
+        Side::start(args, backend, true).await?,
+    ];
+    let mut rows: Vec<Row> = [(1, false), (1, true), (4, false), (4, true)]
         .into_iter()
-        .map(|streams| {
-            let plural = if streams == 1 { "" } else { "s" };
-            let mut name = format!("{word}, idle {size}, {streams} stream{plural}");
-            if args.backing != "auto" {
-                name.push_str(", ");
-                name.push_str(&args.backing);
-            }
-            (
-                streams,
-                Row {
-                    name,
-                    pairs: Vec::new(),
-                },
-            )
-        })
+        .map(|(streams, tls)| row(args, backend, streams, tls))
         .collect();
     let mut peer = Peer::new(&qemu);
     let qemu = qemu.ok().map(Arc::new);
-    let mut hosts = ["host-b", "host-a"].into_iter().cycle();
     for run in 0..=args.runs {
-        for (streams, row) in &mut rows {
-            let to = hosts.next().context("a cycle does not end")?;
+        for row in &mut rows {
+            let side = &mut sides[usize::from(row.tls)];
+            let [to, _] = side.next;
+            side.next.reverse();
             let bytes = usize::try_from(args.memory_mib * MIB)?;
             tokio::task::spawn_blocking(move || warm(bytes)).await??;
-            let pair = one(&fleet, &vm.name, to, *streams).await?;
+            let pair = one(side, to, row.streams).await?;
             eprintln!(
-                "{} run {run}: {:.2} GB/s, plain {:.2} GB/s, downtime {:.1} ms{}",
+                "{} run {run}: {:.2} GB/s, loop {:.2} GB/s, downtime {:.1} ms{}",
                 row.name,
                 pair.slat / 1e9,
-                pair.plain / 1e9,
+                pair.bare / 1e9,
                 pair.downtime * 1e3,
                 if run == 0 { " (warm-up)" } else { "" }
             );
             let beside = match &qemu {
-                Some(qemu) if *streams == qemu::CHANNELS => {
+                Some(qemu) if row.streams == qemu::CHANNELS && !row.tls => {
                     let qemu = Arc::clone(qemu);
                     let task = tokio::task::spawn_blocking(move || qemu.migrate());
                     Some(task.await??)
@@ -224,21 +263,18 @@ async fn measure(
             }
         }
     }
-    fleet.finish().await?;
-    Ok((rows.into_iter().map(|(_, row)| row).collect(), peer))
+    for side in &mut sides {
+        side.fleet.finish().await?;
+    }
+    Ok((rows, peer))
 }
 
 fn run() -> anyhow::Result<()> {
-    let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some(plain::RECEIVER) {
-        let mut number = || {
-            words
-                .next()
-                .context("streams and bytes")?
-                .parse::<usize>()
-                .context("a number")
-        };
-        return plain::receive(number()?, number()?);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = words.split_first()
+        && first == bare::RECEIVER
+    {
+        return bare::receive(rest);
     }
     let args = Args::parse();
     ensure!(

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::{
     planted::Planted,
@@ -61,7 +61,13 @@ impl Handover {
     #[must_use]
     pub fn explore(self, threads: usize) -> Found {
         let begin = Instant::now();
-        let checker = self.checker().threads(threads).spawn_bfs().join();
+        let until = if self.planted.is_some() {
+            HasDiscoveries::Any
+        } else {
+            HasDiscoveries::All
+        };
+        let checker = self.checker().finish_when(until).threads(threads);
+        let checker = checker.spawn_bfs().join();
         let mut found = Found {
             states: checker.unique_state_count(),
             ..Found::default()
