@@ -4,8 +4,10 @@
 //! request for longest; when all have requests running, it is closed. A process without descriptors
 //! waits before it accepts again, longer each time, and never spins.
 //!
-//! A connection counts from its first moment, its handshake included ([`super::tls`]). One identity
-//! has a bounded number of them ([`super::access`]).
+//! A connection counts from its first moment, its handshake included ([`super::tls`]). Those of
+//! which nobody knows yet who is there have a quarter of the places, and are the first to lose
+//! them: whoever shows no certificate pushes nobody out who did. One identity has a bounded number
+//! of connections ([`super::access`]).
 //!
 //! Metrics: `slat_connections` and `slat_connections_closed_total{cause}`.
 //!
@@ -24,7 +26,6 @@ use std::{
 
 use axum::Router;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
-use slat_trust::Refusal;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -42,6 +43,7 @@ use super::{
     connection::{self, Activity, wait},
     guest::{Gate, Guest},
     options::configure,
+    refusals,
     tls::{self, Judged, Link},
 };
 use crate::{ApiError, Reason};
@@ -95,9 +97,13 @@ impl Accept for TcpListener {
                 place: None,
             });
         };
-        let accepted = tls::accept(stream, credentials).await.map_err(|refusal| {
-            refused(&peer, &refusal);
-            "refused"
+        let accepted = tls::accept(stream, &peer, credentials).await;
+        let accepted = accepted.map_err(|refusal| match refusal {
+            Some(refusal) => {
+                gate.refusals.tell(&peer, &refusal);
+                "refused"
+            }
+            None => "silent",
         })?;
         let permit = gate.access.permit(&accepted.identity);
         let identity: Arc<str> = accepted.identity.to_string().into();
@@ -117,14 +123,6 @@ impl Accept for TcpListener {
             place: Some(place),
         })
     }
-}
-
-/// One line for a caller that is not let in. Whoever only looks whether the port is open says
-/// nothing wrong.
-fn refused(peer: &str, refusal: &Refusal) {
-    counter!("slat_tls_refused_total", "cause" => refusal.word()).increment(1);
-    tracing::info!(target: "audit", peer, result = tls::reason(refusal).as_str(), why = %refusal,
-        "a connection was refused");
 }
 
 impl Accept for UnixListener {
@@ -172,12 +170,15 @@ impl Connections {
     /// Takes one in, in the place of another if need be; false when there is no place.
     fn enter(&self, number: u64, activity: &Arc<Activity>) -> bool {
         let mut open = self.open();
-        if open.len() >= self.most {
+        let unknown = || open.values().filter(|activity| !activity.is_greeted());
+        if open.len() >= self.most || unknown().count() >= self.most.div_ceil(4) {
             let idle = open
                 .iter()
-                .filter_map(|(number, activity)| Some((activity.idle_since()?, *number)))
+                .filter_map(|(number, activity)| {
+                    Some((activity.is_greeted(), activity.idle_since()?, *number))
+                })
                 .min();
-            let Some((_, oldest)) = idle else {
+            let Some((_, _, oldest)) = idle else {
                 return false;
             };
             if let Some(oldest) = open.remove(&oldest) {
@@ -223,23 +224,7 @@ fn describe() {
     ] {
         counter!("slat_connections_closed_total", "cause" => cause).increment(0);
     }
-    describe_counter!(
-        "slat_tls_refused_total",
-        "Callers that were not let in, by what is wrong with their certificate."
-    );
-    for cause in [
-        "no_certificate",
-        "unknown_ca",
-        "expired",
-        "not_yet_valid",
-        "revoked",
-        "wrong_identity",
-        "bad_certificate",
-        "not_tls",
-        "version",
-    ] {
-        counter!("slat_tls_refused_total", "cause" => cause).increment(0);
-    }
+    refusals::describe();
     describe_counter!(
         "slat_calls_refused_total",
         "Calls that their caller may not make, by why: its role, its limits by labels, or how \
@@ -306,7 +291,10 @@ pub(super) async fn accept<L: Accept>(
                 greeted = L::greet(raw, &gate) => greeted.map_err(Some),
             };
             let cause = match greeted {
-                Ok(guest) => connection::serve(guest, gate.access, router, activity, stop).await,
+                Ok(guest) => {
+                    activity.greet();
+                    connection::serve(guest, gate.access, router, activity, stop).await
+                }
                 Err(cause) => cause,
             };
             if let Some(cause) = cause {
@@ -374,5 +362,28 @@ mod tests {
         task.await.unwrap();
         let asked = asked.load(Ordering::SeqCst);
         assert!((10..=70).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn who_is_not_known_yet_pushes_out_its_like_and_nobody_who_is() {
+        let connections = Connections {
+            most: 8,
+            open: Mutex::default(),
+        };
+        let known = |number: u64| {
+            let activity = Activity::new();
+            assert!(connections.enter(number, &activity));
+            activity.greet();
+        };
+        (0..6).for_each(known);
+        for number in 10..40 {
+            assert!(connections.enter(number, &Activity::new()));
+        }
+        let left: Vec<u64> = connections.open().keys().copied().collect();
+        assert_eq!(left, [0, 1, 2, 3, 4, 5, 38, 39]);
+        // Who becomes known has a place, at the cost of one who is not.
+        known(50);
+        let left: Vec<u64> = connections.open().keys().copied().collect();
+        assert_eq!(left, [0, 1, 2, 3, 4, 5, 39, 50]);
     }
 }

@@ -17,8 +17,10 @@
 //!
 //! Everything is taken to change something but what [`READS`] lists, so a new method is logged
 //! before anybody thinks of it. The server asks agents, and agents ask VM processes, on behalf of a
-//! caller whom they have logged: such a call says so ([`RELAYED`]) and is logged at level DEBUG. An
-//! endpoint that nobody relays to ([`super::Endpoint::entry`]) does not believe it.
+//! caller whom they have logged: such a call says so ([`RELAYED`]) and is logged at level DEBUG,
+//! unless it is refused. Only a server is believed, and whoever has the Unix socket or comes where
+//! nobody is asked for a certificate; at an endpoint that nobody relays to
+//! ([`super::Endpoint::entry`]) nobody is.
 //!
 //! One layer does it for all services: it reads the messages as they pass, up to a limit, by their
 //! descriptors, and of them only what a line says ([`pick`]). What comes from outside is bounded
@@ -52,7 +54,10 @@ use tonic_types::StatusExt as _;
 use tower::Service;
 
 use self::pick::Picked;
-use super::{access::Permit, caller::Caller};
+use super::{
+    access::{Permit, Role},
+    caller::Caller,
+};
 use crate::v1;
 
 /// The header of a call that is made on behalf of another one.
@@ -139,31 +144,57 @@ static METHODS: LazyLock<BTreeMap<String, Method>> = LazyLock::new(|| {
         .collect()
 });
 
-/// What has passed of a body.
+/// What has passed of a body, no more than its first message: a stream may last for days.
 #[derive(Clone, Debug, Default)]
-struct Passed(Arc<Mutex<(Vec<Bytes>, usize)>>);
+struct Passed(Arc<Mutex<First>>);
+
+#[derive(Debug, Default)]
+struct First {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// All that will be looked at is here.
+    whole: bool,
+}
+
+impl First {
+    fn all(&self) -> Cow<'_, [u8]> {
+        match &*self.pieces {
+            [one] => Cow::Borrowed(&**one),
+            many => Cow::Owned(many.concat()),
+        }
+    }
+
+    /// Bytes of the message, by the head of five bytes that comes before it.
+    fn length(&self) -> Option<usize> {
+        let mut bytes = self.pieces.iter().flat_map(|piece| piece.iter());
+        let mut head = [0; 5];
+        for byte in &mut head {
+            *byte = *bytes.next()?;
+        }
+        let length = u32::from_be_bytes(head[1..].try_into().ok()?);
+        usize::try_from(length).ok()
+    }
+}
 
 impl Passed {
     fn add(&self, data: &Bytes) {
         // Only whole pushes happen under it.
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if passed.1 <= LOOK_AT {
-            passed.1 += data.len();
-            passed.0.push(data.clone());
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.whole {
+            return;
         }
+        first.bytes += data.len();
+        first.pieces.push(data.clone());
+        let there = first
+            .length()
+            .is_some_and(|length| first.bytes >= 5 + length);
+        first.whole = there || first.bytes > LOOK_AT;
     }
 
-    /// The first message in it: five bytes of flag and length come before.
     fn message(&self, of: &Picked) -> Option<DynamicMessage> {
-        let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = match &*passed.0 {
-            [one] => Cow::Borrowed(&**one),
-            many => Cow::Owned(many.concat()),
-        };
-        let (head, rest) = all.split_at_checked(5)?;
-        let length = u32::from_be_bytes(head.get(1..)?.try_into().ok()?);
-        let message = rest.get(..usize::try_from(length).ok()?)?;
-        of.from(message)
+        let first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = first.all();
+        of.from(message.get(5..5 + first.length()?)?)
     }
 }
 
@@ -200,7 +231,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let result = self.result.as_deref().unwrap_or("CANCELLED");
         let refused = REFUSALS.contains(&result);
-        let loud = !self.relayed && (self.method.changes || refused);
+        let loud = refused || (!self.relayed && self.method.changes);
         // What nobody reads is not picked from the messages.
         let read = if loud {
             tracing::enabled!(target: "audit", tracing::Level::INFO)
@@ -226,7 +257,7 @@ impl Drop for Entry {
         let migration = migration.unwrap_or_default();
         let (method, peer, role) = (&*self.method.name, self.caller.who(), self.role);
         let (address, trace) = (&*self.caller.peer, &*self.trace);
-        if self.relayed {
+        if self.relayed && !loud {
             tracing::debug!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a relayed call");
         } else if loud {
             tracing::info!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a call");
@@ -234,6 +265,11 @@ impl Drop for Entry {
             tracing::debug!(target: "audit", peer, address, role, method, what, uid, migration, trace, result, seconds, "a look");
         }
     }
+}
+
+/// Whether it calls on behalf of somebody whom it has logged.
+fn may_relay(permit: &Permit) -> bool {
+    matches!(permit.role, Some(Role::Server | Role::Local | Role::Open))
 }
 
 /// Bounded and escaped.
@@ -424,7 +460,9 @@ where
             }),
             role: permit.map_or("unknown", Permit::role_name),
             trace: trace(request.headers()),
-            relayed: !self.entry && request.headers().contains_key(RELAYED),
+            relayed: !self.entry
+                && request.headers().contains_key(RELAYED)
+                && permit.is_some_and(may_relay),
             begun: Instant::now(),
             request: Passed::default(),
             answer: Passed::default(),

@@ -25,6 +25,11 @@ impl Caller {
         self.named("/slat/server/").is_some()
     }
 
+    /// Whether a certificate says that a user calls.
+    pub(super) fn is_user(&self) -> bool {
+        self.named("/slat/user/").is_some()
+    }
+
     /// Who it is, for people: the identity, or else the address.
     #[must_use]
     pub fn who(&self) -> &str {

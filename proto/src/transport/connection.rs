@@ -59,6 +59,8 @@ pub(super) struct Activity {
     /// Milliseconds after `begun`, when a request last began or ended.
     last: AtomicU64,
     running: AtomicUsize,
+    /// Who is there is known.
+    greeted: AtomicBool,
     spoken: AtomicBool,
     /// Told when it must make room for another.
     evicted: Notify,
@@ -70,6 +72,7 @@ impl Activity {
             begun: Instant::now(),
             last: AtomicU64::new(0),
             running: AtomicUsize::new(0),
+            greeted: AtomicBool::new(false),
             spoken: AtomicBool::new(false),
             evicted: Notify::new(),
         })
@@ -79,6 +82,16 @@ impl Activity {
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let last = Duration::from_millis(self.last.load(Ordering::Acquire));
         (self.running.load(Ordering::Acquire) == 0).then(|| self.begun + last)
+    }
+
+    /// Whether it is known who is there.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeted.load(Ordering::Acquire)
+    }
+
+    /// It is known who is there.
+    pub(super) fn greet(&self) {
+        self.greeted.store(true, Ordering::Release);
     }
 
     /// Ends the connection.

@@ -1,8 +1,11 @@
 //! A connection whose caller is known, and by what an endpoint knows it.
 
+use std::sync::Arc;
+
 use super::{
     access::{Access, Permit, Place},
     caller::Caller,
+    refusals::Refusals,
     tls::Link,
 };
 
@@ -11,6 +14,7 @@ use super::{
 pub(super) struct Gate {
     pub(super) link: Link,
     pub(super) access: Access,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// A connection whose caller is known.

@@ -35,6 +35,7 @@ mod health;
 mod layer;
 mod methods;
 mod options;
+mod refusals;
 mod retry;
 mod serve;
 mod tls;

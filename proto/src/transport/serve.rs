@@ -69,7 +69,11 @@ impl Endpoint {
     /// Serves TCP callers by `link` alone, who may do what `access` says.
     #[must_use]
     pub fn gate(mut self, link: Link, access: Access) -> Self {
-        self.gate = Gate { link, access };
+        self.gate = Gate {
+            link,
+            access,
+            ..Gate::default()
+        };
         self
     }
 

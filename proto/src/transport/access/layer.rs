@@ -22,7 +22,9 @@ use tower::Service;
 
 use super::{
     super::{caller::Caller, methods},
-    Access, Permit, Role, right, right_of_path,
+    Access, Permit, Role,
+    lasting::{Ends, Lasting},
+    right, right_of_path,
 };
 use crate::{ApiError, Reason};
 
@@ -62,6 +64,18 @@ impl<S> AccessGuard<S> {
         }
     }
 
+    /// When the answer ends whatever the service does, and with which words.
+    fn lasts(&self, request: &Request<AxumBody>) -> Option<(Ends, ApiError)> {
+        let extensions = request.extensions();
+        let (caller, permit) = (extensions.get::<Caller>()?, extensions.get::<Permit>()?);
+        let path = request.uri().path();
+        if right(methods::known(path)?) == Some(super::Right::Anyone) {
+            return None;
+        }
+        let ends = self.access.changes(caller, permit)?;
+        Some((Box::pin(ends), changed(path, caller)))
+    }
+
     fn refusal(&self, request: &Request<AxumBody>) -> Option<ApiError> {
         let path = request.uri().path();
         let extensions = request.extensions();
@@ -96,6 +110,18 @@ impl<S> AccessGuard<S> {
         }
         None
     }
+}
+
+/// What an answer ends with whose caller may something else now.
+fn changed(path: &str, caller: &Caller) -> ApiError {
+    let (who, method) = (caller.who(), shown(path));
+    ApiError::new(
+        Reason::Permission,
+        format!("what {who} may do was changed, and {method} ends here"),
+    )
+    .with("identity", who)
+    .with("method", method)
+    .with("advice", "ask again; what is still allowed goes on")
 }
 
 fn limited_elsewhere(path: &str, caller: &Caller, role: Option<Role>) -> ApiError {
@@ -149,7 +175,15 @@ where
 
     fn call(&mut self, request: Request<AxumBody>) -> Self::Future {
         let Some(refused) = self.refusal(&request) else {
-            return Box::pin(self.inner.call(request));
+            let ends = self.grpc.then(|| self.lasts(&request)).flatten();
+            let answer = self.inner.call(request);
+            return match ends {
+                None => Box::pin(answer),
+                Some((ends, words)) => Box::pin(async move {
+                    let answer = answer.await?;
+                    Ok(answer.map(|inner| AxumBody::new(Lasting::new(inner, ends, words))))
+                }),
+            };
         };
         let answer = if self.grpc {
             Status::from(refused)

@@ -6,10 +6,12 @@
 //! | `table` | which role may call which method |
 //! | `limits` | how often, and over how many connections |
 //! | `layer` | refuses what the table does not allow, before a service sees it |
+//! | `lasting` | ends a user's answers that last, when what the user may do changes |
 //!
 //! Agents and servers have their role by their certificate. A user's comes from the endpoint's
 //! [`Users`]; without any, the user `admin` is an admin, and nobody else has a role.
 
+mod lasting;
 mod layer;
 mod limits;
 mod role;
@@ -23,6 +25,7 @@ use std::{
 };
 
 use slat_trust::{Identity, Kind};
+use tokio::sync::watch;
 
 use self::limits::{Limits, rate};
 pub(super) use self::{
@@ -58,6 +61,8 @@ impl FromIterator<(String, Permit)> for Users {
 struct Inner {
     /// A leaf lock, held for one look or for one replacement.
     users: RwLock<Users>,
+    /// Told when they were replaced.
+    replaced: watch::Sender<()>,
     limits: Arc<Limits>,
 }
 
@@ -72,9 +77,33 @@ impl fmt::Debug for Access {
 }
 
 impl Access {
-    /// Replaces what users may do; it counts from the next call on.
+    /// Replaces what users may do. It counts from the next call on; answers that last, to a user
+    /// for whom something changed, end.
     pub fn set_users(&self, users: Users) {
         *self.0.users.write().unwrap_or_else(PoisonError::into_inner) = users;
+        self.0.replaced.send_replace(());
+    }
+
+    /// Returns when a user may something else than `permit`; nothing for who has its role by its
+    /// certificate, or has none.
+    fn changes(
+        &self,
+        caller: &Caller,
+        permit: &Permit,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        if !caller.is_user() {
+            return None;
+        }
+        let (access, caller, permit) = (self.clone(), caller.clone(), permit.clone());
+        let mut replaced = access.0.replaced.subscribe();
+        Some(async move {
+            while access.permit_now(&caller, &permit) == permit {
+                if replaced.changed().await.is_err() {
+                    // `access` has the sender.
+                    return;
+                }
+            }
+        })
     }
 
     /// What an identity may.

@@ -88,6 +88,16 @@ async fn call(
     message: &[u8],
     relayed: bool,
 ) -> Vec<(Level, BTreeMap<String, String>)> {
+    call_as(Role::Server, audit, path, message, relayed).await
+}
+
+async fn call_as(
+    role: Role,
+    audit: &Audit<Answers>,
+    path: &str,
+    message: &[u8],
+    relayed: bool,
+) -> Vec<(Level, BTreeMap<String, String>)> {
     let lines = Lines::default();
     let kept = Registry::default().with(Keep(Arc::clone(&lines)));
     let guard = tracing::subscriber::set_default(kept);
@@ -98,6 +108,7 @@ async fn call(
         identity: None,
         peer: "192.0.2.7:4242".into(),
     });
+    request.extensions_mut().insert(Permit::of(role));
     if relayed {
         request.headers_mut().insert(RELAYED, "1".parse().unwrap());
     }
@@ -221,6 +232,46 @@ async fn a_relayed_call_is_its_first_endpoints_and_an_entry_believes_no_relay() 
     assert_eq!(call(&agent, path, &[], false).await[0].0, Level::INFO);
     let server = Audit::new(Answers(Ok(Vec::new())), true);
     assert_eq!(call(&server, path, &[], true).await[0].0, Level::INFO);
+}
+
+#[tokio::test]
+async fn only_who_may_relay_is_believed_and_a_refusal_is_always_told() {
+    let path = "/slat.v1.VmService/DeleteVm";
+    let agent = Audit::new(Answers(Ok(Vec::new())), false);
+    for role in Role::ALL {
+        let line = call_as(role, &agent, path, &[], true).await.remove(0);
+        let expected = match role {
+            Role::Server | Role::Local | Role::Open => Level::DEBUG,
+            _ => Level::INFO,
+        };
+        assert_eq!(line.0, expected, "{role}");
+    }
+    let refuses = Audit::new(
+        Answers(Err(ApiError::new(Reason::GrantUsed, "it was used"))),
+        false,
+    );
+    let line = call(&refuses, path, &[], true).await.remove(0);
+    assert_eq!((line.0, &*line.1["result"]), (Level::INFO, "GRANT_USED"));
+}
+
+#[test]
+fn no_more_is_kept_of_a_body_than_its_first_message() {
+    let passed = Passed::default();
+    let first = framed(&[7; 100]);
+    // The head comes in two pieces.
+    for piece in [first.slice(..3), first.slice(3..50), first.slice(50..)] {
+        passed.add(&piece);
+    }
+    for _ in 0..1_000 {
+        passed.add(&framed(&[8; 1_000]));
+    }
+    assert_eq!(&*passed.0.lock().unwrap().all(), &*first);
+    let endless = Passed::default();
+    for _ in 0..100 {
+        endless.add(&vec![0xff; 1 << 20].into());
+    }
+    let kept = endless.0.lock().unwrap().bytes;
+    assert!(kept <= LOOK_AT + (1 << 20), "{kept}");
 }
 
 #[tokio::test]

@@ -46,21 +46,22 @@ pub(crate) struct Accepted {
 /// Takes a caller in.
 ///
 /// # Errors
-/// Why it is not taken; it was told.
+/// Why it is not taken; it was told. Nothing for one that only looked whether the port is open.
 pub(crate) async fn accept(
     mut stream: TcpStream,
+    address: &str,
     credentials: &Credentials,
-) -> Result<Accepted, Refusal> {
+) -> Result<Accepted, Option<Refusal>> {
     let broke =
         |error: &io::Error| Refusal::BadCertificate(format!("the handshake broke: {error}"));
     let late = || Refusal::BadCertificate("the handshake took too long".to_owned());
     let mut first = [0];
     let read = timeout(HANDSHAKE, stream.peek(&mut first)).await;
     match read.map_err(|_| late())?.map_err(|error| broke(&error))? {
-        0 => return Err(Refusal::BadCertificate("it closed at once".to_owned())),
+        0 => return Err(None),
         _ if first != [TLS_HANDSHAKE] => {
             in_the_clear(&mut stream).await;
-            return Err(Refusal::NotTls);
+            return Err(Some(Refusal::NotTls));
         }
         _ => {}
     }
@@ -76,18 +77,16 @@ pub(crate) async fn accept(
             // Asked on the thread that judged: only there it knows the details.
             let refusal = Refusal::of_io(&error).unwrap_or_else(|| broke(&error));
             linger(&mut stream).await;
-            return Err(refusal);
+            return Err(Some(refusal));
         }
     };
     let (_, session) = stream.get_ref();
     let http2 = session.alpn_protocol() == Some(b"h2");
     let chain = session.peer_certificates().unwrap_or_default();
-    let expects = Expects::Anyone;
-    let identity = Arc::new(credentials.judge(chain, &expects)?);
-    let judge = Judge::new(credentials, &expects, chain, generation);
+    let judge = Judge::of(address, chain, (credentials, generation), Expects::Anyone)?;
     Ok(Accepted {
+        identity: judge.identity(),
         stream: Judged::new(stream, judge),
-        identity,
         http2,
     })
 }

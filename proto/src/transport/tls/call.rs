@@ -120,7 +120,9 @@ async fn greet(
     }
     ahead.truncate(length);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let judge = Judge::new(credentials, expects, chain, generation);
+    let with = (credentials, generation);
+    let judge = Judge::of(host, chain, with, expects.clone())
+        .map_err(|refusal| CallError::from(told(&refusal, host, false)))?;
     Ok(Judged::new(
         Ahead {
             stream,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustls_pki_types::CertificateDer;
-use slat_trust::{Credentials, Expects, Refusal};
+use slat_trust::{Credentials, Expects, Identity, Refusal};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
@@ -22,8 +22,11 @@ use tokio::{
 /// How often it is seen whether to judge again.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What a peer is judged by.
+/// Who a peer is, and what it is judged by.
 pub(super) struct Judge {
+    identity: Arc<Identity>,
+    /// Where it is, for people.
+    address: Box<str>,
     credentials: Credentials,
     expects: Expects,
     chain: Vec<CertificateDer<'static>>,
@@ -33,24 +36,35 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Of a peer that showed `chain` and passed just now.
-    pub(super) fn new(
-        credentials: &Credentials,
-        expects: &Expects,
+    /// Of the peer at `address` that shows `chain`. `generation` is that of the credentials which
+    /// its handshake was done with.
+    ///
+    /// # Errors
+    /// When it does not pass.
+    pub(super) fn of(
+        address: &str,
         chain: &[CertificateDer<'_>],
-        generation: u64,
-    ) -> Self {
-        Self {
+        (credentials, generation): (&Credentials, u64),
+        expects: Expects,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            identity: Arc::new(credentials.judge(chain, &expects)?),
+            address: address.into(),
             credentials: credentials.clone(),
-            expects: expects.clone(),
             ends: slat_trust::ends(chain),
+            expects,
             chain: chain
                 .iter()
                 .cloned()
                 .map(CertificateDer::into_owned)
                 .collect(),
             generation,
-        }
+        })
+    }
+
+    /// Who it is.
+    pub(super) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity)
     }
 
     fn look(&mut self) -> Result<(), Refusal> {
@@ -88,7 +102,8 @@ impl<S> Judged<S> {
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         while self.refused.is_none() && self.tick.poll_tick(context).is_ready() {
             if let Err(refusal) = self.judge.look() {
-                tracing::warn!(target: "audit", cause = refusal.word(), %refusal,
+                let (peer, address) = (&self.judge.identity, &*self.judge.address);
+                tracing::warn!(target: "audit", %peer, address, cause = refusal.word(), %refusal,
                     "a connection ends: its peer does not pass any more");
                 self.refused = Some(Arc::new(refusal));
             }
