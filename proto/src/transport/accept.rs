@@ -50,6 +50,8 @@ use crate::{ApiError, Reason};
 
 /// Connections of one endpoint.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
+/// So many of them may be unknown yet, however few places there are; else a quarter.
+const FEWEST_UNKNOWN: usize = 4;
 /// Before accepting is tried again after a failure; doubles.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -171,7 +173,7 @@ impl Connections {
     fn enter(&self, number: u64, activity: &Arc<Activity>) -> bool {
         let mut open = self.open();
         let unknown = || open.values().filter(|activity| !activity.is_greeted());
-        if open.len() >= self.most || unknown().count() >= self.most.div_ceil(4) {
+        if open.len() >= self.most || unknown().count() >= (self.most / 4).max(FEWEST_UNKNOWN) {
             let idle = open
                 .iter()
                 .filter_map(|(number, activity)| {
@@ -367,7 +369,7 @@ mod tests {
     #[test]
     fn who_is_not_known_yet_pushes_out_its_like_and_nobody_who_is() {
         let connections = Connections {
-            most: 8,
+            most: 16,
             open: Mutex::default(),
         };
         let known = |number: u64| {
@@ -375,15 +377,17 @@ mod tests {
             assert!(connections.enter(number, &activity));
             activity.greet();
         };
-        (0..6).for_each(known);
-        for number in 10..40 {
+        (0..12).for_each(known);
+        for number in 20..50 {
             assert!(connections.enter(number, &Activity::new()));
         }
         let left: Vec<u64> = connections.open().keys().copied().collect();
-        assert_eq!(left, [0, 1, 2, 3, 4, 5, 38, 39]);
+        let expected: Vec<u64> = (0..12).chain(46..50).collect();
+        assert_eq!(left, expected);
         // Who becomes known has a place, at the cost of one who is not.
         known(50);
         let left: Vec<u64> = connections.open().keys().copied().collect();
-        assert_eq!(left, [0, 1, 2, 3, 4, 5, 39, 50]);
+        let expected: Vec<u64> = (0..12).chain([47, 48, 49, 50]).collect();
+        assert_eq!(left, expected);
     }
 }

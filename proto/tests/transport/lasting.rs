@@ -109,7 +109,7 @@ async fn a_certificate_that_ends_takes_its_connection_along() {
     let pki = Pki::new("example.org");
     let server = pki.issue(Kind::Server, "main");
     let end = secure(open_to_all(&server), &Access::default());
-    let agent = pki.agent_within(-60, 4);
+    let agent = pki.agent_within(-60, 10);
     let (channel, mut stream) = watch(&end, &open_to_all(&agent)).await;
     again(&channel).await.unwrap();
     cut(&mut stream).await;
