@@ -8,7 +8,7 @@ use slat_proto::{
     transport::Scope,
     v1::{self, migration_service_server::MigrationService},
 };
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{scope::scope_of, services::Services};
@@ -35,6 +35,27 @@ fn taken_unseen(scope: &Scope, error: ApiError) -> ApiError {
         "the name of that migration is taken",
     )
     .with("advice", "name another migration_id")
+}
+
+type Watched = Pin<Box<dyn Stream<Item = Result<v1::Migration, Status>> + Send>>;
+
+/// Updates as long as their migration is in scope: its VM may be deleted, or get other labels.
+fn seen(
+    updates: impl Stream<Item = Result<v1::Migration, Status>> + Send + 'static,
+    mut in_scope: impl FnMut(&v1::Migration) -> bool + Send + 'static,
+) -> Watched {
+    let mut over = false;
+    Box::pin(updates.map_while(move |update| match update {
+        _ if over => None,
+        Ok(migration) if !in_scope(&migration) => {
+            over = true;
+            let named = MigrationName::parse(&migration.name);
+            Some(Err(named.map_or_else(Status::from, |name| {
+                no_such_migration(&name).into()
+            })))
+        }
+        update => Some(update),
+    }))
 }
 
 impl Services {
@@ -132,7 +153,7 @@ impl MigrationService for Services {
         }))
     }
 
-    type WatchMigrationStream = Pin<Box<dyn Stream<Item = Result<v1::Migration, Status>> + Send>>;
+    type WatchMigrationStream = Watched;
 
     async fn watch_migration(
         &self,
@@ -142,7 +163,10 @@ impl MigrationService for Services {
         let name = MigrationName::parse(&request.into_inner().name)?;
         self.check_migration(&scope, &name).await?;
         let updates = self.migrations.watch(&name).await?;
-        Ok(Response::new(Box::pin(updates)))
+        let services = self.clone();
+        Ok(Response::new(seen(updates, move |migration| {
+            services.migration_in(&scope, migration)
+        })))
     }
 
     async fn cancel_migration(
@@ -153,5 +177,29 @@ impl MigrationService for Services {
         let name = MigrationName::parse(&request.into_inner().name)?;
         self.check_migration(&scope, &name).await?;
         Ok(Response::new(self.migrations.cancel(&name).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_ends_where_its_migration_leaves_the_scope() {
+        let update = |vm: &str| {
+            Ok(v1::Migration {
+                name: "migrations/m".into(),
+                vm: vm.into(),
+                ..Default::default()
+            })
+        };
+        let updates = ["seen", "seen", "gone", "seen"].map(update);
+        let updates = tokio_stream::iter(updates);
+        let told = seen(updates, |migration| migration.vm == "seen");
+        let told: Vec<_> = told.collect().await;
+        assert_eq!(told.len(), 3);
+        assert!(told[..2].iter().all(Result::is_ok));
+        let error = ApiError::from(told[2].clone().unwrap_err());
+        assert_eq!(error.reason, Reason::NoSuchMigration, "{error:?}");
     }
 }
