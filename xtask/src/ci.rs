@@ -109,10 +109,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ta
         }
         println!("\n==> {name}");
         if name == LEAVES_A_CORE {
-            beside = Some(Beside::start(vec![
-                demo::build(workspace),
-                lab::build_ahead()?,
-            ]));
+            let mut ahead = vec![demo::build(workspace)];
+            // What will not be run is not built: it would take a core from all that is.
+            if lab::will_fit(&budget) {
+                ahead.push(lab::build_ahead()?);
+            }
+            beside = Some(Beside::start(ahead));
         }
         if name == BUILT_AHEAD {
             drop(beside.take());

@@ -34,5 +34,5 @@ mod tests;
 
 pub(crate) use self::{
     options::Options,
-    run::{bounded, build_ahead, run},
+    run::{bounded, build_ahead, run, will_fit},
 };

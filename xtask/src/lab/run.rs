@@ -31,6 +31,10 @@ use crate::{budget::Budget, shell, tally::Tally, workspace::Workspace};
 const ON_A_SLOW_MACHINE: [(Kind, u64); 3] =
     [(Kind::X86_64, 300), (Kind::Riscv64, 270), (Kind::Mixed, 40)];
 
+/// From where CI builds ahead for RISC-V to where it boots that: at the least the demo, the soak and
+/// the lab of x86-64.
+const BETWEEN: Duration = Duration::from_secs(480);
+
 /// What CI does on RISC-V: what differs there, without test programs, whose build for it takes
 /// longer than they do.
 const RISCV64: [&str; 6] = [
@@ -76,6 +80,16 @@ pub(crate) fn bounded(workspace: &Workspace, budget: &Budget) -> anyhow::Result<
         println!("lab {} took {took:.0} s", kind.name());
     }
     Ok(tally)
+}
+
+/// Whether there may be time for RISC-V in [`bounded`], for all that is known before.
+pub(crate) fn will_fit(budget: &Budget) -> bool {
+    let secs = ON_A_SLOW_MACHINE
+        .iter()
+        .find(|(kind, _)| *kind == Kind::Riscv64)
+        .map_or(0, |(_, secs)| *secs);
+    let needs = BETWEEN + Duration::from_secs(secs);
+    budget.refuses("lab", needs, "").is_none()
 }
 
 /// Builds what [`bounded`] needs on RISC-V, which is most of its time.
