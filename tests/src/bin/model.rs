@@ -14,9 +14,9 @@ use slat_tests::explorer::{
 ///
 /// Both sides and the server are the machines that run in production. Around them, within each
 /// scenario's budget: VM processes are killed, hosts lose their power and with it what was not
-/// synced, the server dies, calls are lost, repeated and late, connections break, disks fail, users
-/// cancel. In every state the rules are checked, and an end must be reachable. Then faults are
-/// planted, and each must be found.
+/// synced, the server dies, calls are lost, repeated and late, connections break, disks fail,
+/// grants end, hosts are fenced, users cancel. In every state the rules are checked, and an end
+/// must be reachable. Then faults are planted, and each must be found.
 ///
 /// Exit code 1 when a rule is broken or a planted fault is not found.
 #[derive(Debug, Parser)]
@@ -100,12 +100,18 @@ fn main() -> ExitCode {
                 .iter()
                 .map(|(rule, _)| rule.as_str())
                 .collect();
+            let steps = found.violations.iter().map(|(_, steps)| steps.len()).min();
             let by = if caught {
-                by.join("; ")
+                format!("{} ({} steps)", by.join("; "), steps.unwrap_or(0))
             } else {
                 "NOT FOUND".to_owned()
             };
-            println!("planted {:<28} {by}", fault.name());
+            println!(
+                "planted {:<28} {:>9} states, {:>6.1} s  {by}",
+                fault.name(),
+                found.states,
+                found.took.as_secs_f64()
+            );
         }
         planted.push(serde_json::json!({ "name": fault.name(), "found": caught }));
     }

@@ -20,6 +20,9 @@ use super::{
     },
 };
 
+/// What the VM's process feeds when the time of a side's grant is over, whatever its state.
+const EXPIRED: Input = Input::Cancel(Why::Elsewhere);
+
 impl DestinationHost {
     /// The process and its memory are gone.
     pub fn die(&mut self) {
@@ -95,7 +98,7 @@ impl DestinationHost {
 
 impl World {
     /// PrepareIncoming: a process that listens. False when it is refused.
-    pub fn destination_prepares(&mut self) -> bool {
+    pub fn destination_prepares(&mut self, planted: Option<Planted>) -> bool {
         let host = &mut self.destination;
         if host.alive {
             return host.side.is_some();
@@ -105,6 +108,10 @@ impl World {
             return false;
         }
         if host.claims() {
+            return false;
+        }
+        // Every grant for this side was signed before its release: none is asked for after it.
+        if host.released && planted != Some(Planted::GrantUsedTwice) {
             return false;
         }
         host.alive = true;
@@ -129,6 +136,25 @@ impl World {
             shown: Phase::Preparing,
         });
         true
+    }
+
+    /// Whether the end of its grant's time does anything to the destination.
+    pub fn destination_grant_matters(&self, planted: Option<Planted>) -> bool {
+        self.destination.side.as_ref().is_some_and(|side| {
+            let after = planted == Some(Planted::ExpiryEndsReady) && side.machine.in_doubt();
+            after || !side.machine.clone().step(EXPIRED).is_empty()
+        })
+    }
+
+    /// The time of the destination's grant is over.
+    pub fn destination_grant_ends(&mut self, planted: Option<Planted>) {
+        let ready = self.destination.side.as_ref();
+        if planted == Some(Planted::ExpiryEndsReady)
+            && ready.is_some_and(|side| side.machine.in_doubt())
+        {
+            self.feed_destination(Input::SourceSays(Standing::Ended));
+        }
+        self.feed_destination(EXPIRED);
     }
 
     /// Whether the link leads to the process that lives now.
@@ -289,6 +315,42 @@ impl World {
     pub fn destination_loses_link(&mut self) {
         self.link.forth.clear();
         self.feed_destination(Input::LinkLost);
+    }
+
+    /// `kept`: what was in its cache reached the disk.
+    pub fn destination_loses_power(&mut self, kept: bool) {
+        self.destination_dies();
+        self.destination.up = false;
+        if let Some(journal) = &mut self.destination.journal {
+            if kept {
+                journal.sync();
+            }
+            journal.cached = None;
+        }
+    }
+
+    /// kill -9 of the destination's process.
+    pub fn destination_dies(&mut self) {
+        if self.destination.alive {
+            self.break_link();
+            if self.is_linked() {
+                self.link.forth.clear();
+            }
+        }
+        self.destination.die();
+    }
+
+    /// The destination reads a frame.
+    pub fn destination_reads(&mut self) {
+        let Some(frame) = self.link.forth.pop_front() else {
+            return;
+        };
+        let input = match frame {
+            Frame::State => Input::StateHeard,
+            Frame::Commit => Input::CommitHeard,
+            _ => Input::AbortHeard,
+        };
+        self.feed_destination(input);
     }
 }
 

@@ -61,12 +61,11 @@ impl Handover {
     #[must_use]
     pub fn explore(self, threads: usize) -> Found {
         let begin = Instant::now();
-        let until = if self.planted.is_some() {
-            HasDiscoveries::Any
-        } else {
-            HasDiscoveries::All
+        let finish = match self.planted {
+            Some(_) => HasDiscoveries::Any,
+            None => HasDiscoveries::All,
         };
-        let checker = self.checker().finish_when(until).threads(threads);
+        let checker = self.checker().threads(threads).finish_when(finish);
         let checker = checker.spawn_bfs().join();
         let mut found = Found {
             states: checker.unique_state_count(),
@@ -111,7 +110,7 @@ impl Model for Handover {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        world.steps(steps);
+        world.steps(steps, self.planted);
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -168,7 +167,7 @@ fn without_end(roots: HashSet<World>) -> (usize, Option<World>) {
             graph.ends.push(at);
         }
         steps.clear();
-        world.steps(&mut steps);
+        world.steps(&mut steps, None);
         for step in &steps {
             let mut next = world.clone();
             next.take_step(*step, None);
@@ -261,6 +260,24 @@ mod tests {
         let late = Planted::GoesBackLate;
         let found = Handover::new(late.budget(), Some(late)).explore(2);
         assert!(!found.violations.is_empty());
+    }
+
+    #[test]
+    fn a_grant_that_ends_leads_to_an_end_and_one_that_decides_is_found() {
+        let budget = Budget {
+            expiries: 1,
+            ..Budget::NONE
+        };
+        let found = Handover::new(budget, None).explore(2);
+        assert!(found.violations.is_empty(), "{:#?}", found.violations);
+        assert!(found.states > 5000, "{}", found.states);
+        for fault in [Planted::ExpiryEndsReady, Planted::ExpiryTakesBack] {
+            let found = Handover::new(fault.budget(), Some(fault)).explore(2);
+            assert!(!found.violations.is_empty(), "{}", fault.name());
+            // The fault shows by the end of a grant, and by nothing else.
+            let ends = |steps: &Vec<String>| steps.iter().any(|step| step.ends_with("GrantEnds"));
+            assert!(found.violations.iter().all(|(_, steps)| ends(steps)));
+        }
     }
 
     #[test]

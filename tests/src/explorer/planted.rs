@@ -19,11 +19,17 @@ pub enum Planted {
     GoesBackLate,
     /// The hook says that a host is off, and its processes go on.
     HookLies,
+    /// Neither an agent nor a VM's process remembers which grants, and tickets, were used.
+    GrantUsedTwice,
+    /// The end of its grant ends a destination that has said READY.
+    ExpiryEndsReady,
+    /// The end of its grant lets a source that relinquished its VM run it again.
+    ExpiryTakesBack,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::NoSync,
         Self::CommitUndurable,
         Self::TimerDecides,
@@ -32,6 +38,9 @@ impl Planted {
         Self::StoreForgetsStart,
         Self::GoesBackLate,
         Self::HookLies,
+        Self::GrantUsedTwice,
+        Self::ExpiryEndsReady,
+        Self::ExpiryTakesBack,
     ];
 
     /// Its name in reports.
@@ -46,6 +55,9 @@ impl Planted {
             Self::StoreForgetsStart => "store-forgets-start",
             Self::GoesBackLate => "goes-back-after-state",
             Self::HookLies => "hook-lies",
+            Self::GrantUsedTwice => "grant-used-twice",
+            Self::ExpiryEndsReady => "expiry-decides-ready",
+            Self::ExpiryTakesBack => "expiry-decides-relinquished",
         }
     }
 }

@@ -22,7 +22,7 @@ const fn scenario(name: &'static str, budget: Budget) -> Scenario {
 const NONE: Budget = Budget::NONE;
 
 /// What CI explores.
-pub const BOUNDED: [Scenario; 17] = [
+pub const BOUNDED: [Scenario; 19] = [
     scenario("nothing goes wrong", NONE),
     scenario("a VM process is killed", Budget { kills: 1, ..NONE }),
     scenario("a host loses its power", Budget { outages: 1, ..NONE }),
@@ -65,6 +65,21 @@ pub const BOUNDED: [Scenario; 17] = [
     ),
     scenario("the user cancels", Budget { cancels: 1, ..NONE }),
     scenario(
+        "a grant's time ends",
+        Budget {
+            expiries: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and a call with a grant arrives twice",
+        Budget {
+            expiries: 1,
+            replays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
         "a switchover goes back",
         Budget {
             overruns: 1,
@@ -98,7 +113,7 @@ pub const BOUNDED: [Scenario; 17] = [
 ];
 
 /// What a long run explores besides.
-pub const DEEP: [Scenario; 20] = [
+pub const DEEP: [Scenario; 29] = [
     scenario(
         "a host is fenced and the connection breaks",
         Budget {
@@ -240,6 +255,77 @@ pub const DEEP: [Scenario; 20] = [
             ..NONE
         },
     ),
+    scenario(
+        "both grants' times end",
+        Budget {
+            expiries: 2,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and a call arrives twice, or too late",
+        Budget {
+            expiries: 1,
+            strays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "the user cancels and a call with a grant arrives twice",
+        Budget {
+            cancels: 1,
+            replays: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and a call is lost",
+        Budget {
+            expiries: 1,
+            losses: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and the connection breaks",
+        Budget {
+            expiries: 1,
+            breaks: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and a VM process is killed",
+        Budget {
+            expiries: 1,
+            kills: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and the server dies",
+        Budget {
+            expiries: 1,
+            server_crashes: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and the user cancels",
+        Budget {
+            expiries: 1,
+            cancels: 1,
+            ..NONE
+        },
+    ),
+    scenario(
+        "a grant's time ends and a host is fenced",
+        Budget {
+            expiries: 1,
+            fences: 1,
+            ..NONE
+        },
+    ),
 ];
 
 impl Planted {
@@ -262,6 +348,15 @@ impl Planted {
             },
             Self::GoesBackLate => Budget {
                 overruns: 1,
+                ..NONE
+            },
+            Self::GrantUsedTwice => Budget {
+                replays: 1,
+                cancels: 1,
+                ..NONE
+            },
+            Self::ExpiryEndsReady | Self::ExpiryTakesBack => Budget {
+                expiries: 1,
                 ..NONE
             },
             Self::StoreForgetsStart => Budget {

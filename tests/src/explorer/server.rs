@@ -36,7 +36,24 @@ fn has_effect(call: Call) -> bool {
     )
 }
 
+/// A request that its agent takes by a grant alone.
+pub fn needs_grant(call: Call) -> bool {
+    matches!(
+        call,
+        Call::Prepare | Call::Start | Call::ResolveCommit | Call::ResolveAbort
+    )
+}
+
 impl World {
+    /// Whether the agent that a call is for answers.
+    pub fn answers(&self, call: Call) -> bool {
+        match call.side() {
+            Some(Side::Source) => self.source.up,
+            Some(Side::Destination) => self.destination.up,
+            None => true,
+        }
+    }
+
     /// Feeds the server's machine and begins what it asks for.
     pub fn feed_server(&mut self, input: Input, planted: Option<Planted>) {
         for action in self.server.protocol.step(input) {
@@ -136,6 +153,18 @@ impl World {
         self.put(call, InFlight::Reply(answer, heard, grant));
     }
 
+    /// A request arrives whose grant's time is over: its agent refuses it, whatever it has begun by
+    /// an earlier one.
+    pub fn refuses_expired(&mut self, call: Call, planted: Option<Planted>) {
+        let answer = match call {
+            Call::Start => self.after_start(planted),
+            Call::Prepare => Answer::Refused { lost: false },
+            _ => self.destination_side(),
+        };
+        self.put(call, InFlight::Reply(answer, None, 0));
+        self.replies(call, planted);
+    }
+
     /// An answer arrives.
     pub fn replies(&mut self, call: Call, planted: Option<Planted>) {
         let Some(InFlight::Reply(answer, heard, grant)) = self.take(call) else {
@@ -213,12 +242,7 @@ impl World {
         ticket: u8,
         planted: Option<Planted>,
     ) -> (Answer, Option<Report>) {
-        let up = match call.side() {
-            Some(Side::Source) => self.source.up,
-            Some(Side::Destination) => self.destination.up,
-            None => true,
-        };
-        if !up {
+        if !self.answers(call) {
             let silent = if call == Call::AskSourceCopy {
                 Answer::Copy { gone: false }
             } else {
@@ -233,20 +257,15 @@ impl World {
                 lost: self.source.claims(planted) && !self.source.alive,
             },
             Call::Prepare => {
-                if self.destination_prepares() {
+                if self.destination_prepares(planted) {
                     self.destination_side()
                 } else {
                     Answer::Refused { lost: false }
                 }
             }
             Call::Start => {
-                self.source_starts(ticket);
-                match self.source.report(planted) {
-                    Some(report) => Answer::Side(report),
-                    None => Answer::Refused {
-                        lost: !self.source.alive && self.source.claims(planted),
-                    },
-                }
+                self.source_starts(ticket, planted);
+                self.after_start(planted)
             }
             Call::FollowSource => match self.source.report(planted) {
                 Some(report) => return (Answer::Nothing, Some(report)),
@@ -299,6 +318,17 @@ impl World {
             }
         };
         (answer, None)
+    }
+
+    /// The side that a StartOutgoing was for: a refusal counts only when there is none, since an
+    /// earlier one may have begun it.
+    fn after_start(&mut self, planted: Option<Planted>) -> Answer {
+        match self.source.report(planted) {
+            Some(report) => Answer::Side(report),
+            None => Answer::Refused {
+                lost: !self.source.alive && self.source.claims(planted),
+            },
+        }
     }
 
     fn source_side(&mut self, planted: Option<Planted>) -> Answer {

@@ -14,7 +14,9 @@ use slat_vmm::handover::protocol::{
 
 use super::{
     planted::Planted,
-    world::{EPOCH, Frame, MIGRATION, SourceHost, SourceSide, SourceWork, UID, World},
+    world::{
+        DestinationWork, EPOCH, Frame, MIGRATION, SourceHost, SourceSide, SourceWork, UID, World,
+    },
 };
 
 /// What becomes of a write.
@@ -29,6 +31,9 @@ pub enum Fate {
     /// Of a switchover: it takes too long.
     Overruns,
 }
+
+/// What the VM's process feeds when the time of a side's grant is over, whatever its state.
+const EXPIRED: Input = Input::Cancel(Why::Elsewhere);
 
 /// RELINQUISHED of this migration.
 fn relinquished() -> Entry {
@@ -157,10 +162,11 @@ impl SourceHost {
 
 impl World {
     /// The source begins, or answers for the side it has.
-    pub fn source_starts(&mut self, ticket: u8) {
+    pub fn source_starts(&mut self, ticket: u8, planted: Option<Planted>) {
         let host = &mut self.source;
-        // A ticket is good for one side.
-        if !host.alive || host.side.is_some() || host.spent & spent(ticket) != 0 {
+        // A grant, and a ticket, is good for one side.
+        let used = host.spent & spent(ticket) != 0 && planted != Some(Planted::GrantUsedTwice);
+        if !host.alive || host.side.is_some() || used {
             return;
         }
         host.record = Some(Recorded::Running);
@@ -173,6 +179,25 @@ impl World {
             ticket,
             shown: Phase::Preparing,
         });
+    }
+
+    /// Whether the end of its grant's time does anything to the source.
+    pub fn source_grant_matters(&self, planted: Option<Planted>) -> bool {
+        self.source.side.as_ref().is_some_and(|side| {
+            let after = planted == Some(Planted::ExpiryTakesBack) && side.machine.relinquished();
+            after || !side.machine.clone().step(EXPIRED).is_empty()
+        })
+    }
+
+    /// The time of the source's grant is over.
+    pub fn source_grant_ends(&mut self, planted: Option<Planted>) {
+        let given = self.source.side.as_ref();
+        if planted == Some(Planted::ExpiryTakesBack)
+            && given.is_some_and(|side| side.machine.relinquished())
+        {
+            self.source.runs = true;
+        }
+        self.feed_source(EXPIRED);
     }
 
     /// Feeds the source's machine; what needs no step of its own is done at once.
@@ -318,6 +343,61 @@ impl World {
         self.source.record = None;
         self.source.ended_as = None;
         true
+    }
+
+    /// `kept`: what was in its cache reached the disk.
+    pub fn source_loses_power(&mut self, kept: bool) {
+        self.source_dies();
+        self.source.up = false;
+        if let Some(journal) = &mut self.source.journal {
+            if kept {
+                journal.sync();
+            }
+            journal.cached = None;
+        }
+    }
+
+    /// kill -9 of the source's process.
+    pub fn source_dies(&mut self) {
+        self.source.die();
+        self.link.broken |= self.link.instance.is_some();
+        self.link.back.clear();
+    }
+
+    /// The source opens its connections.
+    pub fn source_connects(&mut self) {
+        let Some(side) = &mut self.source.side else {
+            return;
+        };
+        let listens = self.destination.up
+            && self.destination.alive
+            && self.destination.instance == side.ticket
+            && self.destination.side.as_ref().is_some_and(|side| {
+                side.machine.ended().is_none() && side.work == DestinationWork::Prepare
+            });
+        if listens && self.link.instance != Some(side.ticket) {
+            side.work = SourceWork::AwaitPopulated;
+            self.link.instance = Some(side.ticket);
+            self.link.broken = false;
+            self.link.forth.clear();
+            self.link.back.clear();
+        } else {
+            self.feed_source(Input::Failed(Why::Fault));
+        }
+    }
+
+    /// The source reads a frame.
+    pub fn source_reads(&mut self) {
+        let Some(frame) = self.link.back.pop_front() else {
+            return;
+        };
+        let input = match frame {
+            Frame::Populated => Input::Connected,
+            Frame::Ready => Input::ReadyHeard,
+            Frame::Resumed => Input::ResumedHeard,
+            _ => Input::Failed(Why::Elsewhere),
+        };
+        self.feed_source(input);
     }
 }
 

@@ -9,8 +9,9 @@ use slat_vmm::handover::protocol::{
 
 use super::{
     planted::Planted,
+    server::needs_grant,
     source::Fate,
-    world::{DestinationSide, DestinationWork, Frame, InFlight, SourceWork, Stray, World},
+    world::{Budget, DestinationSide, DestinationWork, Frame, InFlight, SourceWork, Stray, World},
 };
 
 /// A step.
@@ -100,6 +101,14 @@ pub enum Step {
     OperatorAdopts,
     /// The connection between the processes breaks.
     LinkBreaks,
+    /// The time of the source's grant is over.
+    SourceGrantEnds,
+    /// The time of the destination's grant is over.
+    DestinationGrantEnds,
+    /// A request arrives whose grant's time is over.
+    DeliversExpired(Call),
+    /// The same of a request that nobody waits for.
+    StrayIsExpired(Stray),
 }
 
 fn is_follow(call: Call) -> bool {
@@ -112,11 +121,34 @@ fn spend(budget: &mut u8) {
 
 impl World {
     /// The steps that are possible.
-    pub fn steps(&self, steps: &mut Vec<Step>) {
+    pub fn steps(&self, steps: &mut Vec<Step>, planted: Option<Planted>) {
         self.source_steps(steps);
         self.destination_steps(steps);
         self.server_steps(steps);
         self.fault_steps(steps);
+        if self.budget.expiries > 0 {
+            self.grant_steps(steps, planted);
+        }
+    }
+
+    fn grant_steps(&self, steps: &mut Vec<Step>, planted: Option<Planted>) {
+        if self.source_grant_matters(planted) {
+            steps.push(Step::SourceGrantEnds);
+        }
+        if self.destination_grant_matters(planted) {
+            steps.push(Step::DestinationGrantEnds);
+        }
+        if self.server.up {
+            let calls = self.server.calls.iter().filter(|(call, state)| {
+                matches!(state, InFlight::Request(_)) && needs_grant(*call) && self.answers(*call)
+            });
+            steps.extend(calls.map(|(call, _)| Step::DeliversExpired(*call)));
+        }
+        let strays = self.strays.iter().filter(|stray| {
+            let call = Call::CALLS.get(usize::from(stray.call));
+            call.is_some_and(|call| needs_grant(*call))
+        });
+        steps.extend(strays.map(|stray| Step::StrayIsExpired(*stray)));
     }
 
     fn source_steps(&self, steps: &mut Vec<Step>) {
@@ -244,6 +276,8 @@ impl World {
                     if !is_follow(*call) && self.budget.strays > 0 {
                         steps.push(Step::DeliversTwice(*call));
                         steps.push(Step::GivesUp(*call));
+                    } else if needs_grant(*call) && self.budget.replays > 0 {
+                        steps.push(Step::DeliversTwice(*call));
                     }
                 }
                 InFlight::Reply(..) => steps.push(Step::Replies(*call)),
@@ -430,7 +464,10 @@ impl World {
                 self.delivers(call, false, planted);
             }
             Step::DeliversTwice(call) => {
-                spend(&mut self.budget.strays);
+                let Budget {
+                    strays, replays, ..
+                } = &mut self.budget;
+                spend(if *strays > 0 { strays } else { replays });
                 self.delivers(call, true, planted);
                 self.replies(call, planted);
             }
@@ -502,92 +539,24 @@ impl World {
                 spend(&mut self.budget.breaks);
                 self.link.broken = true;
             }
+            Step::SourceGrantEnds => {
+                spend(&mut self.budget.expiries);
+                self.source_grant_ends(planted);
+            }
+            Step::DestinationGrantEnds => {
+                spend(&mut self.budget.expiries);
+                self.destination_grant_ends(planted);
+            }
+            Step::DeliversExpired(call) => {
+                spend(&mut self.budget.expiries);
+                self.refuses_expired(call, planted);
+            }
+            // It is refused, and nobody hears of that.
+            Step::StrayIsExpired(stray) => {
+                spend(&mut self.budget.expiries);
+                self.strays.remove(&stray);
+            }
             _ => {}
         }
-    }
-
-    /// `kept`: what was in its cache reached the disk.
-    fn source_loses_power(&mut self, kept: bool) {
-        self.source_dies();
-        self.source.up = false;
-        if let Some(journal) = &mut self.source.journal {
-            if kept {
-                journal.sync();
-            }
-            journal.cached = None;
-        }
-    }
-
-    fn destination_loses_power(&mut self, kept: bool) {
-        self.destination_dies();
-        self.destination.up = false;
-        if let Some(journal) = &mut self.destination.journal {
-            if kept {
-                journal.sync();
-            }
-            journal.cached = None;
-        }
-    }
-
-    fn source_dies(&mut self) {
-        self.source.die();
-        self.link.broken |= self.link.instance.is_some();
-        self.link.back.clear();
-    }
-
-    fn destination_dies(&mut self) {
-        if self.destination.alive {
-            self.break_link();
-            if self.is_linked() {
-                self.link.forth.clear();
-            }
-        }
-        self.destination.die();
-    }
-
-    fn source_connects(&mut self) {
-        let Some(side) = &mut self.source.side else {
-            return;
-        };
-        let listens = self.destination.up
-            && self.destination.alive
-            && self.destination.instance == side.ticket
-            && self.destination.side.as_ref().is_some_and(|side| {
-                side.machine.ended().is_none() && side.work == DestinationWork::Prepare
-            });
-        if listens && self.link.instance != Some(side.ticket) {
-            side.work = SourceWork::AwaitPopulated;
-            self.link.instance = Some(side.ticket);
-            self.link.broken = false;
-            self.link.forth.clear();
-            self.link.back.clear();
-        } else {
-            self.feed_source(source::Input::Failed(Why::Fault));
-        }
-    }
-
-    fn source_reads(&mut self) {
-        let Some(frame) = self.link.back.pop_front() else {
-            return;
-        };
-        let input = match frame {
-            Frame::Populated => source::Input::Connected,
-            Frame::Ready => source::Input::ReadyHeard,
-            Frame::Resumed => source::Input::ResumedHeard,
-            _ => source::Input::Failed(Why::Elsewhere),
-        };
-        self.feed_source(input);
-    }
-
-    fn destination_reads(&mut self) {
-        let Some(frame) = self.link.forth.pop_front() else {
-            return;
-        };
-        let input = match frame {
-            Frame::State => destination::Input::StateHeard,
-            Frame::Commit => destination::Input::CommitHeard,
-            _ => destination::Input::AbortHeard,
-        };
-        self.feed_destination(input);
     }
 }

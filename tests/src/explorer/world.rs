@@ -128,7 +128,8 @@ pub struct SourceHost {
     pub record: Option<Recorded>,
     /// How the record says it ended.
     pub ended_as: Option<TransferPhase>,
-    /// Tickets of released sides, a bit each: the process refuses them from then on.
+    /// Tickets of released sides, a bit each: neither the process nor its agent takes the grants
+    /// that came with them again.
     pub spent: u64,
 }
 
@@ -183,7 +184,8 @@ pub struct DestinationHost {
     pub record: Option<Recorded>,
     /// How the record says it ended.
     pub ended_as: Option<TransferPhase>,
-    /// The side was released: the agent does not know it any more.
+    /// The side was released: the agent does not know it any more, and keeps on its disk that no
+    /// grant of before begins it again.
     pub released: bool,
 }
 
@@ -284,6 +286,10 @@ pub struct Budget {
     pub deletions: u8,
     /// An operator fences a host.
     pub fences: u8,
+    /// A request that needs a grant arrives once more, after it was answered.
+    pub replays: u8,
+    /// A grant's time ends, while its side goes on or while its request is under way.
+    pub expiries: u8,
 }
 
 impl Budget {
@@ -302,6 +308,8 @@ impl Budget {
         overruns: 0,
         deletions: 0,
         fences: 0,
+        replays: 0,
+        expiries: 0,
     };
 }
 
