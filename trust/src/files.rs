@@ -41,7 +41,8 @@ const OTHERS: u32 = 0o007;
 /// Readings until two in a row are alike.
 const READINGS: usize = 5;
 
-/// A private key; gone from memory when it is dropped.
+/// A private key as it was read, zeroised when it is dropped. rustls signs with a copy, which
+/// nobody wipes.
 pub(crate) struct Key(PrivateKeyDer<'static>);
 
 impl Key {
