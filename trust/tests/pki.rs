@@ -263,6 +263,28 @@ fn a_renewal_that_dies_leaves_a_set() {
     assert_eq!(meet(&agent, &server), Ok(()));
 }
 
+/// The second one gets no further than its new key, as on a disk that is full.
+#[test]
+fn a_renewal_that_dies_after_one_that_died_leaves_a_set() {
+    let world = world();
+    let agent = world.issue(Kind::Agent, "host-a");
+    let out = world.out("host-a");
+    let old_key = fs::read_to_string(out.join("tls.key")).expect("a key");
+    world.ca.renew(&out, None).expect("renewed");
+    fs::rename(out.join("tls.key"), out.join(".tls.key.next")).expect("a rename");
+    common::write_key(&out.join("tls.key"), &old_key);
+    let in_the_way = out.join(".tls.crt.new");
+    fs::create_dir(&in_the_way).expect("a directory");
+    let bad = world.ca.renew(&out, None);
+    assert!(matches!(bad, Err(PkiError::Write { .. })), "{bad:?}");
+    assert!(agent.refresh().expect("a good set"));
+    Credentials::load(&out).expect("also after a restart");
+    fs::remove_dir(&in_the_way).expect("removed");
+    world.ca.renew(&out, None).expect("renewed");
+    Credentials::load(&out).expect("credentials");
+    assert!(!out.join(".tls.key.next").exists());
+}
+
 #[test]
 fn what_is_revoked_is_refused() {
     let world = world();
