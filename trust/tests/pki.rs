@@ -413,6 +413,48 @@ fn a_retired_root_vouches_for_nobody() {
 }
 
 #[test]
+fn a_retirement_that_dies_leaves_no_key() {
+    let world = world();
+    let dir = world.ca.dir();
+    world.ca.rotate().expect("a new root");
+    world.ca.rotate().expect("a new root");
+    let names = || {
+        let found = fs::read_dir(dir.join("old")).expect("old");
+        let names = found.map(|it| it.expect("an entry").file_name().into_string());
+        let mut names: Vec<String> = names.map(|it| it.expect("text")).collect();
+        names.sort();
+        names
+    };
+    let kept = names();
+    assert_eq!(kept.len(), 2);
+    let trusted = fs::read_to_string(dir.join("ca.crt")).expect("ca.crt");
+    let roots: Vec<&str> = trusted
+        .split_inclusive("-----END CERTIFICATE-----\n")
+        .collect();
+    let crosses = |world: &World| fs::read_to_string(world.ca.dir().join("cross.crt"));
+    let count = |text: &str| text.matches("BEGIN CERTIFICATE").count();
+    // Whole, nothing goes.
+    Ca::open(dir).expect("a CA");
+    assert_eq!(names(), kept);
+    assert_eq!(count(&crosses(&world).expect("crosses")), 2);
+    // Half written by one who died: a key, too.
+    fs::write(dir.join("old/.00.key.new"), "").expect("a write");
+    // Without its oldest root, which no command does, then with the first alone.
+    fs::write(dir.join("ca.crt"), roots[..2].concat()).expect("a write");
+    Ca::open(dir).expect("a CA");
+    let second = world.ca.roots().expect("roots")[1].serial.clone();
+    assert_eq!(names(), [format!("{second}.key")]);
+    assert_eq!(count(&crosses(&world).expect("crosses")), 1);
+    fs::write(dir.join("ca.crt"), roots[0]).expect("a write");
+    Ca::open(dir).expect("a CA");
+    assert_eq!(names(), [""; 0]);
+    assert!(crosses(&world).is_err(), "nothing vouches for it any more");
+    let agent = world.issue(Kind::Agent, "host-a");
+    let own = fs::read_to_string(agent.dir().join("tls.crt")).expect("tls.crt");
+    assert_eq!(count(&own), 1);
+}
+
+#[test]
 fn a_rotation_that_dies_is_finished_or_forgotten() {
     let world = world();
     let dir = world.ca.dir();
