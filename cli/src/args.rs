@@ -320,6 +320,7 @@ mod tests {
             "pki list --all -o wide",
             "pki revoke agent/host-a",
             "pki publish --out a --out b",
+            "pki publish --out a --force",
             "pki rotate",
             "pki retire --force",
             "version -o json",

@@ -336,6 +336,32 @@ fn what_is_revoked_is_refused() {
     }
 }
 
+/// Two CAs for one domain, as after a new start: the trust of one is not the other's to write.
+#[test]
+fn the_trust_of_another_ca_is_published_over_only_by_force() {
+    let (world, other) = (world(), self::world());
+    let agent = world.issue(Kind::Agent, "host-a");
+    let trusted = || fs::read(agent.dir().join("ca.crt")).expect("ca.crt");
+    let before = trusted();
+    let bad = other.ca.publish(agent.dir());
+    let Err(error @ PkiError::OthersTrust(_)) = bad else {
+        panic!("{bad:?}");
+    };
+    assert!(error.advice().expect("advice").contains("--force"));
+    assert_eq!(trusted(), before);
+    other.ca.publish_by_force(agent.dir()).expect("forced");
+    let now = fs::read(other.ca.dir().join("ca.crt")).expect("ca.crt");
+    assert_eq!(trusted(), now);
+    // Another domain is refused whatever is asked for.
+    let elsewhere = Ca::init(&world.out("net"), "example.net").expect("a CA");
+    for bad in [
+        elsewhere.publish(agent.dir()),
+        elsewhere.publish_by_force(agent.dir()),
+    ] {
+        assert!(matches!(bad, Err(PkiError::OtherDomain { .. })), "{bad:?}");
+    }
+}
+
 /// Every pair meets, whatever each of them has been given yet.
 #[test]
 fn a_root_is_replaced_while_everything_goes_on() {
