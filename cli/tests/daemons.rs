@@ -231,6 +231,10 @@ fn client_commands_end_with_documented_codes() {
     let (refused, _, stderr) = code(&["create", "vm", "web", "--memory", "8MiB"]);
     assert_eq!(refused, 4, "no host is there: {stderr}");
     assert!(stderr.contains("reason: NO_HOST"), "{stderr}");
+    // Without TLS nobody knows which agent answers.
+    let (unknown, _, stderr) = code(&["get", "vms", "--agent", "host-a"]);
+    assert_eq!(unknown, 2, "{stderr}");
+    assert!(stderr.contains("--tls-dir"), "{stderr}");
     let silent = run(&["get", "vms", "--server", "unix:/nonexistent/endpoint"]);
     assert_eq!(silent.0, Some(5));
     assert!(

@@ -211,6 +211,17 @@ fn it_serves_by_the_certificate_it_placed_and_ends_whole() {
     assert_eq!(moved["phase"], "MIGRATION_PHASE_COMPLETED", "{moved:#}");
     home.json(&format!("delete vm web {server}"));
 
+    // An agent's certificate is none of a server; who wants the agent names it.
+    let agent = up.lines[1].strip_prefix("host-a").unwrap().trim();
+    let vms = format!("get vms --server {agent}");
+    let said = refused(&home, &vms, 4);
+    let words = ["agent/host-a", "server", "--agent host-a"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    refused(&home, &format!("{vms} --agent host-b"), 4);
+    refused(&home, &format!("get hosts {server} --agent host-a"), 4);
+    let shown = home.json(&format!("{vms} --agent host-a"));
+    assert_eq!(shown["vms"].as_array().unwrap().len(), 0, "{shown:#}");
+
     // Without the certificate nobody is let in.
     let foreign = Home::new();
     let refused = foreign.slat(&format!("get hosts {server}"));

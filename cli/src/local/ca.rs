@@ -76,14 +76,23 @@ impl LocalCa {
         self.0.join("admin")
     }
 
-    /// How the user speaks to the fleet.
+    /// How the user speaks to the fleet's server.
     pub(crate) fn link(&self) -> Result<Link, Failure> {
+        self.link_to(Expects::Kinds(&[Kind::Server]))
+    }
+
+    /// And to one of its agents.
+    pub(crate) fn link_to_agent(&self, name: &str) -> Result<Link, Failure> {
+        self.link_to(Expects::Named(Kind::Agent, name.to_owned()))
+    }
+
+    fn link_to(&self, expects: Expects) -> Result<Link, Failure> {
         let credentials = Credentials::load(&self.admin());
         let credentials =
             credentials.map_err(|error| Failure::advised(error.to_string(), error.advice()))?;
         Ok(Link::Tls {
             credentials,
-            expects: Expects::Kinds(&[Kind::Server, Kind::Agent]),
+            expects,
         })
     }
 }
