@@ -294,6 +294,37 @@ fn a_second_one_says_what_is_wrong_and_harms_nobody() {
     home.nothing_runs();
 }
 
+/// Names that the directory has for something else.
+#[test]
+fn a_host_may_have_any_name() {
+    let home = Home::new();
+    let names = ["server", "trust", "hosts"];
+    let agents: String = names
+        .iter()
+        .map(|name| format!(" --agent {name}"))
+        .collect();
+    let up = home.up(&format!("--listen 127.0.0.1:0{agents}"));
+    hosts_are(&home, &up.server, &names);
+    up.interrupted();
+    home.nothing_runs();
+    for name in names {
+        assert!(home.path().join("up/hosts").join(name).is_dir(), "{name}");
+        let log = home.path().join(format!("up/hosts/{name}.log"));
+        assert!(log.is_file(), "{name}");
+    }
+}
+
+#[test]
+fn ports_that_are_none_are_refused_before_anything_is_made() {
+    let home = Home::new();
+    let said = refused(&home, "up --state-dir ~/up --listen 127.0.0.1:65535", 2);
+    assert!(
+        said.contains("65535") && said.contains("lower port"),
+        "{said}"
+    );
+    assert!(!home.path().join("up").exists());
+}
+
 #[test]
 fn two_hosts_of_one_name_are_refused_before_anything_is_made() {
     let home = Home::new();
