@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use slat_proto::{
+    model::HostName,
     transport::{Address, Link, TracedChannel, connect_by},
     v1::{
         host_service_client::HostServiceClient, memory_service_client::MemoryServiceClient,
@@ -35,6 +36,10 @@ pub(crate) struct ClientArgs {
         global = true
     )]
     pub(crate) server: Address,
+    /// The host whose agent is asked there in place of a server, as host-a: nobody else's
+    /// certificate is taken
+    #[arg(long, env = "SLAT_AGENT", value_name = "HOST", global = true)]
+    pub(crate) agent: Option<HostName>,
     /// How to print the answer; under json and yaml errors are JSON, too
     #[arg(
         short,
@@ -58,6 +63,30 @@ impl ClientArgs {
     /// How the endpoint is spoken to: by the certificate that was named, or the default one. In the
     /// clear on this machine, where there is none, and elsewhere when that was asked for.
     fn link(&self) -> Result<Link, Failure> {
+        let link = self.any_link()?;
+        match &self.agent {
+            Some(agent) if matches!(link, Link::Plain) => Err(Failure::value(
+                format!(
+                    "{} is spoken to without TLS, so whether it is the agent of {} cannot be known",
+                    self.server,
+                    agent.id()
+                ),
+                "leave --agent (SLAT_AGENT) out, or say where your certificate is with --tls-dir",
+            )),
+            _ => Ok(link),
+        }
+    }
+
+    /// Whose certificate is taken. The server's alone unless an agent was named: whoever has broken
+    /// into one host has a certificate, and must not pass for the server with it.
+    fn expects(&self) -> Expects {
+        match &self.agent {
+            Some(agent) => Expects::Named(Kind::Agent, agent.id().to_owned()),
+            None => Expects::Kinds(&[Kind::Server]),
+        }
+    }
+
+    fn any_link(&self) -> Result<Link, Failure> {
         let Address::Tcp(host) = &self.server else {
             return Ok(Link::Plain);
         };
@@ -70,7 +99,7 @@ impl ClientArgs {
                 .map_err(|error| Failure::advised(error.to_string(), error.advice()))?;
             return Ok(Link::Tls {
                 credentials,
-                expects: Expects::Kinds(&[Kind::Server, Kind::Agent]),
+                expects: self.expects(),
             });
         }
         if is_here(host) {

@@ -208,6 +208,35 @@ fn a_daemon_ends_with_the_process_it_belongs_to() {
     assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
 }
 
+/// Found out before a host has to be fenced; it may still be put there, so the server starts.
+#[test]
+fn a_fence_hook_that_cannot_be_run_is_warned_of_at_the_start() {
+    let state = slat_test_dir::TestDir::new();
+    let log = state.path().join("log");
+    let start = |hook: &str| {
+        let mut child = slat()
+            .args(["server", "--listen", "127.0.0.1:0", "--fence-hook", hook])
+            .arg("--state-dir")
+            .arg(state.path().join("state"))
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(line.starts_with("listening on"), "{line}");
+        std::fs::read_to_string(&log).unwrap()
+    };
+    let said = start("/nonexistent/hook");
+    let words = ["WARN", "/nonexistent/hook", "fence hook cannot be run"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    let said = start("/bin/true");
+    assert!(!said.contains("fence hook"), "{said}");
+}
+
 #[test]
 fn client_commands_end_with_documented_codes() {
     let state = slat_test_dir::TestDir::new();
@@ -231,6 +260,10 @@ fn client_commands_end_with_documented_codes() {
     let (refused, _, stderr) = code(&["create", "vm", "web", "--memory", "8MiB"]);
     assert_eq!(refused, 4, "no host is there: {stderr}");
     assert!(stderr.contains("reason: NO_HOST"), "{stderr}");
+    // Without TLS nobody knows which agent answers.
+    let (unknown, _, stderr) = code(&["get", "vms", "--agent", "host-a"]);
+    assert_eq!(unknown, 2, "{stderr}");
+    assert!(stderr.contains("--tls-dir"), "{stderr}");
     let silent = run(&["get", "vms", "--server", "unix:/nonexistent/endpoint"]);
     assert_eq!(silent.0, Some(5));
     assert!(

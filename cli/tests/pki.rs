@@ -184,6 +184,15 @@ fn what_cannot_be_is_said_with_what_to_do() {
     );
     refused(dir, "pki revoke agent/b --dir ca", 1, &["slat pki list"]);
     refused(dir, "pki retire --dir ca", 1, &["no root"]);
+    // Another CA's directory is not written into unless that is meant.
+    done(dir, "pki init --dir other --domain example.org");
+    let publish = "pki publish --dir other --out x";
+    refused(dir, publish, 1, &["not issued by this CA", "--force"]);
+    let trusted = |of: &str| fs::read(dir.join(of)).unwrap();
+    assert_eq!(trusted("x/ca.crt"), trusted("ca/ca.crt"));
+    done(dir, &format!("{publish} --force"));
+    assert_eq!(trusted("x/ca.crt"), trusted("other/ca.crt"));
+    done(dir, "pki publish --dir ca --out x --force");
     // The others are renewed although one cannot be.
     let ended = slat(dir, "pki renew --dir ca --out nowhere --out x --out none");
     assert_eq!(ended.code, 1);

@@ -211,6 +211,17 @@ fn it_serves_by_the_certificate_it_placed_and_ends_whole() {
     assert_eq!(moved["phase"], "MIGRATION_PHASE_COMPLETED", "{moved:#}");
     home.json(&format!("delete vm web {server}"));
 
+    // An agent's certificate is none of a server; who wants the agent names it.
+    let agent = up.lines[1].strip_prefix("host-a").unwrap().trim();
+    let vms = format!("get vms --server {agent}");
+    let said = refused(&home, &vms, 4);
+    let words = ["agent/host-a", "server", "--agent host-a"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    refused(&home, &format!("{vms} --agent host-b"), 4);
+    refused(&home, &format!("get hosts {server} --agent host-a"), 4);
+    let shown = home.json(&format!("{vms} --agent host-a"));
+    assert_eq!(shown["vms"].as_array().unwrap().len(), 0, "{shown:#}");
+
     // Without the certificate nobody is let in.
     let foreign = Home::new();
     let refused = foreign.slat(&format!("get hosts {server}"));
@@ -281,6 +292,37 @@ fn a_second_one_says_what_is_wrong_and_harms_nobody() {
     hosts_are(&home, &up.server, &["host-a"]);
     up.interrupted();
     home.nothing_runs();
+}
+
+/// Names that the directory has for something else.
+#[test]
+fn a_host_may_have_any_name() {
+    let home = Home::new();
+    let names = ["server", "trust", "hosts"];
+    let agents: String = names
+        .iter()
+        .map(|name| format!(" --agent {name}"))
+        .collect();
+    let up = home.up(&format!("--listen 127.0.0.1:0{agents}"));
+    hosts_are(&home, &up.server, &names);
+    up.interrupted();
+    home.nothing_runs();
+    for name in names {
+        assert!(home.path().join("up/hosts").join(name).is_dir(), "{name}");
+        let log = home.path().join(format!("up/hosts/{name}.log"));
+        assert!(log.is_file(), "{name}");
+    }
+}
+
+#[test]
+fn ports_that_are_none_are_refused_before_anything_is_made() {
+    let home = Home::new();
+    let said = refused(&home, "up --state-dir ~/up --listen 127.0.0.1:65535", 2);
+    assert!(
+        said.contains("65535") && said.contains("lower port"),
+        "{said}"
+    );
+    assert!(!home.path().join("up").exists());
 }
 
 #[test]

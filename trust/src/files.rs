@@ -41,7 +41,8 @@ const OTHERS: u32 = 0o007;
 /// Readings until two in a row are alike.
 const READINGS: usize = 5;
 
-/// A private key; gone from memory when it is dropped.
+/// A private key as it was read, zeroised when it is dropped. rustls signs with a copy, which
+/// nobody wipes.
 pub(crate) struct Key(PrivateKeyDer<'static>);
 
 impl Key {
@@ -150,7 +151,12 @@ fn optional<T>(read: Result<T, TrustError>) -> Result<Option<T>, TrustError> {
     }
 }
 
-fn plain(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
+/// The content of a file that holds no secret, up to `limit` bytes. Pipes and devices are refused
+/// and not waited for.
+///
+/// # Errors
+/// When it is not there, is larger, is no regular file or cannot be read.
+pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, TrustError> {
     read_bounded(path, limit, false).map(|mut bytes| std::mem::take(&mut *bytes))
 }
 
@@ -176,11 +182,11 @@ impl Raw {
         let path = |name: &str| dir.join(name);
         Ok(Self {
             dir: dir.to_owned(),
-            ca: plain(&path(CA), MAX_CERTIFICATES)?,
-            certificate: plain(&path(CERTIFICATE), MAX_CERTIFICATES)?,
+            ca: read_file(&path(CA), MAX_CERTIFICATES)?,
+            certificate: read_file(&path(CERTIFICATE), MAX_CERTIFICATES)?,
             key: read_bounded(&path(KEY), MAX_KEY, true)?,
             next_key: optional(read_bounded(&path(NEXT_KEY), MAX_KEY, true))?,
-            crl: optional(plain(&path(CRL), MAX_CRL))?,
+            crl: optional(read_file(&path(CRL), MAX_CRL))?,
         })
     }
 

@@ -27,6 +27,7 @@ mod x509;
 pub use chain::ends;
 pub use credentials::Credentials;
 pub use error::TrustError;
+pub use files::read_file;
 pub use identity::{Identity, IdentityError, Kind};
 pub use refusal::Refusal;
 pub use verify::Expects;

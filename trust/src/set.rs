@@ -21,7 +21,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::anchor_from_trusted_cert;
 
 use crate::{
-    Identity, Refusal, TrustError, crl,
+    Identity, Refusal, TrustError,
+    crl::Lists,
     files::{CA, CERTIFICATE, CRL, KEY, Parsed, Raw},
     identity::shown,
     verify::{Authority, Expects, Purpose, Root, Verifier},
@@ -145,13 +146,14 @@ fn authority(
             .map_err(|error| TrustError::bad(&path, "certificate", error))?;
         roots.push(Root {
             anchor: anchor.to_owned(),
+            key: facts.key,
             not_before: facts.not_before,
             not_after: facts.not_after,
         });
     }
     // Whoever may have signed a list: roots, and the intermediates of the own chain.
     let known: Vec<&CertificateDer<'_>> = parsed.roots.iter().chain(&parsed.chain).collect();
-    let crls = crl::read(
+    let crls = Lists::read(
         &parsed.crls,
         &known,
         provider.signature_verification_algorithms.all,

@@ -1,5 +1,6 @@
 //! The judgement of a certificate chain: signatures up to a trusted root, time, purpose,
-//! revocation, exactly one URI, the trust domain, and who is expected. webpki does the first four.
+//! revocation, exactly one URI, the trust domain, and who is expected. webpki does the first three;
+//! a list that is missing, or that nobody wrote anew in time, stops no fleet.
 //! The name that a client called the server by plays no part.
 //!
 //! An [`Authority`] never changes. A configuration of rustls holds the one of the files that it was
@@ -18,12 +19,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator,
-    KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage,
+    RequiredEkuNotFoundContext, VerifiedPath,
 };
 
-use crate::{Identity, Kind, Refusal, identity::shown, x509::Facts};
+use crate::{Identity, Kind, Refusal, crl::Lists, identity::shown, x509::Facts};
 
 /// Who may be at the other end. Always of the own trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +111,8 @@ impl ExtendedKeyUsageValidator for Purpose {
 #[derive(Debug)]
 pub(crate) struct Root {
     pub(crate) anchor: TrustAnchor<'static>,
+    /// Its SubjectPublicKeyInfo.
+    pub(crate) key: Vec<u8>,
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
 }
@@ -120,7 +122,7 @@ pub(crate) struct Root {
 pub(crate) struct Authority {
     pub(crate) domain: String,
     pub(crate) roots: Vec<Root>,
-    pub(crate) crls: Vec<CertRevocationList<'static>>,
+    pub(crate) crls: Lists,
     pub(crate) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -143,31 +145,24 @@ impl Authority {
         let (leaf, intermediates) = chain.split_first().ok_or(Refusal::NoCertificate)?;
         let end = EndEntityCert::try_from(leaf).map_err(refusal_of)?;
         let anchors: Vec<TrustAnchor<'_>> = self.roots.iter().map(|it| it.anchor.clone()).collect();
-        let crls: Vec<&CertRevocationList<'_>> = self.crls.iter().collect();
-        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
-            options
-                .with_depth(RevocationCheckDepth::Chain)
-                // A list that is missing, or that nobody wrote anew in time, stops no fleet.
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build()
-        });
-        let root_is_in_time = |path: &webpki::VerifiedPath<'_>| self.check_root(path.anchor(), now);
+        let is_good = |path: &VerifiedPath<'_>| self.check(path, now);
         end.verify_for_usage(
             self.algorithms.all,
             &anchors,
             intermediates,
             now,
             purpose,
-            revocation,
-            Some(&root_is_in_time),
+            None,
+            Some(&is_good),
         )
         .map_err(refusal_of)?;
         self.identify(leaf, expects)
     }
 
-    /// webpki takes an anchor at any time; a root whose time is over is none.
-    fn check_root(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+    /// What webpki leaves out: it takes an anchor at any time, and a root whose time is over is
+    /// none; and what is revoked on the way to it.
+    fn check(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+        let anchor = path.anchor();
         let mut said = Err(webpki::Error::UnknownIssuer);
         for root in self.roots.iter().filter(|root| root.anchor == *anchor) {
             let (not_before, not_after) = (unix(root.not_before), unix(root.not_after));
@@ -182,7 +177,7 @@ impl Authority {
                     not_before,
                 });
             } else {
-                return Ok(());
+                return self.crls.check(path, &root.key, self.algorithms.all);
             }
         }
         said

@@ -19,6 +19,8 @@ pub(crate) struct Facts {
     /// The names of the holder and of the issuer, as they are encoded.
     pub(crate) subject: Vec<u8>,
     pub(crate) issuer: Vec<u8>,
+    /// The holder's key, as its SubjectPublicKeyInfo.
+    pub(crate) key: Vec<u8>,
     /// Every URI among the subject alternative names; `None` for one that is no text.
     pub(crate) uris: Vec<Option<String>>,
 }
@@ -72,6 +74,7 @@ impl Facts {
             serial: hex(certificate.raw_serial()),
             subject: certificate.subject().as_raw().to_owned(),
             issuer: certificate.issuer().as_raw().to_owned(),
+            key: certificate.public_key().raw.to_owned(),
             uris,
         })
     }

@@ -189,6 +189,91 @@ fn what_a_list_names_is_refused() {
     assert_eq!(ends, (Ok(()), Ok(())));
 }
 
+/// What was concatenated, as a CA's tools give it out again and again.
+#[test]
+fn the_newest_list_of_a_key_counts() {
+    let pair = pair();
+    let end = |name: &str, serial: u8| {
+        let mut wanted = Wanted::new(&uri("agent", name));
+        wanted.serial = serial;
+        pair.ca.wanted(pair.dir.path(), &wanted)
+    };
+    let (stolen, held) = (end("stolen", 66), end("held", 67));
+    let (old, new) = (pair.ca.revoke_in(&[67], 8), pair.ca.revoke_in(&[66], 9));
+    for lists in [format!("{old}{new}"), format!("{new}{old}")] {
+        std::fs::write(pair.server.dir().join("crl.pem"), lists).expect("crl.pem");
+        assert!(pair.server.refresh().expect("a good set"));
+        let (_, server) = handshake(stolen.connector(Expects::Anyone), pair.server.acceptor());
+        assert_eq!(refused(&server), Refusal::Revoked);
+        let ends = handshake(held.connector(Expects::Anyone), pair.server.acceptor());
+        assert_eq!(ends, (Ok(()), Ok(())), "the newer list has it no more");
+    }
+}
+
+/// A CA that got a new key under its old name: the lists of both keys stand in one file.
+#[test]
+fn a_list_counts_for_the_key_that_signed_it() {
+    let pair = pair();
+    let anew = Ca::new("root");
+    let mut ends = Vec::new();
+    for (nth, ca) in [&pair.ca, &anew].into_iter().enumerate() {
+        for (serial, name) in [(66, "stolen"), (7, "good")] {
+            let mut wanted = Wanted::new(&uri("agent", &format!("{name}-{nth}")));
+            wanted.serial = serial;
+            let end = ca.wanted(pair.dir.path(), &wanted);
+            let both = format!("{}{}", pair.ca.pem, anew.pem);
+            std::fs::write(end.dir().join("ca.crt"), both).expect("ca.crt");
+            end.refresh().expect("a good set");
+            ends.push((serial, end));
+        }
+    }
+    let (old, new) = (pair.ca.revoke(&[66]), anew.revoke(&[66]));
+    let server = pair.server;
+    let both = format!("{}{}", pair.ca.pem, anew.pem);
+    std::fs::write(server.dir().join("ca.crt"), both).expect("ca.crt");
+    for lists in [format!("{old}{new}"), format!("{new}{old}")] {
+        std::fs::write(server.dir().join("crl.pem"), lists).expect("crl.pem");
+        assert!(server.refresh().expect("a good set"));
+        for (serial, end) in &ends {
+            let judged = handshake(end.connector(Expects::Anyone), server.acceptor());
+            if *serial == 66 {
+                assert_eq!(refused(&judged.1), Refusal::Revoked, "{end:?}");
+            } else {
+                assert_eq!(judged, (Ok(()), Ok(())), "{end:?}");
+            }
+        }
+    }
+    // The list of one key says nothing of the other's certificates.
+    std::fs::write(server.dir().join("crl.pem"), new).expect("crl.pem");
+    assert!(server.refresh().expect("a good set"));
+    let judged = handshake(ends[0].1.connector(Expects::Anyone), server.acceptor());
+    assert_eq!(judged, (Ok(()), Ok(())));
+}
+
+/// Nobody who reads the list knows the intermediate before a peer shows it.
+#[test]
+fn a_list_of_an_intermediate_is_asked() {
+    let pair = pair();
+    let between = pair.ca.intermediate("between");
+    let mut wanted = Wanted::new(&uri("agent", "stolen"));
+    wanted.serial = 66;
+    let (certificate, key) = between.issue(&wanted);
+    let dir = pair.dir.path().join("stolen");
+    std::fs::create_dir(&dir).expect("a directory");
+    let chain = certificate + &between.pem;
+    common::write_set(&dir, &pair.ca.pem, &chain, &key);
+    let stolen = Credentials::load(&dir).expect("credentials");
+    // Another's, of the same name and newer, stands before it.
+    let lists = Ca::new("between").revoke_in(&[7], 9) + &between.revoke(&[66]);
+    for (lists, is_good) in [(between.revoke(&[7]), true), (lists, false)] {
+        std::fs::write(pair.server.dir().join("crl.pem"), lists).expect("crl.pem");
+        assert!(pair.server.refresh().expect("a good set"));
+        let (_, server) = handshake(stolen.connector(Expects::Anyone), pair.server.acceptor());
+        assert_eq!(server.is_ok(), is_good);
+        assert!(is_good || refused(&server) == Refusal::Revoked);
+    }
+}
+
 #[test]
 fn another_kind_name_or_domain_is_refused() {
     let pair = pair();

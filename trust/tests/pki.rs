@@ -263,6 +263,28 @@ fn a_renewal_that_dies_leaves_a_set() {
     assert_eq!(meet(&agent, &server), Ok(()));
 }
 
+/// The second one gets no further than its new key, as on a disk that is full.
+#[test]
+fn a_renewal_that_dies_after_one_that_died_leaves_a_set() {
+    let world = world();
+    let agent = world.issue(Kind::Agent, "host-a");
+    let out = world.out("host-a");
+    let old_key = fs::read_to_string(out.join("tls.key")).expect("a key");
+    world.ca.renew(&out, None).expect("renewed");
+    fs::rename(out.join("tls.key"), out.join(".tls.key.next")).expect("a rename");
+    common::write_key(&out.join("tls.key"), &old_key);
+    let in_the_way = out.join(".tls.crt.new");
+    fs::create_dir(&in_the_way).expect("a directory");
+    let bad = world.ca.renew(&out, None);
+    assert!(matches!(bad, Err(PkiError::Write { .. })), "{bad:?}");
+    assert!(agent.refresh().expect("a good set"));
+    Credentials::load(&out).expect("also after a restart");
+    fs::remove_dir(&in_the_way).expect("removed");
+    world.ca.renew(&out, None).expect("renewed");
+    Credentials::load(&out).expect("credentials");
+    assert!(!out.join(".tls.key.next").exists());
+}
+
 #[test]
 fn what_is_revoked_is_refused() {
     let world = world();
@@ -311,6 +333,32 @@ fn what_is_revoked_is_refused() {
     for unknown in ["agent/host-b", "00ff", "../../etc/passwd", ""] {
         let bad = world.ca.revoke(unknown);
         assert!(matches!(bad, Err(PkiError::Unknown(_))), "{bad:?}");
+    }
+}
+
+/// Two CAs for one domain, as after a new start: the trust of one is not the other's to write.
+#[test]
+fn the_trust_of_another_ca_is_published_over_only_by_force() {
+    let (world, other) = (world(), self::world());
+    let agent = world.issue(Kind::Agent, "host-a");
+    let trusted = || fs::read(agent.dir().join("ca.crt")).expect("ca.crt");
+    let before = trusted();
+    let bad = other.ca.publish(agent.dir());
+    let Err(error @ PkiError::OthersTrust(_)) = bad else {
+        panic!("{bad:?}");
+    };
+    assert!(error.advice().expect("advice").contains("--force"));
+    assert_eq!(trusted(), before);
+    other.ca.publish_by_force(agent.dir()).expect("forced");
+    let now = fs::read(other.ca.dir().join("ca.crt")).expect("ca.crt");
+    assert_eq!(trusted(), now);
+    // Another domain is refused whatever is asked for.
+    let elsewhere = Ca::init(&world.out("net"), "example.net").expect("a CA");
+    for bad in [
+        elsewhere.publish(agent.dir()),
+        elsewhere.publish_by_force(agent.dir()),
+    ] {
+        assert!(matches!(bad, Err(PkiError::OtherDomain { .. })), "{bad:?}");
     }
 }
 
@@ -388,6 +436,48 @@ fn a_retired_root_vouches_for_nobody() {
     world.ca.publish(server.dir()).expect("published");
     server.refresh().expect("a good set");
     assert_eq!(meet(&agent, &server), Err(Refusal::UnknownCa));
+}
+
+#[test]
+fn a_retirement_that_dies_leaves_no_key() {
+    let world = world();
+    let dir = world.ca.dir();
+    world.ca.rotate().expect("a new root");
+    world.ca.rotate().expect("a new root");
+    let names = || {
+        let found = fs::read_dir(dir.join("old")).expect("old");
+        let names = found.map(|it| it.expect("an entry").file_name().into_string());
+        let mut names: Vec<String> = names.map(|it| it.expect("text")).collect();
+        names.sort();
+        names
+    };
+    let kept = names();
+    assert_eq!(kept.len(), 2);
+    let trusted = fs::read_to_string(dir.join("ca.crt")).expect("ca.crt");
+    let roots: Vec<&str> = trusted
+        .split_inclusive("-----END CERTIFICATE-----\n")
+        .collect();
+    let crosses = |world: &World| fs::read_to_string(world.ca.dir().join("cross.crt"));
+    let count = |text: &str| text.matches("BEGIN CERTIFICATE").count();
+    // Whole, nothing goes.
+    Ca::open(dir).expect("a CA");
+    assert_eq!(names(), kept);
+    assert_eq!(count(&crosses(&world).expect("crosses")), 2);
+    // Half written by one who died: a key, too.
+    fs::write(dir.join("old/.00.key.new"), "").expect("a write");
+    // Without its oldest root, which no command does, then with the first alone.
+    fs::write(dir.join("ca.crt"), roots[..2].concat()).expect("a write");
+    Ca::open(dir).expect("a CA");
+    let second = world.ca.roots().expect("roots")[1].serial.clone();
+    assert_eq!(names(), [format!("{second}.key")]);
+    assert_eq!(count(&crosses(&world).expect("crosses")), 1);
+    fs::write(dir.join("ca.crt"), roots[0]).expect("a write");
+    Ca::open(dir).expect("a CA");
+    assert_eq!(names(), [""; 0]);
+    assert!(crosses(&world).is_err(), "nothing vouches for it any more");
+    let agent = world.issue(Kind::Agent, "host-a");
+    let own = fs::read_to_string(agent.dir().join("tls.crt")).expect("tls.crt");
+    assert_eq!(count(&own), 1);
 }
 
 #[test]

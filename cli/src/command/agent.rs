@@ -26,7 +26,8 @@ Examples:
   slat agent --tls-dir /etc/slat/tls --memory 16GiB --label rack=r1
   slat agent --name host-a --server 127.0.0.1:7400 --insecure-plaintext   anyone is in control
 
-Without --server the agent serves its own VMs and reports to nobody: slat get vms --server 127.0.0.1:7401.
+Without --server the agent serves its own VMs and reports to nobody: slat get vms --server 127.0.0.1:7401
+--agent host-a.
 VMs run in processes of their own and outlive the agent; it finds them again when it starts.
 One line on standard output says `listening on IP:PORT` when the agent is ready.";
 

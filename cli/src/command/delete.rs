@@ -28,7 +28,7 @@ Examples:
   slat delete host host-a --give-up-vms          with the VMs last seen there
   slat delete save web-1 web-2                   frees their files, or ends their being written
   slat delete leftover --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21 --host host-a
-  slat delete vm web --server 127.0.0.1:7401     at its host's agent
+  slat delete vm web --server 127.0.0.1:7401 --agent host-a     at its host's agent
 
 What an order gives up is said before it is given.";
 

@@ -20,7 +20,7 @@ Examples:
   slat resume vm web db          several at once; each is tried, the worst result counts
   slat pause vm web --host host-a               of two VMs of one name, that one
   slat pause vm --uid 0198f2a4-5c1e-7d30-9a55-3f1f0c9b7e21
-  slat pause vm web --server 127.0.0.1:7401     at its host's agent";
+  slat pause vm web --server 127.0.0.1:7401 --agent host-a     at its host's agent";
 
 /// What to do to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,12 @@
 //! `slat server`: the control plane.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use rustix::fs::{Access, access};
 use slat_trust::Kind;
 
 use crate::{
@@ -79,7 +84,7 @@ pub(crate) struct ServerArgs {
     )]
     keep_migrations_for: Span,
     /// What powers a host off, as /usr/local/sbin/power-off: called with its name; exit code 0 says
-    /// that nothing of it runs any more
+    /// that nothing of it runs any more. One that cannot be run is warned of at the start
     #[arg(long, env = "SLAT_FENCE_HOOK", value_name = "PROGRAM")]
     fence_hook: Option<PathBuf>,
     /// How long the hook may take, as 2m: 1s to 1h; then it is killed, and the host not fenced
@@ -94,6 +99,18 @@ pub(crate) struct ServerArgs {
     trust: TrustArgs,
     #[command(flatten)]
     daemon: DaemonArgs,
+}
+
+/// Why a hook cannot be run; `None` when it can.
+fn unfit(hook: &Path) -> Option<String> {
+    match std::fs::metadata(hook) {
+        Err(error) => Some(error.to_string()),
+        Ok(metadata) if !metadata.is_file() => Some("it is no regular file".to_owned()),
+        Ok(_) => match access(hook, Access::EXEC_OK) {
+            Ok(()) => None,
+            Err(errno) => Some(format!("it is not executable: {errno}")),
+        },
+    }
 }
 
 /// Runs until told to stop.
@@ -133,8 +150,18 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
             args.fence_timeout
         )));
     }
+    let hook = args.fence_hook.as_deref();
+    let unfit = hook.and_then(|hook| Some((hook.display().to_string(), unfit(hook)?)));
     let mut stop = stop::Stop::listen()?;
     let telemetry = telemetry::install("server", &args.daemon.log, "info")?;
+    if let Some((hook, why)) = unfit {
+        // It may be put there later, before it is needed.
+        tracing::warn!(
+            hook,
+            why,
+            "the fence hook cannot be run: no host can be fenced until it can"
+        );
+    }
     stop::die_with(args.daemon.die_with)?;
     secrecy::begin()?;
     let trust = Trust::open(args.trust, Kind::Server)?;
@@ -163,4 +190,25 @@ pub(crate) async fn run(args: ServerArgs) -> Result<(), Failure> {
     daemon::bounded(&mut stop, server.stop()).await?;
     telemetry.shutdown().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_hook_is_a_file_that_can_be_run() {
+        let dir = slat_test_dir::TestDir::new();
+        let hook = dir.path().join("hook");
+        assert!(unfit(&hook).unwrap().contains("No such file"));
+        std::fs::write(&hook, "#!/bin/sh\n").unwrap();
+        let mode = |mode| std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(mode));
+        mode(0o644).unwrap();
+        assert!(unfit(&hook).unwrap().contains("not executable"));
+        mode(0o755).unwrap();
+        assert_eq!(unfit(&hook), None);
+        assert!(unfit(dir.path()).unwrap().contains("no regular file"));
+    }
 }

@@ -2,8 +2,14 @@
 //!
 //! The daemons are processes of their own, which end when this one ends; VMs stay, as they do
 //! without their agent, and the next `slat up` over the same directory finds them again. The
-//! certificates are made by a CA of that directory. The user's is put where `slat` looks for it by
-//! itself, unless another one is there.
+//! certificates are made by a CA of that directory, and renewed by it while this runs. The user's
+//! is put where `slat` looks for it by itself, unless another one is there.
+//!
+//! | below the directory | what |
+//! |---|---|
+//! | `server`, `server.log` | the server's state and log |
+//! | `hosts/NAME`, `hosts/NAME.log` | an agent's: a host may be called as anything else here |
+//! | `trust` | the CA and its certificates |
 
 use std::{
     collections::BTreeSet,
@@ -11,6 +17,7 @@ use std::{
     fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -31,8 +38,11 @@ Examples:
   slat up --agent host-a --agent host-b --memory 2GiB     two hosts on one machine
   slat up --listen 127.0.0.1:7500 --state-dir /tmp/slat
 
-Every endpoint speaks TLS, by certificates that are made at the first start. Ctrl-C ends server and
-agents; VMs stay, and are found again by the next slat up with the same --state-dir.";
+Every endpoint speaks TLS, by certificates that are made at the first start and renewed in time while
+it runs. Ctrl-C ends server and agents; VMs stay, and are found again by the next slat up with the same --state-dir.";
+
+/// How often it is looked whether a certificate ends soon.
+const RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Options of `slat up`.
 #[derive(Clone, Debug, clap::Args)]
@@ -73,22 +83,16 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
             "give one address of this machine",
         ));
     }
+    let ports = ports(args.listen, names.len())?;
     let dir = state::directory(args.state_dir.clone(), "up")?;
     state::prepare(&dir)?;
     // Until this process ends, however it does.
     let _lock = lock(&dir)?;
     let trust = dir.join("trust");
-    let own: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let made = tokio::task::spawn_blocking(move || {
-        let names: Vec<&str> = own.iter().map(String::as_str).collect();
-        LocalCa::make(&trust, &names)
-    });
-    let ca = made
-        .await
-        .map_err(|error| Failure::local(format!("making certificates: {error}")))??;
+    let ca = make(&trust, &names).await?;
     let mut daemons = Vec::new();
     let result = tokio::select! {
-        started = start(&args, &names, &dir, &ca, &mut daemons) => started,
+        started = start(&args, (&names, &ports), &dir, &ca, &mut daemons) => started,
         _ = stop.wait() => Ok(()),
     };
     let result = match result {
@@ -102,6 +106,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
                     let log = daemons.remove(number).log().display().to_string();
                     Err(Failure::advised(why, format!("its log is {log}")))
                 }
+                never = renew(&trust, &names, RENEWAL) => match never {},
             },
             untold => untold,
         },
@@ -118,9 +123,50 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Failure> {
     result
 }
 
+/// The agents' ports: those after the server's. One that was left to the kernel is left to it
+/// again.
+fn ports(listen: SocketAddr, agents: usize) -> Result<Vec<u16>, Failure> {
+    let port = |number: usize| match listen.port() {
+        0 => Some(0),
+        port => u16::try_from(number)
+            .ok()
+            .and_then(|number| port.checked_add(number)),
+    };
+    let ports: Option<Vec<u16>> = (1..=agents).map(port).collect();
+    ports.ok_or_else(|| {
+        Failure::value(
+            format!("--listen {listen} has no {agents} ports after it, one for each agent"),
+            "give a lower port, or port 0 for free ones",
+        )
+    })
+}
+
+/// Makes the certificates that are missing, and renews those that end soon.
+async fn make(trust: &Path, names: &[&str]) -> Result<LocalCa, Failure> {
+    let (trust, own) = (trust.to_owned(), names.iter().map(ToString::to_string));
+    let own: Vec<String> = own.collect();
+    let made = tokio::task::spawn_blocking(move || {
+        let names: Vec<&str> = own.iter().map(String::as_str).collect();
+        LocalCa::make(&trust, &names)
+    });
+    made.await
+        .map_err(|error| Failure::local(format!("making certificates: {error}")))?
+}
+
+/// Does it again and again: whoever uses a certificate takes the new one by itself. What fails is
+/// said, and tried again.
+async fn renew(trust: &Path, names: &[&str], every: Duration) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(every).await;
+        if let Err(failure) = make(trust, names).await {
+            out::report(&failure);
+        }
+    }
+}
+
 async fn start(
     args: &UpArgs,
-    names: &[&str],
+    (names, ports): (&[&str], &[u16]),
     dir: &Path,
     ca: &LocalCa,
     daemons: &mut Vec<Daemon>,
@@ -141,14 +187,11 @@ async fn start(
     let server = Daemon::start("the server", arguments, log).await?;
     let address = server.address();
     daemons.push(server);
-    for (number, name) in (1_u16..).zip(names) {
-        let mut listen = args.listen;
-        // A port that was left to the kernel is left to it again.
-        listen.set_port(match args.listen.port() {
-            0 => 0,
-            port => port.saturating_add(number),
-        });
-        let mut arguments = common("agent", listen, ca.agent(name), dir.join(name));
+    let hosts = dir.join("hosts");
+    state::prepare(&hosts)?;
+    for (name, port) in names.iter().zip(ports) {
+        let listen = SocketAddr::new(args.listen.ip(), *port);
+        let mut arguments = common("agent", listen, ca.agent(name), hosts.join(name));
         arguments.extend(["--server".into(), address.to_string().into()]);
         arguments.push("--vms-stay".into());
         let memory = match args.memory {
@@ -161,7 +204,7 @@ async fn start(
         if let Some(memory) = memory {
             arguments.extend(["--memory".into(), format!("{memory}B").into()]);
         }
-        let log = dir.join(format!("{name}.log"));
+        let log = hosts.join(format!("{name}.log"));
         daemons.push(Daemon::start(name, arguments, log).await?);
     }
     Ok(())
@@ -242,4 +285,57 @@ async fn died(daemons: &mut [Daemon]) -> (usize, String) {
         std::task::Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use slat_trust::{
+        Credentials,
+        pki::{Ca, Validity},
+    };
+
+    use super::*;
+
+    #[test]
+    fn agents_have_the_ports_after_the_servers() {
+        let of = |listen: &str, agents| ports(listen.parse().unwrap(), agents).ok();
+        assert_eq!(of("127.0.0.1:7400", 2), Some(vec![7401, 7402]));
+        assert_eq!(of("127.0.0.1:0", 2), Some(vec![0, 0]));
+        assert_eq!(of("127.0.0.1:65534", 1), Some(vec![65535]));
+        assert_eq!(of("127.0.0.1:65534", 2), None);
+        assert_eq!(of("127.0.0.1:65535", 1), None);
+    }
+
+    #[tokio::test]
+    async fn what_ends_soon_is_renewed_while_it_runs() {
+        let dir = slat_test_dir::TestDir::new();
+        let local = make(dir.path(), &["host-a"]).await.unwrap();
+        let agent = Credentials::load(&local.agent("host-a")).unwrap();
+        let soon = Validity::from_now(Duration::from_secs(3600)).unwrap();
+        let ca = Ca::open(&dir.path().join("ca")).unwrap();
+        ca.renew(agent.dir(), Some(soon)).unwrap();
+        assert!(agent.refresh().unwrap());
+        let server = Credentials::load(&local.server()).unwrap();
+        let renewing = renew(dir.path(), &["host-a"], Duration::from_millis(10));
+        let lasts = || {
+            // What is half renewed is no error of the reader's.
+            let _ = agent.refresh();
+            let left = agent.not_after().duration_since(SystemTime::now());
+            left.unwrap() > Duration::from_secs(80 * 86_400)
+        };
+        let renewed = async {
+            // Between two looks at what has no events.
+            while !lasts() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            never = renewing => match never {},
+            () = renewed => {}
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it was not renewed"),
+        }
+        assert!(!server.refresh().unwrap(), "what lasts is left alone");
+    }
 }

@@ -2,6 +2,7 @@
 //! and traces, the metrics recorder, where they may listen and keep state, how much memory there
 //! is, the ready line, systemd, and how they are told to stop.
 
+mod access;
 mod audit_log;
 pub(crate) mod listen;
 pub(crate) mod memory;

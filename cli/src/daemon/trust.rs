@@ -1,33 +1,32 @@
 //! By what a role knows its callers: the certificates of a directory, and the file of users.
 //!
-//! Both are looked at every second and count without a restart; a set of files that cannot be used
-//! leaves the old one in force, and says so. Without certificates a role starts only when it is
-//! told to by name, on loopback too: whoever reaches it is in control of every VM.
+//! Both are looked at every second, each by itself, and count without a restart; files that cannot
+//! be used leave the old ones in force, and that is said. A look that a disk keeps is said, too,
+//! and keeps no other one. Without certificates a role starts only when it is told to by name, on
+//! loopback too: whoever reaches it is in control of every VM.
 //!
 //! Metrics: `slat_tls_certificate_not_after_seconds`, `slat_tls_ca_not_after_seconds`,
-//! `slat_tls_reloads_total{result}`, `slat_endpoint_plaintext`, `slat_access_file_ok`.
+//! `slat_tls_reloads_total{result}`, `slat_tls_files_ok`, `slat_endpoint_plaintext`,
+//! `slat_access_file_ok`.
 
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
-use serde::Deserialize;
-use slat_proto::{
-    model::{Labels, timestamp},
-    transport::{Access, Permit, Scope, Users},
-    v1,
-};
+use slat_proto::{model::timestamp, transport::Access, v1};
 use slat_trust::{Credentials, Kind, TrustError};
 
+use super::access::{self, AccessFile};
 use crate::failure::Failure;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// A file of users is no larger.
-const LARGEST: u64 = 1 << 20;
+/// A look that takes longer is kept by a disk that hangs.
+const LONG: Duration = Duration::from_secs(10);
+/// Whether the newest files of the own certificate are in force.
+const FILES_OK: &str = "slat_tls_files_ok";
 /// From here on an end that comes is said.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 
@@ -54,50 +53,7 @@ pub(crate) struct Trust {
     pub(crate) credentials: Option<Credentials>,
     /// What callers may do.
     pub(crate) access: Access,
-    file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AccessFile {
-    #[serde(default)]
-    users: BTreeMap<String, User>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct User {
-    role: String,
-    #[serde(default)]
-    vms: BTreeMap<String, String>,
-    #[serde(default)]
-    hosts: BTreeMap<String, String>,
-}
-
-/// Reads a file of users.
-fn users(path: &Path) -> Result<Users, String> {
-    let length = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if length.len() > LARGEST {
-        return Err(format!("it has {} bytes, more than 1 MiB", length.len()));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let file: AccessFile = serde_saphyr::from_str(&text).map_err(|error| error.to_string())?;
-    let labels = |field: &str, labels: BTreeMap<String, String>| {
-        Labels::from_field(field, &labels.into_iter().collect()).map_err(|error| error.message)
-    };
-    let permit = |(name, user): (String, User)| -> Result<(String, Permit), String> {
-        let role = user
-            .role
-            .parse()
-            .map_err(|error: slat_proto::ApiError| format!("{name}: {}", error.message))?;
-        let scope = Scope {
-            vms: labels("vms", user.vms)?,
-            hosts: labels("hosts", user.hosts)?,
-        };
-        let role = Some(role);
-        Ok((name, Permit { role, scope }))
-    };
-    file.users.into_iter().map(permit).collect()
+    file: Option<AccessFile>,
 }
 
 /// A directory of certificates that cannot be used.
@@ -139,49 +95,74 @@ impl Trust {
             }
         }
         let access = Access::default();
-        if let Some(file) = &args.access {
-            let users = users(file).map_err(|why| {
+        let file = args.access.map(|path| {
+            let shown = path.display().to_string();
+            AccessFile::open(path, access.clone()).map_err(|why| {
                 Failure::value(
-                    format!("{} says not which users may do what: {why}", file.display()),
+                    format!("{shown} says not which users may do what: {why}"),
                     "docs/access.md has an example",
                 )
-            })?;
-            access.set_users(users);
-        }
+            })
+        });
         Ok(Self {
             credentials,
             access,
-            file: args.access,
+            file: file.transpose()?,
         })
     }
 
     /// Keeps both in force as their files change, until the process ends.
     pub(crate) fn keep(&self) {
         describe(self);
-        let mut keeper = Keeper {
-            trust: self.clone(),
-            said: None,
-            text: None,
-        };
-        tokio::spawn(async move {
-            let mut tick = tokio::time::interval(LOOK);
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                tick.tick().await;
-                // Files may be on a disk that hangs.
-                let looked = tokio::task::spawn_blocking(move || {
-                    keeper.look();
-                    keeper
-                });
-                match looked.await {
-                    Ok(back) => keeper = back,
-                    Err(error) => {
-                        tracing::error!(%error, "certificates are not looked at any more");
-                        return;
-                    }
-                }
-            }
+        if let Some(credentials) = &self.credentials {
+            let own = Own::new(credentials.clone());
+            tokio::spawn(tend(own, "the own certificate", FILES_OK, Own::look));
+        }
+        if let Some(file) = self.file.clone() {
+            tokio::spawn(tend(
+                file,
+                "the file of users",
+                access::OK,
+                AccessFile::look,
+            ));
+        }
+    }
+}
+
+/// Looks at files again and again. `ok` is the gauge that each look sets.
+async fn tend<T: Send + 'static>(mut of: T, what: &str, ok: &'static str, look: fn(&mut T)) {
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        // Files may be on a disk that hangs.
+        let mut looking = tokio::task::spawn_blocking(move || {
+            look(&mut of);
+            of
         });
+        let looked = match tokio::time::timeout(LONG, &mut looking).await {
+            Ok(looked) => looked,
+            Err(_) => {
+                gauge!(ok).set(0.0);
+                let seconds = LONG.as_secs();
+                tracing::error!(
+                    what,
+                    seconds,
+                    "a look at files takes long; what they said before holds"
+                );
+                let looked = looking.await;
+                tracing::info!(what, "the look at files has ended");
+                looked
+            }
+        };
+        match looked {
+            Ok(back) => of = back,
+            Err(error) => {
+                gauge!(ok).set(0.0);
+                tracing::error!(what, %error, "files are not looked at any more");
+                return;
+            }
+        }
     }
 }
 
@@ -211,6 +192,13 @@ fn wrong(credentials: &Credentials) -> Option<String> {
 }
 
 fn describe(trust: &Trust) {
+    if trust.file.is_some() {
+        describe_gauge!(
+            access::OK,
+            "1: the file of users is in force as it is; 0: it cannot be used, an older one is."
+        );
+        gauge!(access::OK).set(1.0);
+    }
     describe_gauge!(
         "slat_endpoint_plaintext",
         "1: this endpoint asks for no certificate; whoever reaches it is in control."
@@ -241,58 +229,51 @@ fn describe(trust: &Trust) {
     for result in ["ok", "failed"] {
         counter!("slat_tls_reloads_total", "result" => result).increment(0);
     }
-    if trust.file.is_some() {
-        describe_gauge!(
-            "slat_access_file_ok",
-            "1: the file of users is in force as it is; 0: it cannot be used, an older one is."
-        );
-    }
+    describe_gauge!(
+        FILES_OK,
+        "1: the files of the own certificate are in force as they are; 0: they cannot be used, older ones are."
+    );
+    gauge!(FILES_OK).set(1.0);
 }
 
-/// What looks at the files.
-struct Keeper {
-    trust: Trust,
+/// What looks at the files of the own certificate.
+struct Own {
+    credentials: Credentials,
+    /// Why the newest files are not in force.
+    failed: Option<String>,
     /// What was said to be wrong.
     said: Option<String>,
-    /// The file of users as it was read last, or why it was not.
-    text: Option<Result<Users, String>>,
 }
 
-impl Keeper {
-    fn look(&mut self) {
-        if let Some(credentials) = self.trust.credentials.clone() {
-            self.certificates(&credentials);
+impl Own {
+    fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            failed: None,
+            said: None,
         }
-        let Some(file) = &self.trust.file else {
-            return;
-        };
-        let read = users(file);
-        if self.text.as_ref() == Some(&read) {
-            return;
-        }
-        gauge!("slat_access_file_ok").set(if read.is_ok() { 1.0 } else { 0.0 });
-        match &read {
-            Ok(users) => {
-                self.trust.access.set_users(users.clone());
-                tracing::info!(file = %file.display(), "which users may do what was read");
-            }
-            Err(why) => {
-                tracing::error!(file = %file.display(), %why, "the file of users cannot be used; what it said before holds");
-            }
-        }
-        self.text = Some(read);
     }
 
-    fn certificates(&mut self, credentials: &Credentials) {
+    fn look(&mut self) {
+        let credentials = &self.credentials;
         match credentials.refresh() {
-            Ok(false) => {}
-            Ok(true) => {
-                counter!("slat_tls_reloads_total", "result" => "ok").increment(1);
-                tracing::info!(identity = %credentials.identity(), "another certificate is in force");
+            Ok(is_new) => {
+                self.failed = None;
+                if is_new {
+                    counter!("slat_tls_reloads_total", "result" => "ok").increment(1);
+                    tracing::info!(identity = %credentials.identity(), "another certificate is in force");
+                }
             }
-            Err(_) if self.said.is_some() => {}
-            Err(_) => counter!("slat_tls_reloads_total", "result" => "failed").increment(1),
+            Err(error) => {
+                let why = error.to_string();
+                // Whatever else is wrong, as an end that comes: each failure counts once.
+                if self.failed.as_ref() != Some(&why) {
+                    counter!("slat_tls_reloads_total", "result" => "failed").increment(1);
+                    self.failed = Some(why);
+                }
+            }
         }
+        gauge!(FILES_OK).set(if self.failed.is_none() { 1.0 } else { 0.0 });
         let trouble = wrong(credentials);
         if trouble != self.said {
             match &trouble {
@@ -315,50 +296,66 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use slat_proto::transport::Role;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use slat_trust::pki::{Ca, Validity};
 
     use super::*;
 
-    fn written(text: &str) -> Result<Users, String> {
+    /// An end that comes is said all the time; a failure meanwhile is one all the same.
+    #[test]
+    fn a_failed_reload_counts_whatever_else_is_wrong() {
         let dir = slat_test_dir::TestDir::new();
-        let file = dir.path().join("access.yaml");
-        std::fs::write(&file, text).unwrap();
-        users(&file)
+        let own = dir.path().join("own");
+        let ca = Ca::init(&dir.path().join("ca"), "example.org").unwrap();
+        let soon = Validity::from_now(SOON / 2).unwrap();
+        ca.issue(Kind::Agent, "host-a", Some(soon), &own).unwrap();
+        let mut keeper = Own::new(Credentials::load(&own).unwrap());
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let shown = recorder.handle();
+        let mut look = || {
+            metrics::with_local_recorder(&recorder, || keeper.look());
+            let text = shown.render();
+            let value = |name: &str| {
+                let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
+                lines.next().map(|value| value.trim().to_owned())
+            };
+            (
+                value("slat_tls_reloads_total{result=\"failed\"}"),
+                value(FILES_OK),
+            )
+        };
+        let are = |failed: &str, ok: &str| (Some(failed.to_owned()), Some(ok.to_owned()));
+        assert_eq!(look(), (None, Some("1".to_owned())));
+        let good = std::fs::read(own.join("tls.crt")).unwrap();
+        std::fs::write(own.join("tls.crt"), "").unwrap();
+        assert_eq!(look(), are("1", "0"));
+        assert_eq!(look(), are("1", "0"), "once");
+        std::fs::write(own.join("tls.crt"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+        assert_eq!(look(), are("2", "0"), "another failure");
+        std::fs::write(own.join("tls.crt"), good).unwrap();
+        assert_eq!(look(), are("2", "1"));
+        std::fs::write(own.join("tls.crt"), "").unwrap();
+        assert_eq!(look(), are("3", "0"), "it begins anew");
     }
 
-    #[test]
-    fn a_file_of_users_says_who_may_do_what() {
-        let text = "users:\n  alice: {role: admin}\n  bob: {role: operator, vms: {team: web}}\n";
-        let scope = Scope {
-            vms: "team=web".parse().unwrap(),
-            ..Default::default()
-        };
-        let bob = Permit {
-            role: Some(Role::Operator),
-            scope,
-        };
-        let expected: Users = [
-            ("alice".to_owned(), Permit::of(Role::Admin)),
-            ("bob".to_owned(), bob),
-        ]
-        .into_iter()
-        .collect();
-        assert_eq!(written(text).unwrap(), expected);
-    }
-
-    #[test]
-    fn what_cannot_be_understood_is_refused_whole() {
-        for text in [
-            "users: {a: {role: king}}",
-            "users: {a: {role: agent}}",
-            "users: {a: {}}",
-            "users: {a: {role: admin, vm: {team: web}}}",
-            "user: {a: {role: admin}}",
-            "users: {a: {role: viewer, vms: {Team: web}}}",
-            "[",
-        ] {
-            assert!(written(text).is_err(), "{text}");
+    /// As on a mount that hangs.
+    #[tokio::test]
+    async fn a_look_that_is_kept_keeps_no_other() {
+        let (goes_on, kept) = std::sync::mpsc::channel::<()>();
+        let (says, mut looked) = tokio::sync::mpsc::unbounded_channel();
+        let keeping = tokio::spawn(tend(kept, "a hung disk", "slat_test_hung", |kept| {
+            let _ = kept.recv();
+        }));
+        let other = tokio::spawn(tend(says, "another", "slat_test_other", |says| {
+            let _ = says.send(());
+        }));
+        for _ in 0..3 {
+            let look = tokio::time::timeout(60 * LOOK, looked.recv());
+            assert!(look.await.unwrap().is_some());
         }
-        assert!(users(Path::new("/nonexistent")).is_err());
+        assert!(!keeping.is_finished());
+        other.abort();
+        drop(goes_on);
+        keeping.abort();
     }
 }

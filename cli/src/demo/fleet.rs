@@ -132,9 +132,12 @@ impl Fleet {
 
     /// A client of the server or of an agent of this fleet.
     pub(super) fn client(&self, address: SocketAddr) -> Result<Client, Failure> {
-        let link = match &self.ca {
-            Some(ca) => ca.link()?,
-            None => return Err(Failure::local("the fleet has not started")),
+        let mut agents = self.agents.iter();
+        let agent = agents.find(|agent| agent.address() == address);
+        let link = match (&self.ca, agent) {
+            (Some(ca), Some(agent)) => ca.link_to_agent(agent.name())?,
+            (Some(ca), None) => ca.link()?,
+            (None, _) => return Err(Failure::local("the fleet has not started")),
         };
         Client::new(&Address::Tcp(address.to_string()), &link)
     }

@@ -24,6 +24,11 @@ pub(super) fn of(error: &ApiError) -> String {
         {
             by_reason(error)
         }
+        // A certificate of a host is none of a server, and may be meant.
+        Some(_) if agent_in_place_of_server(error).is_some() => {
+            let name = agent_in_place_of_server(error).unwrap_or("NAME");
+            format!("that is the agent of {name}: add --agent {name} if it is to be asked")
+        }
         // Its words name a field.
         Some(_) if is_unpopulated(error) => format!(
             "slat get vm {} shows how far it is; start it when all of it is populated",
@@ -32,6 +37,13 @@ pub(super) fn of(error: &ApiError) -> String {
         Some(advice) if !advice.is_empty() => in_options(advice),
         _ => by_reason(error),
     }
+}
+
+/// The host whose agent answered where a server was to.
+fn agent_in_place_of_server(error: &ApiError) -> Option<&str> {
+    let of = |key: &str| error.metadata.get(key).map_or("", String::as_str);
+    let (_, name) = of("found").rsplit_once("/slat/agent/")?;
+    (error.reason == Reason::IdentityWrong && of("wanted").ends_with(": server")).then_some(name)
 }
 
 /// Whether the VM never runs again.

@@ -33,7 +33,8 @@ impl LocalCa {
     pub(crate) fn make(dir: &Path, agents: &[&str]) -> Result<Self, Failure> {
         let local = Self(dir.to_owned());
         let at = dir.join("ca");
-        let ca = if at.join("ca.key").exists() {
+        // Written last: without it there is none, also after an init that died.
+        let ca = if at.join("ca.crt").exists() {
             Ca::open(&at)
         } else {
             Ca::init(&at, DOMAIN)
@@ -76,14 +77,23 @@ impl LocalCa {
         self.0.join("admin")
     }
 
-    /// How the user speaks to the fleet.
+    /// How the user speaks to the fleet's server.
     pub(crate) fn link(&self) -> Result<Link, Failure> {
+        self.link_to(Expects::Kinds(&[Kind::Server]))
+    }
+
+    /// And to one of its agents.
+    pub(crate) fn link_to_agent(&self, name: &str) -> Result<Link, Failure> {
+        self.link_to(Expects::Named(Kind::Agent, name.to_owned()))
+    }
+
+    fn link_to(&self, expects: Expects) -> Result<Link, Failure> {
         let credentials = Credentials::load(&self.admin());
         let credentials =
             credentials.map_err(|error| Failure::advised(error.to_string(), error.advice()))?;
         Ok(Link::Tls {
             credentials,
-            expects: Expects::Kinds(&[Kind::Server, Kind::Agent]),
+            expects,
         })
     }
 }
@@ -119,6 +129,39 @@ mod tests {
             assert_eq!(credentials.identity().to_string(), identity);
             assert_eq!(credentials.trouble(), None);
         }
-        assert!(matches!(again.link().unwrap(), Link::Tls { .. }));
+        let expected = |link| match link {
+            Link::Tls { expects, .. } => expects,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            expected(again.link().unwrap()),
+            Expects::Kinds(&[Kind::Server])
+        );
+        assert_eq!(
+            expected(again.link_to_agent("host-b").unwrap()),
+            Expects::Named(Kind::Agent, "host-b".to_owned())
+        );
+    }
+
+    /// Wherever the first start was killed, the next one makes what is missing.
+    #[test]
+    fn what_a_kill_left_half_made_is_made() {
+        let dir = slat_test_dir::TestDir::new();
+        let local = LocalCa::make(dir.path(), &["host-a"]).unwrap();
+        let made = |local: &LocalCa| {
+            for dir in [local.server(), local.agent("host-a"), local.admin()] {
+                let credentials = Credentials::load(&dir).unwrap();
+                assert_eq!(credentials.trouble(), None);
+            }
+        };
+        // Between certificate and key of an identity.
+        std::fs::remove_file(local.server().join("tls.key")).unwrap();
+        made(&LocalCa::make(dir.path(), &["host-a"]).unwrap());
+        // Between the key and the certificate of the CA.
+        let dir = slat_test_dir::TestDir::new();
+        let ca = dir.path().join("ca");
+        std::fs::create_dir(&ca).unwrap();
+        std::fs::write(ca.join("ca.key"), "").unwrap();
+        made(&LocalCa::make(dir.path(), &["host-a"]).unwrap());
     }
 }

@@ -38,8 +38,9 @@ pub enum Extraction {
     ToKernel,
 }
 
-/// One migration's key at one end, and its certificate. The private half is in memory only, within
-/// what signs; the bytes that it was made from are zeroised. It is not shown by `Debug`.
+/// One migration's key at one end, and its certificate. The private half is in memory only, and not
+/// shown by `Debug`. The copy that this crate makes of it is zeroised; ring wipes neither what it
+/// generates nor what signs, so pieces of it may be in the process's memory until that ends.
 pub struct ChannelKey {
     certified: Arc<CertifiedKey>,
     fingerprint: [u8; 32],

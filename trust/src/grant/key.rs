@@ -1,10 +1,14 @@
 //! Keys: the server's, which sign, and their public halves, which agents keep.
+//!
+//! Of a private key in memory the bytes are wiped that this crate has: the seed and the PKCS#8 that
+//! is written to disk. What signs is ring's key pair, and ring wipes neither that nor what it has
+//! on its stack meanwhile: a process that had a key may have pieces of it in memory until it ends.
 
 use std::{fmt, time::SystemTime};
 
 use ring::{
     digest,
-    rand::SystemRandom,
+    rand::{SecureRandom as _, SystemRandom},
     signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey},
 };
 use zeroize::Zeroizing;
@@ -17,7 +21,15 @@ pub const KEY_ID: usize = 8;
 /// Keys that are remembered, old ones included.
 const MOST_KEYS: usize = 64;
 
-/// Signs grants. Its private half is zeroised at its end.
+/// Bytes of what an Ed25519 key is made from.
+const SEED: usize = 32;
+/// PKCS#8 with the public key (RFC 5958) around the seed, as ring writes and reads it.
+const BEFORE_SEED: [u8; 16] = [
+    0x30, 0x51, 0x02, 0x01, 0x01, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+const BEFORE_PUBLIC: [u8; 3] = [0x81, 0x21, 0x00];
+
+/// Signs grants. At its end its bytes are zeroised; those within ring's key pair are not.
 pub struct Signer {
     pair: Ed25519KeyPair,
     pkcs8: Zeroizing<Vec<u8>>,
@@ -38,8 +50,22 @@ impl Signer {
     /// When the kernel gives no random numbers.
     pub fn generate() -> Result<Self, GrantError> {
         let none = |_| GrantError::Malformed("the kernel gives no random numbers");
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(none)?;
-        Self::from_pkcs8(pkcs8.as_ref())
+        let mut seed = Zeroizing::new([0; SEED]);
+        SystemRandom::new().fill(&mut *seed).map_err(none)?;
+        let pair = Ed25519KeyPair::from_seed_unchecked(&*seed)
+            .map_err(|_| GrantError::Malformed("not an Ed25519 key"))?;
+        let parts = [
+            &BEFORE_SEED[..],
+            &*seed,
+            &BEFORE_PUBLIC,
+            pair.public_key().as_ref(),
+        ];
+        // At once as large as it gets: a buffer that grows leaves copies behind.
+        let mut pkcs8 = Zeroizing::new(Vec::with_capacity(parts.iter().map(|it| it.len()).sum()));
+        for part in parts {
+            pkcs8.extend_from_slice(part);
+        }
+        Ok(Self { pair, pkcs8 })
     }
 
     /// A key from what [`Signer::pkcs8`] gave.

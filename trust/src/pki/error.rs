@@ -68,6 +68,13 @@ pub enum PkiError {
     /// The certificate to renew came from elsewhere.
     #[error("the certificate in {} was not issued by this CA", .0.display())]
     NotIssuedHere(PathBuf),
+    /// What is trusted there is another CA's to say.
+    #[error(
+        "the certificate in {} was not issued by this CA, whose roots would take the place of \
+         those that are trusted there",
+        .0.display()
+    )]
+    OthersTrust(PathBuf),
     /// The certificate to renew is revoked.
     #[error("the certificate in {} is revoked", .0.display())]
     Revoked(PathBuf),
@@ -122,6 +129,11 @@ impl PkiError {
             Self::Unknown(_) => "`slat pki list` shows identities and serial numbers".to_owned(),
             Self::NotIssuedHere(_) | Self::Revoked(_) => {
                 "`slat pki issue` makes a new one, into an empty directory".to_owned()
+            }
+            Self::OthersTrust(_) => {
+                "publish with the CA that issued it (--dir), or add --force if \
+                this one is to take its place"
+                    .to_owned()
             }
             Self::InUse { .. } => "renew them first (`slat pki list` shows which), or retire it \
                 with --force and they are refused from then on"

@@ -66,7 +66,8 @@ pub fn usual_lifetime(kind: Kind) -> Duration {
     }
 }
 
-/// A private key; its PEM is gone from memory when it is dropped.
+/// A private key. When it is dropped its encoded bytes are zeroised, and so is the PEM that it was
+/// given out as; ring's key pair within, which signs, is not.
 pub(crate) struct Key(Zeroizing<KeyPair>);
 
 impl Key {

@@ -186,12 +186,25 @@ impl Ca {
             .ok_or_else(|| PkiError::NotIssuedHere(out.to_owned()))
     }
 
-    /// Writes what is trusted and what is revoked, as it is now, into a directory that a
-    /// certificate was issued into.
+    /// Writes what is trusted and what is revoked, as it is now, into a directory that this CA has
+    /// issued a certificate into.
     ///
     /// # Errors
     /// When the directory is none of those, or something cannot be written.
     pub fn publish(&self, out: &Path) -> Result<Identity, PkiError> {
+        self.publish_into(out, false)
+    }
+
+    /// The same, also where another CA of the same domain has issued: its roots are trusted there
+    /// no longer.
+    ///
+    /// # Errors
+    /// When the certificate there is of another domain, or something cannot be written.
+    pub fn publish_by_force(&self, out: &Path) -> Result<Identity, PkiError> {
+        self.publish_into(out, true)
+    }
+
+    fn publish_into(&self, out: &Path, force: bool) -> Result<Identity, PkiError> {
         self.work(|roots| {
             let found = out::read(out)?;
             if found.identity.domain() != roots.domain() {
@@ -199,6 +212,12 @@ impl Ca {
                     identity: found.identity,
                     domain: roots.domain().to_owned(),
                 });
+            }
+            if !force {
+                self.record_in(out).map_err(|error| match error {
+                    PkiError::NotIssuedHere(out) => PkiError::OthersTrust(out),
+                    other => other,
+                })?;
             }
             let crl = roots.write_crl(&Issued::all(&self.dir)?)?;
             out::write_trust(out, &roots.trusted(), &crl)?;

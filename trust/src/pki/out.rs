@@ -7,6 +7,7 @@ use std::{fs, path::Path};
 use super::{
     PkiError,
     disk::{PRIVATE, PUBLIC, make_dir, metadata, replace, sync_dir},
+    make::Key,
 };
 use crate::{
     Identity, TrustError,
@@ -16,6 +17,8 @@ use crate::{
 
 /// Bytes of a file of certificates.
 const MAX_CERTIFICATES: u64 = 1 << 20;
+/// And of a key.
+const MAX_KEY: u64 = 64 << 10;
 
 /// What stands in such a directory.
 pub(crate) struct Found {
@@ -63,6 +66,7 @@ pub(crate) fn write_trust(dir: &Path, trusted: &str, crl: &str) -> Result<(), Pk
 
 /// Certificate and key, anew.
 pub(crate) fn write_own(dir: &Path, chain: &str, key: &str) -> Result<(), PkiError> {
+    finish(dir)?;
     let (certificate, own) = (metadata(&dir.join(CERTIFICATE)), metadata(&dir.join(KEY)));
     replace(dir, NEXT_KEY, key.as_bytes(), PRIVATE, own.as_ref())?;
     replace(
@@ -72,9 +76,34 @@ pub(crate) fn write_own(dir: &Path, chain: &str, key: &str) -> Result<(), PkiErr
         PUBLIC,
         certificate.as_ref(),
     )?;
+    take_next(dir)
+}
+
+fn take_next(dir: &Path) -> Result<(), PkiError> {
     let path = dir.join(KEY);
     fs::rename(dir.join(NEXT_KEY), &path).map_err(|error| PkiError::write(&path, error))?;
     sync_dir(dir)
+}
+
+/// Brings a renewal to its end that died between its two renames: the only key of the certificate
+/// that is there must not be overwritten before the next certificate is.
+fn finish(dir: &Path) -> Result<(), PkiError> {
+    let Ok(next) = read_bounded(&dir.join(NEXT_KEY), MAX_KEY, true) else {
+        // None, or one that no reader takes either.
+        return Ok(());
+    };
+    let path = dir.join(CERTIFICATE);
+    let Ok(pem) = read_bounded(&path, MAX_CERTIFICATES, false) else {
+        return Ok(());
+    };
+    let Ok(chain) = certificates(&path, &pem) else {
+        return Ok(());
+    };
+    let is_its_key = |leaf| Key::from_pem(&next).is_ok_and(|key| key.is_of(leaf));
+    if chain.first().is_some_and(is_its_key) {
+        take_next(dir)?;
+    }
+    Ok(())
 }
 
 /// Whether a certificate or key is there.

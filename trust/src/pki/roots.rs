@@ -5,10 +5,11 @@
 //! - `cross.crt`: each later root vouched for by the one before it, given out with certificates.
 //!
 //! `ca.crt` decides. A rotation puts the new key beside the old one first, as `.ca.key.next`, and
-//! the next command finishes what one that died left.
+//! the next command finishes what one that died left. What belongs to no root in `ca.crt`, as after
+//! a retirement that died, goes.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -127,14 +128,59 @@ impl Roots {
             Err(TrustError::Missing(_)) => Vec::new(),
             other => other?,
         };
-        Ok(Self {
+        let mut roots = Self {
             dir: dir.to_owned(),
             domain,
             first,
             key,
             older,
             crosses,
-        })
+        };
+        roots.forget_keys()?;
+        roots.forget_crosses()?;
+        Ok(roots)
+    }
+
+    /// Removes the keys of roots that are trusted no longer, and what was half written beside them.
+    fn forget_keys(&self) -> Result<(), PkiError> {
+        let old = self.dir.join(OLD);
+        let read = |source| TrustError::Read {
+            path: old.clone(),
+            source,
+        };
+        let entries = match fs::read_dir(&old) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(read)?,
+        };
+        for entry in entries {
+            let path = entry.map_err(read)?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let is_key = name.is_some_and(|name| name.ends_with(".key") || name.ends_with(".new"));
+            let mut older = self.older.iter();
+            if is_key && !older.any(|(root, _)| old_key(&self.dir, &root.facts.serial) == path) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the crosses from root to root among those that are trusted.
+    fn forget_crosses(&mut self) -> Result<(), PkiError> {
+        let older = self.older.iter().map(|(root, _)| root);
+        let all = std::iter::once(&self.first).chain(older);
+        let names: Vec<&[u8]> = all.map(|root| &*root.facts.subject).collect();
+        let before = self.crosses.len();
+        self.crosses.retain(|cross| {
+            names.contains(&&*cross.facts.subject) && names.contains(&&*cross.facts.issuer)
+        });
+        if self.crosses.len() == before {
+            return Ok(());
+        }
+        if self.crosses.is_empty() {
+            return remove(&self.dir.join(CROSS));
+        }
+        let crosses: String = self.crosses.iter().map(|it| to_pem(&it.der)).collect();
+        replace(&self.dir, CROSS, crosses.as_bytes(), PUBLIC, None)
     }
 
     fn own_key(dir: &Path, first: &Read) -> Result<Key, PkiError> {

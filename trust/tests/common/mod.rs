@@ -111,6 +111,11 @@ impl Ca {
 
     /// A list that revokes these serial numbers.
     pub(crate) fn revoke(&self, serials: &[u8]) -> String {
+        self.revoke_in(serials, 1)
+    }
+
+    /// The same, as the list of this number.
+    pub(crate) fn revoke_in(&self, serials: &[u8], number: u8) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&[*serial]),
@@ -119,9 +124,13 @@ impl Ca {
             invalidity_date: None,
         };
         CertificateRevocationListParams {
-            this_update: now - DAY,
+            // All alike but for a part of a second, which no list has.
+            this_update: OffsetDateTime::from_unix_timestamp(
+                (now - DAY).unix_timestamp() / 3600 * 3600,
+            )
+            .expect("a time"),
             next_update: now + DAY,
-            crl_number: SerialNumber::from_slice(&[1]),
+            crl_number: SerialNumber::from_slice(&[number]),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,

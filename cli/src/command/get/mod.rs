@@ -37,7 +37,7 @@ Examples:
   slat get save web-1 -o json          one of them
   slat get leftovers --host host-a     what lies there and is no VM
   slat get vms -o name --no-headers    vms/web, one a line
-  slat get vms --server 127.0.0.1:7401           the VMs of one host, from its agent
+  slat get vms --server 127.0.0.1:7401 --agent host-a    the VMs of one host, from its agent
   slat get vms --server unix:/var/lib/slat/agent/vms/web/vm.sock
 
 Exit code 5, and not an empty list, when nothing is known and a host does not answer.";

@@ -93,6 +93,7 @@ pub(crate) struct RenewArgs {
 const PUBLISH_EXAMPLES: &str = "\
 Examples:
   slat pki publish --out host-a-tls --out server-tls    after a revocation or a rotation
+  slat pki publish --out host-a-tls --force             in place of another CA of the same domain
 
 Certificates and keys stay as they are.";
 
@@ -103,6 +104,9 @@ pub(crate) struct PublishArgs {
     /// Directory that a certificate was issued into, as host-a-tls; several times for several
     #[arg(long, value_name = "DIR", required = true)]
     out: Vec<PathBuf>,
+    /// Also where another CA issued the certificate: its roots are trusted there no longer
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     ca: CaArgs,
 }
@@ -227,7 +231,11 @@ pub(super) fn publish(args: PublishArgs, output: Format) -> Result<(), Failure> 
     let mut lines = Vec::new();
     let mut published = Vec::new();
     let result = each(&args.out, |out| {
-        let identity = ca.publish(out)?;
+        let identity = if args.force {
+            ca.publish_by_force(out)?
+        } else {
+            ca.publish(out)?
+        };
         lines.push(format!(
             "{}: {identity} knows roots and revocations",
             shown(out)

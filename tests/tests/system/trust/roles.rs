@@ -23,9 +23,9 @@ use super::{
 };
 
 const USERS: &str = "users:
-  admin: {role: admin}
-  olga: {role: operator}
-  vera: {role: viewer}
+  admin: {role: admin, vms: all}
+  olga: {role: operator, vms: all}
+  vera: {role: viewer, vms: all}
   lim: {role: operator, vms: {team: web}}
 ";
 

@@ -22,7 +22,7 @@ use tonic::{Response, Status};
 use super::rig::Secured;
 
 const USERS: &str = "users:
-  admin: {role: admin}
+  admin: {role: admin, vms: all}
   bob: {role: operator, vms: {team: web}}
   carol: {role: operator, hosts: {rack: r1}}
   rita: {role: admin, vms: {team: web}}
