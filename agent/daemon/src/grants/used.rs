@@ -2,9 +2,9 @@
 //! good for the side that it was used for, while nobody has released that.
 //!
 //! A side that was released is over: no grant that was signed before can begin it again, whether it
-//! was used or not, and whether another one was. So many releases are remembered one by one; what
-//! was signed before the oldest of them that is not is for a side that nobody knows any more, and
-//! is refused. The server signs anew when it asks again.
+//! was used or not, and whether another one was. The last releases are remembered one by one. What
+//! was signed before one that is forgotten is for a side of which nobody knows any more whether it
+//! is over, and is refused: the server signs anew when it asks again.
 //!
 //! Decisions are about a side that has begun, and last minutes: they are taken whatever is kept.
 //! Pure, but for the file's form.
