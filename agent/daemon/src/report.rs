@@ -3,9 +3,10 @@
 //! ```text
 //! register --ok--> report --interval or change--> report ...
 //!    ^               |  STALE_INCARNATION: at once
-//!    +---------------+  anything else: after a pause that doubles, with jitter, and which ends when
-//!                       this agent has other credentials: it may have been refused for the old ones
+//!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
+//! A pause ends when this agent has other credentials: it may have been refused for the old ones.
+//!
 //! What only a registration says is said by another one, of the same incarnation, when it changes:
 //! which backends there are.
 //!

@@ -64,8 +64,8 @@ impl Fleet {
     /// it before [`Fleet::settled`] has said that it is on disk.
     ///
     /// # Errors
-    /// NO_SUCH_HOST: it was deleted meanwhile. FENCE_FAILED: its agent was started anew, and nothing
-    /// is noted.
+    /// NO_SUCH_HOST: it was deleted meanwhile. FENCE_FAILED: its agent was started anew, and
+    /// nothing is noted.
     pub(crate) fn fence(&self, host: &str, fence: v1::Fence) -> Result<(), ApiError> {
         self.change(|table| table.fence(host, fence))
     }
