@@ -1,6 +1,7 @@
 //! A server whose disk fails: what its health says, and that it comes back by itself.
 
 mod deleting;
+mod fencing;
 
 use std::{
     io::{Read as _, Write as _},

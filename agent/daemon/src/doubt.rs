@@ -116,6 +116,10 @@ async fn ask(
     let Ok(address) = kept.source_agent_address.parse::<Address>() else {
         return;
     };
+    if credentials.is_some() && matches!(address, Address::Unix(_)) {
+        tracing::warn!(migration = %key.migration, %address, "a source's agent behind a Unix socket shows no certificate: it is not asked");
+        return;
+    }
     let grant = kept.grant.as_ref();
     let Some(Ok(granted)) = grant.map(|signed| Grant::decode(&signed.grant)) else {
         return;

@@ -5,6 +5,8 @@
 //!    ^               |  STALE_INCARNATION: at once
 //!    +---------------+  anything else: after a pause that doubles, with jitter
 //! ```
+//! A pause ends when this agent has other credentials: it may have been refused for the old ones.
+//!
 //! What only a registration says is said by another one, of the same incarnation, when it changes:
 //! which backends there are.
 //!
@@ -29,6 +31,7 @@ use slat_proto::{
     transport::{Address, TracedChannel},
     v1::{self, fleet_service_client::FleetServiceClient},
 };
+use slat_trust::Credentials;
 use tokio::{sync::watch, time::Instant};
 
 use super::{admission::Found, host_api::HostCard};
@@ -38,6 +41,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after the first failure, doubling to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// In a pause it is looked this often whether the own credentials are others by now.
+const LOOK: Duration = Duration::from_millis(100);
 /// Changes within this are reported together.
 const GATHER: Duration = Duration::from_millis(20);
 /// Contact that lasted this long was good: when it ends, the agent registers again at once. Shorter
@@ -68,6 +73,7 @@ pub(super) async fn report(card: Arc<HostCard>, server: Address, channel: Traced
         client: FleetServiceClient::new(channel),
         contact: Contact::Unknown,
         round_trip: None,
+        shown: 0,
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -84,6 +90,8 @@ struct Reporter {
     backends: watch::Receiver<Found>,
     /// Of the report before the next one.
     round_trip: Option<Duration>,
+    /// Generation of the own credentials when the server was called last.
+    shown: u64,
 }
 
 impl Reporter {
@@ -109,9 +117,18 @@ impl Reporter {
             if matches!(error.reason, Reason::HostNameTaken | Reason::HostFenced) {
                 pause = PAUSE_LAST;
             }
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(PAUSE_LAST);
+            let shown = self.shown;
+            pause = match wait(jittered(pause), || self.generation() != shown).await {
+                Waited::Out => (pause * 2).min(PAUSE_LAST),
+                Waited::Renewed => PAUSE_FIRST,
+            };
         }
+    }
+
+    /// Of the own credentials; without any always the same.
+    fn generation(&self) -> u64 {
+        let credentials = self.card.supervisor.credentials.as_ref();
+        credentials.map_or(0, Credentials::generation)
     }
 
     fn turned(&mut self, contact: Contact, error: Option<&ApiError>) {
@@ -149,6 +166,7 @@ impl Reporter {
         let request = v1::RegisterHostRequest {
             host: Some(self.card.host()),
         };
+        self.shown = self.generation();
         // The first report follows at once; its answer says when the next one is due.
         let said = answer(self.client.register_host(request)).await?;
         self.learn(&said.grant_keys);
@@ -175,6 +193,7 @@ impl Reporter {
             changes.mark_unchanged();
             self.card.supervisor.reread().await;
             let mut request = self.request();
+            self.shown = self.generation();
             // Read last: what is between this and the wire counts as the way there.
             request.send_time = Some(timestamp((self.card.clock)()));
             let sent = Instant::now();
@@ -240,6 +259,26 @@ async fn answer<T>(
     }
 }
 
+/// How a pause ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    Out,
+    Renewed,
+}
+
+/// Waits for `pause`, or until the own credentials are `renewed`.
+async fn wait(pause: Duration, renewed: impl Fn() -> bool) -> Waited {
+    let end = Instant::now() + pause;
+    while !renewed() {
+        let now = Instant::now();
+        if now >= end {
+            return Waited::Out;
+        }
+        tokio::time::sleep_until(end.min(now + LOOK)).await;
+    }
+    Waited::Renewed
+}
+
 fn interval(millis: u32) -> Duration {
     match millis {
         0 => INTERVAL_DEFAULT,
@@ -265,6 +304,21 @@ mod tests {
             let pause = jittered(PAUSE_LAST);
             assert!(pause >= PAUSE_LAST / 2 && pause <= PAUSE_LAST, "{pause:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_pause_ends_when_the_credentials_change() {
+        let begun = Instant::now();
+        let looks = std::cell::Cell::new(0);
+        let renewed = || looks.replace(looks.get() + 1) == 3;
+        let hour = Duration::from_secs(3600);
+        let waited = tokio::time::timeout(hour / 60, wait(hour, renewed)).await;
+        assert_eq!(waited, Ok(Waited::Renewed));
+        assert_eq!(looks.get(), 4);
+        assert!(begun.elapsed() >= LOOK * 3);
+        let begun = Instant::now();
+        assert_eq!(wait(LOOK * 2, || false).await, Waited::Out);
+        assert!(begun.elapsed() >= LOOK * 2);
     }
 
     #[test]

@@ -17,6 +17,13 @@ impl FromStr for Address {
     type Err = ApiError;
 
     fn from_str(text: &str) -> Result<Self, ApiError> {
+        // No file and no host is called so, and who prints it or hands it on would be misled.
+        if text.chars().any(char::is_control) {
+            return Err(ApiError::bad_parameter(
+                "address",
+                format_args!("\"{}\" has a control character", text.escape_default()),
+            ));
+        }
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
                 return Err(ApiError::bad_parameter("address", "unix: needs a path"));
@@ -83,6 +90,11 @@ mod tests {
             "host:80/path",
             "unix:",
             "a b:80",
+            "a\0b:80",
+            "a\u{85}b:80",
+            "unix:/a\0b",
+            "unix:/a\nb",
+            "unix:/a\u{7f}",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use slat_trust::Expects;
 use tokio::net::UnixStream;
 use tonic::transport::{Endpoint, Uri};
 
@@ -32,10 +33,21 @@ pub fn connect(address: &Address) -> Result<TracedChannel, ApiError> {
 
 /// A channel to `address`, by `link` when that is a TCP address. As [`connect`].
 ///
+/// Behind a Unix socket nobody shows a certificate: where `link` names one peer, there is no way by
+/// one.
+///
 /// # Errors
-/// BAD_PARAMETER when the address makes no URI.
+/// BAD_PARAMETER when the address makes no URI, or is a Unix socket where a peer is named.
 pub fn connect_by(address: &Address, link: &Link) -> Result<TracedChannel, ApiError> {
     let invalid = |_| ApiError::bad_parameter("address", "makes no URI").with("address", address);
+    if let (Address::Unix(_), Some(peer)) = (address, named(link)) {
+        let words = format_args!(
+            "is a Unix socket, where nobody shows a certificate: {peer} is to be there"
+        );
+        return Err(ApiError::bad_parameter("address", words)
+            .with("address", address)
+            .with("wanted", peer));
+    }
     let channel = match address {
         Address::Tcp(host) => {
             let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(invalid)?;
@@ -79,6 +91,57 @@ pub fn connect_by(address: &Address, link: &Link) -> Result<TracedChannel, ApiEr
     Ok(TracedChannel::new(channel, address.clone()))
 }
 
+/// The one who has to be at the other end, where it is one.
+fn named(link: &Link) -> Option<String> {
+    match link {
+        Link::Tls {
+            expects: Expects::Exactly(identity),
+            ..
+        } => Some(identity.to_string()),
+        Link::Tls {
+            expects: Expects::Named(kind, name),
+            ..
+        } => Some(format!("{kind}/{name}")),
+        _ => None,
+    }
+}
+
 fn settings(endpoint: Endpoint) -> Endpoint {
     endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use slat_trust::{Credentials, Kind, pki::Ca};
+
+    use super::*;
+    use crate::Reason;
+
+    #[tokio::test]
+    async fn no_way_to_a_named_peer_leads_through_a_unix_socket() {
+        let dir = slat_test_dir::TestDir::new();
+        let ca = Ca::init(&dir.path().join("ca"), "example.org").unwrap();
+        let own = dir.path().join("own");
+        ca.issue(Kind::Server, "one", None, &own).unwrap();
+        let credentials = Credentials::load(&own).unwrap();
+        let exactly = Expects::Exactly(credentials.identity());
+        let agent = Expects::Named(Kind::Agent, "host-a".to_owned());
+        let socket: Address = "unix:/run/agent.sock".parse().unwrap();
+        let tcp: Address = "127.0.0.1:7401".parse().unwrap();
+        for named in [exactly, agent] {
+            let link = Link::new(Some(&credentials), named);
+            let refused = connect_by(&socket, &link).map(drop).unwrap_err();
+            assert_eq!(refused.reason, Reason::BadParameter);
+            assert!(
+                refused.metadata["wanted"].contains("one")
+                    || refused.metadata["wanted"] == "agent/host-a"
+            );
+            connect_by(&tcp, &link).unwrap();
+        }
+        // Where nobody in particular has to be there, whoever owns the socket's folder says who is.
+        let anyone = Link::new(Some(&credentials), Expects::Anyone);
+        for link in [anyone, Link::Plain] {
+            connect_by(&socket, &link).unwrap();
+        }
+    }
 }

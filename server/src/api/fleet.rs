@@ -14,6 +14,9 @@ use tonic::{Request, Response, Status};
 
 use super::services::Services;
 
+/// Of the text that tells one start of an agent from another, bytes.
+const LONGEST_INCARNATION: usize = 64;
+
 impl Services {
     fn interval_millis(&self) -> u32 {
         u32::try_from(self.fleet.interval().as_millis()).unwrap_or(u32::MAX)
@@ -49,6 +52,20 @@ fn is_its_agent(caller: Option<&Caller>, host: &str) -> Result<(), ApiError> {
     ))
 }
 
+/// Refuses a way to an agent that goes around its certificate: behind a Unix socket nobody shows
+/// one.
+///
+/// # Errors
+/// BAD_PARAMETER.
+fn check_address(caller: Option<&Caller>, address: &Address) -> Result<(), ApiError> {
+    let known = caller.is_some_and(|caller| caller.identity.is_some());
+    if known && matches!(address, Address::Unix(_)) {
+        let words = "is a Unix socket, where no certificate is shown: advertise host:port";
+        return Err(ApiError::bad_parameter("host.address", words).with("address", address));
+    }
+    Ok(())
+}
+
 #[tonic::async_trait]
 impl FleetService for Services {
     async fn register_host(
@@ -64,9 +81,13 @@ impl FleetService for Services {
         is_its_agent(caller.as_ref(), &name)?;
         let labels = Labels::from_field("host.labels", &host.labels)?;
         host.labels = labels.to_field();
-        let address = host.address.parse::<Address>()?.to_string();
-        if !matches!(host.incarnation.len(), 1..=64) {
-            return Err(ApiError::bad_parameter("host.incarnation", "is 1 to 64 bytes").into());
+        let address = host.address.parse::<Address>()?;
+        check_address(caller.as_ref(), &address)?;
+        let address = address.to_string();
+        // A fence's hook is told it.
+        if !is_uid(&host.incarnation) || host.incarnation.len() > LONGEST_INCARNATION {
+            let words = "is 1 to 64 visible ASCII characters";
+            return Err(ApiError::bad_parameter("host.incarnation", words).into());
         }
         if !host.uid.is_empty() && !is_uid(&host.uid) {
             let words = "is 1 to 128 visible ASCII characters, or empty";
@@ -122,6 +143,24 @@ impl FleetService for Services {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_with_a_certificate_is_called_where_it_shows_one() {
+        let caller = |identity: Option<&str>| Caller {
+            identity: identity.map(Into::into),
+            peer: "192.0.2.1:5".into(),
+        };
+        let known = caller(Some("spiffe://d.example/slat/agent/a"));
+        let socket: Address = "unix:/run/a.sock".parse().unwrap();
+        let tcp: Address = "192.0.2.1:7401".parse().unwrap();
+        let refused = check_address(Some(&known), &socket).unwrap_err();
+        assert_eq!(refused.reason, Reason::BadParameter);
+        assert_eq!(refused.metadata["field"], "host.address");
+        check_address(Some(&known), &tcp).unwrap();
+        for nobody in [Some(&caller(None)), None] {
+            check_address(nobody, &socket).unwrap();
+        }
+    }
 
     #[test]
     fn an_agent_speaks_for_its_own_host() {

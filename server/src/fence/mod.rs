@@ -5,6 +5,9 @@
 //!                       --on disk--> migrations with a side there are told
 //!           --anything else--> FENCE_FAILED, nothing changed
 //! ```
+//! While it runs no migration begins from the host or to it. When the host's agent registers
+//! another start of itself meanwhile, nobody knows which start the hook ended: FENCE_FAILED.
+//!
 //! Nothing is decided before the proof is on disk: a server that dies in between finds it with the
 //! host when it starts again, and each migration looks for it then. A hook that was killed or
 //! failed may have done its work all the same; that counts for nothing until one says so.
@@ -13,7 +16,7 @@
 //! Each fence is a task of its own: a caller that goes away ends nothing. `running` (`std`) is a
 //! map of host names, locked for looks and changes only: one fence of a host at a time, and who
 //! asks meanwhile waits for that one. [`Fences::stop`] kills hooks that run and returns when all
-//! tasks have ended.
+//! tasks have ended; `stop` is cancelled under `running`, so none begins after that.
 
 mod hook;
 
@@ -36,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::hook::FenceHook;
 use crate::{
-    fleet::{Fenceable, Fleet},
+    fleet::{BeingFenced, Fenceable, Fleet},
     metrics::FENCES,
     migration::Migrations,
 };
@@ -46,7 +49,16 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Characters kept of who ordered a fence.
 const WHO: usize = 300;
 
-type Outcome = Result<(), ApiError>;
+/// That a host is fenced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fenced {
+    /// The hook ran for this order.
+    Now,
+    /// It was fenced before, and the hook was not run again.
+    Before,
+}
+
+type Outcome = Result<Fenced, ApiError>;
 
 /// See the module.
 pub(crate) struct Fences {
@@ -76,7 +88,10 @@ impl Fences {
 
     /// Kills hooks that run; returns when all that was begun has ended.
     pub(crate) async fn stop(&self) {
-        self.stop.cancel();
+        {
+            let _nothing_begins = self.running();
+            self.stop.cancel();
+        }
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -86,7 +101,8 @@ impl Fences {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fences a host, unless its last incarnation is fenced already. The host as it is then.
+    /// Fences a host, unless its last incarnation is fenced already, which its message then says.
+    /// The host as it is then.
     ///
     /// # Errors
     /// NO_SUCH_HOST, NO_FENCE_HOOK, HOST_IN_USE; FENCE_FAILED: nothing was decided; STORE: the hook
@@ -102,8 +118,16 @@ impl Fences {
         let ended = outcome.wait_for(Option::is_some).await;
         // A task that ended without a word was ended with the server.
         let ended = ended.map_or_else(|_| Some(Err(stopping(host))), |ended| ended.clone());
-        ended.unwrap_or_else(|| Err(stopping(host)))?;
-        self.fleet.host(host)
+        let fenced = ended.unwrap_or_else(|| Err(stopping(host)))?;
+        let mut shown = self.fleet.host(host)?;
+        if fenced == Fenced::Before {
+            let words = fenced_before(&shown);
+            shown.state_message = match shown.state_message.as_str() {
+                "" => words,
+                message => format!("{words}; {message}"),
+            };
+        }
+        Ok(shown)
     }
 
     /// Begins a fence, or joins the one that runs.
@@ -114,6 +138,9 @@ impl Fences {
         ordered_by: &str,
     ) -> Result<watch::Receiver<Option<Outcome>>, ApiError> {
         let mut running = self.running();
+        if self.stop.is_cancelled() {
+            return Err(stopping(host));
+        }
         if let Some(running) = running.get(host) {
             return Ok(running.clone());
         }
@@ -139,6 +166,7 @@ impl Fences {
             fences: Arc::clone(self),
             host: host.to_owned(),
             told,
+            mark: Some(self.fleet.fence_begins(host)),
         };
         self.tasks.spawn(turn.take(wanted));
         Ok(outcome)
@@ -156,6 +184,8 @@ struct Turn {
     fences: Arc<Fences>,
     host: String,
     told: watch::Sender<Option<Outcome>>,
+    /// Until it has ended.
+    mark: Option<BeingFenced>,
 }
 
 impl Turn {
@@ -163,27 +193,44 @@ impl Turn {
         self.told.send_replace(Some(outcome));
     }
 
-    async fn take(self, wanted: Wanted) {
+    /// It is over: who hears of that finds nothing of it.
+    fn end(&mut self, outcome: Outcome) {
+        self.leave();
+        // Who waited may have been told of a disk that took long.
+        if self.told.borrow().is_none() {
+            self.tell(outcome);
+        }
+    }
+
+    fn leave(&mut self) {
+        // In this order, and once: the next turn has a mark of its own.
+        if let Some(mark) = self.mark.take() {
+            drop(mark);
+            self.fences.running().remove(&self.host);
+        }
+    }
+
+    async fn take(mut self, wanted: Wanted) {
         match wanted {
-            Wanted::Settle(id) => self.settle(&id).await,
+            Wanted::Settle(id) => self.settle(&id, Fenced::Before).await,
             Wanted::Fence(hook, target, who) => self.carry_out(hook, target, who).await,
         }
     }
 
-    async fn carry_out(&self, hook: FenceHook, target: Fenceable, ordered_by: String) {
-        let host = &self.host;
+    async fn carry_out(&mut self, hook: FenceHook, target: Fenceable, ordered_by: String) {
+        let host = self.host.clone();
         match self.run(&hook, target, ordered_by).await {
             Ok(fence) => {
                 counter!(FENCES, "result" => "done").increment(1);
                 tracing::warn!(%host, fence = %fence.id, incarnation = %fence.incarnation, ordered_by = %fence.ordered_by,
                     proof = %fence.proof, "a host is fenced: nothing of it runs any more");
-                self.settle(&fence.id).await;
+                self.settle(&fence.id, Fenced::Now).await;
             }
             Err(error) => {
                 counter!(FENCES, "result" => "failed").increment(1);
                 tracing::error!(%host, %error, reason = %error.reason, said = error.metadata.get("said"),
                     "a host is not fenced; nothing is decided");
-                self.tell(Err(error));
+                self.end(Err(error));
             }
         }
     }
@@ -215,8 +262,8 @@ impl Turn {
 
     /// Waits until the proof is on disk, then tells the migrations. Who waits is told of a disk
     /// that takes long; the proof waits for it.
-    async fn settle(&self, id: &str) {
-        let (fences, host) = (&self.fences, &self.host);
+    async fn settle(&mut self, id: &str, fenced: Fenced) {
+        let (fences, host) = (Arc::clone(&self.fences), self.host.clone());
         while let Err(error) = fences.fleet.settled().await {
             if self.told.borrow().is_none() {
                 tracing::error!(%host, fence = %id, %error, "a fence waits for the store");
@@ -227,7 +274,7 @@ impl Turn {
                         error.message
                     ),
                 )
-                .with("host", host)
+                .with("host", &host)
                 .with("fence", id)
                 .with(
                     "advice",
@@ -239,17 +286,15 @@ impl Turn {
                 () = sleep(PAUSE) => {}
             }
         }
-        fences.fleet.fence_is_stored(host, id);
-        fences.migrations.host_fenced(host).await;
-        if self.told.borrow().is_none() {
-            self.tell(Ok(()));
-        }
+        fences.fleet.fence_is_stored(&host, id);
+        fences.migrations.host_fenced(&host).await;
+        self.end(Ok(fenced));
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.fences.running().remove(&self.host);
+        self.leave();
     }
 }
 
@@ -258,6 +303,18 @@ fn new_id() -> std::io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Of an order that found its work done.
+fn fenced_before(host: &v1::Host) -> String {
+    let fence = host.fence.clone().unwrap_or_default();
+    let time = fence.time.map(|time| time.to_string());
+    format!(
+        "{} was fenced before, at {} (fence {}): the hook was not run again",
+        host.name,
+        time.unwrap_or_default(),
+        fence.id
+    )
 }
 
 fn no_hook(host: &str) -> ApiError {

@@ -156,6 +156,45 @@ pub(super) fn host_reports(name: &str, reports: bool) -> ApiError {
         )
 }
 
+/// The refusal of a migration with a host that is being fenced.
+pub(super) fn host_being_fenced(name: &str) -> ApiError {
+    ApiError::new(
+        Reason::HostFenced,
+        format!("{name} is being fenced: no migration begins from it or to it meanwhile"),
+    )
+    .with("host", name)
+    .with(
+        "advice",
+        "wait until that order has ended, or name another host",
+    )
+}
+
+/// The refusal of a migration with a host that was fenced while it was looked at.
+pub(crate) fn fenced_meanwhile(name: &str) -> ApiError {
+    ApiError::new(Reason::HostFenced, format!("{name} was fenced meanwhile"))
+        .with("host", name)
+        .with(
+            "advice",
+            "see `slat get hosts`; migrate again when it is back",
+        )
+}
+
+/// The hook did its work on a host whose agent registered another start of itself meanwhile.
+pub(super) fn started_anew(name: &str, fence: &v1::Fence, found: &str) -> ApiError {
+    ApiError::new(
+        Reason::FenceFailed,
+        format!("{name} is not fenced: its agent started anew while the hook ran; order it again"),
+    )
+    .with("host", name)
+    .with("hook", &fence.hook)
+    .with("incarnation", &fence.incarnation)
+    .with("found", found)
+    .with(
+        "advice",
+        "nothing was decided: if that start is to end too, fence the host again",
+    )
+}
+
 /// The refusal of a start of an agent that is over.
 pub(super) fn host_fenced(name: &str, fence: &v1::Fence) -> ApiError {
     let time = fence

@@ -33,12 +33,12 @@ mod unsaved;
 
 pub(crate) use self::{
     callback::call_back,
-    errors::{host_unreachable, no_such_host, vm_exists},
+    errors::{fenced_meanwhile, host_unreachable, no_such_host, vm_exists},
     fenced::Fenceable,
     leftovers::{Ending, give_up_required, lives_elsewhere, taken_over},
     placement::{cannot_watch, why_not_watched},
     placing::memory_of,
     pools::NeededPages,
     remember::remember,
-    shared::{Fleet, Owner},
+    shared::{BeingFenced, Fleet, Owner},
 };

@@ -79,10 +79,12 @@ fn changes(table: &Table, unsaved: &Unsaved) -> SeenChanges {
 }
 
 impl Fleet {
-    /// Begins with what the store has.
+    /// Begins with what the store has. There is no way to a host before it registers again when its
+    /// address is one that is not called any more, such as a socket's by a server that has
+    /// credentials now.
     ///
     /// # Errors
-    /// When a host in it has no name or address.
+    /// When a host in it has no name.
     pub(crate) fn restore(&self, seen: SeenFleet) -> Result<(), StoreError> {
         let at = Instant::now();
         for host in seen.hosts {
@@ -92,8 +94,12 @@ impl Fleet {
                 message: error.message,
             };
             HostName::parse(&host.name).map_err(bad)?;
-            let channel = self.channel_to(&host.name, &host.address).map_err(bad)?;
-            self.set_channel(&host.name, &host.address, channel);
+            match self.channel_to(&host.name, &host.address) {
+                Ok(channel) => self.set_channel(&host.name, &host.address, channel),
+                Err(error) => {
+                    tracing::warn!(host = %host.name, %error, "there is no way to a host before it registers");
+                }
+            }
             self.table().restore_host(host, at);
         }
         let mut table = self.table();

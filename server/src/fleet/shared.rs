@@ -28,8 +28,9 @@ use slat_proto::{
 use slat_trust::{Credentials, Expects, Kind};
 use tokio::sync::{Notify, watch};
 
+pub(crate) use self::fence::BeingFenced;
 use super::{
-    errors::{host_cordoned, no_such_host, unreachable_because},
+    errors::{host_cordoned, host_unreachable, no_such_host, unreachable_because},
     table::Table,
 };
 use crate::clock::{Came, Clocks};
@@ -297,12 +298,13 @@ impl Fleet {
     /// The way to a host's agent.
     ///
     /// # Errors
-    /// NO_SUCH_HOST.
+    /// NO_SUCH_HOST; HOST_UNREACHABLE: it has to register first.
     pub(crate) fn channel(&self, host: &str) -> Result<TracedChannel, ApiError> {
-        self.channels
-            .get(host)
-            .map(|entry| entry.1.clone())
-            .ok_or_else(|| no_such_host(host))
+        let known = self.channels.get(host).map(|entry| entry.1.clone());
+        known.ok_or_else(|| match self.host(host) {
+            Ok(_) => host_unreachable(host),
+            Err(error) => error,
+        })
     }
 
     /// Chooses a host for a new VM, of those that have the labels `among`, and keeps its name and

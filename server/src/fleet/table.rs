@@ -94,6 +94,8 @@ pub(super) struct Table {
     pub(super) epochs: Epochs,
     pub(super) reservations: Reservations,
     pub(super) deletions: Deletions,
+    /// Hosts that are being fenced.
+    fencing: HashSet<String>,
     pub(super) unsaved: Unsaved,
     interval: Duration,
     pub(super) silence: Duration,
@@ -126,6 +128,7 @@ impl Table {
             epochs: Epochs::default(),
             reservations: Reservations::default(),
             deletions: Deletions::default(),
+            fencing: HashSet::new(),
             unsaved: Unsaved::default(),
             interval,
             silence,

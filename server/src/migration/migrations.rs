@@ -42,7 +42,7 @@ use super::{
     waiting::{Earlier, Released},
 };
 use crate::{
-    fleet::Fleet,
+    fleet::{Fleet, fenced_meanwhile},
     grants::Grants,
     history::History,
     phase::has_ended,
@@ -354,12 +354,9 @@ impl Migrations {
         }
         // Looked at before the hosts are: what is fenced from now on counts.
         let destination = wanted.destination.to_string();
-        let fence_of = |host: &str| self.context.fleet.fence_of(host).unwrap_or_default().id;
         let source = self.context.fleet.find(&wanted.vm).map(|vm| vm.host);
-        let fences = [
-            fence_of(&source.unwrap_or_default()),
-            fence_of(&destination),
-        ];
+        let source = source.unwrap_or_default();
+        let fences = self.context.fleet.begin_after([&source, &destination])?;
         let owner = match self.context.fleet.owner(&wanted.vm) {
             Ok(owner) => owner,
             Err(error) => {
@@ -375,6 +372,13 @@ impl Migrations {
         };
         let keeper = |vm: &VmKey| self.keeper(vm);
         let vm = check(&self.context.fleet, &wanted, owner, keeper).await?;
+        // Hosts were asked meanwhile. A start of an agent that came after a fence must not get a
+        // migration that this fence cuts.
+        let hosts = [vm.host.as_str(), destination.as_str()];
+        let now = self.context.fleet.begin_after(hosts)?;
+        if let Some(side) = (0..hosts.len()).find(|side| now[*side] != fences[*side]) {
+            return Err(fenced_meanwhile(hosts[side]));
+        }
         let mut record = Record::new(name, &vm, destination, wanted.params.to_message());
         record.begin_after(fences);
         if wanted.validate_only {

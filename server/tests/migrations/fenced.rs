@@ -1,7 +1,12 @@
 //! Hosts are fenced while migrations have sides there: only then is a doubt decided without the
 //! source's journal.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use slat_proto::{
     ApiError, Reason,
@@ -43,10 +48,18 @@ async fn start(state: &std::path::Path, lines: &str) -> Server {
         "#!/bin/sh\nRAN={}\necho x >> $RAN\n{lines}\n",
         ran.display()
     );
-    // A new file: one that was run a moment ago may be busy.
+    // By another process, and a new file: what this one has open for writing the children of other
+    // tests have too, and nobody can run it meanwhile.
     drop(fs::remove_file(&program));
-    fs::write(&program, text).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(&program);
+    let mut shell = shell.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = shell.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    assert!(shell.wait().unwrap().success());
     let timeout = Duration::from_secs(60);
     server_that_fences(state, FenceHook { program, timeout }).await
 }
@@ -184,6 +197,8 @@ async fn a_host_that_reports_is_fenced_by_force_alone_and_is_over_at_once() {
     assert_eq!(runs(&fleet), 0);
     let fenced = fence(&fleet.clients, "hosts/a", true).await.unwrap();
     assert_eq!(fenced.state(), host::State::Unreachable);
+    let words = "fenced before";
+    assert!(!fenced.state_message.contains(words), "{fenced:?}");
     let lost = fleet.clients.vm(VM).await.unwrap();
     assert_eq!(lost.state(), State::Lost);
     assert!(
@@ -199,6 +214,14 @@ async fn a_host_that_reports_is_fenced_by_force_alone_and_is_over_at_once() {
     let again = fence(&fleet.clients, "hosts/a", false).await.unwrap();
     assert_eq!(again.fence, fenced.fence);
     assert_eq!(runs(&fleet), 1);
+    let time = again.fence.unwrap().time.unwrap().to_string();
+    for said in [words, &time, "the hook was not run again"] {
+        assert!(
+            again.state_message.contains(said),
+            "{}",
+            again.state_message
+        );
+    }
     // A new start that has the VM is believed.
     fleet.a.fake.start_anew("2");
     fleet.a.report_to(fleet.server.address()).await;
@@ -224,6 +247,55 @@ async fn callers_share_one_run_and_one_that_goes_away_ends_nothing() {
     assert_eq!(fenced.fence.unwrap().proof, "off");
     assert_eq!(runs(&fleet), 1);
     fleet.clients.wait_phase(&name, Phase::Completed).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_starts_anew_while_the_hook_runs_is_not_fenced() {
+    let mut fleet = fleet("until test -e $RAN.go; do sleep 0.02; done; echo off").await;
+    let order = |fleet: &Fleet| {
+        let clients = fleet.clients.clone();
+        tokio::spawn(async move { fence(&clients, "hosts/a", true).await })
+    };
+    let first = order(&fleet);
+    until("the hook runs", async || runs(&fleet) > 0).await;
+    // Which start the hook ends nobody knows yet: nothing begins there.
+    for to in ["hosts/b", "hosts/a"] {
+        let refused = fleet.clients.migrate(VM, to).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::HostFenced, "{refused}");
+        assert_eq!(refused.metadata["host"], "hosts/a");
+    }
+    fleet.a.fake.start_anew("2");
+    fleet.a.report_to(fleet.server.address()).await;
+    fs::write(fleet.state.path().join("ran.go"), "").unwrap();
+    let refused = first.await.unwrap().unwrap_err();
+    assert_eq!(refused.reason, Reason::FenceFailed);
+    assert!(refused.message.contains("started anew"), "{refused}");
+    assert_eq!(refused.metadata["incarnation"], "1");
+    assert_eq!(refused.metadata["found"], "2");
+    let host = fleet.clients.host("hosts/a").await;
+    assert_eq!((host.state(), host.fence), (host::State::Ready, None));
+    assert_eq!(fleet.clients.vm(VM).await.unwrap().state(), State::Running);
+    // What the new start begins is its own, and the next order is about it.
+    let name = fleet.precopy().await;
+    let fenced = order(&fleet).await.unwrap().unwrap();
+    assert_eq!(fenced.fence.unwrap().incarnation, "2");
+    let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
+    assert_eq!(reason(&failed), "HOST_FENCED");
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_of_a_later_start_of_the_agent_ends_what_an_earlier_one_began() {
+    let mut fleet = fleet("echo off").await;
+    let name = fleet.precopy().await;
+    // VM processes outlive their agent, and so do migrations.
+    fleet.a.fake.start_anew("2");
+    fleet.a.report_to(fleet.server.address()).await;
+    let fenced = fence(&fleet.clients, "hosts/a", true).await.unwrap();
+    assert_eq!(fenced.fence.unwrap().incarnation, "2");
+    let failed = fleet.clients.wait_phase(&name, Phase::Failed).await;
+    assert_eq!(reason(&failed), "HOST_FENCED");
     fleet.stop().await;
 }
 

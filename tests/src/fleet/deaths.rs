@@ -1,8 +1,12 @@
 //! Deaths and returns: which process is whose, killing it, and starting it again.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use slat_record::{dir::VmDir, journal::Journal};
 
 use super::{FENCE_HOOK, Fleet, list};
@@ -47,8 +51,19 @@ impl Fleet {
     /// When it cannot be written.
     pub fn put_fence_hook(&self, lines: &str) -> anyhow::Result<()> {
         let path = self.root().join(FENCE_HOOK);
-        fs::write(&path, format!("#!/bin/sh\n{lines}\n"))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        // Written by another process and put in its place whole: what this process has open for
+        // writing its children have too, and nobody can run it meanwhile; nor can what runs be
+        // written.
+        let aside = path.with_extension("new");
+        let mut shell = Command::new("sh");
+        let script = "cat > \"$0\" && chmod 755 \"$0\" && mv \"$0\" \"$1\"";
+        shell.args(["-c", script]).args([&aside, &path]);
+        let mut shell = shell.stdin(Stdio::piped()).spawn()?;
+        let mut input = shell.stdin.take().context("no standard input")?;
+        write!(input, "#!/bin/sh\n{lines}\n")?;
+        drop(input);
+        let status = shell.wait()?;
+        ensure!(status.success(), "the hook is not written: {status}");
         Ok(())
     }
 

@@ -308,9 +308,7 @@ impl Grants {
     pub(super) async fn released(&self, side: &SideKey) {
         let alone = Arc::clone(&self.writing).lock_owned().await;
         let mut after = lock(&self.used).clone();
-        if !after.release(side, file::millis((self.clock)())) {
-            return;
-        }
+        after.release(side, file::millis((self.clock)()));
         let (written, _alone) = write(self.used_path.clone(), after.to_json(), alone).await;
         if let Err(error) = written {
             tracing::error!(%error, migration = %side.migration, "a released side is not kept as such");

@@ -261,6 +261,112 @@ async fn a_grant_is_used_for_one_side_and_not_after_its_release() {
     grants.accept(anew.as_ref(), receive()).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_side_that_never_began_is_over_too_once_it_was_released() {
+    let (dir, signer) = (TestDir::new(), Signer::generate().unwrap());
+    let grants = open(&dir, "b", now);
+    hear(&grants, &[key(&signer, in_a_month() + DAY)]).await;
+    let to = side(Role::Destination, "m1");
+    let never = Grant {
+        issued_ms: file::millis(now()) - 1,
+        not_after_ms: file::millis(now() + DAY * 30) - 1,
+        ..grant(Purpose::Receive, "m1")
+    };
+    let never = signed(&signer, &never);
+    grants.released(&to).await;
+    drop(grants);
+    for clock in [now as fn() -> SystemTime, later] {
+        let grants = open(&dir, "b", clock);
+        let refused = reason(&grants, never.as_ref(), step(Purpose::Receive, &to)).await;
+        assert_eq!(refused, Reason::GrantUsed);
+        // Of another side nothing is said.
+        let other = side(Role::Destination, "m2");
+        let leave = Grant {
+            not_after_ms: file::millis(later() + DAY),
+            ..grant(Purpose::Receive, "m2")
+        };
+        let leave = signed(&signer, &leave);
+        let taken = grants.accept(leave.as_ref(), step(Purpose::Receive, &other));
+        taken.await.unwrap();
+    }
+}
+
+#[test]
+fn releases_are_bounded_and_what_is_forgotten_is_refused_by_its_time() {
+    let at = file::millis(now());
+    let receive = |migration: &str, issued_ms| Grant {
+        issued_ms,
+        not_after_ms: at + used::LONGEST_MS,
+        ..grant(Purpose::Receive, migration)
+    };
+    let kept: Vec<_> = (0..used::MOST as u64)
+        .map(|number| {
+            serde_json::json!({
+                "migration": format!("m{number}"),
+                "source": false,
+                "at_ms": at + number,
+                "until_ms": at + number + used::LONGEST_MS,
+            })
+        })
+        .collect();
+    let mut used = Used::from_json(&serde_json::json!({ "grants": [], "released": kept })).unwrap();
+    let last = side(Role::Destination, &format!("m{}", used::MOST));
+    used.release(&last, at + used::MOST as u64);
+    let now = at + used::MOST as u64 + 1;
+    let text = used.to_json().to_string();
+    assert_eq!(text.matches("at_ms").count(), used::MOST);
+    assert_eq!(Used::from_json(&used.to_json()).unwrap(), used);
+    // The oldest is forgotten, and what was signed before it is refused all the same.
+    for (migration, issued_ms, taken) in [
+        ("m0", at - 1, Err(Refused::Used)),
+        ("new", at - 1, Err(Refused::Used)),
+        ("m1", at, Err(Refused::Used)),
+        ("m0", at, Ok(true)),
+        ("new", now, Ok(true)),
+    ] {
+        let grant = receive(migration, issued_ms);
+        let side = side(Role::Destination, migration);
+        assert_eq!(
+            used.take(&grant, &side, now),
+            taken,
+            "{migration} {issued_ms}"
+        );
+    }
+}
+
+#[test]
+fn a_decision_is_heard_whatever_is_kept() {
+    let at = file::millis(now());
+    let kept: Vec<_> = (0..used::MOST)
+        .map(|number| {
+            serde_json::json!({
+                "id": format!("{number:032x}"),
+                "migration": format!("m{number}"),
+                "source": false,
+                "issued_ms": at,
+                "not_after_ms": file::millis(now() + HOUR),
+            })
+        })
+        .collect();
+    let mut used = Used::from_json(&serde_json::json!({ "grants": kept, "released": [] })).unwrap();
+    let of = side(Role::Destination, "more");
+    let full = used.take(&grant(Purpose::Receive, "more"), &of, at);
+    assert_eq!(full, Err(Refused::TooMany));
+    for purpose in [Purpose::Commit, Purpose::Abort] {
+        let decision = grant(purpose, "m1");
+        let of = side(Role::Destination, "m1");
+        assert_eq!(used.take(&decision, &of, at), Ok(false));
+        assert_eq!(
+            used.to_json()["grants"].as_array().unwrap().len(),
+            used::MOST
+        );
+        // Of a side that is over none is.
+        let mut released = used.clone();
+        released.release(&of, at + 1);
+        assert_eq!(released.take(&decision, &of, at + 1), Err(Refused::Used));
+    }
+}
+
 #[test]
 fn what_is_kept_is_bounded_and_goes_with_its_grants() {
     let mut used = Used::default();

@@ -2,18 +2,27 @@
 //! good for the side that it was used for, while nobody has released that.
 //!
 //! A side that was released is over: no grant that was signed before can begin it again, whether it
-//! was used or not. Pure, but for the file's form.
+//! was used or not, and whether another one was. The last releases are remembered one by one. What
+//! was signed before one that is forgotten is for a side of which nobody knows any more whether it
+//! is over, and is refused: the server signs anew when it asks again.
+//!
+//! Decisions are about a side that has begun, and last minutes: they are taken whatever is kept.
+//! Pure, but for the file's form.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use slat_trust::grant::Grant;
+use slat_trust::grant::{Grant, Purpose};
 
 use super::file;
 use crate::side::{Role, SideKey};
 
-/// Grants and sides that are kept at most.
+/// Grants that are kept at most, and releases.
 pub(super) const MOST: usize = 10_000;
+/// The longest life of a grant for a side: 30 days.
+pub(super) const LONGEST_MS: u64 = 30 * 24 * 3600 * 1000;
+/// A grant for a side lasts longer than this; a decision does not.
+const DECISION_MS: u64 = 5 * 60 * 1000;
 
 /// Why a grant cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +52,8 @@ struct Over {
 pub(super) struct Used {
     grants: BTreeMap<[u8; 16], Use>,
     over: BTreeMap<(String, bool), Over>,
+    /// The last release that is not remembered any more.
+    forgotten_ms: u64,
 }
 
 fn of(side: &SideKey) -> (String, bool) {
@@ -67,11 +78,8 @@ impl Used {
     ) -> Result<bool, Refused> {
         self.prune(now_ms);
         let side = of(side);
-        if self
-            .over
-            .get(&side)
-            .is_some_and(|over| grant.issued_ms < over.at_ms)
-        {
+        let over = self.over.get(&side);
+        if over.is_some_and(|over| grant.issued_ms < over.at_ms) {
             return Err(Refused::Used);
         }
         match self.grants.get(&grant.id) {
@@ -79,8 +87,18 @@ impl Used {
             Some(_) => return Err(Refused::Used),
             None => {}
         }
-        if self.grants.len() + self.over.len() >= MOST {
-            return Err(Refused::TooMany);
+        let decides = matches!(grant.purpose, Purpose::Commit | Purpose::Abort);
+        if !decides && grant.issued_ms < self.forgotten_ms {
+            return Err(Refused::Used);
+        }
+        if self.grants.len() >= MOST {
+            // A side that is in doubt must hear what was decided. It has its own journal, and the
+            // grant is good for no other.
+            return if decides {
+                Ok(false)
+            } else {
+                Err(Refused::TooMany)
+            };
         }
         let used = Use {
             side,
@@ -91,23 +109,33 @@ impl Used {
         Ok(true)
     }
 
-    /// A side was released. True when a grant for it was used, so that this is to be kept.
-    pub(super) fn release(&mut self, side: &SideKey, now_ms: u64) -> bool {
+    /// A side was released: to be kept.
+    pub(super) fn release(&mut self, side: &SideKey, now_ms: u64) {
         self.prune(now_ms);
         let side = of(side);
         let own = self.grants.values().filter(|used| used.side == side);
-        // Others for it may be about that were never used: signed before now, for as long.
+        // Others for it may be about that were never used: signed before now, for as long. Where
+        // none was used, or none is known any more, for as long as any; where it was released
+        // before, as then.
         let lasts = own.map(|used| used.not_after_ms.saturating_sub(used.issued_ms));
-        let Some(lasts) = lasts.max() else {
-            return false;
-        };
+        let lasts = lasts.filter(|lasts| *lasts > DECISION_MS).max();
+        let before = self.over.get(&side);
+        let before = before.map(|over| over.until_ms.saturating_sub(over.at_ms));
+        let lasts = lasts.max(before).unwrap_or(LONGEST_MS);
         self.grants.retain(|_, used| used.side != side);
         let over = Over {
             at_ms: now_ms,
             until_ms: now_ms.saturating_add(lasts),
         };
         self.over.insert(side, over);
-        true
+        while self.over.len() > MOST {
+            let oldest = self.over.iter().min_by_key(|(_, over)| over.at_ms);
+            let Some((side, over)) = oldest.map(|(side, over)| (side.clone(), *over)) else {
+                return;
+            };
+            self.over.remove(&side);
+            self.forgotten_ms = self.forgotten_ms.max(over.at_ms);
+        }
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -136,7 +164,7 @@ impl Used {
                 })
             })
             .collect();
-        json!({ "grants": grants, "released": over })
+        json!({ "grants": grants, "released": over, "forgotten_ms": self.forgotten_ms })
     }
 
     /// `None` when it is not what [`Used::to_json`] gives.
@@ -163,6 +191,8 @@ impl Used {
             };
             used.over.insert(side(entry)?, over);
         }
+        // An older version forgot none.
+        used.forgotten_ms = number(value, "forgotten_ms").unwrap_or_default();
         Some(used)
     }
 }

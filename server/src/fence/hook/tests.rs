@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -26,11 +27,20 @@ fn hook(program: impl Into<PathBuf>, timeout: Duration) -> FenceHook {
     }
 }
 
-/// A shell script with these lines.
+/// A shell script with these lines. Another process writes it: a child that another test forks
+/// meanwhile would have it open for writing, and nobody could run it until that child is its own
+/// program.
 fn script(directory: &Path, lines: &str) -> PathBuf {
     let path = directory.join("fence");
-    fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(&path);
+    let mut shell = shell.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = shell.stdin.take().unwrap();
+    write!(input, "#!/bin/sh\n{lines}\n").unwrap();
+    drop(input);
+    assert!(shell.wait().unwrap().success());
     path
 }
 
@@ -78,6 +88,24 @@ async fn it_knows_the_host_and_nothing_of_the_server() {
             "SLAT_FENCE_UID=h-1",
         ]
     );
+}
+
+#[tokio::test]
+async fn what_an_agent_said_of_itself_does_not_keep_it_from_running() {
+    let directory = TestDir::new();
+    let hook = hook(script(directory.path(), "env"), PATIENCE);
+    let odd = Fenceable {
+        address: "unix:/a\0b".into(),
+        incarnation: "a\0b".into(),
+        uid: "a\nSLAT_FENCE_HOST=b".into(),
+        ..host()
+    };
+    let done = run(&hook, &odd, "id-1", &CancellationToken::new()).await;
+    let said = done.unwrap().proof;
+    let mut told: Vec<&str> = said.lines().collect();
+    told.retain(|line| line.starts_with("SLAT_"));
+    told.sort_unstable();
+    assert_eq!(told, ["SLAT_FENCE_HOST=a", "SLAT_FENCE_ID=id-1"]);
 }
 
 #[tokio::test]

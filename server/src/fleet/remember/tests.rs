@@ -190,3 +190,33 @@ async fn a_disk_that_hangs_holds_nobody_up_for_long_and_the_end_writes_what_is_l
     let last = written.iter().flat_map(|changes| &changes.vms).last();
     assert_eq!(last.unwrap().1.as_ref().unwrap().epoch, 2);
 }
+
+#[tokio::test]
+async fn a_host_whose_address_is_not_called_any_more_is_known_and_silent() {
+    let directory = slat_test_dir::TestDir::new();
+    let ca = slat_trust::pki::Ca::init(&directory.path().join("ca"), "example.org").unwrap();
+    let own = directory.path().join("own");
+    ca.issue(slat_trust::Kind::Server, "one", None, &own)
+        .unwrap();
+    let credentials = slat_trust::Credentials::load(&own).unwrap();
+    let fleet = Fleet::new(Duration::from_secs(1), None, Some(credentials));
+    let host = |name: &str, address: &str| v1::Host {
+        name: name.into(),
+        address: address.into(),
+        ..Default::default()
+    };
+    let seen = SeenFleet {
+        hosts: vec![
+            host("hosts/a", "unix:/run/a.sock"),
+            host("hosts/b", "127.0.0.1:1"),
+        ],
+        ..SeenFleet::default()
+    };
+    fleet.restore(seen).unwrap();
+    fleet.host("hosts/a").unwrap();
+    let refused = fleet.channel("hosts/a").unwrap_err();
+    assert_eq!(refused.reason, slat_proto::Reason::HostUnreachable);
+    fleet.channel("hosts/b").unwrap();
+    let unknown = fleet.channel("hosts/c").unwrap_err();
+    assert_eq!(unknown.reason, slat_proto::Reason::NoSuchHost);
+}

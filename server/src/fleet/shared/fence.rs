@@ -1,12 +1,42 @@
 //! A host is fenced: what the rest of the server asks of the table about it.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use slat_proto::{ApiError, v1};
 
 use super::{super::fenced::Fenceable, Fleet};
 
+/// A fence of a host runs: no migration begins from it or to it until this is dropped.
+#[must_use]
+pub(crate) struct BeingFenced {
+    fleet: Arc<Fleet>,
+    host: String,
+}
+
+impl Drop for BeingFenced {
+    fn drop(&mut self) {
+        self.fleet.table().fence_ends(&self.host);
+    }
+}
+
 impl Fleet {
+    /// A fence of a host begins. One at a time.
+    pub(crate) fn fence_begins(self: &Arc<Self>, host: &str) -> BeingFenced {
+        self.table().fence_begins(host);
+        BeingFenced {
+            fleet: Arc::clone(self),
+            host: host.to_owned(),
+        }
+    }
+
+    /// The last fences of the hosts of a migration that is to begin, by their ids; empty: none.
+    ///
+    /// # Errors
+    /// HOST_FENCED: one of them is being fenced.
+    pub(crate) fn begin_after(&self, hosts: [&str; 2]) -> Result<[String; 2], ApiError> {
+        self.table().begin_after(hosts)
+    }
+
     /// A host that may be fenced, as it is given to a hook.
     ///
     /// # Errors
@@ -34,7 +64,8 @@ impl Fleet {
     /// it before [`Fleet::settled`] has said that it is on disk.
     ///
     /// # Errors
-    /// NO_SUCH_HOST: it was deleted meanwhile.
+    /// NO_SUCH_HOST: it was deleted meanwhile. FENCE_FAILED: its agent was started anew, and
+    /// nothing is noted.
     pub(crate) fn fence(&self, host: &str, fence: v1::Fence) -> Result<(), ApiError> {
         self.change(|table| table.fence(host, fence))
     }

@@ -13,7 +13,7 @@ use slat_proto::{
 };
 use slat_trust::channel::ChannelKey;
 
-use super::keys::Keys;
+use super::{expiry::Expiry, keys::Keys};
 use crate::{
     handover::{
         leave::Leave,
@@ -41,6 +41,7 @@ pub(super) struct Incoming {
     pub(super) key: Option<Arc<ChannelKey>>,
     /// By which the side began.
     pub(super) leave: Leave,
+    pub(super) _expiry: Expiry,
 }
 
 /// Spent tickets and grants that are remembered; a request that is later than so many migrations is
@@ -51,6 +52,8 @@ const SPENT: usize = 64;
 pub(super) struct Sides {
     pub(super) incoming: Option<Incoming>,
     pub(super) outgoing: Option<Arc<Side<Source>>>,
+    /// Of its grant.
+    pub(super) outgoing_expiry: Option<Expiry>,
     /// Tickets that a source's side began with, the last at the back. A ticket is good for one
     /// side: a request that arrives once more, after its side has ended and was released, must not
     /// begin a handover that the server has called cancelled.
@@ -229,7 +232,10 @@ impl Sides {
     /// Forgets a side, unless another has taken its place meanwhile.
     pub(super) fn remove(&mut self, migration: &MigrationName, role: TransferRole) {
         if role == TransferRole::Source {
-            self.outgoing.take_if(|side| side.migration() == migration);
+            let of = |side: &mut Arc<Side<Source>>| side.migration() == migration;
+            if self.outgoing.take_if(of).is_some() {
+                self.outgoing_expiry = None;
+            }
             self.keys.forget(migration);
         } else {
             self.incoming

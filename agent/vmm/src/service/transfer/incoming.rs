@@ -209,7 +209,6 @@ impl TransferEndpoint {
             .name("incoming".to_owned())
             .spawn(move || destination.run())
             .map_err(failed)?;
-        end_with(side, from.leave.clone(), &runtime);
         Ok(Incoming {
             side: Arc::clone(side),
             notes: sender,
@@ -218,6 +217,7 @@ impl TransferEndpoint {
             versions: from.versions,
             channel: from.channel,
             key,
+            _expiry: end_with(side, from.leave.clone(), &runtime),
             leave: from.leave,
         })
     }

@@ -173,12 +173,11 @@ impl TransferEndpoint {
             );
             return Err(error);
         }
-        {
-            let mut sides = self.sides();
-            sides.spend(ticket);
-            sides.use_up(leave.id());
-        }
-        end_with(&side, leave, runtime);
+        let mut sides = self.sides();
+        sides.spend(ticket);
+        sides.use_up(leave.id());
+        sides.outgoing_expiry = Some(end_with(&side, leave, runtime));
+        drop(sides);
         Ok(side.transfer())
     }
 

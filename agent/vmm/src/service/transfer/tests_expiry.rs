@@ -18,9 +18,10 @@ use super::{
 };
 use crate::{fake, handover::preamble, migration::wire::Kind};
 
-/// How long the grants here last, and by when a side must have noticed.
-pub(super) const LASTS: Duration = Duration::from_secs(2);
-const NOTICED: Duration = Duration::from_secs(5);
+/// How long the grants here last: longer than a machine under load takes to begin a side. By when a
+/// side must have noticed; any hang is an error.
+pub(super) const LASTS: Duration = Duration::from_secs(8);
+const NOTICED: Duration = Duration::from_secs(60);
 
 /// The same grant, which ends soon.
 pub(super) fn short(grant: Grant) -> v1::SignedGrant {
