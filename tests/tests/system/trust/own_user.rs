@@ -58,7 +58,11 @@ fn a_daemon_keeps_its_memory_to_itself() {
     }
     let home = slat_test_dir::TestDir::new();
     let dir = home.path();
-    fs::copy(binary::slat().unwrap(), dir.join("slat")).unwrap();
+    // By another process: what this one has open for writing the children of other tests have
+    // too, and nobody can run it meanwhile.
+    let mut copy = Command::new("cp");
+    copy.arg(binary::slat().unwrap()).arg(dir.join("slat"));
+    assert!(copy.status().unwrap().success());
     chown(dir, Some(Uid::from_raw(NOBODY)), None).unwrap();
     for role in ["server", "agent"] {
         let options = "--insecure-plaintext --listen 127.0.0.1:0 --state-dir";

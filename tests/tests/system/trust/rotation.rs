@@ -233,6 +233,10 @@ async fn lock_out(fleet: &Fleet, vm: &v1::Vm, host: &str) -> anyhow::Result<()> 
         let shown = fleet.hosts(&fleet.server()).get_host(request).await?;
         let shown = shown.into_inner();
         ensure!(shown.state() == host::State::Unreachable, "{shown:#?}");
+        // Not for calls that fail alone, while its last report is fresh: one that succeeds would
+        // make it READY for a moment before it reports again.
+        let silent = shown.state_message.contains("its agent does not report");
+        ensure!(silent, "{shown:#?}");
         Ok(())
     })
     .await?;
