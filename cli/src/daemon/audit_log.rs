@@ -63,7 +63,12 @@ impl AuditLog {
         narrow(&file).map_err(failed)?;
         match File::open(old(path)) {
             Ok(old) => narrow(&old).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // None, or another user's, which is that one's to narrow.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) => {}
             Err(error) => return Err(failed(error)),
         }
         let length = file.metadata().map_err(failed)?.len();
