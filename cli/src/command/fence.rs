@@ -125,8 +125,37 @@ fn words(host: &v1::Host) -> String {
     } else {
         format!("proof: {}", fence.proof)
     };
+    // A repeated order runs no hook: the proof is of the first one.
+    if host.state_message.contains("was fenced before") {
+        return format!("{}\n{proof}", host.state_message);
+    }
     format!(
         "{} is fenced (fence {}): nothing of it runs any more\n{proof}",
         host.name, fence.id
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_proof_is_not_shown_as_a_new_one() {
+        let mut host = v1::Host {
+            name: "hosts/a".into(),
+            fence: Some(v1::Fence {
+                id: "f".into(),
+                proof: "it is off".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let fresh = words(&host);
+        assert!(fresh.contains("nothing of it runs any more\nproof: it is off"));
+        host.state_message =
+            "hosts/a was fenced before, at T (fence f): the hook was not run again".into();
+        let old = words(&host);
+        assert!(old.contains("not run again\nproof: it is off"), "{old}");
+        assert!(!old.contains("nothing of it runs"), "{old}");
+    }
 }
