@@ -61,7 +61,7 @@ impl VmService for Vms {
                 .with("host", own)
                 .with(
                     "advice",
-                    "ask the server, or that host's agent, with --server",
+                    "ask the server with --server, or that host's agent with --server and --agent",
                 )
                 .into());
         }

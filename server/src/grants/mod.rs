@@ -18,8 +18,8 @@
 //!
 //! # Locking
 //! `keys` is a `std` mutex, held for lookups and signatures in memory. [`Grants::tend`] touches the
-//! disk without it; `tending` keeps two of them apart. Private keys are zeroised when they are
-//! dropped and are in no log.
+//! disk without it; `tending` keeps two of them apart. Private keys are in no log;
+//! what is wiped of them when they are dropped, `slat_trust::grant` says.
 
 mod error;
 mod file;

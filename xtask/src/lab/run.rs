@@ -31,8 +31,8 @@ use crate::{budget::Budget, shell, tally::Tally, workspace::Workspace};
 const ON_A_SLOW_MACHINE: [(Kind, u64); 3] =
     [(Kind::X86_64, 300), (Kind::Riscv64, 270), (Kind::Mixed, 40)];
 
-/// From where CI builds ahead for RISC-V to where it boots that: at the least the demo, the soak and
-/// the lab of x86-64.
+/// From where CI builds ahead for RISC-V to where it boots that: the demo, the soak and the lab of
+/// x86-64 at the least.
 const BETWEEN: Duration = Duration::from_secs(480);
 
 /// What CI does on RISC-V: what differs there, without test programs, whose build for it takes
