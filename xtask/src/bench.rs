@@ -11,8 +11,8 @@ use crate::{shell, workspace::Workspace};
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// An idle 2 GiB VM migrated with 1 and 4 streams, beside a plain write/read loop over as many
-    /// loopback connections, and beside QEMU where it is installed
+    /// An idle 2 GiB VM migrated with 1 and 4 streams, in the clear and by TLS, beside a bare loop
+    /// over as many loopback connections, and beside QEMU where it is installed
     Migration {
         /// Passed on: `--output json`, `--update-docs`, `--runs N`, `--memory-mib N`, `--backing
         /// small`, `--backend kvm|software`, `--no-qemu`

@@ -153,14 +153,21 @@ impl Side {
         let memory = args.memory_mib + 64;
         let layout = Layout {
             backend,
-            hosts: vec![("host-a", memory), ("host-b", memory)],
+            hosts: Vec::new(),
             own_clocks: false,
         };
         let protection = Protection {
             tls,
             namespaces: false,
         };
-        let fleet = Fleet::start_by(layout, protection).await?;
+        let mut fleet = Fleet::start_by(layout, protection).await?;
+        let mut options = vec!["--data-ports", "0"];
+        if !tls {
+            options.push("--insecure-pages");
+        }
+        for host in ["host-a", "host-b"] {
+            fleet.add_host(host, memory, &options).await?;
+        }
         let mut spec = busy(backend, args.memory_mib, 1, Some(0));
         spec.set_backing(match args.backing.as_str() {
             "thp" => MemoryBacking::Thp,
