@@ -1,5 +1,5 @@
 //! The loops that a migration is measured against: as many bytes over as many loopback connections
-//! and nothing else, with `write` and `read`, or with rustls ([`ends`]).
+//! and nothing else, with `write` and `read`, or with rustls (`ends`).
 //!
 //! Two processes, as in a migration. Sender and receiver each have the whole amount in memory that
 //! was touched before the clock starts; they send and receive 1 MiB at a time, each connection its
