@@ -294,6 +294,22 @@ mod tests {
         }
     }
 
+    /// As they are written there.
+    #[test]
+    fn the_examples_of_the_docs_are_files_of_users() {
+        for page in ["docs/access.md", "deploy/README.md"] {
+            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            let text = std::fs::read_to_string(workspace.join(page)).unwrap();
+            let blocks = text.split("```yaml\n").skip(1);
+            let blocks = blocks.filter_map(|block| block.split("```").next());
+            let examples: Vec<&str> = blocks.filter(|block| block.contains("users:")).collect();
+            assert!(!examples.is_empty(), "{page}");
+            for example in examples {
+                said(example).unwrap();
+            }
+        }
+    }
+
     struct Rig {
         dir: slat_test_dir::TestDir,
         file: AccessFile,
@@ -312,6 +328,13 @@ mod tests {
             std::fs::write(&self.file.path, text).unwrap();
         }
 
+        /// What two looks make of it.
+        fn settle(&mut self, text: &str) {
+            self.write(text);
+            self.file.look();
+            self.file.look();
+        }
+
         fn permits(&self, users: &Users) -> bool {
             self.file.users == *users
         }
@@ -323,22 +346,16 @@ mod tests {
         let mut rig = Rig::new();
         let limited = one("bob", Role::Operator, "team=web");
         let narrower = format!("{LIMITED}      tier: prod\n");
-        rig.write(&narrower);
-        rig.file.look();
-        rig.file.look();
+        rig.settle(&narrower);
         let narrow = one("bob", Role::Operator, "team=web,tier=prod");
         assert!(rig.permits(&narrow));
         // Truncated and half written when it is looked at, whole a second later.
         rig.write(LIMITED);
         rig.file.look();
         assert!(rig.permits(&narrow));
-        rig.write(&narrower);
-        rig.file.look();
-        rig.file.look();
+        rig.settle(&narrower);
         assert!(rig.permits(&narrow) && rig.file.is_good);
-        rig.write(LIMITED);
-        rig.file.look();
-        rig.file.look();
+        rig.settle(LIMITED);
         assert!(rig.permits(&limited));
     }
 
@@ -351,18 +368,14 @@ mod tests {
         assert!(rig.file.is_good, "not before the second look");
         rig.file.look();
         assert!(!rig.file.is_good && rig.permits(&limited));
-        rig.write(LIMITED);
-        rig.file.look();
-        rig.file.look();
+        rig.settle(LIMITED);
         assert!(rig.file.is_good);
         for nth in 0..RESTLESS {
             rig.write(&format!("# {nth}\n{LIMITED}"));
             rig.file.look();
         }
         assert!(!rig.file.is_good && rig.permits(&limited));
-        rig.write(LIMITED);
-        rig.file.look();
-        rig.file.look();
+        rig.settle(LIMITED);
         assert!(rig.file.is_good);
         let none = AccessFile::open(rig.dir.path().join("none"), Access::default());
         assert!(none.unwrap_err().contains("missing"));

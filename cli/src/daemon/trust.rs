@@ -344,18 +344,21 @@ mod tests {
         let (goes_on, kept) = std::sync::mpsc::channel::<()>();
         let (says, mut looked) = tokio::sync::mpsc::unbounded_channel();
         let keeping = tokio::spawn(tend(kept, "a hung disk", "slat_test_hung", |kept| {
-            let _ = kept.recv();
+            kept.recv().unwrap_err();
         }));
         let other = tokio::spawn(tend(says, "another", "slat_test_other", |says| {
-            let _ = says.send(());
+            says.send(()).unwrap();
         }));
         for _ in 0..3 {
             let look = tokio::time::timeout(60 * LOOK, looked.recv());
             assert!(look.await.unwrap().is_some());
         }
         assert!(!keeping.is_finished());
-        other.abort();
         drop(goes_on);
         keeping.abort();
+        // The look that is under way has somebody to tell until it has ended.
+        other.abort();
+        assert!(other.await.unwrap_err().is_cancelled());
+        while looked.recv().await.is_some() {}
     }
 }

@@ -41,6 +41,7 @@ type Watched = Pin<Box<dyn Stream<Item = Result<v1::Migration, Status>> + Send>>
 
 /// Updates as long as their migration is in scope: its VM may be deleted, or get other labels.
 fn seen(
+    name: MigrationName,
     updates: impl Stream<Item = Result<v1::Migration, Status>> + Send + 'static,
     mut in_scope: impl FnMut(&v1::Migration) -> bool + Send + 'static,
 ) -> Watched {
@@ -49,10 +50,7 @@ fn seen(
         _ if over => None,
         Ok(migration) if !in_scope(&migration) => {
             over = true;
-            let named = MigrationName::parse(&migration.name);
-            Some(Err(named.map_or_else(Status::from, |name| {
-                no_such_migration(&name).into()
-            })))
+            Some(Err(no_such_migration(&name).into()))
         }
         update => Some(update),
     }))
@@ -164,7 +162,7 @@ impl MigrationService for Services {
         self.check_migration(&scope, &name).await?;
         let updates = self.migrations.watch(&name).await?;
         let services = self.clone();
-        Ok(Response::new(seen(updates, move |migration| {
+        Ok(Response::new(seen(name, updates, move |migration| {
             services.migration_in(&scope, migration)
         })))
     }
@@ -195,7 +193,8 @@ mod tests {
         };
         let updates = ["seen", "seen", "gone", "seen"].map(update);
         let updates = tokio_stream::iter(updates);
-        let told = seen(updates, |migration| migration.vm == "seen");
+        let name = MigrationName::parse("migrations/m").unwrap();
+        let told = seen(name, updates, |migration| migration.vm == "seen");
         let told: Vec<_> = told.collect().await;
         assert_eq!(told.len(), 3);
         assert!(told[..2].iter().all(Result::is_ok));
